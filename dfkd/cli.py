@@ -1,0 +1,163 @@
+"""Arguments -> configuration -> stage. The only file that knows the argument parser."""
+
+import contextlib
+import dataclasses
+import importlib
+import io
+import itertools
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dfkd import __version__, config
+from dfkd.console import say
+from dfkd.errors import RequestError, nearest
+
+INTERRUPTED = 130
+_RULE = re.compile("[╭╰─]|-{8,}$")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A command: its configuration, the function that does it (imported only to run it) and its positional field."""
+
+    config: type
+    target: str
+    positional: str | None = None
+
+
+STAGES = {
+    "select": Stage(config.SelectConfig, "dfkd.select.stage:run"),
+    "distill": Stage(config.DistillConfig, "dfkd.distill.stage:run"),
+    "evaluate": Stage(config.EvaluateConfig, "dfkd.evaluate:run"),
+    "inspect": Stage(config.InspectConfig, "dfkd.inspection:run", "folder"),
+    "compare": Stage(config.CompareConfig, "dfkd.compare.stage:run", "runs"),
+    "run": Stage(config.RunConfig, "dfkd.pipeline:run", "file"),
+    "demo": Stage(config.DemoConfig, "dfkd.demo:run"),
+}
+
+
+def entry() -> None:
+    """The `dfkd` command."""
+    sys.exit(main())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status is 0 done, 2 the request is wrong, 130 interrupted. A defect raises."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help", "--version"):
+        print(f"dfkd {__version__}" if name == "--version" else _overview())
+        return 0
+    prog = f"dfkd {name}" if name in STAGES else "dfkd"
+    try:
+        if name not in STAGES:
+            raise RequestError(f"there is no command {name!r}{nearest(name, STAGES)}")
+        stage = STAGES[name]
+        resolved = parse_arguments(name, stage, arguments[1:])
+        if resolved is None:  # help was asked for, and printed
+            return 0
+        say(f"{prog}: {config.describe(resolved)}")
+        module, _, function = stage.target.partition(":")
+        getattr(importlib.import_module(module), function)(resolved)
+    except RequestError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        print(f"{prog}: interrupted; {interrupt or 'what was complete is kept'}", file=sys.stderr)
+        return getattr(interrupt, "exit_status", INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def parse_arguments(name: str, stage: Stage, arguments: Sequence[str]) -> Any:
+    """The configuration of a stage from its command line, over its preset's values; None when help was printed.
+
+    Raises: RequestError for whatever the parser refuses, in one line.
+    """
+    import tyro
+
+    preset = _preset_name(arguments) if "preset" in config.field_hints(stage.config) else None
+    shape = _shape(stage, config.load_preset(preset, name, stage.config) if preset else {})
+    refused = io.StringIO()
+    resolved: Any
+    try:
+        with contextlib.redirect_stderr(refused):
+            resolved, unknown = tyro.cli(
+                shape,
+                args=list(arguments),
+                prog=f"dfkd {name}",
+                description=stage.config.__doc__,
+                return_unknown_args=True,
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            return None
+        raise RequestError(f"{_one_line(refused.getvalue())} (dfkd {name} --help lists the options)") from None
+    if unknown:
+        flags = ["--" + f.name.replace("_", "-") for f in dataclasses.fields(shape)]
+        raise RequestError(f"there is no option {unknown[0]!r}{nearest(unknown[0].partition('=')[0], flags)}")
+    for field in dataclasses.fields(stage.config):
+        if field.default is dataclasses.MISSING and getattr(resolved, field.name) == ():
+            flag = field.name if field.name == stage.positional else "--" + field.name
+            raise RequestError(f"{flag} needs at least one value (dfkd {name} --help lists the options)")
+    return stage.config(**{f.name: getattr(resolved, f.name) for f in dataclasses.fields(shape)})
+
+
+def _preset_name(arguments: Sequence[str]) -> str | None:
+    """The preset has to be known before the other flags are parsed: its values are their defaults."""
+    for i, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag == "--preset":
+            if equals:
+                return value
+            if i + 1 < len(arguments):
+                return arguments[i + 1]
+    return None
+
+
+def _shape(stage: Stage, preset: Mapping[str, Any]) -> type:
+    """The configuration class as the parser is to see it: a preset's values are defaults, one field needs no flag."""
+    import tyro
+
+    hints = config.field_hints(stage.config)
+    changed: list[Any] = [(key, hints[key], value) for key, value in preset.items()]
+    if stage.positional is not None:
+        positional: Any = tyro.conf.Positional
+        changed.append((stage.positional, positional[hints[stage.positional]]))
+    return dataclasses.make_dataclass(stage.config.__name__, changed, bases=(stage.config,), frozen=True, kw_only=True)
+
+
+def _one_line(box: str) -> str:
+    """What the parser's box says between its title and the next rule; where there are no box characters, the same."""
+    lines = [line.strip("│ ") for line in box.splitlines()]
+    blocks = [list(block) for rule, block in itertools.groupby(lines, lambda line: bool(_RULE.match(line))) if not rule]
+    if lines and not _RULE.match(lines[0]):
+        del blocks[:1]  # the title; a box has it in its upper edge
+    said = " ".join(" ".join(blocks[0]).split()) if blocks else ""
+    if said.startswith("Missing from"):
+        return f"missing {', '.join(re.findall(r'--[a-z][a-z-]*', said)) or said.split()[4]}"
+    wrong = re.match(r"Error parsing (\S+): no type matching (\S+) could be instantiated from \[(.*?)\]", said)
+    wrong = wrong or re.match(r"Error parsing (\S+): .*?(int|float|INT|FLOAT).*?('[^']*')$", said)
+    if wrong:
+        return f"{wrong[1]}: {wrong[3]} is not {wrong[2].removeprefix('{None}|').upper()}"
+    return said or "the command line cannot be parsed"
+
+
+def _overview() -> str:
+    rows = [f"  {name:<10}{(stage.config.__doc__ or '').strip()}" for name, stage in STAGES.items()]
+    return "\n".join(
+        [
+            "usage: dfkd COMMAND [OPTIONS]",
+            "",
+            "Distil a small image classifier from a trained one when its training data cannot be had.",
+            "",
+            *rows,
+            "",
+            "dfkd COMMAND --help lists the options; dfkd demo shows the whole thing in two minutes.",
+        ]
+    )

@@ -1,0 +1,1 @@
+"""Runs side by side: a table, a CSV and a page."""

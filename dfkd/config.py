@@ -1,0 +1,291 @@
+"""What every stage can be asked: one frozen dataclass a stage, TOML presets, and the comparison of two requests.
+
+The text under a field is its help on the command line. Nothing heavy is imported here: `--help` must be quick.
+"""
+
+import dataclasses
+import os
+import re
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from dfkd.errors import RequestError, nearest
+from dfkd.names import convert
+
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What every stage that uses a model can be told."""
+
+    preset: str | None = None
+    """NAME or FILE.toml of options; a flag beats the preset, the preset beats the default."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Precision = "auto"
+    """auto: bfloat16 autocast where the hardware multiplies it, else float32."""
+    seed: int = 0
+    """The same seed gives the same result."""
+    normalize: str | None = None
+    """imagenet, cifar10, none or m,m,m/s,s,s: what the teacher expects. Default: as its RUN says, else imagenet."""
+    image_size: int | None = None
+    """Side of the teacher's input in pixels. Default: what is known of the model, else the images' own size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectConfig(ModelConfig):
+    """Select from an unlabeled pool what this teacher can teach from."""
+
+    teacher: str
+    """MODEL: NAME[:key=value,...][@WEIGHTS], a RUN folder or a .pt2 file."""
+    pool: tuple[str, ...]
+    """DATA: folders, .npz, .parquet, .arrow, .tar, hf:REPO, torchvision:NAME. Labels are never read."""
+    out: str
+    """The selection's folder."""
+    method: str = "threshold"
+    """threshold, random, confidence, entropy, or a function of your own by its dotted name; NAME:key=value,..."""
+    count: int | None = None
+    """Images to select. Default: half of the pool, or all that the method admits if that is less."""
+    gamma: float = 0.7
+    """Share of the pool that the threshold admits (0 to 1): higher values information, lower values confidence."""
+    class_dropping: float = 0.05
+    """Classes to which the teacher gives less than this probability are dropped from the sample; 0 keeps all."""
+    balance: Literal["none", "class", "cluster"] = "none"
+    """Pick evenly over the predicted classes, or over clusters of the teacher's features."""
+    deduplicate: float | None = None
+    """Drop images whose features are at least so similar (cosine, such as 0.99) to a better one. Default: keep all."""
+    teacher_taps: tuple[str, ...] = ()
+    """Where the features for that are taken, by hand: last=fc:input."""
+    max_unreadable: float = 0.01
+    """Stop when more than this share of the pool cannot be read."""
+    batch_size: int = 256
+    """Images a teacher forward."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(ModelConfig):
+    """Train a student on selected images; the teacher answers for every view that the student sees."""
+
+    teacher: str
+    """MODEL: NAME[:key=value,...][@WEIGHTS], a RUN folder or a .pt2 file."""
+    student: str
+    """MODEL; its class count and channels default to the teacher's."""
+    samples: tuple[str, ...]
+    """Selection folders; several are mixed."""
+    out: str
+    """The run's folder."""
+    epochs: int | None = None
+    """Passes over the samples, instead of --steps."""
+    steps: int | None = None
+    """Optimizer steps. Default: 4000."""
+    test: str | None = None
+    """Labeled DATA for the accuracy of the last step; training never sees it."""
+    loss: tuple[str, ...] = ("kd", "explicit:0.5", "relation:1")
+    """NAME[:WEIGHT,key=value,...] summed: kd, explicit, relation, or a class or function of your own, with dots."""
+    class_dropping: float | None = None
+    """Drop the teacher's classes below this probability; 0 keeps all. Default: as the selection was made."""
+    batch_size: int = 128
+    """Images a step."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd has Nesterov momentum 0.9."""
+    lr: float | None = None
+    """Peak learning rate. Default: 0.4 for sgd, 0.002 for adamw."""
+    weight_decay: float = 5e-4
+    """Weight decay; not applied to biases and normalization layers."""
+    schedule: Literal["onecycle", "cosine"] = "onecycle"
+    """onecycle rises over 30 % of the steps, cosine over 5 %; both then fall to zero along a cosine."""
+    warmup: float | None = None
+    """Share of the steps over which the learning rate rises, if not the schedule's own."""
+    crop_padding: int | None = None
+    """Random crop after padding by so many pixels; 0: none. Default: an eighth of the image size."""
+    flip: bool = True
+    """Random horizontal flip."""
+    mixup: float = 0.0
+    """Mixup's Beta(a, a) parameter; 0: none."""
+    teacher_taps: tuple[str, ...] = ()
+    """Where features are taken, by hand: first=bn1 last=fc:input."""
+    student_taps: tuple[str, ...] = ()
+    """The same for the student."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints."""
+    log_every: int = 50
+    """Steps between rows of metrics.jsonl."""
+    name: str | None = None
+    """The row in `dfkd compare`; runs of one name are its seeds. Default: made from the method and the losses."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(ModelConfig):
+    """Measure a model on labeled data."""
+
+    model: str
+    """MODEL: NAME[:key=value,...][@WEIGHTS], a RUN folder or a .pt2 file."""
+    data: str
+    """Labeled DATA."""
+    teacher: str | None = None
+    """MODEL to agree with."""
+    json: str | None = None
+    """File for the figures; they are printed in any case."""
+    batch_size: int = 256
+    """Images a forward."""
+    precision: Precision = "fp32"
+    """auto, bf16 or fp32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """Show what is in a selection: counts, scores, a gallery."""
+
+    folder: str
+    """A selection's folder."""
+    out: str | None = None
+    """FILE.html with the scores and a gallery."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Put runs side by side: mean and standard deviation over seeds."""
+
+    runs: tuple[str, ...]
+    """RUN folders."""
+    out: str
+    """FILE.html; FILE.csv is written beside it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Run a whole pipeline: selections, distillations, seeds, comparison; what is done is not done again."""
+
+    file: str
+    """FILE.toml."""
+    out: str | None = None
+    """The pipeline's folder, instead of the file's own `out`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """The whole thing on images that come with scikit-learn, offline, in about two minutes."""
+
+    out: str = "demo"
+    """Folder for everything that the demo writes."""
+    seeds: int = 3
+    """Seeds a method."""
+    steps: int = 400
+    """Optimizer steps a run."""
+
+
+Config = TypeVar("Config")
+
+
+def field_hints(config: type) -> dict[str, Any]:
+    """The fields of a configuration class with their types."""
+    return {f.name: typing.get_type_hints(config)[f.name] for f in dataclasses.fields(config)}
+
+
+def from_mapping(config: type[Config], values: Mapping[str, Any], where: str) -> Config:
+    """A configuration from a TOML table; hyphens in keys are underscores.
+
+    Raises: RequestError, beginning with `where`, for an unknown key, a wrong type or a missing value.
+    """
+    checked = check_mapping(config, values, where)
+    required = [
+        f.name
+        for f in dataclasses.fields(config)  # type: ignore[arg-type]
+        if f.default is dataclasses.MISSING and f.name not in checked
+    ]
+    if required:
+        raise RequestError(f"{where} lacks {', '.join(required)}")
+    return config(**checked)
+
+
+def check_mapping(config: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The entries of a TOML table as field values of `config`, each of its type; `~` and `$NAME` are filled in."""
+    hints = field_hints(config)
+    checked = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in hints:
+            raise RequestError(f"{where} has no option {key!r}{nearest(name, hints)}")
+        checked[name] = _expand(convert(value, hints[name], f"{where}: {key}"))
+    return checked
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as a dictionary. Raises: RequestError where it cannot be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RequestError(f"{path} cannot be read: {error}") from None
+
+
+def load_preset(name: str, stage: str, config: type) -> dict[str, Any]:
+    """The values of a preset for one stage: the entries outside any table that this stage has, then its own table.
+
+    Raises: RequestError for an unknown preset, table or key.
+    """
+    if name.endswith(".toml"):
+        tables = load_toml(Path(name))
+    else:
+        folder = resources.files("dfkd") / "presets"
+        known = {Path(entry.name).stem: entry for entry in folder.iterdir() if entry.name.endswith(".toml")}
+        if name not in known:
+            raise RequestError(f"--preset {name!r} is unknown{nearest(name, known)} (a file of your own ends in .toml)")
+        tables = tomllib.loads(known[name].read_text(encoding="utf-8"))
+    where = f"preset {name}"
+    stages = {"select": SelectConfig, "distill": DistillConfig, "evaluate": EvaluateConfig}
+    values: dict[str, Any] = {}
+    for key, value in tables.items():
+        if isinstance(value, dict):
+            if key not in stages:
+                raise RequestError(f"{where} has a table [{key}]{nearest(key, stages)}")
+            table = check_mapping(stages[key], value, f"{where} [{key}]")
+            values |= table if key == stage else {}
+        else:  # a shared entry must belong to some stage, not to each
+            owner = next((c for c in (config, *stages.values()) if key.replace("-", "_") in field_hints(c)), config)
+            checked = check_mapping(owner, {key: value}, where)
+            values = {**checked, **values} if owner is config else values
+    return values
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The fields in which two nested requests differ, as `name (old, now new)`."""
+    found = []
+    for key in [*old, *(k for k in new if k not in old)]:
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key} ({_short(a)}, now {_short(b)})")
+    return found
+
+
+def describe(config: Any) -> str:
+    """A resolved configuration in one line, without what was left out."""
+    return " ".join(
+        f"{f.name}={_short(getattr(config, f.name))}"
+        for f in dataclasses.fields(config)
+        if getattr(config, f.name) not in (None, ())
+    )
+
+
+def portable(path: str) -> str:
+    """A path as it may be stored in a result: the user's own folder is written `~`."""
+    home = os.path.expanduser("~")
+    return re.sub(re.escape(home) + r"(?=/|$)", "~", path) if home not in ("~", "/", "") else path
+
+
+def _expand(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_expand(item) for item in value)
+    return os.path.expanduser(os.path.expandvars(value)) if isinstance(value, str) else value
+
+
+def _short(value: Any) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return text if len(text) <= 80 else text[:77] + "..."

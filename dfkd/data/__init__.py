@@ -1,0 +1,5 @@
+"""DATA (a path or URI) -> a `Pool`: sources and uint8 images by index, whatever the format."""
+
+from dfkd.data.pool import Images, Pool, open_pool
+
+__all__ = ["Images", "Pool", "open_pool"]

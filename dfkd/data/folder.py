@@ -1,0 +1,99 @@
+"""A folder of images; its first-level subfolders are the classes where labels are wanted."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from dfkd.data.reader import IMAGE_SUFFIXES, Names, Unreadable, printable
+from dfkd.errors import RequestError
+
+
+class FolderReader:
+    """Every image file below `path`, in sorted order; hidden files are left out, linked folders are followed."""
+
+    shape = None
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._names = path, Names()
+        digest = hashlib.sha256()
+        for entry, relative in _image_files(str(path)):
+            name = os.fsencode(relative)
+            try:
+                status = entry.stat()
+            except OSError:  # a link to nowhere: it stays in the list and is reported when it is read
+                status = entry.stat(follow_symlinks=False)
+            digest.update(b"%s\0%d\0%d\n" % (name, status.st_size, status.st_mtime_ns))
+            self._names.append(name)
+        self.identity: dict[str, Any] = {"format": "folder", "files": digest.hexdigest()[:16]}
+        if not len(self):
+            raise RequestError(f"folder {str(path)!r} holds no images{_mend(path)}")
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def read(self, indices: Int64[np.ndarray, " n"]) -> list[object]:
+        """Each file's bytes."""
+        return [self._file(i) for i in indices.tolist()]
+
+    def members(self, indices: Int64[np.ndarray, " n"]) -> list[str]:
+        """`/sub/a.png`."""
+        return [f"/{printable(self._names[i])}" for i in indices.tolist()]
+
+    def labels(self) -> Int64[np.ndarray, " images"]:
+        """The position of each image's first-level subfolder among all of them, sorted by name.
+
+        Raises: RequestError where an image lies in no subfolder.
+        """
+        with os.scandir(self._path) as entries:
+            classes = sorted(os.fsencode(e.name) for e in entries if e.is_dir() and not e.name.startswith("."))
+        number = {name: i for i, name in enumerate(classes)}
+        labels = np.empty(len(self), np.int64)
+        for i in range(len(self)):
+            first, slash, _ = self._names[i].partition(os.fsencode(os.sep))
+            if not slash:
+                raise RequestError(
+                    f"folder {str(self._path)!r} has no labels: {printable(first)!r} lies in no class subfolder"
+                )
+            labels[i] = number[first]
+        return labels
+
+    def _file(self, index: int) -> bytes | Unreadable:
+        try:
+            return (self._path / os.fsdecode(self._names[index])).read_bytes()
+        except OSError as error:
+            return Unreadable(f"cannot be opened: {error.strerror}")
+
+
+def _image_files(
+    folder: str, below: str = "", above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[tuple["os.DirEntry[str]", str]]:
+    """Walk in sorted order: each image file's entry and its path below the top folder."""
+    status = os.stat(folder)
+    here = (status.st_dev, status.st_ino)
+    if here in above:  # a link back to a folder that this one lies in
+        return
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: os.fsencode(entry.name))
+    except PermissionError as error:
+        raise RequestError(f"folder {folder!r} may not be read; grant it or leave it out") from error
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _image_files(entry.path, f"{below}{entry.name}{os.sep}", above | {here})
+        elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+            yield entry, below + entry.name
+
+
+def _mend(path: Path) -> str:
+    """What to write instead, where the folder holds files of another format."""
+    for suffix in (".tar", ".parquet", ".arrow", ".npz"):
+        if any(path.glob(f"*{suffix}")):
+            return f"; for its {suffix} files write '{path}/*{suffix}'"
+    return f" ({' '.join(sorted(IMAGE_SUFFIXES))})"

@@ -1,0 +1,126 @@
+"""The text of a DATA -> the readers of what it names. The format follows from the text and what lies at the path."""
+
+import glob
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice, product
+from pathlib import Path
+from typing import Any
+
+from dfkd.data.folder import FolderReader
+from dfkd.data.hub import open_hub
+from dfkd.data.npz import NpzReader
+from dfkd.data.reader import Reader
+from dfkd.data.table import is_saved, open_arrow, open_parquet, open_saved
+from dfkd.data.tar import TarReader
+from dfkd.data.vision import open_vision
+from dfkd.errors import RequestError, nearest
+from dfkd.files import hash_of
+
+_FILES: dict[str, Callable[[Path], Reader]] = {
+    ".npz": NpzReader,
+    ".parquet": open_parquet,
+    ".arrow": open_arrow,
+    ".tar": TarReader,
+}
+_SCHEMES: dict[str, Callable[[str], tuple[str, Reader]]] = {"hf": open_hub, "torchvision": open_vision}
+_FORMS = (
+    "a folder of images or shards, .npz, .parquet, .arrow, .tar, hf:REPO[/CONFIG][:SPLIT], torchvision:NAME[:SPLIT]"
+)
+_BRACES = re.compile(r"\{([^{}]*)\}")
+
+
+@dataclass(frozen=True)
+class Data:
+    """One DATA: its name without its place, and its readers, each with the name that its sources begin with."""
+
+    name: str
+    parts: list[tuple[str, Reader]]
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the content, as JSON. Names belong to it: sources begin with them."""
+        images = sum(len(reader) for _, reader in self.parts)
+        if len(self.parts) == 1:
+            return {"name": self.name, "images": images, **self.parts[0][1].identity}
+        content = hash_of([[name, len(reader), reader.identity] for name, reader in self.parts])
+        return {"name": self.name, "images": images, "files": len(self.parts), "content": content}
+
+
+def locate(text: str) -> Data:
+    """Open what a DATA names. Raises: RequestError where nothing is there, or it cannot be read."""
+    scheme = text.partition(":")[0]
+    if scheme in _SCHEMES and scheme != text:
+        name, reader = _SCHEMES[scheme](text)
+        return Data(name, [(name, reader)])
+    paths = _expand(text)
+    if len(paths) == 1:
+        name = Path(os.path.abspath(paths[0])).name  # of a link its own name; '.' has one too
+        return Data(name, [(name, _open(paths[0]))])
+    top = os.path.commonpath([path.absolute().parent for path in paths])
+    return Data(Path(text).name, [(path.absolute().relative_to(top).as_posix(), _open(path)) for path in paths])
+
+
+def _open(path: Path) -> Reader:
+    """The reader for one existing path."""
+    try:
+        if path.is_dir():
+            return open_saved(path) if is_saved(path) else FolderReader(path)
+        if path.suffix.lower() in _FILES:
+            return _FILES[path.suffix.lower()](path)
+    except OSError as error:
+        raise RequestError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
+    raise RequestError(f"{str(path)!r} is in no format that is known: {_FORMS}")
+
+
+def _expand(text: str) -> list[Path]:
+    """The existing paths that a text names: itself, or what its brace ranges and globs stand for."""
+    whole = Path(text).expanduser()
+    if text and whole.exists():
+        return [whole]
+    paths: list[Path] = []
+    for pattern in _brace(str(whole) if text else ""):
+        found = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
+        if not found:
+            raise RequestError(_missing(pattern, text))
+        paths += map(Path, found)
+    return paths
+
+
+def _brace(text: str) -> list[str]:
+    """`x-{000..002}.{a,b}` -> every combination in the order of the text; ranges keep their leading zeros."""
+    pieces = _BRACES.split(text)
+    choices = [[piece] if i % 2 == 0 else _alternatives(piece, text) for i, piece in enumerate(pieces)]
+    return ["".join(choice) for choice in product(*choices)]
+
+
+def _alternatives(inside: str, text: str) -> list[str]:
+    ends = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
+    if not ends:
+        return inside.split(",") if "," in inside else ["{" + inside + "}"]
+    first, last = ends.groups()
+    if int(first) > int(last):
+        raise RequestError(f"{text!r}: the range {{{inside}}} is empty; write the smaller number first")
+    return [f"{i:0{len(first)}d}" for i in range(int(first), int(last) + 1)]
+
+
+def _missing(pattern: str, text: str) -> str:
+    """Why nothing is at `pattern`, with the nearest name beside it."""
+    path = Path(pattern)
+    said = f"{text!r}: there is no {pattern!r}" if pattern != text else f"there is no file or folder {text!r}"
+    if glob.has_magic(pattern):
+        return f"no file matches {text!r}"
+    if ":" in text and not path.parent.is_dir():
+        return f"{said}; DATA is {_FORMS}"
+    parent = next(folder for folder in path.absolute().parents if folder.is_dir())
+    if parent != path.absolute().parent:
+        lost = path.absolute().relative_to(parent).parts[0]
+        return f"{said}: {str(parent)!r} has no {lost!r}{_beside(parent, lost)}"
+    return said + _beside(parent, path.name)
+
+
+def _beside(folder: Path, name: str) -> str:
+    with os.scandir(folder) as entries:
+        hint = nearest(name, [entry.name for entry in islice(entries, 10_000)], show=0)
+    return hint if "did you mean" in hint else ""

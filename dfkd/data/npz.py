@@ -1,0 +1,131 @@
+"""`.npz`: the pixels are memory-mapped where they lie inside the zip file."""
+
+import io
+import shutil
+import struct
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from dfkd.console import say
+from dfkd.data.reader import LAYOUTS, as_labels, as_nhwc, image_shape, row_numbers
+from dfkd.errors import RequestError
+
+_IMAGES, _LABELS = ("images", "x", "data"), ("labels", "y")
+
+
+class NpzReader:
+    """The array `images`, `x` or `data` (uint8) and, where labels are wanted, `labels` or `y`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = {
+                    m.filename.removesuffix(".npy"): m for m in archive.infolist() if m.filename.endswith(".npy")
+                }
+                self._members = sorted(members)
+                name = next((n for n in _IMAGES if n in members), None)
+                if name is None:
+                    raise RequestError(f"{str(path)!r} has no array {_or(_IMAGES)}; it has {_or(self._members)}")
+                self._pixels = _map(archive, members[name], path)
+            self.shape = image_shape(self._pixels.shape[1:])
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise RequestError(f"{str(path)!r} is no whole .npz file ({error}); fetch or write it again") from error
+        except (ValueError, NotImplementedError) as error:
+            raise RequestError(f"array {name!r} of {str(path)!r}: {error}") from error
+        if not len(self):
+            raise RequestError(f"{str(path)!r} holds no images: {name!r} is empty")
+        contents = [[m.filename, m.CRC, m.file_size] for _, m in sorted(members.items())]
+        self.identity: dict[str, Any] = {"format": "npz", "members": contents}
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def read(self, indices: Int64[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"]:
+        """The pixels, copied out of the file."""
+        return as_nhwc(self._pixels[indices])
+
+    def members(self, indices: Int64[np.ndarray, " n"]) -> list[str]:
+        """`#17`."""
+        return row_numbers(indices)
+
+    def labels(self) -> Int64[np.ndarray, " images"]:
+        """The label array; in the flat layout (the downsampled-ImageNet release) labels start at 1 and are shifted.
+
+        Raises: RequestError where there is none, or one that does not fit.
+        """
+        name = next((n for n in _LABELS if n in self._members), None)
+        if name is None:
+            raise RequestError(f"{str(self._path)!r} has no labels {_or(_LABELS)}; it has {_or(self._members)}")
+        try:
+            with np.load(self._path, allow_pickle=False) as arrays:
+                labels = as_labels(arrays[name], len(self), name)
+        except (ValueError, zipfile.BadZipFile) as error:
+            raise RequestError(f"labels of {str(self._path)!r}: {error}") from error
+        if self._pixels.ndim == 2 and labels.min() >= 1:
+            say(f"{self._path.name}: labels start at 1 in the flat layout; 1 is taken off")
+            return labels - 1
+        return labels
+
+
+def _map(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> UInt8[np.ndarray, "n *stored"]:
+    """The array of one member, memory-mapped: in the zip file where it is stored, else in a copy without a name, which
+    goes when the array goes. Raises: ValueError for anything but uint8 pixels.
+    """
+    with path.open("rb") as whole:
+        if member.compress_type == zipfile.ZIP_STORED:
+            whole.seek(member.header_offset + 26)
+            name_length, extra_length = struct.unpack("<HH", whole.read(4))
+            whole.seek(name_length + extra_length, 1)
+            return _map_npy(whole, member.file_size)
+        with archive.open(member) as source:
+            _header(source)  # refuse before gigabytes are unpacked
+        say(f"{path.name} is compressed: unpacking {member.file_size / 1e9:.2f} GB to {tempfile.gettempdir()}")
+        with tempfile.TemporaryFile() as spilled:
+            try:
+                with archive.open(member) as source:
+                    shutil.copyfileobj(source, spilled, 1 << 20)
+                spilled.flush()
+            except OSError as error:
+                raise RequestError(
+                    f"{str(path)!r} cannot be unpacked to {tempfile.gettempdir()}: {error.strerror}; "
+                    "set TMPDIR to a larger disk, or write it with np.savez, not np.savez_compressed"
+                ) from error
+            spilled.seek(0)
+            return _map_npy(spilled, member.file_size)
+
+
+def _map_npy(file: io.BufferedIOBase, length: int) -> UInt8[np.ndarray, "n *stored"]:
+    """Map the `.npy` of `length` bytes that begins where `file` stands."""
+    start = file.tell()
+    shape, fortran = _header(file)
+    offset = file.tell()
+    size = int(np.prod(shape, dtype=np.int64))
+    if size != length - (offset - start):
+        raise ValueError(f"shape {list(shape)} does not fit its {length} bytes; write the file again")
+    if size == 0:
+        return np.empty(shape, np.uint8)
+    # A plain ndarray: indexing a np.memmap makes another np.memmap, which costs more than the copy of a small batch.
+    return np.asarray(np.memmap(file, np.uint8, "r", offset, shape, "F" if fortran else "C"))
+
+
+def _header(file: io.BufferedIOBase | IO[bytes]) -> tuple[tuple[int, ...], bool]:
+    """Read a `.npy` header: shape and whether it is in Fortran order. Raises: ValueError unless it is a uint8 stack."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(file)
+    if dtype != np.uint8:
+        raise ValueError(f"it holds {dtype}, not uint8; write pixels of 0 to 255 as uint8")
+    if len(shape) < 2:
+        raise ValueError(f"shape {list(shape)} is not a stack of images of {LAYOUTS}")
+    return shape, fortran
+
+
+def _or(names: Any) -> str:
+    return " or ".join(map(repr, names)) or "nothing"

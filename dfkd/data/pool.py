@@ -1,0 +1,233 @@
+"""The pool: several DATA one after the other, as sources and uint8 images of one size, by index."""
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+import numpy as np
+from jaxtyping import Int64, Integer, UInt8
+
+from dfkd.console import say
+from dfkd.data.decode import conversions, decode, encode_png, fit
+from dfkd.data.locate import Data, locate
+from dfkd.data.reader import Reader, Unreadable
+from dfkd.errors import RequestError
+
+ENCODED_ABOVE = 64
+"""The largest side in pixels at which a selection holds raw pixels."""
+_AHEAD = 2
+_SMALL = 64 * 64
+"""Pixels up to which a batch is decoded by one thread: at 32x32 two spend their time on waiting for the interpreter's
+lock (8,000 images a second against 13,000 on two cores)."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """A batch; `problems` says by position why an image is unreadable, and its pixels are 0."""
+
+    pixels: UInt8[np.ndarray, "batch size size channels"]
+    problems: dict[int, str]
+
+
+class Pool:
+    """Images by index. Memory does not grow with their number, but for 8 bytes to a name each in tars and folders.
+
+    `identity` holds for each DATA what decides its content, as JSON. `encoded` says that a selection keeps the files.
+    """
+
+    def __init__(self, data: Sequence[Data], image_size: int, channels: int, workers: int | None = None) -> None:
+        self.image_size, self.channels = image_size, channels
+        self.identity = [one.identity() for one in data]
+        self._parts: list[tuple[str, Reader, Data]] = []
+        names: set[str] = set()
+        for one in data:
+            for name, reader in one.parts:
+                unique = _unused(name, names)
+                names.add(unique)
+                self._parts.append((unique, reader, one))
+        self.encoded = image_size > ENCODED_ABOVE and any(reader.shape is None for _, reader, _ in self._parts)
+        self._ends = np.cumsum([len(reader) for _, reader, _ in self._parts], dtype=np.int64)
+        self._workers = workers or os.cpu_count() or 1
+        self._threads = ThreadPoolExecutor(self._workers, "dfkd-decode")
+        self._said: set[tuple[int, str]] = set()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def sources(self, indices: Integer[np.ndarray, " batch"]) -> list[str]:
+        """Where images come from: stable, readable, unique in the pool; `pool.npz#17`, `folder/sub/a.png`."""
+        found = [""] * len(indices)
+        for name, reader, _, positions, local in self._split(indices):
+            for position, member in zip(positions.tolist(), reader.members(local), strict=True):
+                found[position] = name + member
+        return found
+
+    def images(self, indices: Integer[np.ndarray, " batch"]) -> Images:
+        """Decode, convert to `channels` and resize to `image_size`; what is converted is said once for each DATA."""
+        pixels = np.zeros((len(indices), self.image_size, self.image_size, self.channels), np.uint8)
+        problems: dict[int, str] = {}
+        for _, reader, data, positions, local in self._split(indices):
+            if reader.shape is None:
+                self._say(data, self._decode(reader, positions, local, pixels, problems), encoded=True)
+                continue
+            self._say(data, {reader.shape}, encoded=False)
+            raw = reader.read(local)
+            assert isinstance(raw, np.ndarray)
+            fitted = raw if raw.shape[1:] == pixels.shape[1:] else fit(raw, self.image_size, self.channels)
+            if len(fitted) == len(pixels):  # the whole batch is one reader's
+                return Images(fitted, problems)
+            pixels[positions] = fitted
+        return Images(pixels, dict(sorted(problems.items())))
+
+    def files(self, indices: Integer[np.ndarray, " batch"]) -> list[bytes]:
+        """The encoded files as they came; raw pixels become PNG files. Raises: RequestError for one that vanished."""
+        found = [b""] * len(indices)
+        for name, reader, _, positions, local in self._split(indices):
+            for position, index, item in zip(positions.tolist(), local, reader.read(local), strict=True):
+                if isinstance(item, Unreadable):
+                    member = reader.members(np.array([index]))[0]
+                    raise RequestError(f"image {name + member!r} {item}; it was there when the pool was scored")
+                found[position] = item if isinstance(item, bytes) else encode_png(item)
+        return found
+
+    def labels(self) -> Int64[np.ndarray, " images"]:
+        """The class of every image. Nothing else reads labels. Raises: RequestError where a DATA has none."""
+        labels = []
+        for name, reader, _ in self._parts:
+            labels.append(reader.labels())
+            if labels[-1].min() < 0:
+                raise RequestError(
+                    f"{name!r} has images without a label ({labels[-1].min()}); give a split that has them"
+                )
+        return np.concatenate(labels)
+
+    def batches(
+        self, size: int, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[Int64[np.ndarray, " batch"], Images]]:
+        """Indices and images of `start` to `stop` in order, `size` at a time, read ahead by one thread.
+
+        The thread ends with the iteration, also with one that is left early; what it raises is raised here.
+        """
+        stop = len(self) if stop is None else min(stop, len(self))
+        queue: SimpleQueue[tuple[np.ndarray, Images] | BaseException | None] = SimpleQueue()
+        room, left = threading.Semaphore(_AHEAD), threading.Event()
+
+        def read_ahead() -> None:
+            try:
+                for first in range(start, stop, size):
+                    room.acquire()
+                    if left.is_set():
+                        return
+                    indices = np.arange(first, min(first + size, stop), dtype=np.int64)
+                    queue.put((indices, self.images(indices)))
+                queue.put(None)
+            except BaseException as error:
+                queue.put(error)
+
+        thread = threading.Thread(target=read_ahead, name="dfkd-read-ahead", daemon=True)
+        thread.start()
+        try:
+            while (item := queue.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                room.release()
+                yield item
+        finally:
+            left.set()
+            room.release()
+            thread.join()
+
+    def _split(
+        self, indices: Integer[np.ndarray, " batch"]
+    ) -> Iterator[tuple[str, Reader, Data, Int64[np.ndarray, " some"], Int64[np.ndarray, " some"]]]:
+        """Each part that owns some of `indices`: their positions in the batch, and their indices within the part."""
+        indices = indices.astype(np.int64)
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
+            raise IndexError(f"indices {indices.min()} to {indices.max()} of a pool of {len(self)}")
+        owners = np.searchsorted(self._ends, indices, side="right")
+        for owner in np.unique(owners).tolist():
+            name, reader, data = self._parts[owner]
+            positions = np.flatnonzero(owners == owner)
+            yield name, reader, data, positions, indices[positions] - (self._ends[owner] - len(reader))
+
+    def _decode(
+        self,
+        reader: Reader,
+        positions: Int64[np.ndarray, " some"],
+        local: Int64[np.ndarray, " some"],
+        pixels: UInt8[np.ndarray, "batch size size channels"],
+        problems: dict[int, str],
+    ) -> set[tuple[int, int, int]]:
+        """Read and decode into `pixels`, large images on all threads; the shapes that the images had."""
+        shapes = set()
+
+        def some(where: np.ndarray, which: np.ndarray) -> None:
+            for position, item in zip(where.tolist(), reader.read(which), strict=True):
+                try:
+                    decoded = decode(item, self.image_size, self.channels)
+                except Unreadable as problem:
+                    problems[position] = str(problem)
+                else:
+                    pixels[position] = decoded.pixels
+                    shapes.add(decoded.shape)
+
+        some(positions[:1], local[:1])
+        positions, local = positions[1:], local[1:]
+        if all(height * width <= _SMALL for height, width, _ in shapes) and shapes:
+            some(positions, local)
+            return shapes
+        pieces = min(4 * self._workers, 1 + len(positions) // 8)  # several a thread, for images differ in cost
+        work = zip(np.array_split(positions, pieces), np.array_split(local, pieces), strict=True)
+        for done in [self._threads.submit(some, where, which) for where, which in work]:
+            done.result()
+        return shapes
+
+    def _say(self, data: Data, shapes: set[tuple[int, int, int]], encoded: bool) -> None:
+        """Say what is converted, each kind once for each DATA."""
+        others = ", and those of other sizes," if encoded else ""
+        for shape in sorted(shapes):
+            for kind, words in conversions(shape, self.image_size, self.channels).items():
+                if (id(data), kind) not in self._said:
+                    self._said.add((id(data), kind))
+                    say(f"{data.name}: {words.replace('images', 'images' + others)}")
+
+
+def open_pool(specs: Sequence[str], *, image_size: int | None, channels: int, workers: int | None = None) -> Pool:
+    """Open several DATA as one pool. `image_size` None takes the pool's own size, where all of it is raw and square.
+
+    Raises: RequestError where a DATA cannot be opened, is empty, or has no size of its own.
+    """
+    if not specs:
+        raise RequestError("no DATA is given; name at least one")
+    if channels not in (1, 3):
+        raise RequestError(f"{channels} channels: images have 1 (gray) or 3 (RGB)")
+    if image_size is not None and image_size < 1:
+        raise RequestError(f"--image-size {image_size} is not a number of pixels above 0")
+    data = [locate(text) for text in specs]
+    return Pool(data, image_size or _own_size(data), channels, workers)
+
+
+def _own_size(data: Sequence[Data]) -> int:
+    """The side that all images have. Raises: RequestError where they have none in common."""
+    sizes: dict[tuple[int, int], str] = {}
+    for one in data:
+        for name, reader in one.parts:
+            if reader.shape is None:
+                raise RequestError(f"{name!r} holds encoded images, of any size; give --image-size N")
+            sizes.setdefault(reader.shape[:2], name)
+    (height, width), *others = sizes
+    if others or height != width:
+        found = ", ".join(f"{width}x{height} ({name})" for (height, width), name in sizes.items())
+        raise RequestError(f"the pool's images have no square size in common: {found}; give --image-size N")
+    return height
+
+
+def _unused(name: str, names: set[str]) -> str:
+    """`name`, or where another part has it, `name~2`, `name~3`, ..."""
+    number, unique = 2, name
+    while unique in names:
+        unique, number = f"{name}~{number}", number + 1
+    return unique

@@ -1,0 +1,296 @@
+"""Tables with an image column: `.parquet`, `.arrow`, a folder that `datasets.load_from_disk` opens, a Hub data set."""
+
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from dfkd.data.reader import Unreadable, as_labels, as_nhwc, file_state, image_shape, row_numbers
+from dfkd.errors import RequestError
+from dfkd.files import hash_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_IMAGES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "x", "data", "pixels")
+_LABELS = ("label", "labels", "y", "cls", "fine_label", "target", "class")
+
+
+@runtime_checkable
+class Chunks(Protocol):
+    """A table in pieces that can be loaded one at a time."""
+
+    @property
+    def schema(self) -> "pa.Schema":
+        """Names and types of the columns."""
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Rows of each piece."""
+
+    def load(self, column: str, index: int) -> "pa.Array":
+        """One column of piece `index`."""
+
+    def whole(self, column: str) -> "pa.ChunkedArray":
+        """One column of all pieces."""
+
+
+class ArrowChunks:
+    """The record batches of a memory-mapped table."""
+
+    def __init__(self, table: "pa.Table") -> None:
+        self.schema, self._table = table.schema, table
+        self.lengths = [len(chunk) for chunk in table.column(0).chunks] if table.num_columns else []
+
+    def load(self, column: str, index: int) -> "pa.Array":
+        """A view of the file's memory."""
+        return self._table.column(column).chunk(index)
+
+    def whole(self, column: str) -> "pa.ChunkedArray":
+        """A view of the file's memory."""
+        return self._table.column(column)
+
+
+class ParquetChunks:
+    """The row groups of a Parquet file. The last two are kept, so that a batch across a border reads neither twice."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow.parquet as pq
+
+        self._path = path
+        with pq.ParquetFile(path) as file:
+            self.schema, self._metadata = file.schema_arrow, file.metadata
+        self.lengths = [self._metadata.row_group(i).num_rows for i in range(self._metadata.num_row_groups)]
+        self._kept: OrderedDict[tuple[str, int], pa.Array] = OrderedDict()
+        self._lock = Lock()
+
+    def load(self, column: str, index: int) -> "pa.Array":
+        """Read, decompress and keep one row group's column."""
+        import pyarrow.parquet as pq
+
+        with self._lock:
+            if (column, index) not in self._kept:
+                if len(self._kept) == 2:
+                    self._kept.popitem(last=False)
+                with pq.ParquetFile(self._path, metadata=self._metadata) as file:
+                    table = file.read_row_group(index, columns=[column])
+                self._kept[column, index] = table.column(column).combine_chunks()
+            self._kept.move_to_end((column, index))
+            return self._kept[column, index]
+
+    def whole(self, column: str) -> "pa.ChunkedArray":
+        """Read one column."""
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(self._path, metadata=self._metadata) as file:
+            return file.read(columns=[column]).column(column)
+
+
+class TableReader:
+    """A table's image column: encoded (`{bytes, path}` or binary) or raw (`datasets.Array3D`, or lists of uint8)."""
+
+    def __init__(self, name: str, chunks: Chunks, identity: dict[str, Any]) -> None:
+        self._name, self._chunks, self.identity = name, chunks, identity
+        self._ends = np.cumsum(chunks.lengths, dtype=np.int64)
+        self._even: set[int] = set()
+        self._column = self._find(_IMAGES, "image")
+        if not len(self):
+            raise RequestError(f"{name!r} holds no images: it has no rows")
+        self.shape = self._raw_shape()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def read(self, indices: Int64[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"] | list[object]:
+        """Pixels gathered from views of the column's memory, or each row's encoded bytes."""
+        owners = np.searchsorted(self._ends, indices, side="right")
+        rows = indices - np.concatenate(([0], self._ends))[owners]
+        if self.shape is None:
+            items: list[object] = [None] * len(indices)
+            for owner in np.unique(owners).tolist():
+                positions = np.flatnonzero(owners == owner)
+                taken = self._chunks.load(self._column, owner).take(rows[positions])
+                for position, cell in zip(positions.tolist(), taken.to_pylist(), strict=True):
+                    items[position] = _encoded(cell)
+            return items
+        pixels = np.empty((len(indices), *self.shape), np.uint8)
+        for owner in np.unique(owners).tolist():
+            here = owners == owner
+            pixels[here] = as_nhwc(self._pixels(owner)[rows[here]])
+        return pixels
+
+    def members(self, indices: Int64[np.ndarray, " n"]) -> list[str]:
+        """`#17`."""
+        return row_numbers(indices)
+
+    def labels(self) -> Int64[np.ndarray, " images"]:
+        """The label column. Raises: RequestError where there is none, or it does not hold integers."""
+        column = self._find(_LABELS, "label")
+        try:
+            return as_labels(self._chunks.whole(column).to_numpy(), len(self), f"column {column!r}")
+        except ValueError as error:
+            raise RequestError(f"labels of {self._name!r}: {error}") from error
+
+    def _find(self, names: Sequence[str], kind: str) -> str:
+        """The first of `names` that is a column, in any case."""
+        columns = {column.lower(): column for column in reversed(self._chunks.schema.names)}
+        found = next((columns[name] for name in names if name in columns), None)
+        if found is None:
+            listed = ", ".join(self._chunks.schema.names) or "none"
+            raise RequestError(f"{self._name!r} has no {kind} column ({', '.join(names)}); its columns are {listed}")
+        return found
+
+    def _raw_shape(self) -> tuple[int, int, int] | None:
+        """Height, width and channels of raw pixels; None for encoded images. Raises: RequestError for neither."""
+        import pyarrow as pa
+
+        kind = self._chunks.schema.field(self._column).type
+        storage = _storage(kind)
+        if _is_binary(storage) or (pa.types.is_struct(storage) and storage.get_field_index("bytes") >= 0):
+            return None
+        leaf = storage
+        while _is_list(leaf):
+            leaf = leaf.value_type
+        if leaf is storage or leaf != pa.uint8():
+            raise RequestError(
+                f"column {self._column!r} of {self._name!r} is {kind}, not images: encoded bytes, or lists of uint8"
+            )
+        first = next(i for i, length in enumerate(self._chunks.lengths) if length)
+        self._stored = getattr(kind, "shape", None) or ()
+        if not self._stored or None in self._stored:
+            value = self._chunks.load(self._column, first)[0].as_py()
+            self._stored = np.shape(value)
+            kind = None
+        self._fixed = kind is not None
+        try:
+            return image_shape(tuple(self._stored))
+        except ValueError as error:
+            raise RequestError(f"column {self._column!r} of {self._name!r}: {error}") from error
+
+    def _pixels(self, index: int) -> UInt8[np.ndarray, "n *stored"]:
+        """A chunk's pixels in the layout that they are stored in: a view of its memory."""
+        array = self._chunks.load(self._column, index)
+        array, rows = getattr(array, "storage", array), len(array)
+        even = self._fixed or index in self._even
+        good = True
+        for extent in self._stored:
+            if not _is_list(array.type):  # a tensor's storage is flat
+                break
+            good = good and (even or _lengths_are(array, extent))
+            array = array.flatten()
+        if not good or array.null_count or len(array) != rows * int(np.prod(self._stored)):
+            raise RequestError(
+                f"column {self._column!r} of {self._name!r} holds raw images of several shapes, or none in some rows; "
+                f"the first is {list(self._stored)}: store them encoded instead"
+            )
+        self._even.add(index)
+        return array.to_numpy(zero_copy_only=True).reshape(rows, *self._stored)
+
+
+def open_parquet(path: Path) -> TableReader:
+    """A Parquet file. Raises: RequestError where it is none."""
+    import pyarrow as pa
+
+    try:
+        return TableReader(str(path), ParquetChunks(path), {"format": "parquet", **file_state(path)})
+    except pa.ArrowException as error:
+        raise RequestError(f"{str(path)!r} is no whole Parquet file ({error}); fetch or write it again") from error
+
+
+def open_arrow(path: Path) -> TableReader:
+    """An Arrow file in stream or file format, memory-mapped. Raises: RequestError where it is none."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as source:
+            is_file = source.read(6) == b"ARROW1"
+            source.seek(0)
+            opened = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
+            table = opened.read_all()
+    except (pa.ArrowException, OSError) as error:
+        raise RequestError(f"{str(path)!r} is no whole Arrow file ({error}); fetch or write it again") from error
+    return TableReader(str(path), ArrowChunks(table), {"format": "arrow", **file_state(path)})
+
+
+def is_saved(path: Path) -> bool:
+    """Whether `datasets.load_from_disk` would open the folder."""
+    return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+
+
+def open_saved(path: Path) -> TableReader:
+    """A folder that `datasets.load_from_disk` opens: a selection of ours, or anybody's.
+
+    Raises: RequestError where it is broken, or holds several splits.
+    """
+    import datasets
+
+    try:
+        dataset = datasets.load_from_disk(str(path))
+    except Exception as error:  # a foreign format, read by a foreign library: what it raises is not declared
+        raise RequestError(f"{str(path)!r} is no whole data set ({error}); write it again") from error
+    if isinstance(dataset, datasets.DatasetDict):
+        splits = ", ".join(f"'{path / split}'" for split in dataset)
+        raise RequestError(f"{str(path)!r} holds several splits; give one: {splits}")
+    identity: dict[str, Any] = {"format": "shards"}
+    manifest = path / "manifest.json"
+    try:
+        fingerprint = json.loads(manifest.read_text(encoding="utf-8"))["fingerprint"] if manifest.exists() else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise RequestError(f"{str(manifest)!r} is no manifest with a fingerprint; write the selection again") from error
+    if fingerprint is None:
+        files = [Path(file["filename"]) for file in dataset.cache_files]
+        identity["files"] = [[file.name, file_state(file)] for file in files]
+    else:
+        identity["fingerprint"] = hash_of(fingerprint)
+    return TableReader(str(path), ArrowChunks(arrow_table(dataset)), identity)
+
+
+def arrow_table(dataset: Any) -> "pa.Table":
+    """The memory-mapped table of a `datasets.Dataset`."""
+    if dataset._indices is not None:  # rows that were picked or shuffled, not yet written out: no public name for it
+        dataset = dataset.flatten_indices()
+    return dataset.data.table
+
+
+def _encoded(cell: bytes | dict[str, Any] | None) -> object:
+    """The bytes of one cell; data sets made from files on this machine may hold their paths instead."""
+    data = cell.get("bytes") if isinstance(cell, dict) else cell
+    path = cell.get("path") if isinstance(cell, dict) else None
+    if data is not None:
+        return data
+    if path is None:
+        return Unreadable("there is no image in this row")
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        return Unreadable(f"its file cannot be opened: {error.strerror}")
+
+
+def _storage(kind: "pa.DataType") -> "pa.DataType":
+    return getattr(kind, "storage_type", kind)
+
+
+def _is_binary(kind: "pa.DataType") -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+
+
+def _is_list(kind: "pa.DataType") -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _lengths_are(array: "pa.Array", extent: int) -> bool:
+    """Whether every list of `array` has `extent` elements."""
+    import pyarrow as pa
+
+    if pa.types.is_fixed_size_list(array.type):
+        return array.type.list_size == extent
+    return bool((np.diff(array.offsets.to_numpy()) == extent).all())

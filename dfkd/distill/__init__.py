@@ -1,0 +1,1 @@
+"""Shards -> source -> loop -> run: one training loop for every method."""

@@ -1,0 +1,40 @@
+"""Optimizer and learning rate; the rate is a function of the step, so that a resumed run needs no schedule state."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+SCHEDULE_WARMUP = {"onecycle": 0.3, "cosine": 0.05}
+PEAK_RATE = {"sgd": 0.4, "adamw": 0.002}
+
+
+def make_optimizer(modules: Iterable[nn.Module], kind: str, weight_decay: float) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum 0.9, or AdamW; vectors (biases, normalization) are not decayed."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if kind == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=0.9, nesterov=True, fused=True)
+    return torch.optim.AdamW(groups, lr=0.0, fused=True)
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
+    """The rate of `step` (from 0): up a half cosine from peak/25 over the share `warmup`, then down one to zero.
+
+    The shape of the 1cycle policy (https://arxiv.org/abs/1708.07120) without its momentum cycle.
+    """
+    rise = warmup * steps
+    if step < rise:
+        low = peak / 25
+        return low + (peak - low) * (1 - math.cos(math.pi * step / rise)) / 2
+    return peak * (1 + math.cos(math.pi * (step - rise) / (steps - rise))) / 2
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

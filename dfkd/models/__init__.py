@@ -1,0 +1,23 @@
+"""Classifiers that CIFAR-size work needs and torchvision lacks; `load.py` turns a MODEL text into a network.
+
+A MODEL name without a dot is looked up in `__all__` first, then in `torchvision.models`.
+"""
+
+from dfkd.models.cifar_resnet import cifar_resnet
+from dfkd.models.lenet import lenet5, lenet5_half
+from dfkd.models.small_resnet import resnet18_small, resnet34_small, resnet50_small
+from dfkd.models.vgg import vgg
+from dfkd.models.wide_resnet import wide_resnet
+
+__all__ = [
+    "cifar_resnet",
+    "lenet5",
+    "lenet5_half",
+    "resnet18_small",
+    "resnet34_small",
+    "resnet50_small",
+    "vgg",
+    "wide_resnet",
+]
+
+DEFAULT_IMAGE_SIZE = 32

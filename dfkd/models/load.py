@@ -1,0 +1,278 @@
+"""MODEL -> a network: `NAME[:key=value,...][@WEIGHTS]`, the folder of a RUN, or a `.pt2` file (torch.export)."""
+
+import hashlib
+import inspect
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dfkd.errors import RequestError
+from dfkd.models import DEFAULT_IMAGE_SIZE
+from dfkd.models.weights import WEIGHT_SUFFIXES, fit_prefix, load_state, load_weights, read_state_dict, require_file
+from dfkd.names import Named, build, find, parse
+from dfkd.preprocess import Preprocess, parse_normalize
+
+__all__ = ["Model", "load_model", "load_weights", "read_state_dict"]
+
+DEFAULT_NORMALIZE = "imagenet"
+_MODULES = ("dfkd.models", "torchvision.models")
+_PROBE_SIZES = (DEFAULT_IMAGE_SIZE, 64, 224)
+_WEIGHT_OPTIONS = {"weights", "weights_backbone", "pretrained", "checkpoint_path"}  # they decide no shape
+
+
+@dataclass(frozen=True)
+class Model:
+    """A classifier and what it expects of its input."""
+
+    spec: str
+    """The MODEL, with the weights or the RUN by their last name."""
+    architecture: str
+    """`NAME[:key=value,...]` with the class and channel counts in use: builds the same network, without weights."""
+    module: nn.Module
+    """On the cpu, float32, evaluation mode."""
+    preprocess: Preprocess
+    normalize: str
+    image_size: int | None
+    """Side of the input in pixels; None where only the data can say."""
+    classes: int
+    channels: int
+
+    def fingerprint(self) -> dict[str, str]:
+        """What decides the outputs: the architecture, and a SHA-256 of the state's names, types, shapes and bytes."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.module.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return {"architecture": self.architecture, "weights": digest.hexdigest()}
+
+    def parameter_count(self) -> int:
+        """The number of parameters."""
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
+
+def load_model(
+    text: str,
+    *,
+    normalize: str | None = None,
+    image_size: int | None = None,
+    classes: int | None = None,
+    channels: int | None = None,
+) -> Model:
+    """The model that a MODEL text names. `classes` and `channels` are the teacher's, given where this is its student.
+
+    Class and channel counts come from the text, else from the weights' shapes, else from the teacher, else they are
+    the constructor's. `image_size` is the given one, else the RUN's, else what the architecture is made for.
+    Raises: RequestError for an unknown name or option, weights that are missing or do not fit, an unfinished RUN, a
+    network that gives no [batch, classes] logits, and counts that differ from the teacher's.
+    """
+    if image_size is not None and image_size < 1:
+        raise RequestError(f"--image-size {image_size} is not a number of pixels (1 or more)")
+    found = _find(text, classes, channels)
+    size = image_size or found.image_size
+    takes = found.channels or _input_channels(found.module)
+    if channels not in (None, takes):
+        fixed = "" if found.channel_key else "; its constructor has no in_channels to change that"
+        raise RequestError(f"model {found.spec!r} takes {takes} input channels, the teacher {channels}{fixed}")
+    gives = _class_count(found, takes, size)
+    if classes not in (None, gives):
+        raise RequestError(f"model {found.spec!r} has {gives} classes, the teacher {classes}")
+    normalize = normalize or found.normalize or DEFAULT_NORMALIZE
+    counts = {found.class_key: gives, found.channel_key: takes}
+    options = {**found.named.options, **{key: count for key, count in counts.items() if key}}
+    kept = {key: options[key] for key in sorted(options) if key not in _WEIGHT_OPTIONS}
+    return Model(
+        spec=found.spec,
+        architecture=str(Named(found.named.name, kept)),
+        module=found.module,
+        preprocess=Preprocess(*parse_normalize(normalize, takes)),
+        normalize=normalize,
+        image_size=size,
+        classes=gives,
+        channels=takes,
+    )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a MODEL text leads to, before anything runs through it."""
+
+    spec: str
+    module: nn.Module
+    named: Named
+    class_key: str | None = None
+    """The constructor's parameter for the class count."""
+    channel_key: str | None = None
+    channels: int | None = None
+    image_size: int | None = None
+    normalize: str | None = None
+
+
+def _find(text: str, classes: int | None, channels: int | None) -> _Found:
+    path = Path(text).expanduser()
+    if (path / "config.toml").is_file():
+        return _from_run(path)
+    if path.suffix == ".pt2" and ("@" not in text or path.is_file()):
+        return _from_export(path)
+    if "@" not in text and path.suffix in WEIGHT_SUFFIXES:
+        raise RequestError(f"{text!r} names weights without their architecture: NAME[:key=value,...]@{text}")
+    if "/" in text.partition("@")[0].partition(":")[0]:
+        raise RequestError(
+            f"{text!r} is not a finished RUN (no config.toml there), nor a .pt2 file, nor a model's name"
+        )
+    return _from_name(text, classes, channels)
+
+
+def _from_run(path: Path) -> _Found:
+    """The student of a finished run: `[model]` of its config.toml and student.safetensors."""
+    try:
+        table: dict[str, Any] = tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))["model"]
+        architecture: str = table["architecture"]
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise RequestError(f"{str(path / 'config.toml')!r} is not the configuration of a RUN: {error}") from error
+    weights = path / "student.safetensors"
+    if not weights.is_file():
+        raise RequestError(f"run {str(path)!r} is not finished (no student.safetensors): start its dfkd distill again")
+    found = _from_name(architecture, None, None)
+    load_weights(found.module, weights)
+    size = table.get("image_size", found.image_size)
+    return replace(found, spec=path.resolve().name, image_size=size, normalize=table.get("normalize"))
+
+
+def _from_export(path: Path) -> _Found:
+    """A torch.export program; unflattened, because then modules keep their paths, for taps, and train() is allowed."""
+    require_file(path, (".pt2",))
+    try:
+        program = torch.export.load(path)
+        module = torch.export.unflatten(program)
+    except Exception as error:  # a damaged file can raise anything at all from the reader
+        raise RequestError(f"{str(path)!r} cannot be read: {str(error).partition(chr(10))[0]}") from error
+    inputs = program.graph_signature.user_inputs
+    values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
+    if len(values) != 1 or not isinstance(values[0], Tensor) or values[0].ndim != 4:
+        raise RequestError(f"{str(path)!r} takes other than one input [batch, channels, height, width]")
+    batch, channels, height, width = (n if isinstance(n, int) else None for n in values[0].shape)
+    if batch is not None:
+        mend = "export it with dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)"
+        raise RequestError(f"{str(path)!r} takes batches of {batch} alone; {mend}")
+    if height != width:
+        raise RequestError(f"{str(path)!r} takes images of {height}x{width} pixels; they must be square")
+    return _Found(path.name, module, Named(path.name), channels=channels, image_size=height)
+
+
+def _from_name(text: str, classes: int | None, channels: int | None) -> _Found:
+    architecture, at, weights = text.partition("@")
+    if at and not weights:
+        raise RequestError(f"{text!r} names no weights after the @")
+    named = parse(architecture)
+    if named.numbers:
+        raise RequestError(f"in model {architecture!r}, {named.numbers[0]:g} is for no parameter: write key=value")
+    target = find(named.name, _MODULES, "model")
+    if "." not in named.name:
+        named = replace(named, name=target.__name__)
+    class_key, channel_key = _count_keys(target, named.options)
+    teachers = {key: n for key, n in ((class_key, classes), (channel_key, channels)) if key and n is not None}
+    used = replace(named, options={**teachers, **named.options})
+    module = _construct(target, used)
+    if weights:
+        path = Path(weights).expanduser()
+        state = read_state_dict(path)
+        seen = _counts_in(fit_prefix(state, module), module, class_key, channel_key)
+        if seen.keys() - named.options.keys():
+            used = replace(named, options={**used.options, **seen, **named.options})
+            module = _construct(target, used)
+        load_state(module, state, path)
+    spec = str(named) + (f"@{Path(weights).name}" if weights else "")
+    size = _made_for(target, used.options, module)
+    return _Found(spec, module, used, class_key, channel_key, used.options.get(channel_key or ""), size)
+
+
+def _construct(target: Callable[..., Any], named: Named) -> nn.Module:
+    try:
+        module = build(target, named, "model")
+    except RequestError:
+        raise
+    except Exception as error:  # whatever a constructor says to options that it cannot use (timm: RuntimeError)
+        raise RequestError(f"model {str(named)!r} cannot be built: {error}") from error
+    if not isinstance(module, nn.Module):
+        raise RequestError(f"model {named.name!r} built a {type(module).__name__}, not a torch.nn.Module")
+    return module.to("cpu", torch.float32).eval()
+
+
+def _count_keys(target: Callable[..., Any], options: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The names of the constructor's parameters for the class count and the input channels, where it has them."""
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except ValueError as error:  # some functions written in C
+        raise RequestError(f"the parameters of this model cannot be known: {error}") from None
+    taken = {parameter.name for parameter in parameters} | options.keys()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        # what **kwargs stands for cannot be seen; these two packages are known
+        passed_on = {"torchvision": {"num_classes"}, "timm": {"num_classes", "in_chans"}}
+        taken |= passed_on.get(target.__module__.partition(".")[0], set())
+    return (
+        next((key for key in ("num_classes",) if key in taken), None),
+        next((key for key in ("in_channels", "in_chans") if key in taken), None),
+    )
+
+
+def _counts_in(
+    state: Mapping[str, Tensor], module: nn.Module, class_key: str | None, channel_key: str | None
+) -> dict[str, int]:
+    """The class and channel counts in which the weights differ from the module, by the constructor's names."""
+    layers = list(module.named_modules())
+    convolutions = [name for name, layer in layers if isinstance(layer, nn.Conv2d)]
+    classifiers = [name for name, layer in layers if isinstance(layer, nn.Linear)] or convolutions
+    own, counts = module.state_dict(), {}
+    for key, names, dimension in ((class_key, classifiers[-1:], 0), (channel_key, convolutions[:1], 1)):
+        for weight in (f"{name}.weight" for name in names):
+            if key and weight in state and state[weight].ndim == own[weight].ndim:
+                count = state[weight].shape[dimension]
+                if count != own[weight].shape[dimension]:
+                    counts[key] = count
+    return counts
+
+
+def _made_for(target: Callable[..., Any], options: Mapping[str, Any], module: nn.Module) -> int | None:
+    """The side of the images that an architecture is made for, or None."""
+    told = options.get("image_size", options.get("img_size"))
+    if isinstance(told, int):
+        return told
+    package = target.__module__
+    if package.startswith("dfkd.models"):
+        return DEFAULT_IMAGE_SIZE
+    if package.startswith("torchvision.models"):
+        return 224
+    config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)  # timm's
+    return int(config["input_size"][-1]) if isinstance(config, Mapping) and "input_size" in config else None
+
+
+def _input_channels(module: nn.Module) -> int:
+    return next((layer.in_channels for layer in module.modules() if isinstance(layer, nn.Conv2d)), 3)
+
+
+@torch.no_grad()
+def _class_count(found: _Found, channels: int, image_size: int | None) -> int:
+    """The classes of the logits, from a forward pass of two black images."""
+    module = found.module.eval()
+    refusal = ""
+    for size in (image_size,) if image_size else _PROBE_SIZES:
+        try:
+            logits = module(torch.zeros(2, channels, size, size))
+        except Exception as error:  # foreign code: anything can be raised for a size that it cannot take
+            refusal = f"an input of [batch, {channels}, {size}, {size}]: {str(error).partition(chr(10))[0]}"
+            continue
+        if not isinstance(logits, Tensor):
+            kind = type(logits).__name__
+            raise RequestError(f"model {found.spec!r} returns a {kind}, not one tensor of logits [batch, classes]")
+        if logits.ndim != 2 or len(logits) != 2 or logits.shape[1] < 2:
+            raise RequestError(
+                f"model {found.spec!r} returns {list(logits.shape)} for two images, not logits [batch, classes] "
+                "of two classes or more"
+            )
+        return logits.shape[1]
+    raise RequestError(f"model {found.spec!r} cannot take {refusal} (--image-size sets the size)")

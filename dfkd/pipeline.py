@@ -1,0 +1,147 @@
+"""`dfkd run FILE.toml`: selections, distillations of them and their comparison, for several seeds.
+
+    out = "runs/quick"                      the pipeline's folder
+    seeds = [0, 1, 2]
+    [defaults]                              options of both stages: teacher, pool, normalize, student, steps, test, ...
+    [select.confident]                      a selection and its own options
+    method = "confidence"
+    [distill.confident-kd]                  a row of the comparison: which selections, and its own options
+    samples = ["confident"]                 names of selections above, or folders
+    loss = ["kd"]
+
+Selections go to OUT/samples/NAME-seedN, runs to OUT/runs/NAME-seedN, the comparison to OUT/report.html. A stage that is
+complete is not done again, and one that was interrupted goes on: the stages see to that themselves.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dfkd.config import (
+    CompareConfig,
+    DistillConfig,
+    RunConfig,
+    SelectConfig,
+    check_mapping,
+    field_hints,
+    from_mapping,
+    load_preset,
+    load_toml,
+)
+from dfkd.console import say
+from dfkd.errors import RequestError, nearest
+
+KEYS = ("out", "seeds", "defaults", "select", "distill")
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The stages of a file, in order, each fully configured."""
+
+    out: Path
+    selections: list[SelectConfig]
+    distillations: list[DistillConfig]
+
+
+def run(config: RunConfig) -> Path:
+    """Run a pipeline's stages and compare. Returns the report."""
+    pipeline = read_pipeline(Path(config.file), config.out)
+    return run_pipeline(pipeline)
+
+
+def run_pipeline(pipeline: Pipeline) -> Path:
+    """Run the stages in order, then compare the runs. Returns the report."""
+    from dfkd.compare import stage as compare
+    from dfkd.distill import stage as distill
+    from dfkd.select import stage as select
+
+    total = len(pipeline.selections) + len(pipeline.distillations)
+    for number, selection in enumerate(pipeline.selections, 1):
+        say(f"[{number}/{total}] select {Path(selection.out).name}")
+        select.run(selection)
+    for number, distillation in enumerate(pipeline.distillations, len(pipeline.selections) + 1):
+        say(f"[{number}/{total}] distill {Path(distillation.out).name}")
+        distill.run(distillation)
+    report = pipeline.out / "report.html"
+    compare.run(CompareConfig(runs=tuple(d.out for d in pipeline.distillations), out=str(report)))
+    return report
+
+
+def read_pipeline(path: Path, out: str | None = None) -> Pipeline:
+    """Read and check a whole file before anything runs.
+
+    Raises: RequestError for an unknown key, a wrong or missing value, or no distillation at all, naming the table.
+    """
+    tables = load_toml(path)
+    for key in tables:
+        if key not in KEYS:
+            raise RequestError(f"{path} has {key!r}{nearest(key, KEYS)}")
+    folder = Path(out or _typed(tables, "out", str, path, str(Path("runs") / path.stem)))
+    seeds = _typed(tables, "seeds", list, path, [0])
+    if not seeds or not all(type(seed) is int for seed in seeds) or len({*seeds}) < len(seeds):
+        raise RequestError(f"{path}: seeds = {seeds} is not a list of different whole numbers")
+    defaults = _typed(tables, "defaults", dict, path, {})
+    known = field_hints(SelectConfig) | field_hints(DistillConfig)
+    for key in defaults:
+        if key.replace("-", "_") not in known:
+            raise RequestError(f"{path} [defaults] has no option {key!r}{nearest(key, known)}")
+    selects, distills = (_typed(tables, stage, dict, path, {}) for stage in ("select", "distill"))
+    if not distills:
+        raise RequestError(f"{path} has no [distill.NAME] table: there is nothing to compare")
+    selections = [
+        from_mapping(SelectConfig, values | {"seed": seed, "out": str(_samples(folder, name, seed))}, where)
+        for seed in seeds
+        for name, table in selects.items()
+        for where, values in [_options(SelectConfig, "select", name, table, defaults, path)]
+    ]
+    distillations = []
+    for seed in seeds:  # outside: every row has its first seed before any has its second
+        for name, table in distills.items():
+            where, values = _options(DistillConfig, "distill", name, table, defaults, path)
+            samples = [
+                str(_samples(folder, sample, seed)) if sample in selects else _existing(sample, selects, where)
+                for sample in values.get("samples", ())
+            ]
+            if not samples:
+                raise RequestError(f"{where}: no samples; name selections of this file, or folders")
+            own = {"name": name, "seed": seed, "out": str(folder / "runs" / f"{name}-seed{seed}"), "samples": samples}
+            distillations.append(from_mapping(DistillConfig, values | own, where))
+    return Pipeline(folder, selections, distillations)
+
+
+def _options(
+    config: type, stage: str, name: str, table: Any, defaults: Mapping[str, Any], path: Path
+) -> tuple[str, dict[str, Any]]:
+    """The options of one table over its preset and the defaults that its stage has."""
+    where = f"{path} [{stage}.{name}]"
+    if not isinstance(table, dict):
+        raise RequestError(f"{where} is not a table")
+    if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        raise RequestError(f"{where}: a name is a folder's name: letters, digits, '-', '_' and '.'")
+    shared = {key: value for key, value in defaults.items() if key.replace("-", "_") in field_hints(config)}
+    values = check_mapping(config, shared, f"{path} [defaults]") | check_mapping(config, table, where)
+    for key in ("out", "seed", *(("name",) if stage == "distill" else ())):
+        if key in values:
+            raise RequestError(f"{where}: {key!r} is set by the pipeline; take it out")
+    preset = values.get("preset")
+    return where, (load_preset(preset, stage, config) if preset else {}) | values
+
+
+def _samples(folder: Path, name: str, seed: int) -> Path:
+    return folder / "samples" / f"{name}-seed{seed}"
+
+
+def _existing(sample: str, selects: Mapping[str, Any], where: str) -> str:
+    if not Path(sample).exists():
+        raise RequestError(
+            f"{where}: samples names {sample!r}, no selection of this file and no folder{nearest(sample, selects)}"
+        )
+    return sample
+
+
+def _typed(tables: Mapping[str, Any], key: str, kind: type, path: Path, default: Any) -> Any:
+    value = tables.get(key, default)
+    if not isinstance(value, kind):
+        raise RequestError(f"{path}: {key} is not a {kind.__name__}")
+    return value

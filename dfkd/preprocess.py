@@ -1,0 +1,56 @@
+"""How pixels become a model's input. What the teacher expects belongs to the teacher; the student inherits it."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from dfkd.errors import RequestError, nearest
+
+NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "none": ((0.0,), (1.0,)),
+}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Means and deviations of pixels in [0, 1], one a channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(
+        self, images: UInt8[Tensor, "batch height width channels"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Pixels as a normalised float32 batch; NHWC memory seen as NCHW is channels-last without a copy."""
+        mean = torch.tensor(self.mean, device=images.device) * 255
+        std = torch.tensor(self.std, device=images.device) * 255
+        return ((images - mean) / std).permute(0, 3, 1, 2)
+
+
+def parse_normalize(text: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation for `channels` channels from `imagenet`, `cifar10`, `none` or `m,m,m/s,s,s`.
+
+    One given value serves every channel; a gray teacher gets the average of the three colours' values.
+    Raises: RequestError for an unknown name, a wrong number of values, or a deviation that is not positive.
+    """
+    if text in NORMALIZATIONS:
+        mean, std = NORMALIZATIONS[text]
+    elif "/" in text:
+        try:
+            mean, std = (tuple(float(v) for v in side.split(",")) for side in text.split("/"))
+        except ValueError:
+            raise RequestError(f"--normalize {text!r} is not m,m,m/s,s,s (numbers for pixels in [0, 1])") from None
+    else:
+        hint = nearest(text, NORMALIZATIONS)
+        raise RequestError(f"--normalize {text!r} is unknown{hint} (or give numbers: m,m,m/s,s,s)")
+    if min(std) <= 0:
+        raise RequestError(f"--normalize {text!r} has a deviation that is not above 0")
+    if channels == 1 and text in NORMALIZATIONS:
+        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
+    if len(mean) not in (1, channels) or len(std) not in (1, channels):
+        raise RequestError(f"--normalize {text!r} has {len(mean)}/{len(std)} values; the model has {channels} channels")
+    return mean * (channels // len(mean)), std * (channels // len(std))

@@ -1,0 +1,1 @@
+"""Pool -> scores -> indices -> shards: what of an unlabeled pool this teacher can teach from."""

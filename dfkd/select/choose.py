@@ -1,0 +1,96 @@
+"""Scores -> indices: a method ranks the usable rows, near-duplicates go, and `count` are picked, evenly if asked.
+
+Every row of the pool gets the reason for which it is in or out.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from dfkd.errors import RequestError
+from dfkd.select.balance import pick_balanced
+from dfkd.select.diversity import clusters, near_duplicates
+from dfkd.select.methods import ImageScores, Ranking
+
+SELECTED, UNREADABLE, NON_FINITE, NOT_ADMITTED, NEAR_DUPLICATE, NOT_DRAWN = REASONS = (
+    "selected",
+    "unreadable",
+    "non_finite",
+    "not_admitted",
+    "near_duplicate",
+    "not_drawn",
+)
+Method = Callable[[ImageScores, np.random.Generator], Ranking]
+Features = Callable[[Int[np.ndarray, " rows"]], Float[np.ndarray, "rows width"]]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was picked: sorted pool indices, and for every pool row its position in `REASONS`."""
+
+    indices: Int[np.ndarray, " selected"]
+    reasons: Int[np.ndarray, " rows"]
+    threshold: float | None
+    admitted: int
+
+    def counts(self) -> dict[str, int]:
+        """How many pool rows there are of each reason."""
+        return dict(zip(REASONS, np.bincount(self.reasons, minlength=len(REASONS)).tolist(), strict=True))
+
+
+def choose(
+    scores: ImageScores,
+    readable: Bool[np.ndarray, " rows"],
+    method: Method,
+    *,
+    count: int | None,
+    seed: int,
+    features: Features,
+    balance: str = "none",
+    deduplicate: float | None = None,
+) -> Choice:
+    """Pick `count` rows (None: half of the usable ones, or all that are left if that is less).
+
+    `features` gives the teacher's penultimate features of pool rows; it is called only where they are needed.
+    Raises: RequestError when no row is usable, or fewer than `count` are left; it says how many there are.
+    """
+    reasons = np.full(len(readable), REASONS.index(NOT_ADMITTED), dtype=np.int8)
+    finite = np.isfinite(scores.confidence) & np.isfinite(scores.entropy)
+    reasons[~finite] = REASONS.index(NON_FINITE)
+    reasons[~readable] = REASONS.index(UNREADABLE)
+    usable = np.flatnonzero(readable & finite)
+    if len(usable) == 0:
+        raise RequestError("no image of the pool can be used: none is readable with a finite score")
+    rng = np.random.default_rng(seed)
+    usable_scores = ImageScores(scores.confidence[usable], scores.entropy[usable], scores.prediction[usable])
+    ranking = method(usable_scores, rng)
+    rows = usable[ranking.rows]
+    admitted = len(rows)
+    reasons[rows] = REASONS.index(NOT_DRAWN)
+    if deduplicate is not None:
+        dropped = near_duplicates(features(rows), deduplicate)
+        reasons[rows[dropped]] = REASONS.index(NEAR_DUPLICATE)
+        rows = rows[~dropped]
+    wanted = min(max(len(usable) // 2, 1), len(rows)) if count is None else count
+    if wanted > len(rows):
+        raise TooFew(wanted, len(rows), admitted, len(usable))
+    if balance == "none":
+        rows = rows[:wanted]
+    else:
+        groups = scores.prediction[rows]
+        if balance == "cluster":
+            groups = clusters(features(rows), max(1, min(100, len(rows) // 40)), seed)
+        rows = rows[pick_balanced(groups, wanted)]
+    reasons[rows] = REASONS.index(SELECTED)
+    return Choice(np.sort(rows), reasons, ranking.threshold, admitted)
+
+
+class TooFew(RequestError):
+    """More images were asked for than are left; holds the numbers, so that the caller can name the flag to change."""
+
+    def __init__(self, wanted: int, left: int, admitted: int, usable: int) -> None:
+        self.wanted, self.left, self.admitted, self.usable = wanted, left, admitted, usable
+        removed = "" if left == admitted else f" ({admitted} before near-duplicates were removed)"
+        super().__init__(f"--count {wanted} is above the {left} images that are left{removed} of {usable} usable ones")

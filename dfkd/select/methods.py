@@ -1,0 +1,76 @@
+"""What `--method` names: functions from scores to the admissible rows, best first.
+
+A method of one's own has the same form: `method(scores, rng, *, parameters...) -> Ranking`. It sees usable rows only:
+every score is finite. Rows are numbered within the scores that it is given. Ties fall to the earlier row, so that a
+result depends on nothing but its input.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from dfkd.errors import RequestError
+
+__all__ = ["confidence", "entropy", "random", "threshold"]
+
+
+@dataclass(frozen=True)
+class ImageScores:
+    """The teacher's answers, one row an image: largest probability, entropy over log(classes), its class."""
+
+    confidence: Float[np.ndarray, " rows"]
+    entropy: Float[np.ndarray, " rows"]
+    prediction: Int[np.ndarray, " rows"]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Admissible rows, best first, and the confidence threshold that admitted them, if there was one."""
+
+    rows: Int[np.ndarray, " admitted"]
+    threshold: float | None = None
+
+
+def threshold(
+    scores: ImageScores,
+    rng: np.random.Generator,
+    *,
+    gamma: float = 0.7,
+    draw: Literal["entropy", "random", "confidence"] = "entropy",
+) -> Ranking:
+    """Adaptive confidence threshold: among the share `gamma` of the pool that the teacher is surest of, `draw` first.
+
+    delta is the (1 - gamma) quantile of the confidence c over the pool, the candidates are X' = {c >= delta}, and with
+    `draw="entropy"` the picks are those of X' with the largest entropy: neither the unsure nor the nearly one-hot.
+    Our reading of a description in https://arxiv.org/abs/2302.08771, whose formula is not at hand.
+
+    Raises: RequestError unless 0 < gamma <= 1.
+    """
+    if not 0 < gamma <= 1:
+        raise RequestError(f"--gamma {gamma} is not above 0 and at most 1")
+    rows = len(scores.confidence)
+    share = math.ceil(round(gamma * rows, 6))  # rounded first: 0.07 * 100 is a little above 7
+    delta = float(np.partition(scores.confidence, rows - share)[rows - share])
+    admitted = np.flatnonzero(scores.confidence >= delta)
+    if draw == "random":
+        return Ranking(rng.permutation(admitted), delta)
+    value = scores.entropy if draw == "entropy" else scores.confidence
+    return Ranking(admitted[np.argsort(-value[admitted], kind="stable")], delta)
+
+
+def random(scores: ImageScores, rng: np.random.Generator) -> Ranking:
+    """Every image alike: the baseline that a selection has to beat."""
+    return Ranking(rng.permutation(len(scores.confidence)))
+
+
+def confidence(scores: ImageScores, rng: np.random.Generator) -> Ranking:
+    """The most confident first: the selection of DFND (Learning student networks in the wild, CVPR 2021)."""
+    return Ranking(np.argsort(-scores.confidence, kind="stable"))
+
+
+def entropy(scores: ImageScores, rng: np.random.Generator) -> Ranking:
+    """The most uncertain first. Known to be poison by itself (Mosaicking to distill, https://arxiv.org/abs/2110.15094)."""
+    return Ranking(np.argsort(-scores.entropy, kind="stable"))

@@ -1,0 +1,217 @@
+"""Write, verify and open a selection: Arrow shards that `datasets.load_from_disk` opens, and a manifest.
+
+Up to 64 pixels the images are raw uint8 of one shape, one record batch a shard: the flattened storage of a shard is a
+view of the file in memory, without decoding or copying. They are stored [channels, height, width]: Arrow keeps four
+bytes of offset for every innermost list, with channels last that would be more than the pixels. Larger ones stay files.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+from dfkd.data.decode import decode
+from dfkd.errors import RequestError
+from dfkd.files import hash_file, sync, write_json
+
+FORMAT = 1
+ROWS_PER_SHARD = 8_192
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Consecutive rows of a selection, as columns."""
+
+    image: UInt8[np.ndarray, "rows height width channels"] | list[bytes]
+    """Pixels, or encoded files."""
+    source: list[str]
+    prediction: Int[np.ndarray, " rows"]
+    confidence: Float[np.ndarray, " rows"]
+    entropy: Float[np.ndarray, " rows"]
+    logits: Float[np.ndarray, "rows classes"]
+    kept_classes: Bool[np.ndarray, "rows classes"]
+
+
+def write_shards(folder: Path, shards: Iterable[Rows], fingerprint: str) -> list[dict[str, Any]]:
+    """Write one Arrow file for each element of `shards` and the two files with which `datasets` opens the folder.
+
+    Returns the manifest's list of files: name, rows, sha256. The folder is complete only when `write_manifest` is done.
+    """
+    from datasets import DatasetInfo
+
+    folder.mkdir(parents=True)
+    files, features = [], None
+    for number, rows in enumerate(shards):
+        features = features or _features(rows)
+        path = folder / f"data-{number:05d}.arrow"
+        _write_arrow(path, rows, features)
+        files.append({"name": path.name, "rows": len(rows.source), "sha256": hash_file(path)})
+    DatasetInfo(features=features).write_to_directory(str(folder))
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": file["name"]} for file in files],
+        "_fingerprint": fingerprint,
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    write_json(folder / "state.json", state)
+    return files
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest, the last file of a selection."""
+    write_json(folder / MANIFEST, {"format": FORMAT, **manifest})
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a complete selection. Raises: RequestError where there is none that this version reads."""
+    path = folder / MANIFEST
+    if not path.exists():
+        what = "does not exist" if not folder.exists() else f"is no selection: it has no {MANIFEST}"
+        raise RequestError(f"{folder} {what}; dfkd select makes one")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        found = manifest["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RequestError(f"{path} cannot be read ({error}); make the selection again") from None
+    if found != FORMAT:
+        raise RequestError(f"{path} has format {found}; this version reads {FORMAT}")
+    return manifest
+
+
+class Shards:
+    """A complete selection, memory-mapped: images by row number, and the columns."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open `folder`. Raises: RequestError for an incomplete selection or a shard of another length."""
+        self.folder = folder
+        self.manifest = read_manifest(folder)
+        self._tables = [_open_arrow(folder / file["name"], file["rows"]) for file in self.manifest["files"]]
+        self._starts = np.cumsum([0, *(len(table) for table in self._tables)])
+        self.encoded: bool = self.manifest["image"]["encoded"]
+        self._threads = ThreadPoolExecutor(os.cpu_count()) if self.encoded else None
+        self._raw = [] if self.encoded else [_pixels(table, self.manifest["image"]) for table in self._tables]
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def pixels(self, rows: Int[np.ndarray, " batch"]) -> UInt8[np.ndarray, "batch height width channels"]:
+        """The images of some rows: copied out of the shards, or decoded by one thread a core."""
+        image = self.manifest["image"]
+        out = np.empty((len(rows), image["size"], image["size"], image["channels"]), dtype=np.uint8)
+        for where, shard, local in self._locate(rows):
+            if self._threads is not None:
+                column = self._tables[shard]["image"].combine_chunks().field("bytes").take(local)
+                decoded = self._threads.map(
+                    lambda file: decode(file, image["size"], image["channels"]).pixels, column.to_pylist()
+                )
+                for i, pixels in zip(where, decoded, strict=True):
+                    out[i] = pixels
+            else:
+                out[where] = self._raw[shard][local].transpose(0, 2, 3, 1)
+        return out
+
+    def column(self, name: str) -> np.ndarray:
+        """A whole column of numbers or strings (not the images), rows first."""
+        return np.concatenate([_to_numpy(table[name].combine_chunks()) for table in self._tables])
+
+    def verify(self) -> None:
+        """Read every shard again. Raises: RequestError naming the first one whose bytes have changed."""
+        for file in self.manifest["files"]:
+            if hash_file(self.folder / file["name"]) != file["sha256"]:
+                raise RequestError(f"{self.folder / file['name']} is damaged: its SHA-256 differs from the manifest's")
+
+    def _locate(self, rows: Int[np.ndarray, " batch"]) -> list[tuple[np.ndarray, int, np.ndarray]]:
+        """(positions in `rows`, shard, rows within the shard) for each shard that is touched."""
+        shard_of = np.searchsorted(self._starts, rows, side="right") - 1
+        touched = np.unique(shard_of)
+        wheres = [np.flatnonzero(shard_of == shard) for shard in touched]
+        return [(w, int(s), rows[w] - self._starts[s]) for w, s in zip(wheres, touched, strict=True)]
+
+
+def _features(rows: Rows) -> Any:
+    from datasets import Array3D, Features, Image, Sequence, Value
+
+    classes = rows.logits.shape[1]
+    image: Any = Image()
+    if isinstance(rows.image, np.ndarray):
+        _, height, width, channels = rows.image.shape
+        image = Array3D(shape=(channels, height, width), dtype="uint8")
+    return Features(
+        {
+            "image": image,
+            "source": Value("string"),
+            "prediction": Value("int32"),
+            "confidence": Value("float32"),
+            "entropy": Value("float32"),
+            "logits": Sequence(Value("float16"), length=classes),
+            "kept_classes": Sequence(Value("bool"), length=classes),
+        }
+    )
+
+
+def _write_arrow(path: Path, rows: Rows, features: Any) -> None:
+    import pyarrow as pa
+
+    schema = features.arrow_schema
+
+    def matrix(values: np.ndarray) -> pa.Array:
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+
+    if isinstance(rows.image, list):
+        paths = pa.nulls(len(rows.image), pa.string())
+        image = pa.StructArray.from_arrays([pa.array(rows.image, pa.binary()), paths], names=["bytes", "path"])
+    else:
+        planes = np.ascontiguousarray(rows.image.transpose(0, 3, 1, 2))
+        image = pa.array(planes.ravel())
+        for size in reversed(planes.shape[1:]):
+            image = pa.ListArray.from_arrays(pa.array(np.arange(0, len(image) + 1, size, dtype=np.int32)), image)
+        image = pa.ExtensionArray.from_storage(schema.field("image").type, image)
+    columns = [
+        image,
+        pa.array(rows.source, pa.string()),
+        pa.array(rows.prediction.astype(np.int32)),
+        pa.array(rows.confidence.astype(np.float32)),
+        pa.array(rows.entropy.astype(np.float32)),
+        matrix(rows.logits.astype(np.float16)),
+        matrix(rows.kept_classes),
+    ]
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+    sync(path)
+
+
+def _open_arrow(path: Path, rows: int) -> Any:
+    import pyarrow as pa
+    from datasets import Array3D  # noqa: F401  registers the extension types with pyarrow
+
+    try:
+        table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise RequestError(f"{path} cannot be read ({error}); make the selection again") from None
+    if len(table) != rows:
+        raise RequestError(f"{path} has {len(table)} rows, the manifest says {rows}; make the selection again")
+    return table
+
+
+def _pixels(table: Any, image: Mapping[str, Any]) -> UInt8[np.ndarray, "rows channels height width"]:
+    """The images of a shard as a view of its file: three levels of lists, flattened."""
+    flat = table["image"].combine_chunks().storage.flatten().flatten().flatten()
+    return flat.to_numpy(zero_copy_only=True).reshape(-1, image["channels"], image["size"], image["size"])
+
+
+def _to_numpy(array: Any) -> np.ndarray:
+    import pyarrow as pa
+
+    if pa.types.is_fixed_size_list(array.type):
+        return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1)
+    return array.to_numpy(zero_copy_only=False)

@@ -1,0 +1,38 @@
+"""A frozen classifier: its normalization, its logits, its taps. Teacher and evaluated student go through it alike."""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from dfkd.device import Place
+from dfkd.models.load import Model
+from dfkd.outputs import Outputs
+from dfkd.taps import Tap, Tapped
+
+
+class Classifier:
+    """A model in evaluation mode that never learns, at a place; features are taken at `taps`."""
+
+    def __init__(self, model: Model, place: Place, taps: Mapping[str, Tap] | None = None) -> None:
+        self.model, self.place = model, place
+        module = model.module.eval().requires_grad_(False)
+        self._run = Tapped(module.to(place.device).to(memory_format=torch.channels_last), taps or {})
+
+    def view(
+        self, pixels: UInt8[Tensor, "batch height width channels"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Pixels on this classifier's device, as its input."""
+        return self.model.preprocess(pixels.to(self.place.device, non_blocking=True))
+
+    @torch.no_grad()
+    def outputs(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:
+        """Logits in float32 and features of a normalized batch."""
+        with self.place.autocast():
+            logits, features = self._run(view)
+        return Outputs(logits.float(), features)
+
+    def __call__(self, pixels: UInt8[Tensor, "batch height width channels"]) -> Outputs:
+        """Logits in float32 and features of a batch of pixels."""
+        return self.outputs(self.view(pixels))

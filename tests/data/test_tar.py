@@ -1,0 +1,81 @@
+import io
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dfkd.data import open_pool
+from dfkd.errors import RequestError
+
+
+def write_tar(path: Path, members: dict[str, bytes], format: int = tarfile.USTAR_FORMAT, mtime: float = 0) -> None:
+    with tarfile.open(path, "w", format=format) as tar:
+        folder = tarfile.TarInfo("folder.png")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(data), mtime  # type: ignore[assignment]
+            tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_in_every_tar_format(tmp_path: Path, patches: np.ndarray, encode: Callable, format: int) -> None:
+    long = "d" * 90 + "/" + "n" * (120 if format != tarfile.USTAR_FORMAT else 90)  # beyond one header's name field
+    names = ["./a.png", f"{long}.png", "ü.x.png", "b.JPG"]
+    members = {name: encode(patches[i]) for i, name in enumerate(names)}
+    write_tar(tmp_path / "x.tar", {"readme.txt": b"x" * 700, **members}, format, mtime=1.5)
+    pool = open_pool([str(tmp_path / "x.tar")], image_size=16, channels=3)
+    order = np.array([3, 1, 0, 2])
+    assert pool.sources(order) == [f"x.tar/{names[i].removeprefix('./')}" for i in order]
+    assert np.array_equal(pool.images(order).pixels, patches[order])
+    assert pool.files(order) == [members[names[i]] for i in order]
+
+
+def test_shards_by_range_and_glob(tmp_path: Path, patches: np.ndarray, encode: Callable) -> None:
+    for shard in range(3):
+        samples = {f"{i}.png": encode(patches[4 * shard + i]) for i in range(4)}
+        labels = {f"{i}.cls": str(4 * shard + i).encode() for i in range(4)}
+        mixed = dict(sorted((samples | labels).items()))  # 0.cls, 0.png, 1.cls, ...
+        write_tar(tmp_path / f"x-{shard:03d}.tar", mixed)
+    spelled = [str(tmp_path / text) for text in ("x-{000..002}.tar", "x-*.tar", "x-{000,001,002}.tar")]
+    pools = [open_pool([text], image_size=16, channels=3) for text in spelled]
+    every = np.arange(12)
+    for pool in pools:
+        assert pool.sources(every) == [f"x-{i // 4:03d}.tar/{i % 4}.png" for i in range(12)]
+        assert np.array_equal(pool.images(every[::-1]).pixels, patches[::-1])
+        assert pool.labels().tolist() == list(range(12))
+        assert len(pool.identity) == 1
+    write_tar(tmp_path / "x-001.tar", {"0.png": encode(patches[0])})
+    changed = open_pool([spelled[0]], image_size=16, channels=3)
+    assert changed.identity != pools[0].identity
+    with pytest.raises(RequestError, match=r"there is no member '0\.cls'"):
+        changed.labels()
+    with pytest.raises(RequestError, match=r"there is no '.*x-003\.tar'; did you mean 'x-00\d\.tar'"):
+        open_pool([str(tmp_path / "x-{000..003}.tar")], image_size=16, channels=3)
+    with pytest.raises(RequestError, match="no file matches"):
+        open_pool([str(tmp_path / "y-*.tar")], image_size=16, channels=3)
+
+
+def test_broken_archives(tmp_path: Path, patches: np.ndarray, encode: Callable) -> None:
+    path = tmp_path / "x.tar"
+    write_tar(path, {f"{i}.png": encode(patches[i]) for i in range(4)})
+    whole = path.read_bytes()
+    data_end = whole.rindex(b"IEND")
+    for broken in (whole[: data_end - 100], whole[:512] + b"?" * 512 + whole[1024:], b"", b"\x1f\x8b" + b"gz" * 500):
+        path.write_bytes(broken)
+        with pytest.raises(RequestError, match="is no whole uncompressed tar file"):
+            open_pool([str(path)], image_size=16, channels=3)
+    write_tar(path, {"a.txt": b"text"})
+    with pytest.raises(RequestError, match="holds no images"):
+        open_pool([str(path)], image_size=16, channels=3)
+
+
+def test_an_archive_that_shrinks_is_a_problem(tmp_path: Path, patches: np.ndarray, encode: Callable) -> None:
+    path = tmp_path / "x.tar"
+    write_tar(path, {f"{i}.png": encode(patches[i]) for i in range(4)})
+    pool = open_pool([str(path)], image_size=16, channels=3)
+    path.write_bytes(path.read_bytes()[:1200])
+    assert list(pool.images(np.arange(4)).problems) == [0, 1, 2, 3]

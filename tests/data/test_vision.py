@@ -1,0 +1,101 @@
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torchvision
+
+from dfkd.data import open_pool
+from dfkd.data.vision import VisionReader, data_folder, open_vision
+from dfkd.errors import RequestError
+
+
+@pytest.fixture
+def mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
+    """MNIST's files, as its servers have them, with twelve and five images."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    images = {}
+    for split, count in (("train", 12), ("t10k", 5)):
+        images[split] = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(
+            struct.pack(">4i", 2051, count, 28, 28) + images[split].tobytes()
+        )
+        labels = np.arange(count, dtype=np.uint8) % 10
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, count) + labels.tobytes())
+    monkeypatch.setenv("DFKD_DATA", str(tmp_path))
+    return images
+
+
+def test_raw_pixels_of_a_split(mnist: dict[str, np.ndarray], tmp_path: Path) -> None:
+    pool = open_pool(["torchvision:MNIST:test"], image_size=None, channels=1)
+    assert pool.image_size == 28
+    assert np.array_equal(pool.images(np.arange(5)).pixels[..., 0], mnist["t10k"])
+    assert pool.labels().tolist() == [0, 1, 2, 3, 4]
+    assert pool.sources(np.array([2])) == ["torchvision:MNIST:test#2"]
+    assert str(tmp_path) not in str(pool.identity)
+    assert len(open_pool(["torchvision:mnist"], image_size=None, channels=1)) == 12
+
+
+def test_images_that_come_decoded() -> None:
+    fake = torchvision.datasets.FakeData(size=6, image_size=(3, 20, 20))
+    reader = VisionReader("fake", fake)
+    assert reader.shape is None
+    items = reader.read(np.array([4, 1]))
+    assert np.array_equal(np.asarray(items[0]), np.asarray(fake[4][0]))
+    assert reader.labels().tolist() == [fake[i][1] for i in range(6)]
+    pool = open_pool(["torchvision:FakeData"], image_size=224, channels=3)
+    assert (len(pool), pool.encoded) == (1000, True)
+    assert np.array_equal(pool.images(np.array([3])).pixels[0], np.asarray(torchvision.datasets.FakeData()[3][0]))
+    assert pool.files(np.array([3]))[0].startswith(b"\x89PNG")
+
+
+class Mine:
+    """A data set of one's own, whose `data` is not what its items show."""
+
+    def __init__(self, split: str = "a") -> None:
+        self.data = np.zeros((4, 8, 8, 3), np.uint8)
+        self.split = split
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        if index == 2:
+            raise OSError("gone")
+        return self.data[index] + 1, 7
+
+
+def test_items_count_where_data_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchvision.datasets, "mine", Mine, raising=False)
+    name, reader = open_vision("torchvision:torchvision.datasets.mine:b")
+    assert name.endswith(":b") and reader._dataset.split == "b"
+    pool = open_pool(["torchvision:torchvision.datasets.mine"], image_size=8, channels=3)
+    assert pool.images(np.arange(3)).problems == {
+        0: "is a ndarray, not an image",
+        1: "is a ndarray, not an image",
+        2: "OSError: gone",
+    }
+
+
+def test_bad_requests(mnist: dict[str, np.ndarray]) -> None:
+    for text, pattern in (
+        ("torchvision:CIFAR11", "did you mean 'cifar10'"),
+        ("torchvision:MNIST:val", "split 'val' is not train or test"),
+        ("torchvision:MNIST:train:test", "split 'test' is not train or test"),
+        ("torchvision:FakeData:train", "this data set has no splits"),
+        ("torchvision:SVHN:nosuch", "cannot be had: .*nosuch"),
+        ("torchvision:CocoDetection", "needs annFile"),
+        ("torchvision:ImageNet:val", "cannot be had: .*ILSVRC2012"),
+    ):
+        with pytest.raises(RequestError, match=f"(?i){pattern}"):
+            open_pool([text], image_size=32, channels=3)
+
+
+def test_where_the_files_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DFKD_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert data_folder() == Path("/cache/dfkd/data")
+    monkeypatch.setenv("DFKD_DATA", "/here")
+    assert data_folder() == Path("/here")

@@ -1,0 +1,66 @@
+import pytest
+import torch
+
+from dfkd.distill.losses import KD, Relation
+from dfkd.distill.objective import build_objective
+from dfkd.errors import RequestError
+from dfkd.outputs import Outputs
+
+OWN = """
+import torch
+def gap(student, teacher, power: int = 1):
+    return (student.logits - teacher.logits).abs().pow(power).mean()
+class Bias(torch.nn.Module):
+    def __init__(self, start: float = 0.0):
+        super().__init__()
+        self.value = torch.nn.Parameter(torch.tensor(start))
+    def forward(self, student, teacher):
+        return self.value ** 2
+"""
+
+
+@pytest.fixture
+def pair():
+    torch.manual_seed(0)
+    return Outputs(torch.randn(5, 4, requires_grad=True)), Outputs(torch.randn(5, 4))
+
+
+def test_the_weighted_sum(pair):
+    objective = build_objective(["kd:2,temperature=3", "relation", "kd:0.5"])
+    total, values = objective(*pair)
+    assert list(values) == ["kd", "relation", "kd#2"]
+    expected = 2 * KD(3.0)(*pair) + Relation()(*pair) + 0.5 * KD()(*pair)
+    assert total.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert values["kd#2"].item() == pytest.approx(KD()(*pair).item(), rel=1e-6)
+    assert not values["kd"].requires_grad
+
+
+def test_only_what_is_read_is_tapped():
+    assert build_objective(["kd", "relation"]).taps == frozenset()
+    assert build_objective(["kd", "explicit:0.5"]).taps == {"first", "last"}
+
+
+def test_a_function_and_a_class_of_ones_own(pair, tmp_path, monkeypatch):
+    (tmp_path / "own_losses.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    objective = build_objective(["own_losses.gap:2,power=2", "own_losses.Bias:start=3"])
+    total, _ = objective(*pair)
+    gap = (pair[0].logits - pair[1].logits).pow(2).mean()
+    assert total.item() == pytest.approx(2 * gap.item() + 9)
+    assert [p.item() for p in objective.parameters()] == [3.0]
+    assert list(objective.state_dict()) == ["losses.0.value"]
+
+
+@pytest.mark.parametrize(
+    ("specs", "said"),
+    [
+        ([], "names no loss"),
+        (["kdd"], "did you mean"),
+        (["kd:1,2"], "has 2 weights"),
+        (["kd:temp=4"], "no parameter 'temp'"),
+        (["relation:of=features"], "not one of probabilities, logits"),
+    ],
+)
+def test_what_is_wrong_is_named(specs, said):
+    with pytest.raises(RequestError, match=said):
+        build_objective(specs)

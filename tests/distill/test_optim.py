@@ -1,0 +1,49 @@
+import pytest
+import torch
+from torch import nn
+
+from dfkd.distill.optim import learning_rate, make_optimizer, set_rate
+
+
+def test_the_rate_rises_to_its_peak_and_falls_to_zero():
+    rates = [learning_rate(step, 1000, 0.4, 0.3) for step in range(1000)]
+    assert rates[0] == pytest.approx(0.4 / 25)
+    assert rates[300] == max(rates) == pytest.approx(0.4)
+    assert rates[:301] == sorted(rates[:301])
+    assert rates[300:] == sorted(rates[300:], reverse=True)
+    assert rates[650] == pytest.approx(0.2)
+    assert 0 < rates[-1] < 1e-5
+
+
+def test_the_rate_agrees_with_torchs_one_cycle():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.4, total_steps=101, pct_start=0.3, cycle_momentum=False)
+    for step in range(100):
+        # theirs peaks at step 0.3 * 101 - 1 and ends one step later: the shapes agree, shifted by less than two steps
+        low, high = sorted(
+            [learning_rate(max(step - 1, 0), 100, 0.4, 0.3), learning_rate(min(step + 1, 99), 100, 0.4, 0.3)]
+        )
+        assert low - 2e-3 <= optimizer.param_groups[0]["lr"] <= max(high, 0.4 if 28 <= step <= 31 else 0) + 2e-3
+        optimizer.step()
+        cycle.step()
+
+
+def test_no_warmup_starts_at_the_peak():
+    assert learning_rate(0, 10, 0.4, 0.0) == 0.4
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_vectors_are_not_decayed_and_frozen_ones_stay(kind):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    frozen = nn.Linear(3, 3).requires_grad_(False)
+    before = [p.clone() for p in (net[0].weight, net[0].bias, frozen.weight)]
+    optimizer = make_optimizer([net, frozen], kind, 0.1)
+    set_rate(optimizer, 0.5)
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    ahead = 1.9 if kind == "sgd" else 1.0  # Nesterov's first step looks 0.9 ahead
+    torch.testing.assert_close(net[0].weight, before[0] * (1 - 0.5 * 0.1 * ahead))
+    assert torch.equal(net[0].bias, before[1])
+    assert torch.equal(frozen.weight, before[2])

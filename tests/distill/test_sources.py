@@ -1,0 +1,63 @@
+import numpy as np
+import torch
+
+from dfkd.distill.sources import ShardSource, Source
+from dfkd.shards import Shards
+
+
+class Numbered(Shards):
+    """Rows that hold their own number; stands for an opened selection."""
+
+    def __init__(self, start, count, encoded=False):
+        self.numbers, self.encoded = np.arange(start, start + count), encoded
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def pixels(self, rows):
+        return np.broadcast_to(self.numbers[rows, None, None, None], (len(rows), 2, 2, 1)).astype(np.uint8)
+
+
+def drawn(source, *counts):
+    return [source.sample(count)[:, 0, 0, 0].tolist() for count in counts]
+
+
+def source(seed=0, encoded=False):
+    return ShardSource([Numbered(0, 7, encoded), Numbered(7, 5, encoded)], seed)
+
+
+def test_every_epoch_is_a_permutation_of_all_and_every_batch_is_full():
+    assert isinstance(source(), Source)
+    flat = [number for batch in drawn(source(), *[5] * 12) for number in batch]
+    epochs = [flat[i : i + 12] for i in range(0, 60, 12)]
+    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 5
+
+
+def test_a_batch_larger_than_the_set_takes_more_than_one_epoch():
+    batch = drawn(source(), 30)[0]
+    assert sorted(batch[:12]) == sorted(batch[12:24]) == list(range(12))
+    assert len(set(batch[24:])) == 6
+
+
+def test_the_state_is_the_position_and_the_seed_decides_the_order():
+    whole = drawn(source(), 5, 5, 5, 5)
+    first = source()
+    assert drawn(first, 5, 5) == whole[:2]
+    second = source()
+    second.load_state_dict(first.state_dict())
+    assert drawn(second, 5, 5) == whole[2:]
+    assert drawn(source(seed=1), 5, 5) != whole[:2]
+
+
+def test_reading_ahead_changes_nothing():
+    assert drawn(source(encoded=True), 5, 5, 3, 5) == drawn(source(), 5, 5, 3, 5)
+    ahead = source(encoded=True)
+    drawn(ahead, 5, 5)
+    resumed = source(encoded=True)
+    resumed.load_state_dict(ahead.state_dict())
+    assert drawn(resumed, 5) == drawn(ahead, 5)
+
+
+def test_stored_images_do_not_follow_the_student():
+    assert source().update(torch.nn.Linear(1, 1)) == {}

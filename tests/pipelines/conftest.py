@@ -1,0 +1,57 @@
+"""A teacher of handwritten digits, pools without a digit, and the real commands, in this process."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+
+from dfkd import cli, demo
+
+
+@dataclass(frozen=True)
+class Lab:
+    folder: Path
+    teacher: str
+    pool: str
+    heldout: str
+
+    flags = ("--normalize", demo.NORMALIZE, "--image-size", demo.SIDE, "--precision", "fp32")
+
+    @staticmethod
+    def dfkd(*arguments):
+        """Run a command; its exit status."""
+        return cli.main([str(a) for a in arguments])
+
+    def select(self, out, *more):
+        return self.dfkd("select", "--teacher", self.teacher, *self.flags, "--pool", self.pool, "--out", out, *more)
+
+    def distill(self, samples, out, *more):
+        student = ("--student", "cifar_resnet:depth=8,width=4", "--precision", "fp32")
+        return self.dfkd("distill", "--teacher", self.teacher, *student, "--samples", samples, "--out", out, *more)
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lab")
+    images, labels = demo.digits()
+    save_file(demo.train_teacher(images[:1000], labels[:1000], epochs=6).state_dict(), folder / "teacher.safetensors")
+    np.savez(folder / "heldout.npz", images=images[1000:], labels=labels[1000:])
+    np.savez(folder / "pool.npz", images=demo.patches(1200))
+    return Lab(
+        folder,
+        f"{demo.TEACHER}@{folder / 'teacher.safetensors'}",
+        str(folder / "pool.npz"),
+        str(folder / "heldout.npz"),
+    )
+
+
+@pytest.fixture(scope="session")
+def selection(lab, tmp_path_factory):
+    """One selection that many tests read."""
+    out = tmp_path_factory.mktemp("shared") / "selection"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DFKD_CACHE", str(tmp_path_factory.mktemp("shared-cache")))
+        assert lab.select(out, "--count", 400) == 0
+    return out

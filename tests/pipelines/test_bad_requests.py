@@ -1,0 +1,129 @@
+"""Whatever is wrong with a request: one line, exit status 2, no traceback, nothing written."""
+
+import numpy as np
+import pytest
+import torch
+
+from dfkd.models import cifar_resnet
+
+
+@pytest.fixture
+def refused(lab, tmp_path, capsys, monkeypatch):
+    """Run a command that is wrong; its one line."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        before = sorted(tmp_path.iterdir())
+        assert lab.dfkd(*arguments) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[-1].startswith("dfkd")
+        assert not any("Traceback" in line for line in lines)
+        assert sorted(tmp_path.iterdir()) == before
+        return lines[-1]
+
+    return run
+
+
+BASE = {"--teacher": "TEACHER", "--pool": "POOL", "--out": "out", "--normalize": "0.5/0.5", "--image-size": 16}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"--teacher": "cifar_resnt:depth=8"}, "no model is called 'cifar_resnt'; did you mean 'cifar_resnet'?"),
+        ({"--teacher": "cifar_resnet:dept=8"}, "has no parameter 'dept'; did you mean 'depth'?"),
+        ({"--teacher": "cifar_resnet:depth=9"}, "9"),
+        ({"--teacher": "cifar_resnet:depth=8@gone.pt"}, "gone.pt"),
+        ({"--teacher": "cifar_resnet:depth=20,width=16,in_channels=1@WEIGHTS"}, "layer1.1.conv1.weight"),
+        ({"--pool": "gone"}, "gone"),
+        ({"--pool": "empty"}, "empty"),
+        ({"--method": "treshold"}, "did you mean 'threshold'?"),
+        ({"--method": "threshold:gama=1"}, "did you mean 'gamma'?"),
+        ({"--gamma": 0}, "--gamma 0.0 is not above 0"),
+        ({"--gamma": 0.25, "--count": 700}, "above the 300 images that are left of 1200 usable ones; --gamma 0.584"),
+        ({"--count": 5000}, "is above the 840 images that are left of 1200 usable ones; ask for 840"),
+        ({"--count": 0}, "--count 0 is not at least 1"),
+        ({"--count": "many"}, "--count: 'many' is not INT"),
+        ({"--normalize": "imagnet"}, "did you mean 'imagenet'?"),
+        ({"--device": "gpu"}, "--device 'gpu'"),
+        ({"--image-size": -1}, "-1"),
+        ({"--out": "full"}, "--out full holds something that is no selection"),
+        ({"--out": "SELECTION"}, "holds another selection: options.count (400, now None)"),
+        ({"--gama": 1}, "there is no option '--gama'; did you mean '--gamma'?"),
+        ({"--teacher": None}, "missing --teacher"),
+        ({"--preset": "quik"}, "did you mean 'quick'?"),
+    ],
+)  # fmt: skip
+def test_select(refused, lab, selection, tmp_path, change, said):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("mine")
+    names = {
+        "TEACHER": lab.teacher,
+        "POOL": lab.pool,
+        "SELECTION": selection,
+        "WEIGHTS": lab.folder / "teacher.safetensors",
+    }
+    flags = {k: v for k, v in (BASE | change).items() if v is not None}
+    if change.get("--out") == "SELECTION":
+        flags["--precision"] = "fp32"
+    spelled = [str(x) for pair in flags.items() for x in pair]
+    for short, value in names.items():
+        spelled = [text.replace(short, str(value)) for text in spelled]
+    assert said in refused("select", *spelled)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"--samples": "gone"}, "gone does not exist; dfkd select makes one"),
+        ({"--samples": "empty"}, "empty is no selection"),
+        ({"--student": "cifar_resnet:depth=8,num_classes=4"}, "has 4 classes, the teacher 10"),
+        ({"--teacher": "cifar_resnet:depth=8,num_classes=7,in_channels=1"}, "--teacher has 7 classes and 1 channels"),
+        ({"--loss": "kdd"}, "no loss is called 'kdd'"),
+        ({"--loss": "kd:temperature=hot"}, "kd:temperature=hot is not a float"),
+        ({"--steps": 0}, "--steps 0 is not at least 1"),
+        ({"--epochs": 2, "--steps": 2}, "--epochs 2 and --steps 2 are two lengths"),
+        ({"--lr": -1}, "--lr -1.0 is out of range"),
+        ({"--out": "empty/../full"}, "holds something that is no run"),
+        ({"--student-taps": "first=bn9"}, "'bn9'"),
+        ({"--test": "gone.npz"}, "gone.npz"),
+        ({"--test": "POOL"}, "label"),
+        ({"--image-size": 32}, "--image-size 32 is not the selection's 16"),
+        ({"--optimizer": "adam"}, "invalid choice 'adam'"),
+    ],
+)
+def test_distill(refused, lab, selection, tmp_path, change, said):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("mine")
+    flags = {
+        "--teacher": lab.teacher,
+        "--student": "cifar_resnet:depth=8",
+        "--samples": selection,
+        "--out": "run",
+    } | change
+    assert said in refused("distill", *[lab.pool if x == "POOL" else x for pair in flags.items() for x in pair])
+
+
+def test_commands(refused, lab, tmp_path):
+    assert "there is no command 'selct'; did you mean 'select'?" in refused("selct")
+    assert "gone" in refused("evaluate", "--model", "gone", "--data", lab.heldout)
+    unlabeled = refused("evaluate", "--model", lab.teacher, "--image-size", 16, "--data", lab.pool)
+    assert "label" in unlabeled
+    assert "gone" in refused("inspect", "gone")
+    assert "gone" in refused("compare", "gone", "--out", "report.html")
+    assert "gone.toml" in refused("run", "gone.toml")
+
+
+def test_labels_outside_the_classes(refused, lab, tmp_path):
+    held = np.load(lab.heldout)
+    np.savez(tmp_path / "high.npz", images=held["images"], labels=held["labels"] + 5)
+    said = refused("evaluate", "--model", lab.teacher, "--image-size", 16, "--data", "high.npz")
+    assert "labels from 5 to 14; the model has classes 0 to 9" in said
+
+
+def test_weights_that_would_run_code_are_refused(refused, lab, tmp_path):
+    torch.save(cifar_resnet(depth=8), tmp_path / "whole.pt")
+    said = refused("evaluate", "--model", "cifar_resnet:depth=8@whole.pt", "--data", lab.heldout)
+    assert "state_dict" in said

@@ -1,0 +1,216 @@
+import json
+import os
+import signal
+import tomllib
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dfkd.data import open_pool
+from dfkd.distill.loop import Trainer
+from dfkd.models import cifar_resnet
+from dfkd.models.load import load_model
+
+QUICK = ("--steps", 24, "--batch-size", 32, "--checkpoint-every", 10, "--log-every", 4)
+
+
+def metrics(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(lab, selection, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    assert lab.distill(selection, run, *QUICK, "--test", lab.heldout) == 0
+    return run
+
+
+def test_the_folder_holds_what_the_contract_says(lab, selection, finished):
+    files = sorted(str(p.relative_to(finished)) for p in finished.rglob("*") if p.is_file())
+    assert files == [
+        "checkpoint/progress.json",
+        "checkpoint/state.pt",
+        "config.toml",
+        "metrics.jsonl",
+        "result.json",
+        "student.safetensors",
+    ]
+    result = json.loads((finished / "result.json").read_text())
+    student = load_model(str(finished))
+    expected = {
+        "steps": 24,
+        "images_seen": 768,
+        "teacher_forwards": 768,
+        "test_images": 797,
+        "source": "selection",
+        "selection_fingerprint": json.loads((selection / "manifest.json").read_text())["fingerprint"],
+        "seed": 0,
+        "student_parameters": sum(p.numel() for p in student.module.parameters()),
+    }
+    assert {key: result[key] for key in expected} == expected
+    assert 0 < result["seconds"] < 600
+    assert result["peak_memory_bytes"] > 1e7
+    rows = metrics(finished)
+    assert [row["step"] for row in rows] == [4, 8, 12, 16, 20, 24]
+    assert {"loss", "kd", "explicit", "relation", "agreement", "learning_rate", "images_per_second"} <= rows[0].keys()
+    for row in rows:
+        assert row["loss"] == pytest.approx(row["kd"] + 0.5 * row["explicit"] + row["relation"], rel=1e-5)
+    config = tomllib.loads((finished / "config.toml").read_text())
+    assert config["model"]["architecture"] == "cifar_resnet:depth=8,in_channels=1,num_classes=10,width=4"
+    # the projections of the explicit loss learn with the student and are no part of it
+    assert set(load_file(finished / "student.safetensors")) == set(cifar_resnet(depth=8, width=4).state_dict())
+
+
+def test_the_accuracy_is_that_of_the_student_that_was_saved(lab, finished, tmp_path):
+    result = json.loads((finished / "result.json").read_text())
+    held = np.load(lab.heldout)
+    data = open_pool([lab.heldout], image_size=16, channels=1)
+    pixels = torch.from_numpy(data.images(np.arange(len(data))).pixels)
+
+    def predictions(model):
+        with torch.no_grad():
+            return model.module.eval()(model.preprocess(pixels)).argmax(dim=1).numpy()
+
+    ours, theirs = predictions(load_model(str(finished))), predictions(load_model(lab.teacher, normalize="0.5/0.5"))
+    assert result["top1"] == pytest.approx((ours == held["labels"]).mean(), abs=0.002)
+    assert result["teacher_top1"] == pytest.approx((theirs == held["labels"]).mean(), abs=0.002)
+    assert result["agreement"] == pytest.approx((ours == theirs).mean(), abs=0.002)
+
+    figures = tmp_path / "figures.json"
+    again = ("--teacher", lab.teacher, "--normalize", "0.5/0.5", "--json", figures)
+    assert lab.dfkd("evaluate", "--model", finished, "--data", lab.heldout, *again) == 0
+    measured = json.loads(figures.read_text())
+    for key in ("top1", "top5", "agreement", "teacher_top1", "calibration_error"):
+        assert measured[key] == pytest.approx(result[key], abs=1e-6)
+    shares = [p for p in measured["per_class"] if p is not None]
+    counts = np.bincount(held["labels"], minlength=10)
+    assert np.dot(shares, counts) / counts.sum() == pytest.approx(measured["top1"])
+
+
+def test_the_first_losses_are_pinned(lab, selection, tmp_path):
+    """A teacher of seeded random weights, so that nothing trained stands before the numbers."""
+    torch.manual_seed(5)
+    save_file(cifar_resnet(depth=8, width=8, in_channels=1).state_dict(), tmp_path / "random.safetensors")
+    teacher = ("--teacher", f"cifar_resnet:depth=8,width=8,in_channels=1@{tmp_path / 'random.safetensors'}")
+    student = ("--student", "cifar_resnet:depth=8,width=4", "--precision", "fp32", "--device", "cpu")
+    images = np.random.default_rng(7).integers(0, 256, (64, 16, 16, 1), dtype=np.uint8)
+    np.savez(tmp_path / "noise.npz", images=images)
+    common = (*teacher, "--normalize", "0.5/0.5", "--image-size", 16, "--precision", "fp32", "--device", "cpu")
+    assert (
+        lab.dfkd("select", *common, "--pool", tmp_path / "noise.npz", "--method", "random", "--out", tmp_path / "s")
+        == 0
+    )
+    run = ("--samples", tmp_path / "s", "--out", tmp_path / "r", "--steps", 3, "--log-every", 1, "--batch-size", 16)
+    assert lab.dfkd("distill", *teacher, *student, *run, "--lr", 0.05) == 0
+    got = [[row[name] for name in ("loss", "kd", "explicit", "relation")] for row in metrics(tmp_path / "r")]
+    np.testing.assert_allclose(got, PINNED, rtol=2e-3)
+
+
+PINNED = [
+    [0.676030, 0.0945108, 0.970978, 0.0960303],
+    [0.694501, 0.0944567, 0.974911, 0.1125887],
+    [0.607277, 0.0627012, 0.945382, 0.0718839],
+]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_interrupted_and_resumed_is_bit_for_bit_uninterrupted(lab, selection, tmp_path, monkeypatch, capsys, optimizer):
+    flags = (*QUICK, "--mixup", 0.3, "--optimizer", optimizer)
+    assert lab.distill(selection, tmp_path / "whole", *flags) == 0
+    step = Trainer.advance
+
+    def interrupted(self):
+        if self.step == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if self.step == 18:
+            raise SystemExit("killed")  # without a word, six steps after the checkpoint that SIGTERM left
+        return step(self)
+
+    monkeypatch.setattr(Trainer, "advance", interrupted)
+    assert lab.distill(selection, tmp_path / "resumed", *flags) == 143
+    assert "step 13 is saved" in capsys.readouterr().err
+    assert not (tmp_path / "resumed" / "result.json").exists()
+    with pytest.raises(SystemExit):
+        lab.distill(selection, tmp_path / "resumed", *flags)
+    monkeypatch.setattr(Trainer, "advance", step)
+    torch.manual_seed(99)  # nothing that happens to be in this process may matter
+    assert lab.distill(selection, tmp_path / "resumed", *flags) == 0
+    whole, resumed = (load_file(tmp_path / name / "student.safetensors") for name in ("whole", "resumed"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    timing = ("images_per_second",)
+    rows = [
+        [{k: v for k, v in r.items() if k not in timing} for r in metrics(tmp_path / n)] for n in ("whole", "resumed")
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_the_seed_decides_the_student(lab, selection, finished, tmp_path):
+    assert lab.distill(selection, tmp_path / "same", *QUICK) == 0
+    assert lab.distill(selection, tmp_path / "other", *QUICK, "--seed", 1) == 0
+    first, same, other = (
+        load_file(run / "student.safetensors") for run in (finished, tmp_path / "same", tmp_path / "other")
+    )
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert not torch.equal(first["conv1.weight"], other["conv1.weight"])
+
+
+def test_a_finished_run_is_not_done_again_and_another_is_refused(lab, selection, finished, capsys, monkeypatch):
+    monkeypatch.setattr(Trainer, "advance", None)
+    assert lab.distill(selection, finished, *QUICK, "--test", lab.heldout) == 0
+    assert "complete already" in capsys.readouterr().err
+    assert lab.distill(selection, finished, *QUICK, "--lr", 0.1) == 2
+    assert "holds another run: options.lr (0.4, now 0.1)" in capsys.readouterr().err
+
+
+def test_several_selections_are_mixed(lab, selection, tmp_path):
+    assert lab.select(tmp_path / "random", "--method", "random", "--count", 100) == 0
+    teacher = ("--teacher", lab.teacher, "--student", "cifar_resnet:depth=8,width=4", "--precision", "fp32")
+    flags = ("--out", tmp_path / "run", "--epochs", 2, "--batch-size", 50)
+    assert lab.dfkd("distill", *teacher, "--samples", selection, tmp_path / "random", *flags) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["steps"] == 20  # two passes over 400 + 100 images
+    assert len(result["selection_fingerprint"].split("+")) == 2
+    assert result["top1"] is None
+
+
+def test_a_student_learns_from_images_without_a_digit(lab, selection, tmp_path):
+    flags = ("--steps", 250, "--batch-size", 64, "--test", lab.heldout, "--checkpoint-every", 1000)
+    assert lab.distill(selection, tmp_path / "run", *flags) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["teacher_top1"] > 0.9
+    assert result["top1"] > 0.5
+    rows = metrics(tmp_path / "run")
+    assert rows[-1]["kd"] < rows[0]["kd"] / 2
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_checkpoint(
+    lab, selection, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "bad_losses.py").write_text(
+        "calls = [0]\n"
+        "def blows_up(student, teacher):\n"
+        "    calls[0] += 1\n"
+        "    return student.logits.mean() * (float('inf') if calls[0] > 15 else 1)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    flags = ("--loss", "kd", "bad_losses.blows_up", *QUICK)
+    assert lab.distill(selection, tmp_path / "run", *flags) == 2
+    assert "no longer finite at step 16 (term bad_losses.blows_up)" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run" / "checkpoint" / "progress.json").read_text())["step"] == 10
+
+
+def test_data_that_is_not_named_is_not_opened(lab, selection, tmp_path, monkeypatch):
+    """Select and distill open nothing of the private data: here they would fail on it."""
+    opened = []
+    import sys
+
+    def watch(event, arguments):
+        if event == "open" and "heldout" in str(arguments[0]):
+            opened.append(arguments[0])
+
+    sys.addaudithook(watch)
+    assert lab.select(tmp_path / "s", "--count", 50) == 0
+    assert lab.distill(tmp_path / "s", tmp_path / "r", "--steps", 2, "--batch-size", 8) == 0
+    assert not opened

@@ -1,0 +1,138 @@
+import csv
+import json
+
+import pytest
+
+from dfkd.distill.loop import Trainer
+from dfkd.errors import RequestError
+from dfkd.pipeline import read_pipeline
+
+FILE = """
+out = "{out}"
+seeds = [0, 3]
+[defaults]
+teacher = "{teacher}"
+normalize = "0.5/0.5"
+image-size = 16
+precision = "fp32"
+pool = ["{pool}"]
+student = "cifar_resnet:depth=8,width=4"
+steps = 6
+batch-size = 16
+test = "{heldout}"
+[select.random]
+method = "random"
+count = 60
+[select.sure]
+method = "confidence"
+count = 50
+[distill.plain]
+samples = ["random"]
+loss = ["kd"]
+[distill.both]
+samples = ["random", "sure"]
+"""
+
+
+@pytest.fixture
+def file(lab, tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(FILE.format(out=tmp_path / "out", teacher=lab.teacher, pool=lab.pool, heldout=lab.heldout))
+    return path
+
+
+def test_a_pipeline_runs_compares_and_is_not_done_again(lab, file, tmp_path, monkeypatch, capsys):
+    assert lab.dfkd("run", file) == 0
+    out = tmp_path / "out"
+    assert sorted(p.name for p in (out / "samples").iterdir()) == [
+        "random-seed0",
+        "random-seed3",
+        "sure-seed0",
+        "sure-seed3",
+    ]
+    assert sorted(p.name for p in (out / "runs").iterdir()) == [
+        "both-seed0",
+        "both-seed3",
+        "plain-seed0",
+        "plain-seed3",
+    ]
+    assert (out / "report.html").read_text().startswith("<!doctype html>")
+    with (out / "report.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert {(row["name"], row["seed"]) for row in rows} == {
+        ("both", "0"),
+        ("both", "3"),
+        ("plain", "0"),
+        ("plain", "3"),
+    }
+    assert "both" in capsys.readouterr().out
+
+    monkeypatch.setattr(Trainer, "advance", None)
+    assert lab.dfkd("run", file) == 0
+    with file.open("a") as stream:  # another row: only that one is left to do
+        stream.write('[distill.third]\nsamples = ["sure"]\n')
+    monkeypatch.undo()
+    assert lab.dfkd("run", file) == 0
+    assert len(list((out / "runs").iterdir())) == 6
+
+
+def test_seeds_are_outside_rows(file):
+    pipeline = read_pipeline(file)
+    assert [(d.name, d.seed) for d in pipeline.distillations] == [("plain", 0), ("both", 0), ("plain", 3), ("both", 3)]
+    assert [s.seed for s in pipeline.selections] == [0, 0, 3, 3]
+    assert pipeline.distillations[3].samples == (pipeline.selections[2].out, pipeline.selections[3].out)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("seeds = [0, 3]", "seeds = [1, 1]", "not a list of different whole numbers"),
+        ("seeds = [0, 3]", "sedes = [0]", "did you mean 'seeds'"),
+        ("steps = 6", "stesp = 6", r"\[defaults\] has no option 'stesp'; did you mean 'steps'"),
+        ("count = 60", 'count = "x"', r"\[select.random\]: count=x is not int"),
+        ('samples = ["random"]', 'samples = ["randm"]', "did you mean 'random'"),
+        ('loss = ["kd"]', "seed = 5", "'seed' is set by the pipeline"),
+        ('samples = ["random"]', "", r"\[distill.plain\]: no samples"),
+    ],
+)
+def test_a_file_is_checked_whole_before_anything_runs(file, old, new, said):
+    file.write_text(file.read_text().replace(old, new, 1))
+    with pytest.raises(RequestError, match=said):
+        read_pipeline(file)
+
+
+def test_the_pipelines_that_come_along_are_valid(monkeypatch):
+    from pathlib import Path
+
+    monkeypatch.setenv("DFKD_DATA", "/data")
+    monkeypatch.setenv("DFKD_TEACHERS", "/teachers")
+    files = sorted((Path(__file__).parents[2] / "pipelines").glob("*.toml"))
+    assert files
+    for path in files:
+        pipeline = read_pipeline(path)
+        assert len({d.steps for d in pipeline.distillations}) == 1  # compared at equal optimizer steps
+        assert len({d.seed for d in pipeline.distillations}) >= 2
+
+
+def test_the_demo_from_nothing_to_its_report(lab, tmp_path, capsys, monkeypatch):
+    from dfkd import demo
+
+    monkeypatch.setattr(demo, "POOL_PATCHES", 1200)
+    assert lab.dfkd("demo", "--out", tmp_path / "demo", "--seeds", 1, "--steps", 5) == 0
+    said = capsys.readouterr()
+    assert str(tmp_path / "demo" / "report.html") in said.err
+    assert all(name in said.out for name in ("random", "confident", "ours"))
+    for name in ("random", "confident", "ours"):
+        result = json.loads((tmp_path / "demo" / "runs" / f"{name}-seed0" / "result.json").read_text())
+        assert (result["steps"], result["test_images"]) == (5, 714)
+        assert result["teacher_top1"] > 0.95
+    assert lab.dfkd("demo", "--out", tmp_path / "demo", "--seeds", 2, "--steps", 5) == 2
+    assert "holds a demo with other --seeds or --steps" in capsys.readouterr().err
+    assert lab.dfkd("demo", "--out", tmp_path) == 2
+
+
+def test_inspect_shows_the_selection(lab, selection, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    assert lab.dfkd("inspect", selection, "--out", page) == 0
+    assert "400" in capsys.readouterr().out
+    assert page.read_text().count("data:image/png") > 20

@@ -1,0 +1,238 @@
+import json
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from dfkd import demo
+from dfkd.select.class_dropping import kept_classes
+from dfkd.select.score import score_logits
+from dfkd.shards import Shards
+from dfkd.teacher import Classifier
+
+COLUMNS = ["image", "source", "prediction", "confidence", "entropy", "logits", "kept_classes"]
+
+
+def tree(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def no_teacher(monkeypatch):
+    """Calling the teacher fails."""
+
+    def refuse(self, pixels):
+        raise AssertionError("the teacher was run")
+
+    return lambda: monkeypatch.setattr(Classifier, "__call__", refuse)
+
+
+def test_the_folder_holds_what_the_contract_says(lab, selection):
+    assert sorted(tree(selection)) == [
+        "data-00000.arrow",
+        "dataset_info.json",
+        "manifest.json",
+        "scores.parquet",
+        "state.json",
+    ]
+    manifest = json.loads((selection / "manifest.json").read_text())
+    assert manifest["count"] == sum(manifest["per_class"]) == manifest["reasons"]["selected"] == 400
+    assert manifest["admitted"] == 840
+    assert manifest["image"] == {"encoded": False, "size": 16, "channels": 1}
+    assert manifest["content"]["options"]["method"] == "threshold:gamma=0.7"
+    assert str(lab.folder) not in (selection / "manifest.json").read_text()
+
+    opened = datasets.load_from_disk(str(selection))
+    assert opened.column_names == COLUMNS
+    assert len(opened) == 400
+    pool = np.load(lab.pool)["images"]
+    for row in (0, 137, 399):
+        image, index = opened[row]["image"], int(opened[row]["source"].removeprefix("pool.npz#"))
+        assert np.array_equal(np.array(image, np.uint8).transpose(1, 2, 0), pool[index])
+
+    scores = pq.read_table(selection / "scores.parquet").to_pydict()
+    assert len(scores["source"]) == 1200
+    chosen = [i for i, reason in enumerate(scores["reason"]) if reason == "selected"]
+    assert [scores["source"][i] for i in chosen] == opened["source"][:]
+    assert min(scores["confidence"][i] for i in chosen) >= manifest["threshold"]
+
+
+def test_what_is_stored_is_what_the_teacher_says_of_the_stored_pixels(lab, selection):
+    from dfkd.device import resolve_place
+    from dfkd.models.load import load_model
+
+    shards = Shards(selection)
+    teacher = Classifier(load_model(lab.teacher, normalize=demo.NORMALIZE), resolve_place("cpu", "fp32"))
+    logits = teacher(torch.from_numpy(shards.pixels(np.arange(len(shards))))).logits
+    confidence, entropy, prediction = score_logits(logits)
+    np.testing.assert_allclose(shards.column("logits"), logits, rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(shards.column("confidence"), confidence, rtol=1e-4)
+    np.testing.assert_allclose(shards.column("entropy"), entropy, rtol=1e-3, atol=1e-5)
+    assert shards.column("prediction").tolist() == prediction.tolist()
+    stored = torch.from_numpy(shards.column("logits"))
+    assert shards.column("kept_classes").tolist() == kept_classes(stored, 0.05).tolist()
+
+
+def test_the_same_request_gives_the_same_bytes_and_is_not_done_twice(lab, selection, tmp_path, capsys, no_teacher):
+    assert lab.select(tmp_path / "again", "--count", 400) == 0
+    assert tree(tmp_path / "again") == tree(selection)
+    no_teacher()
+    assert lab.select(tmp_path / "again", "--count", 400) == 0
+    assert "complete already" in capsys.readouterr().err
+
+
+def test_another_count_or_method_does_not_run_the_teacher(lab, tmp_path, capsys, no_teacher):
+    assert lab.select(tmp_path / "first", "--method", "random", "--count", 100) == 0
+    no_teacher()
+    for number, more in enumerate(
+        [
+            ("--count", 50),
+            ("--gamma", 0.3),
+            ("--method", "confidence", "--count", 70),
+            ("--method", "entropy"),
+            ("--balance", "class", "--seed", 3),
+            ("--class-dropping", 0.2),
+        ]
+    ):
+        assert lab.select(tmp_path / str(number), *more) == 0
+        assert "all 1,200 are cached, the teacher is not run" in capsys.readouterr().err
+    assert len(Shards(tmp_path / "1")) == 360  # all that gamma 0.3 admits
+    assert len(Shards(tmp_path / "3")) == 600  # half of the pool
+    confident, drawn = Shards(tmp_path / "2").column("confidence"), Shards(tmp_path / "3").column("confidence")
+    assert confident.min() > np.median(drawn)
+
+
+def test_a_killed_scoring_goes_on_from_its_last_part(lab, tmp_path, monkeypatch, selection):
+    from dfkd.select import score
+
+    monkeypatch.setattr(score, "PART_ROWS", 500)
+    forwards = []
+    whole = Classifier.__call__
+
+    def killed(self, pixels):
+        forwards.append(len(pixels))
+        if sum(forwards) > 700:
+            raise KeyboardInterrupt
+        return whole(self, pixels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "__call__", killed)
+        assert lab.select(tmp_path / "out", "--count", 400) == 130
+    assert not (tmp_path / "out").exists()
+    forwards.clear()
+    monkeypatch.setattr(
+        Classifier, "__call__", lambda self, pixels: (forwards.append(len(pixels)), whole(self, pixels))[1]
+    )
+    assert lab.select(tmp_path / "out", "--count", 400) == 0
+    assert sum(forwards) == 700  # of 1,200
+    assert Shards(tmp_path / "out").column("source").tolist() == Shards(selection).column("source").tolist()
+
+
+def test_near_duplicates_and_clusters(lab, tmp_path):
+    images = np.load(lab.pool)["images"][:300]
+    np.savez(tmp_path / "twice.npz", images=np.concatenate([images, images]))
+    common = ("--teacher", lab.teacher, *lab.flags, "--pool", tmp_path / "twice.npz", "--method", "random")
+    assert lab.dfkd("select", *common, "--out", tmp_path / "kept", "--deduplicate", 0.9999, "--count", 200) == 0
+    rows = [int(s.partition("#")[2]) % 300 for s in Shards(tmp_path / "kept").column("source")]
+    assert len(set(rows)) == 200
+    assert json.loads((tmp_path / "kept" / "manifest.json").read_text())["reasons"]["near_duplicate"] >= 300
+    assert lab.dfkd("select", *common, "--out", tmp_path / "spread", "--balance", "cluster", "--count", 100) == 0
+    assert len(Shards(tmp_path / "spread")) == 100
+
+
+def test_unreadable_images_are_skipped_and_named(lab, tmp_path, capsys):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, image in enumerate(np.load(lab.pool)["images"][:60]):
+        Image.fromarray(image[:, :, 0]).save(folder / f"{i:03d}.png")
+    (folder / "017.png").write_bytes(b"not an image")
+    common = ("--teacher", lab.teacher, *lab.flags, "--pool", folder, "--method", "random", "--count", 20)
+    assert lab.dfkd("select", *common, "--out", tmp_path / "out") == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "1 of 60 images cannot be read, above --max-unreadable 0.01: photos/017.png" in said
+    assert not (tmp_path / "out").exists()
+    assert lab.dfkd("select", *common, "--out", tmp_path / "out", "--max-unreadable", 0.05) == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert [entry["source"] for entry in manifest["unreadable"]] == ["photos/017.png"]
+    assert manifest["reasons"]["unreadable"] == 1
+    assert "photos/017.png" not in Shards(tmp_path / "out").column("source")
+
+
+def test_large_photos_stay_encoded_and_teach(lab, tmp_path, rng):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(24):
+        pixels = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8).repeat(15, axis=0).repeat(15, axis=1)
+        Image.fromarray(pixels).save(folder / f"{i:02d}.jpg")
+    teacher = ("--teacher", "cifar_resnet:depth=8,width=4,num_classes=3", "--precision", "fp32")
+    where = ("--pool", folder, "--image-size", 72, "--out", tmp_path / "selection", "--method", "random", "--count", 20)
+    assert lab.dfkd("select", *teacher, *where, "--seed", 1) == 0
+    shards = Shards(tmp_path / "selection")
+    assert shards.encoded
+    assert shards.pixels(np.array([3, 0])).shape == (2, 72, 72, 3)
+    image = datasets.load_from_disk(str(tmp_path / "selection"))[0]["image"]
+    assert image.size == (120, 90)
+    run = (
+        "--student",
+        "cifar_resnet:depth=8,width=2",
+        "--samples",
+        tmp_path / "selection",
+        "--steps",
+        3,
+        "--batch-size",
+        8,
+    )
+    assert lab.dfkd("distill", *teacher, *run, "--out", tmp_path / "run", "--loss", "kd") == 0
+
+
+def test_a_teacher_of_ones_own_by_its_dotted_name(lab, tmp_path, monkeypatch):
+    (tmp_path / "their_nets.py").write_text(
+        "from torch import nn\n"
+        "def make(hidden: int, classes: int = 4):\n"
+        "    return nn.Sequential(nn.Conv2d(1, hidden, 3), nn.BatchNorm2d(hidden), nn.ReLU(),\n"
+        "                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(hidden, classes))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    import importlib
+    import sys
+
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    torch.save({"state_dict": importlib.import_module("their_nets").make(6).state_dict()}, "theirs.pth")
+    teacher = ("--teacher", "their_nets.make:hidden=6@theirs.pth", "--normalize", "none", "--precision", "fp32")
+    assert lab.dfkd("select", *teacher, "--pool", lab.pool, "--out", "selection", "--count", 50) == 0
+    run = (
+        "--student",
+        "their_nets.make:hidden=3",
+        "--samples",
+        "selection",
+        "--out",
+        "run",
+        "--steps",
+        4,
+        "--batch-size",
+        8,
+    )
+    assert lab.dfkd("distill", *teacher, *run) == 0
+    assert (
+        lab.dfkd("evaluate", "--model", "run", "--data", lab.heldout, "--json", "e.json") == 2
+    )  # its digits have 10 classes
+
+
+def test_labels_of_the_pool_are_never_read(lab, tmp_path):
+    images = np.load(lab.pool)["images"][:100]
+    np.savez(tmp_path / "labeled.npz", images=images, labels=np.array(["not", "numbers"]))
+    common = ("--teacher", lab.teacher, *lab.flags, "--out", tmp_path / "out")
+    assert lab.dfkd("select", *common, "--pool", tmp_path / "labeled.npz") == 0
+
+
+def test_another_size_and_channel_count_are_converted_and_said_once(lab, tmp_path, rng, capsys):
+    np.savez(tmp_path / "gray.npz", images=rng.integers(0, 256, (40, 24, 30), dtype=np.uint8))
+    teacher = ("--teacher", "cifar_resnet:depth=8,width=4", "--precision", "fp32", "--batch-size", 8)
+    assert lab.dfkd("select", *teacher, "--pool", tmp_path / "gray.npz", "--out", tmp_path / "out") == 0
+    assert Shards(tmp_path / "out").pixels(np.array([0])).shape == (1, 32, 32, 3)
+    said = [line for line in capsys.readouterr().err.splitlines() if "gray.npz" in line and "32x32" in line]
+    assert len(said) == 1
+    assert "antialiased" in said[0]

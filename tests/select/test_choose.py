@@ -1,0 +1,109 @@
+import numpy as np
+import pytest
+
+from dfkd.errors import RequestError
+from dfkd.select import methods
+from dfkd.select.choose import REASONS, TooFew, choose
+from dfkd.select.methods import ImageScores
+
+
+def no_features(rows):
+    raise AssertionError("features are not needed here")
+
+
+@pytest.fixture
+def pool(rng):
+    confidence = rng.random(200).astype(np.float32)
+    confidence[[3, 50]] = np.nan
+    readable = np.ones(200, dtype=bool)
+    readable[[7, 8]] = False
+    return ImageScores(confidence, 1 - confidence, rng.integers(0, 4, 200)), readable
+
+
+def test_every_row_has_its_reason(pool):
+    scores, readable = pool
+    choice = choose(
+        scores, readable, lambda s, r: methods.threshold(s, r, gamma=0.5), count=60, seed=0, features=no_features
+    )
+    counts = choice.counts()
+    assert counts == {
+        "selected": 60,
+        "unreadable": 2,
+        "non_finite": 2,
+        "not_admitted": 98,
+        "near_duplicate": 0,
+        "not_drawn": 38,
+    }
+    assert (np.diff(choice.indices) > 0).all()
+    assert (choice.reasons[choice.indices] == REASONS.index("selected")).all()
+    assert choice.admitted == 98
+    assert (scores.confidence[choice.indices] >= choice.threshold).all()
+
+
+def test_the_default_count_is_half_or_what_there_is(pool):
+    scores, readable = pool
+    half = choose(scores, readable, methods.random, count=None, seed=0, features=no_features)
+    assert len(half.indices) == 98
+    few = choose(
+        scores, readable, lambda s, r: methods.threshold(s, r, gamma=0.1), count=None, seed=0, features=no_features
+    )
+    assert len(few.indices) == few.admitted == 20
+
+
+def test_too_many_says_how_many_there_are(pool):
+    scores, readable = pool
+    with pytest.raises(TooFew, match=r"--count 197 is above the 196 images") as refused:
+        choose(scores, readable, methods.random, count=197, seed=0, features=no_features)
+    assert (refused.value.left, refused.value.usable) == (196, 196)
+
+
+def test_balance_over_classes_and_near_duplicates(pool):
+    scores, readable = pool
+    twins = np.arange(200) // 2  # every odd row repeats the even one before it
+    features = np.eye(100)[twins]
+    choice = choose(
+        scores, readable, methods.confidence, count=40, seed=0, features=lambda rows: features[rows], balance="class",
+        deduplicate=0.99,
+    )  # fmt: skip
+    assert np.bincount(scores.prediction[choice.indices]).tolist() == [10, 10, 10, 10]
+    assert len({*twins[choice.indices]}) == 40
+    dropped = np.flatnonzero(choice.reasons == REASONS.index("near_duplicate"))
+    assert all(scores.confidence[row] <= scores.confidence[row ^ 1] for row in dropped)
+
+
+def test_balance_over_clusters(rng):
+    truth = np.repeat([0, 1, 2], [200, 60, 20])
+    features = np.eye(3)[truth] + rng.normal(size=(280, 3)) * 0.01
+    scores = ImageScores(
+        rng.random(280).astype(np.float32), rng.random(280).astype(np.float32), np.zeros(280, np.int64)
+    )
+    chosen = choose(
+        scores,
+        np.ones(280, bool),
+        methods.random,
+        count=90,
+        seed=1,
+        features=lambda rows: features[rows],
+        balance="cluster",
+    )
+    plain = choose(scores, np.ones(280, bool), methods.random, count=90, seed=1, features=no_features)
+    assert np.bincount(truth[chosen.indices])[2] > np.bincount(truth[plain.indices])[2]
+
+
+def test_the_order_of_the_pool_changes_nothing_but_the_order(pool, rng):
+    scores, readable = pool
+    order = rng.permutation(200)
+    moved = ImageScores(scores.confidence[order], scores.entropy[order], scores.prediction[order])
+    for method in (methods.confidence, methods.entropy, lambda s, r: methods.threshold(s, r, gamma=0.6)):
+        a = choose(scores, readable, method, count=50, seed=0, features=no_features)
+        b = choose(moved, readable[order], method, count=50, seed=0, features=no_features)
+        assert set(a.indices) == set(order[b.indices])
+
+
+def test_a_pool_of_one_image_and_one_of_none():
+    one = ImageScores(np.array([0.5], np.float32), np.array([0.5], np.float32), np.array([0]))
+    assert choose(
+        one, np.array([True]), methods.threshold, count=None, seed=0, features=no_features
+    ).indices.tolist() == [0]
+    with pytest.raises(RequestError, match="no image of the pool can be used"):
+        choose(one, np.array([False]), methods.threshold, count=None, seed=0, features=no_features)

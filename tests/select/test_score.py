@@ -1,0 +1,31 @@
+import numpy as np
+import pytest
+import torch
+
+from dfkd.select.score import score_logits
+
+
+def test_scores_against_a_plain_formula(rng):
+    logits = rng.normal(size=(50, 7)) * 4
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    confidence, entropy, prediction = score_logits(torch.from_numpy(logits).float())
+    np.testing.assert_allclose(confidence.numpy(), p.max(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(entropy.numpy(), -(p * np.log(p)).sum(axis=1) / np.log(7), rtol=1e-4, atol=1e-6)
+    assert prediction.tolist() == p.argmax(axis=1).tolist()
+
+
+def test_a_probability_of_zero_adds_nothing():
+    confidence, entropy, _ = score_logits(torch.tensor([[200.0, 0.0, -200.0], [1.0, 1.0, 1.0]]))
+    assert confidence.tolist() == pytest.approx([1, 1 / 3])
+    assert entropy[0] == 0
+    assert abs(entropy[1] - 1) < 1e-6
+
+
+def test_what_is_not_finite_is_marked():
+    nan, inf = float("nan"), float("inf")
+    confidence, entropy, _ = score_logits(torch.tensor([[nan, 0.0], [inf, 0.0], [-inf, 0.0], [1.0, 0.0]]))
+    assert confidence.isfinite().tolist() == entropy.isfinite().tolist() == [False, False, False, True]
+
+
+def test_one_class_has_no_uncertainty():
+    assert score_logits(torch.zeros(2, 1))[1].tolist() == [0, 0]

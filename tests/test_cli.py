@@ -1,0 +1,91 @@
+import io
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dfkd import cli, config
+from dfkd.errors import RequestError
+
+
+def parsed(name, *arguments):
+    return cli.parse_arguments(name, cli.STAGES[name], [str(a) for a in arguments])
+
+
+SELECT = ("--teacher", "t", "--pool", "a", "b", "--out", "o")
+
+
+def test_flags_beat_the_preset_which_beats_the_default(tmp_path):
+    preset = tmp_path / "mine.toml"
+    preset.write_text('teacher = "from-preset"\n[select]\ngamma = 0.2\ncount = 7\n')
+    got = parsed("select", "--preset", preset, "--pool", "a", "--out", "o", "--count", 9)
+    assert got == config.SelectConfig(
+        preset=str(preset), teacher="from-preset", pool=("a",), out="o", gamma=0.2, count=9, seed=0
+    )
+    assert parsed("select", f"--preset={preset}", *SELECT).teacher == "t"
+
+
+def test_several_values_and_positional_ones():
+    assert parsed("select", *SELECT).pool == ("a", "b")
+    assert parsed("compare", "r1", "r2", "--out", "x.html") == config.CompareConfig(runs=("r1", "r2"), out="x.html")
+    assert parsed("inspect", "folder") == config.InspectConfig(folder="folder")
+    assert not parsed("distill", "--teacher", "t", "--student", "s", "--samples", "d", "--out", "o", "--no-flip").flip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--pool", "a"), "missing --teacher, --out (dfkd select --help lists the options)"),
+        ((*SELECT, "--count", "many"), "--count: 'many' is not INT (dfkd select --help lists the options)"),
+        ((*SELECT, "--gamma", "x"), "--gamma: 'x' is not FLOAT (dfkd select --help lists the options)"),
+        (("--teacher", "t", "--out", "o", "--pool"), "--pool needs at least one value"),
+        ((*SELECT, "--gama", "1"), "there is no option '--gama'; did you mean '--gamma'?"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_what_the_parser_refuses_is_one_line(arguments, said, encoding, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    with pytest.raises(RequestError, match=re.escape(said)):
+        parsed("select", *arguments)
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    """Half a second is promised; a loaded machine gets three tries."""
+    for arguments in (["--help"], ["select", "--help"], ["compare", "--help"]):
+        code = (
+            "import sys; from dfkd import cli; status = cli.main(sys.argv[1:]);"
+            "heavy = {'torch', 'numpy', 'datasets', 'pyarrow', 'faiss', 'PIL'} & set(sys.modules);"
+            "print(sorted(heavy), file=sys.stderr); sys.exit(status)"
+        )
+        seconds = []
+        for _ in range(3):
+            started = time.perf_counter()
+            done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+            seconds.append(time.perf_counter() - started)
+            assert (done.returncode, done.stderr) == (0, "[]\n")
+            assert "usage: dfkd" in done.stdout
+        assert min(seconds) < 0.5
+
+
+def test_the_flags_that_scripts_rely_on():
+    """Extend freely, keep what is written."""
+    flags = {name: set(config.field_hints(stage.config)) for name, stage in cli.STAGES.items()}
+    model = {"normalize", "image_size", "device", "seed", "preset"}
+    assert flags["select"] >= model | {"teacher", "pool", "out", "method", "count", "gamma"}
+    assert flags["distill"] >= model | {
+        *("teacher", "student", "samples", "out", "epochs", "steps", "test"),
+        *("loss", "batch_size", "lr", "checkpoint_every"),
+    }
+    assert flags["evaluate"] >= model | {"model", "data", "json"}
+    assert (cli.STAGES["inspect"].positional, flags["inspect"]) == ("folder", {"folder", "out"})
+    assert (cli.STAGES["compare"].positional, flags["compare"]) == ("runs", {"runs", "out"})
+    assert cli.STAGES["run"].positional == "file"
+    assert flags["demo"] >= {"out"}
+
+
+def test_a_defect_of_ours_is_a_traceback_and_not_a_wrong_request(monkeypatch):
+    monkeypatch.setitem(cli.STAGES, "inspect", cli.Stage(config.InspectConfig, "dfkd.versions:versions", "folder"))
+    with pytest.raises(Exception, match="InspectConfig"):
+        cli.main(["inspect", "x"])

@@ -1,0 +1,37 @@
+import pytest
+
+from dfkd import files
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+    path = tmp_path / "a.txt"
+    files.write_text(path, "old")
+    with pytest.raises(RuntimeError), files.replacing(path) as partial:
+        partial.write_text("new")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_json_refuses_nan(tmp_path):
+    with pytest.raises(ValueError):
+        files.write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_replaced_and_found_at_every_moment(tmp_path):
+    final = tmp_path / "checkpoint"
+    assert files.current_folder(final) is None
+    for text in ("first", "second"):
+        partial = tmp_path / "checkpoint.partial"
+        partial.mkdir()
+        (partial / "x").write_text(text)
+        files.replace_folder(partial, final)
+        assert (files.current_folder(final) / "x").read_text() == text
+    final.rename(tmp_path / "checkpoint.old")  # killed between the two renames
+    assert (files.current_folder(final) / "x").read_text() == "second"
+
+
+def test_hash_of_ignores_order_and_sees_values():
+    assert files.hash_of({"a": 1, "b": [2]}) == files.hash_of({"b": [2], "a": 1})
+    assert files.hash_of({"a": 1}) != files.hash_of({"a": 2})
