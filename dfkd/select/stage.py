@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int, UInt8
 
 from dfkd import names
 from dfkd.config import SelectConfig, differences
@@ -192,7 +193,7 @@ def _rows(config: SelectConfig, pool: Pool, scores: PoolScores, choice: Choice) 
             indices = choice.indices[start : start + ROWS_PER_SHARD]
             logits = scores.logits(indices)
             yield Rows(
-                image=pool.files(indices) if pool.encoded else pool.images(indices).pixels,
+                image=pool.files(indices) if pool.encoded else _pixels(pool, indices),
                 source=pool.sources(indices),
                 prediction=scores.images.prediction[indices],
                 confidence=scores.images.confidence[indices],
@@ -201,6 +202,15 @@ def _rows(config: SelectConfig, pool: Pool, scores: PoolScores, choice: Choice) 
                 kept_classes=kept_classes(torch.from_numpy(logits), config.class_dropping).numpy(),
             )
             bar.advance(len(indices))
+
+
+def _pixels(pool: Pool, indices: Int[np.ndarray, " rows"]) -> UInt8[np.ndarray, "rows size size channels"]:
+    """The pixels of images that were readable when they were scored. Raises: RequestError where one no longer is."""
+    images = pool.images(indices)
+    for position, why in images.problems.items():
+        name = pool.sources(indices[position : position + 1])[0]
+        raise RequestError(f"{name} was scored and cannot be read any more ({why}); the pool has changed: select again")
+    return images.pixels
 
 
 def _write_scores(path: Path, pool: Pool, scores: PoolScores, choice: Choice) -> None:

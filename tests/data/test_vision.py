@@ -95,6 +95,9 @@ def test_bad_requests(mnist: dict[str, np.ndarray]) -> None:
 
 def test_where_the_files_lie(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DFKD_DATA", raising=False)
+    monkeypatch.setenv("DFKD_CACHE", "/cache/ours")
+    assert data_folder() == Path("/cache/ours/data")
+    monkeypatch.delenv("DFKD_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     assert data_folder() == Path("/cache/dfkd/data")
     monkeypatch.setenv("DFKD_DATA", "/here")

@@ -232,7 +232,6 @@ def test_the_configuration_that_timm_puts_on_a_network_gives_its_size(own: None)
 
 
 def test_timm_is_reached_by_its_dotted_name():
-    pytest.importorskip("timm")
     model = load_model("timm.create_model:model_name=test_resnet", classes=7, channels=1)
     assert (model.classes, model.channels) == (7, 1)
     assert load_model(model.architecture).classes == 7

@@ -236,3 +236,23 @@ def test_another_size_and_channel_count_are_converted_and_said_once(lab, tmp_pat
     said = [line for line in capsys.readouterr().err.splitlines() if "gray.npz" in line and "32x32" in line]
     assert len(said) == 1
     assert "antialiased" in said[0]
+
+
+def test_an_image_that_vanishes_after_scoring_is_no_black_image(lab, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, image in enumerate(np.load(lab.pool)["images"][:20]):
+        Image.fromarray(image[:, :, 0]).save(folder / f"{i:03d}.png")
+    from dfkd.select import stage
+
+    whole = stage.choose
+
+    def vanishing(*args, **kwargs):
+        (folder / "011.png").unlink()
+        return whole(*args, **kwargs)
+
+    monkeypatch.setattr(stage, "choose", vanishing)
+    common = ("--teacher", lab.teacher, *lab.flags, "--pool", folder, "--out", tmp_path / "out")
+    assert lab.dfkd("select", *common, "--method", "random", "--count", 20) == 2
+    assert "photos/011.png was scored and cannot be read any more" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

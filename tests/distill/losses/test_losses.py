@@ -50,23 +50,38 @@ def test_kd(logits, temperature):
     check(KD(temperature), student, teacher, formula)
 
 
+@pytest.mark.parametrize("dropped", ["renormalize", "bucket"])
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_kd_renormalizes_the_kept_classes_and_leaves_the_student_whole(logits, rng, temperature):
+def test_kd_with_dropped_classes(logits, rng, temperature, dropped):
     student, teacher = logits
     kept = rng.random((6, 5)) < 0.5
     kept[np.arange(6), teacher.argmax(axis=1)] = True
     kept[0] = np.arange(5) == teacher[0].argmax()  # one class alone still teaches
+    kept[1] = True  # nothing dropped: plain KD
 
     def formula(s):
-        q = softmax(s / temperature)
         total = 0.0
         for row in range(6):
-            e = np.where(kept[row], np.exp(teacher[row] / temperature), 0)
-            p = e / e.sum()
-            total += sum(p[k] * (np.log(p[k]) - np.log(q[row, k])) for k in range(5) if p[k] > 0)
+            p, q = softmax(teacher[row : row + 1] / temperature)[0], softmax(s[row : row + 1] / temperature)[0]
+            if dropped == "renormalize":
+                p = np.where(kept[row], p, 0) / p[kept[row]].sum()
+            elif not kept[row].all():
+                p, q = (np.append(x[kept[row]], x[~kept[row]].sum()) for x in (p, q))
+            total += sum(p[k] * (np.log(p[k]) - np.log(q[k])) for k in range(len(p)) if p[k] > 0)
         return temperature**2 * total / 6
 
-    check(KD(temperature), student, teacher, formula, torch.from_numpy(kept))
+    check(KD(temperature, dropped), student, teacher, formula, torch.from_numpy(kept))
+
+
+def test_what_is_dropped_does_not_teach_its_split(logits):
+    """With a bucket, moving the student's probability among the dropped classes changes nothing."""
+    student, teacher = (torch.tensor(x) for x in logits)
+    kept = torch.zeros(6, 5, dtype=torch.bool)
+    kept[:, :2] = True
+    moved = student.clone()
+    moved[:, 2:] = student[:, [3, 4, 2]]
+    values = [KD(2.0, "bucket")(Outputs(s), Outputs(teacher, {}, kept)).item() for s in (student, moved)]
+    assert values[0] == pytest.approx(values[1])
 
 
 @pytest.mark.parametrize("of", ["probabilities", "logits"])
@@ -139,7 +154,7 @@ def test_explicit_refuses_tokens(rng):
         Explicit().setup(outputs(tokens), outputs(tokens))
 
 
-@pytest.mark.parametrize("loss", [KD(), KD(1.0), Relation(), Relation("logits")], ids=repr)
+@pytest.mark.parametrize("loss", [KD(), KD(1.0), KD(1.0, "renormalize"), Relation(), Relation("logits")], ids=repr)
 class TestEveryLossOfOutputs:
     def test_is_zero_at_equality(self, loss, logits):
         x = torch.tensor(logits[0])
