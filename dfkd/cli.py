@@ -35,6 +35,7 @@ STAGES = {
     "evaluate": Stage(config.EvaluateConfig, "dfkd.evaluate:run"),
     "inspect": Stage(config.InspectConfig, "dfkd.inspection:run", "folder"),
     "compare": Stage(config.CompareConfig, "dfkd.compare.stage:run", "runs"),
+    "export": Stage(config.ExportConfig, "dfkd.export:run"),
     "run": Stage(config.RunConfig, "dfkd.pipeline:run", "file"),
     "demo": Stage(config.DemoConfig, "dfkd.demo:run"),
 }

@@ -55,7 +55,7 @@ class SelectConfig(ModelConfig):
     gamma: float = 0.7
     """Share of the pool that the threshold admits (0 to 1): higher values information, lower values confidence."""
     class_dropping: float = 0.05
-    """Classes to which the teacher gives less than this probability are dropped from the sample; 0 keeps all."""
+    """The mask that is stored: classes to which the teacher gives at least this probability are kept; 0 keeps all."""
     balance: Literal["none", "class", "cluster"] = "none"
     """Pick evenly over the predicted classes, or over clusters of the teacher's features."""
     deduplicate: float | None = None
@@ -88,8 +88,8 @@ class DistillConfig(ModelConfig):
     """Labeled DATA for the accuracy of the last step; training never sees it."""
     loss: tuple[str, ...] = ("kd", "explicit:0.5", "relation:1")
     """NAME[:WEIGHT,key=value,...] summed: kd, explicit, relation, or a class or function of your own, with dots."""
-    class_dropping: float | None = None
-    """Drop the teacher's classes below this probability; 0 keeps all. Default: as the selection was made."""
+    class_dropping: float = 0.0
+    """Drop the teacher's classes below this probability, on the view that is trained on; 0 (it measured best) keeps all."""
     batch_size: int = 128
     """Images a step."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -156,6 +156,22 @@ class CompareConfig:
     """RUN folders."""
     out: str
     """FILE.html; FILE.csv is written beside it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Write a model as one file for another program."""
+
+    model: str
+    """MODEL: NAME[:key=value,...][@WEIGHTS], a RUN folder or a .pt2 file."""
+    format: Literal["onnx", "pt2", "safetensors"]
+    """onnx needs the packages of dfkd[onnx]."""
+    out: str
+    """The file."""
+    normalize: str | None = None
+    """imagenet, cifar10, none or m,m,m/s,s,s. Default: as the RUN says, else imagenet."""
+    image_size: int | None = None
+    """Side of the input in pixels. Default: what is known of the model."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,6 +83,7 @@ def test_the_flags_that_scripts_rely_on():
     assert (cli.STAGES["compare"].positional, flags["compare"]) == ("runs", {"runs", "out"})
     assert cli.STAGES["run"].positional == "file"
     assert flags["demo"] >= {"out"}
+    assert flags["export"] >= {"model", "format", "out", "normalize", "image_size"}
 
 
 def test_a_defect_of_ours_is_a_traceback_and_not_a_wrong_request(monkeypatch):

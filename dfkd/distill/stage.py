@@ -124,7 +124,6 @@ def _plan(config: DistillConfig, selections: Sequence[Shards], teacher: Model) -
     if config.epochs is not None:
         steps = -(-config.epochs * images // config.batch_size)
     image_size = selections[0].manifest["image"]["size"]
-    dropping = selections[0].manifest["content"]["options"]["class_dropping"]
     return Plan(
         steps=steps,
         batch_size=config.batch_size,
@@ -133,7 +132,7 @@ def _plan(config: DistillConfig, selections: Sequence[Shards], teacher: Model) -
         crop_padding=image_size // 8 if config.crop_padding is None else config.crop_padding,
         flip=config.flip,
         mixup=config.mixup,
-        class_dropping=dropping if config.class_dropping is None else config.class_dropping,
+        class_dropping=config.class_dropping,
         checkpoint_every=config.checkpoint_every,
         log_every=config.log_every,
         seed=config.seed,

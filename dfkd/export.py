@@ -1,0 +1,74 @@
+"""`dfkd export`: a model as one file for another program.
+
+The file holds the network alone: it takes normalized float32 images [batch, channels, size, size], any batch, and gives
+logits. The normalization is printed, and stored in a safetensors file's metadata.
+"""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from dfkd.config import ExportConfig
+from dfkd.console import say
+from dfkd.errors import RequestError
+from dfkd.files import replacing
+from dfkd.models.load import Model, load_model
+
+
+def run(config: ExportConfig) -> Path:
+    """Export as `config` says. Raises: RequestError where the input size is unknown or a package is missing."""
+    out = Path(config.out)
+    if out.is_dir():
+        raise RequestError(f"--out {out} is a folder; give a file")
+    model = load_model(config.model, normalize=config.normalize, image_size=config.image_size)
+    content = FORMATS[config.format](model)
+    with replacing(out) as partial:
+        partial.write_bytes(content)
+    say(f"{out}: {model.spec} as {config.format}, {len(content):,} bytes; {_input(model)}")
+    return out
+
+
+def _safetensors(model: Model) -> bytes:
+    from safetensors.torch import save
+
+    metadata = {"architecture": model.architecture, "mean": json.dumps(model.preprocess.mean)}
+    metadata |= {"std": json.dumps(model.preprocess.std), "image_size": json.dumps(model.image_size)}
+    return save({name: value.contiguous() for name, value in model.module.state_dict().items()}, metadata)
+
+
+def _pt2(model: Model) -> bytes:
+    file = io.BytesIO()
+    torch.export.save(_program(model), file)
+    return file.getvalue()
+
+
+def _onnx(model: Model) -> bytes:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise RequestError(f"--format onnx needs {error.name}: pip install 'dfkd[onnx]'") from None
+    program = torch.onnx.export(_program(model), input_names=["images"], output_names=["logits"], verbose=False)
+    assert program is not None
+    return program.model_proto.SerializeToString()
+
+
+FORMATS: dict[str, Callable[[Model], bytes]] = {"safetensors": _safetensors, "pt2": _pt2, "onnx": _onnx}
+
+
+def _program(model: Model) -> torch.export.ExportedProgram:
+    """The traced network; its batch is free, its image size is not."""
+    if model.image_size is None:
+        raise RequestError(f"the input size of {model.spec} is not known; give --image-size N")
+    # two images: a batch of one would be taken for a constant
+    example = torch.zeros(2, model.channels, model.image_size, model.image_size)
+    return torch.export.export(model.module.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+
+
+def _input(model: Model) -> str:
+    mean, std = (", ".join(f"{v:g}" for v in values) for values in (model.preprocess.mean, model.preprocess.std))
+    size = model.image_size or "N"
+    return f"input [batch, {model.channels}, {size}, {size}]: pixels in [0, 1] less mean ({mean}), over std ({std})"
