@@ -89,7 +89,7 @@ class DistillConfig(ModelConfig):
     loss: tuple[str, ...] = ("kd", "explicit:0.5", "relation:1")
     """NAME[:WEIGHT,key=value,...] summed: kd, explicit, relation, or a class or function of your own, with dots."""
     class_dropping: float = 0.0
-    """Drop the teacher's classes below this probability, on the view that is trained on; 0 (it measured best) keeps all."""
+    """Drop the teacher's classes below this probability, on the view that is trained on; 0 (measured best): none."""
     batch_size: int = 128
     """Images a step."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
