@@ -1,7 +1,7 @@
 """`dfkd distill`: teacher, student and selections -> a run's folder."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,28 +42,47 @@ NOT_DECIDING = (
 """Fields that do not decide the student, or stand in the run's content in another form."""
 
 
+@dataclass(frozen=True)
+class Distillation:
+    """What a request resolves to, ready to train; nothing is written yet."""
+
+    config: DistillConfig
+    selections: Sequence[Shards]
+    teacher: Model
+    student: Model
+    test: Pool | None
+    trainer: Trainer
+    content: Mapping[str, Any]
+    """Everything that decides the student."""
+
+
 def run(config: DistillConfig) -> dict[str, Any]:
     """Distill as `config` says, from where an interrupted run of the same request stopped. Returns the result."""
+    prepared = prepare(config)
+    folder = Run(Path(config.out), _request(prepared))
+    if folder.result is not None:
+        say(f"{config.out}: this run is complete already (dfkd evaluate measures it on other data)")
+        return folder.result
+    train(prepared.trainer, folder)
+    result = _result(prepared, _measure(prepared))
+    folder.finish(prepared.student.module, result)
+    _report(config, result)
+    return result
+
+
+def prepare(config: DistillConfig) -> Distillation:
+    """Open and build everything. Raises: RequestError for whatever can be refused before the first step."""
     _check(config)
     objective = build_objective(config.loss)
     place = resolve_place(config.device, config.precision)
     selections = [Shards(Path(folder)) for folder in config.samples]
     teacher, student = _load_models(config, selections)
-    plan = _plan(config, selections, teacher)
+    plan = _plan(config, selections)
     content = _content(config, plan, teacher, student, selections, place)
-    test = _open_test(config, teacher)
+    # opened before the training that it is to judge: a mistake in its name should cost no hours
+    test = _open_test(config.test, teacher) if config.test is not None else None
     trainer = _trainer(config, teacher, student, selections, objective, place, plan)
-    # nothing is written before all that can be refused has been
-    folder = Run(Path(config.out), _request(config, student, content))
-    if folder.result is not None:
-        say(f"{config.out}: this run is complete already (dfkd evaluate measures it on other data)")
-        return folder.result
-    train(trainer, folder)
-    measures = _measure(test, trainer, student, teacher)
-    result = _result(config, trainer, content, measures, student, selections)
-    folder.finish(student.module, result)
-    _report(config, result)
-    return result
+    return Distillation(config, selections, teacher, student, test, trainer, content)
 
 
 def _check(config: DistillConfig) -> None:
@@ -118,7 +137,7 @@ def _load_models(config: DistillConfig, selections: Sequence[Shards]) -> tuple[M
     return teacher, student
 
 
-def _plan(config: DistillConfig, selections: Sequence[Shards], teacher: Model) -> Plan:
+def _plan(config: DistillConfig, selections: Sequence[Shards]) -> Plan:
     images = sum(map(len, selections))
     steps = config.steps or DEFAULT_STEPS
     if config.epochs is not None:
@@ -156,8 +175,9 @@ def _content(
     }
 
 
-def _request(config: DistillConfig, student: Model, content: Mapping[str, Any]) -> dict[str, Any]:
+def _request(prepared: Distillation) -> dict[str, Any]:
     """The tables of config.toml: what was asked, the student (so that the run is a MODEL), and what decides it."""
+    config, student = prepared.config, prepared.student
     asked = {k: portable(v) if isinstance(v, str) else v for k, v in asdict(config).items()}
     asked["samples"] = [portable(folder) for folder in config.samples]
     model = {
@@ -167,7 +187,7 @@ def _request(config: DistillConfig, student: Model, content: Mapping[str, Any]) 
         "classes": student.classes,
         "channels": student.channels,
     }
-    return {"distill": asked, "model": model, "content": dict(content)}
+    return {"distill": asked, "model": model, "content": prepared.content}
 
 
 def _trainer(
@@ -210,34 +230,26 @@ def _taps(
     return {name: tap for name, tap in found.taps.items() if name in wanted}
 
 
-def _open_test(config: DistillConfig, teacher: Model) -> Pool | None:
-    """The test data, opened before the training that it is to judge: a mistake in its name should cost no hours."""
-    if config.test is None:
-        return None
-    data = open_pool([config.test], image_size=teacher.image_size, channels=teacher.channels)
+def _open_test(test: str, teacher: Model) -> Pool:
+    data = open_pool([test], image_size=teacher.image_size, channels=teacher.channels)
     check_labels(data, teacher.classes)
     return data
 
 
-def _measure(test: Pool | None, trainer: Trainer, student: Model, teacher: Model) -> Measures | None:
+def _measure(prepared: Distillation) -> Measures | None:
     """The last step's accuracy, on images that training never saw, in float32."""
-    if test is None:
+    if prepared.test is None:
         return None
-    place = Place(trainer.place.device, torch.float32)
-    trainer.student.remove()
-    return measure(Classifier(student, place), test, 256, Classifier(teacher, place))
+    place = Place(prepared.trainer.place.device, torch.float32)
+    prepared.trainer.student.remove()
+    student, teacher = (Classifier(model, place) for model in (prepared.student, prepared.teacher))
+    return measure(student, prepared.test, 256, teacher)
 
 
-def _result(
-    config: DistillConfig,
-    trainer: Trainer,
-    content: Mapping[str, Any],
-    measures: Measures | None,
-    student: Model,
-    selections: Sequence[Shards],
-) -> dict[str, Any]:
-    plan = trainer.plan
-    manifests = [shards.manifest for shards in selections]
+def _result(prepared: Distillation, measures: Measures | None) -> dict[str, Any]:
+    config, trainer = prepared.config, prepared.trainer
+    images = trainer.plan.steps * trainer.plan.batch_size
+    manifests = [shards.manifest for shards in prepared.selections]
     return {
         "top1": measures and measures.top1,
         "top5": measures and measures.top5,
@@ -246,17 +258,17 @@ def _result(
         "test_images": measures and measures.images,
         "calibration_error": measures and measures.calibration_error,
         "per_class": measures and measures.per_class,
-        "steps": plan.steps,
-        "images_seen": plan.steps * plan.batch_size,
-        "teacher_forwards": plan.steps * plan.batch_size,
+        "steps": trainer.plan.steps,
+        "images_seen": images,
+        "teacher_forwards": images,
         "seconds": round(trainer.seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(trainer.place.device),
         "source": "+".join(dict.fromkeys(manifest["source"] for manifest in manifests)),
         "selection_fingerprint": "+".join(manifest["fingerprint"] for manifest in manifests),
         "seed": config.seed,
-        "student_parameters": student.parameter_count(),
+        "student_parameters": prepared.student.parameter_count(),
         "name": config.name or _row_name(config, manifests),
-        "fingerprint": hash_of(content),
+        "fingerprint": hash_of(prepared.content),
     }
 
 
