@@ -31,7 +31,8 @@ def sync(path: Path) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name to write to; when the block ends well it becomes `path`, else it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + PARTIAL)
+    # with the process's number: two commands may fill one cache at the same time
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
         yield partial
         sync(partial)

@@ -139,6 +139,7 @@ def _settings(run: FinishedRun) -> dict[str, str]:
     hidden = ("out", "seed", "name", "preset", "device", "precision", "log_every", "checkpoint_every")
     options = {**run.asked, **run.content.get("options", {}), "normalize": run.content.get("normalize", "")}
     shown = {name: value for name, value in options.items() if name not in hidden}
+    shown["selected"] = run.content.get("selected", "")
     shown["teacher weights"] = run.content.get("teacher", {}).get("weights", "")[:12]
     for group in ("compute", "versions"):
         shown |= run.content.get(group, {})

@@ -169,6 +169,7 @@ def _content(
         "student": student.fingerprint(),
         "normalize": teacher.normalize,
         "selections": [shards.manifest["fingerprint"] for shards in selections],
+        "selected": [_words(shards.manifest["content"]["options"]) for shards in selections],
         "options": options | decided,
         "compute": place.describe(),
         "versions": versions("torch"),
@@ -270,6 +271,11 @@ def _result(prepared: Distillation, measures: Measures | None) -> dict[str, Any]
         "name": config.name or _row_name(config, manifests),
         "fingerprint": hash_of(prepared.content),
     }
+
+
+def _words(options: Mapping[str, Any]) -> str:
+    """A selection's options in words, for the reader of a comparison: the fingerprint already holds them."""
+    return " ".join(f"{name}={value}" for name, value in options.items() if value is not None)
 
 
 def _row_name(config: DistillConfig, manifests: Sequence[Mapping[str, Any]]) -> str:

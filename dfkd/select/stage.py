@@ -154,6 +154,7 @@ def _write(
     content: dict[str, Any],
 ) -> None:
     """Write the whole folder under a temporary name and rename it, so that `out` is complete or not there."""
+    out = out.resolve()  # a link's target can be replaced, and `.` has a name
     partial = out.with_name(out.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     files = write_shards(partial, _rows(config, pool, scores, choice), hash_of(content))
