@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import importlib
 import io
 import itertools
@@ -67,8 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RequestError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.filename is None and error.errno != errno.ENOSPC:  # no file of the user's: a defect of ours
+            raise
+        print(f"{prog}: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as interrupt:
-        print(f"{prog}: interrupted; {interrupt or 'what was complete is kept'}", file=sys.stderr)
+        print(f"{prog}: interrupted; {str(interrupt) or 'what was complete is kept'}", file=sys.stderr)
         return getattr(interrupt, "exit_status", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -98,7 +104,8 @@ def parse_arguments(name: str, stage: Stage, arguments: Sequence[str]) -> Any:
     except SystemExit as stop:
         if stop.code in (0, None):
             return None
-        raise RequestError(f"{_one_line(refused.getvalue())} (dfkd {name} --help lists the options)") from None
+        said = _one_line(refused.getvalue(), stage.positional)
+        raise RequestError(f"{said} (dfkd {name} --help lists the options)") from None
     if unknown:
         flags = ["--" + f.name.replace("_", "-") for f in dataclasses.fields(shape)]
         raise RequestError(f"there is no option {unknown[0]!r}{nearest(unknown[0].partition('=')[0], flags)}")
@@ -133,7 +140,7 @@ def _shape(stage: Stage, preset: Mapping[str, Any]) -> type:
     return dataclasses.make_dataclass(stage.config.__name__, changed, bases=(stage.config,), frozen=True, kw_only=True)
 
 
-def _one_line(box: str) -> str:
+def _one_line(box: str, positional: str | None) -> str:
     """What the parser's box says between its title and the next rule; where there are no box characters, the same."""
     lines = [line.strip("│ ") for line in box.splitlines()]
     blocks = [list(block) for rule, block in itertools.groupby(lines, lambda line: bool(_RULE.match(line))) if not rule]
@@ -141,7 +148,7 @@ def _one_line(box: str) -> str:
         del blocks[:1]  # the title; a box has it in its upper edge
     said = " ".join(" ".join(blocks[0]).split()) if blocks else ""
     if said.startswith("Missing from"):
-        return f"missing {', '.join(re.findall(r'--[a-z][a-z-]*', said)) or said.split()[4]}"
+        return f"missing {', '.join(re.findall(r'--[a-z][a-z-]*', said)) or positional}"
     wrong = re.match(r"Error parsing (\S+): no type matching (\S+) could be instantiated from \[(.*?)\]", said)
     wrong = wrong or re.match(r"Error parsing (\S+): .*?(int|float|INT|FLOAT).*?('[^']*')$", said)
     if wrong:

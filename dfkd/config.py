@@ -4,6 +4,8 @@ The text under a field is its help on the command line. Nothing heavy is importe
 """
 
 import dataclasses
+import math
+import operator
 import os
 import re
 import tomllib
@@ -19,9 +21,34 @@ from dfkd.names import convert
 
 Precision = Literal["auto", "bf16", "fp32"]
 
+RANGES = {
+    **dict.fromkeys(("count", "image_size", "batch_size", "epochs", "steps", "seeds"), "at least 1"),
+    **dict.fromkeys(("checkpoint_every", "log_every"), "at least 1"),
+    **dict.fromkeys(("seed", "lr", "weight_decay", "mixup", "crop_padding"), "at least 0"),
+    **dict.fromkeys(("gamma", "deduplicate"), "above 0 and at most 1"),
+    **dict.fromkeys(("class_dropping", "warmup"), "at least 0 and below 1"),
+    "max_unreadable": "at least 0 and at most 1",
+}
+"""What the numbers of all stages may be, in the words in which a wrong one is refused."""
+
+_BOUNDS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
+
+
+class Checked:
+    """A configuration that refuses numbers out of range, whether they come from a flag, a preset or a pipeline."""
+
+    def __post_init__(self) -> None:
+        for name, words in RANGES.items():
+            value = getattr(self, name, None)
+            if value is None:
+                continue
+            bounds = [bound.rsplit(" ", 1) for bound in words.split(" and ")]
+            if not math.isfinite(value) or not all(_BOUNDS[side](value, float(limit)) for side, limit in bounds):
+                raise RequestError(f"--{name.replace('_', '-')} {value} is not {words}")
+
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Checked):
     """What every stage that uses a model can be told."""
 
     preset: str | None = None
@@ -59,13 +86,14 @@ class SelectConfig(ModelConfig):
     balance: Literal["none", "class", "cluster"] = "none"
     """Pick evenly over the predicted classes, or over clusters of the teacher's features."""
     deduplicate: float | None = None
-    """Drop images whose features are at least so similar (cosine, such as 0.99) to a better one. Default: keep all."""
+    """Drop images whose features are at least so similar (cosine, such as 0.99) to a better one. Default: keep all.
+    Here and for clusters, the features of all admitted images are held in memory."""
     teacher_taps: tuple[str, ...] = ()
     """Where the features for that are taken, by hand: last=fc:input."""
     max_unreadable: float = 0.01
     """Stop when more than this share of the pool cannot be read."""
     batch_size: int = 256
-    """Images a teacher forward."""
+    """Images a teacher forward; it decides the scores' last bits, so that another size scores anew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +187,7 @@ class CompareConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig:
+class ExportConfig(ModelConfig):
     """Write a model as one file for another program."""
 
     model: str
@@ -168,10 +196,6 @@ class ExportConfig:
     """onnx needs the packages of dfkd[onnx]."""
     out: str
     """The file."""
-    normalize: str | None = None
-    """imagenet, cifar10, none or m,m,m/s,s,s. Default: as the RUN says, else imagenet."""
-    image_size: int | None = None
-    """Side of the input in pixels. Default: what is known of the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +209,7 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoConfig:
+class DemoConfig(Checked):
     """The whole thing on images that come with scikit-learn, offline, in about two minutes."""
 
     out: str = "demo"
@@ -228,7 +252,7 @@ def check_mapping(config: type, values: Mapping[str, Any], where: str) -> dict[s
         name = key.replace("-", "_")
         if name not in hints:
             raise RequestError(f"{where} has no option {key!r}{nearest(name, hints)}")
-        checked[name] = _expand(convert(value, hints[name], f"{where}: {key}"))
+        checked[name] = expand(convert(value, hints[name], f"{where}: {key}"))
     return checked
 
 
@@ -254,7 +278,8 @@ def load_preset(name: str, stage: str, config: type) -> dict[str, Any]:
             raise RequestError(f"--preset {name!r} is unknown{nearest(name, known)} (a file of your own ends in .toml)")
         tables = tomllib.loads(known[name].read_text(encoding="utf-8"))
     where = f"preset {name}"
-    stages = {"select": SelectConfig, "distill": DistillConfig, "evaluate": EvaluateConfig}
+    stages: dict[str, type] = {"select": SelectConfig, "distill": DistillConfig, "evaluate": EvaluateConfig}
+    stages["export"] = ExportConfig
     values: dict[str, Any] = {}
     for key, value in tables.items():
         if isinstance(value, dict):
@@ -293,12 +318,13 @@ def describe(config: Any) -> str:
 def portable(path: str) -> str:
     """A path as it may be stored in a result: the user's own folder is written `~`."""
     home = os.path.expanduser("~")
-    return re.sub(re.escape(home) + r"(?=/|$)", "~", path) if home not in ("~", "/", "") else path
+    return re.sub(rf"(?<![^@=,:\s]){re.escape(home)}(?=/|$)", "~", path) if home not in ("~", "/", "") else path
 
 
-def _expand(value: Any) -> Any:
+def expand(value: Any) -> Any:
+    """Text (or texts) with `~` and `$NAME` filled in, as a shell would; other values as they are."""
     if isinstance(value, tuple):
-        return tuple(_expand(item) for item in value)
+        return tuple(expand(item) for item in value)
     return os.path.expanduser(os.path.expandvars(value)) if isinstance(value, str) else value
 
 

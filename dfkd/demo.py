@@ -17,7 +17,7 @@ from torch import nn
 from dfkd.config import DemoConfig, RunConfig
 from dfkd.console import say
 from dfkd.errors import RequestError
-from dfkd.files import replacing, write_json, write_text
+from dfkd.files import output_path, replacing, write_json, write_text
 
 SIDE = 16
 POOL_PATCHES = 20_000
@@ -132,15 +132,13 @@ def run(config: DemoConfig) -> None:
     """Prepare, select, distill, evaluate and compare; what is done is not done again."""
     from dfkd import pipeline
 
-    for name in ("seeds", "steps"):
-        if getattr(config, name) < 1:
-            raise RequestError(f"--{name} {getattr(config, name)} is not at least 1")
+    output_path(config.out)
     folder = Path(config.out)
     request = {"seeds": config.seeds, "steps": config.steps}
     mark = folder / MARK
     if mark.exists() and json.loads(mark.read_text(encoding="utf-8")) != request:
         raise RequestError(f"--out {folder} holds a demo with other --seeds or --steps; give another folder")
-    if not mark.exists() and folder.exists() and any(folder.iterdir()):
+    if not mark.exists() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RequestError(f"--out {folder} holds something that is no demo; give another folder")
     write_json(mark, request)
     prepare(folder)

@@ -1,6 +1,6 @@
 """`dfkd evaluate`, and the one function through which teacher and student are both measured."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from dfkd.config import EvaluateConfig
+from dfkd.config import EvaluateConfig, portable
 from dfkd.console import progress, say
 from dfkd.data import Pool, open_pool
 from dfkd.device import resolve_place
 from dfkd.errors import RequestError
-from dfkd.files import write_json
-from dfkd.models.load import load_model
+from dfkd.files import output_path, write_json
+from dfkd.models.load import load_model, load_teacher
+from dfkd.runs import CONFIG
 from dfkd.teacher import Classifier
 
 CALIBRATION_BINS = 15
@@ -79,6 +80,8 @@ def check_labels(data: Pool, classes: int) -> Int[np.ndarray, " images"]:
         raise RequestError(
             f"the data has labels from {labels.min()} to {labels.max()}; the model has classes 0 to {classes - 1}"
         )
+    if (seen := len(np.unique(labels))) < classes:
+        say(f"note: there are images of {seen} of the model's {classes} classes; class folders count in sorted order")
     return labels
 
 
@@ -93,12 +96,16 @@ def calibration_error(confidence: Float[np.ndarray, " images"], right: Bool[np.n
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
     """Evaluate as `config` says, print the figures, and write them where `--json` says."""
+    if config.json is not None and output_path(config.json, "--json").is_dir():
+        raise RequestError(f"--json {config.json} is a folder; give a file")
     place = resolve_place(config.device, config.precision)
     model = load_model(config.model, normalize=config.normalize, image_size=config.image_size)
     data = open_pool([config.data], image_size=model.image_size, channels=model.channels)
     teacher = None
     if config.teacher is not None:
-        taught = load_model(config.teacher, normalize=config.normalize, image_size=data.image_size)
+        is_run = (Path(config.model) / CONFIG).exists()  # a student was taught with its teacher's normalization
+        normalize = config.normalize or (model.normalize if is_run else None)
+        taught = load_teacher(config.teacher, normalize=normalize, image_size=data.image_size)
         if (taught.classes, taught.channels) != (model.classes, model.channels):
             raise RequestError(
                 f"--teacher has {taught.classes} classes and {taught.channels} channels, --model has "
@@ -114,7 +121,8 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         if value is not None:
             print(f"{name}: {_shown(value)}")
     if config.json is not None:
-        write_json(Path(config.json), figures)
+        asked = {k: portable(v) if isinstance(v, str) else v for k, v in asdict(config).items()}
+        write_json(Path(config.json), {**figures, "config": asked})
         say(f"wrote {config.json}")
     return figures
 

@@ -14,15 +14,15 @@ import torch
 from dfkd.config import ExportConfig
 from dfkd.console import say
 from dfkd.errors import RequestError
-from dfkd.files import replacing
+from dfkd.files import output_path, replacing
 from dfkd.models.load import Model, load_model
 
 
 def run(config: ExportConfig) -> Path:
     """Export as `config` says. Raises: RequestError where the input size is unknown or a package is missing."""
-    out = Path(config.out)
+    out = output_path(config.out)
     if out.is_dir():
-        raise RequestError(f"--out {out} is a folder; give a file")
+        raise RequestError(f"--out {config.out} is a folder; give a file")
     model = load_model(config.model, normalize=config.normalize, image_size=config.image_size)
     content = FORMATS[config.format](model)
     with replacing(out) as partial:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dfkd.errors import RequestError
+
 PARTIAL = ".partial"
 
 
@@ -53,12 +55,27 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def output_path(text: str, flag: str = "--out") -> Path:
+    """The place that a flag names, with links resolved. Raises: RequestError where nothing can be written there."""
+    path = Path(text).resolve()
+    above = next(folder for folder in path.parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        what = "may not be written to" if above.is_dir() else "is a file"
+        raise RequestError(f"{flag} {text} cannot be made: {above} {what}")
+    return path
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush everything in a folder, and its entries."""
+    for path in sorted(folder.rglob("*")):
+        sync(path)
+    sync(folder)
+
+
 def replace_folder(partial: Path, final: Path) -> None:
     """Put a complete folder in the place of an older one; `current_folder` finds one of the two at every moment."""
     old = final.with_name(final.name + ".old")
-    for file in sorted(partial.rglob("*")):
-        if file.is_file():
-            sync(file)
+    sync_folder(partial)
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         final.rename(old)

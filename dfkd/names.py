@@ -13,9 +13,11 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from dfkd.errors import RequestError, nearest
+from dfkd.files import hash_file
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,17 @@ def find(name: str, modules: Sequence[str], kind: str) -> Callable[..., Any]:
     raise RequestError(
         f"no {kind} is called {name!r}{nearest(name.lower(), known)} (your own is named with dots: my_package.{name})"
     )
+
+
+def code_of(target: Callable[..., Any]) -> str | None:
+    """A hash of the file that a class or function of one's own is written in; None for packages with a version."""
+    if target.__module__.partition(".")[0] in ("dfkd", "torch", "torchvision", "timm"):
+        return None
+    try:
+        file = inspect.getsourcefile(target)
+    except TypeError:  # built in
+        return None
+    return hash_file(Path(file))[:16] if file else None
 
 
 def build(target: Callable[..., Any], named: Named, kind: str, **given: Any) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 from dfkd import __version__
 from dfkd.config import portable
 from dfkd.errors import RequestError
-from dfkd.files import write_text
+from dfkd.files import output_path, write_text
 
 VOID = ("img", "meta")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -77,6 +77,7 @@ def definitions(pairs: Iterable[tuple[object, object]]) -> Html:
 
 def page_path(out: str) -> Path:
     """The page's file. Raises: RequestError where `--out` is not FILE.html."""
+    output_path(out)
     path = Path(out)
     if path.suffix != ".html" or path.is_dir():
         raise RequestError(f"--out {out} is {'a folder' if path.is_dir() else 'no page'}; give FILE.html")

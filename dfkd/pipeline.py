@@ -24,6 +24,7 @@ from dfkd.config import (
     RunConfig,
     SelectConfig,
     check_mapping,
+    expand,
     field_hints,
     from_mapping,
     load_preset,
@@ -77,7 +78,7 @@ def read_pipeline(path: Path, out: str | None = None) -> Pipeline:
     for key in tables:
         if key not in KEYS:
             raise RequestError(f"{path} has {key!r}{nearest(key, KEYS)}")
-    folder = Path(out or _typed(tables, "out", str, path, str(Path("runs") / path.stem)))
+    folder = Path(expand(out or _typed(tables, "out", str, path, str(Path("runs") / path.stem))))
     seeds = _typed(tables, "seeds", list, path, [0])
     if not seeds or not all(type(seed) is int for seed in seeds) or len({*seeds}) < len(seeds):
         raise RequestError(f"{path}: seeds = {seeds} is not a list of different whole numbers")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import pickle
 import shutil
 import signal
 import sys
@@ -17,7 +18,7 @@ from torch import nn
 
 from dfkd.config import differences, load_toml
 from dfkd.errors import RequestError
-from dfkd.files import current_folder, replace_folder, replacing, write_json, write_text
+from dfkd.files import PARTIAL, current_folder, replace_folder, replacing, write_json, write_text
 
 CONFIG, METRICS, CHECKPOINT, WEIGHTS, RESULT = (
     "config.toml",
@@ -31,26 +32,39 @@ CONFIG, METRICS, CHECKPOINT, WEIGHTS, RESULT = (
 class Run:
     """One distillation's folder. Opening it again with the same request goes on from its last checkpoint."""
 
-    def __init__(self, folder: Path, request: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, asked: str, request: Mapping[str, Any]) -> None:
         """Create or reopen `folder`; `request` is `config.toml`, whose table `content` is what decides the result.
 
+        `asked` is the folder's name in messages.
         Raises: RequestError where the folder holds another run, with the fields that differ, or something else.
         """
         self.folder = folder
+        if folder.is_dir():  # a kill may have left a file half written
+            for file in folder.glob(f"*{PARTIAL}"):
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
         if (folder / CONFIG).exists():
             different = differences(load_toml(folder / CONFIG).get("content", {}), _plain(request["content"]))
             if different:
-                raise RequestError(f"--out {folder} holds another run: {'; '.join(different)}; give another folder")
+                raise RequestError(f"--out {asked} holds another run: {'; '.join(different)}; give another folder")
         elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise RequestError(f"--out {folder} holds something that is no run; give another folder")
+            raise RequestError(f"--out {asked} holds something that is no run; give another folder")
         else:
             write_text(folder / CONFIG, tomli_w.dumps(_plain(request)))
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """The result of a finished run."""
+        """The result of a finished run. Raises: RequestError where it cannot be read."""
         path = self.folder / RESULT
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        except ValueError as error:
+            raise RequestError(f"{path} is damaged ({error}); delete it, and the run ends anew") from None
+
+    def update(self, result: dict[str, Any], request: Mapping[str, Any]) -> dict[str, Any]:
+        """Replace the result of a finished run, and what was asked for it."""
+        write_text(self.folder / CONFIG, tomli_w.dumps(_plain(request)))
+        write_json(self.folder / RESULT, result)
+        return result
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append a row to the metrics."""
@@ -67,14 +81,21 @@ class Run:
         replace_folder(partial, self.folder / CHECKPOINT)
 
     def load(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """The last complete checkpoint's state and progress; rows of metrics past its step are dropped."""
+        """The last complete checkpoint's state and progress; rows of metrics past its step are dropped.
+
+        Raises: RequestError for a damaged checkpoint.
+        """
         folder = current_folder(self.folder / CHECKPOINT)
         metrics = self.folder / METRICS
         step, found = 0, None
         if folder is not None:
-            progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
-            found = torch.load(folder / "state.pt", map_location="cpu", weights_only=True), progress
-            step = progress["step"]
+            try:
+                progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+                found = torch.load(folder / "state.pt", map_location="cpu", weights_only=True), progress
+                step = progress["step"]
+            except (OSError, ValueError, KeyError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+                what = str(error).partition("\n")[0] or type(error).__name__
+                raise RequestError(f"{folder} is damaged ({what}); delete the run's folder and start again") from None
         if metrics.exists():
             rows = [line for line in metrics.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
             write_text(metrics, "".join(row + "\n" for row in rows))

@@ -22,6 +22,8 @@ from dfkd.files import hash_file, sync, write_json
 
 FORMAT = 1
 ROWS_PER_SHARD = 8_192
+BYTES_PER_SHARD = 256 * 2**20
+"""Of encoded files, whose sizes differ; Arrow counts the bytes of a column in 32 bits."""
 MANIFEST = "manifest.json"
 
 
@@ -81,8 +83,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         found = manifest["format"]
+        if found == FORMAT:
+            _ = manifest["files"], manifest["image"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RequestError(f"{path} cannot be read ({error}); make the selection again") from None
+        raise RequestError(f"{path} cannot be read ({error}); delete the folder and select again") from None
     if found != FORMAT:
         raise RequestError(f"{path} has format {found}; this version reads {FORMAT}")
     return manifest
@@ -110,7 +114,7 @@ class Shards:
         out = np.empty((len(rows), image["size"], image["size"], image["channels"]), dtype=np.uint8)
         for where, shard, local in self._locate(rows):
             if self._threads is not None:
-                column = self._tables[shard]["image"].combine_chunks().field("bytes").take(local)
+                column = self._tables[shard]["image"].chunk(0).field("bytes").take(local)
                 decoded = self._threads.map(
                     lambda file: decode(file, image["size"], image["channels"]).pixels, column.to_pylist()
                 )
@@ -197,15 +201,18 @@ def _open_arrow(path: Path, rows: int) -> Any:
     try:
         table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
     except (OSError, pa.ArrowInvalid) as error:
-        raise RequestError(f"{path} cannot be read ({error}); make the selection again") from None
+        raise RequestError(f"{path} cannot be read ({error}); delete the folder and select again") from None
     if len(table) != rows:
-        raise RequestError(f"{path} has {len(table)} rows, the manifest says {rows}; make the selection again")
+        raise RequestError(
+            f"{path} has {len(table)} rows, the manifest says {rows}; delete the folder and select again"
+        )
     return table
 
 
 def _pixels(table: Any, image: Mapping[str, Any]) -> UInt8[np.ndarray, "rows channels height width"]:
     """The images of a shard as a view of its file: three levels of lists, flattened."""
-    flat = table["image"].combine_chunks().storage.flatten().flatten().flatten()
+    # chunk(0), the shard's one record batch; combine_chunks() would copy it
+    flat = table["image"].chunk(0).storage.flatten().flatten().flatten()
     return flat.to_numpy(zero_copy_only=True).reshape(-1, image["channels"], image["size"], image["size"])
 
 

@@ -81,7 +81,7 @@ def find_taps(
         if tap is None:
             raise RequestError(
                 f"the tap {name!r} of this {type(module).__name__} cannot be found ({note}); name it by hand: "
-                "--student-taps or --teacher-taps first=bn1 last=linear:input"
+                "--student-taps or --teacher-taps first=bn1 last=linear:input, or leave out the loss that reads it"
             )
         taps[name] = tap
         notes += [note] if note else []

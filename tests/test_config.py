@@ -83,4 +83,5 @@ def test_portable_hides_the_home_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
     assert config.portable("net@/home/somebody/w.pt") == "net@~/w.pt"
     assert config.portable("/home/somebody") == "~"
+    assert config.portable("/mnt/home/somebody/w.pt") == "/mnt/home/somebody/w.pt"
     assert config.portable("/home/somebody-else/w.pt") == "/home/somebody-else/w.pt"

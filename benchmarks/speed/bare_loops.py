@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from dfkd.config import DistillConfig, SelectConfig
 from dfkd.device import resolve_place
-from dfkd.distill import stage as distill
+from dfkd.distill.prepare import prepare
 from dfkd.models.load import load_model
 from dfkd.select import stage as select
 from dfkd.teacher import Classifier
@@ -63,7 +63,7 @@ def measure_select(folder, teacher):
 def measure_distill(samples, teacher, loss):
     """Steps a second of the training loop and of a bare loop."""
     config = DistillConfig(teacher=teacher, student=STUDENT, samples=(str(samples),), out="", loss=LOSSES[loss])
-    trainer = distill.prepare(config).trainer
+    trainer = prepare(config).trainer
     place = trainer.place
     student = trainer.student.module.train()
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-4, momentum=0.9, nesterov=True, fused=True)

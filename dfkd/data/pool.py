@@ -48,7 +48,7 @@ class Pool:
                 unique = _unused(name, names)
                 names.add(unique)
                 self._parts.append((unique, reader, one))
-        self.encoded = image_size > ENCODED_ABOVE and any(reader.shape is None for _, reader, _ in self._parts)
+        self.encoded = image_size > ENCODED_ABOVE
         self._ends = np.cumsum([len(reader) for _, reader, _ in self._parts], dtype=np.int64)
         self._workers = workers or os.cpu_count() or 1
         self._threads = ThreadPoolExecutor(self._workers, "dfkd-decode")

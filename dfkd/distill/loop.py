@@ -117,8 +117,8 @@ class Trainer:
 def train(trainer: Trainer, run: Run) -> None:
     """Train to the last step, from the run's checkpoint if it has one.
 
-    Raises: RequestError when the loss is no longer finite, naming step and term; KeyboardInterrupt after SIGINT or
-    SIGTERM, once the checkpoint is written. Either leaves a checkpoint from which the same command goes on.
+    Raises: RequestError when the loss is no longer finite, naming step and term: the checkpoints before it are kept.
+    KeyboardInterrupt after SIGINT or SIGTERM, once the checkpoint is written from which the same command goes on.
     """
     plan = trainer.plan
     found = run.load()
@@ -177,6 +177,6 @@ def _check_finite(row: Mapping[str, float], step: int) -> None:
     if "loss" in wrong:
         term = next((name for name in wrong if name != "loss"), "loss")
         raise RequestError(
-            f"the loss is no longer finite at step {step} (term {term}); the checkpoint before it is kept; "
-            "start again in another folder with a lower --lr"
+            f"the loss is no longer finite at step {step} (term {term}); the last checkpoint before it, if any, is "
+            "kept; start again in another folder with a lower --lr"
         )

@@ -1,8 +1,11 @@
 """The weighted sum of losses, as written in `--loss kd explicit:0.5 relation:1`."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -19,6 +22,8 @@ class Objective(nn.Module):
     def __init__(self, terms: Sequence[tuple[str, float, Callable[[Outputs, Outputs], Tensor]]]) -> None:
         super().__init__()
         self._terms = list(terms)
+        self.spelled: list[str] = []
+        """The terms in their canonical spelling, with the weight written out; set by `build_objective`."""
         # registered under positions: a loss's own name may hold dots, which module names may not
         self.losses = nn.ModuleList(loss for _, _, loss in terms if isinstance(loss, nn.Module))
 
@@ -32,6 +37,19 @@ class Objective(nn.Module):
         for _, _, loss in self._terms:
             if hasattr(loss, "setup"):
                 loss.setup(student, teacher)
+
+    @torch.no_grad()
+    def check(self, student: Outputs, teacher: Outputs) -> None:
+        """Try every loss on a batch. Raises: RequestError for one that does not take outputs or gives no number."""
+        for name, _, loss in self._terms:
+            try:
+                value = loss(student, teacher)
+            except (TypeError, AttributeError, KeyError) as error:
+                raise RequestError(
+                    f"--loss {name} cannot take the outputs of student and teacher: {type(error).__name__}: {error}"
+                ) from error
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                raise RequestError(f"--loss {name} gives {type(value).__name__}, not one number as a tensor")
 
     def forward(self, student: Outputs, teacher: Outputs) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """The total, and each loss before its weight (detached, for the metrics)."""
@@ -50,11 +68,17 @@ def build_objective(specs: Sequence[str]) -> Objective:
     Raises: RequestError for no loss at all, an unknown one, or two weights.
     """
     terms: list[tuple[str, float, Callable[[Outputs, Outputs], Tensor]]] = []
+    spelled = []
     for spec in specs:
         named = names.parse(spec)
         if len(named.numbers) > 1:
             raise RequestError(f"--loss {spec!r} has {len(named.numbers)} weights; write one number")
+        weight = named.numbers[0] if named.numbers else 1.0
+        if not 0 <= weight < math.inf:
+            raise RequestError(f"--loss {spec!r}: the weight {weight:g} is not at least 0")
         target = names.find(named.name, LOSSES, "loss")
+        if "." not in named.name:
+            named = replace(named, name=named.name.lower())
         if isinstance(target, type):
             loss = names.build(target, named, "loss")
         else:
@@ -62,7 +86,11 @@ def build_objective(specs: Sequence[str]) -> Objective:
             loss = functools.partial(target, **names.check_options(target, named, "loss", given))
         again = sum(name.partition("#")[0] == named.name for name, _, _ in terms)
         name = f"{named.name}#{again + 1}" if again else named.name
-        terms.append((name, named.numbers[0] if named.numbers else 1.0, loss))
+        terms.append((name, weight, loss))
+        code = names.code_of(target)
+        spelled.append(str(replace(named, numbers=(weight,))) + (f" (code {code})" if code else ""))
     if not terms:
         raise RequestError("--loss names no loss; kd is the usual one")
-    return Objective(terms)
+    objective = Objective(terms)
+    objective.spelled = spelled
+    return objective

@@ -1,179 +1,34 @@
 """`dfkd distill`: teacher, student and selections -> a run's folder."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from dfkd.config import DistillConfig, portable
 from dfkd.console import say
-from dfkd.data import Pool, open_pool
-from dfkd.device import Place, resolve_place
-from dfkd.distill.loop import Plan, Trainer, train
-from dfkd.distill.objective import Objective, build_objective
-from dfkd.distill.optim import PEAK_RATE, SCHEDULE_WARMUP, make_optimizer
-from dfkd.distill.sources import ShardSource
-from dfkd.errors import RequestError
-from dfkd.evaluate import Measures, check_labels, measure
-from dfkd.files import hash_of
-from dfkd.models.load import Model, load_model
-from dfkd.outputs import Outputs
-from dfkd.runs import Run, peak_memory_bytes
-from dfkd.shards import Shards
-from dfkd.taps import Tap, Tapped, find_taps, parse_taps
+from dfkd.device import Place
+from dfkd.distill.loop import train
+from dfkd.distill.prepare import Distillation, prepare
+from dfkd.evaluate import Measures, measure
+from dfkd.files import hash_of, output_path
+from dfkd.models.load import load_weights
+from dfkd.runs import WEIGHTS, Run, peak_memory_bytes
 from dfkd.teacher import Classifier
-from dfkd.versions import versions
-
-DEFAULT_STEPS = 4000
-NOT_DECIDING = (
-    "preset",
-    "out",
-    "device",
-    "name",
-    "test",
-    "log_every",
-    "checkpoint_every",
-    "teacher",
-    "samples",
-    "epochs",
-)
-"""Fields that do not decide the student, or stand in the run's content in another form."""
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """What a request resolves to, ready to train; nothing is written yet."""
-
-    config: DistillConfig
-    selections: Sequence[Shards]
-    teacher: Model
-    student: Model
-    test: Pool | None
-    trainer: Trainer
-    content: Mapping[str, Any]
-    """Everything that decides the student."""
 
 
 def run(config: DistillConfig) -> dict[str, Any]:
     """Distill as `config` says, from where an interrupted run of the same request stopped. Returns the result."""
     prepared = prepare(config)
-    folder = Run(Path(config.out), _request(prepared))
+    folder = Run(output_path(config.out), config.out, _request(prepared))
     if folder.result is not None:
-        say(f"{config.out}: this run is complete already (dfkd evaluate measures it on other data)")
-        return folder.result
+        return _complete(prepared, folder, folder.result)
     train(prepared.trainer, folder)
     result = _result(prepared, _measure(prepared))
     folder.finish(prepared.student.module, result)
     _report(config, result)
     return result
-
-
-def prepare(config: DistillConfig) -> Distillation:
-    """Open and build everything. Raises: RequestError for whatever can be refused before the first step."""
-    _check(config)
-    objective = build_objective(config.loss)
-    place = resolve_place(config.device, config.precision)
-    selections = [Shards(Path(folder)) for folder in config.samples]
-    teacher, student = _load_models(config, selections)
-    plan = _plan(config, selections)
-    content = _content(config, plan, teacher, student, selections, place)
-    # opened before the training that it is to judge: a mistake in its name should cost no hours
-    test = _open_test(config.test, teacher) if config.test is not None else None
-    trainer = _trainer(config, teacher, student, selections, objective, place, plan)
-    return Distillation(config, selections, teacher, student, test, trainer, content)
-
-
-def _check(config: DistillConfig) -> None:
-    """Refuse what can be refused before any work."""
-    if config.epochs is not None and config.steps is not None:
-        raise RequestError(f"--epochs {config.epochs} and --steps {config.steps} are two lengths; give one")
-    at_least_one = ("epochs", "steps", "batch_size", "checkpoint_every", "log_every")
-    for name in at_least_one:
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise RequestError(f"--{name.replace('_', '-')} {value} is not at least 1")
-    not_negative = ("lr", "weight_decay", "mixup", "crop_padding", "class_dropping", "warmup")
-    for name in not_negative:
-        value = getattr(config, name)
-        if value is not None and (value < 0 or (name in ("class_dropping", "warmup") and value >= 1)):
-            raise RequestError(f"--{name.replace('_', '-')} {value} is out of range (at least 0; shares below 1)")
-
-
-def _load_models(config: DistillConfig, selections: Sequence[Shards]) -> tuple[Model, Model]:
-    """Teacher and student; the teacher's input is as the selection was made unless a flag says otherwise."""
-    first = selections[0].manifest
-    for shards, name in zip(selections, config.samples, strict=True):
-        if shards.manifest["classes"] != first["classes"] or shards.manifest["image"] != first["image"]:
-            raise RequestError(
-                f"--samples {name} has other images or classes than {config.samples[0]}: they cannot be mixed"
-            )
-        if len(shards) == 0:
-            raise RequestError(f"--samples {name} is empty")
-    made_with = first["content"]["preprocess"]
-    if config.image_size is not None and config.image_size != first["image"]["size"]:
-        raise RequestError(
-            f"--image-size {config.image_size} is not the selection's {first['image']['size']}; select again so"
-        )
-    teacher = load_model(
-        config.teacher, normalize=config.normalize or made_with["normalize"], image_size=first["image"]["size"]
-    )
-    if (teacher.classes, teacher.channels) != (first["classes"], first["image"]["channels"]):
-        raise RequestError(
-            f"--teacher has {teacher.classes} classes and {teacher.channels} channels, the selection was made for "
-            f"{first['classes']} and {first['image']['channels']}"
-        )
-    if teacher.fingerprint() != first["content"]["teacher"]:
-        say(f"note: {config.samples[0]} was selected with another teacher ({first['teacher']})")
-    torch.manual_seed(config.seed)  # the student's initial weights, and the projections after it
-    student = load_model(
-        config.student,
-        normalize=teacher.normalize,
-        image_size=teacher.image_size,
-        classes=teacher.classes,
-        channels=teacher.channels,
-    )
-    return teacher, student
-
-
-def _plan(config: DistillConfig, selections: Sequence[Shards]) -> Plan:
-    images = sum(map(len, selections))
-    steps = config.steps or DEFAULT_STEPS
-    if config.epochs is not None:
-        steps = -(-config.epochs * images // config.batch_size)
-    image_size = selections[0].manifest["image"]["size"]
-    return Plan(
-        steps=steps,
-        batch_size=config.batch_size,
-        lr=PEAK_RATE[config.optimizer] if config.lr is None else config.lr,
-        warmup=SCHEDULE_WARMUP[config.schedule] if config.warmup is None else config.warmup,
-        crop_padding=image_size // 8 if config.crop_padding is None else config.crop_padding,
-        flip=config.flip,
-        mixup=config.mixup,
-        class_dropping=config.class_dropping,
-        checkpoint_every=config.checkpoint_every,
-        log_every=config.log_every,
-        seed=config.seed,
-    )
-
-
-def _content(
-    config: DistillConfig, plan: Plan, teacher: Model, student: Model, selections: Sequence[Shards], place: Place
-) -> dict[str, Any]:
-    """Everything that decides the student."""
-    options = {k: v for k, v in asdict(config).items() if k not in NOT_DECIDING}
-    decided = {k: v for k, v in asdict(plan).items() if k not in NOT_DECIDING}
-    return {
-        "teacher": teacher.fingerprint(),
-        "student": student.fingerprint(),
-        "normalize": teacher.normalize,
-        "selections": [shards.manifest["fingerprint"] for shards in selections],
-        "selected": [_words(shards.manifest["content"]["options"]) for shards in selections],
-        "options": options | decided,
-        "compute": place.describe(),
-        "versions": versions("torch"),
-    }
 
 
 def _request(prepared: Distillation) -> dict[str, Any]:
@@ -191,50 +46,19 @@ def _request(prepared: Distillation) -> dict[str, Any]:
     return {"distill": asked, "model": model, "content": prepared.content}
 
 
-def _trainer(
-    config: DistillConfig,
-    teacher: Model,
-    student: Model,
-    selections: Sequence[Shards],
-    objective: Objective,
-    place: Place,
-    plan: Plan,
-) -> Trainer:
-    """Put the pieces together: taps on both models, projections built from a first batch, optimizer over all."""
-    example = torch.zeros(1, teacher.channels, *[teacher.image_size or 1] * 2)
-    taps = [
-        _taps(model, by_hand, objective.taps, example, who)
-        for model, by_hand, who in (
-            (teacher, config.teacher_taps, "teacher"),
-            (student, config.student_taps, "student"),
-        )
-    ]
-    classifier = Classifier(teacher, place, taps[0])
-    module = student.module.to(place.device).to(memory_format=torch.channels_last).requires_grad_(True)
-    tapped = Tapped(module, taps[1])
-    with torch.no_grad(), place.autocast():  # in evaluation mode: no statistics move
-        probe = example.expand(2, -1, -1, -1).to(place.device)
-        logits, features = tapped(probe)
-        objective.setup(Outputs(logits.float(), features), classifier.outputs(probe))
-    objective.to(place.device)
-    optimizer = make_optimizer([module, objective], config.optimizer, config.weight_decay)
-    return Trainer(classifier, tapped, ShardSource(selections, config.seed), objective, optimizer, plan)
-
-
-def _taps(
-    model: Model, by_hand: Sequence[str], wanted: frozenset[str], example: torch.Tensor, who: str
-) -> dict[str, Tap]:
-    """The places that the losses read: those named by hand, and the others found by tracing the model."""
-    found = find_taps(model.module, example, parse_taps(by_hand), wanted)
-    for note in found.notes:
-        say(f"{who} {model.spec}: {note}")
-    return {name: tap for name, tap in found.taps.items() if name in wanted}
-
-
-def _open_test(test: str, teacher: Model) -> Pool:
-    data = open_pool([test], image_size=teacher.image_size, channels=teacher.channels)
-    check_labels(data, teacher.classes)
-    return data
+def _complete(prepared: Distillation, folder: Run, result: dict[str, Any]) -> dict[str, Any]:
+    """The result of a run that is complete, under the name that is asked for now, and tested if it was not."""
+    config, changed = prepared.config, {}
+    if config.name not in (None, result["name"]):
+        changed["name"] = config.name
+    if prepared.test is not None and result["top1"] is None:
+        load_weights(prepared.student.module, folder.folder / WEIGHTS)
+        changed |= _figures(_measure(prepared))
+    if changed:
+        result = folder.update(result | changed, _request(prepared))
+    _report(config, result)
+    say(f"{config.out}: the run was complete already (dfkd evaluate measures it on other data)")
+    return result
 
 
 def _measure(prepared: Distillation) -> Measures | None:
@@ -247,10 +71,7 @@ def _measure(prepared: Distillation) -> Measures | None:
     return measure(student, prepared.test, 256, teacher)
 
 
-def _result(prepared: Distillation, measures: Measures | None) -> dict[str, Any]:
-    config, trainer = prepared.config, prepared.trainer
-    images = trainer.plan.steps * trainer.plan.batch_size
-    manifests = [shards.manifest for shards in prepared.selections]
+def _figures(measures: Measures | None) -> dict[str, Any]:
     return {
         "top1": measures and measures.top1,
         "top5": measures and measures.top5,
@@ -259,6 +80,15 @@ def _result(prepared: Distillation, measures: Measures | None) -> dict[str, Any]
         "test_images": measures and measures.images,
         "calibration_error": measures and measures.calibration_error,
         "per_class": measures and measures.per_class,
+    }
+
+
+def _result(prepared: Distillation, measures: Measures | None) -> dict[str, Any]:
+    config, trainer = prepared.config, prepared.trainer
+    images = trainer.plan.steps * trainer.plan.batch_size
+    manifests = [shards.manifest for shards in prepared.selections]
+    return {
+        **_figures(measures),
         "steps": trainer.plan.steps,
         "images_seen": images,
         "teacher_forwards": images,
@@ -273,11 +103,6 @@ def _result(prepared: Distillation, measures: Measures | None) -> dict[str, Any]
     }
 
 
-def _words(options: Mapping[str, Any]) -> str:
-    """A selection's options in words, for the reader of a comparison: the fingerprint already holds them."""
-    return " ".join(f"{name}={value}" for name, value in options.items() if value is not None)
-
-
 def _row_name(config: DistillConfig, manifests: Sequence[Mapping[str, Any]]) -> str:
     methods = [manifest["content"]["options"]["method"] for manifest in manifests]
     return f"{' + '.join(methods)} | {' '.join(config.loss)}"
@@ -289,6 +114,5 @@ def _report(config: DistillConfig, result: Mapping[str, Any]) -> None:
             f"student {result['top1']:.2%}, teacher {result['teacher_top1']:.2%} on {result['test_images']:,} images; "
             f"they agree on {result['agreement']:.2%}"
         )
-    say(
-        f"{config.out}: {result['steps']:,} steps in {result['seconds']:.0f} s; the folder is a MODEL for dfkd evaluate"
-    )
+    steps, seconds = result["steps"], result["seconds"]
+    say(f"{config.out}: {steps:,} steps in {seconds:.0f} s; the folder is a MODEL for dfkd evaluate")

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from dfkd.errors import RequestError
+from dfkd.files import hash_file
 from dfkd.models import DEFAULT_IMAGE_SIZE
 from dfkd.models.weights import WEIGHT_SUFFIXES, fit_prefix, load_state, load_weights, read_state_dict, require_file
-from dfkd.names import Named, build, find, parse
+from dfkd.names import Named, build, code_of, find, parse
 from dfkd.preprocess import Preprocess, parse_normalize
 
 __all__ = ["Model", "load_model", "load_weights", "read_state_dict"]
@@ -41,6 +42,10 @@ class Model:
     """Side of the input in pixels; None where only the data can say."""
     classes: int
     channels: int
+    code: str | None = None
+    """A hash of the file that an architecture of one's own, or a .pt2 program, is written in."""
+    has_weights: bool = True
+    """False where the constructor's random weights are all there is, as far as can be seen."""
 
     def fingerprint(self) -> dict[str, str]:
         """What decides the outputs: the architecture, and a SHA-256 of the state's names, types, shapes and bytes."""
@@ -48,11 +53,20 @@ class Model:
         for name, value in sorted(self.module.state_dict().items()):
             digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return {"architecture": self.architecture, "weights": digest.hexdigest()}
+        own = {"code": self.code} if self.code else {}
+        return {"architecture": self.architecture, "weights": digest.hexdigest(), **own}
 
     def parameter_count(self) -> int:
         """The number of parameters."""
         return sum(parameter.numel() for parameter in self.module.parameters())
+
+
+def load_teacher(text: str, *, normalize: str | None, image_size: int | None) -> Model:
+    """`load_model` for a model that is to be asked. Raises: RequestError also where it has no weights."""
+    model = load_model(text, normalize=normalize, image_size=image_size)
+    if not model.has_weights:
+        raise RequestError(f"--teacher {text!r} has no weights and would answer at random; write {text}@WEIGHTS")
+    return model
 
 
 def load_model(
@@ -94,6 +108,8 @@ def load_model(
         image_size=size,
         classes=gives,
         channels=takes,
+        code=found.code,
+        has_weights=found.has_weights or not _WEIGHT_OPTIONS.isdisjoint(found.named.options),
     )
 
 
@@ -110,6 +126,8 @@ class _Found:
     channels: int | None = None
     image_size: int | None = None
     normalize: str | None = None
+    code: str | None = None
+    has_weights: bool = True
 
 
 def _find(text: str, classes: int | None, channels: int | None) -> _Found:
@@ -140,7 +158,7 @@ def _from_run(path: Path) -> _Found:
     found = _from_name(architecture, None, None)
     load_weights(found.module, weights)
     size = table.get("image_size", found.image_size)
-    return replace(found, spec=path.resolve().name, image_size=size, normalize=table.get("normalize"))
+    return replace(found, spec=path.resolve().name, image_size=size, normalize=table.get("normalize"), has_weights=True)
 
 
 def _from_export(path: Path) -> _Found:
@@ -161,7 +179,7 @@ def _from_export(path: Path) -> _Found:
         raise RequestError(f"{str(path)!r} takes batches of {batch} alone; {mend}")
     if height != width:
         raise RequestError(f"{str(path)!r} takes images of {height}x{width} pixels; they must be square")
-    return _Found(path.name, module, Named(path.name), channels=channels, image_size=height)
+    return _Found(path.name, module, Named(path.name), channels=channels, image_size=height, code=hash_file(path))
 
 
 def _from_name(text: str, classes: int | None, channels: int | None) -> _Found:
@@ -188,7 +206,18 @@ def _from_name(text: str, classes: int | None, channels: int | None) -> _Found:
         load_state(module, state, path)
     spec = str(named) + (f"@{Path(weights).name}" if weights else "")
     size = _made_for(target, used.options, module)
-    return _Found(spec, module, used, class_key, channel_key, used.options.get(channel_key or ""), size)
+    return _Found(
+        spec,
+        module,
+        used,
+        class_key,
+        channel_key,
+        used.options.get(channel_key or ""),
+        size,
+        code=code_of(target),
+        # a constructor of one's own may bring its weights along
+        has_weights=bool(weights) or "." in named.name,
+    )
 
 
 def _construct(target: Callable[..., Any], named: Named) -> nn.Module:

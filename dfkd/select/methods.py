@@ -52,7 +52,7 @@ def threshold(
     if not 0 < gamma <= 1:
         raise RequestError(f"--gamma {gamma} is not above 0 and at most 1")
     rows = len(scores.confidence)
-    share = math.ceil(round(gamma * rows, 6))  # rounded first: 0.07 * 100 is a little above 7
+    share = max(1, math.ceil(round(gamma * rows, 6)))  # rounded first: 0.07 * 100 is a little above 7
     delta = float(np.partition(scores.confidence, rows - share)[rows - share])
     admitted = np.flatnonzero(scores.confidence >= delta)
     if draw == "random":

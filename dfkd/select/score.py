@@ -15,6 +15,7 @@ from dfkd.data import Images, Pool
 from dfkd.errors import RequestError
 from dfkd.files import cache_folder, hash_of, replacing, write_json
 from dfkd.select.methods import ImageScores
+from dfkd.taps import Tap
 from dfkd.teacher import Classifier
 
 SCORE_FORMAT = 1
@@ -44,6 +45,8 @@ class PoolScores:
     """The scores of a whole pool; logits and features stay on disk until rows of them are asked for."""
 
     folder: Path
+    tap: Tap | None
+    """Where the stored features were taken."""
     images: ImageScores
     problems: dict[int, str]
     """Why an image could not be read, by pool index."""
@@ -63,7 +66,8 @@ class PoolScores:
         """The teacher's float16 penultimate features of pool indices in any order."""
         order = np.argsort(indices, kind="stable")
         blocks = [
-            np.load(_features_file(self.folder, part), mmap_mode="r")[rows] for part, rows in _by_part(indices[order])
+            np.load(_features_file(self.folder, part, self.tap), mmap_mode="r")[rows]
+            for part, rows in _by_part(indices[order])
         ]
         return np.concatenate(blocks)[np.argsort(order, kind="stable")]
 
@@ -77,15 +81,15 @@ def scores_folder(request: dict[str, Any]) -> Path:
 
 
 def score_pool(
-    teacher: Classifier, pool: Pool, folder: Path, *, batch_size: int, with_features: bool, max_unreadable: float
+    teacher: Classifier, pool: Pool, folder: Path, *, batch_size: int, tap: Tap | None, max_unreadable: float
 ) -> PoolScores:
     """Score every image that `folder` has no scores of yet, and open the scores.
 
-    The teacher needs a tap called `last` where features are asked for. Memory does not grow with the pool's pixels.
+    With `tap`, the teacher's tap `last`, features are stored too. Memory does not grow with the pool's pixels.
     Raises: RequestError when more than the share `max_unreadable` of the pool cannot be read.
     """
     parts = -(-len(pool) // PART_ROWS)
-    todo = [p for p in range(parts) if not _complete(folder, p, with_features)]
+    todo = [p for p in range(parts) if not _complete(folder, p, tap)]
     if not todo:
         say(f"scores: all {len(pool):,} are cached, the teacher is not run")
     else:
@@ -98,8 +102,8 @@ def score_pool(
                 unreadable |= problems
                 if len(unreadable) > limit:
                     raise _unreadable(pool, unreadable, max_unreadable)
-                _write_part(folder, part, columns, problems, with_features)
-    opened = _open(folder, parts)
+                _write_part(folder, part, columns, problems, tap)
+    opened = _open(folder, parts, tap)
     if len(opened.problems) > max_unreadable * len(pool):
         raise _unreadable(pool, opened.problems, max_unreadable)
     return opened
@@ -134,13 +138,13 @@ def _score_batch(teacher: Classifier, images: Images) -> dict[str, np.ndarray]:
 
 
 def _write_part(
-    folder: Path, part: int, columns: dict[str, np.ndarray], problems: dict[int, str], with_features: bool
+    folder: Path, part: int, columns: dict[str, np.ndarray], problems: dict[int, str], tap: Tap | None
 ) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if with_features:  # first: the scores' file marks the part as complete
-        with replacing(_features_file(folder, part)) as partial, partial.open("wb") as file:
+    if tap:
+        with replacing(_features_file(folder, part, tap)) as partial, partial.open("wb") as file:
             np.save(file, columns["features"])
     rows = len(columns["confidence"])
     why = [problems.get(part * PART_ROWS + i) for i in range(rows)]
@@ -157,7 +161,7 @@ def _write_part(
         pq.write_table(table, partial)
 
 
-def _open(folder: Path, parts: int) -> PoolScores:
+def _open(folder: Path, parts: int, tap: Tap | None) -> PoolScores:
     import pyarrow.parquet as pq
 
     blocks = [
@@ -172,7 +176,7 @@ def _open(folder: Path, parts: int) -> PoolScores:
         for i, why in enumerate(block["problem"].to_pylist())
         if why is not None
     }
-    return PoolScores(folder, ImageScores(*columns), problems)
+    return PoolScores(folder, tap, ImageScores(*columns), problems)
 
 
 def _by_part(indices: Int[np.ndarray, " picked"]) -> Iterator[tuple[int, np.ndarray]]:
@@ -189,8 +193,8 @@ def _read_logits(file: Path) -> np.ndarray:
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
 
 
-def _complete(folder: Path, part: int, with_features: bool) -> bool:
-    return _scores_file(folder, part).exists() and (not with_features or _features_file(folder, part).exists())
+def _complete(folder: Path, part: int, tap: Tap | None) -> bool:
+    return _scores_file(folder, part).exists() and (not tap or _features_file(folder, part, tap).exists())
 
 
 def _rows(pool: Pool, part: int) -> int:
@@ -201,8 +205,8 @@ def _scores_file(folder: Path, part: int) -> Path:
     return folder / f"scores-{part:06d}.parquet"
 
 
-def _features_file(folder: Path, part: int) -> Path:
-    return folder / f"features-{part:06d}.npy"
+def _features_file(folder: Path, part: int, tap: Tap | None) -> Path:
+    return folder / f"features-{hash_of(str(tap))}-{part:06d}.npy"
 
 
 def _unreadable(pool: Pool, problems: dict[int, str], share: float) -> RequestError:

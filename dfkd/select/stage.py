@@ -4,6 +4,8 @@ import inspect
 import math
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,57 +19,62 @@ from dfkd.console import progress, say
 from dfkd.data import Pool, open_pool
 from dfkd.device import Place, resolve_place
 from dfkd.errors import RequestError
-from dfkd.files import PARTIAL, hash_of
-from dfkd.models.load import Model, load_model
+from dfkd.files import PARTIAL, hash_of, output_path, sync, sync_folder
+from dfkd.models.load import Model, load_teacher
 from dfkd.select.choose import REASONS, Choice, Method, TooFew, choose
 from dfkd.select.class_dropping import kept_classes
 from dfkd.select.score import SCORE_FORMAT, PoolScores, score_pool, scores_folder
-from dfkd.shards import MANIFEST, ROWS_PER_SHARD, Rows, read_manifest, write_manifest, write_shards
+from dfkd.shards import BYTES_PER_SHARD, MANIFEST, ROWS_PER_SHARD, Rows, Shards, write_manifest, write_shards
 from dfkd.taps import Tap, find_taps, parse_taps
 from dfkd.teacher import Classifier
 from dfkd.versions import versions
 
 METHODS = ["dfkd.select.methods"]
+FILES_AT_ONCE = 64
 
 
 def run(config: SelectConfig) -> Path:
     """Select as `config` says; a complete selection of the same request is left as it is. Returns its folder."""
-    out = Path(config.out)
+    out = output_path(config.out)
     method_name = _check(config)
     place = resolve_place(config.device, config.precision)
-    model = load_model(config.teacher, normalize=config.normalize, image_size=config.image_size)
+    model = load_teacher(config.teacher, normalize=config.normalize, image_size=config.image_size)
     pool = open_pool(config.pool, image_size=model.image_size, channels=model.channels)
     say(
         f"teacher {model.spec}: {model.classes} classes, input {pool.image_size} pixels, {model.channels} channels, "
         f"normalize {model.normalize}, {place.dtype} on {place.device}; pool: {len(pool):,} images"
     )
+    if config.count is not None and config.count > len(pool):
+        raise RequestError(f"--count {config.count} is above the pool's {len(pool)} images")
+    tap = _features_tap(config, model, pool)
     scoring = _scoring_request(config, model, pool, place)
-    content = {**scoring, "options": _options(config, method_name), "seed": config.seed}
-    if _is_done(out, content):
-        say(f"{out}: this selection is complete already")
+    content = {**scoring, "options": _options(config, method_name, tap), "seed": config.seed}
+    if _is_done(out, config.out, content):
+        say(f"{config.out}: this selection is complete already")
         return out
-    scores = _scores(config, model, pool, place, scores_folder(scoring))
+    scores = score_pool(
+        Classifier(model, place, {"last": tap} if tap else {}),
+        pool,
+        scores_folder(scoring),
+        batch_size=config.batch_size,
+        tap=tap,
+        max_unreadable=config.max_unreadable,
+    )
     choice = _choose(config, method_name, scores)
     _write(out, config, model, pool, scores, choice, content)
-    _report(out, config, choice, scores, pool)
+    _report(config.out, choice, scores, pool)
     return out
 
 
 def _check(config: SelectConfig) -> names.Named:
     """Refuse what can be refused before any work. Returns the parsed method."""
-    if config.count is not None and config.count < 1:
-        raise RequestError(f"--count {config.count} is not at least 1")
-    if not 0 <= config.class_dropping < 1:
-        raise RequestError(f"--class-dropping {config.class_dropping} is not at least 0 and below 1")
-    if config.deduplicate is not None and not 0 < config.deduplicate <= 1:
-        raise RequestError(f"--deduplicate {config.deduplicate} is not above 0 and at most 1")
-    if config.batch_size < 1:
-        raise RequestError(f"--batch-size {config.batch_size} is not at least 1")
+    parse_taps(config.teacher_taps)
     named = names.parse(config.method)
     target = names.find(named.name, METHODS, "selection method")
     names.check_options(target, named, "selection method", {"scores": None, "rng": None})
     takes_gamma = "gamma" in inspect.signature(target).parameters
-    return names.Named(named.name, ({"gamma": config.gamma} if takes_gamma else {}) | dict(named.options))
+    name = named.name if "." in named.name else target.__name__
+    return names.Named(name, ({"gamma": config.gamma} if takes_gamma else {}) | dict(named.options))
 
 
 def _method(named: names.Named) -> Method:
@@ -82,47 +89,40 @@ def _scoring_request(config: SelectConfig, model: Model, pool: Pool, place: Plac
         "preprocess": {"normalize": model.normalize, "image_size": pool.image_size, "channels": model.channels},
         "pool": pool.identity,
         "compute": {**place.describe(), "batch_size": config.batch_size, "score_format": SCORE_FORMAT},
-        "versions": versions("torch", "numpy", "pillow"),
+        "versions": versions("torch", "torchvision", "numpy", "pillow"),
     }
 
 
-def _options(config: SelectConfig, method: names.Named) -> dict[str, Any]:
+def _options(config: SelectConfig, method: names.Named, tap: Tap | None) -> dict[str, Any]:
     return {
         "method": str(method),
         "count": config.count,
         "class_dropping": config.class_dropping,
         "balance": config.balance,
         "deduplicate": config.deduplicate,
+        **({"features": str(tap), "faiss": version("faiss-cpu")} if tap else {}),
+        **({"code": code} if (code := names.code_of(names.find(method.name, METHODS, "selection method"))) else {}),
     }
 
 
-def _is_done(out: Path, content: dict[str, Any]) -> bool:
-    """Whether `out` is this very selection. Raises: RequestError where it holds anything else."""
+def _is_done(out: Path, asked: str, content: dict[str, Any]) -> bool:
+    """Whether `out` is this very selection. Raises: RequestError where it holds anything else, or damaged shards."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if not (out / MANIFEST).exists():
-        raise RequestError(f"--out {out} holds something that is no selection; give another folder")
-    different = differences(read_manifest(out)["content"], content)
+        raise RequestError(f"--out {asked} holds something that is no selection; give another folder")
+    different = differences(Shards(out).manifest["content"], content)
     if different:
-        raise RequestError(f"--out {out} holds another selection: {'; '.join(different)}; give another folder")
+        raise RequestError(f"--out {asked} holds another selection: {'; '.join(different)}; give another folder")
     return True
 
 
-def _scores(config: SelectConfig, model: Model, pool: Pool, place: Place, folder: Path) -> PoolScores:
-    with_features = config.deduplicate is not None or config.balance == "cluster"
-    taps: dict[str, Tap] = {}
-    if with_features:
-        example = torch.zeros(1, model.channels, pool.image_size, pool.image_size)
-        taps = find_taps(model.module, example, parse_taps(config.teacher_taps), ("last",)).taps
-    teacher = Classifier(model, place, taps)
-    return score_pool(
-        teacher,
-        pool,
-        folder,
-        batch_size=config.batch_size,
-        with_features=with_features,
-        max_unreadable=config.max_unreadable,
-    )
+def _features_tap(config: SelectConfig, model: Model, pool: Pool) -> Tap | None:
+    """Where the teacher's features are taken, if this selection needs them."""
+    if config.deduplicate is None and config.balance != "cluster":
+        return None
+    example = torch.zeros(1, model.channels, pool.image_size, pool.image_size)
+    return find_taps(model.module, example, parse_taps(config.teacher_taps), ("last",)).taps["last"]
 
 
 def _choose(config: SelectConfig, method: names.Named, scores: PoolScores) -> Choice:
@@ -138,7 +138,8 @@ def _choose(config: SelectConfig, method: names.Named, scores: PoolScores) -> Ch
             deduplicate=config.deduplicate,
         )
     except TooFew as few:
-        if "gamma" in method.options and few.wanted <= few.usable and few.left == few.admitted:
+        own_gamma = "gamma" in names.parse(config.method).options  # then the flag would change nothing
+        if "gamma" in method.options and not own_gamma and few.wanted <= few.usable and few.left == few.admitted:
             enough = math.ceil(1000 * few.wanted / few.usable) / 1000
             raise RequestError(f"{few}; --gamma {enough:g} admits enough, or ask for {few.left}") from None
         raise RequestError(f"{few}; ask for {few.left}") from None
@@ -154,47 +155,60 @@ def _write(
     content: dict[str, Any],
 ) -> None:
     """Write the whole folder under a temporary name and rename it, so that `out` is complete or not there."""
-    out = out.resolve()  # a link's target can be replaced, and `.` has a name
     partial = out.with_name(out.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
-    files = write_shards(partial, _rows(config, pool, scores, choice), hash_of(content))
-    _write_scores(partial / "scores.parquet", pool, scores, choice)
+    try:
+        files = write_shards(partial, _rows(config, pool, scores, choice), hash_of(content))
+        _write_scores(partial / "scores.parquet", pool, scores, choice)
+        sync_folder(partial)
+        write_manifest(partial, _manifest(config, model, pool, scores, choice, content, files))
+        partial.replace(out)
+        sync(out.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _manifest(
+    config: SelectConfig,
+    model: Model,
+    pool: Pool,
+    scores: PoolScores,
+    choice: Choice,
+    content: dict[str, Any],
+    files: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Counts and results first; `config` is what was asked, without the paths, which do not decide the content."""
     predictions = scores.images.prediction[choice.indices]
-    write_manifest(
-        partial,
-        {
-            "fingerprint": hash_of(content),
-            "teacher": model.spec,
-            "source": "selection",
-            "count": len(choice.indices),
-            "image": {"encoded": pool.encoded, "size": pool.image_size, "channels": model.channels},
-            "classes": model.classes,
-            "per_class": np.bincount(predictions, minlength=model.classes).tolist(),
-            "threshold": choice.threshold,
-            "admitted": choice.admitted,
-            "reasons": choice.counts(),
-            "unreadable": [
-                {"source": name, "why": scores.problems[i]}
-                for i, name in zip(
-                    scores.problems, pool.sources(np.array([*scores.problems], dtype=np.int64)), strict=True
-                )
-            ],
-            "content": content,
-            "files": files,
-        },
-    )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial.replace(out)
+    unreadable = np.array([*scores.problems], dtype=np.int64)
+    asked = {k: v for k, v in asdict(config).items() if k not in ("teacher", "pool", "out", "preset")}
+    return {
+        "fingerprint": hash_of(content),
+        "teacher": model.spec,
+        "source": "selection",
+        "count": len(choice.indices),
+        "image": {"encoded": pool.encoded, "size": pool.image_size, "channels": model.channels},
+        "classes": model.classes,
+        "per_class": np.bincount(predictions, minlength=model.classes).tolist(),
+        "threshold": choice.threshold,
+        "admitted": choice.admitted,
+        "reasons": choice.counts(),
+        "unreadable": [
+            {"source": name, "why": scores.problems[i]}
+            for i, name in zip(scores.problems, pool.sources(unreadable), strict=True)
+        ],
+        "config": asked,
+        "content": content,
+        "files": files,
+    }
 
 
 def _rows(config: SelectConfig, pool: Pool, scores: PoolScores, choice: Choice) -> Iterator[Rows]:
     """The shards' content, a shard at a time, in the pool's order."""
     with progress("writing", len(choice.indices), "images") as bar:
-        for start in range(0, len(choice.indices), ROWS_PER_SHARD):
-            indices = choice.indices[start : start + ROWS_PER_SHARD]
+        for indices, image in _images(pool, choice.indices):
             logits = scores.logits(indices)
             yield Rows(
-                image=pool.files(indices) if pool.encoded else _pixels(pool, indices),
+                image=image,
                 source=pool.sources(indices),
                 prediction=scores.images.prediction[indices],
                 confidence=scores.images.confidence[indices],
@@ -203,6 +217,27 @@ def _rows(config: SelectConfig, pool: Pool, scores: PoolScores, choice: Choice) 
                 kept_classes=kept_classes(torch.from_numpy(logits), config.class_dropping).numpy(),
             )
             bar.advance(len(indices))
+
+
+def _images(
+    pool: Pool, indices: Int[np.ndarray, " selected"]
+) -> Iterator[tuple[Int[np.ndarray, " rows"], UInt8[np.ndarray, "rows size size channels"] | list[bytes]]]:
+    """The selected images, cut into shards: at most so many rows, and of encoded files at most so many bytes."""
+    if not pool.encoded:
+        for start in range(0, len(indices), ROWS_PER_SHARD):
+            rows = indices[start : start + ROWS_PER_SHARD]
+            yield rows, _pixels(pool, rows)
+        return
+    files: list[bytes] = []
+    first = size = 0
+    for start in range(0, len(indices), FILES_AT_ONCE):
+        for file in pool.files(indices[start : start + FILES_AT_ONCE]):
+            if files and (size + len(file) > BYTES_PER_SHARD or len(files) == ROWS_PER_SHARD):
+                yield indices[first : first + len(files)], files
+                first, files, size = first + len(files), [], 0
+            files.append(file)
+            size += len(file)
+    yield indices[first:], files
 
 
 def _pixels(pool: Pool, indices: Int[np.ndarray, " rows"]) -> UInt8[np.ndarray, "rows size size channels"]:
@@ -238,7 +273,7 @@ def _write_scores(path: Path, pool: Pool, scores: PoolScores, choice: Choice) ->
         writer.close()
 
 
-def _report(out: Path, config: SelectConfig, choice: Choice, scores: PoolScores, pool: Pool) -> None:
+def _report(out: str, choice: Choice, scores: PoolScores, pool: Pool) -> None:
     counts = {reason: n for reason, n in choice.counts().items() if n}
     per_class = np.bincount(scores.images.prediction[choice.indices])
     if choice.threshold is not None:
@@ -246,5 +281,5 @@ def _report(out: Path, config: SelectConfig, choice: Choice, scores: PoolScores,
     say(f"images by reason: {', '.join(f'{n:,} {reason}' for reason, n in counts.items())}")
     say(f"selected by predicted class: {per_class.tolist()}")
     if scores.problems:
-        say(f"{len(scores.problems)} unreadable images were skipped; {out / MANIFEST} names them")
+        say(f"{len(scores.problems)} unreadable images were skipped; its {MANIFEST} names them")
     say(f"{out}: {len(choice.indices):,} images; look at them with: dfkd inspect {out} --out {out}.html")

@@ -47,14 +47,15 @@ def test_several_data_are_one_after_the_other(arrays: list[str], folder: Path, p
     assert len(pool.images(np.array([], np.int64)).pixels) == 0
 
 
-def test_encoded_above_64_pixels_where_files_are_kept(arrays: list[str], folder: Path) -> None:
+def test_above_64_pixels_files_are_kept(arrays: list[str], folder: Path) -> None:
     def encoded(specs: list[str], size: int) -> bool:
         return open_pool(specs, image_size=size, channels=3).encoded
 
     assert not encoded([str(folder)], 64)
     assert encoded([str(folder)], 65)
     assert encoded([arrays[0], str(folder)], 224)
-    assert not encoded(arrays, 224)
+    assert encoded(arrays, 224)
+    assert not encoded(arrays, 64)
 
 
 @pytest.mark.parametrize("size", [5, 24, 100])

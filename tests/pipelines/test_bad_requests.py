@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from dfkd.models import cifar_resnet
+from dfkd.teacher import Classifier
 
 
 @pytest.fixture
@@ -12,7 +13,12 @@ def refused(lab, tmp_path, capsys, monkeypatch):
     """Run a command that is wrong; its one line."""
     monkeypatch.chdir(tmp_path)
 
+    def teacher(self, pixels):
+        raise AssertionError("the teacher was run before the request was refused")
+
     def run(*arguments):
+        if "--count" not in arguments:  # how many a threshold admits is known once the pool is scored
+            monkeypatch.setattr(Classifier, "__call__", teacher)
         before = sorted(tmp_path.iterdir())
         assert lab.dfkd(*arguments) == 2
         lines = capsys.readouterr().err.splitlines()
@@ -40,8 +46,9 @@ BASE = {"--teacher": "TEACHER", "--pool": "POOL", "--out": "out", "--normalize":
         ({"--method": "treshold"}, "did you mean 'threshold'?"),
         ({"--method": "threshold:gama=1"}, "did you mean 'gamma'?"),
         ({"--gamma": 0}, "--gamma 0.0 is not above 0"),
-        ({"--gamma": 0.25, "--count": 700}, "above the 300 images that are left of 1200 usable ones; --gamma 0.584"),
-        ({"--count": 5000}, "is above the 840 images that are left of 1200 usable ones; ask for 840"),
+        ({"--gamma": 0.25, "--count": 700}, "300 images that are left of 1200 usable ones; --gamma 0.584"),
+        ({"--count": 1000}, "840 images that are left of 1200 usable ones; --gamma 0.834 admits enough, or ask for"),
+        ({"--count": 5000}, "--count 5000 is above the pool's 1200 images"),
         ({"--count": 0}, "--count 0 is not at least 1"),
         ({"--count": "many"}, "--count: 'many' is not INT"),
         ({"--normalize": "imagnet"}, "did you mean 'imagenet'?"),
@@ -49,6 +56,10 @@ BASE = {"--teacher": "TEACHER", "--pool": "POOL", "--out": "out", "--normalize":
         ({"--image-size": -1}, "-1"),
         ({"--out": "full"}, "--out full holds something that is no selection"),
         ({"--out": "SELECTION"}, "holds another selection: options.count (400, now None)"),
+        ({"--teacher": "cifar_resnet:depth=8"}, "has no weights and would answer at random"),
+        ({"--teacher-taps": "gibberish"}, "gibberish"),
+        ({"--max-unreadable": "nan"}, "--max-unreadable nan is not at least 0 and at most 1"),
+        ({"--out": "full/letter.txt/x"}, "letter.txt is a file"),
         ({"--gama": 1}, "there is no option '--gama'; did you mean '--gamma'?"),
         ({"--teacher": None}, "missing --teacher"),
         ({"--preset": "quik"}, "did you mean 'quick'?"),
@@ -79,12 +90,20 @@ def test_select(refused, lab, selection, tmp_path, change, said):
         ({"--samples": "gone"}, "gone does not exist; dfkd select makes one"),
         ({"--samples": "empty"}, "empty is no selection"),
         ({"--student": "cifar_resnet:depth=8,num_classes=4"}, "has 4 classes, the teacher 10"),
-        ({"--teacher": "cifar_resnet:depth=8,num_classes=7,in_channels=1"}, "--teacher has 7 classes and 1 channels"),
+        ({"--teacher": "cifar_resnet:depth=8,in_channels=1@seven.pt"}, "--teacher has 7 classes and 1 channels"),
+        ({"--teacher": "cifar_resnet:depth=8,in_channels=1"}, "has no weights and would answer at random"),
+        ({"--student": "student.pt2"}, "name its architecture"),
+        ({"--loss": "kd:-1"}, "the weight -1 is not at least 0"),
+        ({"--loss": "torch.nn.MSELoss"}, "--loss torch.nn.MSELoss cannot take the outputs of student and teacher"),
+        ({"--student-taps": "middle=bn1"}, "--student-taps names 'middle'; the losses read first, last"),
+        ({"--seed": -1}, "--seed -1 is not at least 0"),
+        ({"--mixup": "nan"}, "--mixup nan is not at least 0"),
+        ({"--out": "full/letter.txt/run"}, "letter.txt is a file"),
         ({"--loss": "kdd"}, "no loss is called 'kdd'"),
         ({"--loss": "kd:temperature=hot"}, "kd:temperature=hot is not a float"),
         ({"--steps": 0}, "--steps 0 is not at least 1"),
         ({"--epochs": 2, "--steps": 2}, "--epochs 2 and --steps 2 are two lengths"),
-        ({"--lr": -1}, "--lr -1.0 is out of range"),
+        ({"--lr": -1}, "--lr -1.0 is not at least 0"),
         ({"--out": "empty/../full"}, "holds something that is no run"),
         ({"--student-taps": "first=bn9"}, "'bn9'"),
         ({"--test": "gone.npz"}, "gone.npz"),
@@ -97,6 +116,7 @@ def test_distill(refused, lab, selection, tmp_path, change, said):
     (tmp_path / "empty").mkdir()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("mine")
+    torch.save(cifar_resnet(depth=8, num_classes=7, in_channels=1).state_dict(), tmp_path / "seven.pt")
     flags = {
         "--teacher": lab.teacher,
         "--student": "cifar_resnet:depth=8",
@@ -114,6 +134,8 @@ def test_commands(refused, lab, tmp_path):
     assert "gone" in refused("inspect", "gone")
     assert "gone" in refused("compare", "gone", "--out", "report.html")
     assert "gone.toml" in refused("run", "gone.toml")
+    assert refused("run").startswith("dfkd run: missing file")
+    assert refused("inspect").startswith("dfkd inspect: missing folder")
 
 
 def test_labels_outside_the_classes(refused, lab, tmp_path):

@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import sys
 import tomllib
 
 import numpy as np
@@ -80,7 +81,7 @@ def test_the_accuracy_is_that_of_the_student_that_was_saved(lab, finished, tmp_p
     assert result["agreement"] == pytest.approx((ours == theirs).mean(), abs=0.002)
 
     figures = tmp_path / "figures.json"
-    again = ("--teacher", lab.teacher, "--normalize", "0.5/0.5", "--json", figures)
+    again = ("--teacher", lab.teacher, "--json", figures)
     assert lab.dfkd("evaluate", "--model", finished, "--data", lab.heldout, *again) == 0
     measured = json.loads(figures.read_text())
     for key in ("top1", "top5", "agreement", "teacher_top1", "calibration_error"):
@@ -160,7 +161,7 @@ def test_the_seed_decides_the_student(lab, selection, finished, tmp_path):
 def test_a_finished_run_is_not_done_again_and_another_is_refused(lab, selection, finished, capsys, monkeypatch):
     monkeypatch.setattr(Trainer, "advance", None)
     assert lab.distill(selection, finished, *QUICK, "--test", lab.heldout) == 0
-    assert "complete already" in capsys.readouterr().err
+    assert "was complete already" in capsys.readouterr().err
     assert lab.distill(selection, finished, *QUICK, "--lr", 0.1) == 2
     assert "holds another run: options.lr (0.4, now 0.1)" in capsys.readouterr().err
 
@@ -193,7 +194,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_checkpoint(
         "calls = [0]\n"
         "def blows_up(student, teacher):\n"
         "    calls[0] += 1\n"
-        "    return student.logits.mean() * (float('inf') if calls[0] > 15 else 1)\n"
+        "    return student.logits.mean() * (float('inf') if calls[0] > 16 else 1)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     flags = ("--loss", "kd", "bad_losses.blows_up", *QUICK)
@@ -202,16 +203,60 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_checkpoint(
     assert json.loads((tmp_path / "run" / "checkpoint" / "progress.json").read_text())["step"] == 10
 
 
-def test_data_that_is_not_named_is_not_opened(lab, selection, tmp_path, monkeypatch):
-    """Select and distill open nothing of the private data: here they would fail on it."""
-    opened = []
-    import sys
+def test_a_finished_run_is_tested_and_named_later_without_training(lab, selection, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    assert lab.distill(selection, run, *QUICK) == 0
+    monkeypatch.setattr(Trainer, "advance", None)
+    assert lab.distill(selection, run, *QUICK, "--test", lab.heldout, "--name", "new") == 0
+    result = json.loads((run / "result.json").read_text())
+    assert (result["name"], result["test_images"], result["steps"]) == ("new", 797, 24)
+    figures = tmp_path / "figures.json"
+    assert lab.dfkd("evaluate", "--model", run, "--data", lab.heldout, "--json", figures) == 0
+    assert json.loads(figures.read_text())["top1"] == pytest.approx(result["top1"])
+    assert tomllib.loads((run / "config.toml").read_text())["distill"]["name"] == "new"
+
+
+def test_another_spelling_is_the_same_run(lab, selection, tmp_path, monkeypatch):
+    common = ("--teacher", lab.teacher, "--samples", selection, "--out", tmp_path / "run", "--steps", 3)
+    first = ("--student", "cifar_resnet:depth=8,width=4", "--precision", "fp32", "--loss", "kd", "relation")
+    other = ("--student", "cifar_resnet:width=4,depth=8", "--precision", "fp32", "--loss", "KD:1.0", "relation:1")
+    assert lab.dfkd("distill", *common, *first) == 0
+    monkeypatch.setattr(Trainer, "advance", None)
+    assert lab.dfkd("distill", *common, *other, "--normalize", "0.5/0.5", "--image-size", 16) == 0
+
+
+def test_selections_for_different_inputs_are_not_mixed_in_silence(lab, selection, tmp_path, capsys):
+    other = ("--normalize", "none", "--count", 50)
+    assert lab.select(tmp_path / "other", *other) == 0
+    mixed = ("--teacher", lab.teacher, "--student", "cifar_resnet:depth=8,width=4", "--precision", "fp32")
+    flags = ("--samples", selection, tmp_path / "other", "--out", tmp_path / "run", "--steps", 2)
+    assert lab.dfkd("distill", *mixed, *flags) == 2
+    assert "was selected with --normalize none" in capsys.readouterr().err
+    assert lab.dfkd("distill", *mixed, *flags, "--normalize", "0.5/0.5") == 0
+
+
+def test_a_damaged_checkpoint_is_named(lab, selection, tmp_path, capsys, monkeypatch):
+    step = Trainer.advance
+    monkeypatch.setattr(Trainer, "advance", lambda self: exit() if self.step == 12 else step(self))
+    with pytest.raises(SystemExit):
+        lab.distill(selection, tmp_path / "run", *QUICK)
+    state = tmp_path / "run" / "checkpoint" / "state.pt"
+    state.write_bytes(state.read_bytes()[:5000])
+    assert lab.distill(selection, tmp_path / "run", *QUICK) == 2
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_select_and_distill_open_nothing_but_what_is_named(lab, tmp_path, monkeypatch):
+    """The labeled data lies beside the pool, in the folder that is worked in; no file of it is opened."""
+    monkeypatch.chdir(lab.folder)
+    opened = set()
 
     def watch(event, arguments):
-        if event == "open" and "heldout" in str(arguments[0]):
-            opened.append(arguments[0])
+        if event == "open" and isinstance(arguments[0], str):
+            opened.add(os.path.basename(arguments[0]))
 
-    sys.addaudithook(watch)
+    sys.addaudithook(watch)  # cannot be taken off again: it only keeps names
     assert lab.select(tmp_path / "s", "--count", 50) == 0
     assert lab.distill(tmp_path / "s", tmp_path / "r", "--steps", 2, "--batch-size", 8) == 0
-    assert not opened
+    assert {"pool.npz", "teacher.safetensors"} & opened
+    assert "heldout.npz" not in opened

@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 
 from dfkd import demo
+from dfkd.models import cifar_resnet
+from dfkd.select import stage
 from dfkd.select.class_dropping import kept_classes
 from dfkd.select.score import score_logits
 from dfkd.shards import Shards
@@ -18,6 +20,10 @@ COLUMNS = ["image", "source", "prediction", "confidence", "entropy", "logits", "
 
 def tree(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def raw_images(folder):
+    return datasets.load_from_disk(str(folder)).cast_column("image", datasets.Image(decode=False))["image"]
 
 
 @pytest.fixture
@@ -161,17 +167,25 @@ def test_unreadable_images_are_skipped_and_named(lab, tmp_path, capsys):
     assert "photos/017.png" not in Shards(tmp_path / "out").column("source")
 
 
-def test_large_photos_stay_encoded_and_teach(lab, tmp_path, rng):
+def test_large_photos_stay_encoded_and_teach(lab, tmp_path, rng, monkeypatch):
     folder = tmp_path / "photos"
     folder.mkdir()
     for i in range(24):
         pixels = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8).repeat(15, axis=0).repeat(15, axis=1)
         Image.fromarray(pixels).save(folder / f"{i:02d}.jpg")
-    teacher = ("--teacher", "cifar_resnet:depth=8,width=4,num_classes=3", "--precision", "fp32")
+    torch.save(cifar_resnet(depth=8, width=4, num_classes=3).state_dict(), tmp_path / "three.pt")
+    teacher = ("--teacher", f"cifar_resnet:depth=8,width=4@{tmp_path / 'three.pt'}", "--precision", "fp32")
+    monkeypatch.setattr(stage, "BYTES_PER_SHARD", 20_000)
     where = ("--pool", folder, "--image-size", 72, "--out", tmp_path / "selection", "--method", "random", "--count", 20)
     assert lab.dfkd("select", *teacher, *where, "--seed", 1) == 0
     shards = Shards(tmp_path / "selection")
     assert shards.encoded
+    sizes = [file["rows"] for file in shards.manifest["files"]]
+    assert sum(sizes) == 20
+    assert 1 < len(sizes) < 20
+    by_name = {f"photos/{path.name}": path.read_bytes() for path in folder.iterdir()}
+    stored = [bytes(image["bytes"]) for image in raw_images(tmp_path / "selection")]
+    assert stored == [by_name[source] for source in shards.column("source")]
     assert shards.pixels(np.array([3, 0])).shape == (2, 72, 72, 3)
     image = datasets.load_from_disk(str(tmp_path / "selection"))[0]["image"]
     assert image.size == (120, 90)
@@ -230,7 +244,8 @@ def test_labels_of_the_pool_are_never_read(lab, tmp_path):
 
 def test_another_size_and_channel_count_are_converted_and_said_once(lab, tmp_path, rng, capsys):
     np.savez(tmp_path / "gray.npz", images=rng.integers(0, 256, (40, 24, 30), dtype=np.uint8))
-    teacher = ("--teacher", "cifar_resnet:depth=8,width=4", "--precision", "fp32", "--batch-size", 8)
+    torch.save(cifar_resnet(depth=8, width=4).state_dict(), tmp_path / "w.pt")
+    teacher = ("--teacher", f"cifar_resnet:depth=8,width=4@{tmp_path / 'w.pt'}", "--precision", "fp32")
     assert lab.dfkd("select", *teacher, "--pool", tmp_path / "gray.npz", "--out", tmp_path / "out") == 0
     assert Shards(tmp_path / "out").pixels(np.array([0])).shape == (1, 32, 32, 3)
     said = [line for line in capsys.readouterr().err.splitlines() if "gray.npz" in line and "32x32" in line]
@@ -243,8 +258,6 @@ def test_an_image_that_vanishes_after_scoring_is_no_black_image(lab, tmp_path, c
     folder.mkdir()
     for i, image in enumerate(np.load(lab.pool)["images"][:20]):
         Image.fromarray(image[:, :, 0]).save(folder / f"{i:03d}.png")
-    from dfkd.select import stage
-
     whole = stage.choose
 
     def vanishing(*args, **kwargs):
@@ -256,3 +269,47 @@ def test_an_image_that_vanishes_after_scoring_is_no_black_image(lab, tmp_path, c
     assert lab.dfkd("select", *common, "--method", "random", "--count", 20) == 2
     assert "photos/011.png was scored and cannot be read any more" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_features_are_kept_by_the_place_they_were_taken_at(lab, tmp_path):
+    common = ("--method", "random", "--deduplicate", 0.97)
+    assert lab.select(tmp_path / "a", *common, "--teacher-taps", "last=conv1") == 0
+    assert lab.select(tmp_path / "b", *common) == 0
+    a, b = (json.loads((tmp_path / name / "manifest.json").read_text()) for name in "ab")
+    assert a["content"]["options"]["features"] == "conv1"
+    assert b["content"]["options"]["features"] == "linear:input"
+    assert a["fingerprint"] != b["fingerprint"]
+    assert a["reasons"] != b["reasons"]
+
+
+def test_other_code_is_another_teacher(lab, tmp_path, monkeypatch):
+    """The same weights in a network that computes something else: its scores are not those in the cache."""
+    from dfkd.names import code_of, find
+
+    source = "from dfkd.models import cifar_resnet\ndef make():\n    return cifar_resnet(depth=8)\n"
+    (tmp_path / "edited_nets.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    make = find("edited_nets.make", [], "model")
+    before = code_of(make)
+    (tmp_path / "edited_nets.py").write_text(source + "# edited\n")
+    assert code_of(make) != before
+    assert code_of(cifar_resnet) is None
+
+
+@pytest.mark.parametrize("where", [".", "deep/er/out", "link", "out/"])
+def test_odd_places_for_the_folder(lab, tmp_path, monkeypatch, where):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    monkeypatch.chdir(tmp_path / "empty" if where == "." else tmp_path)
+    assert lab.select(where, "--count", 20, "--method", "random") == 0
+    assert len(Shards((tmp_path / "empty" if where == "." else tmp_path) / where)) == 20
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_damaged_selection_is_not_complete(lab, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert lab.select(out, "--count", 50) == 0
+    shard = out / "data-00000.arrow"
+    shard.write_bytes(shard.read_bytes()[:1000])
+    assert lab.select(out, "--count", 50) == 2
+    assert "delete the folder and select again" in capsys.readouterr().err

@@ -1,0 +1,217 @@
+"""A request -> everything that it names, opened, checked and built, before anything is written."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dfkd.config import DistillConfig
+from dfkd.console import say
+from dfkd.data import Pool, open_pool
+from dfkd.device import Place, resolve_place
+from dfkd.distill.loop import Plan, Trainer
+from dfkd.distill.objective import Objective, build_objective
+from dfkd.distill.optim import PEAK_RATE, SCHEDULE_WARMUP, make_optimizer
+from dfkd.distill.sources import ShardSource
+from dfkd.errors import RequestError
+from dfkd.evaluate import check_labels
+from dfkd.models.load import Model, load_model, load_teacher
+from dfkd.outputs import Outputs
+from dfkd.shards import Shards
+from dfkd.taps import Tap, Tapped, find_taps, parse_taps
+from dfkd.teacher import Classifier
+from dfkd.versions import versions
+
+DEFAULT_STEPS = 4000
+NOT_DECIDING = (
+    *("preset", "out", "device", "name", "test", "log_every", "checkpoint_every"),
+    *("teacher", "student", "samples", "epochs", "loss", "normalize", "image_size", "precision", "schedule"),
+)
+"""Fields that do not decide the student, or stand in the run's content as what they were resolved to."""
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What a request resolves to, ready to train; nothing is written yet."""
+
+    config: DistillConfig
+    selections: Sequence[Shards]
+    teacher: Model
+    student: Model
+    test: Pool | None
+    trainer: Trainer
+    content: Mapping[str, Any]
+    """Everything that decides the student."""
+
+
+def prepare(config: DistillConfig) -> Distillation:
+    """Open and build everything. Raises: RequestError for whatever can be refused before the first step."""
+    _check(config)
+    objective = build_objective(config.loss)
+    place = resolve_place(config.device, config.precision)
+    selections = [Shards(Path(folder)) for folder in config.samples]
+    teacher, student = _load_models(config, selections)
+    plan = _plan(config, selections)
+    content = _content(config, plan, teacher, student, selections, objective, place)
+    # opened before the training that it is to judge: a mistake in its name should cost no hours
+    test = _open_test(config.test, teacher) if config.test is not None else None
+    trainer = _trainer(config, teacher, student, selections, objective, place, plan)
+    return Distillation(config, selections, teacher, student, test, trainer, content)
+
+
+def _check(config: DistillConfig) -> None:
+    """Refuse what can be refused before any work."""
+    if config.epochs is not None and config.steps is not None:
+        raise RequestError(f"--epochs {config.epochs} and --steps {config.steps} are two lengths; give one")
+    if config.student.endswith(".pt2"):
+        raise RequestError(
+            f"--student {config.student!r} is a program whose network is not known; name its architecture"
+        )
+
+
+def _load_models(config: DistillConfig, selections: Sequence[Shards]) -> tuple[Model, Model]:
+    """Teacher and student; the teacher's input is as the selection was made unless a flag says otherwise."""
+    first = selections[0].manifest
+    made_with = first["content"]["preprocess"]
+    for shards, name in zip(selections, config.samples, strict=True):
+        normalize = shards.manifest["content"]["preprocess"]["normalize"]
+        if normalize != made_with["normalize"] and config.normalize is None:
+            raise RequestError(
+                f"--samples {name} was selected with --normalize {normalize}, {config.samples[0]} with "
+                f"{made_with['normalize']}; say which the teacher expects"
+            )
+        if shards.manifest["classes"] != first["classes"] or shards.manifest["image"] != first["image"]:
+            raise RequestError(
+                f"--samples {name} has other images or classes than {config.samples[0]}: they cannot be mixed"
+            )
+        if len(shards) == 0:
+            raise RequestError(f"--samples {name} is empty")
+    if config.image_size is not None and config.image_size != first["image"]["size"]:
+        raise RequestError(
+            f"--image-size {config.image_size} is not the selection's {first['image']['size']}; select again so"
+        )
+    teacher = load_teacher(
+        config.teacher, normalize=config.normalize or made_with["normalize"], image_size=first["image"]["size"]
+    )
+    if (teacher.classes, teacher.channels) != (first["classes"], first["image"]["channels"]):
+        raise RequestError(
+            f"--teacher has {teacher.classes} classes and {teacher.channels} channels, the selection was made for "
+            f"{first['classes']} and {first['image']['channels']}"
+        )
+    for shards, name in zip(selections, config.samples, strict=True):
+        if shards.manifest["content"]["teacher"] != teacher.fingerprint():
+            say(f"note: {name} was selected with another teacher ({shards.manifest['teacher']})")
+    torch.manual_seed(config.seed)  # the student's initial weights, and the projections after it
+    student = load_model(
+        config.student,
+        normalize=teacher.normalize,
+        image_size=teacher.image_size,
+        classes=teacher.classes,
+        channels=teacher.channels,
+    )
+    return teacher, student
+
+
+def _plan(config: DistillConfig, selections: Sequence[Shards]) -> Plan:
+    images = sum(map(len, selections))
+    steps = config.steps or DEFAULT_STEPS
+    if config.epochs is not None:
+        steps = -(-config.epochs * images // config.batch_size)
+    image_size = selections[0].manifest["image"]["size"]
+    return Plan(
+        steps=steps,
+        batch_size=config.batch_size,
+        lr=PEAK_RATE[config.optimizer] if config.lr is None else config.lr,
+        warmup=SCHEDULE_WARMUP[config.schedule] if config.warmup is None else config.warmup,
+        crop_padding=image_size // 8 if config.crop_padding is None else config.crop_padding,
+        flip=config.flip,
+        mixup=config.mixup,
+        class_dropping=config.class_dropping,
+        checkpoint_every=config.checkpoint_every,
+        log_every=config.log_every,
+        seed=config.seed,
+    )
+
+
+def _content(
+    config: DistillConfig,
+    plan: Plan,
+    teacher: Model,
+    student: Model,
+    selections: Sequence[Shards],
+    objective: Objective,
+    place: Place,
+) -> dict[str, Any]:
+    """Everything that decides the student."""
+    options = {k: v for k, v in asdict(config).items() if k not in NOT_DECIDING}
+    decided = {k: v for k, v in asdict(plan).items() if k not in NOT_DECIDING}
+    return {
+        "teacher": teacher.fingerprint(),
+        "student": student.fingerprint(),
+        "normalize": teacher.normalize,
+        "selections": [shards.manifest["fingerprint"] for shards in selections],
+        "selected": [_words(shards.manifest["content"]["options"]) for shards in selections],
+        "loss": objective.spelled,
+        "options": options | decided,
+        "compute": place.describe(),
+        "versions": versions("torch", "torchvision"),
+    }
+
+
+def _trainer(
+    config: DistillConfig,
+    teacher: Model,
+    student: Model,
+    selections: Sequence[Shards],
+    objective: Objective,
+    place: Place,
+    plan: Plan,
+) -> Trainer:
+    """Put the pieces together: taps on both models, projections built from a first batch, optimizer over all."""
+    example = torch.zeros(1, teacher.channels, *[teacher.image_size or 1] * 2)
+    taps = [
+        _taps(model, by_hand, objective.taps, example, who)
+        for model, by_hand, who in (
+            (teacher, config.teacher_taps, "teacher"),
+            (student, config.student_taps, "student"),
+        )
+    ]
+    classifier = Classifier(teacher, place, taps[0])
+    module = student.module.to(place.device).to(memory_format=torch.channels_last).requires_grad_(True)
+    tapped = Tapped(module, taps[1])
+    with torch.no_grad(), place.autocast():  # in evaluation mode: no statistics move
+        probe = example.expand(2, -1, -1, -1).to(place.device)
+        logits, features = tapped(probe)
+        ours, theirs = Outputs(logits.float(), features), classifier.outputs(probe)
+        objective.setup(ours, theirs)
+        objective.to(place.device).check(ours, theirs)
+    optimizer = make_optimizer([module, objective], config.optimizer, config.weight_decay)
+    return Trainer(classifier, tapped, ShardSource(selections, config.seed), objective, optimizer, plan)
+
+
+def _taps(
+    model: Model, by_hand: Sequence[str], wanted: frozenset[str], example: torch.Tensor, who: str
+) -> dict[str, Tap]:
+    """The places that the losses read: those named by hand, and the others found by tracing the model."""
+    given = parse_taps(by_hand)
+    for name in given:
+        if name not in wanted:
+            read = f"the losses read {', '.join(sorted(wanted))}" if wanted else "no loss reads features"
+            raise RequestError(f"--{who}-taps names {name!r}; {read}")
+    found = find_taps(model.module, example, given, wanted)
+    for note in found.notes:
+        say(f"{who} {model.spec}: {note}")
+    return {name: tap for name, tap in found.taps.items() if name in wanted}
+
+
+def _open_test(test: str, teacher: Model) -> Pool:
+    data = open_pool([test], image_size=teacher.image_size, channels=teacher.channels)
+    check_labels(data, teacher.classes)
+    return data
+
+
+def _words(options: Mapping[str, Any]) -> str:
+    """A selection's options in words, for the reader of a comparison: the fingerprint already holds them."""
+    return " ".join(f"{name}={value}" for name, value in options.items() if value is not None)
