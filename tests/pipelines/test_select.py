@@ -246,7 +246,8 @@ def test_another_size_and_channel_count_are_converted_and_said_once(lab, tmp_pat
     np.savez(tmp_path / "gray.npz", images=rng.integers(0, 256, (40, 24, 30), dtype=np.uint8))
     torch.save(cifar_resnet(depth=8, width=4).state_dict(), tmp_path / "w.pt")
     teacher = ("--teacher", f"cifar_resnet:depth=8,width=4@{tmp_path / 'w.pt'}", "--precision", "fp32")
-    assert lab.dfkd("select", *teacher, "--pool", tmp_path / "gray.npz", "--out", tmp_path / "out") == 0
+    flags = ("--batch-size", 8, "--pool", tmp_path / "gray.npz", "--out", tmp_path / "out")
+    assert lab.dfkd("select", *teacher, *flags) == 0
     assert Shards(tmp_path / "out").pixels(np.array([0])).shape == (1, 32, 32, 3)
     said = [line for line in capsys.readouterr().err.splitlines() if "gray.npz" in line and "32x32" in line]
     assert len(said) == 1
