@@ -4,7 +4,7 @@ import inspect
 import math
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,19 @@ from dfkd.versions import versions
 
 METHODS = ["dfkd.select.methods"]
 FILES_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A selection before it is written: what was asked, what of, and what was chosen."""
+
+    config: SelectConfig
+    model: Model
+    pool: Pool
+    scores: PoolScores
+    choice: Choice
+    content: dict[str, Any]
+    """Everything that decides the selection."""
 
 
 def run(config: SelectConfig) -> Path:
@@ -60,9 +73,9 @@ def run(config: SelectConfig) -> Path:
         tap=tap,
         max_unreadable=config.max_unreadable,
     )
-    choice = _choose(config, method_name, scores)
-    _write(out, config, model, pool, scores, choice, content)
-    _report(config.out, choice, scores, pool)
+    selected = Selected(config, model, pool, scores, _choose(config, method_name, scores), content)
+    _write(out, selected)
+    _report(selected)
     return out
 
 
@@ -145,44 +158,29 @@ def _choose(config: SelectConfig, method: names.Named, scores: PoolScores) -> Ch
         raise RequestError(f"{few}; ask for {few.left}") from None
 
 
-def _write(
-    out: Path,
-    config: SelectConfig,
-    model: Model,
-    pool: Pool,
-    scores: PoolScores,
-    choice: Choice,
-    content: dict[str, Any],
-) -> None:
+def _write(out: Path, selected: Selected) -> None:
     """Write the whole folder under a temporary name and rename it, so that `out` is complete or not there."""
     partial = out.with_name(out.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        files = write_shards(partial, _rows(config, pool, scores, choice), hash_of(content))
-        _write_scores(partial / "scores.parquet", pool, scores, choice)
+        files = write_shards(partial, _rows(selected), hash_of(selected.content))
+        _write_scores(partial / "scores.parquet", selected)
         sync_folder(partial)
-        write_manifest(partial, _manifest(config, model, pool, scores, choice, content, files))
+        write_manifest(partial, _manifest(selected, files))
         partial.replace(out)
         sync(out.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _manifest(
-    config: SelectConfig,
-    model: Model,
-    pool: Pool,
-    scores: PoolScores,
-    choice: Choice,
-    content: dict[str, Any],
-    files: list[dict[str, Any]],
-) -> dict[str, Any]:
+def _manifest(selected: Selected, files: list[dict[str, Any]]) -> dict[str, Any]:
     """Counts and results first; `config` is what was asked, without the paths, which do not decide the content."""
+    model, pool, scores, choice = selected.model, selected.pool, selected.scores, selected.choice
     predictions = scores.images.prediction[choice.indices]
     unreadable = np.array([*scores.problems], dtype=np.int64)
-    asked = {k: v for k, v in asdict(config).items() if k not in ("teacher", "pool", "out", "preset")}
+    asked = {k: v for k, v in asdict(selected.config).items() if k not in ("teacher", "pool", "out", "preset")}
     return {
-        "fingerprint": hash_of(content),
+        "fingerprint": hash_of(selected.content),
         "teacher": model.spec,
         "source": "selection",
         "count": len(choice.indices),
@@ -197,15 +195,17 @@ def _manifest(
             for i, name in zip(scores.problems, pool.sources(unreadable), strict=True)
         ],
         "config": asked,
-        "content": content,
+        "content": selected.content,
         "files": files,
     }
 
 
-def _rows(config: SelectConfig, pool: Pool, scores: PoolScores, choice: Choice) -> Iterator[Rows]:
+def _rows(selected: Selected) -> Iterator[Rows]:
     """The shards' content, a shard at a time, in the pool's order."""
-    with progress("writing", len(choice.indices), "images") as bar:
-        for indices, image in _images(pool, choice.indices):
+    pool, scores, picked = selected.pool, selected.scores, selected.choice.indices
+    floor = selected.config.class_dropping
+    with progress("writing", len(picked), "images") as bar:
+        for indices, image in _images(pool, picked):
             logits = scores.logits(indices)
             yield Rows(
                 image=image,
@@ -214,7 +214,7 @@ def _rows(config: SelectConfig, pool: Pool, scores: PoolScores, choice: Choice) 
                 confidence=scores.images.confidence[indices],
                 entropy=scores.images.entropy[indices],
                 logits=logits,
-                kept_classes=kept_classes(torch.from_numpy(logits), config.class_dropping).numpy(),
+                kept_classes=kept_classes(torch.from_numpy(logits), floor).numpy(),
             )
             bar.advance(len(indices))
 
@@ -249,12 +249,12 @@ def _pixels(pool: Pool, indices: Int[np.ndarray, " rows"]) -> UInt8[np.ndarray, 
     return images.pixels
 
 
-def _write_scores(path: Path, pool: Pool, scores: PoolScores, choice: Choice) -> None:
+def _write_scores(path: Path, selected: Selected) -> None:
     """One row for every pool image, with the reason for which it is in or out."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    images, writer = scores.images, None
+    pool, images, choice, writer = selected.pool, selected.scores.images, selected.choice, None
     for start in range(0, len(pool), 8 * ROWS_PER_SHARD):
         rows = np.arange(start, min(start + 8 * ROWS_PER_SHARD, len(pool)))
         reasons = pa.DictionaryArray.from_arrays(pa.array(choice.reasons[rows]), pa.array(REASONS))
@@ -273,7 +273,8 @@ def _write_scores(path: Path, pool: Pool, scores: PoolScores, choice: Choice) ->
         writer.close()
 
 
-def _report(out: str, choice: Choice, scores: PoolScores, pool: Pool) -> None:
+def _report(selected: Selected) -> None:
+    out, choice, scores, pool = selected.config.out, selected.choice, selected.scores, selected.pool
     counts = {reason: n for reason, n in choice.counts().items() if n}
     per_class = np.bincount(scores.images.prediction[choice.indices])
     if choice.threshold is not None:
