@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import tomllib
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -165,8 +166,10 @@ def _from_export(path: Path) -> _Found:
     """A torch.export program; unflattened, because then modules keep their paths, for taps, and train() is allowed."""
     require_file(path, (".pt2",))
     try:
-        program = torch.export.load(path)
-        module = torch.export.unflatten(program)
+        with warnings.catch_warnings():  # torch 2.11 warns of its own reader
+            warnings.simplefilter("ignore")
+            program = torch.export.load(path)
+            module = torch.export.unflatten(program)
     except Exception as error:  # a damaged file can raise anything at all from the reader
         raise RequestError(f"{str(path)!r} cannot be read: {str(error).partition(chr(10))[0]}") from error
     inputs = program.graph_signature.user_inputs
