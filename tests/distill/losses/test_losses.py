@@ -24,7 +24,7 @@ def numeric_gradient(formula, x, step=1e-6):
     return gradient
 
 
-def check(loss, student, teacher, formula, kept=None):
+def check_loss(loss, student, teacher, formula, kept=None):
     """The loss on float64 logits against `formula(student)`."""
     ours = torch.tensor(student, requires_grad=True)
     theirs = torch.tensor(teacher, requires_grad=True)
@@ -47,7 +47,7 @@ def test_kd(logits, temperature):
         p, q = softmax(teacher / temperature), softmax(s / temperature)
         return temperature**2 * (p * np.log(p / q)).sum(axis=1).mean()
 
-    check(KD(temperature), student, teacher, formula)
+    check_loss(KD(temperature), student, teacher, formula)
 
 
 @pytest.mark.parametrize("dropped", ["renormalize", "bucket"])
@@ -70,7 +70,7 @@ def test_kd_with_dropped_classes(logits, rng, temperature, dropped):
             total += sum(p[k] * (np.log(p[k]) - np.log(q[k])) for k in range(len(p)) if p[k] > 0)
         return temperature**2 * total / 6
 
-    check(KD(temperature, dropped), student, teacher, formula, torch.from_numpy(kept))
+    check_loss(KD(temperature, dropped), student, teacher, formula, torch.from_numpy(kept))
 
 
 def test_what_is_dropped_does_not_teach_its_split(logits):
@@ -97,7 +97,7 @@ def test_relation(logits, of):
         gap = np.abs(psi(s) - psi(teacher))
         return np.where(gap < 1, gap**2 / 2, gap - 0.5).mean()
 
-    check(Relation(of), student, teacher, formula)
+    check_loss(Relation(of), student, teacher, formula)
 
 
 def test_relation_does_not_change_with_the_scale_of_logits(logits):
