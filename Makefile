@@ -1,5 +1,5 @@
 # On a machine with Python 3.11 or later and make: `make demo` sets up and shows the whole thing, `make test` sets up and
-# tests. Everything goes into .venv; nothing else on the machine changes.
+# tests. Everything is installed into .venv; scores are cached in ~/.cache/dfkd, or where DFKD_CACHE says.
 PYTHON ?= python3
 BIN := .venv/bin
 

@@ -90,6 +90,11 @@ def parse_arguments(name: str, stage: Stage, arguments: Sequence[str]) -> Any:
 
     preset = _preset_name(arguments) if "preset" in config.field_hints(stage.config) else None
     shape = _shape(stage, config.load_preset(preset, name, stage.config) if preset else {})
+    flags = ["--help", *(flag for f in dataclasses.fields(shape) for flag in _flags(f.name))]
+    for argument in arguments:  # first: a missing option would hide that one is misspelled
+        flag = argument.partition("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag not in flags:
+            raise RequestError(f"there is no option {flag!r}{nearest(flag, flags)}")
     refused = io.StringIO()
     resolved: Any
     try:
@@ -107,13 +112,17 @@ def parse_arguments(name: str, stage: Stage, arguments: Sequence[str]) -> Any:
         said = _one_line(refused.getvalue(), stage.positional)
         raise RequestError(f"{said} (dfkd {name} --help lists the options)") from None
     if unknown:
-        flags = ["--" + f.name.replace("_", "-") for f in dataclasses.fields(shape)]
-        raise RequestError(f"there is no option {unknown[0]!r}{nearest(unknown[0].partition('=')[0], flags)}")
+        raise RequestError(f"{unknown[0]!r} belongs to no option (dfkd {name} --help lists the options)")
     for field in dataclasses.fields(stage.config):
         if field.default is dataclasses.MISSING and getattr(resolved, field.name) == ():
             flag = field.name if field.name == stage.positional else "--" + field.name
             raise RequestError(f"{flag} needs at least one value (dfkd {name} --help lists the options)")
     return stage.config(**{f.name: getattr(resolved, f.name) for f in dataclasses.fields(shape)})
+
+
+def _flags(field: str) -> tuple[str, str]:
+    flag = field.replace("_", "-")
+    return f"--{flag}", f"--no-{flag}"
 
 
 def _preset_name(arguments: Sequence[str]) -> str | None:

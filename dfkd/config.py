@@ -123,7 +123,7 @@ class DistillConfig(ModelConfig):
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd has Nesterov momentum 0.9."""
     lr: float | None = None
-    """Peak learning rate. Default: 0.4 for sgd, 0.002 for adamw."""
+    """Peak learning rate. Default: 0.4 for sgd (0.02 for a student without BatchNorm), 0.002 for adamw."""
     weight_decay: float = 5e-4
     """Weight decay; not applied to biases and normalization layers."""
     schedule: Literal["onecycle", "cosine"] = "onecycle"
@@ -192,8 +192,8 @@ class ExportConfig(ModelConfig):
 
     model: str
     """MODEL: NAME[:key=value,...][@WEIGHTS], a RUN folder or a .pt2 file."""
-    format: Literal["onnx", "pt2", "safetensors"]
-    """onnx needs the packages of dfkd[onnx]."""
+    format: Literal["onnx", "pt2", "safetensors"] | None = None
+    """Default: by the file's suffix. onnx needs pip install '.[onnx]'."""
     out: str
     """The file."""
 

@@ -23,11 +23,14 @@ def run(config: ExportConfig) -> Path:
     out = output_path(config.out)
     if out.is_dir():
         raise RequestError(f"--out {config.out} is a folder; give a file")
+    form = config.format or out.suffix.removeprefix(".")
+    if form not in FORMATS:
+        raise RequestError(f"--out {config.out} does not end in .{', .'.join(FORMATS)}; name its --format")
     model = load_model(config.model, normalize=config.normalize, image_size=config.image_size)
-    content = FORMATS[config.format](model)
+    content = FORMATS[form](model)
     with replacing(out) as partial:
         partial.write_bytes(content)
-    say(f"{out}: {model.spec} as {config.format}, {len(content):,} bytes; {_input(model)}")
+    say(f"{out}: {model.spec} as {form}, {len(content):,} bytes; {_input(model)}")
     return out
 
 
@@ -50,7 +53,7 @@ def _onnx(model: Model) -> bytes:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise RequestError(f"--format onnx needs {error.name}: pip install 'dfkd[onnx]'") from None
+        raise RequestError(f"--format onnx needs {error.name}: pip install '.[onnx]' in the checkout of dfkd") from None
     program = torch.onnx.export(_program(model), input_names=["images"], output_names=["logits"], verbose=False)
     assert program is not None
     return program.model_proto.SerializeToString()

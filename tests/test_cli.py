@@ -41,6 +41,7 @@ def test_several_values_and_positional_ones():
         ((*SELECT, "--count", "many"), "--count: 'many' is not INT (dfkd select --help lists the options)"),
         ((*SELECT, "--gamma", "x"), "--gamma: 'x' is not FLOAT (dfkd select --help lists the options)"),
         (("--teacher", "t", "--out", "o", "--pool"), "--pool needs at least one value"),
+        (("--gama", "1"), "there is no option '--gama'; did you mean '--gamma'?"),
         ((*SELECT, "--gama", "1"), "there is no option '--gama'; did you mean '--gamma'?"),
     ],
 )

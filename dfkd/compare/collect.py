@@ -76,7 +76,7 @@ def read_run(folder: str) -> FinishedRun:
         raise RequestError(f"{folder} {what}; dfkd distill makes one")
     if not (path / RESULT).exists():
         raise RequestError(
-            f"{folder} is not finished: its dfkd distill command, given again, goes on from its checkpoint"
+            f"{folder} is not finished: leave it out, or give its dfkd distill command again: it goes on where it was"
         )
     request = load_toml(path / CONFIG)
     try:

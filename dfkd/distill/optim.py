@@ -7,7 +7,14 @@ import torch
 from torch import nn
 
 SCHEDULE_WARMUP = {"onecycle": 0.3, "cosine": 0.05}
-PEAK_RATE = {"sgd": 0.4, "adamw": 0.002}
+
+
+def default_rate(kind: str, student: nn.Module) -> float:
+    """The peak rate where none is given: without BatchNorm, which forgives large steps, SGD needs a small one."""
+    if kind == "adamw":
+        return 0.002
+    normalized = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in student.modules())
+    return 0.4 if normalized else 0.02
 
 
 def make_optimizer(modules: Iterable[nn.Module], kind: str, weight_decay: float) -> torch.optim.Optimizer:

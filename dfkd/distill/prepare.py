@@ -13,7 +13,7 @@ from dfkd.data import Pool, open_pool
 from dfkd.device import Place, resolve_place
 from dfkd.distill.loop import Plan, Trainer
 from dfkd.distill.objective import Objective, build_objective
-from dfkd.distill.optim import PEAK_RATE, SCHEDULE_WARMUP, make_optimizer
+from dfkd.distill.optim import SCHEDULE_WARMUP, default_rate, make_optimizer
 from dfkd.distill.sources import ShardSource
 from dfkd.errors import RequestError
 from dfkd.evaluate import check_labels
@@ -53,7 +53,7 @@ def prepare(config: DistillConfig) -> Distillation:
     place = resolve_place(config.device, config.precision)
     selections = [Shards(Path(folder)) for folder in config.samples]
     teacher, student = _load_models(config, selections)
-    plan = _plan(config, selections)
+    plan = _plan(config, selections, student)
     content = _content(config, plan, teacher, student, selections, objective, place)
     # opened before the training that it is to judge: a mistake in its name should cost no hours
     test = _open_test(config.test, teacher) if config.test is not None else None
@@ -114,7 +114,7 @@ def _load_models(config: DistillConfig, selections: Sequence[Shards]) -> tuple[M
     return teacher, student
 
 
-def _plan(config: DistillConfig, selections: Sequence[Shards]) -> Plan:
+def _plan(config: DistillConfig, selections: Sequence[Shards], student: Model) -> Plan:
     images = sum(map(len, selections))
     steps = config.steps or DEFAULT_STEPS
     if config.epochs is not None:
@@ -123,7 +123,7 @@ def _plan(config: DistillConfig, selections: Sequence[Shards]) -> Plan:
     return Plan(
         steps=steps,
         batch_size=config.batch_size,
-        lr=PEAK_RATE[config.optimizer] if config.lr is None else config.lr,
+        lr=default_rate(config.optimizer, student.module) if config.lr is None else config.lr,
         warmup=SCHEDULE_WARMUP[config.schedule] if config.warmup is None else config.warmup,
         crop_padding=image_size // 8 if config.crop_padding is None else config.crop_padding,
         flip=config.flip,

@@ -282,5 +282,5 @@ def _report(selected: Selected) -> None:
     say(f"images by reason: {', '.join(f'{n:,} {reason}' for reason, n in counts.items())}")
     say(f"selected by predicted class: {per_class.tolist()}")
     if scores.problems:
-        say(f"{len(scores.problems)} unreadable images were skipped; {MANIFEST} names them")
+        say(f"unreadable and skipped: {len(scores.problems):,}; {MANIFEST} names them")
     say(f"{out}: {len(choice.indices):,} images; look at them with: dfkd inspect {out} --out {out}.html")

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from dfkd.distill.optim import learning_rate, make_optimizer, set_rate
+from dfkd.distill.optim import default_rate, learning_rate, make_optimizer, set_rate
 
 
 def test_the_rate_rises_to_its_peak_and_falls_to_zero():
@@ -47,3 +47,11 @@ def test_vectors_are_not_decayed_and_frozen_ones_stay(kind):
     torch.testing.assert_close(net[0].weight, before[0] * (1 - 0.5 * 0.1 * ahead))
     assert torch.equal(net[0].bias, before[1])
     assert torch.equal(frozen.weight, before[2])
+
+
+def test_without_batch_normalization_the_default_rate_is_small():
+    from dfkd.models import cifar_resnet, lenet5
+
+    assert default_rate("sgd", cifar_resnet(depth=8)) == 0.4
+    assert default_rate("sgd", lenet5()) == 0.02
+    assert default_rate("adamw", lenet5()) == 0.002

@@ -22,7 +22,7 @@ def images(model):
 def export(lab, tmp_path):
     def run(form, *more):
         out = tmp_path / f"student.{form}"
-        flags = ("--normalize", "0.5/0.5", "--image-size", 16, "--format", form, "--out", out)
+        flags = ("--normalize", "0.5/0.5", "--image-size", 16, "--out", out)  # the suffix says which format
         assert lab.dfkd("export", "--model", lab.teacher, *flags, *more) == 0
         return out
 
@@ -60,5 +60,7 @@ def test_bad_requests(lab, tmp_path, capsys):
     flags = ("--model", lab.teacher, "--out", tmp_path)
     assert lab.dfkd("export", *flags, "--format", "pt2") == 2
     assert "is a folder; give a file" in capsys.readouterr().err
+    assert lab.dfkd("export", "--model", lab.teacher, "--out", tmp_path / "student.bin") == 2
+    assert "does not end in .safetensors, .pt2, .onnx; name its --format" in capsys.readouterr().err
     assert lab.dfkd("export", *flags, "--format", "onx") == 2
     assert "invalid choice 'onx'" in capsys.readouterr().err
