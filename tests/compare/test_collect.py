@@ -57,7 +57,7 @@ def test_folders_that_are_no_finished_run_are_refused(make_run, tmp_path: Path) 
         collect([str(tmp_path)])
     unfinished = make_run("a")
     (Path(unfinished) / "result.json").unlink()
-    with pytest.raises(RequestError, match="is not finished: its dfkd distill command, given again"):
+    with pytest.raises(RequestError, match="is not finished: leave it out, or give its dfkd distill command again"):
         collect([unfinished])
     with pytest.raises(RequestError, match="give RUN folders"):
         collect([])
