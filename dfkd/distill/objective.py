@@ -19,11 +19,12 @@ LOSSES = ["dfkd.distill.losses"]
 class Objective(nn.Module):
     """Named losses and their weights. The parameters of the losses train with the student."""
 
-    def __init__(self, terms: Sequence[tuple[str, float, Callable[[Outputs, Outputs], Tensor]]]) -> None:
+    def __init__(
+        self, terms: Sequence[tuple[str, float, Callable[[Outputs, Outputs], Tensor]]], spelled: Sequence[str]
+    ) -> None:
+        """Sum `terms` (name, weight, loss); `spelled` writes them canonically, with everything that decides them."""
         super().__init__()
-        self._terms = list(terms)
-        self.spelled: list[str] = []
-        """The terms in their canonical spelling, with the weight written out; set by `build_objective`."""
+        self._terms, self.spelled = list(terms), list(spelled)
         # registered under positions: a loss's own name may hold dots, which module names may not
         self.losses = nn.ModuleList(loss for _, _, loss in terms if isinstance(loss, nn.Module))
 
@@ -91,6 +92,4 @@ def build_objective(specs: Sequence[str]) -> Objective:
         spelled.append(str(replace(named, numbers=(weight,))) + (f" (code {code})" if code else ""))
     if not terms:
         raise RequestError("--loss names no loss; kd is the usual one")
-    objective = Objective(terms)
-    objective.spelled = spelled
-    return objective
+    return Objective(terms, spelled)
