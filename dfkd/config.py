@@ -115,11 +115,13 @@ class DistillConfig(ModelConfig):
     test: str | None = None
     """Labeled DATA for the accuracy of the last step; training never sees it."""
     loss: tuple[str, ...] = ("kd", "explicit:0.5", "relation:1")
-    """NAME[:WEIGHT,key=value,...] summed: kd, explicit, relation, or a class or function of your own, with dots."""
+    """NAME[:WEIGHT,key=value,...] summed: those of docs/losses.md, or a class or function of your own, with dots."""
     class_dropping: float = 0.0
     """Drop the teacher's classes below this probability, on the view that is trained on; 0 (measured best): none."""
     batch_size: int = 128
     """Images a step."""
+    batches: str = "shuffled"
+    """shuffled; or each batch even over the teacher's classes, classes:each=8, or clusters, superclasses:count=16."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd has Nesterov momentum 0.9."""
     lr: float | None = None

@@ -1,7 +1,9 @@
 """Where a model computes and in which precision."""
 
+import platform
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -39,6 +41,15 @@ def resolve_place(device: str, precision: str) -> Place:
         raise RequestError(f"--device {device!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from None
     bf16 = precision == "bf16" or (precision == "auto" and _multiplies_bf16(found))
     return Place(found, torch.bfloat16 if bf16 else torch.float32)
+
+
+def machine(device: torch.device) -> dict[str, str | int]:
+    """What a time was measured on: the processor or the GPU, torch's threads and its version."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor or platform.processor()
+    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 def _multiplies_bf16(device: torch.device) -> bool:

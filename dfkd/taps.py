@@ -1,19 +1,14 @@
-"""Taps: the places in a network where its features are taken, found by running it or named by hand."""
+"""Taps: the places in a network where its features are taken. `dfkd.places` finds them."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dfkd.errors import RequestError, nearest
-
-_BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_CONVOLUTION = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -25,14 +20,6 @@ class Tap:
 
     def __str__(self) -> str:
         return self.path if self.side == "output" else f"{self.path}:input"
-
-
-@dataclass(frozen=True)
-class FoundTaps:
-    """The taps `first` and `last` of a network, and what its user should know about them, one line each."""
-
-    taps: dict[str, Tap]
-    notes: list[str]
 
 
 def parse_tap(text: str) -> Tap:
@@ -53,39 +40,6 @@ def parse_taps(texts: Sequence[str]) -> dict[str, Tap]:
             raise RequestError(f"tap {text!r} {why}")
         taps[name] = parse_tap(tap)
     return taps
-
-
-def find_taps(
-    module: nn.Module,
-    example: Float[Tensor, "batch channels height width"],
-    given: Mapping[str, Tap] | None = None,
-    wanted: Collection[str] = ("first", "last"),
-) -> FoundTaps:
-    """The taps of explicit feature distillation (EEIKD, arXiv 2302.08771), by the order in which `module` runs.
-
-    `first` is the output of the first BatchNorm, before any activation; without BatchNorm, that of the stem (the first
-    convolution, or linear layer where there is none). `last` is the input of the last linear layer that gives as many
-    values as there are classes; where a convolution does (SqueezeNet), that convolution's input. Of the taps that are
-    `wanted`, those `given` are kept and not searched. The module's training flags and statistics stay as they are.
-    Raises: RequestError where a tap is not found, or the module does not give logits for `example`.
-    """
-    taps, notes = dict(given or {}), []
-    searches = {
-        name: search for name, search in {"first": _first, "last": _last}.items() if name in {*wanted} - {*taps}
-    }
-    if not searches:
-        return FoundTaps(taps, [])
-    trace = _trace(module, example)
-    for name, search in searches.items():
-        tap, note = search(trace)
-        if tap is None:
-            raise RequestError(
-                f"the tap {name!r} of this {type(module).__name__} cannot be found ({note}); name it by hand: "
-                "--student-taps or --teacher-taps first=bn1 last=linear:input, or leave out the loss that reads it"
-            )
-        taps[name] = tap
-        notes += [note] if note else []
-    return FoundTaps(taps, notes)
 
 
 class Tapped:
@@ -149,90 +103,3 @@ class Tapped:
         return layer.register_forward_pre_hook(
             lambda _, inputs, named: keep(next(iter([*inputs, *named.values()]), None)), with_kwargs=True
         )
-
-
-@dataclass
-class _Run:
-    """One run of a module within a forward pass, in the order of entering."""
-
-    path: str
-    layer: nn.Module
-    width: int = 0
-    """The last dimension of a linear layer's output."""
-
-
-@dataclass(frozen=True)
-class _Trace:
-    runs: list[_Run]
-    classes: int
-
-
-def _first(trace: _Trace) -> tuple[Tap | None, str]:
-    """The first tap and a note on it; no tap and the reason."""
-    for i, run in enumerate(trace.runs):
-        if isinstance(run.layer, _BATCH_NORM):
-            # timm fuses the activation into a subclass of BatchNorm: what its first child takes is normalized only
-            inner = next((other for other in trace.runs[i + 1 :] if other.path.startswith(run.path + ".")), None)
-            return (Tap(inner.path, "input"), "") if inner else (Tap(run.path), "")
-    for kind in (_CONVOLUTION, nn.Linear):
-        for run in trace.runs:
-            if isinstance(run.layer, kind):
-                return Tap(run.path), f"no BatchNorm: the stem's output {run.path!r} is used instead"
-    return None, "no BatchNorm, convolution or linear layer runs in it"
-
-
-def _last(trace: _Trace) -> tuple[Tap | None, str]:
-    """The last tap and a note on it; no tap and the reason."""
-    for run in reversed(trace.runs):
-        if isinstance(run.layer, nn.Linear) and run.width == trace.classes:
-            return Tap(run.path, "input"), ""
-    for run in reversed(trace.runs):
-        if isinstance(run.layer, _CONVOLUTION) and run.layer.out_channels == trace.classes:
-            note = (
-                f"no linear layer gives the {trace.classes} classes: the input of the convolution {run.path!r} is used"
-            )
-            return Tap(run.path, "input"), note
-    return None, f"no linear layer or convolution that gives {trace.classes} classes runs in it"
-
-
-@torch.no_grad()
-def _trace(module: nn.Module, example: Tensor) -> _Trace:
-    """Run `module` in evaluation mode and note which of its modules run, in the order of entering them."""
-    runs: list[_Run] = []
-    handles: list[RemovableHandle] = []
-    with _evaluating(module):
-        try:
-            for path, layer in module.named_modules():
-                handles += _watch(path, layer, runs)
-            logits = module(example)
-        except Exception as error:  # foreign code: anything can be raised for a shape that it cannot take
-            raise RequestError(f"the model cannot take a batch of shape {list(example.shape)}: {error}") from error
-        finally:
-            for handle in handles:
-                handle.remove()
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise RequestError(f"the model returns a {type(logits).__name__}, not one tensor of logits [batch, classes]")
-    return _Trace(runs, logits.shape[1])
-
-
-def _watch(path: str, layer: nn.Module, runs: list[_Run]) -> list[RemovableHandle]:
-    handles = [layer.register_forward_pre_hook(lambda layer, inputs: runs.append(_Run(path, layer)))]
-    if isinstance(layer, nn.Linear):
-
-        def measure(layer: nn.Module, inputs: Any, output: Tensor) -> None:
-            next(run for run in reversed(runs) if run.layer is layer).width = output.shape[-1]
-
-        handles.append(layer.register_forward_hook(measure))
-    return handles
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the block, then each module's own flag again."""
-    training = [(layer, layer.training) for layer in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for layer, flag in training:
-            layer.training = flag

@@ -12,6 +12,13 @@ from dfkd.outputs import Outputs
 from dfkd.taps import Tap, Tapped
 
 
+def answer(network: Tapped, place: Place, view: Float[Tensor, "batch channels height width"]) -> Outputs:
+    """Logits in float32 and features of a normalized batch, with gradients."""
+    with place.autocast():
+        logits, features = network(view)
+    return Outputs(logits.float(), features)
+
+
 class Classifier:
     """A model in evaluation mode that never learns, at a place; features are taken at `taps`."""
 
@@ -29,9 +36,11 @@ class Classifier:
     @torch.no_grad()
     def outputs(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:
         """Logits in float32 and features of a normalized batch."""
-        with self.place.autocast():
-            logits, features = self._run(view)
-        return Outputs(logits.float(), features)
+        return self.answer(view)
+
+    def answer(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:
+        """The same for losses that ask how the answer changes with the view; the weights get no gradient."""
+        return answer(self._run, self.place, view)
 
     def __call__(self, pixels: UInt8[Tensor, "batch height width channels"]) -> Outputs:
         """Logits in float32 and features of a batch of pixels."""

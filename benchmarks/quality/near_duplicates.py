@@ -14,7 +14,7 @@ from PIL import Image
 from dfkd.device import resolve_place
 from dfkd.models.load import load_model
 from dfkd.select.diversity import near_duplicates
-from dfkd.taps import find_taps
+from dfkd.places import find_taps
 from dfkd.teacher import Classifier
 
 IMAGES = 4_000

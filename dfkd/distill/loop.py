@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,13 +14,13 @@ from dfkd.device import Place
 from dfkd.distill.augment import crop_and_flip, mixup
 from dfkd.distill.objective import Objective
 from dfkd.distill.optim import learning_rate, set_rate
-from dfkd.distill.sources import Source
+from dfkd.distill.sources import Batch, Source
 from dfkd.errors import RequestError
 from dfkd.outputs import Outputs
 from dfkd.runs import Run, stop_request
 from dfkd.select.class_dropping import kept_classes
 from dfkd.taps import Tapped
-from dfkd.teacher import Classifier
+from dfkd.teacher import Classifier, answer
 
 
 @dataclass(frozen=True)
@@ -58,31 +58,32 @@ class Trainer:
         self.generator = torch.Generator(self.place.device).manual_seed(plan.seed)
         self.step, self.seconds = 0, 0.0
 
-    def view(self) -> Float[Tensor, "batch channels height width"]:
-        """The next batch as teacher and student both see it."""
+    def view(self, batch: Batch) -> Float[Tensor, "batch channels height width"]:
+        """A batch as teacher and student both see it."""
         plan = self.plan
-        pixels = self.source.sample(plan.batch_size).to(self.place.device, non_blocking=True)
+        pixels = batch.pixels.to(self.place.device, non_blocking=True)
         view = self.teacher.view(crop_and_flip(pixels, plan.crop_padding, plan.flip, self.generator))
         return mixup(view, plan.mixup, self.generator) if plan.mixup else view
 
-    def teach(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:
+    def teach(self, view: Float[Tensor, "batch channels height width"], batch: Batch) -> Outputs:
         """The teacher's answer; classes are dropped on the very view that the student learns from."""
         outputs = self.teacher.outputs(view)
-        floor = self.plan.class_dropping
-        return Outputs(outputs.logits, outputs.features, kept_classes(outputs.logits, floor)) if floor else outputs
+        kept = kept_classes(outputs.logits, self.plan.class_dropping) if self.plan.class_dropping else None
+        rows = None if self.plan.mixup else batch.rows  # a mixed view is of two images
+        rows = None if rows is None else rows.to(self.place.device, non_blocking=True)
+        return replace(outputs, kept=kept, view=view, rows=rows)
 
     def answer(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:
         """The student's answer."""
-        with self.place.autocast():
-            logits, features = self.student(view)
-        return Outputs(logits.float(), features)
+        return answer(self.student, self.place, view)
 
     def advance(self) -> dict[str, Tensor]:
         """One optimizer step. Returns metrics as tensors: reading them here would wait for the device at every step."""
         plan = self.plan
         set_rate(self.optimizer, learning_rate(self.step, plan.steps, plan.lr, plan.warmup))
-        view = self.view()
-        theirs, ours = self.teach(view), self.answer(view)
+        batch = self.source.sample(plan.batch_size)
+        view = self.view(batch)
+        theirs, ours = self.teach(view, batch), self.answer(view)
         total, values = self.objective(ours, theirs)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dfkd import names
+from dfkd.distill.setting import Setting
 from dfkd.errors import RequestError
 from dfkd.outputs import Outputs
 
@@ -33,11 +34,30 @@ class Objective(nn.Module):
         """The features that the losses read."""
         return frozenset(tap for _, _, loss in self._terms for tap in getattr(loss, "taps", ()))
 
-    def setup(self, student: Outputs, teacher: Outputs) -> None:
-        """Let the losses build their parameters from the outputs of a first batch."""
+    @property
+    def binds(self) -> bool:
+        """Whether a loss asks for the networks themselves."""
+        return any(hasattr(loss, "bind") for _, _, loss in self._terms)
+
+    @property
+    def reads_kept(self) -> bool:
+        """Whether a loss heeds the classes that are dropped (`Outputs.kept`)."""
+        return any(getattr(loss, "reads_kept", False) for _, _, loss in self._terms)
+
+    def setup(self, student: Outputs, teacher: Outputs, setting: Setting) -> None:
+        """Show the losses the networks, and let them build their parameters from the outputs of a first batch."""
         for _, _, loss in self._terms:
+            if hasattr(loss, "bind"):
+                loss.bind(setting)
             if hasattr(loss, "setup"):
                 loss.setup(student, teacher)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """After the last step: losses whose parameters become part of the student put them there."""
+        for _, _, loss in self._terms:
+            if hasattr(loss, "finish"):
+                loss.finish()
 
     @torch.no_grad()
     def check(self, student: Outputs, teacher: Outputs) -> None:
@@ -64,7 +84,7 @@ class Objective(nn.Module):
 
 
 def build_objective(specs: Sequence[str]) -> Objective:
-    """An Objective from `NAME[:WEIGHT][,key=value...]` texts; a weight that is not written is 1.
+    """An Objective from `NAME[:WEIGHT][,key=value...]` texts; a weight that is not written is the loss's own, or 1.
 
     Raises: RequestError for no loss at all, an unknown one, or two weights.
     """
@@ -74,10 +94,10 @@ def build_objective(specs: Sequence[str]) -> Objective:
         named = names.parse(spec)
         if len(named.numbers) > 1:
             raise RequestError(f"--loss {spec!r} has {len(named.numbers)} weights; write one number")
-        weight = named.numbers[0] if named.numbers else 1.0
+        target = names.find(named.name, LOSSES, "loss")
+        weight = named.numbers[0] if named.numbers else float(getattr(target, "weight", 1.0))
         if not 0 <= weight < math.inf:
             raise RequestError(f"--loss {spec!r}: the weight {weight:g} is not at least 0")
-        target = names.find(named.name, LOSSES, "loss")
         if "." not in named.name:
             named = replace(named, name=named.name.lower())
         if isinstance(target, type):

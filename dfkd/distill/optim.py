@@ -25,7 +25,10 @@ def make_optimizer(modules: Iterable[nn.Module], kind: str, weight_decay: float)
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if kind == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=0.9, nesterov=True, fused=True)
+        optimizer = torch.optim.SGD(groups, lr=0.0, momentum=0.9, nesterov=True, fused=True)
+        for p in parameters:  # what it would begin with; the fused step fails where some have one and others do not yet
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        return optimizer
     return torch.optim.AdamW(groups, lr=0.0, fused=True)
 
 

@@ -1,27 +1,33 @@
 """A request -> everything that it names, opened, checked and built, before anything is written."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
+from dfkd import names
 from dfkd.config import DistillConfig
 from dfkd.console import say
 from dfkd.data import Pool, open_pool
 from dfkd.device import Place, resolve_place
+from dfkd.distill import sampling
 from dfkd.distill.loop import Plan, Trainer
 from dfkd.distill.objective import Objective, build_objective
 from dfkd.distill.optim import SCHEDULE_WARMUP, default_rate, make_optimizer
+from dfkd.distill.setting import Setting
 from dfkd.distill.sources import ShardSource
 from dfkd.errors import RequestError
 from dfkd.evaluate import check_labels
 from dfkd.models.load import Model, load_model, load_teacher
-from dfkd.outputs import Outputs
+from dfkd.places import GROUPS, find_taps, group_of, match_groups
 from dfkd.shards import Shards
-from dfkd.taps import Tap, Tapped, find_taps, parse_taps
-from dfkd.teacher import Classifier
+from dfkd.taps import Tap, Tapped, parse_taps
+from dfkd.teacher import Classifier, answer
 from dfkd.versions import versions
 
 DEFAULT_STEPS = 4000
@@ -50,6 +56,8 @@ def prepare(config: DistillConfig) -> Distillation:
     """Open and build everything. Raises: RequestError for whatever can be refused before the first step."""
     _check(config)
     objective = build_objective(config.loss)
+    if config.class_dropping and not objective.reads_kept:
+        raise RequestError(f"--class-dropping {config.class_dropping:g} changes nothing: of the losses, kd heeds it")
     place = resolve_place(config.device, config.precision)
     selections = [Shards(Path(folder)) for folder in config.samples]
     teacher, student = _load_models(config, selections)
@@ -171,24 +179,52 @@ def _trainer(
 ) -> Trainer:
     """Put the pieces together: taps on both models, projections built from a first batch, optimizer over all."""
     example = torch.zeros(1, teacher.channels, *[teacher.image_size or 1] * 2)
-    taps = [
-        _taps(model, by_hand, objective.taps, example, who)
-        for model, by_hand, who in (
-            (teacher, config.teacher_taps, "teacher"),
-            (student, config.student_taps, "student"),
-        )
-    ]
+    taps = match_groups(
+        _taps(teacher, config.teacher_taps, objective.taps, example, "teacher"),
+        _taps(student, config.student_taps, objective.taps, example, "student"),
+    )
     classifier = Classifier(teacher, place, taps[0])
     module = student.module.to(place.device).to(memory_format=torch.channels_last).requires_grad_(True)
-    tapped = Tapped(module, taps[1])
-    with torch.no_grad(), place.autocast():  # in evaluation mode: no statistics move
+    tapped, source = Tapped(module, taps[1]), ShardSource(selections, _order(config, selections))
+    setting = Setting(
+        student=partial(answer, tapped, place),
+        teacher=classifier.answer,
+        student_head=_head(module, taps[1], example) if objective.binds else None,
+        teacher_head=_head(teacher.module, taps[0], example) if objective.binds else None,
+        images=source.images,
+    )
+    with torch.no_grad():  # in evaluation mode: no statistics move
         probe = example.expand(2, -1, -1, -1).to(place.device)
-        logits, features = tapped(probe)
-        ours, theirs = Outputs(logits.float(), features), classifier.outputs(probe)
-        objective.setup(ours, theirs)
-        objective.to(place.device).check(ours, theirs)
+        ours, theirs = setting.student(probe), setting.teacher(probe)
+        objective.setup(ours, theirs, setting)
+        objective.to(place.device).check(
+            ours, replace(theirs, view=probe, rows=torch.zeros(2, dtype=torch.int64, device=place.device))
+        )
     optimizer = make_optimizer([module, objective], config.optimizer, config.weight_decay)
-    return Trainer(classifier, tapped, ShardSource(selections, config.seed), objective, optimizer, plan)
+    return Trainer(classifier, tapped, source, objective, optimizer, plan)
+
+
+def _order(config: DistillConfig, selections: Sequence[Shards]) -> sampling.Order:
+    """The order of the images that `--batches` names."""
+    stored = sampling.Stored(
+        sum(map(len, selections)), lambda column: np.concatenate([shards.column(column) for shards in selections])
+    )
+    named = names.parse(config.batches)
+    find = names.find(named.name, ["dfkd.distill.sampling"], "order of batches")
+    order: sampling.Order = names.build(
+        find, named, "--batches", stored=stored, batch=config.batch_size, seed=config.seed
+    )
+    return order
+
+
+def _head(module: nn.Module, taps: Mapping[str, Tap], example: torch.Tensor) -> nn.Linear | None:
+    """The linear layer that gives the logits from the feature `last`, or None where there is none to be seen."""
+    try:
+        tap = find_taps(module, example.to(next(module.parameters()).device), wanted=("last",)).taps["last"]
+    except RequestError:
+        return None
+    layer = module.get_submodule(tap.path)
+    return layer if isinstance(layer, nn.Linear) and taps.get("last", tap) == tap else None
 
 
 def _taps(
@@ -197,13 +233,14 @@ def _taps(
     """The places that the losses read: those named by hand, and the others found by tracing the model."""
     given = parse_taps(by_hand)
     for name in given:
-        if name not in wanted:
-            read = f"the losses read {', '.join(sorted(wanted))}" if wanted else "no loss reads features"
+        if group_of(name) not in wanted or name in GROUPS:
+            places = [f"{tap}1, {tap}2, ..." if tap in GROUPS else tap for tap in sorted(wanted)]
+            read = f"the losses read {', '.join(places)}" if wanted else "no loss reads features"
             raise RequestError(f"--{who}-taps names {name!r}; {read}")
     found = find_taps(model.module, example, given, wanted)
     for note in found.notes:
         say(f"{who} {model.spec}: {note}")
-    return {name: tap for name, tap in found.taps.items() if name in wanted}
+    return found.taps
 
 
 def _open_test(test: str, teacher: Model) -> Pool:

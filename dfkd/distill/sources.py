@@ -5,6 +5,7 @@ A generator that learns along with the student is a source too: its `update` is 
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,15 +13,29 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor, nn
 
+from dfkd.distill.sampling import Order
 from dfkd.shards import Shards
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images on the processor, and which stored image each one is; None where they are not stored."""
+
+    pixels: UInt8[Tensor, "batch height width channels"]
+    rows: Int[Tensor, " batch"] | None
 
 
 @runtime_checkable
 class Source(Protocol):
     """Images to learn on."""
 
-    def sample(self, count: int) -> UInt8[Tensor, "count height width channels"]:
-        """The next `count` images, on the processor."""
+    @property
+    def images(self) -> int | None:
+        """How many there are: rows of a batch are below it. None where they are not stored."""
+        ...
+
+    def sample(self, count: int) -> Batch:
+        """The next `count` images."""
         ...
 
     def update(self, student: nn.Module) -> dict[str, float]:
@@ -37,23 +52,23 @@ class Source(Protocol):
 
 
 class ShardSource:
-    """The images of one or more selections, mixed: every epoch is a permutation of all of them drawn from the seed.
+    """The images of one or more selections, one behind the other, in an endless order; every batch is full.
 
-    A batch may reach into the next epoch, so that every batch is full. Where images have to be decoded, the next batch
-    is prepared while the student learns from this one.
+    Where images have to be decoded, the next batch is prepared while the student learns from this one.
     """
 
-    def __init__(self, selections: Sequence[Shards], seed: int) -> None:
-        self._selections, self._seed, self._position = list(selections), seed, 0
+    def __init__(self, selections: Sequence[Shards], order: Order) -> None:
+        self._selections, self._order, self._position = list(selections), order, 0
         self._starts = np.cumsum([0, *map(len, selections)])
-        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
         self._reader = ThreadPoolExecutor(1) if any(shards.encoded for shards in selections) else None
-        self._ahead: tuple[int, int, Future[Tensor]] | None = None
+        self._ahead: tuple[int, int, Future[Batch]] | None = None
 
-    def __len__(self) -> int:
+    @property
+    def images(self) -> int:
+        """The images of all selections together."""
         return int(self._starts[-1])
 
-    def sample(self, count: int) -> UInt8[Tensor, "count height width channels"]:
+    def sample(self, count: int) -> Batch:
         """The next `count` images."""
         position, self._position = self._position, self._position + count
         if self._reader is None:
@@ -68,34 +83,26 @@ class ShardSource:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the endless stream of permutations."""
+        """The position in the endless order."""
         return {"position": self._position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a position."""
         self._position = int(state["position"])
 
-    def _batch(self, position: int, count: int) -> UInt8[Tensor, "count height width channels"]:
-        rows = self._rows(position, count)
+    def _batch(self, position: int, count: int) -> Batch:
+        rows = self._order.rows(position, count)
+        return Batch(torch.from_numpy(self._pixels(rows)), torch.from_numpy(rows))
+
+    def _pixels(self, rows: Int[np.ndarray, " batch"]) -> UInt8[np.ndarray, "batch height width channels"]:
         which = np.searchsorted(self._starts, rows, side="right") - 1
         parts = []
         for number in np.unique(which):
             where = np.flatnonzero(which == number)
             parts.append((where, self._selections[number].pixels(rows[where] - self._starts[number])))
         if len(parts) == 1:
-            return torch.from_numpy(parts[0][1])
-        out = np.empty((count, *parts[0][1].shape[1:]), dtype=np.uint8)
+            return parts[0][1]
+        out = np.empty((len(rows), *parts[0][1].shape[1:]), dtype=np.uint8)
         for where, pixels in parts:
             out[where] = pixels
-        return torch.from_numpy(out)
-
-    def _rows(self, position: int, count: int) -> Int[np.ndarray, " count"]:
-        """The rows at some positions of the endless stream of permutations."""
-        rows: list[np.ndarray] = []
-        while count:
-            epoch, offset = divmod(position, len(self))
-            if epoch != self._epoch:
-                self._epoch, self._order = epoch, np.random.default_rng([self._seed, epoch]).permutation(len(self))
-            rows.append(self._order[offset : offset + count])
-            position, count = position + len(rows[-1]), count - len(rows[-1])
-        return np.concatenate(rows)
+        return out

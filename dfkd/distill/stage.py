@@ -25,6 +25,7 @@ def run(config: DistillConfig) -> dict[str, Any]:
     if folder.result is not None:
         return _complete(prepared, folder, folder.result)
     train(prepared.trainer, folder)
+    prepared.trainer.objective.finish()
     result = _result(prepared, _measure(prepared))
     folder.finish(prepared.student.module, result)
     _report(config, result)

@@ -16,12 +16,13 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(planes)
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
+        self.relu = nn.ReLU()  # a module, so that the place before it can be tapped
         self.stride, self.extra = stride, planes - in_planes
 
     def forward(self, x: Float[Tensor, "batch _ _ _"]) -> Float[Tensor, "batch _ _ _"]:
         """The block's output, `stride` times smaller in height and width."""
-        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(out + self._shortcut(x))
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return self.relu(out + self._shortcut(x))
 
     def _shortcut(self, x: Tensor) -> Tensor:
         if self.stride == 1 and self.extra == 0:

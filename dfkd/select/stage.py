@@ -21,11 +21,12 @@ from dfkd.device import Place, resolve_place
 from dfkd.errors import RequestError
 from dfkd.files import PARTIAL, hash_of, output_path, sync, sync_folder
 from dfkd.models.load import Model, load_teacher
+from dfkd.places import find_taps
 from dfkd.select.choose import REASONS, Choice, Method, TooFew, choose
 from dfkd.select.class_dropping import kept_classes
 from dfkd.select.score import SCORE_FORMAT, PoolScores, score_pool, scores_folder
 from dfkd.shards import BYTES_PER_SHARD, MANIFEST, ROWS_PER_SHARD, Rows, Shards, write_manifest, write_shards
-from dfkd.taps import Tap, find_taps, parse_taps
+from dfkd.taps import Tap, parse_taps
 from dfkd.teacher import Classifier
 from dfkd.versions import versions
 

@@ -3,11 +3,23 @@ import torch
 
 from dfkd.distill.losses import KD, Relation
 from dfkd.distill.objective import build_objective
+from dfkd.distill.setting import Setting
 from dfkd.errors import RequestError
 from dfkd.outputs import Outputs
 
 OWN = """
 import torch
+class Watching(torch.nn.Module):
+    taps = ("stage", "last")
+    weight = 7.0
+    def bind(self, setting):
+        self.setting, self.calls = setting, ["bind"]
+    def setup(self, student, teacher):
+        self.calls.append("setup")
+    def finish(self):
+        self.calls.append("finish")
+    def forward(self, student, teacher):
+        return student.logits.sum()
 def gap(student, teacher, power: int = 1):
     return (student.logits - teacher.logits).abs().pow(power).mean()
 class Bias(torch.nn.Module):
@@ -49,6 +61,23 @@ def test_a_function_and_a_class_of_ones_own(pair, tmp_path, monkeypatch):
     assert total.item() == pytest.approx(2 * gap.item() + 9)
     assert [p.item() for p in objective.parameters()] == [3.0]
     assert list(objective.state_dict()) == ["losses.0.value"]
+
+
+def test_a_loss_has_its_own_weight_taps_and_calls(pair, tmp_path, monkeypatch):
+    (tmp_path / "watching_losses.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    objective = build_objective(["kd", "watching_losses.Watching"])
+    assert objective.taps == {"stage", "last"} and objective.binds and objective.reads_kept
+    assert objective.spelled[1].startswith("watching_losses.Watching:7 (code")
+    loss = objective.losses[1]
+    objective.setup(*pair, Setting(print, print, None, None, images=9))
+    total, values = objective(*pair)
+    objective.finish()
+    assert loss.calls == ["bind", "setup", "finish"] and loss.setting.images == 9
+    assert total.item() == pytest.approx((values["kd"] + 7 * pair[0].logits.sum()).item())
+    assert build_objective(["watching_losses.Watching:0.5"]).spelled[0].startswith("watching_losses.Watching:0.5 ")
+    plain = build_objective(["relation"])
+    assert not (plain.taps or plain.binds or plain.reads_kept)
 
 
 @pytest.mark.parametrize(

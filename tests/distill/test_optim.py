@@ -49,6 +49,27 @@ def test_vectors_are_not_decayed_and_frozen_ones_stay(kind):
     assert torch.equal(frozen.weight, before[2])
 
 
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_what_gets_no_gradient_waits_and_then_starts_as_if_new(kind):
+    late, early = nn.Linear(3, 3), nn.Linear(3, 3)
+    before = late.weight.detach().clone()
+    optimizer = make_optimizer([early, late], kind, 0.1)
+    set_rate(optimizer, 0.5)
+    for p in early.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert torch.equal(late.weight, before)
+    late.weight.grad = torch.ones_like(before)
+    optimizer.step()
+    fresh = nn.Linear(3, 3)
+    fresh.load_state_dict({"weight": before, "bias": late.bias})
+    alone = make_optimizer([fresh], kind, 0.1)
+    set_rate(alone, 0.5)
+    fresh.weight.grad = torch.ones_like(before)
+    alone.step()
+    assert torch.equal(late.weight, fresh.weight)
+
+
 def test_without_batch_normalization_the_default_rate_is_small():
     from dfkd.models import cifar_resnet, lenet5
 

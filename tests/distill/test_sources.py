@@ -1,6 +1,7 @@
 import numpy as np
 import torch
 
+from dfkd.distill.sampling import ShuffledOrder
 from dfkd.distill.sources import ShardSource, Source
 from dfkd.shards import Shards
 
@@ -19,11 +20,11 @@ class Numbered(Shards):
 
 
 def drawn(source, *counts):
-    return [source.sample(count)[:, 0, 0, 0].tolist() for count in counts]
+    return [source.sample(count).pixels[:, 0, 0, 0].tolist() for count in counts]
 
 
 def source(seed=0, encoded=False):
-    return ShardSource([Numbered(0, 7, encoded), Numbered(7, 5, encoded)], seed)
+    return ShardSource([Numbered(0, 7, encoded), Numbered(7, 5, encoded)], ShuffledOrder(12, seed))
 
 
 def test_every_epoch_is_a_permutation_of_all_and_every_batch_is_full():

@@ -13,6 +13,7 @@ from dfkd.data import open_pool
 from dfkd.distill.loop import Trainer
 from dfkd.models import cifar_resnet
 from dfkd.models.load import load_model
+from dfkd.shards import Shards
 
 QUICK = ("--steps", 24, "--batch-size", 32, "--checkpoint-every", 10, "--log-every", 4)
 
@@ -89,6 +90,22 @@ def test_the_accuracy_is_that_of_the_student_that_was_saved(lab, finished, tmp_p
     shares = [p for p in measured["per_class"] if p is not None]
     counts = np.bincount(held["labels"], minlength=10)
     assert np.dot(shares, counts) / counts.sum() == pytest.approx(measured["top1"])
+
+
+def test_batches_even_over_the_teachers_classes(lab, selection, tmp_path, monkeypatch):
+    predictions = Shards(selection).column("prediction")
+    teach, seen = Trainer.teach, []
+
+    def keep(self, view, batch):
+        seen.append(np.bincount(predictions[batch.rows], minlength=10))
+        return teach(self, view, batch)
+
+    monkeypatch.setattr(Trainer, "teach", keep)
+    assert lab.distill(selection, tmp_path / "run", *QUICK, "--batches", "classes:each=4") == 0
+    present = np.flatnonzero(np.bincount(predictions, minlength=10))
+    for counts in seen:  # 32 images: 8 turns of 4 over the classes that there are
+        assert set(counts[present] % 4) == {0} and counts.max() - counts[present].min() <= 4
+    assert sum(seen)[present].min() > 0
 
 
 def test_the_first_losses_are_pinned(lab, selection, tmp_path):

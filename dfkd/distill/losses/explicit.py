@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dfkd.errors import RequestError
+from dfkd.distill import align
 from dfkd.outputs import Outputs
 
 
@@ -34,38 +34,20 @@ class Explicit(nn.Module):
         """Build the projections from a batch of features; they are drawn from torch's random state."""
         for tap in self.taps:
             ours, theirs = _aligned(student.features[tap], teacher.features[tap], tap)
-            projection: nn.Module = nn.Identity()
-            if ours.shape[1] != theirs.shape[1] and ours.ndim == 4:
-                projection = nn.Conv2d(ours.shape[1], theirs.shape[1], 1, bias=False)
-            elif ours.shape[1] != theirs.shape[1]:
-                projection = nn.Linear(ours.shape[1], theirs.shape[1])
-            self.projections[tap] = projection.to(ours.device)
+            self.projections[tap] = align.projection(ours, theirs.shape[1], bias=ours.ndim == 2)
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
         """The loss of a batch."""
         total = student.logits.new_zeros(())
         for tap in self.taps:
             ours, theirs = _aligned(student.features[tap], teacher.features[tap], tap)
-            total = total + F.l1_loss(self.projections[tap](ours), theirs)
+            total = total + F.l1_loss(align.apply(self.projections[tap], ours), align.full(theirs))
         return total
 
 
 def _aligned(ours: Tensor, theirs: Tensor, tap: str) -> tuple[Tensor, Tensor]:
-    """The two features in float32 at one resolution; channels may still differ."""
-    for feature in (ours, theirs):
-        if feature.ndim not in (2, 4):
-            raise RequestError(
-                f"explicit: the feature {tap!r} has shape {list(feature.shape)}, neither [batch, width] nor "
-                "[batch, channels, height, width]; name another place with --student-taps or --teacher-taps"
-            )
-    ours, theirs = ours.float(), theirs.float()
+    """The two features at one resolution; channels may still differ."""
+    align.check_shape("explicit", tap, ours, theirs)
     if ours.ndim != theirs.ndim:
-        return _averaged(ours), _averaged(theirs)
-    if ours.ndim == 4 and ours.shape[2:] != theirs.shape[2:]:
-        size = (min(ours.shape[2], theirs.shape[2]), min(ours.shape[3], theirs.shape[3]))
-        return F.adaptive_avg_pool2d(ours, size), F.adaptive_avg_pool2d(theirs, size)
-    return ours, theirs
-
-
-def _averaged(feature: Tensor) -> Tensor:
-    return feature.mean(dim=(2, 3)) if feature.ndim == 4 else feature
+        return align.averaged(ours), align.averaged(theirs)
+    return align.same_size(ours, theirs) if ours.ndim == 4 else (ours, theirs)

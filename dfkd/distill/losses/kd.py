@@ -3,31 +3,42 @@
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from dfkd.errors import RequestError
+from dfkd.distill.distributions import check_above, check_at_least, kl
 from dfkd.outputs import Outputs
 
 
 class KD(nn.Module):
-    """KL divergence from the teacher's to the student's softened distribution, times the temperature squared.
+    """The teacher's softened distribution over the classes and, where wanted, its most probable class.
 
-    Distilling the knowledge in a neural network, 2015, https://arxiv.org/abs/1503.02531. Averaged over the batch.
+    temperature^2 * KL(softmax(t / temperature) || softmax(s / temperature)) + `hard` * cross-entropy of softmax(s) to
+    argmax t, averaged over the batch; t and s are the teacher's and the student's logits.
+
+    Distilling the knowledge in a neural network, 2015, https://arxiv.org/abs/1503.02531, which adds the cross-entropy
+    to the label, at temperature 1, with a considerably lower weight than the soft part's. Images are unlabelled here:
+    the teacher's most probable class stands in for the label, and `hard` is 0 unless it is given.
+
     Where the teacher's outputs carry a class-dropping mask (https://arxiv.org/abs/2302.08771, whose formula is not at
     hand; both rules are our reading), `dropped` says what becomes of the classes outside it:
     `bucket` adds them up to one class, in teacher and student alike: how much they hold is taught, its split is not;
     `renormalize` takes them out of the teacher's distribution and leaves the student its full softmax, which drives
     them to 0: at temperatures above 1 this takes out much of what the teacher says.
 
-    Raises: RequestError unless temperature > 0.
+    Raises: RequestError unless temperature > 0 and hard >= 0.
     """
 
-    def __init__(self, temperature: float = 4.0, dropped: Literal["bucket", "renormalize"] = "bucket") -> None:
+    reads_kept = True
+
+    def __init__(
+        self, temperature: float = 4.0, dropped: Literal["bucket", "renormalize"] = "bucket", hard: float = 0.0
+    ) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise RequestError(f"kd:temperature={temperature:g} is not above 0")
-        self.temperature, self.dropped = temperature, dropped
+        check_above("kd", temperature=temperature)
+        check_at_least("kd", hard=hard)
+        self.temperature, self.dropped, self.hard = temperature, dropped, hard
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
         """The loss of a batch."""
@@ -38,8 +49,8 @@ class KD(nn.Module):
         p = target.softmax(dim=1)
         if teacher.kept is not None and self.dropped == "bucket":
             p, log_q = _with_bucket(p, log_q, teacher.kept)
-        # xlogy: where p = 0 it adds 0, and p * log p would be NaN
-        return (torch.xlogy(p, p) - p * log_q).sum(dim=1).mean() * self.temperature**2
+        soft = kl(p, log_q) * self.temperature**2
+        return soft + self.hard * F.cross_entropy(student.logits, teacher.logits.argmax(dim=1)) if self.hard else soft
 
 
 def _with_bucket(

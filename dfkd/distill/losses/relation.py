@@ -10,8 +10,9 @@ from dfkd.outputs import Outputs
 
 
 class Relation(nn.Module):
-    """Huber loss (delta 1) between the teacher's and the student's pairwise distances of predictions, each divided by
-    its mean over the batch's pairs; averaged over the pairs.
+    """The distances among a batch's predictions, each divided by its mean, by the Huber loss.
+
+    Delta is 1, pairs are averaged.
 
     Explicit and implicit knowledge distillation via unlabeled data, 2023, https://arxiv.org/abs/2302.08771, describes a
     relation among predictions matched with the Huber loss. Which relation is our reading: the distance of Relational
@@ -27,8 +28,11 @@ class Relation(nn.Module):
         """The loss of a batch."""
         if len(student.logits) < 2:
             return student.logits.sum() * 0
-        return F.huber_loss(self._relation(student.logits), self._relation(teacher.logits))
+        ours, theirs = (x.logits.softmax(dim=1) if self.of == "probabilities" else x.logits for x in (student, teacher))
+        return F.huber_loss(relative_distances(ours), relative_distances(theirs))
 
-    def _relation(self, logits: Float[Tensor, "batch classes"]) -> Float[Tensor, " pairs"]:
-        distances = F.pdist(logits.softmax(dim=1) if self.of == "probabilities" else logits)
-        return distances / distances.mean().clamp_min(1e-12)
+
+def relative_distances(rows: Float[Tensor, "batch width"]) -> Float[Tensor, " pairs"]:
+    """Euclidean distances of the distinct pairs of rows, divided by their mean; 0 where all rows are the same."""
+    distances = F.pdist(rows)
+    return distances / distances.mean().clamp_min(1e-12)

@@ -1,0 +1,133 @@
+"""Features of two networks made comparable: precision, resolution, width. Shared by the losses that read features."""
+
+from contextlib import AbstractContextManager
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dfkd.errors import RequestError
+from dfkd.outputs import Outputs
+
+Stage = int | str
+"""Which of the stages a loss reads: a number from 1, the shallowest, or `middle`, or `last`."""
+
+
+def full(x: Tensor) -> Tensor:
+    """`x` in float32 where it is of less precision: differences, norms and logarithms are not taken in bfloat16."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def check_shape(loss: str, tap: str, *features: Tensor, dimensions: tuple[int, ...] = (2, 4)) -> None:
+    """Raises: RequestError for a feature that is neither [batch, width] nor a map, as far as the loss takes them."""
+    words = {2: "[batch, width]", 4: "[batch, channels, height, width]"}
+    for feature in features:
+        if feature.ndim not in dimensions:
+            wanted = " or ".join(words[d] for d in dimensions)
+            raise RequestError(
+                f"{loss}: the feature {tap!r} has shape {list(feature.shape)}, it has to be {wanted}; "
+                "name another place with --student-taps or --teacher-taps"
+            )
+
+
+def same_size(
+    ours: Float[Tensor, "batch ours_channels _ _"], theirs: Float[Tensor, "batch theirs_channels _ _"]
+) -> tuple[Float[Tensor, "batch ours_channels h w"], Float[Tensor, "batch theirs_channels h w"]]:
+    """Both maps average-pooled to the smaller resolution of the two; where it is one already, as they are."""
+    size = (min(ours.shape[2], theirs.shape[2]), min(ours.shape[3], theirs.shape[3]))
+    return tuple(x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size) for x in (ours, theirs))  # type: ignore[return-value]
+
+
+def averaged(feature: Tensor) -> Float[Tensor, "batch width"]:
+    """A map averaged over its pixels; a vector as it is."""
+    return feature.mean(dim=(2, 3)) if feature.ndim == 4 else feature
+
+
+def projection(ours: Tensor, width: int, *, always: bool = False, bias: bool = False) -> nn.Module:
+    """A layer that gives features like `ours` `width` channels: a 1x1 convolution for maps, linear for vectors.
+
+    Where the width is right already it is the identity, unless it is wanted `always`. On the device of `ours`.
+    """
+    if ours.shape[1] == width and not always:
+        return nn.Identity()
+    layer = nn.Conv2d(ours.shape[1], width, 1, bias=bias) if ours.ndim == 4 else nn.Linear(ours.shape[1], width, bias)
+    return layer.to(ours.device)
+
+
+def apply(layer: nn.Module, feature: Tensor) -> Tensor:
+    """A layer that trains with the student, on a feature, in the precision that the network made it in; then `full`.
+
+    So a projection costs what a layer of the student costs, and the difference behind it is exact.
+    """
+    with precision_of(feature):
+        return full(layer(feature))
+
+
+def precision_of(feature: Tensor) -> AbstractContextManager[object]:
+    """The context in which a loss's own layers compute as the network did that made `feature`."""
+    low = feature.dtype in (torch.bfloat16, torch.float16)
+    return torch.autocast(feature.device.type, feature.dtype if low else torch.bfloat16, enabled=low)
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalization in a loss's own layers, which only ever train: by the batch, without running statistics.
+
+    Raises: RequestError for one value per channel (a batch of one, maps of one pixel), which has no variance.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` [batch, width, height, width] normalized per channel."""
+        if x.numel() == x.shape[1]:
+            raise RequestError(
+                "a loss normalizes its features by the batch, and a batch of one image with maps of one pixel has no "
+                "variance; use --batch-size 2 or more"
+            )
+        return super().forward(x)
+
+
+def connector(ours: Float[Tensor, "batch channels _ _"], width: int) -> nn.Sequential:
+    """A 1x1 convolution to `width` channels and a batch normalization, on the device of `ours`."""
+    return nn.Sequential(nn.Conv2d(ours.shape[1], width, 1, bias=False), BatchNorm(width)).to(ours.device)
+
+
+def map_pairs(loss: str, group: str, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
+    """The maps of a group of taps, student's and teacher's, from the shallowest to the deepest.
+
+    Raises: RequestError where one is no map.
+    """
+    pairs = list(zip(student.group(group), teacher.group(group), strict=True))
+    for pair in pairs:
+        check_shape(loss, group, *pair, dimensions=(4,))
+    return pairs
+
+
+def one_stage(loss: str, stage: Stage, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
+    """The maps of one stage, student's and teacher's; of an even number of stages two are middle, this is the first.
+
+    Raises: RequestError where there is no such stage, or it is no map.
+    """
+    pairs = map_pairs(loss, "stage", student, teacher)
+    count = len(pairs)
+    number = {"middle": (count + 1) // 2, "last": count}.get(stage, 0) if isinstance(stage, str) else stage
+    if not 1 <= number <= count:
+        raise RequestError(
+            f"{loss}:stage={stage} is not one of the {count} stages that student and teacher share; "
+            f"write a number from 1 to {count}, middle or last"
+        )
+    return pairs[number - 1]
+
+
+def vectors(loss: str, outputs: Outputs, tap: str = "last") -> Float[Tensor, "batch width"]:
+    """A feature as one vector a sample, `full` and maps averaged, for losses that relate samples to each other."""
+    check_shape(loss, tap, outputs.features[tap])
+    return averaged(full(outputs.features[tap]))
+
+
+def unit(rows: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
+    """Rows divided by their length; a row of zeros stays zero, and its gradient is not blown up by 1 / epsilon."""
+    length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows / length.masked_fill(length == 0, 1)

@@ -1,0 +1,58 @@
+"""Activation boundaries: which neurons of the teacher fire."""
+
+import math
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dfkd.distill import align
+from dfkd.errors import RequestError
+from dfkd.outputs import Outputs
+
+
+class AB(nn.Module):
+    """Which neurons fire: the student's are pushed past a margin to the side of zero where the teacher's are.
+
+    With the teacher's pre-activation t and the student's s, behind its connector: (margin - s)² where t > 0 and
+    s < margin, (margin + s)² where t <= 0 and s > -margin, else 0. Summed over channels and pixels, averaged over the
+    batch, summed over the stages; each stage counts half of the next deeper one, whose maps are about half as large.
+    It is 0 where the student is past the margin on the teacher's side everywhere.
+
+    Knowledge transfer via distillation of activation boundaries formed by hidden neurons, 2018,
+    https://arxiv.org/abs/1811.03233. The halving and the weight are those of its authors' code for CIFAR; other code
+    averages over the elements. Where widths differ, the connector is a 1x1 convolution and a batch normalization on the
+    student's side, else none. Ours: where resolutions differ, both are average-pooled to the smaller one. The paper
+    initialises the student by this loss alone and only then trains it by KD: `--loss ab`, then `--student THAT_RUN
+    --loss kd`; alone it never reaches the student's last layer.
+
+    Raises: RequestError unless margin > 0, or for features that are not maps.
+    """
+
+    taps: ClassVar[tuple[str, ...]] = ("pre",)
+    weight: ClassVar[float] = 0.003
+
+    def __init__(self, margin: float = 1.0) -> None:
+        super().__init__()
+        if not 0 < margin < math.inf:
+            raise RequestError(f"ab:margin={margin:g} is not above 0")
+        self.margin = margin
+        self.connectors = nn.ModuleList()
+
+    def setup(self, student: Outputs, teacher: Outputs) -> None:
+        """Build a connector for every stage whose widths differ; they are drawn from torch's random state."""
+        for ours, theirs in align.map_pairs("ab", "pre", student, teacher):
+            width = theirs.shape[1]
+            self.connectors.append(nn.Identity() if ours.shape[1] == width else align.connector(ours, width))
+
+    def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
+        """The loss of a batch."""
+        total = student.logits.new_zeros(())
+        pairs = align.map_pairs("ab", "pre", student, teacher)
+        for connector, (ours, theirs) in zip(self.connectors, pairs, strict=True):
+            ours, theirs = align.same_size(ours, theirs)
+            s = align.apply(connector, ours)
+            short = (self.margin - torch.where(theirs > 0, s, -s)).relu()
+            total = total / 2 + short.square().sum() / len(s)
+        return total

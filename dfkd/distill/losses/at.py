@@ -1,0 +1,54 @@
+"""Attention transfer: where in the image a stage is active."""
+
+import math
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dfkd.distill import align
+from dfkd.errors import RequestError
+from dfkd.outputs import Outputs
+
+
+class AT(nn.Module):
+    """Distance between the attention maps of student and teacher, the energy of all channels at each pixel, per stage.
+
+    Q = the sum over channels of |A|^p, flattened and divided by its L2 norm; the loss is the sum over stages of
+    ||Q_S - Q_T||_2 / (h w), averaged over the batch. Paying more attention to attention: Improving the performance of
+    convolutional neural networks via attention transfer, 2016, https://arxiv.org/abs/1612.03928, the activation-based
+    form, with p = 2.
+
+    This is the paper's formula: beta/2 times the norm, not squared, with beta = 1000 divided by the number of elements
+    of the attention map and by the batch size. So `weight` is 500, and the division is in the loss. The authors' code
+    and what was made after it take the squared norm with beta = 1000 without the half: `at:1000,squared=true` is that.
+    Attention maps of different resolution are average-pooled to the smaller one before they are normalized.
+
+    Raises: RequestError unless p >= 1, and for a stage that is no map [batch, channels, height, width].
+    """
+
+    taps: ClassVar[tuple[str, ...]] = ("stage",)
+    weight: ClassVar[float] = 500.0
+
+    def __init__(self, p: float = 2.0, squared: bool = False) -> None:
+        super().__init__()
+        if not 1 <= p < math.inf:
+            raise RequestError(f"at:p={p:g} is not a number from 1")
+        self.p, self.squared = p, squared
+
+    def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
+        """The loss of a batch."""
+        total = student.logits.new_zeros(())
+        for pair in align.map_pairs("at", "stage", student, teacher):
+            ours, theirs = (align.unit(q.flatten(1)) for q in align.same_size(*map(self._attention, pair)))
+            gap = ours - theirs
+            # the norm has gradient 0 at 0, where a square root would have none
+            distance = gap.square().sum(dim=1) if self.squared else torch.linalg.vector_norm(gap, dim=1)
+            total = total + distance.mean() / gap.shape[1]
+        return total
+
+    def _attention(self, feature: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch 1 h w"]:
+        feature = align.full(feature)
+        powers = feature.square() if self.p == 2 else feature.abs().pow(self.p)
+        return powers.sum(dim=1, keepdim=True)

@@ -1,0 +1,121 @@
+"""Boundary-supporting samples: images pushed over the teacher's decision boundary, made as the student learns."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from dfkd.distill.align import full
+from dfkd.distill.distributions import check_above, check_at_least, kl
+from dfkd.distill.setting import Setting
+from dfkd.errors import RequestError
+from dfkd.outputs import Outputs
+
+CROSSING = 1e-4
+"""Added to the gap between the two logits, so that a step can cross the boundary and not only come near it."""
+
+
+class BSS(nn.Module):
+    """The teacher's softened distribution on images that are pushed just over its decision boundary.
+
+    KL(softmax(t(x') / temperature) || softmax(s(x') / temperature)), averaged over the boundary samples x', which are
+    made from the batch at every step:
+
+    - base samples: the `samples` images on which student and teacher differ most, by the squared difference of their
+      probabilities summed over the classes other than the base class b; all of a batch that is not larger;
+    - target class k, drawn with the teacher's probability among the classes other than b;
+    - up to `steps` steps x' <- x' + `rate` * (t_b - t_k + 0.0001) * g / |g|_2, where g is the gradient of t_k - t_b by
+      x', until the teacher no longer says b; pixels stay within the range that their channel has in the batch.
+
+    Knowledge distillation with adversarial samples supporting decision boundary, 2018,
+    https://arxiv.org/abs/1805.05532. It is a term beside kd. Steps, draws and constants are those of the authors' code,
+    in which t are logits (a well-known collection has probabilities), g is divided by its norm and not by the norm's
+    square, samples count whether or not they reached k, and there is no factor temperature^2. Its base class is the
+    label, of samples that the teacher has right; images are unlabelled here, and the teacher's most probable class
+    stands in for it, so that all qualify. It keeps pixels within -2.5 and 2.5, which fits one normalization; ours fits
+    any. `weight` is the paper's first one; it goes down to 0 over three quarters of the training there, and is constant
+    here.
+
+    x' are constants for the student. It runs on them in training mode, as in the authors' code: they are normalized by
+    statistics of their own, and BatchNorm's running statistics, which the student is used with, take in both sorts of
+    batches in equal parts. A step costs `steps` + 1 more passes of the teacher and one of the student, on `samples`
+    images.
+
+    Raises: RequestError unless temperature and rate > 0, samples and steps >= 1, and for outputs without the view.
+    """
+
+    taps: ClassVar[tuple[str, ...]] = ()
+    weight: ClassVar[float] = 2.0
+
+    def __init__(self, temperature: float = 3.0, steps: int = 10, rate: float = 0.3, samples: int = 64) -> None:
+        super().__init__()
+        check_above("bss", temperature=temperature, rate=rate)
+        check_at_least("bss", 1, steps=steps, samples=samples)
+        self.temperature, self.steps, self.rate, self.samples = temperature, steps, rate, samples
+
+    def bind(self, setting: Setting) -> None:
+        """Take the two networks; their weights do not become this loss's own."""
+        self.setting = setting
+
+    def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
+        """The loss of a batch."""
+        if teacher.view is None:
+            raise RequestError("bss: the images are not at hand, from which it makes its samples; leave out bss")
+        chosen = base_samples(student.logits.detach(), teacher.logits, self.samples)
+        told = teacher.logits[chosen]
+        base = told.argmax(dim=1)
+        target = target_classes(told, base)
+        view = cross(self.setting.teacher, teacher.view, chosen, base, target, self.steps, self.rate)
+        with torch.no_grad():
+            theirs = full(self.setting.teacher(view).logits) / self.temperature
+        ours = full(self.setting.student(view).logits) / self.temperature
+        return kl(theirs.softmax(dim=1), ours.log_softmax(dim=1))
+
+
+def base_samples(
+    student: Float[Tensor, "batch classes"], teacher: Float[Tensor, "batch classes"], count: int
+) -> Int[Tensor, " chosen"]:
+    """The rows whose probabilities differ most outside the teacher's class; all of them where there are not more."""
+    if len(teacher) <= count:
+        return torch.arange(len(teacher), device=teacher.device)
+    gap = (full(student).softmax(dim=1) - full(teacher).softmax(dim=1)).square()
+    gap = gap.scatter(1, teacher.argmax(dim=1, keepdim=True), 0.0)
+    return gap.sum(dim=1).topk(count).indices
+
+
+def target_classes(teacher: Float[Tensor, "batch classes"], base: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+    """A class other than `base` for every row, drawn with the teacher's probabilities.
+
+    By the largest of logit + Gumbel noise: the same draw, also where all those probabilities underflow.
+    """
+    gumbel = -torch.empty_like(teacher).exponential_().log()
+    return (teacher + gumbel).scatter(1, base[:, None], -torch.inf).argmax(dim=1)
+
+
+@torch.enable_grad()
+def cross(
+    teacher: Callable[[Tensor], Outputs],
+    views: Float[Tensor, "batch channels height width"],
+    chosen: Int[Tensor, " chosen"],
+    base: Int[Tensor, " chosen"],
+    target: Int[Tensor, " chosen"],
+    steps: int,
+    rate: float,
+) -> Float[Tensor, "chosen channels height width"]:
+    """The chosen views moved from their base class towards the target class until the teacher leaves the base class."""
+    low, high = views.amin(dim=(0, 2, 3), keepdim=True), views.amax(dim=(0, 2, 3), keepdim=True)
+    moved = views[chosen].detach()
+    for _ in range(steps):
+        moved.requires_grad_(True)
+        logits = full(teacher(moved).logits)
+        gap = logits.gather(1, base[:, None]) - logits.gather(1, target[:, None])
+        (slope,) = torch.autograd.grad(-gap.sum(), moved)
+        length = torch.linalg.vector_norm(slope, dim=(1, 2, 3), keepdim=True)
+        # no early end when all have crossed: asking would wait for the device at every step
+        stays = logits.argmax(dim=1, keepdim=True) == base[:, None]
+        size = torch.where(stays, rate * (gap.detach() + CROSSING), 0.0)
+        direction = slope / length.clamp_min(torch.finfo(slope.dtype).tiny)
+        moved = (moved.detach() + size[:, :, None, None] * direction).clamp(low, high)
+    return moved

@@ -1,0 +1,164 @@
+"""Contrastive representation distillation: of many images, which one did the other network see?"""
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from dfkd.distill import align
+from dfkd.distill.setting import Setting
+from dfkd.errors import RequestError
+from dfkd.outputs import Outputs
+
+
+class CRD(nn.Module):
+    """The student's last feature tells which of many images the teacher's feature is of, and the other way round.
+
+    With v = unit(W x + b) for the student's features x of the tap `last` and u likewise for the teacher's, `width`
+    wide: the mean over images i of -log h(v_i . u_i) - sum over negatives k of log(1 - h(v_i . m_k)), m being a memory
+    of the teacher's u for every image, plus the same from the teacher's side with a memory of the student's v. h(s) =
+    P / (P + K / M), P = exp(s / temperature) / Z, K negatives, M images; Z is M times the mean of exp(s / temperature)
+    over the images drawn for the first batch, a constant from then on. After a step the memories of the batch's images
+    become unit(momentum * m + (1 - momentum) * v).
+
+    Contrastive representation distillation, 2019, https://arxiv.org/abs/1910.10699. Both embeddings learn, as in the
+    paper. They do not collapse: where all images had one embedding, an image could not be told from its negatives,
+    which is what the loss measures; and a side learns against the other's constant values, never by moving both.
+
+    What differs. The paper's better negatives are images of other labels; there are none here, these are all images
+    but the one itself, drawn with replacement. One set of negatives serves the batch, as a matrix product: the
+    expectation of loss and gradient is that of drawing anew for each image, which the authors' code does (its gather
+    is 128 x 16384 x 128 numbers, 1 GB a step). `positive` = batch is the paper's formula: the pair is what both
+    networks say of the very view. The authors' code takes it from the memory instead (`positive=memory`), which at an
+    image's first visit is a random vector: of use only for many epochs.
+
+    `weight`, `width`, `temperature`, `momentum` and `negatives` are the authors' for CIFAR-100; more negatives than
+    there are other images are cut to their number. The memories are float32 and part of every checkpoint: a million
+    images take 2 x 128 x 4 bytes x 10^6 = 1 GB on the device.
+
+    Raises: RequestError for options out of range, and where images are not stored or only one is.
+    """
+
+    taps: ClassVar[tuple[str, ...]] = ("last",)
+    weight: ClassVar[float] = 0.8
+    student_memory: Tensor
+    teacher_memory: Tensor
+    log_z: Tensor
+
+    def __init__(
+        self,
+        negatives: int = 16_384,
+        temperature: float = 0.07,
+        momentum: float = 0.5,
+        width: int = 128,
+        positive: Literal["batch", "memory"] = "batch",
+    ) -> None:
+        super().__init__()
+        for name, value in {"negatives": negatives, "width": width}.items():
+            if value < 1:
+                raise RequestError(f"crd:{name}={value} is not at least 1")
+        if temperature <= 0:
+            raise RequestError(f"crd:temperature={temperature:g} is not above 0")
+        if not 0 <= momentum < 1:
+            raise RequestError(f"crd:momentum={momentum:g} is not at least 0 and below 1")
+        self.negatives, self.temperature, self.momentum = negatives, temperature, momentum
+        self.width, self.positive = width, positive
+        self.images, self._z_is_set = 0, False
+
+    def bind(self, setting: Setting) -> None:
+        """Learn how many images there are. Raises: RequestError where they are not stored, or fewer than two."""
+        if setting.images is None:
+            raise RequestError("crd remembers every image and needs stored ones: --samples, not images made on the fly")
+        if setting.images < 2:
+            raise RequestError(f"crd tells images apart and there is {setting.images}; select two or more")
+        self.images = setting.images
+        self.negatives = min(self.negatives, self.images - 1)
+
+    def setup(self, student: Outputs, teacher: Outputs) -> None:
+        """Build the embeddings and the memories, of random vectors of about length 1."""
+        ours, theirs = (align.vectors("crd", outputs) for outputs in (student, teacher))
+        self.student_embedding = align.projection(ours, self.width, always=True, bias=True)
+        self.teacher_embedding = align.projection(theirs, self.width, always=True, bias=True)
+        bound = math.sqrt(3 / self.width)
+        for name in ("student_memory", "teacher_memory"):
+            memory = torch.empty(self.images, self.width, device=ours.device).uniform_(-bound, bound)
+            self.register_buffer(name, memory)
+        # of the student's and the teacher's side; NaN until the first batch
+        self.register_buffer("log_z", torch.full((2,), torch.nan, device=ours.device))
+
+    def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
+        """The loss of a batch; where gradients are on, the memories move, and the first batch sets Z."""
+        if teacher.rows is None:
+            raise RequestError("crd needs to know which image is which, and the source of these does not say")
+        v = self._embedded(self.student_embedding, student)
+        u = self._embedded(self.teacher_embedding, teacher)
+        rows, drawn = teacher.rows.to(v.device), self.draw()
+        hits = rows[:, None] == drawn
+        total, log_z = v.new_zeros(()), []
+        sides = ((v, u, self.teacher_memory), (u, v, self.student_memory))
+        for side, (anchors, partners, memory) in enumerate(sides):
+            partners = memory[rows] if self.positive == "memory" else partners.detach()
+            anchors, negatives = anchors / self.temperature, memory[drawn]
+            z = self.log_z[side]
+            if not self._z_is_set:  # or it is, and is a resumed run's: asking the device would be to wait for it
+                z = torch.where(z.isnan(), self._estimated(anchors.detach(), negatives), z)
+            total = total + self._contrast(anchors, partners, negatives, hits, z)
+            log_z.append(z)
+        if torch.is_grad_enabled():
+            self._remember(rows, v.detach(), u.detach(), torch.stack(log_z))
+        return total
+
+    def draw(self) -> Int[Tensor, " negatives"]:
+        """The images that are this batch's negatives, uniform over all, from torch's global generator."""
+        return torch.randint(self.images, (self.negatives,), device=self.log_z.device)
+
+    def _embedded(self, embedding: nn.Module, outputs: Outputs) -> Float[Tensor, "batch width"]:
+        align.check_shape("crd", "last", outputs.features["last"])
+        return align.unit(align.apply(embedding, align.averaged(outputs.features["last"])))
+
+    def _estimated(
+        self, anchors: Float[Tensor, "batch width"], negatives: Float[Tensor, "negatives width"]
+    ) -> Float[Tensor, ""]:
+        """log Z: the logarithm of M times the mean of exp(a . m) over the images drawn."""
+        scores = anchors @ negatives.T
+        return scores.flatten().logsumexp(dim=0) + math.log(self.images / scores.numel())
+
+    def _contrast(
+        self,
+        anchors: Float[Tensor, "batch width"],
+        partners: Float[Tensor, "batch width"],
+        negatives: Float[Tensor, "negatives width"],
+        hits: Bool[Tensor, "batch negatives"],
+        log_z: Float[Tensor, ""],
+    ) -> Float[Tensor, ""]:
+        """The loss of one side, whose anchors are divided by the temperature; the mean over the batch.
+
+        h and 1 - h are logistic functions of log P - log(K / M). The draws that hit the image itself are left out; the
+        others count the more for it, so that the expectation is that of K draws from the other images.
+        """
+        shift = -log_z - math.log(self.negatives / self.images)
+        matches = (anchors * partners).sum(dim=1) + shift
+        others = F.linear(anchors, negatives, shift.expand(len(negatives)))
+        push = F.softplus(others).masked_fill(hits, 0).sum(dim=1) * (self.images / (self.images - 1))
+        return (F.softplus(-matches) + push).mean()
+
+    @torch.no_grad()
+    def _remember(
+        self,
+        rows: Int[Tensor, " batch"],
+        v: Float[Tensor, "batch width"],
+        u: Float[Tensor, "batch width"],
+        log_z: Float[Tensor, " 2"],
+    ) -> None:
+        """Move the memories of the batch's images, and keep Z."""
+        # an image that is in the batch twice writes the mean of both twice: else which one stays were left to chance
+        same = (rows[:, None] == rows).to(v.dtype)
+        same = same / same.sum(dim=1, keepdim=True)
+        for memory, new in ((self.student_memory, v), (self.teacher_memory, u)):
+            moved = self.momentum * memory[rows] + (1 - self.momentum) * (same @ new)
+            memory.index_copy_(0, rows, align.unit(moved))
+        self.log_z.copy_(log_z)
+        self._z_is_set = True

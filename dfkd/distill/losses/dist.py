@@ -1,0 +1,65 @@
+"""Relations of a batch's probabilities, among the classes of an image and among the images of a class."""
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dfkd.distill.align import full
+from dfkd.distill.distributions import check_above, check_at_least
+from dfkd.outputs import Outputs
+
+CONSTANT = 1e-4
+"""Probabilities whose distance from their mean has a smaller norm are constant: rounding has no relation to teach."""
+FLATTEST = 0.01
+"""Probabilities of the student that vary less than this share of the teacher's are not scaled up further."""
+
+
+class DIST(nn.Module):
+    """The probabilities of an image's classes, and of a class over the batch's images, up to scale and shift.
+
+    temperature^2 * (`beta` * mean over images of (1 - r(row)) + `gamma` * mean over classes of (1 - r(column))): rows
+    and columns are those of the [batch, classes] softened probabilities, r is Pearson's correlation of the teacher's
+    with the student's. Zero also where they differ by a positive factor and a shift.
+
+    Knowledge distillation from a stronger teacher, 2022, https://arxiv.org/abs/2205.10536. The factor temperature^2 is
+    that of the authors' code. `beta` and `gamma` (2 each) and `temperature` (4) are the paper's for CIFAR-100, which
+    adds cross-entropy to the label with weight 1: labels are not known here, and `weight` is 1. The class in the
+    authors' code has 1 for all three.
+
+    Correlations of constants are undefined. The authors add 1e-8 to the product of the norms, which makes a constant
+    row cost 1 even at equality, and its gradient by them as large as 1e8. Ours: rows and columns in which the teacher
+    is constant (norm of the distance from the mean at most 0.0001) cost 0, so that equality does and a batch of one has
+    rows alone; a student's norm below 1 % of the teacher's, or below 0.0001, counts as that, so that a student that
+    starts with equal logits gets a gradient it survives. Elsewhere this is Pearson's correlation without an epsilon.
+
+    Raises: RequestError unless temperature > 0, beta and gamma >= 0.
+    """
+
+    taps: ClassVar[tuple[str, ...]] = ()
+    weight: ClassVar[float] = 1.0
+
+    def __init__(self, beta: float = 2.0, gamma: float = 2.0, temperature: float = 4.0) -> None:
+        super().__init__()
+        check_above("dist", temperature=temperature)
+        check_at_least("dist", beta=beta, gamma=gamma)
+        self.beta, self.gamma, self.temperature = beta, gamma, temperature
+
+    def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
+        """The loss of a batch."""
+        ours, theirs = ((full(outputs.logits) / self.temperature).softmax(dim=1) for outputs in (student, teacher))
+        relations = self.beta * _distance(ours, theirs) + self.gamma * _distance(ours.T, theirs.T)
+        return relations * self.temperature**2
+
+
+def _distance(ours: Float[Tensor, "rows entries"], theirs: Float[Tensor, "rows entries"]) -> Float[Tensor, ""]:
+    """1 - Pearson's correlation, averaged over the rows; those in which the teacher is constant add 0."""
+    ours, theirs = (x - x.mean(dim=1, keepdim=True) for x in (ours, theirs))
+    norm = torch.linalg.vector_norm(theirs, dim=1)
+    floor = (FLATTEST * norm).clamp_min(CONSTANT)
+    # vector_norm has gradient 0 at 0
+    correlation = (ours * theirs).sum(dim=1) / (
+        torch.linalg.vector_norm(ours, dim=1).maximum(floor) * norm.maximum(floor)
+    )
+    return torch.where(norm > CONSTANT, 1 - correlation, 0.0).mean()

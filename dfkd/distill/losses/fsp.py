@@ -1,0 +1,73 @@
+"""Flow of solution procedure: how a stage turns its first map into its last one."""
+
+from typing import ClassVar
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dfkd.distill import align
+from dfkd.errors import RequestError
+from dfkd.outputs import Outputs
+
+
+class FSP(nn.Module):
+    """Squared difference of the FSP matrices, the products of a stage's first and last map averaged over the pixels.
+
+    G = F1 F2^T / (h w), [channels of the first map, channels of the last], with F1 and F2 as [channels, pixels], for
+    every image and stage. The loss is the sum over stages of ||G_T - G_S||^2, the sum of the squared entries, averaged
+    over the batch.
+
+    A gift from knowledge distillation: Fast optimization, network minimization and transfer learning, 2017,
+    https://openaccess.thecvf.com/content_cvpr_2017/papers/Yim_A_Gift_From_CVPR_2017_paper.pdf. Well-known public code
+    takes other matrices, of the last maps of consecutive stages, pooled to the smaller one, and the mean over entries
+    instead of their sum. The paper has the same channels in both networks; where they differ here, the student's maps
+    go through learned 1x1 convolutions. Resolutions may differ between the networks, since G does not depend on them;
+    where they differ between the two maps of one stage, the larger is max-pooled, as in the paper.
+    The paper trains this loss alone, and then the task alone: a run with `--loss fsp`, and another with `--student
+    THAT_RUN`. It gives all stages one weight and does not say which; `weight` is ours, for learning rates of 0.4
+    where the paper has 0.001. The sum over entries grows with the product of the widths: narrow networks stand 0.0001.
+
+    Raises: RequestError for a feature that is no map, or as many first maps as there are not last ones.
+    """
+
+    taps: ClassVar[tuple[str, ...]] = ("begin", "stage")
+    weight: ClassVar[float] = 0.00001
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.ModuleList(), nn.ModuleList()
+
+    def setup(self, student: Outputs, teacher: Outputs) -> None:
+        """Build two projections for each stage from a batch of maps."""
+        for ends in _stages(student, teacher):
+            for layers, (ours, theirs) in zip((self.first, self.last), ends, strict=True):
+                layers.append(align.projection(ours, theirs.shape[1]))
+
+    def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
+        """The loss of a batch."""
+        total = student.logits.new_zeros(())
+        for (first, last), (begin, end) in zip(
+            zip(self.first, self.last, strict=True), _stages(student, teacher), strict=True
+        ):
+            ours = _matrix(align.apply(first, begin[0]), align.apply(last, end[0]))
+            theirs = _matrix(align.full(begin[1]), align.full(end[1]))
+            total = total + (theirs - ours).square().sum(dim=(1, 2)).mean()
+        return total
+
+
+def _stages(student: Outputs, teacher: Outputs) -> list[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:
+    """For each stage its first and its last map, each of the student and of the teacher."""
+    first, last = (align.map_pairs("fsp", group, student, teacher) for group in ("begin", "stage"))
+    if len(first) != len(last):
+        raise RequestError(
+            f"fsp: there are {len(first)} maps that begin a stage and {len(last)} that end one; "
+            "name as many of begin1, begin2, ... as of stage1, stage2, ... with --student-taps and --teacher-taps"
+        )
+    return list(zip(first, last, strict=True))
+
+
+def _matrix(first: Float[Tensor, "batch m _ _"], last: Float[Tensor, "batch n _ _"]) -> Float[Tensor, "batch m n"]:
+    size = (min(first.shape[2], last.shape[2]), min(first.shape[3], last.shape[3]))
+    f1, f2 = (x if x.shape[2:] == size else F.adaptive_max_pool2d(x, size) for x in (first, last))
+    return f1.flatten(2) @ f2.flatten(2).transpose(1, 2) / (size[0] * size[1])

@@ -1,0 +1,88 @@
+"""Factor transfer: what a paraphraser says of the teacher's last map, and a translator of the student's."""
+
+import itertools
+import math
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dfkd.distill import align
+from dfkd.errors import RequestError
+from dfkd.outputs import Outputs
+
+_LEAK = 0.1
+
+
+class FT(nn.Module):
+    """Absolute difference of the factors that convolutions draw from the last map of the teacher and of the student.
+
+    mean |F_T / ||F_T||_2 - F_S / ||F_S||_2| over the elements and the batch, each factor flattened per image. F_T is
+    the code of the paraphraser, a convolutional autoencoder on the teacher's map whose code has `rate` times its
+    channels; F_S is the translator's, three 3x3 convolutions like the encoder's on the student's map, each followed by
+    a leaky ReLU of slope 0.1.
+
+    Paraphrasing complex network: Network compression via factor transfer, 2018, https://arxiv.org/abs/1802.04977, with
+    p = 1. The paper writes the norm, a sum; the mean and `weight` 500 are those of the authors' code, and belong
+    together. Other public code squares the factors and averages them over channels first.
+
+    The paper trains the paraphraser before, alone and unsupervised. Here the first `paraphraser` steps do that: the
+    loss is then the mean absolute difference between the teacher's map and its reconstruction, as in the authors' code,
+    divided by 500 so that it counts once, and the student learns from other losses only. After them the paraphraser
+    stands still, and translator and student learn; so a run has to be longer than that. Where resolutions differ, both
+    maps are first average-pooled to the smaller one.
+
+    Raises: RequestError unless rate > 0 and paraphraser >= 1, for a stage that there is not, or one that is no map.
+    """
+
+    taps: ClassVar[tuple[str, ...]] = ("stage",)
+    weight: ClassVar[float] = 500.0
+
+    def __init__(self, rate: float = 0.5, paraphraser: int = 500, stage: align.Stage = "last") -> None:
+        super().__init__()
+        if not 0 < rate < math.inf:
+            raise RequestError(f"ft:rate={rate:g} is not above 0")
+        if paraphraser < 1:
+            raise RequestError(f"ft:paraphraser={paraphraser} is not at least 1")
+        self.rate, self.paraphraser, self.stage = rate, paraphraser, stage
+        self.encoder, self.decoder, self.translator = nn.Sequential(), nn.Sequential(), nn.Sequential()
+        self.steps = 0  # on the host, so that no step waits for the device; part of the state all the same
+
+    def setup(self, student: Outputs, teacher: Outputs) -> None:
+        """Build paraphraser and translator from a batch of maps."""
+        ours, theirs = align.one_stage("ft", self.stage, student, teacher)
+        width = theirs.shape[1]
+        factors = max(1, round(self.rate * width))
+        self.encoder = _convolutions(width, width, factors, factors).to(theirs.device)
+        self.decoder = _convolutions(factors, factors, width, width, transposed=True).to(theirs.device)
+        self.translator = _convolutions(ours.shape[1], ours.shape[1], factors, factors).to(ours.device)
+
+    def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
+        """The loss of a batch; where gradients are recorded, this counts as a step."""
+        ours, theirs = align.same_size(*align.one_stage("ft", self.stage, student, teacher))
+        if self.steps < self.paraphraser:
+            self.steps += torch.is_grad_enabled()
+            with align.precision_of(theirs):
+                reconstruction = self.decoder(self.encoder(theirs))
+            return F.l1_loss(align.full(reconstruction), align.full(theirs)) / self.weight
+        with torch.no_grad():  # a gradient of 0 would not do: weight decay and momentum would move it on
+            target = align.apply(self.encoder, theirs)
+        factor = align.apply(self.translator, ours)
+        return F.l1_loss(align.unit(factor.flatten(1)), align.unit(target.flatten(1)))
+
+    def get_extra_state(self) -> Tensor:
+        """How many steps there were, for the checkpoint."""
+        return torch.tensor(self.steps)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Go on from a checkpoint."""
+        self.steps = int(state)
+
+
+def _convolutions(*widths: int, transposed: bool = False) -> nn.Sequential:
+    """3x3 convolutions that keep the resolution, from each width to the next, each followed by a leaky ReLU."""
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    layers = [(kind(a, b, 3, padding=1), nn.LeakyReLU(_LEAK)) for a, b in itertools.pairwise(widths)]
+    return nn.Sequential(*(part for layer in layers for part in layer))

@@ -1,0 +1,71 @@
+"""Neuron selectivity transfer: what the channels respond to, as a distribution."""
+
+from typing import ClassVar, Literal
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dfkd.distill import align
+from dfkd.outputs import Outputs
+
+
+class NST(nn.Module):
+    """Squared maximum mean discrepancy between the channels of teacher and student, by where in the image they respond.
+
+    Every channel of an image is a vector over the pixels, divided by its L2 norm: x_1, ..., x_C of the teacher, y_1,
+    ..., y_D of the student. The loss is mean k(x_i, x_j) + mean k(y_i, y_j) - 2 mean k(x_i, y_j) over all pairs i, j,
+    averaged over the batch. Widths may differ; where resolutions do, both maps are average-pooled to the smaller one.
+    A channel that is 0 everywhere stays 0.
+
+    Like what you like: Knowledge distill via neuron selectivity transfer, 2017, https://arxiv.org/abs/1707.01219.
+    Kernels: `poly` (x·y)^2, the paper's best; `linear` x·y; `gaussian` exp(-|x - y|^2 / (2 s^2)) with s^2 the mean of
+    |x - y|^2. Ours: that mean is over an image's pairs of a teacher's with a student's channel, and gets no gradient.
+    `stage` is the last by default, as in the authors' code; well-known public code adds up all of them. `weight` 50 is
+    that of both, for `poly`.
+
+    Raises: RequestError for a stage that there is not, or one that is no map [batch, channels, height, width].
+    """
+
+    taps: ClassVar[tuple[str, ...]] = ("stage",)
+    weight: ClassVar[float] = 50.0
+
+    def __init__(self, kernel: Literal["poly", "linear", "gaussian"] = "poly", stage: align.Stage = "last") -> None:
+        super().__init__()
+        self.kernel, self.stage = kernel, stage
+
+    def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
+        """The loss of a batch."""
+        y, x = map(_neurons, align.same_size(*align.one_stage("nst", self.stage, student, teacher)))
+        if self.kernel == "linear":  # the kernel's means are the dot products of the means
+            return (x.mean(dim=1) - y.mean(dim=1)).square().sum(dim=1).mean()
+        if self.kernel == "poly" and x.shape[2] ** 2 < x.shape[1] * y.shape[1]:
+            # the same number from the pixels' Gram matrices, which are smaller where channels outnumber pixels
+            gram_x, gram_y = (z.transpose(1, 2) @ z / z.shape[1] for z in (x, y))
+            return (gram_x - gram_y).square().sum(dim=(1, 2)).mean()
+        dots = {"xx": x @ x.transpose(1, 2), "yy": y @ y.transpose(1, 2), "xy": x @ y.transpose(1, 2)}
+        kernel = _poly(dots) if self.kernel == "poly" else _gaussian(x, y, dots)
+        mean = {pair: values.mean(dim=(1, 2)) for pair, values in kernel.items()}
+        return (mean["xx"] + mean["yy"] - 2 * mean["xy"]).mean()
+
+
+def _neurons(feature: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch channels pixels"]:
+    """Every channel of every image as a vector of length 1."""
+    maps = align.full(feature).flatten(2)
+    return align.unit(maps.flatten(0, 1)).view_as(maps)
+
+
+def _poly(dots: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {pair: values.square() for pair, values in dots.items()}
+
+
+def _gaussian(
+    x: Float[Tensor, "batch teacher_channels pixels"],
+    y: Float[Tensor, "batch student_channels pixels"],
+    dots: dict[str, Tensor],
+) -> dict[str, Tensor]:
+    """The kernel of every pair, from the dot products."""
+    squares = {"x": x.square().sum(dim=2), "y": y.square().sum(dim=2)}
+    distances = {ab: squares[ab[0]][:, :, None] + squares[ab[1]][:, None, :] - 2 * dot for ab, dot in dots.items()}
+    bandwidth = distances["xy"].detach().mean(dim=(1, 2), keepdim=True)
+    # the floor is above what rounding makes of a distance of 0
+    return {ab: (-distance / (2 * bandwidth.clamp_min(1e-5))).exp() for ab, distance in distances.items()}

@@ -1,0 +1,56 @@
+"""Probabilistic knowledge transfer: which samples of a batch are a sample's likely neighbours."""
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dfkd.distill import align
+from dfkd.outputs import Outputs
+
+EPSILON = 1e-7
+
+
+class PKT(nn.Module):
+    """KL divergence from the teacher's to the student's distribution of every sample over the others of its batch.
+
+    The mean over samples i of sum over j of p_j|i log(p_j|i / q_j|i), where p_j|i = K(t_i, t_j) / sum over k of K(t_i,
+    t_k), and q likewise of the student; K(x, y) = (1 + cos(x, y)) / 2 on the features of the tap `last`. p_j|i and
+    p_i|j differ: rows are not made symmetric. It is 0 at equality, and the features' scale does not matter, nor their
+    width.
+
+    Learning deep representations with probabilistic knowledge transfer, 2018, https://arxiv.org/abs/1803.10837; the
+    cosine kernel is the one that it recommends. `diagonal` counts a sample as its own neighbour (K = 1), as the
+    authors' code does, and all collections after it; the paper's sums leave it out. Ours: the mean over samples, not
+    the sum; 1e-7 is added to K. Batches of one or two have nothing to divide and cost 0.
+
+    `weight`: 30,000 / 64. The paper learns from this loss alone. RepDistiller gives 30,000 for CIFAR-100 to the mean
+    over all entries of the N x N array in batches of 64, which is this mean over rows divided by 64.
+
+    Raises: RequestError for features that are neither [batch, width] nor [batch, channels, height, width].
+    """
+
+    taps: ClassVar[tuple[str, ...]] = ("last",)
+    weight: ClassVar[float] = 30_000 / 64
+
+    def __init__(self, diagonal: bool = False) -> None:
+        super().__init__()
+        self.diagonal = diagonal
+
+    def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
+        """The loss of a batch."""
+        if len(student.logits) < 2:
+            return student.logits.sum() * 0
+        q, p = (self._conditional(align.unit(align.vectors("pkt", x))) for x in (student, teacher))
+        left_out = p == 0  # the diagonal
+        ratio = q.masked_fill(left_out, 1) / p.masked_fill(left_out, 1)
+        # the same sum as of -log(ratio), both being distributions, but terms that are small one by one: it is exact
+        return (p * (ratio - 1 - ratio.log())).sum(dim=1).mean()
+
+    def _conditional(self, x: Float[Tensor, "batch width"]) -> Float[Tensor, "batch batch"]:
+        # rounding can take a cosine just below -1
+        kernel = ((1 + x @ x.T) / 2).clamp_min(0) + EPSILON
+        if not self.diagonal:
+            kernel = kernel.masked_fill(torch.eye(len(x), dtype=torch.bool, device=x.device), 0)
+        return kernel / kernel.sum(dim=1, keepdim=True)

@@ -1,0 +1,112 @@
+"""Relational knowledge: the distances and angles among the samples of a batch."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from dfkd.distill import align
+from dfkd.distill.losses.relation import relative_distances
+from dfkd.errors import RequestError
+from dfkd.outputs import Outputs
+
+ENTRIES = 2**21
+"""Angles that are held at a time, 8 MiB for each of some ten tensors: all of a batch of 128. More at once is slower."""
+COINCIDENT = 1e-4
+"""Two samples closer than this share of the mean distance have no direction between them that is more than rounding."""
+
+
+class RKD(nn.Module):
+    """Distances of all pairs of samples, and angles of all triplets, are as among the teacher's features.
+
+    `distance` * mean over pairs of huber(d_S, d_T) + `angle` * mean over triplets of huber(cos_S, cos_T), Huber's
+    delta being 1: d is the Euclidean distance of two samples divided by its mean over the batch's pairs, cos the
+    cosine of the angle at the sample j between i and k. `of` features (the tap `last`) or logits.
+
+    Relational knowledge distillation, 2019, https://arxiv.org/abs/1904.05068. Pairs and triplets are of distinct
+    samples, as in the paper, which writes sums where its weights are for means. The authors' code, and all that
+    follows it, averages over the full N x N and N x N x N arrays, whose entries with equal indices are 0: (N - 1) / N
+    and (N - 1)(N - 2) / N^2 of the values here; and it takes the mean distance over those that are not 0. Ours: an
+    angle with a side below 1/10,000 of the mean distance counts 0, since it is rounding and its gradient has no bound;
+    batches of one cost 0, of two have no angle. The features' scale does not matter, nor do their widths.
+
+    `weight` and its parts are the paper's for classification: 25 for distances, 50 for angles (the latter 25 x 2).
+    Angles take time with the cube of the batch: 2 million of them at 128, a billion at 1024, where `angle=0` leaves
+    them out. Their memory is bounded: above batches of 128 they are made in chunks.
+
+    Raises: RequestError for a negative `distance` or `angle`, or both 0.
+    """
+
+    taps: tuple[str, ...] = ("last",)
+    weight: float = 25.0
+
+    def __init__(
+        self, distance: float = 1.0, angle: float = 2.0, of: Literal["features", "logits"] = "features"
+    ) -> None:
+        super().__init__()
+        for name, value in {"distance": distance, "angle": angle}.items():
+            if value < 0:
+                raise RequestError(f"rkd:{name}={value:g} is not at least 0")
+        if distance == angle == 0:
+            raise RequestError("rkd:distance=0,angle=0 leaves nothing to learn; give one of them a weight")
+        self.distance, self.angle = distance, angle
+        self.taps = ("last",) if of == "features" else ()
+
+    def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
+        """The loss of a batch."""
+        if len(student.logits) < 2:
+            return student.logits.sum() * 0
+        ours, theirs = (align.vectors("rkd", x) if self.taps else x.logits for x in (student, teacher))
+        d, target = relative_distances(ours), relative_distances(theirs)
+        total = self.distance * F.huber_loss(d, target)
+        if self.angle and len(ours) > 2:
+            total = total + self.angle * _angles(_square(d, len(ours)), _square(target, len(ours)))
+        return total
+
+
+def _square(pairs: Float[Tensor, " pairs"], samples: int) -> Float[Tensor, "samples samples"]:
+    """The symmetric matrix with a zero diagonal whose upper triangle, row by row, is `pairs`."""
+    i, j = torch.triu_indices(samples, samples, 1, device=pairs.device)
+    matrix = pairs.new_zeros(samples, samples).index_put((i, j), pairs)
+    return matrix + matrix.T
+
+
+def _angles(ours: Float[Tensor, "samples samples"], theirs: Float[Tensor, "samples samples"]) -> Float[Tensor, ""]:
+    """Mean Huber loss of the cosines over the ordered triplets of distinct samples, from relative distances."""
+    samples = len(ours)
+    chunk = max(1, ENTRIES // samples**2)
+    leaf = ours.detach().requires_grad_(ours.requires_grad)
+    total, gradient = ours.new_zeros(()), torch.zeros_like(leaf)
+    for start in range(0, samples, chunk):
+        part = _at(leaf, theirs, start, min(start + chunk, samples))
+        # taken at once, so that no chunk's angles wait for the others'
+        if leaf.requires_grad:
+            gradient += torch.autograd.grad(part, leaf)[0]
+        total += part.detach()
+    total = total + (gradient * (ours - leaf.detach())).sum()  # adds nothing but the gradient
+    return total / (samples * (samples - 1) * (samples - 2))
+
+
+def _at(
+    ours: Float[Tensor, "samples samples"], theirs: Float[Tensor, "samples samples"], start: int, stop: int
+) -> Float[Tensor, ""]:
+    """Sum of the Huber losses of the cosines at the samples `start` to `stop`."""
+    apart = (ours > COINCIDENT) & (theirs > COINCIDENT)
+    # with equal indices both cosines are 0, or both 1: such triplets add nothing
+    return F.huber_loss(_cosines(ours, apart, start, stop), _cosines(theirs, apart, start, stop), reduction="sum")
+
+
+def _cosines(
+    d: Float[Tensor, "samples samples"], apart: Bool[Tensor, "samples samples"], start: int, stop: int
+) -> Float[Tensor, "chunk samples samples"]:
+    """By the law of cosines, at the samples `start` to `stop`; 0 where a side of the angle is not `apart`.
+
+    From distances rather than from products of features: N^3 operations instead of N^3 times the width, and nothing
+    cancels but what is of the triangle's own size.
+    """
+    inverse = apart / d.masked_fill(~apart, 1)
+    squares, inverse = d * d, inverse[start:stop]
+    doubled = squares[start:stop, :, None] + squares[start:stop, None, :] - squares
+    return doubled * (inverse[:, :, None] * inverse[:, None, :]) / 2

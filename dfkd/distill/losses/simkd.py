@@ -1,0 +1,122 @@
+"""SimKD: one squared error on the last feature, and the teacher's classifier on top of it."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dfkd.distill import align
+from dfkd.distill.setting import Setting
+from dfkd.errors import RequestError
+from dfkd.outputs import Outputs
+
+
+class SimKD(nn.Module):
+    """The teacher's last feature, by a projector on the student's side; its classifier can be reused as well.
+
+    The mean squared difference of the projected student's feature and the teacher's; 0 where they are equal.
+
+    Knowledge distillation with the reused teacher classifier, 2022, https://arxiv.org/abs/2203.14001. There the student
+    is run with projector and teacher's classifier behind it and trained by this loss alone. Here the exported student
+    keeps its architecture, so there are two ways:
+    - by default (`projector=conv`) the paper's projector, 1x1, 3x3 and 1x1 convolutions with batch normalization and
+      ReLU and a bottleneck of the teacher's width / `factor`, on the deepest stage's map. It trains the features only:
+      add a loss that trains the student's last layer, as in `--loss kd simkd`;
+    - `reuse=true` (then `projector=linear`, on the last linear layer's input): when training ends, the student's last
+      layer becomes the teacher's behind the projector, W = W_t P and b = W_t p + b_t, which is exact. Until then this
+      loss does not train the student's last layer, so the agreement and other losses on the logits are of a layer that
+      is replaced; `--loss simkd:reuse=true` alone is the paper's way.
+    The default is the former because it is the paper's projector and works on any pair of networks. Where resolutions
+    differ, both maps are average-pooled to the smaller one, as in the authors' code.
+
+    Raises: RequestError for reuse with projector=conv, for reuse where a network's logits do not come from a linear
+    layer with the tap `last` as its input or the student's has no bias, for factor < 1, and for features of another
+    shape.
+    """
+
+    taps: tuple[str, ...] = ("stage",)
+
+    def __init__(
+        self, reuse: bool = False, projector: Literal["conv", "linear"] | None = None, factor: int = 2
+    ) -> None:
+        super().__init__()
+        if reuse and projector == "conv":
+            raise RequestError("simkd:reuse=true cannot put projector=conv into the student's last layer; use linear")
+        if factor < 1:
+            raise RequestError(f"simkd:factor={factor} is not at least 1")
+        self.reuse, self.factor = reuse, factor
+        self.linear = reuse or projector == "linear"
+        if self.linear:
+            self.taps = ("last",)
+        self._heads: tuple[nn.Linear, nn.Linear] | None = None  # in a tuple: they are no parts of this module
+
+    def bind(self, setting: Setting) -> None:
+        """Take the networks' last layers, where the teacher's is to be reused."""
+        if not self.reuse:
+            return
+        ours, theirs = setting.student_head, setting.teacher_head
+        for head, who in ((ours, "student"), (theirs, "teacher")):
+            if head is None:
+                raise RequestError(
+                    f"simkd:reuse=true needs a {who} whose logits come from a linear layer with the tap 'last' as its "
+                    "input; leave reuse out and add kd"
+                )
+        assert ours is not None and theirs is not None
+        if ours.bias is None:
+            raise RequestError("simkd:reuse=true needs a bias in the student's last layer; leave reuse out and add kd")
+        if ours.out_features != theirs.out_features:
+            raise RequestError(
+                f"simkd:reuse=true cannot put the teacher's {theirs.out_features} classes into the student's "
+                f"{ours.out_features}; give the student as many"
+            )
+        self._heads = ours, theirs
+
+    def setup(self, student: Outputs, teacher: Outputs) -> None:
+        """Build the projector; it is drawn from torch's random state."""
+        ours, theirs = self._pair(student, teacher)
+        width = theirs.shape[1]
+        if self._heads is not None:
+            for feature, head, who in zip((ours, theirs), self._heads, ("student", "teacher"), strict=True):
+                if feature.shape[1] != head.in_features:
+                    raise RequestError(
+                        f"simkd:reuse=true: the {who}'s feature 'last' has {feature.shape[1]} values, its last layer "
+                        f"takes {head.in_features}; leave last out of --{who}-taps"
+                    )
+        if self.linear:
+            self.projector = align.projection(ours, width, always=True, bias=True)
+        else:
+            self.projector = _convolutions(ours.shape[1], max(1, width // self.factor), width).to(ours.device)
+
+    def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
+        """The loss of a batch."""
+        ours, theirs = self._pair(student, teacher)
+        return F.mse_loss(align.apply(self.projector, ours), align.full(theirs))
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """With `reuse`, make the student's last layer the teacher's behind the projector. Repeating changes nothing."""
+        if self._heads is None:
+            return
+        ours, theirs = self._heads
+        projector, weight = self.projector, theirs.weight.double()
+        assert isinstance(projector, nn.Linear)
+        bias = weight @ projector.bias.double()
+        ours.weight.copy_(weight @ projector.weight.double())
+        ours.bias.copy_(bias if theirs.bias is None else bias + theirs.bias.double())
+
+    def _pair(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
+        if self.linear:
+            pair = student.features["last"], teacher.features["last"]
+            align.check_shape("simkd", "last", *pair)
+            return align.averaged(pair[0]), align.averaged(pair[1])
+        return align.same_size(*align.map_pairs("simkd", "stage", student, teacher)[-1])
+
+
+def _convolutions(width: int, middle: int, out: int) -> nn.Sequential:
+    return nn.Sequential(
+        *(nn.Conv2d(width, middle, 1, bias=False), align.BatchNorm(middle), nn.ReLU()),
+        *(nn.Conv2d(middle, middle, 3, padding=1, bias=False), align.BatchNorm(middle), nn.ReLU()),
+        *(nn.Conv2d(middle, out, 1, bias=False), align.BatchNorm(out), nn.ReLU()),
+    )

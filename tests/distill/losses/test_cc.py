@@ -1,0 +1,96 @@
+"""Correlation congruence: kernels of every two samples."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from dfkd.distill.losses import CC
+from dfkd.errors import RequestError
+
+
+@pytest.fixture
+def pair(rng):
+    return {"last": rng.normal(size=(5, 4))}, {"last": rng.normal(size=(5, 3))}
+
+
+def congruence(teacher, kernel):
+    def matrix(x):
+        x = [row / np.sqrt((row**2).sum()) for row in x]
+        return np.array([[kernel(a, b) for b in x] for a in x])
+
+    return lambda student: ((matrix(student["last"]) - matrix(teacher["last"])) ** 2).sum() / len(teacher["last"]) ** 2
+
+
+@pytest.mark.parametrize(("gamma", "order"), [(0.4, 2), (0.4, 1), (1.5, 5)])
+def test_the_gaussian_kernels_expansion(pair, prove, gamma, order):
+    student, teacher = pair
+
+    def kernel(a, b):
+        terms = [(2 * gamma) ** p / math.factorial(p) * (a @ b) ** p for p in range(order + 1)]
+        return math.exp(-2 * gamma) * sum(terms)
+
+    prove(CC(gamma=gamma, order=order), student, teacher, congruence(teacher, kernel))
+
+
+def test_the_expansion_tends_to_the_gaussian_kernel(pair, prove):
+    student, teacher = pair
+    formula = congruence(teacher, lambda a, b: math.exp(-0.4 * ((a - b) ** 2).sum()))
+    prove(CC(order=20), student, teacher, formula)
+
+
+def test_the_bilinear_kernel(pair, prove):
+    student, teacher = pair
+    prove(CC("bilinear"), student, teacher, congruence(teacher, lambda a, b: a @ b))
+
+
+def test_the_papers_kernel_is_the_default():
+    assert (CC().kernel, CC().gamma, CC().order) == ("gaussian", 0.4, 2)
+
+
+@pytest.mark.parametrize("kernel", ["gaussian", "bilinear"])
+def test_scale_rotation_and_order_do_not_matter(pair, outputs, rng, kernel):
+    student, teacher = pair
+    once = CC(kernel)(outputs(student), outputs(teacher)).item()
+    turn = np.linalg.qr(rng.normal(size=(4, 4)))[0]
+    turned = {"last": 5 * student["last"] @ turn}
+    assert CC(kernel)(outputs(turned), outputs(teacher)).item() == pytest.approx(once)
+    order = [3, 1, 4, 0, 2]
+    permuted = [outputs({"last": side["last"][order]}) for side in pair]
+    assert CC(kernel)(*permuted).item() == pytest.approx(once)
+    assert CC(kernel)(outputs(turned), outputs(student)).item() == pytest.approx(0, abs=1e-20)
+
+
+def test_a_map_is_averaged(pair, outputs, rng):
+    maps = rng.normal(size=(5, 4, 2, 3))
+    values = [CC()(outputs({"last": x}), outputs(pair[1])).item() for x in (maps, maps.mean(axis=(2, 3)))]
+    assert values[0] == pytest.approx(values[1])
+
+
+@pytest.mark.parametrize("kernel", ["gaussian", "bilinear"])
+@pytest.mark.parametrize("kind", ["zeros", "some zeros", "same", "one", "huge"])
+def test_is_finite_with_a_bounded_gradient(kernel, kind, outputs, assert_finite, rng):
+    x = rng.normal(size=(4, 6))
+    if kind == "some zeros":
+        x[1] = 0
+    x = {"zeros": 0 * x, "same": x[[0] * 4], "one": x[:1], "huge": 1e6 * x}.get(kind, x)
+    ours = outputs({"last": x}, torch.float32, grad=True)
+    assert_finite(CC(kernel), ours, outputs({"last": rng.normal(size=x.shape)}, torch.float32))
+    assert ours.features["last"].grad.abs().max() < 10
+
+
+def test_bfloat16_is_computed_in_float32(pair, outputs, assert_finite):
+    low = assert_finite(CC(), outputs(pair[0], torch.bfloat16, grad=True), outputs(pair[1], torch.bfloat16))
+    rounded = [{name: torch.tensor(x).bfloat16().double().numpy() for name, x in side.items()} for side in pair]
+    assert low == pytest.approx(CC()(*(outputs(side) for side in rounded)).item(), rel=1e-4)
+
+
+def test_wrong_options_and_features_are_refused(rng, outputs):
+    with pytest.raises(RequestError, match="cc:gamma=0 is not"):
+        CC(gamma=0.0)
+    with pytest.raises(RequestError, match="cc:order=0 is not"):
+        CC(order=0)
+    odd = outputs({"last": rng.normal(size=(2, 3, 4))})
+    with pytest.raises(RequestError, match="cc: the feature 'last'"):
+        CC()(odd, odd)

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import torch
+
+from dfkd.distill.losses import DIST
+from dfkd.errors import RequestError
+from dfkd.outputs import Outputs
+
+
+def pearson(u, v):
+    a, b = [x - sum(u) / len(u) for x in u], [x - sum(v) / len(v) for x in v]
+    return sum(x * y for x, y in zip(a, b, strict=True)) / np.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+
+
+@pytest.mark.parametrize(("beta", "gamma", "temperature"), [(2.0, 2.0, 4.0), (1.0, 0.0, 1.0), (0.0, 3.0, 2.0)])
+def test_dist(logits, prove, softmax, beta, gamma, temperature):
+    student, teacher = logits
+
+    def formula(arrays):
+        p, q = softmax(teacher / temperature), softmax(arrays["logits"] / temperature)
+        inter = np.mean([1 - pearson(p[i], q[i]) for i in range(6)])
+        intra = np.mean([1 - pearson(p[:, j], q[:, j]) for j in range(5)])
+        return temperature**2 * (beta * inter + gamma * intra)
+
+    prove(DIST(beta, gamma, temperature), {"logits": student}, {"logits": teacher}, formula)
+
+
+def test_it_is_zero_at_equality(logits):
+    x = Outputs(torch.tensor(logits[0]))
+    assert DIST()(x, x).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_it_is_zero_up_to_a_factor_and_a_shift_of_the_probabilities(softmax):
+    """Half as far from even, image by image alike: every row and every column is correlated by 1."""
+    p = softmax(np.random.default_rng(3).normal(size=(6, 5)))
+    ours, theirs = (torch.tensor(np.log(x)) for x in (0.5 * p + 0.1, p))
+    assert DIST(temperature=1.0)(Outputs(ours), Outputs(theirs)).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_it_does_not_depend_on_the_batchs_order(logits, permutes):
+    permutes(DIST(), *logits)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_it_is_finite_with_its_gradient(extreme, finite, temperature):
+    student, teacher = extreme
+    finite(DIST(temperature=temperature), student, Outputs(teacher))
+
+
+def test_what_is_constant_in_the_teacher_teaches_nothing(finite):
+    """No relation is in equal probabilities, nor in a column of a batch of one."""
+    student = torch.tensor([[1.0, 2, 4]], requires_grad=True)
+    even = Outputs(torch.full((1, 3), 7.0))
+    assert DIST()(Outputs(student), even).item() == 0
+    assert not finite(DIST(), student, even).any()
+    sure = Outputs(torch.tensor([[0.0, 1, 5]]))
+    rows_alone = DIST(gamma=0.0)(Outputs(student), sure).item()
+    assert DIST()(Outputs(student), sure).item() == pytest.approx(rows_alone)
+    assert rows_alone > 0
+
+
+def test_a_student_with_equal_logits_gets_a_gradient_that_it_survives(rng, finite):
+    """As at the start of a network whose last layer is zero; the authors' epsilon of 1e-8 gives one of 100,000."""
+    teacher = Outputs(torch.tensor(rng.normal(size=(32, 10)) * 3, dtype=torch.float32))
+    start = torch.zeros(32, 10, requires_grad=True)
+    gradient = finite(DIST(), start, teacher)
+    assert 0 < gradient.norm().item() < 1000
+    after = DIST()(Outputs(start - 0.01 * gradient), teacher)
+    assert after < DIST()(Outputs(start), teacher)
+
+
+def test_bf16_is_close_to_float32(logits):
+    ours, theirs = (torch.tensor(x, dtype=torch.float32) for x in logits)
+    low = DIST()(Outputs(ours.bfloat16()), Outputs(theirs.bfloat16()))
+    assert low.dtype == torch.float32
+    assert low.item() == pytest.approx(DIST()(Outputs(ours), Outputs(theirs)).item(), rel=0.02)
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"beta": -1.0}, {"gamma": -0.5}])
+def test_it_refuses(options):
+    with pytest.raises(RequestError, match=f"^dist:{next(iter(options))}="):
+        DIST(**options)

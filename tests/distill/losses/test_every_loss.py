@@ -1,0 +1,128 @@
+"""What holds for every loss, on two networks of different families."""
+
+import inspect
+import re
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from dfkd.device import Place
+from dfkd.distill import losses
+from dfkd.distill.objective import Objective, build_objective
+from dfkd.distill.setting import Setting
+from dfkd.models import cifar_resnet, wide_resnet
+from dfkd.outputs import Outputs
+from dfkd.places import GROUPS, find_taps, match_groups
+from dfkd.taps import Tapped
+from dfkd.teacher import answer
+
+NAMES = sorted(name.lower() for name in losses.__all__)
+DRAWS = {"bss", "crd"}  # random numbers fall to positions in the batch, not to samples
+PLACE = Place(torch.device("cpu"), torch.float32)
+IMAGES = 40
+
+
+class Pair:
+    """A teacher and a student that differ in family, width and depth, and losses between them."""
+
+    def __init__(self, *specs: str, classes: int = 5, place: Place = PLACE) -> None:
+        torch.manual_seed(1)
+        self.place = place
+        teacher = cifar_resnet(8, 8, classes).eval().requires_grad_(False)
+        student = wide_resnet(10, 1, num_classes=classes).eval()
+        self.objective: Objective = build_objective(specs)
+        example, wanted = torch.zeros(1, 3, 16, 16), self.objective.taps
+        taps = match_groups(*(find_taps(network, example, None, wanted).taps for network in (teacher, student)))
+        self.teacher, self.student = Tapped(teacher, taps[0]), Tapped(student, taps[1])
+        answers = [partial(answer, network, place) for network in (self.student, self.teacher)]
+        setting = Setting(answers[0], answers[1], student.linear, teacher.linear, IMAGES)
+        with torch.no_grad():
+            probe = self.outputs(torch.zeros(2, 3, 16, 16))
+            self.objective.setup(*probe, setting)
+            self.objective.check(*probe)
+
+    def outputs(self, view: torch.Tensor) -> tuple[Outputs, Outputs]:
+        """The student's and the teacher's answers."""
+        ours, theirs = (answer(network, self.place, view) for network in (self.student, self.teacher))
+        rows = torch.arange(len(view)) % IMAGES
+        return ours, replace(theirs, view=view, rows=rows)
+
+    def value(self, view: torch.Tensor) -> torch.Tensor:
+        """The objective of a batch, always with the same random numbers."""
+        torch.manual_seed(3)
+        return self.objective(*self.outputs(view))[0]
+
+
+@pytest.fixture
+def view() -> torch.Tensor:
+    return torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("name", NAMES)
+class TestEveryLoss:
+    def test_reaches_the_student_and_not_the_teacher(self, name, view):
+        pair = Pair(name)
+        pair.value(view).backward()
+        assert any(p.grad is not None and p.grad.any() for p in pair.student.module.parameters()) or name == "ft"
+        assert all(p.grad is None for p in pair.teacher.module.parameters())
+
+    def test_does_not_depend_on_the_batchs_order(self, name, view):
+        if name in DRAWS:
+            values = [Pair(name).value(view).item() for _ in range(2)]  # the draws are all that could differ
+        else:
+            values = [Pair(name).value(v).item() for v in (view, view[torch.tensor([3, 1, 5, 0, 2, 4])])]
+        assert values[1] == pytest.approx(values[0], rel=1e-2, abs=1e-6)
+
+    @pytest.mark.parametrize("case", ["identical", "far", "black", "two classes", "bf16"])
+    def test_is_finite_with_its_gradient(self, name, view, case):
+        place = Place(torch.device("cpu"), torch.bfloat16) if case == "bf16" else PLACE
+        pair = Pair(name, classes=2 if case == "two classes" else 5, place=place)
+        if case == "identical":
+            view = view[:1].repeat(6, 1, 1, 1)
+        if case == "black":
+            view = torch.zeros_like(view)
+        if case == "far":
+            with torch.no_grad():
+                for network in (pair.teacher.module, pair.student.module):
+                    network.linear.weight.mul_(1000)
+            assert pair.outputs(view)[0].logits.detach().abs().max() > 200
+        value = pair.value(view)
+        value.backward()
+        assert value.isfinite()
+        for module in (pair.student.module, pair.objective):
+            assert all(p.grad.isfinite().all() for p in module.parameters() if p.grad is not None)
+
+    def test_is_resumed_by_its_state(self, name, view):
+        """What a loss learnt or counted in two steps is all in its state: a fresh one goes on alike."""
+        pair = Pair(name)
+        for shift in (0.0, 1.0):
+            pair.value(view + shift)
+        fresh = Pair(name)
+        fresh.objective.load_state_dict(pair.objective.state_dict())
+        assert fresh.value(view).item() == pytest.approx(pair.value(view).item(), rel=1e-5, abs=1e-7)
+
+    def test_says_what_it_is_and_where_it_is_from(self, name, view):
+        kind = next(getattr(losses, n) for n in losses.__all__ if n.lower() == name)
+        doc = inspect.getdoc(kind)
+        assert re.match(r"[A-Z].*\.(\n|$)", doc), "the first line is a sentence"
+        assert re.search(r",\s(19|20)\d\d,\s+https://", doc), "a paper: title, year, URL"
+        assert getattr(kind, "weight", 1.0) > 0
+        assert {*getattr(kind, "taps", ())} <= {"first", "last", *GROUPS}
+        assert kind.__module__ == f"dfkd.distill.losses.{name}"
+
+
+def test_all_together(view):
+    pair = Pair(*NAMES)
+    total, values = pair.objective(*pair.outputs(view))
+    assert list(values) == NAMES
+    total.backward()
+    assert total.isfinite()
+
+
+def test_every_file_is_a_loss_and_every_loss_has_its_test(request):
+    here = request.path.parent
+    files = {file.stem for file in (here.parents[2] / "dfkd/distill/losses").glob("*.py")} - {"__init__"}
+    assert files == {*NAMES}
+    assert {file.stem.removeprefix("test_") for file in here.glob("test_*.py")} == {*NAMES, "every_loss"}

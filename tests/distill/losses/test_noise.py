@@ -1,0 +1,124 @@
+import numpy as np
+import pytest
+import torch
+
+from dfkd.distill.losses import Noise
+from dfkd.errors import RequestError
+from dfkd.outputs import Outputs
+
+
+@pytest.fixture
+def trained(outputs, rng):
+    """A loss whose matrix is not even any more."""
+
+    def make(classes, accuracy=0.8):
+        loss = Noise(accuracy)
+        zeros = outputs({"logits": np.zeros((2, classes))})
+        loss.setup(zeros, zeros)
+        assert not loss.errors.any()
+        loss.double()
+        loss.errors.data = torch.tensor(rng.normal(size=(classes, classes - 1)))
+        return loss
+
+    return make
+
+
+def matrix(errors, accuracy):
+    """Q, entry by entry: row i is what the teacher says of images of class i."""
+    classes = len(errors)
+    q = np.zeros((classes, classes))
+    for i in range(classes):
+        q[i, i] = accuracy
+        beside = [j for j in range(classes) if j != i]
+        e = np.exp(errors[i])
+        for j, share in zip(beside, e / e.sum(), strict=True):
+            q[i, j] = (1 - accuracy) * share
+    return q
+
+
+def likelihood(student, teacher, errors, accuracy, softmax):
+    q, total = matrix(errors, accuracy), 0.0
+    np.testing.assert_allclose(q.sum(axis=1), 1)
+    for s, t in zip(softmax(student), teacher, strict=True):
+        total -= np.log(sum(s[i] * q[i, t.argmax()] for i in range(len(s))))
+    return total / len(student)
+
+
+def test_noise(logits, trained, prove, softmax):
+    student, teacher = logits
+    loss = trained(5)
+    errors = loss.errors.detach().numpy()
+    prove(
+        loss,
+        {"logits": student},
+        {"logits": teacher},
+        lambda arrays: likelihood(arrays["logits"], teacher, errors, 0.8, softmax),
+    )
+
+
+def test_the_matrix_learns(logits, trained, outputs, softmax):
+    student, teacher = logits
+    loss = trained(5)
+    loss(outputs({"logits": student}), outputs({"logits": teacher})).backward()
+    errors = loss.errors.detach().numpy()
+    expected = np.zeros_like(errors)
+    for i in np.ndindex(errors.shape):
+        ends = []
+        for shift in (1e-5, -1e-5):
+            moved = errors.copy()
+            moved[i] += shift
+            ends.append(likelihood(student, teacher, moved, 0.8, softmax))
+        expected[i] = (ends[0] - ends[1]) / 2e-5
+    np.testing.assert_allclose(loss.errors.grad.numpy(), expected, rtol=1e-5, atol=1e-9)
+
+
+def test_its_minimum_is_a_student_certain_of_the_teachers_class(trained):
+    teacher = torch.eye(5, dtype=torch.float64)
+    loss = trained(5)
+    assert loss(Outputs(100 * teacher), Outputs(teacher)).item() == pytest.approx(-np.log(0.8))
+    assert loss(Outputs(teacher), Outputs(teacher)).item() > -np.log(0.8)
+
+
+def test_two_classes_have_one_way_to_err(trained, outputs, softmax):
+    student, teacher = np.array([[1.0, -1], [0.5, 0]]), np.array([[0.0, 2], [3, 0]])
+    loss = trained(2)
+    value = loss(outputs({"logits": student}), outputs({"logits": teacher}))
+    value.backward()
+    s = softmax(student)
+    expected = -np.log([s[0, 1] * 0.8 + s[0, 0] * 0.2, s[1, 0] * 0.8 + s[1, 1] * 0.2]).mean()
+    assert value.item() == pytest.approx(expected)
+    assert not loss.errors.grad.any()
+
+
+def test_it_does_not_depend_on_the_batchs_order(logits, trained, permutes):
+    permutes(trained(5), *logits)
+
+
+def test_it_is_finite_with_its_gradients(extreme, finite, outputs):
+    student, teacher = extreme
+    loss = Noise(0.999999)
+    loss.setup(Outputs(student.detach()), Outputs(teacher))
+    finite(loss, student, Outputs(teacher))
+    loss(Outputs(student), Outputs(teacher)).backward()
+    assert loss.errors.grad.isfinite().all()
+
+
+def test_bf16_is_close_to_float32(logits):
+    ours, theirs = (torch.tensor(x, dtype=torch.float32) for x in logits)
+    loss = Noise()
+    loss.setup(Outputs(ours), Outputs(theirs))
+    low = loss(Outputs(ours.bfloat16()), Outputs(theirs.bfloat16()))
+    assert low.dtype == torch.float32
+    assert low.item() == pytest.approx(loss(Outputs(ours), Outputs(theirs)).item(), rel=0.02)
+
+
+def test_the_matrix_is_in_the_checkpoint_and_trains(trained):
+    loss = trained(4)
+    assert list(loss.state_dict()) == ["errors"]
+    assert [p.shape for p in loss.parameters()] == [(4, 3)]
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 1.0, -0.5, 95.23])
+def test_it_refuses(accuracy):
+    with pytest.raises(RequestError, match=f"^noise:accuracy={accuracy:g} is not between 0 and 1"):
+        Noise(accuracy)

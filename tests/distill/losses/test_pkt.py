@@ -1,0 +1,107 @@
+"""Probabilistic knowledge transfer: conditional probabilities over the batch, one by one."""
+
+import numpy as np
+import pytest
+import torch
+
+from dfkd.distill.losses import PKT
+from dfkd.errors import RequestError
+
+
+@pytest.fixture
+def pair(rng):
+    return {"last": rng.normal(size=(5, 4))}, {"last": rng.normal(size=(5, 3))}
+
+
+def conditional(x, i, others):
+    kernel = {j: (x[i] @ x[j] / np.sqrt((x[i] @ x[i]) * (x[j] @ x[j])) + 1) / 2 for j in others}
+    return {j: kernel[j] / sum(kernel.values()) for j in others}
+
+
+def formula_of(teacher, diagonal):
+    def formula(student):
+        total, n = 0.0, len(teacher["last"])
+        for i in range(n):
+            others = [j for j in range(n) if diagonal or j != i]
+            p, q = (conditional(side["last"], i, others) for side in (teacher, student))
+            total += sum(p[j] * np.log(p[j] / q[j]) for j in others)
+        return total / n
+
+    return formula
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_value_and_gradient(pair, prove, diagonal):
+    student, teacher = pair
+    prove(PKT(diagonal), student, teacher, formula_of(teacher, diagonal))
+
+
+def test_the_weight_is_public_codes_in_batches_of_64(rng, outputs):
+    """Which gives 30,000 to the mean over all entries of the 64 x 64 array, the diagonal in it."""
+    student, teacher = ({"last": rng.normal(size=(64, 8))} for _ in range(2))
+    entries = []
+    for i in range(64):
+        p, q = (conditional(side["last"], i, range(64)) for side in (teacher, student))
+        entries += [p[j] * np.log(p[j] / q[j]) for j in range(64)]
+    found = PKT.weight * PKT(diagonal=True)(outputs(student), outputs(teacher)).item()
+    assert found == pytest.approx(30_000 * np.mean(entries), rel=1e-5)
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_scale_rotation_and_order_do_not_matter(pair, outputs, rng, diagonal):
+    student, teacher = pair
+    loss = PKT(diagonal)
+    once = loss(outputs(student), outputs(teacher)).item()
+    turn = np.linalg.qr(rng.normal(size=(4, 4)))[0]
+    turned = {"last": 5 * student["last"] @ turn}
+    assert loss(outputs(turned), outputs(teacher)).item() == pytest.approx(once)
+    order = [3, 1, 4, 0, 2]
+    permuted = [outputs({"last": side["last"][order]}) for side in pair]
+    assert loss(*permuted).item() == pytest.approx(once)
+    assert loss(outputs(turned), outputs(student)).item() == pytest.approx(0, abs=1e-12)
+    assert loss(outputs(teacher), outputs(student)).item() != pytest.approx(once)  # a divergence has a direction
+
+
+def test_features_that_are_nearly_the_teachers_are_told_apart_in_float32(rng, outputs):
+    teacher = rng.normal(size=(8, 6)) + 3
+    student = teacher + 1e-3 * rng.normal(size=(8, 6))
+    exact, single = (
+        PKT()(outputs({"last": student}, dtype), outputs({"last": teacher}, dtype)).item()
+        for dtype in (torch.float64, torch.float32)
+    )
+    assert 0 < exact < 1e-6
+    assert single == pytest.approx(exact, rel=1e-2)
+
+
+def test_a_map_is_averaged(pair, outputs, rng):
+    maps = rng.normal(size=(5, 4, 2, 3))
+    values = [PKT()(outputs({"last": x}), outputs(pair[1])).item() for x in (maps, maps.mean(axis=(2, 3)))]
+    assert values[0] == pytest.approx(values[1])
+
+
+@pytest.mark.parametrize("diagonal", [False, True])
+@pytest.mark.parametrize("kind", ["zeros", "some zeros", "same", "opposite", "one", "two", "huge"])
+def test_is_finite_with_a_bounded_gradient(diagonal, kind, outputs, assert_finite, rng):
+    x = rng.normal(size=(4, 6))
+    if kind == "some zeros":
+        x[1] = 0
+    if kind == "opposite":
+        x[1:] = -x[:1]
+    x = {"zeros": 0 * x, "same": x[[0] * 4], "one": x[:1], "two": x[:2], "huge": 1e6 * x}.get(kind, x)
+    ours = outputs({"last": x}, torch.float32, grad=True)
+    value = assert_finite(PKT(diagonal), ours, outputs({"last": rng.normal(size=x.shape)}, torch.float32))
+    assert ours.features["last"].grad is None or ours.features["last"].grad.abs().max() < 1e4
+    if kind == "one" or (kind == "two" and not diagonal):
+        assert value == pytest.approx(0, abs=1e-6)
+
+
+def test_bfloat16_is_computed_in_float32(pair, outputs, assert_finite):
+    low = assert_finite(PKT(), outputs(pair[0], torch.bfloat16, grad=True), outputs(pair[1], torch.bfloat16))
+    rounded = [{name: torch.tensor(x).bfloat16().double().numpy() for name, x in side.items()} for side in pair]
+    assert low == pytest.approx(PKT()(*(outputs(side) for side in rounded)).item(), rel=1e-4)
+
+
+def test_a_feature_of_another_shape_is_refused(rng, outputs):
+    odd = outputs({"last": rng.normal(size=(2, 3, 4))})
+    with pytest.raises(RequestError, match="pkt: the feature 'last'"):
+        PKT()(odd, odd)

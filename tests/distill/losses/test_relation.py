@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+import torch
+
+from dfkd.distill.losses import Relation
+from dfkd.outputs import Outputs
+
+LOSSES = [Relation(), Relation("logits")]
+
+
+@pytest.mark.parametrize("of", ["probabilities", "logits"])
+def test_relation(logits, prove, softmax, of):
+    student, teacher = logits
+
+    def psi(x):
+        t = softmax(x) if of == "probabilities" else x
+        d = np.array([np.linalg.norm(t[i] - t[j]) for i in range(6) for j in range(i + 1, 6)])
+        return d / d.mean()
+
+    def formula(arrays):
+        gap = np.abs(psi(arrays["logits"]) - psi(teacher))
+        return np.where(gap < 1, gap**2 / 2, gap - 0.5).mean()
+
+    prove(Relation(of), {"logits": student}, {"logits": teacher}, formula)
+
+
+def test_it_does_not_change_with_the_scale_of_logits(logits):
+    student, teacher = (torch.tensor(x) for x in logits)
+    once = Relation("logits")(Outputs(student), Outputs(teacher))
+    assert Relation("logits")(Outputs(7 * student), Outputs(0.1 * teacher)).item() == pytest.approx(once.item())
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_it_is_zero_at_equality(loss, logits):
+    x = torch.tensor(logits[0])
+    assert loss(Outputs(x), Outputs(x)).item() == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_it_does_not_depend_on_the_batchs_order(loss, logits, permutes):
+    permutes(loss, *logits)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_it_is_finite_with_its_gradient(loss, extreme, finite):
+    student, teacher = extreme
+    for mask in (None, teacher == teacher.max(dim=1, keepdim=True).values):
+        finite(loss, student, Outputs(teacher, {}, mask))

@@ -1,0 +1,57 @@
+"""Three steps of the real command with every loss, and what must not happen on the way."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dfkd.distill import losses
+from dfkd.models import cifar_resnet, wide_resnet
+
+STEPS = ("--steps", 3, "--batch-size", 16, "--log-every", 1)
+
+
+@pytest.mark.parametrize("name", sorted(losses.__all__, key=str.lower))
+def test_three_steps(lab, selection, tmp_path, name):
+    assert lab.distill(selection, tmp_path / "run", *STEPS, "--loss", name.lower()) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    values = [row[name.lower()] for row in rows]
+    assert len({*values}) == 3, "the batches differ"
+    # nothing of the loss is part of the student
+    assert set(load_file(tmp_path / "run" / "student.safetensors")) == set(cifar_resnet(8, width=4).state_dict())
+
+
+def test_all_losses_at_once_on_a_student_of_another_family(lab, selection, tmp_path):
+    names = [name.lower() for name in losses.__all__]
+    student = ("--student", "wide_resnet:depth=10,width=1", "--samples", selection, "--out", tmp_path / "run")
+    common = ("--teacher", lab.teacher, "--precision", "fp32", *STEPS)
+    assert lab.dfkd("distill", *common, *student, "--loss", *names) == 0
+    expected = wide_resnet(10, 1, num_classes=10, in_channels=1).state_dict()
+    assert set(load_file(tmp_path / "run" / "student.safetensors")) == set(expected)
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {*names} <= row.keys()
+
+
+@pytest.mark.parametrize("loss", ["crd", "ft:paraphraser=4", "ofd", "bss"])
+def test_a_loss_with_a_memory_resumes_bit_for_bit(lab, selection, tmp_path, loss):
+    """Buffers, counters and random numbers of the losses are in the checkpoint."""
+    common = ("--batch-size", 16, "--checkpoint-every", 3, "--loss", "kd", loss)
+    assert lab.distill(selection, tmp_path / "whole", "--steps", 8, *common) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        from dfkd.distill.loop import Trainer
+
+        advance = Trainer.advance
+
+        def stop(self):
+            if self.step == 7:  # after the checkpoint of step 6
+                raise RuntimeError("the power went out")
+            return advance(self)
+
+        patch.setattr(Trainer, "advance", stop)
+        with pytest.raises(RuntimeError, match="the power"):
+            lab.distill(selection, tmp_path / "broken", "--steps", 8, *common)
+    assert lab.distill(selection, tmp_path / "broken", "--steps", 8, *common) == 0
+    whole, broken = (load_file(tmp_path / run / "student.safetensors") for run in ("whole", "broken"))
+    assert all(torch.equal(whole[key], broken[key]) for key in whole)
