@@ -13,8 +13,8 @@ from PIL import Image
 
 from dfkd.device import resolve_place
 from dfkd.models.load import load_model
-from dfkd.select.diversity import near_duplicates
 from dfkd.places import find_taps
+from dfkd.select.diversity import near_duplicates
 from dfkd.teacher import Classifier
 
 IMAGES = 4_000

@@ -8,7 +8,6 @@ alone and the same optimizer. Rounds alternate, so that a slow minute of the mac
 
 import json
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from dfkd.config import DistillConfig, SelectConfig
-from dfkd.device import resolve_place
+from dfkd.device import machine, resolve_place
 from dfkd.distill.prepare import prepare
 from dfkd.models.load import load_model
 from dfkd.select import stage as select
@@ -67,7 +66,8 @@ def measure_distill(samples, teacher, loss):
     place = trainer.place
     student = trainer.student.module.train()
     optimizer = torch.optim.SGD(student.parameters(), lr=1e-4, momentum=0.9, nesterov=True, fused=True)
-    view, bare_teacher = trainer.view(), trainer.teacher.model.module
+    view = trainer.view(trainer.source.sample(trainer.plan.batch_size))
+    bare_teacher = trainer.teacher.model.module
 
     def bare_step():
         with torch.no_grad(), place.autocast():
@@ -104,10 +104,8 @@ def main():
         rows = [first, *(measure_distill(samples, teacher, loss) for loss in LOSSES)]
     for r in rows:
         print(f"{r['what']:<40}{r['dfkd']:>10.1f}{r['bare']:>10.1f}{r['ratio']:>8.3f}")
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
-    machine = {"processor": cpu or platform.processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    result = {"command": "benchmarks/speed/bare_loops.py", "date": str(date.today()), **machine, "rows": rows}
+    measured_on = machine(resolve_place("auto", "auto").device)
+    result = {"command": "benchmarks/speed/bare_loops.py", "date": str(date.today()), **measured_on, "rows": rows}
     out.write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -1,0 +1,82 @@
+"""What each loss teaches, at equal steps, on random images of the pool: the accuracies in docs/losses.md.
+
+    python benchmarks/quality/losses.py digits OUT_DIR      the demo's digits, three seeds: a few minutes
+    python benchmarks/quality/losses.py cifar10 OUT_DIR     needs DFKD_DATA and DFKD_TEACHERS; minutes a loss
+
+Written as a pipeline and run by `dfkd run`: an interrupted one goes on, and OUT_DIR/report.csv holds a row for every
+run. A loss that teaches the outputs stands alone; one on features, relations or boundaries is added to `kd`, at its
+default weight. Images are drawn at random and nothing else is on, so that the rows differ in the loss alone.
+"""
+
+import sys
+from pathlib import Path
+
+import tomli_w
+
+from dfkd import cli, demo
+from dfkd.distill import losses
+
+ALONE = {"kd", "alpha", "dist", "dkd", "logits", "standardized"}
+SPELLED = {"ft": "ft:paraphraser=100"}  # its own 500 steps of preparation would be all of a short run
+SETTINGS = {
+    "digits": {
+        "seeds": [0, 1, 2],
+        "teacher": f"{demo.TEACHER}@{{out}}/teacher.safetensors",
+        "normalize": demo.NORMALIZE,
+        "image_size": demo.SIDE,
+        "pool": ["{out}/pool.npz"],
+        "count": demo.POOL_PATCHES // 4,
+        "student": demo.STUDENT,
+        "steps": 400,
+        "test": "{out}/heldout.npz",
+    },
+    "cifar10": {
+        "seeds": [0],
+        "teacher": "cifar_resnet:depth=20,width=32@$DFKD_TEACHERS/cifar10_resnet20_w32_train40k.pt",
+        "normalize": "cifar10",
+        "pool": ["$DFKD_DATA/pool_tiny_imagenet_32.npz"],
+        "count": 50_000,
+        "student": "cifar_resnet:depth=20",
+        "steps": 1000,
+        "test": "$DFKD_DATA/cifar10_heldout10k.npz",
+    },
+}
+
+
+def pipeline(setting, out):
+    """The pipeline of one setting: a selection, and a row for every loss."""
+    defaults = {k: _placed(v, out) for k, v in SETTINGS[setting].items() if k != "seeds"}
+    names = sorted((name.lower() for name in losses.__all__), key=lambda name: (name not in ALONE, name))
+    rows = {name: {"samples": ["random"], "loss": _summed(name)} for name in names}
+    return {
+        "out": str(out),
+        "seeds": SETTINGS[setting]["seeds"],
+        "defaults": defaults,
+        "select": {"random": {"method": "random"}},
+        "distill": rows,
+    }
+
+
+def _summed(name):
+    return [name] if name in ALONE else ["kd", SPELLED.get(name, name)]
+
+
+def _placed(value, out):
+    if isinstance(value, list):
+        return [_placed(item, out) for item in value]
+    return value.replace("{out}", str(out)) if isinstance(value, str) else value
+
+
+def main():
+    if len(sys.argv) != 3 or sys.argv[1] not in SETTINGS:
+        sys.exit(__doc__)
+    setting, out = sys.argv[1], Path(sys.argv[2])
+    out.mkdir(parents=True, exist_ok=True)
+    if setting == "digits":
+        demo.prepare(out)
+    (out / "losses.toml").write_text(tomli_w.dumps(pipeline(setting, out)), encoding="utf-8")
+    sys.exit(cli.main(["run", str(out / "losses.toml")]))
+
+
+if __name__ == "__main__":
+    main()

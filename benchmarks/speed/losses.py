@@ -1,0 +1,83 @@
+"""What a step costs with each loss, beside the same step with KL alone, in one run on one machine.
+
+    python benchmarks/speed/losses.py OUT.json [NAME ...]
+
+A ResNet-20 of width 32 teaches one of width 16 at 32 pixels in batches of 128; weights and images are random, since
+neither decides the time. Each loss is added to `kd`; rounds of both alternate, so that a slow minute of the machine
+falls on both, and the median of the rounds' ratios is shown.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from dfkd.config import DistillConfig, SelectConfig
+from dfkd.device import machine, resolve_place
+from dfkd.distill import losses
+from dfkd.distill.prepare import prepare
+from dfkd.models import cifar_resnet
+from dfkd.select import stage as select
+
+TEACHER, STUDENT = "cifar_resnet:depth=20,width=32", "cifar_resnet:depth=20"
+IMAGES, STEPS, ROUNDS = 2_048, 6, 3
+
+
+def make_selection(folder):
+    """A random teacher and noise images."""
+    torch.manual_seed(0)
+    save_file(cifar_resnet(depth=20, width=32).state_dict(), folder / "teacher.safetensors")
+    images = np.random.default_rng(0).integers(0, 256, (IMAGES, 32, 32, 3), dtype=np.uint8)
+    np.savez(folder / "pool.npz", images=images)
+    teacher = f"{TEACHER}@{folder / 'teacher.safetensors'}"
+    out = folder / "selection"
+    asked = {"pool": (str(folder / "pool.npz"),), "method": "random", "count": 1_024, "out": str(out)}
+    select.run(SelectConfig(teacher=teacher, normalize="cifar10", **asked))
+    return teacher, out
+
+
+def trainer_with(teacher, samples, loss):
+    """A trainer in training mode, warmed up by a step."""
+    config = DistillConfig(teacher=teacher, student=STUDENT, samples=(str(samples),), out="", loss=loss)
+    trainer = prepare(config).trainer
+    trainer.student.module.train()
+    trainer.advance()
+    return trainer
+
+
+def seconds(trainer):
+    """The time of a few steps, until the device has done them."""
+    started = time.perf_counter()
+    for _ in range(STEPS):
+        metrics = trainer.advance()
+    metrics["loss"].item()
+    return time.perf_counter() - started
+
+
+def main():
+    out, wanted = Path(sys.argv[1]), sys.argv[2:] or [name.lower() for name in losses.__all__ if name != "KD"]
+    rows = {}
+    with tempfile.TemporaryDirectory() as folder:
+        teacher, samples = make_selection(Path(folder))
+        for name in wanted:
+            plain, with_it = (trainer_with(teacher, samples, loss) for loss in (("kd",), ("kd", name)))
+            rounds = [(seconds(with_it), seconds(plain)) for _ in range(ROUNDS)]
+            ratio = median(ours / theirs for ours, theirs in rounds)
+            parameters = sum(p.numel() for p in with_it.objective.parameters())
+            kd_ms = round(1000 * median(t for _, t in rounds) / STEPS, 1)
+            rows[name] = {"ratio": round(ratio, 3), "kd_ms": kd_ms, "parameters": parameters}
+            print(f"kd {name:<16}{ratio:6.2f} times a step of kd", flush=True)
+    measured_on = machine(resolve_place("auto", "auto").device)
+    result = {"command": "benchmarks/speed/losses.py", "date": str(date.today()), **measured_on, "losses": rows}
+    out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

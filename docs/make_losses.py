@@ -1,0 +1,137 @@
+"""docs/losses.md from the losses' docstrings and the benchmarks' result files.
+
+python docs/make_losses.py [FILE]       default: docs/losses.md beside this file
+"""
+
+import csv
+import inspect
+import json
+import re
+import sys
+from collections import defaultdict
+from pathlib import Path
+from statistics import fmean, stdev
+
+from dfkd.distill import losses
+
+HERE = Path(__file__).resolve().parent
+QUALITY, SPEED = HERE.parent / "benchmarks/quality", HERE.parent / "benchmarks/speed"
+FAMILIES = {
+    "What the teacher answers": ("kd", "dkd", "dist", "standardized", "logits", "alpha", "noise"),
+    "What it answers near its boundaries": ("bss",),
+    "Its features": (
+        *("explicit", "fitnet", "at", "nst", "fsp", "ft", "ab", "vid", "cwd", "ofd", "reviewkd", "simkd"),
+    ),
+    "How it relates the images of a batch": ("relation", "rkd", "sp", "cc", "pkt", "crd"),
+}
+INTRO = """# Losses
+
+Written by `python docs/make_losses.py` from the docstrings and the result files; edit those.
+
+`dfkd distill --loss NAME[:WEIGHT,key=value,...] ...` sums what is named: `--loss kd at rkd:10,angle=0`. A weight that
+is not written is the loss's own, from its paper. What a loss learns for itself (projections, critics, memories) trains
+with the student, is saved in the checkpoint, and is no part of the student.
+
+## How to choose
+
+- Begin with the default, `kd explicit:0.5 relation:1`, or with `kd` alone: it reads nothing but the outputs, works on
+  any pair of networks (also a `.pt2` teacher), and every other row of the table is measured against it.
+- A loss on features asks more of the pair: maps or a linear head that `dfkd` can find. It pairs the stages of both
+  networks from the deepest, one for each resolution, pools the larger map and learns a projection where widths differ.
+  It finds the places by running the networks; `--teacher-taps stage1=layer2 stage2=layer3 --student-taps ...` names
+  them by hand.
+- The papers' weights were found with labeled images of the teacher's own domain and hundreds of epochs. On other
+  images and short runs a smaller weight can be better: look at the loss's column in `metrics.jsonl` beside `kd`'s.
+- Losses that their papers use before the distillation proper (`fitnet`, `ab`, `fsp`) can have a run of their own:
+  `dfkd distill --loss ab --out first`, then `dfkd distill --student first --loss kd --out second`.
+- `--class-dropping` changes what `kd` learns from, and no other loss.
+
+## What they gave here
+
+{measured}
+
+{table}
+"""
+
+
+def accuracies(path):
+    """Row name -> accuracies in percent, from a comparison's CSV; nothing where it is not there."""
+    found = defaultdict(list)
+    if path.exists():
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                found[row["name"]].append(100 * float(row["top1"]))
+    return found
+
+
+def shown(values):
+    """Mean and standard deviation, as far as there are seeds."""
+    if not values:
+        return "-"
+    return f"{fmean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def paper(doc):
+    """The first paper that a docstring names: title, year and URL."""
+    pattern = r"([^.,;:()][^.;()]*?), ((?:19|20)\d\d), (https://\S+?)[.,;:)]?(?= |$)"
+    found = re.search(pattern, " ".join(doc.split()))
+    return f"[{found[1].strip()}, {found[2]}]({found[3]})"
+
+
+def reads(kind):
+    """What a loss needs beside the logits."""
+    needs = [f"`{tap}`" for tap in getattr(kind, "taps", ())]
+    return ", ".join([*needs, *(["the networks"] if hasattr(kind, "bind") else [])]) or "the logits"
+
+
+def table(classes):
+    """A table for each family."""
+    speed = json.loads((SPEED / "losses.json").read_text(encoding="utf-8"))["losses"]
+    digits, cifar = (accuracies(QUALITY / f"losses-{name}.csv") for name in ("digits", "cifar10"))
+    lines = []
+    for family, names in FAMILIES.items():
+        lines += [f"### {family}", "", "| loss | matches | reads | own parameters | step | digits % | CIFAR-10 % |"]
+        lines += ["| --- | --- | --- | ---: | ---: | ---: | ---: |"]
+        for name in names:
+            kind = classes[name]
+            what = inspect.getdoc(kind).splitlines()[0].rstrip(".").replace("|", "\\|")
+            cost = speed.get(name, {"ratio": 1.0, "parameters": 0})
+            link = f"[`{name}`](#{name})"
+            cells = (link, what, reads(kind), f"{cost['parameters']:,}", f"{cost['ratio']:.2f}")
+            lines.append(f"| {' | '.join([*cells, shown(digits[name]), shown(cifar[name])])} |")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def measured():
+    """What stands behind the columns, from the result files."""
+    speed = json.loads((SPEED / "losses.json").read_text(encoding="utf-8"))
+    return (QUALITY / "losses.txt").read_text(encoding="utf-8").strip() + (
+        "\n\n`step` is the time of a step of `kd` with the loss over one of `kd` alone (ResNet-20 of width 32 teaches "
+        "one of width 16, 32 pixels, batch 128; `python benchmarks/speed/losses.py`; "
+        f"{speed['device']}, {speed['threads']} threads, torch {speed['torch']}, {speed['date']}); "
+        "`own parameters` are those for that pair."
+    )
+
+
+def section(name, kind):
+    """A loss's docstring with its options."""
+    options = [str(p).split(":")[0] + f"={p.default}" for p in inspect.signature(kind).parameters.values()]
+    weight = f"{getattr(kind, 'weight', 1.0):g}"
+    head = f"`--loss {name}:{','.join([weight, *options])}` spells its defaults out. {paper(inspect.getdoc(kind))}."
+    return f"## {name}\n\n{head}\n\n{inspect.getdoc(kind)}\n"
+
+
+def page():
+    """The whole page."""
+    classes = {name.lower(): getattr(losses, name) for name in losses.__all__}
+    names = [name for family in FAMILIES.values() for name in family]
+    if sorted(names) != sorted(classes):
+        raise SystemExit(f"FAMILIES does not hold every loss once: {sorted({*names} ^ {*classes})}")
+    parts = [INTRO.format(measured=measured(), table=table(classes)), *(section(name, classes[name]) for name in names)]
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "losses.md"
+    target.write_text(page(), encoding="utf-8")
