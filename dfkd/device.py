@@ -49,7 +49,7 @@ def machine(device: torch.device) -> dict[str, str | int]:
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor or platform.processor()
-    return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return {"hardware": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 def _multiplies_bf16(device: torch.device) -> bool:

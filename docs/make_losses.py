@@ -15,6 +15,10 @@ from statistics import fmean, stdev
 from dfkd.distill import losses
 
 HERE = Path(__file__).resolve().parent
+SETTINGS = {
+    "digits": "digits, `dfkd demo`'s teacher and student on random patches of photographs",
+    "cifar10": "CIFAR-10, ResNet-20 of width 32 teaches one of width 16 on random Tiny-ImageNet photographs",
+}
 QUALITY, SPEED = HERE.parent / "benchmarks/quality", HERE.parent / "benchmarks/speed"
 FAMILIES = {
     "What the teacher answers": ("kd", "dkd", "dist", "standardized", "logits", "alpha", "noise"),
@@ -47,6 +51,9 @@ with the student, is saved in the checkpoint, and is no part of the student.
 - `--class-dropping` changes what `kd` learns from, and no other loss.
 
 ## What they gave here
+
+A loss on the outputs stands alone, every other one is added to `kd`, all at their default weights, options and learning
+rate; the rows differ in nothing else. Where there is one seed, a point is noise. A dash: not run.
 
 {measured}
 
@@ -105,13 +112,28 @@ def table(classes):
 
 def measured():
     """What stands behind the columns, from the result files."""
+    lines = []
+    for setting, words in SETTINGS.items():
+        about = json.loads((QUALITY / f"losses-{setting}.json").read_text(encoding="utf-8"))
+        with (QUALITY / f"losses-{setting}.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        seeds, steps = len({row["seed"] for row in rows}), int(rows[0]["steps"])
+        many = "one seed" if seeds == 1 else f"{seeds} seeds"
+        lines.append(
+            f"- {words}: top-1 of the last of {steps:,} steps, {many}, the teacher's is "
+            f"{100 * float(rows[0]['teacher_top1']):.2f} (`python {about['command']} OUT`; {_machine(about)})."
+        )
     speed = json.loads((SPEED / "losses.json").read_text(encoding="utf-8"))
-    return (QUALITY / "losses.txt").read_text(encoding="utf-8").strip() + (
-        "\n\n`step` is the time of a step of `kd` with the loss over one of `kd` alone (ResNet-20 of width 32 teaches "
-        "one of width 16, 32 pixels, batch 128; `python benchmarks/speed/losses.py`; "
-        f"{speed['device']}, {speed['threads']} threads, torch {speed['torch']}, {speed['date']}); "
-        "`own parameters` are those for that pair."
+    lines.append(
+        "- step: the time of a step of `kd` with the loss over that of `kd` alone; ResNet-20 of width 32 teaches one "
+        "of width 16, 32 pixels, batch 128. Own parameters: those for that pair "
+        f"(`python {speed['command']} OUT`; {_machine(speed)})."
     )
+    return "\n".join(lines)
+
+
+def _machine(about):
+    return f"{about['hardware']}, {about['threads']} threads, torch {about['torch']}, {about['date']}"
 
 
 def section(name, kind):

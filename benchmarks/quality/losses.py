@@ -1,20 +1,24 @@
 """What each loss teaches, at equal steps, on random images of the pool: the accuracies in docs/losses.md.
 
-    python benchmarks/quality/losses.py digits OUT_DIR      the demo's digits, three seeds: a few minutes
-    python benchmarks/quality/losses.py cifar10 OUT_DIR     needs DFKD_DATA and DFKD_TEACHERS; minutes a loss
+    python benchmarks/quality/losses.py digits OUT_DIR [NAME ...]     the demo's digits, three seeds: seconds a run
+    python benchmarks/quality/losses.py cifar10 OUT_DIR [NAME ...]    needs DFKD_DATA and DFKD_TEACHERS: minutes a run
 
-Written as a pipeline and run by `dfkd run`: an interrupted one goes on, and OUT_DIR/report.csv holds a row for every
-run. A loss that teaches the outputs stands alone; one on features, relations or boundaries is added to `kd`, at its
-default weight. Images are drawn at random and nothing else is on, so that the rows differ in the loss alone.
+Written as a pipeline and run by `dfkd run`: an interrupted one goes on. OUT_DIR/report.csv holds a row for every run,
+OUT_DIR/measured.json what it was measured on; as losses-SETTING.csv and .json here they are the page's source.
+A loss that teaches the outputs stands alone; one on features, relations or boundaries is added to `kd`, at its default
+weight. Images are drawn at random and nothing else is on, so that the rows differ in the loss alone.
 """
 
 import sys
+from datetime import date
 from pathlib import Path
 
 import tomli_w
 
 from dfkd import cli, demo
+from dfkd.device import machine, resolve_place
 from dfkd.distill import losses
+from dfkd.files import write_json
 
 ALONE = {"kd", "alpha", "dist", "dkd", "logits", "standardized"}
 SPELLED = {"ft": "ft:paraphraser=100"}  # its own 500 steps of preparation would be all of a short run
@@ -43,10 +47,9 @@ SETTINGS = {
 }
 
 
-def pipeline(setting, out):
+def pipeline(setting, out, names):
     """The pipeline of one setting: a selection, and a row for every loss."""
     defaults = {k: _placed(v, out) for k, v in SETTINGS[setting].items() if k != "seeds"}
-    names = sorted((name.lower() for name in losses.__all__), key=lambda name: (name not in ALONE, name))
     rows = {name: {"samples": ["random"], "loss": _summed(name)} for name in names}
     return {
         "out": str(out),
@@ -68,14 +71,20 @@ def _placed(value, out):
 
 
 def main():
-    if len(sys.argv) != 3 or sys.argv[1] not in SETTINGS:
+    if len(sys.argv) < 3 or sys.argv[1] not in SETTINGS:
         sys.exit(__doc__)
-    setting, out = sys.argv[1], Path(sys.argv[2])
+    setting, out, *names = sys.argv[1], Path(sys.argv[2]), *sys.argv[3:]
+    names = names or sorted((name.lower() for name in losses.__all__), key=lambda name: (name not in ALONE, name))
     out.mkdir(parents=True, exist_ok=True)
     if setting == "digits":
         demo.prepare(out)
-    (out / "losses.toml").write_text(tomli_w.dumps(pipeline(setting, out)), encoding="utf-8")
-    sys.exit(cli.main(["run", str(out / "losses.toml")]))
+    (out / "losses.toml").write_text(tomli_w.dumps(pipeline(setting, out, names)), encoding="utf-8")
+    status = cli.main(["run", str(out / "losses.toml")])
+    if status == 0:
+        place = resolve_place("auto", "auto")
+        measured = {"command": f"benchmarks/quality/losses.py {setting}", "date": str(date.today())}
+        write_json(out / "measured.json", measured | machine(place.device) | place.describe())
+    sys.exit(status)
 
 
 if __name__ == "__main__":
