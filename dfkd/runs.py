@@ -70,6 +70,13 @@ class Run:
                 write_text(self.folder / CONFIG, tomli_w.dumps(sealed(self.request)))
             yield
 
+    def tidy(self) -> None:
+        """Remove what a command has left that was killed just after its last step, if nobody is writing."""
+        old = self.folder / f"{CHECKPOINT}.old"
+        if old.exists() or any(_is_leftover(file) for file in self.folder.iterdir()):
+            with contextlib.suppress(RequestError, OSError), self.writing():
+                pass
+
     @property
     def result(self) -> dict[str, Any] | None:
         """The result of a finished run. Raises: RequestError where it cannot be read."""

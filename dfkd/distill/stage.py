@@ -52,6 +52,7 @@ def _complete(prepared: Distillation, folder: Run) -> dict[str, Any]:
     """The result of a run that is complete, under the name that is asked for now, and tested if it was not."""
     result, config, changed = folder.result, prepared.config, {}
     assert result is not None
+    folder.tidy()
     if config.name not in (None, result["name"]):
         changed["name"] = config.name
     if prepared.test is not None and result["top1"] is None:

@@ -40,7 +40,8 @@ def read_columns(file: Path, names: Sequence[str]) -> Columns:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(file, columns=list(names), use_threads=False)
+        with pq.ParquetFile(file) as stored:
+            table = stored.read(columns=list(names), use_threads=False)
         columns = {name: _values(table[name].combine_chunks()) for name in names}
         written = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     except Exception as error:  # a damaged file can raise anything at all from the reader
