@@ -59,8 +59,9 @@ class Faults:
             finally:
                 self.busy = False
         self._fsync(handle)
-        if os.path.isdir(path):
-            self.names = [entry for entry in self.names if os.path.dirname(entry[1][-1]) != path]
+        if os.path.isdir(path):  # and with its last rename or removal all that came before
+            here = [i for i, entry in enumerate(self.names) if os.path.dirname(entry[1][-1]) == path]
+            del self.names[: here[-1] + 1 if here else 0]
         else:
             self.synced[self._inode(path)] = os.stat(path).st_size
 
