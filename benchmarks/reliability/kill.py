@@ -14,6 +14,7 @@ import os
 import platform
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -36,6 +37,7 @@ MEANING = {
     "cut": "power cut before each file operation",
     "cut twice": "a second power cut while going on",
     "error": "full disk or I/O error at each file operation",
+    "small disk": "a disk that fills up, then is read-only, then has room",
     "races": "two commands on one folder, or on one cache, at once",
     "flipped": "bits flipped in what was written",
     "truncated": "what was written cut short",
@@ -142,6 +144,28 @@ class Trials:
                 wrong += [] if self.lab.start(self.scenario, work, fault) in (0, CUT_STATUS) else ["the second cut"]
             self.judge("cut twice" if again else kind, work, wrong or self.finish(work), f"at operation {number}")
 
+    def small_disk(self, count):
+        """A real file system of a random size too small, read-only after that, then large enough; root may mount it."""
+        pages = sum(-(-p.stat().st_size // 4096) for p in (self.folder / "whole").rglob("*") if p.is_file())
+        for _ in range(count):
+            work, wrong = self.folder / "disk", []
+            work.mkdir()
+            size = 4096 * self.rng.randint(3, pages)
+            if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", work], check=False).returncode:
+                return
+            try:
+                for mend, said in (("rw", "the disk is full"), ("ro", "written to")):
+                    subprocess.run(["mount", "-o", f"remount,{mend},size={size}", work], check=True)
+                    status = self.lab.start(self.scenario, work)
+                    log = self.lab.said(work)
+                    if status and (status != 2 or said not in last_line(log) or "Traceback" in log):
+                        wrong.append(f"of {size:,} bytes, {mend}, ended with {status}: {last_line(log)}")
+                subprocess.run(["mount", "-o", "remount,rw,size=100m", work], check=True)
+                self.judge("small disk", work, wrong or self.finish(work))
+            finally:
+                subprocess.run(["umount", work], check=True)
+            work.rmdir()
+
     def races(self, count):
         """Two at once: on one folder the second is refused; on one cache both do their work."""
         for _ in range(count):
@@ -191,6 +215,7 @@ def measure(options):
             trials.stopped(options.kills // 3)
             trials.at_operations("cut", options.share, twice=0.3)
             trials.at_operations("error", options.share)
+            trials.small_disk(options.disks)
             trials.races(options.races)
             if scenario.startswith("select"):
                 trials.shared_cache(options.races)
@@ -208,7 +233,7 @@ def measure(options):
             failures += trials.failures
             print(f"{scenario}: {json.dumps(found[scenario])}", file=sys.stderr)
     return {
-        "command": "python -m benchmarks.reliability.kill " + " ".join(sys.argv[1:]),
+        "command": " ".join(["python -m benchmarks.reliability.kill", "OUT.json", *options.given]),
         "date": date.today().isoformat(),
         "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "scenarios": found,
@@ -238,12 +263,14 @@ def main():
     parser.add_argument("--table", action="store_true", help="print the table of an OUT.json that is there")
     parser.add_argument("--kills", type=int, default=60, help="random SIGKILLs a scenario; a third as many signals")
     parser.add_argument("--share", type=float, default=1.0, help="share of the file operations that are cut")
+    parser.add_argument("--disks", type=int, default=10, help="small disks, where the user may mount them")
     parser.add_argument("--races", type=int, default=5)
     parser.add_argument("--spawned", type=int, default=0, help="kills of processes that import everything themselves")
     parser.add_argument("--flips", type=int, default=5, help="flipped bits a file")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scenarios", nargs="+", default=SCENARIOS, choices=SCENARIOS)
     options = parser.parse_args()
+    options.given = [argument for argument in sys.argv[1:] if argument != str(options.out)]
     if options.table:
         print(table(json.loads(options.out.read_text())))
         return

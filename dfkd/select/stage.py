@@ -3,8 +3,8 @@
 import inspect
 import math
 import shutil
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Generator, Iterator
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -189,7 +189,8 @@ def _write(partial: Path, out: Path, selected: Selected) -> None:
     start = sum(file["rows"] for file in done)
     if done:
         say(f"{start:,} images were written before, in {len(done):,} shards")
-    files = write_shards(partial, _rows(selected, start), journal.fingerprint, done, journal.add)
+    with closing(_rows(selected, start)) as rows:  # with its progress bar, before an error is told
+        files = write_shards(partial, rows, journal.fingerprint, done, journal.add)
     _write_scores(partial / "scores.parquet", selected)
     sync_folder(partial)
     write_manifest(partial, _manifest(selected, files))
@@ -233,7 +234,7 @@ def _manifest(selected: Selected, files: list[dict[str, Any]]) -> dict[str, Any]
     }
 
 
-def _rows(selected: Selected, start: int) -> Iterator[Rows]:
+def _rows(selected: Selected, start: int) -> Generator[Rows, None, None]:
     """The shards' content, a shard at a time, in the pool's order, from the `start`-th image on."""
     pool, scores, picked = selected.pool, selected.scores, selected.choice.indices
     floor = selected.config.class_dropping

@@ -52,7 +52,7 @@ def finished(lab, selection, tmp_path):
 
 def test_a_sample_of_all_kill_points_is_survived(tmp_path):
     """In a process of its own, that has started no threads: children are forked from it."""
-    small = ("--kills", "2", "--share", "0.04", "--races", "1", "--flips", "0", "--seed", "7")
+    small = ("--kills", "2", "--share", "0.04", "--races", "1", "--flips", "0", "--disks", "0", "--seed", "7")
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.reliability.kill", tmp_path / "out.json", *small],
         cwd=ROOT,
