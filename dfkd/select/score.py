@@ -170,9 +170,8 @@ def _write_part(folder: Path, part: int, columns: Columns, tap: Tap | None, head
     """Keep a part's scores, or the first of them; the features first, for a part is complete that has both."""
     if tap:
         write_columns(features_file(folder, part, tap, head), {"features": columns["features"]})
-    write_columns(
-        scores_file(folder, part, head), {name: values for name, values in columns.items() if name != "features"}
-    )
+    # in one order, also behind the first batches that were read from a file
+    write_columns(scores_file(folder, part, head), {name: columns[name] for name in (*SCORES, "logits", "problem")})
     if not head:
         for file in (scores_file(folder, part, True), features_file(folder, part, tap, True)):
             file.unlink(missing_ok=True)

@@ -28,7 +28,7 @@ def tree(folder):
 
 
 def cached():
-    return sorted(path.name for path in Path(os.environ["DFKD_CACHE"]).rglob("*.parquet"))
+    return {path.name: path.read_bytes() for path in Path(os.environ["DFKD_CACHE"]).rglob("*.parquet")}
 
 
 def flip(path, position=-200):
@@ -108,10 +108,12 @@ def test_a_scoring_that_is_interrupted_keeps_every_batch(
     )
     assert lab.select(tmp_path / "out", *flags) == 0
     assert scored + sum(forwards) == 1200
-    assert not [name for name in cached() if "head" in name]
+    after = cached()
+    assert not [name for name in after if "head" in name]
     monkeypatch.setenv("DFKD_CACHE", str(tmp_path / "cache"))
     assert lab.select(tmp_path / "uninterrupted", *flags) == 0
     assert tree(tmp_path / "out") == tree(tmp_path / "uninterrupted")
+    assert after == cached()
 
 
 @pytest.mark.parametrize("pool", ["raw", "files"])
