@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dfkd import __version__, config
+from dfkd import __version__, config, signals
 from dfkd.console import say
 from dfkd.errors import RequestError, nearest
 
@@ -48,7 +48,7 @@ def entry() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 0 done, 2 the request is wrong, 130 interrupted. A defect raises."""
+    """Run one command; the exit status is 0 done, 2 the request is wrong, 130 or 143 interrupted. A defect raises."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help", "--version"):
@@ -64,14 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         say(f"{prog}: {config.describe(resolved)}")
         module, _, function = stage.target.partition(":")
-        getattr(importlib.import_module(module), function)(resolved)
+        with signals.handled():
+            getattr(importlib.import_module(module), function)(resolved)
     except RequestError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         if error.filename is None and error.errno != errno.ENOSPC:  # no file of the user's: a defect of ours
             raise
-        print(f"{prog}: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        print(f"{prog}: {_file_trouble(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         print(f"{prog}: interrupted; {str(interrupt) or 'what was complete is kept'}", file=sys.stderr)
@@ -79,6 +80,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _file_trouble(error: OSError) -> str:
+    """What is wrong with a file of the user's, and where the disk is full the mend."""
+    name = error.filename or "a file"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        said = "the disk is full" if error.errno == errno.ENOSPC else "the quota is used up"
+        return f"{name}: {said}; make room and give the same command again: it goes on from what is complete"
+    return f"{name}: {error.strerror or error}"
 
 
 def parse_arguments(name: str, stage: Stage, arguments: Sequence[str]) -> Any:

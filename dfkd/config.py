@@ -173,9 +173,11 @@ class InspectConfig:
     """Show what is in a selection: counts, scores, a gallery."""
 
     folder: str
-    """A selection's folder."""
+    """A selection's folder; with --verify also a run's or a pipeline's."""
     out: str | None = None
     """FILE.html with the scores and a gallery."""
+    verify: bool = False
+    """Instead, read every file again and compare it with the checksums that were written with it."""
 
 
 @dataclass(frozen=True, kw_only=True)

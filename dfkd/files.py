@@ -3,15 +3,19 @@
 import hashlib
 import json
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from dfkd.errors import RequestError
 
 PARTIAL = ".partial"
+STALE_SECONDS = 24 * 3600
+"""A temporary file that has not been written to for so long was left by a command that was killed."""
 
 
 def cache_folder() -> Path:
@@ -24,24 +28,54 @@ def sync(path: Path) -> None:
     """Flush a file or a folder's entries to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with _naming(path):
+            os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, so that their entries survive a power cut too."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync(folder.parent)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name to write to; when the block ends well it becomes `path`, else it is removed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # with the process's number: two commands may fill one cache at the same time
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    make_folder(path.parent)
+    # a name of its own: two commands may fill one cache at once, from two machines even, with the same process number
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
     try:
-        yield partial
-        sync(partial)
-        partial.replace(path)
+        with _naming(path):
+            yield partial
+            sync(partial)
+            partial.replace(path)
         sync(path.parent)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong before matters more
+            partial.unlink(missing_ok=True)
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove the temporary files in a folder of ours that killed commands have left; those in use are younger."""
+    for partial in folder.glob(f"*{PARTIAL}"):
+        with suppress(OSError):
+            if time.time() - partial.stat().st_mtime > STALE_SECONDS:
+                partial.unlink()
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the file's name on errors of writing, which have none: a full disk, a broken one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -76,11 +110,20 @@ def replace_folder(partial: Path, final: Path) -> None:
     """Put a complete folder in the place of an older one; `current_folder` finds one of the two at every moment."""
     old = final.with_name(final.name + ".old")
     sync_folder(partial)
-    shutil.rmtree(old, ignore_errors=True)
+    restore_folder(final)
     if final.exists():
         final.rename(old)
     partial.rename(final)
     sync(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_folder(final: Path) -> None:
+    """Leave one version after a `replace_folder` that was cut off: the older, between its renames, else the newer."""
+    old = final.with_name(final.name + ".old")
+    if old.exists() and not final.exists():
+        old.rename(final)
+        sync(final.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -5,17 +5,20 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from dfkd.charts import bar, figure, histogram
+from dfkd.checks import check_file
 from dfkd.config import InspectConfig
 from dfkd.console import say
 from dfkd.errors import RequestError
 from dfkd.pages import Html, definitions, page_path, section, table, tag, write_page
-from dfkd.shards import Shards
+from dfkd.shards import MEND, Shards
 from dfkd.text import aligned
+from dfkd.verify import verify
 
 QUANTILES = {"min": 0.0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "max": 1.0}
 SHOWN_CLASSES = 20
@@ -55,7 +58,15 @@ class Contents:
 
 
 def run(config: InspectConfig) -> None:
-    """Print what a selection holds and write its page where `--out` says. Raises: RequestError where it is none."""
+    """Print what a selection holds and write its page where `--out` says. Raises: RequestError where it is none.
+
+    With `--verify`, print what was verified, and raise where anything in the folder is not what was written.
+    """
+    if config.verify:
+        if config.out is not None:
+            raise RequestError(f"--out {config.out} is for a selection's page; --verify makes none")
+        print(verify(Path(config.folder)))
+        return
     path = None if config.out is None else page_path(config.out)
     contents = read(Path(config.folder))
     print(terminal_text(contents))
@@ -72,7 +83,7 @@ def read(folder: Path) -> Contents:
     return Contents(
         shards,
         {name: shards.column(name) for name in SCORES},
-        _pool_scores(folder / "scores.parquet"),
+        _pool_scores(folder / "scores.parquet", shards.manifest),
         shards.column("prediction"),
         shards.column("kept_classes"),
     )
@@ -235,10 +246,16 @@ def _data_uri(pixels: UInt8[np.ndarray, "height width channels"], raw: bool) -> 
     return f"data:image/{'png' if raw else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _pool_scores(path: Path) -> dict[str, Float[np.ndarray, " pool"]] | None:
-    """The scores of all readable pool images; None where the samples do not come from a pool."""
+def _pool_scores(path: Path, manifest: Mapping[str, Any]) -> dict[str, Float[np.ndarray, " pool"]] | None:
+    """The scores of all readable pool images; None where the samples do not come from a pool.
+
+    Raises: RequestError where the file is not what was written.
+    """
     if not path.exists():
         return None
+    for written in manifest.get("beside", ()):
+        if written["name"] == path.name:
+            check_file(path, written, MEND)
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 

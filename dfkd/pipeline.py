@@ -32,6 +32,8 @@ from dfkd.config import (
 )
 from dfkd.console import say
 from dfkd.errors import RequestError, nearest
+from dfkd.files import PARTIAL
+from dfkd.locks import locked
 
 KEYS = ("out", "seeds", "defaults", "select", "distill")
 
@@ -48,7 +50,10 @@ class Pipeline:
 def run(config: RunConfig) -> Path:
     """Run a pipeline's stages and compare. Returns the report."""
     pipeline = read_pipeline(Path(config.file), config.out)
-    return run_pipeline(pipeline)
+    with locked(pipeline.out, str(pipeline.out)):
+        for half_written in pipeline.out.glob(f"report.*{PARTIAL}"):
+            half_written.unlink()
+        return run_pipeline(pipeline)
 
 
 def run_pipeline(pipeline: Pipeline) -> Path:

@@ -1,24 +1,24 @@
 """A run's folder: its request, metrics, last complete checkpoint, and at the end the student and the result."""
 
 import contextlib
+import io
 import json
 import pickle
 import shutil
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import tomli_w
 import torch
 from torch import nn
 
+from dfkd.checks import check_file, entry, sealed, unsealed
 from dfkd.config import differences, load_toml
 from dfkd.errors import RequestError
-from dfkd.files import PARTIAL, current_folder, replace_folder, replacing, write_json, write_text
+from dfkd.files import PARTIAL, current_folder, replace_folder, replacing, restore_folder, sync, write_json, write_text
+from dfkd.locks import LOCK, locked
 
 CONFIG, METRICS, CHECKPOINT, WEIGHTS, RESULT = (
     "config.toml",
@@ -27,43 +27,69 @@ CONFIG, METRICS, CHECKPOINT, WEIGHTS, RESULT = (
     "student.safetensors",
     "result.json",
 )
+STATE, PROGRESS = "state.pt", "progress.json"
+"""The files of a checkpoint."""
+MEND = "; distill again into another folder"
+_UNREADABLE = (OSError, ValueError, KeyError, EOFError, RuntimeError, pickle.UnpicklingError)
 
 
 class Run:
     """One distillation's folder. Opening it again with the same request goes on from its last checkpoint."""
 
     def __init__(self, folder: Path, asked: str, request: Mapping[str, Any]) -> None:
-        """Create or reopen `folder`; `request` is `config.toml`, whose table `content` is what decides the result.
+        """Name a new run or one that was begun; `request` is `config.toml`, whose table `content` decides the result.
 
-        `asked` is the folder's name in messages.
+        `asked` is the folder's name in messages. Nothing is written before `writing`.
         Raises: RequestError where the folder holds another run, with the fields that differ, or something else.
         """
-        self.folder = folder
-        if folder.is_dir():  # a kill may have left a file half written
-            for file in folder.glob(f"*{PARTIAL}"):
-                shutil.rmtree(file) if file.is_dir() else file.unlink()
+        self.folder, self.asked, self.request = folder, asked, _plain(request)
+        self._check()
+
+    def _check(self) -> None:
+        folder = self.folder
         if (folder / CONFIG).exists():
-            different = differences(load_toml(folder / CONFIG).get("content", {}), _plain(request["content"]))
+            different = differences(read_request(folder).get("content", {}), self.request["content"])
             if different:
-                raise RequestError(f"--out {asked} holds another run: {'; '.join(different)}; give another folder")
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise RequestError(f"--out {asked} holds something that is no run; give another folder")
-        else:
-            write_text(folder / CONFIG, tomli_w.dumps(_plain(request)))
+                raise RequestError(f"--out {self.asked} holds another run: {'; '.join(different)}; give another folder")
+        elif folder.exists() and (not folder.is_dir() or any(not _is_leftover(file) for file in folder.iterdir())):
+            raise RequestError(f"--out {self.asked} holds something that is no run; give another folder")
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Keep other commands out of the folder while the block runs, and remove what a killed one left half written.
+
+        Raises: RequestError where another command writes it.
+        """
+        with locked(self.folder, self.asked):
+            self._check()  # another command may have been here since
+            for file in self.folder.iterdir():
+                if _is_leftover(file) and file.name != LOCK:
+                    shutil.rmtree(file) if file.is_dir() else file.unlink()
+            restore_folder(self.folder / CHECKPOINT)
+            if not (self.folder / CONFIG).exists():
+                write_text(self.folder / CONFIG, tomli_w.dumps(sealed(self.request)))
+            yield
+
+    def tidy(self) -> None:
+        """Remove what a command has left that was killed just after its last step, if nobody is writing."""
+        old = self.folder / f"{CHECKPOINT}.old"
+        if old.exists() or any(_is_leftover(file) for file in self.folder.iterdir()):
+            with contextlib.suppress(RequestError, OSError), self.writing():
+                pass
 
     @property
     def result(self) -> dict[str, Any] | None:
         """The result of a finished run. Raises: RequestError where it cannot be read."""
         path = self.folder / RESULT
         try:
-            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+            return read_result(self.folder) if path.exists() else None
         except ValueError as error:
             raise RequestError(f"{path} is damaged ({error}); delete it, and the run ends anew") from None
 
-    def update(self, result: dict[str, Any], request: Mapping[str, Any]) -> dict[str, Any]:
+    def update(self, result: dict[str, Any]) -> dict[str, Any]:
         """Replace the result of a finished run, and what was asked for it."""
-        write_text(self.folder / CONFIG, tomli_w.dumps(_plain(request)))
-        write_json(self.folder / RESULT, result)
+        write_text(self.folder / CONFIG, tomli_w.dumps(sealed(self.request)))
+        write_json(self.folder / RESULT, sealed(result))
         return result
 
     def log(self, row: Mapping[str, Any]) -> None:
@@ -73,11 +99,17 @@ class Run:
 
     def save(self, state: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
         """Replace the checkpoint: tensors in state.pt, and what a reader wants to know in progress.json."""
-        partial = self.folder / (CHECKPOINT + ".partial")
+        if (self.folder / METRICS).exists():
+            sync(self.folder / METRICS)  # its rows up to this step are part of what a resumed run goes on from
+        partial = self.folder / (CHECKPOINT + PARTIAL)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        torch.save(dict(state), partial / "state.pt")
-        write_json(partial / "progress.json", progress)
+        # through memory: of a full disk, torch's own writer says something about positions
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        with replacing(partial / STATE) as file:
+            file.write_bytes(buffer.getbuffer())
+        write_json(partial / PROGRESS, sealed({**progress, "state": entry(partial / STATE)}))
         replace_folder(partial, self.folder / CHECKPOINT)
 
     def load(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
@@ -90,52 +122,56 @@ class Run:
         step, found = 0, None
         if folder is not None:
             try:
-                progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
-                found = torch.load(folder / "state.pt", map_location="cpu", weights_only=True), progress
+                progress = unsealed(json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
+                if "state" in progress:  # else it is from a version that wrote no checksums
+                    check_file(folder / STATE, progress["state"])
+                found = torch.load(folder / STATE, map_location="cpu", weights_only=True), progress
                 step = progress["step"]
-            except (OSError, ValueError, KeyError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            except (RequestError, *_UNREADABLE) as error:
                 what = str(error).partition("\n")[0] or type(error).__name__
-                raise RequestError(f"{folder} is damaged ({what}); delete the run's folder and start again") from None
+                raise RequestError(f"{folder} is damaged ({what}); delete it, and the run starts anew") from None
         if metrics.exists():
-            rows = [line for line in metrics.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
+            rows = [line for line in _lines(metrics) if _step(line) <= step]
             write_text(metrics, "".join(row + "\n" for row in rows))
         return found
 
     def finish(self, student: nn.Module, result: Mapping[str, Any]) -> None:
         """Write the student and, last, the result."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         tensors = {name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}
         with replacing(self.folder / WEIGHTS) as partial:
-            save_file(tensors, partial)
-        write_json(self.folder / RESULT, result)
+            partial.write_bytes(save(tensors))
+        sync(self.folder / METRICS)
+        files = {name: entry(self.folder / name) for name in (WEIGHTS, METRICS)}
+        write_json(self.folder / RESULT, sealed({**result, "files": files}))
 
 
-class StopRequest:
-    """Whether SIGINT or SIGTERM came; a second one ends the process at once."""
+def finished_weights(folder: Path) -> Path:
+    """The weights of a run's student. Raises: RequestError where they are not those that were written."""
+    path = folder / WEIGHTS
+    if (folder / RESULT).exists():
+        try:
+            written = read_result(folder).get("files", {}).get(WEIGHTS)
+        except (OSError, ValueError) as error:
+            raise RequestError(f"{folder / RESULT} is damaged ({error}){MEND}") from None
+        if written is not None:
+            check_file(path, written, MEND)
+    return path
 
-    signal: int | None = None
 
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        """The signal's handler."""
-        if self.signal is not None:
-            raise KeyboardInterrupt
-        self.signal = number
-
-
-@contextlib.contextmanager
-def stop_request() -> Iterator[StopRequest]:
-    """Hold back SIGINT and SIGTERM while the block runs, so that it can stop between two steps."""
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
-        yield request
-        return
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+def read_request(folder: Path) -> dict[str, Any]:
+    """The tables of a run's config.toml. Raises: RequestError where they cannot be read, or were changed."""
+    path = folder / CONFIG
     try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        return unsealed(load_toml(path))
+    except ValueError as error:
+        raise RequestError(f"{path} is damaged ({error}){MEND}") from None
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """A run's result.json. Raises: ValueError or OSError where it cannot be read, or was changed."""
+    return unsealed(json.loads((folder / RESULT).read_text(encoding="utf-8")))
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -153,6 +189,16 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items() if item is not None}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _is_leftover(file: Path) -> bool:
+    """Whether a kill left this file of a run: half written, or a lock that nobody holds. Others' files stay."""
+    own = (CONFIG, METRICS, CHECKPOINT, WEIGHTS, RESULT)
+    return file.name == LOCK or (file.name.endswith(PARTIAL) and file.name.startswith(own))
+
+
+def _lines(metrics: Path) -> list[str]:
+    return metrics.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
 def _step(line: str) -> float:

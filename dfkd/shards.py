@@ -7,7 +7,7 @@ bytes of offset for every innermost list, with channels last that would be more 
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +16,21 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from dfkd.checks import check_file, check_size, entry, sealed, unsealed
 from dfkd.data.decode import decode
 from dfkd.errors import RequestError
-from dfkd.files import hash_file, sync, write_json
+from dfkd.files import make_folder, replacing, write_json
 
-FORMAT = 1
+FORMAT = 2
+"""From 2 on the manifest has a checksum of its own and the size of every file; a selection of format 1 still opens."""
 ROWS_PER_SHARD = 8_192
 BYTES_PER_SHARD = 256 * 2**20
 """Of encoded files, whose sizes differ; Arrow counts the bytes of a column in 32 bits."""
 MANIFEST = "manifest.json"
+MEND = "; delete the folder and select again"
+HASHED_WHEN_OPENED = 256 * 2**20
+"""Shards of so many bytes together are hashed whenever they are opened (a fifth of a second); of larger selections
+sizes are checked, and hashes by `dfkd inspect --verify`: a hundred million images take minutes to read."""
 
 
 @dataclass(frozen=True)
@@ -41,20 +47,30 @@ class Rows:
     kept_classes: Bool[np.ndarray, "rows classes"]
 
 
-def write_shards(folder: Path, shards: Iterable[Rows], fingerprint: str) -> list[dict[str, Any]]:
+def write_shards(
+    folder: Path,
+    shards: Iterable[Rows],
+    fingerprint: str,
+    done: Sequence[Mapping[str, Any]] = (),
+    written: Callable[[Mapping[str, Any]], None] = lambda file: None,
+) -> list[dict[str, Any]]:
     """Write one Arrow file for each element of `shards` and the two files with which `datasets` opens the folder.
 
-    Returns the manifest's list of files: name, rows, sha256. The folder is complete only when `write_manifest` is done.
+    `done` are the files that an earlier call has written before the first of these; `written` is told of every new one.
+    Returns the manifest's list of files: name, rows, bytes, sha256. The folder is complete only when `write_manifest`
+    is done.
     """
     from datasets import DatasetInfo
 
-    folder.mkdir(parents=True)
-    files, features = [], None
-    for number, rows in enumerate(shards):
+    make_folder(folder)
+    files = [dict(file) for file in done]
+    features = _features_of(folder / files[0]["name"]) if files else None
+    for number, rows in enumerate(shards, len(files)):
         features = features or _features(rows)
         path = folder / f"data-{number:05d}.arrow"
         _write_arrow(path, rows, features)
-        files.append({"name": path.name, "rows": len(rows.source), "sha256": hash_file(path)})
+        files.append({"name": path.name, "rows": len(rows.source), **entry(path)})
+        written(files[-1])
     DatasetInfo(features=features).write_to_directory(str(folder))
     state: dict[str, Any] = {
         "_data_files": [{"filename": file["name"]} for file in files],
@@ -71,7 +87,12 @@ def write_shards(folder: Path, shards: Iterable[Rows], fingerprint: str) -> list
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest, the last file of a selection."""
-    write_json(folder / MANIFEST, {"format": FORMAT, **manifest})
+    beside = [
+        {"name": name, **entry(folder / name)}
+        for name in ("dataset_info.json", "scores.parquet", "state.json")
+        if (folder / name).exists()
+    ]
+    write_json(folder / MANIFEST, sealed({"format": FORMAT, **manifest, "beside": beside}))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -83,12 +104,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         found = manifest["format"]
-        if found == FORMAT:
+        if found in (1, FORMAT):
+            manifest = unsealed(manifest)
             _ = manifest["files"], manifest["image"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RequestError(f"{path} cannot be read ({error}); delete the folder and select again") from None
-    if found != FORMAT:
-        raise RequestError(f"{path} has format {found}; this version reads {FORMAT}")
+        raise RequestError(f"{path} cannot be read ({error}){MEND}") from None
+    if found not in (1, FORMAT):
+        raise RequestError(f"{path} has format {found}; this version reads 1 and {FORMAT}")
     return manifest
 
 
@@ -96,9 +118,12 @@ class Shards:
     """A complete selection, memory-mapped: images by row number, and the columns."""
 
     def __init__(self, folder: Path) -> None:
-        """Open `folder`. Raises: RequestError for an incomplete selection or a shard of another length."""
+        """Open `folder`. Raises: RequestError for an incomplete selection or a shard that is not as it was written."""
         self.folder = folder
         self.manifest = read_manifest(folder)
+        sizes = [check_size(folder / file["name"], file, MEND) for file in self.manifest["files"]]
+        if sum(sizes) <= HASHED_WHEN_OPENED:
+            self.verify()
         self._tables = [_open_arrow(folder / file["name"], file["rows"]) for file in self.manifest["files"]]
         self._starts = np.cumsum([0, *(len(table) for table in self._tables)])
         self.encoded: bool = self.manifest["image"]["encoded"]
@@ -131,8 +156,7 @@ class Shards:
     def verify(self) -> None:
         """Read every shard again. Raises: RequestError naming the first one whose bytes have changed."""
         for file in self.manifest["files"]:
-            if hash_file(self.folder / file["name"]) != file["sha256"]:
-                raise RequestError(f"{self.folder / file['name']} is damaged: its SHA-256 differs from the manifest's")
+            check_file(self.folder / file["name"], file, MEND)
 
     def _locate(self, rows: Int[np.ndarray, " batch"]) -> list[tuple[np.ndarray, int, np.ndarray]]:
         """(positions in `rows`, shard, rows within the shard) for each shard that is touched."""
@@ -163,6 +187,15 @@ def _features(rows: Rows) -> Any:
     )
 
 
+def _features_of(shard: Path) -> Any:
+    """The features of a shard that was written earlier."""
+    import pyarrow as pa
+    from datasets import Features
+
+    with pa.memory_map(str(shard)) as source:
+        return Features.from_arrow_schema(pa.ipc.open_stream(source).schema)
+
+
 def _write_arrow(path: Path, rows: Rows, features: Any) -> None:
     import pyarrow as pa
 
@@ -189,9 +222,8 @@ def _write_arrow(path: Path, rows: Rows, features: Any) -> None:
         matrix(rows.logits.astype(np.float16)),
         matrix(rows.kept_classes),
     ]
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+    with replacing(path) as partial, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
-    sync(path)
 
 
 def _open_arrow(path: Path, rows: int) -> Any:
@@ -201,11 +233,9 @@ def _open_arrow(path: Path, rows: int) -> Any:
     try:
         table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
     except (OSError, pa.ArrowInvalid) as error:
-        raise RequestError(f"{path} cannot be read ({error}); delete the folder and select again") from None
+        raise RequestError(f"{path} cannot be read ({error}){MEND}") from None
     if len(table) != rows:
-        raise RequestError(
-            f"{path} has {len(table)} rows, the manifest says {rows}; delete the folder and select again"
-        )
+        raise RequestError(f"{path} has {len(table)} rows, the manifest says {rows}{MEND}")
     return table
 
 

@@ -80,7 +80,8 @@ def test_the_flags_that_scripts_rely_on():
         *("loss", "batch_size", "lr", "checkpoint_every"),
     }
     assert flags["evaluate"] >= model | {"model", "data", "json"}
-    assert (cli.STAGES["inspect"].positional, flags["inspect"]) == ("folder", {"folder", "out"})
+    assert cli.STAGES["inspect"].positional == "folder"
+    assert flags["inspect"] >= {"folder", "out", "verify"}
     assert (cli.STAGES["compare"].positional, flags["compare"]) == ("runs", {"runs", "out"})
     assert cli.STAGES["run"].positional == "file"
     assert flags["demo"] >= {"out"}

@@ -8,9 +8,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from dfkd.config import differences, load_toml
+from dfkd.checks import check_file
+from dfkd.config import differences
 from dfkd.errors import RequestError
-from dfkd.runs import CONFIG, METRICS, RESULT
+from dfkd.runs import CONFIG, MEND, METRICS, RESULT, read_request, read_result
 
 NEEDED = (
     *("name", "seed", "source", "student_parameters", "top1", "agreement", "teacher_top1", "test_images"),
@@ -78,16 +79,18 @@ def read_run(folder: str) -> FinishedRun:
         raise RequestError(
             f"{folder} is not finished: leave it out, or give its dfkd distill command again: it goes on where it was"
         )
-    request = load_toml(path / CONFIG)
+    request = read_request(path)
     try:
-        result = json.loads((path / RESULT).read_text(encoding="utf-8"))
+        result = read_result(path)
         missing = [field for field in NEEDED if field not in result] + [
             t for t in ("distill", "content") if t not in request
         ]
         if missing:
             raise ValueError(f"it lacks {', '.join(missing)}")
     except (OSError, ValueError, TypeError) as error:
-        raise RequestError(f"{path / RESULT} cannot be read ({error}); distill again into another folder") from None
+        raise RequestError(f"{path / RESULT} cannot be read ({error}){MEND}") from None
+    if METRICS in result.get("files", {}):
+        check_file(path / METRICS, result["files"][METRICS], MEND)
     return FinishedRun(folder, request["distill"], request["content"], result, _read_metrics(path / METRICS))
 
 
@@ -149,7 +152,7 @@ def _settings(run: FinishedRun) -> dict[str, str]:
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
     """The logged rows; what a kill cut off is left out. A run without metrics has no curves."""
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
             row = json.loads(line)
         except ValueError:

@@ -75,6 +75,7 @@ class ParquetChunks:
 
         with self._lock:
             if (column, index) not in self._kept:
+                self._path.stat()  # of a file that has vanished, pyarrow's own error does not name it
                 if len(self._kept) == 2:
                     self._kept.popitem(last=False)
                 with pq.ParquetFile(self._path, metadata=self._metadata) as file:

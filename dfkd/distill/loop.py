@@ -17,8 +17,9 @@ from dfkd.distill.optim import learning_rate, set_rate
 from dfkd.distill.sources import Batch, Source
 from dfkd.errors import RequestError
 from dfkd.outputs import Outputs
-from dfkd.runs import Run, stop_request
+from dfkd.runs import Run
 from dfkd.select.class_dropping import kept_classes
+from dfkd.signals import Interrupted, stop_request
 from dfkd.taps import Tapped
 from dfkd.teacher import Classifier, answer
 
@@ -148,16 +149,8 @@ def train(trainer: Trainer, run: Run) -> None:
                 trainer.seconds = seconds_before + now - started
             if save or last:
                 run.save(trainer.state_dict(), {"step": step, "seconds": trainer.seconds})
-            if stop.signal is not None and not last:
+            if stop.signal is not None:
                 raise Interrupted(stop.signal, f"step {step} is saved, the same command goes on from there")
-
-
-class Interrupted(KeyboardInterrupt):
-    """A signal came and what was done is kept; the shell's convention makes its number part of the exit status."""
-
-    def __init__(self, signal: int, message: str) -> None:
-        super().__init__(message)
-        self.exit_status = 128 + signal
 
 
 def _observed(ours: Outputs, theirs: Outputs) -> dict[str, Tensor]:

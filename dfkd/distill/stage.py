@@ -14,7 +14,7 @@ from dfkd.distill.prepare import Distillation, prepare
 from dfkd.evaluate import Measures, measure
 from dfkd.files import hash_of, output_path
 from dfkd.models.load import load_weights
-from dfkd.runs import WEIGHTS, Run, peak_memory_bytes
+from dfkd.runs import Run, finished_weights, peak_memory_bytes
 from dfkd.teacher import Classifier
 
 
@@ -22,14 +22,16 @@ def run(config: DistillConfig) -> dict[str, Any]:
     """Distill as `config` says, from where an interrupted run of the same request stopped. Returns the result."""
     prepared = prepare(config)
     folder = Run(output_path(config.out), config.out, _request(prepared))
-    if folder.result is not None:
-        return _complete(prepared, folder, folder.result)
-    train(prepared.trainer, folder)
-    prepared.trainer.objective.finish()
-    result = _result(prepared, _measure(prepared))
-    folder.finish(prepared.student.module, result)
-    _report(config, result)
-    return result
+    if folder.result is None:
+        with folder.writing():
+            if folder.result is None:  # still: another command may have finished it since
+                train(prepared.trainer, folder)
+                prepared.trainer.objective.finish()
+                result = _result(prepared, _measure(prepared))
+                folder.finish(prepared.student.module, result)
+                _report(config, result)
+                return result
+    return _complete(prepared, folder)
 
 
 def _request(prepared: Distillation) -> dict[str, Any]:
@@ -47,16 +49,19 @@ def _request(prepared: Distillation) -> dict[str, Any]:
     return {"distill": asked, "model": model, "content": prepared.content}
 
 
-def _complete(prepared: Distillation, folder: Run, result: dict[str, Any]) -> dict[str, Any]:
+def _complete(prepared: Distillation, folder: Run) -> dict[str, Any]:
     """The result of a run that is complete, under the name that is asked for now, and tested if it was not."""
-    config, changed = prepared.config, {}
+    result, config, changed = folder.result, prepared.config, {}
+    assert result is not None
+    folder.tidy()
     if config.name not in (None, result["name"]):
         changed["name"] = config.name
     if prepared.test is not None and result["top1"] is None:
-        load_weights(prepared.student.module, folder.folder / WEIGHTS)
+        load_weights(prepared.student.module, finished_weights(folder.folder))
         changed |= _figures(_measure(prepared))
     if changed:
-        result = folder.update(result | changed, _request(prepared))
+        with folder.writing():
+            result = folder.update(result | changed)
     _report(config, result)
     say(f"{config.out}: the run was complete already (dfkd evaluate measures it on other data)")
     return result

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dfkd.checks import unsealed
 from dfkd.errors import RequestError
 from dfkd.files import hash_file
 from dfkd.models import DEFAULT_IMAGE_SIZE
 from dfkd.models.weights import WEIGHT_SUFFIXES, fit_prefix, load_state, load_weights, read_state_dict, require_file
 from dfkd.names import Named, build, code_of, find, parse
 from dfkd.preprocess import Preprocess, parse_normalize
+from dfkd.runs import finished_weights
 
 __all__ = ["Model", "load_model", "load_weights", "read_state_dict"]
 
@@ -149,15 +151,15 @@ def _find(text: str, classes: int | None, channels: int | None) -> _Found:
 def _from_run(path: Path) -> _Found:
     """The student of a finished run: `[model]` of its config.toml and student.safetensors."""
     try:
-        table: dict[str, Any] = tomllib.loads((path / "config.toml").read_text(encoding="utf-8"))["model"]
+        table: dict[str, Any] = unsealed(tomllib.loads((path / "config.toml").read_text(encoding="utf-8")))["model"]
         architecture: str = table["architecture"]
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:  # neither TOML nor UTF-8, changed, or without the table
         raise RequestError(f"{str(path / 'config.toml')!r} is not the configuration of a RUN: {error}") from error
     weights = path / "student.safetensors"
     if not weights.is_file():
         raise RequestError(f"run {str(path)!r} is not finished (no student.safetensors): start its dfkd distill again")
     found = _from_name(architecture, None, None)
-    load_weights(found.module, weights)
+    load_weights(found.module, finished_weights(path))
     size = table.get("image_size", found.image_size)
     return replace(found, spec=path.resolve().name, image_size=size, normalize=table.get("normalize"), has_weights=True)
 

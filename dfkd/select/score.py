@@ -13,14 +13,18 @@ from torch import Tensor
 from dfkd.console import progress, say
 from dfkd.data import Images, Pool
 from dfkd.errors import RequestError
-from dfkd.files import cache_folder, hash_of, replacing, write_json
+from dfkd.files import cache_folder, hash_of, remove_stale, write_json
+from dfkd.select.columns import Columns, Damaged, read_columns, write_columns
 from dfkd.select.methods import ImageScores
+from dfkd.signals import Interrupted, StopRequest, stop_request
 from dfkd.taps import Tap
 from dfkd.teacher import Classifier
 
 SCORE_FORMAT = 1
 PART_ROWS = 16_384
-"""Images a part: a killed scoring goes on from its last complete part."""
+"""Images a part: a killed scoring goes on from its last complete part, an interrupted one from its last batch."""
+SCORES = ("confidence", "entropy", "prediction")
+"""The columns that are held for the whole pool, in the order of `ImageScores`."""
 
 
 def score_logits(
@@ -60,13 +64,14 @@ class PoolScores:
 
     def logits(self, indices: Int[np.ndarray, " picked"]) -> Float[np.ndarray, "picked classes"]:
         """The teacher's float16 logits of sorted pool indices."""
-        return np.concatenate([_read_logits(_scores_file(self.folder, p))[rows] for p, rows in _by_part(indices)])
+        parts = [_stored(scores_file(self.folder, p), "logits")[rows] for p, rows in _by_part(indices)]
+        return np.concatenate(parts)
 
     def features(self, indices: Int[np.ndarray, " picked"]) -> Float[np.ndarray, "picked width"]:
         """The teacher's float16 penultimate features of pool indices in any order."""
         order = np.argsort(indices, kind="stable")
         blocks = [
-            np.load(_features_file(self.folder, part, self.tap), mmap_mode="r")[rows]
+            _stored(features_file(self.folder, part, self.tap), "features")[rows]
             for part, rows in _by_part(indices[order])
         ]
         return np.concatenate(blocks)[np.argsort(order, kind="stable")]
@@ -75,8 +80,14 @@ class PoolScores:
 def scores_folder(request: dict[str, Any]) -> Path:
     """Where the scores of this teacher, pool and preprocessing are kept."""
     folder = cache_folder() / "scores" / hash_of(request)
-    if not folder.exists():
-        write_json(folder / "request.json", request)
+    try:
+        if not (folder / "request.json").exists():
+            write_json(folder / "request.json", request)
+        remove_stale(folder)
+    except OSError as error:
+        raise RequestError(
+            f"the score cache {folder} cannot be written: {error.strerror}; DFKD_CACHE names another folder"
+        ) from None
     return folder
 
 
@@ -86,41 +97,54 @@ def score_pool(
     """Score every image that `folder` has no scores of yet, and open the scores.
 
     With `tap`, the teacher's tap `last`, features are stored too. Memory does not grow with the pool's pixels.
-    Raises: RequestError when more than the share `max_unreadable` of the pool cannot be read.
+    Raises: RequestError when more than the share `max_unreadable` of the pool cannot be read. Interrupted after SIGINT
+    or SIGTERM, once the scores that there are of an unfinished part are kept.
     """
-    parts = -(-len(pool) // PART_ROWS)
-    todo = [p for p in range(parts) if not _complete(folder, p, tap)]
+    parts = range(-(-len(pool) // PART_ROWS))
+    problems: dict[int, str] = {}
+    blocks, damaged = _cached(folder, parts, tap, problems)
+    if damaged:
+        say(f"scores: {damaged} of {len(parts)} cached parts are damaged and scored again")
+    todo = [part for part in parts if part not in blocks]
     if not todo:
         say(f"scores: all {len(pool):,} are cached, the teacher is not run")
     else:
-        done = sum(_rows(pool, p) for p in range(parts) if p not in todo)
+        done = sum(_rows(pool, part) for part in blocks)
         limit = max_unreadable * len(pool)
-        unreadable: dict[int, str] = {}
-        with progress("scoring", len(pool), "images", done) as bar:
+        with progress("scoring", len(pool), "images", done) as bar, stop_request() as stop:
             for part in todo:
-                columns, problems = _score_part(teacher, pool, part, batch_size, bar.advance)
-                unreadable |= problems
-                if len(unreadable) > limit:
-                    raise _unreadable(pool, unreadable, max_unreadable)
-                _write_part(folder, part, columns, problems, tap)
-    opened = _open(folder, parts, tap)
-    if len(opened.problems) > max_unreadable * len(pool):
-        raise _unreadable(pool, opened.problems, max_unreadable)
-    return opened
+                head = _read_head(folder, part, tap, batch_size)
+                columns = _score_part(teacher, pool, part, batch_size, head, bar.advance, stop)
+                problems |= _problems(part, columns)
+                if len(problems) > limit:
+                    raise _unreadable(pool, problems, max_unreadable)
+                whole = len(columns["confidence"]) == _rows(pool, part)
+                _write_part(folder, part, columns, tap, head=not whole)
+                if stop.signal is not None:
+                    raise Interrupted(stop.signal, "the scores so far are kept, the same command goes on from there")
+                blocks[part] = {name: columns[name] for name in SCORES}
+    if len(problems) > max_unreadable * len(pool):
+        raise _unreadable(pool, problems, max_unreadable)
+    whole_pool = [np.concatenate([blocks[part][name] for part in parts]) for name in SCORES]
+    return PoolScores(folder, tap, ImageScores(*whole_pool), dict(sorted(problems.items())))
 
 
 def _score_part(
-    teacher: Classifier, pool: Pool, part: int, batch_size: int, advance: Any
-) -> tuple[dict[str, np.ndarray], dict[int, str]]:
-    collected: dict[str, list[np.ndarray]] = {}
-    problems: dict[int, str] = {}
-    start = part * PART_ROWS
-    for indices, images in pool.batches(batch_size, start, start + _rows(pool, part)):
-        for name, values in _score_batch(teacher, images).items():
+    teacher: Classifier, pool: Pool, part: int, batch_size: int, head: Columns, advance: Any, stop: StopRequest
+) -> Columns:
+    """The columns of a part, of which `head` is scored already; fewer rows where a signal came."""
+    collected = {name: [values] for name, values in head.items()}
+    start, scored = part * PART_ROWS, len(head.get("confidence", ()))
+    advance(scored)
+    for indices, images in pool.batches(batch_size, start + scored, start + _rows(pool, part)):
+        columns = _score_batch(teacher, images)
+        columns["problem"] = np.array([images.problems.get(i) for i in range(len(indices))], dtype=object)
+        for name, values in columns.items():
             collected.setdefault(name, []).append(values)
-        problems |= {int(indices[i]): why for i, why in images.problems.items()}
         advance(len(indices))
-    return {name: np.concatenate(blocks) for name, blocks in collected.items()}, problems
+        if stop.signal is not None:
+            break
+    return {name: np.concatenate(blocks) for name, blocks in collected.items()}
 
 
 def _score_batch(teacher: Classifier, images: Images) -> dict[str, np.ndarray]:
@@ -137,46 +161,56 @@ def _score_batch(teacher: Classifier, images: Images) -> dict[str, np.ndarray]:
     return {name: values.cpu().numpy() for name, values in columns.items()}
 
 
-def _write_part(
-    folder: Path, part: int, columns: dict[str, np.ndarray], problems: dict[int, str], tap: Tap | None
-) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _problems(part: int, columns: Columns) -> dict[int, str]:
+    """Why images of a part could not be read, by pool index."""
+    return {part * PART_ROWS + i: why for i, why in enumerate(columns["problem"]) if why is not None}
 
+
+def _write_part(folder: Path, part: int, columns: Columns, tap: Tap | None, head: bool) -> None:
+    """Keep a part's scores, or the first of them; the features first, for a part is complete that has both."""
     if tap:
-        with replacing(_features_file(folder, part, tap)) as partial, partial.open("wb") as file:
-            np.save(file, columns["features"])
-    rows = len(columns["confidence"])
-    why = [problems.get(part * PART_ROWS + i) for i in range(rows)]
-    table = pa.table(
-        {
-            **{name: columns[name] for name in ("confidence", "entropy", "prediction")},
-            "logits": pa.FixedSizeListArray.from_arrays(
-                pa.array(columns["logits"].ravel()), columns["logits"].shape[1]
-            ),
-            "problem": pa.array(why, pa.string()),
-        }
-    )
-    with replacing(_scores_file(folder, part)) as partial:
-        pq.write_table(table, partial)
+        write_columns(features_file(folder, part, tap, head), {"features": columns["features"]})
+    # in one order, also behind the first batches that were read from a file
+    write_columns(scores_file(folder, part, head), {name: columns[name] for name in (*SCORES, "logits", "problem")})
+    if not head:
+        for file in (scores_file(folder, part, True), features_file(folder, part, tap, True)):
+            file.unlink(missing_ok=True)
 
 
-def _open(folder: Path, parts: int, tap: Tap | None) -> PoolScores:
-    import pyarrow.parquet as pq
+def _cached(folder: Path, parts: range, tap: Tap | None, problems: dict[int, str]) -> tuple[dict[int, Columns], int]:
+    """The scores of the complete parts, and how many parts are damaged; `problems` is added to."""
+    blocks: dict[int, Columns] = {}
+    damaged = 0
+    for part in parts:
+        if scores_file(folder, part).exists() and (not tap or features_file(folder, part, tap).exists()):
+            try:
+                columns = read_columns(scores_file(folder, part), (*SCORES, "problem"))
+            except Damaged:
+                damaged += 1
+                continue
+            problems |= _problems(part, columns)
+            blocks[part] = {name: columns[name] for name in SCORES}
+    return blocks, damaged
 
-    blocks = [
-        pq.read_table(_scores_file(folder, part), columns=["confidence", "entropy", "prediction", "problem"])
-        for part in range(parts)
-    ]
-    columns = [np.concatenate([b[name].to_numpy() for b in blocks]) for name in ("confidence", "entropy", "prediction")]
-    problems = {
-        part * PART_ROWS + i: why
-        for part, block in enumerate(blocks)
-        if block["problem"].null_count < len(block)
-        for i, why in enumerate(block["problem"].to_pylist())
-        if why is not None
-    }
-    return PoolScores(folder, tap, ImageScores(*columns), problems)
+
+def _read_head(folder: Path, part: int, tap: Tap | None, batch_size: int) -> Columns:
+    """What an interrupted command has left of a part: whole batches, so that those after it are what they were."""
+    try:
+        head = read_columns(scores_file(folder, part, True), (*SCORES, "problem", "logits"))
+        if tap:
+            head |= read_columns(features_file(folder, part, tap, True), ("features",))
+    except Damaged:  # or not there
+        return {}
+    rows = {len(values) for values in head.values()}
+    return head if len(rows) == 1 and rows.pop() % batch_size == 0 else {}
+
+
+def _stored(file: Path, name: str) -> np.ndarray:
+    """A column that is read when rows of it are asked for. Raises: RequestError where it is damaged."""
+    try:
+        return read_columns(file, (name,))[name]
+    except Damaged as damaged:
+        raise RequestError(f"{damaged}; delete it, and the same command scores its images again") from None
 
 
 def _by_part(indices: Int[np.ndarray, " picked"]) -> Iterator[tuple[int, np.ndarray]]:
@@ -186,27 +220,18 @@ def _by_part(indices: Int[np.ndarray, " picked"]) -> Iterator[tuple[int, np.ndar
         yield int(part), indices[parts == part] - part * PART_ROWS
 
 
-def _read_logits(file: Path) -> np.ndarray:
-    import pyarrow.parquet as pq
-
-    column = pq.read_table(file, columns=["logits"])["logits"].combine_chunks()
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
-
-
-def _complete(folder: Path, part: int, tap: Tap | None) -> bool:
-    return _scores_file(folder, part).exists() and (not tap or _features_file(folder, part, tap).exists())
-
-
 def _rows(pool: Pool, part: int) -> int:
     return min(PART_ROWS, len(pool) - part * PART_ROWS)
 
 
-def _scores_file(folder: Path, part: int) -> Path:
-    return folder / f"scores-{part:06d}.parquet"
+def scores_file(folder: Path, part: int, head: bool = False) -> Path:
+    """Where the scores of a part are kept, or its first ones that an interrupted command has left."""
+    return folder / f"scores-{part:06d}{'.head' if head else ''}.parquet"
 
 
-def _features_file(folder: Path, part: int, tap: Tap | None) -> Path:
-    return folder / f"features-{hash_of(str(tap))}-{part:06d}.npy"
+def features_file(folder: Path, part: int, tap: Tap | None, head: bool = False) -> Path:
+    """Where the features of a part are kept that were taken at `tap`."""
+    return folder / f"features-{hash_of(str(tap))}-{part:06d}{'.head' if head else ''}.parquet"
 
 
 def _unreadable(pool: Pool, problems: dict[int, str], share: float) -> RequestError:

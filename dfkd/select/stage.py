@@ -3,7 +3,8 @@
 import inspect
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,11 +20,13 @@ from dfkd.console import progress, say
 from dfkd.data import Pool, open_pool
 from dfkd.device import Place, resolve_place
 from dfkd.errors import RequestError
-from dfkd.files import PARTIAL, hash_of, output_path, sync, sync_folder
+from dfkd.files import PARTIAL, hash_of, output_path, replacing, sync, sync_folder
+from dfkd.locks import LOCK, locked
 from dfkd.models.load import Model, load_teacher
 from dfkd.places import find_taps
 from dfkd.select.choose import REASONS, Choice, Method, TooFew, choose
 from dfkd.select.class_dropping import kept_classes
+from dfkd.select.journal import JOURNAL, Journal
 from dfkd.select.score import SCORE_FORMAT, PoolScores, score_pool, scores_folder
 from dfkd.shards import BYTES_PER_SHARD, MANIFEST, ROWS_PER_SHARD, Rows, Shards, write_manifest, write_shards
 from dfkd.taps import Tap, parse_taps
@@ -32,6 +35,8 @@ from dfkd.versions import versions
 
 METHODS = ["dfkd.select.methods"]
 FILES_AT_ONCE = 64
+OWN = (LOCK, JOURNAL, "data-", "dataset_info.json", "scores.parquet", "state.json", MANIFEST)
+"""How the names begin in a folder in which a selection is written."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +71,26 @@ def run(config: SelectConfig) -> Path:
     if _is_done(out, config.out, content):
         say(f"{config.out}: this selection is complete already")
         return out
-    scores = score_pool(
-        Classifier(model, place, {"last": tap} if tap else {}),
-        pool,
-        scores_folder(scoring),
-        batch_size=config.batch_size,
-        tap=tap,
-        max_unreadable=config.max_unreadable,
-    )
-    selected = Selected(config, model, pool, scores, _choose(config, method_name, scores), content)
-    _write(out, selected)
+    partial = out.with_name(out.name + PARTIAL)
+    with locked(partial, config.out):
+        if _is_done(out, config.out, content):  # another command has finished it since
+            say(f"{config.out}: this selection is complete already")
+            return out
+        _check_partial(partial)
+        try:
+            scores = score_pool(
+                Classifier(model, place, {"last": tap} if tap else {}),
+                pool,
+                scores_folder(scoring),
+                batch_size=config.batch_size,
+                tap=tap,
+                max_unreadable=config.max_unreadable,
+            )
+            selected = Selected(config, model, pool, scores, _choose(config, method_name, scores), content)
+            _write(partial, out, selected)
+        except RequestError:  # it will not be gone on with
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
     _report(selected)
     return out
 
@@ -128,6 +143,8 @@ def _is_done(out: Path, asked: str, content: dict[str, Any]) -> bool:
     different = differences(Shards(out).manifest["content"], content)
     if different:
         raise RequestError(f"--out {asked} holds another selection: {'; '.join(different)}; give another folder")
+    with suppress(OSError):  # a command that was killed just after its last step
+        (out / LOCK).unlink()
     return True
 
 
@@ -159,19 +176,36 @@ def _choose(config: SelectConfig, method: names.Named, scores: PoolScores) -> Ch
         raise RequestError(f"{few}; ask for {few.left}") from None
 
 
-def _write(out: Path, selected: Selected) -> None:
-    """Write the whole folder under a temporary name and rename it, so that `out` is complete or not there."""
-    partial = out.with_name(out.name + PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        files = write_shards(partial, _rows(selected), hash_of(selected.content))
-        _write_scores(partial / "scores.parquet", selected)
-        sync_folder(partial)
-        write_manifest(partial, _manifest(selected, files))
-        partial.replace(out)
-        sync(out.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+def _write(partial: Path, out: Path, selected: Selected) -> None:
+    """Write the whole folder under a temporary name and rename it, so that `out` is complete or not there.
+
+    Shards that a killed command of the same request has written are kept, in the folder of the temporary name.
+    """
+    journal = Journal(partial, hash_of(selected.content))
+    done = journal.done
+    keep = {LOCK, JOURNAL, *(file["name"] for file in done)}
+    for file in partial.iterdir():  # half written, or of another selection that was not finished
+        if file.name not in keep:
+            file.unlink()
+    start = sum(file["rows"] for file in done)
+    if done:
+        say(f"{start:,} images were written before, in {len(done):,} shards")
+    with closing(_rows(selected, start)) as rows:  # with its progress bar, before an error is told
+        files = write_shards(partial, rows, journal.fingerprint, done, journal.add)
+    _write_scores(partial / "scores.parquet", selected)
+    sync_folder(partial)
+    write_manifest(partial, _manifest(selected, files))
+    journal.remove()
+    partial.replace(out)
+    sync(out.parent)
+    (out / LOCK).unlink(missing_ok=True)
+
+
+def _check_partial(partial: Path) -> None:
+    """Raise RequestError where the folder of the temporary name is somebody else's."""
+    for file in partial.iterdir():
+        if not file.name.startswith(OWN):
+            raise RequestError(f"{partial} is needed and holds {file.name!r}, which is no part of a selection; move it")
 
 
 def _manifest(selected: Selected, files: list[dict[str, Any]]) -> dict[str, Any]:
@@ -201,12 +235,12 @@ def _manifest(selected: Selected, files: list[dict[str, Any]]) -> dict[str, Any]
     }
 
 
-def _rows(selected: Selected) -> Iterator[Rows]:
-    """The shards' content, a shard at a time, in the pool's order."""
+def _rows(selected: Selected, start: int) -> Generator[Rows, None, None]:
+    """The shards' content, a shard at a time, in the pool's order, from the `start`-th image on."""
     pool, scores, picked = selected.pool, selected.scores, selected.choice.indices
     floor = selected.config.class_dropping
-    with progress("writing", len(picked), "images") as bar:
-        for indices, image in _images(pool, picked):
+    with progress("writing", len(picked), "images", start) as bar:
+        for indices, image in _images(pool, picked[start:]):
             logits = scores.logits(indices)
             yield Rows(
                 image=image,
@@ -238,7 +272,8 @@ def _images(
                 first, files, size = first + len(files), [], 0
             files.append(file)
             size += len(file)
-    yield indices[first:], files
+    if files:
+        yield indices[first:], files
 
 
 def _pixels(pool: Pool, indices: Int[np.ndarray, " rows"]) -> UInt8[np.ndarray, "rows size size channels"]:
@@ -255,23 +290,24 @@ def _write_scores(path: Path, selected: Selected) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pool, images, choice, writer = selected.pool, selected.scores.images, selected.choice, None
-    for start in range(0, len(pool), 8 * ROWS_PER_SHARD):
+    pool, images, choice = selected.pool, selected.scores.images, selected.choice
+
+    def table(start: int) -> Any:
         rows = np.arange(start, min(start + 8 * ROWS_PER_SHARD, len(pool)))
-        reasons = pa.DictionaryArray.from_arrays(pa.array(choice.reasons[rows]), pa.array(REASONS))
-        table = pa.table(
-            {
-                "source": pool.sources(rows),
-                "prediction": images.prediction[rows],
-                "confidence": images.confidence[rows],
-                "entropy": images.entropy[rows],
-                "reason": reasons,
-            }
-        )
-        writer = writer or pq.ParquetWriter(path, table.schema)
-        writer.write_table(table)
-    if writer:
-        writer.close()
+        columns = {
+            "source": pool.sources(rows),
+            "prediction": images.prediction[rows],
+            "confidence": images.confidence[rows],
+            "entropy": images.entropy[rows],
+            "reason": pa.DictionaryArray.from_arrays(pa.array(choice.reasons[rows]), pa.array(REASONS)),
+        }
+        return pa.table(columns)
+
+    first = table(0)
+    with replacing(path) as partial, pq.ParquetWriter(partial, first.schema) as writer:
+        writer.write_table(first)
+        for start in range(8 * ROWS_PER_SHARD, len(pool), 8 * ROWS_PER_SHARD):
+            writer.write_table(table(start))
 
 
 def _report(selected: Selected) -> None:

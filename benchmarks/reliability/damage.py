@@ -1,0 +1,117 @@
+"""Flip bits and cut off ends of what a command has written: it is refused, or made again, or makes no difference."""
+
+import os
+
+import numpy as np
+import torch
+
+from benchmarks.reliability.scenarios import ended, in_child, last_line
+from dfkd import inspection
+from dfkd.compare.collect import read_run
+from dfkd.config import InspectConfig
+from dfkd.errors import RequestError
+from dfkd.models.load import load_model
+from dfkd.shards import Shards
+
+REFUSED, WRONG = 2, 3
+
+
+def damage(trials, flips):
+    """Damage each file of a finished folder `flips` times, and truncate it once; read it; put it right again."""
+    work = trials.folder / "whole"
+    places = {"select": [work / "out", work / "cache"], "select-files": [work / "out", work / "cache"]}
+    read = {"distill": read_finished, "run": None}.get(trials.scenario, read_selection)
+    if read is None:  # a pipeline's folders are those of the others
+        return
+    expected = read(work / "out")
+    for place in places.get(trials.scenario, [work / "out"]):
+        for path in sorted(p for p in place.rglob("*") if p.is_file() and p.name != "request.json"):
+            good = path.read_bytes()
+            for number in range(flips + 1):
+                kind = "flipped" if number < flips else "truncated"
+                path.write_bytes(flipped(good, trials.rng) if kind == "flipped" else good[: len(good) // 2])
+                if place.name == "cache":
+                    _command(trials, work, path, kind)
+                else:
+                    _reader(trials, work, path, kind, read, expected)
+                path.write_bytes(good)
+
+
+def flipped(data, rng):
+    """The same bytes with one bit turned over."""
+    position = rng.randrange(len(data))
+    return data[:position] + bytes([data[position] ^ 1 << rng.randrange(8)]) + data[position + 1 :]
+
+
+def read_selection(folder):
+    """Everything that is read of a selection."""
+    shards = Shards(folder)
+    contents = inspection.read(folder)
+    names = ("source", "prediction", "confidence", "entropy", "logits", "kept_classes")
+    columns = [shards.column(name).tolist() for name in names]
+    pool = {name: values.tolist() for name, values in (contents.pool or {}).items()}
+    return repr([shards.manifest, columns, pool, shards.pixels(np.arange(len(shards))).tobytes()])
+
+
+def read_finished(folder):
+    """Everything that is read of a run, the checkpoint too, which a run that goes on begins with."""
+    run = read_run(str(folder))
+    state = load_model(str(folder)).module.state_dict()
+    from dfkd.runs import Run
+
+    unfinished = Run.__new__(Run)
+    unfinished.folder = folder
+    found = unfinished.load()
+    assert found is not None
+    tensors = [(name, value.numpy().tobytes()) for name, value in state.items()]
+    step = [(name, value.numpy().tobytes()) for name, value in found[0]["student"].items()]
+    return repr([run, tensors, step, found[1]])
+
+
+def _reader(trials, work, path, kind, read, expected):
+    """Read in a child; `inspect --verify` has to see all that is not harmless, and may see more."""
+
+    def work_in_child():
+        try:
+            same = read(work / "out") == expected
+        except RequestError as refusal:
+            print(f"refused: {refusal}")
+            return REFUSED
+        try:
+            inspection.run(InspectConfig(folder=str(work / "out"), verify=True))
+        except RequestError:
+            return 0 if same else WRONG
+        return 0 if same else WRONG
+
+    log = work.with_name(work.name + ".log")
+    status = in_child(work_in_child, log)
+    _count(trials, kind, path, [] if status in (0, REFUSED) else [f"ended with {status}: {last_line(log.read_text())}"])
+
+
+def _command(trials, work, path, kind):
+    """A damaged score is scored again: the selection that is made from the cache is the same to the byte."""
+    again = work.with_name("again")
+    again.mkdir()
+    os.rename(work / "cache", again / "cache")
+    try:
+        status = ended(trials.lab.start(trials.scenario, again, wait=False))
+        wrong = [] if status in (0, REFUSED) else [f"ended with {status}"]
+        if status == 0:
+            names = [p.name for p in (work / "out").iterdir()]
+            wrong = [n for n in names if (work / "out" / n).read_bytes() != (again / "out" / n).read_bytes()]
+    finally:
+        os.rename(again / "cache", work / "cache")
+        os.system(f"rm -rf '{again}'")
+    _count(trials, kind, path, wrong)
+
+
+def _count(trials, kind, path, wrong):
+    trials.tried[kind] += 1
+    if wrong:
+        trials.failures.append(f"{trials.scenario}, {kind} {path.name}: {'; '.join(wrong)}")
+        print(trials.failures[-1])
+    else:
+        trials.survived[kind] += 1
+
+
+torch.set_num_threads(1)

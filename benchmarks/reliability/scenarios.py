@@ -1,0 +1,215 @@
+"""The commands that are killed, what they work on, and whether two results are the same. They take a second each."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+# all is imported before a child is forked, also what a stage imports later: that is what makes a trial cheap
+import datasets  # noqa: F401
+import faiss  # noqa: F401
+import numpy as np
+import pyarrow.dataset
+import pyarrow.parquet  # noqa: F401
+import rich.progress  # noqa: F401
+import torch
+import torch._dynamo
+import typeguard  # noqa: F401
+import tyro.conf  # noqa: F401
+from PIL import Image
+from safetensors.torch import save_file
+
+import dfkd.compare.stage
+import dfkd.distill.stage
+import dfkd.models.load
+import dfkd.select.stage
+from benchmarks.reliability.faults import Faults
+from dfkd import cli
+from dfkd.models import cifar_resnet
+from dfkd.select import score
+
+SCENARIOS = ("select", "select-files", "distill", "run")
+PART_ROWS, ROWS_PER_SHARD, BYTES_PER_SHARD = 96, 40, 12_000
+"""Small, so that the small pool has several parts and shards."""
+TIMES = ("seconds", "peak_memory_bytes", "images_per_second", "files", "checksum")
+"""Fields of results and metrics that differ between two runs of the same request."""
+TEACHER = "cifar_resnet:depth=8,width=4,in_channels={}@{}"
+
+
+def in_child(work, log, *, fault=None, wait=True):
+    """Call `work` in a forked child, whose output goes to `log`; its exit status, or its process number."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        with contextlib.suppress(BaseException):
+            os.setpgid(0, 0)
+            handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(handle, 1)
+            os.dup2(handle, 2)
+            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            torch.set_num_threads(1)
+            try:
+                faults = Faults(**fault) if fault else None
+                status = work() or 0
+                if faults:
+                    print(f"operations: {faults.count}", file=sys.stderr)
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+        with contextlib.suppress(BaseException):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+    return ended(child) if wait else child
+
+
+def ended(child):
+    """A child's exit status as a shell would give it."""
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return code if code >= 0 else 128 - code
+
+
+class Lab:
+    """A teacher of random weights, a raw pool, a folder of photos, a selection to distill from, a pipeline."""
+
+    def __init__(self, folder):
+        self.folder, self.log = folder, folder / "log"
+        assert in_child(self._make, self.log) == 0, self.log.read_text()
+
+    def _make(self):
+        torch.manual_seed(0)
+        for channels in (1, 3):
+            teacher = cifar_resnet(depth=8, width=4, in_channels=channels)
+            save_file(teacher.state_dict(), self.folder / f"teacher{channels}.safetensors")
+        rng = np.random.default_rng(0)
+        np.savez(self.folder / "pool.npz", images=rng.integers(0, 256, (300, 12, 12, 1), dtype=np.uint8))
+        labels = np.arange(40) % 10
+        np.savez(self.folder / "test.npz", images=rng.integers(0, 256, (40, 12, 12, 1), dtype=np.uint8), labels=labels)
+        (self.folder / "photos").mkdir()
+        for i in range(60):
+            pixels = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8).repeat(15, axis=0).repeat(15, axis=1)
+            Image.fromarray(pixels).save(self.folder / "photos" / f"{i:02d}.png")
+        os.environ["DFKD_CACHE"] = str(self.folder / "cache")
+        return self.command("select", self.folder)
+
+    def arguments(self, scenario, work):
+        """The command line of a scenario that writes to `work`/out."""
+        gray, color = (TEACHER.format(n, self.folder / f"teacher{n}.safetensors") for n in (1, 3))
+        out = ("--out", work / "out", "--precision", "fp32", "--device", "cpu")
+        if scenario == "select":
+            more = ("--pool", self.folder / "pool.npz", "--image-size", 12, "--normalize", "0.5/0.5", "--count", 130)
+            return ["select", "--teacher", gray, *more, "--batch-size", 32, "--deduplicate", 0.9999999, *out]
+        if scenario == "select-files":
+            more = ("--pool", self.folder / "photos", "--image-size", 72, "--count", 30, "--method", "random")
+            return ["select", "--teacher", color, *more, "--batch-size", 16, *out]
+        if scenario == "distill":
+            data = ("--samples", self.folder / "out", "--test", self.folder / "test.npz")
+            steps = ("--steps", 12, "--checkpoint-every", 4, "--log-every", 2, "--batch-size", 16, "--mixup", 0.2)
+            return ["distill", "--teacher", gray, "--student", "cifar_resnet:depth=8,width=2", *data, *steps, *out]
+        file = work.with_name(work.name + ".toml")  # the user's own, not in what is killed
+        file.write_text(
+            f'out = "{work / "out"}"\n[defaults]\nteacher = "{gray}"\nnormalize = "0.5/0.5"\nimage-size = 12\n'
+            f'precision = "fp32"\npool = ["{self.folder / "pool.npz"}"]\nstudent = "cifar_resnet:depth=8,width=2"\n'
+            f'steps = 6\ncheckpoint-every = 3\nbatch-size = 16\ntest = "{self.folder / "test.npz"}"\n'
+            '[select.drawn]\nmethod = "random"\ncount = 90\nbatch-size = 32\n[distill.plain]\nsamples = ["drawn"]\n'
+        )
+        return ["run", file]
+
+    def command(self, scenario, work):
+        """Run a scenario's command in this process."""
+        score.PART_ROWS = PART_ROWS
+        dfkd.select.stage.ROWS_PER_SHARD = ROWS_PER_SHARD
+        dfkd.select.stage.BYTES_PER_SHARD = BYTES_PER_SHARD
+        os.environ["DFKD_CACHE"] = str(work / "cache") if work != self.folder else os.environ["DFKD_CACHE"]
+        return cli.main([str(argument) for argument in self.arguments(scenario, work)])
+
+    def start(self, scenario, work, fault=None, wait=True, log=None):
+        """Run it in a child."""
+        work.mkdir(exist_ok=True)
+        log = log or work.with_name(work.name + ".log")
+        return in_child(lambda: self.command(scenario, work), log, fault=fault, wait=wait)
+
+    def spawn(self, scenario, work):
+        """Run it as a user does: a process of its own with nothing changed but where the cache is."""
+        work.mkdir(exist_ok=True)
+        arguments = [sys.executable, "-m", "dfkd", *map(str, self.arguments(scenario, work))]
+        environment = {**os.environ, "DFKD_CACHE": str(work / "cache"), "OMP_NUM_THREADS": "1"}
+        with work.with_name(work.name + ".log").open("w") as log:
+            return subprocess.Popen(arguments, env=environment, stdout=log, stderr=log)
+
+    @staticmethod
+    def said(work):
+        """What the last command said."""
+        return work.with_name(work.name + ".log").read_text(errors="replace")
+
+
+def outcome(scenario, work):
+    """What must be the same however often a command was killed: every byte that is not a time."""
+    found = {}
+    left = sorted(path.name for path in work.iterdir() if path.name not in ("out", "cache"))
+    found["left over"] = left
+    for path in sorted((work / "out").rglob("*")):
+        name = str(path.relative_to(work / "out"))
+        if path.is_dir() or path.name in ("report.html", "report.csv", "state.pt"):
+            found[name] = "is there"
+        elif path.name in ("result.json", "progress.json"):
+            found[name] = _plain(json.loads(path.read_text()))
+        elif path.name == "metrics.jsonl":
+            found[name] = [_plain(json.loads(line)) for line in path.read_text().splitlines()]
+        elif path.name == "config.toml":  # the folder that it was asked for, and with it the checksum, differ
+            lines = path.read_text().replace(str(work), "WORK").splitlines()
+            found[name] = [line for line in lines if not line.startswith("checksum")]
+        else:
+            found[name] = path.read_bytes()
+    for path in sorted((work / "cache").rglob("*")):
+        if path.is_file() and not path.name.endswith(".partial"):  # these are removed after a day
+            found[f"cache/{path.name}"] = path.read_bytes()
+    return found
+
+
+def _plain(value):
+    return {k: v for k, v in value.items() if k not in (*TIMES, "state")}
+
+
+def different(one, other):
+    """The names in which two outcomes differ."""
+    return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+
+
+def clear(work):
+    """Remove a trial's folder and what the faults kept beside it."""
+    shutil.rmtree(work, ignore_errors=True)
+    for path in work.parent.glob(f"{work.name}.backup-*"):
+        path.unlink()
+
+
+def seconds_of(run):
+    """How long a call takes."""
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def last_line(text):
+    """The last line of a command's output, without the counter of the faults."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("operations: ")]
+    return lines[-1] if lines else ""
+
+
+def operations(text):
+    """The number of file operations that a command without fault printed at its end."""
+    return int(text.rsplit("operations: ", 1)[1])
+
+
+def folder(path):
+    """A folder that is there and empty."""
+    shutil.rmtree(path, ignore_errors=True)
+    Path(path).mkdir(parents=True)
+    return Path(path)

@@ -1,0 +1,57 @@
+"""Checksums: of files, as entries of a manifest, and of a manifest or a request itself, as a field of it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dfkd.errors import RequestError
+from dfkd.files import hash_file, hash_of
+
+CHECKSUM = "checksum"
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON or TOML table with the hash of all its other fields in the field `checksum`."""
+    plain = json.loads(json.dumps({name: item for name, item in value.items() if name != CHECKSUM}, allow_nan=False))
+    return {CHECKSUM: hash_of(plain), **plain}
+
+
+def unsealed(value: Any) -> dict[str, Any]:
+    """The table without its checksum. One that has none is from a version that wrote none, and taken as it is.
+
+    Raises: ValueError where the fields are not those that were written.
+    """
+    if not isinstance(value, Mapping):
+        raise ValueError("it is no table")
+    plain = {name: item for name, item in value.items() if name != CHECKSUM}
+    if CHECKSUM in value and value[CHECKSUM] != hash_of(plain):
+        raise ValueError("its checksum differs: it was damaged or edited")
+    return plain
+
+
+def entry(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file: its size in bytes and its SHA-256."""
+    return {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+
+
+def check_size(path: Path, written: Mapping[str, Any], mend: str = "") -> int:
+    """The file's size in bytes. Raises: RequestError where the file is gone or has another size than was `written`.
+
+    `mend` is the end of the message.
+    """
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror}{mend}") from None
+    if size != written.get("bytes", size):
+        raise RequestError(f"{path} is damaged: it has {size:,} bytes, {written['bytes']:,} were written{mend}")
+    return size
+
+
+def check_file(path: Path, written: Mapping[str, Any], mend: str = "") -> int:
+    """Read a whole file again; its size. Raises: RequestError where it is not what was `written`."""
+    size = check_size(path, written, mend)
+    if hash_file(path) != written["sha256"]:
+        raise RequestError(f"{path} is damaged: its SHA-256 is not that of what was written{mend}")
+    return size

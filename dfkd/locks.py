@@ -1,0 +1,80 @@
+"""One command at a time writes a folder: a lock that dies with the process that holds it."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from dfkd.console import say
+from dfkd.errors import RequestError
+from dfkd.files import make_folder
+
+LOCK = ".lock"
+
+
+@contextmanager
+def locked(folder: Path, asked: str) -> Iterator[None]:
+    """Make `folder` if need be and keep other commands out of it; `asked` is what messages call it.
+
+    The lock file is removed at the end, and the folder too if nothing was put into it.
+    Raises: RequestError at once where another command holds the lock, or nothing can be written there.
+    """
+    try:
+        handle = _acquire(folder, asked)
+    except OSError as error:
+        raise RequestError(f"--out {asked} cannot be written to: {error.filename}: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        # while it is held: whoever opened the file before it was removed sees that and tries again
+        with suppress(OSError):
+            if _is_at(handle, folder / LOCK):  # the folder may have been renamed, and another command made it anew
+                (folder / LOCK).unlink()
+                folder.rmdir()
+        os.close(handle)
+
+
+def _acquire(folder: Path, asked: str) -> int:
+    """The open lock file: the kernel frees the lock when the file is closed, however the process ends."""
+    path = folder / LOCK
+    while True:
+        make_folder(folder)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # the folder was renamed or removed by the command that held it
+            continue
+        try:
+            _lock(handle, folder, asked)
+            if _is_at(handle, path):  # and not the file that the last holder has removed
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _lock(handle: int, folder: Path, asked: str) -> None:
+    try:
+        # Windows has no flock: nothing of this project is tested there, and two commands are not kept apart
+        import fcntl
+    except ImportError:
+        return
+    try:
+        # opened for writing, which NFS asks for; flock on NFS holds among machines from Linux 2.6.12 on
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RequestError(
+            f"--out {asked}: another command is writing this folder; wait for its end, or give another folder"
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        say(f"note: {folder.parent} has no locks ({error.strerror}); see that no other command writes {asked}")

@@ -1,0 +1,65 @@
+"""Which shards of a selection are written: what lets a killed `select` go on with the next one."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dfkd.checks import check_file, sealed, unsealed
+from dfkd.errors import RequestError
+from dfkd.files import write_text
+from dfkd.shards import MANIFEST, read_manifest
+
+JOURNAL = "journal.jsonl"
+
+
+class Journal:
+    """The list of the complete shards in the folder of an unfinished selection, a line each, each with its checksum.
+
+    A line is written after its shard is on the disk. The list of another selection's shards is begun anew.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self._path, self.fingerprint = folder / JOURNAL, fingerprint
+        self.done: list[dict[str, Any]] = []
+        """The files that need not be written again, as the manifest lists them: read and compared just now."""
+        for file in self._listed():
+            try:
+                check_file(folder / file["name"], file)
+            except RequestError:  # lost in a power cut, or damaged: from here on it is written again
+                break
+            self.done.append(file)
+        write_text(self._path, "".join(self._line(file) for file in ({}, *self.done)))
+
+    def add(self, file: Mapping[str, Any]) -> None:
+        """Note a shard that was written."""
+        with self._path.open("a", encoding="utf-8") as lines:
+            lines.write(self._line(file))
+
+    def remove(self) -> None:
+        """Remove the list, once the manifest is written."""
+        self._path.unlink()
+
+    def _line(self, file: Mapping[str, Any]) -> str:
+        return json.dumps(sealed({"fingerprint": self.fingerprint, "file": file})) + "\n"
+
+    def _listed(self) -> list[dict[str, Any]]:
+        """The shards of this selection up to the first line that a kill has cut off; all, where it has a manifest."""
+        if not self._path.exists():
+            if not (self._path.parent / MANIFEST).exists():
+                return []
+            try:
+                manifest = read_manifest(self._path.parent)
+            except RequestError:
+                return []
+            return manifest["files"] if manifest.get("fingerprint") == self.fingerprint else []
+        found: list[dict[str, Any]] = []
+        for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                value = unsealed(json.loads(line))
+                if value["fingerprint"] != self.fingerprint:
+                    return []
+                found += [value["file"]] if value["file"] else []
+            except (ValueError, KeyError, TypeError):
+                break
+        return found
