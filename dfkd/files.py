@@ -20,6 +20,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("DFKD_CACHE") or user / "dfkd")
 
 
+def user_path(text: str) -> Path:
+    """A path with `~` filled in; the `~` of a user whom nobody knows stays."""
+    return Path(os.path.expanduser(text))
+
+
 def sync(path: Path) -> None:
     """Flush a file or a folder's entries to the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -9,6 +9,7 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
+from dfkd.config import portable
 from dfkd.data.folder import FolderReader
 from dfkd.data.hub import open_hub
 from dfkd.data.npz import NpzReader
@@ -17,7 +18,7 @@ from dfkd.data.table import is_saved, open_arrow, open_parquet, open_saved
 from dfkd.data.tar import TarReader
 from dfkd.data.vision import open_vision
 from dfkd.errors import RequestError, nearest
-from dfkd.files import hash_of
+from dfkd.files import hash_of, user_path
 
 _FILES: dict[str, Callable[[Path], Reader]] = {
     ".npz": NpzReader,
@@ -27,7 +28,8 @@ _FILES: dict[str, Callable[[Path], Reader]] = {
 }
 _SCHEMES: dict[str, Callable[[str], tuple[str, Reader]]] = {"hf": open_hub, "torchvision": open_vision}
 _FORMS = (
-    "a folder of images or shards, .npz, .parquet, .arrow, .tar, hf:REPO[/CONFIG][:SPLIT], torchvision:NAME[:SPLIT]"
+    "a folder of images or shards, .npz, .parquet, .arrow, .tar, hf:REPO[/CONFIG][@REVISION][:SPLIT], "
+    "torchvision:NAME[:SPLIT]"
 )
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
@@ -56,10 +58,12 @@ def locate(text: str) -> Data:
         return Data(name, [(name, reader)])
     paths = _expand(text)
     if len(paths) == 1:
-        name = Path(os.path.abspath(paths[0])).name  # of a link its own name; '.' has one too
+        # of a link its own name; '.' has one too; and the user's own folder is called `~`
+        name = Path(portable(os.path.abspath(paths[0]))).name
         return Data(name, [(name, _open(paths[0]))])
     top = os.path.commonpath([path.absolute().parent for path in paths])
-    return Data(Path(text).name, [(path.absolute().relative_to(top).as_posix(), _open(path)) for path in paths])
+    names = [portable(path.absolute().relative_to(top).as_posix()) for path in paths]
+    return Data(portable(Path(text).name), list(zip(names, map(_open, paths), strict=True)))
 
 
 def _open(path: Path) -> Reader:
@@ -76,7 +80,7 @@ def _open(path: Path) -> Reader:
 
 def _expand(text: str) -> list[Path]:
     """The existing paths that a text names: itself, or what its brace ranges and globs stand for."""
-    whole = Path(text).expanduser()
+    whole = user_path(text)
     if text and whole.exists():
         return [whole]
     paths: list[Path] = []
