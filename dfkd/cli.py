@@ -16,6 +16,7 @@ from typing import Any
 from dfkd import __version__, config
 from dfkd.console import say
 from dfkd.errors import RequestError, nearest
+from dfkd.text import visible
 
 INTERRUPTED = 130
 _RULE = re.compile("[╭╰─]|-{8,}$")
@@ -71,10 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None and error.errno != errno.ENOSPC:  # no file of the user's: a defect of ours
             raise
-        print(f"{prog}: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        print(f"{prog}: {visible(str(error.filename or 'a file'))}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        print(f"{prog}: interrupted; {str(interrupt) or 'what was complete is kept'}", file=sys.stderr)
+        print(f"{prog}: interrupted; {visible(str(interrupt)) or 'what was complete is kept'}", file=sys.stderr)
         return getattr(interrupt, "exit_status", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
