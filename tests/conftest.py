@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # two threads that wait for each other are slower on networks of this size
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """The text of a DATA -> the readers of what it names. The format follows from the text and what lies at the path."""
 
 import glob
+import math
 import os
 import re
 from collections.abc import Callable
@@ -31,6 +32,8 @@ _FORMS = (
     "a folder of images or shards, .npz, .parquet, .arrow, .tar, hf:REPO[/CONFIG][@REVISION][:SPLIT], "
     "torchvision:NAME[:SPLIT]"
 )
+MOST_FILES = 1_000_000
+"""That braces may stand for: more is a slip of the finger, and would fill the memory with names."""
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
 
@@ -96,16 +99,20 @@ def _brace(text: str) -> list[str]:
     """`x-{000..002}.{a,b}` -> every combination in the order of the text; ranges keep their leading zeros."""
     pieces = _BRACES.split(text)
     choices = [[piece] if i % 2 == 0 else _alternatives(piece, text) for i, piece in enumerate(pieces)]
+    if math.prod(map(len, choices)) > MOST_FILES:
+        raise RequestError(f"{text!r} stands for more than {MOST_FILES:,} files")
     return ["".join(choice) for choice in product(*choices)]
 
 
 def _alternatives(inside: str, text: str) -> list[str]:
-    ends = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
+    ends = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", inside)
     if not ends:
         return inside.split(",") if "," in inside else ["{" + inside + "}"]
     first, last = ends.groups()
     if int(first) > int(last):
         raise RequestError(f"{text!r}: the range {{{inside}}} is empty; write the smaller number first")
+    if int(last) - int(first) >= MOST_FILES:
+        raise RequestError(f"{text!r}: the range {{{inside}}} has more than {MOST_FILES:,} numbers")
     return [f"{i:0{len(first)}d}" for i in range(int(first), int(last) + 1)]
 
 

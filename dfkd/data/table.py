@@ -87,6 +87,7 @@ class ParquetChunks:
                     self._kept.popitem(last=False)
                 with pq.ParquetFile(self._path, metadata=self._metadata) as file:
                     table = file.read_row_group(index, columns=[column])
+                    table.validate(full=True)
                 self._kept[column, index] = table.column(column).combine_chunks()
             self._kept.move_to_end((column, index))
             return self._kept[column, index]
@@ -246,7 +247,7 @@ def open_parquet(path: Path) -> TableReader:
 
     try:
         return TableReader(str(path), ParquetChunks(path), {"format": "parquet", **file_state(path)})
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+    except (pa.ArrowException, UnicodeError) as error:
         raise RequestError(f"{str(path)!r} is no whole Parquet file ({error}); fetch or write it again") from error
 
 
@@ -261,9 +262,9 @@ def open_arrow(path: Path) -> TableReader:
             opened = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
             table = opened.read_all()
         table.validate()
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        return TableReader(str(path), ArrowChunks(table), {"format": "arrow", **file_state(path)})
+    except (pa.ArrowException, OSError, UnicodeError) as error:
         raise RequestError(f"{str(path)!r} is no whole Arrow file ({error}); fetch or write it again") from error
-    return TableReader(str(path), ArrowChunks(table), {"format": "arrow", **file_state(path)})
 
 
 def is_saved(path: Path) -> bool:
