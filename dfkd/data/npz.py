@@ -19,8 +19,11 @@ from dfkd.console import say
 from dfkd.data.reader import LAYOUTS, as_labels, as_nhwc, image_shape, row_numbers
 from dfkd.errors import RequestError
 
-_BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError, EOFError, RuntimeError)
-"""What reading a damaged, an encrypted or a strangely compressed zip file raises, beside ValueError and OSError."""
+_BROKEN = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError, EOFError, RuntimeError),
+    *(SyntaxError, TypeError, KeyError, MemoryError),
+)
+"""What a damaged, encrypted or strangely compressed zip file raises and numpy's headers, beside ValueError, OSError."""
 _IMAGES, _LABELS = ("images", "x", "data"), ("labels", "y")
 
 

@@ -112,6 +112,8 @@ class TableReader:
         """
         self._name, self._chunks, self.identity = name, chunks, identity
         self._follow = tuple(os.path.abspath(folder) for folder in follow)
+        if min(chunks.lengths, default=0) < 0:
+            raise RequestError(f"{name!r} is damaged (a part of {min(chunks.lengths)} rows); fetch or write it again")
         self._ends = np.cumsum(chunks.lengths, dtype=np.int64)
         self._even: set[int] = set()
         self._column = self._find(_IMAGES, "image")
