@@ -1,6 +1,7 @@
 """A coverage-guided fuzzer over everything that reads foreign bytes; it needs `pip install '.[fuzz]'` (atheris).
 
-    python benchmarks/reliability/fuzz.py --seconds 600 --out benchmarks/reliability/fuzz.json [--target image ...]
+    python -m benchmarks.reliability.fuzz --seconds 600 --out benchmarks/reliability/fuzz.json [--target image ...]
+    python -m benchmarks.reliability.fuzz --table benchmarks/reliability/fuzz.json
 
 Every target runs in a process of its own for its share of the time. An exception that a target does not allow is kept
 once for each place that raises it, in FINDINGS (`--findings`), and the run goes on; a crash, a hang of 20 s or 3 GB of
@@ -19,6 +20,7 @@ import tempfile
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
@@ -60,7 +62,14 @@ def fuzz(name: str, corpus: Path, findings: Path, seconds: int, seed: int) -> No
                 (findings / f"{name}-{place}.bin").write_bytes(data)
                 (findings / f"{name}-{place}.txt").write_text("".join(traceback.format_exception(error))[-4000:])
 
-    options = [f"-max_total_time={seconds}", f"-seed={seed}", "-timeout=20", "-rss_limit_mb=3000", "-max_len=16384"]
+    options = [
+        f"-max_total_time={seconds}",
+        f"-seed={seed}",
+        "-timeout=20",
+        "-report_slow_units=20",
+        "-rss_limit_mb=3000",
+        "-max_len=16384",
+    ]
     options += ["-print_final_stats=1", "-verbosity=1", f"-artifact_prefix={findings / name}-", str(corpus)]
     atheris.Setup([sys.argv[0], *options], once)
     atheris.Fuzz()
@@ -91,6 +100,15 @@ def run_target(name: str, seconds: int, seed: int, findings: Path) -> dict[str, 
     }
 
 
+def table(result: dict[str, Any]) -> str:
+    """The figures of a run as the table of docs/reliability.md."""
+    rows = ["| target | inputs tried | places reached | findings |", "| --- | ---: | ---: | ---: |"]
+    for name, one in result["targets"].items():
+        rows.append(f"| {name} | {one['inputs']:,} | {one['places_reached']:,} | {one['findings']} |")
+    rows.append(f"| all, in {result['seconds'] / 60:.0f} minutes | {result['inputs']:,} | | {result['findings']} |")
+    return "\n".join(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=int, default=600, help="in total, shared evenly by the targets")
@@ -98,8 +116,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--findings", type=Path, default=Path("fuzz-findings"))
     parser.add_argument("--out", type=Path, help="FILE.json for the figures")
+    parser.add_argument("--table", type=Path, help="print the table of docs/reliability.md from such a file, and end")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.table:
+        print(table(json.loads(options.table.read_text(encoding="utf-8"))))
+        return
     options.findings.mkdir(parents=True, exist_ok=True)
     findings = options.findings.resolve()
     if options.child:
