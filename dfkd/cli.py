@@ -16,6 +16,7 @@ from typing import Any
 from dfkd import __version__, config, signals
 from dfkd.console import say
 from dfkd.errors import RequestError, nearest
+from dfkd.text import visible
 
 INTERRUPTED = 130
 _RULE = re.compile("[╭╰─]|-{8,}$")
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{prog}: {_file_trouble(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        print(f"{prog}: interrupted; {str(interrupt) or 'what was complete is kept'}", file=sys.stderr)
+        print(f"{prog}: interrupted; {visible(str(interrupt)) or 'what was complete is kept'}", file=sys.stderr)
         return getattr(interrupt, "exit_status", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -84,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _file_trouble(error: OSError) -> str:
     """What is wrong with a file of the user's, and where the disk is full the mend."""
-    name = error.filename or "a file"
+    name = visible(str(error.filename or "a file"))
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         said = "the disk is full" if error.errno == errno.ENOSPC else "the quota is used up"
         return f"{name}: {said}; make room and give the same command again: it goes on from what is complete"

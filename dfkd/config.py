@@ -24,13 +24,18 @@ Precision = Literal["auto", "bf16", "fp32"]
 RANGES = {
     **dict.fromkeys(("count", "image_size", "batch_size", "epochs", "steps", "seeds"), "at least 1"),
     **dict.fromkeys(("checkpoint_every", "log_every"), "at least 1"),
-    **dict.fromkeys(("seed", "lr", "weight_decay", "mixup", "crop_padding"), "at least 0"),
+    **dict.fromkeys(("lr", "weight_decay", "mixup", "crop_padding"), "at least 0"),
+    "seed": "at least 0 and below 9223372036854775808",
     **dict.fromkeys(("gamma", "deduplicate"), "above 0 and at most 1"),
     **dict.fromkeys(("class_dropping", "warmup"), "at least 0 and below 1"),
     "max_unreadable": "at least 0 and at most 1",
 }
 """What the numbers of all stages may be, in the words in which a wrong one is refused."""
 
+_filled: dict[str, str] = {}
+"""Paths that `expand` put in the place of `$NAME`, so that `portable` can write `$NAME` again."""
+_BEFORE = r"(?<![^@=,:\s])"
+"""Where a path may begin within a MODEL, a DATA or a list of them."""
 _BOUNDS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
 
 
@@ -264,7 +269,7 @@ def load_toml(path: Path) -> dict[str, Any]:
     """A TOML file as a dictionary. Raises: RequestError where it cannot be read."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no TOML, or a number of 5,000 digits
         raise RequestError(f"{path} cannot be read: {error}") from None
 
 
@@ -319,17 +324,41 @@ def describe(config: Any) -> str:
     )
 
 
-def portable(path: str) -> str:
-    """A path as it may be stored in a result: the user's own folder is written `~`."""
+def portable(value: Any) -> Any:
+    """A request's value as it may be stored: it tells nothing of the machine or its user that the request did not.
+
+    In text (also within lists and tables) the user's own folder is written `~`, a folder called as the user is `$USER`,
+    and a path for which a preset or a pipeline said `$NAME` is `$NAME` again. A shell, and `expand`, fill them in.
+    """
+    if isinstance(value, Mapping):
+        return {key: portable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [portable(item) for item in value]
+    if not isinstance(value, str):
+        return value
     home = os.path.expanduser("~")
-    return re.sub(rf"(?<![^@=,:\s]){re.escape(home)}(?=/|$)", "~", path) if home not in ("~", "/", "") else path
+    names = {**_filled, **({home: "~"} if home not in ("~", "/", "") else {})}
+    for path in sorted(names, key=len, reverse=True):
+        value = re.sub(rf"{_BEFORE}{re.escape(path)}(?=[/,:\s]|$)", names[path], value)
+    for variable in ("USER", "LOGNAME"):
+        if user := os.environ.get(variable):
+            value = re.sub(rf"(?<=/){re.escape(user)}(?=[/,:\s]|$)", f"${variable}", value)
+    # half a surrogate (of a file's name that is no UTF-8) can be stored nowhere
+    return value.encode("utf-8", "backslashreplace").decode()
 
 
 def expand(value: Any) -> Any:
     """Text (or texts) with `~` and `$NAME` filled in, as a shell would; other values as they are."""
     if isinstance(value, tuple):
         return tuple(expand(item) for item in value)
-    return os.path.expanduser(os.path.expandvars(value)) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    for name in re.findall(r"\$(\w+|\{\w+\})", value):
+        path = os.environ.get(name.strip("{}"), "")
+        if path.startswith("/") and path.rstrip("/"):
+            _filled[path.rstrip("/")] = f"${name}"
+    value = re.sub(rf"{_BEFORE}~(?=/)", os.path.expanduser("~").replace("\\", r"\\"), os.path.expandvars(value))
+    return os.path.expanduser(value)
 
 
 def _short(value: Any) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from dfkd.text import visible
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -22,8 +24,8 @@ def console() -> "Console":
 
 
 def say(line: str) -> None:
-    """Print one line of the log; brackets are literal (file names may hold them)."""
-    console().print(line, markup=False)
+    """Print one line of the log; brackets are literal, and what would move the cursor is written out (file names)."""
+    console().print(visible(line), markup=False)
 
 
 class Progress:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Int, UInt8
 from torch import nn
 
-from dfkd.config import DemoConfig, RunConfig
+from dfkd.config import DemoConfig, RunConfig, portable
 from dfkd.console import say
 from dfkd.errors import RequestError
 from dfkd.files import output_path, replacing, write_json, write_text
@@ -125,7 +125,7 @@ def pipeline_text(folder: Path, seeds: int, steps: int) -> str:
         },
         "distill": {name: {"samples": [name]} for name in ("random", "confident", "ours")},
     }
-    return tomli_w.dumps(tables)
+    return tomli_w.dumps(portable(tables))
 
 
 def run(config: DemoConfig) -> None:
@@ -145,7 +145,8 @@ def run(config: DemoConfig) -> None:
     file = folder / "demo.toml"
     write_text(file, pipeline_text(folder, config.seeds, config.steps))
     report = pipeline.run(RunConfig(file=str(file)))
-    say(f"\nthe report:      {report}")
+    say("")
+    say(f"the report:      {report}")
     say(f"the selections:  {folder}/samples; look at one: dfkd inspect {folder}/samples/ours-seed0 --out ours.html")
     say(f"the runs:        {folder}/runs; each is a MODEL:")
     say(f"                 dfkd evaluate --model {folder}/runs/ours-seed0 --data {folder}/heldout.npz")

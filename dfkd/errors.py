@@ -3,12 +3,14 @@
 import difflib
 from collections.abc import Iterable
 
+from dfkd.text import visible
+
 
 class RequestError(Exception):
     """What was asked for cannot be done. The message names the value, what is allowed and the mend, in one line."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(visible(" ".join(message.split())))
 
 
 def nearest(name: str, known: Iterable[str], show: int = 12) -> str:

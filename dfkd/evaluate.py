@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from dfkd.config import EvaluateConfig, portable
 from dfkd.console import progress, say
@@ -17,6 +18,7 @@ from dfkd.files import output_path, write_json
 from dfkd.models.load import load_model, load_teacher
 from dfkd.runs import CONFIG
 from dfkd.teacher import Classifier
+from dfkd.text import visible
 
 CALIBRATION_BINS = 15
 
@@ -55,11 +57,20 @@ def measure(model: Classifier, data: Pool, batch_size: int, teacher: Classifier 
             pixels = torch.from_numpy(images.pixels)
             answers.append(model(pixels).logits.cpu())
             if teacher is not None:
-                theirs.append(teacher(pixels).logits.argmax(dim=1).cpu().numpy())
+                theirs.append(_named_classes(teacher(pixels).logits))
             bar.advance(len(indices))
     logits = torch.cat(answers)
+    finite = logits.isfinite().all(dim=1).numpy()
+    if not finite.all():
+        say(f"warning: {model.model.spec} gives no finite answer for {(~finite).sum():,} images; they count as wrong")
+    logits = torch.where(torch.from_numpy(finite)[:, None], logits, 0.0)
     top5 = logits.topk(min(5, classes), dim=1).indices.numpy()
     confidence, predicted = (values.numpy() for values in logits.softmax(dim=1).max(dim=1))
+    predicted, top5, confidence = (
+        np.where(finite, predicted, -1),
+        np.where(finite[:, None], top5, -1),
+        confidence * finite,
+    )
     right = predicted == labels
     taught = np.concatenate(theirs) if teacher is not None else None
     return Measures(
@@ -71,6 +82,11 @@ def measure(model: Classifier, data: Pool, batch_size: int, teacher: Classifier 
         agreement=None if taught is None else float((predicted == taught).mean()),
         teacher_top1=None if taught is None else float((taught == labels).mean()),
     )
+
+
+def _named_classes(logits: Float[Tensor, "batch classes"]) -> Int[np.ndarray, " batch"]:
+    """The predicted classes; -2, which is no label and no student's answer, where a logit is not finite."""
+    return torch.where(logits.isfinite().all(dim=1), logits.argmax(dim=1), -2).cpu().numpy()
 
 
 def check_labels(data: Pool, classes: int) -> Int[np.ndarray, " images"]:
@@ -119,10 +135,9 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     say(_line(measures))
     for name, value in figures.items():
         if value is not None:
-            print(f"{name}: {_shown(value)}")
+            print(visible(f"{name}: {_shown(value)}"))
     if config.json is not None:
-        asked = {k: portable(v) if isinstance(v, str) else v for k, v in asdict(config).items()}
-        write_json(Path(config.json), {**figures, "config": asked})
+        write_json(Path(config.json), {**figures, "config": portable(asdict(config))})
         say(f"wrote {config.json}")
     return figures
 

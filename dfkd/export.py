@@ -68,7 +68,10 @@ def _program(model: Model) -> torch.export.ExportedProgram:
         raise RequestError(f"the input size of {model.spec} is not known; give --image-size N")
     # two images: a batch of one would be taken for a constant
     example = torch.zeros(2, model.channels, model.image_size, model.image_size)
-    return torch.export.export(model.module.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    program = torch.export.export(model.module.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it names the files of this machine
+    return program
 
 
 def _input(model: Model) -> str:

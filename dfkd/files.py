@@ -24,6 +24,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("DFKD_CACHE") or user / "dfkd")
 
 
+def user_path(text: str) -> Path:
+    """A path with `~` filled in; the `~` of a user whom nobody knows stays."""
+    return Path(os.path.expanduser(text))
+
+
 def sync(path: Path) -> None:
     """Flush a file or a folder's entries to the disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -92,11 +97,18 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 def output_path(text: str, flag: str = "--out") -> Path:
     """The place that a flag names, with links resolved. Raises: RequestError where nothing can be written there."""
     path = Path(text).resolve()
+    if not _is_utf8(str(path)):
+        raise RequestError(f"{flag} {text} is no UTF-8, as Arrow wants the names of files to be; give another name")
     above = next(folder for folder in path.parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         what = "may not be written to" if above.is_dir() else "is a file"
         raise RequestError(f"{flag} {text} cannot be made: {above} {what}")
     return path
+
+
+def _is_utf8(text: str) -> bool:
+    """False for a file's name of other bytes, which Python keeps as halves of surrogates."""
+    return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def sync_folder(folder: Path) -> None:

@@ -17,7 +17,7 @@ from dfkd.console import say
 from dfkd.errors import RequestError
 from dfkd.pages import Html, definitions, page_path, section, table, tag, write_page
 from dfkd.shards import MEND, Shards
-from dfkd.text import aligned
+from dfkd.text import aligned, visible
 from dfkd.verify import verify
 
 QUANTILES = {"min": 0.0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "max": 1.0}
@@ -80,11 +80,14 @@ def read(folder: Path) -> Contents:
     shards = Shards(folder)
     if len(shards) == 0:
         raise RequestError(f"{folder} holds no image; make the selection again")
+    prediction, classes = shards.column("prediction"), shards.manifest["classes"]
+    if not 0 <= prediction.min() <= prediction.max() < classes:
+        raise RequestError(f"{folder} holds predictions outside its {classes} classes; make the selection again")
     return Contents(
         shards,
         {name: shards.column(name) for name in SCORES},
         _pool_scores(folder / "scores.parquet", shards.manifest),
-        shards.column("prediction"),
+        prediction,
         shards.column("kept_classes"),
     )
 
@@ -98,7 +101,7 @@ def terminal_text(contents: Contents) -> str:
     bars = [[str(k), f"{counts[k]:,}", "#" * round(30 * counts[k] / max(counts))] for k in contents.shown_classes]
     reasons = [[reason, f"{n:,}"] for reason, n in manifest.get("reasons", {}).items()]
     parts = [
-        "\n".join(f"{name + ':':<{width}}{value}" for name, value in facts),
+        "\n".join(f"{name + ':':<{width}}{visible(value)}" for name, value in facts),
         aligned(["reason", "pool images"], reasons) if reasons else "",
         aligned(["scores", *QUANTILES], _quantiles(contents)),
         aligned(["class", "images", ""], bars, left=(0, 2)),
@@ -256,9 +259,13 @@ def _pool_scores(path: Path, manifest: Mapping[str, Any]) -> dict[str, Float[np.
     for written in manifest.get("beside", ()):
         if written["name"] == path.name:
             check_file(path, written, MEND)
+    import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     usable = ~pc.field("reason").cast("string").isin(UNSCORED)
-    scores = pq.read_table(path, columns=list(SCORES), filters=usable)
-    return {name: scores[name].to_numpy() for name in SCORES}
+    try:
+        scores = pq.read_table(path, columns=list(SCORES), filters=usable)
+        return {name: scores[name].to_numpy().astype(np.float32) for name in SCORES} if len(scores) else None
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise RequestError(f"{path} cannot be read ({error}); make the selection again") from None

@@ -30,7 +30,7 @@ class Named:
 
     def __str__(self) -> str:
         """The canonical spelling, which parses to the same value."""
-        items = [f"{number:g}" for number in self.numbers] + [f"{k}={_spelled(v)}" for k, v in self.options.items()]
+        items = [_number(number) for number in self.numbers] + [f"{k}={_spelled(v)}" for k, v in self.options.items()]
         return self.name + (":" + ",".join(items) if items else "")
 
 
@@ -144,6 +144,12 @@ def _split(text: str) -> list[str]:
     return [item.strip() for item in [*items, text[start:]]]
 
 
+def _number(number: float) -> str:
+    """The short spelling where it is exact."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
+
+
 def _spelled(value: Any) -> str:
     """A value as `parse` reads it back; text that would be read as something else is quoted."""
     text = str(value)
@@ -182,7 +188,9 @@ def convert(value: Any, hint: Any, where: str) -> Any:
         raise RequestError(f"{where}={value} is not none")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if hint is str and not isinstance(value, str):
+    if hint is str:
+        if isinstance(value, (list, tuple, dict, set, bytes)) or "\0" in str(value):
+            raise RequestError(f"{where}={value} is not text")
         return str(value)
     if hint in (int, float, bool) and type(value) is not hint:
         raise RequestError(f"{where}={value} is not a {hint.__name__}")
@@ -203,7 +211,7 @@ def _imported(name: str, kind: str) -> Callable[..., Any]:
         if error.name is None or not (module_name + ".").startswith(error.name + "."):
             raise RequestError(f"{kind} {name!r} cannot be imported: {error}") from error
         raise RequestError(f"{kind} {name!r} cannot be imported: there is no module {error.name!r}") from None
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, TypeError) as error:  # TypeError: a name that begins with dots
         raise RequestError(f"{kind} {name!r} cannot be imported: {error}") from error
     if not hasattr(module, attribute):
         public = [n for n in dir(module) if not n.startswith("_")]

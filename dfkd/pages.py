@@ -12,6 +12,7 @@ from dfkd import __version__
 from dfkd.config import portable
 from dfkd.errors import RequestError
 from dfkd.files import output_path, write_text
+from dfkd.text import visible
 
 VOID = ("img", "meta")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -24,8 +25,8 @@ class Html(str):
 
 
 def html(value: object) -> Html:
-    """Any value as markup: text is escaped, and the user's own folder in it is written `~`."""
-    return value if isinstance(value, Html) else Html(escape(portable(str(value))))
+    """Any value as markup: text is escaped and visible, and the user's own folder in it is written `~`."""
+    return value if isinstance(value, Html) else Html(escape(visible(portable(str(value)))))
 
 
 def join(parts: Iterable[object]) -> Html:

@@ -1,5 +1,6 @@
 """How pixels become a model's input. What the teacher expects belongs to the teacher; the student inherits it."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +48,8 @@ def parse_normalize(text: str, channels: int) -> tuple[tuple[float, ...], tuple[
     else:
         hint = nearest(text, NORMALIZATIONS)
         raise RequestError(f"--normalize {text!r} is unknown{hint} (or give numbers: m,m,m/s,s,s)")
+    if not all(map(math.isfinite, mean + std)):
+        raise RequestError(f"--normalize {text!r} has a number that is not finite")
     if min(std) <= 0:
         raise RequestError(f"--normalize {text!r} has a deviation that is not above 0")
     if channels == 1 and text in NORMALIZATIONS:

@@ -106,12 +106,44 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         found = manifest["format"]
         if found in (1, FORMAT):
             manifest = unsealed(manifest)
-            _ = manifest["files"], manifest["image"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RequestError(f"{path} cannot be read ({error}){MEND}") from None
+            _check_manifest(manifest)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise RequestError(f"{path} cannot be read ({what}){MEND}") from None
     if found not in (1, FORMAT):
         raise RequestError(f"{path} has format {found}; this version reads 1 and {FORMAT}")
     return manifest
+
+
+def _check_manifest(manifest: Mapping[str, Any]) -> None:
+    """Raises: KeyError or ValueError for a manifest that is not what its readers rely on."""
+
+    def check(good: bool, what: str) -> None:
+        if not good:
+            raise ValueError(what)
+
+    image, files = manifest["image"], manifest["files"]
+    check(type(image["encoded"]) is bool, "image.encoded is not true or false")
+    check(
+        _is_count(image["size"], 1) and image["channels"] in (1, 3), "image has no size, or other than 1 or 3 channels"
+    )
+    check(isinstance(files, list), "files is no list")
+    for file in files:
+        # a shard lies in the folder: a name that leads out of it could be any file of this machine
+        plain = isinstance(file["name"], str) and Path(file["name"]).name == file["name"] not in ("", "..")
+        check(plain and _is_count(file["rows"]) and isinstance(file["sha256"], str), "files lists what is no shard")
+    kinds: dict[str, type] = {"fingerprint": str, "content": dict, "classes": int}
+    check(all(isinstance(manifest[key], kind) for key, kind in kinds.items()), f"{', '.join(kinds)} are of other types")
+    threshold, reasons = manifest.get("threshold"), manifest.get("reasons", {})
+    check(threshold is None or type(threshold) in (int, float), "threshold is no number")
+    check(threshold is None or _is_count(manifest["admitted"]), "admitted is no number")
+    check(isinstance(reasons, dict) and all(map(_is_count, reasons.values())), "reasons are no counts")
+    check(isinstance(manifest.get("unreadable", []), list), "unreadable is no list")
+    check(isinstance(manifest["content"].get("options", {}), dict), "content.options is no table")
+
+
+def _is_count(value: object, least: int = 0) -> bool:
+    return type(value) is int and least <= value < 2**40
 
 
 class Shards:
@@ -128,7 +160,15 @@ class Shards:
         self._starts = np.cumsum([0, *(len(table) for table in self._tables)])
         self.encoded: bool = self.manifest["image"]["encoded"]
         self._threads = ThreadPoolExecutor(os.cpu_count()) if self.encoded else None
-        self._raw = [] if self.encoded else [_pixels(table, self.manifest["image"]) for table in self._tables]
+        try:
+            self._raw = [] if self.encoded else [_pixels(table, self.manifest["image"]) for table in self._tables]
+            classes = {self._check_columns(table) for table in self._tables}
+        except (ValueError, KeyError, AttributeError) as error:  # Arrow's own errors are ValueErrors
+            raise RequestError(
+                f"{folder} holds other columns than its {MANIFEST} says ({error}); make it again"
+            ) from None
+        if classes - {self.manifest["classes"]}:
+            raise RequestError(f"{folder} has logits of other classes than its {MANIFEST} says; select again")
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -151,7 +191,26 @@ class Shards:
 
     def column(self, name: str) -> np.ndarray:
         """A whole column of numbers or strings (not the images), rows first."""
+        for table in self._tables:
+            table[name].validate(full=True)  # its offsets: Arrow follows them wherever they lead
         return np.concatenate([_to_numpy(table[name].combine_chunks()) for table in self._tables])
+
+    def _check_columns(self, table: Any) -> int:
+        """Raises: ValueError, KeyError or AttributeError for other columns than are written. Returns the classes."""
+        import pyarrow as pa
+
+        classes = table.schema.field("logits").type.list_size
+        kinds = {"source": pa.string(), "prediction": pa.int32(), "confidence": pa.float32(), "entropy": pa.float32()}
+        kinds |= {"logits": pa.list_(pa.float16(), classes), "kept_classes": pa.list_(pa.bool_(), classes)}
+        for name, kind in kinds.items():
+            column = table[name]
+            if column.type != kind or column.null_count:
+                raise ValueError(f"column {name} is {column.type} with {column.null_count} empty rows, not {kind}")
+        if self.encoded:
+            table["image"].validate(full=True)
+            if table.schema.field("image").type.field("bytes").type != pa.binary():
+                raise ValueError("column image holds no files")
+        return classes
 
     def verify(self) -> None:
         """Read every shard again. Raises: RequestError naming the first one whose bytes have changed."""
@@ -242,7 +301,11 @@ def _open_arrow(path: Path, rows: int) -> Any:
 def _pixels(table: Any, image: Mapping[str, Any]) -> UInt8[np.ndarray, "rows channels height width"]:
     """The images of a shard as a view of its file: three levels of lists, flattened."""
     # chunk(0), the shard's one record batch; combine_chunks() would copy it
-    flat = table["image"].chunk(0).storage.flatten().flatten().flatten()
+    flat = table["image"].chunk(0).storage
+    for _ in range(3):
+        flat.validate()  # of the offsets those that flatten() follows: a damaged one would lead out of the file
+        flat = flat.flatten()
+    flat.validate()
     return flat.to_numpy(zero_copy_only=True).reshape(-1, image["channels"], image["size"], image["size"])
 
 

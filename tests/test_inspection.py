@@ -41,6 +41,7 @@ def make_selection(
         kept_classes=kept,
     )
     manifest: dict[str, Any] = {
+        "fingerprint": "0" * 16,
         "teacher": "lenet5@<t>.pt",
         "image": {"encoded": encoded, "size": side, "channels": channels},
         "classes": classes,

@@ -18,6 +18,8 @@ NEEDED = (
     *("steps", "images_seen", "teacher_forwards", "seconds"),
 )
 """Fields that a comparison reads; a result may have more."""
+CURVED = ("loss", "agreement")
+"""Fields of the metrics that are drawn."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,21 @@ def read_run(folder: str) -> FinishedRun:
         ]
         if missing:
             raise ValueError(f"it lacks {', '.join(missing)}")
-    except (OSError, ValueError, TypeError) as error:
+        wrong = [field for field in NEEDED if not _fits(field, result[field])]
+        if wrong or not all(isinstance(request[table], dict) for table in ("distill", "content")):
+            raise ValueError(f"of another type: {', '.join(wrong) or CONFIG}")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise RequestError(f"{path / RESULT} cannot be read ({error}){MEND}") from None
     if METRICS in result.get("files", {}):
         check_file(path / METRICS, result["files"][METRICS], MEND)
     return FinishedRun(folder, request["distill"], request["content"], result, _read_metrics(path / METRICS))
+
+
+def _fits(field: str, value: object) -> bool:
+    if field in ("name", "source"):
+        return isinstance(value, str)
+    may_lack = field in ("top1", "agreement", "teacher_top1", "test_images")
+    return type(value) in (int, float) or (may_lack and value is None)
 
 
 def curve(row: Row, field: str) -> list[tuple[float, float]]:
@@ -157,6 +169,6 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except ValueError:
             continue
-        if "step" in row:
-            found.append(row)
+        if isinstance(row, dict) and all(type(row.get(key, 0)) in (int, float) for key in ("step", *CURVED)):
+            found += [row] if "step" in row else []
     return found

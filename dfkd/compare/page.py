@@ -1,6 +1,7 @@
 """Rows -> the page of the comparison."""
 
 import dataclasses
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -106,5 +107,9 @@ def _plain(value: Any) -> Any:
 
 
 def _quote(word: str) -> str:
-    """A word for a shell, whose `~/` becomes $HOME also where a shell would not expand it."""
-    return '"$HOME"/'.join(shlex.quote(part) if part else "" for part in portable(word).split("~/")) or "''"
+    """A word for a shell, whose `~/` becomes $HOME also where a shell would not expand it, and `$NAME` is filled in."""
+    parts = re.split(r"(~/|\$\w+)", portable(word))
+    quoted = [shlex.quote(part) if part else "" for part in parts]
+    for i in range(1, len(parts), 2):
+        quoted[i] = '"$HOME"/' if parts[i] == "~/" else f'"{parts[i]}"'
+    return "".join(quoted) or "''"

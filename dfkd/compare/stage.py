@@ -7,6 +7,7 @@ from dfkd.config import CompareConfig
 from dfkd.console import say
 from dfkd.files import write_text
 from dfkd.pages import page_path
+from dfkd.text import visible
 
 
 def run(config: CompareConfig) -> None:
@@ -14,9 +15,9 @@ def run(config: CompareConfig) -> None:
     path = page_path(config.out)
     rows = collect(config.runs)
     print(terminal_table(rows))
-    print(reading(rows))
+    print(visible(reading(rows)))
     for warning in warnings(rows):
-        print(f"warning: {warning}")
+        print(visible(f"warning: {warning}"))
     write_text(path.with_suffix(".csv"), csv_text(rows))
     page.write(path, rows)
     say(f"wrote {path} and {path.with_suffix('.csv')}")

@@ -4,11 +4,13 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from statistics import fmean
+from typing import Any
 
 from dfkd.compare.collect import Row
 from dfkd.config import portable
-from dfkd.text import aligned
+from dfkd.text import aligned, visible
 
+_FORMULA = ("=", "+", "-", "@")
 HEAD = (
     "name",
     "seeds",
@@ -134,8 +136,17 @@ def csv_text(rows: Sequence[Row]) -> str:
     )
     writer.writeheader()
     for run in runs:
-        writer.writerow(run.result | {"folder": portable(run.folder)})
+        row = run.result | {"folder": run.folder}
+        writer.writerow({key: _cell(row[key]) for key in row})
     return file.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """A value for a CSV that a spreadsheet opens: text that it would take for a formula gets a quote before it."""
+    if not isinstance(value, str):
+        return value
+    text = visible(portable(value))
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def _listed(names: Sequence[str]) -> str:

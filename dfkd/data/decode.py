@@ -1,6 +1,7 @@
 """Files and raw arrays -> uint8 pixels of one size: shorter side resized (antialiased bilinear), center crop."""
 
 import io
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _GRAY = ("1", "L")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
+"""Pillow knows many more by their content; of these one starts another program (EPS), and all are more to attack."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class Decoded:
 def decode(item: object, size: int, channels: int) -> Decoded:
     """Decode a file's bytes (or take a PIL image) to [size, size, channels].
 
-    EXIF orientation is applied, alpha laid over white, 16-bit gray cut to its upper 8 bits.
+    The content decides the format, not the name. EXIF orientation is applied, alpha laid over white, 16-bit gray cut
+    to its upper 8 bits, of an animation the first frame is taken.
     Raises: Unreadable for anything that Pillow cannot read to its end, and for more pixels than its bomb limit.
     """
     from PIL import Image
@@ -106,7 +110,9 @@ def _load(item: object, size: int) -> tuple["Image", tuple[int, int, int]]:
     if not isinstance(item, bytes | Image.Image):
         raise Unreadable(f"is a {type(item).__name__}, not an image")
     try:
-        image = Image.open(io.BytesIO(item)) if isinstance(item, bytes) else item
+        with warnings.catch_warnings():  # of a bomb, which is refused below
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(item), formats=_FORMATS) if isinstance(item, bytes) else item
         width, height = image.size
         if width * height > (Image.MAX_IMAGE_PIXELS or width * height):
             raise Unreadable(f"{width}x{height} pixels: above the limit against decompression bombs")
@@ -119,7 +125,7 @@ def _load(item: object, size: int) -> tuple["Image", tuple[int, int, int]]:
     except Unreadable:
         raise
     except UnidentifiedImageError:  # its own text holds a memory address
-        raise Unreadable("is no image that Pillow knows") from None
+        raise Unreadable("is no PNG, JPEG, WebP, BMP, GIF, TIFF or PPM image") from None
     except Exception as error:  # broken files make Pillow raise nearly anything
         raise Unreadable(f"{type(error).__name__}: {error}") from error
 

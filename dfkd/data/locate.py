@@ -1,6 +1,7 @@
 """The text of a DATA -> the readers of what it names. The format follows from the text and what lies at the path."""
 
 import glob
+import math
 import os
 import re
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
+from dfkd.config import portable
 from dfkd.data.folder import FolderReader
 from dfkd.data.hub import open_hub
 from dfkd.data.npz import NpzReader
@@ -17,7 +19,7 @@ from dfkd.data.table import is_saved, open_arrow, open_parquet, open_saved
 from dfkd.data.tar import TarReader
 from dfkd.data.vision import open_vision
 from dfkd.errors import RequestError, nearest
-from dfkd.files import hash_of
+from dfkd.files import hash_of, user_path
 
 _FILES: dict[str, Callable[[Path], Reader]] = {
     ".npz": NpzReader,
@@ -27,8 +29,11 @@ _FILES: dict[str, Callable[[Path], Reader]] = {
 }
 _SCHEMES: dict[str, Callable[[str], tuple[str, Reader]]] = {"hf": open_hub, "torchvision": open_vision}
 _FORMS = (
-    "a folder of images or shards, .npz, .parquet, .arrow, .tar, hf:REPO[/CONFIG][:SPLIT], torchvision:NAME[:SPLIT]"
+    "a folder of images or shards, .npz, .parquet, .arrow, .tar, hf:REPO[/CONFIG][@REVISION][:SPLIT], "
+    "torchvision:NAME[:SPLIT]"
 )
+MOST_FILES = 1_000_000
+"""That braces may stand for: more is a slip of the finger, and would fill the memory with names."""
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
 
@@ -56,10 +61,12 @@ def locate(text: str) -> Data:
         return Data(name, [(name, reader)])
     paths = _expand(text)
     if len(paths) == 1:
-        name = Path(os.path.abspath(paths[0])).name  # of a link its own name; '.' has one too
+        # of a link its own name; '.' has one too; and the user's own folder is called `~`
+        name = Path(portable(os.path.abspath(paths[0]))).name
         return Data(name, [(name, _open(paths[0]))])
     top = os.path.commonpath([path.absolute().parent for path in paths])
-    return Data(Path(text).name, [(path.absolute().relative_to(top).as_posix(), _open(path)) for path in paths])
+    names = [portable(path.absolute().relative_to(top).as_posix()) for path in paths]
+    return Data(portable(Path(text).name), list(zip(names, map(_open, paths), strict=True)))
 
 
 def _open(path: Path) -> Reader:
@@ -76,7 +83,7 @@ def _open(path: Path) -> Reader:
 
 def _expand(text: str) -> list[Path]:
     """The existing paths that a text names: itself, or what its brace ranges and globs stand for."""
-    whole = Path(text).expanduser()
+    whole = user_path(text)
     if text and whole.exists():
         return [whole]
     paths: list[Path] = []
@@ -92,16 +99,20 @@ def _brace(text: str) -> list[str]:
     """`x-{000..002}.{a,b}` -> every combination in the order of the text; ranges keep their leading zeros."""
     pieces = _BRACES.split(text)
     choices = [[piece] if i % 2 == 0 else _alternatives(piece, text) for i, piece in enumerate(pieces)]
+    if math.prod(map(len, choices)) > MOST_FILES:
+        raise RequestError(f"{text!r} stands for more than {MOST_FILES:,} files")
     return ["".join(choice) for choice in product(*choices)]
 
 
 def _alternatives(inside: str, text: str) -> list[str]:
-    ends = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
+    ends = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", inside)
     if not ends:
         return inside.split(",") if "," in inside else ["{" + inside + "}"]
     first, last = ends.groups()
     if int(first) > int(last):
         raise RequestError(f"{text!r}: the range {{{inside}}} is empty; write the smaller number first")
+    if int(last) - int(first) >= MOST_FILES:
+        raise RequestError(f"{text!r}: the range {{{inside}}} has more than {MOST_FILES:,} numbers")
     return [f"{i:0{len(first)}d}" for i in range(int(first), int(last) + 1)]
 
 

@@ -1,9 +1,12 @@
 """`.npz`: the pixels are memory-mapped where they lie inside the zip file."""
 
 import io
+import lzma
+import math
 import shutil
 import struct
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -16,6 +19,11 @@ from dfkd.console import say
 from dfkd.data.reader import LAYOUTS, as_labels, as_nhwc, image_shape, row_numbers
 from dfkd.errors import RequestError
 
+_BROKEN = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError, EOFError, RuntimeError),
+    *(SyntaxError, TypeError, KeyError, MemoryError),
+)
+"""What a damaged, encrypted or strangely compressed zip file raises and numpy's headers, beside ValueError, OSError."""
 _IMAGES, _LABELS = ("images", "x", "data"), ("labels", "y")
 
 
@@ -35,10 +43,10 @@ class NpzReader:
                     raise RequestError(f"{str(path)!r} has no array {_or(_IMAGES)}; it has {_or(self._members)}")
                 self._pixels = _map(archive, members[name], path)
             self.shape = image_shape(self._pixels.shape[1:])
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except ValueError as error:
+            raise RequestError(f"images of {str(path)!r}: {error}") from error
+        except _BROKEN as error:
             raise RequestError(f"{str(path)!r} is no whole .npz file ({error}); fetch or write it again") from error
-        except (ValueError, NotImplementedError) as error:
-            raise RequestError(f"array {name!r} of {str(path)!r}: {error}") from error
         if not len(self):
             raise RequestError(f"{str(path)!r} holds no images: {name!r} is empty")
         contents = [[m.filename, m.CRC, m.file_size] for _, m in sorted(members.items())]
@@ -66,12 +74,15 @@ class NpzReader:
         try:
             with np.load(self._path, allow_pickle=False) as arrays:
                 labels = as_labels(arrays[name], len(self), name)
-        except (ValueError, zipfile.BadZipFile) as error:
+        except (ValueError, *_BROKEN) as error:
             raise RequestError(f"labels of {str(self._path)!r}: {error}") from error
         if self._pixels.ndim == 2 and labels.min() >= 1:
             say(f"{self._path.name}: labels start at 1 in the flat layout; 1 is taken off")
             return labels - 1
         return labels
+
+
+_LONGEST_HEADER = 1 << 16
 
 
 def _map(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> UInt8[np.ndarray, "n *stored"]:
@@ -85,7 +96,9 @@ def _map(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> UInt8
             whole.seek(name_length + extra_length, 1)
             return _map_npy(whole, member.file_size)
         with archive.open(member) as source:
-            _header(source)  # refuse before gigabytes are unpacked
+            shape, _ = _header(source)  # refuse before gigabytes are unpacked
+            if not 0 <= member.file_size - math.prod(shape) <= _LONGEST_HEADER:
+                raise ValueError(f"shape {list(shape)} does not fit its {member.file_size} bytes; write the file again")
         say(f"{path.name} is compressed: unpacking {member.file_size / 1e9:.2f} GB to {tempfile.gettempdir()}")
         with tempfile.TemporaryFile() as spilled:
             try:
@@ -106,7 +119,7 @@ def _map_npy(file: io.BufferedIOBase, length: int) -> UInt8[np.ndarray, "n *stor
     start = file.tell()
     shape, fortran = _header(file)
     offset = file.tell()
-    size = int(np.prod(shape, dtype=np.int64))
+    size = math.prod(shape)
     if size != length - (offset - start):
         raise ValueError(f"shape {list(shape)} does not fit its {length} bytes; write the file again")
     if size == 0:
@@ -122,7 +135,7 @@ def _header(file: io.BufferedIOBase | IO[bytes]) -> tuple[tuple[int, ...], bool]
     shape, fortran, dtype = read(file)
     if dtype != np.uint8:
         raise ValueError(f"it holds {dtype}, not uint8; write pixels of 0 to 255 as uint8")
-    if len(shape) < 2:
+    if len(shape) < 2 or min(shape) < 0:
         raise ValueError(f"shape {list(shape)} is not a stack of images of {LAYOUTS}")
     return shape, fortran
 

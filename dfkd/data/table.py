@@ -1,6 +1,8 @@
 """Tables with an image column: `.parquet`, `.arrow`, a folder that `datasets.load_from_disk` opens, a Hub data set."""
 
 import json
+import math
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,13 +48,19 @@ class ArrowChunks:
     def __init__(self, table: "pa.Table") -> None:
         self.schema, self._table = table.schema, table
         self.lengths = [len(chunk) for chunk in table.column(0).chunks] if table.num_columns else []
+        self._checked: set[tuple[str, int]] = set()
 
     def load(self, column: str, index: int) -> "pa.Array":
-        """A view of the file's memory."""
-        return self._table.column(column).chunk(index)
+        """A view of the file's memory. Its offsets are checked once: Arrow itself follows them wherever they lead."""
+        chunk = self._table.column(column).chunk(index)
+        if (column, index) not in self._checked:
+            chunk.validate(full=True)
+            self._checked.add((column, index))
+        return chunk
 
     def whole(self, column: str) -> "pa.ChunkedArray":
         """A view of the file's memory."""
+        self._table.column(column).validate(full=True)
         return self._table.column(column)
 
 
@@ -80,6 +88,7 @@ class ParquetChunks:
                     self._kept.popitem(last=False)
                 with pq.ParquetFile(self._path, metadata=self._metadata) as file:
                     table = file.read_row_group(index, columns=[column])
+                    table.validate(full=True)
                 self._kept[column, index] = table.column(column).combine_chunks()
             self._kept.move_to_end((column, index))
             return self._kept[column, index]
@@ -95,8 +104,17 @@ class ParquetChunks:
 class TableReader:
     """A table's image column: encoded (`{bytes, path}` or binary) or raw (`datasets.Array3D`, or lists of uint8)."""
 
-    def __init__(self, name: str, chunks: Chunks, identity: dict[str, Any]) -> None:
+    def __init__(
+        self, name: str, chunks: Chunks, identity: dict[str, Any], follow: Sequence[str | os.PathLike[str]] = ()
+    ) -> None:
+        """Read `chunks`. Rows that hold a path in place of bytes are read where it lies in a folder of `follow`:
+
+        a table from elsewhere must not choose which files of this machine are opened.
+        """
         self._name, self._chunks, self.identity = name, chunks, identity
+        self._follow = tuple(os.path.abspath(folder) for folder in follow)
+        if min(chunks.lengths, default=0) < 0:
+            raise RequestError(f"{name!r} is damaged (a part of {min(chunks.lengths)} rows); fetch or write it again")
         self._ends = np.cumsum(chunks.lengths, dtype=np.int64)
         self._even: set[int] = set()
         self._column = self._find(_IMAGES, "image")
@@ -115,14 +133,15 @@ class TableReader:
             items: list[object] = [None] * len(indices)
             for owner in np.unique(owners).tolist():
                 positions = np.flatnonzero(owners == owner)
-                taken = self._chunks.load(self._column, owner).take(rows[positions])
+                taken = self._load(owner).take(rows[positions])
                 for position, cell in zip(positions.tolist(), taken.to_pylist(), strict=True):
-                    items[position] = _encoded(cell)
+                    items[position] = self._encoded(cell)
             return items
-        pixels = np.empty((len(indices), *self.shape), np.uint8)
-        for owner in np.unique(owners).tolist():
+        stacks = {owner: self._pixels(owner) for owner in np.unique(owners).tolist()}
+        pixels = np.empty((len(indices), *self.shape), np.uint8)  # here, for now the shape is known to be true
+        for owner, stack in stacks.items():
             here = owners == owner
-            pixels[here] = as_nhwc(self._pixels(owner)[rows[here]])
+            pixels[here] = as_nhwc(stack[rows[here]])
         return pixels
 
     def members(self, indices: Int64[np.ndarray, " n"]) -> list[str]:
@@ -131,10 +150,12 @@ class TableReader:
 
     def labels(self) -> Int64[np.ndarray, " images"]:
         """The label column. Raises: RequestError where there is none, or it does not hold integers."""
+        import pyarrow as pa
+
         column = self._find(_LABELS, "label")
         try:
             return as_labels(self._chunks.whole(column).to_numpy(), len(self), f"column {column!r}")
-        except ValueError as error:
+        except (ValueError, OSError, KeyError, pa.ArrowException) as error:
             raise RequestError(f"labels of {self._name!r}: {error}") from error
 
     def _find(self, names: Sequence[str], kind: str) -> str:
@@ -144,7 +165,37 @@ class TableReader:
         if found is None:
             listed = ", ".join(self._chunks.schema.names) or "none"
             raise RequestError(f"{self._name!r} has no {kind} column ({', '.join(names)}); its columns are {listed}")
+        if self._chunks.schema.names.count(found) > 1:
+            raise RequestError(f"{self._name!r} has several columns {found!r}; write it with one")
         return found
+
+    def _load(self, index: int) -> "pa.Array":
+        """The images of one chunk. Raises: RequestError where they cannot be read."""
+        import pyarrow as pa
+
+        try:
+            array = self._chunks.load(self._column, index)
+            if len(array) != self._chunks.lengths[index]:
+                raise ValueError(f"{len(array)} rows, not {self._chunks.lengths[index]}")
+            return array
+        except (ValueError, OSError, KeyError, pa.ArrowException) as error:
+            raise RequestError(f"{self._name!r} is damaged ({error}); fetch or write it again") from error
+
+    def _encoded(self, cell: bytes | dict[str, Any] | None) -> object:
+        """The bytes of one cell, or of the file that it names."""
+        data = cell.get("bytes") if isinstance(cell, dict) else cell
+        path = cell.get("path") if isinstance(cell, dict) else None
+        if data is not None:
+            return data
+        if not isinstance(path, str):
+            return Unreadable("there is no image in this row")
+        absolute = os.path.abspath(path)
+        if not any(os.path.commonpath([absolute, folder]) == folder for folder in self._follow):
+            return Unreadable("there is only a path in this row, and no image")
+        try:
+            return Path(absolute).read_bytes()
+        except OSError as error:
+            return Unreadable(f"its file cannot be opened: {error.strerror}")
 
     def _raw_shape(self) -> tuple[int, int, int] | None:
         """Height, width and channels of raw pixels; None for encoded images. Raises: RequestError for neither."""
@@ -164,18 +215,18 @@ class TableReader:
         first = next(i for i, length in enumerate(self._chunks.lengths) if length)
         self._stored = getattr(kind, "shape", None) or ()
         if not self._stored or None in self._stored:
-            value = self._chunks.load(self._column, first)[0].as_py()
-            self._stored = np.shape(value)
+            value = self._load(first)[0].as_py()
             kind = None
         self._fixed = kind is not None
         try:
+            self._stored = self._stored if self._fixed else np.shape(value)
             return image_shape(tuple(self._stored))
         except ValueError as error:
             raise RequestError(f"column {self._column!r} of {self._name!r}: {error}") from error
 
     def _pixels(self, index: int) -> UInt8[np.ndarray, "n *stored"]:
         """A chunk's pixels in the layout that they are stored in: a view of its memory."""
-        array = self._chunks.load(self._column, index)
+        array = self._load(index)
         array, rows = getattr(array, "storage", array), len(array)
         even = self._fixed or index in self._even
         good = True
@@ -184,7 +235,7 @@ class TableReader:
                 break
             good = good and (even or _lengths_are(array, extent))
             array = array.flatten()
-        if not good or array.null_count or len(array) != rows * int(np.prod(self._stored)):
+        if not good or array.null_count or len(array) != rows * math.prod(self._stored):
             raise RequestError(
                 f"column {self._column!r} of {self._name!r} holds raw images of several shapes, or none in some rows; "
                 f"the first is {list(self._stored)}: store them encoded instead"
@@ -199,7 +250,7 @@ def open_parquet(path: Path) -> TableReader:
 
     try:
         return TableReader(str(path), ParquetChunks(path), {"format": "parquet", **file_state(path)})
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeError) as error:
         raise RequestError(f"{str(path)!r} is no whole Parquet file ({error}); fetch or write it again") from error
 
 
@@ -213,9 +264,10 @@ def open_arrow(path: Path) -> TableReader:
             source.seek(0)
             opened = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
             table = opened.read_all()
-    except (pa.ArrowException, OSError) as error:
+        table.validate()
+        return TableReader(str(path), ArrowChunks(table), {"format": "arrow", **file_state(path)})
+    except (pa.ArrowException, OSError, UnicodeError) as error:
         raise RequestError(f"{str(path)!r} is no whole Arrow file ({error}); fetch or write it again") from error
-    return TableReader(str(path), ArrowChunks(table), {"format": "arrow", **file_state(path)})
 
 
 def is_saved(path: Path) -> bool:
@@ -241,7 +293,7 @@ def open_saved(path: Path) -> TableReader:
     manifest = path / "manifest.json"
     try:
         fingerprint = json.loads(manifest.read_text(encoding="utf-8"))["fingerprint"] if manifest.exists() else None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RequestError(f"{str(manifest)!r} is no manifest with a fingerprint; write the selection again") from error
     if fingerprint is None:
         files = [Path(file["filename"]) for file in dataset.cache_files]
@@ -256,20 +308,6 @@ def arrow_table(dataset: Any) -> "pa.Table":
     if dataset._indices is not None:  # rows that were picked or shuffled, not yet written out: no public name for it
         dataset = dataset.flatten_indices()
     return dataset.data.table
-
-
-def _encoded(cell: bytes | dict[str, Any] | None) -> object:
-    """The bytes of one cell; data sets made from files on this machine may hold their paths instead."""
-    data = cell.get("bytes") if isinstance(cell, dict) else cell
-    path = cell.get("path") if isinstance(cell, dict) else None
-    if data is not None:
-        return data
-    if path is None:
-        return Unreadable("there is no image in this row")
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        return Unreadable(f"its file cannot be opened: {error.strerror}")
 
 
 def _storage(kind: "pa.DataType") -> "pa.DataType":

@@ -55,7 +55,8 @@ class TarReader:
                     short = len(data) < member.size
                     items.append(Unreadable("the tar file ends before it") if short else data)
         except (OSError, tarfile.TarError) as error:  # the file was there when the pool was opened
-            items += [Unreadable(f"cannot be read from its tar file: {error}")] * (len(indices) - len(items))
+            why = error.strerror if isinstance(error, OSError) else error
+            items += [Unreadable(f"cannot be read from its tar file: {why}")] * (len(indices) - len(items))
         return items
 
     def members(self, indices: Int64[np.ndarray, " n"]) -> list[str]:
@@ -91,7 +92,7 @@ class TarReader:
         position = 0
         try:
             with self._path.open("rb", buffering=0) as file:
-                while (member := _member(file, position)).next > position:
+                while (member := _member(file, position, check=True)).next > position:
                     if member.start + member.size > end:
                         raise tarfile.ReadError(f"{member.name!r} is cut short")
                     if member.name is not None:
@@ -103,16 +104,23 @@ class TarReader:
             ) from error
 
 
-def _member(file: BinaryIO, position: int) -> _Member:
+def _member(file: BinaryIO, position: int, check: bool = False) -> _Member:
     """Read the header at `position`; at the end of the archive `next` is `position`. Raises: tarfile.TarError.
 
-    A plain ustar header is parsed here, ten times as fast as by `tarfile`, which does all others (long names, pax).
+    A plain ustar header is parsed here, ten times as fast as by `tarfile`, which does all others (long names, pax);
+    `check` compares its checksum.
     """
     file.seek(position)
     header = file.read(_BLOCK)
     if header[156:157] in (b"0", b"\0") and header[257:262] == b"ustar" and header[124] < 0x80:
         name, prefix = header[:100].rstrip(b"\0"), header[345:500].rstrip(b"\0") if header[262:263] == b"\0" else b""
-        size = int(header[124:136].rstrip(b" \0") or b"0", 8)
+        try:
+            size = int(header[124:136].strip(b" \0") or b"0", 8)
+            good = not check or sum(header) - sum(header[148:156]) + 8 * 32 == int(header[148:156].strip(b" \0"), 8)
+        except ValueError:
+            good = False
+        if not good or size < 0:
+            raise tarfile.ReadError("a header is damaged")
         full = prefix + b"/" + name if prefix else name
         start = position + _BLOCK
         return _Member(

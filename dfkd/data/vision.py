@@ -63,7 +63,8 @@ class VisionReader:
         try:
             return self._dataset[index][0]
         except Exception as error:  # the data set's own decoding: anything may come
-            return Unreadable(f"{type(error).__name__}: {error}")
+            why = (isinstance(error, OSError) and error.strerror) or error  # without its file's place
+            return Unreadable(f"{type(error).__name__}: {why}")
 
 
 def open_vision(text: str) -> tuple[str, VisionReader]:

@@ -119,7 +119,7 @@ class Trainer:
 def train(trainer: Trainer, run: Run) -> None:
     """Train to the last step, from the run's checkpoint if it has one.
 
-    Raises: RequestError when the loss is no longer finite, naming step and term: the checkpoints before it are kept.
+    Raises: RequestError when loss or weights are no longer finite, naming step and term: the checkpoint before is kept.
     KeyboardInterrupt after SIGINT or SIGTERM, once the checkpoint is written from which the same command goes on.
     """
     plan = trainer.plan
@@ -148,6 +148,7 @@ def train(trainer: Trainer, run: Run) -> None:
                 logged_at, logged_step = now, step
                 trainer.seconds = seconds_before + now - started
             if save or last:
+                _check_weights(trainer)
                 run.save(trainer.state_dict(), {"step": step, "seconds": trainer.seconds})
             if stop.signal is not None:
                 raise Interrupted(stop.signal, f"step {step} is saved, the same command goes on from there")
@@ -174,3 +175,14 @@ def _check_finite(row: Mapping[str, float], step: int) -> None:
             f"the loss is no longer finite at step {step} (term {term}); the last checkpoint before it, if any, is "
             "kept; start again in another folder with a lower --lr"
         )
+
+
+def _check_weights(trainer: Trainer) -> None:
+    """A step whose loss was finite can leave weights that are not: they must not replace the last good checkpoint."""
+    for module in (trainer.student.module, trainer.objective):
+        for name, value in module.state_dict().items():
+            if not torch.isfinite(value).all():
+                raise RequestError(
+                    f"the weights are no longer finite at step {trainer.step} ({name}); the last checkpoint before it, "
+                    "if any, is kept; start again in another folder with a lower --lr"
+                )

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dfkd import names
-from dfkd.config import DistillConfig
+from dfkd.config import DistillConfig, portable
 from dfkd.console import say
 from dfkd.data import Pool, open_pool
 from dfkd.device import Place, resolve_place
@@ -153,7 +153,7 @@ def _content(
     place: Place,
 ) -> dict[str, Any]:
     """Everything that decides the student."""
-    options = {k: v for k, v in asdict(config).items() if k not in NOT_DECIDING}
+    options = {k: v for k, v in portable(asdict(config)).items() if k not in NOT_DECIDING}
     decided = {k: v for k, v in asdict(plan).items() if k not in NOT_DECIDING}
     return {
         "teacher": teacher.fingerprint(),
@@ -161,7 +161,7 @@ def _content(
         "normalize": teacher.normalize,
         "selections": [shards.manifest["fingerprint"] for shards in selections],
         "selected": [_words(shards.manifest["content"]["options"]) for shards in selections],
-        "loss": objective.spelled,
+        "loss": portable(objective.spelled),
         "options": options | decided,
         "compute": place.describe(),
         "versions": versions("torch", "torchvision"),

@@ -37,8 +37,7 @@ def run(config: DistillConfig) -> dict[str, Any]:
 def _request(prepared: Distillation) -> dict[str, Any]:
     """The tables of config.toml: what was asked, the student (so that the run is a MODEL), and what decides it."""
     config, student = prepared.config, prepared.student
-    asked = {k: portable(v) if isinstance(v, str) else v for k, v in asdict(config).items()}
-    asked["samples"] = [portable(folder) for folder in config.samples]
+    asked = portable(asdict(config))
     model = {
         "architecture": student.architecture,
         "normalize": student.normalize,

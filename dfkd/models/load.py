@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from dfkd.checks import unsealed
+from dfkd.config import expand, portable
 from dfkd.errors import RequestError
-from dfkd.files import hash_file
+from dfkd.files import hash_file, user_path
 from dfkd.models import DEFAULT_IMAGE_SIZE
+from dfkd.models.program import check_program
 from dfkd.models.weights import WEIGHT_SUFFIXES, fit_prefix, load_state, load_weights, read_state_dict, require_file
 from dfkd.names import Named, build, code_of, find, parse
 from dfkd.preprocess import Preprocess, parse_normalize
@@ -103,8 +105,8 @@ def load_model(
     options = {**found.named.options, **{key: count for key, count in counts.items() if key}}
     kept = {key: options[key] for key in sorted(options) if key not in _WEIGHT_OPTIONS}
     return Model(
-        spec=found.spec,
-        architecture=str(Named(found.named.name, kept)),
+        spec=portable(found.spec),
+        architecture=portable(str(Named(found.named.name, kept))),
         module=found.module,
         preprocess=Preprocess(*parse_normalize(normalize, takes)),
         normalize=normalize,
@@ -134,7 +136,7 @@ class _Found:
 
 
 def _find(text: str, classes: int | None, channels: int | None) -> _Found:
-    path = Path(text).expanduser()
+    path = user_path(text)
     if (path / "config.toml").is_file():
         return _from_run(path)
     if path.suffix == ".pt2" and ("@" not in text or path.is_file()):
@@ -158,7 +160,7 @@ def _from_run(path: Path) -> _Found:
     weights = path / "student.safetensors"
     if not weights.is_file():
         raise RequestError(f"run {str(path)!r} is not finished (no student.safetensors): start its dfkd distill again")
-    found = _from_name(architecture, None, None)
+    found = _from_name(expand(architecture), None, None)
     load_weights(found.module, finished_weights(path))
     size = table.get("image_size", found.image_size)
     return replace(found, spec=path.resolve().name, image_size=size, normalize=table.get("normalize"), has_weights=True)
@@ -167,6 +169,7 @@ def _from_run(path: Path) -> _Found:
 def _from_export(path: Path) -> _Found:
     """A torch.export program; unflattened, because then modules keep their paths, for taps, and train() is allowed."""
     require_file(path, (".pt2",))
+    check_program(path)
     try:
         with warnings.catch_warnings():  # torch 2.11 warns of its own reader
             warnings.simplefilter("ignore")
@@ -202,7 +205,7 @@ def _from_name(text: str, classes: int | None, channels: int | None) -> _Found:
     used = replace(named, options={**teachers, **named.options})
     module = _construct(target, used)
     if weights:
-        path = Path(weights).expanduser()
+        path = user_path(weights)
         state = read_state_dict(path)
         seen = _counts_in(fit_prefix(state, module), module, class_key, channel_key)
         if seen.keys() - named.options.keys():

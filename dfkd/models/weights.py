@@ -1,5 +1,7 @@
 """Weights from a file: safetensors, or a pickle of tensors that runs no code."""
 
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -40,6 +42,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if foreign or not content:
         what = f"other things than tensors ({_few(foreign)})" if foreign else "no tensors"
         raise RequestError(f"weights {str(path)!r} hold {what}; save model.state_dict() alone, or under 'state_dict'")
+    swollen = [key for key, value in content.items() if value.numel() > 1 and not _is_stored(value)]
+    if swollen:
+        raise RequestError(f"weights {str(path)!r} claim more numbers than they hold ({_few(swollen)}); save them anew")
     return dict(content)
 
 
@@ -79,16 +84,30 @@ def _read(path: Path) -> object:
             from safetensors.torch import load_file
 
             return load_file(path)
-        return torch.load(path, weights_only=True, map_location="cpu")
+        with warnings.catch_warnings():  # of pickle protocols, before it refuses them
+            warnings.simplefilter("ignore")
+            return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # a damaged file can raise anything at all from the readers
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
-            name = str(error).partition("GLOBAL ")[2].split(" ")[0] or "a class"
+        # torch's own text begins with the advice to load the file without this protection
+        said = str(error).partition("Weights only load failed")
+        mend = "save model.state_dict() instead, or use safetensors"
+        if "GLOBAL " in said[2]:
+            name = said[2].partition("GLOBAL ")[2].split()[0]
             raise RequestError(
-                f"weights {str(path)!r} hold pickled Python objects ({name}), which could run code: "
-                "save model.state_dict() instead, or use safetensors"
+                f"weights {str(path)!r} hold pickled Python objects ({name}), which could run code: {mend}"
             ) from None
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        if said[1]:
+            what = _few(re.findall(r"^Unsupported .*$", said[2], re.MULTILINE) or ["no pickle of tensors"])
+            raise RequestError(f"weights {str(path)!r} cannot be read ({what}): {mend}") from None
+        reason = said[0].partition("\n")[0] or type(error).__name__
         raise RequestError(f"weights {str(path)!r} cannot be read: {reason}") from error
+
+
+def _is_stored(value: Tensor) -> bool:
+    """Whether a dense tensor has as many numbers in its storage as in its shape: a repeated one fills any memory."""
+    if value.layout is not torch.strided or value.is_quantized or value.is_meta:
+        return True
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def _mismatch(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:

@@ -38,7 +38,7 @@ def clusters(features: Float[np.ndarray, "rows width"], count: int, seed: int) -
     import faiss
 
     unit = _unit(features)
-    kmeans = faiss.Kmeans(unit.shape[1], count, niter=20, seed=seed, spherical=True, min_points_per_centroid=1)
+    kmeans = faiss.Kmeans(unit.shape[1], count, niter=20, seed=seed % 2**31, spherical=True, min_points_per_centroid=1)
     kmeans.train(unit)
     return kmeans.index.search(unit, 1)[1][:, 0].astype(np.int64)
 

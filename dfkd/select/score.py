@@ -157,13 +157,19 @@ def _score_batch(teacher: Classifier, images: Images) -> dict[str, np.ndarray]:
         "logits": outputs.logits.clamp(-65504, 65504).half(),  # float16's range
     }
     if "last" in outputs.features:
-        columns["features"] = outputs.features["last"].flatten(1).half()
+        columns["features"] = _half(outputs.features["last"].flatten(1))
     return {name: values.cpu().numpy() for name, values in columns.items()}
 
 
 def _problems(part: int, columns: Columns) -> dict[int, str]:
     """Why images of a part could not be read, by pool index."""
     return {part * PART_ROWS + i: why for i, why in enumerate(columns["problem"]) if why is not None}
+
+
+def _half(features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
+    """Features in float16. Only their direction is used: a row that is out of range is scaled, one with NaN is zero."""
+    features = torch.where(features.isfinite().all(dim=1, keepdim=True), features, 0.0)
+    return (features / (features.abs().amax(dim=1, keepdim=True) / 65504).clamp(min=1)).half()
 
 
 def _write_part(folder: Path, part: int, columns: Columns, tap: Tap | None, head: bool) -> None:

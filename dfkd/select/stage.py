@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from dfkd import names
-from dfkd.config import SelectConfig, differences
+from dfkd.config import SelectConfig, differences, portable
 from dfkd.console import progress, say
 from dfkd.data import Pool, open_pool
 from dfkd.device import Place, resolve_place
@@ -37,6 +37,8 @@ METHODS = ["dfkd.select.methods"]
 FILES_AT_ONCE = 64
 OWN = (LOCK, JOURNAL, "data-", "dataset_info.json", "scores.parquet", "state.json", MANIFEST)
 """How the names begin in a folder in which a selection is written."""
+SHOWN_CLASSES = 100
+"""Counts in the log; the manifest has them all."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def _scoring_request(config: SelectConfig, model: Model, pool: Pool, place: Plac
 
 def _options(config: SelectConfig, method: names.Named, tap: Tap | None) -> dict[str, Any]:
     return {
-        "method": str(method),
+        "method": portable(str(method)),
         "count": config.count,
         "class_dropping": config.class_dropping,
         "balance": config.balance,
@@ -213,7 +215,8 @@ def _manifest(selected: Selected, files: list[dict[str, Any]]) -> dict[str, Any]
     model, pool, scores, choice = selected.model, selected.pool, selected.scores, selected.choice
     predictions = scores.images.prediction[choice.indices]
     unreadable = np.array([*scores.problems], dtype=np.int64)
-    asked = {k: v for k, v in asdict(selected.config).items() if k not in ("teacher", "pool", "out", "preset")}
+    left_out = ("teacher", "pool", "out", "preset")
+    asked = {k: v for k, v in portable(asdict(selected.config)).items() if k not in left_out}
     return {
         "fingerprint": hash_of(selected.content),
         "teacher": model.spec,
@@ -249,9 +252,18 @@ def _rows(selected: Selected, start: int) -> Generator[Rows, None, None]:
                 confidence=scores.images.confidence[indices],
                 entropy=scores.images.entropy[indices],
                 logits=logits,
-                kept_classes=kept_classes(torch.from_numpy(logits), floor).numpy(),
+                kept_classes=_kept(logits, scores.images.prediction[indices], floor),
             )
             bar.advance(len(indices))
+
+
+def _kept(
+    logits: Float[np.ndarray, "rows classes"], prediction: Int[np.ndarray, " rows"], floor: float
+) -> Bool[np.ndarray, "rows classes"]:
+    """The mask to store. The predicted class is in it also where logits so large that float16 cuts them are alike."""
+    kept = kept_classes(torch.from_numpy(logits), floor).numpy()
+    kept[np.arange(len(kept)), prediction] = True
+    return kept
 
 
 def _images(
@@ -317,7 +329,8 @@ def _report(selected: Selected) -> None:
     if choice.threshold is not None:
         say(f"threshold: confidence >= {choice.threshold:.4f} admits {choice.admitted:,} of {len(pool):,} images")
     say(f"images by reason: {', '.join(f'{n:,} {reason}' for reason, n in counts.items())}")
-    say(f"selected by predicted class: {per_class.tolist()}")
+    more = f" and {len(per_class) - SHOWN_CLASSES:,} classes more" if len(per_class) > SHOWN_CLASSES else ""
+    say(f"selected by predicted class: {per_class[:SHOWN_CLASSES].tolist()}{more}")
     if scores.problems:
         say(f"unreadable and skipped: {len(scores.problems):,}; {MANIFEST} names them")
     say(f"{out}: {len(choice.indices):,} images; look at them with: dfkd inspect {out} --out {out}.html")

@@ -54,12 +54,13 @@ def test_the_hub_out_of_reach() -> None:
 
 
 def test_names(tmp_path: Path) -> None:
-    assert parse_hub("hf:mnist") == ("mnist", None, "train", "hf:mnist:train")
-    assert parse_hub("hf:a/b:test") == ("a/b", None, "test", "hf:a/b:test")
-    assert parse_hub("hf:a/b/c:train[:10%]") == ("a/b", "c", "train[:10%]", "hf:a/b/c:train[:10%]")
+    assert parse_hub("hf:mnist") == ("mnist", None, None, "train", "hf:mnist:train")
+    assert parse_hub("hf:a/b:test") == ("a/b", None, None, "test", "hf:a/b:test")
+    assert parse_hub("hf:a/b/c:train[:10%]") == ("a/b", "c", None, "train[:10%]", "hf:a/b/c:train[:10%]")
+    assert parse_hub("hf:a/b/c@refs/pr/1:test") == ("a/b", "c", "refs/pr/1", "test", "hf:a/b/c@refs/pr/1:test")
     shown = f"hf:{tmp_path.name}/c:train"
-    assert parse_hub(f"hf:{tmp_path}/c") == (str(tmp_path), "c", "train", shown)
-    for wrong in ("hf:", "hf::train", "hf:a/b:", "hf:a/b/c/d", "hf:a//c"):
+    assert parse_hub(f"hf:{tmp_path}/c") == (str(tmp_path), "c", None, "train", shown)
+    for wrong in ("hf:", "hf::train", "hf:a/b:", "hf:a/b/c/d", "hf:a//c", "hf:a/b@"):
         with pytest.raises(RequestError, match="is not hf:REPO"):
             parse_hub(wrong)
     with pytest.raises(RequestError, match="there is no folder"):

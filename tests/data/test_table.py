@@ -10,6 +10,7 @@ import pytest
 
 from dfkd.data import open_pool
 from dfkd.data.pool import Pool
+from dfkd.data.table import ArrowChunks, TableReader
 from dfkd.errors import RequestError
 
 ORDER = np.array([9, 0, 5, 4, 11, 0])
@@ -35,14 +36,26 @@ def test_parquet_with_encoded_images(tmp_path: Path, patches: np.ndarray, encode
 
 
 def test_rows_without_an_image(tmp_path: Path, patches: np.ndarray, encode: Callable) -> None:
+    """A table from elsewhere does not choose which files of this machine are opened."""
     (tmp_path / "a.png").write_bytes(encode(patches[1]))
     cells = [{"bytes": encode(patches[0]), "path": None}, None, {"bytes": None, "path": str(tmp_path / "a.png")}]
-    cells += [{"bytes": None, "path": "/nowhere.png"}]
     pq.write_table(pa.table({"image": cells}), tmp_path / "set.parquet")
-    images = pool_of(tmp_path / "set.parquet").images(np.arange(4))
-    assert images.problems[1] == "there is no image in this row"
-    assert list(images.problems) == [1, 3]
-    assert np.array_equal(images.pixels[[0, 2]], patches[:2])
+    images = pool_of(tmp_path / "set.parquet").images(np.arange(3))
+    assert images.problems == {1: "there is no image in this row", 2: "there is only a path in this row, and no image"}
+    assert np.array_equal(images.pixels[0], patches[0])
+
+
+def test_rows_with_paths_are_followed_into_their_own_folder(tmp_path: Path, patches: np.ndarray, encode: Callable):
+    (tmp_path / "own").mkdir()
+    for name, patch in (("own/a.png", patches[0]), ("private.png", patches[1])):
+        (tmp_path / name).write_bytes(encode(patch))
+    paths = [tmp_path / "own" / name for name in ("a.png", "gone.png", "../private.png")]
+    cells = [{"bytes": None, "path": str(path)} for path in paths]
+    table = ArrowChunks(pa.table({"image": cells}))
+    inside, gone, outside = TableReader("t", table, {}, [tmp_path / "own"]).read(np.arange(3))
+    assert inside == encode(patches[0])
+    assert str(gone) == "its file cannot be opened: No such file or directory"
+    assert str(outside) == "there is only a path in this row, and no image"
 
 
 @pytest.mark.parametrize("kind", ["lists", "large", "fixed", "planes", "tensor", "flat"])

@@ -90,6 +90,13 @@ def test_pickled_objects_are_refused_and_never_run(tmp_path: Path):
         read_state_dict(tmp_path / "args.pt")
 
 
+def test_a_tensor_that_repeats_one_number_a_billion_times_is_refused(tmp_path: Path):
+    torch.save({"w": torch.zeros(1).expand(10**9, 64)}, tmp_path / "w.pt")
+    assert (tmp_path / "w.pt").stat().st_size < 10_000
+    with pytest.raises(RequestError, match=r"claim more numbers than they hold \(w\)"):
+        read_state_dict(tmp_path / "w.pt")
+
+
 def test_a_missing_file_is_named_with_its_nearest_sibling(tmp_path: Path):
     torch.save(network().state_dict(), tmp_path / "teacher20.pth")
     (tmp_path / "teacher21.txt").touch()

@@ -1,0 +1,120 @@
+"""What is looked at before a `.pt2` file is loaded: `torch.export.load` by itself would run what is in it.
+
+The file is a program, but one of tensor operators alone. Its reader unpickles some members without restriction,
+evaluates the text of size expressions as Python, looks operators up by any dotted name in torch, and writes names into
+the source of the modules that it builds. So each of these is checked here, and a file that has more is refused.
+"""
+
+import ast
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dfkd.errors import RequestError
+
+_OPERATORS = re.compile(r"(torch\.ops\.(aten|higher_order)\.\w+(\.\w+)*|torch\.sym_\w+|_operator\.\w+|math\.\w+)\Z")
+_FILE_OPERATORS = "torch.ops.aten.from_file"
+_NAME = re.compile(r"[\w.\-*]*\Z")
+_CALLED = re.compile(
+    r"(Symbol|Integer|Float|Rational|Max|Min|Abs|Mod|Pow|Add|Mul|Eq|Ne|Lt|Le|Gt|Ge|And|Or|Not|Piecewise|Where|FloorDiv"
+    r"|CeilDiv|CleanDiv|ModularIndexing|PythonMod|IntTrueDiv|FloatTrueDiv|PowByNatural|CeilToInt|FloorToInt|TruncToInt"
+    r"|ToFloat|Identity|floor|ceiling)\Z"
+)
+_ARITHMETIC = (
+    *(ast.Expression, ast.BinOp, ast.UnaryOp, ast.Compare, ast.BoolOp, ast.Call, ast.keyword, ast.Name),
+    *(ast.Constant, ast.operator, ast.unaryop, ast.cmpop, ast.boolop, ast.Load),
+)
+_MOST = 10_000
+"""Characters of one expression."""
+
+
+def check_program(path: Path) -> None:
+    """Raises: RequestError for a `.pt2` file that holds anything but tensor operators, or cannot be read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.namelist()
+            inside = {name.partition("/")[2]: name for name in members}
+            models = [name for name in inside if name.startswith("models/")]
+            # two members of one name, or two top folders: torch's reader might take another one than this
+            alike = len(inside) == len(members) and len({name.partition("/")[0] for name in members}) == 1
+            if not alike or "archive_format" not in inside or models != ["models/model.json"]:
+                raise RequestError(f"{str(path)!r} is no program of this format; export it again with this torch")
+            for name, member in inside.items():
+                if name.startswith("data/aotinductor"):
+                    raise RequestError(f"{str(path)!r} holds compiled code; export it with torch.export")
+                if name.endswith(".json"):
+                    check_description(json.loads(archive.read(member)), str(path))
+                elif name.endswith((".pt", ".pth", ".pkl")) and not _is_plain(archive.read(member)):
+                    raise RequestError(f"{str(path)!r} holds pickled Python objects ({name}), which could run code")
+    except RequestError:
+        raise
+    except Exception as error:  # a damaged file: zip, json and their parts raise anything
+        raise RequestError(f"{str(path)!r} cannot be read: {str(error).partition(chr(10))[0]}") from error
+
+
+def check_description(value: Any, path: str = "the program") -> None:
+    """Check one JSON member of the archive. Raises: RequestError for what would be executed."""
+    for keys, text in _texts(value):
+        key = keys[-1] if keys else ""
+        if key == "use_pickle" and text:
+            raise RequestError(f"{path!r} holds pickled tensors, which could run code; export it again without them")
+        if not isinstance(text, str) or "metadata" in keys:
+            continue
+        if key == "expr_str":
+            if not _is_arithmetic(text):
+                raise RequestError(f"{path!r} has the size {text[:80]!r}, which is no arithmetic and could run code")
+        elif key == "target" and "nodes" in keys:
+            if not _OPERATORS.match(text) or text.startswith(_FILE_OPERATORS):
+                raise RequestError(f"{path!r} uses {text[:80]!r}; only tensor operators (torch.ops.aten) are run")
+        elif key == "path_name":
+            if not re.match(r"(weight|tensor)_\d+\Z", text):
+                raise RequestError(f"{path!r} holds the object {text[:80]!r}, which could run code")
+        elif "graph" in keys and not _NAME.match(text):
+            raise RequestError(f"{path!r} has the name {text[:80]!r}, which is none")
+
+
+def _texts(value: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every leaf of a JSON value, and every key as a name, with the keys that lead there."""
+    todo: list[tuple[tuple[str, ...], Any]] = [((), value)]
+    while todo:
+        keys, one = todo.pop()
+        if isinstance(one, dict):
+            todo += [((*keys, key), item) for key, item in one.items()]
+            yield from (((*keys, "key"), key) for key in one)
+        elif isinstance(one, list):
+            todo += [(keys, item) for item in one]
+        else:
+            yield keys, one
+
+
+def _is_arithmetic(text: str) -> bool:
+    """Whether an expression holds numbers, plain names, their arithmetic and calls of known functions only."""
+    if len(text) > _MOST:
+        return False
+    try:
+        return all(map(_is_harmless, ast.walk(ast.parse(text.strip(), mode="eval"))))
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return False
+
+
+def _is_harmless(node: ast.AST) -> bool:
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Name) and bool(_CALLED.match(node.func.id))
+    if isinstance(node, ast.Constant):  # the only text is a symbol's name
+        return node.value.isidentifier() if isinstance(node.value, str) else isinstance(node.value, (int, float))
+    return isinstance(node, _ARITHMETIC)
+
+
+def _is_plain(data: bytes) -> bool:
+    """Whether a pickle can be loaded by the reader that makes tensors and plain values only."""
+    try:
+        torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
+    except Exception:  # refused, or damaged
+        return False
+    return True
