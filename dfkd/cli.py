@@ -120,7 +120,8 @@ def parse_arguments(name: str, stage: Stage, arguments: Sequence[str]) -> Any:
     except SystemExit as stop:
         if stop.code in (0, None):
             return None
-        said = _one_line(refused.getvalue(), stage.positional)
+        needed = [_flags(f.name)[0] for f in dataclasses.fields(shape) if f.default is dataclasses.MISSING]
+        said = _one_line(refused.getvalue(), needed, stage.positional)
         raise RequestError(f"{said} (dfkd {name} --help lists the options)") from None
     if unknown:
         raise RequestError(f"{unknown[0]!r} belongs to no option (dfkd {name} --help lists the options)")
@@ -160,7 +161,7 @@ def _shape(stage: Stage, preset: Mapping[str, Any]) -> type:
     return dataclasses.make_dataclass(stage.config.__name__, changed, bases=(stage.config,), frozen=True, kw_only=True)
 
 
-def _one_line(box: str, positional: str | None) -> str:
+def _one_line(box: str, needed: Sequence[str], positional: str | None) -> str:
     """What the parser's box says between its title and the next rule; where there are no box characters, the same."""
     lines = [line.strip("│ ") for line in box.splitlines()]
     blocks = [list(block) for rule, block in itertools.groupby(lines, lambda line: bool(_RULE.match(line))) if not rule]
@@ -168,7 +169,8 @@ def _one_line(box: str, positional: str | None) -> str:
         del blocks[:1]  # the title; a box has it in its upper edge
     said = " ".join(" ".join(blocks[0]).split()) if blocks else ""
     if said.startswith("Missing from"):
-        return f"missing {', '.join(re.findall(r'--[a-z][a-z-]*', said)) or positional}"
+        named = [flag for flag in re.findall(r"--[a-z][a-z-]*", said) if flag in needed]
+        return f"missing {', '.join(named) or positional}"
     wrong = re.match(r"Error parsing (\S+): no type matching (\S+) could be instantiated from \[(.*?)\]", said)
     wrong = wrong or re.match(r"Error parsing (\S+): .*?(int|float|INT|FLOAT).*?('[^']*')$", said)
     if wrong:

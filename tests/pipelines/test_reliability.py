@@ -52,7 +52,8 @@ def finished(lab, selection, tmp_path):
 
 def test_a_sample_of_all_kill_points_is_survived(tmp_path):
     """In a process of its own, that has started no threads: children are forked from it."""
-    small = ("--kills", "2", "--share", "0.04", "--races", "1", "--flips", "0", "--disks", "0", "--seed", "7")
+    small = ("--kills", "2", "--share", "0.015", "--races", "1", "--flips", "0", "--disks", "0", "--seed", "7")
+    small += ("--scenarios", "select", "distill")
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.reliability.kill", tmp_path / "out.json", *small],
         cwd=ROOT,
@@ -79,13 +80,12 @@ def test_the_figures_in_the_documentation_are_those_of_the_last_run():
     assert result["failures"] == []
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("more", [(), ("--deduplicate", 0.99)])
+@pytest.mark.parametrize(
+    ("number", "status", "more"), [(signal.SIGINT, 130, ()), (signal.SIGTERM, 143, ("--deduplicate", 0.99))]
+)
 def test_a_scoring_that_is_interrupted_keeps_every_batch(
     lab, tmp_path, monkeypatch, capsys, small_pieces, number, status, more
 ):
-    if number == signal.SIGINT:  # one of the two with features is enough
-        more = ()
     flags = ("--count", 250, "--batch-size", 64, *more)
     whole, forwards = Classifier.__call__, []
 
