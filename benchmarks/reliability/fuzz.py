@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--target", action="append", help="only these")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--findings", type=Path, default=Path("fuzz-findings"))
-    parser.add_argument("--out", type=Path, help="FILE.json for the figures")
+    parser.add_argument("--out", type=Path, help="FILE.json for the figures; a target that is not run keeps its own")
     parser.add_argument("--table", type=Path, help="print the table of docs/reliability.md from such a file, and end")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -132,6 +132,9 @@ def main() -> None:
     targets.close()
     chosen = options.target or list(targets.TARGETS)
     figures = {}
+    if options.out and options.out.exists():  # a target that is not run now keeps its figures
+        old = json.loads(options.out.read_text(encoding="utf-8"))["targets"]
+        figures = {name: old[name] for name in targets.TARGETS if name in old}
     for name in chosen:
         figures[name] = run_target(name, max(1, options.seconds // len(chosen)), options.seed, findings)
         print(name, figures[name], flush=True)

@@ -106,7 +106,8 @@ def names(data: bytes) -> None:
             read()
         except RequestError as error:
             assert str(error).isprintable()
-            continue
+        except OSError as error:  # a name that is too long: the command says so with the name
+            assert error.filename is not None
     try:
         named = parse(text)
     except RequestError:

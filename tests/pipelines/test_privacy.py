@@ -140,7 +140,7 @@ def test_no_file_tells_of_the_machine_or_its_user(workplace, lab):
         found = text_of(path)
         assert "somebody" not in found and "a-secret-value" not in found, path
         for secret in (str(store.parents[1]), str(Path(config.__file__).parents[1])):
-            assert secret not in found.replace(given, ""), path
+            assert secret not in found.replace("&quot;", "").replace(given, ""), path
     asked = (work / "pipeline" / "runs" / "b-seed0" / "config.toml").read_text()
     assert "@$SECRET_PLACE/teacher.safetensors" in asked and given in asked
     page = (work / "report.html").read_text()
