@@ -1,5 +1,6 @@
-"""One way to prove a loss: its value and its gradient against a plain NumPy formula in float64."""
+"""What the tests of losses share: proofs against plain NumPy formulas in float64, and what any loss must bear."""
 
+import math
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 
@@ -7,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from dfkd.errors import RequestError
 from dfkd.outputs import Outputs
 
 Arrays = Mapping[str, np.ndarray]
 
 
-def as_outputs(arrays: Arrays, dtype: torch.dtype = torch.float64, grad: bool = False) -> Outputs:
-    """Outputs from arrays by name: `logits`, which are zeros [batch, 3] where none are given, and features."""
+def as_outputs(arrays: Arrays | np.ndarray, dtype: torch.dtype = torch.float64, grad: bool = False) -> Outputs:
+    """Outputs from logits alone, or from arrays by name: `logits` (zeros [batch, 3] if not given) and features."""
+    if isinstance(arrays, np.ndarray):
+        arrays = {"logits": arrays}
     tensors = {name: torch.tensor(array, dtype=dtype, requires_grad=grad) for name, array in arrays.items()}
     batch = len(next(iter(tensors.values())))
     logits = tensors.pop("logits") if "logits" in tensors else torch.zeros(batch, 3, dtype=dtype, requires_grad=grad)
@@ -34,32 +38,31 @@ def numeric_gradient(formula: Callable[[np.ndarray], float], x: np.ndarray, step
     return gradient
 
 
-def prove_loss(loss: Callable, student: Arrays, teacher: Arrays, formula: Callable[[Arrays], float]) -> None:
+def prove_loss(
+    loss: Callable, student: Arrays, teacher: Arrays, formula: Callable[[Arrays], float], own: bool = False
+) -> None:
     """`loss` on float64 outputs against `formula(student arrays)`: value and every gradient to 1e-5, relative.
 
     `formula` closes over the teacher's arrays, and over the loss's own parameters (in float64, after its setup).
+    `own`: the gradients of these too; `formula` then reads them from the loss whenever it is called.
     """
     ours, theirs = as_outputs(student, grad=True), as_outputs(teacher)
     value = loss(ours, theirs)
     assert value.ndim == 0
     assert value.item() == pytest.approx(formula(student), rel=1e-5, abs=1e-12)
     value.backward()
-    for name, array in student.items():
 
-        def of_one(x: np.ndarray, name: str = name) -> float:
-            return formula({**student, name: x})
+    def compare(name: str, x: torch.Tensor, of_one: Callable[[np.ndarray], float], floor: float) -> None:
+        expected = numeric_gradient(of_one, x.detach().numpy().copy())
+        found = np.zeros_like(expected) if x.grad is None else x.grad.numpy()
+        atol = 1e-5 * np.abs(expected).max() + floor
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=atol, err_msg=name)
 
-        expected = numeric_gradient(of_one, array.astype(np.float64))
+    for name in student:
         tensor = ours.logits if name == "logits" else ours.features[name]
-        found = np.zeros_like(expected) if tensor.grad is None else tensor.grad.numpy()
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max() + 1e-10)
-
-
-def prove_own_gradients(loss: Callable, student: Arrays, teacher: Arrays, formula: Callable[[Arrays], float]) -> None:
-    """The gradients of the loss's own parameters; `formula` reads them from the loss whenever it is called."""
-    loss(as_outputs(student), as_outputs(teacher)).backward()
-    parameters = dict(loss.named_parameters())
-    assert parameters
+        compare(name, tensor, lambda x, name=name: formula({**student, name: x}), 1e-10)
+    parameters = dict(loss.named_parameters()) if own else {}
+    assert parameters or not own
     for name, parameter in parameters.items():
         values = parameter.detach().numpy()  # shares its memory
 
@@ -70,35 +73,30 @@ def prove_own_gradients(loss: Callable, student: Arrays, teacher: Arrays, formul
             values[...] = before
             return result
 
-        expected = numeric_gradient(of_one, values.copy())
-        found = np.zeros_like(expected) if parameter.grad is None else parameter.grad.numpy()
-        atol = 1e-5 * np.abs(expected).max() + 1e-8
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=atol, err_msg=name)
+        compare(name, parameter, of_one, 1e-8)
 
 
-def assert_all_finite(loss: Callable, ours: Outputs, theirs: Outputs) -> float:
-    """The value of a loss that is finite, as are its gradients to the student's outputs and its own parameters."""
-    value = loss(ours, theirs)
-    value.backward()
+def assert_finite(loss: Callable, ours: Outputs, theirs: Outputs, most: float = math.inf) -> float:
+    """The value, which is finite, as are the gradients of the student's outputs (none above `most`) and its own."""
     given = [t for t in (ours.logits, *ours.features.values()) if t.requires_grad]
-    gradients = [t.grad for t in [*given, *loss.parameters()] if t.grad is not None]
+    value = loss(ours, theirs)
+    assert value.ndim == 0
+    value.backward()
+    gradients = [t.grad for t in given if t.grad is not None]
+    own = [p.grad for p in loss.parameters() if p.grad is not None]
     assert gradients
-    assert all(bool(t.isfinite().all()) for t in [value, *gradients])
+    assert all(bool(t.isfinite().all()) for t in [value, *gradients, *own])
+    assert max(t.abs().max().item() for t in gradients) <= most
     return value.item()
 
 
 def convolved(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
-    """A convolution that keeps the resolution: the images shifted by the kernel's offsets, mixed, summed."""
-    out = np.zeros((x.shape[0], weight.shape[0], *x.shape[2:]))
-    if bias is not None:
-        out += bias[None, :, None, None]
+    """A convolution that keeps the resolution: every pixel's window under the kernel, mixed, summed."""
     reach = weight.shape[2] // 2
     padded = np.pad(x, ((0, 0), (0, 0), (reach, reach), (reach, reach)))
-    for i in range(weight.shape[2]):
-        for j in range(weight.shape[3]):
-            part = padded[:, :, i : i + x.shape[2], j : j + x.shape[3]]
-            out += np.einsum("oc,nchw->nohw", weight[:, :, i, j], part)
-    return out
+    windows = np.lib.stride_tricks.sliding_window_view(padded, weight.shape[2:], axis=(2, 3))
+    out = np.einsum("ocij,nchwij->nohw", weight, windows)
+    return out if bias is None else out + bias[:, None, None]
 
 
 def normalized(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -107,21 +105,18 @@ def normalized(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarra
     return weight[:, None, None] * (x - mean) / np.sqrt(variance + 1e-5) + bias[:, None, None]
 
 
-def pooled(x: np.ndarray, height: int, width: int) -> np.ndarray:
+def pooled(x: np.ndarray, *size: int) -> np.ndarray:
     """Averages over as equal parts of the image as there can be; they overlap where it does not divide."""
-    out = np.zeros((*x.shape[:2], height, width))
-    for i in range(height):
-        for j in range(width):
-            rows = slice(i * x.shape[2] // height, -(-(i + 1) * x.shape[2] // height))
-            columns = slice(j * x.shape[3] // width, -(-(j + 1) * x.shape[3] // width))
-            out[:, :, i, j] = x[:, :, rows, columns].mean(axis=(2, 3))
-    return out
+    parts = [
+        [slice(i * n // m, -(-(i + 1) * n // m)) for i in range(m)] for n, m in zip(x.shape[2:], size, strict=True)
+    ]
+    rows, columns = parts
+    return np.stack([np.stack([x[:, :, r, c].mean(axis=(2, 3)) for c in columns], -1) for r in rows], -2)
 
 
-def nearest(x: np.ndarray, height: int, width: int) -> np.ndarray:
+def nearest(x: np.ndarray, *size: int) -> np.ndarray:
     """The pixel at the same share of the height and the width."""
-    rows = [i * x.shape[2] // height for i in range(height)]
-    columns = [j * x.shape[3] // width for j in range(width)]
+    rows, columns = ([i * n // m for i in range(m)] for n, m in zip(x.shape[2:], size, strict=True))
     return x[:, :, rows][:, :, :, columns]
 
 
@@ -136,19 +131,38 @@ def prove() -> Callable[..., None]:
 
 
 @pytest.fixture
-def prove_own() -> Callable[..., None]:
-    return prove_own_gradients
-
-
-@pytest.fixture
-def assert_finite() -> Callable[..., float]:
-    return assert_all_finite
+def finite() -> Callable[..., float]:
+    return assert_finite
 
 
 @pytest.fixture
 def maps() -> SimpleNamespace:
     """Plain NumPy on maps [batch, channels, height, width]: what a loss's own layers compute."""
     return SimpleNamespace(conv=convolved, norm=normalized, pool=pooled, nearest=nearest)
+
+
+@pytest.fixture
+def build() -> Callable[..., torch.nn.Module]:
+    """A loss of this kind after its setup on these arrays, in float64."""
+
+    def built(kind: type, student: Arrays, teacher: Arrays, **options: object) -> torch.nn.Module:
+        loss = kind(**options)
+        loss.setup(as_outputs(student), as_outputs(teacher))
+        return loss.double()
+
+    return built
+
+
+@pytest.fixture
+def normal(rng) -> Callable[..., tuple[dict[str, np.ndarray], ...]]:
+    """Random arrays for each side given by its shapes."""
+    return lambda *sides: tuple({name: rng.normal(size=shape) for name, shape in side.items()} for side in sides)
+
+
+@pytest.fixture
+def logits(rng) -> tuple[np.ndarray, np.ndarray]:
+    """Of a student and a teacher."""
+    return rng.normal(size=(6, 5)) * 3, rng.normal(size=(6, 5)) * 3
 
 
 @pytest.fixture
@@ -161,9 +175,76 @@ def softmax() -> Callable[..., np.ndarray]:
 
 
 @pytest.fixture
-def logits(rng) -> tuple[np.ndarray, np.ndarray]:
-    """Of a student and a teacher."""
-    return rng.normal(size=(6, 5)) * 3, rng.normal(size=(6, 5)) * 3
+def permutes() -> Callable[..., float]:
+    """The order of the batch's samples does not matter. Gives the value."""
+
+    def check(loss: Callable, student: Arrays | np.ndarray, teacher: Arrays | np.ndarray) -> float:
+        sides = as_outputs(student), as_outputs(teacher)
+        order = torch.randperm(len(sides[0].logits), generator=torch.Generator().manual_seed(1))
+        turned = [Outputs(x.logits[order], {name: f[order] for name, f in x.features.items()}) for x in sides]
+        once = loss(*sides).item()
+        assert loss(*turned).item() == pytest.approx(once, rel=1e-9)
+        return once
+
+    return check
+
+
+@pytest.fixture
+def zero_at_equality() -> Callable[..., None]:
+    """A student that answers as the teacher costs nothing, and stays: its gradient is 0."""
+
+    def check(
+        loss: Callable, same: Arrays | np.ndarray, dtype: torch.dtype = torch.float64, most: float = 1e-12
+    ) -> None:
+        ours = as_outputs(same, dtype, grad=True)
+        value = loss(ours, as_outputs(same, dtype))
+        assert value.item() == pytest.approx(0, abs=most)
+        value.backward()
+        gradients = [t.grad for t in (ours.logits, *ours.features.values()) if t.grad is not None]
+        assert all(t.abs().max() < 1e-6 for t in gradients)
+
+    return check
+
+
+@pytest.fixture
+def averages_maps(rng) -> Callable[..., None]:
+    """A `last` feature that is a map counts as its mean over the pixels."""
+
+    def check(loss: Callable, student: Arrays, teacher: Arrays) -> None:
+        maps = rng.normal(size=(*student["last"].shape, 2, 3))
+        sides = [as_outputs({**student, "last": x}) for x in (maps, maps.mean(axis=(2, 3)))]
+        values = [loss(ours, as_outputs(teacher)).item() for ours in sides]
+        assert values[0] == pytest.approx(values[1])
+
+    return check
+
+
+@pytest.fixture
+def close_in_bf16() -> Callable[..., None]:
+    """Outputs in bfloat16 give nearly the value of those in float32, in float32."""
+
+    def check(loss: torch.nn.Module, student: Arrays | np.ndarray, teacher: Arrays | np.ndarray) -> None:
+        exact, low = (
+            loss.float()(*(as_outputs(side, dtype) for side in (student, teacher)))
+            for dtype in (torch.float32, torch.bfloat16)
+        )
+        assert low.dtype == torch.float32
+        assert low.item() == pytest.approx(exact.item(), rel=0.03)
+
+    return check
+
+
+@pytest.fixture
+def refuses_one_pixel(build, normal) -> Callable[..., None]:
+    """Batch normalization of one image of one pixel is refused."""
+
+    def check(kind: type, tap: str) -> None:
+        sides = normal({tap: (2, 2, 1, 1)}, {tap: (2, 3, 1, 1)})
+        loss = build(kind, *sides)
+        with pytest.raises(RequestError, match="--batch-size 2"):
+            loss(*(as_outputs({tap: side[tap][:1]}) for side in sides))
+
+    return check
 
 
 EXTREMES = {
@@ -176,50 +257,29 @@ EXTREMES = {
 
 
 @pytest.fixture(params=EXTREMES)
-def extreme(request) -> tuple[torch.Tensor, torch.Tensor]:
+def extreme(request) -> tuple[Outputs, Outputs]:
     """A student's and a teacher's logits where a network can go and a careless loss cannot."""
     teacher = torch.tensor(EXTREMES[request.param])
-    return teacher.flip(1).clone().requires_grad_(True), teacher
+    return Outputs(teacher.flip(1).clone().requires_grad_(True)), Outputs(teacher)
 
 
-def finite_loss(loss: Callable, student: torch.Tensor, teacher: Outputs) -> torch.Tensor:
-    """Value and gradient are finite. Returns the gradient of the student's logits."""
-    value = loss(Outputs(student), teacher)
-    assert value.ndim == 0
-    assert value.isfinite()
-    (gradient,) = torch.autograd.grad(value, student)
-    assert gradient.isfinite().all()
-    return gradient
+@pytest.fixture(params=["zeros", "some zeros", "dead", "constant", "identical", "one image", "huge"])
+def survives(request) -> Callable[..., None]:
+    """Value and gradients stay finite in float32 where the student's features, or both sides', are degenerate."""
 
+    def changed(x: np.ndarray) -> np.ndarray:
+        if request.param in ("some zeros", "dead"):  # a sample, or every second channel
+            x = x.copy()
+            x[(1,) if request.param == "some zeros" else (slice(None), slice(0, None, 2))] = 0
+            return x
+        changes = {"zeros": 0 * x, "constant": 0 * x + 1, "identical": x[[0] * len(x)], "one image": x[:1]}
+        return changes.get(request.param, 1e6 * x)
 
-@pytest.fixture
-def finite() -> Callable[..., torch.Tensor]:
-    return finite_loss
+    def check(loss: torch.nn.Module, student: Arrays, teacher: Arrays, most: float = math.inf) -> None:
+        ours = {name: changed(x) for name, x in student.items()}
+        batch = len(next(iter(ours.values())))
+        for theirs in ({n: x[:batch] for n, x in teacher.items()}, {n: changed(x) for n, x in teacher.items()}):
+            sides = as_outputs(ours, torch.float32, grad=True), as_outputs(theirs, torch.float32)
+            assert_finite(loss.float(), *sides, most)
 
-
-def order_free(loss: Callable, student: np.ndarray, teacher: np.ndarray) -> None:
-    """The order of the batch's samples does not matter."""
-    ours, theirs = torch.tensor(student), torch.tensor(teacher)
-    order = torch.randperm(len(ours), generator=torch.Generator().manual_seed(1))
-    once = loss(Outputs(ours), Outputs(theirs))
-    assert loss(Outputs(ours[order]), Outputs(theirs[order])).item() == pytest.approx(once.item())
-
-
-@pytest.fixture
-def permutes() -> Callable[..., None]:
-    return order_free
-
-
-@pytest.fixture(params=["zeros", "identical", "one image"])
-def degenerate(request: pytest.FixtureRequest) -> Callable[[Arrays], dict[str, np.ndarray]]:
-    """Makes of one side's arrays a batch of zeros, of one image many times, or of one image."""
-
-    def change(arrays: Arrays) -> dict[str, np.ndarray]:
-        first = {name: array[:1] for name, array in arrays.items()}
-        return {
-            "zeros": {name: 0 * array for name, array in arrays.items()},
-            "identical": {name: array.repeat(3, axis=0) for name, array in first.items()},
-            "one image": first,
-        }[request.param]
-
-    return change
+    return check

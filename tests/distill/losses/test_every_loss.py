@@ -20,6 +20,7 @@ from dfkd.teacher import answer
 
 NAMES = sorted(name.lower() for name in losses.__all__)
 DRAWS = {"bss", "crd"}  # random numbers fall to positions in the batch, not to samples
+FLOAT32_LOGITS = {"kd", "relation"}  # as `Outputs` promises them; the others take any
 PLACE = Place(torch.device("cpu"), torch.float32)
 IMAGES = 40
 
@@ -93,6 +94,29 @@ class TestEveryLoss:
         assert value.isfinite()
         for module in (pair.student.module, pair.objective):
             assert all(p.grad.isfinite().all() for p in module.parameters() if p.grad is not None)
+
+    def test_computes_in_float32(self, name, view):
+        """Outputs in bfloat16 cost what the same numbers in float32 do, and nearly what they were rounded from does."""
+        values = []
+        for dtypes in ([], [torch.bfloat16, torch.float32], [torch.bfloat16]):
+
+            def cast(x, dtypes=dtypes):
+                for dtype in dtypes:
+                    x = x.to(dtype)
+                return x
+
+            pair = Pair(name)
+            sides = []
+            for side in pair.outputs(view):
+                logits = cast(side.logits).float() if name in FLOAT32_LOGITS else cast(side.logits)
+                sides.append(replace(side, logits=logits, features={k: cast(x) for k, x in side.features.items()}))
+            torch.manual_seed(3)
+            values.append(pair.objective(*sides)[1][name])
+        exact, rounded, low = values
+        assert low.dtype == torch.float32
+        layers = any(True for _ in pair.objective.parameters())  # these compute in the features' own precision
+        assert low.item() == pytest.approx(rounded.item(), rel=2e-3 if layers else 1e-5)
+        assert low.item() == pytest.approx(exact.item(), rel=0.02)
 
     def test_is_resumed_by_its_state(self, name, view):
         """What a loss learnt or counted in two steps is all in its state: a fresh one goes on alike."""

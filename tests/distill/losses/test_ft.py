@@ -8,19 +8,8 @@ from dfkd.errors import RequestError
 
 
 @pytest.fixture
-def maps(rng):
-    student, teacher = {"stage1": (2, 3, 6, 6)}, {"stage1": (2, 4, 3, 3)}
-    return tuple({name: rng.normal(size=size) for name, size in side.items()} for side in (student, teacher))
-
-
-@pytest.fixture
-def ready(outputs):
-    def make(student, teacher, **options):
-        loss = FT(**{"paraphraser": 1, **options})
-        loss.setup(outputs(student), outputs(teacher))
-        return loss.double()
-
-    return make
+def pair(normal):
+    return normal({"stage1": (2, 3, 6, 6)}, {"stage1": (2, 4, 3, 3)})
 
 
 def convolved(image, layers):
@@ -39,9 +28,9 @@ def convolved(image, layers):
     return image
 
 
-def test_factors_once_the_paraphraser_has_learnt(maps, ready, outputs, prove):
-    student, teacher = maps
-    loss = ready(student, teacher)
+def test_factors_once_the_paraphraser_has_learnt(pair, build, outputs, prove):
+    student, teacher = pair
+    loss = build(FT, student, teacher, paraphraser=1)
     loss(outputs(student), outputs(teacher))
     assert loss.encoder[-2].out_channels == 2
 
@@ -58,9 +47,9 @@ def test_factors_once_the_paraphraser_has_learnt(maps, ready, outputs, prove):
     prove(loss, student, teacher, formula)
 
 
-def test_the_first_steps_reconstruct_the_teachers_map(maps, ready, outputs, prove):
-    student, teacher = maps
-    loss = ready(student, teacher, paraphraser=2)
+def test_the_first_steps_reconstruct_the_teachers_map(pair, build, outputs, prove):
+    student, teacher = pair
+    loss = build(FT, student, teacher, paraphraser=2)
 
     def formula(s):
         gaps = [convolved(convolved(x, loss.encoder[::2]), loss.decoder[::2]) - x for x in teacher["stage1"]]
@@ -87,60 +76,58 @@ def gradients_are_right(loss, parameter, value):
     assert values[0] != values[1]
 
 
-def test_the_gradients_of_its_own_parameters(maps, ready, outputs):
-    ours, theirs = map(outputs, maps)
-    first = ready(*maps, paraphraser=9)
+def test_the_gradients_of_its_own_parameters(pair, build, outputs):
+    ours, theirs = map(outputs, pair)
+    first = build(FT, *pair, paraphraser=9)
     gradients_are_right(first, first.encoder[0].weight, lambda: first(ours, theirs))
-    then = ready(*maps)
+    then = build(FT, *pair, paraphraser=1)
     then(ours, theirs)
     gradients_are_right(then, then.translator[0].weight, lambda: then(ours, theirs))
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
-def test_each_part_moves_only_in_its_time(maps, ready, outputs, kind):
+def test_each_part_moves_only_in_its_time(pair, build, outputs, kind):
     """With momentum and weight decay: a gradient of 0 would still move what is to stand still."""
-    loss = ready(*maps, paraphraser=3)
+    loss = build(FT, *pair, paraphraser=3)
     optimizer = make_optimizer([loss], kind, 0.1)
     set_rate(optimizer, 0.1)
     moved = []
     for _ in range(5):
         before = {name: p.detach().clone() for name, p in loss.named_parameters()}
         optimizer.zero_grad(set_to_none=True)
-        loss(*map(outputs, maps)).backward()
+        loss(*map(outputs, pair)).backward()
         optimizer.step()
         moved.append({name.partition(".")[0] for name, p in loss.named_parameters() if not p.equal(before[name])})
     assert moved == [{"encoder", "decoder"}] * 3 + [{"translator"}] * 2
 
 
-def test_a_check_is_no_step_and_the_count_is_in_the_state(maps, ready, outputs):
-    ours, theirs = map(outputs, maps)
-    loss = ready(*maps, paraphraser=2)
+def test_a_check_is_no_step_and_the_count_is_in_the_state(pair, build, outputs):
+    ours, theirs = map(outputs, pair)
+    loss = build(FT, *pair, paraphraser=2)
     with torch.no_grad():
         first = [loss(ours, theirs).item() for _ in range(4)]
     assert len(set(first)) == 1
     loss(ours, theirs)
-    resumed = ready(*maps, paraphraser=2)
+    resumed = build(FT, *pair, paraphraser=2)
     resumed.load_state_dict(loss.state_dict())
     assert resumed(ours, theirs).item() == first[0]
     loss(ours, theirs)
     assert resumed(ours, theirs).item() == loss(ours, theirs).item() != first[0]
 
 
-def test_neither_the_batchs_order_nor_the_scale_of_a_factor_matters(maps, ready, outputs):
-    loss = ready(*maps)
-    loss(*map(outputs, maps))
-    once = loss(*map(outputs, maps)).item()
-    turned = [{name: x[::-1].copy() for name, x in side.items()} for side in maps]
-    assert loss(*map(outputs, turned)).item() == pytest.approx(once, rel=1e-9)
+def test_neither_the_batchs_order_nor_the_scale_of_a_factor_matters(pair, build, outputs, permutes):
+    loss = build(FT, *pair, paraphraser=1)
+    loss(*map(outputs, pair))
+    once = permutes(loss, *pair)
     with torch.no_grad():  # leaky ReLU keeps a positive factor
         loss.translator[-2].weight *= 3
         loss.translator[-2].bias *= 3
-    assert loss(*map(outputs, maps)).item() == pytest.approx(once, rel=1e-9)
+    assert loss(*map(outputs, pair)).item() == pytest.approx(once, rel=1e-9)
 
 
-def test_zero_where_translator_and_student_are_paraphraser_and_teacher(maps, ready, outputs):
-    _, teacher = maps
-    loss = ready(teacher, teacher)
+def test_zero_where_translator_and_student_are_paraphraser_and_teacher(pair, build, outputs):
+    _, teacher = pair
+    loss = build(FT, teacher, teacher, paraphraser=1)
     loss(outputs(teacher), outputs(teacher))
     loss.translator.load_state_dict(loss.encoder.state_dict())
     assert loss(outputs(teacher), outputs(teacher)).item() == pytest.approx(0, abs=1e-15)
@@ -163,20 +150,15 @@ def test_is_finite_on_zeros(outputs, batch):
     assert all(p.grad.isfinite().all() for p in loss.parameters())
 
 
-def test_bf16_is_close_to_float32(maps, outputs):
-    loss = FT(paraphraser=2)
-    loss.setup(*map(outputs, maps))
-    for _ in range(2):
-        with torch.no_grad():
-            exact, low = (loss(*(outputs(side, dtype) for side in maps)) for dtype in (torch.float32, torch.bfloat16))
-        assert low.dtype == torch.float32
-        assert low.item() == pytest.approx(exact.item(), rel=0.05)
-        loss.steps = 2
+def test_bf16_is_close_to_float32_once_the_paraphraser_has_learnt(pair, build, outputs, close_in_bf16):
+    loss = build(FT, *pair, paraphraser=1)
+    loss(*map(outputs, pair))
+    close_in_bf16(loss, *pair)
 
 
-def test_refuses(maps, ready):
+def test_refuses(pair, build):
     for options, match in (({"rate": 0.0}, "ft:rate=0"), ({"paraphraser": 0}, "ft:paraphraser=0 is not at least 1")):
         with pytest.raises(RequestError, match=match):
             FT(**options)
     with pytest.raises(RequestError, match="ft:stage=2 is not one of the 1 stages"):
-        ready(*maps, stage=2)
+        build(FT, *pair, stage=2)

@@ -8,15 +8,13 @@ from dfkd.outputs import Outputs
 
 
 @pytest.fixture
-def trained(outputs, rng):
+def trained(build, rng):
     """A loss whose matrix is not even any more."""
 
     def make(classes, accuracy=0.8):
-        loss = Noise(accuracy)
-        zeros = outputs({"logits": np.zeros((2, classes))})
-        loss.setup(zeros, zeros)
+        zeros = {"logits": np.zeros((2, classes))}
+        loss = build(Noise, zeros, zeros, accuracy=accuracy)
         assert not loss.errors.any()
-        loss.double()
         loss.errors.data = torch.tensor(rng.normal(size=(classes, classes - 1)))
         return loss
 
@@ -53,23 +51,8 @@ def test_noise(logits, trained, prove, softmax):
         {"logits": student},
         {"logits": teacher},
         lambda arrays: likelihood(arrays["logits"], teacher, errors, 0.8, softmax),
+        own=True,
     )
-
-
-def test_the_matrix_learns(logits, trained, outputs, softmax):
-    student, teacher = logits
-    loss = trained(5)
-    loss(outputs({"logits": student}), outputs({"logits": teacher})).backward()
-    errors = loss.errors.detach().numpy()
-    expected = np.zeros_like(errors)
-    for i in np.ndindex(errors.shape):
-        ends = []
-        for shift in (1e-5, -1e-5):
-            moved = errors.copy()
-            moved[i] += shift
-            ends.append(likelihood(student, teacher, moved, 0.8, softmax))
-        expected[i] = (ends[0] - ends[1]) / 2e-5
-    np.testing.assert_allclose(loss.errors.grad.numpy(), expected, rtol=1e-5, atol=1e-9)
 
 
 def test_its_minimum_is_a_student_certain_of_the_teachers_class(trained):
@@ -90,26 +73,11 @@ def test_two_classes_have_one_way_to_err(trained, outputs, softmax):
     assert not loss.errors.grad.any()
 
 
-def test_it_does_not_depend_on_the_batchs_order(logits, trained, permutes):
-    permutes(trained(5), *logits)
-
-
-def test_it_is_finite_with_its_gradients(extreme, finite, outputs):
-    student, teacher = extreme
+def test_it_is_finite_with_its_gradients(extreme, finite):
     loss = Noise(0.999999)
-    loss.setup(Outputs(student.detach()), Outputs(teacher))
-    finite(loss, student, Outputs(teacher))
-    loss(Outputs(student), Outputs(teacher)).backward()
-    assert loss.errors.grad.isfinite().all()
-
-
-def test_bf16_is_close_to_float32(logits):
-    ours, theirs = (torch.tensor(x, dtype=torch.float32) for x in logits)
-    loss = Noise()
-    loss.setup(Outputs(ours), Outputs(theirs))
-    low = loss(Outputs(ours.bfloat16()), Outputs(theirs.bfloat16()))
-    assert low.dtype == torch.float32
-    assert low.item() == pytest.approx(loss(Outputs(ours), Outputs(theirs)).item(), rel=0.02)
+    loss.setup(*extreme)
+    finite(loss, *extreme)
+    assert loss.errors.grad is not None
 
 
 def test_the_matrix_is_in_the_checkpoint_and_trains(trained):

@@ -9,27 +9,12 @@ from dfkd.errors import RequestError
 
 
 @pytest.fixture
-def pair(rng):
+def pair(normal):
     """Three stages of odd resolutions, of other widths and other resolutions on the teacher's side."""
-    student = {
-        "stage1": rng.normal(size=(3, 2, 5, 4)),
-        "stage2": rng.normal(size=(3, 3, 3, 3)),
-        "stage3": rng.normal(size=(3, 2, 2, 2)),
-        "last": rng.normal(size=(3, 2)),
-    }
-    teacher = {
-        "stage1": rng.normal(size=(3, 3, 6, 5)),
-        "stage2": rng.normal(size=(3, 2, 5, 5)),
-        "stage3": rng.normal(size=(3, 4, 2, 2)),
-        "last": rng.normal(size=(3, 3)),
-    }
-    return student, teacher
-
-
-def built(outputs, student, teacher, **options):
-    loss = ReviewKD(**options)
-    loss.setup(outputs(student), outputs(teacher))
-    return loss.double()
+    return normal(
+        {"stage1": (3, 2, 5, 4), "stage2": (3, 3, 3, 3), "stage3": (3, 2, 2, 2), "last": (3, 2)},
+        {"stage1": (3, 3, 6, 5), "stage2": (3, 2, 5, 5), "stage3": (3, 4, 2, 2), "last": (3, 3)},
+    )
 
 
 def context(maps, s, t):
@@ -72,27 +57,23 @@ def formula_of(loss, maps, teacher):
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_value_and_gradients(pair, outputs, prove, prove_own, maps, last):
+def test_value_and_gradients(pair, build, prove, maps, last):
     student, teacher = pair
-    loss = built(outputs, student, teacher, last=last)
+    loss = build(ReviewKD, student, teacher, last=last)
     assert loss.taps == (("stage", "last") if last else ("stage",))
-    formula = formula_of(loss, maps, teacher)
-    prove(loss, student, teacher, formula)
-    if last:
-        loss.zero_grad()
-        prove_own(loss, student, teacher, formula)
+    prove(loss, student, teacher, formula_of(loss, maps, teacher), own=last)
 
 
-def test_the_deepest_stage_reviews_nothing_and_the_width_within_is_its_own_up_to_512(outputs, rng):
+def test_the_deepest_stage_reviews_nothing_and_the_width_within_is_its_own_up_to_512(rng, build):
     student = {"stage1": rng.normal(size=(2, 2, 2, 2)), "stage2": rng.normal(size=(2, 520, 1, 1))}
-    loss = built(outputs, student, student)
+    loss = build(ReviewKD, student, student)
     assert loss.fusions[1].attend is None
     assert [fusion.enter[0].out_channels for fusion in loss.fusions] == [512, 512]
 
 
-def test_a_shallow_stage_learns_from_what_lies_deeper_and_not_the_other_way(pair, outputs):
+def test_a_shallow_stage_learns_from_what_lies_deeper_and_not_the_other_way(pair, build, outputs):
     student, teacher = pair
-    loss = built(outputs, student, teacher)
+    loss = build(ReviewKD, student, teacher)
     ours = outputs(student, grad=True)
     without = {k: torch.tensor(v) for k, v in teacher.items()}
     loss(ours, outputs(teacher)).backward()
@@ -107,10 +88,10 @@ def test_a_shallow_stage_learns_from_what_lies_deeper_and_not_the_other_way(pair
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 3), (5, 7), (8, 2), (9, 9)])
-def test_context_loss_is_the_mean_square_of_a_constant_difference_and_zero_at_equality(outputs, rng, size):
+def test_context_loss_is_the_mean_square_of_a_constant_difference_and_zero_at_equality(outputs, rng, size, build):
     """Its weights sum to 1 at every resolution: all levels see the same difference."""
     student = {"stage1": rng.normal(size=(2, 3, *size))}
-    loss = built(outputs, student, student)
+    loss = build(ReviewKD, student, student)
     reviewed, _ = loss.fusions[0](torch.tensor(student["stage1"]), None, torch.Size(size))
     teacher = {"stage1": reviewed.detach().numpy()}
     assert loss(outputs(student), outputs(teacher)).item() == pytest.approx(0, abs=1e-12)
@@ -118,35 +99,23 @@ def test_context_loss_is_the_mean_square_of_a_constant_difference_and_zero_at_eq
     assert loss(outputs(student), outputs(off)).item() == pytest.approx(9)
 
 
-def test_the_batch_may_be_permuted(pair, outputs):
+def test_the_batch_may_be_permuted(pair, build, permutes):
+    permutes(build(ReviewKD, *pair, last=True), *pair)
+
+
+def test_is_finite_where_features_are_degenerate(pair, build, survives):
+    survives(build(ReviewKD, *pair), *pair)
+
+
+def test_one_image_is_refused_where_the_last_feature_is_reviewed(pair, build, outputs):
     student, teacher = pair
-    order = [2, 0, 1]
-    loss = built(outputs, student, teacher, last=True)
-    once = loss(outputs(student), outputs(teacher)).item()
-    turned = [outputs({k: v[order] for k, v in side.items()}) for side in pair]
-    assert loss(*turned).item() == pytest.approx(once)
-
-
-def test_is_finite_where_features_are_degenerate(pair, outputs, assert_finite, degenerate):
-    student, teacher = pair
-    loss = built(outputs, student, teacher)
-    student, teacher = (degenerate(side) for side in pair)
-    assert_finite(loss, outputs(student, grad=True), outputs(teacher))
-
-
-def test_one_image_is_refused_where_the_last_feature_is_reviewed(pair, outputs):
-    student, teacher = pair
-    loss = built(outputs, student, teacher, last=True)
+    loss = build(ReviewKD, student, teacher, last=True)
     with pytest.raises(RequestError, match="--batch-size 2"):
         loss(*(outputs({k: v[:1] for k, v in side.items()}) for side in pair))
 
 
-def test_bfloat16_is_close(pair, outputs, assert_finite):
-    student, teacher = pair
-    loss = built(outputs, student, teacher, last=True).float()
-    exact = loss(*(outputs(side, torch.float32) for side in pair)).item()
-    low = assert_finite(loss, outputs(student, torch.bfloat16, grad=True), outputs(teacher, torch.bfloat16))
-    assert low == pytest.approx(exact, rel=0.02)
+def test_bfloat16_is_close(pair, build, close_in_bf16):
+    close_in_bf16(build(ReviewKD, *pair, last=True), *pair)
 
 
 def test_features_of_another_shape_are_refused(rng, outputs):

@@ -8,7 +8,6 @@ import torch
 
 from dfkd.distill.losses import RKD, rkd
 from dfkd.errors import RequestError
-from dfkd.outputs import Outputs
 
 
 @pytest.fixture
@@ -73,40 +72,34 @@ def test_the_papers_weights_are_the_defaults():
     assert (RKD.weight * RKD().distance, RKD.weight * RKD().angle) == (25, 50)
 
 
-def test_scale_shift_rotation_and_order_do_not_matter(pair, outputs, rng):
+def test_scale_shift_and_rotation_do_not_matter(pair, outputs, rng):
     student, teacher = pair
     once = RKD()(outputs(student), outputs(teacher)).item()
     turn = np.linalg.qr(rng.normal(size=(4, 4)))[0]
     moved = RKD()(outputs({"last": 7 * student["last"] @ turn + 3}), outputs({"last": 0.01 * teacher["last"]}))
     assert moved.item() == pytest.approx(once)
-    order = [3, 1, 4, 0, 2]
-    turned = [outputs({"last": side["last"][order]}) for side in pair]
-    assert RKD()(*turned).item() == pytest.approx(once)
     assert RKD()(outputs({"last": 2 * teacher["last"]}), outputs(teacher)).item() == pytest.approx(0, abs=1e-12)
 
 
-def test_a_map_is_averaged(pair, outputs, rng):
-    maps = rng.normal(size=(5, 4, 2, 3))
-    values = [RKD()(outputs({"last": x}), outputs(pair[1])).item() for x in (maps, maps.mean(axis=(2, 3)))]
-    assert values[0] == pytest.approx(values[1])
+def test_a_map_is_averaged(pair, averages_maps):
+    averages_maps(RKD(), *pair)
 
 
-@pytest.mark.parametrize("kind", ["zeros", "same", "two same", "nearly same", "one", "two", "huge", "tiny"])
-def test_is_finite_with_a_bounded_gradient(kind, outputs, assert_finite, rng):
+def test_is_finite_where_features_are_degenerate(pair, survives):
+    survives(RKD(), *pair)
+
+
+@pytest.mark.parametrize("kind", ["two same", "nearly same", "one", "two", "tiny"])
+def test_is_finite_in_small_batches_and_at_small_distances(kind, outputs, finite, rng):
     x = rng.normal(size=(6, 8))
-    if kind == "two same":
-        x[1] = x[0]
-    if kind == "nearly same":
-        x[1] = x[0] * (1 + 1e-7)
-    x = {"zeros": 0 * x, "same": x[[0] * 6], "one": x[:1], "two": x[:2], "huge": 1e6 * x, "tiny": 1e-6 * x}.get(kind, x)
-    ours = outputs({"last": x}, torch.float32, grad=True)
-    teacher = outputs({"last": rng.normal(size=x.shape)}, torch.float32)
-    value = assert_finite(RKD(), ours, teacher)
+    if kind in ("two same", "nearly same"):
+        x[1] = x[0] * (1 + 1e-7 * (kind == "nearly same"))
+    x = {"one": x[:1], "two": x[:2], "tiny": 1e-6 * x}.get(kind, x)
+    sides = outputs({"last": x}, torch.float32, grad=True), outputs({"last": rng.normal(size=x.shape)}, torch.float32)
+    # the angle at a point that is two is no direction to learn
+    value = finite(RKD(), *sides, most=10 if "same" in kind else np.inf)
     if kind in ("one", "two"):
         assert value == pytest.approx(0, abs=1e-6)
-    gradient = ours.features["last"].grad
-    if kind in ("two same", "nearly same"):
-        assert gradient.abs().max() < 10  # the angle at a point that is two is no direction to learn
 
 
 def test_coincident_samples_of_the_teacher_teach_no_angle(outputs, rng):
@@ -118,12 +111,6 @@ def test_coincident_samples_of_the_teacher_teach_no_angle(outputs, rng):
     kept = [(0, 2, 1), (1, 2, 0)]  # at sample 2, whose sides have a length
     expected = sum(huber(angles(student)[key] - 1) for key in kept) / 6
     assert loss == pytest.approx(2 * expected)
-
-
-def test_bfloat16_is_computed_in_float32(pair, outputs, assert_finite):
-    low = assert_finite(RKD(), outputs(pair[0], torch.bfloat16, grad=True), outputs(pair[1], torch.bfloat16))
-    rounded = [{name: torch.tensor(x).bfloat16().double().numpy() for name, x in side.items()} for side in pair]
-    assert low == pytest.approx(RKD()(*(outputs(side) for side in rounded)).item(), rel=1e-4)
 
 
 def test_wrong_options_and_features_are_refused(rng, outputs):
@@ -139,5 +126,4 @@ def test_wrong_options_and_features_are_refused(rng, outputs):
 
 
 def test_far_logits_are_finite(extreme, finite):
-    student, teacher = extreme
-    finite(RKD(of="logits"), student, Outputs(teacher))
+    finite(RKD(of="logits"), *extreme)

@@ -11,10 +11,11 @@ from dfkd.errors import RequestError
 
 
 @pytest.fixture
-def pair(rng):
-    student = {"stage1": rng.normal(size=(3, 2, 6, 6)), "stage2": rng.normal(size=(3, 2, 4, 4))}
-    teacher = {"stage1": rng.normal(size=(3, 2, 6, 6)), "stage2": rng.normal(size=(3, 4, 3, 3))}
-    return {**student, "last": rng.normal(size=(3, 3))}, {**teacher, "last": rng.normal(size=(3, 4))}
+def pair(normal):
+    return normal(
+        {"stage1": (3, 2, 6, 6), "stage2": (3, 2, 4, 4), "last": (3, 3)},
+        {"stage1": (3, 2, 6, 6), "stage2": (3, 4, 3, 3), "last": (3, 4)},
+    )
 
 
 @pytest.fixture
@@ -28,15 +29,9 @@ def setting():
     return of
 
 
-def built(outputs, student, teacher, **options):
-    loss = SimKD(**options)
-    loss.setup(outputs(student), outputs(teacher))
-    return loss.double()
-
-
-def test_convolutions_value_and_gradients(pair, outputs, prove, prove_own, maps):
+def test_convolutions_value_and_gradients(pair, build, prove, maps):
     student, teacher = ({k: v for k, v in side.items() if k != "last"} for side in pair)
-    loss = built(outputs, student, teacher)
+    loss = build(SimKD, student, teacher)
     assert loss.taps == ("stage",)
     assert [tuple(loss.projector[i].weight.shape) for i in (0, 3, 6)] == [(2, 2, 1, 1), (2, 2, 3, 3), (4, 2, 1, 1)]
 
@@ -49,29 +44,25 @@ def test_convolutions_value_and_gradients(pair, outputs, prove, prove_own, maps)
             x = np.maximum(x, 0)
         return ((x - teacher["stage2"]) ** 2).mean()
 
-    prove(loss, student, teacher, formula)
-    loss.zero_grad()
-    prove_own(loss, student, teacher, formula)
+    prove(loss, student, teacher, formula, own=True)
 
 
-def test_linear_value_and_gradients(pair, outputs, prove, prove_own):
+def test_linear_value_and_gradients(pair, build, prove):
     student, teacher = ({"last": side["last"]} for side in pair)
-    loss = built(outputs, student, teacher, projector="linear")
+    loss = build(SimKD, student, teacher, projector="linear")
     assert loss.taps == ("last",)
 
     def formula(student):
         own = {name: value.numpy() for name, value in loss.state_dict().items()}
         return ((student["last"] @ own["projector.weight"].T + own["projector.bias"] - teacher["last"]) ** 2).mean()
 
-    prove(loss, student, teacher, formula)
-    loss.zero_grad()
-    prove_own(loss, student, teacher, formula)
+    prove(loss, student, teacher, formula, own=True)
 
 
-def test_is_zero_where_the_projected_feature_equals_the_teachers(pair, outputs):
+def test_is_zero_where_the_projected_feature_equals_the_teachers(pair, build, outputs):
     student, teacher = pair
     for options, name in (({}, "stage2"), ({"projector": "linear"}, "last")):
-        loss = built(outputs, student, teacher, **options)
+        loss = build(SimKD, student, teacher, **options)
         x = torch.tensor(student[name])
         x = loss.projector(nn.functional.adaptive_avg_pool2d(x, 3) if name == "stage2" else x)
         assert loss(outputs(student), outputs({**teacher, name: x.detach().numpy()})).item() < 1e-20
@@ -130,40 +121,23 @@ def test_training_with_reuse_alone_reaches_the_teachers_logits(rng, setting, out
     torch.testing.assert_close(ours, theirs, atol=0.05, rtol=0)
 
 
-def test_the_batch_may_be_permuted_and_last_maps_are_averaged(pair, outputs, rng):
-    order = [2, 0, 1]
-    student, teacher = {**pair[0], "last": rng.normal(size=(3, 3, 2, 2))}, pair[1]
-    for options in ({}, {"projector": "linear"}):
-        loss = built(outputs, student, teacher, **options)
-        once = loss(outputs(student), outputs(teacher)).item()
-        turned = [outputs({k: v[order] for k, v in side.items()}) for side in (student, teacher)]
-        assert loss(*turned).item() == pytest.approx(once)
-    flat = {**student, "last": student["last"].mean(axis=(2, 3))}
-    assert loss(outputs(flat), outputs(teacher)).item() == pytest.approx(once)
+def test_with_a_linear_projector_the_batch_may_be_permuted_and_maps_are_averaged(pair, build, permutes, averages_maps):
+    loss = build(SimKD, *pair, projector="linear")
+    permutes(loss, *pair)
+    averages_maps(loss, *pair)
 
 
 @pytest.mark.parametrize("projector", ["conv", "linear"])
-def test_is_finite_where_features_are_degenerate(pair, outputs, assert_finite, degenerate, projector):
-    loss = built(outputs, *pair, projector=projector)
-    student, teacher = (degenerate(side) for side in pair)
-    assert_finite(loss, outputs(student, grad=True), outputs(teacher))
+def test_is_finite_where_features_are_degenerate(pair, build, survives, projector):
+    survives(build(SimKD, *pair, projector=projector), *pair)
 
 
-def test_one_image_of_one_pixel_is_refused_by_the_convolutions(rng, outputs):
-    features = {"stage1": rng.normal(size=(2, 2, 1, 1))}
-    loss = built(outputs, features, features)
-    one = outputs({"stage1": features["stage1"][:1]})
-    with pytest.raises(RequestError, match="--batch-size 2"):
-        loss(one, one)
+def test_one_image_of_one_pixel_is_refused_by_the_convolutions(refuses_one_pixel):
+    refuses_one_pixel(SimKD, "stage1")
 
 
-@pytest.mark.parametrize("projector", ["conv", "linear"])
-def test_bfloat16_is_close(pair, outputs, assert_finite, projector):
-    student, teacher = pair
-    loss = built(outputs, student, teacher, projector=projector).float()
-    exact = loss(*(outputs(side, torch.float32) for side in pair)).item()
-    low = assert_finite(loss, outputs(student, torch.bfloat16, grad=True), outputs(teacher, torch.bfloat16))
-    assert low == pytest.approx(exact, rel=0.02)
+def test_bfloat16_is_close_with_a_linear_projector(pair, build, close_in_bf16):
+    close_in_bf16(build(SimKD, *pair, projector="linear"), *pair)
 
 
 def test_wrong_options_are_refused():

@@ -45,29 +45,18 @@ def test_below_epsilon_it_is_kd_of_logits_divided_by_it(logits):
     assert found.item() == pytest.approx(KD(2.0)(Outputs(ours / 0.5), Outputs(theirs / 0.5)).item())
 
 
-def test_it_does_not_depend_on_the_batchs_order(logits, permutes):
-    permutes(Standardized(), *logits)
-
-
 def test_it_is_finite_with_its_gradient(extreme, finite):
-    student, teacher = extreme
-    finite(Standardized(), student, Outputs(teacher))
+    finite(Standardized(), *extreme)
 
 
 def test_a_student_with_equal_logits_gets_a_bounded_gradient(logits, finite):
-    gradient = finite(Standardized(), torch.zeros(6, 5, requires_grad=True), Outputs(torch.tensor(logits[1]).float()))
-    assert 0 < gradient.abs().max() < 1000
+    equal = torch.zeros(6, 5, requires_grad=True)
+    finite(Standardized(), Outputs(equal), Outputs(torch.tensor(logits[1]).float()), most=1000)
+    assert equal.grad.any()
 
 
 def test_one_class_costs_nothing(finite):
-    finite(Standardized(), torch.ones(3, 1, requires_grad=True), Outputs(torch.zeros(3, 1)))
-
-
-def test_bf16_is_close_to_float32(logits):
-    ours, theirs = (torch.tensor(x, dtype=torch.float32) for x in logits)
-    low = Standardized()(Outputs(ours.bfloat16()), Outputs(theirs.bfloat16()))
-    assert low.dtype == torch.float32
-    assert low.item() == pytest.approx(Standardized()(Outputs(ours), Outputs(theirs)).item(), rel=0.02)
+    finite(Standardized(), Outputs(torch.ones(3, 1, requires_grad=True)), Outputs(torch.zeros(3, 1)))
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"epsilon": 0.0}])

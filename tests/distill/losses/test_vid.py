@@ -11,25 +11,12 @@ from dfkd.errors import RequestError
 
 
 @pytest.fixture
-def pair(rng):
+def pair(normal):
     """A stage larger on the student's side, one larger on the teacher's, and last features of other widths."""
-    student = {
-        "stage1": rng.normal(size=(3, 2, 4, 4)),
-        "stage2": rng.normal(size=(3, 3, 2, 2)),
-        "last": rng.normal(size=(3, 4)),
-    }
-    teacher = {
-        "stage1": rng.normal(size=(3, 3, 3, 3)),
-        "stage2": rng.normal(size=(3, 2, 4, 4)),
-        "last": rng.normal(size=(3, 2)),
-    }
-    return student, teacher
-
-
-def built(outputs, student, teacher, **options):
-    loss = VID(**options)
-    loss.setup(outputs(student), outputs(teacher))
-    return loss.double()
+    return normal(
+        {"stage1": (3, 2, 4, 4), "stage2": (3, 3, 2, 2), "last": (3, 4)},
+        {"stage1": (3, 3, 3, 3), "stage2": (3, 2, 4, 4), "last": (3, 2)},
+    )
 
 
 def formula_of(loss, maps, teacher, epsilon=1e-5):
@@ -60,31 +47,28 @@ def formula_of(loss, maps, teacher, epsilon=1e-5):
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_value_and_gradients(pair, outputs, prove, prove_own, maps, rng, last):
+def test_value_and_gradients(pair, build, prove, maps, rng, last):
     student, teacher = pair
-    loss = built(outputs, student, teacher, last=last)
+    loss = build(VID, student, teacher, last=last)
     assert loss.taps == (("stage", "last") if last else ("stage",))
     assert len(loss.alphas) == len(loss.means) == 2 + last
     with torch.no_grad():
         for alpha in loss.alphas:
             alpha.copy_(torch.tensor(rng.normal(size=alpha.shape) * 2))
-    formula = formula_of(loss, maps, teacher)
-    prove(loss, student, teacher, formula)
-    loss.zero_grad()
-    prove_own(loss, student, teacher, formula)
+    prove(loss, student, teacher, formula_of(loss, maps, teacher), own=True)
 
 
 @pytest.mark.parametrize("variance", [5.0, 0.01, 800.0])
-def test_variances_start_where_they_are_asked_to(pair, outputs, variance):
-    loss = built(outputs, *pair, variance=variance)
+def test_variances_start_where_they_are_asked_to(pair, build, variance):
+    loss = build(VID, *pair, variance=variance)
     for alpha in loss.alphas:
         assert (torch.nn.functional.softplus(alpha) + 1e-5).tolist() == pytest.approx([variance] * len(alpha))
 
 
-def test_the_minimum_is_the_logarithm_of_the_deviation(rng, outputs):
+def test_the_minimum_is_the_logarithm_of_the_deviation(rng, outputs, build):
     """At t = μ(s) only log(σ) is left, which is negative below 1; the variance may fall to epsilon and no further."""
     features = {"stage1": rng.normal(size=(4, 3, 2, 2)), "last": rng.normal(size=(4, 3))}
-    loss = built(outputs, features, features, last=True)
+    loss = build(VID, features, features, last=True)
     loss.means[0] = torch.nn.Identity()
     loss.means[1] = torch.nn.Identity()
     assert loss(outputs(features), outputs(features)).item() == pytest.approx(math.log(5), rel=1e-6)  # 2 places
@@ -96,39 +80,22 @@ def test_the_minimum_is_the_logarithm_of_the_deviation(rng, outputs):
     assert loss(outputs(off), outputs(features)).item() > math.log(1e-5)
 
 
-def test_the_batch_may_be_permuted_and_a_last_map_is_averaged(pair, outputs, rng):
-    student, teacher = pair
-    student = {**student, "last": rng.normal(size=(3, 4, 2, 2))}
-    loss = built(outputs, student, teacher, last=True)
-    once = loss(outputs(student), outputs(teacher)).item()
-    order = [2, 0, 1]
-    turned = [outputs({k: v[order] for k, v in side.items()}) for side in (student, teacher)]
-    assert loss(*turned).item() == pytest.approx(once)
-    flat = {**student, "last": student["last"].mean(axis=(2, 3))}
-    assert loss(outputs(flat), outputs(teacher)).item() == pytest.approx(once)
+def test_the_batch_may_be_permuted_and_a_last_map_is_averaged(pair, build, permutes, averages_maps):
+    loss = build(VID, *pair, last=True)
+    permutes(loss, *pair)
+    averages_maps(loss, *pair)
 
 
-def test_is_finite_where_features_are_degenerate(pair, outputs, assert_finite, degenerate):
-    student, teacher = pair
-    loss = built(outputs, student, teacher, last=True)
-    student, teacher = (degenerate(side) for side in pair)
-    assert_finite(loss, outputs(student, grad=True), outputs(teacher))
+def test_is_finite_where_features_are_degenerate(pair, build, survives):
+    survives(build(VID, *pair, last=True), *pair)
 
 
-def test_one_image_of_one_pixel_is_refused(rng, outputs):
-    features = {"stage1": rng.normal(size=(2, 2, 1, 1))}
-    loss = built(outputs, features, features)
-    one = outputs({"stage1": features["stage1"][:1]})
-    with pytest.raises(RequestError, match="--batch-size 2"):
-        loss(one, one)
+def test_one_image_of_one_pixel_is_refused(refuses_one_pixel):
+    refuses_one_pixel(VID, "stage1")
 
 
-def test_bfloat16_is_close(pair, outputs, assert_finite):
-    student, teacher = pair
-    loss = built(outputs, student, teacher, last=True).float()
-    exact = loss(*(outputs(side, torch.float32) for side in pair)).item()
-    low = assert_finite(loss, outputs(student, torch.bfloat16, grad=True), outputs(teacher, torch.bfloat16))
-    assert low == pytest.approx(exact, rel=0.02)
+def test_bfloat16_is_close(pair, build, close_in_bf16):
+    close_in_bf16(build(VID, *pair, last=True), *pair)
 
 
 def test_wrong_input_is_refused(rng, outputs):
