@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 import dfkd.compare.stage
 import dfkd.distill.stage
 import dfkd.models.load
-import dfkd.select.stage
+import dfkd.select.folder
 from benchmarks.reliability.faults import Faults
 from dfkd import cli
 from dfkd.models import cifar_resnet
@@ -125,8 +125,8 @@ class Lab:
     def command(self, scenario, work):
         """Run a scenario's command in this process."""
         score.PART_ROWS = PART_ROWS
-        dfkd.select.stage.ROWS_PER_SHARD = ROWS_PER_SHARD
-        dfkd.select.stage.BYTES_PER_SHARD = BYTES_PER_SHARD
+        dfkd.select.folder.ROWS_PER_SHARD = ROWS_PER_SHARD
+        dfkd.select.folder.BYTES_PER_SHARD = BYTES_PER_SHARD
         os.environ["DFKD_CACHE"] = str(work / "cache") if work != self.folder else os.environ["DFKD_CACHE"]
         return cli.main([str(argument) for argument in self.arguments(scenario, work)])
 

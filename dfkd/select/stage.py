@@ -3,55 +3,35 @@
 import inspect
 import math
 import shutil
-from collections.abc import Generator, Iterator
-from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
 
 from dfkd import names
 from dfkd.config import SelectConfig, differences, portable
-from dfkd.console import progress, say
+from dfkd.console import say
 from dfkd.data import Pool, open_pool
 from dfkd.device import Place, resolve_place
 from dfkd.errors import RequestError
-from dfkd.files import PARTIAL, hash_of, output_path, replacing, sync, sync_folder
+from dfkd.files import PARTIAL, output_path
 from dfkd.locks import LOCK, locked
 from dfkd.models.load import Model, load_teacher
 from dfkd.places import find_taps
-from dfkd.select.choose import REASONS, Choice, Method, TooFew, choose
-from dfkd.select.class_dropping import kept_classes
-from dfkd.select.journal import JOURNAL, Journal
+from dfkd.select.choose import Choice, Method, TooFew, choose
+from dfkd.select.folder import Selected, check_partial, write
 from dfkd.select.score import SCORE_FORMAT, PoolScores, score_pool, scores_folder
-from dfkd.shards import BYTES_PER_SHARD, MANIFEST, ROWS_PER_SHARD, Rows, Shards, write_manifest, write_shards
+from dfkd.shards import MANIFEST, Shards
 from dfkd.taps import Tap, parse_taps
 from dfkd.teacher import Classifier
 from dfkd.versions import versions
 
 METHODS = ["dfkd.select.methods"]
-FILES_AT_ONCE = 64
-OWN = (LOCK, JOURNAL, "data-", "dataset_info.json", "scores.parquet", "state.json", MANIFEST)
-"""How the names begin in a folder in which a selection is written."""
 SHOWN_CLASSES = 100
 """Counts in the log; the manifest has them all."""
-
-
-@dataclass(frozen=True)
-class Selected:
-    """A selection before it is written: what was asked, what of, and what was chosen."""
-
-    config: SelectConfig
-    model: Model
-    pool: Pool
-    scores: PoolScores
-    choice: Choice
-    content: dict[str, Any]
-    """Everything that decides the selection."""
 
 
 def run(config: SelectConfig) -> Path:
@@ -78,7 +58,7 @@ def run(config: SelectConfig) -> Path:
         if _is_done(out, config.out, content):  # another command has finished it since
             say(f"{config.out}: this selection is complete already")
             return out
-        _check_partial(partial)
+        check_partial(partial)
         try:
             scores = score_pool(
                 Classifier(model, place, {"last": tap} if tap else {}),
@@ -89,7 +69,7 @@ def run(config: SelectConfig) -> Path:
                 max_unreadable=config.max_unreadable,
             )
             selected = Selected(config, model, pool, scores, _choose(config, method_name, scores), content)
-            _write(partial, out, selected)
+            write(partial, out, selected)
         except RequestError:  # it will not be gone on with
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -176,150 +156,6 @@ def _choose(config: SelectConfig, method: names.Named, scores: PoolScores) -> Ch
             enough = math.ceil(1000 * few.wanted / few.usable) / 1000
             raise RequestError(f"{few}; --gamma {enough:g} admits enough, or ask for {few.left}") from None
         raise RequestError(f"{few}; ask for {few.left}") from None
-
-
-def _write(partial: Path, out: Path, selected: Selected) -> None:
-    """Write the whole folder under a temporary name and rename it, so that `out` is complete or not there.
-
-    Shards that a killed command of the same request has written are kept, in the folder of the temporary name.
-    """
-    journal = Journal(partial, hash_of(selected.content))
-    done = journal.done
-    keep = {LOCK, JOURNAL, *(file["name"] for file in done)}
-    for file in partial.iterdir():  # half written, or of another selection that was not finished
-        if file.name not in keep:
-            file.unlink()
-    start = sum(file["rows"] for file in done)
-    if done:
-        say(f"{start:,} images were written before, in {len(done):,} shards")
-    with closing(_rows(selected, start)) as rows:  # with its progress bar, before an error is told
-        files = write_shards(partial, rows, journal.fingerprint, done, journal.add)
-    _write_scores(partial / "scores.parquet", selected)
-    sync_folder(partial)
-    write_manifest(partial, _manifest(selected, files))
-    journal.remove()
-    partial.replace(out)
-    sync(out.parent)
-    (out / LOCK).unlink(missing_ok=True)
-
-
-def _check_partial(partial: Path) -> None:
-    """Raise RequestError where the folder of the temporary name is somebody else's."""
-    for file in partial.iterdir():
-        if not file.name.startswith(OWN):
-            raise RequestError(f"{partial} is needed and holds {file.name!r}, which is no part of a selection; move it")
-
-
-def _manifest(selected: Selected, files: list[dict[str, Any]]) -> dict[str, Any]:
-    """Counts and results first; `config` is what was asked, without the paths, which do not decide the content."""
-    model, pool, scores, choice = selected.model, selected.pool, selected.scores, selected.choice
-    predictions = scores.images.prediction[choice.indices]
-    unreadable = np.array([*scores.problems], dtype=np.int64)
-    left_out = ("teacher", "pool", "out", "preset")
-    asked = {k: v for k, v in portable(asdict(selected.config)).items() if k not in left_out}
-    return {
-        "fingerprint": hash_of(selected.content),
-        "teacher": model.spec,
-        "source": "selection",
-        "count": len(choice.indices),
-        "image": {"encoded": pool.encoded, "size": pool.image_size, "channels": model.channels},
-        "classes": model.classes,
-        "per_class": np.bincount(predictions, minlength=model.classes).tolist(),
-        "threshold": choice.threshold,
-        "admitted": choice.admitted,
-        "reasons": choice.counts(),
-        "unreadable": [
-            {"source": name, "why": scores.problems[i]}
-            for i, name in zip(scores.problems, pool.sources(unreadable), strict=True)
-        ],
-        "config": asked,
-        "content": selected.content,
-        "files": files,
-    }
-
-
-def _rows(selected: Selected, start: int) -> Generator[Rows, None, None]:
-    """The shards' content, a shard at a time, in the pool's order, from the `start`-th image on."""
-    pool, scores, picked = selected.pool, selected.scores, selected.choice.indices
-    floor = selected.config.class_dropping
-    with progress("writing", len(picked), "images", start) as bar:
-        for indices, image in _images(pool, picked[start:]):
-            logits = scores.logits(indices)
-            yield Rows(
-                image=image,
-                source=pool.sources(indices),
-                prediction=scores.images.prediction[indices],
-                confidence=scores.images.confidence[indices],
-                entropy=scores.images.entropy[indices],
-                logits=logits,
-                kept_classes=_kept(logits, scores.images.prediction[indices], floor),
-            )
-            bar.advance(len(indices))
-
-
-def _kept(
-    logits: Float[np.ndarray, "rows classes"], prediction: Int[np.ndarray, " rows"], floor: float
-) -> Bool[np.ndarray, "rows classes"]:
-    """The mask to store. The predicted class is in it also where logits so large that float16 cuts them are alike."""
-    kept = kept_classes(torch.from_numpy(logits), floor).numpy()
-    kept[np.arange(len(kept)), prediction] = True
-    return kept
-
-
-def _images(
-    pool: Pool, indices: Int[np.ndarray, " selected"]
-) -> Iterator[tuple[Int[np.ndarray, " rows"], UInt8[np.ndarray, "rows size size channels"] | list[bytes]]]:
-    """The selected images, cut into shards: at most so many rows, and of encoded files at most so many bytes."""
-    if not pool.encoded:
-        for start in range(0, len(indices), ROWS_PER_SHARD):
-            rows = indices[start : start + ROWS_PER_SHARD]
-            yield rows, _pixels(pool, rows)
-        return
-    files: list[bytes] = []
-    first = size = 0
-    for start in range(0, len(indices), FILES_AT_ONCE):
-        for file in pool.files(indices[start : start + FILES_AT_ONCE]):
-            if files and (size + len(file) > BYTES_PER_SHARD or len(files) == ROWS_PER_SHARD):
-                yield indices[first : first + len(files)], files
-                first, files, size = first + len(files), [], 0
-            files.append(file)
-            size += len(file)
-    if files:
-        yield indices[first:], files
-
-
-def _pixels(pool: Pool, indices: Int[np.ndarray, " rows"]) -> UInt8[np.ndarray, "rows size size channels"]:
-    """The pixels of images that were readable when they were scored. Raises: RequestError where one no longer is."""
-    images = pool.images(indices)
-    for position, why in images.problems.items():
-        name = pool.sources(indices[position : position + 1])[0]
-        raise RequestError(f"{name} was scored and cannot be read any more ({why}); the pool has changed: select again")
-    return images.pixels
-
-
-def _write_scores(path: Path, selected: Selected) -> None:
-    """One row for every pool image, with the reason for which it is in or out."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pool, images, choice = selected.pool, selected.scores.images, selected.choice
-
-    def table(start: int) -> Any:
-        rows = np.arange(start, min(start + 8 * ROWS_PER_SHARD, len(pool)))
-        columns = {
-            "source": pool.sources(rows),
-            "prediction": images.prediction[rows],
-            "confidence": images.confidence[rows],
-            "entropy": images.entropy[rows],
-            "reason": pa.DictionaryArray.from_arrays(pa.array(choice.reasons[rows]), pa.array(REASONS)),
-        }
-        return pa.table(columns)
-
-    first = table(0)
-    with replacing(path) as partial, pq.ParquetWriter(partial, first.schema) as writer:
-        writer.write_table(first)
-        for start in range(8 * ROWS_PER_SHARD, len(pool), 8 * ROWS_PER_SHARD):
-            writer.write_table(table(start))
 
 
 def _report(selected: Selected) -> None:
