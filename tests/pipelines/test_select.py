@@ -175,7 +175,7 @@ def test_large_photos_stay_encoded_and_teach(lab, tmp_path, rng, monkeypatch):
         Image.fromarray(pixels).save(folder / f"{i:02d}.jpg")
     torch.save(cifar_resnet(depth=8, width=4, num_classes=3).state_dict(), tmp_path / "three.pt")
     teacher = ("--teacher", f"cifar_resnet:depth=8,width=4@{tmp_path / 'three.pt'}", "--precision", "fp32")
-    monkeypatch.setattr(stage, "BYTES_PER_SHARD", 20_000)
+    monkeypatch.setattr("dfkd.select.folder.BYTES_PER_SHARD", 20_000)
     where = ("--pool", folder, "--image-size", 72, "--out", tmp_path / "selection", "--method", "random", "--count", 20)
     assert lab.dfkd("select", *teacher, *where, "--seed", 1) == 0
     shards = Shards(tmp_path / "selection")

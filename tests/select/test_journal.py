@@ -49,7 +49,8 @@ def test_a_damaged_line_ends_the_list(folder, end):
 
 def test_a_folder_that_only_had_to_be_renamed_is_known_by_its_manifest(folder):
     files = Journal(folder, "aa").done
-    write_manifest(folder, {"fingerprint": "aa", "files": files, "image": {}})
+    image = {"encoded": False, "size": 2, "channels": 1}
+    write_manifest(folder, {"fingerprint": "aa", "files": files, "image": image, "content": {}, "classes": 3})
     (folder / JOURNAL).unlink()
     assert names(Journal(folder, "aa")) == ALL
     (folder / JOURNAL).unlink()
