@@ -5,7 +5,8 @@
 
 Every trial runs a command in a process of its own (forked from one that has the libraries imported, or with --spawned
 started as a user does), kills it, gives the same command again until it is done, and compares all bytes with those of
-an uninterrupted one. With --scenarios, those of OUT.json are replaced that are measured. See `faults` for what a power cut loses. The exit status is 1 if anything was lost.
+an uninterrupted one. `faults` says what a power cut loses. The figures of the scenarios that are measured replace those
+of an OUT.json that is there. The exit status is 1 if anything was lost.
 """
 
 import argparse
