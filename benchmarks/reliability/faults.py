@@ -42,7 +42,7 @@ class Faults:
                 paths = paths[:1]
             if event in ("os.remove", "os.rmdir", "os.mkdir") and isinstance(arguments[-1], int) and arguments[-1] >= 0:
                 paths = [os.path.join(os.readlink(f"/proc/self/fd/{arguments[-1]}"), str(arguments[0]))]
-            if not paths or not paths[0].startswith(self.root):
+            if not paths or not paths[0].startswith(self.root + os.sep):
                 return
             self._count(event, paths[0])
             if event in ("os.rename", "os.remove"):
@@ -52,7 +52,7 @@ class Faults:
 
     def fsync(self, handle):
         path = os.readlink(f"/proc/self/fd/{handle}")
-        if path.startswith(self.root):
+        if (path + os.sep).startswith(self.root + os.sep):
             self.busy = True
             try:
                 self._count("fsync", path)

@@ -5,7 +5,8 @@
 
 Every trial runs a command in a process of its own (forked from one that has the libraries imported, or with --spawned
 started as a user does), kills it, gives the same command again until it is done, and compares all bytes with those of
-an uninterrupted one. See `faults` for what a power cut loses. The exit status is 1 if anything was lost.
+an uninterrupted one. `faults` says what a power cut loses. The figures of the scenarios that are measured replace those
+of an OUT.json that is there. The exit status is 1 if anything was lost.
 """
 
 import argparse
@@ -204,7 +205,7 @@ class Trials:
 
 def measure(options):
     rng = random.Random(options.seed)
-    found, failures = {}, []
+    found = {}
     with tempfile.TemporaryDirectory() as top:
         folder = Path(top).resolve()
         lab = Lab(folder)
@@ -224,37 +225,35 @@ def measure(options):
             if options.flips:
                 damage(trials, options.flips)
             found[scenario] = {
+                "command": " ".join(["python -m benchmarks.reliability.kill", "OUT.json", *options.given]),
+                "date": date.today().isoformat(),
+                "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
                 "file_operations": trials.operations,
                 "seconds_uninterrupted": round(trials.seconds, 2),
                 "slowest_stop_seconds": round(trials.slowest, 2),
                 "tried": dict(trials.tried),
                 "survived": dict(trials.survived),
+                "failures": trials.failures,
             }
-            failures += trials.failures
             print(f"{scenario}: {json.dumps(found[scenario])}", file=sys.stderr)
-    return {
-        "command": " ".join(["python -m benchmarks.reliability.kill", "OUT.json", *options.given]),
-        "date": date.today().isoformat(),
-        "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "scenarios": found,
-        "failures": failures,
-    }
+    return found
 
 
 def table(result):
     """The figures as a Markdown table: survived of tried."""
-    names = list(result["scenarios"])
+    names = [name for name in SCENARIOS if name in result]
     lines = [f"| | {' | '.join(f'`{name}`' for name in names)} |", f"| --- |{' --- |' * len(names)}"]
     for kind, meaning in MEANING.items():
         cells = []
         for name in names:
-            tried, survived = (result["scenarios"][name][what].get(kind, 0) for what in ("tried", "survived"))
+            tried, survived = (result[name][what].get(kind, 0) for what in ("tried", "survived"))
             cells.append(f"{survived:,} of {tried:,}" if tried else "-")
         lines.append(f"| {meaning} | {' | '.join(cells)} |")
     operations = [f"{result['scenarios'][name]['file_operations']:,}" for name in names]
     stops = [f"{result['scenarios'][name]['slowest_stop_seconds']:.1f} s" for name in names]
     lines += [f"| file operations of a whole command | {' | '.join(operations)} |"]
-    return "\n".join([*lines, f"| slowest end after SIGINT or SIGTERM | {' | '.join(stops)} |"])
+    lines += [f"| slowest end after SIGINT or SIGTERM | {' | '.join(stops)} |"]
+    return "\n".join([*lines, f"| date | {' | '.join(result[name]['date'] for name in names)} |"])
 
 
 def main():
@@ -274,10 +273,11 @@ def main():
     if options.table:
         print(table(json.loads(options.out.read_text())))
         return
-    result = measure(options)
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(table(result))
-    sys.exit(1 if result["failures"] else 0)
+    measured = measure(options)
+    before = json.loads(options.out.read_text()) if options.out.exists() else {}  # of other scenarios
+    options.out.write_text(json.dumps(before | measured, indent=2) + "\n")
+    print(table(before | measured))
+    sys.exit(1 if any(figures["failures"] for figures in measured.values()) else 0)
 
 
 if __name__ == "__main__":

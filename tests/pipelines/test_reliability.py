@@ -62,7 +62,7 @@ def test_a_sample_of_all_kill_points_is_survived(tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    for figures in json.loads((tmp_path / "out.json").read_text())["scenarios"].values():
+    for figures in json.loads((tmp_path / "out.json").read_text()).values():
         assert figures["tried"] == figures["survived"]
         assert {"killed", "error", "races"} <= figures["tried"].keys()
 
@@ -76,8 +76,9 @@ def test_the_figures_in_the_documentation_are_those_of_the_last_run():
     result = json.loads((ROOT / "benchmarks" / "reliability" / "kill.json").read_text())
     page = (ROOT / "docs" / "reliability.md").read_text()
     assert table(result) in page
-    assert result["command"] in page and result["date"] in page
-    assert result["failures"] == []
+    for figures in result.values():
+        assert figures["command"].partition(" --scenarios")[0] in page
+        assert figures["failures"] == []
 
 
 @pytest.mark.parametrize(
