@@ -130,8 +130,8 @@ def measured():
     speed = json.loads((SPEED / "losses.json").read_text(encoding="utf-8"))
     lines.append(
         "- step: the time of a step of `kd` with the loss over that of `kd` alone; ResNet-20 of width 32 teaches one "
-        "of width 16, 32 pixels, batch 128. Other work ran beside it: 0.1 is noise. Own parameters: those for that pair "
-        f"(`python {speed['command']} OUT`; {_machine(speed)})."
+        "of width 16, 32 pixels, batch 128. Other work ran beside it: 0.1 is noise. Own parameters: those for that "
+        f"pair (`python {speed['command']} OUT`; {_machine(speed)})."
     )
     return "\n".join(lines)
 
