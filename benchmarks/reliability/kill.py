@@ -249,8 +249,8 @@ def table(result):
             tried, survived = (result[name][what].get(kind, 0) for what in ("tried", "survived"))
             cells.append(f"{survived:,} of {tried:,}" if tried else "-")
         lines.append(f"| {meaning} | {' | '.join(cells)} |")
-    operations = [f"{result['scenarios'][name]['file_operations']:,}" for name in names]
-    stops = [f"{result['scenarios'][name]['slowest_stop_seconds']:.1f} s" for name in names]
+    operations = [f"{result[name]['file_operations']:,}" for name in names]
+    stops = [f"{result[name]['slowest_stop_seconds']:.1f} s" for name in names]
     lines += [f"| file operations of a whole command | {' | '.join(operations)} |"]
     lines += [f"| slowest end after SIGINT or SIGTERM | {' | '.join(stops)} |"]
     return "\n".join([*lines, f"| date | {' | '.join(result[name]['date'] for name in names)} |"])
