@@ -126,12 +126,12 @@ def outputs() -> Callable[..., Outputs]:
 
 
 @pytest.fixture
-def prove() -> Callable[..., None]:
+def check_formula() -> Callable[..., None]:
     return prove_loss
 
 
 @pytest.fixture
-def finite() -> Callable[..., float]:
+def check_finite() -> Callable[..., float]:
     return assert_finite
 
 
@@ -175,7 +175,7 @@ def softmax() -> Callable[..., np.ndarray]:
 
 
 @pytest.fixture
-def permutes() -> Callable[..., float]:
+def check_permutation() -> Callable[..., float]:
     """The order of the batch's samples does not matter. Gives the value."""
 
     def check(loss: Callable, student: Arrays | np.ndarray, teacher: Arrays | np.ndarray) -> float:
@@ -190,7 +190,7 @@ def permutes() -> Callable[..., float]:
 
 
 @pytest.fixture
-def zero_at_equality() -> Callable[..., None]:
+def check_zero_at_equality() -> Callable[..., None]:
     """A student that answers as the teacher costs nothing, and stays: its gradient is 0."""
 
     def check(
@@ -207,7 +207,7 @@ def zero_at_equality() -> Callable[..., None]:
 
 
 @pytest.fixture
-def averages_maps(rng) -> Callable[..., None]:
+def check_averages_maps(rng) -> Callable[..., None]:
     """A `last` feature that is a map counts as its mean over the pixels."""
 
     def check(loss: Callable, student: Arrays, teacher: Arrays) -> None:
@@ -220,7 +220,7 @@ def averages_maps(rng) -> Callable[..., None]:
 
 
 @pytest.fixture
-def close_in_bf16() -> Callable[..., None]:
+def check_close_in_bf16() -> Callable[..., None]:
     """Outputs in bfloat16 give nearly the value of those in float32, in float32."""
 
     def check(loss: torch.nn.Module, student: Arrays | np.ndarray, teacher: Arrays | np.ndarray) -> None:
@@ -235,7 +235,7 @@ def close_in_bf16() -> Callable[..., None]:
 
 
 @pytest.fixture
-def refuses_one_pixel(build, normal) -> Callable[..., None]:
+def check_refuses_one_pixel(build, normal) -> Callable[..., None]:
     """Batch normalization of one image of one pixel is refused."""
 
     def check(kind: type, tap: str) -> None:
@@ -264,7 +264,7 @@ def extreme(request) -> tuple[Outputs, Outputs]:
 
 
 @pytest.fixture(params=["zeros", "some zeros", "dead", "constant", "identical", "one image", "huge"])
-def survives(request) -> Callable[..., None]:
+def check_survives(request) -> Callable[..., None]:
     """Value and gradients stay finite in float32 where the student's features, or both sides', are degenerate."""
 
     def changed(x: np.ndarray) -> np.ndarray:

@@ -35,7 +35,7 @@ def formula_of(loss, maps, teacher, margin):
 
 
 @pytest.mark.parametrize("margin", [1.0, 0.4])
-def test_value_and_gradients(pair, build, prove, maps, margin):
+def test_value_and_gradients(pair, build, check_formula, maps, margin):
     student, teacher = pair
     loss = build(AB, student, teacher, margin=margin)
     assert list(loss.state_dict()) == ["connectors.0.0.weight", "connectors.0.1.weight", "connectors.0.1.bias"]
@@ -43,7 +43,7 @@ def test_value_and_gradients(pair, build, prove, maps, margin):
         loss.connectors[0][1].weight.copy_(torch.tensor([0.5, 2.0, 1.0]))
         loss.connectors[0][1].bias.copy_(torch.tensor([0.3, -0.2, 0.1]))
     formula = formula_of(loss, maps, teacher, margin)
-    prove(loss, student, teacher, formula, own=True)
+    check_formula(loss, student, teacher, formula, own=True)
 
 
 def test_each_stage_counts_half_of_the_next(rng, outputs, build):
@@ -68,12 +68,12 @@ def test_only_the_teachers_signs_matter(pair, build, outputs, rng):
     assert loss(outputs(student), outputs(scaled)).item() == pytest.approx(once)
 
 
-def test_is_finite_where_features_are_degenerate(pair, build, survives):
-    survives(build(AB, *pair), *pair)
+def test_is_finite_where_features_are_degenerate(pair, build, check_survives):
+    check_survives(build(AB, *pair), *pair)
 
 
-def test_one_image_of_one_pixel_is_refused_where_it_would_be_normalized(refuses_one_pixel):
-    refuses_one_pixel(AB, "pre1")
+def test_one_image_of_one_pixel_is_refused_where_it_would_be_normalized(check_refuses_one_pixel):
+    check_refuses_one_pixel(AB, "pre1")
 
 
 def test_wrong_input_is_refused(rng, outputs):

@@ -17,14 +17,14 @@ def divergence(p, q, alpha):
 
 
 @pytest.mark.parametrize("alphas", [(-1.0, 1.0), (0.0, 0.0), (1.0, 1.0), (-0.5, 2.0), (0.5, 0.5)])
-def test_without_a_clip_it_is_the_larger_divergence(rng, prove, softmax, alphas):
+def test_without_a_clip_it_is_the_larger_divergence(rng, check_formula, softmax, alphas):
     student, teacher = rng.normal(size=(6, 5)), rng.normal(size=(6, 5))
 
     def formula(arrays):
         p, q = softmax(teacher), softmax(arrays["logits"])
         return np.mean([max(divergence(p[i], q[i], alpha) for alpha in alphas) for i in range(6)])
 
-    prove(Alpha(*alphas, clip=1e9), {"logits": student}, {"logits": teacher}, formula)
+    check_formula(Alpha(*alphas, clip=1e9), {"logits": student}, {"logits": teacher}, formula)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
@@ -112,13 +112,13 @@ def test_too_much_and_too_little_certainty_are_both_punished():
         assert (values[1] > values[0]) == (larger == 1.0)
 
 
-def test_it_is_zero_at_equality(logits, zero_at_equality):
-    zero_at_equality(Alpha(), logits[0])
+def test_it_is_zero_at_equality(logits, check_zero_at_equality):
+    check_zero_at_equality(Alpha(), logits[0])
 
 
 @pytest.mark.parametrize("alphas", [(-1.0, 1.0), (0.0, 0.0), (-3.0, 2.5)])
-def test_it_is_finite_with_its_gradient(extreme, finite, alphas):
-    finite(Alpha(*alphas), *extreme)
+def test_it_is_finite_with_its_gradient(extreme, check_finite, alphas):
+    check_finite(Alpha(*alphas), *extreme)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def attention(feature, p, pooled):
 
 
 @pytest.mark.parametrize(("options", "p", "power"), [({}, 2, 1), ({"squared": True}, 2, 2), ({"p": 3.0}, 3, 1)])
-def test_distance_of_attention_maps(pair, prove, options, p, power):
+def test_distance_of_attention_maps(pair, check_formula, options, p, power):
     student, teacher = pair
 
     def formula(s):
@@ -31,12 +31,12 @@ def test_distance_of_attention_maps(pair, prove, options, p, power):
                 total += np.linalg.norm(ours - theirs) ** power / pixels / 2
         return total
 
-    prove(AT(**options), student, teacher, formula)
+    check_formula(AT(**options), student, teacher, formula)
 
 
 @pytest.mark.parametrize("squared", [False, True])
-def test_is_zero_at_equality_with_gradient_zero(pair, zero_at_equality, squared):
-    zero_at_equality(AT(squared=squared), pair[0], most=0)
+def test_is_zero_at_equality_with_gradient_zero(pair, check_zero_at_equality, squared):
+    check_zero_at_equality(AT(squared=squared), pair[0], most=0)
 
 
 def test_neither_scale_nor_the_channels_order_matters(pair, outputs):
@@ -46,8 +46,8 @@ def test_neither_scale_nor_the_channels_order_matters(pair, outputs):
     assert AT()(outputs(moved), outputs(teacher)).item() == pytest.approx(once, rel=1e-9)
 
 
-def test_is_finite_with_a_bounded_gradient(pair, survives):
-    survives(AT(), *pair, most=10)
+def test_is_finite_with_a_bounded_gradient(pair, check_survives):
+    check_survives(AT(), *pair, most=10)
 
 
 @pytest.mark.parametrize("p", [0.5, float("nan"), float("inf")])

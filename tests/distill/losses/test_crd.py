@@ -95,19 +95,19 @@ def formula_of(loss, student, teacher, positive="batch", temperature=0.07, rows=
 
 @pytest.mark.parametrize("positive", ["batch", "memory"])
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
-def test_value_and_gradients(pair, make, prove, positive, temperature):
+def test_value_and_gradients(pair, make, check_formula, positive, temperature):
     student, teacher = pair
     options = {"positive": positive, "temperature": temperature}
     loss = make(student, teacher, **options)
-    prove(Rows(loss), student, teacher, formula_of(loss, student, teacher, **options), own=True)
+    check_formula(Rows(loss), student, teacher, formula_of(loss, student, teacher, **options), own=True)
 
 
-def test_later_steps_use_the_first_steps_constant_and_the_moved_memories(pair, make, outputs, prove, rng):
+def test_later_steps_use_the_first_steps_constant_and_the_moved_memories(pair, make, outputs, check_formula, rng):
     student, teacher = pair
     loss = make(student, teacher)
     Rows(loss, [1, 2, 3])(outputs({"last": rng.normal(size=(3, 4))}), outputs({"last": rng.normal(size=(3, 2))}))
     z = dict(zip(("student", "teacher"), np.exp(loss.log_z.numpy()), strict=True))
-    prove(Rows(loss), student, teacher, formula_of(loss, student, teacher, z=z))
+    check_formula(Rows(loss), student, teacher, formula_of(loss, student, teacher, z=z))
     assert np.exp(loss.log_z.numpy()).tolist() == list(z.values())
 
 
@@ -200,19 +200,19 @@ def test_pairs_that_match_cost_less_than_pairs_that_do_not(pair, make, outputs, 
     assert right < mean_cost(one, one)
 
 
-def test_is_finite_where_features_are_degenerate(pair, make, survives):
+def test_is_finite_where_features_are_degenerate(pair, make, check_survives):
     loss = make(*pair)
     with torch.no_grad():
         loss.student_embedding.bias.zero_()  # so that zeros have no direction
-    survives(Rows(loss), *pair)
+    check_survives(Rows(loss), *pair)
     assert all(bool(value.isfinite().all()) for value in loss.state_dict().values())
 
 
-def test_a_map_is_averaged(pair, make, averages_maps):
+def test_a_map_is_averaged(pair, make, check_averages_maps):
     student, teacher = pair
     loss = make(student, teacher)
     with torch.no_grad():  # so that the memories stay
-        averages_maps(Rows(loss), student, teacher)
+        check_averages_maps(Rows(loss), student, teacher)
 
 
 def test_there_are_never_more_negatives_than_other_images():

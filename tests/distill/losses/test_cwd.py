@@ -25,16 +25,16 @@ def divergence(ours, theirs, temperature):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_a_stage_of_one_shape(pair, build, prove, temperature):
+def test_a_stage_of_one_shape(pair, build, check_formula, temperature):
     student, teacher = pair
 
     def formula(s):
         return divergence(s["stage1"].reshape(2, 3, 6), teacher["stage1"].reshape(2, 3, 6), temperature)
 
-    prove(build(CWD, student, teacher, stage=1, temperature=temperature), student, teacher, formula)
+    check_formula(build(CWD, student, teacher, stage=1, temperature=temperature), student, teacher, formula)
 
 
-def test_the_last_stage_projected_and_pooled(pair, build, prove):
+def test_the_last_stage_projected_and_pooled(pair, build, check_formula):
     student, teacher = pair
     loss = build(CWD, student, teacher)
     weight = loss.projection.weight.detach().numpy()[:, :, 0, 0]
@@ -44,29 +44,31 @@ def test_the_last_stage_projected_and_pooled(pair, build, prove):
         seen = np.stack([weight @ image for image in pooled])
         return divergence(seen, teacher["stage2"].reshape(2, 4, 4), 4.0)
 
-    prove(loss, student, teacher, formula, own=True)
+    check_formula(loss, student, teacher, formula, own=True)
 
 
-def test_zero_at_equality_and_no_constant_of_a_channel_matters(pair, build, outputs, permutes, zero_at_equality):
+def test_zero_at_equality_and_no_constant_of_a_channel_matters(
+    pair, build, outputs, check_permutation, check_zero_at_equality
+):
     student, teacher = pair
     loss = build(CWD, student, teacher, stage=1)
-    zero_at_equality(loss, teacher)
+    check_zero_at_equality(loss, teacher)
     shifted = {**student, "stage1": student["stage1"] + np.arange(3)[:, None, None]}
-    once = permutes(loss, student, teacher)
+    once = check_permutation(loss, student, teacher)
     assert loss(outputs(shifted), outputs(teacher)).item() == pytest.approx(once, rel=1e-9)
 
 
-def test_is_finite_where_features_are_degenerate(pair, build, survives):
-    survives(build(CWD, *pair), *pair)
+def test_is_finite_where_features_are_degenerate(pair, build, check_survives):
+    check_survives(build(CWD, *pair), *pair)
 
 
 @pytest.mark.parametrize("case", ["far", "pixel"])
-def test_is_finite_on_far_pixels_and_on_one(outputs, finite, case):
+def test_is_finite_on_far_pixels_and_on_one(outputs, check_finite, case):
     x = {"far": np.array([[[[0.0, 2000], [-2000, 0]]]]), "pixel": np.ones((2, 3, 1, 1))}[case]
     student, teacher = outputs({"stage1": -x}, torch.float32, grad=True), outputs({"stage1": x}, torch.float32)
     loss = CWD()
     loss.setup(student, teacher)
-    assert (finite(loss, student, teacher) > 1000) == (case == "far")
+    assert (check_finite(loss, student, teacher) > 1000) == (case == "far")
 
 
 def test_refuses(pair, build):

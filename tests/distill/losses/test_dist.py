@@ -13,7 +13,7 @@ def pearson(u, v):
 
 
 @pytest.mark.parametrize(("beta", "gamma", "temperature"), [(2.0, 2.0, 4.0), (1.0, 0.0, 1.0), (0.0, 3.0, 2.0)])
-def test_dist(logits, prove, softmax, beta, gamma, temperature):
+def test_dist(logits, check_formula, softmax, beta, gamma, temperature):
     student, teacher = logits
 
     def formula(arrays):
@@ -22,11 +22,11 @@ def test_dist(logits, prove, softmax, beta, gamma, temperature):
         intra = np.mean([1 - pearson(p[:, j], q[:, j]) for j in range(5)])
         return temperature**2 * (beta * inter + gamma * intra)
 
-    prove(DIST(beta, gamma, temperature), {"logits": student}, {"logits": teacher}, formula)
+    check_formula(DIST(beta, gamma, temperature), {"logits": student}, {"logits": teacher}, formula)
 
 
-def test_it_is_zero_at_equality(logits, zero_at_equality):
-    zero_at_equality(DIST(), logits[0])
+def test_it_is_zero_at_equality(logits, check_zero_at_equality):
+    check_zero_at_equality(DIST(), logits[0])
 
 
 def test_it_is_zero_up_to_a_factor_and_a_shift_of_the_probabilities(softmax):
@@ -37,25 +37,25 @@ def test_it_is_zero_up_to_a_factor_and_a_shift_of_the_probabilities(softmax):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_it_is_finite_with_its_gradient(extreme, finite, temperature):
-    finite(DIST(temperature=temperature), *extreme)
+def test_it_is_finite_with_its_gradient(extreme, check_finite, temperature):
+    check_finite(DIST(temperature=temperature), *extreme)
 
 
-def test_what_is_constant_in_the_teacher_teaches_nothing(finite):
+def test_what_is_constant_in_the_teacher_teaches_nothing(check_finite):
     """No relation is in equal probabilities, nor in a column of a batch of one."""
     student = Outputs(torch.tensor([[1.0, 2, 4]], requires_grad=True))
-    assert finite(DIST(), student, Outputs(torch.full((1, 3), 7.0)), most=0) == 0
+    assert check_finite(DIST(), student, Outputs(torch.full((1, 3), 7.0)), most=0) == 0
     sure = Outputs(torch.tensor([[0.0, 1, 5]]))
     rows_alone = DIST(gamma=0.0)(student, sure).item()
     assert DIST()(student, sure).item() == pytest.approx(rows_alone)
     assert rows_alone > 0
 
 
-def test_a_student_with_equal_logits_gets_a_gradient_that_it_survives(rng, finite):
+def test_a_student_with_equal_logits_gets_a_gradient_that_it_survives(rng, check_finite):
     """As at the start of a network whose last layer is zero; the authors' epsilon of 1e-8 gives one of 100,000."""
     teacher = Outputs(torch.tensor(rng.normal(size=(32, 10)) * 3, dtype=torch.float32))
     start = torch.zeros(32, 10, requires_grad=True)
-    before = finite(DIST(), Outputs(start), teacher)
+    before = check_finite(DIST(), Outputs(start), teacher)
     assert 0 < start.grad.norm().item() < 1000
     assert DIST()(Outputs(start - 0.01 * start.grad), teacher) < before
 

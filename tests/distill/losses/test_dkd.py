@@ -26,7 +26,7 @@ def parts(student, teacher, temperature):
 
 
 @pytest.mark.parametrize(("alpha", "beta", "temperature"), [(1.0, 8.0, 4.0), (2.0, 0.5, 1.0), (0.0, 1.0, 2.0)])
-def test_dkd(logits, prove, alpha, beta, temperature):
+def test_dkd(logits, check_formula, alpha, beta, temperature):
     student, teacher = logits
 
     def formula(arrays):
@@ -36,7 +36,7 @@ def test_dkd(logits, prove, alpha, beta, temperature):
             total += alpha * target + beta * rest
         return temperature**2 * total / len(teacher)
 
-    prove(DKD(alpha, beta, temperature), {"logits": student}, {"logits": teacher}, formula)
+    check_formula(DKD(alpha, beta, temperature), {"logits": student}, {"logits": teacher}, formula)
 
 
 def test_kd_is_the_sum_of_its_parts_with_the_teachers_doubt_as_beta(logits):
@@ -47,12 +47,12 @@ def test_kd_is_the_sum_of_its_parts_with_the_teachers_doubt_as_beta(logits):
         assert DKD(1.0, float(doubt))(ours, theirs).item() == pytest.approx(KD()(ours, theirs).item())
 
 
-def test_it_is_zero_at_equality(logits, zero_at_equality):
-    zero_at_equality(DKD(), logits[0])
+def test_it_is_zero_at_equality(logits, check_zero_at_equality):
+    check_zero_at_equality(DKD(), logits[0])
 
 
-def test_it_is_finite_with_its_gradient(extreme, finite):
-    finite(DKD(), *extreme)
+def test_it_is_finite_with_its_gradient(extreme, check_finite):
+    check_finite(DKD(), *extreme)
 
 
 def test_it_is_exact_where_a_mask_of_a_thousand_is_not(softmax):
@@ -71,8 +71,8 @@ def test_two_classes_have_the_target_part_alone():
     assert DKD()(Outputs(ours), Outputs(theirs)).item() == pytest.approx(KD()(Outputs(ours), Outputs(theirs)).item())
 
 
-def test_one_class_costs_nothing(finite):
-    finite(DKD(), Outputs(torch.ones(3, 1, requires_grad=True)), Outputs(torch.zeros(3, 1)))
+def test_one_class_costs_nothing(check_finite):
+    check_finite(DKD(), Outputs(torch.ones(3, 1, requires_grad=True)), Outputs(torch.zeros(3, 1)))
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"alpha": -1.0}, {"beta": -0.5}])

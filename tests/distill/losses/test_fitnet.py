@@ -14,7 +14,7 @@ def pair(normal):
 
 
 @pytest.mark.parametrize("activation", ["none", "relu"])
-def test_the_middle_stage_through_a_regressor(pair, build, prove, activation):
+def test_the_middle_stage_through_a_regressor(pair, build, check_formula, activation):
     student, teacher = pair
     loss = build(FitNet, student, teacher, activation=activation)
     weight, bias = (x.detach().numpy() for x in (loss.regressor.weight[:, :, 0, 0], loss.regressor.bias))
@@ -30,14 +30,16 @@ def test_the_middle_stage_through_a_regressor(pair, build, prove, activation):
                     total += ((teacher["stage2"][b, :, i, j] - seen) ** 2).sum() / 2
         return total / (2 * 4 * 2 * 2)
 
-    prove(loss, student, teacher, formula, own=True)
+    check_formula(loss, student, teacher, formula, own=True)
 
 
-def test_a_stage_of_one_width_has_no_regressor_and_costs_nothing_at_equality(pair, build, outputs, zero_at_equality):
+def test_a_stage_of_one_width_has_no_regressor_and_costs_nothing_at_equality(
+    pair, build, outputs, check_zero_at_equality
+):
     student, teacher = pair
     loss = build(FitNet, student, teacher, stage=3)
     assert not list(loss.parameters())
-    zero_at_equality(loss, teacher, most=0)
+    check_zero_at_equality(loss, teacher, most=0)
     expected = ((student["stage3"] - teacher["stage3"]) ** 2).mean() / 2
     assert loss(outputs(student), outputs(teacher)).item() == pytest.approx(expected)
     last = build(FitNet, student, teacher, stage="last")
@@ -57,5 +59,5 @@ def test_refuses_a_stage_that_there_is_not(pair, build, stage):
         build(FitNet, *pair, stage=stage)
 
 
-def test_is_finite_where_features_are_degenerate(pair, build, survives):
-    survives(build(FitNet, *pair), *pair)
+def test_is_finite_where_features_are_degenerate(pair, build, check_survives):
+    check_survives(build(FitNet, *pair), *pair)

@@ -26,7 +26,7 @@ def seen(layer, image):
     return np.einsum("oc,chw->ohw", layer.weight.detach().numpy()[:, :, 0, 0], image)
 
 
-def test_matrices_of_every_stage(pair, build, prove):
+def test_matrices_of_every_stage(pair, build, check_formula):
     student, teacher = pair
     loss = build(FSP, student, teacher)
     assert {name for name, _ in loss.named_parameters()} == {"first.0.weight", "last.0.weight"}  # of differing widths
@@ -41,20 +41,20 @@ def test_matrices_of_every_stage(pair, build, prove):
             total += ((ours - matrix(teacher["begin2"][b], teacher["stage2"][b])) ** 2).sum() / 2
         return total
 
-    prove(loss, student, teacher, formula, own=True)
+    check_formula(loss, student, teacher, formula, own=True)
 
 
-def test_zero_at_equality_and_the_pixels_have_no_order(pair, build, outputs, zero_at_equality):
+def test_zero_at_equality_and_the_pixels_have_no_order(pair, build, outputs, check_zero_at_equality):
     student, teacher = pair
-    zero_at_equality(build(FSP, teacher, teacher), teacher, most=0)
+    check_zero_at_equality(build(FSP, teacher, teacher), teacher, most=0)
     loss = build(FSP, student, teacher)
     once = loss(outputs(student), outputs(teacher)).item()
     mirrored = {name: x[..., ::-1].copy() for name, x in student.items()}
     assert loss(outputs(mirrored), outputs(teacher)).item() == pytest.approx(once, rel=1e-9)
 
 
-def test_is_finite_where_features_are_degenerate(pair, build, survives):
-    survives(build(FSP, *pair), *pair)
+def test_is_finite_where_features_are_degenerate(pair, build, check_survives):
+    check_survives(build(FSP, *pair), *pair)
 
 
 def test_refuses_ends_without_beginnings(pair, build):

@@ -28,7 +28,7 @@ def convolved(image, layers):
     return image
 
 
-def test_factors_once_the_paraphraser_has_learnt(pair, build, outputs, prove):
+def test_factors_once_the_paraphraser_has_learnt(pair, build, outputs, check_formula):
     student, teacher = pair
     loss = build(FT, student, teacher, paraphraser=1)
     loss(outputs(student), outputs(teacher))
@@ -44,10 +44,10 @@ def test_factors_once_the_paraphraser_has_learnt(pair, build, outputs, prove):
             total += gap.mean() / 2
         return total
 
-    prove(loss, student, teacher, formula)
+    check_formula(loss, student, teacher, formula)
 
 
-def test_the_first_steps_reconstruct_the_teachers_map(pair, build, outputs, prove):
+def test_the_first_steps_reconstruct_the_teachers_map(pair, build, outputs, check_formula):
     student, teacher = pair
     loss = build(FT, student, teacher, paraphraser=2)
 
@@ -62,7 +62,7 @@ def test_the_first_steps_reconstruct_the_teachers_map(pair, build, outputs, prov
     assert all(p.grad is None for p in loss.translator.parameters())
 
 
-def gradients_are_right(loss, parameter, value):
+def check_gradients(loss, parameter, value):
     """One entry of a gradient against central differences."""
     value().backward()
     entry = (0,) * parameter.ndim
@@ -79,10 +79,10 @@ def gradients_are_right(loss, parameter, value):
 def test_the_gradients_of_its_own_parameters(pair, build, outputs):
     ours, theirs = map(outputs, pair)
     first = build(FT, *pair, paraphraser=9)
-    gradients_are_right(first, first.encoder[0].weight, lambda: first(ours, theirs))
+    check_gradients(first, first.encoder[0].weight, lambda: first(ours, theirs))
     then = build(FT, *pair, paraphraser=1)
     then(ours, theirs)
-    gradients_are_right(then, then.translator[0].weight, lambda: then(ours, theirs))
+    check_gradients(then, then.translator[0].weight, lambda: then(ours, theirs))
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
@@ -115,10 +115,10 @@ def test_a_check_is_no_step_and_the_count_is_in_the_state(pair, build, outputs):
     assert resumed(ours, theirs).item() == loss(ours, theirs).item() != first[0]
 
 
-def test_neither_the_batchs_order_nor_the_scale_of_a_factor_matters(pair, build, outputs, permutes):
+def test_neither_the_batchs_order_nor_the_scale_of_a_factor_matters(pair, build, outputs, check_permutation):
     loss = build(FT, *pair, paraphraser=1)
     loss(*map(outputs, pair))
-    once = permutes(loss, *pair)
+    once = check_permutation(loss, *pair)
     with torch.no_grad():  # leaky ReLU keeps a positive factor
         loss.translator[-2].weight *= 3
         loss.translator[-2].bias *= 3
@@ -150,10 +150,10 @@ def test_is_finite_on_zeros(outputs, batch):
     assert all(p.grad.isfinite().all() for p in loss.parameters())
 
 
-def test_bf16_is_close_to_float32_once_the_paraphraser_has_learnt(pair, build, outputs, close_in_bf16):
+def test_bf16_is_close_to_float32_once_the_paraphraser_has_learnt(pair, build, outputs, check_close_in_bf16):
     loss = build(FT, *pair, paraphraser=1)
     loss(*map(outputs, pair))
-    close_in_bf16(loss, *pair)
+    check_close_in_bf16(loss, *pair)
 
 
 def test_refuses(pair, build):

@@ -16,17 +16,17 @@ def kl(p, q):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_kd(logits, prove, softmax, temperature):
+def test_kd(logits, check_formula, softmax, temperature):
     student, teacher = logits
 
     def formula(arrays):
         p, q = softmax(teacher / temperature), softmax(arrays["logits"] / temperature)
         return temperature**2 * np.mean([kl(p[i], q[i]) for i in range(6)])
 
-    prove(KD(temperature), {"logits": student}, {"logits": teacher}, formula)
+    check_formula(KD(temperature), {"logits": student}, {"logits": teacher}, formula)
 
 
-def test_the_hard_part_is_the_teachers_most_probable_class_at_temperature_1(logits, prove, softmax):
+def test_the_hard_part_is_the_teachers_most_probable_class_at_temperature_1(logits, check_formula, softmax):
     student, teacher = logits
 
     def formula(arrays):
@@ -35,12 +35,12 @@ def test_the_hard_part_is_the_teachers_most_probable_class_at_temperature_1(logi
         hard = -np.mean([np.log(softmax(arrays["logits"])[i, teacher[i].argmax()]) for i in range(6)])
         return 9 * soft + 0.5 * hard
 
-    prove(KD(3.0, hard=0.5), {"logits": student}, {"logits": teacher}, formula)
+    check_formula(KD(3.0, hard=0.5), {"logits": student}, {"logits": teacher}, formula)
 
 
 @pytest.mark.parametrize("dropped", ["renormalize", "bucket"])
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_kd_with_dropped_classes(logits, rng, prove, softmax, temperature, dropped):
+def test_kd_with_dropped_classes(logits, rng, check_formula, softmax, temperature, dropped):
     student, teacher = logits
     kept = rng.random((6, 5)) < 0.5
     kept[np.arange(6), teacher.argmax(axis=1)] = True
@@ -60,7 +60,7 @@ def test_kd_with_dropped_classes(logits, rng, prove, softmax, temperature, dropp
 
     loss = KD(temperature, dropped)
     mask = torch.from_numpy(kept)
-    prove(lambda s, t: loss(s, replace(t, kept=mask)), {"logits": student}, {"logits": teacher}, formula)
+    check_formula(lambda s, t: loss(s, replace(t, kept=mask)), {"logits": student}, {"logits": teacher}, formula)
 
 
 def test_what_is_dropped_does_not_teach_its_split(logits):
@@ -75,20 +75,20 @@ def test_what_is_dropped_does_not_teach_its_split(logits):
 
 
 @pytest.mark.parametrize("loss", LOSSES[:3])
-def test_it_is_zero_at_equality(loss, logits, zero_at_equality):
-    zero_at_equality(loss, logits[0])
+def test_it_is_zero_at_equality(loss, logits, check_zero_at_equality):
+    check_zero_at_equality(loss, logits[0])
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_it_does_not_depend_on_the_batchs_order(loss, logits, permutes):
-    permutes(loss, *logits)
+def test_it_does_not_depend_on_the_batchs_order(loss, logits, check_permutation):
+    check_permutation(loss, *logits)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_it_is_finite_with_its_gradient(loss, extreme, finite):
+def test_it_is_finite_with_its_gradient(loss, extreme, check_finite):
     student, teacher = extreme
     for mask in (None, teacher.logits == teacher.logits.max(dim=1, keepdim=True).values):
-        finite(loss, student, replace(teacher, kept=mask))
+        check_finite(loss, student, replace(teacher, kept=mask))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ LOSSES = [Logits(norm, centered) for norm in ("l1", "l2") for centered in (False
 
 @pytest.mark.parametrize("centered", [False, True])
 @pytest.mark.parametrize("norm", ["l1", "l2"])
-def test_logits(logits, prove, norm, centered):
+def test_logits(logits, check_formula, norm, centered):
     student, teacher = logits
 
     def formula(arrays):
@@ -22,7 +22,7 @@ def test_logits(logits, prove, norm, centered):
             total += sum(abs(a - b - shift) ** (1 if norm == "l1" else 2) for a, b in zip(s, t, strict=True)) / 5
         return total / 6
 
-    prove(Logits(norm, centered), {"logits": student}, {"logits": teacher}, formula)
+    check_formula(Logits(norm, centered), {"logits": student}, {"logits": teacher}, formula)
 
 
 def test_half_of_the_centered_square_is_the_limit_of_kd(logits):
@@ -41,17 +41,17 @@ def test_only_centered_a_constant_says_nothing(logits):
 
 @pytest.mark.parametrize("loss", LOSSES)
 class TestEveryForm:
-    def test_it_is_zero_at_equality(self, loss, logits, zero_at_equality):
-        zero_at_equality(loss, logits[0], most=0)
+    def test_it_is_zero_at_equality(self, loss, logits, check_zero_at_equality):
+        check_zero_at_equality(loss, logits[0], most=0)
 
-    def test_it_does_not_depend_on_the_batchs_order(self, loss, logits, permutes):
-        permutes(loss, *logits)
+    def test_it_does_not_depend_on_the_batchs_order(self, loss, logits, check_permutation):
+        check_permutation(loss, *logits)
 
-    def test_it_is_finite_with_its_gradient(self, loss, extreme, finite):
-        finite(loss, *extreme)
+    def test_it_is_finite_with_its_gradient(self, loss, extreme, check_finite):
+        check_finite(loss, *extreme)
 
-    def test_bf16_is_close_to_float32(self, loss, logits, close_in_bf16):
-        close_in_bf16(loss, *logits)
+    def test_bf16_is_close_to_float32(self, loss, logits, check_close_in_bf16):
+        check_close_in_bf16(loss, *logits)
 
 
 @pytest.mark.parametrize(("spec", "said"), [("logits:norm=l3", "not one of l1, l2"), ("logits:centered=2", "a bool")])

@@ -42,11 +42,11 @@ def likelihood(student, teacher, errors, accuracy, softmax):
     return total / len(student)
 
 
-def test_noise(logits, trained, prove, softmax):
+def test_noise(logits, trained, check_formula, softmax):
     student, teacher = logits
     loss = trained(5)
     errors = loss.errors.detach().numpy()
-    prove(
+    check_formula(
         loss,
         {"logits": student},
         {"logits": teacher},
@@ -73,10 +73,10 @@ def test_two_classes_have_one_way_to_err(trained, outputs, softmax):
     assert not loss.errors.grad.any()
 
 
-def test_it_is_finite_with_its_gradients(extreme, finite):
+def test_it_is_finite_with_its_gradients(extreme, check_finite):
     loss = Noise(0.999999)
     loss.setup(*extreme)
-    finite(loss, *extreme)
+    check_finite(loss, *extreme)
     assert loss.errors.grad is not None
 
 

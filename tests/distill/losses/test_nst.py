@@ -30,7 +30,7 @@ KERNELS = {"poly": lambda x, y: (x @ y) ** 2, "linear": lambda x, y: x @ y}
 
 @pytest.mark.parametrize("kernel", ["poly", "linear", "gaussian"])
 @pytest.mark.parametrize("stage", [1, 2])
-def test_discrepancy_of_the_channels(pair, prove, kernel, stage):
+def test_discrepancy_of_the_channels(pair, check_formula, kernel, stage):
     student, teacher = pair
     name = f"stage{stage}"
 
@@ -53,7 +53,7 @@ def test_discrepancy_of_the_channels(pair, prove, kernel, stage):
             total += discrepancy(neurons(pooled(s[name])[b]), neurons(teacher[name][b]), k) / 2
         return total
 
-    prove(NST(kernel, stage), student, teacher, formula)
+    check_formula(NST(kernel, stage), student, teacher, formula)
 
 
 def test_the_last_stage_is_the_default(pair, outputs):
@@ -64,25 +64,25 @@ def test_the_last_stage_is_the_default(pair, outputs):
 @pytest.mark.parametrize("kernel", ["poly", "linear", "gaussian"])
 @pytest.mark.parametrize("stage", [1, 2])
 class TestEveryKernel:
-    def test_is_zero_at_equality(self, pair, zero_at_equality, kernel, stage):
+    def test_is_zero_at_equality(self, pair, check_zero_at_equality, kernel, stage):
         for dtype, most in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
-            zero_at_equality(NST(kernel, stage), pair[0], dtype, most)
+            check_zero_at_equality(NST(kernel, stage), pair[0], dtype, most)
 
     def test_the_order_of_channels_and_batch_and_the_scale_of_a_channel_do_not_matter(
-        self, pair, outputs, permutes, kernel, stage
+        self, pair, outputs, check_permutation, kernel, stage
     ):
         student, teacher = pair
-        once = permutes(NST(kernel, stage), student, teacher)
+        once = check_permutation(NST(kernel, stage), student, teacher)
         scaled = {name: (x * (1 + np.arange(x.shape[1]))[:, None, None])[:, ::-1].copy() for name, x in student.items()}
         assert NST(kernel, stage)(outputs(scaled), outputs(teacher)).item() == pytest.approx(once, rel=1e-9)
 
-    def test_bf16_is_close_to_float32(self, pair, close_in_bf16, kernel, stage):
-        close_in_bf16(NST(kernel, stage), *pair)
+    def test_bf16_is_close_to_float32(self, pair, check_close_in_bf16, kernel, stage):
+        check_close_in_bf16(NST(kernel, stage), *pair)
 
 
 @pytest.mark.parametrize("kernel", ["poly", "linear", "gaussian"])
-def test_is_finite_with_a_bounded_gradient(pair, survives, kernel):
-    survives(NST(kernel), *pair, most=10)
+def test_is_finite_with_a_bounded_gradient(pair, check_survives, kernel):
+    check_survives(NST(kernel), *pair, most=10)
 
 
 def test_refuses_a_stage_that_there_is_not(pair, outputs):

@@ -46,24 +46,24 @@ def formula_of(loss, maps, teacher, seen=()):
     return formula
 
 
-def test_value_and_gradients(pair, build, prove, maps):
+def test_value_and_gradients(pair, build, check_formula, maps):
     student, teacher = pair
     teacher["pre2"][:, 1] = np.abs(teacher["pre2"][:, 1])  # a channel that is never negative
     loss = build(OFD, student, teacher)
-    prove(loss, student, teacher, formula_of(loss, maps, teacher), own=True)
+    check_formula(loss, student, teacher, formula_of(loss, maps, teacher), own=True)
 
 
-def test_margins_are_the_mean_over_all_batches_seen(pair, build, outputs, prove, maps, rng):
+def test_margins_are_the_mean_over_all_batches_seen(pair, build, outputs, check_formula, maps, rng):
     student, teacher = pair
     loss = build(OFD, student, teacher)
     earlier = [{k: rng.normal(size=v.shape) - 0.5 * i for k, v in teacher.items()} for i in (1, 2)]
     for batch in earlier:
         loss(outputs(student), outputs(batch))
     state = {k: v.clone() for k, v in loss.state_dict().items()}
-    prove(loss, student, teacher, formula_of(loss, maps, teacher, earlier))
+    check_formula(loss, student, teacher, formula_of(loss, maps, teacher, earlier))
     resumed = build(OFD, student, teacher)
     resumed.load_state_dict(state)
-    prove(resumed, student, teacher, formula_of(loss, maps, teacher, earlier))
+    check_formula(resumed, student, teacher, formula_of(loss, maps, teacher, earlier))
 
 
 def test_a_check_without_gradients_leaves_the_margins(pair, build, outputs):
@@ -92,12 +92,12 @@ def test_is_zero_at_equality_and_where_a_dead_neuron_is_lower(outputs, build):
     assert value([[0.0, -1.0], [2.0, -2.0]]) == pytest.approx(1 / 2)  # below a neuron that fires
 
 
-def test_is_finite_where_features_are_degenerate(pair, build, survives):
-    survives(build(OFD, *pair), *pair)
+def test_is_finite_where_features_are_degenerate(pair, build, check_survives):
+    check_survives(build(OFD, *pair), *pair)
 
 
-def test_one_image_of_one_pixel_is_refused(refuses_one_pixel):
-    refuses_one_pixel(OFD, "pre1")
+def test_one_image_of_one_pixel_is_refused(check_refuses_one_pixel):
+    check_refuses_one_pixel(OFD, "pre1")
 
 
 def test_features_that_are_not_maps_are_refused(rng, outputs):

@@ -31,9 +31,9 @@ def formula_of(teacher, diagonal):
 
 
 @pytest.mark.parametrize("diagonal", [False, True])
-def test_value_and_gradient(pair, prove, diagonal):
+def test_value_and_gradient(pair, check_formula, diagonal):
     student, teacher = pair
-    prove(PKT(diagonal), student, teacher, formula_of(teacher, diagonal))
+    check_formula(PKT(diagonal), student, teacher, formula_of(teacher, diagonal))
 
 
 def test_the_weight_is_public_codes_in_batches_of_64(rng, outputs):
@@ -48,10 +48,10 @@ def test_the_weight_is_public_codes_in_batches_of_64(rng, outputs):
 
 
 @pytest.mark.parametrize("diagonal", [False, True])
-def test_scale_rotation_and_order_do_not_matter(pair, outputs, permutes, rng, diagonal):
+def test_scale_rotation_and_order_do_not_matter(pair, outputs, check_permutation, rng, diagonal):
     student, teacher = pair
     loss = PKT(diagonal)
-    once = permutes(loss, student, teacher)
+    once = check_permutation(loss, student, teacher)
     turn = np.linalg.qr(rng.normal(size=(4, 4)))[0]
     turned = {"last": 5 * student["last"] @ turn}
     assert loss(outputs(turned), outputs(teacher)).item() == pytest.approx(once)
@@ -70,22 +70,22 @@ def test_features_that_are_nearly_the_teachers_are_told_apart_in_float32(rng, ou
     assert single == pytest.approx(exact, rel=1e-2)
 
 
-def test_a_map_is_averaged(pair, averages_maps):
-    averages_maps(PKT(), *pair)
+def test_a_map_is_averaged(pair, check_averages_maps):
+    check_averages_maps(PKT(), *pair)
 
 
 @pytest.mark.parametrize("diagonal", [False, True])
-def test_is_finite_with_a_bounded_gradient(pair, survives, diagonal):
-    survives(PKT(diagonal), *pair, most=1e4)
+def test_is_finite_with_a_bounded_gradient(pair, check_survives, diagonal):
+    check_survives(PKT(diagonal), *pair, most=1e4)
 
 
 @pytest.mark.parametrize("diagonal", [False, True])
 @pytest.mark.parametrize("kind", ["opposite", "one", "two"])
-def test_is_finite_in_small_batches_and_between_opposites(diagonal, kind, outputs, finite, rng):
+def test_is_finite_in_small_batches_and_between_opposites(diagonal, kind, outputs, check_finite, rng):
     x = rng.normal(size=(4, 6))
     x = {"opposite": np.concatenate([x[:1], -x[[0] * 3]]), "one": x[:1], "two": x[:2]}[kind]
     ours = outputs({"last": x}, torch.float32, grad=True)
-    value = finite(PKT(diagonal), ours, outputs({"last": rng.normal(size=x.shape)}, torch.float32), most=1e4)
+    value = check_finite(PKT(diagonal), ours, outputs({"last": rng.normal(size=x.shape)}, torch.float32), most=1e4)
     if kind == "one" or (kind == "two" and not diagonal):
         assert value == pytest.approx(0, abs=1e-6)
 

@@ -11,7 +11,7 @@ LOSSES = [Relation(), Relation("logits")]
 
 
 @pytest.mark.parametrize("of", ["probabilities", "logits"])
-def test_relation(logits, prove, softmax, of):
+def test_relation(logits, check_formula, softmax, of):
     student, teacher = logits
 
     def psi(x):
@@ -23,7 +23,7 @@ def test_relation(logits, prove, softmax, of):
         gap = np.abs(psi(arrays["logits"]) - psi(teacher))
         return np.where(gap < 1, gap**2 / 2, gap - 0.5).mean()
 
-    prove(Relation(of), {"logits": student}, {"logits": teacher}, formula)
+    check_formula(Relation(of), {"logits": student}, {"logits": teacher}, formula)
 
 
 def test_it_does_not_change_with_the_scale_of_logits(logits):
@@ -33,16 +33,16 @@ def test_it_does_not_change_with_the_scale_of_logits(logits):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_it_is_zero_at_equality(loss, logits, zero_at_equality):
-    zero_at_equality(loss, logits[0])
+def test_it_is_zero_at_equality(loss, logits, check_zero_at_equality):
+    check_zero_at_equality(loss, logits[0])
 
 
-def test_logits_do_not_depend_on_the_batchs_order(logits, permutes):
-    permutes(Relation("logits"), *logits)
+def test_logits_do_not_depend_on_the_batchs_order(logits, check_permutation):
+    check_permutation(Relation("logits"), *logits)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_it_is_finite_with_its_gradient(loss, extreme, finite):
+def test_it_is_finite_with_its_gradient(loss, extreme, check_finite):
     student, teacher = extreme
     for mask in (None, teacher.logits == teacher.logits.max(dim=1, keepdim=True).values):
-        finite(loss, student, replace(teacher, kept=mask))
+        check_finite(loss, student, replace(teacher, kept=mask))

@@ -57,11 +57,11 @@ def formula_of(loss, maps, teacher):
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_value_and_gradients(pair, build, prove, maps, last):
+def test_value_and_gradients(pair, build, check_formula, maps, last):
     student, teacher = pair
     loss = build(ReviewKD, student, teacher, last=last)
     assert loss.taps == (("stage", "last") if last else ("stage",))
-    prove(loss, student, teacher, formula_of(loss, maps, teacher), own=last)
+    check_formula(loss, student, teacher, formula_of(loss, maps, teacher), own=last)
 
 
 def test_the_deepest_stage_reviews_nothing_and_the_width_within_is_its_own_up_to_512(rng, build):
@@ -99,12 +99,12 @@ def test_context_loss_is_the_mean_square_of_a_constant_difference_and_zero_at_eq
     assert loss(outputs(student), outputs(off)).item() == pytest.approx(9)
 
 
-def test_the_batch_may_be_permuted(pair, build, permutes):
-    permutes(build(ReviewKD, *pair, last=True), *pair)
+def test_the_batch_may_be_permuted(pair, build, check_permutation):
+    check_permutation(build(ReviewKD, *pair, last=True), *pair)
 
 
-def test_is_finite_where_features_are_degenerate(pair, build, survives):
-    survives(build(ReviewKD, *pair), *pair)
+def test_is_finite_where_features_are_degenerate(pair, build, check_survives):
+    check_survives(build(ReviewKD, *pair), *pair)
 
 
 def test_one_image_is_refused_where_the_last_feature_is_reviewed(pair, build, outputs):
@@ -114,8 +114,8 @@ def test_one_image_is_refused_where_the_last_feature_is_reviewed(pair, build, ou
         loss(*(outputs({k: v[:1] for k, v in side.items()}) for side in pair))
 
 
-def test_bfloat16_is_close(pair, build, close_in_bf16):
-    close_in_bf16(build(ReviewKD, *pair, last=True), *pair)
+def test_bfloat16_is_close(pair, build, check_close_in_bf16):
+    check_close_in_bf16(build(ReviewKD, *pair, last=True), *pair)
 
 
 def test_features_of_another_shape_are_refused(rng, outputs):

@@ -43,9 +43,9 @@ def formula_of(teacher, distance=1.0, angle=2.0, name="last"):
 
 
 @pytest.mark.parametrize("parts", [{}, {"distance": 0.0}, {"angle": 0.0}, {"distance": 3.0, "angle": 0.5}])
-def test_value_and_gradient(pair, prove, parts):
+def test_value_and_gradient(pair, check_formula, parts):
     student, teacher = pair
-    prove(RKD(**parts), student, teacher, formula_of(teacher, **parts))
+    check_formula(RKD(**parts), student, teacher, formula_of(teacher, **parts))
 
 
 def test_the_formula_reaches_hubers_linear_part(pair):
@@ -54,18 +54,18 @@ def test_the_formula_reaches_hubers_linear_part(pair):
     assert max(abs(ours[key] - theirs[key]) for key in ours) > 1
 
 
-def test_of_logits(pair, prove):
+def test_of_logits(pair, check_formula):
     student, teacher = ({"logits": side["last"]} for side in pair)
     loss = RKD(of="logits")
     assert (loss.taps, RKD().taps) == ((), ("last",))
-    prove(loss, student, {"logits": teacher["logits"]}, formula_of(teacher, name="logits"))
+    check_formula(loss, student, {"logits": teacher["logits"]}, formula_of(teacher, name="logits"))
 
 
 @pytest.mark.parametrize("entries", [1, 25, 50, 74])
-def test_chunks_change_nothing(pair, prove, monkeypatch, entries):
+def test_chunks_change_nothing(pair, check_formula, monkeypatch, entries):
     student, teacher = pair
     monkeypatch.setattr(rkd, "ENTRIES", entries)
-    prove(RKD(), student, teacher, formula_of(teacher))
+    check_formula(RKD(), student, teacher, formula_of(teacher))
 
 
 def test_the_papers_weights_are_the_defaults():
@@ -81,23 +81,23 @@ def test_scale_shift_and_rotation_do_not_matter(pair, outputs, rng):
     assert RKD()(outputs({"last": 2 * teacher["last"]}), outputs(teacher)).item() == pytest.approx(0, abs=1e-12)
 
 
-def test_a_map_is_averaged(pair, averages_maps):
-    averages_maps(RKD(), *pair)
+def test_a_map_is_averaged(pair, check_averages_maps):
+    check_averages_maps(RKD(), *pair)
 
 
-def test_is_finite_where_features_are_degenerate(pair, survives):
-    survives(RKD(), *pair)
+def test_is_finite_where_features_are_degenerate(pair, check_survives):
+    check_survives(RKD(), *pair)
 
 
 @pytest.mark.parametrize("kind", ["two same", "nearly same", "one", "two", "tiny"])
-def test_is_finite_in_small_batches_and_at_small_distances(kind, outputs, finite, rng):
+def test_is_finite_in_small_batches_and_at_small_distances(kind, outputs, check_finite, rng):
     x = rng.normal(size=(6, 8))
     if kind in ("two same", "nearly same"):
         x[1] = x[0] * (1 + 1e-7 * (kind == "nearly same"))
     x = {"one": x[:1], "two": x[:2], "tiny": 1e-6 * x}.get(kind, x)
     sides = outputs({"last": x}, torch.float32, grad=True), outputs({"last": rng.normal(size=x.shape)}, torch.float32)
     # the angle at a point that is two is no direction to learn
-    value = finite(RKD(), *sides, most=10 if "same" in kind else np.inf)
+    value = check_finite(RKD(), *sides, most=10 if "same" in kind else np.inf)
     if kind in ("one", "two"):
         assert value == pytest.approx(0, abs=1e-6)
 
@@ -125,5 +125,5 @@ def test_wrong_options_and_features_are_refused(rng, outputs):
         RKD()(odd, odd)
 
 
-def test_far_logits_are_finite(extreme, finite):
-    finite(RKD(of="logits"), *extreme)
+def test_far_logits_are_finite(extreme, check_finite):
+    check_finite(RKD(of="logits"), *extreme)

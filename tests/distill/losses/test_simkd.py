@@ -29,7 +29,7 @@ def setting():
     return of
 
 
-def test_convolutions_value_and_gradients(pair, build, prove, maps):
+def test_convolutions_value_and_gradients(pair, build, check_formula, maps):
     student, teacher = ({k: v for k, v in side.items() if k != "last"} for side in pair)
     loss = build(SimKD, student, teacher)
     assert loss.taps == ("stage",)
@@ -44,10 +44,10 @@ def test_convolutions_value_and_gradients(pair, build, prove, maps):
             x = np.maximum(x, 0)
         return ((x - teacher["stage2"]) ** 2).mean()
 
-    prove(loss, student, teacher, formula, own=True)
+    check_formula(loss, student, teacher, formula, own=True)
 
 
-def test_linear_value_and_gradients(pair, build, prove):
+def test_linear_value_and_gradients(pair, build, check_formula):
     student, teacher = ({"last": side["last"]} for side in pair)
     loss = build(SimKD, student, teacher, projector="linear")
     assert loss.taps == ("last",)
@@ -56,7 +56,7 @@ def test_linear_value_and_gradients(pair, build, prove):
         own = {name: value.numpy() for name, value in loss.state_dict().items()}
         return ((student["last"] @ own["projector.weight"].T + own["projector.bias"] - teacher["last"]) ** 2).mean()
 
-    prove(loss, student, teacher, formula, own=True)
+    check_formula(loss, student, teacher, formula, own=True)
 
 
 def test_is_zero_where_the_projected_feature_equals_the_teachers(pair, build, outputs):
@@ -121,23 +121,25 @@ def test_training_with_reuse_alone_reaches_the_teachers_logits(rng, setting, out
     torch.testing.assert_close(ours, theirs, atol=0.05, rtol=0)
 
 
-def test_with_a_linear_projector_the_batch_may_be_permuted_and_maps_are_averaged(pair, build, permutes, averages_maps):
+def test_with_a_linear_projector_the_batch_may_be_permuted_and_maps_are_averaged(
+    pair, build, check_permutation, check_averages_maps
+):
     loss = build(SimKD, *pair, projector="linear")
-    permutes(loss, *pair)
-    averages_maps(loss, *pair)
+    check_permutation(loss, *pair)
+    check_averages_maps(loss, *pair)
 
 
 @pytest.mark.parametrize("projector", ["conv", "linear"])
-def test_is_finite_where_features_are_degenerate(pair, build, survives, projector):
-    survives(build(SimKD, *pair, projector=projector), *pair)
+def test_is_finite_where_features_are_degenerate(pair, build, check_survives, projector):
+    check_survives(build(SimKD, *pair, projector=projector), *pair)
 
 
-def test_one_image_of_one_pixel_is_refused_by_the_convolutions(refuses_one_pixel):
-    refuses_one_pixel(SimKD, "stage1")
+def test_one_image_of_one_pixel_is_refused_by_the_convolutions(check_refuses_one_pixel):
+    check_refuses_one_pixel(SimKD, "stage1")
 
 
-def test_bfloat16_is_close_with_a_linear_projector(pair, build, close_in_bf16):
-    close_in_bf16(build(SimKD, *pair, projector="linear"), *pair)
+def test_bfloat16_is_close_with_a_linear_projector(pair, build, check_close_in_bf16):
+    check_close_in_bf16(build(SimKD, *pair, projector="linear"), *pair)
 
 
 def test_wrong_options_are_refused():

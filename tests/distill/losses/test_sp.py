@@ -22,14 +22,14 @@ def similarities(maps, normalize):
 
 
 @pytest.mark.parametrize("normalize", ["row", "frobenius"])
-def test_value_and_gradient(pair, prove, normalize):
+def test_value_and_gradient(pair, check_formula, normalize):
     student, teacher = pair
     target = similarities(teacher["stage2"], normalize)
 
     def formula(arrays):
         return ((target - similarities(arrays["stage2"], normalize)) ** 2).sum() / 4**2
 
-    prove(SP(normalize), student, teacher, formula)
+    check_formula(SP(normalize), student, teacher, formula)
 
 
 def test_the_papers_normalisation_and_weight_are_the_defaults():
@@ -37,10 +37,10 @@ def test_the_papers_normalisation_and_weight_are_the_defaults():
 
 
 @pytest.mark.parametrize("normalize", ["row", "frobenius"])
-def test_scale_rotation_and_order_do_not_matter(pair, outputs, permutes, rng, normalize):
+def test_scale_rotation_and_order_do_not_matter(pair, outputs, check_permutation, rng, normalize):
     student, teacher = ({"stage1": side["stage2"]} for side in pair)
     loss = SP(normalize)
-    once = permutes(loss, student, teacher)
+    once = check_permutation(loss, student, teacher)
     turn = np.linalg.qr(rng.normal(size=(12, 12)))[0]
     turned = 5 * (student["stage1"].reshape(4, 12) @ turn).reshape(4, 3, 2, 2)
     assert loss(outputs({"stage1": turned}), outputs(teacher)).item() == pytest.approx(once)
@@ -48,8 +48,8 @@ def test_scale_rotation_and_order_do_not_matter(pair, outputs, permutes, rng, no
 
 
 @pytest.mark.parametrize("normalize", ["row", "frobenius"])
-def test_is_finite_with_a_bounded_gradient(pair, survives, normalize):
-    survives(SP(normalize), *pair, most=10)
+def test_is_finite_with_a_bounded_gradient(pair, check_survives, normalize):
+    check_survives(SP(normalize), *pair, most=10)
 
 
 def test_a_feature_that_is_no_map_is_refused(rng, outputs):

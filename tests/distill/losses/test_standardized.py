@@ -8,7 +8,7 @@ from dfkd.outputs import Outputs
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_standardized(logits, prove, temperature):
+def test_standardized(logits, check_formula, temperature):
     student, teacher = logits
 
     def distribution(x):
@@ -23,7 +23,7 @@ def test_standardized(logits, prove, temperature):
             total += sum(p * np.log(p / q) for p, q in zip(distribution(t), distribution(s), strict=True))
         return temperature**2 * total / len(teacher)
 
-    prove(Standardized(temperature), {"logits": student}, {"logits": teacher}, formula)
+    check_formula(Standardized(temperature), {"logits": student}, {"logits": teacher}, formula)
 
 
 def test_scale_and_shift_of_every_image_do_not_matter(logits, rng):
@@ -45,18 +45,18 @@ def test_below_epsilon_it_is_kd_of_logits_divided_by_it(logits):
     assert found.item() == pytest.approx(KD(2.0)(Outputs(ours / 0.5), Outputs(theirs / 0.5)).item())
 
 
-def test_it_is_finite_with_its_gradient(extreme, finite):
-    finite(Standardized(), *extreme)
+def test_it_is_finite_with_its_gradient(extreme, check_finite):
+    check_finite(Standardized(), *extreme)
 
 
-def test_a_student_with_equal_logits_gets_a_bounded_gradient(logits, finite):
+def test_a_student_with_equal_logits_gets_a_bounded_gradient(logits, check_finite):
     equal = torch.zeros(6, 5, requires_grad=True)
-    finite(Standardized(), Outputs(equal), Outputs(torch.tensor(logits[1]).float()), most=1000)
+    check_finite(Standardized(), Outputs(equal), Outputs(torch.tensor(logits[1]).float()), most=1000)
     assert equal.grad.any()
 
 
-def test_one_class_costs_nothing(finite):
-    finite(Standardized(), Outputs(torch.ones(3, 1, requires_grad=True)), Outputs(torch.zeros(3, 1)))
+def test_one_class_costs_nothing(check_finite):
+    check_finite(Standardized(), Outputs(torch.ones(3, 1, requires_grad=True)), Outputs(torch.zeros(3, 1)))
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"epsilon": 0.0}])

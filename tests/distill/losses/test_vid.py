@@ -47,7 +47,7 @@ def formula_of(loss, maps, teacher, epsilon=1e-5):
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_value_and_gradients(pair, build, prove, maps, rng, last):
+def test_value_and_gradients(pair, build, check_formula, maps, rng, last):
     student, teacher = pair
     loss = build(VID, student, teacher, last=last)
     assert loss.taps == (("stage", "last") if last else ("stage",))
@@ -55,7 +55,7 @@ def test_value_and_gradients(pair, build, prove, maps, rng, last):
     with torch.no_grad():
         for alpha in loss.alphas:
             alpha.copy_(torch.tensor(rng.normal(size=alpha.shape) * 2))
-    prove(loss, student, teacher, formula_of(loss, maps, teacher), own=True)
+    check_formula(loss, student, teacher, formula_of(loss, maps, teacher), own=True)
 
 
 @pytest.mark.parametrize("variance", [5.0, 0.01, 800.0])
@@ -80,22 +80,22 @@ def test_the_minimum_is_the_logarithm_of_the_deviation(rng, outputs, build):
     assert loss(outputs(off), outputs(features)).item() > math.log(1e-5)
 
 
-def test_the_batch_may_be_permuted_and_a_last_map_is_averaged(pair, build, permutes, averages_maps):
+def test_the_batch_may_be_permuted_and_a_last_map_is_averaged(pair, build, check_permutation, check_averages_maps):
     loss = build(VID, *pair, last=True)
-    permutes(loss, *pair)
-    averages_maps(loss, *pair)
+    check_permutation(loss, *pair)
+    check_averages_maps(loss, *pair)
 
 
-def test_is_finite_where_features_are_degenerate(pair, build, survives):
-    survives(build(VID, *pair, last=True), *pair)
+def test_is_finite_where_features_are_degenerate(pair, build, check_survives):
+    check_survives(build(VID, *pair, last=True), *pair)
 
 
-def test_one_image_of_one_pixel_is_refused(refuses_one_pixel):
-    refuses_one_pixel(VID, "stage1")
+def test_one_image_of_one_pixel_is_refused(check_refuses_one_pixel):
+    check_refuses_one_pixel(VID, "stage1")
 
 
-def test_bfloat16_is_close(pair, build, close_in_bf16):
-    close_in_bf16(build(VID, *pair, last=True), *pair)
+def test_bfloat16_is_close(pair, build, check_close_in_bf16):
+    check_close_in_bf16(build(VID, *pair, last=True), *pair)
 
 
 def test_wrong_input_is_refused(rng, outputs):
