@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dfkd.taps import in_group
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -22,9 +24,4 @@ class Outputs:
 
     def group(self, name: str) -> list[Tensor]:
         """The features of a group of taps, from the shallowest to the deepest: `stage` has stage1, stage2, ..."""
-        return [self.features[tap] for tap in sorted(self.features, key=_place) if tap.rstrip("0123456789") == name]
-
-
-def _place(tap: str) -> tuple[str, int]:
-    name = tap.rstrip("0123456789")
-    return name, int(tap[len(name) :] or 0)
+        return [self.features[tap] for tap in in_group(self.features, name)]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dfkd.errors import RequestError
-from dfkd.taps import Tap
+from dfkd.taps import Tap, in_group
 
 GROUPS = ("stage", "pre", "begin")
 _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -83,17 +83,12 @@ def match_groups(teacher: Mapping[str, Tap], student: Mapping[str, Tap]) -> tupl
     matched: tuple[dict[str, Tap], dict[str, Tap]] = ({}, {})
     groups = dict.fromkeys(group_of(name) for name in teacher)
     for group in groups:
-        sides = [_in_order(taps, group) for taps in (teacher, student)]
+        sides = [[taps[name] for name in in_group(taps, group)] for taps in (teacher, student)]
         count = min(map(len, sides))
         for taps, tapped in zip(matched, sides, strict=True):
             numbered = [group] if group not in GROUPS else [f"{group}{i}" for i in range(1, count + 1)]
             taps.update(zip(numbered, tapped[-count:], strict=True))
     return matched
-
-
-def _in_order(taps: Mapping[str, Tap], group: str) -> list[Tap]:
-    names = [name for name in taps if group_of(name) == group]
-    return [taps[name] for name in sorted(names, key=lambda name: int(name.removeprefix(group) or 0))]
 
 
 def _not_found(name: str, module: nn.Module, why: str, by_hand: str) -> RequestError:

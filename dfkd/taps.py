@@ -1,6 +1,6 @@
 """Taps: the places in a network where its features are taken. `dfkd.places` finds them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,6 +28,11 @@ def parse_tap(text: str) -> Tap:
     if not path or (colon and side not in ("output", "input")):
         raise RequestError(f"tap {text!r} is not PATH, PATH:output or PATH:input, such as bn1 or linear:input")
     return Tap(path, "input" if side == "input" else "output")
+
+
+def in_group(names: Iterable[str], group: str) -> list[str]:
+    """Of tap names those of a numbered group, from the shallowest: `stage` has stage1, stage2, ..., stage10."""
+    return sorted((n for n in names if n.rstrip("0123456789") == group), key=lambda n: int(n.removeprefix(group) or 0))
 
 
 def parse_taps(texts: Sequence[str]) -> dict[str, Tap]:

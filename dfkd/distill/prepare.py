@@ -210,9 +210,9 @@ def _order(config: DistillConfig, selections: Sequence[Shards]) -> sampling.Orde
         sum(map(len, selections)), lambda column: np.concatenate([shards.column(column) for shards in selections])
     )
     named = names.parse(config.batches)
-    find = names.find(named.name, ["dfkd.distill.sampling"], "order of batches")
+    target = names.find(named.name, ["dfkd.distill.sampling"], "order of batches")
     order: sampling.Order = names.build(
-        find, named, "--batches", stored=stored, batch=config.batch_size, seed=config.seed
+        target, named, "--batches", stored=stored, batch=config.batch_size, seed=config.seed
     )
     return order
 
