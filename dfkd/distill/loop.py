@@ -1,13 +1,14 @@
 """The training loop, the only one: batches from a source, views, teacher, student, objective, step."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dfkd.console import progress
 from dfkd.device import Place
@@ -78,9 +79,21 @@ class Trainer:
         """The student's answer."""
         return answer(self.student, self.place, view)
 
+    def judge(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:
+        """The student's answer as in training, for a source that learns from it; no statistics of it move."""
+        layers = [m for m in self.student.module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        for layer in layers:  # in training it normalizes by the batch then, and remembers nothing
+            layer.track_running_stats = False
+        try:
+            return self.answer(view)
+        finally:
+            for layer in layers:
+                layer.track_running_stats = True
+
     def advance(self) -> dict[str, Tensor]:
         """One optimizer step. Returns metrics as tensors: reading them here would wait for the device at every step."""
         plan = self.plan
+        learned = self.source.update(self.judge)
         set_rate(self.optimizer, learning_rate(self.step, plan.steps, plan.lr, plan.warmup))
         batch = self.source.sample(plan.batch_size)
         view = self.view(batch)
@@ -90,7 +103,7 @@ class Trainer:
         total.backward()
         self.optimizer.step()
         self.step += 1
-        return {"loss": total.detach(), **values, **_observed(ours, theirs)}
+        return {"loss": total.detach(), **values, **_observed(ours, theirs), **learned}
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to become the very run that was not interrupted."""
@@ -133,12 +146,11 @@ def train(trainer: Trainer, run: Run) -> None:
     with progress("training", total, "steps", trainer.step) as bar, stop_request() as stop:
         while trainer.step < total:
             metrics = trainer.advance()
-            learned = trainer.source.update(trainer.student.module)
             step = trainer.step
             last, save = step == total, step % plan.checkpoint_every == 0 or stop.signal is not None
             if step % plan.log_every == 0 or save or last:
                 now = time.perf_counter()
-                row = {name: float(value) for name, value in (metrics | learned).items()}
+                row = {name: float(value) for name, value in metrics.items()}
                 _check_finite(row, step)
                 rate = plan.batch_size * (step - logged_step) / (now - logged_at)
                 if step % plan.log_every == 0 or last:
@@ -169,7 +181,7 @@ def _entropy(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
 
 def _check_finite(row: Mapping[str, float], step: int) -> None:
     wrong = [name for name, value in row.items() if not torch.isfinite(torch.tensor(value))]
-    if "loss" in wrong:
+    if wrong:
         term = next((name for name in wrong if name != "loss"), "loss")
         raise RequestError(
             f"the loss is no longer finite at step {step} (term {term}); the last checkpoint before it, if any, is "
@@ -179,10 +191,22 @@ def _check_finite(row: Mapping[str, float], step: int) -> None:
 
 def _check_weights(trainer: Trainer) -> None:
     """A step whose loss was finite can leave weights that are not: they must not replace the last good checkpoint."""
-    for module in (trainer.student.module, trainer.objective):
-        for name, value in module.state_dict().items():
+    for state in (trainer.student.module.state_dict(), trainer.objective.state_dict(), trainer.source.state_dict()):
+        for name, value in tensors_in(state):
             if not torch.isfinite(value).all():
                 raise RequestError(
                     f"the weights are no longer finite at step {trainer.step} ({name}); the last checkpoint before it, "
                     "if any, is kept; start again in another folder with a lower --lr"
                 )
+
+
+def tensors_in(state: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of nested state dictionaries and lists, with their keys."""
+    if isinstance(state, Tensor):
+        yield name, state
+    elif isinstance(state, Mapping):
+        for key, value in state.items():
+            yield from tensors_in(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(state, (list, tuple)):
+        for value in state:
+            yield from tensors_in(value, name)

@@ -1,0 +1,27 @@
+"""The terms that methods' losses are made of, each a function of plain tensors; all are to be minimised."""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+
+def one_hot(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"] | None = None) -> Float[Tensor, ""]:
+    """Cross-entropy of the teacher's answer with the wanted classes, or with its own largest one; mean over images."""
+    return cross_entropy(logits, logits.argmax(dim=1) if labels is None else labels)
+
+
+def activation(features: Float[Tensor, "batch *shape"]) -> Float[Tensor, ""]:
+    """Minus the mean absolute feature: real images excite a teacher more than noise does."""
+    return -features.abs().mean(dtype=torch.float32 if features.dtype == torch.bfloat16 else None)
+
+
+def class_entropy(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
+    """Minus the entropy of the batch's mean prediction as a share of the largest possible: -1 where classes are even.
+
+    The logarithm's base drops out, as both are in it.
+    """
+    p = logits.softmax(dim=1).mean(dim=0)
+    return (p * p.clamp_min(1e-12).log()).sum() / math.log(max(len(p), 2))

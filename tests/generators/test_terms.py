@@ -1,0 +1,68 @@
+"""The terms of the methods' losses, value and gradient, against formulas in NumPy."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from dfkd.generators import terms
+
+
+@pytest.fixture
+def check_term():
+    """Compare a term of one tensor with a formula in float64: its value, and its gradient by central differences."""
+
+    def check(term, formula, x, tolerance=1e-6):
+        tensor = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+        value = term(tensor)
+        value.backward()
+        assert value.item() == pytest.approx(formula(x), rel=1e-6, abs=1e-9)
+        numeric, step = np.zeros_like(x), 1e-6
+        for i in np.ndindex(*x.shape):
+            up, down = x.copy(), x.copy()
+            up[i] += step
+            down[i] -= step
+            numeric[i] = (formula(up) - formula(down)) / (2 * step)
+        assert np.allclose(tensor.grad.numpy(), numeric, atol=tolerance)
+
+    return check
+
+
+def softmax(x):
+    e = np.exp(x - x.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+@pytest.fixture
+def logits():
+    return np.random.default_rng(0).normal(0, 2, (5, 4))
+
+
+def test_one_hot_is_the_cross_entropy_with_the_largest_class(check_term, logits):
+    check_term(terms.one_hot, lambda x: -np.log(softmax(x).max(axis=1)).mean(), logits)
+
+
+def test_one_hot_takes_the_classes_that_are_wanted(check_term, logits):
+    labels = np.array([3, 0, 0, 1, 2])
+    check_term(
+        lambda x: terms.one_hot(x, torch.from_numpy(labels)),
+        lambda x: -np.log(softmax(x)[np.arange(5), labels]).mean(),
+        logits,
+    )
+
+
+def test_activation_is_minus_the_mean_absolute_feature(check_term, logits):
+    check_term(lambda x: terms.activation(x), lambda x: -np.abs(x).mean(), logits, 1e-5)
+
+
+def test_class_entropy_is_minus_the_entropy_of_the_mean_prediction(check_term, logits):
+    def formula(x):
+        p = softmax(x).mean(axis=0)
+        return (p * np.log10(p)).sum() / math.log10(4)
+
+    check_term(terms.class_entropy, formula, logits)
+    even = torch.eye(4, dtype=torch.float64) * 100
+    assert terms.class_entropy(even).item() == pytest.approx(-1)
+    one = torch.zeros(3, 4) + torch.tensor([200.0, 0, 0, 0])
+    assert terms.class_entropy(one).item() == pytest.approx(0), "classes without any probability add nothing"
