@@ -13,11 +13,11 @@ from dfkd.console import say
 from dfkd.data import Pool, open_pool
 from dfkd.device import Place, resolve_place
 from dfkd.distill import supply
-from dfkd.distill.loop import Plan, Trainer
 from dfkd.distill.objective import Objective, build_objective
 from dfkd.distill.optim import SCHEDULE_WARMUP, default_rate, make_optimizer
 from dfkd.distill.setting import Setting
 from dfkd.distill.sources import Source
+from dfkd.distill.trainer import Plan, Trainer
 from dfkd.errors import RequestError
 from dfkd.evaluate import check_labels
 from dfkd.models.load import Model, load_model

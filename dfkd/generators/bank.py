@@ -85,6 +85,10 @@ class BankMethod(Method):
             )
         return self._as_images(self.bank.pixels[start : start + count])
 
+    def available(self) -> int:
+        """The images of the bank."""
+        return len(self.bank)
+
     def updates_for(self, count: int) -> int:
         """A batch after another."""
         return -(-count // self.task.batch) * self._per_batch

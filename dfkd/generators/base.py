@@ -101,6 +101,10 @@ class Method(ABC):
     def updates_for(self, count: int) -> int:
         """How many calls of `update` it takes, where nothing else is said, to have `count` images worth keeping."""
 
+    def available(self) -> int | None:
+        """How many images a method that has finished can give; None: any number."""
+        return None
+
     @abstractmethod
     def images(self, start: int, count: int) -> Float[Tensor, "count channels size size"]:
         """The images number `start` to `start + count` of a method that has finished, the same whenever asked."""

@@ -52,8 +52,8 @@ class Health:
             "generated_classes": effective_classes(answer.logits.argmax(dim=1), method.task.classes),
             "generated_distance": pairwise_distance(images),
         }
-        if self._statistics.layers:
-            seen["statistics_distance"] = torch.stack(self._statistics.distances()).sum()
+        if distances := self._statistics.distances():
+            seen["statistics_distance"] = torch.stack(distances).sum()
         self._warn(step, seen)
         return seen
 

@@ -105,7 +105,7 @@ def bytes_of(state):
 
 @pytest.fixture
 def check_method(make, student):
-    """What holds for every method. `updates` should cross what is particular of it (a new batch, a turn of the bank)."""
+    """What holds for every method. `updates` should cross what is particular of it, such as a new batch."""
 
     def check(text, updates=3, **task):
         first = make(text, **task)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dfkd.data import open_pool
-from dfkd.distill.loop import Trainer
+from dfkd.distill.trainer import Trainer
 from dfkd.models import cifar_resnet
 from dfkd.models.load import load_model
 from dfkd.shards import Shards

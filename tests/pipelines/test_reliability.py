@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from dfkd import shards
-from dfkd.distill.loop import Trainer
+from dfkd.distill.trainer import Trainer
 from dfkd.locks import locked
 from dfkd.select import score, stage
 from dfkd.teacher import Classifier

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from dfkd.distill.loop import Trainer
+from dfkd.distill.trainer import Trainer
 from dfkd.errors import RequestError
 from dfkd.pipeline import read_pipeline
 
