@@ -7,6 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from dfkd.distill.distributions import kl
+
 
 def one_hot(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"] | None = None) -> Float[Tensor, ""]:
     """Cross-entropy of the teacher's answer with the wanted classes, or with its own largest one; mean over images."""
@@ -25,3 +27,15 @@ def class_entropy(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
     """
     p = logits.softmax(dim=1).mean(dim=0)
     return (p * p.clamp_min(1e-12).log()).sum() / math.log(max(len(p), 2))
+
+
+def logit_difference(
+    teacher: Float[Tensor, "batch classes"], student: Float[Tensor, "batch classes"]
+) -> Float[Tensor, ""]:
+    """Minus the mean absolute difference of the logits: lowest where the student errs most."""
+    return -(teacher - student).abs().mean()
+
+
+def divergence(teacher: Float[Tensor, "batch classes"], student: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
+    """KL(softmax(teacher) || softmax(student)), averaged over images, with gradients through both."""
+    return kl(teacher.softmax(dim=1), student.log_softmax(dim=1))

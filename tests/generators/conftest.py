@@ -3,6 +3,7 @@
 import copy
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -82,6 +83,26 @@ def student():
     judge = partial(answer, Tapped(module, {}), PLACE)
     judge.module = module
     return judge
+
+
+@pytest.fixture
+def check_term():
+    """Compare a term of one tensor with a formula in float64: its value, and its gradient by central differences."""
+
+    def check(term, formula, x, tolerance=1e-6):
+        tensor = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+        value = term(tensor)
+        value.backward()
+        assert value.item() == pytest.approx(formula(x), rel=1e-6, abs=1e-9)
+        numeric, step = np.zeros_like(x), 1e-6
+        for i in np.ndindex(*x.shape):
+            up, down = x.copy(), x.copy()
+            up[i] += step
+            down[i] -= step
+            numeric[i] = (formula(up) - formula(down)) / (2 * step)
+        assert np.allclose(tensor.grad.numpy(), numeric, atol=tolerance)
+
+    return check
 
 
 def learn(method, student, updates):

@@ -9,26 +9,6 @@ import torch
 from dfkd.generators import terms
 
 
-@pytest.fixture
-def check_term():
-    """Compare a term of one tensor with a formula in float64: its value, and its gradient by central differences."""
-
-    def check(term, formula, x, tolerance=1e-6):
-        tensor = torch.tensor(x, dtype=torch.float64, requires_grad=True)
-        value = term(tensor)
-        value.backward()
-        assert value.item() == pytest.approx(formula(x), rel=1e-6, abs=1e-9)
-        numeric, step = np.zeros_like(x), 1e-6
-        for i in np.ndindex(*x.shape):
-            up, down = x.copy(), x.copy()
-            up[i] += step
-            down[i] -= step
-            numeric[i] = (formula(up) - formula(down)) / (2 * step)
-        assert np.allclose(tensor.grad.numpy(), numeric, atol=tolerance)
-
-    return check
-
-
 def softmax(x):
     e = np.exp(x - x.max(axis=1, keepdims=True))
     return e / e.sum(axis=1, keepdims=True)
@@ -37,6 +17,11 @@ def softmax(x):
 @pytest.fixture
 def logits():
     return np.random.default_rng(0).normal(0, 2, (5, 4))
+
+
+@pytest.fixture
+def others():
+    return np.random.default_rng(1).normal(0, 2, (5, 4))
 
 
 def test_one_hot_is_the_cross_entropy_with_the_largest_class(check_term, logits):
@@ -66,3 +51,19 @@ def test_class_entropy_is_minus_the_entropy_of_the_mean_prediction(check_term, l
     assert terms.class_entropy(even).item() == pytest.approx(-1)
     one = torch.zeros(3, 4) + torch.tensor([200.0, 0, 0, 0])
     assert terms.class_entropy(one).item() == pytest.approx(0), "classes without any probability add nothing"
+
+
+def test_logit_difference_is_minus_the_mean_absolute_difference(check_term, logits, others):
+    fixed = torch.from_numpy(others)
+    check_term(lambda x: terms.logit_difference(x, fixed), lambda x: -np.abs(x - others).mean(), logits)
+    check_term(lambda x: terms.logit_difference(fixed, x), lambda x: -np.abs(x - others).mean(), logits)
+
+
+def test_divergence_is_from_the_teacher_to_the_student_and_has_both_gradients(check_term, logits, others):
+    def formula(teacher, student):
+        p, q = softmax(teacher), softmax(student)
+        return (p * np.log(p / q)).sum(axis=1).mean()
+
+    fixed = torch.from_numpy(others)
+    check_term(lambda x: terms.divergence(x, fixed), lambda x: formula(x, others), logits)
+    check_term(lambda x: terms.divergence(fixed, x), lambda x: formula(others, x), logits)
