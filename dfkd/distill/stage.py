@@ -26,7 +26,7 @@ def run(config: DistillConfig) -> dict[str, Any]:
         with folder.writing():
             if folder.result is None:  # still: another command may have finished it since
                 train(prepared.trainer, folder)
-                prepared.trainer.objective.finish()
+                prepared.trainer.finish()
                 result = _result(prepared, _measure(prepared))
                 folder.finish(prepared.student.module, result)
                 _report(config, result)
@@ -95,7 +95,7 @@ def _result(prepared: Distillation, measures: Measures | None) -> dict[str, Any]
     return {
         **_figures(measures),
         "steps": trainer.plan.steps,
-        "images_seen": images,
+        "images_seen": images + trainer.plan.reestimate * trainer.plan.batch_size,
         "teacher_forwards": images,
         "seconds": round(trainer.seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(trainer.place.device),

@@ -134,9 +134,18 @@ PINNED = [
 ]
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_interrupted_and_resumed_is_bit_for_bit_uninterrupted(lab, selection, tmp_path, monkeypatch, capsys, optimizer):
-    flags = (*QUICK, "--mixup", 0.3, "--optimizer", optimizer)
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--mixup", 0.3),
+        ("--optimizer", "adamw"),
+        ("--ema", 0.9, "--cutmix", 1),
+        ("--reestimate", 2, "--mixup", 1, "--cutmix", 1),
+        ("--init", "teacher", "--student", "cifar_resnet:depth=8", "--ema", 0.9, "--reestimate", 2),
+    ],
+)
+def test_interrupted_and_resumed_is_bit_for_bit_uninterrupted(lab, selection, tmp_path, monkeypatch, capsys, options):
+    flags = (*QUICK, *options)
     assert lab.distill(selection, tmp_path / "whole", *flags) == 0
     step = Trainer.advance
 
