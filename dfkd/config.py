@@ -24,10 +24,10 @@ Precision = Literal["auto", "bf16", "fp32"]
 RANGES = {
     **dict.fromkeys(("count", "image_size", "batch_size", "epochs", "steps", "seeds"), "at least 1"),
     **dict.fromkeys(("checkpoint_every", "log_every"), "at least 1"),
-    **dict.fromkeys(("lr", "weight_decay", "mixup", "crop_padding"), "at least 0"),
+    **dict.fromkeys(("lr", "weight_decay", "mixup", "cutmix", "crop_padding", "reestimate"), "at least 0"),
     "seed": "at least 0 and below 9223372036854775808",
     **dict.fromkeys(("gamma", "deduplicate"), "above 0 and at most 1"),
-    **dict.fromkeys(("class_dropping", "warmup"), "at least 0 and below 1"),
+    **dict.fromkeys(("class_dropping", "warmup", "ema"), "at least 0 and below 1"),
     "max_unreadable": "at least 0 and at most 1",
     "weights": "above 0",
 }
@@ -139,6 +139,8 @@ class DistillConfig(ModelConfig):
     """MODEL: NAME[:key=value,...][@WEIGHTS], a RUN folder or a .pt2 file."""
     student: str
     """MODEL; its class count and channels default to the teacher's."""
+    init: Literal["none", "teacher"] = "none"
+    """teacher: the student begins with the teacher's layers wherever name and shapes agree."""
     samples: tuple[str, ...] = ()
     """Selection folders; several are mixed."""
     out: str
@@ -178,6 +180,12 @@ class DistillConfig(ModelConfig):
     """Random horizontal flip."""
     mixup: float = 0.0
     """Mixup's Beta(a, a) parameter; 0: none."""
+    cutmix: float = 0.0
+    """CutMix's Beta(a, a) parameter; 0: none. With --mixup, each image takes one of the two."""
+    ema: float = 0.0
+    """The student is the moving average of its weights with this decay, such as 0.99; 0: the last step's weights."""
+    reestimate: int = 0
+    """Batches over which the final student's BatchNorm statistics are computed anew; 0: those of training."""
     teacher_taps: tuple[str, ...] = ()
     """Where features are taken, by hand: first=bn1 last=fc:input."""
     student_taps: tuple[str, ...] = ()

@@ -92,7 +92,7 @@ def train(learner: Learner, record: Progress) -> None:
                 logged_at, logged_step = now, step
                 learner.seconds = seconds_before + now - started
             if save or last:
-                _check_weights(learner)
+                check_weights(learner)
                 record.save(learner.state_dict(), {"step": step, "seconds": learner.seconds})
             if stop.signal is not None:
                 raise Interrupted(stop.signal, f"step {step} is saved, the same command goes on from there")
@@ -108,7 +108,7 @@ def _check_finite(row: Mapping[str, float], step: int) -> None:
         )
 
 
-def _check_weights(learner: Learner) -> None:
+def check_weights(learner: Learner) -> None:
     """A step whose loss was finite can leave weights that are not: they must not replace the last good checkpoint."""
     for state in learner.learnt():
         for name, value in _tensors_in(state):

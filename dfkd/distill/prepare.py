@@ -13,6 +13,8 @@ from dfkd.console import say
 from dfkd.data import Pool, open_pool
 from dfkd.device import Place, resolve_place
 from dfkd.distill import supply
+from dfkd.distill.batchnorm import batch_norms
+from dfkd.distill.inherit import inherit
 from dfkd.distill.objective import Objective, build_objective
 from dfkd.distill.optim import SCHEDULE_WARMUP, default_rate, make_optimizer
 from dfkd.distill.setting import Setting
@@ -34,6 +36,9 @@ NOT_DECIDING = (
     *("source", "weights"),
 )
 """Fields that do not decide the student, or stand in the run's content as what they were resolved to."""
+
+OFF = {"cutmix": 0.0, "ema": 0.0, "reestimate": 0, "init": "none"}
+"""Options that do not stand in the run's content where they are off: runs from before there were any go on."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,10 @@ def prepare(config: DistillConfig) -> Distillation:
     selections = supply.open_selections(config.samples, config.normalize, config.image_size)
     teacher = supply.open_teacher(config.teacher, config.samples, selections, config.normalize, config.image_size)
     student = _load_student(config, teacher)
+    if config.init == "teacher":
+        say(inherit(student, teacher))
+    if config.reestimate and not batch_norms(student.module):
+        raise RequestError(f"--reestimate {config.reestimate} changes nothing: the student has no BatchNorm statistics")
     plan = _plan(config, selections, student)
     content = _content(config, plan, teacher, student, selections, objective, place) | supply.content(config, chosen)
     # opened before the training that it is to judge: a mistake in its name should cost no hours
@@ -104,6 +113,9 @@ def _plan(config: DistillConfig, selections: Sequence[Shards], student: Model) -
         crop_padding=(student.image_size or 0) // 8 if config.crop_padding is None else config.crop_padding,
         flip=config.flip,
         mixup=config.mixup,
+        cutmix=config.cutmix,
+        ema=config.ema,
+        reestimate=config.reestimate,
         class_dropping=config.class_dropping,
         checkpoint_every=config.checkpoint_every,
         log_every=config.log_every,
@@ -130,7 +142,7 @@ def _content(
         "selections": [shards.manifest["fingerprint"] for shards in selections],
         "selected": [_words(shards.manifest["content"]["options"]) for shards in selections],
         "loss": portable(objective.spelled),
-        "options": options | decided,
+        "options": {k: v for k, v in (options | decided).items() if (k, v) not in OFF.items()},
         "compute": place.describe(),
         "versions": versions("torch", "torchvision"),
     }

@@ -27,7 +27,7 @@ def run(config: DistillConfig) -> dict[str, Any]:
         with folder.writing():
             if folder.result is None:  # still: another command may have finished it since
                 train(prepared.trainer, folder)
-                prepared.trainer.objective.finish()
+                prepared.trainer.finish()
                 result = _result(prepared, _measure(prepared))
                 folder.finish(prepared.student.module, result)
                 _report(config, result)

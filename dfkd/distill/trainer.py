@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dfkd.device import Place
-from dfkd.distill.augment import crop_and_flip, mixup
-from dfkd.distill.loop import Pace
+from dfkd.distill.augment import crop_and_flip, mix
+from dfkd.distill.average import Average
+from dfkd.distill.batchnorm import reestimate
+from dfkd.distill.loop import Pace, check_weights
 from dfkd.distill.objective import Objective
 from dfkd.distill.optim import learning_rate, set_rate
 from dfkd.distill.sources import Batch, Source
@@ -30,6 +32,9 @@ class Plan(Pace):
     crop_padding: int
     flip: bool
     mixup: float
+    cutmix: float
+    ema: float
+    reestimate: int
     class_dropping: float
     seed: int
 
@@ -50,6 +55,9 @@ class Trainer:
         self.objective, self.optimizer, self.plan = objective, optimizer, plan
         self.place: Place = teacher.place
         self.generator = torch.Generator(self.place.device).manual_seed(plan.seed)
+        self.average: Average | None = None
+        if plan.ema:  # the losses' own parameters too: some end up in the student
+            self.average = Average([*student.module.state_dict().values(), *objective.parameters()], plan.ema)
         self.step, self.seconds = 0, 0.0
 
     def begin(self) -> None:
@@ -61,13 +69,13 @@ class Trainer:
         plan = self.plan
         pixels = batch.pixels.to(self.place.device, non_blocking=True)
         view = self.teacher.view(crop_and_flip(pixels, plan.crop_padding, plan.flip, self.generator))
-        return mixup(view, plan.mixup, self.generator) if plan.mixup else view
+        return mix(view, plan.mixup, plan.cutmix, self.generator)
 
     def teach(self, view: Float[Tensor, "batch channels height width"], batch: Batch) -> Outputs:
         """The teacher's answer; classes are dropped on the very view that the student learns from."""
         outputs = self.teacher.outputs(view)
         kept = kept_classes(outputs.logits, self.plan.class_dropping) if self.plan.class_dropping else None
-        rows = None if self.plan.mixup else batch.rows  # a mixed view is of two images
+        rows = None if self.plan.mixup or self.plan.cutmix else batch.rows  # a mixed view is of two images
         rows = None if rows is None else rows.to(self.place.device, non_blocking=True)
         return replace(outputs, kept=kept, view=view, rows=rows)
 
@@ -99,6 +107,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self.step)
         self.step += 1
         return {"loss": total.detach(), **values, **_observed(ours, theirs), **learned, "learning_rate": rate}
 
@@ -110,6 +120,16 @@ class Trainer:
         """The state that has to stay finite."""
         return self.student.module.state_dict(), self.objective.state_dict(), self.source.state_dict()
 
+    def finish(self) -> None:
+        """After the last step: make the student what is written and measured, from what was learnt."""
+        if self.average is not None:
+            self.average.apply()
+        self.objective.finish()
+        if self.plan.reestimate:
+            batches = (self.source.sample(self.plan.batch_size) for _ in range(self.plan.reestimate))
+            reestimate(self.student.module, map(self.view, batches))
+        check_weights(self)
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to become the very run that was not interrupted."""
         return {
@@ -119,6 +139,7 @@ class Trainer:
             "source": self.source.state_dict(),
             "generator": self.generator.get_state(),
             "torch": torch.get_rng_state(),
+            **({"average": self.average.state_dict()} if self.average is not None else {}),
             **({"cuda": torch.cuda.get_rng_state()} if self.place.device.type == "cuda" else {}),
         }
 
@@ -127,6 +148,8 @@ class Trainer:
         for name in ("student", "objective", "optimizer", "source"):
             part = self.student.module if name == "student" else getattr(self, name)
             part.load_state_dict(state[name])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["torch"])
         if "cuda" in state:
