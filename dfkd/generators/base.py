@@ -155,9 +155,16 @@ def quantize(images: Float[Tensor, "batch channels height width"]) -> UInt8[Tens
     return (images.detach().float() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: Float[Tensor, ""]) -> None:
-    """One step of `optimizer`; nothing but its own parameters gets a gradient, so that a student in `loss` has none."""
-    own = [p for group in optimizer.param_groups for p in group["params"]]
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward(inputs=own)
-    optimizer.step()
+def total(terms: Mapping[str, Float[Tensor, ""]], weights: Mapping[str, float]) -> Float[Tensor, ""]:
+    """The sum of `terms`, each times its weight."""
+    return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Float[Tensor, ""], *others: torch.optim.Optimizer) -> None:
+    """A step of the optimizers; nothing but their parameters gets a gradient, so that a student in `loss` has none."""
+    learning = (optimizer, *others)
+    for each in learning:
+        each.zero_grad(set_to_none=True)
+    loss.backward(inputs=[p for each in learning for group in each.param_groups for p in group["params"]])
+    for each in learning:
+        each.step()

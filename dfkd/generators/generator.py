@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dfkd.generators.base import Method, Stateful, Task, descend
+from dfkd.generators.base import Method, Stateful, Task, descend, total
 
 SLOPE = 0.2
 """Of the leaky ReLU, below zero."""
@@ -56,33 +56,46 @@ def noise(count: int, latent: int, random: torch.Generator) -> Float[Tensor, "co
     return torch.randn(count, latent, generator=random, device=random.device)
 
 
+def build_generator(task: Task, latent: int, width: int) -> Generator:
+    """A task's generator, whose initial weights its seed decides."""
+    torch.manual_seed(task.seed)
+    network = Generator(latent, task.size, task.channels, width)
+    return network.to(task.device).to(memory_format=torch.channels_last)
+
+
+def render(
+    network: nn.Module, latent: Float[Tensor, "count latent"], task: Task
+) -> Float[Tensor, "count channels size size"]:
+    """The images in [0, 1] that a network makes from its input, with gradients."""
+    with task.teacher.place.autocast():
+        images: Tensor = network(latent)
+    return images.float()
+
+
 class GeneratorMethod(Method):
     """Images from noise by a `Generator`, learnt with Adam. Subclasses say in `update` what it learns."""
 
     def __init__(self, task: Task, *, latent: int, width: int, lr: float, steps: int) -> None:
         """`steps`: how many updates a training by itself takes where nothing else is said."""
         super().__init__(task)
-        torch.manual_seed(task.seed)  # the network's initial weights
-        network = Generator(latent, task.size, task.channels, width)
-        self.network = network.to(task.device).to(memory_format=torch.channels_last)
+        self.network = build_generator(task, latent, width)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=lr, betas=(0.5, 0.999))
         self._steps = steps
 
     def make(self, count: int) -> Float[Tensor, "count channels size size"]:
         """New images with gradients to the network."""
-        return self._from(noise(count, self.network.latent, self.random))
+        return render(self.network, noise(count, self.network.latent, self.random), self.task)
 
     def learn(self, terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, Tensor]:
         """One step of the network down the weighted sum of `terms`. Returns them as metrics, before their weights."""
-        loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-        descend(self.optimizer, loss)
+        descend(self.optimizer, total(terms, weights))
         self.updates += 1
         return {name: term.detach() for name, term in terms.items()}
 
     @torch.no_grad()
     def sample(self, count: int, random: torch.Generator) -> Float[Tensor, "count channels size size"]:
         """`count` new images."""
-        return self._from(noise(max(count, LEAST), self.network.latent, random))[:count]
+        return render(self.network, noise(max(count, LEAST), self.network.latent, random), self.task)[:count]
 
     def images(self, start: int, count: int) -> Float[Tensor, "count channels size size"]:
         """Images in blocks of one batch, each drawn with its own number."""
@@ -98,11 +111,6 @@ class GeneratorMethod(Method):
     def parts(self) -> Mapping[str, Stateful]:
         """The network and its optimizer."""
         return {"network": self.network, "optimizer": self.optimizer}
-
-    def _from(self, latent: Float[Tensor, "count latent"]) -> Float[Tensor, "count channels size size"]:
-        with self.task.teacher.place.autocast():
-            images: Tensor = self.network(latent)
-        return images.float()
 
     def _numbered(self, number: int) -> torch.Generator:
         """Random numbers that depend on the seed and a block's number alone, and not on what training drew."""

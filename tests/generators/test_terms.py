@@ -66,3 +66,20 @@ def test_class_entropy_is_minus_the_entropy_of_the_mean_prediction(check_term, l
     assert terms.class_entropy(even).item() == pytest.approx(-1)
     one = torch.zeros(3, 4) + torch.tensor([200.0, 0, 0, 0])
     assert terms.class_entropy(one).item() == pytest.approx(0), "classes without any probability add nothing"
+
+
+@pytest.mark.parametrize("side", ["teacher", "student"])
+def test_adversarial_is_minus_the_divergence_where_both_choose_one_class(check_term, logits, side):
+    other = logits + np.random.default_rng(1).normal(0, 1.5, logits.shape)
+    agree = logits.argmax(axis=1) == other.argmax(axis=1)
+    assert 0 < agree.sum() < len(agree)
+    fixed = torch.from_numpy(other)
+
+    def term(x):
+        return terms.adversarial(x, fixed) if side == "teacher" else terms.adversarial(fixed, x)
+
+    def formula(x):
+        p, q = (softmax(x), softmax(other)) if side == "teacher" else (softmax(other), softmax(x))
+        return -np.where(agree, (p * np.log(p / q)).sum(axis=1), 0).mean()
+
+    check_term(term, formula, logits)
