@@ -5,5 +5,6 @@ the student. The name is looked up here (in any case), or imported where it has 
 """
 
 from dfkd.generators.dafl import DAFL
+from dfkd.generators.fastdfkd import FastDFKD
 
-__all__ = ["DAFL"]
+__all__ = ["DAFL", "FastDFKD"]
