@@ -6,6 +6,7 @@ the student. The name is looked up here (in any case), or imported where it has 
 
 from dfkd.generators.dafl import DAFL
 from dfkd.generators.dfad import DFAD
+from dfkd.generators.fastdfkd import FastDFKD
 from dfkd.generators.zskt import ZSKT
 
-__all__ = ["DAFL", "DFAD", "ZSKT"]
+__all__ = ["DAFL", "DFAD", "ZSKT", "FastDFKD"]

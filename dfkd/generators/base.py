@@ -164,9 +164,11 @@ def total(terms: Mapping[str, Float[Tensor, ""]], weights: Mapping[str, float]) 
     return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: Float[Tensor, ""]) -> None:
-    """One step of `optimizer`; nothing but its own parameters gets a gradient, so that a student in `loss` has none."""
-    own = [p for group in optimizer.param_groups for p in group["params"]]
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward(inputs=own)
-    optimizer.step()
+def descend(optimizer: torch.optim.Optimizer, loss: Float[Tensor, ""], *others: torch.optim.Optimizer) -> None:
+    """A step of the optimizers; nothing but their parameters gets a gradient, so that a student in `loss` has none."""
+    learning = (optimizer, *others)
+    for each in learning:
+        each.zero_grad(set_to_none=True)
+    loss.backward(inputs=[p for each in learning for group in each.param_groups for p in group["params"]])
+    for each in learning:
+        each.step()

@@ -39,3 +39,14 @@ def logit_difference(
 def divergence(teacher: Float[Tensor, "batch classes"], student: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
     """KL(softmax(teacher) || softmax(student)), averaged over images, with gradients through both."""
     return kl(teacher.softmax(dim=1), student.log_softmax(dim=1))
+
+
+def adversarial(teacher: Float[Tensor, "batch classes"], student: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
+    """Minus the divergence of the student's answer from the teacher's where both choose one class; mean over images.
+
+    KL(p_teacher || p_student) in nats at temperature 1, and 0 for an image of which they choose different classes: the
+    student is to be unsure of such, and it is already. Gradients go through both answers.
+    """
+    log_p, log_q = teacher.log_softmax(dim=1), student.log_softmax(dim=1)
+    agree = teacher.argmax(dim=1) == student.argmax(dim=1)
+    return -(agree * (log_p.exp() * (log_p - log_q)).sum(dim=1)).mean()

@@ -67,3 +67,20 @@ def test_divergence_is_from_the_teacher_to_the_student_and_has_both_gradients(ch
     fixed = torch.from_numpy(others)
     check_term(lambda x: terms.divergence(x, fixed), lambda x: formula(x, others), logits)
     check_term(lambda x: terms.divergence(fixed, x), lambda x: formula(others, x), logits)
+
+
+@pytest.mark.parametrize("side", ["teacher", "student"])
+def test_adversarial_is_minus_the_divergence_where_both_choose_one_class(check_term, logits, side):
+    other = logits + np.random.default_rng(1).normal(0, 1.5, logits.shape)
+    agree = logits.argmax(axis=1) == other.argmax(axis=1)
+    assert 0 < agree.sum() < len(agree)
+    fixed = torch.from_numpy(other)
+
+    def term(x):
+        return terms.adversarial(x, fixed) if side == "teacher" else terms.adversarial(fixed, x)
+
+    def formula(x):
+        p, q = (softmax(x), softmax(other)) if side == "teacher" else (softmax(other), softmax(x))
+        return -np.where(agree, (p * np.log(p / q)).sum(axis=1), 0).mean()
+
+    check_term(term, formula, logits)
