@@ -14,9 +14,9 @@ from datetime import date
 from pathlib import Path
 
 import tomli_w
-from keep import measured
 
 from dfkd import cli, demo
+from dfkd.device import machine, resolve_place
 from dfkd.distill import losses
 from dfkd.files import write_json
 
@@ -81,7 +81,9 @@ def main():
     (out / "losses.toml").write_text(tomli_w.dumps(pipeline(setting, out, names)), encoding="utf-8")
     status = cli.main(["run", str(out / "losses.toml")])
     if status == 0:
-        write_json(out / "measured.json", measured(f"benchmarks/quality/losses.py {setting}", date.today()))
+        place = resolve_place("auto", "auto")
+        measured = {"command": f"benchmarks/quality/losses.py {setting}", "date": str(date.today())}
+        write_json(out / "measured.json", measured | machine(place.device) | place.describe())
     sys.exit(status)
 
 
