@@ -1,6 +1,6 @@
-"""Keep a comparison as a result file: its CSV in this folder, and beside it what it was measured on.
+"""Keep a comparison as a result file: its CSV, and beside it what it was measured on.
 
-    python benchmarks/quality/keep.py REPORT.csv NAME 'COMMAND THAT MADE IT'
+    python benchmarks/quality/keep.py REPORT.csv benchmarks/quality/NAME.csv 'COMMAND THAT MADE IT'
 
 To be called where the runs ran, with their OMP_NUM_THREADS. docs/make_results.py makes the README's tables of these.
 """
@@ -14,21 +14,17 @@ from dfkd.device import machine, resolve_place
 from dfkd.files import replacing, write_json
 
 
-def measured(command, day):
-    """What stands behind a figure: the command, the day, the machine."""
+def keep(report, target, command):
+    """Copy the CSV `report` to `target`, and write the command, its day and the machine beside it."""
     place = resolve_place("auto", "auto")
-    return {"command": command, "date": str(day), **machine(place.device), **place.describe()}
-
-
-def keep(report, name, command, folder):
-    """Copy the CSV `report` to `folder` as NAME.csv and write NAME.json."""
     day = date.fromtimestamp(report.stat().st_mtime)
-    with replacing(folder / f"{name}.csv") as partial:
+    with replacing(target) as partial:
         shutil.copyfile(report, partial)
-    write_json(folder / f"{name}.json", measured(command, day))
+    about = {"command": command, "date": str(day), **machine(place.device), **place.describe()}
+    write_json(target.with_suffix(".json"), about)
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 4:
         sys.exit(__doc__)
-    keep(Path(sys.argv[1]), *sys.argv[2:], folder=Path(__file__).resolve().parent)
+    keep(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
