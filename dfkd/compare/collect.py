@@ -18,6 +18,8 @@ NEEDED = (
     *("steps", "images_seen", "teacher_forwards", "seconds"),
 )
 """Fields that a comparison reads; a result may have more."""
+WORDS = ("name", "source")
+"""Those of them that are text; the others are numbers."""
 CURVED = ("loss", "agreement")
 """Fields of the metrics that are drawn."""
 
@@ -67,7 +69,11 @@ def collect(folders: Sequence[str]) -> list[Row]:
     for folder in folders:
         run = read_run(folder)
         names.setdefault(run.result["name"], []).append(run)
-    rows = [_row(name, runs) for name, runs in names.items()]
+    return best_first([_row(name, runs) for name, runs in names.items()])
+
+
+def best_first(rows: Sequence[Row]) -> list[Row]:
+    """The rows by their mean accuracy, the untested ones last."""
     return sorted(rows, key=lambda row: -math.inf if (mean := row.mean("top1")) is None else mean, reverse=True)
 
 
@@ -100,7 +106,7 @@ def read_run(folder: str) -> FinishedRun:
 
 
 def _fits(field: str, value: object) -> bool:
-    if field in ("name", "source"):
+    if field in WORDS:
         return isinstance(value, str)
     may_lack = field in ("top1", "agreement", "teacher_top1", "test_images")
     return type(value) in (int, float) or (may_lack and value is None)

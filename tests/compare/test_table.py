@@ -4,7 +4,7 @@ import io
 import pytest
 
 from dfkd.compare.collect import collect
-from dfkd.compare.table import HEAD, cells, csv_text, reading, terminal_table, warnings
+from dfkd.compare.table import HEAD, cells, csv_text, read_csv, reading, terminal_table, warnings
 
 
 def test_cells(make_run) -> None:
@@ -98,3 +98,14 @@ def test_csv_has_a_line_a_run_with_every_single_value(make_run, monkeypatch, tmp
     assert (lines[0]["name"], lines[0]["top1"], lines[0]["extra"]) == ('a,"b', "0.123456789", "7")
     assert (lines[1]["seed"], lines[1]["top1"], lines[1]["extra"]) == ("1", "", "")
     assert lines[0]["folder"] == "~/runs/0"
+
+
+def test_a_csv_read_again_gives_the_same_cells(make_run) -> None:
+    folders = [make_run("a", s, top1=0.5 + s / 10) for s in (0, 1)] + [
+        make_run("123", top1=0.7),
+        make_run("c", top1=None),
+    ]
+    rows = collect(folders)
+    read = read_csv(csv_text(rows))
+    assert [row.name for row in read] == ["123", "a", "c"]
+    assert [cells(row) for row in read] == [cells(row) for row in rows]
