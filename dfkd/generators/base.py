@@ -73,6 +73,8 @@ class Method(ABC):
     """Whether `update` has to be given the student."""
     needs_real: ClassVar[bool] = False
     """Whether it learns from real images too (`Task.real`)."""
+    needs_statistics: ClassVar[bool] = False
+    """Whether it reads what the teacher's BatchNorm layers remember, and so stops at a teacher without."""
     every: int = 1
     """Steps of the student from one turn of this method to the next."""
     turns: int = 1

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -81,6 +82,8 @@ class InversionMethod(BankMethod):
 
     Subclasses give the network, say in `renew` how it starts a batch, and may add terms, and learn from a batch.
     """
+
+    needs_statistics: ClassVar[bool] = True
 
     def __init__(self, task: Task, recipe: Recipe, network: nn.Module, latent: int) -> None:
         """`latent`: the width of the network's input. Raises: RequestError for a teacher without BatchNorm."""

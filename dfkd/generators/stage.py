@@ -1,5 +1,6 @@
 """`dfkd generate`: teacher -> a folder of images made from it, a selection like any other."""
 
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +26,9 @@ from dfkd.generators.pictures import BLOCK, GeneratedPictures
 from dfkd.generators.quota import Quota, missing
 from dfkd.locks import locked
 from dfkd.models.load import Model, load_model
-from dfkd.runs import Progress
+from dfkd.runs import CHECKPOINT, Progress
 from dfkd.select.choose import NON_FINITE, NOT_DRAWN, REASONS, SELECTED, Choice
-from dfkd.select.folder import Selected, check_partial, clear, is_done, write
+from dfkd.select.folder import Selected, check_partial, is_done, write
 from dfkd.select.journal import Journal
 from dfkd.select.methods import ImageScores
 from dfkd.shards import Shards
@@ -70,7 +71,7 @@ def run(config: GenerateConfig) -> Path:
             return out
         check_partial(partial)
         if Journal(partial, hash_of(prepared.content)).is_new:  # else the checkpoint is of this request
-            clear(partial)
+            shutil.rmtree(partial / CHECKPOINT, ignore_errors=True)
         method = _method(prepared)
         steps = config.steps or method.updates_for(_needed(prepared))
         maker = Maker(method, prepared, Pace(steps, config.batch_size, config.checkpoint_every, config.log_every))
