@@ -33,6 +33,7 @@ class Stage:
 
 STAGES = {
     "select": Stage(config.SelectConfig, "dfkd.select.stage:run"),
+    "generate": Stage(config.GenerateConfig, "dfkd.generators.stage:run"),
     "distill": Stage(config.DistillConfig, "dfkd.distill.stage:run"),
     "evaluate": Stage(config.EvaluateConfig, "dfkd.evaluate:run"),
     "inspect": Stage(config.InspectConfig, "dfkd.inspection:run", "folder"),

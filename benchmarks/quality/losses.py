@@ -47,17 +47,26 @@ SETTINGS = {
 }
 
 
-def pipeline(setting, out, names):
-    """The pipeline of one setting: a selection, and a row for every loss."""
-    defaults = {k: _placed(v, out) for k, v in SETTINGS[setting].items() if k != "seeds"}
-    rows = {name: {"samples": ["random"], "loss": _summed(name)} for name in names}
-    return {
+def measure(script, setting, out, rows):
+    """Run the pipeline of one setting, a random selection and the options of every row; the command's exit status."""
+    out.mkdir(parents=True, exist_ok=True)
+    if setting == "digits":
+        demo.prepare(out)
+    tables = {
         "out": str(out),
         "seeds": SETTINGS[setting]["seeds"],
-        "defaults": defaults,
+        "defaults": {k: _placed(v, out) for k, v in SETTINGS[setting].items() if k != "seeds"},
         "select": {"random": {"method": "random"}},
-        "distill": rows,
+        "distill": {name: {"samples": ["random"], **options} for name, options in rows.items()},
     }
+    file = out / f"{script}.toml"
+    file.write_text(tomli_w.dumps(tables), encoding="utf-8")
+    status = cli.main(["run", str(file)])
+    if status == 0:
+        place = resolve_place("auto", "auto")
+        measured = {"command": f"benchmarks/quality/{script}.py {setting}", "date": str(date.today())}
+        write_json(out / "measured.json", measured | machine(place.device) | place.describe())
+    return status
 
 
 def _summed(name):
@@ -75,16 +84,7 @@ def main():
         sys.exit(__doc__)
     setting, out, *names = sys.argv[1], Path(sys.argv[2]), *sys.argv[3:]
     names = names or sorted((name.lower() for name in losses.__all__), key=lambda name: (name not in ALONE, name))
-    out.mkdir(parents=True, exist_ok=True)
-    if setting == "digits":
-        demo.prepare(out)
-    (out / "losses.toml").write_text(tomli_w.dumps(pipeline(setting, out, names)), encoding="utf-8")
-    status = cli.main(["run", str(out / "losses.toml")])
-    if status == 0:
-        place = resolve_place("auto", "auto")
-        measured = {"command": f"benchmarks/quality/losses.py {setting}", "date": str(date.today())}
-        write_json(out / "measured.json", measured | machine(place.device) | place.describe())
-    sys.exit(status)
+    sys.exit(measure("losses", setting, out, {name: {"loss": _summed(name)} for name in names}))
 
 
 if __name__ == "__main__":

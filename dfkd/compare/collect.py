@@ -44,7 +44,7 @@ class Row:
 
     def values(self, field: str) -> list[Any]:
         """A field of the result over the runs, without those that lack it (no accuracy without a test)."""
-        return [run.result[field] for run in self.runs if run.result[field] is not None]
+        return [value for run in self.runs if (value := run.result.get(field)) is not None]
 
     def mean(self, field: str) -> float | None:
         """Its mean, or None where no run has it."""

@@ -20,6 +20,7 @@ HEAD = (
     "steps",
     "seconds",
     "teacher forwards",
+    "generator steps",
     "images/s",
     "student parameters",
     "source",
@@ -36,7 +37,7 @@ def cells(row: Row) -> list[str]:
         with_deviation(row, "top1"),
         with_deviation(row, "agreement"),
         "-" if to_teacher is None else f"{to_teacher:+.2f}",
-        *(_count(row.mean(field)) for field in ("steps", "seconds", "teacher_forwards")),
+        *(_count(row.mean(field)) for field in ("steps", "seconds", "teacher_forwards", "generator_steps")),
         _count(fmean(rates) if rates else None),
         _count(row.mean("student_parameters")),
         ", ".join(dict.fromkeys(row.values("source"))),
@@ -60,9 +61,11 @@ def teacher_difference(row: Row) -> float | None:
 def terminal_table(rows: Sequence[Row]) -> str:
     """The table as aligned text. Costs that are the same in all of several rows are said once, below it."""
     body = [cells(row) for row in rows]
-    costs = [HEAD.index(name) for name in ("steps", "teacher forwards", "student parameters", "source")]
-    same = [k for k in costs if len(rows) > 1 and len({line[k] for line in body}) == 1]
-    kept = [k for k in range(len(HEAD)) if k not in same]
+    named = ("steps", "teacher forwards", "generator steps", "student parameters", "source")
+    costs = [HEAD.index(name) for name in named]
+    none = [k for k in costs if {line[k] for line in body} <= {"0", "-"}]  # no generator anywhere
+    same = [k for k in costs if len(rows) > 1 and len({line[k] for line in body}) == 1 and k not in none]
+    kept = [k for k in range(len(HEAD)) if k not in (*same, *none)]
     text = aligned([HEAD[k] for k in kept], [[line[k] for k in kept] for line in body])
     return text + (f"\nin all rows: {', '.join(f'{HEAD[k]} {body[0][k]}' for k in same)}" if same else "")
 

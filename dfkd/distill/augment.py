@@ -1,16 +1,16 @@
 """Random views of a batch, vectorised; teacher and student see the same view."""
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 
 def crop_and_flip(
-    pixels: UInt8[Tensor, "batch height width channels"], padding: int, flip: bool, generator: torch.Generator
-) -> UInt8[Tensor, "batch height width channels"]:
+    pixels: Shaped[Tensor, "batch height width channels"], padding: int, flip: bool, generator: torch.Generator
+) -> Shaped[Tensor, "batch height width channels"]:
     """Each image shifted by up to `padding` pixels in both directions (black comes in), and mirrored with chance 1/2.
 
-    One gather does both: for every output pixel the row and column that it comes from.
+    One gather does both: for every output pixel the row and column that it comes from. Gradients go back through it.
     """
     n, height, width, _ = pixels.shape
     device = pixels.device
@@ -28,16 +28,50 @@ def crop_and_flip(
     return pixels[torch.arange(n, device=device)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def mixup(
-    view: Float[Tensor, "batch channels height width"], alpha: float, generator: torch.Generator
+def mix(
+    view: Float[Tensor, "batch channels height width"], mixup: float, cutmix: float, generator: torch.Generator
 ) -> Float[Tensor, "batch channels height width"]:
-    """Convex pairs of images, one Beta(alpha, alpha) weight an image (mixup, https://arxiv.org/abs/1710.09412).
+    """Each image mixed with another one of the batch: the share w ~ Beta(alpha, alpha) of it stays.
 
-    The teacher answers for the mixed image, so labels are not mixed.
+    `mixup` > 0 is the alpha of w * image + (1 - w) * other (mixup: Beyond empirical risk minimization, 2017,
+    https://arxiv.org/abs/1710.09412); `cutmix` > 0 that of a box of (1 - w) of the area, to whole pixels, that the
+    other image fills (CutMix, 2019, https://arxiv.org/abs/1905.04899). With both, each image takes one of the two with
+    chance 1/2; with neither the view stays. The teacher answers for the mixed image, so labels are not mixed. Ours:
+    every image has a weight and a box of its own, where the papers' code has one for the batch; and the box lies within
+    the image, where CutMix's code draws its center and cuts off what stands out, so that it is smaller than it says.
     """
-    n = len(view)
-    # a Beta variable from two Gamma ones, which torch draws from a given generator
-    gammas = torch._standard_gamma(torch.full((2, n), alpha, device=view.device), generator=generator)
-    weight = (gammas[0] / gammas.sum(dim=0).clamp_min(1e-12))[:, None, None, None]
+    n, _, height, width = view.shape
+    weights = []
+    if mixup:
+        weights.append(_beta(mixup, n, view.device, generator)[:, None, None, None])
+    if cutmix:
+        weights.append(_outside_a_box(_beta(cutmix, n, view.device, generator), height, width, generator))
+    if not weights:
+        return view
+    weight = weights[0]
+    if len(weights) == 2:
+        drawn = torch.rand(n, 1, 1, 1, generator=generator, device=view.device)
+        weight = torch.where(drawn < 0.5, weights[0], weights[1])
     partner = torch.randperm(n, generator=generator, device=view.device)
     return weight * view + (1 - weight) * view[partner]
+
+
+def _beta(alpha: float, n: int, device: torch.device, generator: torch.Generator) -> Float[Tensor, " n"]:
+    """Beta(alpha, alpha) variables, from two Gamma ones each, which torch draws from a given generator."""
+    gammas = torch._standard_gamma(torch.full((2, n), alpha, device=device), generator=generator)
+    return gammas[0] / gammas.sum(dim=0).clamp_min(1e-12)
+
+
+def _outside_a_box(
+    kept: Float[Tensor, " batch"], height: int, width: int, generator: torch.Generator
+) -> Float[Tensor, "batch 1 {height} {width}"]:
+    """1 at the share `kept` of the pixels, 0 in a box of the image's own proportions, at any place within it."""
+    inside = []
+    for length in (height, width):
+        size = ((1 - kept).sqrt() * length).round()
+        drawn = torch.rand(len(kept), generator=generator, device=kept.device)
+        start = (drawn * (length - size + 1)).floor()
+        places = torch.arange(length, device=kept.device)
+        inside.append((places >= start[:, None]) & (places < (start + size)[:, None]))
+    rows, columns = inside
+    return 1 - (rows[:, None, :, None] & columns[:, None, None, :]).float()

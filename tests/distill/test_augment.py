@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dfkd.distill.augment import crop_and_flip, mixup
+from dfkd.distill.augment import crop_and_flip, mix
 
 
 def seeded(seed=0):
@@ -42,11 +42,67 @@ def test_the_same_generator_gives_the_same_views():
 
 def test_mixup_takes_convex_pairs():
     view = torch.eye(8)[:, :, None, None].repeat(1, 1, 2, 2)
-    mixed = mixup(view, 1.0, seeded())
+    mixed = mix(view, 1.0, 0.0, seeded())
     assert torch.allclose(mixed.sum(dim=1), torch.ones(8, 2, 2))
     assert (mixed >= 0).all()
     assert ((mixed[:, :, 0, 0] > 0).sum(dim=1) <= 2).all()
     weights = torch.cat(
-        [mixup(torch.eye(200)[:, :, None, None], 0.4, seeded(s)).amax(dim=1).flatten() for s in range(5)]
+        [mix(torch.eye(200)[:, :, None, None], 0.4, 0.0, seeded(s)).amax(dim=1).flatten() for s in range(5)]
     )
     assert weights.mean().item() == pytest.approx(0.83, abs=0.03)  # E max(w, 1 - w) for Beta(0.4, 0.4)
+
+
+def boxes(n, height, width, alpha):
+    """The pixels that CutMix took from another image, for images that hold their own number (and its negative)."""
+    numbers = torch.arange(1.0, n + 1)[:, None, None, None]
+    view = torch.cat([numbers, -numbers], dim=1).repeat(1, 1, height, width)
+    cut = mix(view, 0.0, alpha, seeded())
+    assert torch.equal(cut[:, 0], -cut[:, 1])
+    foreign = cut[:, 0] != view[:, 0]
+    from_others = torch.where(foreign, cut[:, 0], 0).flatten(1)
+    highest = from_others.amax(dim=1, keepdim=True)
+    assert ((from_others == 0) | (from_others == highest)).all()  # all of a box is from one image
+    assert set(highest.flatten().tolist()) <= set(range(n + 1))
+    return foreign
+
+
+def test_cutmix_fills_one_box_of_each_image_from_one_other():
+    foreign = boxes(2000, 12, 24, 1.0)
+    rows, columns = foreign.any(dim=2), foreign.any(dim=1)
+    assert torch.equal(foreign, rows[:, :, None] & columns[:, None, :])
+    for line in (rows, columns):
+        assert (line.int().diff(dim=1) == 1).sum(dim=1).max() <= 1  # one piece
+    high, wide = rows.sum(dim=1), columns.sum(dim=1)
+    assert (wide - 2 * high).abs().max() <= 1  # nothing of a box stands out of the image, so all have its proportions
+    assert set(high.tolist()) == set(range(13))
+    tops = rows[high == 4].int().argmax(dim=1)
+    counts = torch.bincount(tops, minlength=9)  # anywhere, and nowhere more often
+    assert counts.min() > 0 and counts.max() < 3 * counts.min()
+
+
+@pytest.mark.parametrize(("alpha", "expected"), [(1.0, 0.75), (0.4, 0.83)])
+def test_the_boxes_areas_follow_the_beta_distribution(alpha, expected):
+    share = boxes(1500, 32, 32, alpha).float().mean(dim=(1, 2))
+    assert share.mean().item() == pytest.approx(0.5, abs=0.03)
+    assert torch.maximum(share, 1 - share).mean().item() == pytest.approx(expected, abs=0.02)
+
+
+def test_with_both_each_image_takes_one_of_the_two():
+    view = torch.eye(100)[:, :, None, None].repeat(1, 1, 8, 8)
+    mixed = mix(view, 1.0, 1.0, seeded())
+    assert torch.allclose(mixed.sum(dim=1), torch.ones(100, 8, 8))
+    own = mixed[torch.arange(100), torch.arange(100)]
+    cut = ((own == 0) | (own == 1)).all(dim=(1, 2))
+    assert 0.35 < cut.float().mean() < 0.65
+    assert (own[~cut] == own[~cut][:, :1, :1]).all()  # one weight for the whole of an image that is mixed up
+    assert (own[cut].mean(dim=(1, 2)) % 1 > 0).float().mean() > 0.7  # a box may be the whole image, or empty
+    assert torch.equal(mixed, mix(view, 1.0, 1.0, seeded()))
+    assert not torch.equal(mixed, mix(view, 1.0, 1.0, seeded(1)))
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (0.5, 0.5)])
+def test_a_mixed_view_has_the_type_and_layout_of_the_view(mixup, cutmix):
+    view = torch.rand(6, 3, 8, 8).to(memory_format=torch.channels_last)
+    mixed = mix(view, mixup, cutmix, seeded())
+    assert mixed.dtype == view.dtype and mixed.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(mixed, view) == (not mixup and not cutmix)

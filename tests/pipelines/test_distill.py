@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dfkd.data import open_pool
-from dfkd.distill.loop import Trainer
+from dfkd.distill.trainer import Trainer
 from dfkd.models import cifar_resnet
 from dfkd.models.load import load_model
 from dfkd.shards import Shards
@@ -134,9 +134,18 @@ PINNED = [
 ]
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_interrupted_and_resumed_is_bit_for_bit_uninterrupted(lab, selection, tmp_path, monkeypatch, capsys, optimizer):
-    flags = (*QUICK, "--mixup", 0.3, "--optimizer", optimizer)
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--mixup", 0.3),
+        ("--optimizer", "adamw"),
+        ("--ema", 0.9, "--cutmix", 1),
+        ("--reestimate", 2, "--mixup", 1, "--cutmix", 1),
+        ("--init", "teacher", "--student", "cifar_resnet:depth=8", "--ema", 0.9, "--reestimate", 2),
+    ],
+)
+def test_interrupted_and_resumed_is_bit_for_bit_uninterrupted(lab, selection, tmp_path, monkeypatch, capsys, options):
+    flags = (*QUICK, *options)
     assert lab.distill(selection, tmp_path / "whole", *flags) == 0
     step = Trainer.advance
 
@@ -176,7 +185,7 @@ def test_the_seed_decides_the_student(lab, selection, finished, tmp_path):
 
 
 def test_a_finished_run_is_not_done_again_and_another_is_refused(lab, selection, finished, capsys, monkeypatch):
-    monkeypatch.setattr(Trainer, "advance", None)
+    monkeypatch.setattr(Trainer, "advance", lambda self: pytest.fail("a step was made"))
     assert lab.distill(selection, finished, *QUICK, "--test", lab.heldout) == 0
     assert "was complete already" in capsys.readouterr().err
     assert lab.distill(selection, finished, *QUICK, "--lr", 0.1) == 2
@@ -223,7 +232,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_checkpoint(
 def test_a_finished_run_is_tested_and_named_later_without_training(lab, selection, tmp_path, monkeypatch):
     run = tmp_path / "run"
     assert lab.distill(selection, run, *QUICK) == 0
-    monkeypatch.setattr(Trainer, "advance", None)
+    monkeypatch.setattr(Trainer, "advance", lambda self: pytest.fail("a step was made"))
     assert lab.distill(selection, run, *QUICK, "--test", lab.heldout, "--name", "new") == 0
     result = json.loads((run / "result.json").read_text())
     assert (result["name"], result["test_images"], result["steps"]) == ("new", 797, 24)
@@ -238,7 +247,7 @@ def test_another_spelling_is_the_same_run(lab, selection, tmp_path, monkeypatch)
     first = ("--student", "cifar_resnet:depth=8,width=4", "--precision", "fp32", "--loss", "kd", "relation")
     other = ("--student", "cifar_resnet:width=4,depth=8", "--precision", "fp32", "--loss", "KD:1.0", "relation:1")
     assert lab.dfkd("distill", *common, *first) == 0
-    monkeypatch.setattr(Trainer, "advance", None)
+    monkeypatch.setattr(Trainer, "advance", lambda self: pytest.fail("a step was made"))
     assert lab.dfkd("distill", *common, *other, "--normalize", "0.5/0.5", "--image-size", 16) == 0
 
 

@@ -1,0 +1,35 @@
+"""What the options of training give, at equal steps, on random images of the pool and with nothing but KL.
+
+    python benchmarks/quality/options.py digits OUT_DIR [ROW ...]     the demo's digits, three seeds: a minute a run
+    python benchmarks/quality/options.py cifar10 OUT_DIR [ROW ...]    needs DFKD_DATA and DFKD_TEACHERS: minutes a run
+
+The settings are those of losses.py beside it, and so is what is written: options-digits.csv and .json are its
+report.csv and measured.json.
+"""
+
+import sys
+from pathlib import Path
+
+from losses import SETTINGS, measure
+
+ROWS = {
+    "plain": {},
+    "mixup": {"mixup": 1.0},
+    "cutmix": {"cutmix": 1.0},
+    "mixup-cutmix": {"mixup": 1.0, "cutmix": 1.0},
+    "ema": {"ema": 0.99},
+    "reestimate": {"reestimate": 50},
+    "ema-reestimate": {"ema": 0.99, "reestimate": 50},
+    "cutmix-reestimate": {"cutmix": 1.0, "reestimate": 50},
+}
+
+
+def main():
+    if len(sys.argv) < 3 or sys.argv[1] not in SETTINGS or not {*sys.argv[3:]} <= {*ROWS}:
+        sys.exit(f"{__doc__}\nROW is one of {', '.join(ROWS)}")
+    setting, out, *names = sys.argv[1], Path(sys.argv[2]), *sys.argv[3:]
+    sys.exit(measure("options", setting, out, {name: {"loss": ["kd"], **ROWS[name]} for name in names or ROWS}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""`dfkd distill` with the options that change what is trained on, what is begun with and what is written."""
+
+import json
+import tomllib
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dfkd.distill import trainer
+from dfkd.distill.trainer import Trainer
+
+QUICK = ("--steps", 12, "--batch-size", 32, "--checkpoint-every", 5, "--log-every", 4)
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def student(run):
+    return load_file(run / "student.safetensors")
+
+
+def content(run):
+    return tomllib.loads((run / "config.toml").read_text())["content"]["options"]
+
+
+def same(ours, theirs, names=None):
+    return {name for name in ours if torch.equal(ours[name], theirs[name])} == set(names or ours)
+
+
+@pytest.fixture(scope="module")
+def plain(lab, selection, tmp_path_factory):
+    """A run without any of them."""
+    run = tmp_path_factory.mktemp("runs") / "plain"
+    assert lab.distill(selection, run, *QUICK) == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def averaged(lab, selection, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "averaged"
+    assert lab.distill(selection, run, *QUICK, "--ema", 0.7, "--test", lab.heldout) == 0
+    return run
+
+
+def test_the_average_is_written_and_measured_and_the_training_is_the_same(lab, plain, averaged, tmp_path):
+    state = torch.load(averaged / "checkpoint" / "state.pt", weights_only=True)
+    written = student(averaged)
+    assert same(state["student"], student(plain))
+    floats = [name for name in state["student"] if state["student"][name].is_floating_point()]
+    means = dict(zip(floats, state["average"]["mean"], strict=False))  # those of the losses follow
+    assert len(state["average"]["mean"]) > len(floats)
+    assert same({name: written[name] for name in floats}, means)
+    assert not any(torch.equal(written[name], state["student"][name]) for name in floats)
+    figures = tmp_path / "figures.json"
+    assert lab.dfkd("evaluate", "--model", averaged, "--data", lab.heldout, "--json", figures) == 0
+    result = json.loads((averaged / "result.json").read_text())
+    assert json.loads(figures.read_text())["top1"] == pytest.approx(result["top1"])
+
+
+def test_statistics_are_reestimated_with_the_weights_that_are_written(lab, selection, averaged, tmp_path, monkeypatch):
+    views = []
+    reestimate = trainer.reestimate
+    monkeypatch.setattr(trainer, "reestimate", lambda module, given: reestimate(module, _kept(given, views)))
+    assert lab.distill(selection, tmp_path / "run", *QUICK, "--ema", 0.7, "--reestimate", 3) == 0
+    ours, theirs = student(tmp_path / "run"), student(averaged)
+    assert same(ours, theirs, {name for name in ours if not name.endswith(STATISTICS)})
+    assert ours["bn1.num_batches_tracked"] == 3
+    assert [len(view) for view in views] == [32] * 3
+    first = torch.cat([torch.nn.functional.conv2d(view, ours["conv1.weight"], padding=1).double() for view in views])
+    torch.testing.assert_close(ours["bn1.running_mean"].double(), first.mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["images_seen"], result["teacher_forwards"]) == (12 * 32, 12 * 32)
+
+
+def _kept(views, into):
+    for view in views:
+        into.append(view.clone())
+        yield view
+
+
+def test_killed_while_statistics_are_reestimated(lab, selection, tmp_path, monkeypatch):
+    flags = (*QUICK, "--ema", 0.7, "--reestimate", 2)
+    assert lab.distill(selection, tmp_path / "whole", *flags) == 0
+    reestimate = trainer.reestimate
+
+    def killed(module, views):
+        reestimate(module, views)
+        raise SystemExit("killed")
+
+    monkeypatch.setattr(trainer, "reestimate", killed)
+    with pytest.raises(SystemExit):
+        lab.distill(selection, tmp_path / "run", *flags)
+    assert not (tmp_path / "run" / "student.safetensors").exists()
+    monkeypatch.setattr(trainer, "reestimate", reestimate)
+    monkeypatch.setattr(Trainer, "advance", lambda self: pytest.fail("a step was made"))  # every step was done
+    assert lab.distill(selection, tmp_path / "run", *flags) == 0
+    assert same(student(tmp_path / "whole"), student(tmp_path / "run"))
+
+
+def test_a_student_begins_as_its_teacher(lab, selection, tmp_path, capsys):
+    wide = ("--student", "cifar_resnet:depth=8", "--init", "teacher", "--lr", 0)
+    assert lab.distill(selection, tmp_path / "run", *QUICK, *wide) == 0
+    assert "15 of the student's 15 layers begin as the teacher's" in capsys.readouterr().err
+    ours, theirs = student(tmp_path / "run"), load_file(lab.folder / "teacher.safetensors")
+    assert same(ours, theirs, {name for name in ours if not name.endswith(STATISTICS)})
+
+
+def test_cut_images_are_no_stored_rows_and_the_teacher_sees_what_the_student_sees(
+    lab, selection, plain, tmp_path, monkeypatch
+):
+    seen = []
+    teach = Trainer.teach
+
+    def keep(self, view, batch):
+        outputs = teach(self, view, batch)
+        seen.append((outputs.rows, outputs.view is view))
+        return outputs
+
+    monkeypatch.setattr(Trainer, "teach", keep)
+    assert lab.distill(selection, tmp_path / "run", *QUICK, "--cutmix", 1) == 0
+    assert seen == [(None, True)] * 12
+    assert not same(student(plain), student(tmp_path / "run"))
+
+
+def test_what_is_on_decides_the_run_and_what_is_off_leaves_earlier_runs_as_they_are(
+    lab, selection, plain, averaged, capsys
+):
+    options = {"cutmix", "ema", "reestimate", "init"}
+    assert options & content(plain).keys() == set()
+    assert content(averaged) == {**content(plain), "ema": 0.7}
+    for flag, value, shown in (("--cutmix", 1, 1.0), ("--ema", 0.5, 0.5), ("--reestimate", 2, 2)):
+        assert lab.distill(selection, plain, *QUICK, flag, value) == 2
+        assert f"holds another run: options.{flag[2:]} (None, now {shown})" in capsys.readouterr().err
+    wide = ("--student", "cifar_resnet:depth=8")
+    assert lab.distill(selection, plain, *QUICK, *wide, "--init", "teacher") == 2
+    assert "options.init (None, now teacher)" in capsys.readouterr().err
+
+
+def test_without_batch_normalization_there_is_nothing_to_reestimate(lab, selection, tmp_path, capsys, monkeypatch):
+    (tmp_path / "flat_nets.py").write_text(
+        "from torch import nn\n"
+        "def flat(num_classes: int = 10):\n"
+        "    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(392, num_classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    flags = ("--student", "flat_nets.flat", "--reestimate", 9)
+    assert lab.distill(selection, tmp_path / "run", *QUICK, *flags) == 2
+    assert "--reestimate 9 changes nothing: the student has no BatchNorm statistics" in capsys.readouterr().err
