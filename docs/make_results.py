@@ -30,13 +30,18 @@ ROWS = {
     "threshold-balanced": f"`--method threshold --balance class`; {DEFAULT}",
 }
 TABLES = [
-    {"title": "ResNet-34 to ResNet-18, one GPU, 200 passes over 50,000 images", "files": ["headline"]},
-    {"title": "ResNet-34 to ResNet-18, one GPU, 40 passes over 50,000 images", "files": ["headline-short"]},
     {"title": "50,000 of the 100,000 images; losses", "files": ["cifar10-2000-steps", "ofd-2000-steps"]},
     {
         "title": "which images, under nothing but `kd`",
         "files": ["selection-2000-steps"],
         "rows": {"random": "random", "confident": "the most confident", "confident-balanced": CONFIDENT},
+    },
+    {"title": "ResNet-34 to ResNet-18, one GPU, 200 passes over 50,000 images", "files": ["headline"]},
+    {"title": "ResNet-34 to ResNet-18, one GPU, 40 passes over 50,000 images", "files": ["headline-short"]},
+    {
+        "title": "100 classes of Tiny-ImageNet; half of the photos of its 100 others, and losses",
+        "files": ["tiny100"],
+        "rows": ROWS | {"confident-kd": "the most confident; `kd`", "balanced-kd-ofd": f"{CONFIDENT}; `kd ofd`"},
     },
 ]
 
@@ -45,7 +50,7 @@ def table(title, files, rows=ROWS):
     """One table, the best row first, and what it was measured on."""
     measured = [name for name in files if (QUALITY / f"{name}.csv").exists()]
     if not measured:
-        return f"Not measured yet: {title}."
+        return f"Not measured yet ({', '.join(files)}): {title}."
     found = best_first([row for name in measured for row in rows_of(name)])
     lines = [f"| row | {title} | {' | '.join(SHOWN)} |", f"| --- | --- |{' ---: |' * len(SHOWN)}"]
     for row in found:

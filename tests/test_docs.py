@@ -54,4 +54,4 @@ def test_a_table_follows_its_result_files(make, tmp_path, monkeypatch):
         "- [b.csv](benchmarks/quality/b.csv): `make b`; H, 2 threads, torch 2, 2026-11-22",
         "- [c.csv](benchmarks/quality/c.csv): not measured yet",
     ]
-    assert results.table("what", ["c"]) == "Not measured yet: what."
+    assert results.table("what", ["c"]) == "Not measured yet (c): what."
