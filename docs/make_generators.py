@@ -48,8 +48,8 @@ best; others make what they make, and most of it is left out.
 `generated_classes` (how many classes the teacher sees in 64 images, even ones counted whole), `generated_distance`
 (root mean square difference of two images, pixels from 0 to 1) and `statistics_distance` (from the means and variances
 that the teacher's BatchNorm layers remember; it should fall). A warning names the sign when a batch shows hardly more
-than one class, or images that the eye cannot tell apart. Where a term or a weight is no longer finite the command stops with the step and
-the term, and the last good checkpoint stays.
+than one class, or images that the eye cannot tell apart. Where a term or a weight is no longer finite the command
+stops with the step and the term, and the last good checkpoint stays.
 
 Images belong to their run: what a method keeps (a bank of images, a memory) is part of the run's checkpoint and of
 nothing else. A run goes on exactly where it stopped.

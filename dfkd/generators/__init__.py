@@ -5,8 +5,10 @@ the student. The name is looked up here (in any case), or imported where it has 
 """
 
 from dfkd.generators.dafl import DAFL
+from dfkd.generators.deepinversion import AdaptiveDeepInversion, DeepInversion
 from dfkd.generators.dfad import DFAD
 from dfkd.generators.fastdfkd import FastDFKD
+from dfkd.generators.mosaickd import MosaicKD
 from dfkd.generators.zskt import ZSKT
 
-__all__ = ["DAFL", "DFAD", "ZSKT", "FastDFKD"]
+__all__ = ["DAFL", "DFAD", "ZSKT", "AdaptiveDeepInversion", "DeepInversion", "FastDFKD", "MosaicKD"]
