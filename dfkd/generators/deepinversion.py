@@ -42,8 +42,8 @@ class DeepInversion(BankMethod):
     last step's images go to the bank: the authors' code means to keep the best ones and keeps the last, too.
 
     `batches` are made before the student's first step and one more before every `every` of its steps; in the paper all
-    are made before. Its CIFAR settings are these weights with batches of 256 and 2000 steps at lr 0.05, twenty times the
-    work of the defaults. As its code for ImageNet does, and that for CIFAR does not, pixels are kept within what an
+    are made before. Its CIFAR settings are these weights with batches of 256 and 2000 steps at lr 0.05, twenty times
+    the work of the defaults. As its code for ImageNet does, and that for CIFAR does not, pixels are kept within what an
     image can hold.
     """
 
