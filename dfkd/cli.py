@@ -189,6 +189,6 @@ def _overview() -> str:
             "",
             *rows,
             "",
-            "dfkd COMMAND --help lists the options; dfkd demo shows the whole thing in two minutes.",
+            "dfkd COMMAND --help lists the options; dfkd demo shows the whole thing in a few minutes.",
         ]
     )

@@ -262,7 +262,7 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig(Checked):
-    """The whole thing on images that come with scikit-learn, offline, in about two minutes."""
+    """The whole thing on images that come with scikit-learn, offline, in a few minutes."""
 
     out: str = "demo"
     """Folder for everything that the demo writes."""

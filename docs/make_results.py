@@ -25,12 +25,15 @@ ROWS = {
     "confident-kd": f"{CONFIDENT}; `kd`",
     "confident": f"{CONFIDENT}; {DEFAULT}",
     "confident-ofd": f"{CONFIDENT}; `kd ofd`",
+    "balanced-ofd-explicit-relation": f"{CONFIDENT}; `kd ofd explicit:0.5 relation:1`",
+    "threshold-ofd": "`--method threshold`; `kd ofd`",
     "confident-bucket": f"{CONFIDENT}; {DEFAULT} `--class-dropping 0.05`",
     "threshold": f"`--method threshold`: confident enough, then entropy; {DEFAULT}",
     "threshold-balanced": f"`--method threshold --balance class`; {DEFAULT}",
 }
 TABLES = [
     {"title": "50,000 of the 100,000 images; losses", "files": ["cifar10-2000-steps", "ofd-2000-steps"]},
+    {"title": "50,000 of the 100,000 images; losses; 4,000 steps", "files": ["steps-4000"]},
     {
         "title": "which images, under nothing but `kd`",
         "files": ["selection-2000-steps"],

@@ -122,8 +122,8 @@ def test_the_demo_from_nothing_to_its_report(lab, tmp_path, capsys, monkeypatch)
     assert lab.dfkd("demo", "--out", tmp_path / "demo", "--seeds", 1, "--steps", 5) == 0
     said = capsys.readouterr()
     assert str(tmp_path / "demo" / "report.html") in said.err
-    assert all(name in said.out for name in ("random", "confident", "ours"))
-    for name in ("random", "confident", "ours"):
+    assert all(name in said.out for name in ("random", "confident", "ours", "generated"))
+    for name in ("random", "confident", "ours", "generated"):
         result = json.loads((tmp_path / "demo" / "runs" / f"{name}-seed0" / "result.json").read_text())
         assert (result["steps"], result["test_images"]) == (5, 714)
         assert result["teacher_top1"] > 0.95
