@@ -4,7 +4,8 @@
 the student. The name is looked up here (in any case), or imported where it has dots: `my_package.inversion.Mine`.
 """
 
+from dfkd.generators.cmi import CMI
 from dfkd.generators.dafl import DAFL
 from dfkd.generators.fastdfkd import FastDFKD
 
-__all__ = ["DAFL", "FastDFKD"]
+__all__ = ["CMI", "DAFL", "FastDFKD"]
