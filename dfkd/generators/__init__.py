@@ -7,5 +7,6 @@ the student. The name is looked up here (in any case), or imported where it has 
 from dfkd.generators.cmi import CMI
 from dfkd.generators.dafl import DAFL
 from dfkd.generators.fastdfkd import FastDFKD
+from dfkd.generators.nayer import NAYER
 
-__all__ = ["CMI", "DAFL", "FastDFKD"]
+__all__ = ["CMI", "DAFL", "NAYER", "FastDFKD"]
