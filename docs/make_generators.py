@@ -57,8 +57,8 @@ nothing else. A run goes on exactly where it stopped.
 ## What they gave here
 
 Every row is trained with the loss `kd` for the same number of the student's steps; what differs is where the images
-come from. `random` learns from random images of the pool. Seconds have the generator's work in them; networks of
-generators have `width=32` here.
+come from. `random` learns from random images of the pool, `untrained` from a generator that never learns. Seconds
+have the generator's work in them; networks of generators have `width=32` here.
 
 {measured}
 
@@ -85,8 +85,9 @@ def table():
     lines = ["| source | learns from | " + " | ".join(f"{s} % | seconds | generator steps" for s in SETTINGS) + " |"]
     lines.append("| --- | --- |" + " ---: | ---: | ---: |" * len(SETTINGS))
     found = {setting: {row.name: row for row in rows_if_any(setting)} for setting in SETTINGS}
-    for name, kind in [("random", None), *classes().items()]:
-        cells = [f"[`{name}`](#{name})", asks(kind)] if kind else ["`random`", "the pool"]
+    controls = {"random": "the pool", "untrained": "nothing: a generator's first weights"}
+    for name, kind in [*dict.fromkeys(controls).items(), *classes().items()]:
+        cells = [f"[`{name}`](#{name})", asks(kind)] if kind else [f"`{name}`", controls[name]]
         for rows in found.values():
             row = rows.get(name)
             cells += ["-"] * 3

@@ -5,7 +5,8 @@
 
 The settings are those of losses.py beside it, and so is what is written: generators-SETTING.csv and .json are its
 report.csv and measured.json. Every row has the student's loss `kd` and nothing else, so that they differ in where the
-images come from alone; `random` is the pool's row. Networks of generators have half their default width.
+images come from alone; `random` is the pool's row, `untrained` is a generator that never
+learns. Networks of generators have half their default width.
 """
 
 import inspect
@@ -23,7 +24,7 @@ WIDTH = 32
 
 def rows():
     """The options of every row."""
-    made = {"random": {}}
+    made = {"random": {}, "untrained": {"source": f"dafl:width={WIDTH},lr=0", "samples": []}}
     for name in sorted(generators.__all__, key=str.lower):
         kind, name = getattr(generators, name), name.lower()
         source = f"{name}:width={WIDTH}" if "width" in inspect.signature(kind).parameters else name

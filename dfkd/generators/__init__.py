@@ -4,11 +4,23 @@
 the student. The name is looked up here (in any case), or imported where it has dots: `my_package.inversion.Mine`.
 """
 
+from dfkd.generators.cmi import CMI
 from dfkd.generators.dafl import DAFL
 from dfkd.generators.deepinversion import AdaptiveDeepInversion, DeepInversion
 from dfkd.generators.dfad import DFAD
 from dfkd.generators.fastdfkd import FastDFKD
 from dfkd.generators.mosaickd import MosaicKD
+from dfkd.generators.nayer import NAYER
 from dfkd.generators.zskt import ZSKT
 
-__all__ = ["DAFL", "DFAD", "ZSKT", "AdaptiveDeepInversion", "DeepInversion", "FastDFKD", "MosaicKD"]
+__all__ = [
+    "CMI",
+    "DAFL",
+    "DFAD",
+    "NAYER",
+    "ZSKT",
+    "AdaptiveDeepInversion",
+    "DeepInversion",
+    "FastDFKD",
+    "MosaicKD",
+]
