@@ -57,7 +57,8 @@ nothing else. A run goes on exactly where it stopped.
 ## What they gave here
 
 Every row is trained with the loss `kd` for the same number of the student's steps; what differs is where the images
-come from. `random` learns from random images of the pool. Seconds have the generator's work in them.
+come from. `random` learns from random images of the pool. Seconds have the generator's work in them; networks of
+generators have `width=32` here.
 
 {measured}
 

@@ -13,10 +13,11 @@ from dfkd.generators.terms import activation, class_entropy, one_hot
 class DAFL(GeneratorMethod):
     """Data-free learning of student networks, 2019, https://arxiv.org/abs/1904.01186.
 
-    Minimises one-hot + `alpha` activation + `beta` class entropy on the teacher's answers; the student is not needed.
+    Minimises `one_hot` * cross-entropy with the teacher's own largest class - `activation` * mean absolute feature -
+    `entropy` * entropy of the batch's mean prediction, as a share of the largest possible. The student is not needed.
     The authors' code takes the entropy's logarithm to the base 10, which for ten classes is the share of the largest
     possible entropy that is taken here for any number of them. Its CIFAR settings are batch 1024, latent 1000, lr 0.02
-    and the weights 0.05, 0.01, 5; those below are its MNIST weights with a rate that does not depend on tuning.
+    and the weights 0.05, 0.01, 5; the defaults are its MNIST weights, with the rate that most later papers have.
     """
 
     taps: ClassVar[frozenset[str]] = frozenset({"last"})

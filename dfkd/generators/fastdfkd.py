@@ -82,6 +82,5 @@ class FastDFKD(InversionMethod):
 
     def parts(self) -> Mapping[str, Stateful]:
         """The common generator and what it learns from besides."""
-        common: dict[str, Stateful] = {"common": self.common, "gradients": self.gradients}
-        common["common_optimizer"] = self.common_optimizer
-        return {**super().parts(), **common}
+        own: dict[str, Stateful] = {"common": self.common, "gradients": self.gradients}
+        return {**super().parts(), **own, "common_optimizer": self.common_optimizer}

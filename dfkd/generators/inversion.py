@@ -157,9 +157,8 @@ class InversionMethod(BankMethod):
 
     def parts(self) -> Mapping[str, Stateful]:
         """The bank, the batch that is being made, and what makes it."""
-        own: dict[str, Stateful] = {"underway": self.underway, "network": self.network}
-        own |= {"optimizer": self.optimizer, "moving": self.moving}
-        return {**super().parts(), **own}
+        making: dict[str, Stateful] = {"underway": self.underway, "network": self.network, "optimizer": self.optimizer}
+        return {**super().parts(), **making, "moving": self.moving}
 
     def _terms(self, images: Float[Tensor, "batch channels size size"], student: Student | None) -> dict[str, Tensor]:
         view = self.augmented(images)
