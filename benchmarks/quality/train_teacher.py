@@ -20,11 +20,12 @@ from dfkd.config import DistillConfig, ModelConfig, portable
 from dfkd.console import say
 from dfkd.data import open_pool
 from dfkd.device import Place, machine, resolve_place
-from dfkd.distill.loop import Plan, Trainer, train
+from dfkd.distill.loop import train
 from dfkd.distill.objective import build_objective
 from dfkd.distill.optim import SCHEDULE_WARMUP, default_rate, make_optimizer
 from dfkd.distill.sampling import ShuffledOrder
 from dfkd.distill.sources import Batch
+from dfkd.distill.trainer import Plan, Trainer
 from dfkd.errors import RequestError
 from dfkd.evaluate import check_labels, measure
 from dfkd.files import output_path
@@ -66,6 +67,8 @@ class TeacherConfig(ModelConfig):
 
 class LabeledImages:
     """The training loop's source: the images of a pool in shuffled order."""
+
+    teacher_forwards = generator_steps = 0
 
     def __init__(self, pool, seed):
         self._pool, self._order, self._position = pool, ShuffledOrder(len(pool), seed), 0
@@ -124,6 +127,7 @@ def run(asked):
         with folder.writing():
             trainer = _trainer(asked, plan, model, data, labels, place)
             train(trainer, folder)
+            trainer.finish()
             folder.finish(model.module, _result(trainer, model, test))
     result = folder.result
     say(f"{asked.out}: top-1 {result['top1']:.2%} on {result['images']:,} images, {result['seconds']:.0f} s")

@@ -18,8 +18,10 @@ NEEDED = (
     *("steps", "images_seen", "teacher_forwards", "seconds"),
 )
 """Fields that a comparison reads; a result may have more."""
+LATER = ("generator_steps",)
+"""Fields that came later: a comparison reads them where a result has them."""
 WORDS = ("name", "source")
-"""Those of them that are text; the others are numbers."""
+"""The fields that are text; the others are numbers."""
 CURVED = ("loss", "agreement")
 """Fields of the metrics that are drawn."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
-from dfkd.compare.collect import NEEDED, WORDS, FinishedRun, Row, best_first
+from dfkd.compare.collect import LATER, NEEDED, WORDS, FinishedRun, Row, best_first
 from dfkd.config import portable
 from dfkd.text import aligned, visible
 
@@ -148,7 +148,8 @@ def read_csv(text: str) -> list[Row]:
     """The rows of a comparison's CSV, with what `cells` needs of each run: for tables that are made of kept results."""
     names: dict[str, list[FinishedRun]] = {}
     for line in csv.DictReader(io.StringIO(text)):
-        result = {field: line[field] if field in WORDS else _number(line[field]) for field in NEEDED}
+        fields = [*NEEDED, *(field for field in LATER if field in line)]
+        result = {field: line[field] if field in WORDS else _number(line[field]) for field in fields}
         names.setdefault(line["name"], []).append(FinishedRun(line["folder"], {}, {}, result, []))
     return best_first([Row(name, tuple(runs)) for name, runs in names.items()])
 

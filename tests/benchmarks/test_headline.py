@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dfkd.distill.loop import Trainer
+from dfkd.distill.trainer import Trainer
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "quality" / "headline.sh"
 SIZES = {
