@@ -47,15 +47,19 @@ SETTINGS = {
 }
 
 
-def measure(script, setting, out, rows, seeds=None):
-    """Run the pipeline of one setting, a random selection and the options of every row; the command's exit status."""
+def measure(script, setting, out, rows, **changed):
+    """Run the pipeline of one setting, a random selection and the options of every row; the command's exit status.
+
+    `changed` are values that replace those of the setting.
+    """
+    values = SETTINGS[setting] | changed
     out.mkdir(parents=True, exist_ok=True)
     if setting == "digits":
         demo.prepare(out)
     tables = {
         "out": str(out),
-        "seeds": seeds or SETTINGS[setting]["seeds"],
-        "defaults": {k: _placed(v, out) for k, v in SETTINGS[setting].items() if k != "seeds"},
+        "seeds": values["seeds"],
+        "defaults": {k: _placed(v, out) for k, v in values.items() if k != "seeds"},
         "select": {"random": {"method": "random"}},
         "distill": {name: {"samples": ["random"], **options} for name, options in rows.items()},
     }
