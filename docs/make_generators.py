@@ -51,6 +51,9 @@ that the teacher's BatchNorm layers remember; it should fall). A warning names t
 than one class, or images that the eye cannot tell apart. Where a term or a weight is no longer finite the command
 stops with the step and the term, and the last good checkpoint stays.
 
+Teacher forwards and generator steps of images that were made beforehand count in every run that learns from them;
+`seconds` are those of the run.
+
 Images belong to their run: what a method keeps (a bank of images, a memory) is part of the run's checkpoint and of
 nothing else. A run goes on exactly where it stopped.
 

@@ -1,7 +1,7 @@
 """What each generator teaches, at equal steps of the student, beside images of a pool: the table in docs/generators.md.
 
     python benchmarks/quality/generators.py digits OUT_DIR [ROW ...]     the demo's digits, two seeds: minutes a row
-    python benchmarks/quality/generators.py cifar10 OUT_DIR [ROW ...]    needs DFKD_DATA and DFKD_TEACHERS: ten minutes a row
+    python benchmarks/quality/generators.py cifar10 OUT_DIR [ROW ...]    DFKD_DATA, DFKD_TEACHERS: ten minutes a row
 
 The settings are those of losses.py beside it, and so is what is written: generators-SETTING.csv and .json are its
 report.csv and measured.json. Every row has the student's loss `kd` and nothing else, so that they differ in where the

@@ -97,8 +97,8 @@ def _result(prepared: Distillation, measures: Measures | None) -> dict[str, Any]
         **_figures(measures),
         "steps": trainer.plan.steps,
         "images_seen": images,
-        "teacher_forwards": images + trainer.source.teacher_forwards,
-        "generator_steps": trainer.source.generator_steps,
+        "teacher_forwards": images + trainer.source.teacher_forwards + _made(manifests, "teacher_forwards"),
+        "generator_steps": trainer.source.generator_steps + _made(manifests, "generator_steps"),
         "seconds": round(trainer.seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(trainer.place.device),
         "source": "+".join(dict.fromkeys([*(m["source"] for m in manifests), *_methods(config)])),
@@ -108,6 +108,11 @@ def _result(prepared: Distillation, measures: Measures | None) -> dict[str, Any]
         "name": config.name or _row_name(config, manifests),
         "fingerprint": hash_of(prepared.content),
     }
+
+
+def _made(manifests: Sequence[Mapping[str, Any]], cost: str) -> int:
+    """What it cost to make the samples that a generator made beforehand."""
+    return sum(manifest.get("cost", {}).get(cost, 0) for manifest in manifests)
 
 
 def _row_name(config: DistillConfig, manifests: Sequence[Mapping[str, Any]]) -> str:

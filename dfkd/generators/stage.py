@@ -228,7 +228,8 @@ def _collect(prepared: Generation, method: Method) -> Selected:
         pictures.scores,
         choice,
         prepared.content,
-        prepared.chosen.named.name,
+        source=prepared.chosen.named.name,
+        cost={"teacher_forwards": method.teacher_forwards + len(pictures), "generator_steps": method.updates},
     )
 
 

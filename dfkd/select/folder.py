@@ -1,9 +1,9 @@
 """A selection's folder, written: shards, scores and, last, the manifest that makes it complete."""
 
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -84,6 +84,8 @@ class Selected:
     """Everything that decides the selection."""
     source: str = "selection"
     """What the manifest and a run's result call it."""
+    cost: Mapping[str, int] = field(default_factory=dict)
+    """What a generator took to make it."""
 
 
 def is_done(out: Path, asked: str, content: dict[str, Any]) -> bool:
@@ -156,6 +158,7 @@ def _manifest(selected: Selected, files: list[dict[str, Any]]) -> dict[str, Any]
         "threshold": choice.threshold,
         "admitted": choice.admitted,
         "reasons": choice.counts(),
+        **({"cost": dict(selected.cost)} if selected.cost else {}),
         "unreadable": [
             {"source": name, "why": scores.problems[i]}
             for i, name in zip(scores.problems, pool.sources(unreadable), strict=True)
