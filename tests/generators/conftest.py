@@ -16,15 +16,16 @@ from dfkd.taps import Tapped
 from dfkd.teacher import answer
 
 SIZE, CLASSES, BATCH = 8, 4, 40
+RESNET = "cifar_resnet:depth=8,width=4"
 PLACE = Place(torch.device("cpu"), torch.float32)
 
 
-def network(seed, channels=1, architecture="cifar_resnet:depth=8,width=4"):
+def network(seed, channels=1, architecture=RESNET, size=SIZE):
     """A network whose BatchNorm layers remember something, in evaluation mode."""
     torch.manual_seed(seed)
     separator = "," if ":" in architecture else ":"
     spec = f"{architecture}{separator}num_classes={CLASSES},in_channels={channels}"
-    model = load_model(spec, normalize="0.5/0.5", image_size=SIZE)
+    model = load_model(spec, normalize="0.5/0.5", image_size=size)
     for module in model.module.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.2)
@@ -64,10 +65,8 @@ class RealImages:
 def make():
     """`make("dafl:latent=20", seed=1)` builds a method for the small teacher."""
 
-    def build_it(
-        text, *, seed=0, channels=1, batch=BATCH, real=False, architecture="cifar_resnet:depth=8,width=4", **task
-    ):
-        teacher = network(5, channels, architecture)
+    def build_it(text, *, seed=0, channels=1, batch=BATCH, real=False, architecture=RESNET, size=SIZE, **task):
+        teacher = network(5, channels, architecture, size)
         if real:
             torch.manual_seed(3)
             task["real"] = RealImages(channels)

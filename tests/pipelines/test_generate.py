@@ -196,6 +196,7 @@ def test_wrong_requests_are_answered_in_one_line(lab, selection, tmp_path, capsy
         ((), "there is nothing to learn from: --samples names selections, --source a generator"),
         (("--source", "dafl", "--epochs", 3), "--epochs 3 counts passes over --samples, and there are none"),
         (("--source", "dafl", "--weights", 1, 2), "--weights has 2 numbers for 1 of --samples and --source"),
+        (("--source", "dafl", "--batches", "classes:each=8"), "orders the images of --samples, and there are none"),
         (("--source", "dafl", "--weights", 0), "--weights 0.0 is not above 0"),
         (("--source", "dafl", "--loss", "crd"), "crd"),
     ],
