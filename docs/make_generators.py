@@ -67,8 +67,10 @@ have the generator's work in them; networks of generators have `width=32` here.
 
 {table}
 
-A teacher without BatchNorm: {without} work; the others read its statistics and say so. Presets of the names above have
-the papers' own recipes for the student (`dfkd distill --preset dfad ...`); they were not run here at their length.
+A teacher without BatchNorm: {without} work; the others read its statistics and say so.
+
+`dfkd distill --preset dfad ...`, and so for each but the adaptive form, is the papers' own recipe for student and
+generator; none was run here at its length.
 """
 
 

@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from dfkd import generators
+from dfkd.config import DistillConfig, load_preset
 from dfkd.distill import losses
+from dfkd.distill.objective import build_objective
+from dfkd.generators.build import choose
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,6 +28,22 @@ def test_the_losses_page_is_up_to_date(make):
     for name in losses.__all__:
         assert page.count(f"\n## {name.lower()}\n") == 1
         assert page.count(f"| [`{name.lower()}`](#{name.lower()}) |") == 1
+
+
+def test_the_generators_page_is_up_to_date(make):
+    page = (ROOT / "docs" / "generators.md").read_text(encoding="utf-8")
+    assert page == make("make_generators").page(), "run: python docs/make_generators.py"
+    for name in generators.__all__:
+        assert page.count(f"\n## {name.lower()}\n") == 1
+        assert page.count(f"| [`{name.lower()}`](#{name.lower()}) |") == 1
+
+
+@pytest.mark.parametrize("name", sorted({*generators.__all__} - {"AdaptiveDeepInversion"}))
+def test_every_generator_has_its_papers_recipe(name):
+    values = load_preset(name.lower(), "distill", DistillConfig)
+    chosen = choose(values["source"], "--source")
+    assert chosen.target is getattr(generators, name)
+    assert build_objective(values["loss"]) and values["steps"] >= 10_000
 
 
 def test_the_results_in_the_readme_are_up_to_date(make):
