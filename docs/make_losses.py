@@ -19,7 +19,7 @@ SETTINGS = {
 }
 QUALITY, SPEED = HERE.parent / "benchmarks/quality", HERE.parent / "benchmarks/speed"
 FAMILIES = {
-    "What the teacher answers": ("kd", "dkd", "dist", "standardized", "logits", "alpha", "noise"),
+    "What the teacher answers": ("kd", "dkd", "dist", "standardized", "logits", "alpha", "noise", "cgan"),
     "What it answers near its boundaries": ("bss",),
     "Its features": (
         *("explicit", "fitnet", "at", "nst", "fsp", "ft", "ab", "vid", "cwd", "ofd", "reviewkd", "simkd"),
@@ -54,8 +54,9 @@ with the student, is saved in the checkpoint, and is no part of the student.
 
 ## What they gave here
 
-A loss on the outputs stands alone, every other one is added to `kd`, all at their default weights, options and learning
-rate; the rows differ in nothing else. Where there is one seed, a point is noise. A dash: not run.
+A loss that teaches the outputs stands alone, every other one is added to `kd` (also `noise` and `cgan`), all at their
+default weights, options and learning rate; the rows differ in nothing else. Where there is one seed, a point is noise.
+A dash: not run.
 
 {measured}
 

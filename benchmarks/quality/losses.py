@@ -5,8 +5,8 @@
 
 Written as a pipeline and run by `dfkd run`: an interrupted one goes on. OUT_DIR/report.csv holds a row for every run,
 OUT_DIR/measured.json what it was measured on; as losses-SETTING.csv and .json here they are the page's source.
-A loss that teaches the outputs stands alone; one on features, relations or boundaries is added to `kd`, at its default
-weight. Images are drawn at random and nothing else is on, so that the rows differ in the loss alone.
+A loss that teaches the outputs stands alone; every other one is added to `kd`, at its default weight. Images are drawn
+at random and nothing else is on, so that the rows differ in the loss alone.
 """
 
 import sys
