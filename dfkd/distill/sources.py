@@ -48,6 +48,15 @@ class Source(Protocol):
         """Steps that a generator of the source has learnt for."""
         ...
 
+    @property
+    def taps(self) -> frozenset[str]:
+        """The teacher's features that a generator of the source reads."""
+        ...
+
+    def warm_up(self, student: Student) -> Mapping[str, Tensor] | None:
+        """A piece of what the source does before the student's first step; None where nothing is left to do."""
+        ...
+
     def update(self, student: Student) -> Mapping[str, Tensor]:
         """What the source does before a step of the student, and its metrics; nothing for stored images."""
         ...
@@ -72,6 +81,7 @@ class ShardSource:
     """
 
     teacher_forwards = generator_steps = 0
+    taps: frozenset[str] = frozenset()
 
     def __init__(self, selections: Sequence[Shards], order: Order) -> None:
         self._selections, self._order, self._position = list(selections), order, 0
@@ -93,6 +103,9 @@ class ShardSource:
         batch = ready[2].result() if ready and ready[:2] == (position, count) else self._batch(position, count)
         self._ahead = (self._position, count, self._reader.submit(self._batch, self._position, count))
         return batch
+
+    def warm_up(self, student: Student) -> None:
+        """Stored images are there already."""
 
     def update(self, student: Student) -> dict[str, Tensor]:
         """Stored images do not follow the student."""
@@ -147,6 +160,15 @@ class MixedSource:
     def generator_steps(self) -> int:
         """Of all sources."""
         return sum(source.generator_steps for source in self._sources)
+
+    @property
+    def taps(self) -> frozenset[str]:
+        """Of all sources."""
+        return frozenset(tap for source in self._sources for tap in source.taps)
+
+    def warm_up(self, student: Student) -> Mapping[str, Tensor] | None:
+        """Of one source after the other."""
+        return next((seen for source in self._sources if (seen := source.warm_up(student)) is not None), None)
 
     def update(self, student: Student) -> dict[str, Tensor]:
         """Every source in turn."""

@@ -38,7 +38,7 @@ def network(seed, channels=1, architecture=RESNET, size=SIZE):
 class RealImages:
     """A source of images that are there already."""
 
-    images, teacher_forwards, generator_steps = 100, 0, 0
+    images, teacher_forwards, generator_steps, taps = 100, 0, 0, frozenset()
 
     def __init__(self, channels):
         self._pixels = torch.randint(0, 256, (100, SIZE, SIZE, channels), dtype=torch.uint8)
@@ -50,6 +50,9 @@ class RealImages:
         rows = torch.from_numpy(self._order.rows(self._position, count))
         self._position += count
         return Batch(self._pixels[rows], rows)
+
+    def warm_up(self, student):
+        return None
 
     def update(self, student):
         return {}
@@ -162,7 +165,7 @@ def check_method(make, student):
         assert bytes_of(again.state_dict()) == bytes_of(first.state_dict()), "one seed repeats"
         other = make(text, seed=1, **task)
         learn(other, answers, updates)
-        assert bytes_of(other.state_dict()) != bytes_of(first.state_dict()), "two seeds differ"
+        assert not torch.equal(other.images(0, 10), first.images(0, 10)), "two seeds differ"
 
         saved = copy.deepcopy(first.state_dict())
         resumed = make(text, **task)
@@ -173,6 +176,8 @@ def check_method(make, student):
         assert bytes_of(resumed.state_dict()) == bytes_of(first.state_dict()), "resumed is as uninterrupted"
 
         source = GeneratedSource(make(text, **task))
+        while source.warm_up(student) is not None:
+            pass
         source.update(student)
         assert source.sample(5).pixels.shape == (5, SIZE, SIZE, first.task.channels)
         assert source.sample(5).pixels.dtype == torch.uint8 and source.generator_steps >= 1

@@ -171,7 +171,7 @@ def test_a_run_with_a_generator_resumes_exactly(along, tmp_path, stop_at_5):
         ({"--method": "dfkd.shards.Shards"}, "'dfkd.shards.Shards' is no dfkd.generators.base.Method"),
         ({"--method": "dafl:width=none"}, "dafl:width=None is not a int"),
         ({"--count": 0}, "--count 0 is not at least 1"),
-        ({"--image-size": 2}, "2"),
+        ({"--image-size": 2}, "images of 2 pixels are too small for a generator: 4 at least"),
         ({"--samples": "SELECTION"}, "--samples changes nothing: dafl learns from the teacher alone"),
         ({"--student": "cifar_resnet:depth=8,width=4"}, "has no weights and would answer at random"),
         ({"--student": "TEACHER"}, "--student changes nothing: dafl asks none"),
@@ -196,9 +196,12 @@ def test_wrong_requests_are_answered_in_one_line(lab, selection, tmp_path, capsy
         ((), "there is nothing to learn from: --samples names selections, --source a generator"),
         (("--source", "dafl", "--epochs", 3), "--epochs 3 counts passes over --samples, and there are none"),
         (("--source", "dafl", "--weights", 1, 2), "--weights has 2 numbers for 1 of --samples and --source"),
-        (("--source", "dafl", "--batches", "classes:each=8"), "orders the images of --samples, and there are none"),
+        (
+            ("--source", "dafl", "--batches", "classes:each=8"),
+            "whole batches of --samples: no --weights, no --source",
+        ),
         (("--source", "dafl", "--weights", 0), "--weights 0.0 is not above 0"),
-        (("--source", "dafl", "--loss", "crd"), "crd"),
+        (("--source", "dafl", "--loss", "crd"), "crd needs"),
     ],
 )
 def test_wrong_sources_are_answered_in_one_line(lab, tmp_path, capsys, flags, said):
