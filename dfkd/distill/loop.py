@@ -104,12 +104,14 @@ class Trainer:
 
     def finish(self) -> None:
         """After the last step: make the student what is written and measured, from what was learnt."""
+        started = time.perf_counter()
         if self.average is not None:
             self.average.apply()
         self.objective.finish()
         if self.plan.reestimate:
             batches = (self.source.sample(self.plan.batch_size) for _ in range(self.plan.reestimate))
             reestimate(self.student.module, map(self.view, batches))
+        self.seconds += time.perf_counter() - started
         _check_weights(self)
 
     def state_dict(self) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def _result(prepared: Distillation, measures: Measures | None) -> dict[str, Any]
     return {
         **_figures(measures),
         "steps": trainer.plan.steps,
-        "images_seen": images + trainer.plan.reestimate * trainer.plan.batch_size,
+        "images_seen": images,
         "teacher_forwards": images,
         "seconds": round(trainer.seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(trainer.place.device),
