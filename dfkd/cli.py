@@ -33,6 +33,7 @@ class Stage:
 
 STAGES = {
     "select": Stage(config.SelectConfig, "dfkd.select.stage:run"),
+    "generate": Stage(config.GenerateConfig, "dfkd.generators.stage:run"),
     "distill": Stage(config.DistillConfig, "dfkd.distill.stage:run"),
     "evaluate": Stage(config.EvaluateConfig, "dfkd.evaluate:run"),
     "inspect": Stage(config.InspectConfig, "dfkd.inspection:run", "folder"),
@@ -188,6 +189,6 @@ def _overview() -> str:
             "",
             *rows,
             "",
-            "dfkd COMMAND --help lists the options; dfkd demo shows the whole thing in two minutes.",
+            "dfkd COMMAND --help lists the options; dfkd demo shows the whole thing in a few minutes.",
         ]
     )

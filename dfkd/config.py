@@ -29,6 +29,7 @@ RANGES = {
     **dict.fromkeys(("gamma", "deduplicate"), "above 0 and at most 1"),
     **dict.fromkeys(("class_dropping", "warmup", "ema"), "at least 0 and below 1"),
     "max_unreadable": "at least 0 and at most 1",
+    "weights": "above 0",
 }
 """What the numbers of all stages may be, in the words in which a wrong one is refused."""
 
@@ -44,12 +45,11 @@ class Checked:
 
     def __post_init__(self) -> None:
         for name, words in RANGES.items():
-            value = getattr(self, name, None)
-            if value is None:
-                continue
+            given = getattr(self, name, None)
             bounds = [bound.rsplit(" ", 1) for bound in words.split(" and ")]
-            if not math.isfinite(value) or not all(_BOUNDS[side](value, float(limit)) for side, limit in bounds):
-                raise RequestError(f"--{name.replace('_', '-')} {value} is not {words}")
+            for value in given if isinstance(given, tuple) else (() if given is None else (given,)):
+                if not math.isfinite(value) or not all(_BOUNDS[side](value, float(limit)) for side, limit in bounds):
+                    raise RequestError(f"--{name.replace('_', '-')} {value} is not {words}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +102,36 @@ class SelectConfig(ModelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GenerateConfig(ModelConfig):
+    """Make images from the teacher alone, where there is no pool."""
+
+    teacher: str
+    """MODEL: NAME[:key=value,...][@WEIGHTS], a RUN folder or a .pt2 file."""
+    method: str
+    """dafl, deepinversion, ... (docs/generators.md), or a class of your own by its dotted name; NAME:key=value,..."""
+    out: str
+    """The folder of the images: a selection like any other."""
+    count: int | None = None
+    """Images to make. Default: 10000, or with --fill as many as are missing."""
+    steps: int | None = None
+    """Steps of the method. Default: its own."""
+    student: str | None = None
+    """MODEL with weights, such as a RUN: for methods that look for what a student does not know yet."""
+    samples: tuple[str, ...] = ()
+    """Selection folders, for methods that learn from real images too."""
+    fill: str | None = None
+    """A selection: make images only of the classes of which it has too few, until it would be even."""
+    class_dropping: float = 0.05
+    """The mask that is stored: classes to which the teacher gives at least this probability are kept; 0 keeps all."""
+    batch_size: int = 128
+    """Images a step of the method."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints."""
+    log_every: int = 50
+    """Steps between rows of metrics.jsonl."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DistillConfig(ModelConfig):
     """Train a student on selected images; the teacher answers for every view that the student sees."""
 
@@ -111,10 +141,15 @@ class DistillConfig(ModelConfig):
     """MODEL; its class count and channels default to the teacher's."""
     init: Literal["none", "teacher"] = "none"
     """teacher: the student begins with the teacher's layers wherever name and shapes agree."""
-    samples: tuple[str, ...]
+    samples: tuple[str, ...] = ()
     """Selection folders; several are mixed."""
     out: str
     """The run's folder."""
+    source: str | None = None
+    """A generator that learns along with the student: NAME[:key=value,...] of docs/generators.md, or a class of your
+    own, with dots. With --samples both are mixed."""
+    weights: tuple[float, ...] = ()
+    """Shares of the batch, one for each of --samples and then --source. Default: --samples by size, --source half."""
     epochs: int | None = None
     """Passes over the samples, instead of --steps."""
     steps: int | None = None
@@ -227,7 +262,7 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig(Checked):
-    """The whole thing on images that come with scikit-learn, offline, in about two minutes."""
+    """The whole thing on images that come with scikit-learn, offline, in a few minutes."""
 
     out: str = "demo"
     """Folder for everything that the demo writes."""
@@ -296,7 +331,7 @@ def load_preset(name: str, stage: str, config: type) -> dict[str, Any]:
         tables = tomllib.loads(known[name].read_text(encoding="utf-8"))
     where = f"preset {name}"
     stages: dict[str, type] = {"select": SelectConfig, "distill": DistillConfig, "evaluate": EvaluateConfig}
-    stages["export"] = ExportConfig
+    stages |= {"generate": GenerateConfig, "export": ExportConfig}
     values: dict[str, Any] = {}
     for key, value in tables.items():
         if isinstance(value, dict):

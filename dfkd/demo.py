@@ -24,6 +24,7 @@ POOL_PATCHES = 20_000
 TEACHER = "cifar_resnet:depth=8,width=16,num_classes=10,in_channels=1"
 STUDENT = "cifar_resnet:depth=8,width=8"
 NORMALIZE = "0.5/0.5"
+GENERATOR = "dafl:width=16"
 MARK = "demo.json"
 
 
@@ -104,7 +105,7 @@ def prepare(folder: Path) -> None:
 
 
 def pipeline_text(folder: Path, seeds: int, steps: int) -> str:
-    """The demo's pipeline file: three selections, one way to learn from them."""
+    """The demo's pipeline file: three selections and a generator, one way to learn from them."""
     tables = {
         "out": str(folder),
         "seeds": list(range(seeds)),
@@ -123,7 +124,10 @@ def pipeline_text(folder: Path, seeds: int, steps: int) -> str:
             "confident": {"method": "confidence"},
             "ours": {"method": "threshold", "balance": "class"},
         },
-        "distill": {name: {"samples": [name]} for name in ("random", "confident", "ours")},
+        "distill": {
+            **{name: {"samples": [name]} for name in ("random", "confident", "ours")},
+            "generated": {"source": GENERATOR},
+        },
     }
     return tomli_w.dumps(portable(tables))
 

@@ -5,15 +5,19 @@
     [defaults]                              options of both stages: teacher, pool, normalize, student, steps, test, ...
     [select.confident]                      a selection and its own options
     method = "confidence"
+    [generate.made]                         images made from the teacher, used by name as a selection is
+    method = "deepinversion"
     [distill.confident-kd]                  a row of the comparison: which selections, and its own options
     samples = ["confident"]                 names of selections above, or folders
     loss = ["kd"]
+    [distill.adversarial]                   or a generator that learns along with the student
+    source = "dfad"
 
 Selections go to OUT/samples/NAME-seedN, runs to OUT/runs/NAME-seedN, the comparison to OUT/report.html. A stage that is
 complete is not done again, and one that was interrupted goes on: the stages see to that themselves.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,7 @@ from typing import Any
 from dfkd.config import (
     CompareConfig,
     DistillConfig,
+    GenerateConfig,
     RunConfig,
     SelectConfig,
     check_mapping,
@@ -35,7 +40,11 @@ from dfkd.errors import RequestError, nearest
 from dfkd.files import PARTIAL
 from dfkd.locks import locked
 
-KEYS = ("out", "seeds", "defaults", "select", "distill")
+STAGES = {"select": SelectConfig, "generate": GenerateConfig, "distill": DistillConfig}
+KEYS = ("out", "seeds", "defaults", *STAGES)
+
+DISTILLS_OWN = {"steps", "student", "samples", "batch_size", "method"}
+"""Options of these names in [defaults] speak of selecting and distilling: a generator's are others."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,7 @@ class Pipeline:
     """The stages of a file, in order, each fully configured."""
 
     out: Path
-    selections: list[SelectConfig]
+    selections: list[SelectConfig | GenerateConfig]
     distillations: list[DistillConfig]
 
 
@@ -60,12 +69,14 @@ def run_pipeline(pipeline: Pipeline) -> Path:
     """Run the stages in order, then compare the runs. Returns the report."""
     from dfkd.compare import stage as compare
     from dfkd.distill import stage as distill
+    from dfkd.generators import stage as generate
     from dfkd.select import stage as select
 
     total = len(pipeline.selections) + len(pipeline.distillations)
     for number, selection in enumerate(pipeline.selections, 1):
-        say(f"[{number}/{total}] select {Path(selection.out).name}")
-        select.run(selection)
+        making = isinstance(selection, GenerateConfig)
+        say(f"[{number}/{total}] {'generate' if making else 'select'} {Path(selection.out).name}")
+        generate.run(selection) if isinstance(selection, GenerateConfig) else select.run(selection)
     for number, distillation in enumerate(pipeline.distillations, len(pipeline.selections) + 1):
         say(f"[{number}/{total}] distill {Path(distillation.out).name}")
         distill.run(distillation)
@@ -88,31 +99,35 @@ def read_pipeline(path: Path, out: str | None = None) -> Pipeline:
     if not seeds or not all(type(seed) is int for seed in seeds) or len({*seeds}) < len(seeds):
         raise RequestError(f"{path}: seeds = {seeds} is not a list of different whole numbers")
     defaults = _typed(tables, "defaults", dict, path, {})
-    known = field_hints(SelectConfig) | field_hints(DistillConfig)
+    known = {name for config in STAGES.values() for name in field_hints(config)}
     for key in defaults:
         if key.replace("-", "_") not in known:
             raise RequestError(f"{path} [defaults] has no option {key!r}{nearest(key, known)}")
-    selects, distills = (_typed(tables, stage, dict, path, {}) for stage in ("select", "distill"))
+    made = {stage: _typed(tables, stage, dict, path, {}) for stage in ("select", "generate")}
+    distills = _typed(tables, "distill", dict, path, {})
     if not distills:
         raise RequestError(f"{path} has no [distill.NAME] table: there is nothing to compare")
-    selections = [
-        from_mapping(SelectConfig, values | {"seed": seed, "out": str(_samples(folder, name, seed))}, where)
-        for seed in seeds
-        for name, table in selects.items()
-        for where, values in [_options(SelectConfig, "select", name, table, defaults, path)]
-    ]
+    twice = made["select"].keys() & made["generate"].keys()
+    if twice:
+        raise RequestError(f"{path}: {min(twice)!r} is the name of a selection and of generated images")
+    places = _Places(folder, [*made["select"], *made["generate"]])
+    selections: list[SelectConfig | GenerateConfig] = []
+    for seed in seeds:
+        for stage, tables_of in made.items():
+            for name, table in tables_of.items():
+                where, values = _options(STAGES[stage], stage, name, table, defaults, path)
+                own = places.resolved(values, seed, where) | {"seed": seed, "out": places.samples(name, seed)}
+                selections.append(from_mapping(STAGES[stage], values | own, where))
     distillations = []
     for seed in seeds:  # outside: every row has its first seed before any has its second
         for name, table in distills.items():
             where, values = _options(DistillConfig, "distill", name, table, defaults, path)
-            samples = [
-                str(_samples(folder, sample, seed)) if sample in selects else _existing(sample, selects, where)
-                for sample in values.get("samples", ())
-            ]
-            if not samples:
-                raise RequestError(f"{where}: no samples; name selections of this file, or folders")
-            own = {"name": name, "seed": seed, "out": str(folder / "runs" / f"{name}-seed{seed}"), "samples": samples}
-            distillations.append(from_mapping(DistillConfig, values | own, where))
+            if not values.get("samples") and values.get("source") is None:
+                raise RequestError(f"{where}: no samples; name selections of this file, or folders, or a source")
+            own = {"name": name, "seed": seed, "out": str(folder / "runs" / f"{name}-seed{seed}")}
+            distillations.append(
+                from_mapping(DistillConfig, values | places.resolved(values, seed, where) | own, where)
+            )
     return Pipeline(folder, selections, distillations)
 
 
@@ -125,7 +140,8 @@ def _options(
         raise RequestError(f"{where} is not a table")
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
         raise RequestError(f"{where}: a name is a folder's name: letters, digits, '-', '_' and '.'")
-    shared = {key: value for key, value in defaults.items() if key.replace("-", "_") in field_hints(config)}
+    known = field_hints(config).keys() - (DISTILLS_OWN if stage == "generate" else set())
+    shared = {key: value for key, value in defaults.items() if key.replace("-", "_") in known}
     values = check_mapping(config, shared, f"{path} [defaults]") | check_mapping(config, table, where)
     for key in ("out", "seed", *(("name",) if stage == "distill" else ())):
         if key in values:
@@ -134,16 +150,32 @@ def _options(
     return where, (load_preset(preset, stage, config) if preset else {}) | values
 
 
-def _samples(folder: Path, name: str, seed: int) -> Path:
-    return folder / "samples" / f"{name}-seed{seed}"
+class _Places:
+    """Where the selections and generated images of a pipeline lie; a text that is no name of one is a folder."""
 
+    def __init__(self, folder: Path, known: Sequence[str]) -> None:
+        self._folder, self._known = folder, known
 
-def _existing(sample: str, selects: Mapping[str, Any], where: str) -> str:
-    if not Path(sample).exists():
-        raise RequestError(
-            f"{where}: samples names {sample!r}, no selection of this file and no folder{nearest(sample, selects)}"
-        )
-    return sample
+    def samples(self, name: str, seed: int) -> str:
+        return str(self._folder / "samples" / f"{name}-seed{seed}")
+
+    def resolved(self, values: Mapping[str, Any], seed: int, where: str) -> dict[str, Any]:
+        """The options that name such folders, with the folders in their place."""
+        found: dict[str, Any] = {}
+        if "samples" in values:
+            found["samples"] = [self._one(name, "samples", seed, where) for name in values["samples"]]
+        if values.get("fill") is not None:
+            found["fill"] = self._one(values["fill"], "fill", seed, where)
+        return found
+
+    def _one(self, name: str, key: str, seed: int, where: str) -> str:
+        if name in self._known:
+            return self.samples(name, seed)
+        if not Path(name).exists():
+            raise RequestError(
+                f"{where}: {key} names {name!r}, no selection of this file and no folder{nearest(name, self._known)}"
+            )
+        return name
 
 
 def _typed(tables: Mapping[str, Any], key: str, kind: type, path: Path, default: Any) -> Any:

@@ -23,6 +23,13 @@ class Preprocess:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def normalized(
+        self, images: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Images in [0, 1] as the same batch that their pixels would be, with gradients."""
+        mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (self.mean, self.std))
+        return (images - mean) / std
+
     def __call__(
         self, images: UInt8[Tensor, "batch height width channels"]
     ) -> Float[Tensor, "batch channels height width"]:

@@ -33,7 +33,58 @@ MEND = "; distill again into another folder"
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, RuntimeError, pickle.UnpicklingError)
 
 
-class Run:
+class Progress:
+    """What is written down while something trains: rows of metrics, and the last complete checkpoint."""
+
+    def __init__(self, folder: Path, mend: str) -> None:
+        """`mend` ends the message of a damaged checkpoint."""
+        self.folder, self._mend = folder, mend
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append a row to the metrics."""
+        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def save(self, state: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
+        """Replace the checkpoint: tensors in state.pt, and what a reader wants to know in progress.json."""
+        if (self.folder / METRICS).exists():
+            sync(self.folder / METRICS)  # its rows up to this step are part of what a resumed run goes on from
+        partial = self.folder / (CHECKPOINT + PARTIAL)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        # through memory: of a full disk, torch's own writer says something about positions
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        with replacing(partial / STATE) as file:
+            file.write_bytes(buffer.getbuffer())
+        write_json(partial / PROGRESS, sealed({**progress, "state": entry(partial / STATE)}))
+        replace_folder(partial, self.folder / CHECKPOINT)
+
+    def load(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """The last complete checkpoint's state and progress; rows of metrics past its step are dropped.
+
+        Raises: RequestError for a damaged checkpoint.
+        """
+        folder = current_folder(self.folder / CHECKPOINT)
+        metrics = self.folder / METRICS
+        step, found = 0, None
+        if folder is not None:
+            try:
+                progress = unsealed(json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
+                if "state" in progress:  # else it is from a version that wrote no checksums
+                    check_file(folder / STATE, progress["state"])
+                found = torch.load(folder / STATE, map_location="cpu", weights_only=True), progress
+                step = progress["step"]
+            except (RequestError, *_UNREADABLE) as error:
+                what = str(error).partition("\n")[0] or type(error).__name__
+                raise RequestError(f"{folder} is damaged ({what}){self._mend}") from None
+        if metrics.exists():
+            rows = [line for line in _lines(metrics) if _step(line) <= step]
+            write_text(metrics, "".join(row + "\n" for row in rows))
+        return found
+
+
+class Run(Progress):
     """One distillation's folder. Opening it again with the same request goes on from its last checkpoint."""
 
     def __init__(self, folder: Path, asked: str, request: Mapping[str, Any]) -> None:
@@ -42,7 +93,8 @@ class Run:
         `asked` is the folder's name in messages. Nothing is written before `writing`.
         Raises: RequestError where the folder holds another run, with the fields that differ, or something else.
         """
-        self.folder, self.asked, self.request = folder, asked, _plain(request)
+        super().__init__(folder, "; delete it, and the run starts anew")
+        self.asked, self.request = asked, _plain(request)
         self._check()
 
     def _check(self) -> None:
@@ -91,49 +143,6 @@ class Run:
         write_text(self.folder / CONFIG, tomli_w.dumps(sealed(self.request)))
         write_json(self.folder / RESULT, sealed(result))
         return result
-
-    def log(self, row: Mapping[str, Any]) -> None:
-        """Append a row to the metrics."""
-        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-
-    def save(self, state: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
-        """Replace the checkpoint: tensors in state.pt, and what a reader wants to know in progress.json."""
-        if (self.folder / METRICS).exists():
-            sync(self.folder / METRICS)  # its rows up to this step are part of what a resumed run goes on from
-        partial = self.folder / (CHECKPOINT + PARTIAL)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        # through memory: of a full disk, torch's own writer says something about positions
-        buffer = io.BytesIO()
-        torch.save(dict(state), buffer)
-        with replacing(partial / STATE) as file:
-            file.write_bytes(buffer.getbuffer())
-        write_json(partial / PROGRESS, sealed({**progress, "state": entry(partial / STATE)}))
-        replace_folder(partial, self.folder / CHECKPOINT)
-
-    def load(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """The last complete checkpoint's state and progress; rows of metrics past its step are dropped.
-
-        Raises: RequestError for a damaged checkpoint.
-        """
-        folder = current_folder(self.folder / CHECKPOINT)
-        metrics = self.folder / METRICS
-        step, found = 0, None
-        if folder is not None:
-            try:
-                progress = unsealed(json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
-                if "state" in progress:  # else it is from a version that wrote no checksums
-                    check_file(folder / STATE, progress["state"])
-                found = torch.load(folder / STATE, map_location="cpu", weights_only=True), progress
-                step = progress["step"]
-            except (RequestError, *_UNREADABLE) as error:
-                what = str(error).partition("\n")[0] or type(error).__name__
-                raise RequestError(f"{folder} is damaged ({what}); delete it, and the run starts anew") from None
-        if metrics.exists():
-            rows = [line for line in _lines(metrics) if _step(line) <= step]
-            write_text(metrics, "".join(row + "\n" for row in rows))
-        return found
 
     def finish(self, student: nn.Module, result: Mapping[str, Any]) -> None:
         """Write the student and, last, the result."""

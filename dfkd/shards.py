@@ -140,6 +140,8 @@ def _check_manifest(manifest: Mapping[str, Any]) -> None:
     check(isinstance(reasons, dict) and all(map(_is_count, reasons.values())), "reasons are no counts")
     check(isinstance(manifest.get("unreadable", []), list), "unreadable is no list")
     check(isinstance(manifest["content"].get("options", {}), dict), "content.options is no table")
+    cost = manifest.get("cost", {})
+    check(isinstance(cost, dict) and all(map(_is_count, cost.values())), "cost has no counts")
 
 
 def _is_count(value: object, least: int = 0) -> bool:

@@ -3,15 +3,13 @@
 python docs/make_losses.py [FILE]       default: docs/losses.md beside this file
 """
 
-import csv
 import inspect
 import json
 import re
 import sys
-from collections import defaultdict
 from pathlib import Path
-from statistics import fmean, stdev
 
+from dfkd.compare.table import read_csv, with_deviation
 from dfkd.distill import losses
 
 HERE = Path(__file__).resolve().parent
@@ -21,7 +19,7 @@ SETTINGS = {
 }
 QUALITY, SPEED = HERE.parent / "benchmarks/quality", HERE.parent / "benchmarks/speed"
 FAMILIES = {
-    "What the teacher answers": ("kd", "dkd", "dist", "standardized", "logits", "alpha", "noise"),
+    "What the teacher answers": ("kd", "dkd", "dist", "standardized", "logits", "alpha", "noise", "cgan"),
     "What it answers near its boundaries": ("bss",),
     "Its features": (
         *("explicit", "fitnet", "at", "nst", "fsp", "ft", "ab", "vid", "cwd", "ofd", "reviewkd", "simkd"),
@@ -56,8 +54,9 @@ with the student, is saved in the checkpoint, and is no part of the student.
 
 ## What they gave here
 
-A loss on the outputs stands alone, every other one is added to `kd`, all at their default weights, options and learning
-rate; the rows differ in nothing else. Where there is one seed, a point is noise. A dash: not run.
+A loss that teaches the outputs stands alone, every other one is added to `kd` (also `noise` and `cgan`), all at their
+default weights, options and learning rate; the rows differ in nothing else. Where there is one seed, a point is noise.
+A dash: not run.
 
 {measured}
 
@@ -65,21 +64,14 @@ rate; the rows differ in nothing else. Where there is one seed, a point is noise
 """
 
 
-def accuracies(path):
-    """Row name -> accuracies in percent, from a comparison's CSV; nothing where it is not there."""
-    found = defaultdict(list)
-    if path.exists():
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                found[row["name"]].append(100 * float(row["top1"]))
-    return found
+def rows_of(name):
+    """The rows of a result file of the benchmarks of quality."""
+    return read_csv((QUALITY / f"{name}.csv").read_text(encoding="utf-8"))
 
 
-def shown(values):
-    """Mean and standard deviation, as far as there are seeds."""
-    if not values:
-        return "-"
-    return f"{fmean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+def about(name):
+    """What they were measured on."""
+    return json.loads((QUALITY / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def paper(doc):
@@ -98,7 +90,7 @@ def reads(kind):
 def table(classes):
     """A table for each family."""
     speed = json.loads((SPEED / "losses.json").read_text(encoding="utf-8"))["losses"]
-    digits, cifar = (accuracies(QUALITY / f"losses-{name}.csv") for name in ("digits", "cifar10"))
+    columns = [{row.name: with_deviation(row, "top1") for row in rows_of(f"losses-{name}")} for name in SETTINGS]
     lines = []
     for family, names in FAMILIES.items():
         lines += [f"### {family}", "", "| loss | matches | reads | own parameters | step | digits % | CIFAR-10 % |"]
@@ -109,7 +101,7 @@ def table(classes):
             cost = speed.get(name, {"ratio": 1.0, "parameters": 0})
             link = f"[`{name}`](#{name})"
             cells = (link, what, reads(kind), f"{cost['parameters']:,}", f"{cost['ratio']:.2f}")
-            lines.append(f"| {' | '.join([*cells, shown(digits[name]), shown(cifar[name])])} |")
+            lines.append(f"| {' | '.join([*cells, *(column.get(name, '-') for column in columns)])} |")
         lines.append("")
     return "\n".join(lines).rstrip()
 
@@ -118,27 +110,26 @@ def measured():
     """What stands behind the columns, from the result files."""
     lines = []
     for setting, words in SETTINGS.items():
-        about = json.loads((QUALITY / f"losses-{setting}.json").read_text(encoding="utf-8"))
-        with (QUALITY / f"losses-{setting}.csv").open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        seeds, steps = len({row["seed"] for row in rows}), int(rows[0]["steps"])
+        on, rows = about(f"losses-{setting}"), rows_of(f"losses-{setting}")
+        seeds, first = max(len(row.runs) for row in rows), rows[0].runs[0].result
         many = "one seed" if seeds == 1 else f"{seeds} seeds"
         lines.append(
-            f"- {words}: top-1 of the last of {steps:,} steps, {many}, the teacher's is "
-            f"{100 * float(rows[0]['teacher_top1']):.2f} (`python {about['command']} OUT`; {_machine(about)})."
+            f"- {words}: top-1 of the last of {first['steps']:,} steps, {many}, the teacher's is "
+            f"{100 * first['teacher_top1']:.2f} (`python {on['command']} OUT`; {machine_text(on)})."
         )
     speed = json.loads((SPEED / "losses.json").read_text(encoding="utf-8"))
     lines.append(
         "- step: the time of a step of `kd` with the loss over that of `kd` alone; ResNet-20 of width 32 teaches one "
         "of width 16, 32 pixels, batch 128. Other work ran beside it: 0.1 is noise. Own parameters: those for that "
-        f"pair (`python {speed['command']} OUT`; {_machine(speed)})."
+        f"pair (`python {speed['command']} OUT`; {machine_text(speed)})."
     )
     return "\n".join(lines)
 
 
-def _machine(about):
-    threads = f"{about['threads']} thread{'s' if about['threads'] > 1 else ''}"
-    return f"{about['hardware']}, {threads}, torch {about['torch']}, {about['date']}"
+def machine_text(on):
+    """The machine, torch and day of a result file."""
+    threads = f"{on['threads']} thread{'s' if on['threads'] > 1 else ''}"
+    return f"{on['hardware']}, {threads}, torch {on['torch']}, {on['date']}"
 
 
 def section(name, kind):

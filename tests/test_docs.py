@@ -1,23 +1,77 @@
 """The pages that are made from docstrings and result files are what these make."""
 
-import importlib.util
+import importlib
+import json
 from pathlib import Path
 
+import pytest
+
+from dfkd import generators
+from dfkd.config import DistillConfig, load_preset
 from dfkd.distill import losses
+from dfkd.distill.objective import build_objective
+from dfkd.generators.build import choose
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
-
-
-def made(script):
-    spec = importlib.util.spec_from_file_location(script, DOCS / f"{script}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.page()
+ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_the_losses_page_is_up_to_date():
-    page = (DOCS / "losses.md").read_text(encoding="utf-8")
-    assert page == made("make_losses"), "run: python docs/make_losses.py"
+@pytest.fixture
+def make(monkeypatch):
+    """A script of docs/ as a module."""
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    return importlib.import_module
+
+
+def test_the_losses_page_is_up_to_date(make):
+    page = (ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
+    assert page == make("make_losses").page(), "run: python docs/make_losses.py"
     for name in losses.__all__:
         assert page.count(f"\n## {name.lower()}\n") == 1
         assert page.count(f"| [`{name.lower()}`](#{name.lower()}) |") == 1
+
+
+def test_the_generators_page_is_up_to_date(make):
+    page = (ROOT / "docs" / "generators.md").read_text(encoding="utf-8")
+    assert page == make("make_generators").page(), "run: python docs/make_generators.py"
+    for name in generators.__all__:
+        assert page.count(f"\n## {name.lower()}\n") == 1
+        assert page.count(f"| [`{name.lower()}`](#{name.lower()}) |") == 1
+
+
+@pytest.mark.parametrize("name", sorted({*generators.__all__} - {"AdaptiveDeepInversion"}))
+def test_every_generator_has_its_papers_recipe(name):
+    values = load_preset(name.lower(), "distill", DistillConfig)
+    chosen = choose(values["source"], "--source")
+    assert chosen.target is getattr(generators, name)
+    assert build_objective(values["loss"]) and values["steps"] >= 10_000
+
+
+def test_the_results_in_the_readme_are_up_to_date(make):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text == make("make_results").page(), "run: python docs/make_results.py"
+
+
+def test_a_table_follows_its_result_files(make, tmp_path, monkeypatch):
+    results = make("make_results")
+    for module in (results, make("make_losses")):
+        monkeypatch.setattr(module, "QUALITY", tmp_path)
+    head = "name,seed,folder,top1,agreement,teacher_top1,test_images,steps,images_seen,teacher_forwards,seconds"
+    for name, lines in {"a": ["x,0,f,0.8", "x,1,f,0.9", "y,0,f,0.7"], "b": ["z,0,f,0.75"]}.items():
+        rest = ",0.5,0.95,1000,100,12800,12800,4.0,selection,1234"
+        text = "\n".join([f"{head},source,student_parameters", *(line + rest for line in lines)])
+        (tmp_path / f"{name}.csv").write_text(text)
+        measured = {"command": f"make {name}", "date": "2026-11-22", "hardware": "H", "threads": 2, "torch": "2"}
+        (tmp_path / f"{name}.json").write_text(json.dumps(measured))
+    made = results.table("what", ["a", "b", "c"], {"x": "the first", "z": "other"})
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in made.splitlines()[2:5]]
+    # the deviation of 80 and 90 is sqrt(50) = 7.07; the teacher's 95 less 85, 75 and 70
+    assert cells == [
+        ["`x`", "the first", "2", "85.00 ± 7.07", "50.00 ± 0.00", "-10.00", "100", "4"],
+        ["`z`", "other", "1", "75.00", "50.00", "-20.00", "100", "4"],
+        ["`y`", "", "1", "70.00", "50.00", "-25.00", "100", "4"],
+    ]
+    assert made.splitlines()[-2:] == [
+        "- [b.csv](benchmarks/quality/b.csv): `make b`; H, 2 threads, torch 2, 2026-11-22",
+        "- [c.csv](benchmarks/quality/c.csv): not measured yet",
+    ]
+    assert results.table("what", ["c"]) == "Not measured yet (c): what."

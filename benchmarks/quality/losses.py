@@ -5,8 +5,8 @@
 
 Written as a pipeline and run by `dfkd run`: an interrupted one goes on. OUT_DIR/report.csv holds a row for every run,
 OUT_DIR/measured.json what it was measured on; as losses-SETTING.csv and .json here they are the page's source.
-A loss that teaches the outputs stands alone; one on features, relations or boundaries is added to `kd`, at its default
-weight. Images are drawn at random and nothing else is on, so that the rows differ in the loss alone.
+A loss that teaches the outputs stands alone; every other one is added to `kd`, at its default weight. Images are drawn
+at random and nothing else is on, so that the rows differ in the loss alone.
 """
 
 import sys
@@ -47,15 +47,19 @@ SETTINGS = {
 }
 
 
-def measure(script, setting, out, rows):
-    """Run the pipeline of one setting, a random selection and the options of every row; the command's exit status."""
+def measure(script, setting, out, rows, **changed):
+    """Run the pipeline of one setting, a random selection and the options of every row; the command's exit status.
+
+    `changed` are values that replace those of the setting.
+    """
+    values = SETTINGS[setting] | changed
     out.mkdir(parents=True, exist_ok=True)
     if setting == "digits":
         demo.prepare(out)
     tables = {
         "out": str(out),
-        "seeds": SETTINGS[setting]["seeds"],
-        "defaults": {k: _placed(v, out) for k, v in SETTINGS[setting].items() if k != "seeds"},
+        "seeds": values["seeds"],
+        "defaults": {k: _placed(v, out) for k, v in values.items() if k != "seeds"},
         "select": {"random": {"method": "random"}},
         "distill": {name: {"samples": ["random"], **options} for name, options in rows.items()},
     }

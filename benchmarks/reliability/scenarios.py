@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 
 import dfkd.compare.stage
 import dfkd.distill.stage
+import dfkd.generators.stage
 import dfkd.models.load
 import dfkd.select.folder
 from benchmarks.reliability.faults import Faults
@@ -33,12 +34,15 @@ from dfkd import cli
 from dfkd.models import cifar_resnet
 from dfkd.select import score
 
-SCENARIOS = ("select", "select-files", "distill", "run")
+SCENARIOS = ("select", "select-files", "generate", "distill", "distill-source", "run")
 PART_ROWS, ROWS_PER_SHARD, BYTES_PER_SHARD = 96, 40, 12_000
 """Small, so that the small pool has several parts and shards."""
 TIMES = ("seconds", "peak_memory_bytes", "images_per_second", "files", "checksum")
 """Fields of results and metrics that differ between two runs of the same request."""
 TEACHER = "cifar_resnet:depth=8,width=4,in_channels={}@{}"
+STUDENT = "cifar_resnet:depth=8,width=2"
+GENERATOR = "dafl:latent=4,width=2"
+SHORT = ("--steps", 12, "--checkpoint-every", 4, "--log-every", 2, "--batch-size", 16)
 
 
 def in_child(work, log, *, fault=None, wait=True):
@@ -109,10 +113,15 @@ class Lab:
         if scenario == "select-files":
             more = ("--pool", self.folder / "photos", "--image-size", 72, "--count", 30, "--method", "random")
             return ["select", "--teacher", color, *more, "--batch-size", 16, *out]
+        if scenario == "generate":
+            more = ("--image-size", 12, "--normalize", "0.5/0.5", "--method", GENERATOR, "--count", 90)
+            return ["generate", "--teacher", gray, *more, *SHORT, *out]
         if scenario == "distill":
             data = ("--samples", self.folder / "out", "--test", self.folder / "test.npz")
-            steps = ("--steps", 12, "--checkpoint-every", 4, "--log-every", 2, "--batch-size", 16, "--mixup", 0.2)
-            return ["distill", "--teacher", gray, "--student", "cifar_resnet:depth=8,width=2", *data, *steps, *out]
+            return ["distill", "--teacher", gray, "--student", STUDENT, *data, *SHORT, "--mixup", 0.2, *out]
+        if scenario == "distill-source":
+            data = ("--image-size", 12, "--normalize", "0.5/0.5", "--source", GENERATOR, "--ema", 0.9)
+            return ["distill", "--teacher", gray, "--student", STUDENT, *data, *SHORT, *out]
         file = work.with_name(work.name + ".toml")  # the user's own, not in what is killed
         file.write_text(
             f'out = "{work / "out"}"\n[defaults]\nteacher = "{gray}"\nnormalize = "0.5/0.5"\nimage-size = 12\n'

@@ -18,6 +18,10 @@ NEEDED = (
     *("steps", "images_seen", "teacher_forwards", "seconds"),
 )
 """Fields that a comparison reads; a result may have more."""
+LATER = ("generator_steps",)
+"""Fields that came later: a comparison reads them where a result has them."""
+WORDS = ("name", "source")
+"""The fields that are text; the others are numbers."""
 CURVED = ("loss", "agreement")
 """Fields of the metrics that are drawn."""
 
@@ -42,7 +46,7 @@ class Row:
 
     def values(self, field: str) -> list[Any]:
         """A field of the result over the runs, without those that lack it (no accuracy without a test)."""
-        return [run.result[field] for run in self.runs if run.result[field] is not None]
+        return [value for run in self.runs if (value := run.result.get(field)) is not None]
 
     def mean(self, field: str) -> float | None:
         """Its mean, or None where no run has it."""
@@ -67,7 +71,11 @@ def collect(folders: Sequence[str]) -> list[Row]:
     for folder in folders:
         run = read_run(folder)
         names.setdefault(run.result["name"], []).append(run)
-    rows = [_row(name, runs) for name, runs in names.items()]
+    return best_first([_row(name, runs) for name, runs in names.items()])
+
+
+def best_first(rows: Sequence[Row]) -> list[Row]:
+    """The rows by their mean accuracy, the untested ones last."""
     return sorted(rows, key=lambda row: -math.inf if (mean := row.mean("top1")) is None else mean, reverse=True)
 
 
@@ -100,7 +108,7 @@ def read_run(folder: str) -> FinishedRun:
 
 
 def _fits(field: str, value: object) -> bool:
-    if field in ("name", "source"):
+    if field in WORDS:
         return isinstance(value, str)
     may_lack = field in ("top1", "agreement", "teacher_top1", "test_images")
     return type(value) in (int, float) or (may_lack and value is None)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
-from dfkd.compare.collect import Row
+from dfkd.compare.collect import LATER, NEEDED, WORDS, FinishedRun, Row, best_first
 from dfkd.config import portable
 from dfkd.text import aligned, visible
 
@@ -20,6 +20,7 @@ HEAD = (
     "steps",
     "seconds",
     "teacher forwards",
+    "generator steps",
     "images/s",
     "student parameters",
     "source",
@@ -36,7 +37,7 @@ def cells(row: Row) -> list[str]:
         with_deviation(row, "top1"),
         with_deviation(row, "agreement"),
         "-" if to_teacher is None else f"{to_teacher:+.2f}",
-        *(_count(row.mean(field)) for field in ("steps", "seconds", "teacher_forwards")),
+        *(_count(row.mean(field)) for field in ("steps", "seconds", "teacher_forwards", "generator_steps")),
         _count(fmean(rates) if rates else None),
         _count(row.mean("student_parameters")),
         ", ".join(dict.fromkeys(row.values("source"))),
@@ -60,9 +61,11 @@ def teacher_difference(row: Row) -> float | None:
 def terminal_table(rows: Sequence[Row]) -> str:
     """The table as aligned text. Costs that are the same in all of several rows are said once, below it."""
     body = [cells(row) for row in rows]
-    costs = [HEAD.index(name) for name in ("steps", "teacher forwards", "student parameters", "source")]
-    same = [k for k in costs if len(rows) > 1 and len({line[k] for line in body}) == 1]
-    kept = [k for k in range(len(HEAD)) if k not in same]
+    named = ("steps", "teacher forwards", "generator steps", "student parameters", "source")
+    costs = [HEAD.index(name) for name in named]
+    none = [k for k in costs if {line[k] for line in body} <= {"0", "-"}]  # no generator anywhere
+    same = [k for k in costs if len(rows) > 1 and len({line[k] for line in body}) == 1 and k not in none]
+    kept = [k for k in range(len(HEAD)) if k not in (*same, *none)]
     text = aligned([HEAD[k] for k in kept], [[line[k] for k in kept] for line in body])
     return text + (f"\nin all rows: {', '.join(f'{HEAD[k]} {body[0][k]}' for k in same)}" if same else "")
 
@@ -139,6 +142,20 @@ def csv_text(rows: Sequence[Row]) -> str:
         row = run.result | {"folder": run.folder}
         writer.writerow({key: _cell(row[key]) for key in row})
     return file.getvalue()
+
+
+def read_csv(text: str) -> list[Row]:
+    """The rows of a comparison's CSV, with what `cells` needs of each run: for tables that are made of kept results."""
+    names: dict[str, list[FinishedRun]] = {}
+    for line in csv.DictReader(io.StringIO(text)):
+        fields = [*NEEDED, *(field for field in LATER if field in line)]
+        result = {field: line[field] if field in WORDS else _number(line[field]) for field in fields}
+        names.setdefault(line["name"], []).append(FinishedRun(line["folder"], {}, {}, result, []))
+    return best_first([Row(name, tuple(runs)) for name, runs in names.items()])
+
+
+def _number(text: str) -> int | float | None:
+    return (int(text) if text.isdecimal() else float(text)) if text else None
 
 
 def _cell(value: Any) -> Any:

@@ -1,16 +1,16 @@
 """Random views of a batch, vectorised; teacher and student see the same view."""
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 
 def crop_and_flip(
-    pixels: UInt8[Tensor, "batch height width channels"], padding: int, flip: bool, generator: torch.Generator
-) -> UInt8[Tensor, "batch height width channels"]:
+    pixels: Shaped[Tensor, "batch height width channels"], padding: int, flip: bool, generator: torch.Generator
+) -> Shaped[Tensor, "batch height width channels"]:
     """Each image shifted by up to `padding` pixels in both directions (black comes in), and mirrored with chance 1/2.
 
-    One gather does both: for every output pixel the row and column that it comes from.
+    One gather does both: for every output pixel the row and column that it comes from. Gradients go back through it.
     """
     n, height, width, _ = pixels.shape
     device = pixels.device

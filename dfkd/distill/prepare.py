@@ -3,29 +3,26 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from dfkd import names
 from dfkd.config import DistillConfig, portable
 from dfkd.console import say
 from dfkd.data import Pool, open_pool
 from dfkd.device import Place, resolve_place
-from dfkd.distill import sampling
+from dfkd.distill import supply
 from dfkd.distill.batchnorm import batch_norms
 from dfkd.distill.inherit import inherit
-from dfkd.distill.loop import Plan, Trainer
 from dfkd.distill.objective import Objective, build_objective
 from dfkd.distill.optim import SCHEDULE_WARMUP, default_rate, make_optimizer
 from dfkd.distill.setting import Setting
-from dfkd.distill.sources import ShardSource
+from dfkd.distill.sources import Source
+from dfkd.distill.trainer import Plan, Trainer
 from dfkd.errors import RequestError
 from dfkd.evaluate import check_labels
-from dfkd.models.load import Model, load_model, load_teacher
+from dfkd.models.load import Model, load_model
 from dfkd.places import GROUPS, find_taps, group_of, match_groups
 from dfkd.shards import Shards
 from dfkd.taps import Tap, Tapped, parse_taps
@@ -36,6 +33,7 @@ DEFAULT_STEPS = 4000
 NOT_DECIDING = (
     *("preset", "out", "device", "name", "test", "log_every", "checkpoint_every"),
     *("teacher", "student", "samples", "epochs", "loss", "normalize", "image_size", "precision", "schedule"),
+    *("source", "weights"),
 )
 """Fields that do not decide the student, or stand in the run's content as what they were resolved to."""
 
@@ -60,21 +58,24 @@ class Distillation:
 def prepare(config: DistillConfig) -> Distillation:
     """Open and build everything. Raises: RequestError for whatever can be refused before the first step."""
     _check(config)
+    chosen = supply.check(config)
     objective = build_objective(config.loss)
     if config.class_dropping and not objective.reads_kept:
         raise RequestError(f"--class-dropping {config.class_dropping:g} changes nothing: of the losses, kd heeds it")
     place = resolve_place(config.device, config.precision)
-    selections = [Shards(Path(folder)) for folder in config.samples]
-    teacher, student = _load_models(config, selections)
+    selections = supply.open_selections(config.samples, config.normalize, config.image_size)
+    teacher = supply.open_teacher(config.teacher, config.samples, selections, config.normalize, config.image_size)
+    student = _load_student(config, teacher)
     if config.init == "teacher":
         say(inherit(student, teacher))
     if config.reestimate and not batch_norms(student.module):
         raise RequestError(f"--reestimate {config.reestimate} changes nothing: the student has no BatchNorm statistics")
     plan = _plan(config, selections, student)
-    content = _content(config, plan, teacher, student, selections, objective, place)
+    content = _content(config, plan, teacher, student, selections, objective, place) | supply.content(config, chosen)
     # opened before the training that it is to judge: a mistake in its name should cost no hours
     test = _open_test(config.test, teacher) if config.test is not None else None
-    trainer = _trainer(config, teacher, student, selections, objective, place, plan)
+    source = supply.build_source(config, selections, chosen, teacher, place)
+    trainer = _trainer(config, teacher, student, source, objective, place, plan)
     return Distillation(config, selections, teacher, student, test, trainer, content)
 
 
@@ -88,47 +89,15 @@ def _check(config: DistillConfig) -> None:
         )
 
 
-def _load_models(config: DistillConfig, selections: Sequence[Shards]) -> tuple[Model, Model]:
-    """Teacher and student; the teacher's input is as the selection was made unless a flag says otherwise."""
-    first = selections[0].manifest
-    made_with = first["content"]["preprocess"]
-    for shards, name in zip(selections, config.samples, strict=True):
-        normalize = shards.manifest["content"]["preprocess"]["normalize"]
-        if normalize != made_with["normalize"] and config.normalize is None:
-            raise RequestError(
-                f"--samples {name} was selected with --normalize {normalize}, {config.samples[0]} with "
-                f"{made_with['normalize']}; say which the teacher expects"
-            )
-        if shards.manifest["classes"] != first["classes"] or shards.manifest["image"] != first["image"]:
-            raise RequestError(
-                f"--samples {name} has other images or classes than {config.samples[0]}: they cannot be mixed"
-            )
-        if len(shards) == 0:
-            raise RequestError(f"--samples {name} is empty")
-    if config.image_size is not None and config.image_size != first["image"]["size"]:
-        raise RequestError(
-            f"--image-size {config.image_size} is not the selection's {first['image']['size']}; select again so"
-        )
-    teacher = load_teacher(
-        config.teacher, normalize=config.normalize or made_with["normalize"], image_size=first["image"]["size"]
-    )
-    if (teacher.classes, teacher.channels) != (first["classes"], first["image"]["channels"]):
-        raise RequestError(
-            f"--teacher has {teacher.classes} classes and {teacher.channels} channels, the selection was made for "
-            f"{first['classes']} and {first['image']['channels']}"
-        )
-    for shards, name in zip(selections, config.samples, strict=True):
-        if shards.manifest["content"]["teacher"] != teacher.fingerprint():
-            say(f"note: {name} was selected with another teacher ({shards.manifest['teacher']})")
+def _load_student(config: DistillConfig, teacher: Model) -> Model:
     torch.manual_seed(config.seed)  # the student's initial weights, and the projections after it
-    student = load_model(
+    return load_model(
         config.student,
         normalize=teacher.normalize,
         image_size=teacher.image_size,
         classes=teacher.classes,
         channels=teacher.channels,
     )
-    return teacher, student
 
 
 def _plan(config: DistillConfig, selections: Sequence[Shards], student: Model) -> Plan:
@@ -136,13 +105,12 @@ def _plan(config: DistillConfig, selections: Sequence[Shards], student: Model) -
     steps = config.steps or DEFAULT_STEPS
     if config.epochs is not None:
         steps = -(-config.epochs * images // config.batch_size)
-    image_size = selections[0].manifest["image"]["size"]
     return Plan(
         steps=steps,
         batch_size=config.batch_size,
         lr=default_rate(config.optimizer, student.module) if config.lr is None else config.lr,
         warmup=SCHEDULE_WARMUP[config.schedule] if config.warmup is None else config.warmup,
-        crop_padding=image_size // 8 if config.crop_padding is None else config.crop_padding,
+        crop_padding=(student.image_size or 0) // 8 if config.crop_padding is None else config.crop_padding,
         flip=config.flip,
         mixup=config.mixup,
         cutmix=config.cutmix,
@@ -184,7 +152,7 @@ def _trainer(
     config: DistillConfig,
     teacher: Model,
     student: Model,
-    selections: Sequence[Shards],
+    source: Source,
     objective: Objective,
     place: Place,
     plan: Plan,
@@ -197,7 +165,7 @@ def _trainer(
     )
     classifier = Classifier(teacher, place, taps[0])
     module = student.module.to(place.device).to(memory_format=torch.channels_last).requires_grad_(True)
-    tapped, source = Tapped(module, taps[1]), ShardSource(selections, _order(config, selections))
+    tapped = Tapped(module, taps[1])
     setting = Setting(
         student=partial(answer, tapped, place),
         teacher=classifier.answer,
@@ -209,24 +177,10 @@ def _trainer(
         probe = example.expand(2, -1, -1, -1).to(place.device)
         ours, theirs = setting.student(probe), setting.teacher(probe)
         objective.setup(ours, theirs, setting)
-        objective.to(place.device).check(
-            ours, replace(theirs, view=probe, rows=torch.zeros(2, dtype=torch.int64, device=place.device))
-        )
+        rows = None if source.images is None else torch.zeros(2, dtype=torch.int64, device=place.device)
+        objective.to(place.device).check(ours, replace(theirs, view=probe, rows=rows))
     optimizer = make_optimizer([module, objective], config.optimizer, config.weight_decay)
     return Trainer(classifier, tapped, source, objective, optimizer, plan)
-
-
-def _order(config: DistillConfig, selections: Sequence[Shards]) -> sampling.Order:
-    """The order of the images that `--batches` names."""
-    stored = sampling.Stored(
-        sum(map(len, selections)), lambda column: np.concatenate([shards.column(column) for shards in selections])
-    )
-    named = names.parse(config.batches)
-    target = names.find(named.name, ["dfkd.distill.sampling"], "order of batches")
-    order: sampling.Order = names.build(
-        target, named, "--batches", stored=stored, batch=config.batch_size, seed=config.seed
-    )
-    return order
 
 
 def _head(module: nn.Module, taps: Mapping[str, Tap], example: torch.Tensor) -> nn.Linear | None:

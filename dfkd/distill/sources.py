@@ -3,23 +3,27 @@
 A generator that learns along with the student is a source too: its `update` is the generator's step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
-from torch import Tensor, nn
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
 
 from dfkd.distill.sampling import Order
+from dfkd.outputs import Outputs
 from dfkd.shards import Shards
+
+Student = Callable[[Float[Tensor, "batch channels height width"]], Outputs]
+"""The student as a source sees it: it answers a view as in training, gradients reach the view, no statistics move."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images on the processor, and which stored image each one is; None where they are not stored."""
+    """Images, and which stored image each one is; None where some are not stored."""
 
     pixels: UInt8[Tensor, "batch height width channels"]
     rows: Int[Tensor, " batch"] | None
@@ -34,12 +38,22 @@ class Source(Protocol):
         """How many there are: rows of a batch are below it. None where they are not stored."""
         ...
 
-    def sample(self, count: int) -> Batch:
-        """The next `count` images."""
+    @property
+    def teacher_forwards(self) -> int:
+        """Images that the teacher has answered for the source's own sake."""
         ...
 
-    def update(self, student: nn.Module) -> dict[str, float]:
-        """What the source does after a step of the student, and its metrics; nothing for stored images."""
+    @property
+    def generator_steps(self) -> int:
+        """Steps that a generator of the source has learnt for."""
+        ...
+
+    def update(self, student: Student) -> Mapping[str, Tensor]:
+        """What the source does before a step of the student, and its metrics; nothing for stored images."""
+        ...
+
+    def sample(self, count: int) -> Batch:
+        """The next `count` images."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -56,6 +70,8 @@ class ShardSource:
 
     Where images have to be decoded, the next batch is prepared while the student learns from this one.
     """
+
+    teacher_forwards = generator_steps = 0
 
     def __init__(self, selections: Sequence[Shards], order: Order) -> None:
         self._selections, self._order, self._position = list(selections), order, 0
@@ -78,7 +94,7 @@ class ShardSource:
         self._ahead = (self._position, count, self._reader.submit(self._batch, self._position, count))
         return batch
 
-    def update(self, student: nn.Module) -> dict[str, float]:
+    def update(self, student: Student) -> dict[str, Tensor]:
         """Stored images do not follow the student."""
         return {}
 
@@ -106,3 +122,57 @@ class ShardSource:
         for where, pixels in parts:
             out[where] = pixels
         return out
+
+
+class MixedSource:
+    """Batches of several sources in fixed shares, to the image: over any number of batches each has its share."""
+
+    def __init__(self, sources: Sequence[Source], weights: Sequence[float]) -> None:
+        """One weight a source; they need not sum to 1."""
+        self._sources, self._position = list(sources), 0
+        self._edges = np.cumsum([0.0, *weights]) / sum(weights)
+
+    @property
+    def images(self) -> int | None:
+        """The stored images of all sources together; None where a source stores none."""
+        counts = [source.images for source in self._sources]
+        return None if None in counts else sum(count or 0 for count in counts)
+
+    @property
+    def teacher_forwards(self) -> int:
+        """Of all sources."""
+        return sum(source.teacher_forwards for source in self._sources)
+
+    @property
+    def generator_steps(self) -> int:
+        """Of all sources."""
+        return sum(source.generator_steps for source in self._sources)
+
+    def update(self, student: Student) -> dict[str, Tensor]:
+        """Every source in turn."""
+        return {name: value for source in self._sources for name, value in source.update(student).items()}
+
+    def sample(self, count: int) -> Batch:
+        """The next `count` images: each source's share of them, one behind the other."""
+        start, self._position = self._position, self._position + count
+        ends = [np.floor(self._edges * position + 1e-9).astype(np.int64) for position in (start, self._position)]
+        counts = np.diff(ends[1] - ends[0]).tolist()
+        batches = [source.sample(n) for source, n in zip(self._sources, counts, strict=True) if n]
+        device = next((b.pixels.device for b in batches if b.pixels.device.type != "cpu"), torch.device("cpu"))
+        pixels = torch.cat([batch.pixels.to(device, non_blocking=True) for batch in batches])
+        if self.images is None:
+            return Batch(pixels, None)
+        offsets = np.cumsum([0, *(source.images for source in self._sources)])
+        used = [offset for offset, n in zip(offsets.tolist(), counts, strict=False) if n]
+        rows = [batch.rows + offset for batch, offset in zip(batches, used, strict=True) if batch.rows is not None]
+        return Batch(pixels, torch.cat(rows))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and every source."""
+        return {"position": self._position, "sources": [source.state_dict() for source in self._sources]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self._position = int(state["position"])
+        for source, own in zip(self._sources, state["sources"], strict=True):
+            source.load_state_dict(own)

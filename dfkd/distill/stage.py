@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from dfkd import names
 from dfkd.config import DistillConfig, portable
 from dfkd.console import say
 from dfkd.device import Place
@@ -96,11 +97,12 @@ def _result(prepared: Distillation, measures: Measures | None) -> dict[str, Any]
         **_figures(measures),
         "steps": trainer.plan.steps,
         "images_seen": images,
-        "teacher_forwards": images,
+        "teacher_forwards": images + trainer.source.teacher_forwards + _made(manifests, "teacher_forwards"),
+        "generator_steps": trainer.source.generator_steps + _made(manifests, "generator_steps"),
         "seconds": round(trainer.seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(trainer.place.device),
-        "source": "+".join(dict.fromkeys(manifest["source"] for manifest in manifests)),
-        "selection_fingerprint": "+".join(manifest["fingerprint"] for manifest in manifests),
+        "source": "+".join(dict.fromkeys([*(m["source"] for m in manifests), *_methods(config)])),
+        "selection_fingerprint": "+".join(manifest["fingerprint"] for manifest in manifests) or None,
         "seed": config.seed,
         "student_parameters": prepared.student.parameter_count(),
         "name": config.name or _row_name(config, manifests),
@@ -108,9 +110,19 @@ def _result(prepared: Distillation, measures: Measures | None) -> dict[str, Any]
     }
 
 
+def _made(manifests: Sequence[Mapping[str, Any]], cost: str) -> int:
+    """What it cost to make the samples that a generator made beforehand."""
+    return sum(manifest.get("cost", {}).get(cost, 0) for manifest in manifests)
+
+
 def _row_name(config: DistillConfig, manifests: Sequence[Mapping[str, Any]]) -> str:
     methods = [manifest["content"]["options"]["method"] for manifest in manifests]
-    return f"{' + '.join(methods)} | {' '.join(config.loss)}"
+    return f"{' + '.join([*methods, *_methods(config)])} | {' '.join(config.loss)}"
+
+
+def _methods(config: DistillConfig) -> list[str]:
+    """The generator beside the selections, by its name."""
+    return [] if config.source is None else [names.parse(config.source).name]
 
 
 def _report(config: DistillConfig, result: Mapping[str, Any]) -> None:

@@ -1,5 +1,26 @@
-"""Images made from the teacher where there is no pool. This room is empty still; its two doors are open.
+"""Images made from the teacher where there is no pool. A method is a class here, one file each, named in `__all__`.
 
-A method that makes images beforehand writes a selection folder with `dfkd.shards`; one that learns along with the
-student is a `dfkd.distill.sources.Source`, whose `update` is the generator's step.
+`dfkd generate --method NAME` makes a folder of images with one, `dfkd distill --source NAME` lets it learn along with
+the student. The name is looked up here (in any case), or imported where it has dots: `my_package.inversion.Mine`.
 """
+
+from dfkd.generators.cmi import CMI
+from dfkd.generators.dafl import DAFL
+from dfkd.generators.deepinversion import AdaptiveDeepInversion, DeepInversion
+from dfkd.generators.dfad import DFAD
+from dfkd.generators.fastdfkd import FastDFKD
+from dfkd.generators.mosaickd import MosaicKD
+from dfkd.generators.nayer import NAYER
+from dfkd.generators.zskt import ZSKT
+
+__all__ = [
+    "CMI",
+    "DAFL",
+    "DFAD",
+    "NAYER",
+    "ZSKT",
+    "AdaptiveDeepInversion",
+    "DeepInversion",
+    "FastDFKD",
+    "MosaicKD",
+]

@@ -1,44 +1,105 @@
 """A selection's folder, written: shards, scores and, last, the manifest that makes it complete."""
 
-from collections.abc import Generator, Iterator
-from contextlib import closing
-from dataclasses import asdict, dataclass
+import shutil
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 
-from dfkd.config import SelectConfig, portable
+from dfkd.config import GenerateConfig, SelectConfig, differences, portable
 from dfkd.console import progress, say
-from dfkd.data import Pool
+from dfkd.data import Images
 from dfkd.errors import RequestError
 from dfkd.files import hash_of, replacing, sync, sync_folder
 from dfkd.locks import LOCK
 from dfkd.models.load import Model
+from dfkd.runs import CHECKPOINT, METRICS
 from dfkd.select.choose import REASONS, Choice
 from dfkd.select.class_dropping import kept_classes
 from dfkd.select.journal import JOURNAL, Journal
-from dfkd.select.score import PoolScores
-from dfkd.shards import BYTES_PER_SHARD, MANIFEST, ROWS_PER_SHARD, Rows, write_manifest, write_shards
+from dfkd.select.methods import ImageScores
+from dfkd.shards import BYTES_PER_SHARD, MANIFEST, ROWS_PER_SHARD, Rows, Shards, write_manifest, write_shards
 
 FILES_AT_ONCE = 64
-OWN = (LOCK, JOURNAL, "data-", "dataset_info.json", "scores.parquet", "state.json", MANIFEST)
+OWN = (LOCK, JOURNAL, CHECKPOINT, METRICS, "data-", "dataset_info.json", "scores.parquet", "state.json", MANIFEST)
 """How the names begin in a folder in which a selection is written."""
+
+
+@runtime_checkable
+class Pictures(Protocol):
+    """The images of which some are selected, by number: a pool, or what a generator makes."""
+
+    encoded: bool
+    image_size: int
+
+    def __len__(self) -> int: ...
+
+    def sources(self, indices: Int[np.ndarray, " batch"]) -> list[str]:
+        """Where each comes from."""
+        ...
+
+    def images(self, indices: Int[np.ndarray, " batch"]) -> Images:
+        """Their pixels."""
+        ...
+
+    def files(self, indices: Int[np.ndarray, " batch"]) -> list[bytes]:
+        """Their encoded files, where they are stored so."""
+        ...
+
+
+@runtime_checkable
+class Scores(Protocol):
+    """What the teacher says of the images."""
+
+    @property
+    def images(self) -> ImageScores:
+        """Of all of them."""
+        ...
+
+    @property
+    def problems(self) -> dict[int, str]:
+        """Why an image could not be read, by number."""
+        ...
+
+    def logits(self, indices: Int[np.ndarray, " picked"]) -> Float[np.ndarray, "picked classes"]:
+        """The float16 logits of sorted numbers."""
+        ...
 
 
 @dataclass(frozen=True)
 class Selected:
     """A selection before it is written: what was asked, what of, and what was chosen."""
 
-    config: SelectConfig
+    config: SelectConfig | GenerateConfig
     model: Model
-    pool: Pool
-    scores: PoolScores
+    pool: Pictures
+    scores: Scores
     choice: Choice
     content: dict[str, Any]
     """Everything that decides the selection."""
+    source: str = "selection"
+    """What the manifest and a run's result call it."""
+    cost: Mapping[str, int] = field(default_factory=dict)
+    """What a generator took to make it."""
+
+
+def is_done(out: Path, asked: str, content: dict[str, Any]) -> bool:
+    """Whether `out` is this very selection. Raises: RequestError where it holds anything else, or damaged shards."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    if not (out / MANIFEST).exists():
+        raise RequestError(f"--out {asked} holds something that is no selection; give another folder")
+    different = differences(Shards(out).manifest["content"], content)
+    if different:
+        raise RequestError(f"--out {asked} holds another selection: {'; '.join(different)}; give another folder")
+    with suppress(OSError):  # a command that was killed just after its last step
+        clear(out)
+    return True
 
 
 def write(partial: Path, out: Path, selected: Selected) -> None:
@@ -48,10 +109,10 @@ def write(partial: Path, out: Path, selected: Selected) -> None:
     """
     journal = Journal(partial, hash_of(selected.content))
     done = journal.done
-    keep = {LOCK, JOURNAL, *(file["name"] for file in done)}
+    keep = {LOCK, JOURNAL, CHECKPOINT, METRICS, *(file["name"] for file in done)}
     for file in partial.iterdir():  # half written, or of another selection that was not finished
         if file.name not in keep:
-            file.unlink()
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
     start = sum(file["rows"] for file in done)
     if done:
         say(f"{start:,} images were written before, in {len(done):,} shards")
@@ -63,7 +124,13 @@ def write(partial: Path, out: Path, selected: Selected) -> None:
     journal.remove()
     partial.replace(out)
     sync(out.parent)
+    clear(out)
+
+
+def clear(out: Path) -> None:
+    """Remove from a complete selection what was of use only until then."""
     (out / LOCK).unlink(missing_ok=True)
+    shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
 
 
 def check_partial(partial: Path) -> None:
@@ -78,12 +145,12 @@ def _manifest(selected: Selected, files: list[dict[str, Any]]) -> dict[str, Any]
     model, pool, scores, choice = selected.model, selected.pool, selected.scores, selected.choice
     predictions = scores.images.prediction[choice.indices]
     unreadable = np.array([*scores.problems], dtype=np.int64)
-    left_out = ("teacher", "pool", "out", "preset")
+    left_out = ("teacher", "student", "samples", "fill", "pool", "out", "preset")
     asked = {k: v for k, v in portable(asdict(selected.config)).items() if k not in left_out}
     return {
         "fingerprint": hash_of(selected.content),
         "teacher": model.spec,
-        "source": "selection",
+        "source": selected.source,
         "count": len(choice.indices),
         "image": {"encoded": pool.encoded, "size": pool.image_size, "channels": model.channels},
         "classes": model.classes,
@@ -91,6 +158,7 @@ def _manifest(selected: Selected, files: list[dict[str, Any]]) -> dict[str, Any]
         "threshold": choice.threshold,
         "admitted": choice.admitted,
         "reasons": choice.counts(),
+        **({"cost": dict(selected.cost)} if selected.cost else {}),
         "unreadable": [
             {"source": name, "why": scores.problems[i]}
             for i, name in zip(scores.problems, pool.sources(unreadable), strict=True)
@@ -130,7 +198,7 @@ def _kept(
 
 
 def _images(
-    pool: Pool, indices: Int[np.ndarray, " selected"]
+    pool: Pictures, indices: Int[np.ndarray, " selected"]
 ) -> Iterator[tuple[Int[np.ndarray, " rows"], UInt8[np.ndarray, "rows size size channels"] | list[bytes]]]:
     """The selected images, cut into shards: at most so many rows, and of encoded files at most so many bytes."""
     if not pool.encoded:
@@ -151,7 +219,7 @@ def _images(
         yield indices[first:], files
 
 
-def _pixels(pool: Pool, indices: Int[np.ndarray, " rows"]) -> UInt8[np.ndarray, "rows size size channels"]:
+def _pixels(pool: Pictures, indices: Int[np.ndarray, " rows"]) -> UInt8[np.ndarray, "rows size size channels"]:
     """The pixels of images that were readable when they were scored. Raises: RequestError where one no longer is."""
     images = pool.images(indices)
     for position, why in images.problems.items():

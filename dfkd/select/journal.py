@@ -21,6 +21,8 @@ class Journal:
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self._path, self.fingerprint = folder / JOURNAL, fingerprint
+        self.is_new = True
+        """Whether the folder held nothing of this selection."""
         self.done: list[dict[str, Any]] = []
         """The files that need not be written again, as the manifest lists them: read and compared just now."""
         for file in self._listed():
@@ -52,13 +54,15 @@ class Journal:
                 manifest = read_manifest(self._path.parent)
             except RequestError:
                 return []
-            return manifest["files"] if manifest.get("fingerprint") == self.fingerprint else []
+            self.is_new = manifest.get("fingerprint") != self.fingerprint
+            return [] if self.is_new else manifest["files"]
         found: list[dict[str, Any]] = []
         for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 value = unsealed(json.loads(line))
                 if value["fingerprint"] != self.fingerprint:
                     return []
+                self.is_new = False
                 found += [value["file"]] if value["file"] else []
             except (ValueError, KeyError, TypeError):
                 break

@@ -3,7 +3,6 @@
 import inspect
 import math
 import shutil
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,19 @@ import numpy as np
 import torch
 
 from dfkd import names
-from dfkd.config import SelectConfig, differences, portable
+from dfkd.config import SelectConfig, portable
 from dfkd.console import say
 from dfkd.data import Pool, open_pool
 from dfkd.device import Place, resolve_place
 from dfkd.errors import RequestError
 from dfkd.files import PARTIAL, output_path
-from dfkd.locks import LOCK, locked
+from dfkd.locks import locked
 from dfkd.models.load import Model, load_teacher
 from dfkd.places import find_taps
 from dfkd.select.choose import Choice, Method, TooFew, choose
-from dfkd.select.folder import Selected, check_partial, write
+from dfkd.select.folder import Selected, check_partial, is_done, write
 from dfkd.select.score import SCORE_FORMAT, PoolScores, score_pool, scores_folder
-from dfkd.shards import MANIFEST, Shards
+from dfkd.shards import MANIFEST
 from dfkd.taps import Tap, parse_taps
 from dfkd.teacher import Classifier
 from dfkd.versions import versions
@@ -50,12 +49,12 @@ def run(config: SelectConfig) -> Path:
     tap = _features_tap(config, model, pool)
     scoring = _scoring_request(config, model, pool, place)
     content = {**scoring, "options": _options(config, method_name, tap), "seed": config.seed}
-    if _is_done(out, config.out, content):
+    if is_done(out, config.out, content):
         say(f"{config.out}: this selection is complete already")
         return out
     partial = out.with_name(out.name + PARTIAL)
     with locked(partial, config.out):
-        if _is_done(out, config.out, content):  # another command has finished it since
+        if is_done(out, config.out, content):  # another command has finished it since
             say(f"{config.out}: this selection is complete already")
             return out
         check_partial(partial)
@@ -114,20 +113,6 @@ def _options(config: SelectConfig, method: names.Named, tap: Tap | None) -> dict
         **({"features": str(tap), "faiss": version("faiss-cpu")} if tap else {}),
         **({"code": code} if (code := names.code_of(names.find(method.name, METHODS, "selection method"))) else {}),
     }
-
-
-def _is_done(out: Path, asked: str, content: dict[str, Any]) -> bool:
-    """Whether `out` is this very selection. Raises: RequestError where it holds anything else, or damaged shards."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
-    if not (out / MANIFEST).exists():
-        raise RequestError(f"--out {asked} holds something that is no selection; give another folder")
-    different = differences(Shards(out).manifest["content"], content)
-    if different:
-        raise RequestError(f"--out {asked} holds another selection: {'; '.join(different)}; give another folder")
-    with suppress(OSError):  # a command that was killed just after its last step
-        (out / LOCK).unlink()
-    return True
 
 
 def _features_tap(config: SelectConfig, model: Model, pool: Pool) -> Tap | None:

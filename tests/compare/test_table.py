@@ -4,20 +4,28 @@ import io
 import pytest
 
 from dfkd.compare.collect import collect
-from dfkd.compare.table import HEAD, cells, csv_text, reading, terminal_table, warnings
+from dfkd.compare.table import HEAD, cells, csv_text, read_csv, reading, terminal_table, warnings
 
 
 def test_cells(make_run) -> None:
     folders = [make_run("a", s, top1=t, agreement=t, seconds=sec) for s, t, sec in ((0, 0.7, 4.0), (1, 0.8, 8.0))]
     (row,) = collect(folders)
     # deviation of 70 and 80: sqrt(50) = 7.07; the teacher's 95 less 75; 12,800 images in 4 s and in 8 s
-    expected = ["a", "2", "75.00 ± 7.07", "75.00 ± 7.07", "-20.00", "100", "6", "12,800", "2,400", "1,234", "selection"]
+    expected = ["a", "2", "75.00 ± 7.07", "75.00 ± 7.07", "-20.00", "100", "6", "12,800", "-", "2,400", "1,234"]
+    expected.append("selection")
     assert dict(zip(HEAD, cells(row), strict=True)) == dict(zip(HEAD, expected, strict=True))
 
 
 def test_cells_of_a_single_untested_run(make_run) -> None:
     (row,) = collect([make_run("a", top1=None, agreement=None, teacher_top1=None, test_images=None, seconds=0.0)])
-    assert cells(row)[1:7] == ["1", "-", "-", "-", "100", "0"] and cells(row)[8] == "-"
+    assert cells(row)[1:7] == ["1", "-", "-", "-", "100", "0"] and cells(row)[9] == "-"
+
+
+def test_generator_steps_are_shown_where_there_are_any(make_run) -> None:
+    assert "generator steps" not in terminal_table(collect([make_run("a"), make_run("b", generator_steps=0)]))
+    text = terminal_table(collect([make_run("c", generator_steps=0), make_run("d", generator_steps=400)]))
+    assert "generator steps" in text.splitlines()[0] and " 400 " in text
+    assert "400" in csv_text(collect([make_run("e", generator_steps=400)]))
 
 
 def test_terminal_table_says_equal_costs_once(make_run) -> None:
@@ -90,3 +98,14 @@ def test_csv_has_a_line_a_run_with_every_single_value(make_run, monkeypatch, tmp
     assert (lines[0]["name"], lines[0]["top1"], lines[0]["extra"]) == ('a,"b', "0.123456789", "7")
     assert (lines[1]["seed"], lines[1]["top1"], lines[1]["extra"]) == ("1", "", "")
     assert lines[0]["folder"] == "~/runs/0"
+
+
+def test_a_csv_read_again_gives_the_same_cells(make_run) -> None:
+    folders = [make_run("a", s, top1=0.5 + s / 10) for s in (0, 1)] + [
+        make_run("123", top1=0.7, generator_steps=400),
+        make_run("c", top1=None),
+    ]
+    rows = collect(folders)
+    read = read_csv(csv_text(rows))
+    assert [row.name for row in read] == ["123", "a", "c"]
+    assert [cells(row) for row in read] == [cells(row) for row in rows]

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from dfkd.distill.sampling import ShuffledOrder
-from dfkd.distill.sources import ShardSource, Source
+from dfkd.distill.sources import Batch, MixedSource, ShardSource, Source
 from dfkd.shards import Shards
 
 
@@ -17,6 +17,10 @@ class Numbered(Shards):
 
     def pixels(self, rows):
         return np.broadcast_to(self.numbers[rows, None, None, None], (len(rows), 2, 2, 1)).astype(np.uint8)
+
+
+def no_student(view):
+    raise AssertionError("stored images ask no student")
 
 
 def drawn(source, *counts):
@@ -62,3 +66,47 @@ def test_reading_ahead_changes_nothing():
 
 def test_stored_images_do_not_follow_the_student():
     assert source().update(torch.nn.Linear(1, 1)) == {}
+
+
+def test_a_mixture_has_its_shares_to_the_image():
+    mixed = MixedSource([source(), source(seed=1)], [3.0, 1.0])
+    assert isinstance(mixed, Source) and mixed.images == 24
+    batches = [mixed.sample(6) for _ in range(20)]
+    assert all(len(batch.pixels) == len(batch.rows) == 6 for batch in batches)
+    shares = np.cumsum([(batch.rows >= 12).sum().item() for batch in batches])
+    assert np.abs(shares - 6 * np.arange(1, 21) / 4).max() < 1
+    for batch in batches:
+        assert (batch.rows % 12).tolist() == batch.pixels[:, 0, 0, 0].tolist(), "the second source's rows come behind"
+
+
+def test_a_mixture_goes_on_from_its_state():
+    whole = drawn(MixedSource([source(), source(seed=1)], [2.0, 1.0]), 5, 4, 5, 3)
+    first, second = (MixedSource([source(), source(seed=1)], [2.0, 1.0]) for _ in range(2))
+    assert drawn(first, 5, 4) == whole[:2]
+    second.load_state_dict(first.state_dict())
+    assert drawn(second, 5, 3) == whole[2:]
+
+
+def test_a_mixture_with_images_that_are_not_stored_has_no_rows():
+    class Unstored:
+        images, teacher_forwards, generator_steps = None, 7, 3
+
+        def sample(self, count):
+            return Batch(torch.full((count, 2, 2, 1), 99, dtype=torch.uint8), None)
+
+        def update(self, student):
+            return {"term": torch.tensor(1.0)}
+
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state):
+            pass
+
+    mixed = MixedSource([source(), Unstored()], [1.0, 1.0])
+    batch = mixed.sample(8)
+    assert (
+        mixed.images is None and batch.rows is None and (batch.pixels[4:] == 99).all() and (batch.pixels[:4] < 99).all()
+    )
+    assert (mixed.teacher_forwards, mixed.generator_steps) == (7, 3)
+    assert mixed.update(no_student) == {"term": torch.tensor(1.0)}

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dfkd.data import open_pool
-from dfkd.distill.loop import Trainer
+from dfkd.distill.trainer import Trainer
 from dfkd.models import cifar_resnet
 from dfkd.models.load import load_model
 from dfkd.shards import Shards
@@ -185,7 +185,7 @@ def test_the_seed_decides_the_student(lab, selection, finished, tmp_path):
 
 
 def test_a_finished_run_is_not_done_again_and_another_is_refused(lab, selection, finished, capsys, monkeypatch):
-    monkeypatch.setattr(Trainer, "advance", None)
+    monkeypatch.setattr(Trainer, "advance", lambda self: pytest.fail("a step was made"))
     assert lab.distill(selection, finished, *QUICK, "--test", lab.heldout) == 0
     assert "was complete already" in capsys.readouterr().err
     assert lab.distill(selection, finished, *QUICK, "--lr", 0.1) == 2
@@ -232,7 +232,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_checkpoint(
 def test_a_finished_run_is_tested_and_named_later_without_training(lab, selection, tmp_path, monkeypatch):
     run = tmp_path / "run"
     assert lab.distill(selection, run, *QUICK) == 0
-    monkeypatch.setattr(Trainer, "advance", None)
+    monkeypatch.setattr(Trainer, "advance", lambda self: pytest.fail("a step was made"))
     assert lab.distill(selection, run, *QUICK, "--test", lab.heldout, "--name", "new") == 0
     result = json.loads((run / "result.json").read_text())
     assert (result["name"], result["test_images"], result["steps"]) == ("new", 797, 24)
@@ -247,7 +247,7 @@ def test_another_spelling_is_the_same_run(lab, selection, tmp_path, monkeypatch)
     first = ("--student", "cifar_resnet:depth=8,width=4", "--precision", "fp32", "--loss", "kd", "relation")
     other = ("--student", "cifar_resnet:width=4,depth=8", "--precision", "fp32", "--loss", "KD:1.0", "relation:1")
     assert lab.dfkd("distill", *common, *first) == 0
-    monkeypatch.setattr(Trainer, "advance", None)
+    monkeypatch.setattr(Trainer, "advance", lambda self: pytest.fail("a step was made"))
     assert lab.dfkd("distill", *common, *other, "--normalize", "0.5/0.5", "--image-size", 16) == 0
 
 

@@ -40,7 +40,7 @@ def test_a_loss_with_a_memory_resumes_bit_for_bit(lab, selection, tmp_path, loss
     common = ("--batch-size", 16, "--checkpoint-every", 3, "--loss", "kd", loss)
     assert lab.distill(selection, tmp_path / "whole", "--steps", 8, *common) == 0
     with pytest.MonkeyPatch.context() as patch:
-        from dfkd.distill.loop import Trainer
+        from dfkd.distill.trainer import Trainer
 
         advance = Trainer.advance
 

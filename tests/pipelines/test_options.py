@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dfkd.distill import loop
-from dfkd.distill.loop import Trainer
+from dfkd.distill import trainer
+from dfkd.distill.trainer import Trainer
 
 QUICK = ("--steps", 12, "--batch-size", 32, "--checkpoint-every", 5, "--log-every", 4)
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -58,8 +58,8 @@ def test_the_average_is_written_and_measured_and_the_training_is_the_same(lab, p
 
 def test_statistics_are_reestimated_with_the_weights_that_are_written(lab, selection, averaged, tmp_path, monkeypatch):
     views = []
-    reestimate = loop.reestimate
-    monkeypatch.setattr(loop, "reestimate", lambda module, given: reestimate(module, _kept(given, views)))
+    reestimate = trainer.reestimate
+    monkeypatch.setattr(trainer, "reestimate", lambda module, given: reestimate(module, _kept(given, views)))
     assert lab.distill(selection, tmp_path / "run", *QUICK, "--ema", 0.7, "--reestimate", 3) == 0
     ours, theirs = student(tmp_path / "run"), student(averaged)
     assert same(ours, theirs, {name for name in ours if not name.endswith(STATISTICS)})
@@ -67,6 +67,8 @@ def test_statistics_are_reestimated_with_the_weights_that_are_written(lab, selec
     assert [len(view) for view in views] == [32] * 3
     first = torch.cat([torch.nn.functional.conv2d(view, ours["conv1.weight"], padding=1).double() for view in views])
     torch.testing.assert_close(ours["bn1.running_mean"].double(), first.mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["images_seen"], result["teacher_forwards"]) == (12 * 32, 12 * 32)
 
 
 def _kept(views, into):
@@ -78,18 +80,18 @@ def _kept(views, into):
 def test_killed_while_statistics_are_reestimated(lab, selection, tmp_path, monkeypatch):
     flags = (*QUICK, "--ema", 0.7, "--reestimate", 2)
     assert lab.distill(selection, tmp_path / "whole", *flags) == 0
-    reestimate = loop.reestimate
+    reestimate = trainer.reestimate
 
     def killed(module, views):
         reestimate(module, views)
         raise SystemExit("killed")
 
-    monkeypatch.setattr(loop, "reestimate", killed)
+    monkeypatch.setattr(trainer, "reestimate", killed)
     with pytest.raises(SystemExit):
         lab.distill(selection, tmp_path / "run", *flags)
     assert not (tmp_path / "run" / "student.safetensors").exists()
-    monkeypatch.setattr(loop, "reestimate", reestimate)
-    monkeypatch.setattr(Trainer, "advance", None)  # every step was done
+    monkeypatch.setattr(trainer, "reestimate", reestimate)
+    monkeypatch.setattr(Trainer, "advance", lambda self: pytest.fail("a step was made"))  # every step was done
     assert lab.distill(selection, tmp_path / "run", *flags) == 0
     assert same(student(tmp_path / "whole"), student(tmp_path / "run"))
 

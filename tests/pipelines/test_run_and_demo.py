@@ -1,9 +1,11 @@
 import csv
 import json
+from pathlib import Path
 
 import pytest
 
-from dfkd.distill.loop import Trainer
+from dfkd.config import GenerateConfig
+from dfkd.distill.trainer import Trainer
 from dfkd.errors import RequestError
 from dfkd.pipeline import read_pipeline
 
@@ -67,7 +69,7 @@ def test_a_pipeline_runs_compares_and_is_not_done_again(lab, file, tmp_path, mon
     }
     assert "both" in capsys.readouterr().out
 
-    monkeypatch.setattr(Trainer, "advance", None)
+    monkeypatch.setattr(Trainer, "advance", lambda self: pytest.fail("a step was made"))
     assert lab.dfkd("run", file) == 0
     with file.open("a") as stream:  # another row: only that one is left to do
         stream.write('[distill.third]\nsamples = ["sure"]\n')
@@ -102,7 +104,6 @@ def test_a_file_is_checked_whole_before_anything_runs(file, old, new, said):
 
 
 def test_the_pipelines_that_come_along_are_valid(monkeypatch):
-    from pathlib import Path
 
     monkeypatch.setenv("DFKD_DATA", "/data")
     monkeypatch.setenv("DFKD_TEACHERS", "/teachers")
@@ -121,8 +122,8 @@ def test_the_demo_from_nothing_to_its_report(lab, tmp_path, capsys, monkeypatch)
     assert lab.dfkd("demo", "--out", tmp_path / "demo", "--seeds", 1, "--steps", 5) == 0
     said = capsys.readouterr()
     assert str(tmp_path / "demo" / "report.html") in said.err
-    assert all(name in said.out for name in ("random", "confident", "ours"))
-    for name in ("random", "confident", "ours"):
+    assert all(name in said.out for name in ("random", "confident", "ours", "generated"))
+    for name in ("random", "confident", "ours", "generated"):
         result = json.loads((tmp_path / "demo" / "runs" / f"{name}-seed0" / "result.json").read_text())
         assert (result["steps"], result["test_images"]) == (5, 714)
         assert result["teacher_top1"] > 0.95
@@ -136,3 +137,37 @@ def test_inspect_shows_the_selection(lab, selection, tmp_path, capsys):
     assert lab.dfkd("inspect", selection, "--out", page) == 0
     assert "400" in capsys.readouterr().out
     assert page.read_text().count("data:image/png") > 20
+
+
+@pytest.fixture
+def with_generators(file):
+    """The pipeline with made images, and rows that learn from them and from a generator."""
+    tiny = 'batch-size = 16\nmethod = "dafl:latent=4,width=2"\n'
+    made = f"[generate.made]\nsteps = 2\ncount = 20\n{tiny}"
+    made += f'[generate.filled]\nsteps = 2\nfill = "random"\n{tiny}'
+    rows = '[distill.from-made]\nsamples = ["made", "random"]\nweights = [1, 2]\n'
+    rows += '[distill.along]\nsource = "dafl:latent=4,width=2"\n'
+    file.write_text(file.read_text() + made + rows)
+    return file
+
+
+def test_a_pipeline_makes_images_and_rows_learn_from_them(lab, with_generators, tmp_path):
+    pipeline = read_pipeline(with_generators)
+    names = [Path(s.out).name for s in pipeline.selections]
+    assert names[-2:] == ["made-seed3", "filled-seed3"] and len(names) == 8
+    assert pipeline.selections[-1].fill == str(pipeline.out / "samples" / "random-seed3")
+    assert {s.steps for s in pipeline.selections if isinstance(s, GenerateConfig)} == {2}, "not the defaults' steps"
+    assert pipeline.distillations[2].samples == tuple(
+        str(pipeline.out / "samples" / name) for name in ("made-seed0", "random-seed0")
+    )
+    assert lab.dfkd("run", with_generators) == 0
+    with (pipeline.out / "report.csv").open() as stream:
+        rows = {(row["name"], row["seed"]): row for row in csv.DictReader(stream)}
+    assert rows["from-made", "0"]["source"] == "dafl+selection" and rows["along", "3"]["source"] == "dafl"
+    assert (pipeline.out / "samples" / "made-seed0" / "manifest.json").exists()
+
+
+def test_made_images_and_selections_have_names_of_their_own(with_generators):
+    with_generators.write_text(with_generators.read_text().replace("[generate.made]", "[generate.random]"))
+    with pytest.raises(RequestError, match="'random' is the name of a selection and of generated images"):
+        read_pipeline(with_generators)

@@ -19,6 +19,7 @@ from dfkd.distill.losses.alpha import Alpha
 from dfkd.distill.losses.at import AT
 from dfkd.distill.losses.bss import BSS
 from dfkd.distill.losses.cc import CC
+from dfkd.distill.losses.cgan import CGAN
 from dfkd.distill.losses.crd import CRD
 from dfkd.distill.losses.cwd import CWD
 from dfkd.distill.losses.dist import DIST
@@ -46,6 +47,7 @@ __all__ = [
     "AT",
     "BSS",
     "CC",
+    "CGAN",
     "CRD",
     "CWD",
     "DIST",

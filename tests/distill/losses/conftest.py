@@ -39,12 +39,17 @@ def numeric_gradient(formula: Callable[[np.ndarray], float], x: np.ndarray, step
 
 
 def prove_loss(
-    loss: Callable, student: Arrays, teacher: Arrays, formula: Callable[[Arrays], float], own: bool = False
+    loss: Callable,
+    student: Arrays,
+    teacher: Arrays,
+    formula: Callable[[Arrays], float],
+    own: bool | Callable[[Arrays], float] = False,
 ) -> None:
     """`loss` on float64 outputs against `formula(student arrays)`: value and every gradient to 1e-5, relative.
 
     `formula` closes over the teacher's arrays, and over the loss's own parameters (in float64, after its setup).
-    `own`: the gradients of these too; `formula` then reads them from the loss whenever it is called.
+    `own`: the gradients of these too; `formula` then reads them from the loss whenever it is called. Where they learn
+    something else than the student does, `own` is the formula of that.
     """
     ours, theirs = as_outputs(student, grad=True), as_outputs(teacher)
     value = loss(ours, theirs)
@@ -62,6 +67,7 @@ def prove_loss(
         tensor = ours.logits if name == "logits" else ours.features[name]
         compare(name, tensor, lambda x, name=name: formula({**student, name: x}), 1e-10)
     parameters = dict(loss.named_parameters()) if own else {}
+    of_own = own if callable(own) else formula
     assert parameters or not own
     for name, parameter in parameters.items():
         values = parameter.detach().numpy()  # shares its memory
@@ -69,7 +75,7 @@ def prove_loss(
         def of_one(x: np.ndarray, values: np.ndarray = values) -> float:
             before = values.copy()
             values[...] = x
-            result = formula(student)
+            result = of_own(student)
             values[...] = before
             return result
 

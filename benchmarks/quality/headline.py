@@ -1,0 +1,165 @@
+"""The stages of headline.sh, which says what they are and how to call them; HEADLINE_* change their sizes.
+
+A teacher from labels, a student from the pool, and shorter rows beside it until the time is up. Every stage goes on
+where it was killed, and leaves its results in OUT at once.
+"""
+
+import csv
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import tomli_w
+import train_teacher
+from keep import keep
+
+from dfkd import cli
+from dfkd.console import say
+from dfkd.files import make_folder, write_text
+from dfkd.runs import RESULT
+
+COMMAND = "benchmarks/quality/headline.sh"
+DEFAULTS = {
+    "TEACHER": "resnet34_small",
+    "STUDENT": "resnet18_small",
+    "TRAIN": "$DFKD_DATA/cifar10_train40k.npz",  # several DATA, separated by spaces
+    "TEST": "$DFKD_DATA/cifar10_heldout10k.npz",
+    "POOL": "$DFKD_DATA/pool_tiny_imagenet_32.npz",
+    "TEACHER_EPOCHS": 40,
+    "EPOCHS": 200,
+    "SHORT_EPOCHS": 40,
+    "COUNT": 50_000,
+    "BATCH": 256,
+    "LR": 0.2,
+    "CHECKPOINT_EVERY": 5000,
+    "MINUTES": 28.0,
+    "WORK": "runs/headline",
+}
+SELECTIONS = {"random": {"method": "random"}, "confident": {"method": "confidence", "balance": "class"}}
+MAIN = {"confident-ofd": {"samples": ["confident"], "loss": ["kd", "ofd"]}}
+SHORT = {  # plain losses first: a row that fails ends the stage
+    "random-kd": {"samples": ["random"], "loss": ["kd"]},
+    "confident-kd": {"samples": ["confident"], "loss": ["kd"]},
+    "confident": {"samples": ["confident"]},
+    **MAIN,
+    "random-ofd": {"samples": ["random"], "loss": ["kd", "ofd"]},
+}
+SHORT_SEEDS = [0, 1, 2]
+LAST = 30.0
+"""Seconds before the end in which the shorter rows are not begun."""
+
+
+def setting(name):
+    """A size or a place: HEADLINE_NAME where it is set, of the default's type."""
+    return type(DEFAULTS[name])(os.environ.get(f"HEADLINE_{name}", DEFAULTS[name]))
+
+
+def teacher(folder):
+    """Train the teacher; the exit status."""
+    data = os.path.expandvars(setting("TRAIN")).split()
+    options = {
+        "--model": setting("TEACHER"),
+        "--normalize": "cifar10",
+        "--test": os.path.expandvars(setting("TEST")),
+        "--epochs": setting("TEACHER_EPOCHS"),
+        "--batch-size": setting("BATCH"),
+        "--out": folder,
+    }
+    return train_teacher.main(["--data", *data, *(str(word) for option in options.items() for word in option)])
+
+
+def students(folder, rows, epochs, seeds):
+    """Select for the rows, distil and compare them, as a pipeline beside `folder`; the exit status."""
+    used = {name for row in rows.values() for name in row["samples"]}
+    tables = {
+        "out": str(folder),
+        "seeds": seeds,
+        "defaults": {
+            "teacher": str(folder.parent / "teacher"),
+            "pool": [setting("POOL")],
+            "count": setting("COUNT"),
+            "student": setting("STUDENT"),
+            "epochs": epochs,
+            "batch-size": setting("BATCH"),
+            "lr": setting("LR"),
+            "checkpoint-every": setting("CHECKPOINT_EVERY"),
+            "test": setting("TEST"),
+        },
+        "select": {name: options for name, options in SELECTIONS.items() if name in used},
+        "distill": rows,
+    }
+    file = folder.with_suffix(".toml")
+    write_text(file, tomli_w.dumps(tables))
+    return cli.main(["run", str(file)])
+
+
+def compare(folder):
+    """Compare the runs that are complete; the exit status, not 0 where there are none."""
+    complete = sorted(str(result.parent) for result in folder.glob(f"runs/*/{RESULT}"))
+    return cli.main(["compare", *complete, "--out", str(folder / "report.html")])
+
+
+@contextmanager
+def deadline(seconds):
+    """Stop a command of dfkd in the block after so many seconds, as `kill` would; yields whether that was done."""
+    told = threading.Event()
+
+    def tell():
+        told.set()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    timer = threading.Timer(seconds, tell)
+    timer.start()
+    try:
+        yield told
+    finally:
+        timer.cancel()
+
+
+def timed(out, name, work):
+    """Do a stage's work and write down in OUT/headline-times.csv what it took; its exit status."""
+    say(f"stage {name}")
+    started = time.monotonic()
+    status = work()
+    seconds, ended = f"{time.monotonic() - started:.1f}", datetime.now(UTC).isoformat(timespec="seconds")
+    with (out / "headline-times.csv").open("a", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([("stage", "seconds", "status", "ended")] if file.tell() == 0 else [])
+        writer.writerow((name, seconds, status, ended))
+    say(f"stage {name}: {seconds} s, status {status}")
+    return status
+
+
+def main():
+    """All stages; the exit status of the first that failed. Without a student there can still be shorter rows."""
+    end = time.monotonic() + 60 * setting("MINUTES")
+    work, out = Path(setting("WORK")), Path(os.environ.get("OUT", "out"))
+    for folder in (work, out):
+        make_folder(folder)
+    if status := timed(out, "teacher", lambda: teacher(work / "teacher")):
+        return status
+    shutil.copyfile(work / "teacher" / RESULT, out / "headline-teacher.json")
+    failed = timed(out, "student", lambda: students(work / "student", MAIN, setting("EPOCHS"), [0]))
+    if not failed:
+        keep(work / "student" / "report.csv", out / "headline.csv", COMMAND)
+    left = end - time.monotonic()
+    if failed >= signal.SIGINT + 128 or left < LAST:
+        say(f"the shorter rows are left out, {max(0, left):.0f} s before the end")
+        return failed
+    with deadline(left) as up:
+        status = timed(out, "short", lambda: students(work / "short", SHORT, setting("SHORT_EPOCHS"), SHORT_SEEDS))
+    if up.is_set():
+        status = compare(work / "short")
+    if not status:
+        keep(work / "short" / "report.csv", out / "headline-short.csv", COMMAND)
+    return failed or status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""Keep a comparison as a result file: its CSV, and beside it what it was measured on.
+
+    python benchmarks/quality/keep.py REPORT.csv benchmarks/quality/NAME.csv 'COMMAND THAT MADE IT'
+
+To be called where the runs ran, with their OMP_NUM_THREADS. docs/make_results.py makes the README's tables of these.
+"""
+
+import shutil
+import sys
+from datetime import date
+from pathlib import Path
+
+from dfkd.device import machine, resolve_place
+from dfkd.files import replacing, write_json
+
+
+def keep(report, target, command):
+    """Copy the CSV `report` to `target`, and write the command, its day and the machine beside it."""
+    place = resolve_place("auto", "auto")
+    day = date.fromtimestamp(report.stat().st_mtime)
+    with replacing(target) as partial:
+        shutil.copyfile(report, partial)
+    about = {"command": command, "date": str(day), **machine(place.device), **place.describe()}
+    write_json(target.with_suffix(".json"), about)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
+    keep(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

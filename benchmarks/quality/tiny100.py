@@ -1,0 +1,100 @@
+"""A private task of 100 classes, and a pool of 100 others, from Tiny-ImageNet at 32 pixels.
+
+    python benchmarks/quality/tiny100.py data
+
+It writes three files beside pool_tiny_imagenet_32.npz, which `python ../shared/tools/unpack_data.py data` makes:
+
+    tiny100_train40k.npz     400 photos of each of the classes 0 to 99, labeled: only for training a teacher
+    tiny100_heldout10k.npz   the other 100 of each, labeled: the test
+    tiny100_pool50k.npz      all photos of the classes 100 to 199, without labels: the pool
+
+Which photo shows which class stands in data/tiny_imagenet_32/classes.npz of DFKD_SHARED (../shared), for this alone.
+A class's last 100 in the order of the pool are held out. tiny100.json, written last, has the checksums of all four: the
+command, given again, compares them and makes anew what is missing or damaged. The teacher, and then the rows:
+
+    python benchmarks/quality/train_teacher.py --model cifar_resnet:depth=20,width=32 --normalize imagenet \\
+        --data data/tiny100_train40k.npz --test data/tiny100_heldout10k.npz --epochs 30 --out runs/tiny100-teacher
+    DFKD_DATA=data dfkd run benchmarks/quality/tiny100.toml
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from dfkd.checks import check_file, entry, sealed, unsealed
+from dfkd.errors import RequestError
+from dfkd.files import replacing, write_json
+
+PRIVATE, HELD_OUT = 100, 100
+"""Classes of the task, and photos of each that are held out."""
+POOL, CLASSES = "pool_tiny_imagenet_32.npz", "data/tiny_imagenet_32/classes.npz"
+MANIFEST = "tiny100.json"
+
+
+def split(classes):
+    """The rows of the three files, by name: every photo is in exactly one.
+
+    Raises: RequestError where the classes are not 0 to 199 with equally many photos, more than are held out.
+    """
+    counts = np.bincount(classes)
+    if len(counts) != 2 * PRIVATE or len(set(counts.tolist())) != 1 or counts[0] <= HELD_OUT:
+        raise RequestError(f"{CLASSES} has not {2 * PRIVATE} classes with equally many photos; unpack it again")
+    by_class = np.argsort(classes, kind="stable").reshape(len(counts), -1)
+    return {
+        "tiny100_train40k.npz": np.sort(by_class[:PRIVATE, :-HELD_OUT], axis=None),
+        "tiny100_heldout10k.npz": np.sort(by_class[:PRIVATE, -HELD_OUT:], axis=None),
+        "tiny100_pool50k.npz": np.sort(by_class[PRIVATE:], axis=None),
+    }
+
+
+def is_whole(path, written):
+    """Whether a file is the one that was written."""
+    try:
+        return bool(check_file(path, written))
+    except RequestError:
+        return False
+
+
+def build(folder, shared):
+    """Write what is not there yet or not whole; the names of the files that were written."""
+    classes = np.load(shared / CLASSES)["wnid_index"].astype(np.int64)
+    with np.load(folder / POOL) as pool:
+        images = pool["images"]
+    if len(images) != len(classes):
+        raise RequestError(f"{folder / POOL} has {len(images):,} photos, {CLASSES} {len(classes):,}; unpack it again")
+    path = folder / MANIFEST
+    before = unsealed(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    source = {POOL: entry(folder / POOL)}
+    if before.get(POOL) != source[POOL]:
+        before = {}
+    made = []
+    for name, rows in split(classes).items():
+        if name in before and is_whole(folder / name, before[name]):
+            continue
+        arrays = {"images": images[rows]}
+        if classes[rows].max() < PRIVATE:
+            arrays["labels"] = classes[rows]
+        with replacing(folder / name) as partial, partial.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        made.append(name)
+    if made:
+        write_json(path, sealed(source | {name: entry(folder / name) for name in split(classes)}))
+    return made
+
+
+def main():
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    folder, shared = Path(sys.argv[1]), Path(os.environ.get("DFKD_SHARED", "../shared"))
+    try:
+        made = build(folder, shared)
+    except (RequestError, OSError, ValueError) as error:
+        sys.exit(f"tiny100.py: {error}")
+    print(f"{folder}: {', '.join(made) or 'nothing to do, all files are whole'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""Train a teacher on labeled images: one command, with the networks, views, optimizer and loop that students have.
+
+    python benchmarks/quality/train_teacher.py --model resnet34_small --normalize cifar10 \\
+        --data $DFKD_DATA/cifar10_train40k.npz --test $DFKD_DATA/cifar10_heldout10k.npz --out runs/teacher
+
+OUT is a run: it goes on where it was killed, is a MODEL (`dfkd select --teacher runs/teacher`), and its result.json has
+the accuracy of the last step, the seconds and the machine. It stands outside the package because a teacher is what dfkd
+begins with: no command of dfkd learns from labels.
+"""
+
+import sys
+from dataclasses import asdict, dataclass, fields
+from datetime import date
+
+import torch
+import torch.nn.functional as F
+
+from dfkd import cli
+from dfkd.config import DistillConfig, ModelConfig, portable
+from dfkd.console import say
+from dfkd.data import open_pool
+from dfkd.device import Place, machine, resolve_place
+from dfkd.distill.loop import train
+from dfkd.distill.objective import build_objective
+from dfkd.distill.optim import SCHEDULE_WARMUP, default_rate, make_optimizer
+from dfkd.distill.sampling import ShuffledOrder
+from dfkd.distill.sources import Batch
+from dfkd.distill.trainer import Plan, Trainer
+from dfkd.errors import RequestError
+from dfkd.evaluate import check_labels, measure
+from dfkd.files import output_path
+from dfkd.models.load import load_model
+from dfkd.outputs import Outputs
+from dfkd.runs import Run, peak_memory_bytes
+from dfkd.taps import Tapped
+from dfkd.teacher import Classifier
+from dfkd.versions import versions
+
+NAME = "train_teacher.py"
+SURE = 100.0
+"""The logit of a label's class, the others' being 0: in float32 its softmax is one-hot."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig(ModelConfig):
+    """Train a teacher on labeled images."""
+
+    model: str
+    """NAME[:key=value,...]; the labels say how many classes it has."""
+    data: tuple[str, ...]
+    """Labeled DATA to learn from."""
+    test: str
+    """Labeled DATA for the accuracy of the last step."""
+    out: str
+    """The run's folder."""
+    epochs: int = 30
+    """Passes over the data."""
+    batch_size: int = 128
+    """Images a step."""
+    lr: float | None = None
+    """Peak learning rate of SGD. Default: 0.4 (0.02 for a network without BatchNorm)."""
+    weight_decay: float = 5e-4
+    """Weight decay; not applied to biases and normalization layers."""
+    checkpoint_every: int = 500
+    """Steps between two checkpoints."""
+
+
+class LabeledImages:
+    """The training loop's source: the images of a pool in shuffled order."""
+
+    teacher_forwards = generator_steps = 0
+
+    def __init__(self, pool, seed):
+        self._pool, self._order, self._position = pool, ShuffledOrder(len(pool), seed), 0
+
+    @property
+    def images(self):
+        return len(self._pool)
+
+    def sample(self, count):
+        rows = self._order.rows(self._position, count)
+        self._position += count
+        found = self._pool.images(rows)
+        if found.problems:
+            raise RequestError(
+                f"{self._pool.sources(rows[[*found.problems]])[0]} cannot be read: mend it or take it out"
+            )
+        return Batch(torch.from_numpy(found.pixels), torch.from_numpy(rows))
+
+    def update(self, student):
+        return {}
+
+    def state_dict(self):
+        return {"position": self._position}
+
+    def load_state_dict(self, state):
+        self._position = state["position"]
+
+
+class LabelTrainer(Trainer):
+    """The training loop with labels for a teacher: it is sure of the class of every image, whatever the view."""
+
+    def __init__(self, classifier, labels, *more):
+        super().__init__(classifier, *more)
+        self._labels = torch.from_numpy(labels).to(self.place.device)
+
+    def teach(self, view, batch):
+        labels = self._labels[batch.rows.to(self.place.device)]
+        return Outputs(SURE * F.one_hot(labels, self.teacher.model.classes).float(), view=view)
+
+
+def run(asked):
+    """Train as `asked` says, from where an interrupted run of the same request stopped. Returns the result."""
+    place = resolve_place(asked.device, asked.precision)
+    shape = {"normalize": asked.normalize, "image_size": asked.image_size}
+    bare = load_model(asked.model, **shape)
+    data, test = (
+        open_pool(names, image_size=bare.image_size, channels=bare.channels) for names in (asked.data, [asked.test])
+    )
+    labels = data.labels()
+    torch.manual_seed(asked.seed)  # the initial weights
+    model = load_model(asked.model, **shape, classes=int(labels.max()) + 1)
+    check_labels(test, model.classes)
+    plan = _plan(asked, model, data)
+    folder = Run(output_path(asked.out), asked.out, _request(asked, plan, model, data, place))
+    if folder.result is None:
+        with folder.writing():
+            trainer = _trainer(asked, plan, model, data, labels, place)
+            train(trainer, folder)
+            trainer.finish()
+            folder.finish(model.module, _result(trainer, model, test))
+    result = folder.result
+    say(f"{asked.out}: top-1 {result['top1']:.2%} on {result['images']:,} images, {result['seconds']:.0f} s")
+    return result
+
+
+def _plan(asked, model, data):
+    """The numbers that the loop follows: where nothing is asked, the defaults of `dfkd distill`."""
+    defaults = DistillConfig(teacher="", student="", samples=(), out="")
+    own = {name: getattr(asked, name) for name in ("batch_size", "checkpoint_every", "seed")} | {
+        "steps": -(-asked.epochs * len(data) // asked.batch_size),
+        "lr": default_rate("sgd", model.module) if asked.lr is None else asked.lr,
+        "warmup": SCHEDULE_WARMUP[defaults.schedule],
+        "crop_padding": data.image_size // 8,
+    }
+    return Plan(**{f.name: own.get(f.name, getattr(defaults, f.name, None)) for f in fields(Plan)})
+
+
+def _request(asked, plan, model, data, place):
+    """The tables of config.toml: what was asked, the network (so that the run is a MODEL), and what decides it."""
+    shape = {name: getattr(model, name) for name in ("architecture", "normalize", "image_size", "classes", "channels")}
+    deciding = {k: v for k, v in asdict(plan).items() if k not in ("log_every", "checkpoint_every")}
+    content = {
+        "network": model.fingerprint(),
+        "normalize": model.normalize,
+        "data": data.identity,
+        "options": {**deciding, "weight_decay": asked.weight_decay},
+        "compute": place.describe(),
+        "versions": versions("torch", "torchvision"),
+    }
+    return {"train": portable(asdict(asked)), "model": shape, "content": content}
+
+
+def _trainer(asked, plan, model, data, labels, place):
+    """The loop's parts. KL at temperature 1 from an answer that is sure is the cross-entropy with the label."""
+    classifier = Classifier(model, place)
+    module = model.module.requires_grad_(True)  # the classifier has put it on its device, channels last, and frozen it
+    optimizer = make_optimizer([module], "sgd", asked.weight_decay)
+    source, objective = LabeledImages(data, plan.seed), build_objective(["kd:temperature=1"])
+    return LabelTrainer(classifier, labels, Tapped(module, {}), source, objective, optimizer, plan)
+
+
+def _result(trainer, model, test):
+    """The last step's accuracy in float32, what it cost, and on what."""
+    place = trainer.place
+    measures = measure(Classifier(model, Place(place.device, torch.float32)), test, 256)
+    return {
+        **{name: value for name, value in vars(measures).items() if value is not None},
+        "steps": trainer.plan.steps,
+        "seconds": round(trainer.seconds, 3),
+        "peak_memory_bytes": peak_memory_bytes(place.device),
+        "seed": trainer.plan.seed,
+        "parameters": model.parameter_count(),
+        "date": str(date.today()),
+        **machine(place.device),
+        **place.describe(),
+    }
+
+
+def main(arguments):
+    """The exit status, as of a command of dfkd."""
+    cli.STAGES[NAME] = cli.Stage(TeacherConfig, f"{__name__}:run")
+    return cli.main([NAME, *arguments])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,127 @@
+"""Where the images of a run come from: the selections, opened and checked, and a generator beside them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dfkd import names
+from dfkd.config import DistillConfig, portable
+from dfkd.console import say
+from dfkd.device import Place
+from dfkd.distill import sampling
+from dfkd.distill.sources import MixedSource, ShardSource, Source
+from dfkd.errors import RequestError
+from dfkd.generators.build import Chosen, build, choose
+from dfkd.generators.source import GeneratedSource
+from dfkd.models.load import Model, load_teacher
+from dfkd.shards import Shards
+
+
+def check(config: DistillConfig) -> Chosen | None:
+    """Refuse what can be refused before anything is opened. Returns the generator that `--source` names."""
+    if not config.samples and config.source is None:
+        raise RequestError("there is nothing to learn from: --samples names selections, --source a generator")
+    chosen = choose(config.source, "--source") if config.source is not None else None
+    parts = len(config.samples) + (chosen is not None)
+    if config.weights and len(config.weights) != parts:
+        raise RequestError(f"--weights has {len(config.weights)} numbers for {parts} of --samples and --source")
+    if config.epochs is not None and not config.samples:
+        raise RequestError(f"--epochs {config.epochs} counts passes over --samples, and there are none; give --steps")
+    if config.batches != "shuffled" and not config.samples:
+        raise RequestError(f"--batches {config.batches} orders the images of --samples, and there are none")
+    return chosen
+
+
+def content(config: DistillConfig, chosen: Chosen | None) -> dict[str, Any]:
+    """What of the generator and the shares decides the student; nothing where there is neither."""
+    source = {"source": portable(chosen.spelled)} if chosen is not None else {}
+    return source | ({"weights": list(config.weights)} if config.weights else {})
+
+
+def open_selections(samples: Sequence[str], normalize: str | None, image_size: int | None) -> list[Shards]:
+    """The selections of `--samples`. Raises: RequestError where they cannot be mixed, or one is empty."""
+    selections = [Shards(Path(folder)) for folder in samples]
+    for shards, name in zip(selections, samples, strict=True):
+        first = selections[0].manifest
+        firsts, own = (s["content"]["preprocess"]["normalize"] for s in (first, shards.manifest))
+        if own != firsts and normalize is None:
+            raise RequestError(
+                f"--samples {name} was selected with --normalize {own}, {samples[0]} with {firsts}; "
+                "say which the teacher expects"
+            )
+        if shards.manifest["classes"] != first["classes"] or shards.manifest["image"] != first["image"]:
+            raise RequestError(f"--samples {name} has other images or classes than {samples[0]}: they cannot be mixed")
+        if len(shards) == 0:
+            raise RequestError(f"--samples {name} is empty")
+    size = selections[0].manifest["image"]["size"] if selections else image_size
+    if image_size not in (None, size):
+        raise RequestError(f"--image-size {image_size} is not the selection's {size}; select again so")
+    return selections
+
+
+def open_teacher(
+    text: str, samples: Sequence[str], selections: Sequence[Shards], normalize: str | None, image_size: int | None
+) -> Model:
+    """The teacher, whose input is as the selections were made unless a flag says otherwise.
+
+    Raises: RequestError where it has other classes or channels than they were made for; another teacher is noted.
+    """
+    if not selections:
+        return load_teacher(text, normalize=normalize, image_size=image_size)
+    first = selections[0].manifest
+    image, made_with = first["image"], first["content"]["preprocess"]["normalize"]
+    teacher = load_teacher(text, normalize=normalize or made_with, image_size=image["size"])
+    if (teacher.classes, teacher.channels) != (first["classes"], image["channels"]):
+        raise RequestError(
+            f"--teacher has {teacher.classes} classes and {teacher.channels} channels, the selection was made for "
+            f"{first['classes']} and {image['channels']}"
+        )
+    for shards, name in zip(selections, samples, strict=True):
+        if shards.manifest["content"]["teacher"] != teacher.fingerprint():
+            say(f"note: {name} was selected with another teacher ({shards.manifest['teacher']})")
+    return teacher
+
+
+def build_source(
+    config: DistillConfig, selections: Sequence[Shards], chosen: Chosen | None, teacher: Model, place: Place
+) -> Source:
+    """The source of a run: the selections as one, a generator, or both in the shares that `--weights` gives."""
+    if config.weights and len(selections) > 1:
+        stored: list[Source] = [ShardSource([s], _order(config, [s])) for s in selections]
+    else:
+        stored = [ShardSource(selections, _order(config, selections))] if selections else []
+    if chosen is None:
+        return MixedSource(stored, config.weights) if len(stored) > 1 else stored[0]
+    method = build(
+        chosen,
+        teacher,
+        place,
+        batch=config.batch_size,
+        seed=config.seed,
+        taps=config.teacher_taps,
+        real=real_images(selections, config.seed),
+    )
+    generated = GeneratedSource(method)
+    return MixedSource([*stored, generated], config.weights or (1.0, 1.0)) if stored else generated
+
+
+def real_images(selections: Sequence[Shards], seed: int) -> Source | None:
+    """The images of the selections for a generator that learns from such too, in an order of its own."""
+    if not selections:
+        return None
+    return ShardSource(selections, sampling.ShuffledOrder(sum(map(len, selections)), seed + 1))
+
+
+def _order(config: DistillConfig, selections: Sequence[Shards]) -> sampling.Order:
+    """The order of the images that `--batches` names."""
+    stored = sampling.Stored(
+        sum(map(len, selections)), lambda column: np.concatenate([shards.column(column) for shards in selections])
+    )
+    named = names.parse(config.batches)
+    target = names.find(named.name, ["dfkd.distill.sampling"], "order of batches")
+    order: sampling.Order = names.build(
+        target, named, "--batches", stored=stored, batch=config.batch_size, seed=config.seed
+    )
+    return order

@@ -1,0 +1,173 @@
+"""What learns in a distillation: a step is images from a source, a view, teacher, student, objective, optimizer."""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dfkd.device import Place
+from dfkd.distill.augment import crop_and_flip, mix
+from dfkd.distill.average import Average
+from dfkd.distill.batchnorm import reestimate
+from dfkd.distill.loop import Pace, check_weights
+from dfkd.distill.objective import Objective
+from dfkd.distill.optim import learning_rate, set_rate
+from dfkd.distill.sources import Batch, Source
+from dfkd.outputs import Outputs
+from dfkd.select.class_dropping import kept_classes
+from dfkd.taps import Tapped
+from dfkd.teacher import Classifier, answer
+
+
+@dataclass(frozen=True)
+class Plan(Pace):
+    """The numbers that the loop follows; `warmup` is a share of the steps, `class_dropping` a probability."""
+
+    lr: float
+    warmup: float
+    crop_padding: int
+    flip: bool
+    mixup: float
+    cutmix: float
+    ema: float
+    reestimate: int
+    class_dropping: float
+    seed: int
+
+
+class Trainer:
+    """Everything that changes while a student learns, with one step of it, and its state for a checkpoint."""
+
+    def __init__(
+        self,
+        teacher: Classifier,
+        student: Tapped,
+        source: Source,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        plan: Plan,
+    ) -> None:
+        self.teacher, self.student, self.source = teacher, student, source
+        self.objective, self.optimizer, self.plan = objective, optimizer, plan
+        self.place: Place = teacher.place
+        self.generator = torch.Generator(self.place.device).manual_seed(plan.seed)
+        self.average: Average | None = None
+        if plan.ema:  # the losses' own parameters too: some end up in the student
+            self.average = Average([*student.module.state_dict().values(), *objective.parameters()], plan.ema)
+        self.step, self.seconds = 0, 0.0
+
+    def begin(self) -> None:
+        """Before the first step: the student learns."""
+        self.student.module.train()
+
+    def view(self, batch: Batch) -> Float[Tensor, "batch channels height width"]:
+        """A batch as teacher and student both see it."""
+        plan = self.plan
+        pixels = batch.pixels.to(self.place.device, non_blocking=True)
+        view = self.teacher.view(crop_and_flip(pixels, plan.crop_padding, plan.flip, self.generator))
+        return mix(view, plan.mixup, plan.cutmix, self.generator)
+
+    def teach(self, view: Float[Tensor, "batch channels height width"], batch: Batch) -> Outputs:
+        """The teacher's answer; classes are dropped on the very view that the student learns from."""
+        outputs = self.teacher.outputs(view)
+        kept = kept_classes(outputs.logits, self.plan.class_dropping) if self.plan.class_dropping else None
+        rows = None if self.plan.mixup or self.plan.cutmix else batch.rows  # a mixed view is of two images
+        rows = None if rows is None else rows.to(self.place.device, non_blocking=True)
+        return replace(outputs, kept=kept, view=view, rows=rows)
+
+    def answer(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:
+        """The student's answer."""
+        return answer(self.student, self.place, view)
+
+    def judge(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:
+        """The student's answer as in training, for a source that learns from it; no statistics of it move."""
+        layers = [m for m in self.student.module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        for layer in layers:  # in training it normalizes by the batch then, and remembers nothing
+            layer.track_running_stats = False
+        try:
+            return self.answer(view)
+        finally:
+            for layer in layers:
+                layer.track_running_stats = True
+
+    def advance(self) -> dict[str, Tensor | float]:
+        """One optimizer step. Returns metrics as tensors: reading them here would wait for the device at every step."""
+        plan = self.plan
+        learned = self.source.update(self.judge)
+        rate = learning_rate(self.step, plan.steps, plan.lr, plan.warmup)
+        set_rate(self.optimizer, rate)
+        batch = self.source.sample(plan.batch_size)
+        view = self.view(batch)
+        theirs, ours = self.teach(view, batch), self.answer(view)
+        total, values = self.objective(ours, theirs)
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self.step)
+        self.step += 1
+        return {"loss": total.detach(), **values, **_observed(ours, theirs), **learned, "learning_rate": rate}
+
+    def tell(self, row: Mapping[str, float]) -> str:
+        """What the progress bar says."""
+        return f"loss {row['loss']:.4f}, agreement {row['agreement']:.3f}"
+
+    def learnt(self) -> Iterable[Mapping[str, Any]]:
+        """The state that has to stay finite."""
+        return self.student.module.state_dict(), self.objective.state_dict(), self.source.state_dict()
+
+    def finish(self) -> None:
+        """After the last step: make the student what is written and measured, from what was learnt."""
+        started = time.perf_counter()
+        if self.average is not None:
+            self.average.apply()
+        self.objective.finish()
+        if self.plan.reestimate:
+            batches = (self.source.sample(self.plan.batch_size) for _ in range(self.plan.reestimate))
+            reestimate(self.student.module, map(self.view, batches))
+        self.seconds += time.perf_counter() - started
+        check_weights(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to become the very run that was not interrupted."""
+        return {
+            "student": self.student.module.state_dict(),
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "source": self.source.state_dict(),
+            "generator": self.generator.get_state(),
+            "torch": torch.get_rng_state(),
+            **({"average": self.average.state_dict()} if self.average is not None else {}),
+            **({"cuda": torch.cuda.get_rng_state()} if self.place.device.type == "cuda" else {}),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        for name in ("student", "objective", "optimizer", "source"):
+            part = self.student.module if name == "student" else getattr(self, name)
+            part.load_state_dict(state[name])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["torch"])
+        if "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"])
+        self.step, self.seconds = progress["step"], progress["seconds"]
+
+
+def _observed(ours: Outputs, theirs: Outputs) -> dict[str, Tensor]:
+    """What tells a healthy run from a sick one: agreement in the batch, and the entropy of both in nats."""
+    with torch.no_grad():
+        agreement = (ours.logits.argmax(dim=1) == theirs.logits.argmax(dim=1)).float().mean()
+        entropies = [_entropy(outputs.logits) for outputs in (ours, theirs)]
+    return {"agreement": agreement, "student_entropy": entropies[0], "teacher_entropy": entropies[1]}
+
+
+def _entropy(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
+    p = logits.softmax(dim=1)
+    return -torch.xlogy(p, p).sum(dim=1).mean()

@@ -1,0 +1,176 @@
+"""What all methods that make images share: what they are given, what they can be asked, and their state."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from dfkd.distill.sources import Source, Student
+from dfkd.errors import RequestError
+from dfkd.outputs import Outputs
+from dfkd.teacher import Classifier
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """What a checkpoint can hold: a module, an optimizer, a bank of images."""
+
+    def state_dict(self) -> Any:
+        """Everything that it needs to go on."""
+        ...
+
+    def load_state_dict(self, state: Any) -> Any:
+        """Go on from `state_dict`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every method is given."""
+
+    teacher: Classifier
+    """With the method's `taps`; its weights never change."""
+    size: int
+    """Side of the images in pixels."""
+    batch: int
+    """Images a step of the method."""
+    seed: int
+    wanted: Float[Tensor, " classes"] | None = None
+    """Share of every class among the images, for methods that choose classes; None: even."""
+    real: Source | None = None
+    """The selections that were given along, for methods that learn from real images too; None: there are none."""
+
+    @property
+    def channels(self) -> int:
+        """1 or 3."""
+        return self.teacher.model.channels
+
+    @property
+    def classes(self) -> int:
+        """The teacher's classes."""
+        return self.teacher.model.classes
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything is computed."""
+        return self.teacher.place.device
+
+
+class Method(ABC):
+    """A way to make images from a teacher.
+
+    A subclass is built from the `Task` and its own keyword-only options, whose defaults are its paper's, and sets what
+    the class variables say. Its networks, optimizers and banks are named in `parts`, so that a checkpoint has them.
+    """
+
+    taps: ClassVar[frozenset[str]] = frozenset()
+    """The teacher's features that are read."""
+    needs_student: ClassVar[bool] = False
+    """Whether `update` has to be given the student."""
+    needs_real: ClassVar[bool] = False
+    """Whether it learns from real images too (`Task.real`)."""
+    needs_statistics: ClassVar[bool] = False
+    """Whether it reads what the teacher's BatchNorm layers remember, and so stops at a teacher without."""
+    every: int = 1
+    """Steps of the student from one turn of this method to the next."""
+    turns: int = 1
+    """Calls of `update` in a turn."""
+    first: int = 1
+    """Calls of `update` before the student's first step."""
+
+    def __init__(self, task: Task) -> None:
+        if self.needs_real and task.real is None:
+            raise RequestError(
+                f"{type(self).__name__} learns from real images too; give a selection of a pool with --samples"
+            )
+        self.task = task
+        self.random = torch.Generator(task.device).manual_seed(task.seed)
+        self.updates, self.teacher_forwards = 0, 0
+
+    @abstractmethod
+    def update(self, student: Student | None) -> dict[str, Tensor]:
+        """Learn for one step. Returns the terms (detached scalars) for the metrics."""
+
+    @abstractmethod
+    def sample(self, count: int, random: torch.Generator) -> Float[Tensor, "count channels size size"]:
+        """`count` images in [0, 1] without gradients, drawn with `random`."""
+
+    @abstractmethod
+    def updates_for(self, count: int) -> int:
+        """How many calls of `update` it takes, where nothing else is said, to have `count` images worth keeping."""
+
+    def available(self) -> int | None:
+        """How many images a method that has finished can give; None: any number."""
+        return None
+
+    @abstractmethod
+    def images(self, start: int, count: int) -> Float[Tensor, "count channels size size"]:
+        """The images number `start` to `start + count` of a method that has finished, the same whenever asked."""
+
+    @abstractmethod
+    def parts(self) -> Mapping[str, Stateful]:
+        """Everything that changes while it learns, by name."""
+
+    def view(self, images: Float[Tensor, "batch channels size size"]) -> Float[Tensor, "batch channels size size"]:
+        """Images in [0, 1] as the teacher's input, with gradients."""
+        return self.task.teacher.model.preprocess.normalized(images)
+
+    def teach(self, images: Float[Tensor, "batch channels size size"]) -> Outputs:
+        """The teacher's answer to images in [0, 1], with gradients to them; it is counted."""
+        self.teacher_forwards += len(images)
+        return self.task.teacher.answer(self.view(images))
+
+    def real(self, count: int) -> Float[Tensor, "count channels size size"]:
+        """The next real images, in [0, 1]."""
+        assert self.task.real is not None
+        pixels = self.task.real.sample(count).pixels.to(self.task.device, non_blocking=True)
+        return pixels.permute(0, 3, 1, 2).float() / 255
+
+    def labels(self, count: int) -> Int[Tensor, " count"]:
+        """Classes to make images of, drawn with the shares that are wanted."""
+        wanted = self.task.wanted
+        shares = torch.ones(self.task.classes) if wanted is None else wanted
+        return torch.multinomial(shares.to(self.task.device), count, replacement=True, generator=self.random)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs to go on with the same images."""
+        return {
+            **{name: part.state_dict() for name, part in self._parts().items()},
+            "random": self.random.get_state(),
+            "counts": (self.updates, self.teacher_forwards),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self.random.set_state(state["random"])
+        self.updates, self.teacher_forwards = state["counts"]
+
+    def _parts(self) -> dict[str, Stateful]:
+        real: dict[str, Stateful] = {} if self.task.real is None else {"real": self.task.real}
+        return real | dict(self.parts())
+
+
+def quantize(images: Float[Tensor, "batch channels height width"]) -> UInt8[Tensor, "batch height width channels"]:
+    """Images in [0, 1] as pixels: what student, shards and a reader see is the same."""
+    return (images.detach().float() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def total(terms: Mapping[str, Float[Tensor, ""]], weights: Mapping[str, float]) -> Float[Tensor, ""]:
+    """The sum of `terms`, each times its weight."""
+    return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Float[Tensor, ""], *others: torch.optim.Optimizer) -> None:
+    """A step of the optimizers; nothing but their parameters gets a gradient, so that a student in `loss` has none."""
+    learning = (optimizer, *others)
+    for each in learning:
+        each.zero_grad(set_to_none=True)
+    loss.backward(inputs=[p for each in learning for group in each.param_groups for p in group["params"]])
+    for each in learning:
+        each.step()

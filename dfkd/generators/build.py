@@ -1,0 +1,73 @@
+"""`NAME[:key=value,...]` -> a method, built for a teacher."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dfkd import names
+from dfkd.device import Place
+from dfkd.distill.sources import Source
+from dfkd.errors import RequestError
+from dfkd.generators.base import Method, Task
+from dfkd.models.load import Model
+from dfkd.places import find_taps
+from dfkd.taps import parse_taps
+from dfkd.teacher import Classifier
+
+METHODS = ["dfkd.generators"]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A method by its name, checked, before there is anything to build it for."""
+
+    named: names.Named
+    target: type[Method]
+
+    @property
+    def spelled(self) -> str:
+        """The canonical spelling, with everything that decides the method."""
+        code = names.code_of(self.target)
+        return str(self.named) + (f" (code {code})" if code else "")
+
+
+def choose(text: str, option: str) -> Chosen:
+    """The method that `text` names. Raises: RequestError for an unknown one, or an option that it has not."""
+    named = names.parse(text)
+    target = names.find(named.name, METHODS, "generator")
+    if not (isinstance(target, type) and issubclass(target, Method)):
+        raise RequestError(f"{option} {named.name!r} is no dfkd.generators.base.Method")
+    if named.numbers:
+        raise RequestError(
+            f"{option} {text!r}: {named.numbers[0]:g} has no name; write {named.name}:key={named.numbers[0]:g}"
+        )
+    names.check_options(target, named, option, {"task": None})
+    return Chosen(named if "." in named.name else replace(named, name=named.name.lower()), target)
+
+
+def build(
+    chosen: Chosen,
+    teacher: Model,
+    place: Place,
+    *,
+    batch: int,
+    seed: int,
+    taps: Sequence[str] = (),
+    wanted: Tensor | None = None,
+    real: Source | None = None,
+) -> Method:
+    """Build a method for a teacher; `taps` are its features by hand, the rest is as in `Task`.
+
+    Raises: RequestError for a teacher whose input size is not known, or whose features cannot be found.
+    """
+    if teacher.image_size is None:
+        raise RequestError(f"the input size of {teacher.spec} is not known; --image-size says it")
+    by_hand = {name: tap for name, tap in parse_taps(taps).items() if name in chosen.target.taps}
+    example = torch.zeros(1, teacher.channels, teacher.image_size, teacher.image_size)
+    found = find_taps(teacher.module, example.to(place.device), by_hand, chosen.target.taps)
+    classifier = Classifier(teacher, place, found.taps)
+    task = Task(classifier, teacher.image_size, batch, seed, wanted, real)
+    method: Method = names.build(chosen.target, chosen.named, "generator", task=task)
+    return method

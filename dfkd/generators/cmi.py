@@ -1,0 +1,180 @@
+"""CMI: batches of images that can be told from each other, and from the batches before."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import affine_grid, cross_entropy, grid_sample, normalize
+
+from dfkd.distill.distributions import check_above, check_at_least
+from dfkd.generators.base import Stateful, Task, descend
+from dfkd.generators.generator import build_generator
+from dfkd.generators.inversion import BETAS, InversionMethod, Recipe
+from dfkd.outputs import Outputs
+from dfkd.taps import in_group
+
+LEAST_AREA, ASPECT = 0.25, 4 / 3
+"""Of a local view: its smallest share of the image, and its longer side over the shorter one at most."""
+
+
+class CMI(InversionMethod):
+    """Contrastive model inversion for data-free knowledge distillation, 2021, https://arxiv.org/abs/2105.08584.
+
+    Every batch begins with a newly drawn generator and fresh noise; `steps` of Adam on `one_hot` * cross-entropy with
+    random classes + `statistics` * distance of the BatchNorm statistics + `adversarial` * adversarial + `contrast` *
+    contrast fit both. A view's features are the teacher's at the ends of its stages, averaged over the places, one
+    behind the other; a small network that learns all along projects them to unit vectors. The contrast is `contrast`
+    below: a close-up of an image is to be recognised among the whole views of the batch's images and of `negatives`
+    ones before, whose features are remembered, `memory` of them at most.
+
+    The paper takes 200 steps at the rate 0.001 for a batch of 256, one every 2,000 steps of the student, after 50,000
+    images that are made without the student; the defaults make the fewer and shorter batches of a short run. The
+    authors' code remembers the features of the very views of an image's best step; here, new views of the image that is
+    kept. Its features are those at all BatchNorm layers, for ResNet-34 at its stages.
+    """
+
+    taps: ClassVar[frozenset[str]] = frozenset({"stage"})
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        steps: int = 60,
+        every: int = 100,
+        warmup: int = 4,
+        lr: float = 2e-3,
+        one_hot: float = 0.5,
+        statistics: float = 1.0,
+        adversarial: float = 0.5,
+        contrast: float = 0.8,
+        temperature: float = 0.1,
+        negatives: int = 4096,
+        memory: int = 40_960,
+        projected: int = 256,
+        latent: int = 256,
+        width: int = 64,
+        flip: bool = True,
+    ) -> None:
+        """`steps` of a batch, `every` so many of the student, and `warmup` batches before its first; Adam's rate;
+        weights of the terms; `projected` numbers of a projected view, `latent` of noise an image. Raises: RequestError
+        for a teacher without BatchNorm.
+        """
+        check_at_least("cmi", contrast=contrast, negatives=negatives)
+        check_at_least("cmi", 1, memory=memory, projected=projected)
+        check_above("cmi", temperature=temperature)
+        self._rate, self._temperature, self._negatives = lr, temperature, negatives
+        network = build_generator(task, latent, width)
+        example = torch.zeros(1, task.channels, task.size, task.size, device=task.device)
+        own = averaged(task.teacher.outputs(example)).shape[1]
+        self.head = nn.Sequential(nn.Linear(own, own), nn.ReLU(), nn.Linear(own, projected)).to(task.device)
+        self.head_optimizer = torch.optim.Adam(self.head.parameters(), lr=lr)
+        self.memory = Memory(own, memory, task.device)
+        super().__init__(task, Recipe(steps, every, warmup, flip, one_hot, statistics, adversarial), network, latent)
+        self.weights["contrast"] = contrast
+
+    def renew(self) -> None:
+        """Newly drawn weights."""
+        redraw(self.network, self.random)
+
+    def fresh_optimizer(self) -> torch.optim.Optimizer:
+        """Of the generator and its input."""
+        return torch.optim.Adam([*self.network.parameters(), self.underway.latent], lr=self._rate, betas=BETAS)
+
+    def more_terms(self, images: Float[Tensor, "batch channels size size"], answer: Outputs) -> dict[str, Tensor]:
+        """The contrast; `answer` is to the whole views."""
+        close, whole = averaged(self.teach(self.close_up(images))), averaged(answer)
+        before = self.memory.draw(self._negatives, self.random)
+        anchors, keys = torch.cat([close, before[:, 0]]), torch.cat([whole, before[:, 1]])
+        with torch.no_grad():
+            keys = normalize(self.head(keys), dim=1)
+        return {"contrast": contrast(normalize(self.head(anchors), dim=1), keys, len(images), self._temperature)}
+
+    def step(self, loss: Float[Tensor, ""]) -> None:
+        """The projection learns along."""
+        descend(self.optimizer, loss, self.head_optimizer)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Remember the images that are kept."""
+        kept = self.underway.images
+        self.memory.add(averaged(self.teach(self.close_up(kept))), averaged(self.teach(self.augmented(kept))))
+
+    def close_up(self, images: Float[Tensor, "batch channels size size"]) -> Float[Tensor, "batch channels size size"]:
+        """Local views: a random part of every image, a quarter of it at least, stretched to the whole size."""
+        n, device = len(images), images.device
+        area, aspect, across, down, side = torch.rand(5, n, generator=self.random, device=device)
+        root = (LEAST_AREA + (1 - LEAST_AREA) * area).sqrt()
+        stretch = ASPECT ** (aspect - 0.5)  # half of it in the width, the other half in the height
+        height, width = (root / stretch).clamp(max=1), (root * stretch).clamp(max=1)
+        mirror = torch.where(side < 0.5, -1.0, 1.0) if self.recipe.flip else torch.ones_like(side)
+        zero = torch.zeros_like(side)
+        rows = [
+            torch.stack([width * mirror, zero, (2 * across - 1) * (1 - width)], dim=1),
+            torch.stack([zero, height, (2 * down - 1) * (1 - height)], dim=1),
+        ]
+        grid = affine_grid(torch.stack(rows, dim=1), list(images.shape), align_corners=False)
+        return grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+    def parts(self) -> Mapping[str, Stateful]:
+        """The projection and what is remembered besides."""
+        own: dict[str, Stateful] = {"head": self.head, "head_optimizer": self.head_optimizer, "memory": self.memory}
+        return {**super().parts(), **own}
+
+
+class Memory:
+    """Features of the close-up and of the whole view of the images before, the oldest dropped first."""
+
+    def __init__(self, width: int, capacity: int, device: torch.device) -> None:
+        self.rows: Float[Tensor, "images 2 width"] = torch.empty(0, 2, width, device=device)
+        self._capacity = capacity
+
+    def add(self, close: Float[Tensor, "batch width"], whole: Float[Tensor, "batch width"]) -> None:
+        """Remember a batch."""
+        self.rows = torch.cat([self.rows, torch.stack([close, whole], dim=1)])[-self._capacity :]
+
+    def draw(self, count: int, random: torch.Generator) -> Float[Tensor, "drawn 2 width"]:
+        """Different ones, `count` or as many as there are."""
+        chosen: Int[Tensor, " drawn"] = torch.randperm(len(self.rows), generator=random, device=random.device)[:count]
+        return self.rows[chosen]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that is remembered."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.rows = state["rows"]
+
+
+def averaged(answer: Outputs) -> Float[Tensor, "batch width"]:
+    """The features at the ends of all stages, averaged over the places, one behind the other."""
+    stages = in_group(answer.features, "stage")
+    return torch.cat([answer.features[name].float().mean(dim=(2, 3)) for name in stages], dim=1)
+
+
+def contrast(
+    anchors: Float[Tensor, "rows width"], keys: Float[Tensor, "rows width"], new: int, temperature: float
+) -> Float[Tensor, ""]:
+    """How badly every anchor is recognised: cross-entropy of its key among all keys by similarity / temperature.
+
+    The mean over the `new` images of the batch, which come first, plus the mean over those before: the memory's size
+    does not dilute the batch's gradient. Anchors and keys are unit vectors.
+    """
+    logits = anchors @ keys.T / temperature
+    loss = cross_entropy(logits, torch.arange(len(keys), device=keys.device), reduction="none")
+    return loss[:new].mean() + (loss[new:].mean() if len(loss) > new else 0)
+
+
+@torch.no_grad()
+def redraw(network: nn.Module, random: torch.Generator) -> None:
+    """New weights as DCGAN draws them (https://arxiv.org/abs/1511.06434): normal, of deviation 0.02, scales about 1."""
+    for layer in network.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            layer.weight.normal_(0, 0.02, generator=random)
+            if layer.bias is not None:
+                layer.bias.zero_()
+        elif isinstance(layer, nn.BatchNorm2d):
+            layer.weight.normal_(1, 0.02, generator=random)
+            layer.bias.zero_()

@@ -1,0 +1,140 @@
+"""The network that makes images from noise, and what the methods share that train one all along."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dfkd.generators.base import Method, Stateful, Task, descend, total
+
+SLOPE = 0.2
+"""Of the leaky ReLU, below zero."""
+CONTRAST = 2.0
+"""Standard deviation of what the sigmoid is given where it is fixed: that of the pixels is a third of their range."""
+LEAST = 32
+"""Images that are made at least: BatchNorm has the batch's statistics."""
+
+
+class Generator(nn.Sequential):
+    """Noise [batch, latent] -> images [batch, channels, size, size] in [0, 1].
+
+    A linear layer to a quarter of the size and 2 `width` channels, then twice: doubled, convolved, normalized. It is
+    the generator of DAFL (https://arxiv.org/abs/1904.01186), which most later papers kept, but for its end: theirs is a
+    tanh and a BatchNorm without scale, whose values no pixels have; here a sigmoid, so that everyone sees the same
+    image. `contrast` puts that BatchNorm back, before the sigmoid: a batch whose pixels are all black, white or the
+    same cannot be made then, into which a loss without any term for the images themselves drives the generator.
+
+    A side that 4 does not divide is reached by interpolation. BatchNorm has the batch's statistics always, so that
+    images are drawn as those were that it learnt from. Raises: ValueError for a size below 4.
+    """
+
+    def __init__(self, latent: int, size: int, channels: int, width: int = 64, contrast: bool = False) -> None:
+        if size < 4:
+            raise ValueError(f"images of {size} pixels are too small for a generator: 4 at least")
+        quarter = size // 4
+        super().__init__(
+            nn.Linear(latent, 2 * width * quarter**2),
+            nn.Unflatten(1, (2 * width, quarter, quarter)),
+            _normalized(2 * width),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(2 * width, 2 * width, 3, padding=1),
+            _normalized(2 * width),
+            nn.LeakyReLU(SLOPE, inplace=True),
+            nn.Upsample(size=(size, size)),
+            nn.Conv2d(2 * width, width, 3, padding=1),
+            _normalized(width),
+            nn.LeakyReLU(SLOPE, inplace=True),
+            nn.Conv2d(width, channels, 3, padding=1),
+            Contrast(channels) if contrast else nn.Identity(),
+            nn.Sigmoid(),
+        )
+        self.latent = latent
+
+
+class Contrast(nn.Module):
+    """Every channel with mean 0 and standard deviation `CONTRAST` over the batch's pixels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, affine=False, track_running_stats=False)
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
+        """The same shape."""
+        return CONTRAST * self.norm(x)
+
+
+def _normalized(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, track_running_stats=False)
+
+
+def noise(count: int, latent: int, random: torch.Generator) -> Float[Tensor, "count latent"]:
+    """Standard normal noise on the device of `random`."""
+    return torch.randn(count, latent, generator=random, device=random.device)
+
+
+def build_generator(task: Task, latent: int, width: int, contrast: bool = False) -> Generator:
+    """A task's generator, whose initial weights its seed decides."""
+    torch.manual_seed(task.seed)
+    network = Generator(latent, task.size, task.channels, width, contrast)
+    return network.to(task.device).to(memory_format=torch.channels_last)
+
+
+def render(
+    network: nn.Module, latent: Float[Tensor, "count latent"], task: Task
+) -> Float[Tensor, "count channels size size"]:
+    """The images in [0, 1] that a network makes from its input, with gradients."""
+    with task.teacher.place.autocast():
+        images: Tensor = network(latent)
+    return images.float()
+
+
+class GeneratorMethod(Method):
+    """Images from noise by a `Generator`, learnt with Adam. Subclasses say in `update` what it learns."""
+
+    def __init__(self, task: Task, *, latent: int, width: int, lr: float, steps: int, contrast: bool = False) -> None:
+        """`steps`: how many updates a training by itself takes where nothing else is said; the rest as `Generator`."""
+        super().__init__(task)
+        self.network = build_generator(task, latent, width, contrast)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=lr, betas=(0.5, 0.999))
+        self._steps = steps
+
+    def make(self, count: int) -> Float[Tensor, "count channels size size"]:
+        """New images with gradients to the network."""
+        return render(self.network, noise(count, self.network.latent, self.random), self.task)
+
+    def learn(self, terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, Tensor]:
+        """One step of the network down the weighted sum of `terms`. Returns them as metrics, before their weights."""
+        descend(self.optimizer, total(terms, weights))
+        self.updates += 1
+        return {name: term.detach() for name, term in terms.items()}
+
+    def sample(self, count: int, random: torch.Generator) -> Float[Tensor, "count channels size size"]:
+        """`count` new images."""
+        return self.draw(count, random)
+
+    @torch.no_grad()
+    def draw(self, count: int, random: torch.Generator) -> Float[Tensor, "count channels size size"]:
+        """`count` new images without gradients, whatever a subclass gives the student."""
+        return render(self.network, noise(max(count, LEAST), self.network.latent, random), self.task)[:count]
+
+    def images(self, start: int, count: int) -> Float[Tensor, "count channels size size"]:
+        """Images in blocks of one batch, each drawn with its own number."""
+        block = max(self.task.batch, LEAST)
+        first, last = start // block, -(-(start + count) // block)
+        made = [self.draw(block, self._numbered(number)) for number in range(first, last)]
+        return torch.cat(made)[start - first * block :][:count]
+
+    def updates_for(self, count: int) -> int:
+        """The steps of its training, however many images are wanted."""
+        return self._steps
+
+    def parts(self) -> Mapping[str, Stateful]:
+        """The network and its optimizer."""
+        return {"network": self.network, "optimizer": self.optimizer}
+
+    def _numbered(self, number: int) -> torch.Generator:
+        """Random numbers that depend on the seed and a block's number alone, and not on what training drew."""
+        seed = int(np.random.SeedSequence([self.task.seed, number]).generate_state(1, np.uint64)[0] >> 1)
+        return torch.Generator(self.task.device).manual_seed(seed)

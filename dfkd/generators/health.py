@@ -1,0 +1,72 @@
+"""The signs by which a collapse of generated images is seen: one class, one image, or nothing like training data."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dfkd.console import say
+from dfkd.generators.base import Method
+from dfkd.generators.statistics import BatchStatistics
+
+OBSERVED = 64
+"""Images a look."""
+EVERY = 50
+"""Steps from one look to the next: about a hundredth of the teacher's work."""
+FEW_CLASSES = 0.2
+"""Share of the classes that so many images could show at most: below it is a warning."""
+ALIKE = 0.02
+"""Root mean square difference of two images, of a pixel range of 1, below which they are the same to the eye."""
+
+
+def effective_classes(predictions: Int[Tensor, " images"], classes: int) -> Float[Tensor, ""]:
+    """How many classes there are: exp of the entropy of the histogram, so that even ones count whole."""
+    share = torch.bincount(predictions, minlength=classes).float() / len(predictions)
+    return torch.special.entr(share).sum().exp()
+
+
+def pairwise_distance(images: Float[Tensor, "images channels height width"]) -> Float[Tensor, ""]:
+    """Mean over pairs of different images of their root mean square difference."""
+    flat = images.flatten(1)
+    return torch.pdist(flat).mean() / flat.shape[1] ** 0.5
+
+
+class Health:
+    """Looks at a method's images every `EVERY` steps, and warns once of each sign."""
+
+    def __init__(self, method: Method) -> None:
+        self._method = method
+        self._statistics = BatchStatistics(method.task.teacher.model.module)
+        self._warned: set[str] = set()
+
+    @torch.no_grad()
+    def observe(self, step: int) -> dict[str, Tensor]:
+        """The class count, pairwise distance and statistics distance of fresh images; nothing at other steps."""
+        if step % EVERY:
+            return {}
+        method = self._method
+        random = torch.Generator(method.task.device).manual_seed(step)  # apart from the run's own random numbers
+        images = method.sample(OBSERVED, random)
+        with self._statistics.watched():
+            answer = method.teach(images)
+        seen = {
+            "generated_classes": effective_classes(answer.logits.argmax(dim=1), method.task.classes),
+            "generated_distance": pairwise_distance(images),
+        }
+        if distances := self._statistics.distances():
+            seen["statistics_distance"] = torch.stack(distances).sum()
+        self._warn(step, seen)
+        return seen
+
+    def _warn(self, step: int, seen: dict[str, Tensor]) -> None:
+        most = min(self._method.task.classes, OBSERVED)
+        classes, distance = float(seen["generated_classes"]), float(seen["generated_distance"])
+        signs = {
+            f"images of {classes:.1f} of {self._method.task.classes} classes": classes < FEW_CLASSES * most + 1,
+            f"images that differ by {255 * distance:.1f} of 255 gray levels": distance < ALIKE,
+        }
+        for (sign, shown), kind in zip(signs.items(), ("classes", "distance"), strict=True):
+            if shown and kind not in self._warned:
+                self._warned.add(kind)
+                say(
+                    f"warning: at step {step} the generator makes {sign}: it may have collapsed (metrics.jsonl goes on)"
+                )

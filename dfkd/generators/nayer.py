@@ -1,0 +1,145 @@
+"""NAYER: images from what is known of the classes, varied by a layer of noise that is drawn anew for every batch."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from dfkd.distill.distributions import check_at_least
+from dfkd.errors import RequestError
+from dfkd.generators.base import Task
+from dfkd.generators.generator import build_generator
+from dfkd.generators.inversion import BETAS, InversionMethod, Recipe
+
+
+class NAYER(InversionMethod):
+    """NAYER: Noisy layer data generation for efficient and effective data-free knowledge distillation, 2023,
+    https://arxiv.org/abs/2310.00258.
+
+    An image is made from its class's embedding and not from noise: normalized over the batch, through a noisy layer
+    (linear, to `hidden` values, its weights drawn from N(0, 1) for every batch), through the generator. One noisy layer
+    serves as many images as there are classes, one of each, so that no two images have both in common. For every batch
+    Adam fits noisy layers and generator in `steps` on `one_hot` * cross-entropy with the classes + `statistics` *
+    distance of the BatchNorm statistics, those of the batches before included (`momentum`) + `adversarial` *
+    adversarial. The generator goes on from batch to batch, and after `life` batches a fresh one takes its place.
+
+    This departs from the paper in what it knows of the classes. There, the embedding is a language model's (CLIP's) of
+    the class's name, and neither names nor model are at hand here. `embeddings` = FILE.npy with numbers [classes,
+    width] gives such; without, a class is embedded as its row of the teacher's last linear layer, or where that has
+    none, as one of so many random orthogonal directions. How much accuracy that costs against the paper's is not known.
+
+    The paper makes batches of 400 in 30 steps (40 for 100 classes), 200 of them before the student begins and two every
+    400 steps of it. `every` and `warmup` are for short runs. The best images of a batch are chosen among its own steps;
+    the authors' code compares with those of earlier batches too, and may keep images that are hardly fitted.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        steps: int = 30,
+        every: int = 50,
+        warmup: int = 5,
+        life: int = 20,
+        lr: float = 4e-3,
+        one_hot: float = 0.5,
+        statistics: float = 10.0,
+        adversarial: float = 1.33,
+        momentum: float = 0.9,
+        hidden: int = 1000,
+        width: int = 64,
+        flip: bool = True,
+        embeddings: str | None = None,
+    ) -> None:
+        """`steps` of a batch, `every` so many of the student, and `warmup` batches before its first; Adam's rate;
+        weights of the terms. Raises: RequestError for a teacher without BatchNorm, or an embedding file that does not
+        fit.
+        """
+        check_at_least("nayer", 1, life=life, hidden=hidden)
+        self._rate, self._life, self._width = lr, life, width
+        found = from_file(embeddings, task.classes) if embeddings is not None else from_teacher(task)
+        self.embeddings = found.to(task.device)
+        each = task.classes if task.wanted is None else 1  # uneven classes: a layer an image, or two would be the same
+        layers = -(-task.batch // each)
+        network = NoisyGenerator(found.shape[1], hidden, layers, each, build_generator(task, hidden, width))
+        recipe = Recipe(steps, every, warmup, flip, one_hot, statistics, adversarial, momentum)
+        super().__init__(task, recipe, network.to(task.device), found.shape[1])
+
+    def labels(self, count: int) -> Int[Tensor, " count"]:
+        """All classes in turn, the rest of the last turn drawn; as they are wanted where that is not evenly."""
+        if self.task.wanted is not None:
+            return super().labels(count)
+        classes, device = self.task.classes, self.task.device
+        whole = torch.arange(count // classes * classes, device=device) % classes
+        return torch.cat([whole, torch.randperm(classes, generator=self.random, device=device)[: count % classes]])
+
+    def input(self, labels: Int[Tensor, " batch"]) -> Float[Tensor, "batch width"]:
+        """The embeddings of the classes."""
+        return self.embeddings[labels]
+
+    @torch.no_grad()
+    def renew(self) -> None:
+        """New noise, and after `life` batches a new generator."""
+        assert isinstance(self.network, NoisyGenerator)
+        self.network.noise.normal_(generator=self.random)
+        self.network.bias.zero_()
+        if self.batches and self.batches % self._life == 0:
+            with torch.random.fork_rng():  # its initial weights come from the global random numbers
+                fresh = build_generator(
+                    replace(self.task, seed=self.task.seed + self.batches), self.network.noise.shape[2], self._width
+                )
+            self.network.generator.load_state_dict(fresh.state_dict())
+
+    def fresh_optimizer(self) -> torch.optim.Optimizer:
+        """Of the noisy layers and the generator; the embeddings stay."""
+        return torch.optim.Adam(self.network.parameters(), lr=self._rate, betas=BETAS)
+
+
+class NoisyGenerator(nn.Module):
+    """Embeddings [batch, width] -> images: BatchNorm, noisy layers, and a generator.
+
+    Each of the `layers` serves `each` images that follow another in the batch.
+    """
+
+    def __init__(self, width: int, hidden: int, layers: int, each: int, generator: nn.Module) -> None:
+        super().__init__()
+        self.normalized = nn.BatchNorm1d(width, track_running_stats=False)
+        self.noise = nn.Parameter(torch.zeros(layers, width, hidden))
+        self.bias = nn.Parameter(torch.zeros(layers, 1, hidden))
+        self.generator = generator
+        self._each = each
+
+    def forward(self, embedded: Float[Tensor, "batch width"]) -> Float[Tensor, "batch channels size size"]:
+        """Images in [0, 1]."""
+        count, rows = len(embedded), self.noise.shape[0] * self._each
+        x = nn.functional.pad(self.normalized(embedded), (0, 0, 0, rows - count))
+        mixed = torch.baddbmm(self.bias, x.view(self.noise.shape[0], self._each, -1), self.noise)
+        images: Tensor = self.generator(mixed.flatten(0, 1)[:count])
+        return images
+
+
+def from_teacher(task: Task) -> Float[Tensor, "classes width"]:
+    """The rows of the last linear layer that gives the classes; orthogonal directions where there is none."""
+    for layer in reversed(list(task.teacher.model.module.modules())):
+        if isinstance(layer, nn.Linear) and layer.out_features == task.classes:
+            return layer.weight.detach().float().clone()
+    random = torch.Generator().manual_seed(task.seed)
+    square = torch.randn(task.classes, task.classes, generator=random, dtype=torch.float64)
+    return torch.linalg.qr(square)[0].float()
+
+
+def from_file(file: str, classes: int) -> Float[Tensor, "classes width"]:
+    """Embeddings of one's own. Raises: RequestError where there are none, or they are not one finite row a class."""
+    try:
+        values = np.load(Path(file), allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise RequestError(f"nayer:embeddings={file} cannot be read as .npy: {error}") from None
+    if not isinstance(values, np.ndarray) or values.ndim != 2 or len(values) != classes or not values.size:
+        shape = list(values.shape) if isinstance(values, np.ndarray) else "no single array"
+        raise RequestError(f"nayer:embeddings={file} has {shape}; save numbers [{classes}, width], a row a class")
+    if not np.issubdtype(values.dtype, np.number) or not np.isfinite(values).all():
+        raise RequestError(f"nayer:embeddings={file} has values that are no finite numbers")
+    return torch.from_numpy(values.astype(np.float32))

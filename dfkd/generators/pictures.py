@@ -1,0 +1,88 @@
+"""What a finished method can make, by number, and what the teacher says of it: a pool that needs no storage."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Int64, UInt8
+from torch import Tensor
+
+from dfkd.data import Images
+from dfkd.data.decode import encode_png
+from dfkd.data.pool import ENCODED_ABOVE
+from dfkd.generators.base import Method, quantize
+from dfkd.select.methods import ImageScores
+from dfkd.select.score import score_logits
+from dfkd.teacher import Classifier
+
+BLOCK = 256
+"""Images that are made and scored at a time."""
+
+
+class HeldScores:
+    """What the teacher says of images, in memory."""
+
+    def __init__(self) -> None:
+        self.problems: dict[int, str] = {}
+        self._logits: list[Float[np.ndarray, "block classes"]] = []
+        self._columns: list[tuple[np.ndarray, ...]] = []
+
+    def __len__(self) -> int:
+        return sum(map(len, self._logits))
+
+    def add(self, logits: Float[Tensor, "block classes"]) -> Int64[np.ndarray, " block"]:
+        """Keep the answers to the next images. Returns the predictions."""
+        columns = tuple(values.cpu().numpy() for values in score_logits(logits))
+        self._logits.append(logits.clamp(-65504, 65504).half().cpu().numpy())  # float16's range
+        self._columns.append(columns)
+        return columns[2]
+
+    @property
+    def images(self) -> ImageScores:
+        """The scores of all images."""
+        return ImageScores(*map(np.concatenate, zip(*self._columns, strict=True)))
+
+    def logits(self, indices: Int[np.ndarray, " picked"]) -> Float[np.ndarray, "picked classes"]:
+        """The float16 logits of some of them."""
+        return np.concatenate(self._logits)[indices]
+
+
+class GeneratedPictures:
+    """The images of a method by number, made again whenever they are asked for."""
+
+    def __init__(self, method: Method, name: str) -> None:
+        """`name` is the method's, for the column `source`."""
+        self._method, self._name = method, name
+        self.image_size = method.task.size
+        self.encoded = self.image_size > ENCODED_ABOVE
+        self.scores = HeldScores()
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def score(self, teacher: Classifier, count: int) -> Int64[np.ndarray, " count"]:
+        """Make the next `count` images and ask the teacher for them. Returns its predictions."""
+        pixels = self._pixels(np.arange(len(self), len(self) + count))
+        return self.scores.add(teacher(torch.from_numpy(pixels)).logits)
+
+    def sources(self, indices: Int[np.ndarray, " batch"]) -> list[str]:
+        """The method and the number."""
+        return [f"{self._name}/{index}" for index in indices]
+
+    def images(self, indices: Int[np.ndarray, " batch"]) -> Images:
+        """The pixels of sorted numbers."""
+        return Images(self._pixels(indices), {})
+
+    def files(self, indices: Int[np.ndarray, " batch"]) -> list[bytes]:
+        """The same as PNG files."""
+        return [encode_png(image) for image in self._pixels(indices)]
+
+    def _pixels(self, indices: Int[np.ndarray, " batch"]) -> UInt8[np.ndarray, "batch size size channels"]:
+        return np.concatenate([*self._parts(indices)])
+
+    def _parts(self, indices: Int[np.ndarray, " batch"]) -> Iterator[np.ndarray]:
+        """Each run of numbers within a block, made together."""
+        for block in np.unique(indices // BLOCK):
+            rows = indices[indices // BLOCK == block]
+            images = self._method.images(int(rows[0]), int(rows[-1] - rows[0]) + 1)
+            yield quantize(images).cpu().numpy()[rows - rows[0]]

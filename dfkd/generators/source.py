@@ -1,0 +1,63 @@
+"""A method as the training loop's source of images: its turns, its images, its cost, and the signs of a collapse."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dfkd.distill.sources import Batch, Student
+from dfkd.generators.base import Method, quantize
+from dfkd.generators.health import Health
+
+
+class GeneratedSource:
+    """Images that a method makes while the student learns from them."""
+
+    images = None
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+        self._random = torch.Generator(method.task.device).manual_seed(method.task.seed + 1)
+        self._steps = 0
+        self._seen: dict[str, Tensor] = {}
+        self._health = Health(method)
+
+    @property
+    def teacher_forwards(self) -> int:
+        """Images that the teacher has answered for the method's own sake."""
+        return self.method.teacher_forwards
+
+    @property
+    def generator_steps(self) -> int:
+        """Updates of the method."""
+        return self.method.updates
+
+    def sample(self, count: int) -> Batch:
+        """The next `count` images."""
+        return Batch(quantize(self.method.sample(count, self._random)), None)
+
+    def update(self, student: Student) -> dict[str, Tensor]:
+        """The method's turn, where a step of the student begins with one. Returns what was last seen of it."""
+        method, step = self.method, self._steps
+        self._steps += 1
+        if step % method.every == 0:
+            for _ in range(method.turns if step else method.first):
+                self._seen |= method.update(student)
+        self._seen |= self._health.observe(self._steps)
+        return dict(self._seen)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The method, the position in its turns, and the random numbers of the images."""
+        return {
+            "method": self.method.state_dict(),
+            "steps": self._steps,
+            "seen": self._seen,
+            "random": self._random.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.method.load_state_dict(state["method"])
+        self._steps, self._seen = int(state["steps"]), dict(state["seen"])
+        self._random.set_state(state["random"])

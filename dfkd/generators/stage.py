@@ -1,0 +1,245 @@
+"""`dfkd generate`: teacher -> a folder of images made from it, a selection like any other."""
+
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from dfkd.config import GenerateConfig, portable
+from dfkd.console import progress, say
+from dfkd.device import Place, resolve_place
+from dfkd.distill import supply
+from dfkd.distill.loop import Pace, train
+from dfkd.distill.sources import Student
+from dfkd.errors import RequestError
+from dfkd.files import PARTIAL, hash_of, output_path
+from dfkd.generators.base import Method
+from dfkd.generators.build import Chosen, build, choose
+from dfkd.generators.health import Health
+from dfkd.generators.pictures import BLOCK, GeneratedPictures
+from dfkd.generators.quota import Quota, missing
+from dfkd.locks import locked
+from dfkd.models.load import Model, load_model
+from dfkd.runs import CHECKPOINT, Progress
+from dfkd.select.choose import NON_FINITE, NOT_DRAWN, REASONS, SELECTED, Choice
+from dfkd.select.folder import Selected, check_partial, is_done, write
+from dfkd.select.journal import Journal
+from dfkd.select.methods import ImageScores
+from dfkd.shards import Shards
+from dfkd.teacher import Classifier
+from dfkd.versions import versions
+
+DEFAULT_COUNT = 10_000
+ATTEMPTS = 20
+"""Images that are made for every one that `--fill` misses, before it is given up."""
+MARGIN = 2
+"""Images that are made for every one that is missing, by methods that make a fixed number of them."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a request resolves to, ready to learn; nothing is written yet."""
+
+    config: GenerateConfig
+    chosen: Chosen
+    teacher: Model
+    student: Model | None
+    place: Place
+    samples: list[Shards]
+    quota: Quota
+    content: dict[str, Any]
+    """Everything that decides the images."""
+
+
+def run(config: GenerateConfig) -> Path:
+    """Make images as `config` says; a complete folder of the same request is left as it is. Returns its folder."""
+    out = output_path(config.out)
+    prepared = _prepare(config)
+    if is_done(out, config.out, prepared.content):
+        say(f"{config.out}: these images are complete already")
+        return out
+    partial = out.with_name(out.name + PARTIAL)
+    with locked(partial, config.out):
+        if is_done(out, config.out, prepared.content):  # another command has finished it since
+            say(f"{config.out}: these images are complete already")
+            return out
+        check_partial(partial)
+        if Journal(partial, hash_of(prepared.content)).is_new:  # else the checkpoint is of this request
+            shutil.rmtree(partial / CHECKPOINT, ignore_errors=True)
+        method = _method(prepared)
+        steps = config.steps or method.updates_for(_needed(prepared))
+        maker = Maker(method, prepared, Pace(steps, config.batch_size, config.checkpoint_every, config.log_every))
+        record = Progress(partial, f"; delete {partial}, and it starts anew")
+        train(maker, record)
+        selected = _collect(prepared, method)
+        write(partial, out, selected)
+    _report(config, prepared, selected)
+    return out
+
+
+class Maker:
+    """A method that learns by itself, or from a student that stays as it is."""
+
+    def __init__(self, method: Method, prepared: Generation, plan: Pace) -> None:
+        self.method, self.plan = method, plan
+        self.step, self.seconds = 0, 0.0
+        self._student: Student | None = None
+        if prepared.student is not None:
+            self._student = Classifier(prepared.student, prepared.place).answer
+        self._health, self._seen = Health(method), dict[str, Tensor]()
+
+    def begin(self) -> None:
+        """There is nothing to turn on."""
+
+    def advance(self) -> Mapping[str, Tensor | float]:
+        """One update of the method."""
+        self._seen |= self.method.update(self._student)
+        self.step += 1
+        if self.step >= self.method.first:
+            self._seen |= self._health.observe(self.step)
+        return dict(self._seen)
+
+    def tell(self, row: Mapping[str, float]) -> str:
+        """The terms of the method."""
+        return ", ".join(f"{name} {value:.3f}" for name, value in [*row.items()][:3])
+
+    def learnt(self) -> Iterable[Mapping[str, Any]]:
+        """The method's networks."""
+        return (self.method.state_dict(),)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The method, and what was last seen of it."""
+        return {"method": self.method.state_dict(), "seen": self._seen}
+
+    def load_state_dict(self, state: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.method.load_state_dict(state["method"])
+        self._seen = dict(state["seen"])
+        self.step, self.seconds = progress["step"], progress["seconds"]
+
+
+def _prepare(config: GenerateConfig) -> Generation:
+    """Open and check everything. Raises: RequestError for whatever can be refused before the first step."""
+    chosen = choose(config.method, "--method")
+    name = chosen.named.name
+    if chosen.target.needs_real != bool(config.samples):
+        change = f"--samples changes nothing: {name} learns from the teacher alone"
+        raise RequestError(change if config.samples else f"{name} learns from real images too; --samples names them")
+    place = resolve_place(config.device, config.precision)
+    opened = (*config.samples, *((config.fill,) if config.fill is not None else ()))
+    selections = supply.open_selections(opened, config.normalize, config.image_size)
+    teacher = supply.open_teacher(config.teacher, opened, selections, config.normalize, config.image_size)
+    samples = selections[: len(config.samples)]
+    held = np.array(selections[-1].manifest["per_class"]) if config.fill is not None else None
+    quota = Quota(config.count or DEFAULT_COUNT) if held is None else Quota.of(missing(held, config.count))
+    student = _student(config, chosen, teacher)
+    content = {
+        "teacher": teacher.fingerprint(),
+        "preprocess": {"normalize": teacher.normalize, "image_size": teacher.image_size, "channels": teacher.channels},
+        "options": {
+            "method": portable(chosen.spelled),
+            "count": config.count,
+            "steps": config.steps,
+            "batch_size": config.batch_size,
+            "class_dropping": config.class_dropping,
+        },
+        **({"student": student.fingerprint()} if student is not None else {}),
+        **({"samples": [shards.manifest["fingerprint"] for shards in samples]} if samples else {}),
+        **({"fill": selections[-1].manifest["fingerprint"]} if held is not None else {}),
+        "compute": place.describe(),
+        "versions": versions("torch", "torchvision", "numpy"),
+        "seed": config.seed,
+    }
+    return Generation(config, chosen, teacher, student, place, samples, quota, content)
+
+
+def _student(config: GenerateConfig, chosen: Chosen, teacher: Model) -> Model | None:
+    """The student that is asked along, as it is."""
+    if config.student is None:
+        return None
+    student = load_model(
+        config.student,
+        normalize=teacher.normalize,
+        image_size=teacher.image_size,
+        classes=teacher.classes,
+        channels=teacher.channels,
+    )
+    if not student.has_weights:
+        raise RequestError(f"--student {config.student!r} has no weights and would answer at random; name a RUN")
+    return student
+
+
+def _method(prepared: Generation) -> Method:
+    config, wanted = prepared.config, prepared.quota.per_class
+    method = build(
+        prepared.chosen,
+        prepared.teacher,
+        prepared.place,
+        batch=config.batch_size,
+        seed=config.seed,
+        wanted=None if wanted is None else torch.from_numpy(wanted / wanted.sum()).float(),
+        real=supply.real_images(prepared.samples, config.seed),
+    )
+    name = prepared.chosen.named.name
+    if method.needs_student and prepared.student is None:
+        raise RequestError(
+            f"{name} needs a student: --student names one that is trained, or train both: dfkd distill --source {name}"
+        )
+    if prepared.student is not None and not method.needs_student:
+        raise RequestError(f"--student changes nothing: {name} asks none")
+    return method
+
+
+def _needed(prepared: Generation) -> int:
+    return prepared.quota.count * (MARGIN if prepared.quota.per_class is not None else 1)
+
+
+def _collect(prepared: Generation, method: Method) -> Selected:
+    """Make images until the quota is filled, and choose."""
+    quota, pictures = prepared.quota, GeneratedPictures(method, prepared.chosen.named.name)
+    teacher = Classifier(prepared.teacher, prepared.place)
+    most = quota.count if quota.per_class is None else ATTEMPTS * quota.count
+    most = min(most, method.available() or most)
+    taken: list[Int[np.ndarray, " block"]] = []
+    with progress("making", quota.count, "images") as bar:
+        while len(pictures) < most and not quota.full:
+            predictions = pictures.score(teacher, min(BLOCK, most - len(pictures)))
+            finite = np.isfinite(pictures.scores.images.confidence[-len(predictions) :])
+            start = len(pictures) - len(predictions)
+            taken.append(start + quota.take(predictions, finite))
+            bar.advance(len(taken[-1]))
+    indices = np.concatenate(taken)
+    if len(indices) == 0:
+        raise RequestError(f"none of {len(pictures):,} images is of a class that is missing; try another --method")
+    finite = np.isfinite(pictures.scores.images.confidence)
+    reasons = np.where(finite, REASONS.index(NOT_DRAWN), REASONS.index(NON_FINITE)).astype(np.int8)
+    reasons[indices] = REASONS.index(SELECTED)
+    choice = Choice(indices, reasons, None, int(finite.sum()))
+    return Selected(
+        prepared.config,
+        prepared.teacher,
+        pictures,
+        pictures.scores,
+        choice,
+        prepared.content,
+        source=prepared.chosen.named.name,
+        cost={"teacher_forwards": method.teacher_forwards + len(pictures), "generator_steps": method.updates},
+    )
+
+
+def _report(config: GenerateConfig, prepared: Generation, selected: Selected) -> None:
+    scores: ImageScores = selected.scores.images
+    indices = selected.choice.indices
+    per_class = np.bincount(scores.prediction[indices], minlength=prepared.teacher.classes)
+    say(f"{len(indices):,} images, mean confidence {scores.confidence[indices].mean():.3f}")
+    say(f"by predicted class: {per_class.tolist()}")
+    lacking = prepared.quota.lacking()
+    if lacking:
+        say(f"warning: still missing after {len(selected.pool):,} images, by class: {lacking}")
+    say(f"{config.out}: {len(indices):,} images; look at them with: dfkd inspect {config.out} --out {config.out}.html")

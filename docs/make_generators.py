@@ -1,0 +1,147 @@
+"""docs/generators.md from the methods' docstrings and the benchmark's result files.
+
+python docs/make_generators.py [FILE]       default: docs/generators.md beside this file
+"""
+
+import inspect
+import sys
+from pathlib import Path
+
+from make_losses import HERE, QUALITY, about, machine_text, paper, rows_of
+
+from dfkd import generators
+from dfkd.compare.table import with_deviation
+
+SETTINGS = {
+    "digits": "digits, `dfkd demo`'s teacher and student",
+    "cifar10": "CIFAR-10, ResNet-20 of width 32 teaches one of width 16",
+}
+INTRO = """# Generators
+
+Written by `python docs/make_generators.py` from the docstrings and the result files; edit those.
+
+Where there is no pool, images are made from the teacher.
+
+    dfkd generate --teacher TEACHER --method dafl --out made --count 10000     # a folder like any selection
+    dfkd distill  --teacher TEACHER --student STUDENT --source dfad --out run  # or generator and student together
+
+`generate` is for methods that ask nothing but the teacher. What it writes is a selection: `distill --samples made`,
+`inspect made`, `select --pool made` (to score, threshold and class-drop what was made) take it as one. A method that
+looks for what a student does not know yet learns along with the student (`distill --source`), or is given one that
+stays as it is (`generate --student RUN`). `NAME:key=value,...` sets a method's options; a class of your own (a
+`dfkd.generators.base.Method`) is named with dots.
+
+## A pool and a generator together
+
+    dfkd distill ... --samples selected made --weights 3 1          # shares of every batch
+    dfkd distill ... --samples selected --source dafl --weights 3 1 # the generator learns meanwhile
+    dfkd generate ... --method fastdfkd --fill selected --out more  # images of the classes that `selected` lacks
+
+`--fill` counts the selection's images by the teacher's prediction and adds what each class lacks to the mean, or with
+`--count N` raises the lowest classes together by N images. It keeps what the teacher takes for a missing class, and
+says which stay short. Methods that are told the class to make (their docstrings speak of classes of the batch) fill
+best; others make what they make, and most of it is left out.
+
+## When images go bad
+
+`metrics.jsonl` has each term of the generator's loss and, every 50 steps, three signs of the images themselves:
+`generated_classes` (how many classes the teacher sees in 64 images, even ones counted whole), `generated_distance`
+(root mean square difference of two images, pixels from 0 to 1) and `statistics_distance` (from the means and variances
+that the teacher's BatchNorm layers remember; it should fall). A warning names the sign when a batch shows hardly more
+than one class, or images that the eye cannot tell apart. Where a term or a weight is no longer finite the command
+stops with the step and the term, and the last good checkpoint stays.
+
+Teacher forwards and generator steps of images that were made beforehand count in every run that learns from them;
+`seconds` are those of the run.
+
+Images belong to their run: what a method keeps (a bank of images, a memory) is part of the run's checkpoint and of
+nothing else. A run goes on exactly where it stopped.
+
+## What they gave here
+
+Every row is trained with the loss `kd` for the same number of the student's steps; what differs is where the images
+come from. `random` learns from random images of the pool, `untrained` from a generator that never learns. Seconds
+have the generator's work in them; networks of generators have `width=32` here.
+
+{measured}
+
+{table}
+
+A teacher without BatchNorm: {without} work; the others read its statistics and say so.
+
+`dfkd distill --preset dfad ...`, and so for each but the adaptive form, is the papers' own recipe for student and
+generator; none was run here at its length.
+"""
+
+
+def classes():
+    """The methods by the names that users write."""
+    return {name.lower(): getattr(generators, name) for name in sorted(generators.__all__, key=str.lower)}
+
+
+def asks(kind):
+    """What a method learns from."""
+    needs = ["the student"] * kind.needs_student + ["real images"] * kind.needs_real
+    return ", ".join(["the teacher", *needs])
+
+
+def table():
+    """A row for every method, and the pool's."""
+    lines = ["| source | learns from | " + " | ".join(f"{s} % | seconds | generator steps" for s in SETTINGS) + " |"]
+    lines.append("| --- | --- |" + " ---: | ---: | ---: |" * len(SETTINGS))
+    found = {setting: {row.name: row for row in rows_if_any(setting)} for setting in SETTINGS}
+    controls = {"random": "the pool", "untrained": "nothing: a generator's first weights"}
+    for name, kind in [*dict.fromkeys(controls).items(), *classes().items()]:
+        cells = [f"[`{name}`](#{name})", asks(kind)] if kind else [f"`{name}`", controls[name]]
+        for rows in found.values():
+            row = rows.get(name)
+            cells += ["-"] * 3
+            if row is not None:
+                steps = row.mean("generator_steps") or 0
+                cells[-3:] = [with_deviation(row, "top1"), f"{row.mean('seconds'):,.0f}", f"{steps:,.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def rows_if_any(setting):
+    """The rows of a result file; none where it was not measured."""
+    return rows_of(f"generators-{setting}") if (QUALITY / f"generators-{setting}.csv").exists() else []
+
+
+def measured():
+    """What stands behind the columns."""
+    lines = []
+    for setting, words in SETTINGS.items():
+        rows = rows_if_any(setting)
+        if not rows:
+            lines.append(f"- {words}: not measured yet (`python benchmarks/quality/generators.py {setting} OUT`).")
+            continue
+        on, first = about(f"generators-{setting}"), rows[0].runs[0].result
+        seeds = max(len(row.runs) for row in rows)
+        many = "one seed" if seeds == 1 else f"{seeds} seeds"
+        lines.append(
+            f"- {words}: top-1 of the last of {first['steps']:,} steps, {many}, the teacher's is "
+            f"{100 * first['teacher_top1']:.2f} (`python {on['command']} OUT`; {machine_text(on)})."
+        )
+    return "\n".join(lines)
+
+
+def section(name, kind):
+    """A method's docstring with its options."""
+    parameters = list(inspect.signature(kind).parameters.values())[1:]
+    options = ",".join(f"{p.name}={p.default}" for p in parameters)
+    doc = inspect.getdoc(kind)
+    return f"## {name}\n\n`{name}:{options}` spells its defaults out. {paper(doc)}.\n\n{doc}\n"
+
+
+def page():
+    """The whole page."""
+    found = classes()
+    without = [f"`{name}`" for name, kind in found.items() if not kind.needs_statistics]
+    intro = INTRO.format(measured=measured(), table=table(), without=", ".join(without))
+    return "\n".join([intro, *(section(name, kind) for name, kind in found.items())])
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "generators.md"
+    target.write_text(page(), encoding="utf-8")

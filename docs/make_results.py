@@ -1,0 +1,96 @@
+"""The README's results, between its markers, from the result files in benchmarks/quality.
+
+python docs/make_results.py [FILE]      default: the README.md above this folder
+
+A table is one entry of TABLES: a title, and the comparisons whose rows it shows (NAME.csv, and NAME.json that says what
+they were measured on; benchmarks/quality/keep.py writes both). ROWS says in words what a row was.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+from make_losses import HERE, QUALITY, about, machine_text, rows_of
+
+from dfkd.compare.collect import best_first
+from dfkd.compare.table import HEAD, cells, reading, terminal_table
+
+README = HERE.parent / "README.md"
+SHOWN = ("seeds", "top-1 %", "agreement %", "to teacher, points", "steps", "seconds")
+DEFAULT = "`kd explicit:0.5 relation:1`"
+CONFIDENT = "the most confident, even over classes"
+ROWS = {
+    "random-kd": "random; `kd`",
+    "random-ofd": "random; `kd ofd`",
+    "confident-kd": f"{CONFIDENT}; `kd`",
+    "confident": f"{CONFIDENT}; {DEFAULT}",
+    "confident-ofd": f"{CONFIDENT}; `kd ofd`",
+    "balanced-ofd-explicit-relation": f"{CONFIDENT}; `kd ofd explicit:0.5 relation:1`",
+    "threshold-ofd": "`--method threshold`; `kd ofd`",
+    "confident-bucket": f"{CONFIDENT}; {DEFAULT} `--class-dropping 0.05`",
+    "threshold": f"`--method threshold`: confident enough, then entropy; {DEFAULT}",
+    "threshold-balanced": f"`--method threshold --balance class`; {DEFAULT}",
+}
+TABLES = [
+    {"title": "50,000 of the 100,000 images; losses", "files": ["cifar10-2000-steps", "ofd-2000-steps"]},
+    {"title": "50,000 of the 100,000 images; losses; 4,000 steps", "files": ["steps-4000"]},
+    {
+        "title": "which images, under nothing but `kd`",
+        "files": ["selection-2000-steps"],
+        "rows": {"random": "random", "confident": "the most confident", "confident-balanced": CONFIDENT},
+    },
+    {"title": "ResNet-34 to ResNet-18, one GPU, 200 passes over 50,000 images", "files": ["headline"]},
+    {"title": "ResNet-34 to ResNet-18, one GPU, 40 passes over 50,000 images", "files": ["headline-short"]},
+    {
+        "title": "100 classes of Tiny-ImageNet; half of the photos of its 100 others, and losses",
+        "files": ["tiny100"],
+        "rows": ROWS | {"confident-kd": "the most confident; `kd`", "balanced-kd-ofd": f"{CONFIDENT}; `kd ofd`"},
+    },
+]
+
+
+def table(title, files, rows=ROWS):
+    """One table, the best row first, and what it was measured on."""
+    measured = [name for name in files if (QUALITY / f"{name}.csv").exists()]
+    if not measured:
+        return f"Not measured yet ({', '.join(files)}): {title}."
+    found = best_first([row for name in measured for row in rows_of(name)])
+    lines = [f"| row | {title} | {' | '.join(SHOWN)} |", f"| --- | --- |{' ---: |' * len(SHOWN)}"]
+    for row in found:
+        values = dict(zip(HEAD, cells(row), strict=True))
+        shown = (f"`{row.name}`", rows.get(row.name, ""), *(values[column] for column in SHOWN))
+        lines.append(f"| {' | '.join(shown)} |")
+    lines.append("")
+    for name in files:
+        source = f"[{name}.csv](benchmarks/quality/{name}.csv)"
+        what = f"`{about(name)['command']}`; {machine_text(about(name))}" if name in measured else "not measured yet"
+        lines.append(f"- {source}: {what}")
+    return "\n".join(lines)
+
+
+def demo():
+    """What `make demo` ends with, and how long it took."""
+    rows, on = rows_of("demo"), about("demo")
+    said = f"{terminal_table(rows)}\n{reading(rows)}"
+    return (
+        f"{re.sub('^', '    ', said, flags=re.MULTILINE)}\n\n({on['wall_seconds']} seconds by `time {on['command']}` "
+        f"once installed; {machine_text(on)}; the runs are in\n[`demo.csv`](benchmarks/quality/demo.csv).)"
+    )
+
+
+def page():
+    """The whole README, its results made anew."""
+    text = README.read_text(encoding="utf-8")
+    made = {"demo": demo(), "results": "\n\n".join(table(**one) for one in TABLES)}
+    for name, content in made.items():
+        begin, end = f"<!-- {name}: made by docs/make_results.py -->\n\n", f"\n\n<!-- end of {name} -->"
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise SystemExit(f"README.md has not one {begin.strip()} and one {end.strip()}")
+        head, _, rest = text.partition(begin)
+        text = f"{head}{begin}{content}{end}{rest.partition(end)[2]}"
+    return text
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else README
+    target.write_text(page(), encoding="utf-8")

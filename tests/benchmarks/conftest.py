@@ -1,0 +1,29 @@
+"""The scripts of benchmarks/quality, on images of a few kilobytes."""
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+QUALITY = Path(__file__).parents[2] / "benchmarks" / "quality"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """A script as a module."""
+    monkeypatch.syspath_prepend(QUALITY)
+    return importlib.import_module
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder with the files that ../shared/tools/unpack_data.py makes: the brightness is the class."""
+    folder, rng = tmp_path / "data", np.random.default_rng(0)
+    folder.mkdir()
+    for name, count in {"cifar10_train40k": 64, "cifar10_heldout10k": 20, "pool_tiny_imagenet_32": 40}.items():
+        labels = np.arange(count) % 10
+        images = rng.integers(0, 20, (count, 32, 32, 3)) + 25 * labels[:, None, None, None]
+        arrays = {"images": images.astype(np.uint8), "labels": labels}
+        np.savez(folder / f"{name}.npz", **({"images": arrays["images"]} if name.startswith("pool") else arrays))
+    return folder

@@ -1,0 +1,42 @@
+"""What a method's name becomes, and what its class promises of it."""
+
+import pytest
+
+from dfkd import generators
+from dfkd.errors import RequestError
+from dfkd.generators.base import Method
+from dfkd.generators.build import choose
+
+
+@pytest.mark.parametrize("name", sorted(generators.__all__))
+def test_a_method_works_without_batchnorm_or_says_that_it_cannot(make, name):
+    kind = getattr(generators, name)
+    assert issubclass(kind, Method) and kind.__doc__ and "arxiv.org" in kind.__doc__
+    if kind.needs_statistics:
+        with pytest.raises(RequestError, match=f"{name.lower()} reads the statistics .* has none; dafl, dfad and zskt"):
+            make(name.lower(), real=kind.needs_real, architecture="lenet5", size=32)
+    else:
+        assert make(name.lower(), real=kind.needs_real, architecture="lenet5", size=32).updates == 0
+
+
+def test_the_methods_that_the_message_names_work_without():
+    for name in ("DAFL", "DFAD", "ZSKT"):
+        assert not getattr(generators, name).needs_statistics
+
+
+def test_names_are_found_in_any_case_and_spelled_in_one():
+    assert choose("FastDFKD:steps=5", "--source").spelled == choose("fastdfkd:steps=5", "--source").spelled
+
+
+def test_a_method_of_ones_own_is_named_with_dots_and_its_code_decides(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from dfkd.generators.dafl import DAFL\n\nclass Mine(DAFL):\n    '''My own.'''\n", encoding="utf-8"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    chosen = choose("mine.Mine:latent=5", "--method")
+    assert chosen.named.name == "mine.Mine" and "(code " in chosen.spelled
+
+
+def test_a_method_that_learns_from_real_images_asks_for_them(make):
+    with pytest.raises(RequestError, match="MosaicKD learns from real images too; give a selection of a pool"):
+        make("mosaickd", real=False)
