@@ -14,10 +14,11 @@ from dfkd.device import Place
 from dfkd.distill.augment import crop_and_flip, mix
 from dfkd.distill.average import Average
 from dfkd.distill.batchnorm import reestimate
+from dfkd.distill.distributions import kl_of_each
 from dfkd.distill.loop import Pace, check_weights
 from dfkd.distill.objective import Objective
 from dfkd.distill.optim import learning_rate, set_rate
-from dfkd.distill.sources import Batch, Source
+from dfkd.distill.sources import Batch, ShardSource, Source
 from dfkd.outputs import Outputs
 from dfkd.select.class_dropping import kept_classes
 from dfkd.taps import Tapped
@@ -59,6 +60,7 @@ class Trainer:
         self.average: Average | None = None
         if plan.ema:  # the losses' own parameters too: some end up in the student
             self.average = Average([*student.module.state_dict().values(), *objective.parameters()], plan.ema)
+        self.follower = source if isinstance(source, ShardSource) and source.follows else None
         self.step, self.seconds = 0, 0.0
 
     def begin(self) -> None:
@@ -105,6 +107,8 @@ class Trainer:
         view = self.view(batch)
         theirs, ours = self.teach(view, batch), self.answer(view)
         total, values = self.objective(ours, theirs)
+        if self.follower is not None and batch.rows is not None:
+            self.follower.seen(batch.rows, _distances(ours, theirs))
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         self.optimizer.step()
@@ -166,6 +170,12 @@ def _observed(ours: Outputs, theirs: Outputs) -> dict[str, Tensor]:
         agreement = (ours.logits.argmax(dim=1) == theirs.logits.argmax(dim=1)).float().mean()
         entropies = [_entropy(outputs.logits) for outputs in (ours, theirs)]
     return {"agreement": agreement, "student_entropy": entropies[0], "teacher_entropy": entropies[1]}
+
+
+@torch.no_grad()
+def _distances(ours: Outputs, theirs: Outputs) -> Float[Tensor, " batch"]:
+    """How far the student is from the teacher on each image, whatever the losses are: the divergence in plain `kd`."""
+    return kl_of_each((theirs.logits / 4).softmax(dim=1), (ours.logits / 4).log_softmax(dim=1))
 
 
 def _entropy(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
