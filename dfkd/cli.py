@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dfkd import __version__, config, signals
+from dfkd import __version__, config, signals, tables
 from dfkd.console import say
 from dfkd.errors import RequestError, nearest
 from dfkd.text import visible
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         resolved = parse_arguments(name, stage, arguments[1:])
         if resolved is None:  # help was asked for, and printed
             return 0
-        say(f"{prog}: {config.describe(resolved)}")
+        say(f"{prog}: {tables.describe(resolved)}")
         module, _, function = stage.target.partition(":")
         with signals.handled():
             getattr(importlib.import_module(module), function)(resolved)
@@ -100,8 +100,8 @@ def parse_arguments(name: str, stage: Stage, arguments: Sequence[str]) -> Any:
     """
     import tyro
 
-    preset = _preset_name(arguments) if "preset" in config.field_hints(stage.config) else None
-    shape = _shape(stage, config.load_preset(preset, name, stage.config) if preset else {})
+    preset = _preset_name(arguments) if "preset" in tables.field_hints(stage.config) else None
+    shape = _shape(stage, tables.load_preset(preset, name, stage.config) if preset else {})
     flags = ["--help", *(flag for f in dataclasses.fields(shape) for flag in _flags(f.name))]
     for argument in arguments:  # first: a missing option would hide that one is misspelled
         flag = argument.partition("=")[0].replace("_", "-")
@@ -154,7 +154,7 @@ def _shape(stage: Stage, preset: Mapping[str, Any]) -> type:
     """The configuration class as the parser is to see it: a preset's values are defaults, one field needs no flag."""
     import tyro
 
-    hints = config.field_hints(stage.config)
+    hints = tables.field_hints(stage.config)
     changed: list[Any] = [(key, hints[key], value) for key, value in preset.items()]
     if stage.positional is not None:
         positional: Any = tyro.conf.Positional

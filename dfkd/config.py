@@ -3,21 +3,12 @@
 The text under a field is its help on the command line. Nothing heavy is imported here: `--help` must be quick.
 """
 
-import dataclasses
 import math
 import operator
-import os
-import re
-import tomllib
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-from dfkd.errors import RequestError, nearest
-from dfkd.names import convert
+from dfkd.errors import RequestError
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -33,10 +24,6 @@ RANGES = {
 }
 """What the numbers of all stages may be, in the words in which a wrong one is refused."""
 
-_filled: dict[str, str] = {}
-"""Paths that `expand` put in the place of `$NAME`, so that `portable` can write `$NAME` again."""
-_BEFORE = r"(?<![^@=,:\s])"
-"""Where a path may begin within a MODEL, a DATA or a list of them."""
 _BOUNDS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
 
 
@@ -271,140 +258,3 @@ class DemoConfig(Checked):
     """Seeds a method."""
     steps: int = 400
     """Optimizer steps a run."""
-
-
-Config = TypeVar("Config")
-
-
-def field_hints(config: type) -> dict[str, Any]:
-    """The fields of a configuration class with their types."""
-    return {f.name: typing.get_type_hints(config)[f.name] for f in dataclasses.fields(config)}
-
-
-def from_mapping(config: type[Config], values: Mapping[str, Any], where: str) -> Config:
-    """A configuration from a TOML table; hyphens in keys are underscores.
-
-    Raises: RequestError, beginning with `where`, for an unknown key, a wrong type or a missing value.
-    """
-    checked = check_mapping(config, values, where)
-    required = [
-        f.name
-        for f in dataclasses.fields(config)  # type: ignore[arg-type]
-        if f.default is dataclasses.MISSING and f.name not in checked
-    ]
-    if required:
-        raise RequestError(f"{where} lacks {', '.join(required)}")
-    return config(**checked)
-
-
-def check_mapping(config: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The entries of a TOML table as field values of `config`, each of its type; `~` and `$NAME` are filled in."""
-    hints = field_hints(config)
-    checked = {}
-    for key, value in values.items():
-        name = key.replace("-", "_")
-        if name not in hints:
-            raise RequestError(f"{where} has no option {key!r}{nearest(name, hints)}")
-        checked[name] = expand(convert(value, hints[name], f"{where}: {key}"))
-    return checked
-
-
-def load_toml(path: Path) -> dict[str, Any]:
-    """A TOML file as a dictionary. Raises: RequestError where it cannot be read."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no TOML, or a number of 5,000 digits
-        raise RequestError(f"{path} cannot be read: {error}") from None
-
-
-def load_preset(name: str, stage: str, config: type) -> dict[str, Any]:
-    """The values of a preset for one stage: the entries outside any table that this stage has, then its own table.
-
-    Raises: RequestError for an unknown preset, table or key.
-    """
-    if name.endswith(".toml"):
-        tables = load_toml(Path(name))
-    else:
-        folder = resources.files("dfkd") / "presets"
-        known = {Path(entry.name).stem: entry for entry in folder.iterdir() if entry.name.endswith(".toml")}
-        if name not in known:
-            raise RequestError(f"--preset {name!r} is unknown{nearest(name, known)} (a file of your own ends in .toml)")
-        tables = tomllib.loads(known[name].read_text(encoding="utf-8"))
-    where = f"preset {name}"
-    stages: dict[str, type] = {"select": SelectConfig, "distill": DistillConfig, "evaluate": EvaluateConfig}
-    stages |= {"generate": GenerateConfig, "export": ExportConfig}
-    values: dict[str, Any] = {}
-    for key, value in tables.items():
-        if isinstance(value, dict):
-            if key not in stages:
-                raise RequestError(f"{where} has a table [{key}]{nearest(key, stages)}")
-            table = check_mapping(stages[key], value, f"{where} [{key}]")
-            values |= table if key == stage else {}
-        else:  # a shared entry must belong to some stage, not to each
-            owner = next((c for c in (config, *stages.values()) if key.replace("-", "_") in field_hints(c)), config)
-            checked = check_mapping(owner, {key: value}, where)
-            values = {**checked, **values} if owner is config else values
-    return values
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The fields in which two nested requests differ, as `name (old, now new)`."""
-    found = []
-    for key in [*old, *(k for k in new if k not in old)]:
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            found.append(f"{prefix}{key} ({_short(a)}, now {_short(b)})")
-    return found
-
-
-def describe(config: Any) -> str:
-    """A resolved configuration in one line, without what was left out."""
-    return " ".join(
-        f"{f.name}={_short(getattr(config, f.name))}"
-        for f in dataclasses.fields(config)
-        if getattr(config, f.name) not in (None, ())
-    )
-
-
-def portable(value: Any) -> Any:
-    """A request's value as it may be stored: it tells nothing of the machine or its user that the request did not.
-
-    In text (also within lists and tables) the user's own folder is written `~`, a folder called as the user is `$USER`,
-    and a path for which a preset or a pipeline said `$NAME` is `$NAME` again. A shell, and `expand`, fill them in.
-    """
-    if isinstance(value, Mapping):
-        return {key: portable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [portable(item) for item in value]
-    if not isinstance(value, str):
-        return value
-    home = os.path.expanduser("~")
-    names = {**_filled, **({home: "~"} if home not in ("~", "/", "") else {})}
-    for path in sorted(names, key=len, reverse=True):
-        value = re.sub(rf"{_BEFORE}{re.escape(path)}(?=[/,:\s]|$)", names[path], value)
-    for variable in ("USER", "LOGNAME"):
-        if user := os.environ.get(variable):
-            value = re.sub(rf"(?<=/){re.escape(user)}(?=[/,:\s]|$)", f"${variable}", value)
-    # half a surrogate (of a file's name that is no UTF-8) can be stored nowhere
-    return value.encode("utf-8", "backslashreplace").decode()
-
-
-def expand(value: Any) -> Any:
-    """Text (or texts) with `~` and `$NAME` filled in, as a shell would; other values as they are."""
-    if isinstance(value, tuple):
-        return tuple(expand(item) for item in value)
-    if not isinstance(value, str):
-        return value
-    for name in re.findall(r"\$(\w+|\{\w+\})", value):
-        path = os.environ.get(name.strip("{}"), "")
-        if path.startswith("/") and path.rstrip("/"):
-            _filled[path.rstrip("/")] = f"${name}"
-    value = re.sub(rf"{_BEFORE}~(?=/)", os.path.expanduser("~").replace("\\", r"\\"), os.path.expandvars(value))
-    return os.path.expanduser(value)
-
-
-def _short(value: Any) -> str:
-    text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-    return text if len(text) <= 80 else text[:77] + "..."

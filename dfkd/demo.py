@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from jaxtyping import Int, UInt8
 from torch import nn
 
-from dfkd.config import DemoConfig, RunConfig, portable
+from dfkd.config import DemoConfig, RunConfig
 from dfkd.console import say
 from dfkd.errors import RequestError
 from dfkd.files import output_path, replacing, write_json, write_text
+from dfkd.portable import portable
 
 SIDE = 16
 POOL_PATCHES = 20_000

@@ -9,13 +9,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dfkd.config import EvaluateConfig, portable
+from dfkd.config import EvaluateConfig
 from dfkd.console import progress, say
 from dfkd.data import Pool, open_pool
 from dfkd.device import resolve_place
 from dfkd.errors import RequestError
 from dfkd.files import output_path, write_json
 from dfkd.models.load import load_model, load_teacher
+from dfkd.portable import portable
 from dfkd.runs import CONFIG
 from dfkd.teacher import Classifier
 from dfkd.text import visible

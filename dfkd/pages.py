@@ -9,9 +9,9 @@ from importlib import resources
 from pathlib import Path
 
 from dfkd import __version__
-from dfkd.config import portable
 from dfkd.errors import RequestError
 from dfkd.files import output_path, write_text
+from dfkd.portable import portable
 from dfkd.text import visible
 
 VOID = ("img", "meta")

@@ -22,23 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dfkd.config import (
-    CompareConfig,
-    DistillConfig,
-    GenerateConfig,
-    RunConfig,
-    SelectConfig,
-    check_mapping,
-    expand,
-    field_hints,
-    from_mapping,
-    load_preset,
-    load_toml,
-)
+from dfkd.config import CompareConfig, DistillConfig, GenerateConfig, RunConfig, SelectConfig
 from dfkd.console import say
 from dfkd.errors import RequestError, nearest
 from dfkd.files import PARTIAL
 from dfkd.locks import locked
+from dfkd.portable import expand
+from dfkd.tables import check_mapping, field_hints, from_mapping, load_preset, load_toml
 
 STAGES = {"select": SelectConfig, "generate": GenerateConfig, "distill": DistillConfig}
 KEYS = ("out", "seeds", "defaults", *STAGES)

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from dfkd import cli, config
+from dfkd import cli, config, tables
 from dfkd.errors import RequestError
 
 
@@ -72,7 +72,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
 
 def test_the_flags_that_scripts_rely_on():
     """Extend freely, keep what is written."""
-    flags = {name: set(config.field_hints(stage.config)) for name, stage in cli.STAGES.items()}
+    flags = {name: set(tables.field_hints(stage.config)) for name, stage in cli.STAGES.items()}
     model = {"normalize", "image_size", "device", "seed", "preset"}
     assert flags["select"] >= model | {"teacher", "pool", "out", "method", "count", "gamma"}
     assert flags["distill"] >= model | {

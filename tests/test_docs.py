@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from dfkd import generators
-from dfkd.config import DistillConfig, load_preset
+from dfkd.config import DistillConfig
 from dfkd.distill import losses
 from dfkd.distill.objective import build_objective
 from dfkd.generators.build import choose
+from dfkd.tables import load_preset
 
 ROOT = Path(__file__).resolve().parent.parent
 

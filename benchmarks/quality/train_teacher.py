@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from dfkd import cli
-from dfkd.config import DistillConfig, ModelConfig, portable
+from dfkd.config import DistillConfig, ModelConfig
 from dfkd.console import say
 from dfkd.data import open_pool
 from dfkd.device import Place, machine, resolve_place
@@ -31,6 +31,7 @@ from dfkd.evaluate import check_labels, measure
 from dfkd.files import output_path
 from dfkd.models.load import load_model
 from dfkd.outputs import Outputs
+from dfkd.portable import portable
 from dfkd.runs import Run, peak_memory_bytes
 from dfkd.taps import Tapped
 from dfkd.teacher import Classifier

@@ -118,17 +118,17 @@ def names(data: bytes) -> None:
 
 def toml(data: bytes) -> None:
     """A preset and a pipeline."""
-    from dfkd import config
+    from dfkd import config, tables
     from dfkd.pipeline import read_pipeline
 
     path = _folder / "file.toml"
     path.write_bytes(data)
     for stage, kind in (("select", config.SelectConfig), ("distill", config.DistillConfig)):
         try:
-            values = config.load_preset(str(path), stage, kind)
+            values = tables.load_preset(str(path), stage, kind)
             given = {"teacher": "t", "pool": ("p",), "student": "s", "samples": ("s",), "out": "o"}
-            hints = config.field_hints(kind)
-            config.describe(kind(**{k: v for k, v in given.items() if k in hints} | values))
+            hints = tables.field_hints(kind)
+            tables.describe(kind(**{k: v for k, v in given.items() if k in hints} | values))
         except RequestError as error:
             assert str(error).isprintable()
     try:

@@ -9,9 +9,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 from dfkd.checks import check_file
-from dfkd.config import differences
 from dfkd.errors import RequestError
 from dfkd.runs import CONFIG, MEND, METRICS, RESULT, read_request, read_result
+from dfkd.tables import differences
 
 NEEDED = (
     *("name", "seed", "source", "student_parameters", "top1", "agreement", "teacher_top1", "test_images"),

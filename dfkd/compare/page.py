@@ -10,8 +10,9 @@ from typing import Any
 from dfkd.charts import figure, legend, lines, strips
 from dfkd.compare.collect import Row, curve, settings
 from dfkd.compare.table import HEAD, cells, reading, warnings
-from dfkd.config import DistillConfig, portable
+from dfkd.config import DistillConfig
 from dfkd.pages import Html, definitions, join, section, table, tag, write_page
+from dfkd.portable import portable
 
 CURVES = (
     ("loss", "Total loss. Rows with other losses have other totals: their heights cannot be compared."),

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from dfkd.compare.collect import LATER, NEEDED, WORDS, FinishedRun, Row, best_first
-from dfkd.config import portable
+from dfkd.portable import portable
 from dfkd.text import aligned, visible
 
 _FORMULA = ("=", "+", "-", "@")

@@ -10,7 +10,6 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
-from dfkd.config import portable
 from dfkd.data.folder import FolderReader
 from dfkd.data.hub import open_hub
 from dfkd.data.npz import NpzReader
@@ -20,6 +19,7 @@ from dfkd.data.tar import TarReader
 from dfkd.data.vision import open_vision
 from dfkd.errors import RequestError, nearest
 from dfkd.files import hash_of, user_path
+from dfkd.portable import portable
 
 _FILES: dict[str, Callable[[Path], Reader]] = {
     ".npz": NpzReader,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dfkd.config import DistillConfig, portable
+from dfkd.config import DistillConfig
 from dfkd.console import say
 from dfkd.data import Pool, open_pool
 from dfkd.device import Place, resolve_place
@@ -24,6 +24,7 @@ from dfkd.errors import RequestError
 from dfkd.evaluate import check_labels
 from dfkd.models.load import Model, load_model
 from dfkd.places import GROUPS, find_taps, group_of, match_groups
+from dfkd.portable import portable
 from dfkd.shards import Shards
 from dfkd.taps import Tap, Tapped, parse_taps
 from dfkd.teacher import Classifier, answer

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from dfkd import names
-from dfkd.config import DistillConfig, portable
+from dfkd.config import DistillConfig
 from dfkd.console import say
 from dfkd.device import Place
 from dfkd.distill.loop import train
@@ -15,6 +15,7 @@ from dfkd.distill.prepare import Distillation, prepare
 from dfkd.evaluate import Measures, measure
 from dfkd.files import hash_of, output_path
 from dfkd.models.load import load_weights
+from dfkd.portable import portable
 from dfkd.runs import Run, finished_weights, peak_memory_bytes
 from dfkd.teacher import Classifier
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dfkd import names
-from dfkd.config import DistillConfig, portable
+from dfkd.config import DistillConfig
 from dfkd.console import say
 from dfkd.device import Place
 from dfkd.distill import sampling
@@ -16,6 +16,7 @@ from dfkd.errors import RequestError
 from dfkd.generators.build import Chosen, build, choose
 from dfkd.generators.source import GeneratedSource
 from dfkd.models.load import Model, load_teacher
+from dfkd.portable import portable
 from dfkd.shards import Shards
 
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from dfkd.config import GenerateConfig, portable
+from dfkd.config import GenerateConfig
 from dfkd.console import progress, say
 from dfkd.device import Place, resolve_place
 from dfkd.distill import supply
@@ -26,6 +26,7 @@ from dfkd.generators.pictures import BLOCK, GeneratedPictures
 from dfkd.generators.quota import Quota, missing
 from dfkd.locks import locked
 from dfkd.models.load import Model, load_model
+from dfkd.portable import portable
 from dfkd.runs import CHECKPOINT, Progress
 from dfkd.select.choose import NON_FINITE, NOT_DRAWN, REASONS, SELECTED, Choice
 from dfkd.select.folder import Selected, check_partial, is_done, write

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from dfkd.checks import unsealed
-from dfkd.config import expand, portable
 from dfkd.errors import RequestError
 from dfkd.files import hash_file, user_path
 from dfkd.models import DEFAULT_IMAGE_SIZE
 from dfkd.models.program import check_program
 from dfkd.models.weights import WEIGHT_SUFFIXES, fit_prefix, load_state, load_weights, read_state_dict, require_file
 from dfkd.names import Named, build, code_of, find, parse
+from dfkd.portable import expand, portable
 from dfkd.preprocess import Preprocess, parse_normalize
 from dfkd.runs import finished_weights
 

@@ -11,19 +11,21 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 
-from dfkd.config import GenerateConfig, SelectConfig, differences, portable
+from dfkd.config import GenerateConfig, SelectConfig
 from dfkd.console import progress, say
 from dfkd.data import Images
 from dfkd.errors import RequestError
 from dfkd.files import hash_of, replacing, sync, sync_folder
 from dfkd.locks import LOCK
 from dfkd.models.load import Model
+from dfkd.portable import portable
 from dfkd.runs import CHECKPOINT, METRICS
 from dfkd.select.choose import REASONS, Choice
 from dfkd.select.class_dropping import kept_classes
 from dfkd.select.journal import JOURNAL, Journal
 from dfkd.select.methods import ImageScores
 from dfkd.shards import BYTES_PER_SHARD, MANIFEST, ROWS_PER_SHARD, Rows, Shards, write_manifest, write_shards
+from dfkd.tables import differences
 
 FILES_AT_ONCE = 64
 OWN = (LOCK, JOURNAL, CHECKPOINT, METRICS, "data-", "dataset_info.json", "scores.parquet", "state.json", MANIFEST)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dfkd import names
-from dfkd.config import SelectConfig, portable
+from dfkd.config import SelectConfig
 from dfkd.console import say
 from dfkd.data import Pool, open_pool
 from dfkd.device import Place, resolve_place
@@ -20,6 +20,7 @@ from dfkd.files import PARTIAL, output_path
 from dfkd.locks import locked
 from dfkd.models.load import Model, load_teacher
 from dfkd.places import find_taps
+from dfkd.portable import portable
 from dfkd.select.choose import Choice, Method, TooFew, choose
 from dfkd.select.folder import Selected, check_partial, is_done, write
 from dfkd.select.score import SCORE_FORMAT, PoolScores, score_pool, scores_folder

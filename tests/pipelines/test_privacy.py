@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from dfkd import config, demo
+from dfkd import config, demo, portable, tables
 
 HOOK = """
 import os, sys
@@ -151,7 +151,7 @@ def test_the_demo_writes_a_pipeline_without_its_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     text = demo.pipeline_text(tmp_path / "demo", 1, 2)
     assert str(tmp_path) not in text
-    values = config.check_mapping(config.SelectConfig, {"pool": ["~/demo/pool.npz"], "teacher": "n@~/demo/t.pt"}, "x")
+    values = tables.check_mapping(config.SelectConfig, {"pool": ["~/demo/pool.npz"], "teacher": "n@~/demo/t.pt"}, "x")
     assert values == {"pool": (f"{tmp_path}/demo/pool.npz",), "teacher": f"n@{tmp_path}/demo/t.pt"}
 
 
@@ -171,4 +171,4 @@ def test_portable(monkeypatch, text, stored):
     monkeypatch.setenv("HOME", "/home/somebody")
     monkeypatch.setenv("USER", "somebody")
     monkeypatch.setenv("DATA", "/volumes/3/data")
-    assert config.portable(config.expand(text) if isinstance(text, str) else text) == stored
+    assert portable.portable(portable.expand(text) if isinstance(text, str) else text) == stored

@@ -1,13 +1,13 @@
 import pytest
 
-from dfkd import config
+from dfkd import tables
 from dfkd.config import DistillConfig, SelectConfig
 from dfkd.errors import RequestError
 
 
 def test_from_mapping_types_hyphens_and_environment(monkeypatch):
     monkeypatch.setenv("POOLS", "/data")
-    made = config.from_mapping(
+    made = tables.from_mapping(
         SelectConfig, {"teacher": "t", "pool": "$POOLS/a.npz", "out": "o", "batch-size": 8, "gamma": 1}, "file"
     )
     assert made == SelectConfig(teacher="t", pool=("/data/a.npz",), out="o", batch_size=8, gamma=1.0)
@@ -24,7 +24,7 @@ def test_from_mapping_types_hyphens_and_environment(monkeypatch):
 )
 def test_from_mapping_names_what_is_wrong(values, said):
     with pytest.raises(RequestError, match=said):
-        config.from_mapping(SelectConfig, values, "file")
+        tables.from_mapping(SelectConfig, values, "file")
 
 
 def test_preset_file_shared_entries_and_own_table(tmp_path):
@@ -32,8 +32,8 @@ def test_preset_file_shared_entries_and_own_table(tmp_path):
     preset.write_text(
         'normalize = "cifar10"\nloss = ["kd"]\nseed = 1\n[select]\ngamma = 0.4\nseed = 5\n[distill]\nsteps = 10\n'
     )
-    assert config.load_preset(str(preset), "select", SelectConfig) == {"normalize": "cifar10", "seed": 5, "gamma": 0.4}
-    assert config.load_preset(str(preset), "distill", DistillConfig) == {
+    assert tables.load_preset(str(preset), "select", SelectConfig) == {"normalize": "cifar10", "seed": 5, "gamma": 0.4}
+    assert tables.load_preset(str(preset), "distill", DistillConfig) == {
         "normalize": "cifar10",
         "loss": ("kd",),
         "seed": 1,
@@ -54,7 +54,7 @@ def test_preset_file_names_what_is_wrong(tmp_path, text, said):
     preset = tmp_path / "mine.toml"
     preset.write_text(text)
     with pytest.raises(RequestError, match=said):
-        config.load_preset(str(preset), "select", SelectConfig)
+        tables.load_preset(str(preset), "select", SelectConfig)
 
 
 def test_every_preset_of_the_package_fits_its_stages():
@@ -63,25 +63,17 @@ def test_every_preset_of_the_package_fits_its_stages():
     names = [p.name.removesuffix(".toml") for p in (resources.files("dfkd") / "presets").iterdir()]
     assert names
     for name in names:
-        assert config.load_preset(name, "select", SelectConfig) or config.load_preset(name, "distill", DistillConfig)
+        assert tables.load_preset(name, "select", SelectConfig) or tables.load_preset(name, "distill", DistillConfig)
     with pytest.raises(RequestError, match="did you mean"):
-        config.load_preset(names[0] + "x", "select", SelectConfig)
+        tables.load_preset(names[0] + "x", "select", SelectConfig)
 
 
 def test_differences_names_nested_fields():
     old = {"teacher": {"weights": "a"}, "seed": 0, "gone": 1}
     new = {"teacher": {"weights": "b"}, "seed": 0, "added": [1, 2]}
-    assert config.differences(old, new) == [
+    assert tables.differences(old, new) == [
         "teacher.weights (a, now b)",
         "gone (1, now None)",
         "added (None, now 1,2)",
     ]
-    assert config.differences(new, dict(new)) == []
-
-
-def test_portable_hides_the_home_folder(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/somebody")
-    assert config.portable("net@/home/somebody/w.pt") == "net@~/w.pt"
-    assert config.portable("/home/somebody") == "~"
-    assert config.portable("/mnt/home/somebody/w.pt") == "/mnt/home/somebody/w.pt"
-    assert config.portable("/home/somebody-else/w.pt") == "/home/somebody-else/w.pt"
+    assert tables.differences(new, dict(new)) == []

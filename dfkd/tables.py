@@ -1,0 +1,113 @@
+"""Tables of options (TOML files, presets, stored requests) -> configurations, and what differs between two."""
+
+import dataclasses
+import tomllib
+import typing
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dfkd.config import DistillConfig, EvaluateConfig, ExportConfig, GenerateConfig, SelectConfig
+from dfkd.errors import RequestError, nearest
+from dfkd.names import convert
+from dfkd.portable import expand
+
+Config = TypeVar("Config")
+
+
+def field_hints(config: type) -> dict[str, Any]:
+    """The fields of a configuration class with their types."""
+    return {f.name: typing.get_type_hints(config)[f.name] for f in dataclasses.fields(config)}
+
+
+def from_mapping(config: type[Config], values: Mapping[str, Any], where: str) -> Config:
+    """A configuration from a TOML table; hyphens in keys are underscores.
+
+    Raises: RequestError, beginning with `where`, for an unknown key, a wrong type or a missing value.
+    """
+    checked = check_mapping(config, values, where)
+    required = [
+        f.name
+        for f in dataclasses.fields(config)  # type: ignore[arg-type]
+        if f.default is dataclasses.MISSING and f.name not in checked
+    ]
+    if required:
+        raise RequestError(f"{where} lacks {', '.join(required)}")
+    return config(**checked)
+
+
+def check_mapping(config: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The entries of a TOML table as field values of `config`, each of its type; `~` and `$NAME` are filled in."""
+    hints = field_hints(config)
+    checked = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in hints:
+            raise RequestError(f"{where} has no option {key!r}{nearest(name, hints)}")
+        checked[name] = expand(convert(value, hints[name], f"{where}: {key}"))
+    return checked
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as a dictionary. Raises: RequestError where it cannot be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no TOML, or a number of 5,000 digits
+        raise RequestError(f"{path} cannot be read: {error}") from None
+
+
+def load_preset(name: str, stage: str, config: type) -> dict[str, Any]:
+    """The values of a preset for one stage: the entries outside any table that this stage has, then its own table.
+
+    Raises: RequestError for an unknown preset, table or key.
+    """
+    if name.endswith(".toml"):
+        tables = load_toml(Path(name))
+    else:
+        folder = resources.files("dfkd") / "presets"
+        known = {Path(entry.name).stem: entry for entry in folder.iterdir() if entry.name.endswith(".toml")}
+        if name not in known:
+            raise RequestError(f"--preset {name!r} is unknown{nearest(name, known)} (a file of your own ends in .toml)")
+        tables = tomllib.loads(known[name].read_text(encoding="utf-8"))
+    where = f"preset {name}"
+    stages: dict[str, type] = {"select": SelectConfig, "distill": DistillConfig, "evaluate": EvaluateConfig}
+    stages |= {"generate": GenerateConfig, "export": ExportConfig}
+    values: dict[str, Any] = {}
+    for key, value in tables.items():
+        if isinstance(value, dict):
+            if key not in stages:
+                raise RequestError(f"{where} has a table [{key}]{nearest(key, stages)}")
+            table = check_mapping(stages[key], value, f"{where} [{key}]")
+            values |= table if key == stage else {}
+        else:  # a shared entry must belong to some stage, not to each
+            owner = next((c for c in (config, *stages.values()) if key.replace("-", "_") in field_hints(c)), config)
+            checked = check_mapping(owner, {key: value}, where)
+            values = {**checked, **values} if owner is config else values
+    return values
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The fields in which two nested requests differ, as `name (old, now new)`."""
+    found = []
+    for key in [*old, *(k for k in new if k not in old)]:
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key} ({_short(a)}, now {_short(b)})")
+    return found
+
+
+def describe(config: Any) -> str:
+    """A resolved configuration in one line, without what was left out."""
+    return " ".join(
+        f"{f.name}={_short(getattr(config, f.name))}"
+        for f in dataclasses.fields(config)
+        if getattr(config, f.name) not in (None, ())
+    )
+
+
+def _short(value: Any) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return text if len(text) <= 80 else text[:77] + "..."
