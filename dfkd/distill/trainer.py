@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from dfkd.device import Place
 from dfkd.distill.augment import crop_and_flip, mix
 from dfkd.distill.average import Average
-from dfkd.distill.batchnorm import reestimate
+from dfkd.distill.batchnorm import batch_norms, reestimate
 from dfkd.distill.distributions import kl_of_each
 from dfkd.distill.loop import Pace, check_weights
 from dfkd.distill.objective import Objective
@@ -88,7 +87,7 @@ class Trainer:
 
     def judge(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:
         """The student's answer as in training, for a source that learns from it; no statistics of it move."""
-        layers = [m for m in self.student.module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        layers = batch_norms(self.student.module)
         for layer in layers:  # in training it normalizes by the batch then, and remembers nothing
             layer.track_running_stats = False
         try:
