@@ -152,7 +152,8 @@ class DistillConfig(ModelConfig):
     batch_size: int = 128
     """Images a step."""
     batches: str = "shuffled"
-    """shuffled; or each batch even over the teacher's classes, classes:each=8, or clusters, superclasses:count=16."""
+    """shuffled; or each batch even over the teacher's classes, classes:each=8, or clusters, superclasses:count=16; or
+    after a first pass the images on which the student is farthest from the teacher, hardest:share=0.5."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd has Nesterov momentum 0.9."""
     lr: float | None = None

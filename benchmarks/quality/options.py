@@ -20,6 +20,7 @@ ROWS = {
     "ema": {"ema": 0.99},
     "reestimate": {"reestimate": 50},
     "ema-reestimate": {"ema": 0.99, "reestimate": 50},
+    "hardest": {"batches": "hardest:share=0.5"},
     "cutmix-reestimate": {"cutmix": 1.0, "reestimate": 50},
 }
 

@@ -11,8 +11,13 @@ from dfkd.errors import RequestError
 
 def kl(p: Float[Tensor, "batch classes"], log_q: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
     """KL divergence from the distributions `p` to those whose logarithms are `log_q`, averaged over the batch."""
+    return kl_of_each(p, log_q).mean()
+
+
+def kl_of_each(p: Float[Tensor, "batch classes"], log_q: Float[Tensor, "batch classes"]) -> Float[Tensor, " batch"]:
+    """The same for each of the batch."""
     # xlogy: where p = 0 it adds 0, and p * log p would be NaN
-    return (torch.xlogy(p, p) - p * log_q).sum(dim=1).mean()
+    return (torch.xlogy(p, p) - p * log_q).sum(dim=1)
 
 
 def others(of: Int[Tensor, " rows"], classes: int) -> Int[Tensor, "rows others"]:

@@ -1,21 +1,24 @@
 """In which order stored images are learnt from: shuffled, or with several images of a class in every batch.
 
-What `--batches` names are the functions `shuffled`, `classes` and `superclasses`; one of one's own has the same form.
-An order is an endless stream of row numbers that is decided by its seed alone: what stands at a position can be asked
-for at any time, so that a run goes on from a position as if it had never stopped.
+What `--batches` names are the functions `shuffled`, `classes`, `superclasses` and `hardest`; one of one's own has the
+same form. An order is an endless stream of row numbers that is decided by its seed alone: what stands at a position can
+be asked for at any time, so that a run goes on from a position as if it had never stopped. One that follows the student
+(`Following`) has a state beside it.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
+from torch import Tensor
 
+from dfkd.distill.hardest import HardestOrder
 from dfkd.errors import RequestError
 
-__all__ = ["classes", "shuffled", "superclasses"]
+__all__ = ["classes", "hardest", "shuffled", "superclasses"]
 
 
 @runtime_checkable
@@ -24,6 +27,23 @@ class Order(Protocol):
 
     def rows(self, position: int, count: int) -> Int[np.ndarray, " count"]:
         """The rows at `count` positions from `position` on."""
+        ...
+
+
+@runtime_checkable
+class Following(Order, Protocol):
+    """An order that draws from what the student does; it is asked for the rows of every batch once, in turn."""
+
+    def seen(self, rows: Int[np.ndarray, " batch"], values: Float[Tensor, " batch"]) -> None:
+        """After a batch: the teacher's divergence from the student on these rows, on the device."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it has drawn and seen, as tensors and numbers."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
         ...
 
 
@@ -49,6 +69,11 @@ def classes(stored: Stored, batch: int, seed: int, *, each: int = 8) -> Order:
 def superclasses(stored: Stored, batch: int, seed: int, *, each: int = 8, count: int = 16) -> Order:
     """The same with `count` clusters of images that the teacher says the like of."""
     return GroupedOrder(clusters_of(stored.column("logits").astype(np.float32), count, seed), batch, each, seed)
+
+
+def hardest(stored: Stored, batch: int, seed: int, *, share: float = 0.5) -> Order:
+    """After a first pass, again and again the `share` of the images that the student knows least."""
+    return HardestOrder(stored.images, share, seed)
 
 
 class ShuffledOrder:

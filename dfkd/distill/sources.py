@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from dfkd.distill.sampling import Order
+from dfkd.distill.sampling import Following, Order
 from dfkd.outputs import Outputs
 from dfkd.shards import Shards
 
@@ -77,7 +77,8 @@ class Source(Protocol):
 class ShardSource:
     """The images of one or more selections, one behind the other, in an endless order; every batch is full.
 
-    Where images have to be decoded, the next batch is prepared while the student learns from this one.
+    Where images have to be decoded, the next batch is prepared while the student learns from this one, unless the order
+    follows the student: then this one decides it.
     """
 
     teacher_forwards = generator_steps = 0
@@ -86,13 +87,24 @@ class ShardSource:
     def __init__(self, selections: Sequence[Shards], order: Order) -> None:
         self._selections, self._order, self._position = list(selections), order, 0
         self._starts = np.cumsum([0, *map(len, selections)])
-        self._reader = ThreadPoolExecutor(1) if any(shards.encoded for shards in selections) else None
+        ahead = any(shards.encoded for shards in selections) and not self.follows
+        self._reader = ThreadPoolExecutor(1) if ahead else None
         self._ahead: tuple[int, int, Future[Batch]] | None = None
 
     @property
     def images(self) -> int:
         """The images of all selections together."""
         return int(self._starts[-1])
+
+    @property
+    def follows(self) -> bool:
+        """Whether the order wants to be told, after a batch, how far the student is from the teacher (`seen`)."""
+        return isinstance(self._order, Following)
+
+    def seen(self, rows: Int[Tensor, " batch"], values: Float[Tensor, " batch"]) -> None:
+        """Tell the order."""
+        assert isinstance(self._order, Following)
+        self._order.seen(rows.numpy(), values)
 
     def sample(self, count: int) -> Batch:
         """The next `count` images."""
@@ -112,12 +124,15 @@ class ShardSource:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the endless order."""
-        return {"position": self._position}
+        """The position in the endless order, and the state of one that follows the student."""
+        order = {"order": self._order.state_dict()} if isinstance(self._order, Following) else {}
+        return {"position": self._position, **order}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a position."""
         self._position = int(state["position"])
+        if isinstance(self._order, Following):
+            self._order.load_state_dict(state["order"])
 
     def _batch(self, position: int, count: int) -> Batch:
         rows = self._order.rows(position, count)

@@ -91,10 +91,17 @@ def build_source(
     config: DistillConfig, selections: Sequence[Shards], chosen: Chosen | None, teacher: Model, place: Place
 ) -> Source:
     """The source of a run: the selections as one, a generator, or both in the shares that `--weights` gives."""
+    stored: list[ShardSource]
     if config.weights and len(selections) > 1:
-        stored: list[Source] = [ShardSource([s], _order(config, [s])) for s in selections]
+        stored = [ShardSource([s], _order(config, [s])) for s in selections]
     else:
         stored = [ShardSource(selections, _order(config, selections))] if selections else []
+    mixed = chosen is not None or len(stored) > 1 or config.mixup or config.cutmix
+    if mixed and any(source.follows for source in stored):
+        raise RequestError(
+            f"--batches {config.batches} has to know which stored image every view is of: it does not go with "
+            "--mixup, --cutmix, --weights or --source"
+        )
     if chosen is None:
         return MixedSource(stored, config.weights) if len(stored) > 1 else stored[0]
     method = build(

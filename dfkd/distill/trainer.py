@@ -1,5 +1,6 @@
 """What learns in a distillation: a step is images from a source, a view, teacher, student, objective, optimizer."""
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,16 +8,16 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from dfkd.device import Place
 from dfkd.distill.augment import crop_and_flip, mix
 from dfkd.distill.average import Average
-from dfkd.distill.batchnorm import reestimate
+from dfkd.distill.batchnorm import batch_norms, reestimate
+from dfkd.distill.distributions import kl_of_each
 from dfkd.distill.loop import Pace, check_weights
 from dfkd.distill.objective import Objective
 from dfkd.distill.optim import learning_rate, set_rate
-from dfkd.distill.sources import Batch, Source
+from dfkd.distill.sources import Batch, ShardSource, Source
 from dfkd.outputs import Outputs
 from dfkd.select.class_dropping import kept_classes
 from dfkd.taps import Tapped
@@ -58,6 +59,7 @@ class Trainer:
         self.average: Average | None = None
         if plan.ema:  # the losses' own parameters too: some end up in the student
             self.average = Average([*student.module.state_dict().values(), *objective.parameters()], plan.ema)
+        self.follower = source if isinstance(source, ShardSource) and source.follows else None
         self.step, self.seconds = 0, 0.0
 
     @property
@@ -95,7 +97,7 @@ class Trainer:
 
     def judge(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:
         """The student's answer as in training, for a source that learns from it; no statistics of it move."""
-        layers = [m for m in self.student.module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        layers = batch_norms(self.student.module)
         for layer in layers:  # in training it normalizes by the batch then, and remembers nothing
             layer.track_running_stats = False
         try:
@@ -114,6 +116,8 @@ class Trainer:
         view = self.view(batch)
         theirs, ours = self.teach(view, batch), self.answer(view)
         total, values = self.objective(ours, theirs)
+        if self.follower is not None and batch.rows is not None:
+            self.follower.seen(batch.rows, _distances(ours, theirs))
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         self.optimizer.step()
@@ -132,12 +136,14 @@ class Trainer:
 
     def finish(self) -> None:
         """After the last step: make the student what is written and measured, from what was learnt."""
+        started = time.perf_counter()
         if self.average is not None:
             self.average.apply()
         self.objective.finish()
         if self.plan.reestimate:
             batches = (self.source.sample(self.plan.batch_size) for _ in range(self.plan.reestimate))
             reestimate(self.student.module, map(self.view, batches))
+        self.seconds += time.perf_counter() - started
         check_weights(self)
 
     def state_dict(self) -> dict[str, Any]:
@@ -173,6 +179,12 @@ def _observed(ours: Outputs, theirs: Outputs) -> dict[str, Tensor]:
         agreement = (ours.logits.argmax(dim=1) == theirs.logits.argmax(dim=1)).float().mean()
         entropies = [_entropy(outputs.logits) for outputs in (ours, theirs)]
     return {"agreement": agreement, "student_entropy": entropies[0], "teacher_entropy": entropies[1]}
+
+
+@torch.no_grad()
+def _distances(ours: Outputs, theirs: Outputs) -> Float[Tensor, " batch"]:
+    """How far the student is from the teacher on each image, whatever the losses are: the divergence in plain `kd`."""
+    return kl_of_each((theirs.logits / 4).softmax(dim=1), (ours.logits / 4).log_softmax(dim=1))
 
 
 def _entropy(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:

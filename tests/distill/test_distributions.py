@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from dfkd.distill.distributions import check_above, check_at_least, kl, others
+from dfkd.distill.distributions import check_above, check_at_least, kl, kl_of_each, others
 from dfkd.errors import RequestError
 
 
@@ -10,6 +10,7 @@ def test_kl_is_averaged_over_the_rows():
     p, q = np.array([[0.5, 0.5], [0.9, 0.1]]), np.array([[0.25, 0.75], [0.9, 0.1]])
     expected = 0.5 * np.log(2) + 0.5 * np.log(2 / 3)
     assert kl(torch.tensor(p), torch.tensor(q).log()).item() == pytest.approx(expected / 2)
+    assert kl_of_each(torch.tensor(p), torch.tensor(q).log()).tolist() == pytest.approx([expected, 0])
 
 
 def test_kl_takes_probabilities_of_zero_and_their_gradient_is_finite():

@@ -1,6 +1,7 @@
 import numpy as np
 import torch
 
+from dfkd.distill.hardest import HardestOrder
 from dfkd.distill.sampling import ShuffledOrder
 from dfkd.distill.sources import Batch, MixedSource, ShardSource, Source
 from dfkd.shards import Shards
@@ -66,6 +67,31 @@ def test_reading_ahead_changes_nothing():
 
 def test_stored_images_do_not_follow_the_student():
     assert source().update(torch.nn.Linear(1, 1)) == {}
+
+
+def told(source, *counts):
+    """The images drawn where the student finds large numbers hard."""
+    drawn = []
+    for count in counts:
+        batch = source.sample(count)
+        source.seen(batch.rows, batch.rows.float())
+        drawn.append(batch.rows.tolist())
+    return drawn
+
+
+def test_an_order_that_follows_the_student_is_told_and_goes_on_from_its_state():
+    assert not source().follows
+    first, whole, encoded, resumed = (
+        ShardSource([Numbered(0, 7, e), Numbered(7, 5, e)], HardestOrder(12, 0.25, seed=0))
+        for e in (False, False, True, False)
+    )
+    assert whole.follows
+    batches = told(whole, 8, 4, 3, 2, 4)
+    assert sorted(batches[2]) == [9, 10, 11] and {*batches[3], *batches[4]} == {9, 10, 11}
+    assert told(encoded, 8, 4, 3, 2, 4) == batches  # nothing is read ahead of what the student says
+    told(first, 8, 4, 3, 2)
+    resumed.load_state_dict(first.state_dict())
+    assert told(resumed, 4) == batches[4:]
 
 
 def test_a_mixture_has_its_shares_to_the_image():

@@ -101,6 +101,8 @@ def test_select(refused, lab, selection, tmp_path, change, said):
         ({"--batches": "class"}, "no order of batches is called 'class'; did you mean 'classes'?"),
         ({"--batches": "classes:each=7"}, "--batch-size 128 is not a multiple of 7"),
         ({"--batches": "superclasses:count=1000"}, "1000 clusters of 400 images"),
+        ({"--batches": "hardest:share=2"}, "--batches hardest:share=2 is not above 0 and at most 1"),
+        ({"--batches": "hardest", "--cutmix": 1}, "--batches hardest has to know which stored image every view is of"),
         ({"--seed": -1}, "--seed -1 is not at least 0"),
         ({"--mixup": "nan"}, "--mixup nan is not at least 0"),
         ({"--cutmix": -1}, "--cutmix -1.0 is not at least 0"),

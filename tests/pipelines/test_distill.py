@@ -138,7 +138,7 @@ PINNED = [
     "options",
     [
         ("--mixup", 0.3),
-        ("--optimizer", "adamw"),
+        ("--optimizer", "adamw", "--batches", "hardest:share=0.1"),
         ("--ema", 0.9, "--cutmix", 1),
         ("--reestimate", 2, "--mixup", 1, "--cutmix", 1),
         ("--init", "teacher", "--student", "cifar_resnet:depth=8", "--ema", 0.9, "--reestimate", 2),

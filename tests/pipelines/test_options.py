@@ -3,11 +3,13 @@
 import json
 import tomllib
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from dfkd.distill import trainer
+from dfkd.distill.hardest import HardestOrder
 from dfkd.distill.trainer import Trainer
 
 QUICK = ("--steps", 12, "--batch-size", 32, "--checkpoint-every", 5, "--log-every", 4)
@@ -119,6 +121,34 @@ def test_cut_images_are_no_stored_rows_and_the_teacher_sees_what_the_student_see
     assert lab.distill(selection, tmp_path / "run", *QUICK, "--cutmix", 1) == 0
     assert seen == [(None, True)] * 12
     assert not same(student(plain), student(tmp_path / "run"))
+
+
+def test_the_hardest_images_are_those_where_the_student_was_farthest_from_the_teacher(
+    lab, selection, tmp_path, monkeypatch
+):
+    batches, logits = [], []
+    draw, teach, answer = HardestOrder.rows, Trainer.teach, Trainer.answer
+
+    def kept(function, into):
+        def keep(self, *given):
+            into.append(function(self, *given))
+            return into[-1]
+
+        return keep
+
+    monkeypatch.setattr(HardestOrder, "rows", kept(draw, batches))
+    monkeypatch.setattr(Trainer, "teach", kept(teach, logits))
+    monkeypatch.setattr(Trainer, "answer", kept(answer, logits))
+    assert lab.distill(selection, tmp_path / "run", *QUICK, "--batch-size", 100, "--batches", "hardest:share=0.5") == 0
+    latest = np.full(400, np.nan)
+    for step, rows in enumerate(batches):
+        if step >= 4 and step % 2 == 0:  # a round of two batches
+            hardest = np.argsort(-latest)[:200]
+            assert {*rows, *batches[step + 1]} == {*hardest}
+        t, s = (outputs.logits.detach().double().numpy() / 4 for outputs in logits[2 * step : 2 * step + 2])
+        log_p, log_q = (x - np.log(np.exp(x).sum(axis=1, keepdims=True)) for x in (t, s))
+        latest[rows] = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+    assert len(batches) == 12 and len({tuple(sorted(rows)) for rows in batches}) == 12
 
 
 def test_what_is_on_decides_the_run_and_what_is_off_leaves_earlier_runs_as_they_are(

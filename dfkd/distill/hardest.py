@@ -1,0 +1,69 @@
+"""An order of stored images that follows the student: what it has learnt makes room for what it has not."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dfkd.errors import RequestError
+
+
+class HardestOrder:
+    """Rounds of the images on which the student was farthest from the teacher when it last saw them.
+
+    The first round has all images, every later one the `share` of them with the largest values, shuffled. An image that
+    is left out keeps its value, and returns once enough of the others have fallen below it. Ranking by the latest known
+    loss is that of Online batch selection for faster training of neural networks, 2015,
+    https://arxiv.org/abs/1511.06343, which draws every batch with a chance that falls exponentially with the rank; the
+    cut by rounds is ours. Other than the orders that a seed alone decides, this one goes forward only, and `state_dict`
+    is part of where it stands.
+    """
+
+    def __init__(self, images: int, share: float, seed: int) -> None:
+        """Order `images` rows. Raises: RequestError unless 0 < share <= 1."""
+        if not 0 < share <= 1:
+            raise RequestError(f"--batches hardest:share={share:g} is not above 0 and at most 1")
+        self._size, self._seed = max(1, round(share * images)), seed
+        self._values = np.full(images, np.finfo(np.float32).max, dtype=np.float32)  # not seen yet: the first to be
+        self._told: list[tuple[Int[np.ndarray, " batch"], Float[Tensor, " batch"]]] = []
+        self._number, self._start = 0, 0
+        self._round = self._shuffled(np.arange(images))
+
+    def rows(self, position: int, count: int) -> Int[np.ndarray, " count"]:
+        """The rows at `count` positions from `position` on, where the rows asked for before ended."""
+        parts = [np.empty(0, dtype=np.int64)]
+        while count:
+            if position == self._start + len(self._round):
+                self._read()
+                self._number, self._start = self._number + 1, position
+                self._round = self._shuffled(np.argsort(-self._values, kind="stable")[: self._size])
+            parts.append(self._round[position - self._start :][:count])
+            position, count = position + len(parts[-1]), count - len(parts[-1])
+        return np.concatenate(parts)
+
+    def seen(self, rows: Int[np.ndarray, " batch"], values: Float[Tensor, " batch"]) -> None:
+        """How far the student is from the teacher on these rows. Values on a device are read when a round is drawn."""
+        self._told.append((rows, values))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The round, and the value of every image."""
+        self._read()
+        arrays = {"round": torch.from_numpy(self._round), "values": torch.from_numpy(self._values.copy())}
+        return {"number": self._number, "start": self._start, **arrays}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self._number, self._start = int(state["number"]), int(state["start"])
+        self._round, self._values = state["round"].numpy(), state["values"].numpy().copy()
+        self._told.clear()
+
+    def _read(self) -> None:
+        if self._told:
+            rows, values = zip(*self._told, strict=True)
+            self._values[np.concatenate(rows)] = torch.cat(values).cpu().numpy()  # of a row seen twice the last counts
+            self._told.clear()
+
+    def _shuffled(self, rows: Int[np.ndarray, " rows"]) -> Int[np.ndarray, " rows"]:
+        return np.random.default_rng([self._seed, self._number]).permutation(rows)
