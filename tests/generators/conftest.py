@@ -9,6 +9,7 @@ import torch
 
 from dfkd.device import Place
 from dfkd.distill.sampling import ShuffledOrder
+from dfkd.distill.sources import Batch, Still
 from dfkd.generators.build import build, choose
 from dfkd.generators.source import GeneratedSource
 from dfkd.models.load import load_model
@@ -35,27 +36,19 @@ def network(seed, channels=1, architecture=RESNET, size=SIZE):
     return model
 
 
-class RealImages:
+class RealImages(Still):
     """A source of images that are there already."""
 
-    images, teacher_forwards, generator_steps, taps = 100, 0, 0, frozenset()
+    images = 100
 
     def __init__(self, channels):
         self._pixels = torch.randint(0, 256, (100, SIZE, SIZE, channels), dtype=torch.uint8)
         self._order, self._position = ShuffledOrder(100, 0), 0
 
     def sample(self, count):
-        from dfkd.distill.sources import Batch
-
         rows = torch.from_numpy(self._order.rows(self._position, count))
         self._position += count
         return Batch(self._pixels[rows], rows)
-
-    def warm_up(self, student):
-        return None
-
-    def update(self, student):
-        return {}
 
     def state_dict(self):
         return {"position": self._position}
