@@ -62,7 +62,8 @@ nothing else. A run goes on exactly where it stopped.
 Every row is trained with the loss `kd` for the same number of the student's steps; what differs is where the images
 come from. `random` learns from random images of the pool, `untrained` from a generator that never learns. Seconds
 have the generator's work in them; networks of generators have `width=32` here. One teacher is not all: `dafl` gave 95.8
-on the teacher of the digits' column and 79.0 on another training of the same network (benchmarks/quality/LOG.md).
+on the teacher of the digits' column and 79.0 on another training of the same network (benchmarks/quality/LOG.md). A
+figure without a deviation is one seed's. Seconds had other work beside them.
 
 {measured}
 
