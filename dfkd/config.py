@@ -106,6 +106,8 @@ class GenerateConfig(ModelConfig):
     """MODEL with weights, such as a RUN: for methods that look for what a student does not know yet."""
     samples: tuple[str, ...] = ()
     """Selection folders, for methods that learn from real images too."""
+    teacher_taps: tuple[str, ...] = ()
+    """Where a method's features are taken, by hand: last=fc:input."""
     fill: str | None = None
     """A selection: make images only of the classes of which it has too few, until it would be even."""
     class_dropping: float = 0.05

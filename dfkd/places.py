@@ -193,6 +193,11 @@ def _before_activation(trace: _Trace, stage: _Run) -> tuple[Tap, str]:
 
 
 @torch.no_grad()
+def _device_of(module: nn.Module) -> torch.device:
+    """Where a network lies; it may have been moved since it was loaded."""
+    return next((value.device for value in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+
+
 def _trace(module: nn.Module, example: Tensor) -> _Trace:
     """Run `module` in evaluation mode and note which of its modules run, in the order of entering them."""
     runs: list[_Run] = []
@@ -202,7 +207,7 @@ def _trace(module: nn.Module, example: Tensor) -> _Trace:
         try:
             for path, layer in module.named_modules():
                 handles += _watch(path, layer, runs, order)
-            logits = module(example)
+            logits = module(example.to(_device_of(module)))
         except Exception as error:  # foreign code: anything can be raised for a shape that it cannot take
             raise RequestError(f"the model cannot take a batch of shape {list(example.shape)}: {error}") from error
         finally:

@@ -24,7 +24,7 @@ from dfkd.distill.loop import train
 from dfkd.distill.objective import build_objective
 from dfkd.distill.optim import SCHEDULE_WARMUP, default_rate, make_optimizer
 from dfkd.distill.sampling import ShuffledOrder
-from dfkd.distill.sources import Batch
+from dfkd.distill.sources import Batch, Still
 from dfkd.distill.trainer import Plan, Trainer
 from dfkd.errors import RequestError
 from dfkd.evaluate import check_labels, measure
@@ -66,10 +66,8 @@ class TeacherConfig(ModelConfig):
     """Steps between two checkpoints."""
 
 
-class LabeledImages:
+class LabeledImages(Still):
     """The training loop's source: the images of a pool in shuffled order."""
-
-    teacher_forwards = generator_steps = 0
 
     def __init__(self, pool, seed):
         self._pool, self._order, self._position = pool, ShuffledOrder(len(pool), seed), 0
@@ -87,9 +85,6 @@ class LabeledImages:
                 f"{self._pool.sources(rows[[*found.problems]])[0]} cannot be read: mend it or take it out"
             )
         return Batch(torch.from_numpy(found.pixels), torch.from_numpy(rows))
-
-    def update(self, student):
-        return {}
 
     def state_dict(self):
         return {"position": self._position}

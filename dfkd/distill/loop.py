@@ -1,5 +1,6 @@
 """The training loop, the only one: a student's distillation and a generator's training go through it."""
 
+import itertools
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -34,6 +35,15 @@ class Learner(Protocol):
     @property
     def plan(self) -> Pace:
         """How far it goes."""
+        ...
+
+    @property
+    def mend(self) -> str:
+        """What to do where a metric or a weight is no longer finite."""
+        ...
+
+    def warm_up(self) -> Mapping[str, Tensor] | None:
+        """Do a piece of what comes before the first step. Returns its metrics, or None where nothing is left to do."""
         ...
 
     def begin(self) -> None:
@@ -77,6 +87,17 @@ def train(learner: Learner, record: Progress) -> None:
     logged_at, logged_step = started, learner.step
     total = plan.steps
     with progress("training", total, "steps", learner.step) as bar, stop_request() as stop:
+        for piece in itertools.count(1):
+            seen = learner.warm_up()
+            if seen is None:
+                break
+            if piece % plan.log_every == 0 or stop.signal is not None:
+                _check_finite({name: float(value) for name, value in seen.items()}, learner.step, learner.mend)
+            if piece % plan.checkpoint_every == 0 or stop.signal is not None:
+                check_weights(learner)
+                record.save(learner.state_dict(), {"step": learner.step, "seconds": learner.seconds})
+            if stop.signal is not None:
+                raise Interrupted(stop.signal, "what was made so far is saved, the same command goes on from there")
         while learner.step < total:
             metrics = learner.advance()
             step = learner.step
@@ -84,7 +105,7 @@ def train(learner: Learner, record: Progress) -> None:
             if step % plan.log_every == 0 or save or last:
                 now = time.perf_counter()
                 row = {name: float(value) for name, value in metrics.items()}
-                _check_finite(row, step)
+                _check_finite(row, step, learner.mend)
                 rate = plan.batch_size * (step - logged_step) / (now - logged_at)
                 if step % plan.log_every == 0 or last:
                     record.log({"step": step, **row, "images_per_second": rate})
@@ -98,13 +119,13 @@ def train(learner: Learner, record: Progress) -> None:
                 raise Interrupted(stop.signal, f"step {step} is saved, the same command goes on from there")
 
 
-def _check_finite(row: Mapping[str, float], step: int) -> None:
+def _check_finite(row: Mapping[str, float], step: int, mend: str) -> None:
     wrong = [name for name, value in row.items() if not torch.isfinite(torch.tensor(value))]
     if wrong:
         term = next((name for name in wrong if name != "loss"), "loss")
         raise RequestError(
             f"the loss is no longer finite at step {step} (term {term}); the last checkpoint before it, if any, is "
-            "kept; start again in another folder with a lower --lr"
+            f"kept; {mend}"
         )
 
 
@@ -115,7 +136,7 @@ def check_weights(learner: Learner) -> None:
             if not torch.isfinite(value).all():
                 raise RequestError(
                     f"the weights are no longer finite at step {learner.step} ({name}); the last checkpoint before it, "
-                    "if any, is kept; start again in another folder with a lower --lr"
+                    f"if any, is kept; {learner.mend}"
                 )
 
 

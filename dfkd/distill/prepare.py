@@ -91,7 +91,7 @@ def _check(config: DistillConfig) -> None:
 
 
 def _load_student(config: DistillConfig, teacher: Model) -> Model:
-    torch.manual_seed(config.seed)  # the student's initial weights, and the projections after it
+    torch.manual_seed(config.seed)  # the student's initial weights
     return load_model(
         config.student,
         normalize=teacher.normalize,
@@ -161,7 +161,7 @@ def _trainer(
     """Put the pieces together: taps on both models, projections built from a first batch, optimizer over all."""
     example = torch.zeros(1, teacher.channels, *[teacher.image_size or 1] * 2)
     taps = match_groups(
-        _taps(teacher, config.teacher_taps, objective.taps, example, "teacher"),
+        _taps(teacher, config.teacher_taps, objective.taps, example, "teacher", source.taps),
         _taps(student, config.student_taps, objective.taps, example, "student"),
     )
     classifier = Classifier(teacher, place, taps[0])
@@ -195,12 +195,22 @@ def _head(module: nn.Module, taps: Mapping[str, Tap], example: torch.Tensor) -> 
 
 
 def _taps(
-    model: Model, by_hand: Sequence[str], wanted: frozenset[str], example: torch.Tensor, who: str
+    model: Model,
+    by_hand: Sequence[str],
+    wanted: frozenset[str],
+    example: torch.Tensor,
+    who: str,
+    others: frozenset[str] = frozenset(),
 ) -> dict[str, Tap]:
-    """The places that the losses read: those named by hand, and the others found by tracing the model."""
+    """The places that the losses read: those named by hand, and the others found by tracing the model.
+
+    `others` may be named besides: a generator reads them.
+    """
     given = parse_taps(by_hand)
-    for name in given:
-        if group_of(name) not in wanted or name in GROUPS:
+    for name in [*given]:
+        if group_of(name) in others - wanted:
+            del given[name]
+        elif group_of(name) not in wanted or name in GROUPS:
             places = [f"{tap}1, {tap}2, ..." if tap in GROUPS else tap for tap in sorted(wanted)]
             read = f"the losses read {', '.join(places)}" if wanted else "no loss reads features"
             raise RequestError(f"--{who}-taps names {name!r}; {read}")

@@ -48,6 +48,15 @@ class Source(Protocol):
         """Steps that a generator of the source has learnt for."""
         ...
 
+    @property
+    def taps(self) -> frozenset[str]:
+        """The teacher's features that a generator of the source reads."""
+        ...
+
+    def warm_up(self, student: Student) -> Mapping[str, Tensor] | None:
+        """A piece of what the source does before the student's first step; None where nothing is left to do."""
+        ...
+
     def update(self, student: Student) -> Mapping[str, Tensor]:
         """What the source does before a step of the student, and its metrics; nothing for stored images."""
         ...
@@ -65,14 +74,26 @@ class Source(Protocol):
         ...
 
 
-class ShardSource:
+class Still:
+    """What a source answers that has no generator: images that are there already follow no student."""
+
+    teacher_forwards = generator_steps = 0
+    taps: frozenset[str] = frozenset()
+
+    def warm_up(self, student: Student) -> None:
+        """Nothing is left to do."""
+
+    def update(self, student: Student) -> dict[str, Tensor]:
+        """Nothing changes."""
+        return {}
+
+
+class ShardSource(Still):
     """The images of one or more selections, one behind the other, in an endless order; every batch is full.
 
     Where images have to be decoded, the next batch is prepared while the student learns from this one, unless the order
     follows the student: then this one decides it.
     """
-
-    teacher_forwards = generator_steps = 0
 
     def __init__(self, selections: Sequence[Shards], order: Order) -> None:
         self._selections, self._order, self._position = list(selections), order, 0
@@ -105,10 +126,6 @@ class ShardSource:
         batch = ready[2].result() if ready and ready[:2] == (position, count) else self._batch(position, count)
         self._ahead = (self._position, count, self._reader.submit(self._batch, self._position, count))
         return batch
-
-    def update(self, student: Student) -> dict[str, Tensor]:
-        """Stored images do not follow the student."""
-        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the endless order, and the state of one that follows the student."""
@@ -162,6 +179,15 @@ class MixedSource:
     def generator_steps(self) -> int:
         """Of all sources."""
         return sum(source.generator_steps for source in self._sources)
+
+    @property
+    def taps(self) -> frozenset[str]:
+        """Of all sources."""
+        return frozenset(tap for source in self._sources for tap in source.taps)
+
+    def warm_up(self, student: Student) -> Mapping[str, Tensor] | None:
+        """Of one source after the other."""
+        return next((seen for source in self._sources if (seen := source.warm_up(student)) is not None), None)
 
     def update(self, student: Student) -> dict[str, Tensor]:
         """Every source in turn."""

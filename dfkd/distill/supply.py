@@ -30,8 +30,10 @@ def check(config: DistillConfig) -> Chosen | None:
         raise RequestError(f"--weights has {len(config.weights)} numbers for {parts} of --samples and --source")
     if config.epochs is not None and not config.samples:
         raise RequestError(f"--epochs {config.epochs} counts passes over --samples, and there are none; give --steps")
-    if config.batches != "shuffled" and not config.samples:
-        raise RequestError(f"--batches {config.batches} orders the images of --samples, and there are none")
+    if config.batches != "shuffled" and (config.weights or chosen is not None):
+        raise RequestError(
+            f"--batches {config.batches} orders whole batches of --samples; leave out --weights and --source"
+        )
     return chosen
 
 

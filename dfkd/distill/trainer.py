@@ -62,6 +62,16 @@ class Trainer:
         self.follower = source if isinstance(source, ShardSource) and source.follows else None
         self.step, self.seconds = 0, 0.0
 
+    @property
+    def mend(self) -> str:
+        """What to do when it blows up."""
+        made = " or a lower rate of the generator (NAME:lr=...)" if self.source.images is None else ""
+        return f"start again in another folder with a lower --lr{made}"
+
+    def warm_up(self) -> Mapping[str, Tensor] | None:
+        """A piece of what the source does before the student's first step."""
+        return self.source.warm_up(self.judge)
+
     def begin(self) -> None:
         """Before the first step: the student learns."""
         self.student.module.train()

@@ -31,7 +31,7 @@ class Bank:
     def add(self, images: Float[Tensor, "batch channels size size"], labels: Int[Tensor, " batch"]) -> None:
         """Keep a batch of images in [0, 1]."""
         self._pixels.append(quantize(images).cpu().contiguous())
-        self._labels.append(labels.cpu())
+        self._labels.append(labels.to("cpu", copy=True))  # a method may write its next batch's over them
         if self._capacity is not None and len(self) > self._capacity:
             self._pixels = [self.pixels[-self._capacity :].clone()]
             self._labels = [self.labels[-self._capacity :].clone()]
@@ -69,7 +69,13 @@ class BankMethod(Method):
         self._per_batch = self.first = per_batch
 
     def keep(self, images: Float[Tensor, "batch channels size size"], labels: Int[Tensor, " batch"]) -> None:
-        """Put a complete batch into the bank."""
+        """Put a complete batch into the bank. Raises: RequestError where an image is not finite."""
+        if not images.isfinite().all():
+            name = type(self).__name__.lower()
+            raise RequestError(
+                f"images of {name} are no longer finite after {self.updates:,} updates; the last checkpoint before, if "
+                f"any, is kept; start again with a lower rate: {name}:lr=..."
+            )
         self.bank.add(images, labels)
 
     def sample(self, count: int, random: torch.Generator) -> Float[Tensor, "count channels size size"]:

@@ -63,14 +63,17 @@ class Task:
 class Method(ABC):
     """A way to make images from a teacher.
 
-    A subclass is built from the `Task` and its own keyword-only options, whose defaults are its paper's, and sets what
-    the class variables say. Its networks, optimizers and banks are named in `parts`, so that a checkpoint has them.
+    A subclass is built from the `Task` and keyword-only options of its own; its docstring says where their defaults are
+    not its paper's. It sets what the class variables say, and names its networks, optimizers and banks in `parts`, so
+    that a checkpoint has them.
     """
 
     taps: ClassVar[frozenset[str]] = frozenset()
     """The teacher's features that are read."""
     needs_student: ClassVar[bool] = False
     """Whether `update` has to be given the student."""
+    uses_student: ClassVar[bool] = False
+    """Whether it asks the student where there is one; a method that needs it does."""
     needs_real: ClassVar[bool] = False
     """Whether it learns from real images too (`Task.real`)."""
     needs_statistics: ClassVar[bool] = False

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -10,9 +11,10 @@ from dfkd import names
 from dfkd.device import Place
 from dfkd.distill.sources import Source
 from dfkd.errors import RequestError
+from dfkd.files import hash_file
 from dfkd.generators.base import Method, Task
 from dfkd.models.load import Model
-from dfkd.places import find_taps
+from dfkd.places import find_taps, group_of
 from dfkd.taps import parse_taps
 from dfkd.teacher import Classifier
 
@@ -30,7 +32,9 @@ class Chosen:
     def spelled(self) -> str:
         """The canonical spelling, with everything that decides the method."""
         code = names.code_of(self.target)
-        return str(self.named) + (f" (code {code})" if code else "")
+        files = [v for v in self.named.options.values() if isinstance(v, str) and Path(v).is_file()]
+        read = "".join(f" (file {hash_file(Path(file))[:16]})" for file in files)
+        return str(self.named) + (f" (code {code})" if code else "") + read
 
 
 def choose(text: str, option: str) -> Chosen:
@@ -64,10 +68,12 @@ def build(
     """
     if teacher.image_size is None:
         raise RequestError(f"the input size of {teacher.spec} is not known; --image-size says it")
-    by_hand = {name: tap for name, tap in parse_taps(taps).items() if name in chosen.target.taps}
+    by_hand = {name: tap for name, tap in parse_taps(taps).items() if group_of(name) in chosen.target.taps}
     example = torch.zeros(1, teacher.channels, teacher.image_size, teacher.image_size)
-    found = find_taps(teacher.module, example.to(place.device), by_hand, chosen.target.taps)
+    found = find_taps(teacher.module, example, by_hand, chosen.target.taps)
     classifier = Classifier(teacher, place, found.taps)
+    if batch < 2:
+        raise RequestError(f"--batch-size {batch} is too small for {chosen.named.name}: BatchNorm needs 2 images")
     task = Task(classifier, teacher.image_size, batch, seed, wanted, real)
     method: Method = names.build(chosen.target, chosen.named, "generator", task=task)
     return method

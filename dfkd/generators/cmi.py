@@ -145,7 +145,7 @@ class Memory:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`."""
-        self.rows = state["rows"]
+        self.rows = state["rows"].to(self.rows.device)
 
 
 def averaged(answer: Outputs) -> Float[Tensor, "batch width"]:

@@ -3,6 +3,7 @@
 Adaptive DeepInversion looks besides for what the student does not know yet.
 """
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -10,12 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dfkd.distill.distributions import check_at_least, kl
+from dfkd.distill.distributions import check_at_least
 from dfkd.distill.sources import Student
 from dfkd.generators.bank import BankMethod
 from dfkd.generators.base import Stateful, Task, descend, total
 from dfkd.generators.statistics import require_statistics
-from dfkd.generators.terms import one_hot
+from dfkd.generators.terms import between, one_hot
 
 TEMPERATURE = 3.0
 """Of the predictions in the competition term."""
@@ -139,6 +140,7 @@ class AdaptiveDeepInversion(DeepInversion):
     """
 
     needs_student: ClassVar[bool] = True
+    uses_student: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -194,6 +196,6 @@ def competition(teacher: Float[Tensor, "batch classes"], student: Float[Tensor, 
 
     Lowest, at 1 - ln 2, where teacher and student rule out each other's classes; gradients go through both.
     """
-    p, q = (logits.div(TEMPERATURE).softmax(dim=1) for logits in (teacher, student))
-    log_mean = ((p + q) / 2).clamp_min(torch.finfo(p.dtype).tiny).log()
-    return 1 - (kl(p, log_mean) + kl(q, log_mean)) / 2
+    log_p, log_q = (logits.div(TEMPERATURE).log_softmax(dim=1) for logits in (teacher, student))
+    log_mean = torch.logaddexp(log_p, log_q) - math.log(2)
+    return 1 - (between(log_p, log_mean) + between(log_q, log_mean)).mean() / 2

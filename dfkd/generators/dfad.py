@@ -25,6 +25,7 @@ class DFAD(GeneratorMethod):
     """
 
     needs_student: ClassVar[bool] = True
+    uses_student: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dfkd.distill.distributions import check_at_least
 from dfkd.generators.base import Method, Stateful, Task, descend, total
 
 SLOPE = 0.2
@@ -95,6 +96,9 @@ class GeneratorMethod(Method):
 
     def __init__(self, task: Task, *, latent: int, width: int, lr: float, steps: int, contrast: bool = False) -> None:
         """`steps`: how many updates a training by itself takes where nothing else is said; the rest as `Generator`."""
+        name = type(self).__name__.lower()
+        check_at_least(name, 1, latent=latent, width=width, steps=steps)
+        check_at_least(name, lr=lr)
         super().__init__(task)
         self.network = build_generator(task, latent, width, contrast)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=lr, betas=(0.5, 0.999))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dfkd.distill.augment import crop_and_flip
 from dfkd.distill.distributions import check_at_least
 from dfkd.distill.sources import Student
+from dfkd.errors import RequestError
 from dfkd.generators.bank import BankMethod
 from dfkd.generators.base import Stateful, Task, descend, total
 from dfkd.generators.generator import noise, render
@@ -83,12 +84,15 @@ class InversionMethod(BankMethod):
     Subclasses give the network, say in `renew` how it starts a batch, and may add terms, and learn from a batch.
     """
 
+    uses_student: ClassVar[bool] = True
     needs_statistics: ClassVar[bool] = True
 
     def __init__(self, task: Task, recipe: Recipe, network: nn.Module, latent: int) -> None:
         """`latent`: the width of the network's input. Raises: RequestError for a teacher without BatchNorm."""
         name = type(self).__name__.lower()
-        check_at_least(name, 1, steps=recipe.steps, every=recipe.every, warmup=recipe.warmup)
+        check_at_least(name, 1, steps=recipe.steps, every=recipe.every, warmup=recipe.warmup, latent=latent)
+        if not 0 <= recipe.momentum < 1:
+            raise RequestError(f"{name}:momentum={recipe.momentum:g} is not at least 0 and below 1")
         check_at_least(name, one_hot=recipe.one_hot, statistics=recipe.statistics, adversarial=recipe.adversarial)
         super().__init__(task, per_batch=recipe.steps)
         self.recipe, self.network = recipe, network
@@ -147,7 +151,8 @@ class InversionMethod(BankMethod):
         if self.updates % self.recipe.steps == 0:
             self.moving.move()
             self.finish()
-            self.keep(self.underway.images, self.underway.labels)
+            # a loss that was never finite left the images of the batch before
+            self.keep(torch.where(self.underway.loss.isfinite(), self.underway.images, torch.nan), self.underway.labels)
         return {name: term.detach() for name, term in terms.items()}
 
     def augmented(self, images: Float[Tensor, "batch channels size size"]) -> Float[Tensor, "batch channels size size"]:

@@ -48,6 +48,7 @@ class MosaicKD(GeneratorMethod):
     """
 
     needs_student: ClassVar[bool] = True
+    uses_student: ClassVar[bool] = True
     needs_real: ClassVar[bool] = True
 
     def __init__(

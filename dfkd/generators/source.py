@@ -24,6 +24,11 @@ class GeneratedSource:
         self._health = Health(method)
 
     @property
+    def taps(self) -> frozenset[str]:
+        """The teacher's features that the method reads."""
+        return self.method.taps
+
+    @property
     def teacher_forwards(self) -> int:
         """Images that the teacher has answered for the method's own sake."""
         return self.method.teacher_forwards
@@ -37,12 +42,19 @@ class GeneratedSource:
         """The next `count` images."""
         return Batch(quantize(self.method.sample(count, self._random)), None)
 
+    def warm_up(self, student: Student) -> dict[str, Tensor] | None:
+        """An update of the method's first turn; None when it is over."""
+        if self.method.updates >= self.method.first:
+            return None
+        self._seen |= self.method.update(student)
+        return dict(self._seen)
+
     def update(self, student: Student) -> dict[str, Tensor]:
         """The method's turn, where a step of the student begins with one. Returns what was last seen of it."""
         method, step = self.method, self._steps
         self._steps += 1
-        if step % method.every == 0:
-            for _ in range(method.turns if step else method.first):
+        if step and step % method.every == 0:  # the first turn was the warm-up
+            for _ in range(method.turns):
                 self._seen |= method.update(student)
         self._seen |= self._health.observe(self._steps)
         return dict(self._seen)

@@ -18,7 +18,7 @@ from dfkd.distill import supply
 from dfkd.distill.loop import Pace, train
 from dfkd.distill.sources import Student
 from dfkd.errors import RequestError
-from dfkd.files import PARTIAL, hash_of, output_path
+from dfkd.files import PARTIAL, hash_of, output_path, restore_folder
 from dfkd.generators.base import Method
 from dfkd.generators.build import Chosen, build, choose
 from dfkd.generators.health import Health
@@ -71,8 +71,8 @@ def run(config: GenerateConfig) -> Path:
             say(f"{config.out}: these images are complete already")
             return out
         check_partial(partial)
-        if Journal(partial, hash_of(prepared.content)).is_new:  # else the checkpoint is of this request
-            shutil.rmtree(partial / CHECKPOINT, ignore_errors=True)
+        Journal(partial, hash_of(prepared.content), anew=lambda: _forget(partial))
+        restore_folder(partial / CHECKPOINT)
         method = _method(prepared)
         steps = config.steps or method.updates_for(_needed(prepared))
         maker = Maker(method, prepared, Pace(steps, config.batch_size, config.checkpoint_every, config.log_every))
@@ -84,19 +84,34 @@ def run(config: GenerateConfig) -> Path:
     return out
 
 
+def _forget(partial: Path) -> None:
+    """Remove another request's checkpoint, also one that a kill has left half replaced."""
+    for folder in partial.glob(f"{CHECKPOINT}*"):
+        shutil.rmtree(folder)
+
+
 class Maker:
     """A method that learns by itself, or from a student that stays as it is."""
 
     def __init__(self, method: Method, prepared: Generation, plan: Pace) -> None:
-        self.method, self.plan = method, plan
+        self.method, self.plan, self._name = method, plan, prepared.chosen.named.name
         self.step, self.seconds = 0, 0.0
         self._student: Student | None = None
         if prepared.student is not None:
             self._student = Classifier(prepared.student, prepared.place).answer
         self._health, self._seen = Health(method), dict[str, Tensor]()
 
+    @property
+    def mend(self) -> str:
+        """What to do when it blows up."""
+        name = self._name
+        return f"give the method a lower rate, such as {name}:lr=1e-4, or another --seed"
+
     def begin(self) -> None:
         """There is nothing to turn on."""
+
+    def warm_up(self) -> None:
+        """Every update is a step here."""
 
     def advance(self) -> Mapping[str, Tensor | float]:
         """One update of the method."""
@@ -149,6 +164,7 @@ def _prepare(config: GenerateConfig) -> Generation:
             "steps": config.steps,
             "batch_size": config.batch_size,
             "class_dropping": config.class_dropping,
+            **({"teacher_taps": list(config.teacher_taps)} if config.teacher_taps else {}),
         },
         **({"student": student.fingerprint()} if student is not None else {}),
         **({"samples": [shards.manifest["fingerprint"] for shards in samples]} if samples else {}),
@@ -184,6 +200,7 @@ def _method(prepared: Generation) -> Method:
         prepared.place,
         batch=config.batch_size,
         seed=config.seed,
+        taps=config.teacher_taps,
         wanted=None if wanted is None else torch.from_numpy(wanted / wanted.sum()).float(),
         real=supply.real_images(prepared.samples, config.seed),
     )
@@ -192,7 +209,7 @@ def _method(prepared: Generation) -> Method:
         raise RequestError(
             f"{name} needs a student: --student names one that is trained, or train both: dfkd distill --source {name}"
         )
-    if prepared.student is not None and not method.needs_student:
+    if prepared.student is not None and not method.uses_student:
         raise RequestError(f"--student changes nothing: {name} asks none")
     return method
 
@@ -240,7 +257,10 @@ def _report(config: GenerateConfig, prepared: Generation, selected: Selected) ->
     per_class = np.bincount(scores.prediction[indices], minlength=prepared.teacher.classes)
     say(f"{len(indices):,} images, mean confidence {scores.confidence[indices].mean():.3f}")
     say(f"by predicted class: {per_class.tolist()}")
-    lacking = prepared.quota.lacking()
-    if lacking:
-        say(f"warning: still missing after {len(selected.pool):,} images, by class: {lacking}")
+    lacking, wanted = prepared.quota.lacking(), prepared.quota.count
+    if len(indices) < wanted:
+        classes = f", by class: {lacking}" if lacking else "; more --steps make more, where a method makes batches"
+        say(
+            f"warning: {wanted - len(indices):,} of {wanted:,} are missing after {len(selected.pool):,} images{classes}"
+        )
     say(f"{config.out}: {len(indices):,} images; look at them with: dfkd inspect {config.out} --out {config.out}.html")

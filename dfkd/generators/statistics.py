@@ -77,7 +77,11 @@ class MovingStatistics:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`."""
-        self._before = state["before"]
+        places = [layer.running_mean.device for layer in self._statistics.layers]  # type: ignore[union-attr]
+        self._before = [
+            (mean.to(place), variance.to(place))
+            for (mean, variance), place in zip(state["before"], places, strict=False)
+        ]
 
     def _blended(self) -> list[tuple[Tensor, Tensor]]:
         now = [(mean, variance) for _, mean, variance in self._statistics.seen]

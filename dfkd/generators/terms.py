@@ -7,8 +7,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from dfkd.distill.distributions import kl
-
 
 def one_hot(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"] | None = None) -> Float[Tensor, ""]:
     """Cross-entropy of the teacher's answer with the wanted classes, or with its own largest one; mean over images."""
@@ -38,7 +36,12 @@ def logit_difference(
 
 def divergence(teacher: Float[Tensor, "batch classes"], student: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
     """KL(softmax(teacher) || softmax(student)), averaged over images, with gradients through both."""
-    return kl(teacher.softmax(dim=1), student.log_softmax(dim=1))
+    return between(teacher.log_softmax(dim=1), student.log_softmax(dim=1)).mean()
+
+
+def between(log_p: Float[Tensor, "batch classes"], log_q: Float[Tensor, "batch classes"]) -> Float[Tensor, " batch"]:
+    """KL(p || q) of every image, from logarithms: its gradient is finite where a probability is 0 in float32, too."""
+    return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 
 def adversarial(teacher: Float[Tensor, "batch classes"], student: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
@@ -49,4 +52,4 @@ def adversarial(teacher: Float[Tensor, "batch classes"], student: Float[Tensor, 
     """
     log_p, log_q = teacher.log_softmax(dim=1), student.log_softmax(dim=1)
     agree = teacher.argmax(dim=1) == student.argmax(dim=1)
-    return -(agree * (log_p.exp() * (log_p - log_q)).sum(dim=1)).mean()
+    return -(agree * between(log_p, log_q)).mean()

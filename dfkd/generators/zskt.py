@@ -26,6 +26,7 @@ class ZSKT(GeneratorMethod):
     """
 
     needs_student: ClassVar[bool] = True
+    uses_student: ClassVar[bool] = True
 
     def __init__(
         self,

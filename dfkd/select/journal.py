@@ -1,7 +1,7 @@
 """Which shards of a selection are written: what lets a killed `select` go on with the next one."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ class Journal:
     A line is written after its shard is on the disk. The list of another selection's shards is begun anew.
     """
 
-    def __init__(self, folder: Path, fingerprint: str) -> None:
+    def __init__(self, folder: Path, fingerprint: str, anew: Callable[[], None] = lambda: None) -> None:
+        """`anew` is called before the list of another selection, or of none, is replaced."""
         self._path, self.fingerprint = folder / JOURNAL, fingerprint
-        self.is_new = True
-        """Whether the folder held nothing of this selection."""
+        self._is_new = True
         self.done: list[dict[str, Any]] = []
         """The files that need not be written again, as the manifest lists them: read and compared just now."""
         for file in self._listed():
@@ -31,6 +31,8 @@ class Journal:
             except RequestError:  # lost in a power cut, or damaged: from here on it is written again
                 break
             self.done.append(file)
+        if self._is_new:
+            anew()
         write_text(self._path, "".join(self._line(file) for file in ({}, *self.done)))
 
     def add(self, file: Mapping[str, Any]) -> None:
@@ -54,15 +56,15 @@ class Journal:
                 manifest = read_manifest(self._path.parent)
             except RequestError:
                 return []
-            self.is_new = manifest.get("fingerprint") != self.fingerprint
-            return [] if self.is_new else manifest["files"]
+            self._is_new = manifest.get("fingerprint") != self.fingerprint
+            return [] if self._is_new else manifest["files"]
         found: list[dict[str, Any]] = []
         for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 value = unsealed(json.loads(line))
                 if value["fingerprint"] != self.fingerprint:
                     return []
-                self.is_new = False
+                self._is_new = False
                 found += [value["file"]] if value["file"] else []
             except (ValueError, KeyError, TypeError):
                 break

@@ -115,7 +115,10 @@ def test_a_mixture_goes_on_from_its_state():
 
 def test_a_mixture_with_images_that_are_not_stored_has_no_rows():
     class Unstored:
-        images, teacher_forwards, generator_steps = None, 7, 3
+        images, teacher_forwards, generator_steps, taps = None, 7, 3, frozenset({"last"})
+
+        def warm_up(self, student):
+            return None
 
         def sample(self, count):
             return Batch(torch.full((count, 2, 2, 1), 99, dtype=torch.uint8), None)
@@ -134,5 +137,5 @@ def test_a_mixture_with_images_that_are_not_stored_has_no_rows():
     assert (
         mixed.images is None and batch.rows is None and (batch.pixels[4:] == 99).all() and (batch.pixels[:4] < 99).all()
     )
-    assert (mixed.teacher_forwards, mixed.generator_steps) == (7, 3)
+    assert (mixed.teacher_forwards, mixed.generator_steps, mixed.taps) == (7, 3, {"last"})
     assert mixed.update(no_student) == {"term": torch.tensor(1.0)}

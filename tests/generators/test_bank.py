@@ -65,3 +65,17 @@ def test_a_method_with_a_bank_gives_images_in_order_and_no_more_than_it_has(make
     assert {*(drawn[:, 0, 0, 0] * 255).round().tolist()} == {2, 4}
     with pytest.raises(RequestError, match="6 images were made, 7 are asked for; give more --steps"):
         method.images(0, 7)
+
+
+def test_the_classes_are_copied_as_the_images_are():
+    bank, labels = Bank(2, 1), torch.tensor([1, 2])
+    bank.add(images(5, 6), labels)
+    labels.fill_(9)
+    assert bank.labels.tolist() == [1, 2]
+
+
+def test_images_that_are_not_finite_are_refused_and_not_kept_as_black(make):
+    method = Counting(make("dafl:latent=4,width=2", batch=3).task)
+    with pytest.raises(RequestError, match="images of counting are no longer finite after 0 updates"):
+        method.keep(torch.full((3, 1, 8, 8), torch.nan), torch.zeros(3, dtype=torch.int64))
+    assert len(method.bank) == 0

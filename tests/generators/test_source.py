@@ -25,6 +25,10 @@ def turns(make):
 
 def test_a_method_has_its_turn_every_so_many_steps(turns, student):
     source = turns(every=3, turns=2, first=5)
+    warmed = 0
+    while source.warm_up(student) is not None:
+        warmed += 1
+    assert warmed == source.generator_steps == 5
     assert isinstance(source, Source) and source.images is None
     counts = []
     for _ in range(8):
@@ -37,6 +41,8 @@ def test_a_method_has_its_turn_every_so_many_steps(turns, student):
 def test_its_images_have_random_numbers_of_their_own_and_the_state_has_everything(make, student):
     def steps(source, count):
         drawn = []
+        while source.warm_up(student) is not None:
+            pass
         for _ in range(count):
             source.update(student)
             drawn.append(source.sample(3).pixels)

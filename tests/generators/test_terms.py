@@ -84,3 +84,10 @@ def test_adversarial_is_minus_the_divergence_where_both_choose_one_class(check_t
         return -np.where(agree, (p * np.log(p / q)).sum(axis=1), 0).mean()
 
     check_term(term, formula, logits)
+
+
+def test_divergences_have_finite_gradients_where_a_probability_is_zero():
+    teacher = torch.tensor([[300.0, 0, -300], [0, 0, 0]], requires_grad=True)
+    student = torch.tensor([[-200.0, 0, 100], [0, 5, 0]], requires_grad=True)
+    (terms.divergence(teacher, student) + terms.adversarial(teacher, student)).backward()
+    assert teacher.grad.isfinite().all() and student.grad.isfinite().all()

@@ -5,9 +5,12 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from dfkd import demo
+from dfkd.distill.trainer import Trainer
+from dfkd.generators.build import choose
 from dfkd.generators.dafl import DAFL
 from dfkd.models import lenet5
 from dfkd.shards import Shards
@@ -40,16 +43,18 @@ def along(lab):
 @pytest.fixture
 def stop_at_5(monkeypatch):
     """Let the fifth update of the generator be interrupted, once; the list counts the updates."""
-    update, calls = DAFL.update, []
+    calls = []
 
-    def counted(self, student):
-        calls.append(self.updates)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return update(self, student)
+    def begin(kind=DAFL, at=5):
+        update = kind.update
 
-    def begin():
-        monkeypatch.setattr(DAFL, "update", counted)
+        def counted(self, student):
+            calls.append(self.updates)
+            if len(calls) == at:
+                raise KeyboardInterrupt
+            return update(self, student)
+
+        monkeypatch.setattr(kind, "update", counted)
         return calls
 
     return begin
@@ -126,7 +131,7 @@ def test_fill_adds_what_a_selection_lacks(lab, generate, tmp_path, capsys):
     made = np.array(Shards(tmp_path / "made").manifest["per_class"])
     assert (made <= np.clip(10 - held, 0, None)).all() and made.sum() > 0
     if (made < np.clip(10 - held, 0, None)).any():
-        assert "warning: still missing after" in capsys.readouterr().err
+        assert "are missing after" in capsys.readouterr().err
     both = ("--steps", 2, "--batch-size", 16, "--weights", 3, 1)
     assert lab.distill(tmp_path / "picked", tmp_path / "run", tmp_path / "made", *both) == 2  # samples are one option
     samples = ("--samples", tmp_path / "picked", tmp_path / "made")
@@ -162,6 +167,59 @@ def test_a_run_with_a_generator_resumes_exactly(along, tmp_path, stop_at_5):
     assert weights[0] == weights[1]
 
 
+RESUMED = {
+    "fastdfkd": "fastdfkd:steps=2,every=2,warmup=3,latent=4,width=2",
+    "cmi": "cmi:steps=2,every=2,warmup=3,latent=4,width=2,negatives=8,memory=64",
+    "nayer": "nayer:steps=2,every=2,warmup=3,hidden=8,width=2",
+    "deepinversion": "deepinversion:steps=2,every=2,batches=3",
+    "zskt": "zskt:latent=4,width=2,every=2",
+}
+
+
+@pytest.mark.parametrize("at", [4, 10])
+@pytest.mark.parametrize("name", sorted(RESUMED))
+def test_every_kind_of_generator_resumes_from_the_disk(along, tmp_path, stop_at_5, name, at):
+    """Within the warm-up of those that have one, and amid a later batch."""
+    source = RESUMED[name]
+    few = ("--steps", 20, "--checkpoint-every", 1)
+    assert along(tmp_path / "whole", *few, source=source) == 0
+    calls = stop_at_5(choose(source, "--source").target, at)
+    assert along(tmp_path / "again", *few, source=source) == 130
+    assert along(tmp_path / "again", *few, source=source) == 0
+    assert calls[at] > 0, "it did not begin anew"
+    weights = [(tmp_path / run / "student.safetensors").read_bytes() for run in ("whole", "again")]
+    assert weights[0] == weights[1]
+
+
+def test_a_generator_moves_nothing_of_the_student(along, tmp_path, monkeypatch):
+    advance, looks = Trainer.advance, []
+
+    def watched(self):
+        update = self.source.update
+
+        def checked(judge):
+            before = {name: value.clone() for name, value in self.student.module.state_dict().items()}
+            seen = update(judge)
+            assert all(torch.equal(before[name], value) for name, value in self.student.module.state_dict().items())
+            assert self.student.module.training
+            looks.append(self.source.generator_steps)
+            return seen
+
+        with monkeypatch.context() as patch:
+            patch.setattr(self.source, "update", checked)
+            return advance(self)
+
+    monkeypatch.setattr(Trainer, "advance", watched)
+    assert along(tmp_path / "run", "--steps", 4, source="dfad:latent=4,width=2,every=1") == 0
+    assert looks == [1, 2, 3, 4]
+
+
+def test_fewer_images_than_asked_for_are_told(generate, tmp_path, capsys):
+    tiny = "deepinversion:steps=2,batches=1"
+    assert generate(tmp_path / "out", "--steps", 2, "--count", 50, method=tiny) == 0
+    assert "warning: 18 of 50 are missing after 32 images; more --steps make more" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -171,7 +229,7 @@ def test_a_run_with_a_generator_resumes_exactly(along, tmp_path, stop_at_5):
         ({"--method": "dfkd.shards.Shards"}, "'dfkd.shards.Shards' is no dfkd.generators.base.Method"),
         ({"--method": "dafl:width=none"}, "dafl:width=None is not a int"),
         ({"--count": 0}, "--count 0 is not at least 1"),
-        ({"--image-size": 2}, "2"),
+        ({"--image-size": 2}, "images of 2 pixels are too small for a generator: 4 at least"),
         ({"--samples": "SELECTION"}, "--samples changes nothing: dafl learns from the teacher alone"),
         ({"--student": "cifar_resnet:depth=8,width=4"}, "has no weights and would answer at random"),
         ({"--student": "TEACHER"}, "--student changes nothing: dafl asks none"),
@@ -196,9 +254,12 @@ def test_wrong_requests_are_answered_in_one_line(lab, selection, tmp_path, capsy
         ((), "there is nothing to learn from: --samples names selections, --source a generator"),
         (("--source", "dafl", "--epochs", 3), "--epochs 3 counts passes over --samples, and there are none"),
         (("--source", "dafl", "--weights", 1, 2), "--weights has 2 numbers for 1 of --samples and --source"),
-        (("--source", "dafl", "--batches", "classes:each=8"), "orders the images of --samples, and there are none"),
+        (
+            ("--source", "dafl", "--batches", "classes:each=8"),
+            "orders whole batches of --samples; leave out --weights and --source",
+        ),
         (("--source", "dafl", "--weights", 0), "--weights 0.0 is not above 0"),
-        (("--source", "dafl", "--loss", "crd"), "crd"),
+        (("--source", "dafl", "--loss", "crd"), "crd remembers every image and needs stored ones"),
     ],
 )
 def test_wrong_sources_are_answered_in_one_line(lab, tmp_path, capsys, flags, said):
