@@ -127,7 +127,7 @@ def pipeline_text(folder: Path, seeds: int, steps: int) -> str:
         },
         "distill": {
             **{name: {"samples": [name]} for name in ("random", "confident", "ours")},
-            # on images that change all the time, the default's features and relation teach less than they disturb
+            # the default's features and relation gave nothing on its images (benchmarks/quality/LOG.md)
             "generated": {"source": GENERATOR, "loss": ["kd"]},
         },
     }
