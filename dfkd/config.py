@@ -48,7 +48,7 @@ class ModelConfig(Checked):
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Precision = "auto"
-    """auto: bfloat16 autocast where the hardware multiplies it, else float32."""
+    """auto: bfloat16 autocast where the hardware multiplies it and it is faster (a probe, once), else float32."""
     seed: int = 0
     """The same seed gives the same result."""
     normalize: str | None = None

@@ -1,7 +1,10 @@
+import json
+
 import pytest
 import torch
 
-from dfkd.device import resolve_place
+from dfkd import device
+from dfkd.device import bf16_speed, resolve_place
 from dfkd.errors import RequestError
 
 
@@ -20,3 +23,34 @@ def test_precision_and_device():
 def test_a_device_that_is_not_here_is_named(device):
     with pytest.raises(RequestError, match="--device"):
         resolve_place(device, "auto")
+
+
+def test_the_probe_measures_and_leaves_the_random_numbers_alone():
+    before = torch.get_rng_state()
+    assert 0.05 < bf16_speed(rounds=2) < 50
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("found", "expected"), [(2.0, torch.bfloat16), (0.5, torch.float32)])
+def test_a_machine_keeps_the_precision_that_the_probe_found(found, expected, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("DFKD_CACHE", str(tmp_path))
+    monkeypatch.setattr(device, "_multiplies_bf16", lambda device: True)
+    monkeypatch.setattr(device, "bf16_speed", lambda: found)
+    assert resolve_place("cpu", "auto").dtype == expected
+    assert f"{found:g} times" in capfd.readouterr().err
+    monkeypatch.setattr(device, "bf16_speed", lambda: 1 / found)  # another finding, as on a busy day
+    device._bf16_pays.cache_clear()  # as in another process
+    assert resolve_place("cpu", "auto").dtype == expected
+    assert capfd.readouterr().err == ""
+    (file,) = tmp_path.iterdir()
+    assert list(json.loads(file.read_text()).values()) == [found]
+    file.write_text("{")  # damaged: it is measured anew
+    device._bf16_pays.cache_clear()
+    assert resolve_place("cpu", "auto").dtype != expected
+
+
+def test_without_the_instructions_nothing_is_probed(tmp_path, monkeypatch):
+    monkeypatch.setenv("DFKD_CACHE", str(tmp_path))
+    monkeypatch.setattr(device, "_multiplies_bf16", lambda device: False)
+    assert resolve_place("cpu", "auto").dtype == torch.float32
+    assert not any(tmp_path.iterdir())

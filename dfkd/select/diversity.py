@@ -1,12 +1,17 @@
 """Near-duplicates and clusters among the teacher's penultimate features, with faiss."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-EXACT_UP_TO = 65_536
-"""Above so many rows the search probes the nearest cells only (IVF): time grows as n^1.5, and some pairs are missed."""
+EXACT_UP_TO = 16_384
+"""Above so many rows the search looks into the nearest cells only (IVF): its time grows hardly faster than the rows,
+where that of all pairs grows with their square, and a few pairs may be missed."""
+ROWS_A_CELL, PROBED = 64, 8
+"""A row is compared with some 8 * 64 others; benchmarks/speed/scale.json has the share of the pairs that this finds."""
 QUERIES = 256
 
 
@@ -49,16 +54,35 @@ def _unit(features: Float[np.ndarray, "rows width"]) -> Float[np.ndarray, "rows 
 
 
 def _index(unit: Float[np.ndarray, "rows width"]) -> Any:
+    """All rows, to be searched by inner product."""
     import faiss
 
     width = unit.shape[1]
     if len(unit) <= EXACT_UP_TO:
         index: Any = faiss.IndexFlatIP(width)
     else:
-        cells = int(4 * np.sqrt(len(unit)))
-        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, cells, faiss.METRIC_INNER_PRODUCT)
-        index.nprobe = 16
-        sample = np.random.default_rng(0).choice(len(unit), min(len(unit), 64 * cells), replace=False)
-        index.train(unit[np.sort(sample)])
+        # Cells around rows drawn at random, found through a graph: with centers by k-means the training alone would
+        # grow as n^2 at so many cells, and near-duplicates lie together around any center.
+        drawn = np.random.default_rng(0).choice(len(unit), len(unit) // ROWS_A_CELL, replace=False)
+        centers = np.unique(unit[drawn], axis=0)  # many equal ones would cut the graph off from the others
+        cells = faiss.IndexHNSWFlat(width, 32, faiss.METRIC_INNER_PRODUCT)
+        cells.hnsw.efSearch = 4 * PROBED
+        with _one_thread():  # with several the graph depends on which is faster
+            cells.add(centers)
+        index = faiss.IndexIVFFlat(cells, width, len(centers), faiss.METRIC_INNER_PRODUCT)
+        index.train(centers)  # finds its cells there
+        index.nprobe = PROBED
     index.add(unit)
     return index
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    import faiss
+
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)

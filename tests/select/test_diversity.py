@@ -1,5 +1,7 @@
+import faiss
 import numpy as np
 import pytest
+import torch
 
 from dfkd.select import diversity
 from dfkd.select.diversity import clusters, near_duplicates
@@ -29,13 +31,44 @@ def test_of_two_equal_rows_the_earlier_stays():
     assert near_duplicates(features, 1.0).tolist() == [False, False, True, False]
 
 
-def test_cells_find_planted_duplicates(rng, monkeypatch):
+@pytest.fixture
+def photos(rng):
+    """Features as of photos: clusters, few directions, rectified; a ninth of them are near to others."""
+    directions = rng.normal(size=(12, 48))
+    seen = rng.normal(size=(40, 12))[rng.integers(0, 40, 8000)] + rng.normal(size=(8000, 12))
+    features = np.maximum(seen @ directions, 0)
+    near = features[:1000] * (1 + 0.05 * rng.normal(size=(1000, 48)))
+    return np.concatenate([features, near])[rng.permutation(9000)].astype(np.float32)
+
+
+def test_cells_find_what_all_pairs_find(photos, monkeypatch):
+    exact = near_duplicates(photos, 0.99)
+    assert exact.mean() > 0.1
     monkeypatch.setattr(diversity, "EXACT_UP_TO", 1000)
-    base = rng.normal(size=(3000, 16))
-    features = np.concatenate([base, base[:500] * 2 + 1e-3])
-    dropped = near_duplicates(features.astype(np.float32), 0.999)
-    assert not dropped[:3000].any()
-    assert dropped[3000:].mean() > 0.95
+    found = near_duplicates(photos, 0.99)
+    assert (found & exact).sum() / exact.sum() > 0.99
+    assert found[~exact].sum() <= (exact & ~found).sum() * 2  # only what a missed one has let through
+
+
+def test_cells_repeat_whatever_the_threads(photos, monkeypatch):
+    monkeypatch.setattr(diversity, "EXACT_UP_TO", 1000)
+    once = near_duplicates(photos, 0.95)
+    faiss.omp_set_num_threads(4)
+    try:
+        assert near_duplicates(photos, 0.95).tolist() == once.tolist()
+        assert faiss.omp_get_max_threads() == 4
+    finally:
+        faiss.omp_set_num_threads(torch.get_num_threads())
+
+
+def test_one_image_a_thousand_times_is_kept_once(photos, monkeypatch):
+    monkeypatch.setattr(diversity, "EXACT_UP_TO", 1000)
+    blank = np.tile(photos[:1] * 2, (3000, 1))
+    dropped = near_duplicates(np.concatenate([blank, photos]), 0.99)
+    assert not dropped[0]
+    assert dropped[1:3001].all()
+    alone = near_duplicates(photos, 0.99)
+    assert (dropped[3001:] == alone[1:]).mean() > 0.99  # the others are found beside it as without it
 
 
 def test_clusters_are_found_and_repeat(rng):
