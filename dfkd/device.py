@@ -54,7 +54,7 @@ def resolve_place(device: str, precision: str) -> Place:
         raise RequestError(f"--device {device!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from None
     bf16 = precision == "bf16" or (precision == "auto" and _multiplies_bf16(found))
     if bf16 and precision == "auto" and found.type == "cpu":
-        bf16 = _bf16_pays(str(cache_folder() / "precision.json"))
+        bf16 = _bf16_pays()
     return Place(found, torch.bfloat16 if bf16 else torch.float32)
 
 
@@ -80,9 +80,10 @@ def _multiplies_bf16(device: torch.device) -> bool:
 
 
 @functools.cache
-def _bf16_pays(file: str) -> bool:
-    """What `file` says of this processor and this torch, or else the probe, whose finding is kept there."""
-    path, here = Path(file), f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+def _bf16_pays() -> bool:
+    """What the cache folder says of this processor and this torch, or else the probe, whose finding is kept there."""
+    path = cache_folder() / "precision.json"
+    here = f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
     found: dict[str, float] = {}
     with contextlib.suppress(OSError, ValueError, TypeError):
         found = {str(key): float(value) for key, value in json.loads(path.read_text(encoding="utf-8")).items()}

@@ -25,6 +25,14 @@ def test_a_device_that_is_not_here_is_named(device):
         resolve_place(device, "auto")
 
 
+@pytest.fixture
+def forget():
+    """Makes this process forget what it knows of the machine, before and after the test: as in another process."""
+    device._bf16_pays.cache_clear()
+    yield device._bf16_pays.cache_clear
+    device._bf16_pays.cache_clear()
+
+
 def test_the_probe_measures_and_leaves_the_random_numbers_alone():
     before = torch.get_rng_state()
     assert 0.05 < bf16_speed(rounds=2) < 50
@@ -32,24 +40,24 @@ def test_the_probe_measures_and_leaves_the_random_numbers_alone():
 
 
 @pytest.mark.parametrize(("found", "expected"), [(2.0, torch.bfloat16), (0.5, torch.float32)])
-def test_a_machine_keeps_the_precision_that_the_probe_found(found, expected, tmp_path, monkeypatch, capfd):
+def test_a_machine_keeps_the_precision_that_the_probe_found(found, expected, forget, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("DFKD_CACHE", str(tmp_path))
     monkeypatch.setattr(device, "_multiplies_bf16", lambda device: True)
     monkeypatch.setattr(device, "bf16_speed", lambda: found)
     assert resolve_place("cpu", "auto").dtype == expected
     assert f"{found:g} times" in capfd.readouterr().err
     monkeypatch.setattr(device, "bf16_speed", lambda: 1 / found)  # another finding, as on a busy day
-    device._bf16_pays.cache_clear()  # as in another process
+    forget()
     assert resolve_place("cpu", "auto").dtype == expected
     assert capfd.readouterr().err == ""
     (file,) = tmp_path.iterdir()
     assert list(json.loads(file.read_text()).values()) == [found]
     file.write_text("{")  # damaged: it is measured anew
-    device._bf16_pays.cache_clear()
+    forget()
     assert resolve_place("cpu", "auto").dtype != expected
 
 
-def test_without_the_instructions_nothing_is_probed(tmp_path, monkeypatch):
+def test_without_the_instructions_nothing_is_probed(forget, tmp_path, monkeypatch):
     monkeypatch.setenv("DFKD_CACHE", str(tmp_path))
     monkeypatch.setattr(device, "_multiplies_bf16", lambda device: False)
     assert resolve_place("cpu", "auto").dtype == torch.float32
