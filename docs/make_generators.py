@@ -16,6 +16,10 @@ SETTINGS = {
     "digits": "digits, `dfkd demo`'s teacher and student",
     "cifar10": "CIFAR-10, ResNet-20 of width 32 teaches one of width 16",
 }
+FILES = {"digits": ["generators-digits"], "cifar10": ["generators-cifar10", "generators-cifar10-dafl"]}
+"""The result files of a setting; seconds of different files are of different machines."""
+POOL_RUNS = [("equal-time", "random-kd"), ("cifar10-2000-steps", "random-kd"), ("steps-4000-intel", "random-kd")]
+"""Random images of the pool with `kd`, at other numbers of steps: what a generator's time would have bought."""
 INTRO = """# Generators
 
 Written by `python docs/make_generators.py` from the docstrings and the result files; edit those.
@@ -69,6 +73,8 @@ figure without a deviation is one seed's. Seconds had other work beside them.
 
 {table}
 
+{equal}
+
 A teacher without BatchNorm: {without} work; the others read its statistics and say so.
 
 `dfkd distill --preset dfad ...`, and so for each but the adaptive form, is the papers' own recipe for student and
@@ -92,7 +98,7 @@ def table():
     """A row for every method, and the pool's."""
     lines = ["| source | learns from | " + " | ".join(f"{s} % | seconds | generator steps" for s in SETTINGS) + " |"]
     lines.append("| --- | --- |" + " ---: | ---: | ---: |" * len(SETTINGS))
-    found = {setting: {row.name: row for row in rows_if_any(setting)} for setting in SETTINGS}
+    found = {s: {row.name: row for file in FILES[s] for row in rows_if_any(file)} for s in SETTINGS}
     controls = {"random": "the pool", "untrained": "nothing: a generator's first weights"}
     for name, kind in [*dict.fromkeys(controls).items(), *classes().items()]:
         cells = [f"[`{name}`](#{name})", asks(kind)] if kind else [f"`{name}`", controls[name]]
@@ -106,26 +112,52 @@ def table():
     return "\n".join(lines)
 
 
-def rows_if_any(setting):
+def rows_if_any(file):
     """The rows of a result file; none where it was not measured."""
-    return rows_of(f"generators-{setting}") if (QUALITY / f"generators-{setting}.csv").exists() else []
+    return rows_of(file) if (QUALITY / f"{file}.csv").exists() else []
 
 
 def measured():
     """What stands behind the columns."""
     lines = []
     for setting, words in SETTINGS.items():
-        rows = rows_if_any(setting)
-        if not rows:
-            lines.append(f"- {words}: not measured yet (`python benchmarks/quality/generators.py {setting} OUT`).")
-            continue
-        on, first = about(f"generators-{setting}"), rows[0].runs[0].result
-        seeds = max(len(row.runs) for row in rows)
-        many = "one seed" if seeds == 1 else f"{seeds} seeds"
-        lines.append(
-            f"- {words}: top-1 of the last of {first['steps']:,} steps, {many}, the teacher's is "
-            f"{100 * first['teacher_top1']:.2f} (`python {on['command']} OUT`; {machine_text(on)})."
-        )
+        for file in FILES[setting]:
+            rows = rows_if_any(file)
+            if not rows:
+                lines.append(f"- {words}: not measured yet (`python benchmarks/quality/generators.py {setting} OUT`).")
+                continue
+            on, first = about(file), rows[0].runs[0].result
+            seeds = max(len(row.runs) for row in rows)
+            many = "one seed" if seeds == 1 else f"{seeds} seeds"
+            only = "" if file == FILES[setting][0] else f", {', '.join(f'`{row.name}`' for row in rows)}"
+            lines.append(
+                f"- {words}{only}: top-1 of the last of {first['steps']:,} steps, {many}, the teacher's is "
+                f"{100 * first['teacher_top1']:.2f} (`python {on['command']} OUT`; {machine_text(on)})."
+            )
+    return "\n".join(lines)
+
+
+def equal_time():
+    """What the pool gives in the time of each generator on CIFAR-10."""
+    pool = sorted(
+        (row.mean("steps"), with_deviation(row, "top1"), row.mean("seconds"), about(file)["hardware"])
+        for file, name in POOL_RUNS
+        for row in rows_if_any(file)
+        if row.name == name
+    )
+    lines = ["At equal time on CIFAR-10, a step on random images of the pool being measured on the same machine:", ""]
+    for file in FILES["cifar10"]:
+        rows, hardware = rows_if_any(file), about(file)["hardware"]
+        own = [(row.mean("seconds"), row.mean("steps")) for row in rows if row.name == "random"]
+        same = own or [(seconds, steps) for steps, _, seconds, where in pool if where == hardware]
+        rate = same[0][0] / same[0][1]
+        for row in rows:
+            if row.name != "random":
+                around = [f"{steps:,.0f} steps give {top1}" for steps, top1, _, _ in pool]
+                lines.append(
+                    f"- `{row.name}`: {with_deviation(row, 'top1')} in {row.mean('seconds'):,.0f} s, the time of "
+                    f"{row.mean('seconds') / rate:,.0f} such steps ({hardware}); {', '.join(around)}."
+                )
     return "\n".join(lines)
 
 
@@ -141,7 +173,7 @@ def page():
     """The whole page."""
     found = classes()
     without = [f"`{name}`" for name, kind in found.items() if not kind.needs_statistics]
-    intro = INTRO.format(measured=measured(), table=table(), without=", ".join(without))
+    intro = INTRO.format(measured=measured(), table=table(), equal=equal_time(), without=", ".join(without))
     return "\n".join([intro, *(section(name, kind) for name, kind in found.items())])
 
 

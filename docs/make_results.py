@@ -22,6 +22,7 @@ CONFIDENT = "the most confident, even over classes"
 ROWS = {
     "random-kd": "random; `kd`",
     "random-ofd": "random; `kd ofd`",
+    "dfnd": "the most confident; `kd noise`, DFND's",
     "confident-kd": f"{CONFIDENT}; `kd`",
     "confident": f"{CONFIDENT}; {DEFAULT}",
     "confident-ofd": f"{CONFIDENT}; `kd ofd`",
@@ -33,7 +34,7 @@ ROWS = {
 }
 TABLES = [
     {"title": "50,000 of the 100,000 images; losses", "files": ["cifar10-2000-steps", "ofd-2000-steps"]},
-    {"title": "50,000 of the 100,000 images; losses; 4,000 steps", "files": ["steps-4000"]},
+    {"title": "50,000 of the 100,000 images; losses; 4,000 steps", "files": ["steps-4000", "steps-4000-intel"]},
     {
         "title": "which images, under nothing but `kd`",
         "files": ["selection-2000-steps"],
