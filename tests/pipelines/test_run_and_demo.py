@@ -144,7 +144,8 @@ def with_generators(file):
     """The pipeline with made images, and rows that learn from them and from a generator."""
     tiny = 'batch-size = 16\nmethod = "dafl:latent=4,width=2"\n'
     made = f"[generate.made]\nsteps = 2\ncount = 20\n{tiny}"
-    made += f'[generate.filled]\nsteps = 2\nfill = "random"\n{tiny}'
+    # with so many more than the 60 images every class lacks some, also the one that two steps happen to make
+    made += f'[generate.filled]\nsteps = 2\ncount = 600\nfill = "random"\n{tiny}'
     rows = '[distill.from-made]\nsamples = ["made", "random"]\nweights = [1, 2]\n'
     rows += '[distill.along]\nsource = "dafl:latent=4,width=2"\n'
     file.write_text(file.read_text() + made + rows)
