@@ -22,7 +22,8 @@ class ZSKT(GeneratorMethod):
     student's own loss there is the same divergence and the attention of four stages; the preset `zskt` has it.
 
     The authors' code averages the divergence over the classes too, clips both gradients to norm 5, has Adam's usual
-    betas (0.9, 0.999) and a generator that ends in a BatchNorm; none of the first two is in the paper's formulas.
+    betas (0.9, 0.999) and a generator that ends in a BatchNorm; none of the first two is in the paper's formulas. It
+    lets the generator's rate fall along a cosine, where the rate of every generator here stays as it is.
     """
 
     needs_student: ClassVar[bool] = True
