@@ -150,7 +150,7 @@ def equal_time():
         rows, hardware = rows_if_any(file), about(file)["hardware"]
         own = [(row.mean("seconds"), row.mean("steps")) for row in rows if row.name == "random"]
         same = own or [(seconds, steps) for steps, _, seconds, where in pool if where == hardware]
-        rate = same[0][0] / same[0][1]
+        rate = min(seconds / steps for seconds, steps in same)  # the run beside which the least other work was done
         for row in rows:
             if row.name != "random":
                 around = [f"{steps:,.0f} steps give {top1}" for steps, top1, _, _ in pool]
