@@ -16,6 +16,7 @@ RANGES = {
     **dict.fromkeys(("count", "image_size", "batch_size", "epochs", "steps", "seeds"), "at least 1"),
     **dict.fromkeys(("checkpoint_every", "log_every"), "at least 1"),
     **dict.fromkeys(("lr", "weight_decay", "mixup", "cutmix", "crop_padding", "reestimate"), "at least 0"),
+    "teacher_views": "at least 0 and at most 1000",
     "seed": "at least 0 and below 9223372036854775808",
     **dict.fromkeys(("gamma", "deduplicate"), "above 0 and at most 1"),
     **dict.fromkeys(("class_dropping", "warmup", "ema"), "at least 0 and below 1"),
@@ -172,6 +173,9 @@ class DistillConfig(ModelConfig):
     """Mixup's Beta(a, a) parameter; 0: none."""
     cutmix: float = 0.0
     """CutMix's Beta(a, a) parameter; 0: none. With --mixup, each image takes one of the two."""
+    teacher_views: int = 0
+    """Train on so many fixed views of every image, whose answers by the teacher are kept in the cache: no teacher runs
+    in training, and other seeds and losses on the outputs find them there. 0: a new view every time."""
     ema: float = 0.0
     """The student is the moving average of its weights with this decay, such as 0.99; 0: the last step's weights."""
     reestimate: int = 0

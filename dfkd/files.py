@@ -24,6 +24,23 @@ def cache_folder() -> Path:
     return Path(os.environ.get("DFKD_CACHE") or user / "dfkd")
 
 
+def request_folder(kind: str, request: Mapping[str, Any]) -> Path:
+    """Where the cache keeps what is decided by `request`: a folder of that kind, with the request as JSON in it.
+
+    Raises: RequestError where the cache cannot be written.
+    """
+    folder = cache_folder() / kind / hash_of(request)
+    try:
+        if not (folder / "request.json").exists():
+            write_json(folder / "request.json", request)
+        remove_stale(folder)
+    except OSError as error:
+        raise RequestError(
+            f"the cache {folder} cannot be written: {error.strerror}; DFKD_CACHE names another folder"
+        ) from None
+    return folder
+
+
 def user_path(text: str) -> Path:
     """A path with `~` filled in; the `~` of a user whom nobody knows stays."""
     return Path(os.path.expanduser(text))

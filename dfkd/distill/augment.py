@@ -1,31 +1,45 @@
 """Random views of a batch, vectorised; teacher and student see the same view."""
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 
-def crop_and_flip(
-    pixels: Shaped[Tensor, "batch height width channels"], padding: int, flip: bool, generator: torch.Generator
-) -> Shaped[Tensor, "batch height width channels"]:
-    """Each image shifted by up to `padding` pixels in both directions (black comes in), and mirrored with chance 1/2.
+def draw_crops(
+    images: int, padding: int, flip: bool, generator: torch.Generator, device: torch.device
+) -> Int[Tensor, "images 3"]:
+    """A random view of each image, as `crop` takes it: rows and columns from 0 to 2 `padding`, mirrored 0 or 1."""
+    if padding:
+        shift = torch.randint(0, 2 * padding + 1, (2, images), generator=generator, device=device)
+    else:
+        shift = torch.zeros(2, images, dtype=torch.long, device=device)
+    mirrored = torch.rand(images, generator=generator, device=device) < 0.5 if flip else torch.zeros_like(shift[0])
+    return torch.stack([*shift, mirrored.long()], dim=1)
 
-    One gather does both: for every output pixel the row and column that it comes from. Gradients go back through it.
+
+def crop(
+    pixels: Shaped[Tensor, "batch height width channels"], padding: int, crops: Int[Tensor, "batch 3"]
+) -> Shaped[Tensor, "batch height width channels"]:
+    """The window of each image, padded with black, that begins at its row and column, mirrored where asked.
+
+    One gather does it all: for every output pixel the row and column that it comes from. Gradients go back through it.
     """
     n, height, width, _ = pixels.shape
     device = pixels.device
     if padding:
         pixels = torch.nn.functional.pad(pixels, (0, 0, padding, padding, padding, padding))
-        shift = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator, device=device)
-    else:
-        shift = torch.zeros(2, n, 1, dtype=torch.long, device=device)
-    rows = shift[0] + torch.arange(height, device=device)
-    columns = torch.arange(width, device=device).expand(n, width)
-    if flip:
-        mirrored = torch.rand(n, 1, generator=generator, device=device) < 0.5
-        columns = torch.where(mirrored, width - 1 - columns, columns)
-    columns = columns + shift[1]
+    down, right, mirrored = crops.long()[:, :, None].unbind(dim=1)
+    rows = down + torch.arange(height, device=device)
+    columns = torch.arange(width, device=device)
+    columns = torch.where(mirrored.bool(), width - 1 - columns, columns) + right
     return pixels[torch.arange(n, device=device)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def crop_and_flip(
+    pixels: Shaped[Tensor, "batch height width channels"], padding: int, flip: bool, generator: torch.Generator
+) -> Shaped[Tensor, "batch height width channels"]:
+    """Each image shifted by up to `padding` pixels both ways (black comes in), and mirrored with chance 1/2."""
+    return crop(pixels, padding, draw_crops(len(pixels), padding, flip, generator, pixels.device))
 
 
 def mix(

@@ -35,6 +35,11 @@ class Objective(nn.Module):
         return frozenset(tap for _, _, loss in self._terms for tap in getattr(loss, "taps", ()))
 
     @property
+    def reading(self) -> list[str]:
+        """The names of the losses that read features."""
+        return [name for name, _, loss in self._terms if getattr(loss, "taps", ())]
+
+    @property
     def binds(self) -> bool:
         """Whether a loss asks for the networks themselves."""
         return any(hasattr(loss, "bind") for _, _, loss in self._terms)

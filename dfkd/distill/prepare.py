@@ -38,7 +38,7 @@ NOT_DECIDING = (
 )
 """Fields that do not decide the student, or stand in the run's content as what they were resolved to."""
 
-OFF = {"cutmix": 0.0, "ema": 0.0, "reestimate": 0, "init": "none"}
+OFF = {"cutmix": 0.0, "ema": 0.0, "reestimate": 0, "init": "none", "teacher_views": 0}
 """Options that do not stand in the run's content where they are off: runs from before there were any go on."""
 
 
@@ -63,6 +63,7 @@ def prepare(config: DistillConfig) -> Distillation:
     objective = build_objective(config.loss)
     if config.class_dropping and not objective.reads_kept:
         raise RequestError(f"--class-dropping {config.class_dropping:g} changes nothing: of the losses, kd heeds it")
+    _check_views(config, objective)
     place = resolve_place(config.device, config.precision)
     selections = supply.open_selections(config.samples, config.normalize, config.image_size)
     teacher = supply.open_teacher(config.teacher, config.samples, selections, config.normalize, config.image_size)
@@ -88,6 +89,22 @@ def _check(config: DistillConfig) -> None:
         raise RequestError(
             f"--student {config.student!r} is a program whose network is not known; name its architecture"
         )
+
+
+def _check_views(config: DistillConfig, objective: Objective) -> None:
+    """Refuse what does not go with answers of the teacher that were kept beforehand."""
+    asked = f"--teacher-views {config.teacher_views}"
+    if not config.teacher_views:
+        return
+    if objective.reading:
+        raise RequestError(
+            f"{asked} keeps the teacher's logits, and {', '.join(objective.reading)} reads its features; choose among "
+            "the losses on outputs (--loss kd relation:1), or leave it out"
+        )
+    if config.source is not None:
+        raise RequestError(f"{asked} keeps answers to stored images, and --source makes new ones; leave one out")
+    if config.mixup or config.cutmix:
+        raise RequestError(f"{asked} keeps answers to views of one image; leave out --mixup and --cutmix")
 
 
 def _load_student(config: DistillConfig, teacher: Model) -> Model:

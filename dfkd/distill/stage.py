@@ -1,5 +1,6 @@
 """`dfkd distill`: teacher, student and selections -> a run's folder."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -12,6 +13,7 @@ from dfkd.console import say
 from dfkd.device import Place
 from dfkd.distill.loop import train
 from dfkd.distill.prepare import Distillation, prepare
+from dfkd.distill.teacher_views import recorded
 from dfkd.evaluate import Measures, measure
 from dfkd.files import hash_of, output_path
 from dfkd.models.load import load_weights
@@ -27,6 +29,7 @@ def run(config: DistillConfig) -> dict[str, Any]:
     if folder.result is None:
         with folder.writing():
             if folder.result is None:  # still: another command may have finished it since
+                _record_teacher(prepared)
                 train(prepared.trainer, folder)
                 prepared.trainer.finish()
                 result = _result(prepared, _measure(prepared))
@@ -34,6 +37,16 @@ def run(config: DistillConfig) -> dict[str, Any]:
                 _report(config, result)
                 return result
     return _complete(prepared, folder)
+
+
+def _record_teacher(prepared: Distillation) -> None:
+    """Have the teacher's answers beforehand, where they are asked for; making them is part of the run's seconds."""
+    trainer, views = prepared.trainer, prepared.config.teacher_views
+    if views:
+        started = time.perf_counter()
+        plan = trainer.plan
+        trainer.recorded = recorded(trainer.teacher, prepared.selections, views, plan.crop_padding, plan.flip)
+        trainer.seconds += time.perf_counter() - started
 
 
 def _request(prepared: Distillation) -> dict[str, Any]:
@@ -93,12 +106,14 @@ def _figures(measures: Measures | None) -> dict[str, Any]:
 def _result(prepared: Distillation, measures: Measures | None) -> dict[str, Any]:
     config, trainer = prepared.config, prepared.trainer
     images = trainer.plan.steps * trainer.plan.batch_size
+    # answers that were kept count whether this run made them or found them: they are what the student learnt from
+    asked = trainer.recorded.views * trainer.recorded.images if trainer.recorded is not None else images
     manifests = [shards.manifest for shards in prepared.selections]
     return {
         **_figures(measures),
         "steps": trainer.plan.steps,
         "images_seen": images,
-        "teacher_forwards": images + trainer.source.teacher_forwards + _made(manifests, "teacher_forwards"),
+        "teacher_forwards": asked + trainer.source.teacher_forwards + _made(manifests, "teacher_forwards"),
         "generator_steps": trainer.source.generator_steps + _made(manifests, "generator_steps"),
         "seconds": round(trainer.seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(trainer.place.device),

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dfkd.device import Place
-from dfkd.distill.augment import crop_and_flip, mix
+from dfkd.distill.augment import crop, crop_and_flip, mix
 from dfkd.distill.average import Average
 from dfkd.distill.batchnorm import batch_norms, reestimate
 from dfkd.distill.distributions import kl_of_each
@@ -18,6 +18,7 @@ from dfkd.distill.loop import Pace, check_weights
 from dfkd.distill.objective import Objective
 from dfkd.distill.optim import learning_rate, set_rate
 from dfkd.distill.sources import Batch, ShardSource, Source
+from dfkd.distill.teacher_views import TeacherViews
 from dfkd.outputs import Outputs
 from dfkd.select.class_dropping import kept_classes
 from dfkd.taps import Tapped
@@ -59,6 +60,8 @@ class Trainer:
         self.average: Average | None = None
         if plan.ema:  # the losses' own parameters too: some end up in the student
             self.average = Average([*student.module.state_dict().values(), *objective.parameters()], plan.ema)
+        self.recorded: TeacherViews | None = None
+        """Where the teacher's answers were kept beforehand: the views to learn on, and those answers."""
         self.follower = source if isinstance(source, ShardSource) and source.follows else None
         self.step, self.seconds = 0, 0.0
 
@@ -85,7 +88,21 @@ class Trainer:
 
     def teach(self, view: Float[Tensor, "batch channels height width"], batch: Batch) -> Outputs:
         """The teacher's answer; classes are dropped on the very view that the student learns from."""
-        outputs = self.teacher.outputs(view)
+        return self._completed(self.teacher.outputs(view), view, batch)
+
+    def lesson(self, batch: Batch) -> tuple[Float[Tensor, "batch channels height width"], Outputs]:
+        """A batch as the student sees it, with the teacher's answer to the very same view."""
+        if self.recorded is None:
+            view = self.view(batch)
+            return view, self.teach(view, batch)
+        assert batch.rows is not None
+        crops, logits = self.recorded.take(batch.rows)
+        pixels, crops, logits = (x.to(self.place.device, non_blocking=True) for x in (batch.pixels, crops, logits))
+        view = self.teacher.view(crop(pixels, self.plan.crop_padding, crops))
+        return view, self._completed(Outputs(logits), view, batch)
+
+    def _completed(self, outputs: Outputs, view: Float[Tensor, "batch channels height width"], batch: Batch) -> Outputs:
+        """The teacher's outputs with what losses may ask of the batch itself."""
         kept = kept_classes(outputs.logits, self.plan.class_dropping) if self.plan.class_dropping else None
         rows = None if self.plan.mixup or self.plan.cutmix else batch.rows  # a mixed view is of two images
         rows = None if rows is None else rows.to(self.place.device, non_blocking=True)
@@ -113,8 +130,8 @@ class Trainer:
         rate = learning_rate(self.step, plan.steps, plan.lr, plan.warmup)
         set_rate(self.optimizer, rate)
         batch = self.source.sample(plan.batch_size)
-        view = self.view(batch)
-        theirs, ours = self.teach(view, batch), self.answer(view)
+        view, theirs = self.lesson(batch)
+        ours = self.answer(view)
         total, values = self.objective(ours, theirs)
         if self.follower is not None and batch.rows is not None:
             self.follower.seen(batch.rows, _distances(ours, theirs))
@@ -155,6 +172,7 @@ class Trainer:
             "source": self.source.state_dict(),
             "generator": self.generator.get_state(),
             "torch": torch.get_rng_state(),
+            **({"teacher_views": self.recorded.state_dict()} if self.recorded is not None else {}),
             **({"average": self.average.state_dict()} if self.average is not None else {}),
             **({"cuda": torch.cuda.get_rng_state()} if self.place.device.type == "cuda" else {}),
         }
@@ -166,6 +184,8 @@ class Trainer:
             part.load_state_dict(state[name])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+        if self.recorded is not None:
+            self.recorded.load_state_dict(state["teacher_views"])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["torch"])
         if "cuda" in state:

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dfkd.columns import Columns, Damaged, read_columns, write_columns
 from dfkd.console import progress, say
 from dfkd.data import Images, Pool
 from dfkd.errors import RequestError
-from dfkd.files import cache_folder, hash_of, remove_stale, write_json
-from dfkd.select.columns import Columns, Damaged, read_columns, write_columns
+from dfkd.files import hash_of
 from dfkd.select.methods import ImageScores
 from dfkd.signals import Interrupted, StopRequest, stop_request
 from dfkd.taps import Tap
@@ -75,20 +75,6 @@ class PoolScores:
             for part, rows in _by_part(indices[order])
         ]
         return np.concatenate(blocks)[np.argsort(order, kind="stable")]
-
-
-def scores_folder(request: dict[str, Any]) -> Path:
-    """Where the scores of this teacher, pool and preprocessing are kept."""
-    folder = cache_folder() / "scores" / hash_of(request)
-    try:
-        if not (folder / "request.json").exists():
-            write_json(folder / "request.json", request)
-        remove_stale(folder)
-    except OSError as error:
-        raise RequestError(
-            f"the score cache {folder} cannot be written: {error.strerror}; DFKD_CACHE names another folder"
-        ) from None
-    return folder
 
 
 def score_pool(

@@ -16,14 +16,14 @@ from dfkd.console import say
 from dfkd.data import Pool, open_pool
 from dfkd.device import Place, resolve_place
 from dfkd.errors import RequestError
-from dfkd.files import PARTIAL, output_path
+from dfkd.files import PARTIAL, output_path, request_folder
 from dfkd.locks import locked
 from dfkd.models.load import Model, load_teacher
 from dfkd.places import find_taps
 from dfkd.portable import portable
 from dfkd.select.choose import Choice, Method, TooFew, choose
 from dfkd.select.folder import Selected, check_partial, is_done, write
-from dfkd.select.score import SCORE_FORMAT, PoolScores, score_pool, scores_folder
+from dfkd.select.score import SCORE_FORMAT, PoolScores, score_pool
 from dfkd.shards import MANIFEST
 from dfkd.taps import Tap, parse_taps
 from dfkd.teacher import Classifier
@@ -63,7 +63,7 @@ def run(config: SelectConfig) -> Path:
             scores = score_pool(
                 Classifier(model, place, {"last": tap} if tap else {}),
                 pool,
-                scores_folder(scoring),
+                request_folder("scores", scoring),
                 batch_size=config.batch_size,
                 tap=tap,
                 max_unreadable=config.max_unreadable,

@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from dfkd.select.columns import Damaged, read_columns, write_columns
+from dfkd.columns import Damaged, read_columns, write_columns
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Columns of numbers in a Parquet file of the score cache, each with the SHA-256 of its values."""
+"""Columns of numbers in a Parquet file of the cache, each with the SHA-256 of its values."""
 
 import hashlib
 import json

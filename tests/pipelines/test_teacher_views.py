@@ -1,0 +1,184 @@
+"""`dfkd distill --teacher-views`: the teacher answers before the training, and not in it."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dfkd import columns, console
+from dfkd.distill import teacher_views
+from dfkd.distill.trainer import Trainer
+from dfkd.shards import Shards
+from dfkd.teacher import Classifier
+
+QUICK = ("--loss", "kd", "--steps", 20, "--batch-size", 32, "--checkpoint-every", 7, "--log-every", 4)
+
+
+@pytest.fixture(autouse=True)
+def small_files(monkeypatch, tmp_path):
+    """Four files a view, in a cache of the test's own."""
+    monkeypatch.setattr(teacher_views, "PART_ROWS", 100)
+    monkeypatch.setattr(teacher_views, "BATCH", 50)
+    monkeypatch.setenv("DFKD_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def forwards(monkeypatch):
+    """How many images the teacher has answered for, in every call."""
+    counts = []
+    outputs = Classifier.outputs
+
+    def counted(self, view):
+        counts.append(len(view))
+        return outputs(self, view)
+
+    monkeypatch.setattr(Classifier, "outputs", counted)
+    return counts
+
+
+def student(run):
+    return load_file(run / "student.safetensors")
+
+
+def same(ours, theirs):
+    return all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_kept_answers_are_those_of_the_teacher_to_the_very_views_that_are_learnt_from(
+    lab, selection, tmp_path, monkeypatch
+):
+    lessons = []
+    lesson = Trainer.lesson
+
+    def kept(self, batch):
+        view, theirs = lesson(self, batch)
+        lessons.append((self, batch, view, theirs))
+        return view, theirs
+
+    monkeypatch.setattr(Trainer, "lesson", kept)
+    monkeypatch.setattr(Trainer, "teach", lambda *given: pytest.fail("the teacher was run in training"))
+    passes = ("--batch-size", 40, "--steps", 48)  # 4.8 of the 400 images, no image twice in a batch
+    assert lab.distill(selection, tmp_path / "run", *QUICK, *passes, "--teacher-views", 3) == 0
+    shown = {}
+    for trainer, batch, view, theirs in lessons:
+        torch.testing.assert_close(trainer.teacher.outputs(view).logits, theirs.logits, rtol=2e-3, atol=2e-3)
+        assert torch.equal(theirs.view, view) and torch.equal(theirs.rows, batch.rows)
+        for row, one in zip(batch.rows.tolist(), view, strict=True):
+            shown.setdefault(row, []).append(one.numpy().tobytes())
+    assert len(lessons) == 48 and len(shown) == 400
+    # three views of each image, and then the first again
+    assert all(len({*views[:3]}) == len({*views}) for views in shown.values())
+    assert sum(len({*views}) == 3 for views in shown.values()) > 350  # of 50 crops and flips; two draws may be alike
+    assert all(views[3] == views[0] for views in shown.values())
+
+
+def test_seeds_share_the_answers_and_more_views_ask_for_the_new_ones_alone(lab, selection, tmp_path, forwards, capsys):
+    checked = teacher_views.CHECKED
+    assert lab.distill(selection, tmp_path / "one", *QUICK, "--teacher-views", 2) == 0
+    assert sum(forwards) == 2 * 400 + checked and len(forwards) == 2 * 8 + 1
+    assert "differ from those that are kept by 0.00" in capsys.readouterr().err
+    for number, (flags, asked) in enumerate(
+        [(("--teacher-views", 2, "--seed", 1), 0), (("--teacher-views", 3), 400), (("--teacher-views", 1), 0)]
+    ):
+        forwards.clear()
+        assert lab.distill(selection, tmp_path / f"run{number}", *QUICK, *flags) == 0
+        assert sum(forwards) == asked + checked
+        assert ("the teacher is not run" in capsys.readouterr().err) == (asked == 0)
+    assert not same(student(tmp_path / "one"), student(tmp_path / "run0"))
+    # another crop is another view
+    forwards.clear()
+    assert lab.distill(selection, tmp_path / "run", *QUICK, "--teacher-views", 1, "--crop-padding", 1) == 0
+    assert sum(forwards) == 400 + checked
+
+
+def test_the_result_says_what_the_teacher_was_asked(lab, selection, tmp_path):
+    assert lab.distill(selection, tmp_path / "run", *QUICK, "--teacher-views", 2, "--test", lab.heldout) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["teacher_forwards"], result["images_seen"]) == (800, 640)
+    assert result["top1"] > 0.1
+    assert "teacher_views = 2" in (tmp_path / "run" / "config.toml").read_text()
+
+
+def test_interrupted_in_training_and_resumed_it_is_the_same_student(lab, selection, tmp_path, monkeypatch):
+    flags = (*QUICK, "--teacher-views", 3, "--batches", "hardest:share=0.3", "--class-dropping", 0.05)
+    assert lab.distill(selection, tmp_path / "whole", *flags) == 0
+    advance = Trainer.advance
+
+    def stopped(self):
+        if self.step == 16:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return advance(self)
+
+    monkeypatch.setattr(Trainer, "advance", stopped)
+    assert lab.distill(selection, tmp_path / "run", *flags) == 143
+    monkeypatch.setattr(Trainer, "advance", advance)
+    assert lab.distill(selection, tmp_path / "run", *flags) == 0
+    assert same(student(tmp_path / "whole"), student(tmp_path / "run"))
+
+
+def test_interrupted_while_the_teacher_answers(lab, selection, tmp_path, monkeypatch, forwards, capsys):
+    bar = console.Progress.advance
+
+    def stopped(self, units, note=""):
+        bar(self, units, note)
+        if len(forwards) == 5:  # in the third file
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(console.Progress, "advance", stopped)
+    assert lab.distill(selection, tmp_path / "run", *QUICK, "--teacher-views", 1) == 130
+    assert "the answers so far are kept" in capsys.readouterr().err
+    assert len(forwards) == 5 and len([*(tmp_path / "cache").rglob("view-*.parquet")]) == 2
+    monkeypatch.setattr(console.Progress, "advance", bar)
+    forwards.clear()
+    assert lab.distill(selection, tmp_path / "run", *QUICK, "--teacher-views", 1) == 0
+    assert sum(forwards) == 200 + teacher_views.CHECKED
+
+
+def test_a_damaged_file_is_made_again_and_the_answers_of_another_teacher_are_refused(
+    lab, selection, tmp_path, forwards, capsys
+):
+    flags = (*QUICK, "--teacher-views", 1)
+    assert lab.distill(selection, tmp_path / "run", *flags) == 0
+    first, *others = sorted((tmp_path / "cache").rglob("view-*.parquet"))
+    first.write_bytes(first.read_bytes()[:-100])
+    forwards.clear()
+    assert lab.distill(selection, tmp_path / "again", *flags) == 0
+    assert sum(forwards) == 100 + teacher_views.CHECKED
+    assert same(student(tmp_path / "run"), student(tmp_path / "again"))
+    for file in (first, *others):
+        stored = columns.read_columns(file, ("crops", "logits"))
+        columns.write_columns(file, stored | {"logits": np.roll(stored["logits"], 1, axis=1)})
+    capsys.readouterr()
+    assert lab.distill(selection, tmp_path / "third", *flags) == 2
+    said = capsys.readouterr().err
+    assert "differs from what it says now" in said and str(first.parent) in said
+
+
+def test_several_selections_keep_their_answers_apart(lab, selection, tmp_path, forwards):
+    assert lab.select(tmp_path / "other", "--count", 150, "--method", "random") == 0
+    forwards.clear()
+    assert lab.distill(tmp_path / "other", tmp_path / "run", *QUICK, "--teacher-views", 1) == 0
+    both = ("--samples", selection, tmp_path / "other", "--weights", 1, 3)
+    assert lab.distill(tmp_path / "other", tmp_path / "both", *QUICK, "--teacher-views", 1, *both) == 0
+    assert sum(forwards) == 150 + 400 + 2 * teacher_views.CHECKED
+    assert len(Shards(tmp_path / "other")) == 150
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--loss", "kd", "explicit:0.5"), "keeps the teacher's logits, and explicit reads its features"),
+        (("--mixup", 1), "leave out --mixup and --cutmix"),
+        (("--cutmix", 1), "leave out --mixup and --cutmix"),
+        (("--source", "dfad"), "keeps answers to stored images"),
+        (("--teacher-views", -1), "--teacher-views -1 is not at least 0"),
+    ],
+)
+def test_what_does_not_go_with_it_is_refused_before_anything_is_done(lab, selection, tmp_path, capsys, flags, said):
+    assert lab.distill(selection, tmp_path / "run", *QUICK, "--teacher-views", 2, *flags) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists() and not [*tmp_path.rglob("view-*")]
