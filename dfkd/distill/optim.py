@@ -1,7 +1,9 @@
 """Optimizer and learning rate; the rate is a function of the step, so that a resumed run needs no schedule state."""
 
+import inspect
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,11 +27,22 @@ def make_optimizer(modules: Iterable[nn.Module], kind: str, weight_decay: float)
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if kind == "sgd":
-        optimizer = torch.optim.SGD(groups, lr=0.0, momentum=0.9, nesterov=True, fused=True)
+        optimizer = _uncompiled(torch.optim.SGD)(groups, lr=0.0, momentum=0.9, nesterov=True, fused=True)
         for p in parameters:  # what it would begin with; the fused step fails where some have one and others do not yet
             optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
         return optimizer
-    return torch.optim.AdamW(groups, lr=0.0, fused=True)
+    return _uncompiled(torch.optim.AdamW)(groups, lr=0.0, fused=True)
+
+
+def _uncompiled(kind: type[torch.optim.Optimizer]) -> Any:
+    """The same optimizer without the decorators that keep torch.compile out of it.
+
+    Their first call imports the compiler, which takes longer than torch itself; nothing here is compiled.
+    """
+    names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    plain = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    step = torch.no_grad()(inspect.unwrap(kind.step))
+    return type(kind.__name__, (kind,), {**plain, "step": step})
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -76,3 +79,51 @@ def test_without_batch_normalization_the_default_rate_is_small():
     assert default_rate("sgd", cifar_resnet(depth=8)) == 0.4
     assert default_rate("sgd", lenet5()) == 0.02
     assert default_rate("adamw", lenet5()) == 0.002
+
+
+@pytest.mark.parametrize(
+    ("kind", "theirs"),
+    [
+        ("sgd", lambda groups: torch.optim.SGD(groups, lr=0.0, momentum=0.9, nesterov=True, fused=True)),
+        ("adamw", lambda groups: torch.optim.AdamW(groups, lr=0.0, fused=True)),
+    ],
+)
+def test_it_is_torchs_own_optimizer_to_the_bit(kind, theirs):
+    torch.manual_seed(0)
+    nets = [nn.Linear(5, 3), nn.Linear(5, 3)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    ours = make_optimizer([nets[0]], kind, 0.1)
+    groups = [
+        {"params": [nets[1].weight], "weight_decay": 0.1},
+        {"params": [nets[1].bias], "weight_decay": 0.0},
+    ]
+    reference = theirs(groups)
+    for step in range(6):
+        x = torch.randn(4, 5)
+        for net, optimizer in zip(nets, (ours, reference), strict=True):
+            set_rate(optimizer, 0.1 / (step + 1))
+            optimizer.zero_grad()
+            net(x).square().sum().backward()
+            optimizer.step()
+        if step == 2:  # as a resumed run does
+            again = make_optimizer([nets[0]], kind, 0.1)
+            again.load_state_dict(ours.state_dict())
+            ours = again
+    assert torch.equal(nets[0].weight, nets[1].weight) and torch.equal(nets[0].bias, nets[1].bias)
+
+
+def test_training_does_not_import_the_compiler():
+    # seconds of every command: it takes longer than torch itself
+    program = """
+import sys, torch
+from dfkd.distill.optim import make_optimizer
+for kind in ("sgd", "adamw"):
+    net = torch.nn.Linear(2, 2)
+    optimizer = make_optimizer([net], kind, 0.1)
+    net(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    optimizer.load_state_dict(optimizer.state_dict())
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
