@@ -15,8 +15,8 @@ Precision = Literal["auto", "bf16", "fp32"]
 RANGES = {
     **dict.fromkeys(("count", "image_size", "batch_size", "epochs", "steps", "seeds"), "at least 1"),
     **dict.fromkeys(("checkpoint_every", "log_every"), "at least 1"),
-    **dict.fromkeys(("lr", "weight_decay", "mixup", "cutmix", "crop_padding", "reestimate"), "at least 0"),
-    "teacher_views": "at least 0 and at most 1000",
+    **dict.fromkeys(("lr", "weight_decay", "mixup", "cutmix"), "at least 0"),
+    **dict.fromkeys(("crop_padding", "reestimate", "teacher_views"), "at least 0"),
     "seed": "at least 0 and below 9223372036854775808",
     **dict.fromkeys(("gamma", "deduplicate"), "above 0 and at most 1"),
     **dict.fromkeys(("class_dropping", "warmup", "ema"), "at least 0 and below 1"),

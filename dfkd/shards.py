@@ -289,7 +289,6 @@ def _write_arrow(path: Path, rows: Rows, features: Any) -> None:
 
 def _open_arrow(path: Path, rows: int) -> Any:
     import pyarrow as pa
-    from datasets import Array3D  # noqa: F401  registers the extension types with pyarrow
 
     try:
         table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
@@ -302,13 +301,21 @@ def _open_arrow(path: Path, rows: int) -> Any:
 
 def _pixels(table: Any, image: Mapping[str, Any]) -> UInt8[np.ndarray, "rows channels height width"]:
     """The images of a shard as a view of its file: three levels of lists, flattened."""
+    import pyarrow as pa
+
     # chunk(0), the shard's one record batch; combine_chunks() would copy it
-    flat = table["image"].chunk(0).storage
+    flat = table["image"].chunk(0)
+    # pyarrow knows the type of `datasets` only where that is imported, which takes seconds; else it is the storage itself
+    flat = getattr(flat, "storage", flat)
     for _ in range(3):
         flat.validate()  # of the offsets those that flatten() follows: a damaged one would lead out of the file
         flat = flat.flatten()
     flat.validate()
-    return flat.to_numpy(zero_copy_only=True).reshape(-1, image["channels"], image["size"], image["size"])
+    if flat.type != pa.uint8() or flat.null_count:
+        raise ValueError(f"column image is of {flat.type} with {flat.null_count} empty values, not uint8")
+    # the buffer and not to_numpy(), which imports pandas
+    pixels = np.frombuffer(flat.buffers()[1], np.uint8, len(flat), flat.offset)
+    return pixels.reshape(-1, image["channels"], image["size"], image["size"])
 
 
 def _to_numpy(array: Any) -> np.ndarray:
