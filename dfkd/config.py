@@ -146,8 +146,10 @@ class DistillConfig(ModelConfig):
     """Optimizer steps. Default: 4000."""
     test: str | None = None
     """Labeled DATA for the accuracy of the last step; training never sees it."""
-    loss: tuple[str, ...] = ("kd", "explicit:0.5", "relation:1")
-    """NAME[:WEIGHT,key=value,...] summed: those of docs/losses.md, or a class or function of your own, with dots."""
+    loss: tuple[str, ...] = ()
+    """NAME[:WEIGHT,key=value,...] summed: those of docs/losses.md, or a class or function of your own, with dots.
+    Default: kd ofd, by the README's tables; kd alone where a network has no feature maps, with --source and with
+    --teacher-views."""
     class_dropping: float = 0.0
     """Drop the teacher's classes below this probability, on the view that is trained on; 0 (measured best): none."""
     batch_size: int = 128

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import pickle
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -187,6 +188,11 @@ def peak_memory_bytes(device: torch.device) -> int:
     """The most memory held so far: of the GPU where the run has one, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would begin with the size of the process that started this one
+        kilobytes = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
+        if kilobytes:
+            return 1024 * int(kilobytes[1])
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024  # the same field, in bytes there

@@ -305,7 +305,7 @@ def _pixels(table: Any, image: Mapping[str, Any]) -> UInt8[np.ndarray, "rows cha
 
     # chunk(0), the shard's one record batch; combine_chunks() would copy it
     flat = table["image"].chunk(0)
-    # pyarrow knows the type of `datasets` only where that is imported, which takes seconds; else it is the storage itself
+    # pyarrow knows the type of `datasets` only where that is imported, which takes seconds: else this is the storage
     flat = getattr(flat, "storage", flat)
     for _ in range(3):
         flat.validate()  # of the offsets those that flatten() follows: a damaged one would lead out of the file

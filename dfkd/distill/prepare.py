@@ -60,14 +60,16 @@ def prepare(config: DistillConfig) -> Distillation:
     """Open and build everything. Raises: RequestError for whatever can be refused before the first step."""
     _check(config)
     chosen = supply.check(config)
-    objective = build_objective(config.loss)
-    if config.class_dropping and not objective.reads_kept:
-        raise RequestError(f"--class-dropping {config.class_dropping:g} changes nothing: of the losses, kd heeds it")
-    _check_views(config, objective)
+    if config.loss:  # before anything is opened: a mistake in it should cost no time
+        _check_objective(config, build_objective(config.loss))
     place = resolve_place(config.device, config.precision)
     selections = supply.open_selections(config.samples, config.normalize, config.image_size)
     teacher = supply.open_teacher(config.teacher, config.samples, selections, config.normalize, config.image_size)
     student = _load_student(config, teacher)
+    if not config.loss:
+        config = replace(config, loss=_default_losses(config, teacher, student))
+        say(f"losses: {' '.join(config.loss)}, the default for these networks and images")
+    objective = build_objective(config.loss)
     if config.init == "teacher":
         say(inherit(student, teacher))
     if config.reestimate and not batch_norms(student.module):
@@ -83,6 +85,11 @@ def prepare(config: DistillConfig) -> Distillation:
 
 def _check(config: DistillConfig) -> None:
     """Refuse what can be refused before any work."""
+    views = f"--teacher-views {config.teacher_views}"
+    if config.teacher_views and config.source is not None:
+        raise RequestError(f"{views} keeps answers to stored images, and --source makes new ones; leave one out")
+    if config.teacher_views and (config.mixup or config.cutmix):
+        raise RequestError(f"{views} keeps answers to views of one image; leave out --mixup and --cutmix")
     if config.epochs is not None and config.steps is not None:
         raise RequestError(f"--epochs {config.epochs} and --steps {config.steps} are two lengths; give one")
     if config.student.endswith(".pt2"):
@@ -91,20 +98,29 @@ def _check(config: DistillConfig) -> None:
         )
 
 
-def _check_views(config: DistillConfig, objective: Objective) -> None:
-    """Refuse what does not go with answers of the teacher that were kept beforehand."""
-    asked = f"--teacher-views {config.teacher_views}"
-    if not config.teacher_views:
-        return
-    if objective.reading:
+def _check_objective(config: DistillConfig, objective: Objective) -> None:
+    """Refuse options that do not go with the losses, or with answers of the teacher that are kept beforehand."""
+    if config.class_dropping and not objective.reads_kept:
+        raise RequestError(f"--class-dropping {config.class_dropping:g} changes nothing: of the losses, kd heeds it")
+    if config.teacher_views and objective.reading:
+        readers = ", ".join(objective.reading)
         raise RequestError(
-            f"{asked} keeps the teacher's logits, and {', '.join(objective.reading)} reads its features; choose among "
-            "the losses on outputs (--loss kd relation:1), or leave it out"
+            f"--teacher-views {config.teacher_views} keeps the teacher's logits, and {readers} reads its features; "
+            "choose among the losses on outputs (--loss kd relation:1), or leave it out"
         )
-    if config.source is not None:
-        raise RequestError(f"{asked} keeps answers to stored images, and --source makes new ones; leave one out")
-    if config.mixup or config.cutmix:
-        raise RequestError(f"{asked} keeps answers to views of one image; leave out --mixup and --cutmix")
+
+
+def _default_losses(config: DistillConfig, teacher: Model, student: Model) -> tuple[str, ...]:
+    """What the tables of README and docs support: `ofd` beside `kd` wherever it can be had and was measured."""
+    if config.teacher_views or config.source is not None:
+        return ("kd",)
+    example = torch.zeros(1, teacher.channels, *[teacher.image_size or 1] * 2)
+    try:
+        for model, by_hand in ((teacher, config.teacher_taps), (student, config.student_taps)):
+            find_taps(model.module, example, parse_taps(by_hand), ("pre",))
+    except RequestError:  # no feature maps, or a network that cannot be run, which is told when it is used
+        return ("kd",)
+    return ("kd", "ofd")
 
 
 def _load_student(config: DistillConfig, teacher: Model) -> Model:

@@ -95,9 +95,10 @@ class ShardSource(Still):
     follows the student: then this one decides it.
     """
 
-    def __init__(self, selections: Sequence[Shards], order: Order) -> None:
+    def __init__(self, selections: Sequence[Shards], order: Order, resident: "Resident | None" = None) -> None:
+        """With `resident`, pixels are kept on its device from the first time that they are learnt from."""
         self._selections, self._order, self._position = list(selections), order, 0
-        self._starts = np.cumsum([0, *map(len, selections)])
+        self._starts, self._resident = np.cumsum([0, *map(len, selections)]), resident
         ahead = any(shards.encoded for shards in selections) and not self.follows
         self._reader = ThreadPoolExecutor(1) if ahead else None
         self._ahead: tuple[int, int, Future[Batch]] | None = None
@@ -123,7 +124,9 @@ class ShardSource(Still):
         if self._reader is None:
             return self._batch(position, count)
         ready, self._ahead = self._ahead, None
-        batch = ready[2].result() if ready and ready[:2] == (position, count) else self._batch(position, count)
+        batch = ready[2].result() if ready else None  # waited for in any case: one thread at a time reads
+        if batch is None or ready is None or ready[:2] != (position, count):
+            batch = self._batch(position, count)
         self._ahead = (self._position, count, self._reader.submit(self._batch, self._position, count))
         return batch
 
@@ -140,7 +143,8 @@ class ShardSource(Still):
 
     def _batch(self, position: int, count: int) -> Batch:
         rows = self._order.rows(position, count)
-        return Batch(torch.from_numpy(self._pixels(rows)), torch.from_numpy(rows))
+        pixels = torch.from_numpy(self._pixels(rows)) if self._resident is None else self._resident(rows, self._pixels)
+        return Batch(pixels, torch.from_numpy(rows))
 
     def _pixels(self, rows: Int[np.ndarray, " batch"]) -> UInt8[np.ndarray, "batch height width channels"]:
         which = np.searchsorted(self._starts, rows, side="right") - 1
@@ -154,6 +158,31 @@ class ShardSource(Still):
         for where, pixels in parts:
             out[where] = pixels
         return out
+
+
+class Resident:
+    """Pixels on a device, where a batch is then gathered: an image is read and copied the first time it is asked for.
+
+    So a training begins at once, whatever the number of images, and from the second pass on nothing is read, decoded
+    or moved. They take their size in uint8 there.
+    """
+
+    def __init__(self, images: int, size: int, channels: int, device: torch.device) -> None:
+        self._pixels = torch.empty((images, size, size, channels), dtype=torch.uint8, device=device)
+        self._here = np.zeros(images, dtype=bool)
+
+    def __call__(
+        self,
+        rows: Int[np.ndarray, " batch"],
+        read: Callable[[Int[np.ndarray, " some"]], UInt8[np.ndarray, "some height width channels"]],
+    ) -> UInt8[Tensor, "batch height width channels"]:
+        """The pixels of some rows; those that are not there yet are `read`."""
+        new = np.unique(rows[~self._here[rows]])
+        if len(new):
+            pixels, where = torch.from_numpy(read(new)), torch.from_numpy(new)
+            self._pixels[where.to(self._pixels.device)] = pixels.to(self._pixels.device)
+            self._here[new] = True
+        return self._pixels[torch.from_numpy(rows).to(self._pixels.device, non_blocking=True)]
 
 
 class MixedSource:

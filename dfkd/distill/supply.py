@@ -5,19 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from dfkd import names
 from dfkd.config import DistillConfig
 from dfkd.console import say
 from dfkd.device import Place
 from dfkd.distill import sampling
-from dfkd.distill.sources import MixedSource, ShardSource, Source
+from dfkd.distill.sources import MixedSource, Resident, ShardSource, Source
 from dfkd.errors import RequestError
 from dfkd.generators.build import Chosen, build, choose
 from dfkd.generators.source import GeneratedSource
 from dfkd.models.load import Model, load_teacher
 from dfkd.portable import portable
 from dfkd.shards import Shards
+
+RESIDENT_SHARE = 0.5
+"""Of a GPU's free memory, the most that the images may take; the rest is the networks'."""
 
 
 def check(config: DistillConfig) -> Chosen | None:
@@ -93,9 +97,9 @@ def build_source(
     """The source of a run: the selections as one, a generator, or both in the shares that `--weights` gives."""
     stored: list[ShardSource]
     if config.weights and len(selections) > 1:
-        stored = [ShardSource([s], _order(config, [s])) for s in selections]
+        stored = [_stored(config, [s], place) for s in selections]
     else:
-        stored = [ShardSource(selections, _order(config, selections))] if selections else []
+        stored = [_stored(config, selections, place)] if selections else []
     mixed = chosen is not None or len(stored) > 1 or config.mixup or config.cutmix
     if mixed and any(source.follows for source in stored):
         raise RequestError(
@@ -115,6 +119,18 @@ def build_source(
     )
     generated = GeneratedSource(method)
     return MixedSource([*stored, generated], config.weights or (1.0, 1.0)) if stored else generated
+
+
+def _stored(config: DistillConfig, selections: Sequence[Shards], place: Place) -> ShardSource:
+    """Stored images in the order that `--batches` names."""
+    order, image = _order(config, selections), selections[0].manifest["image"]
+    images = sum(map(len, selections))
+    resident = None
+    if place.device.type == "cuda":  # in main memory the shards are mapped already
+        free, _ = torch.cuda.mem_get_info(place.device)
+        if images * image["size"] ** 2 * image["channels"] <= RESIDENT_SHARE * free:
+            resident = Resident(images, image["size"], image["channels"], place.device)
+    return ShardSource(selections, order, resident)
 
 
 def real_images(selections: Sequence[Shards], seed: int) -> Source | None:

@@ -3,7 +3,7 @@ import torch
 
 from dfkd.distill.hardest import HardestOrder
 from dfkd.distill.sampling import ShuffledOrder
-from dfkd.distill.sources import Batch, MixedSource, ShardSource, Source
+from dfkd.distill.sources import Batch, MixedSource, Resident, ShardSource, Source
 from dfkd.shards import Shards
 
 
@@ -63,6 +63,27 @@ def test_reading_ahead_changes_nothing():
     resumed = source(encoded=True)
     resumed.load_state_dict(ahead.state_dict())
     assert drawn(resumed, 5) == drawn(ahead, 5)
+
+
+def test_pixels_that_stay_on_the_device_are_read_once_and_are_the_same():
+    asked = []
+
+    class Counted(Numbered):
+        def pixels(self, rows):
+            asked.extend((self.numbers[0] + rows).tolist())
+            return super().pixels(rows)
+
+    def kept(encoded):
+        resident = Resident(12, 2, 1, torch.device("cpu"))
+        return ShardSource([Counted(0, 7, encoded), Counted(7, 5, encoded)], ShuffledOrder(12, 0), resident)
+
+    for encoded in (False, True):
+        asked.clear()
+        assert drawn(kept(encoded), 5, 5, 30, 5) == drawn(source(), 5, 5, 30, 5)
+        assert sorted(asked) == [*range(12)]
+    asked.clear()
+    drawn(kept(False), 5)
+    assert len(asked) == 5  # a training begins without reading what it does not need yet
 
 
 def test_stored_images_do_not_follow_the_student():

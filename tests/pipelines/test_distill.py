@@ -56,13 +56,13 @@ def test_the_folder_holds_what_the_contract_says(lab, selection, finished):
     assert result["peak_memory_bytes"] > 1e7
     rows = metrics(finished)
     assert [row["step"] for row in rows] == [4, 8, 12, 16, 20, 24]
-    assert {"loss", "kd", "explicit", "relation", "agreement", "learning_rate", "images_per_second"} <= rows[0].keys()
+    assert {"loss", "kd", "ofd", "agreement", "learning_rate", "images_per_second"} <= rows[0].keys()
     for row in rows:
-        assert row["loss"] == pytest.approx(row["kd"] + 0.5 * row["explicit"] + row["relation"], rel=1e-5)
+        assert row["loss"] == pytest.approx(row["kd"] + 0.001 * row["ofd"], rel=1e-5)
     config = tomllib.loads((finished / "config.toml").read_text())
     assert config["model"]["architecture"] == "cifar_resnet:depth=8,in_channels=1,num_classes=10,width=4"
     assert config["content"]["selected"] == ["method=threshold:gamma=0.7 count=400 class_dropping=0.05 balance=none"]
-    # the projections of the explicit loss learn with the student and are no part of it
+    # the connectors of ofd learn with the student and are no part of it
     assert set(load_file(finished / "student.safetensors")) == set(cifar_resnet(depth=8, width=4).state_dict())
 
 
@@ -108,6 +108,32 @@ def test_batches_even_over_the_teachers_classes(lab, selection, tmp_path, monkey
     assert sum(seen)[present].min() > 0
 
 
+def test_the_default_losses_are_those_that_the_networks_allow(lab, selection, tmp_path, monkeypatch, capsys):
+    (tmp_path / "flat_nets.py").write_text(
+        "from torch import nn\n"
+        "def flat(num_classes: int = 10):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(256, 8), nn.ReLU(), nn.Linear(8, num_classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for number, (flags, losses) in enumerate(
+        [
+            ((), "kd ofd"),
+            (("--student", "lenet5_half"), "kd ofd"),
+            (("--student", "flat_nets.flat"), "kd"),
+            (("--teacher-views", 1), "kd"),
+            (("--source", "dafl:latent=4,width=2"), "kd"),
+        ]
+    ):
+        run = tmp_path / f"run{number}"
+        assert lab.distill(selection, run, *QUICK, "--steps", 2, *flags) == 0
+        assert f"losses: {losses}, the default for these networks and images\n" in capsys.readouterr().err
+        assert tomllib.loads((run / "config.toml").read_text())["distill"]["loss"] == losses.split()
+        assert {"kd", "ofd"} & metrics(run)[-1].keys() == {*losses.split()}
+    # what was chosen stands in the run: asking for it by name is the same request
+    assert lab.distill(selection, tmp_path / "run0", *QUICK, "--steps", 2, "--loss", "kd", "ofd") == 0
+    assert "complete already" in capsys.readouterr().err
+
+
 def test_the_first_losses_are_pinned(lab, selection, tmp_path):
     """A teacher of seeded random weights, so that nothing trained stands before the numbers."""
     torch.manual_seed(5)
@@ -122,7 +148,8 @@ def test_the_first_losses_are_pinned(lab, selection, tmp_path):
         == 0
     )
     run = ("--samples", tmp_path / "s", "--out", tmp_path / "r", "--steps", 3, "--log-every", 1, "--batch-size", 16)
-    assert lab.dfkd("distill", *teacher, *student, *run, "--lr", 0.05) == 0
+    losses = ("--loss", "kd", "explicit:0.5", "relation:1")
+    assert lab.dfkd("distill", *teacher, *student, *run, *losses, "--lr", 0.05) == 0
     got = [[row[name] for name in ("loss", "kd", "explicit", "relation")] for row in metrics(tmp_path / "r")]
     np.testing.assert_allclose(got, PINNED, rtol=2e-3)
 
