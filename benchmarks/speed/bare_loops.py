@@ -1,62 +1,39 @@
-"""`dfkd select` and a step of `dfkd distill` against bare loops that only compute, in one run on one machine.
+"""A step of `dfkd distill` against bare loops that only compute, in one run on one machine.
 
     DFKD_DATA=data DFKD_TEACHERS=../shared/teachers python benchmarks/speed/bare_loops.py OUT.json
 
-The bare forward has its pixels normalized and in memory; the bare step has a ready batch, the same two networks, KL
-alone and the same optimizer. Rounds alternate, so that a slow minute of the machine falls on both; medians are shown.
+The bare step has a ready batch, the same two networks, KL alone and the same optimizer. Rounds alternate, so that a
+slow minute of the machine falls on both; medians are shown. `dfkd select` is measured by `selecting.py`.
 """
 
-import json
 import os
 import sys
 import tempfile
-import time
-from datetime import date
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from ratios import report, row, seconds
 
 from dfkd.config import DistillConfig, SelectConfig
-from dfkd.device import machine, resolve_place
 from dfkd.distill.prepare import prepare
-from dfkd.models.load import load_model
 from dfkd.select import stage as select
-from dfkd.teacher import Classifier
 
 TEACHER = "cifar_resnet:depth=20,width=32@{}/cifar10_resnet20_w32_train40k.pt"
 STUDENT = "cifar_resnet:depth=20"
-IMAGES, BATCH, STEPS, ROUNDS = 16_384, 256, 20, 5
+IMAGES, STEPS, ROUNDS = 2_048, 20, 5
 LOSSES = {"kd": ("kd",), "kd explicit relation": ("kd", "explicit:0.5", "relation:1")}
 
 
-def seconds(function):
-    started = time.perf_counter()
-    function()
-    return time.perf_counter() - started
-
-
-def measure_select(folder, teacher):
-    """Images a second of the whole command (without imports) and of the teacher alone."""
+def make_selection(folder, teacher):
+    """A selection to learn from; its folder."""
     pool = np.load(Path(os.environ["DFKD_DATA"]) / "pool_tiny_imagenet_32.npz", mmap_mode="r")["images"][:IMAGES]
     np.savez(folder / "pool.npz", images=pool)
-    model = Classifier(load_model(teacher, normalize="cifar10"), resolve_place("auto", "auto"))
-    views = model.view(torch.from_numpy(pool)).split(BATCH)
-    rounds = []
-    for number in range(ROUNDS):
-        os.environ["DFKD_CACHE"] = str(folder / f"cache{number}")  # every round scores anew
-        config = SelectConfig(
-            teacher=teacher,
-            normalize="cifar10",
-            pool=(str(folder / "pool.npz"),),
-            out=str(folder / f"selection{number}"),
-        )
-        command = seconds(lambda config=config: select.run(config))
-        bare = seconds(lambda: [model.outputs(view) for view in views])
-        rounds.append((IMAGES / command, IMAGES / bare))
-    return row("select, images/s", rounds), folder / "selection0"
+    os.environ["DFKD_CACHE"] = str(folder / "cache")
+    out = folder / "selection"
+    select.run(SelectConfig(teacher=teacher, normalize="cifar10", pool=(str(folder / "pool.npz"),), out=str(out)))
+    return out
 
 
 def measure_distill(samples, teacher, loss):
@@ -85,28 +62,13 @@ def measure_distill(samples, teacher, loss):
     return row(f"distill {loss}, steps/s", rounds[1:])  # the first one warms up
 
 
-def row(name, rounds):
-    ratios = [ours / bare for ours, bare in rounds]
-    return {
-        "what": name,
-        "dfkd": round(median(ours for ours, _ in rounds), 2),
-        "bare": round(median(bare for _, bare in rounds), 2),
-        "ratio": round(median(ratios), 3),
-        "ratios": [round(r, 3) for r in ratios],
-    }
-
-
 def main():
     out = Path(sys.argv[1])
     teacher = TEACHER.format(os.environ["DFKD_TEACHERS"])
     with tempfile.TemporaryDirectory() as folder:
-        first, samples = measure_select(Path(folder), teacher)
-        rows = [first, *(measure_distill(samples, teacher, loss) for loss in LOSSES)]
-    for r in rows:
-        print(f"{r['what']:<40}{r['dfkd']:>10.1f}{r['bare']:>10.1f}{r['ratio']:>8.3f}")
-    measured_on = machine(resolve_place("auto", "auto").device)
-    result = {"command": "benchmarks/speed/bare_loops.py", "date": str(date.today()), **measured_on, "rows": rows}
-    out.write_text(json.dumps(result, indent=2) + "\n")
+        samples = make_selection(Path(folder), teacher)
+        rows = [measure_distill(samples, teacher, loss) for loss in LOSSES]
+    report(out, "benchmarks/speed/bare_loops.py", rows)
 
 
 if __name__ == "__main__":

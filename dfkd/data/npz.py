@@ -1,8 +1,9 @@
-"""`.npz`: the pixels are memory-mapped where they lie inside the zip file."""
+"""`.npz`: the pixels are memory-mapped where they lie inside the zip file, and their pages given back once read."""
 
 import io
 import lzma
 import math
+import mmap
 import shutil
 import struct
 import tempfile
@@ -25,6 +26,10 @@ _BROKEN = (
 )
 """What a damaged, encrypted or strangely compressed zip file raises and numpy's headers, beside ValueError, OSError."""
 _IMAGES, _LABELS = ("images", "x", "data"), ("labels", "y")
+_AROUND = 1 << 16
+"""Bytes that Linux maps around one that is read."""
+_ROWS_AT_ONCE = 1024
+"""Rows that are copied before their pages go: of rows that lie far apart that is 64 MB."""
 
 
 class NpzReader:
@@ -47,17 +52,15 @@ class NpzReader:
             raise RequestError(f"images of {str(path)!r}: {error}") from error
         except _BROKEN as error:
             raise RequestError(f"{str(path)!r} is no whole .npz file ({error}); fetch or write it again") from error
-        if not len(self):
-            raise RequestError(f"{str(path)!r} holds no images: {name!r} is empty")
         contents = [[m.filename, m.CRC, m.file_size] for _, m in sorted(members.items())]
         self.identity: dict[str, Any] = {"format": "npz", "members": contents}
 
     def __len__(self) -> int:
-        return len(self._pixels)
+        return self._pixels.shape[0]
 
     def read(self, indices: Int64[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"]:
         """The pixels, copied out of the file."""
-        return as_nhwc(self._pixels[indices])
+        return as_nhwc(self._pixels.read(indices))
 
     def members(self, indices: Int64[np.ndarray, " n"]) -> list[str]:
         """`#17`."""
@@ -76,16 +79,54 @@ class NpzReader:
                 labels = as_labels(arrays[name], len(self), name)
         except (ValueError, *_BROKEN) as error:
             raise RequestError(f"labels of {str(self._path)!r}: {error}") from error
-        if self._pixels.ndim == 2 and labels.min() >= 1:
+        if len(self._pixels.shape) == 2 and labels.min() >= 1:
             say(f"{self._path.name}: labels start at 1 in the flat layout; 1 is taken off")
             return labels - 1
         return labels
 
 
+class _Stack:
+    """An array of uint8 in a file, memory-mapped. What was read does not stay in this process's memory."""
+
+    def __init__(self, file: io.BufferedIOBase, offset: int, shape: tuple[int, ...], fortran: bool) -> None:
+        self.shape, self._before = shape, offset % mmap.ALLOCATIONGRANULARITY
+        length, start = self._before + math.prod(shape), offset - self._before
+        self._mapping = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=start)
+        # A plain ndarray: indexing a np.memmap makes another one, which costs more than the copy of a small batch.
+        self._rows = np.ndarray(shape, np.uint8, self._mapping, self._before, order="F" if fortran else "C")
+
+    def read(self, indices: Int64[np.ndarray, " n"]) -> UInt8[np.ndarray, "n *stored"]:
+        """Copies of some rows."""
+        if len(indices) > _ROWS_AT_ONCE:
+            rows = np.empty((len(indices), *self.shape[1:]), np.uint8)
+            for start in range(0, len(indices), _ROWS_AT_ONCE):
+                some = slice(start, start + _ROWS_AT_ONCE)
+                rows[some] = self.read(indices[some])
+            return rows
+        copied = self._rows[indices]
+        if len(indices):
+            self._give_back(int(indices.min()), int(indices.max()))
+        return copied
+
+    def _give_back(self, first: int, last: int) -> None:
+        """Take the pages of these rows and those between out of this process; in the system's cache they stay.
+
+        A mapped file would else be resident to its last page, as if this process needed the memory.
+        """
+        if not hasattr(mmap, "MADV_DONTNEED"):  # Windows
+            return
+        start, end = 0, len(self._mapping)  # in Fortran's order any row touches all pages
+        if self._rows.flags.c_contiguous:
+            row = math.prod(self.shape[1:])
+            start, end = self._before + first * row, self._before + (last + 1) * row
+        start = max(start - _AROUND, 0) // mmap.PAGESIZE * mmap.PAGESIZE
+        self._mapping.madvise(mmap.MADV_DONTNEED, start, min(end + _AROUND, len(self._mapping)) - start)
+
+
 _LONGEST_HEADER = 1 << 16
 
 
-def _map(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> UInt8[np.ndarray, "n *stored"]:
+def _map(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> _Stack:
     """The array of one member, memory-mapped: in the zip file where it is stored, else in a copy without a name, which
     goes when the array goes. Raises: ValueError for anything but uint8 pixels.
     """
@@ -114,7 +155,7 @@ def _map(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> UInt8
             return _map_npy(spilled, member.file_size)
 
 
-def _map_npy(file: io.BufferedIOBase, length: int) -> UInt8[np.ndarray, "n *stored"]:
+def _map_npy(file: io.BufferedIOBase, length: int) -> _Stack:
     """Map the `.npy` of `length` bytes that begins where `file` stands."""
     start = file.tell()
     shape, fortran = _header(file)
@@ -123,9 +164,8 @@ def _map_npy(file: io.BufferedIOBase, length: int) -> UInt8[np.ndarray, "n *stor
     if size != length - (offset - start):
         raise ValueError(f"shape {list(shape)} does not fit its {length} bytes; write the file again")
     if size == 0:
-        return np.empty(shape, np.uint8)
-    # A plain ndarray: indexing a np.memmap makes another np.memmap, which costs more than the copy of a small batch.
-    return np.asarray(np.memmap(file, np.uint8, "r", offset, shape, "F" if fortran else "C"))
+        raise ValueError(f"it holds no images, its shape is {list(shape)}")
+    return _Stack(file, offset, shape, fortran)
 
 
 def _header(file: io.BufferedIOBase | IO[bytes]) -> tuple[tuple[int, ...], bool]:

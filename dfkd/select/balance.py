@@ -23,6 +23,7 @@ def pick_balanced(groups: Int[np.ndarray, " rows"], count: int) -> Bool[np.ndarr
     """True for `count` rows, the first ones of every group; `groups` is ordered best row first, groups start at 0."""
     sizes = np.bincount(groups)
     by_group = np.argsort(groups, kind="stable")  # the rows of each group, best first
-    rank = np.empty(len(groups), dtype=np.int64)
-    rank[by_group] = np.arange(len(groups)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return rank < quotas(sizes, count)[groups]
+    picked = np.zeros(len(groups), dtype=bool)
+    for start, quota in zip(np.cumsum(sizes) - sizes, quotas(sizes, count), strict=True):
+        picked[by_group[start : start + quota]] = True
+    return picked

@@ -60,22 +60,21 @@ def choose(
     finite = np.isfinite(scores.confidence) & np.isfinite(scores.entropy)
     reasons[~finite] = REASONS.index(NON_FINITE)
     reasons[~readable] = REASONS.index(UNREADABLE)
-    usable = np.flatnonzero(readable & finite)
-    if len(usable) == 0:
+    finite &= readable
+    usable = int(finite.sum())
+    if usable == 0:
         raise RequestError("no image of the pool can be used: none is readable with a finite score")
-    rng = np.random.default_rng(seed)
-    usable_scores = ImageScores(scores.confidence[usable], scores.entropy[usable], scores.prediction[usable])
-    ranking = method(usable_scores, rng)
-    rows = usable[ranking.rows]
+    ranking = _ranked(scores, finite, method, np.random.default_rng(seed))
+    rows = ranking.rows
     admitted = len(rows)
     reasons[rows] = REASONS.index(NOT_DRAWN)
     if deduplicate is not None:
         dropped = near_duplicates(features(rows), deduplicate)
         reasons[rows[dropped]] = REASONS.index(NEAR_DUPLICATE)
         rows = rows[~dropped]
-    wanted = min(max(len(usable) // 2, 1), len(rows)) if count is None else count
+    wanted = min(max(usable // 2, 1), len(rows)) if count is None else count
     if wanted > len(rows):
-        raise TooFew(wanted, len(rows), admitted, len(usable))
+        raise TooFew(wanted, len(rows), admitted, usable)
     if balance == "none":
         rows = rows[:wanted]
     else:
@@ -85,6 +84,21 @@ def choose(
         rows = rows[pick_balanced(groups, wanted)]
     reasons[rows] = REASONS.index(SELECTED)
     return Choice(np.sort(rows), reasons, ranking.threshold, admitted)
+
+
+def _ranked(
+    scores: ImageScores, usable: Bool[np.ndarray, " rows"], method: Method, rng: np.random.Generator
+) -> Ranking:
+    """The method's ranking of the usable rows, numbered within the pool."""
+    columns = (scores.confidence, scores.entropy, scores.prediction)
+    if usable.all():  # nearly always; copies of the scores and of the rows would be the most that a large pool takes
+        views = [column.view() for column in columns]
+        for view in views:
+            view.flags.writeable = False  # a method of one's own that sorts in place would spoil what is written later
+        return method(ImageScores(*views), rng)
+    where = np.flatnonzero(usable)
+    ranking = method(ImageScores(*(column[where] for column in columns)), rng)
+    return Ranking(where[ranking.rows], ranking.threshold)
 
 
 class TooFew(RequestError):

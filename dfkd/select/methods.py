@@ -1,8 +1,8 @@
 """What `--method` names: functions from scores to the admissible rows, best first.
 
 A method of one's own has the same form: `method(scores, rng, *, parameters...) -> Ranking`. It sees usable rows only:
-every score is finite. Rows are numbered within the scores that it is given. Ties fall to the earlier row, so that a
-result depends on nothing but its input.
+every score is finite. The scores may be read-only. Rows are numbered within the scores that it is given. Ties fall to
+the earlier row, so that a result depends on nothing but its input.
 """
 
 import math
@@ -58,7 +58,7 @@ def threshold(
     if draw == "random":
         return Ranking(rng.permutation(admitted), delta)
     value = scores.entropy if draw == "entropy" else scores.confidence
-    return Ranking(admitted[np.argsort(-value[admitted], kind="stable")], delta)
+    return Ranking(admitted[_largest_first(value[admitted])], delta)
 
 
 def random(scores: ImageScores, rng: np.random.Generator) -> Ranking:
@@ -68,9 +68,13 @@ def random(scores: ImageScores, rng: np.random.Generator) -> Ranking:
 
 def confidence(scores: ImageScores, rng: np.random.Generator) -> Ranking:
     """The most confident first: the selection of DFND (Learning student networks in the wild, CVPR 2021)."""
-    return Ranking(np.argsort(-scores.confidence, kind="stable"))
+    return Ranking(_largest_first(scores.confidence))
 
 
 def entropy(scores: ImageScores, rng: np.random.Generator) -> Ranking:
     """The most uncertain first. Known to be poison by itself (Mosaicking to distill, https://arxiv.org/abs/2110.15094)."""
-    return Ranking(np.argsort(-scores.entropy, kind="stable"))
+    return Ranking(_largest_first(scores.entropy))
+
+
+def _largest_first(values: Float[np.ndarray, " rows"]) -> Int[np.ndarray, " rows"]:
+    return np.argsort(-values, kind="stable")

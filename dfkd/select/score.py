@@ -23,8 +23,8 @@ from dfkd.teacher import Classifier
 SCORE_FORMAT = 1
 PART_ROWS = 16_384
 """Images a part: a killed scoring goes on from its last complete part, an interrupted one from its last batch."""
-SCORES = ("confidence", "entropy", "prediction")
-"""The columns that are held for the whole pool, in the order of `ImageScores`."""
+SCORES = {"confidence": np.float32, "entropy": np.float32, "prediction": np.int32}
+"""The columns that are held for the whole pool, in the order of `ImageScores`: 12 bytes an image."""
 
 
 def score_logits(
@@ -87,15 +87,17 @@ def score_pool(
     or SIGTERM, once the scores that there are of an unfinished part are kept.
     """
     parts = range(-(-len(pool) // PART_ROWS))
+    # Made once, before the first batch: a block kept for every part lies between the teacher's buffers, and the heap
+    # grows around it.
+    whole_pool = ImageScores(*(np.empty(len(pool), kind) for kind in SCORES.values()))
     problems: dict[int, str] = {}
-    blocks, damaged = _cached(folder, parts, tap, problems)
+    todo, damaged = _cached(folder, parts, tap, whole_pool, problems)
     if damaged:
         say(f"scores: {damaged} of {len(parts)} cached parts are damaged and scored again")
-    todo = [part for part in parts if part not in blocks]
     if not todo:
         say(f"scores: all {len(pool):,} are cached, the teacher is not run")
     else:
-        done = sum(_rows(pool, part) for part in blocks)
+        done = len(pool) - sum(_rows(pool, part) for part in todo)
         limit = max_unreadable * len(pool)
         with progress("scoring", len(pool), "images", done) as bar, stop_request() as stop:
             for part in todo:
@@ -108,29 +110,37 @@ def score_pool(
                 _write_part(folder, part, columns, tap, head=not whole)
                 if stop.signal is not None:
                     raise Interrupted(stop.signal, "the scores so far are kept, the same command goes on from there")
-                blocks[part] = {name: columns[name] for name in SCORES}
+                _keep(whole_pool, part, columns)
     if len(problems) > max_unreadable * len(pool):
         raise _unreadable(pool, problems, max_unreadable)
-    whole_pool = [np.concatenate([blocks[part][name] for part in parts]) for name in SCORES]
-    return PoolScores(folder, tap, ImageScores(*whole_pool), dict(sorted(problems.items())))
+    return PoolScores(folder, tap, whole_pool, dict(sorted(problems.items())))
 
 
 def _score_part(
     teacher: Classifier, pool: Pool, part: int, batch_size: int, head: Columns, advance: Any, stop: StopRequest
 ) -> Columns:
     """The columns of a part, of which `head` is scored already; fewer rows where a signal came."""
-    collected = {name: [values] for name, values in head.items()}
-    start, scored = part * PART_ROWS, len(head.get("confidence", ()))
-    advance(scored)
-    for indices, images in pool.batches(batch_size, start + scored, start + _rows(pool, part)):
-        columns = _score_batch(teacher, images)
-        columns["problem"] = np.array([images.problems.get(i) for i in range(len(indices))], dtype=object)
+    start, rows, scored = part * PART_ROWS, _rows(pool, part), 0
+    part_columns: Columns = {}
+
+    def keep(columns: Columns) -> None:
+        nonlocal scored
+        end = scored + len(columns["confidence"])
         for name, values in columns.items():
-            collected.setdefault(name, []).append(values)
-        advance(len(indices))
+            if name not in part_columns:  # once for the part: small blocks, one a batch, would scatter over the heap
+                part_columns[name] = np.empty((rows, *values.shape[1:]), values.dtype)
+            part_columns[name][scored:end] = values
+        advance(end - scored)
+        scored = end
+
+    if head:
+        keep(head)
+    for indices, images in pool.batches(batch_size, start + scored, start + rows):
+        problems = np.array([images.problems.get(i) for i in range(len(indices))], dtype=object)
+        keep({**_score_batch(teacher, images), "problem": problems})
         if stop.signal is not None:
             break
-    return {name: np.concatenate(blocks) for name, blocks in collected.items()}
+    return {name: values[:scored] for name, values in part_columns.items()}
 
 
 def _score_batch(teacher: Classifier, images: Images) -> dict[str, np.ndarray]:
@@ -169,20 +179,31 @@ def _write_part(folder: Path, part: int, columns: Columns, tap: Tap | None, head
             file.unlink(missing_ok=True)
 
 
-def _cached(folder: Path, parts: range, tap: Tap | None, problems: dict[int, str]) -> tuple[dict[int, Columns], int]:
-    """The scores of the complete parts, and how many parts are damaged; `problems` is added to."""
-    blocks: dict[int, Columns] = {}
-    damaged = 0
+def _cached(
+    folder: Path, parts: range, tap: Tap | None, scores: ImageScores, problems: dict[int, str]
+) -> tuple[list[int], int]:
+    """The parts that are to be scored, and how many of them are damaged; `scores` and `problems` get the others'."""
+    todo, damaged = [], 0
     for part in parts:
-        if scores_file(folder, part).exists() and (not tap or features_file(folder, part, tap).exists()):
-            try:
-                columns = read_columns(scores_file(folder, part), (*SCORES, "problem"))
-            except Damaged:
-                damaged += 1
-                continue
-            problems |= _problems(part, columns)
-            blocks[part] = {name: columns[name] for name in SCORES}
-    return blocks, damaged
+        if not scores_file(folder, part).exists() or (tap and not features_file(folder, part, tap).exists()):
+            todo.append(part)
+            continue
+        try:
+            columns = read_columns(scores_file(folder, part), (*SCORES, "problem"))
+        except Damaged:
+            todo.append(part)
+            damaged += 1
+            continue
+        problems |= _problems(part, columns)
+        _keep(scores, part, columns)
+    return todo, damaged
+
+
+def _keep(scores: ImageScores, part: int, columns: Columns) -> None:
+    """Put a part's columns into those of the whole pool."""
+    start = part * PART_ROWS
+    for name in SCORES:
+        getattr(scores, name)[start : start + len(columns[name])] = columns[name]
 
 
 def _read_head(folder: Path, part: int, tap: Tap | None, batch_size: int) -> Columns:

@@ -25,6 +25,28 @@ def test_layouts_give_the_same_pixels(tmp_path: Path, patches: np.ndarray, layou
     assert pool.sources(order) == ["pool.npz#7", "pool.npz#0", "pool.npz#11", "pool.npz#7"]
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_pages_that_were_read_do_not_stay(tmp_path: Path, order: str, rng) -> None:
+    images = rng.integers(0, 256, (3000, 32, 32, 3), dtype=np.uint8)
+    path = tmp_path / "pool.npz"
+    np.savez(path, images=np.asarray(images, order=order))
+    pool = open_pool([str(path)], image_size=None, channels=3)
+    some = np.sort(rng.permutation(3000)[:1500])  # more than are copied at once
+    for indices in (np.arange(100), some, rng.permutation(3000)[:50]):
+        assert np.array_equal(pool.images(indices).pixels, images[indices])
+        assert resident(path) < 1000  # of 9,216: what the system maps around the rows read last
+
+
+def resident(path: Path) -> int:
+    """Kilobytes of a mapped file that are in this process's memory."""
+    if not Path("/proc/self/smaps").exists():
+        pytest.skip("only Linux says what is resident")
+    sections = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
+    found = [int(re.search(r"^Rss: +(\d+) kB", s, re.MULTILINE)[1]) for s in sections if str(path) in s]
+    assert found, "the file is not mapped"
+    return sum(found)
+
+
 def test_gray(tmp_path: Path, patches: np.ndarray) -> None:
     np.savez(tmp_path / "gray.npz", x=patches[..., 1])
     path = str(tmp_path / "gray.npz")

@@ -1,3 +1,6 @@
+import tracemalloc
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -107,3 +110,39 @@ def test_a_pool_of_one_image_and_one_of_none():
     ).indices.tolist() == [0]
     with pytest.raises(RequestError, match="no image of the pool can be used"):
         choose(one, np.array([False]), methods.threshold, count=None, seed=0, features=no_features)
+
+
+@pytest.mark.parametrize(
+    ("method", "balance", "most"),
+    [
+        (methods.confidence, "none", 22),
+        (methods.random, "none", 22),
+        (partial(methods.threshold, gamma=1.0), "none", 32),
+        (methods.confidence, "class", 34),
+    ],
+)
+def test_bytes_an_image_while_choosing(rng, method, balance, most):
+    rows = 200_000
+    scores = ImageScores(
+        *(rng.random(rows, dtype=np.float32) for _ in range(2)), rng.integers(0, 10, rows, dtype=np.int32)
+    )
+    tracemalloc.start()
+    try:
+        choose(scores, np.ones(rows, bool), method, count=rows, seed=0, features=no_features, balance=balance)
+        assert tracemalloc.get_traced_memory()[1] < most * rows
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_method_cannot_spoil_the_scores(pool):
+    scores, _ = pool
+
+    def sorts_in_place(scores, rng):
+        scores.entropy.sort()
+        return methods.random(scores, rng)
+
+    whole = ImageScores(np.nan_to_num(scores.confidence), np.nan_to_num(scores.entropy), scores.prediction)
+    with pytest.raises(ValueError, match="read-only"):
+        choose(whole, np.ones(200, bool), sorts_in_place, count=5, seed=0, features=no_features)
+    choose(whole, np.ones(200, bool), methods.random, count=5, seed=0, features=no_features)
+    assert whole.entropy.flags.writeable

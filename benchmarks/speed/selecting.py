@@ -1,0 +1,126 @@
+"""`dfkd select` against a bare loop that only runs the same teacher on tensors in memory, in one run on one machine.
+
+    DFKD_DATA=data DFKD_TEACHERS=../shared/teachers python benchmarks/speed/selecting.py OUT.json [IMAGES [JPEGS]]
+
+Of raw pools of 32 pixels IMAGES (8,192), of a folder of JPEG files for a teacher of 224 pixels JPEGS (384). Decoding
+overlaps with the teacher there: `bare` is the slower of the teacher alone and the decoding alone, and
+`of_both_after_another` compares with the time of the one plus that of the other, which is the least where both take
+all cores. Rounds alternate, so that a slow minute of the machine falls on all; medians are shown.
+
+The name is not `select.py`: beside the script that runs, that would take the place of Python's own module.
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from PIL import Image
+from ratios import report, row, seconds
+from safetensors.torch import save_file
+from torchvision.models import resnet18
+
+from dfkd.config import SelectConfig
+from dfkd.data import open_pool
+from dfkd.device import resolve_place
+from dfkd.models.load import load_model
+from dfkd.select import stage as select
+from dfkd.teacher import Classifier
+
+RAW = {
+    "ResNet-20 of width 32": ("cifar_resnet:depth=20,width=32@{}/cifar10_resnet20_w32_train40k.pt", "cifar10"),
+    "ResNet-56": ("cifar_resnet:depth=56@{}/cifar10_resnet56.th", "imagenet"),
+}
+ROUNDS, BATCH, JPEG_BATCH, JPEG_SIDE = 3, 256, 64, 224
+DEFAULTS = (8_192, 384)
+
+
+def command(folder, teacher, normalize, pool, **options):
+    """A function that selects half of the pool into a new folder, with no scores cached; imports are not in it."""
+    number = len(list(folder.glob("cache*")))
+    cache = folder / f"cache{number}"
+    cache.mkdir()
+    config = SelectConfig(
+        teacher=teacher, normalize=normalize, pool=(str(pool),), out=str(folder / f"selection{number}"), **options
+    )
+
+    def run():
+        os.environ["DFKD_CACHE"] = str(cache)
+        select.run(config)
+
+    return run
+
+
+def pixels(images):
+    pool = np.load(Path(os.environ["DFKD_DATA"]) / "pool_tiny_imagenet_32.npz", mmap_mode="r")["images"]
+    return np.ascontiguousarray(pool[:images])
+
+
+def measure_raw(folder, name, images):
+    """Images a second of the whole command and of the teacher alone, on 32-pixel images in one file."""
+    spec, normalize = RAW[name]
+    teacher, pool = spec.format(os.environ["DFKD_TEACHERS"]), pixels(images)
+    np.savez(folder / "pool.npz", images=pool)
+    model = Classifier(load_model(teacher, normalize=normalize), resolve_place("auto", "auto"))
+    views = model.view(torch.from_numpy(pool)).split(BATCH)
+    rounds = []
+    for _ in range(ROUNDS):
+        ours = seconds(command(folder, teacher, normalize, folder / "pool.npz"))
+        bare = seconds(lambda: [model.outputs(view) for view in views])
+        rounds.append((len(pool) / ours, len(pool) / bare))
+    return row(f"select, {name}, images/s", rounds)
+
+
+def write_jpegs(folder, images):
+    """Photos of 320x256 pixels: small ones, enlarged, with the noise that real ones have, so that they decode alike."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    small = pixels(images)
+    for i in range(images):  # of fewer images some come again, with other noise
+        large = Image.fromarray(small[i % len(small)]).resize((320, 256), Image.Resampling.BICUBIC)
+        noisy = np.asarray(large) + rng.normal(0, 4, (256, 320, 3))
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{i:05d}.jpg", quality=90)
+
+
+def measure_jpeg(folder, images):
+    """Images a second of the command, against the slower of teacher and decoding, each alone."""
+    write_jpegs(folder / "photos", images)
+    torch.manual_seed(0)
+    save_file(resnet18().state_dict(), folder / "resnet18.safetensors")
+    teacher = f"resnet18@{folder / 'resnet18.safetensors'}"
+    model = Classifier(load_model(teacher, normalize="imagenet"), resolve_place("auto", "auto"))
+    pool = open_pool([str(folder / "photos")], image_size=JPEG_SIDE, channels=3)
+    views = [model.view(torch.from_numpy(batch.pixels)) for _, batch in pool.batches(JPEG_BATCH)]
+    options = {"image_size": JPEG_SIDE, "batch_size": JPEG_BATCH}
+    rounds, alone = [], []
+    for _ in range(ROUNDS):
+        ours = seconds(command(folder, teacher, "imagenet", folder / "photos", **options))
+        scored = seconds(lambda: [model.outputs(view) for view in views])
+        decoded = seconds(lambda: [None for _ in pool.batches(JPEG_BATCH)])
+        rounds.append((images / ours, images / max(scored, decoded)))
+        alone.append((images / scored, images / decoded, (scored + decoded) / ours))
+    scored, decoded, both = (round(median(values), 3) for values in zip(*alone, strict=True))
+    found = {"teacher_alone": scored, "decoding_alone": decoded, "of_both_after_another": both}
+    return row("select, ResNet-18, JPEG files of 224 pixels, images/s", rounds) | found
+
+
+def main():
+    if len(sys.argv) not in (2, 3, 4):
+        sys.exit(__doc__)
+    sizes = [int(size) for size in sys.argv[2:]]
+    images, jpegs = [*sizes, *DEFAULTS[len(sizes) :]]
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        spec, normalize = RAW["ResNet-56"]
+        np.savez(work / "few.npz", images=pixels(BATCH))
+        command(work, spec.format(os.environ["DFKD_TEACHERS"]), normalize, work / "few.npz")()  # imports
+        rows = [measure_raw(work, name, images) for name in RAW]
+        rows.append(measure_jpeg(work, jpegs))
+    report(Path(sys.argv[1]), "benchmarks/speed/selecting.py", rows)
+
+
+if __name__ == "__main__":
+    main()
