@@ -29,7 +29,7 @@ def run(config: DistillConfig) -> dict[str, Any]:
     if folder.result is None:
         with folder.writing():
             if folder.result is None:  # still: another command may have finished it since
-                _record_teacher(prepared)
+                record_teacher(prepared)
                 train(prepared.trainer, folder)
                 prepared.trainer.finish()
                 result = _result(prepared, _measure(prepared))
@@ -39,7 +39,7 @@ def run(config: DistillConfig) -> dict[str, Any]:
     return _complete(prepared, folder)
 
 
-def _record_teacher(prepared: Distillation) -> None:
+def record_teacher(prepared: Distillation) -> None:
     """Have the teacher's answers beforehand, where they are asked for; making them is part of the run's seconds."""
     trainer, views = prepared.trainer, prepared.config.teacher_views
     if views:

@@ -1,4 +1,4 @@
-"""The scripts of benchmarks/quality, on images of a few kilobytes."""
+"""The scripts of benchmarks/quality and benchmarks/speed, on images of a few kilobytes."""
 
 import importlib
 from pathlib import Path
@@ -6,14 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-QUALITY = Path(__file__).parents[2] / "benchmarks" / "quality"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture
 def script(monkeypatch):
-    """A script as a module."""
-    monkeypatch.syspath_prepend(QUALITY)
-    return importlib.import_module
+    """A script as a module, by its name and folder."""
+
+    def load(name, folder="quality"):
+        monkeypatch.syspath_prepend(BENCHMARKS / folder)
+        return importlib.import_module(name)
+
+    return load
 
 
 @pytest.fixture

@@ -1,0 +1,110 @@
+"""A step of `dfkd distill` against bare loops that only compute, in one run on one machine.
+
+    DFKD_DATA=data DFKD_TEACHERS=../shared/teachers python benchmarks/speed/distilling.py OUT.json [STEPS]
+
+A bare step has a ready batch, the same two networks, the same losses and the same optimizer; what it lacks is what a
+training has around them: images, views, schedule, metrics. With kept answers (`--teacher-views`) it has ready logits
+and no teacher. The rows that end in "against a step of kd" say what losses, or kept answers, cost and save: their bare
+step is always that of plain KL with the teacher. Rounds alternate, so that a slow minute of the machine falls on
+both; medians are shown. `dfkd select` is measured by `selecting.py`.
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch.nn.functional as F
+from ratios import report, row, seconds
+
+from dfkd.config import DistillConfig, SelectConfig
+from dfkd.distill.optim import make_optimizer, set_rate
+from dfkd.distill.prepare import prepare
+from dfkd.distill.stage import record_teacher
+from dfkd.select import stage as select
+
+TEACHER = "cifar_resnet:depth=20,width=32@{}/cifar10_resnet20_w32_train40k.pt"
+STUDENT = "cifar_resnet:depth=20"
+IMAGES, STEPS, ROUNDS = 2_048, 10, 5
+LOSSES = {
+    "kd": {"loss": ("kd",)},
+    "kd ofd": {"loss": ("kd", "ofd")},
+    "kd explicit relation": {"loss": ("kd", "explicit:0.5", "relation:1")},
+    "kd, kept answers": {"loss": ("kd",), "teacher_views": 1},
+}
+
+
+def make_selection(folder, teacher):
+    """A selection to learn from; its folder."""
+    pool = np.load(Path(os.environ["DFKD_DATA"]) / "pool_tiny_imagenet_32.npz", mmap_mode="r")["images"][:IMAGES]
+    np.savez(folder / "pool.npz", images=pool)
+    os.environ["DFKD_CACHE"] = str(folder / "cache")
+    out = folder / "selection"
+    select.run(SelectConfig(teacher=teacher, normalize="cifar10", pool=(str(folder / "pool.npz"),), out=str(out)))
+    return out
+
+
+def prepared_trainer(samples, teacher, options):
+    """A trainer in training mode, its answers kept where that is asked for."""
+    distillation = prepare(DistillConfig(teacher=teacher, student=STUDENT, samples=(str(samples),), out="", **options))
+    record_teacher(distillation)
+    distillation.trainer.begin()
+    return distillation.trainer
+
+
+def bare_step(trainer, objective=None):
+    """A step of nothing but passes and optimizer: KL at temperature 4, or all losses of `objective` on all outputs."""
+    batch = trainer.source.sample(trainer.plan.batch_size)
+    view, theirs = trainer.lesson(batch)
+    network, place = trainer.student.module, trainer.place
+    kept = trainer.recorded is not None
+    optimizer = make_optimizer([network, *([objective] if objective else [])], "sgd", 5e-4)
+    set_rate(optimizer, 1e-4)
+
+    def step():
+        target = theirs if kept else trainer.teach(view, batch)
+        if objective:
+            total, _ = objective(trainer.answer(view), target)
+        else:
+            with place.autocast():
+                answer = network(view).float() / 4
+            goal = (target.logits / 4).log_softmax(1)
+            total = 16 * F.kl_div(answer.log_softmax(1), goal, reduction="batchmean", log_target=True)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+
+    return step
+
+
+def measure(samples, teacher, name, steps):
+    """Steps a second of the training loop against the same passes, and against those of plain KL."""
+    trainer = prepared_trainer(samples, teacher, LOSSES[name])
+    plain = bare_step(prepared_trainer(samples, teacher, LOSSES["kd"]))
+    reads_features = bool(trainer.objective.reading)
+    same = bare_step(trainer, trainer.objective if reads_features else None)
+    rounds = []
+    for _ in range(ROUNDS + 1):
+        functions = (trainer.advance, same, plain)
+        rounds.append([steps / seconds(lambda f=f: [f() for _ in range(steps)]) for f in functions])
+    warm = rounds[1:]  # the first one warms up
+    rows = [row(f"distill {name}, steps/s", [(ours, bare) for ours, bare, _ in warm])]
+    if name != "kd":
+        rows.append(row(f"distill {name}, against a step of kd", [(ours, bare) for ours, _, bare in warm]))
+    return rows
+
+
+def main():
+    if len(sys.argv) not in (2, 3):
+        sys.exit(__doc__)
+    out, steps = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else STEPS
+    teacher = TEACHER.format(os.environ["DFKD_TEACHERS"])
+    with tempfile.TemporaryDirectory() as folder:
+        samples = make_selection(Path(folder), teacher)
+        rows = [r for name in LOSSES for r in measure(samples, teacher, name, steps)]
+    report(out, "benchmarks/speed/distilling.py", rows)
+
+
+if __name__ == "__main__":
+    main()
