@@ -10,14 +10,13 @@ import json
 import os
 import sys
 import tempfile
-import time
 from datetime import date
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from ratios import row, seconds
 
 from dfkd.config import DistillConfig, SelectConfig
 from dfkd.device import machine, resolve_place
@@ -30,12 +29,6 @@ TEACHER = "cifar_resnet:depth=20,width=32@{}/cifar10_resnet20_w32_train40k.pt"
 STUDENT = "cifar_resnet:depth=20"
 IMAGES, BATCH, STEPS, ROUNDS = 16_384, 256, 20, 5
 LOSSES = {"kd": ("kd",), "kd explicit relation": ("kd", "explicit:0.5", "relation:1")}
-
-
-def seconds(function):
-    started = time.perf_counter()
-    function()
-    return time.perf_counter() - started
 
 
 def measure_select(folder, teacher):
@@ -83,17 +76,6 @@ def measure_distill(samples, teacher, loss):
         ours, bare = (seconds(lambda f=f: [f() for _ in range(STEPS)]) for f in (trainer.advance, bare_step))
         rounds.append((STEPS / ours, STEPS / bare))
     return row(f"distill {loss}, steps/s", rounds[1:])  # the first one warms up
-
-
-def row(name, rounds):
-    ratios = [ours / bare for ours, bare in rounds]
-    return {
-        "what": name,
-        "dfkd": round(median(ours for ours, _ in rounds), 2),
-        "bare": round(median(bare for _, bare in rounds), 2),
-        "ratio": round(median(ratios), 3),
-        "ratios": [round(r, 3) for r in ratios],
-    }
 
 
 def main():
