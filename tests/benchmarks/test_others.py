@@ -31,6 +31,7 @@ def test_others_compares_training_and_scoring(tmp_path):
     ways = {"distill": ("transforms", "v2, channels last"), "select": ("map, torch", "map, PNG", "map, lists")}
     pairs = ("ResNet-20", "LeNet-5")
     asked = [f"{stage} {pair}: {way}" for pair in pairs for stage in ways for way in ways[stage]]
+    asked.remove("select LeNet-5: map, lists")
     assert [row["what"] for row in result["rows"]] == asked
     assert all(row["dfkd"] > 0 < row["theirs"] and row["ratio"] > 0 for row in result["rows"])
 
