@@ -1,6 +1,7 @@
 """Where a model computes and in which precision."""
 
 import contextlib
+import ctypes
 import functools
 import json
 import platform
@@ -52,10 +53,27 @@ def resolve_place(device: str, precision: str) -> Place:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         raise RequestError(f"--device {device!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from None
+    if found.type == "cpu":
+        keep_freed_memory()
     bf16 = precision == "bf16" or (precision == "auto" and _multiplies_bf16(found))
     if bf16 and precision == "auto" and found.type == "cpu":
         bf16 = _bf16_pays()
     return Place(found, torch.bfloat16 if bf16 else torch.float32)
+
+
+@functools.cache
+def keep_freed_memory() -> bool:
+    """Have glibc keep the memory that a layer frees for the next one. Returns whether it does.
+
+    By itself it asks the system for every block above 32 MiB anew, which is zeroed page by page: of a forward pass whose
+    maps are as large, a third of the time (benchmarks/speed/LOG.md). Other C libraries are left as they are.
+    """
+    trim, above = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # no glibc
+        return False
+    return all([mallopt(option, 2**31 - 1) == 1 for option in (above, trim)])
 
 
 def machine(device: torch.device) -> dict[str, str | int]:

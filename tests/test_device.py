@@ -1,4 +1,7 @@
 import json
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -62,3 +65,21 @@ def test_without_the_instructions_nothing_is_probed(forget, tmp_path, monkeypatc
     monkeypatch.setattr(device, "_multiplies_bf16", lambda device: False)
     assert resolve_place("cpu", "auto").dtype == torch.float32
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is glibc's")
+def test_a_layer_gets_the_memory_that_another_has_freed():
+    # in a process of its own, with a block that glibc would else map anew, and so fault in page by page, every time
+    program = """
+import resource, torch
+from dfkd.device import resolve_place
+resolve_place("cpu", "fp32")
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+(torch.ones(12 * 2**20) + 1).sum()
+before = faults()
+for _ in range(20):
+    (torch.ones(12 * 2**20) + 1).sum()
+print(faults() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 20 * 2000  # two blocks of 48 MiB have 24,576 pages
