@@ -65,15 +65,16 @@ def resolve_place(device: str, precision: str) -> Place:
 def keep_freed_memory() -> bool:
     """Have glibc keep the memory that a layer frees for the next one. Returns whether it does.
 
-    By itself it asks the system for every block above 32 MiB anew, which is zeroed page by page: of a forward pass whose
-    maps are as large, a third of the time (benchmarks/speed/LOG.md). Other C libraries are left as they are.
+    By itself it asks the system for every block above 32 MiB anew, which is zeroed page by page: a third of the time of
+    a forward pass whose maps are as large (benchmarks/speed/LOG.md). Other C libraries are left as they are.
     """
     trim, above = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # no glibc
         return False
-    return all([mallopt(option, 2**31 - 1) == 1 for option in (above, trim)])
+    done = [mallopt(option, 2**31 - 1) for option in (above, trim)]
+    return done == [1, 1]
 
 
 def machine(device: torch.device) -> dict[str, str | int]:

@@ -49,6 +49,7 @@ from dfkd.preprocess import NORMALIZATIONS
 from dfkd.select import stage as select
 
 SIZE, BATCH, ROUNDS = 32, 128, 3
+EXECUTOR = partial(ProcessPoolExecutor, 1, get_context("spawn"))
 MEAN, STD = NORMALIZATIONS["cifar10"]
 COMMON = {"normalize": "cifar10", "image_size": SIZE, "device": "cpu"}
 
@@ -199,7 +200,7 @@ def measure(pair, teacher, student, count, rounds, lists):
 def timed(ways, count, rounds):
     """Images a second of every way, in each of some rounds; the first time, with the imports, is left out."""
     with contextlib.ExitStack() as stack:
-        own = {way: stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"))) for way in ways}
+        own = {way: stack.enter_context(EXECUTOR()) for way in ways}
         found = [
             {way: count / own[way].submit(quietly, run).result() for way, run in ways.items()}
             for _ in range(rounds + 1)
