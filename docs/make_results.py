@@ -17,20 +17,20 @@ from dfkd.compare.table import HEAD, cells, reading, terminal_table
 
 README = HERE.parent / "README.md"
 SHOWN = ("seeds", "top-1 %", "agreement %", "to teacher, points", "steps", "seconds")
-DEFAULT = "`kd explicit:0.5 relation:1`"
+PAPERS = "`kd explicit:0.5 relation:1`"
 CONFIDENT = "the most confident, even over classes"
 ROWS = {
     "random-kd": "random; `kd`",
     "random-ofd": "random; `kd ofd`",
     "dfnd": "the most confident; `kd noise`, DFND's",
     "confident-kd": f"{CONFIDENT}; `kd`",
-    "confident": f"{CONFIDENT}; {DEFAULT}",
+    "confident": f"{CONFIDENT}; {PAPERS}",
     "confident-ofd": f"{CONFIDENT}; `kd ofd`",
     "balanced-ofd-explicit-relation": f"{CONFIDENT}; `kd ofd explicit:0.5 relation:1`",
     "threshold-ofd": "`--method threshold`; `kd ofd`",
-    "confident-bucket": f"{CONFIDENT}; {DEFAULT} `--class-dropping 0.05`",
-    "threshold": f"`--method threshold`: confident enough, then entropy; {DEFAULT}",
-    "threshold-balanced": f"`--method threshold --balance class`; {DEFAULT}",
+    "confident-bucket": f"{CONFIDENT}; {PAPERS} `--class-dropping 0.05`",
+    "threshold": f"`--method threshold`: confident enough, then entropy; {PAPERS}",
+    "threshold-balanced": f"`--method threshold --balance class`; {PAPERS}",
 }
 TABLES = [
     {"title": "50,000 of the 100,000 images; losses", "files": ["cifar10-2000-steps", "ofd-2000-steps"]},
@@ -48,6 +48,18 @@ TABLES = [
         "rows": ROWS | {"confident-kd": "the most confident; `kd`", "balanced-kd-ofd": f"{CONFIDENT}; `kd ofd`"},
     },
 ]
+CURVES = {
+    f"{CONFIDENT}; `kd ofd`": [
+        *(("convergence", "confident-ofd-500"), ("convergence", "confident-ofd-1000")),
+        *(("ofd-2000-steps", "confident-ofd"), ("steps-4000", "confident-ofd"), ("steps-16000", "confident-ofd")),
+    ],
+    "the most confident; `kd noise`, DFND's": [("steps-4000-intel", "dfnd")],
+    "random; `kd`": [
+        *(("convergence", "random-kd-500"), ("losses-cifar10", "kd"), ("cifar10-2000-steps", "random-kd")),
+        *(("steps-4000-intel", "random-kd"), ("steps-16000", "random-kd")),
+    ],
+}
+"""Accuracy against steps: the result file and the row of every point."""
 
 
 def table(title, files, rows=ROWS):
@@ -69,6 +81,22 @@ def table(title, files, rows=ROWS):
     return "\n".join(lines)
 
 
+def curves(lines=CURVES):
+    """Accuracy against steps, a line a method; a point is left out where it was not measured."""
+    points = {}
+    for line, runs in lines.items():
+        for name, wanted in runs:
+            if (QUALITY / f"{name}.csv").exists():
+                row = next(row for row in rows_of(name) if row.name == wanted)
+                points[line, int(row.mean("steps"))] = f"{100 * row.mean('top1'):.2f}"
+    steps = sorted({step for _, step in points})
+    head = [f"| 50,000 images; losses; top-1 % after so many steps | {' | '.join(f'{n:,}' for n in steps)} |"]
+    head.append(f"| --- |{' ---: |' * len(steps)}")
+    return "\n".join(
+        [*head, *(f"| {line} | {' | '.join(points.get((line, n), '') for n in steps)} |" for line in lines)]
+    )
+
+
 def demo():
     """What `make demo` ends with, and how long it took."""
     rows, on = rows_of("demo"), about("demo")
@@ -82,7 +110,7 @@ def demo():
 def page():
     """The whole README, its results made anew."""
     text = README.read_text(encoding="utf-8")
-    made = {"demo": demo(), "results": "\n\n".join(table(**one) for one in TABLES)}
+    made = {"demo": demo(), "results": "\n\n".join(table(**one) for one in TABLES), "curves": curves()}
     for name, content in made.items():
         begin, end = f"<!-- {name}: made by docs/make_results.py -->\n\n", f"\n\n<!-- end of {name} -->"
         if text.count(begin) != 1 or text.count(end) != 1:

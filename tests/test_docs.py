@@ -76,3 +76,20 @@ def test_a_table_follows_its_result_files(make, tmp_path, monkeypatch):
         "- [c.csv](benchmarks/quality/c.csv): not measured yet",
     ]
     assert results.table("what", ["c"]) == "Not measured yet (c): what."
+
+
+def test_a_curve_has_the_points_that_were_measured(make, tmp_path, monkeypatch):
+    results = make("make_results")
+    for module in (results, make("make_losses")):
+        monkeypatch.setattr(module, "QUALITY", tmp_path)
+    head = "name,seed,folder,top1,agreement,teacher_top1,test_images,steps,images_seen,teacher_forwards,seconds"
+    for name, row, top1, steps in (("a", "x", 0.5, 100), ("b", "x", 0.75, 1000), ("c", "y", 0.25, 1000)):
+        text = f"{head},source,student_parameters\n{row},0,f,{top1},0.5,0.95,1000,{steps},1,1,4.0,selection,1234\n"
+        (tmp_path / f"{name}.csv").write_text(text)
+    made = results.curves({"ours": [("a", "x"), ("b", "x"), ("gone", "x")], "theirs": [("c", "y")]})
+    assert [[cell.strip() for cell in line.split("|")[2:-1]] for line in made.splitlines()] == [
+        ["100", "1,000"],
+        ["---:", "---:"],
+        ["50.00", "75.00"],
+        ["", "25.00"],
+    ]

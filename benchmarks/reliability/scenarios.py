@@ -31,10 +31,11 @@ import dfkd.models.load
 import dfkd.select.folder
 from benchmarks.reliability.faults import Faults
 from dfkd import cli
+from dfkd.distill import teacher_views
 from dfkd.models import cifar_resnet
 from dfkd.select import score
 
-SCENARIOS = ("select", "select-files", "generate", "distill", "distill-source", "run")
+SCENARIOS = ("select", "select-files", "generate", "distill", "distill-source", "distill-views", "run")
 PART_ROWS, ROWS_PER_SHARD, BYTES_PER_SHARD = 96, 40, 12_000
 """Small, so that the small pool has several parts and shards."""
 TIMES = ("seconds", "peak_memory_bytes", "images_per_second", "files", "checksum")
@@ -122,6 +123,9 @@ class Lab:
         if scenario == "distill-source":
             data = ("--image-size", 12, "--normalize", "0.5/0.5", "--source", GENERATOR, "--ema", 0.9)
             return ["distill", "--teacher", gray, "--student", STUDENT, *data, *SHORT, *out]
+        if scenario == "distill-views":
+            data = ("--samples", self.folder / "out", "--loss", "kd", "--teacher-views", 2)
+            return ["distill", "--teacher", gray, "--student", STUDENT, *data, *SHORT, *out]
         file = work.with_name(work.name + ".toml")  # the user's own, not in what is killed
         file.write_text(
             f'out = "{work / "out"}"\n[defaults]\nteacher = "{gray}"\nnormalize = "0.5/0.5"\nimage-size = 12\n'
@@ -133,7 +137,7 @@ class Lab:
 
     def command(self, scenario, work):
         """Run a scenario's command in this process."""
-        score.PART_ROWS = PART_ROWS
+        score.PART_ROWS = teacher_views.PART_ROWS = PART_ROWS
         dfkd.select.folder.ROWS_PER_SHARD = ROWS_PER_SHARD
         dfkd.select.folder.BYTES_PER_SHARD = BYTES_PER_SHARD
         os.environ["DFKD_CACHE"] = str(work / "cache") if work != self.folder else os.environ["DFKD_CACHE"]
