@@ -73,8 +73,10 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # no glibc
         return False
-    done = [mallopt(option, 2**31 - 1) for option in (above, trim)]
-    return done == [1, 1]
+    # older releases refuse more than 32 MiB; asking for the other option first would fix the limit where it stands then
+    if not any(mallopt(above, size) == 1 for size in (2**31 - 1, 2**25)):
+        return False
+    return bool(mallopt(trim, 2**31 - 1) == 1)
 
 
 def machine(device: torch.device) -> dict[str, str | int]:

@@ -36,10 +36,11 @@ with the student, is saved in the checkpoint, and is no part of the student.
 
 ## How to choose
 
-- Begin with the default. It is `kd ofd` where both networks have feature maps: where it was run here it was ahead, on
-  CIFAR-10 by far, for a moderate cost. Else, and where a generator makes the images or the teacher's answers are kept
-  beforehand (`--teacher-views`), it is `kd` alone: that reads nothing but the outputs, works on any pair of networks
-  (also a `.pt2` teacher), and every other row of the table is measured against it.
+- Begin with the default. It is `kd ofd` for images of up to 64 pixels where both networks have feature maps of several
+  resolutions: where it was run here it was ahead, on CIFAR-10 by far, for a moderate cost. Else, and where a generator
+  makes the images or the teacher's answers are kept beforehand (`--teacher-views`), it is `kd` alone: that reads
+  nothing but the outputs, works on any pair of networks (also a `.pt2` teacher), and every other row of the table is
+  measured against it.
 - A loss on features asks more of the pair: maps or a linear head that `dfkd` can find. It pairs the stages of both
   networks from the deepest, one for each resolution, pools the larger map and learns a projection where widths differ.
   It finds the places by running the networks; `--teacher-taps stage1=layer2 stage2=layer3 --student-taps ...` names

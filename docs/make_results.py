@@ -116,7 +116,10 @@ def page():
         if text.count(begin) != 1 or text.count(end) != 1:
             raise SystemExit(f"README.md has not one {begin.strip()} and one {end.strip()}")
         head, _, rest = text.partition(begin)
-        text = f"{head}{begin}{content}{end}{rest.partition(end)[2]}"
+        _, found, after = rest.partition(end)
+        if not found:
+            raise SystemExit(f"README.md has nothing between {begin.strip()} and {end.strip()}: write a word there")
+        text = f"{head}{begin}{content}{end}{after}"
     return text
 
 

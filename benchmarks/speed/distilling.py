@@ -82,7 +82,7 @@ def measure(samples, teacher, name, steps):
     """Steps a second of the training loop against the same passes, and against those of plain KL."""
     trainer = prepared_trainer(samples, teacher, LOSSES[name])
     plain = bare_step(prepared_trainer(samples, teacher, LOSSES["kd"]))
-    reads_features = bool(trainer.objective.reading)
+    reads_features = bool(trainer.objective.beyond_logits)
     same = bare_step(trainer, trainer.objective if reads_features else None)
     rounds = []
     for _ in range(ROUNDS + 1):

@@ -35,9 +35,9 @@ class Objective(nn.Module):
         return frozenset(tap for _, _, loss in self._terms for tap in getattr(loss, "taps", ()))
 
     @property
-    def reading(self) -> list[str]:
-        """The names of the losses that read features."""
-        return [name for name, _, loss in self._terms if getattr(loss, "taps", ())]
+    def beyond_logits(self) -> list[str]:
+        """The losses, by name, that need more of the teacher than its logits: features, or answers to other views."""
+        return [n for n, _, loss in self._terms if getattr(loss, "taps", ()) or getattr(loss, "asks_teacher", False)]
 
     @property
     def binds(self) -> bool:

@@ -11,6 +11,7 @@ from torch import nn
 from dfkd.config import DistillConfig
 from dfkd.console import say
 from dfkd.data import Pool, open_pool
+from dfkd.data.pool import ENCODED_ABOVE
 from dfkd.device import Place, resolve_place
 from dfkd.distill import supply
 from dfkd.distill.batchnorm import batch_norms
@@ -26,7 +27,7 @@ from dfkd.models.load import Model, load_model
 from dfkd.places import GROUPS, find_taps, group_of, match_groups
 from dfkd.portable import portable
 from dfkd.shards import Shards
-from dfkd.taps import Tap, Tapped, parse_taps
+from dfkd.taps import Tap, Tapped, in_group, parse_taps
 from dfkd.teacher import Classifier, answer
 from dfkd.versions import versions
 
@@ -75,6 +76,8 @@ def prepare(config: DistillConfig) -> Distillation:
     if config.reestimate and not batch_norms(student.module):
         raise RequestError(f"--reestimate {config.reestimate} changes nothing: the student has no BatchNorm statistics")
     plan = _plan(config, selections, student)
+    if config.teacher_views > 1 and not plan.crop_padding and not plan.flip:
+        raise RequestError(f"--teacher-views {config.teacher_views} are all the same without crop and flip; give 1")
     content = _content(config, plan, teacher, student, selections, objective, place) | supply.content(config, chosen)
     # opened before the training that it is to judge: a mistake in its name should cost no hours
     test = _open_test(config.test, teacher) if config.test is not None else None
@@ -102,25 +105,35 @@ def _check_objective(config: DistillConfig, objective: Objective) -> None:
     """Refuse options that do not go with the losses, or with answers of the teacher that are kept beforehand."""
     if config.class_dropping and not objective.reads_kept:
         raise RequestError(f"--class-dropping {config.class_dropping:g} changes nothing: of the losses, kd heeds it")
-    if config.teacher_views and objective.reading:
-        readers = ", ".join(objective.reading)
+    if config.teacher_views and objective.beyond_logits:
+        readers = ", ".join(objective.beyond_logits)
         raise RequestError(
-            f"--teacher-views {config.teacher_views} keeps the teacher's logits, and {readers} reads its features; "
+            f"--teacher-views {config.teacher_views} keeps the teacher's logits, and {readers} needs more of it; "
             "choose among the losses on outputs (--loss kd relation:1), or leave it out"
         )
 
 
 def _default_losses(config: DistillConfig, teacher: Model, student: Model) -> tuple[str, ...]:
-    """What the tables of README and docs support: `ofd` beside `kd` wherever it can be had and was measured."""
-    if config.teacher_views or config.source is not None:
+    """What the tables of README and docs support: `ofd` beside `kd`, for images as small as those that it was tried on.
+
+    Its weight is for maps of their size. Networks need maps of several resolutions (a transformer has one, of its
+    patches); a generator's images, and answers that were kept, are for the outputs.
+    """
+    if config.teacher_views or config.source is not None or (teacher.image_size or 0) > ENCODED_ABOVE:
         return ("kd",)
-    example = torch.zeros(1, teacher.channels, *[teacher.image_size or 1] * 2)
     try:
         for model, by_hand in ((teacher, config.teacher_taps), (student, config.student_taps)):
-            find_taps(model.module, example, parse_taps(by_hand), ("pre",))
+            found = find_taps(model.module, _example(teacher), parse_taps(by_hand), ("pre",))
+            if len(in_group(found.taps, "pre")) < 2:
+                return ("kd",)
     except RequestError:  # no feature maps, or a network that cannot be run, which is told when it is used
         return ("kd",)
     return ("kd", "ofd")
+
+
+def _example(teacher: Model) -> torch.Tensor:
+    """An image of the teacher's size: what a network is run on to find places in it."""
+    return torch.zeros(1, teacher.channels, *[teacher.image_size or 1] * 2)
 
 
 def _load_student(config: DistillConfig, teacher: Model) -> Model:
@@ -192,7 +205,7 @@ def _trainer(
     plan: Plan,
 ) -> Trainer:
     """Put the pieces together: taps on both models, projections built from a first batch, optimizer over all."""
-    example = torch.zeros(1, teacher.channels, *[teacher.image_size or 1] * 2)
+    example = _example(teacher)
     taps = match_groups(
         _taps(teacher, config.teacher_taps, objective.taps, example, "teacher", source.taps),
         _taps(student, config.student_taps, objective.taps, example, "student"),

@@ -180,7 +180,8 @@ class Resident:
         new = np.unique(rows[~self._here[rows]])
         if len(new):
             pixels, where = torch.from_numpy(read(new)), torch.from_numpy(new)
-            self._pixels[where.to(self._pixels.device)] = pixels.to(self._pixels.device)
+            device = self._pixels.device  # nothing here waits for it
+            self._pixels[where.to(device, non_blocking=True)] = pixels.to(device, non_blocking=True)
             self._here[new] = True
         return self._pixels[torch.from_numpy(rows).to(self._pixels.device, non_blocking=True)]
 

@@ -40,7 +40,10 @@ def run(config: DistillConfig) -> dict[str, Any]:
 
 
 def record_teacher(prepared: Distillation) -> None:
-    """Have the teacher's answers beforehand, where they are asked for; making them is part of the run's seconds."""
+    """Have the teacher's answers beforehand, where they are asked for.
+
+    The time that this command takes for them is part of the run's seconds; what is in the cache already costs none.
+    """
     trainer, views = prepared.trainer, prepared.config.teacher_views
     if views:
         started = time.perf_counter()

@@ -95,11 +95,17 @@ def build_source(
     config: DistillConfig, selections: Sequence[Shards], chosen: Chosen | None, teacher: Model, place: Place
 ) -> Source:
     """The source of a run: the selections as one, a generator, or both in the shares that `--weights` gives."""
-    stored: list[ShardSource]
-    if config.weights and len(selections) > 1:
-        stored = [_stored(config, [s], place) for s in selections]
-    else:
-        stored = [_stored(config, selections, place)] if selections else []
+    groups = [[s] for s in selections] if config.weights and len(selections) > 1 else [selections] if selections else []
+    room = 0  # in main memory the shards are mapped already
+    if place.device.type == "cuda":
+        room = int(RESIDENT_SHARE * torch.cuda.mem_get_info(place.device)[0])
+    stored: list[ShardSource] = []
+    for group in groups:
+        image, images = group[0].manifest["image"], sum(map(len, group))
+        size = images * image["size"] ** 2 * image["channels"]
+        resident = Resident(images, image["size"], image["channels"], place.device) if size <= room else None
+        room -= size if resident is not None else 0
+        stored.append(ShardSource(group, _order(config, group), resident))
     mixed = chosen is not None or len(stored) > 1 or config.mixup or config.cutmix
     if mixed and any(source.follows for source in stored):
         raise RequestError(
@@ -119,18 +125,6 @@ def build_source(
     )
     generated = GeneratedSource(method)
     return MixedSource([*stored, generated], config.weights or (1.0, 1.0)) if stored else generated
-
-
-def _stored(config: DistillConfig, selections: Sequence[Shards], place: Place) -> ShardSource:
-    """Stored images in the order that `--batches` names."""
-    order, image = _order(config, selections), selections[0].manifest["image"]
-    images = sum(map(len, selections))
-    resident = None
-    if place.device.type == "cuda":  # in main memory the shards are mapped already
-        free, _ = torch.cuda.mem_get_info(place.device)
-        if images * image["size"] ** 2 * image["channels"] <= RESIDENT_SHARE * free:
-            resident = Resident(images, image["size"], image["channels"], place.device)
-    return ShardSource(selections, order, resident)
 
 
 def real_images(selections: Sequence[Shards], seed: int) -> Source | None:

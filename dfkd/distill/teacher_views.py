@@ -8,6 +8,7 @@ such answers of random crops beside their coordinates; a fixed number for every 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,10 @@ CHECKED = 128
 class TeacherViews:
     """Views of stored images with the teacher's answers; each image shows its views in turn."""
 
-    def __init__(self, kept: Sequence[Mapping[str, np.ndarray]], classes: int, padding: int) -> None:
-        """`kept` are the columns of every view, each of all images."""
-        self.classes, self.padding = classes, padding
-        self._kept = {name: np.stack([view[name] for view in kept]) for name in kept[0]}
-        self._turn = np.zeros(self.images, dtype=np.min_scalar_type(len(kept)))
+    def __init__(self, kept: Mapping[str, np.ndarray], classes: int, padding: int) -> None:
+        """`kept` are columns of [views, images, ...]: `crops`, and what `compact` makes of logits."""
+        self.classes, self.padding, self._kept = classes, padding, kept
+        self._turn = np.zeros(self.images, dtype=np.uint8 if self.views <= 255 else np.int32)
 
     @property
     def views(self) -> int:
@@ -80,11 +80,11 @@ class TeacherViews:
 
     def state_dict(self) -> dict[str, Any]:
         """Whose turn it is, for every image."""
-        return {"turn": torch.from_numpy(self._turn.astype(np.int32))}
+        return {"turn": torch.from_numpy(self._turn.copy())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
-        self._turn = state["turn"].numpy().astype(self._turn.dtype)
+        self._turn = state["turn"].numpy().copy()
 
 
 def recorded(teacher: Classifier, selections: Sequence[Shards], views: int, padding: int, flip: bool) -> TeacherViews:
@@ -93,17 +93,14 @@ def recorded(teacher: Classifier, selections: Sequence[Shards], views: int, padd
     Raises: RequestError where what is kept is not what this teacher says. Interrupted after SIGINT or SIGTERM.
     """
     folders = [request_folder("views", _request(teacher, shards, padding, flip)) for shards in selections]
+    starts = np.cumsum([0, *map(len, selections)]).tolist()
     files = [
-        _File(shards, folder, view, part)
+        _File(shards, folder, start, view, part)
         for view in range(views)
-        for shards, folder in zip(selections, folders, strict=True)
+        for shards, folder, start in zip(selections, folders, starts, strict=False)
         for part in range(-(-len(shards) // PART_ROWS))
     ]
-    columns = _columns(teacher, files, padding, flip)
-    kept = [
-        _joined([one for file, one in zip(files, columns, strict=True) if file.view == view]) for view in range(views)
-    ]
-    found = TeacherViews(kept, teacher.model.classes, padding)
+    found = TeacherViews(_columns(teacher, files, (views, starts[-1]), padding, flip), teacher.model.classes, padding)
     largest = _largest_difference(teacher, selections, found, folders)
     say(
         f"teacher views: {views} of each of {found.images:,} images, {found.nbytes / 1e6:,.0f} MB; the teacher's "
@@ -118,6 +115,8 @@ class _File:
 
     shards: Shards
     folder: Path
+    start: int
+    """The selection's first row among those of all selections."""
     view: int
     part: int
 
@@ -128,6 +127,7 @@ class _File:
 
     @property
     def path(self) -> Path:
+        """Where they are kept."""
         return self.folder / f"view-{self.view:04d}-{self.part:06d}.parquet"
 
 
@@ -136,42 +136,56 @@ def _request(teacher: Classifier, shards: Shards, padding: int, flip: bool) -> d
     return {
         "teacher": teacher.model.fingerprint(),
         "normalize": teacher.model.normalize,
-        "selection": shards.manifest["fingerprint"],
+        "images": [file["sha256"] for file in shards.manifest["files"]],
         "crop_padding": padding,
         "flip": flip,
         "compute": {**teacher.place.describe(), "batch_size": BATCH, "view_format": VIEW_FORMAT},
-        "versions": versions("torch", "torchvision"),
+        "versions": versions("torch", "torchvision", *(("pillow",) if shards.encoded else ())),
     }
 
 
-def _columns(teacher: Classifier, files: Sequence[_File], padding: int, flip: bool) -> list[Columns]:
-    """What the files hold; those that are not there, or damaged, are made."""
+def _columns(
+    teacher: Classifier, files: Sequence[_File], shape: tuple[int, int], padding: int, flip: bool
+) -> dict[str, np.ndarray]:
+    """What the files hold, as columns of `shape` [views, images, ...]; what is not there, or damaged, is made."""
     names = ("crops", "logits", *(("classes", "rest") if teacher.model.classes > ALL_UP_TO else ()))
-    found: list[Columns | None] = []
+    kept: dict[str, np.ndarray] = {}
+
+    def keep(file: _File, columns: Columns) -> None:
+        start = file.start + int(file.rows[0])
+        for name, values in columns.items():
+            if name not in kept:
+                kept[name] = np.empty((*shape, *values.shape[1:]), dtype=values.dtype)
+            kept[name][file.view, start : start + len(values)] = values
+
+    missing = []
     for file in files:
-        try:
-            found.append(read_columns(file.path, names))
-        except Damaged:  # or not there
-            found.append(None)
-    if None not in found:
-        say("teacher views: all are cached, the teacher is not run")
-    total = sum(len(file.rows) for file in files)
-    done = sum(len(columns["crops"]) for columns in found if columns is not None)
+        with suppress(Damaged):  # or not there
+            columns = read_columns(file.path, names)
+            if len(columns["crops"]) == len(file.rows):
+                keep(file, columns)
+                continue
+        missing.append(file)
+    if not missing:
+        say("teacher views: all are cached, the teacher is not run for them")
+        return kept
+    total = shape[0] * shape[1]
+    done = total - sum(len(file.rows) for file in missing)
     with progress("teacher's answers", total, "views", done) as bar, stop_request() as stop:
-        for number, file in enumerate(files):
-            if found[number] is None:
-                blocks = []
-                for columns in _answers(teacher, file, padding, flip):
-                    blocks.append(columns)
-                    bar.advance(len(columns["crops"]))
-                    if stop.signal is not None:
-                        raise Interrupted(
-                            stop.signal, "the answers so far are kept, the same command goes on from there"
-                        )
-                made = _joined(blocks)
+        for file in missing:
+            blocks = []
+            for columns in _answers(teacher, file, padding, flip):
+                blocks.append(columns)
+                bar.advance(len(columns["crops"]))
+                if stop.signal is not None:
+                    break
+            made = {name: np.concatenate([block[name] for block in blocks]) for name in names}
+            if len(made["crops"]) == len(file.rows):
                 write_columns(file.path, made)
-                found[number] = made
-    return [columns for columns in found if columns is not None]
+                keep(file, made)
+            if stop.signal is not None:
+                raise Interrupted(stop.signal, "the answers so far are kept, the same command goes on from there")
+    return kept
 
 
 def _answers(teacher: Classifier, file: _File, padding: int, flip: bool) -> Iterator[Columns]:
@@ -186,11 +200,6 @@ def _answers(teacher: Classifier, file: _File, padding: int, flip: bool) -> Iter
         if not logits.isfinite().all():
             raise RequestError("the teacher's logits of a view of --samples are not finite; select again")
         yield {"crops": crops[some].numpy(), **compact(logits)}
-
-
-def _joined(blocks: Sequence[Columns]) -> Columns:
-    """Columns one behind the other."""
-    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
 def _live(
@@ -212,16 +221,18 @@ def _largest_difference(
     Raises: RequestError where it is more than rounding: the files are those of another teacher.
     """
     rng = np.random.default_rng(0)
-    starts = np.cumsum([0, *map(len, selections)])
-    largest, limit = 0.0, 0.0
-    for shards, start in zip(selections, starts, strict=False):
+    # of the precision that both were computed and kept in; other batches give other last bits
+    rounding = max(torch.finfo(teacher.place.dtype).eps, torch.finfo(torch.float16).eps)
+    differences, limits = [], []
+    for shards, start in zip(selections, np.cumsum([0, *map(len, selections)]).tolist(), strict=False):
         rows = np.sort(rng.integers(0, len(shards), -(-CHECKED // len(selections))))
         crops, kept = found.at(rng.integers(0, found.views, len(rows)), start + rows)
         now = _live(teacher, shards.pixels(rows), crops, found.padding).cpu().clamp(-65504, 65504)
         where = now.topk(found.classes if found.classes <= ALL_UP_TO else LARGEST, dim=1).indices  # not the rest
-        largest = max(largest, float((kept - now).gather(1, where).abs().max()))
-        limit = max(limit, 0.05 * float(now.std()))
-    if not largest <= limit:
+        differences.append(float((kept - now).gather(1, where).abs().max()))
+        limits.append(0.05 * float(now.std()) + 4 * rounding * float(now.abs().max()))
+    largest = float(np.max(differences))  # NaN where there is one
+    if not largest <= max(limits):
         raise RequestError(
             f"what is kept of the teacher's answers differs from what it says now by {largest:.3g}; delete "
             f"{' and '.join(map(str, folders))}"

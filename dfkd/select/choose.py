@@ -95,7 +95,9 @@ def _ranked(
         views = [column.view() for column in columns]
         for view in views:
             view.flags.writeable = False  # a method of one's own that sorts in place would spoil what is written later
-        return method(ImageScores(*views), rng)
+        ranking = method(ImageScores(*views), rng)
+        rows = np.asarray(ranking.rows)  # as indexing takes them: a method of one's own may give a mask
+        return Ranking(np.flatnonzero(rows) if rows.dtype == bool else rows, ranking.threshold)
     where = np.flatnonzero(usable)
     ranking = method(ImageScores(*(column[where] for column in columns)), rng)
     return Ranking(where[ranking.rows], ranking.threshold)

@@ -190,6 +190,8 @@ def _cached(
             continue
         try:
             columns = read_columns(scores_file(folder, part), (*SCORES, "problem"))
+            if len(columns["confidence"]) != min(PART_ROWS, len(scores.confidence) - part * PART_ROWS):
+                raise Damaged(f"{scores_file(folder, part)} has other rows")
         except Damaged:
             todo.append(part)
             damaged += 1

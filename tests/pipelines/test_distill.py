@@ -109,17 +109,20 @@ def test_batches_even_over_the_teachers_classes(lab, selection, tmp_path, monkey
 
 
 def test_the_default_losses_are_those_that_the_networks_allow(lab, selection, tmp_path, monkeypatch, capsys):
-    (tmp_path / "flat_nets.py").write_text(
+    (tmp_path / "other_nets.py").write_text(
         "from torch import nn\n"
         "def flat(num_classes: int = 10):\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(256, 8), nn.ReLU(), nn.Linear(8, num_classes))\n"
+        "def patches(num_classes: int = 10):\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 4, 4), nn.Flatten(), nn.GELU(), nn.Linear(64, num_classes))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     for number, (flags, losses) in enumerate(
         [
             ((), "kd ofd"),
             (("--student", "lenet5_half"), "kd ofd"),
-            (("--student", "flat_nets.flat"), "kd"),
+            (("--student", "other_nets.flat"), "kd"),
+            (("--student", "other_nets.patches"), "kd"),
             (("--teacher-views", 1), "kd"),
             (("--source", "dafl:latent=4,width=2"), "kd"),
         ]

@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from dfkd import columns, console
 from dfkd.distill import teacher_views
 from dfkd.distill.trainer import Trainer
-from dfkd.shards import Shards
 from dfkd.teacher import Classifier
 
 QUICK = ("--loss", "kd", "--steps", 20, "--batch-size", 32, "--checkpoint-every", 7, "--log-every", 4)
@@ -48,25 +47,31 @@ def same(ours, theirs):
     return all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_the_kept_answers_are_those_of_the_teacher_to_the_very_views_that_are_learnt_from(
-    lab, selection, tmp_path, monkeypatch
-):
-    lessons = []
+@pytest.fixture
+def lessons(monkeypatch):
+    """(trainer, batch, view, teacher's outputs) of every step; the outputs are the teacher's, asked again."""
+    seen = []
     lesson = Trainer.lesson
 
     def kept(self, batch):
         view, theirs = lesson(self, batch)
-        lessons.append((self, batch, view, theirs))
+        torch.testing.assert_close(self.teacher.answer(view).logits, theirs.logits, rtol=2e-3, atol=2e-3)
+        assert torch.equal(theirs.view, view) and torch.equal(theirs.rows, batch.rows)
+        seen.append((batch, view))
         return view, theirs
 
     monkeypatch.setattr(Trainer, "lesson", kept)
+    return seen
+
+
+def test_the_kept_answers_are_those_of_the_teacher_to_the_very_views_that_are_learnt_from(
+    lab, selection, tmp_path, monkeypatch, lessons
+):
     monkeypatch.setattr(Trainer, "teach", lambda *given: pytest.fail("the teacher was run in training"))
     passes = ("--batch-size", 40, "--steps", 48)  # 4.8 of the 400 images, no image twice in a batch
     assert lab.distill(selection, tmp_path / "run", *QUICK, *passes, "--teacher-views", 3) == 0
     shown = {}
-    for trainer, batch, view, theirs in lessons:
-        torch.testing.assert_close(trainer.teacher.outputs(view).logits, theirs.logits, rtol=2e-3, atol=2e-3)
-        assert torch.equal(theirs.view, view) and torch.equal(theirs.rows, batch.rows)
+    for batch, view in lessons:
         for row, one in zip(batch.rows.tolist(), view, strict=True):
             shown.setdefault(row, []).append(one.numpy().tobytes())
     assert len(lessons) == 48 and len(shown) == 400
@@ -156,22 +161,35 @@ def test_a_damaged_file_is_made_again_and_the_answers_of_another_teacher_are_ref
     assert lab.distill(selection, tmp_path / "third", *flags) == 2
     said = capsys.readouterr().err
     assert "differs from what it says now" in said and str(first.parent) in said
+    for file in (first, *others):
+        stored = columns.read_columns(file, ("crops", "logits"))
+        columns.write_columns(file, stored | {"logits": np.full_like(stored["logits"], np.nan)})
+    assert lab.distill(selection, tmp_path / "fourth", *flags) == 2
+    assert "differs from what it says now by nan" in capsys.readouterr().err
+    # fewer rows than images, as another version might have cut them
+    stored = columns.read_columns(first, ("crops", "logits"))
+    for file in (first, *others):
+        columns.write_columns(file, {name: values[:50] for name, values in stored.items()})
+    assert lab.distill(selection, tmp_path / "fifth", *flags) == 0
+    assert same(student(tmp_path / "run"), student(tmp_path / "fifth"))
 
 
-def test_several_selections_keep_their_answers_apart(lab, selection, tmp_path, forwards):
+def test_several_selections_keep_their_answers_apart(lab, selection, tmp_path, forwards, lessons):
     assert lab.select(tmp_path / "other", "--count", 150, "--method", "random") == 0
     forwards.clear()
     assert lab.distill(tmp_path / "other", tmp_path / "run", *QUICK, "--teacher-views", 1) == 0
     both = ("--samples", selection, tmp_path / "other", "--weights", 1, 3)
     assert lab.distill(tmp_path / "other", tmp_path / "both", *QUICK, "--teacher-views", 1, *both) == 0
     assert sum(forwards) == 150 + 400 + 2 * teacher_views.CHECKED
-    assert len(Shards(tmp_path / "other")) == 150
+    assert max(batch.rows.max() for batch, _ in lessons) >= 400  # the second one's rows
 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--loss", "kd", "explicit:0.5"), "keeps the teacher's logits, and explicit reads its features"),
+        (("--loss", "kd", "explicit:0.5"), "keeps the teacher's logits, and explicit needs more of it"),
+        (("--loss", "kd", "bss"), "keeps the teacher's logits, and bss needs more of it"),
+        (("--crop-padding", 0, "--no-flip"), "--teacher-views 2 are all the same without crop and flip"),
         (("--mixup", 1), "leave out --mixup and --cutmix"),
         (("--cutmix", 1), "leave out --mixup and --cutmix"),
         (("--source", "dfad"), "keeps answers to stored images"),

@@ -47,6 +47,7 @@ class BSS(nn.Module):
     """
 
     taps: ClassVar[tuple[str, ...]] = ()
+    asks_teacher: ClassVar[bool] = True
     weight: ClassVar[float] = 2.0
 
     def __init__(self, temperature: float = 3.0, steps: int = 10, rate: float = 0.3, samples: int = 64) -> None:
