@@ -121,10 +121,11 @@ def _default_losses(config: DistillConfig, teacher: Model, student: Model) -> tu
     """
     if config.teacher_views or config.source is not None or (teacher.image_size or 0) > ENCODED_ABOVE:
         return ("kd",)
+    if config.teacher_taps or config.student_taps:  # somebody knows the places: a mistake in them is to be told
+        return ("kd", "ofd")
     try:
-        for model, by_hand in ((teacher, config.teacher_taps), (student, config.student_taps)):
-            found = find_taps(model.module, _example(teacher), parse_taps(by_hand), ("pre",))
-            if len(in_group(found.taps, "pre")) < 2:
+        for model in (teacher, student):
+            if len(in_group(find_taps(model.module, _example(teacher), wanted=("pre",)).taps, "pre")) < 2:
                 return ("kd",)
     except RequestError:  # no feature maps, or a network that cannot be run, which is told when it is used
         return ("kd",)

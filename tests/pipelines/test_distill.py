@@ -120,7 +120,7 @@ def test_the_default_losses_are_those_that_the_networks_allow(lab, selection, tm
     for number, (flags, losses) in enumerate(
         [
             ((), "kd ofd"),
-            (("--student", "lenet5_half"), "kd ofd"),
+            (("--student", "wide_resnet:depth=10,width=1"), "kd ofd"),
             (("--student", "other_nets.flat"), "kd"),
             (("--student", "other_nets.patches"), "kd"),
             (("--teacher-views", 1), "kd"),
