@@ -95,17 +95,7 @@ def build_source(
     config: DistillConfig, selections: Sequence[Shards], chosen: Chosen | None, teacher: Model, place: Place
 ) -> Source:
     """The source of a run: the selections as one, a generator, or both in the shares that `--weights` gives."""
-    groups = [[s] for s in selections] if config.weights and len(selections) > 1 else [selections] if selections else []
-    room = 0  # in main memory the shards are mapped already
-    if place.device.type == "cuda":
-        room = int(RESIDENT_SHARE * torch.cuda.mem_get_info(place.device)[0])
-    stored: list[ShardSource] = []
-    for group in groups:
-        image, images = group[0].manifest["image"], sum(map(len, group))
-        size = images * image["size"] ** 2 * image["channels"]
-        resident = Resident(images, image["size"], image["channels"], place.device) if size <= room else None
-        room -= size if resident is not None else 0
-        stored.append(ShardSource(group, _order(config, group), resident))
+    stored = stored_images(config, selections, place)
     mixed = chosen is not None or len(stored) > 1 or config.mixup or config.cutmix
     if mixed and any(source.follows for source in stored):
         raise RequestError(
@@ -125,6 +115,25 @@ def build_source(
     )
     generated = GeneratedSource(method)
     return MixedSource([*stored, generated], config.weights or (1.0, 1.0)) if stored else generated
+
+
+def stored_images(config: DistillConfig, selections: Sequence[Shards], place: Place) -> list[ShardSource]:
+    """The selections as one source, or as one each where they have shares of their own.
+
+    On a GPU their pixels stay there from their first use on, as far as `RESIDENT_SHARE` of its free memory goes.
+    """
+    groups = [[s] for s in selections] if config.weights and len(selections) > 1 else [selections] if selections else []
+    room = 0  # in main memory the shards are mapped already
+    if place.device.type == "cuda":
+        room = int(RESIDENT_SHARE * torch.cuda.mem_get_info(place.device)[0])
+    stored: list[ShardSource] = []
+    for group in groups:
+        image, images = group[0].manifest["image"], sum(map(len, group))
+        size = images * image["size"] ** 2 * image["channels"]
+        resident = Resident(images, image["size"], image["channels"], place.device) if size <= room else None
+        room -= size if resident is not None else 0
+        stored.append(ShardSource(group, _order(config, group), resident))
+    return stored
 
 
 def real_images(selections: Sequence[Shards], seed: int) -> Source | None:

@@ -111,7 +111,7 @@ def test_batches_even_over_the_teachers_classes(lab, selection, tmp_path, monkey
 def test_the_default_losses_are_those_that_the_networks_allow(lab, selection, tmp_path, monkeypatch, capsys):
     (tmp_path / "other_nets.py").write_text(
         "from torch import nn\n"
-        "def flat(num_classes: int = 10):\n"
+        "def flat(num_classes: int = 10, in_channels: int = 1):\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(256, 8), nn.ReLU(), nn.Linear(8, num_classes))\n"
         "def patches(num_classes: int = 10):\n"
         "    return nn.Sequential(nn.Conv2d(1, 4, 4, 4), nn.Flatten(), nn.GELU(), nn.Linear(64, num_classes))\n"
