@@ -20,9 +20,9 @@ def damage(trials, flips):
     """Damage each file of a finished folder `flips` times, and truncate it once; read it; put it right again."""
     work = trials.folder / "whole"
     places = {"select": [work / "out", work / "cache"], "select-files": [work / "out", work / "cache"]}
-    read = {"distill": read_finished, "run": None}.get(trials.scenario, read_selection)
-    if read is None:  # a pipeline's folders are those of the others
+    if trials.scenario == "run":  # a pipeline's folders are those of the others
         return
+    read = read_finished if trials.scenario.startswith("distill") else read_selection
     expected = read(work / "out")
     for place in places.get(trials.scenario, [work / "out"]):
         for path in sorted(p for p in place.rglob("*") if p.is_file() and p.name != "request.json"):
