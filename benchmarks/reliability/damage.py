@@ -11,6 +11,7 @@ from dfkd.compare.collect import read_run
 from dfkd.config import InspectConfig
 from dfkd.errors import RequestError
 from dfkd.models.load import load_model
+from dfkd.runs import Progress
 from dfkd.shards import Shards
 
 REFUSED, WRONG = 2, 3
@@ -57,11 +58,7 @@ def read_finished(folder):
     """Everything that is read of a run, the checkpoint too, which a run that goes on begins with."""
     run = read_run(str(folder))
     state = load_model(str(folder)).module.state_dict()
-    from dfkd.runs import Run
-
-    unfinished = Run.__new__(Run)
-    unfinished.folder = folder
-    found = unfinished.load()
+    found = Progress(folder, "; make it again").load()
     assert found is not None
     tensors = [(name, value.numpy().tobytes()) for name, value in state.items()]
     step = [(name, value.numpy().tobytes()) for name, value in found[0]["student"].items()]
