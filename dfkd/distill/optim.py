@@ -1,12 +1,12 @@
 """Optimizer and learning rate; the rate is a function of the step, so that a resumed run needs no schedule state."""
 
-import inspect
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import nn
+
+from dfkd.optimizers import SGD, AdamW
 
 SCHEDULE_WARMUP = {"onecycle": 0.3, "cosine": 0.05}
 
@@ -27,22 +27,11 @@ def make_optimizer(modules: Iterable[nn.Module], kind: str, weight_decay: float)
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if kind == "sgd":
-        optimizer = _uncompiled(torch.optim.SGD)(groups, lr=0.0, momentum=0.9, nesterov=True, fused=True)
+        optimizer = SGD(groups, lr=0.0, momentum=0.9, nesterov=True, fused=True)
         for p in parameters:  # what it would begin with; the fused step fails where some have one and others do not yet
             optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
         return optimizer
-    return _uncompiled(torch.optim.AdamW)(groups, lr=0.0, fused=True)
-
-
-def _uncompiled(kind: type[torch.optim.Optimizer]) -> Any:
-    """The same optimizer without the decorators that keep torch.compile out of it.
-
-    Their first call imports the compiler, which takes longer than torch itself; nothing here is compiled.
-    """
-    names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
-    plain = {name: inspect.unwrap(getattr(kind, name)) for name in names}
-    step = torch.no_grad()(inspect.unwrap(kind.step))
-    return type(kind.__name__, (kind,), {**plain, "step": step})
+    return AdamW(groups, lr=0.0, fused=True)
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:

@@ -12,6 +12,7 @@ from dfkd.distill.distributions import check_above, check_at_least
 from dfkd.generators.base import Stateful, Task, descend
 from dfkd.generators.generator import build_generator
 from dfkd.generators.inversion import BETAS, InversionMethod, Recipe
+from dfkd.optimizers import Adam
 from dfkd.outputs import Outputs
 from dfkd.taps import in_group
 
@@ -69,7 +70,7 @@ class CMI(InversionMethod):
         example = torch.zeros(1, task.channels, task.size, task.size, device=task.device)
         own = averaged(task.teacher.outputs(example)).shape[1]
         self.head = nn.Sequential(nn.Linear(own, own), nn.ReLU(), nn.Linear(own, projected)).to(task.device)
-        self.head_optimizer = torch.optim.Adam(self.head.parameters(), lr=lr)
+        self.head_optimizer = Adam(self.head.parameters(), lr=lr)
         self.memory = Memory(own, memory, task.device)
         super().__init__(task, Recipe(steps, every, warmup, flip, one_hot, statistics, adversarial), network, latent)
         self.weights["contrast"] = contrast
@@ -80,7 +81,7 @@ class CMI(InversionMethod):
 
     def fresh_optimizer(self) -> torch.optim.Optimizer:
         """Of the generator and its input."""
-        return torch.optim.Adam([*self.network.parameters(), self.underway.latent], lr=self._rate, betas=BETAS)
+        return Adam([*self.network.parameters(), self.underway.latent], lr=self._rate, betas=BETAS)
 
     def more_terms(self, images: Float[Tensor, "batch channels size size"], answer: Outputs) -> dict[str, Tensor]:
         """The contrast; `answer` is to the whole views."""

@@ -17,6 +17,7 @@ from dfkd.generators.bank import BankMethod
 from dfkd.generators.base import Stateful, Task, descend, total
 from dfkd.generators.statistics import require_statistics
 from dfkd.generators.terms import between, one_hot
+from dfkd.optimizers import Adam
 
 TEMPERATURE = 3.0
 """Of the predictions in the competition term."""
@@ -75,7 +76,7 @@ class DeepInversion(BankMethod):
         self.canvas = Canvas(task)
         black = torch.zeros(1, task.channels, 1, 1, device=task.device)
         self._black, self._white = self.view(black), self.view(black + 1)
-        self.optimizer = torch.optim.Adam([self.canvas.view], lr=lr)
+        self.optimizer = Adam([self.canvas.view], lr=lr)
         self.weights = {"one_hot": one_hot, "statistics": statistics, "variation": variation, "l2": l2}
 
     def update(self, student: Student | None) -> dict[str, Tensor]:

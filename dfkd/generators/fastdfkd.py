@@ -9,6 +9,7 @@ from torch import Tensor
 from dfkd.generators.base import Stateful, Task
 from dfkd.generators.generator import build_generator
 from dfkd.generators.inversion import BETAS, InversionMethod, Recipe
+from dfkd.optimizers import Adam
 
 
 class FastDFKD(InversionMethod):
@@ -53,7 +54,7 @@ class FastDFKD(InversionMethod):
         self.common = build_generator(task, latent, width)
         super().__init__(task, recipe, copy.deepcopy(self.common), latent)
         self.gradients = copy.deepcopy(self.common)  # sums of gradients, a parameter for each of the generator's
-        self.common_optimizer = torch.optim.Adam(self.common.parameters(), lr=steps * lr, betas=BETAS)
+        self.common_optimizer = Adam(self.common.parameters(), lr=steps * lr, betas=BETAS)
 
     def renew(self) -> None:
         """A copy of the common generator."""
@@ -65,7 +66,7 @@ class FastDFKD(InversionMethod):
         """Of the copy and its input."""
         lr, latent_lr = self._rates
         own = {"params": [*self.network.parameters()], "lr": lr}
-        return torch.optim.Adam([own, {"params": [self.underway.latent], "lr": latent_lr}], betas=BETAS)
+        return Adam([own, {"params": [self.underway.latent], "lr": latent_lr}], betas=BETAS)
 
     def step(self, loss: Tensor) -> None:
         """A step of the copy, whose gradient is summed up."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dfkd.distill.distributions import check_at_least
 from dfkd.generators.base import Method, Stateful, Task, descend, total
+from dfkd.optimizers import Adam
 
 SLOPE = 0.2
 """Of the leaky ReLU, below zero."""
@@ -101,7 +102,7 @@ class GeneratorMethod(Method):
         check_at_least(name, lr=lr)
         super().__init__(task)
         self.network = build_generator(task, latent, width, contrast)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=lr, betas=(0.5, 0.999))
+        self.optimizer = Adam(self.network.parameters(), lr=lr, betas=(0.5, 0.999))
         self._steps = steps
 
     def make(self, count: int) -> Float[Tensor, "count channels size size"]:

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import softplus
@@ -14,6 +13,7 @@ from dfkd.distill.sources import Student
 from dfkd.generators.base import Stateful, Task, descend
 from dfkd.generators.generator import SLOPE, GeneratorMethod
 from dfkd.generators.terms import class_entropy, divergence
+from dfkd.optimizers import Adam
 
 
 class PatchDiscriminator(nn.Sequential):
@@ -72,7 +72,7 @@ class MosaicKD(GeneratorMethod):
         bits = math.log2(max(task.classes, 2))  # class_entropy is a share of so many
         self.weights = {"local": local, "align": align, "divergence": adv, "class_entropy": balance * bits}
         self.critic = PatchDiscriminator(task.channels, width).to(task.device)
-        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=lr, betas=(0.5, 0.999))
+        self.critic_optimizer = Adam(self.critic.parameters(), lr=lr, betas=(0.5, 0.999))
 
     def update(self, student: Student | None) -> dict[str, Tensor]:
         """One step of the discriminator and one of the generator."""

@@ -13,6 +13,7 @@ from dfkd.errors import RequestError
 from dfkd.generators.base import Task
 from dfkd.generators.generator import build_generator
 from dfkd.generators.inversion import BETAS, InversionMethod, Recipe
+from dfkd.optimizers import Adam
 
 
 class NAYER(InversionMethod):
@@ -95,7 +96,7 @@ class NAYER(InversionMethod):
 
     def fresh_optimizer(self) -> torch.optim.Optimizer:
         """Of the noisy layers and the generator; the embeddings stay."""
-        return torch.optim.Adam(self.network.parameters(), lr=self._rate, betas=BETAS)
+        return Adam(self.network.parameters(), lr=self._rate, betas=BETAS)
 
 
 class NoisyGenerator(nn.Module):

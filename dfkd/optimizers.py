@@ -1,0 +1,22 @@
+"""torch's optimizers without what imports its compiler."""
+
+import inspect
+from typing import TypeVar
+
+import torch
+
+Kind = TypeVar("Kind", bound=torch.optim.Optimizer)
+
+
+def _uncompiled(kind: type[Kind]) -> type[Kind]:
+    """The same optimizer without the decorators that keep torch.compile out of it.
+
+    Their first call imports the compiler, which takes longer than torch itself; nothing here is compiled.
+    """
+    names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    plain = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    step = torch.no_grad()(inspect.unwrap(kind.step))
+    return type(kind.__name__, (kind,), {**plain, "step": step, "__doc__": kind.__doc__})
+
+
+SGD, Adam, AdamW = _uncompiled(torch.optim.SGD), _uncompiled(torch.optim.Adam), _uncompiled(torch.optim.AdamW)
