@@ -1,6 +1,7 @@
 """A step of `dfkd distill` against bare loops that only compute, in one run on one machine.
 
     DFKD_DATA=data DFKD_TEACHERS=../shared/teachers python benchmarks/speed/distilling.py OUT.json [STEPS]
+    python benchmarks/speed/distilling.py OUT.json STEPS TEACHER STUDENT        names of networks: random weights
 
 A bare step has a ready batch, the same two networks, the same losses and the same optimizer; what it lacks is what a
 training has around them: images, views, schedule, metrics. With kept answers (`--teacher-views`) it has ready logits
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch.nn.functional as F
-from ratios import report, row, seconds
+from ratios import images, report, row, seconds, untrained
 
 from dfkd.config import DistillConfig, SelectConfig
 from dfkd.distill.optim import make_optimizer, set_rate
@@ -37,17 +38,16 @@ LOSSES = {
 
 def make_selection(folder, teacher):
     """A selection to learn from; its folder."""
-    pool = np.load(Path(os.environ["DFKD_DATA"]) / "pool_tiny_imagenet_32.npz", mmap_mode="r")["images"][:IMAGES]
-    np.savez(folder / "pool.npz", images=pool)
+    np.savez(folder / "pool.npz", images=images(IMAGES))
     os.environ["DFKD_CACHE"] = str(folder / "cache")
     out = folder / "selection"
     select.run(SelectConfig(teacher=teacher, normalize="cifar10", pool=(str(folder / "pool.npz"),), out=str(out)))
     return out
 
 
-def prepared_trainer(samples, teacher, options):
+def prepared_trainer(samples, teacher, student, options):
     """A trainer in training mode, its answers kept where that is asked for."""
-    distillation = prepare(DistillConfig(teacher=teacher, student=STUDENT, samples=(str(samples),), out="", **options))
+    distillation = prepare(DistillConfig(teacher=teacher, student=student, samples=(str(samples),), out="", **options))
     record_teacher(distillation)
     distillation.trainer.begin()
     return distillation.trainer
@@ -78,10 +78,10 @@ def bare_step(trainer, objective=None):
     return step
 
 
-def measure(samples, teacher, name, steps):
+def measure(samples, teacher, student, name, steps):
     """Steps a second of the training loop against the same passes, and against those of plain KL."""
-    trainer = prepared_trainer(samples, teacher, LOSSES[name])
-    plain = bare_step(prepared_trainer(samples, teacher, LOSSES["kd"]))
+    trainer = prepared_trainer(samples, teacher, student, LOSSES[name])
+    plain = bare_step(prepared_trainer(samples, teacher, student, LOSSES["kd"]))
     reads_features = bool(trainer.objective.beyond_logits)
     same = bare_step(trainer, trainer.objective if reads_features else None)
     rounds = []
@@ -96,13 +96,15 @@ def measure(samples, teacher, name, steps):
 
 
 def main():
-    if len(sys.argv) not in (2, 3):
+    if len(sys.argv) not in (2, 3, 5):
         sys.exit(__doc__)
     out, steps = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else STEPS
-    teacher = TEACHER.format(os.environ["DFKD_TEACHERS"])
     with tempfile.TemporaryDirectory() as folder:
+        named = len(sys.argv) == 5
+        teacher = untrained(sys.argv[3], Path(folder)) if named else TEACHER.format(os.environ["DFKD_TEACHERS"])
+        student = sys.argv[4] if named else STUDENT
         samples = make_selection(Path(folder), teacher)
-        rows = [r for name in LOSSES for r in measure(samples, teacher, name, steps)]
+        rows = [r for name in LOSSES for r in measure(samples, teacher, student, name, steps)]
     report(out, "benchmarks/speed/distilling.py", rows)
 
 

@@ -1,17 +1,43 @@
-"""What the benchmarks against bare loops share: times, rows of medians, and the table and file that they end in."""
+"""What the benchmarks against bare loops share: images, networks, times, rows of medians, and the table and file."""
 
 import json
+import os
 import time
 from datetime import date
+from pathlib import Path
 from statistics import median
 
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
 from dfkd.device import machine, resolve_place
+from dfkd.models.load import load_model
 
 
 def seconds(function):
+    """The time of a call, until the device has done what it asks for."""
     started = time.perf_counter()
     function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - started
+
+
+def images(count):
+    """The first images of the pool in DFKD_DATA; without it noise, which takes as long."""
+    if "DFKD_DATA" not in os.environ:
+        return np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    pool = np.load(Path(os.environ["DFKD_DATA"]) / "pool_tiny_imagenet_32.npz", mmap_mode="r")["images"]
+    return np.ascontiguousarray(pool[:count])
+
+
+def untrained(name, folder):
+    """A teacher of random weights, which take as long: its MODEL text, with the weights in the folder."""
+    torch.manual_seed(0)
+    path = folder / f"{name.partition(':')[0]}.safetensors"
+    save_file(load_model(name, classes=10, channels=3).module.state_dict(), path)
+    return f"{name}@{path}"
 
 
 def row(name, rounds):

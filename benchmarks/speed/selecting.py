@@ -1,6 +1,7 @@
 """`dfkd select` against a bare loop that only runs the same teacher on tensors in memory, in one run on one machine.
 
     DFKD_DATA=data DFKD_TEACHERS=../shared/teachers python benchmarks/speed/selecting.py OUT.json [IMAGES [JPEGS]]
+    python benchmarks/speed/selecting.py OUT.json IMAGES JPEGS TEACHER     another network, of random weights
 
 Of raw pools of 32 pixels IMAGES (8,192), of a folder of JPEG files for a teacher of 224 pixels JPEGS (384). Decoding
 overlaps with the teacher there: `bare` is the slower of the teacher alone and the decoding alone, and
@@ -19,7 +20,7 @@ from statistics import median
 import numpy as np
 import torch
 from PIL import Image
-from ratios import report, row, seconds
+from ratios import images, report, row, seconds, untrained
 from safetensors.torch import save_file
 from torchvision.models import resnet18
 
@@ -54,15 +55,9 @@ def command(folder, teacher, normalize, pool, **options):
     return run
 
 
-def pixels(images):
-    pool = np.load(Path(os.environ["DFKD_DATA"]) / "pool_tiny_imagenet_32.npz", mmap_mode="r")["images"]
-    return np.ascontiguousarray(pool[:images])
-
-
-def measure_raw(folder, name, images):
+def measure_raw(folder, name, teacher, normalize, count):
     """Images a second of the whole command and of the teacher alone, on 32-pixel images in one file."""
-    spec, normalize = RAW[name]
-    teacher, pool = spec.format(os.environ["DFKD_TEACHERS"]), pixels(images)
+    pool = images(count)
     np.savez(folder / "pool.npz", images=pool)
     model = Classifier(load_model(teacher, normalize=normalize), resolve_place("auto", "auto"))
     views = model.view(torch.from_numpy(pool)).split(BATCH)
@@ -74,20 +69,20 @@ def measure_raw(folder, name, images):
     return row(f"select, {name}, images/s", rounds)
 
 
-def write_jpegs(folder, images):
+def write_jpegs(folder, count):
     """Photos of 320x256 pixels: small ones, enlarged, with the noise that real ones have, so that they decode alike."""
     folder.mkdir()
     rng = np.random.default_rng(0)
-    small = pixels(images)
-    for i in range(images):  # of fewer images some come again, with other noise
+    small = images(count)
+    for i in range(count):  # of fewer images some come again, with other noise
         large = Image.fromarray(small[i % len(small)]).resize((320, 256), Image.Resampling.BICUBIC)
         noisy = np.asarray(large) + rng.normal(0, 4, (256, 320, 3))
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{i:05d}.jpg", quality=90)
 
 
-def measure_jpeg(folder, images):
+def measure_jpeg(folder, count):
     """Images a second of the command, against the slower of teacher and decoding, each alone."""
-    write_jpegs(folder / "photos", images)
+    write_jpegs(folder / "photos", count)
     torch.manual_seed(0)
     save_file(resnet18().state_dict(), folder / "resnet18.safetensors")
     teacher = f"resnet18@{folder / 'resnet18.safetensors'}"
@@ -100,25 +95,29 @@ def measure_jpeg(folder, images):
         ours = seconds(command(folder, teacher, "imagenet", folder / "photos", **options))
         scored = seconds(lambda: [model.outputs(view) for view in views])
         decoded = seconds(lambda: [None for _ in pool.batches(JPEG_BATCH)])
-        rounds.append((images / ours, images / max(scored, decoded)))
-        alone.append((images / scored, images / decoded, (scored + decoded) / ours))
+        rounds.append((count / ours, count / max(scored, decoded)))
+        alone.append((count / scored, count / decoded, (scored + decoded) / ours))
     scored, decoded, both = (round(median(values), 3) for values in zip(*alone, strict=True))
     found = {"teacher_alone": scored, "decoding_alone": decoded, "of_both_after_another": both}
     return row("select, ResNet-18, JPEG files of 224 pixels, images/s", rounds) | found
 
 
 def main():
-    if len(sys.argv) not in (2, 3, 4):
+    if len(sys.argv) not in (2, 3, 4, 5):
         sys.exit(__doc__)
-    sizes = [int(size) for size in sys.argv[2:]]
-    images, jpegs = [*sizes, *DEFAULTS[len(sizes) :]]
+    sizes = [int(size) for size in sys.argv[2:4]]
+    raw, jpegs = [*sizes, *DEFAULTS[len(sizes) :]]
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        spec, normalize = RAW["ResNet-56"]
-        np.savez(work / "few.npz", images=pixels(BATCH))
-        command(work, spec.format(os.environ["DFKD_TEACHERS"]), normalize, work / "few.npz")()  # imports
-        rows = [measure_raw(work, name, images) for name in RAW]
-        rows.append(measure_jpeg(work, jpegs))
+        if len(sys.argv) == 5:
+            teachers = {sys.argv[4]: (untrained(sys.argv[4], work), "cifar10")}
+        else:
+            teachers = {n: (spec.format(os.environ["DFKD_TEACHERS"]), norm) for n, (spec, norm) in RAW.items()}
+        np.savez(work / "few.npz", images=images(BATCH))
+        command(work, *next(iter(teachers.values())), work / "few.npz")()  # imports
+        rows = [measure_raw(work, name, *teacher, raw) for name, teacher in teachers.items()]
+        if jpegs:
+            rows.append(measure_jpeg(work, jpegs))
     report(Path(sys.argv[1]), "benchmarks/speed/selecting.py", rows)
 
 

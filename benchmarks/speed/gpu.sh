@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# The speed tables of a GPU, with the paper's pair and random weights: select and distill against bare loops, and what
+# torch.compile gives. Unattended, a few minutes; needs no data. Results go to OUT (default: the folder this is run in).
+#
+#     bash benchmarks/speed/gpu.sh
+#
+# Not run on a GPU yet: none was lent.
+set -euo pipefail
+here=$(dirname "$0")
+out=${OUT:-.}
+images=${IMAGES:-100000}
+steps=${STEPS:-50}
+teacher=${TEACHER:-resnet34_small}
+student=${STUDENT:-resnet18_small}
+python "$here/selecting.py" "$out/selecting-gpu.json" "$images" 0 "$teacher"
+python "$here/distilling.py" "$out/distilling-gpu.json" "$steps" "$teacher" "$student"
+python "$here/compiled.py" "$out/compiled-gpu.json" "$teacher" "$student"
