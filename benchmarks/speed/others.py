@@ -106,7 +106,10 @@ def one_pass(
     temperature=4,
 ):
     workers = len(os.sched_getaffinity(0))  # the cores that this process may use
-    loader = DataLoader(photos, batch, shuffle=True, drop_last=True, num_workers=workers)
+    # fork, which is what a script of one's own gets: a spawned process, as this is, would spawn its workers too
+    loader = DataLoader(
+        photos, batch, shuffle=True, drop_last=True, num_workers=workers, multiprocessing_context="fork"
+    )
     for step, view in enumerate(loader, 1):
         view = view.to(memory_format=layout)
         with autocast():
