@@ -53,6 +53,7 @@ CURVES = {
         *(("convergence", "confident-ofd-500"), ("convergence", "confident-ofd-1000")),
         *(("ofd-2000-steps", "confident-ofd"), ("steps-4000", "confident-ofd"), ("steps-16000", "confident-ofd")),
     ],
+    "`--method threshold`; `kd ofd`": [("convergence", "threshold-ofd-500"), ("ofd-2000-steps", "threshold-ofd")],
     "the most confident; `kd noise`, DFND's": [("steps-4000-intel", "dfnd")],
     "random; `kd`": [
         *(("convergence", "random-kd-500"), ("losses-cifar10", "kd"), ("cifar10-2000-steps", "random-kd")),
