@@ -62,8 +62,8 @@ def resolve_place(device: str, precision: str) -> Place:
 
 
 @functools.cache
-def keep_freed_memory() -> bool:
-    """Have glibc keep the memory that a layer frees for the next one. Returns whether it does.
+def keep_freed_memory() -> None:
+    """Have glibc keep the memory that a layer frees for the next one.
 
     By itself it asks the system for every block above 32 MiB anew, which is zeroed page by page: a third of the time of
     a forward pass whose maps are as large (benchmarks/speed/LOG.md). Other C libraries are left as they are.
@@ -72,11 +72,10 @@ def keep_freed_memory() -> bool:
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # no glibc
-        return False
+        return
     # older releases refuse more than 32 MiB; asking for the other option first would fix the limit where it stands then
-    if not any(mallopt(above, size) == 1 for size in (2**31 - 1, 2**25)):
-        return False
-    return bool(mallopt(trim, 2**31 - 1) == 1)
+    if any(mallopt(above, size) == 1 for size in (2**31 - 1, 2**25)):
+        mallopt(trim, 2**31 - 1)
 
 
 def machine(device: torch.device) -> dict[str, str | int]:

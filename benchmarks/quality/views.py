@@ -1,6 +1,6 @@
 """What kept answers of the teacher cost in accuracy: K fixed views of every image against a new view every time.
 
-    python benchmarks/quality/views.py digits OUT_DIR [ROW ...]     the demo's digits, three seeds: a minute a run
+    python benchmarks/quality/views.py digits OUT_DIR [ROW ...]     the demo's digits, three seeds: half a minute a run
     python benchmarks/quality/views.py cifar10 OUT_DIR [ROW ...]    needs DFKD_DATA and DFKD_TEACHERS: minutes a run
 
 `kd` alone on random images, at equal steps; on CIFAR-10's teacher 5,000 images, so that 1,000 steps are 25 passes. The

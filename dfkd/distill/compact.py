@@ -19,8 +19,8 @@ def compact(logits: Float[Tensor, "rows classes"]) -> dict[str, np.ndarray]:
     """`logits` in float16 [rows, kept]; of many classes also `classes` [rows, kept] and `rest` in float16 [rows].
 
     `rest` is the logit that all other classes have if they share what is theirs evenly: T log mean exp(z / T) over
-    them, with T = `REST_TEMPERATURE`. The probability of the rest as a whole is kept at that temperature; above it
-    too small, below too large or too small by what the convexity of exp makes of its spread.
+    them, with T = `REST_TEMPERATURE`. The probability of the rest as a whole is kept at that temperature; at a
+    higher one it becomes too large, at a lower one too small, the more so the more the others differ.
     """
     classes = logits.shape[1]
     if classes <= ALL_UP_TO:

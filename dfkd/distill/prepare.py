@@ -61,16 +61,17 @@ def prepare(config: DistillConfig) -> Distillation:
     """Open and build everything. Raises: RequestError for whatever can be refused before the first step."""
     _check(config)
     chosen = supply.check(config)
-    if config.loss:  # before anything is opened: a mistake in it should cost no time
-        _check_objective(config, build_objective(config.loss))
+    objective = build_objective(config.loss) if config.loss else None
+    if objective is not None:  # before anything is opened: a mistake in it should cost no time
+        _check_objective(config, objective)
     place = resolve_place(config.device, config.precision)
     selections = supply.open_selections(config.samples, config.normalize, config.image_size)
     teacher = supply.open_teacher(config.teacher, config.samples, selections, config.normalize, config.image_size)
     student = _load_student(config, teacher)
-    if not config.loss:
+    if objective is None:
         config = replace(config, loss=_default_losses(config, teacher, student))
         say(f"losses: {' '.join(config.loss)}, the default for these networks and images")
-    objective = build_objective(config.loss)
+        objective = build_objective(config.loss)
     if config.init == "teacher":
         say(inherit(student, teacher))
     if config.reestimate and not batch_norms(student.module):

@@ -41,9 +41,9 @@ CHECKED = 128
 class TeacherViews:
     """Views of stored images with the teacher's answers; each image shows its views in turn."""
 
-    def __init__(self, kept: Mapping[str, np.ndarray], classes: int, padding: int) -> None:
+    def __init__(self, kept: Mapping[str, np.ndarray], classes: int) -> None:
         """`kept` are columns of [views, images, ...]: `crops`, and what `compact` makes of logits."""
-        self.classes, self.padding, self._kept = classes, padding, kept
+        self.classes, self._kept = classes, kept
         self._turn = np.zeros(self.images, dtype=np.uint8 if self.views <= 255 else np.int32)
 
     @property
@@ -100,8 +100,8 @@ def recorded(teacher: Classifier, selections: Sequence[Shards], views: int, padd
         for shards, folder, start in zip(selections, folders, starts, strict=False)
         for part in range(-(-len(shards) // PART_ROWS))
     ]
-    found = TeacherViews(_columns(teacher, files, (views, starts[-1]), padding, flip), teacher.model.classes, padding)
-    largest = _largest_difference(teacher, selections, found, folders)
+    found = TeacherViews(_columns(teacher, files, (views, starts[-1]), padding, flip), teacher.model.classes)
+    largest = _largest_difference(teacher, selections, found, padding, folders)
     say(
         f"teacher views: {views} of each of {found.images:,} images, {found.nbytes / 1e6:,.0f} MB; the teacher's "
         f"logits differ from those that are kept by {largest:.4f} at the most, in {CHECKED} that were compared"
@@ -214,7 +214,7 @@ def _live(
 
 
 def _largest_difference(
-    teacher: Classifier, selections: Sequence[Shards], found: TeacherViews, folders: Sequence[Path]
+    teacher: Classifier, selections: Sequence[Shards], found: TeacherViews, padding: int, folders: Sequence[Path]
 ) -> float:
     """Between logits that are kept and those given now, over some views.
 
@@ -227,7 +227,7 @@ def _largest_difference(
     for shards, start in zip(selections, np.cumsum([0, *map(len, selections)]).tolist(), strict=False):
         rows = np.sort(rng.integers(0, len(shards), -(-CHECKED // len(selections))))
         crops, kept = found.at(rng.integers(0, found.views, len(rows)), start + rows)
-        now = _live(teacher, shards.pixels(rows), crops, found.padding).cpu().clamp(-65504, 65504)
+        now = _live(teacher, shards.pixels(rows), crops, padding).cpu().clamp(-65504, 65504)
         where = now.topk(found.classes if found.classes <= ALL_UP_TO else LARGEST, dim=1).indices  # not the rest
         differences.append(float((kept - now).gather(1, where).abs().max()))
         limits.append(0.05 * float(now.std()) + 4 * rounding * float(now.abs().max()))

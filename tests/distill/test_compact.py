@@ -34,6 +34,9 @@ def test_of_many_classes_the_largest_are_kept_and_the_others_share_what_is_left(
         # at temperature 4 the others have the probability that they had, all together
         p, q = (np.exp(x[row].numpy() / 4) / np.exp(x[row].numpy() / 4).sum() for x in (given, back))
         assert q[others].sum() == pytest.approx(p[others].sum(), rel=2e-3)
+        for temperature, sign in ((16, 1), (1, -1)):
+            p, q = (np.exp(x[row].numpy() / temperature) for x in (given, back))
+            assert sign * (q[others].sum() / q.sum() - p[others].sum() / p.sum()) > 0
 
 
 def test_what_float16_cannot_hold_is_cut():

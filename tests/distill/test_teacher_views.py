@@ -8,7 +8,7 @@ def views(count=3, images=5):
     """Crops and logits that say which view of which image they are."""
     where = np.stack(np.meshgrid(np.arange(count), np.arange(images), indexing="ij"), axis=-1)
     crops = np.concatenate([where, np.zeros((count, images, 1))], axis=-1).astype(np.int16)
-    return TeacherViews({"crops": crops, "logits": where.astype(np.float16)}, classes=2, padding=1)
+    return TeacherViews({"crops": crops, "logits": where.astype(np.float16)}, classes=2)
 
 
 def taken(found, *rows):
