@@ -129,8 +129,10 @@ class DistillConfig(ModelConfig):
     """MODEL: NAME[:key=value,...][@WEIGHTS], a RUN folder or a .pt2 file."""
     student: str
     """MODEL; its class count and channels default to the teacher's."""
-    init: Literal["none", "teacher"] = "none"
-    """teacher: the student begins with the teacher's layers wherever name and shapes agree."""
+    init: Literal["auto", "none", "teacher"] = "auto"
+    """teacher: the student begins with the teacher's layers of the same names, with some of their channels where it is
+    narrower, fitted on --samples to answer as they do. auto: so with --samples, where all of the student's layers
+    are such and it brings no weights of its own; else none, random weights."""
     samples: tuple[str, ...] = ()
     """Selection folders; several are mixed."""
     out: str

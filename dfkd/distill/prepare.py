@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from dfkd.data.pool import ENCODED_ABOVE
 from dfkd.device import Place, resolve_place
 from dfkd.distill import supply
 from dfkd.distill.batchnorm import batch_norms
-from dfkd.distill.inherit import inherit
+from dfkd.distill.inherit import heir, inherit
 from dfkd.distill.objective import Objective, build_objective
 from dfkd.distill.optim import SCHEDULE_WARMUP, default_rate, make_optimizer
 from dfkd.distill.setting import Setting
@@ -72,6 +72,8 @@ def prepare(config: DistillConfig) -> Distillation:
         config = replace(config, loss=_default_losses(config, teacher, student))
         say(f"losses: {' '.join(config.loss)}, the default for these networks and images")
         objective = build_objective(config.loss)
+    if config.init == "auto":
+        config = replace(config, init=_default_init(config, teacher, student))
     if config.init == "teacher":
         say(inherit(student, teacher))
     if config.reestimate and not batch_norms(student.module):
@@ -84,6 +86,8 @@ def prepare(config: DistillConfig) -> Distillation:
     test = _open_test(config.test, teacher) if config.test is not None else None
     source = supply.build_source(config, selections, chosen, teacher, place)
     trainer = _trainer(config, teacher, student, source, objective, place, plan)
+    if config.init == "teacher":
+        trainer.sampler = supply.real_images(selections, config.seed)
     return Distillation(config, selections, teacher, student, test, trainer, content)
 
 
@@ -131,6 +135,11 @@ def _default_losses(config: DistillConfig, teacher: Model, student: Model) -> tu
     except RequestError:  # no feature maps, or a network that cannot be run, which is told when it is used
         return ("kd",)
     return ("kd", "ofd")
+
+
+def _default_init(config: DistillConfig, teacher: Model, student: Model) -> Literal["none", "teacher"]:
+    """What the README's tables support: the teacher's layers, where images are at hand on which to fit them."""
+    return "teacher" if config.samples and not student.has_weights and heir(student, teacher) else "none"
 
 
 def _example(teacher: Model) -> torch.Tensor:

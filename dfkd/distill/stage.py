@@ -111,6 +111,7 @@ def _result(prepared: Distillation, measures: Measures | None) -> dict[str, Any]
     images = trainer.plan.steps * trainer.plan.batch_size
     # answers that were kept count whether this run made them or found them: they are what the student learnt from
     asked = trainer.recorded.views * trainer.recorded.images if trainer.recorded is not None else images
+    asked += trainer.fitted_on
     manifests = [shards.manifest for shards in prepared.selections]
     return {
         **_figures(measures),

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dfkd.console import say
 from dfkd.device import Place
 from dfkd.distill.augment import crop, crop_and_flip, mix
 from dfkd.distill.average import Average
@@ -17,6 +18,7 @@ from dfkd.distill.distributions import kl_of_each
 from dfkd.distill.loop import Pace, check_weights
 from dfkd.distill.objective import Objective
 from dfkd.distill.optim import learning_rate, set_rate
+from dfkd.distill.reconstruct import images_for, reconstruct
 from dfkd.distill.sources import Batch, ShardSource, Source
 from dfkd.distill.teacher_views import TeacherViews
 from dfkd.outputs import Outputs
@@ -60,10 +62,17 @@ class Trainer:
         self.average: Average | None = None
         if plan.ema:  # the losses' own parameters too: some end up in the student
             self.average = Average([*student.module.state_dict().values(), *objective.parameters()], plan.ema)
+        self.sampler: Source | None = None
+        """Stored images on which the layers that the student has from its teacher are fitted before the first step."""
         self.recorded: TeacherViews | None = None
         """Where the teacher's answers were kept beforehand: the views to learn on, and those answers."""
         self.follower = source if isinstance(source, ShardSource) and source.follows else None
-        self.step, self.seconds = 0, 0.0
+        self.fresh, self.step, self.seconds = True, 0, 0.0
+
+    @property
+    def fitted_on(self) -> int:
+        """Images that the teacher answers before the first step, so that layers of the student can be fitted."""
+        return images_for(self.teacher.model.image_size or 1) if self.sampler is not None else 0
 
     @property
     def mend(self) -> str:
@@ -77,7 +86,19 @@ class Trainer:
 
     def begin(self) -> None:
         """Before the first step: the student learns."""
+        if self.fresh and self.sampler is not None:
+            self._reconstruct(self.sampler)
         self.student.module.train()
+
+    def _reconstruct(self, images: Source) -> None:
+        """Fit the student's layers to the teacher's on views like those that it will learn from."""
+        started = time.perf_counter()
+        view = self.view(images.sample(self.fitted_on))
+        shares = reconstruct(self.student.module, self.teacher.model.module, view).values()
+        if shares:
+            what = f"{min(shares):.0%} to {max(shares):.0%} of the variance of the teacher's"
+            say(f"{len(shares)} layers are fitted on {len(view):,} images; their outputs give {what}")
+        self.seconds += time.perf_counter() - started
 
     def view(self, batch: Batch) -> Float[Tensor, "batch channels height width"]:
         """A batch as teacher and student both see it."""
@@ -190,7 +211,7 @@ class Trainer:
         torch.set_rng_state(state["torch"])
         if "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"])
-        self.step, self.seconds = progress["step"], progress["seconds"]
+        self.fresh, self.step, self.seconds = False, progress["step"], progress["seconds"]
 
 
 def _observed(ours: Outputs, theirs: Outputs) -> dict[str, Tensor]:

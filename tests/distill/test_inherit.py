@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from dfkd.distill.inherit import inherit
+from dfkd.distill.inherit import evenly, inherit
 from dfkd.errors import RequestError
 from dfkd.models.load import load_model
 
@@ -35,19 +35,46 @@ def test_a_shallower_student_begins_with_the_first_blocks_of_every_stage(models)
     assert said == f"--init teacher: {layers} of the student's {layers} layers begin as the teacher's"
 
 
-def test_a_layer_of_another_shape_stays_whole(models):
+def test_a_layer_with_other_tensors_or_kernels_stays_whole(models):
     student, teacher = models("cifar_resnet:depth=8,width=4,num_classes=10", "cifar_resnet:depth=8,width=4")
     teacher.module.linear = nn.Linear(16, 10, bias=False)  # the same weight's shape, and no bias to go with it
-    teacher.module.layer2[0].bn1 = nn.BatchNorm2d(9)
+    teacher.module.layer2[0].conv1 = nn.Conv2d(4, 8, 5, bias=False)
+    teacher.module.layer2[0].bn1 = nn.BatchNorm2d(3)
     before = {name: value.clone() for name, value in student.module.state_dict().items()}
-    assert "13 of the student's 15 layers" in inherit(student, teacher)
+    assert "12 of the student's 15 layers" in inherit(student, teacher)
     for name, value in student.module.state_dict().items():
-        assert torch.equal(value, before[name]) == name.startswith(("linear.", "layer2.0.bn1."))
+        kept = name.startswith(("linear.", "layer2.0.bn1.", "layer2.0.conv1."))
+        assert torch.equal(value, before[name]) == kept, name
 
 
-def test_another_width_shares_nothing_though_some_biases_would_fit(models):
-    student, teacher = models("cifar_resnet:depth=8,width=4", "cifar_resnet:depth=8,width=8")
+def test_a_narrower_student_begins_with_the_same_channels_everywhere(models):
+    student, teacher = models("cifar_resnet:depth=8,width=4", "cifar_resnet:depth=8,width=6")
+    said = inherit(student, teacher)
+    ours, theirs = student.module.state_dict(), teacher.module.state_dict()
+    some = {
+        6: [0, 1, 3, 4],
+        12: [0, 1, 3, 4, 6, 7, 9, 10],
+        24: [0, 1, 3, 4, 6, 7, 9, 10, 12, 13, 15, 16, 18, 19, 21, 22],
+    }
+    assert torch.equal(ours["conv1.weight"], theirs["conv1.weight"][some[6]])
+    assert torch.equal(ours["layer2.0.bn1.running_var"], theirs["layer2.0.bn1.running_var"][some[12]])
+    expected = theirs["layer3.0.conv1.weight"][some[24]][:, some[12]] * 1.5  # 8 inputs weigh what 12 did
+    torch.testing.assert_close(ours["layer3.0.conv1.weight"], expected)
+    torch.testing.assert_close(ours["linear.weight"], theirs["linear.weight"][:, some[24]] * 1.5)
+    assert torch.equal(ours["linear.bias"], theirs["linear.bias"])
+    assert said.endswith("15 of the student's 15 layers begin as the teacher's, 15 of them as evenly spaced channels")
+
+
+def test_a_wider_student_shares_nothing_though_some_biases_would_fit(models):
+    student, teacher = models("cifar_resnet:depth=8,width=8", "cifar_resnet:depth=8,width=4")
     before = {name: value.clone() for name, value in student.module.state_dict().items()}
-    with pytest.raises(RequestError, match="no layer of --student cifar_resnet:depth=8,width=4 has the name and shape"):
+    with pytest.raises(RequestError, match="no layer of --student cifar_resnet:depth=8,width=8 has the name"):
         inherit(student, teacher)
     assert all(torch.equal(value, before[name]) for name, value in student.module.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("total", "count", "numbers"), [(6, 6, [0, 1, 2, 3, 4, 5]), (6, 2, [0, 3]), (7, 3, [0, 2, 4]), (5, 1, [0])]
+)
+def test_evenly_spaced_numbers(total, count, numbers):
+    assert evenly(total, count).tolist() == numbers

@@ -44,7 +44,7 @@ def test_the_folder_holds_what_the_contract_says(lab, selection, finished):
     expected = {
         "steps": 24,
         "images_seen": 768,
-        "teacher_forwards": 768,
+        "teacher_forwards": 768 + 1024,  # of the training, and of what the student's layers were fitted on
         "test_images": 797,
         "source": "selection",
         "selection_fingerprint": json.loads((selection / "manifest.json").read_text())["fingerprint"],
@@ -137,6 +137,39 @@ def test_the_default_losses_are_those_that_the_networks_allow(lab, selection, tm
     assert "complete already" in capsys.readouterr().err
 
 
+def test_a_student_of_the_teachers_family_begins_with_its_layers(lab, selection, finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    for number, (flags, init) in enumerate(
+        [
+            ((), "teacher"),
+            (("--student", "wide_resnet:depth=10,width=1"), "none"),
+            (("--student", "cifar_resnet:depth=8,width=17"), "none"),
+            (("--student", finished), "none"),  # it has weights already
+            (("--source", "dafl:latent=4,width=2"), "teacher"),
+        ]
+    ):
+        run = tmp_path / f"run{number}"
+        assert lab.distill(selection, run, *QUICK, "--steps", 2, *flags) == 0
+        said = capsys.readouterr().err
+        assert ("15 of the student's 15 layers begin as the teacher's" in said) == (init == "teacher")
+        assert ("8 layers are fitted on 1,024 images" in said) == (init == "teacher")
+        config = tomllib.loads((run / "config.toml").read_text())
+        assert config["distill"]["init"] == init
+        assert config["content"]["options"].get("init", "none") == init
+    assert lab.distill(selection, tmp_path / "run0", *QUICK, "--steps", 2, "--init", "teacher") == 0
+    assert "complete already" in capsys.readouterr().err
+
+
+def test_without_images_the_teachers_layers_are_copied_alone(lab, tmp_path, capsys):
+    common = ("--teacher", lab.teacher, *lab.flags, "--student", "cifar_resnet:depth=8,width=4", *QUICK, "--steps", 2)
+    source = ("--source", "dafl:latent=4,width=2")
+    for init, said in (("auto", False), ("teacher", True)):
+        assert lab.dfkd("distill", *common, *source, "--init", init, "--out", tmp_path / init) == 0
+        printed = capsys.readouterr().err
+        assert ("begin as the teacher's" in printed) == said
+        assert "are fitted" not in printed
+
+
 def test_the_first_losses_are_pinned(lab, selection, tmp_path):
     """A teacher of seeded random weights, so that nothing trained stands before the numbers."""
     torch.manual_seed(5)
@@ -152,7 +185,7 @@ def test_the_first_losses_are_pinned(lab, selection, tmp_path):
     )
     run = ("--samples", tmp_path / "s", "--out", tmp_path / "r", "--steps", 3, "--log-every", 1, "--batch-size", 16)
     losses = ("--loss", "kd", "explicit:0.5", "relation:1")
-    assert lab.dfkd("distill", *teacher, *student, *run, *losses, "--lr", 0.05) == 0
+    assert lab.dfkd("distill", *teacher, *student, *run, *losses, "--lr", 0.05, "--init", "none") == 0
     got = [[row[name] for name in ("loss", "kd", "explicit", "relation")] for row in metrics(tmp_path / "r")]
     np.testing.assert_allclose(got, PINNED, rtol=2e-3)
 
