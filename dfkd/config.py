@@ -131,8 +131,8 @@ class DistillConfig(ModelConfig):
     """MODEL; its class count and channels default to the teacher's."""
     init: Literal["auto", "none", "teacher"] = "auto"
     """teacher: the student begins with the teacher's layers of the same names, with some of their channels where it is
-    narrower, fitted on --samples to answer as they do. auto: so with --samples, where all of the student's layers
-    are such and it brings no weights of its own; else none, random weights."""
+    narrower, and fitted on --samples to give what they do. auto: so where all of the student's layers are such and
+    it brings no weights of its own; else none, random weights."""
     samples: tuple[str, ...] = ()
     """Selection folders; several are mixed."""
     out: str
@@ -162,7 +162,8 @@ class DistillConfig(ModelConfig):
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd has Nesterov momentum 0.9."""
     lr: float | None = None
-    """Peak learning rate. Default: 0.4 for sgd (0.02 for a student without BatchNorm), 0.002 for adamw."""
+    """Peak learning rate. Default: 0.002 for adamw; for sgd 0.4, or 0.1 where the student begins with the teacher's
+    layers, or 0.02 without BatchNorm."""
     weight_decay: float = 5e-4
     """Weight decay; not applied to biases and normalization layers."""
     schedule: Literal["onecycle", "cosine"] = "onecycle"

@@ -44,9 +44,9 @@ DEFAULTS = {
 SELECTIONS = {"random": {"method": "random"}, "confident": {"method": "confidence", "balance": "class"}}
 MAIN = {"confident-ofd": {"samples": ["confident"], "loss": ["kd", "ofd"]}}
 SHORT = {  # plain losses first: a row that fails ends the stage
-    "random-kd": {"samples": ["random"], "loss": ["kd"]},
-    "confident-kd": {"samples": ["confident"], "loss": ["kd"]},
-    "confident": {"samples": ["confident"]},
+    "random-kd": {"samples": ["random"], "loss": ["kd"], "init": "none"},
+    "confident-kd": {"samples": ["confident"], "loss": ["kd"], "init": "none"},
+    "confident-ofd-none": {"samples": ["confident"], "loss": ["kd", "ofd"], "init": "none"},
     **MAIN,
     "random-ofd": {"samples": ["random"], "loss": ["kd", "ofd"]},
 }

@@ -32,6 +32,7 @@ SETTINGS = {
         "count": demo.POOL_PATCHES // 4,
         "student": demo.STUDENT,
         "steps": 400,
+        "init": "none",
         "test": "{out}/heldout.npz",
     },
     "cifar10": {
@@ -42,6 +43,7 @@ SETTINGS = {
         "count": 50_000,
         "student": "cifar_resnet:depth=20",
         "steps": 1000,
+        "init": "none",
         "test": "$DFKD_DATA/cifar10_heldout10k.npz",
     },
 }

@@ -1,4 +1,4 @@
-"""What the options of training give, at equal steps, on random images of the pool and with nothing but KL.
+"""What the options of training give, at equal steps, on random images of the pool and with nothing but KL unless said.
 
     python benchmarks/quality/options.py digits OUT_DIR [ROW ...]     the demo's digits, three seeds: a minute a run
     python benchmarks/quality/options.py cifar10 OUT_DIR [ROW ...]    needs DFKD_DATA and DFKD_TEACHERS: minutes a run
@@ -12,6 +12,8 @@ from pathlib import Path
 
 from losses import SETTINGS, measure
 
+from dfkd.demo import GENERATOR
+
 ROWS = {
     "plain": {},
     "mixup": {"mixup": 1.0},
@@ -22,6 +24,14 @@ ROWS = {
     "ema-reestimate": {"ema": 0.99, "reestimate": 50},
     "hardest": {"batches": "hardest:share=0.5"},
     "cutmix-reestimate": {"cutmix": 1.0, "reestimate": 50},
+    "init": {"init": "teacher"},
+    "init-slow": {"init": "teacher", "lr": 0.1},
+    "ofd": {"loss": ["kd", "ofd"]},
+    "ofd-init": {"loss": ["kd", "ofd"], "init": "teacher"},
+    "ofd-init-slow": {"loss": ["kd", "ofd"], "init": "teacher", "lr": 0.1},
+    "dafl": {"samples": [], "source": GENERATOR},
+    "dafl-init": {"samples": [], "source": GENERATOR, "init": "teacher"},
+    "dafl-init-slow": {"samples": [], "source": GENERATOR, "init": "teacher", "lr": 0.1},
 }
 
 

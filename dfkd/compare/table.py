@@ -113,12 +113,16 @@ def warnings(rows: Sequence[Row]) -> list[str]:
         prints = [run.content.get("teacher", {}) for run in row.runs]
         return [f"{p.get('architecture', '?')} {p.get('weights', '?')[:8]}" for p in prints]
 
+    def beginnings(row: Row) -> list[str]:
+        return [f"--init {run.content.get('options', {}).get('init', 'none')}" for run in row.runs]
+
     if not differ("not compared at equal optimizer steps", numbers("steps")):
         differ("not compared at equal numbers of images seen", numbers("images_seen"))
     tests = differ("tested on different numbers of images", numbers("test_images"))
     if not differ("taught by different teachers", teachers) and not tests:
         differ("one teacher with different accuracies, so the test images differ", percents("teacher_top1"))
     differ("students of different size", numbers("student_parameters"))
+    differ("students that begin differently", beginnings)
     partly = [row.name for row in rows if len(row.values("top1")) < len(row.runs)]
     if partly:
         found.append(f"not every run was tested: {_listed(partly)}")

@@ -11,12 +11,16 @@ from dfkd.optimizers import SGD, AdamW
 SCHEDULE_WARMUP = {"onecycle": 0.3, "cosine": 0.05}
 
 
-def default_rate(kind: str, student: nn.Module) -> float:
-    """The peak rate where none is given: without BatchNorm, which forgives large steps, SGD needs a small one."""
+def default_rate(kind: str, student: nn.Module, init: str = "none") -> float:
+    """The peak rate where none is given, by benchmarks/quality/LOG.md.
+
+    Without BatchNorm, which forgives large steps, SGD needs a small one; layers that are the teacher's are to last.
+    """
     if kind == "adamw":
         return 0.002
-    normalized = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in student.modules())
-    return 0.4 if normalized else 0.02
+    if not any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in student.modules()):
+        return 0.02
+    return 0.1 if init == "teacher" else 0.4
 
 
 def make_optimizer(modules: Iterable[nn.Module], kind: str, weight_decay: float) -> torch.optim.Optimizer:

@@ -73,7 +73,7 @@ def prepare(config: DistillConfig) -> Distillation:
         say(f"losses: {' '.join(config.loss)}, the default for these networks and images")
         objective = build_objective(config.loss)
     if config.init == "auto":
-        config = replace(config, init=_default_init(config, teacher, student))
+        config = replace(config, init=_default_init(teacher, student))
     if config.init == "teacher":
         say(inherit(student, teacher))
     if config.reestimate and not batch_norms(student.module):
@@ -137,9 +137,9 @@ def _default_losses(config: DistillConfig, teacher: Model, student: Model) -> tu
     return ("kd", "ofd")
 
 
-def _default_init(config: DistillConfig, teacher: Model, student: Model) -> Literal["none", "teacher"]:
-    """What the README's tables support: the teacher's layers, where images are at hand on which to fit them."""
-    return "teacher" if config.samples and not student.has_weights and heir(student, teacher) else "none"
+def _default_init(teacher: Model, student: Model) -> Literal["none", "teacher"]:
+    """What the README's tables support: the teacher's layers, where they make a whole student."""
+    return "teacher" if heir(student, teacher) and not student.has_weights else "none"
 
 
 def _example(teacher: Model) -> torch.Tensor:
@@ -166,7 +166,7 @@ def _plan(config: DistillConfig, selections: Sequence[Shards], student: Model) -
     return Plan(
         steps=steps,
         batch_size=config.batch_size,
-        lr=default_rate(config.optimizer, student.module) if config.lr is None else config.lr,
+        lr=default_rate(config.optimizer, student.module, config.init) if config.lr is None else config.lr,
         warmup=SCHEDULE_WARMUP[config.schedule] if config.warmup is None else config.warmup,
         crop_padding=(student.image_size or 0) // 8 if config.crop_padding is None else config.crop_padding,
         flip=config.flip,

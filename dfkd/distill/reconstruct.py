@@ -18,6 +18,8 @@ _IMAGES, _FEWEST, _PIXELS = 1024, 64, 2**22
 """Images to fit on: so many, or fewer where they have more pixels in all."""
 _PAIRS, _PAIRS_A_WEIGHT = 16384, 32
 """Outputs of a channel to fit on, and for every weight of a channel, as far as the maps have so many."""
+_WIDEST = 8192
+"""Inputs to an output, at the most: their products are half a gigabyte."""
 _RIDGE = 1e-3
 _PATCH_VALUES = 2**24
 """Values of the patches that are cut out of the maps at a time."""
@@ -40,7 +42,8 @@ def reconstruct(
     images say little about a weight it stays what it was (ours: a ridge of a thousandth of the inputs' variance). A
     convolution without bias is fitted up to a constant, which the normalization behind it takes away. Outputs are
     compared at places of the maps that are drawn at random. Convolutions in groups stay as they are, and layers whose
-    maps are of another size. BatchNorm's statistics become those of `view`; both networks are left in evaluation mode.
+    maps are of another size or that have more than 8,192 inputs. BatchNorm's statistics become those of `view`; both
+    networks are left in evaluation mode.
     Returns: for each layer, in the order of the pass, the share of the outputs' variance that it gives.
     """
     layers = _matched(student, teacher.eval())
@@ -145,18 +148,21 @@ class _Moments:
 def _matched(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[nn.Conv2d | nn.Linear, nn.Module]]:
     """The layers that are fitted, each with the teacher's of its name: of one kind and with kernels of one size."""
     theirs = dict(teacher.named_modules())
-    layers: dict[str, tuple[nn.Conv2d | nn.Linear, nn.Module]] = {}
-    for name, ours in student.named_modules():
-        other = theirs.get(name)
-        if not isinstance(ours, (nn.Conv2d, nn.Linear)) or not isinstance(other, type(ours)):
-            continue
-        if isinstance(ours, nn.Conv2d) and (
-            ours.groups != 1 or ours.padding_mode != "zeros" or isinstance(ours.padding, str)
-        ):
-            continue
-        if ours.weight.shape[2:] == other.weight.shape[2:] and len(ours.weight) <= len(other.weight):
-            layers[name] = (ours, other)
-    return layers
+    return {
+        name: (ours, other)
+        for name, ours in student.named_modules()
+        if isinstance(ours, (nn.Conv2d, nn.Linear))
+        and isinstance(other := theirs.get(name), type(ours))
+        and (isinstance(ours, nn.Linear) or _plain(ours))
+        and ours.weight.shape[2:] == other.weight.shape[2:]
+        and len(ours.weight) <= len(other.weight)
+        and ours.weight[0].numel() <= _WIDEST
+    }
+
+
+def _plain(layer: nn.Conv2d) -> bool:
+    """Whether every output is a weighted sum of all channels around it, with zeros beyond the edge."""
+    return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 
 def _patches(layer: nn.Conv2d | nn.Linear, x: Tensor) -> Float[Tensor, "batch places width"]:

@@ -72,6 +72,10 @@ def test_equal_rows_with_seeds_have_no_warning(make_run) -> None:
         ({"teacher_top1": 0.9}, "one teacher with different accuracies, so the test images differ: 95.0000% (a)"),
         ({"student_parameters": 99}, "students of different size: 1,234 (a); 99 (b)"),
         (
+            {"content": {"options": {"student": "lenet5_half", "seed": 0, "steps": 100, "init": "teacher"}}},
+            "students that begin differently: --init none (a); --init teacher (b)",
+        ),
+        (
             {"content": {"teacher": {"architecture": "vgg", "weights": "e" * 64}}, "teacher_top1": 0.9},
             "taught by different teachers: lenet5 ffffffff (a); vgg eeeeeeee (b)",
         ),

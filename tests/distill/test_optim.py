@@ -73,11 +73,12 @@ def test_what_gets_no_gradient_waits_and_then_starts_as_if_new(kind):
     assert torch.equal(late.weight, fresh.weight)
 
 
-def test_without_batch_normalization_the_default_rate_is_small():
+def test_the_default_rate_is_small_without_batch_normalization_and_for_layers_of_the_teacher():
     from dfkd.models import cifar_resnet, lenet5
 
     assert default_rate("sgd", cifar_resnet(depth=8)) == 0.4
-    assert default_rate("sgd", lenet5()) == 0.02
+    assert default_rate("sgd", cifar_resnet(depth=8), "teacher") == 0.1
+    assert default_rate("sgd", lenet5(), "teacher") == default_rate("sgd", lenet5()) == 0.02
     assert default_rate("adamw", lenet5()) == 0.002
 
 

@@ -163,11 +163,13 @@ def test_a_student_of_the_teachers_family_begins_with_its_layers(lab, selection,
 def test_without_images_the_teachers_layers_are_copied_alone(lab, tmp_path, capsys):
     common = ("--teacher", lab.teacher, *lab.flags, "--student", "cifar_resnet:depth=8,width=4", *QUICK, "--steps", 2)
     source = ("--source", "dafl:latent=4,width=2")
-    for init, said in (("auto", False), ("teacher", True)):
-        assert lab.dfkd("distill", *common, *source, "--init", init, "--out", tmp_path / init) == 0
-        printed = capsys.readouterr().err
-        assert ("begin as the teacher's" in printed) == said
-        assert "are fitted" not in printed
+    assert lab.dfkd("distill", *common, *source, "--out", tmp_path / "run") == 0
+    said = capsys.readouterr().err
+    assert "15 of the student's 15 layers begin as the teacher's" in said
+    assert "are fitted" not in said
+    assert (
+        json.loads((tmp_path / "run" / "result.json").read_text())["teacher_forwards"] == 2 * 2 * 32
+    )  # the generator's step and the student's
 
 
 def test_the_first_losses_are_pinned(lab, selection, tmp_path):
@@ -251,8 +253,8 @@ def test_a_finished_run_is_not_done_again_and_another_is_refused(lab, selection,
     monkeypatch.setattr(Trainer, "advance", lambda self: pytest.fail("a step was made"))
     assert lab.distill(selection, finished, *QUICK, "--test", lab.heldout) == 0
     assert "was complete already" in capsys.readouterr().err
-    assert lab.distill(selection, finished, *QUICK, "--lr", 0.1) == 2
-    assert "holds another run: options.lr (0.4, now 0.1)" in capsys.readouterr().err
+    assert lab.distill(selection, finished, *QUICK, "--lr", 0.2) == 2
+    assert "holds another run: options.lr (0.1, now 0.2)" in capsys.readouterr().err
 
 
 def test_several_selections_are_mixed(lab, selection, tmp_path):
