@@ -43,6 +43,11 @@ def heir(student: Model, teacher: Model) -> bool:
     return len(_shared(layers, _layers(teacher))) == len(layers)
 
 
+def twins(student: Model, teacher: Model) -> bool:
+    """Whether what `inherit` makes is the teacher itself."""
+    return _shapes(student.module.state_dict()) == _shapes(teacher.module.state_dict())
+
+
 def evenly(total: int, count: int) -> Int[Tensor, " count"]:
     """`count` evenly spaced numbers below `total`, the first of them 0."""
     return torch.arange(count) * total // count

@@ -15,7 +15,7 @@ from dfkd.data.pool import ENCODED_ABOVE
 from dfkd.device import Place, resolve_place
 from dfkd.distill import supply
 from dfkd.distill.batchnorm import batch_norms
-from dfkd.distill.inherit import heir, inherit
+from dfkd.distill.inherit import heir, inherit, twins
 from dfkd.distill.objective import Objective, build_objective
 from dfkd.distill.optim import SCHEDULE_WARMUP, default_rate, make_optimizer
 from dfkd.distill.setting import Setting
@@ -86,7 +86,7 @@ def prepare(config: DistillConfig) -> Distillation:
     test = _open_test(config.test, teacher) if config.test is not None else None
     source = supply.build_source(config, selections, chosen, teacher, place)
     trainer = _trainer(config, teacher, student, source, objective, place, plan)
-    if config.init == "teacher":
+    if config.init == "teacher" and not twins(student, teacher):
         trainer.sampler = supply.real_images(selections, config.seed)
     return Distillation(config, selections, teacher, student, test, trainer, content)
 

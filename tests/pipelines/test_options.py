@@ -106,6 +106,25 @@ def test_a_student_begins_as_its_teacher(lab, selection, tmp_path, capsys):
     assert same(ours, theirs, {name for name in ours if not name.endswith(STATISTICS)})
 
 
+def test_the_layers_are_fitted_on_images_of_the_selection_before_the_first_step_alone(
+    lab, selection, plain, tmp_path, monkeypatch
+):
+    seen = []
+    fit = trainer.reconstruct
+
+    def keep(student, teacher, view):
+        seen.append((view.shape, view.unique(dim=0).shape[0]))
+        return fit(student, teacher, view)
+
+    monkeypatch.setattr(trainer, "reconstruct", keep)
+    assert lab.distill(selection, tmp_path / "run", *QUICK, "--no-flip", "--crop-padding", 0) == 0
+    assert seen == [((1024, 1, 16, 16), 400)]  # 400 images are selected
+    (tmp_path / "run" / "result.json").unlink()
+    (tmp_path / "run" / "student.safetensors").unlink()
+    assert lab.distill(selection, tmp_path / "run", *QUICK, "--no-flip", "--crop-padding", 0) == 0
+    assert len(seen) == 1  # it went on from the checkpoint of the last step
+
+
 def test_cut_images_are_no_stored_rows_and_the_teacher_sees_what_the_student_sees(
     lab, selection, plain, tmp_path, monkeypatch
 ):
@@ -154,15 +173,14 @@ def test_the_hardest_images_are_those_where_the_student_was_farthest_from_the_te
 def test_what_is_on_decides_the_run_and_what_is_off_leaves_earlier_runs_as_they_are(
     lab, selection, plain, averaged, capsys
 ):
-    options = {"cutmix", "ema", "reestimate", "init"}
-    assert options & content(plain).keys() == set()
+    assert {"cutmix", "ema", "reestimate"} & content(plain).keys() == set()
     assert content(averaged) == {**content(plain), "ema": 0.7}
     for flag, value, shown in (("--cutmix", 1, 1.0), ("--ema", 0.5, 0.5), ("--reestimate", 2, 2)):
         assert lab.distill(selection, plain, *QUICK, flag, value) == 2
         assert f"holds another run: options.{flag[2:]} (None, now {shown})" in capsys.readouterr().err
-    wide = ("--student", "cifar_resnet:depth=8")
-    assert lab.distill(selection, plain, *QUICK, *wide, "--init", "teacher") == 2
-    assert "options.init (None, now teacher)" in capsys.readouterr().err
+    assert content(plain)["init"] == "teacher"
+    assert lab.distill(selection, plain, *QUICK, "--init", "none") == 2
+    assert "options.init (teacher, now None)" in capsys.readouterr().err
 
 
 def test_without_batch_normalization_there_is_nothing_to_reestimate(lab, selection, tmp_path, capsys, monkeypatch):
