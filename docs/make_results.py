@@ -19,6 +19,7 @@ README = HERE.parent / "README.md"
 SHOWN = ("seeds", "top-1 %", "agreement %", "to teacher, points", "steps", "seconds")
 PAPERS = "`kd explicit:0.5 relation:1`"
 CONFIDENT = "the most confident, even over classes"
+BEGUN = "begins with the teacher's layers"
 ROWS = {
     "random-kd": "random; `kd`",
     "random-ofd": "random; `kd ofd`",
@@ -31,9 +32,17 @@ ROWS = {
     "confident-bucket": f"{CONFIDENT}; {PAPERS} `--class-dropping 0.05`",
     "threshold": f"`--method threshold`: confident enough, then entropy; {PAPERS}",
     "threshold-balanced": f"`--method threshold --balance class`; {PAPERS}",
+    "teacher": f"{CONFIDENT}; `kd ofd`; {BEGUN}",
+    "teacher-fast": f"{CONFIDENT}; `kd ofd`; {BEGUN}, `--lr 0.4`",
+    "confident-ofd-teacher": f"{CONFIDENT}; `kd ofd`; {BEGUN}",
+    "random-kd-teacher": f"random; `kd`; {BEGUN}",
 }
 TABLES = [
-    {"title": "50,000 of the 100,000 images; losses", "files": ["cifar10-2000-steps", "ofd-2000-steps"]},
+    {
+        "title": "50,000 of the 100,000 images; losses",
+        "files": ["cifar10-2000-steps", "ofd-2000-steps", "init-2000-steps"],
+    },
+    {"title": "50,000 of the 100,000 images; losses; 500 steps", "files": ["init-500-steps"]},
     {"title": "50,000 of the 100,000 images; losses; 4,000 steps", "files": ["steps-4000", "steps-4000-intel"]},
     {
         "title": "which images, under nothing but `kd`",
@@ -49,6 +58,10 @@ TABLES = [
     },
 ]
 CURVES = {
+    f"{CONFIDENT}; `kd ofd`; {BEGUN}": [
+        *(("init-500-steps", "confident-ofd-teacher"), ("init-2000-steps", "teacher")),
+    ],
+    f"random; `kd`; {BEGUN}": [("init-500-steps", "random-kd-teacher")],
     f"{CONFIDENT}; `kd ofd`": [
         *(("convergence", "confident-ofd-500"), ("convergence", "confident-ofd-1000")),
         *(("ofd-2000-steps", "confident-ofd"), ("steps-4000", "confident-ofd"), ("steps-16000", "confident-ofd")),
