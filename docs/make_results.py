@@ -32,6 +32,7 @@ ROWS = {
     "confident-bucket": f"{CONFIDENT}; {PAPERS} `--class-dropping 0.05`",
     "threshold": f"`--method threshold`: confident enough, then entropy; {PAPERS}",
     "threshold-balanced": f"`--method threshold --balance class`; {PAPERS}",
+    "ours": f"{CONFIDENT}; `kd ofd`; {BEGUN}",
     "teacher": f"{CONFIDENT}; `kd ofd`; {BEGUN}",
     "teacher-fast": f"{CONFIDENT}; `kd ofd`; {BEGUN}, `--lr 0.4`",
     "confident-ofd-teacher": f"{CONFIDENT}; `kd ofd`; {BEGUN}",
@@ -60,11 +61,12 @@ TABLES = [
 CURVES = {
     f"{CONFIDENT}; `kd ofd`; {BEGUN}": [
         *(("init-500-steps", "confident-ofd-teacher"), ("init-2000-steps", "teacher")),
+        ("steps-16000", "confident-ofd-teacher"),
     ],
     f"random; `kd`; {BEGUN}": [("init-500-steps", "random-kd-teacher")],
     f"{CONFIDENT}; `kd ofd`": [
         *(("convergence", "confident-ofd-500"), ("convergence", "confident-ofd-1000")),
-        *(("ofd-2000-steps", "confident-ofd"), ("steps-4000", "confident-ofd"), ("steps-16000", "confident-ofd")),
+        *(("ofd-2000-steps", "confident-ofd"), ("steps-4000", "confident-ofd")),
     ],
     "`--method threshold`; `kd ofd`": [("convergence", "threshold-ofd-500"), ("ofd-2000-steps", "threshold-ofd")],
     "the most confident; `kd noise`, DFND's": [("steps-4000-intel", "dfnd")],

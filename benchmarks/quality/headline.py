@@ -42,13 +42,13 @@ DEFAULTS = {
     "WORK": "runs/headline",
 }
 SELECTIONS = {"random": {"method": "random"}, "confident": {"method": "confidence", "balance": "class"}}
-MAIN = {"confident-ofd": {"samples": ["confident"], "loss": ["kd", "ofd"]}}
+MAIN = {"confident-ofd-teacher": {"samples": ["confident"], "loss": ["kd", "ofd"], "init": "teacher", "lr": 0.1}}
 SHORT = {  # plain losses first: a row that fails ends the stage
     "random-kd": {"samples": ["random"], "loss": ["kd"], "init": "none"},
     "confident-kd": {"samples": ["confident"], "loss": ["kd"], "init": "none"},
-    "confident-ofd-none": {"samples": ["confident"], "loss": ["kd", "ofd"], "init": "none"},
+    "confident-ofd": {"samples": ["confident"], "loss": ["kd", "ofd"], "init": "none"},
     **MAIN,
-    "random-ofd": {"samples": ["random"], "loss": ["kd", "ofd"]},
+    "random-ofd": {"samples": ["random"], "loss": ["kd", "ofd"], "init": "none"},
 }
 SHORT_SEEDS = [0, 1, 2]
 LAST = 30.0

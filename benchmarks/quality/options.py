@@ -24,13 +24,13 @@ ROWS = {
     "ema-reestimate": {"ema": 0.99, "reestimate": 50},
     "hardest": {"batches": "hardest:share=0.5"},
     "cutmix-reestimate": {"cutmix": 1.0, "reestimate": 50},
-    "init": {"init": "teacher"},
+    "init": {"init": "teacher", "lr": 0.4},
     "init-slow": {"init": "teacher", "lr": 0.1},
     "ofd": {"loss": ["kd", "ofd"]},
-    "ofd-init": {"loss": ["kd", "ofd"], "init": "teacher"},
+    "ofd-init": {"loss": ["kd", "ofd"], "init": "teacher", "lr": 0.4},
     "ofd-init-slow": {"loss": ["kd", "ofd"], "init": "teacher", "lr": 0.1},
     "dafl": {"samples": [], "source": GENERATOR},
-    "dafl-init": {"samples": [], "source": GENERATOR, "init": "teacher"},
+    "dafl-init": {"samples": [], "source": GENERATOR, "init": "teacher", "lr": 0.4},
     "dafl-init-slow": {"samples": [], "source": GENERATOR, "init": "teacher", "lr": 0.1},
 }
 

@@ -47,7 +47,9 @@ def make_selection(folder, teacher):
 
 def prepared_trainer(samples, teacher, student, options):
     """A trainer in training mode, its answers kept where that is asked for."""
-    distillation = prepare(DistillConfig(teacher=teacher, student=student, samples=(str(samples),), out="", **options))
+    distillation = prepare(
+        DistillConfig(teacher=teacher, student=student, samples=(str(samples),), out="", init="none", **options)
+    )
     record_teacher(distillation)
     distillation.trainer.begin()
     return distillation.trainer

@@ -46,7 +46,7 @@ def make_selection(folder):
 
 def trainer_with(teacher, samples, loss):
     """A trainer in training mode, warmed up by a step."""
-    config = DistillConfig(teacher=teacher, student=STUDENT, samples=(str(samples),), out="", loss=loss)
+    config = DistillConfig(teacher=teacher, student=STUDENT, samples=(str(samples),), out="", init="none", loss=loss)
     trainer = prepare(config).trainer
     trainer.student.module.train()
     trainer.advance()

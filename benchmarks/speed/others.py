@@ -165,7 +165,13 @@ def selected(pool, count, teacher, folder):
 
 
 def distilled(samples, teacher, student, folder, batch):
-    asked = {"loss": ("kd",), "epochs": 1, "batch_size": batch, "out": str(Path(tempfile.mkdtemp(dir=folder)) / "run")}
+    asked = {
+        "loss": ("kd",),
+        "init": "none",
+        "epochs": 1,
+        "batch_size": batch,
+        "out": str(Path(tempfile.mkdtemp(dir=folder)) / "run"),
+    }
     distill.run(DistillConfig(teacher=teacher, student=student, samples=(str(samples),), **asked, **COMMON))
 
 

@@ -1,6 +1,7 @@
 """A student that begins with layers of its teacher, thinned out where it is narrower."""
 
 from collections.abc import Mapping
+from typing import TypeGuard
 
 import torch
 from jaxtyping import Int
@@ -15,9 +16,10 @@ def inherit(student: Model, teacher: Model) -> str:
 
     Weight selection, Initializing Models with Larger Ones, 2023, https://arxiv.org/abs/2311.18823: where the student
     has fewer channels, it gets evenly spaced ones of the teacher's, which are the same channels in every layer of a
-    width, so that a residual stream stays in order. A sum over fewer inputs is weighted up to its old size (ours;
-    behind a normalization it changes nothing but the size of the weights). A layer is a module with parameters or
-    buffers of its own, and is copied whole or not at all: a bias says nothing without its weight. As blocks are
+    width, so that a residual stream stays in order (channels that are concatenated, or flattened with their pixels, are
+    not: there it is for `reconstruct` to make the best of it). A sum over fewer inputs is weighted up to its old size
+    (ours; behind a normalization it changes nothing but the size of the weights). A layer is a module with parameters
+    or buffers of its own, and is copied whole or not at all: a bias says nothing without its weight. As blocks are
     numbered within their stage, a shallower student gets each stage's first blocks.
     Raises: RequestError where the two share no layer with weights.
     """
@@ -38,14 +40,35 @@ def inherit(student: Model, teacher: Model) -> str:
 
 
 def heir(student: Model, teacher: Model) -> bool:
-    """Whether `inherit` copies the whole student: it is a part of the teacher."""
+    """Whether the student is a part of the teacher that `inherit` can cut out: all its layers, but not the teacher.
+
+    With fewer channels, all of its weights have to be those of plain layers: in groups of channels and in the heads of
+    an attention, evenly spaced channels are others than they were.
+    """
+    ours, theirs = student.module.state_dict(), teacher.module.state_dict()
     layers = _layers(student)
-    return len(_shared(layers, _layers(teacher))) == len(layers)
+    if twins(student, teacher) or len(_shared(layers, _layers(teacher))) < len(layers):
+        return False
+    modules = dict(student.module.named_modules())
+    narrower = any(value.shape != theirs[name].shape for name, value in ours.items())
+    return not narrower or all(
+        plain(modules[name]) for name, own in layers.items() if any(value.ndim > 1 for value in own.values())
+    )
 
 
 def twins(student: Model, teacher: Model) -> bool:
-    """Whether what `inherit` makes is the teacher itself."""
+    """Whether the student is as large as the teacher, so that what `inherit` makes is the teacher itself."""
     return _shapes(student.module.state_dict()) == _shapes(teacher.module.state_dict())
+
+
+Plain = nn.Conv2d | nn.Linear
+
+
+def plain(layer: nn.Module | None) -> TypeGuard[Plain]:
+    """Whether every output is a weighted sum of all channels, of a convolution with zeros beyond the edge."""
+    if isinstance(layer, nn.Conv2d):
+        return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return isinstance(layer, nn.Linear)
 
 
 def evenly(total: int, count: int) -> Int[Tensor, " count"]:
@@ -57,10 +80,10 @@ def thinned(weight: Tensor, shape: torch.Size) -> Tensor:
     """Evenly spaced channels of `weight`, [out, in, ...] or [channels]; fewer inputs are weighted up to the old sum."""
     if weight.shape == shape or weight.ndim == 0:
         return weight
-    few = weight[evenly(len(weight), shape[0]).to(weight.device)]
+    few = weight[evenly(len(weight), shape[0])]
     if weight.ndim == 1 or weight.shape[1] == shape[1]:
         return few
-    return few[:, evenly(weight.shape[1], shape[1]).to(weight.device)] * (weight.shape[1] / shape[1])
+    return few[:, evenly(weight.shape[1], shape[1])] * (weight.shape[1] / shape[1])
 
 
 _Layers = dict[str, dict[str, Tensor]]

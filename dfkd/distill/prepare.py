@@ -87,7 +87,7 @@ def prepare(config: DistillConfig) -> Distillation:
     source = supply.build_source(config, selections, chosen, teacher, place)
     trainer = _trainer(config, teacher, student, source, objective, place, plan)
     if config.init == "teacher" and not twins(student, teacher):
-        trainer.sampler = supply.real_images(selections, config.seed)
+        trainer.fit_on(supply.real_images(selections, config.seed))
     return Distillation(config, selections, teacher, student, test, trainer, content)
 
 

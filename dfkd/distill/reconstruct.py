@@ -1,7 +1,6 @@
 """Layers that a student has from its teacher, fitted anew: each to give what the teacher's does, from what it gets."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,16 +10,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dfkd.distill.batchnorm import reestimate
-from dfkd.distill.inherit import evenly
+from dfkd.distill.batchnorm import batch_norms, reestimate
+from dfkd.distill.inherit import Plain, evenly, plain
 
-_IMAGES, _FEWEST, _PIXELS = 1024, 64, 2**22
+_IMAGES, _FEWEST, _PIXELS = 1024, 64, 2**21
 """Images to fit on: so many, or fewer where they have more pixels in all."""
-_PAIRS, _PAIRS_A_WEIGHT = 16384, 32
-"""Outputs of a channel to fit on, and for every weight of a channel, as far as the maps have so many."""
+_PAIRS, _PAIRS_AN_INPUT = 16384, 8
+"""Pairs of input and output to fit a layer on: so many, and for each of its inputs, as far as the maps have them."""
 _WIDEST = 8192
 """Inputs to an output, at the most: their products are half a gigabyte."""
-_RIDGE = 1e-3
+_RIDGE, _RIDGE_OF_FEW = 1e-3, 0.1
+"""Of the inputs' variance, how strongly weights are held to what they were; and besides, times inputs / pairs."""
 _PATCH_VALUES = 2**24
 """Values of the patches that are cut out of the maps at a time."""
 
@@ -37,27 +37,31 @@ def reconstruct(
     """Fit the student's layers in turn, by least squares, to the outputs of the teacher's layers of the same names.
 
     Channel Pruning for Accelerating Very Deep Neural Networks, 2017, https://arxiv.org/abs/1707.06168: a layer gets
-    what the layers before it, fitted already, make of the images, and is to give what the teacher's layer gives, so
-    that errors do not add up. The channels are those of `inherit` (the paper chooses them with LASSO), and where the
-    images say little about a weight it stays what it was (ours: a ridge of a thousandth of the inputs' variance). A
-    convolution without bias is fitted up to a constant, which the normalization behind it takes away. Outputs are
-    compared at places of the maps that are drawn at random. Convolutions in groups stay as they are, and layers whose
-    maps are of another size or that have more than 8,192 inputs. BatchNorm's statistics become those of `view`; both
-    networks are left in evaluation mode.
-    Returns: for each layer, in the order of the pass, the share of the outputs' variance that it gives.
+    what the layers before it, fitted already, make of the images, and is to give what the teacher's layer gives. The
+    channels are those of `inherit` (the paper chooses them with LASSO; it also corrects for a shortcut's error, which
+    is left out). Where the images say little about a weight, it stays what it was: ours, a ridge, which grows as pairs
+    get few, for without it layers with about as many inputs as pairs learn these images by heart. A convolution without
+    bias is fitted up to a constant where the student has BatchNorm, which takes it away. Outputs are compared at places
+    of the maps that are drawn at random. Convolutions in groups stay as they are, and layers whose maps are of another
+    size or that have more than 8,192 inputs. BatchNorm's statistics become those of `view`; both networks are left in
+    evaluation mode.
+    Returns: for each layer, in the order of the pass, the share of the outputs' variance that it gives, on these images
+    (of their square, for a layer without bias that is not fitted up to a constant).
     """
     layers = _matched(student, teacher.eval())
     wanted = {name: _Wanted(ours, len(view)) for name, (ours, _) in layers.items()}
-    with _hooks([theirs.register_forward_hook(wanted[name].remember) for name, (_, theirs) in layers.items()]):
-        for part in view.split(128):
+    with ExitStack() as hooks:
+        for name, (_, theirs) in layers.items():
+            hooks.enter_context(theirs.register_forward_hook(wanted[name].remember))
+        for part in view.split(128) if layers else ():
             teacher(part)
     shares: dict[str, float] = {}
-    fit = [
-        ours.register_forward_pre_hook(partial(_fit, name=name, wanted=wanted[name], shares=shares))
-        for name, (ours, _) in layers.items()
-    ]
-    with _hooks(fit):
-        reestimate(student, [view])
+    fit = partial(_fit, constant_free=bool(batch_norms(student)), shares=shares)
+    with ExitStack() as hooks:
+        for name, (ours, _) in layers.items():
+            hooks.enter_context(ours.register_forward_pre_hook(partial(fit, name=name, wanted=wanted[name])))
+        if layers:
+            reestimate(student, [view])
     return shares
 
 
@@ -65,18 +69,18 @@ def reconstruct(
 class _Wanted:
     """What a layer of the student is to give: the teacher's outputs at some places of the map of every image."""
 
-    layer: nn.Conv2d | nn.Linear
+    layer: Plain
     images: int
     size: int = 0
     """Places of a map."""
     places: list[Int[Tensor, "part some"]] = field(default_factory=list)
     outputs: list[Float[Tensor, "part some channels"]] = field(default_factory=list)
 
-    def remember(self, layer: nn.Module, _: Any, output: Tensor) -> None:
+    def remember(self, _: nn.Module, inputs: Any, output: Tensor) -> None:
         """A hook on the teacher's layer."""
-        rows = _rows(output, isinstance(layer, nn.Conv2d))
+        rows = _rows(output, isinstance(self.layer, nn.Conv2d))
         self.size = rows.shape[1]
-        pairs = max(_PAIRS, _PAIRS_A_WEIGHT * self.layer.weight[0].numel())
+        pairs = max(_PAIRS, _PAIRS_AN_INPUT * self.layer.weight[0].numel())
         some = min(self.size, -(-pairs // self.images))
         generator = torch.Generator().manual_seed(len(self.places))  # not the global state: a student's seed is its own
         places = torch.rand(len(rows), self.size, generator=generator).argsort(dim=1)[:, :some].to(rows.device)
@@ -84,92 +88,105 @@ class _Wanted:
         self.places.append(places)
         self.outputs.append(_at(rows, places)[..., channels])
 
+    def take(self) -> tuple[Int[Tensor, "batch some"], Float[Tensor, "pairs channels"]]:
+        """The places and outputs of all images, which are not kept any longer."""
+        taken = torch.cat(self.places), torch.cat(self.outputs).flatten(0, 1)
+        self.places, self.outputs = [], []
+        return taken
+
 
 def _fit(
-    layer: nn.Conv2d | nn.Linear, inputs: tuple[Tensor, ...], *, name: str, wanted: _Wanted, shares: dict[str, float]
+    layer: Plain,
+    inputs: tuple[Tensor, ...],
+    *,
+    name: str,
+    wanted: _Wanted,
+    constant_free: bool,
+    shares: dict[str, float],
 ) -> None:
     """A hook before the student's layer: give it the weights that make the best of its input."""
-    x = inputs[0]
-    if name in shares or len(x) != sum(map(len, wanted.places)):
-        return  # a layer that is passed several times, or a teacher's that is not passed once
-    places, outputs = torch.cat(wanted.places), torch.cat(wanted.outputs).flatten(0, 1)
-    patches = layer.weight[0].numel() * wanted.size
-    parts = max(1, _PATCH_VALUES // patches)
-    moments = _Moments(layer.weight[0].numel(), outputs.shape[1], x.device)
+    if not inputs or len(inputs[0]) != sum(map(len, wanted.places)):
+        return  # a layer that is called with keywords, or again, or a teacher's that is not called once
+    x, (places, outputs), width = inputs[0], wanted.take(), layer.weight[0].numel()
+    parts = max(1, _PATCH_VALUES // (width * wanted.size))
+    moments = _Moments(width, outputs.shape[1], x.device)
     for part, where, y in zip(x.split(parts), places.split(parts), outputs.split(parts * places.shape[1]), strict=True):
         rows = _patches(layer, part)
         if rows.shape[1] != wanted.size:
             return
         moments.add(_at(rows, where).flatten(0, 1), y)
-    centred = layer.bias is not None or isinstance(layer, nn.Conv2d)
-    weights, shares[name] = moments.solve(layer.weight.flatten(1).T, centred)
+    up_to_constant = layer.bias is not None or (constant_free and isinstance(layer, nn.Conv2d))
+    weights, shares[name] = moments.solve(layer.weight.flatten(1).T, up_to_constant)
     layer.weight.copy_(weights.T.reshape(layer.weight.shape))
     if layer.bias is not None:
         layer.bias.copy_(moments.constant(weights))
 
 
 class _Moments:
-    """Sums over pairs of an input x and an output y, from which the best linear map from one to the other follows."""
+    """Means and products of inputs x and outputs y over pairs, from which the best linear map from x to y follows."""
 
     def __init__(self, width: int, channels: int, device: torch.device) -> None:
-        zeros = partial(torch.zeros, dtype=torch.float64, device=device)
-        self.count, self.x, self.y, self.yy = 0, zeros(width), zeros(channels), zeros(channels)
-        self.xx, self.xy = zeros(width, width), zeros(width, channels)
+        self.width, self.count = width, 0
+        self.start = torch.zeros(width + channels, device=device)
+        self.sums = torch.zeros(width + channels, dtype=torch.float64, device=device)
+        self.products = torch.zeros(width + channels, width + channels, dtype=torch.float64, device=device)
 
     def add(self, x: Float[Tensor, "pairs width"], y: Float[Tensor, "pairs channels"]) -> None:
-        """More pairs."""
-        self.count += len(x)
-        for total, value in (
-            (self.x, x.sum(0)),
-            (self.y, y.sum(0)),
-            (self.yy, y.square().sum(0)),
-            (self.xx, x.T @ x),
-            (self.xy, x.T @ y),
-        ):
-            total += value
+        """More pairs. They are taken from the first ones' mean: products of large numbers would lose what differs."""
+        z = torch.cat([x, y], dim=1)
+        if not self.count:
+            self.start = z.mean(0)
+        z = z - self.start
+        self.count += len(z)
+        self.sums += z.sum(0)
+        self.products += z.T @ z
 
-    def solve(self, start: Float[Tensor, "width channels"], centred: bool) -> tuple[Tensor, float]:
-        """The weights, held to `start`, and the share of y's variance (its square, if not `centred`) that they give."""
-        xx, xy, yy = self.xx / self.count, self.xy / self.count, self.yy / self.count
-        if centred:
-            x, y = self.x / self.count, self.y / self.count
-            xx, xy, yy = xx - torch.outer(x, x), xy - torch.outer(x, y), yy - y.square()
-        start = start.double()
-        held = xx + _RIDGE * xx.diagonal().mean().clamp_min(1e-12) * torch.eye(len(xx), device=xx.device)
+    @property
+    def means(self) -> tuple[Float[Tensor, " width"], Float[Tensor, " channels"]]:
+        """Those of x and y."""
+        both = self.start + self.sums / self.count
+        return both[: self.width], both[self.width :]
+
+    def solve(self, start: Float[Tensor, "width channels"], up_to_constant: bool) -> tuple[Tensor, float]:
+        """The weights, held to `start`, and the share of y's variance (or else of its square) that they give."""
+        shifted = self.sums / self.count
+        products = (self.products / self.count).addr_(shifted, shifted, alpha=-1)
+        if not up_to_constant:
+            both = torch.cat(self.means)
+            products.addr_(both, both)
+        w = self.width
+        xx, xy, yy = products[:w, :w], products[:w, w:], products[w:, w:].diagonal()
+        start, scale = start.double(), xx.diagonal().mean().clamp_min(1e-12)
+        held = xx.clone()
+        held.diagonal().add_(scale * (_RIDGE + _RIDGE_OF_FEW * w / self.count))
         weights = start + torch.linalg.solve(held, xy - xx @ start)
         missed = yy - 2 * (weights * xy).sum(0) + (weights * (xx @ weights)).sum(0)
         return weights.float(), 1 - float(missed.sum() / yy.sum().clamp_min(1e-12))
 
     def constant(self, weights: Float[Tensor, "width channels"]) -> Float[Tensor, " channels"]:
         """What is left of y's mean for the bias."""
-        return ((self.y - self.x @ weights.double()) / self.count).float()
+        x, y = self.means
+        return (y - x @ weights.double()).float()
 
 
-def _matched(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[nn.Conv2d | nn.Linear, nn.Module]]:
-    """The layers that are fitted, each with the teacher's of its name: of one kind and with kernels of one size."""
+def _matched(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[Plain, nn.Module]]:
+    """The layers that are fitted, each with the teacher's of its name, which may be of an exported program."""
     theirs = dict(teacher.named_modules())
-    return {
-        name: (ours, other)
-        for name, ours in student.named_modules()
-        if isinstance(ours, (nn.Conv2d, nn.Linear))
-        and isinstance(other := theirs.get(name), type(ours))
-        and (isinstance(ours, nn.Linear) or _plain(ours))
-        and ours.weight.shape[2:] == other.weight.shape[2:]
-        and len(ours.weight) <= len(other.weight)
-        and ours.weight[0].numel() <= _WIDEST
-    }
+    matched: dict[str, tuple[Plain, nn.Module]] = {}
+    for name, ours in student.named_modules():
+        weight = getattr(theirs.get(name), "weight", None)
+        if plain(ours) and isinstance(weight, Tensor) and weight.ndim == ours.weight.ndim:
+            same = ours.weight.shape[2:] == weight.shape[2:] and len(ours.weight) <= len(weight)
+            if same and ours.weight[0].numel() <= _WIDEST:
+                matched[name] = (ours, theirs[name])
+    return matched
 
 
-def _plain(layer: nn.Conv2d) -> bool:
-    """Whether every output is a weighted sum of all channels around it, with zeros beyond the edge."""
-    return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-
-
-def _patches(layer: nn.Conv2d | nn.Linear, x: Tensor) -> Float[Tensor, "batch places width"]:
+def _patches(layer: Plain, x: Tensor) -> Float[Tensor, "batch places width"]:
     """What each value of the layer's output is a weighted sum of."""
     if isinstance(layer, nn.Linear):
         return _rows(x, False)
-    assert not isinstance(layer.padding, str)  # those are not matched
+    assert not isinstance(layer.padding, str)  # that would not be plain
     return F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride).transpose(1, 2)
 
 
@@ -182,12 +199,3 @@ def _at(
     rows: Float[Tensor, "batch places width"], places: Int[Tensor, "batch some"]
 ) -> Float[Tensor, "batch some width"]:
     return rows.gather(1, places[..., None].expand(-1, -1, rows.shape[2]))
-
-
-@contextmanager
-def _hooks(handles: list[Any]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -62,17 +62,13 @@ class Trainer:
         self.average: Average | None = None
         if plan.ema:  # the losses' own parameters too: some end up in the student
             self.average = Average([*student.module.state_dict().values(), *objective.parameters()], plan.ema)
-        self.sampler: Source | None = None
-        """Stored images on which the layers that the student has from its teacher are fitted before the first step."""
+        self.fitted_on = 0
+        """Images that the teacher answers before the first step, so that layers of the student can be fitted."""
+        self._sampler: Source | None = None
         self.recorded: TeacherViews | None = None
         """Where the teacher's answers were kept beforehand: the views to learn on, and those answers."""
         self.follower = source if isinstance(source, ShardSource) and source.follows else None
-        self.fresh, self.step, self.seconds = True, 0, 0.0
-
-    @property
-    def fitted_on(self) -> int:
-        """Images that the teacher answers before the first step, so that layers of the student can be fitted."""
-        return images_for(self.teacher.model.image_size or 1) if self.sampler is not None else 0
+        self.step, self.seconds = 0, 0.0
 
     @property
     def mend(self) -> str:
@@ -86,18 +82,27 @@ class Trainer:
 
     def begin(self) -> None:
         """Before the first step: the student learns."""
-        if self.fresh and self.sampler is not None:
-            self._reconstruct(self.sampler)
+        if self._sampler is not None:
+            self._reconstruct(self._sampler)
+            self._sampler = None
         self.student.module.train()
 
+    def fit_on(self, images: Source | None) -> None:
+        """Have the student's layers fitted to the teacher's before the first step, on some of these images."""
+        self._sampler = images
+        self.fitted_on = images_for(self.teacher.model.image_size or 1) if images is not None else 0
+
     def _reconstruct(self, images: Source) -> None:
-        """Fit the student's layers to the teacher's on views like those that it will learn from."""
+        """Fit the student's layers on views like those that it will learn from."""
         started = time.perf_counter()
+        say(f"fitting the student's layers to the teacher's on {self.fitted_on:,} images")
         view = self.view(images.sample(self.fitted_on))
         shares = reconstruct(self.student.module, self.teacher.model.module, view).values()
         if shares:
             what = f"{min(shares):.0%} to {max(shares):.0%} of the variance of the teacher's"
-            say(f"{len(shares)} layers are fitted on {len(view):,} images; their outputs give {what}")
+            say(f"{len(shares)} layers are fitted; on these images their outputs give {what}")
+        else:
+            say("no layer could be fitted; the student begins with what was copied")
         self.seconds += time.perf_counter() - started
 
     def view(self, batch: Batch) -> Float[Tensor, "batch channels height width"]:
@@ -200,6 +205,7 @@ class Trainer:
 
     def load_state_dict(self, state: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
+        self._sampler = None  # its layers were fitted before they were written
         for name in ("student", "objective", "optimizer", "source"):
             part = self.student.module if name == "student" else getattr(self, name)
             part.load_state_dict(state[name])
@@ -211,7 +217,7 @@ class Trainer:
         torch.set_rng_state(state["torch"])
         if "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"])
-        self.fresh, self.step, self.seconds = False, progress["step"], progress["seconds"]
+        self.step, self.seconds = progress["step"], progress["seconds"]
 
 
 def _observed(ours: Outputs, theirs: Outputs) -> dict[str, Tensor]:

@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from dfkd.distill.inherit import evenly, inherit
+from dfkd.distill.inherit import evenly, heir, inherit
 from dfkd.errors import RequestError
 from dfkd.models.load import load_model
 
@@ -78,3 +80,30 @@ def test_a_wider_student_shares_nothing_though_some_biases_would_fit(models):
 )
 def test_evenly_spaced_numbers(total, count, numbers):
     assert evenly(total, count).tolist() == numbers
+
+
+@pytest.mark.parametrize(
+    ("student", "part"),
+    [
+        ("cifar_resnet:depth=8,width=4", True),
+        ("cifar_resnet:depth=14,width=8", True),
+        ("cifar_resnet:depth=20,width=8", False),  # the teacher itself
+        ("cifar_resnet:depth=26,width=4", False),
+        ("wide_resnet:depth=10,width=1", False),
+    ],
+)
+def test_what_is_a_part_of_the_teacher(student, part):
+    assert heir(load_model(student), load_model("cifar_resnet:depth=20,width=8")) == part
+
+
+class Grouped(nn.Module):
+    def __init__(self, width, groups):
+        super().__init__()
+        self.conv, self.grouped = nn.Conv2d(3, width, 3), nn.Conv2d(width, width, 3, groups=groups)
+
+
+@pytest.mark.parametrize(("width", "groups", "part"), [(8, 1, True), (8, 2, False), (16, 2, False)])
+def test_evenly_spaced_channels_are_no_part_where_channels_are_in_groups(models, width, groups, part):
+    student, teacher = models("lenet5_half", "lenet5")
+    ours, theirs = Grouped(width, groups), Grouped(16, groups)
+    assert heir(replace(student, module=ours), replace(teacher, module=theirs)) == part

@@ -72,12 +72,19 @@ def test_a_fitted_student_answers_more_like_its_teacher_than_one_with_its_channe
     assert fitted < before / 2
 
 
-def test_a_convolution_without_bias_is_fitted_up_to_a_constant(view):
+def test_a_convolution_without_bias_is_fitted_up_to_a_constant_where_batch_norm_takes_it_away(view):
     torch.manual_seed(0)
-    teacher, student = chain(nn.Conv2d(3, 2, 1)), chain(nn.Conv2d(3, 2, 1, bias=False))
+    teacher = chain(nn.Conv2d(3, 2, 1))
     teacher[0].bias.data.fill_(7.0)
-    assert reconstruct(student, teacher, view + 1)["0"] > 0.999
-    assert torch.allclose(student[0].weight, teacher[0].weight, atol=1e-3)
+    alone, normed = (chain(nn.Conv2d(3, 2, 1, bias=False), *more) for more in ((), (nn.BatchNorm2d(2),)))
+    assert reconstruct(normed, teacher, view + 1)["0"] > 0.999
+    assert torch.allclose(normed[0].weight, teacher[0].weight, atol=1e-2)
+    reconstruct(alone, teacher, view + 1)
+    rows = (view + 1).permute(0, 2, 3, 1).flatten(0, 2)
+    with torch.no_grad():
+        best = torch.linalg.lstsq(rows, teacher(view + 1).permute(0, 2, 3, 1).flatten(0, 2)).solution
+    torch.testing.assert_close(alone[0].weight.data[:, :, 0, 0], best.T, atol=0.05, rtol=0.05)
+    assert not torch.allclose(alone[0].weight, teacher[0].weight, atol=0.5)
 
 
 def test_a_linear_layer_without_bias_makes_the_best_of_it():
@@ -98,37 +105,81 @@ def test_a_stride_a_dilation_and_tokens_are_fitted_at_the_right_places(view):
     student = copy.deepcopy(teacher)
     for value in student.parameters():
         value.data.normal_()
-    assert min(reconstruct(student, teacher, view).values()) > 0.999
-    torch.testing.assert_close(student(view), teacher(view), atol=0.02, rtol=0.02)
+    assert min(reconstruct(student, teacher, view).values()) > 0.99
+    assert (student(view) - teacher(view)).square().mean() < 0.01 * teacher(view).var()
 
 
 def test_what_cannot_be_compared_stays_as_it_is(view):
+    def odd():
+        return nn.Conv2d(3, 3, 3, padding=1, groups=3), nn.Conv2d(3, 4, 3, padding="same"), nn.ReLU(), nn.BatchNorm2d(4)
+
     torch.manual_seed(0)
-    same = (
-        nn.Conv2d(3, 3, 3, padding=1, groups=3),
-        nn.Conv2d(3, 4, 3, padding="same"),
-        nn.Conv2d(4, 4, 1, padding_mode="reflect"),
-    )
-    teacher = chain(*same, nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(144, 2))
-    student = chain(*same, nn.Conv2d(4, 4, 3, stride=2), nn.Conv2d(4, 1025, 1), nn.Flatten(), nn.Linear(9225, 2))
+    teacher = chain(*odd(), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(144, 2))
+    student = chain(*odd(), nn.Conv2d(4, 4, 3, stride=2), nn.Conv2d(4, 1025, 1), nn.Flatten(), nn.Linear(9225, 2))
     before = {name: value.clone() for name, value in student.named_parameters()}
     assert reconstruct(student, teacher, view) == {}
     assert all(torch.equal(value, before[name]) for name, value in student.named_parameters())
 
 
-def test_a_layer_of_the_teacher_that_is_passed_twice_is_left_out(view):
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+def test_a_layer_with_more_inputs_than_fit_in_memory_stays_as_it_is(view, monkeypatch):
+    torch.manual_seed(0)
+    student, teacher = (chain(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3)) for _ in range(2))
+    monkeypatch.setattr("dfkd.distill.reconstruct._WIDEST", 27)
+    assert list(reconstruct(student, teacher, view)) == ["0"]
 
-        def forward(self, x):
-            return self.conv(self.conv(x))
 
-    student, teacher = Twice(), Twice()
+class Odd(nn.Module):
+    """One convolution, called in a way of its own."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.conv, self.call = nn.Conv2d(3, 3, 3, padding=1), call
+
+    def forward(self, x):
+        return self.call(self.conv, x)
+
+
+@pytest.mark.parametrize("call", [lambda conv, x: conv(conv(x)), lambda conv, x: conv(input=x), lambda conv, x: x])
+def test_a_layer_that_is_not_called_once_with_its_input_is_left_out(view, call):
+    student, teacher = Odd(call), Odd(call)
     before = student.conv.weight.clone()
     assert reconstruct(student, teacher, view) == {}
     assert torch.equal(student.conv.weight, before)
+
+
+def test_the_teacher_may_be_an_exported_program(view):
+    torch.manual_seed(0)
+    teacher = chain(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1))
+    student = chain(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 3, padding=1))
+    other = copy.deepcopy(student)
+    batch = {0: torch.export.Dim.DYNAMIC}
+    program = torch.export.unflatten(torch.export.export(teacher, (view,), dynamic_shapes=(batch,)))
+    assert reconstruct(student, program, view) == pytest.approx(reconstruct(other, teacher, view), rel=1e-4)
+
+
+def test_a_layer_with_as_many_inputs_as_images_does_not_learn_them_by_heart():
+    generator = torch.Generator().manual_seed(0)
+    hidden, noise = (torch.randn(2, 64, 64, 1, 1, generator=generator) for _ in range(2))
+    teacher, student = (chain(nn.Flatten(), nn.Linear(64, 4)) for _ in range(2))
+    student.load_state_dict(teacher.state_dict())
+
+    class Noisy(nn.Module):
+        """The same layer behind inputs that the student does not see."""
+
+        def __init__(self):
+            super().__init__()
+            self.add_module("1", teacher[1])
+
+        def forward(self, x):
+            return self.get_submodule("1")((x + noise[0]).flatten(1))
+
+    def error():
+        return (student(hidden[1]) - teacher(hidden[1] + noise[1])).square().mean()
+
+    with torch.no_grad():
+        before = error()
+        reconstruct(student, Noisy(), hidden[0])
+        assert error() < 3 * before
 
 
 def test_neither_the_random_state_nor_the_teacher_changes_and_no_hook_is_left(view):
@@ -154,6 +205,6 @@ def test_images_without_content_leave_weights_finite():
     assert all(torch.isfinite(value).all() for value in student.state_dict().values())
 
 
-@pytest.mark.parametrize(("side", "images"), [(28, 1024), (64, 1024), (224, 83), (512, 64)])
+@pytest.mark.parametrize(("side", "images"), [(28, 1024), (64, 512), (224, 64), (512, 64)])
 def test_large_images_are_fewer(side, images):
     assert images_for(side) == images

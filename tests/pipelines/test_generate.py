@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from dfkd import demo
+from dfkd.distill import trainer
 from dfkd.distill.trainer import Trainer
 from dfkd.generators.build import choose
 from dfkd.generators.dafl import DAFL
@@ -187,6 +188,20 @@ def test_every_kind_of_generator_resumes_from_the_disk(along, tmp_path, stop_at_
     assert along(tmp_path / "again", *few, source=source) == 130
     assert along(tmp_path / "again", *few, source=source) == 0
     assert calls[at] > 0, "it did not begin anew"
+    weights = [(tmp_path / run / "student.safetensors").read_bytes() for run in ("whole", "again")]
+    assert weights[0] == weights[1]
+
+
+def test_a_run_that_stopped_in_a_warm_up_does_not_fit_the_student_again(
+    along, selection, tmp_path, stop_at_5, monkeypatch
+):
+    source, few = RESUMED["fastdfkd"], ("--steps", 4, "--samples", selection)
+    assert along(tmp_path / "whole", *few, source=source) == 0
+    stop_at_5(choose(source, "--source").target, 4)
+    assert along(tmp_path / "again", *few, source=source) == 130
+    assert json.loads((tmp_path / "again" / "checkpoint" / "progress.json").read_text())["step"] == 0
+    monkeypatch.setattr(trainer, "reconstruct", lambda *_: pytest.fail("it was fitted again"))
+    assert along(tmp_path / "again", *few, source=source) == 0
     weights = [(tmp_path / run / "student.safetensors").read_bytes() for run in ("whole", "again")]
     assert weights[0] == weights[1]
 
