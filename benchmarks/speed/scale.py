@@ -74,20 +74,8 @@ def measure_commands(folder, sizes):
         asked = ("--image-size", 32, "--method", "confidence", "--count", size, "--out", samples, "--pool", *files)
         rows.append({"what": "select", "images": size, **command(folder, "select", *teacher, *asked)})
         print(rows[-1], flush=True)
-    asked = (
-        "--student",
-        "lenet5_half",
-        "--samples",
-        samples,
-        "--loss",
-        "kd",
-        "--init",
-        "none",
-        "--steps",
-        1,
-        "--out",
-        folder / "run",
-    )
+    student = ("--student", "lenet5_half", "--init", "none", "--loss", "kd")
+    asked = (*student, "--samples", samples, "--steps", 1, "--out", folder / "run")
     rows.append({"what": "distill, one step", "images": sizes[-1], **command(folder, "distill", *teacher, *asked)})
     rows.append({"what": "--help", "images": 0, **command(folder, "distill", "--help")})
     print(*rows[-2:], sep="\n", flush=True)

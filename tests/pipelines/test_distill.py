@@ -167,9 +167,8 @@ def test_without_images_the_teachers_layers_are_copied_alone(lab, tmp_path, caps
     said = capsys.readouterr().err
     assert "15 of the student's 15 layers begin as the teacher's" in said
     assert "fitted" not in said and "fitting" not in said
-    assert (
-        json.loads((tmp_path / "run" / "result.json").read_text())["teacher_forwards"] == 2 * 2 * 32
-    )  # the generator's step and the student's
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["teacher_forwards"] == 2 * 2 * 32  # for the generator's steps and the student's
 
 
 def test_the_first_losses_are_pinned(lab, selection, tmp_path):
