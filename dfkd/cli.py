@@ -101,7 +101,10 @@ def parse_arguments(name: str, stage: Stage, arguments: Sequence[str]) -> Any:
     import tyro
 
     preset = _preset_name(arguments) if "preset" in tables.field_hints(stage.config) else None
-    shape = _shape(stage, tables.load_preset(preset, name, stage.config) if preset else {})
+    values = tables.load_preset(preset, name, stage.config) if preset else {}
+    given = {argument.partition("=")[0].removeprefix("--").replace("-", "_"): True for argument in arguments}
+    kept = tables.layered(values, given)
+    shape = _shape(stage, {key: value for key, value in values.items() if key in kept})
     flags = ["--help", *(flag for f in dataclasses.fields(shape) for flag in _flags(f.name))]
     for argument in arguments:  # first: a missing option would hide that one is misspelled
         flag = argument.partition("=")[0].replace("_", "-")

@@ -1,7 +1,6 @@
 """Where a model computes and in which precision."""
 
 import contextlib
-import ctypes
 import functools
 import json
 import platform
@@ -16,6 +15,7 @@ from torch import nn
 from dfkd.console import say
 from dfkd.errors import RequestError
 from dfkd.files import cache_folder, make_folder, write_json
+from dfkd.memory import keep_freed_memory
 
 PAYS = 1.2
 """How many times as fast a convolution has to be in bfloat16. With AMX, and AMD's AVX512-BF16, it is about twice as
@@ -59,23 +59,6 @@ def resolve_place(device: str, precision: str) -> Place:
     if bf16 and precision == "auto" and found.type == "cpu":
         bf16 = _bf16_pays()
     return Place(found, torch.bfloat16 if bf16 else torch.float32)
-
-
-@functools.cache
-def keep_freed_memory() -> None:
-    """Have glibc keep the memory that a layer frees for the next one.
-
-    By itself it asks the system for every block above 32 MiB anew, which is zeroed page by page: a third of the time of
-    a forward pass whose maps are as large (benchmarks/speed/LOG.md). Other C libraries are left as they are.
-    """
-    trim, above = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # no glibc
-        return
-    # older releases refuse more than 32 MiB; asking for the other option first would fix the limit where it stands then
-    if any(mallopt(above, size) == 1 for size in (2**31 - 1, 2**25)):
-        mallopt(trim, 2**31 - 1)
 
 
 def machine(device: torch.device) -> dict[str, str | int]:

@@ -16,6 +16,7 @@ from dfkd.console import say
 from dfkd.errors import RequestError
 from dfkd.files import output_path, replacing
 from dfkd.models.load import Model, load_model
+from dfkd.models.weights import state_to_write
 
 
 def run(config: ExportConfig) -> Path:
@@ -39,7 +40,7 @@ def _safetensors(model: Model) -> bytes:
 
     metadata = {"architecture": model.architecture, "mean": json.dumps(model.preprocess.mean)}
     metadata |= {"std": json.dumps(model.preprocess.std), "image_size": json.dumps(model.image_size)}
-    return save({name: value.contiguous() for name, value in model.module.state_dict().items()}, metadata)
+    return save(state_to_write(model.module), metadata)
 
 
 def _pt2(model: Model) -> bytes:

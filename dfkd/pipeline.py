@@ -19,6 +19,7 @@ complete is not done again, and one that was interrupted goes on: the stages see
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from dfkd.errors import RequestError, nearest
 from dfkd.files import PARTIAL
 from dfkd.locks import locked
 from dfkd.portable import expand
-from dfkd.tables import check_mapping, field_hints, from_mapping, load_preset, load_toml
+from dfkd.tables import check_mapping, field_hints, from_mapping, layered, load_preset, load_toml
 
 STAGES = {"select": SelectConfig, "generate": GenerateConfig, "distill": DistillConfig}
 KEYS = ("out", "seeds", "defaults", *STAGES)
@@ -124,7 +125,7 @@ def read_pipeline(path: Path, out: str | None = None) -> Pipeline:
 def _options(
     config: type, stage: str, name: str, table: Any, defaults: Mapping[str, Any], path: Path
 ) -> tuple[str, dict[str, Any]]:
-    """The options of one table over its preset and the defaults that its stage has."""
+    """The options of one table over its preset, and both over the defaults that its stage has."""
     where = f"{path} [{stage}.{name}]"
     if not isinstance(table, dict):
         raise RequestError(f"{where} is not a table")
@@ -132,12 +133,14 @@ def _options(
         raise RequestError(f"{where}: a name is a folder's name: letters, digits, '-', '_' and '.'")
     known = field_hints(config).keys() - (DISTILLS_OWN if stage == "generate" else set())
     shared = {key: value for key, value in defaults.items() if key.replace("-", "_") in known}
-    values = check_mapping(config, shared, f"{path} [defaults]") | check_mapping(config, table, where)
+    shared, own = check_mapping(config, shared, f"{path} [defaults]"), check_mapping(config, table, where)
     for key in ("out", "seed", *(("name",) if stage == "distill" else ())):
-        if key in values:
+        if key in shared or key in own:
             raise RequestError(f"{where}: {key!r} is set by the pipeline; take it out")
-    preset = values.get("preset")
-    return where, (load_preset(preset, stage, config) if preset else {}) | values
+    preset = own.get("preset") or shared.get("preset")
+    recipe = load_preset(preset, stage, config) if preset else {}
+    below = (shared, recipe) if own.get("preset") else (recipe, shared)  # a preset gives way to what names it
+    return where, reduce(layered, (*below, own))
 
 
 class _Places:

@@ -4,9 +4,7 @@ import contextlib
 import io
 import json
 import pickle
-import re
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from dfkd.checks import check_file, entry, sealed, unsealed
 from dfkd.errors import RequestError
 from dfkd.files import PARTIAL, current_folder, replace_folder, replacing, restore_folder, sync, write_json, write_text
 from dfkd.locks import LOCK, locked
+from dfkd.models.weights import state_to_write
 from dfkd.tables import differences, load_toml
 
 CONFIG, METRICS, CHECKPOINT, WEIGHTS, RESULT = (
@@ -149,9 +148,8 @@ class Run(Progress):
         """Write the student and, last, the result."""
         from safetensors.torch import save
 
-        tensors = {name: value.detach().cpu().contiguous() for name, value in student.state_dict().items()}
         with replacing(self.folder / WEIGHTS) as partial:
-            partial.write_bytes(save(tensors))
+            partial.write_bytes(save(state_to_write(student)))
         sync(self.folder / METRICS)
         files = {name: entry(self.folder / name) for name in (WEIGHTS, METRICS)}
         write_json(self.folder / RESULT, sealed({**result, "files": files}))
@@ -182,21 +180,6 @@ def read_request(folder: Path) -> dict[str, Any]:
 def read_result(folder: Path) -> dict[str, Any]:
     """A run's result.json. Raises: ValueError or OSError where it cannot be read, or was changed."""
     return unsealed(json.loads((folder / RESULT).read_text(encoding="utf-8")))
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory held so far: of the GPU where the run has one, else of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage would begin with the size of the process that started this one
-        kilobytes = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
-        if kilobytes:
-            return 1024 * int(kilobytes[1])
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024  # the same field, in bytes there
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _plain(value: Any) -> Any:

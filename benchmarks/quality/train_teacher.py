@@ -29,10 +29,11 @@ from dfkd.distill.trainer import Plan, Trainer
 from dfkd.errors import RequestError
 from dfkd.evaluate import check_labels, measure
 from dfkd.files import output_path
+from dfkd.memory import peak_memory_bytes
 from dfkd.models.load import load_model
 from dfkd.outputs import Outputs
 from dfkd.portable import portable
-from dfkd.runs import Run, peak_memory_bytes
+from dfkd.runs import Run
 from dfkd.taps import Tapped
 from dfkd.teacher import Classifier
 from dfkd.versions import versions

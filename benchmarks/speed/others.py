@@ -11,7 +11,7 @@ which map then turns into lists (with the ResNet alone). All of it runs on the p
 The whole command is timed, with its checks, checkpoint and log, but without its imports; `select` also writes a
 selection of all images. ResNets are bound by their convolutions, whoever calls them; LeNets, over four times as many
 images, show the loop around them. Every way has a process of its own, since `dfkd` sets the allocator up
-(`dfkd.device.keep_freed_memory`), which the others are not to gain from. Rounds alternate, so that a slow minute of the
+(`dfkd.memory.keep_freed_memory`), which the others are not to gain from. Rounds alternate, so that a slow minute of the
 machine falls on all; medians are shown.
 """
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -35,6 +35,12 @@ class FinishedRun:
     content: dict[str, Any]
     result: dict[str, Any]
     metrics: list[dict[str, Any]]
+
+    @property
+    def begins(self) -> str:
+        """`teacher`, `given` or `random`; results of once do not say it, but `given` was rare."""
+        teachers = self.content.get("options", {}).get("init") == "teacher"
+        return str(self.result.get("begins", "teacher" if teachers else "random"))
 
 
 @dataclass(frozen=True)
@@ -142,7 +148,7 @@ def _row(name: str, runs: Sequence[FinishedRun]) -> Row:
                 f"{twin.folder} and {run.folder} are both seed {run.result['seed']} of {name!r}; leave one out, or "
                 "distill one with another --name or --seed"
             )
-        different = differences(_beside_seeds(first.content), _beside_seeds(run.content))
+        different = differences(_beside_seeds(first), _beside_seeds(run))
         if different:
             raise RequestError(
                 f"{first.folder} and {run.folder} are both called {name!r} but differ in {'; '.join(different)}; "
@@ -151,11 +157,13 @@ def _row(name: str, runs: Sequence[FinishedRun]) -> Row:
     return Row(name, tuple(seeds[seed] for seed in sorted(seeds)))
 
 
-def _beside_seeds(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What the runs of one row have in common: all but seeds, initial weights and the selections' fingerprints."""
+def _beside_seeds(run: FinishedRun) -> dict[str, Any]:
+    """What the runs of one row have in common: all but seeds, random weights and the selections' fingerprints."""
+    content, given = run.content, run.begins == "given"
     options = {key: value for key, value in content.get("options", {}).items() if key not in ("seed", "student")}
-    student = {key: value for key, value in content.get("student", {}).items() if key != "weights"}
-    return {**content, "options": options, "student": student, "selections": len(content.get("selections", ()))}
+    student = {key: value for key, value in content.get("student", {}).items() if key != "weights" or given}
+    own = {"options": options, "student": student, "selections": len(content.get("selections", ()))}
+    return {**content, **own, "begins": run.begins}
 
 
 def _settings(run: FinishedRun) -> dict[str, str]:

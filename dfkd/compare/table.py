@@ -58,6 +58,10 @@ def teacher_difference(row: Row) -> float | None:
     return fmean(100 * (r["top1"] - r["teacher_top1"]) for r in tested) if tested else None
 
 
+BEGINNINGS = {"teacher": "the teacher's layers", "given": "weights of their own", "random": "random weights"}
+"""With what students begin, in the words of a warning."""
+
+
 def terminal_table(rows: Sequence[Row]) -> str:
     """The table as aligned text. Costs that are the same in all of several rows are said once, below it."""
     body = [cells(row) for row in rows]
@@ -114,7 +118,7 @@ def warnings(rows: Sequence[Row]) -> list[str]:
         return [f"{p.get('architecture', '?')} {p.get('weights', '?')[:8]}" for p in prints]
 
     def beginnings(row: Row) -> list[str]:
-        return [f"--init {run.content.get('options', {}).get('init', 'none')}" for run in row.runs]
+        return [BEGINNINGS.get(run.begins, run.begins) for run in row.runs]
 
     if not differ("not compared at equal optimizer steps", numbers("steps")):
         differ("not compared at equal numbers of images seen", numbers("images_seen"))
@@ -124,7 +128,7 @@ def warnings(rows: Sequence[Row]) -> list[str]:
     differ("students of different size", numbers("student_parameters"))
     differ("students that begin differently", beginnings)
     partly = [row.name for row in rows if len(row.values("top1")) < len(row.runs)]
-    if partly:
+    if partly and any(row.values("top1") for row in rows):
         found.append(f"not every run was tested: {_listed(partly)}")
     single = [row.name for row in rows if len(row.runs) == 1]
     if single:

@@ -84,7 +84,6 @@ def train(learner: Learner, record: Progress) -> None:
         learner.load_state_dict(*found)
     learner.begin()
     started, seconds_before = time.perf_counter(), learner.seconds
-    logged_at, logged_step = started, learner.step
     total = plan.steps
     with progress("training", total, "steps", learner.step) as bar, stop_request() as stop:
         for piece in itertools.count(1):
@@ -95,9 +94,11 @@ def train(learner: Learner, record: Progress) -> None:
                 _check_finite({name: float(value) for name, value in seen.items()}, learner.step, learner.mend)
             if piece % plan.checkpoint_every == 0 or stop.signal is not None:
                 check_weights(learner)
+                learner.seconds = seconds_before + time.perf_counter() - started
                 record.save(learner.state_dict(), {"step": learner.step, "seconds": learner.seconds})
             if stop.signal is not None:
                 raise Interrupted(stop.signal, "what was made so far is saved, the same command goes on from there")
+        logged_at, logged_step = time.perf_counter(), learner.step
         while learner.step < total:
             metrics = learner.advance()
             step = learner.step

@@ -1,5 +1,6 @@
 """A request -> everything that it names, opened, checked and built, before anything is written."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -18,7 +19,7 @@ from dfkd.distill.batchnorm import batch_norms
 from dfkd.distill.inherit import heir, inherit, twins
 from dfkd.distill.objective import Objective, build_objective
 from dfkd.distill.optim import SCHEDULE_WARMUP, default_rate, make_optimizer
-from dfkd.distill.setting import Setting
+from dfkd.distill.setting import Counted, Setting
 from dfkd.distill.sources import Source
 from dfkd.distill.trainer import Plan, Trainer
 from dfkd.errors import RequestError
@@ -56,9 +57,18 @@ class Distillation:
     content: Mapping[str, Any]
     """Everything that decides the student."""
 
+    @property
+    def begins(self) -> str:
+        """With which weights the student began: `teacher` for the teacher's layers, `given` for its own, or `random`.
+
+        A class of one's own that is named without weights counts as random.
+        """
+        return "teacher" if self.config.init == "teacher" else "given" if self.student.has_weights else "random"
+
 
 def prepare(config: DistillConfig) -> Distillation:
     """Open and build everything. Raises: RequestError for whatever can be refused before the first step."""
+    torch.manual_seed(config.seed)  # a loss of one's own may draw its parameters when it is built
     _check(config)
     chosen = supply.check(config)
     objective = build_objective(config.loss) if config.loss else None
@@ -139,7 +149,7 @@ def _default_losses(config: DistillConfig, teacher: Model, student: Model) -> tu
 
 def _default_init(teacher: Model, student: Model) -> Literal["none", "teacher"]:
     """What the README's tables support: the teacher's layers, where they make a whole student."""
-    return "teacher" if heir(student, teacher) and not student.has_weights else "none"
+    return "teacher" if heir(student, teacher) and student.has_weights is False else "none"
 
 
 def _example(teacher: Model) -> torch.Tensor:
@@ -162,7 +172,7 @@ def _plan(config: DistillConfig, selections: Sequence[Shards], student: Model) -
     images = sum(map(len, selections))
     steps = config.steps or DEFAULT_STEPS
     if config.epochs is not None:
-        steps = -(-config.epochs * images // config.batch_size)
+        steps = math.ceil(config.epochs * images / (config.batch_size * supply.stored_share(config)) - 1e-9)
     return Plan(
         steps=steps,
         batch_size=config.batch_size,
@@ -224,9 +234,10 @@ def _trainer(
     classifier = Classifier(teacher, place, taps[0])
     module = student.module.to(place.device).to(memory_format=torch.channels_last).requires_grad_(True)
     tapped = Tapped(module, taps[1])
+    asked = Counted(classifier.answer)
     setting = Setting(
         student=partial(answer, tapped, place),
-        teacher=classifier.answer,
+        teacher=asked,
         student_head=_head(module, taps[1], example) if objective.binds else None,
         teacher_head=_head(teacher.module, taps[0], example) if objective.binds else None,
         images=source.images,
@@ -237,8 +248,9 @@ def _trainer(
         objective.setup(ours, theirs, setting)
         rows = None if source.images is None else torch.zeros(2, dtype=torch.int64, device=place.device)
         objective.to(place.device).check(ours, replace(theirs, view=probe, rows=rows))
+    asked.images = 0  # of the training
     optimizer = make_optimizer([module, objective], config.optimizer, config.weight_decay)
-    return Trainer(classifier, tapped, source, objective, optimizer, plan)
+    return Trainer(classifier, tapped, source, objective, optimizer, plan, asked)
 
 
 def _head(module: nn.Module, taps: Mapping[str, Tap], example: torch.Tensor) -> nn.Linear | None:

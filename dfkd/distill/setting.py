@@ -8,6 +8,18 @@ from torch import Tensor, nn
 from dfkd.outputs import Outputs
 
 
+class Counted:
+    """Answers a view, and counts the images: what a loss asks of the teacher costs as much as what the loop asks."""
+
+    def __init__(self, answer: Callable[[Tensor], Outputs]) -> None:
+        self._answer, self.images = answer, 0
+
+    def __call__(self, view: Tensor) -> Outputs:
+        """The answer to a view [batch, channels, height, width]."""
+        self.images += len(view)
+        return self._answer(view)
+
+
 @dataclass(frozen=True)
 class Setting:
     """Given once to losses that have a method `bind(setting)`, before `setup`."""

@@ -16,9 +16,10 @@ from dfkd.distill.prepare import Distillation, prepare
 from dfkd.distill.teacher_views import recorded
 from dfkd.evaluate import Measures, measure
 from dfkd.files import hash_of, output_path
+from dfkd.memory import forget_peak_memory, peak_memory_bytes
 from dfkd.models.load import load_weights
 from dfkd.portable import portable
-from dfkd.runs import Run, finished_weights, peak_memory_bytes
+from dfkd.runs import Run, finished_weights
 from dfkd.teacher import Classifier
 
 
@@ -29,6 +30,7 @@ def run(config: DistillConfig) -> dict[str, Any]:
     if folder.result is None:
         with folder.writing():
             if folder.result is None:  # still: another command may have finished it since
+                forget_peak_memory(prepared.trainer.place.device)
                 record_teacher(prepared)
                 train(prepared.trainer, folder)
                 prepared.trainer.finish()
@@ -111,7 +113,7 @@ def _result(prepared: Distillation, measures: Measures | None) -> dict[str, Any]
     images = trainer.plan.steps * trainer.plan.batch_size
     # answers that were kept count whether this run made them or found them: they are what the student learnt from
     asked = trainer.recorded.views * trainer.recorded.images if trainer.recorded is not None else images
-    asked += trainer.fitted_on
+    asked += trainer.fitted_on + trainer.asked.images
     manifests = [shards.manifest for shards in prepared.selections]
     return {
         **_figures(measures),
@@ -124,6 +126,7 @@ def _result(prepared: Distillation, measures: Measures | None) -> dict[str, Any]
         "source": "+".join(dict.fromkeys([*(m["source"] for m in manifests), *_methods(config)])),
         "selection_fingerprint": "+".join(manifest["fingerprint"] for manifest in manifests) or None,
         "seed": config.seed,
+        "begins": prepared.begins,
         "student_parameters": prepared.student.parameter_count(),
         "name": config.name or _row_name(config, manifests),
         "fingerprint": hash_of(prepared.content),

@@ -47,6 +47,13 @@ def content(config: DistillConfig, chosen: Chosen | None) -> dict[str, Any]:
     return source | ({"weights": list(config.weights)} if config.weights else {})
 
 
+def stored_share(config: DistillConfig) -> float:
+    """The share of a batch that is of `--samples`, and not of the generator beside them."""
+    if config.source is None:
+        return 1.0
+    return 1 - config.weights[-1] / sum(config.weights) if config.weights else 0.5
+
+
 def open_selections(samples: Sequence[str], normalize: str | None, image_size: int | None) -> list[Shards]:
     """The selections of `--samples`. Raises: RequestError where they cannot be mixed, or one is empty."""
     selections = [Shards(Path(folder)) for folder in samples]
@@ -114,7 +121,8 @@ def build_source(
         real=real_images(selections, config.seed),
     )
     generated = GeneratedSource(method)
-    return MixedSource([*stored, generated], config.weights or (1.0, 1.0)) if stored else generated
+    share = stored_share(config)
+    return MixedSource([*stored, generated], config.weights or (share, 1 - share)) if stored else generated
 
 
 def stored_images(config: DistillConfig, selections: Sequence[Shards], place: Place) -> list[ShardSource]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from dfkd.columns import Columns, Damaged, read_columns, write_columns
 from dfkd.console import progress, say
 from dfkd.distill.augment import crop, draw_crops
-from dfkd.distill.compact import ALL_UP_TO, LARGEST, compact, expand
+from dfkd.distill.compact import ALL_UP_TO, compact, expand
 from dfkd.errors import RequestError
 from dfkd.files import request_folder
 from dfkd.shards import Shards
@@ -77,6 +77,14 @@ class TeacherViews:
         """Certain views of certain images."""
         columns = {name: column[views, rows] for name, column in self._kept.items()}
         return torch.from_numpy(columns["crops"]), expand(columns, self.classes)
+
+    def classes_at(
+        self, views: Int[np.ndarray, " batch"], rows: Int[np.ndarray, " batch"]
+    ) -> Int[Tensor, "batch kept"]:
+        """The classes whose own logits are kept; all, or of many the largest."""
+        if "classes" in self._kept:
+            return torch.from_numpy(self._kept["classes"][views, rows].astype(np.int64))
+        return torch.arange(self.classes).expand(len(rows), -1)
 
     def state_dict(self) -> dict[str, Any]:
         """Whose turn it is, for every image."""
@@ -226,9 +234,10 @@ def _largest_difference(
     differences, limits = [], []
     for shards, start in zip(selections, np.cumsum([0, *map(len, selections)]).tolist(), strict=False):
         rows = np.sort(rng.integers(0, len(shards), -(-CHECKED // len(selections))))
-        crops, kept = found.at(rng.integers(0, found.views, len(rows)), start + rows)
+        views = rng.integers(0, found.views, len(rows))
+        crops, kept = found.at(views, start + rows)
         now = _live(teacher, shards.pixels(rows), crops, padding).cpu().clamp(-65504, 65504)
-        where = now.topk(found.classes if found.classes <= ALL_UP_TO else LARGEST, dim=1).indices  # not the rest
+        where = found.classes_at(views, start + rows)  # those largest now may be others, by the last bits
         differences.append(float((kept - now).gather(1, where).abs().max()))
         limits.append(0.05 * float(now.std()) + 4 * rounding * float(now.abs().max()))
     largest = float(np.max(differences))  # NaN where there is one

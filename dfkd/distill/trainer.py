@@ -19,6 +19,7 @@ from dfkd.distill.loop import Pace, check_weights
 from dfkd.distill.objective import Objective
 from dfkd.distill.optim import learning_rate, set_rate
 from dfkd.distill.reconstruct import images_for, reconstruct
+from dfkd.distill.setting import Counted
 from dfkd.distill.sources import Batch, ShardSource, Source
 from dfkd.distill.teacher_views import TeacherViews
 from dfkd.outputs import Outputs
@@ -54,8 +55,11 @@ class Trainer:
         objective: Objective,
         optimizer: torch.optim.Optimizer,
         plan: Plan,
+        asked: Counted | None = None,
     ) -> None:
+        """`asked` counts what losses ask of the teacher themselves."""
         self.teacher, self.student, self.source = teacher, student, source
+        self.asked = asked or Counted(teacher.answer)
         self.objective, self.optimizer, self.plan = objective, optimizer, plan
         self.place: Place = teacher.place
         self.generator = torch.Generator(self.place.device).manual_seed(plan.seed)
@@ -198,9 +202,10 @@ class Trainer:
             "source": self.source.state_dict(),
             "generator": self.generator.get_state(),
             "torch": torch.get_rng_state(),
+            "asked": self.asked.images,
             **({"teacher_views": self.recorded.state_dict()} if self.recorded is not None else {}),
             **({"average": self.average.state_dict()} if self.average is not None else {}),
-            **({"cuda": torch.cuda.get_rng_state()} if self.place.device.type == "cuda" else {}),
+            **({"cuda": torch.cuda.get_rng_state(self.place.device)} if self.place.device.type == "cuda" else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
@@ -215,8 +220,9 @@ class Trainer:
             self.recorded.load_state_dict(state["teacher_views"])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["torch"])
+        self.asked.images = state.get("asked", 0)  # it was not counted once
         if "cuda" in state:
-            torch.cuda.set_rng_state(state["cuda"])
+            torch.cuda.set_rng_state(state["cuda"], self.place.device)
         self.step, self.seconds = progress["step"], progress["seconds"]
 
 

@@ -187,7 +187,7 @@ def _student(config: GenerateConfig, chosen: Chosen, teacher: Model) -> Model | 
         classes=teacher.classes,
         channels=teacher.channels,
     )
-    if not student.has_weights:
+    if student.has_weights is False:
         raise RequestError(f"--student {config.student!r} has no weights and would answer at random; name a RUN")
     return student
 

@@ -49,8 +49,8 @@ class Model:
     channels: int
     code: str | None = None
     """A hash of the file that an architecture of one's own, or a .pt2 program, is written in."""
-    has_weights: bool = True
-    """False where the constructor's random weights are all there is, as far as can be seen."""
+    has_weights: bool | None = True
+    """False where the constructor's random weights are all there is; None where a class of one's own may bring some."""
 
     def fingerprint(self) -> dict[str, str]:
         """What decides the outputs: the architecture, and a SHA-256 of the state's names, types, shapes and bytes."""
@@ -69,7 +69,7 @@ class Model:
 def load_teacher(text: str, *, normalize: str | None, image_size: int | None) -> Model:
     """`load_model` for a model that is to be asked. Raises: RequestError also where it has no weights."""
     model = load_model(text, normalize=normalize, image_size=image_size)
-    if not model.has_weights:
+    if model.has_weights is False:
         raise RequestError(f"--teacher {text!r} has no weights and would answer at random; write {text}@WEIGHTS")
     return model
 
@@ -114,7 +114,7 @@ def load_model(
         classes=gives,
         channels=takes,
         code=found.code,
-        has_weights=found.has_weights or not _WEIGHT_OPTIONS.isdisjoint(found.named.options),
+        has_weights=found.has_weights if _WEIGHT_OPTIONS.isdisjoint(found.named.options) else True,
     )
 
 
@@ -132,7 +132,7 @@ class _Found:
     image_size: int | None = None
     normalize: str | None = None
     code: str | None = None
-    has_weights: bool = True
+    has_weights: bool | None = True
 
 
 def _find(text: str, classes: int | None, channels: int | None) -> _Found:
@@ -223,8 +223,7 @@ def _from_name(text: str, classes: int | None, channels: int | None) -> _Found:
         used.options.get(channel_key or ""),
         size,
         code=code_of(target),
-        # a constructor of one's own may bring its weights along
-        has_weights=bool(weights) or "." in named.name,
+        has_weights=True if weights else None if "." in named.name else False,
     )
 
 

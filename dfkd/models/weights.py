@@ -48,6 +48,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
+def state_to_write(module: nn.Module) -> dict[str, Tensor]:
+    """The state of `module` as safetensors takes it: on the cpu, each name with memory of its own, tied weights too."""
+    return {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
+
+
 def load_weights(module: nn.Module, path: Path) -> None:
     """Put the weights of a file into `module`; prefixes such as `module.` that all keys share are stripped.
 

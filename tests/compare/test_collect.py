@@ -50,6 +50,16 @@ def test_a_name_for_different_requests_is_refused_with_the_field(make_run) -> No
         collect([make_run("a", 0), mixed])
 
 
+def test_weights_that_were_given_are_no_seeds(make_run) -> None:
+    first, other = (make_run("a", seed, begins="given") for seed in (0, 1))  # each with weights of its own
+    with pytest.raises(RequestError, match=r"student\.weights"):
+        collect([first, other])
+    with pytest.raises(RequestError, match=r"begins \(given, now random\)"):
+        collect([first, make_run("a", 2)])
+    same = {"student": {"architecture": "lenet5_half", "weights": "0" * 64}}
+    assert len(collect([first, make_run("a", 3, begins="given", content=same)])) == 1
+
+
 def test_folders_that_are_no_finished_run_are_refused(make_run, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="absent does not exist; dfkd distill makes one"):
         collect([str(tmp_path / "absent")])

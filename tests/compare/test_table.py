@@ -73,7 +73,11 @@ def test_equal_rows_with_seeds_have_no_warning(make_run) -> None:
         ({"student_parameters": 99}, "students of different size: 1,234 (a); 99 (b)"),
         (
             {"content": {"options": {"student": "lenet5_half", "seed": 0, "steps": 100, "init": "teacher"}}},
-            "students that begin differently: --init none (a); --init teacher (b)",
+            "students that begin differently: random weights (a); the teacher's layers (b)",
+        ),
+        (
+            {"begins": "given", "content": {"student": {"architecture": "lenet5_half", "weights": "0"}}},
+            "students that begin differently: random weights (a); weights of their own (b)",
         ),
         (
             {"content": {"teacher": {"architecture": "vgg", "weights": "e" * 64}}, "teacher_top1": 0.9},
@@ -87,6 +91,10 @@ def test_each_unfair_difference_is_one_warning(make_run, different: dict, says: 
     )
     (warning,) = warnings(rows)
     assert warning.startswith(says)
+
+
+def test_where_no_run_was_tested_the_reading_says_so_and_no_warning(make_run) -> None:
+    assert warnings(collect([make_run(name, s, top1=None) for name in "ab" for s in (0, 1)])) == []
 
 
 def test_single_seeds_and_untested_runs_are_named(make_run) -> None:

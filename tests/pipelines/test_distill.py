@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from dfkd.data import open_pool
 from dfkd.distill.trainer import Trainer
+from dfkd.memory import peak_memory_bytes
 from dfkd.models import cifar_resnet
 from dfkd.models.load import load_model
 from dfkd.shards import Shards
@@ -64,6 +65,16 @@ def test_the_folder_holds_what_the_contract_says(lab, selection, finished):
     assert config["content"]["selected"] == ["method=threshold:gamma=0.7 count=400 class_dropping=0.05 balance=none"]
     # the connectors of ofd learn with the student and are no part of it
     assert set(load_file(finished / "student.safetensors")) == set(cifar_resnet(depth=8, width=4).state_dict())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process cannot forget its peak")
+def test_the_memory_is_that_of_the_run_and_not_of_what_the_process_did_before(lab, selection, tmp_path):
+    before = peak_memory_bytes(torch.device("cpu"))
+    torch.ones(2**28)  # a gigabyte
+    assert peak_memory_bytes(torch.device("cpu")) > before + 2**29
+    assert lab.distill(selection, tmp_path / "run", *QUICK, "--steps", 2) == 0
+    held = json.loads((tmp_path / "run" / "result.json").read_text())["peak_memory_bytes"]
+    assert held < before + 2**29
 
 
 def test_the_accuracy_is_that_of_the_student_that_was_saved(lab, finished, tmp_path):

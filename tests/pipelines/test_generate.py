@@ -159,6 +159,31 @@ def test_a_generator_beside_a_selection(lab, along, selection, tmp_path):
     assert along(tmp_path / "run", *mixed[:-1], 2) == 2, "the shares decide the student"
 
 
+@pytest.mark.parametrize(("weights", "steps"), [((), 50), (("--weights", 4, 1), 32)])
+def test_epochs_count_the_stored_images_alone(along, selection, tmp_path, monkeypatch, weights, steps):
+    """Of a batch of 32 images 16 are of the 400, or what --weights says: 25.6."""
+    monkeypatch.setattr(Trainer, "advance", lambda self: pytest.fail(f"{self.plan.steps} steps"))
+    with pytest.raises(pytest.fail.Exception, match=f"^{steps} steps"):
+        along(tmp_path / "run", "--samples", selection, "--epochs", 2, *weights)
+
+
+def test_the_seconds_of_a_warm_up_outlive_an_interruption(along, tmp_path, stop_at_5, monkeypatch):
+    import time
+
+    source, few = RESUMED["fastdfkd"], ("--steps", 4, "--checkpoint-every", 1)
+    update = choose(source, "--source").target.update
+
+    def slow(self, student):
+        time.sleep(0.2)
+        return update(self, student)
+
+    monkeypatch.setattr(choose(source, "--source").target, "update", slow)
+    stop_at_5(choose(source, "--source").target, 4)
+    assert along(tmp_path / "run", *few, source=source) == 130
+    progress = json.loads((tmp_path / "run" / "checkpoint" / "progress.json").read_text())
+    assert progress["step"] == 0 and progress["seconds"] > 0.6
+
+
 def test_a_run_with_a_generator_resumes_exactly(along, tmp_path, stop_at_5):
     assert along(tmp_path / "whole", "--steps", 8) == 0
     stop_at_5()

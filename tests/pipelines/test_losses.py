@@ -55,3 +55,23 @@ def test_a_loss_with_a_memory_resumes_bit_for_bit(lab, selection, tmp_path, loss
     assert lab.distill(selection, tmp_path / "broken", "--steps", 8, *common) == 0
     whole, broken = (load_file(tmp_path / run / "student.safetensors") for run in ("whole", "broken"))
     assert all(torch.equal(whole[key], broken[key]) for key in whole)
+
+
+def test_what_a_loss_asks_of_the_teacher_is_counted_over_an_interruption(lab, selection, tmp_path, monkeypatch):
+    from dfkd.distill.trainer import Trainer
+
+    advance = Trainer.advance
+    flags = (*STEPS, "--checkpoint-every", 1, "--loss", "kd", "bss:steps=4,samples=8", "--init", "none")
+
+    def stop(self):
+        if self.step == 2:
+            raise RuntimeError("the power went out")
+        return advance(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "advance", stop)
+        with pytest.raises(RuntimeError, match="the power"):
+            lab.distill(selection, tmp_path / "run", *flags)
+    assert lab.distill(selection, tmp_path / "run", *flags) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["teacher_forwards"] == 3 * (16 + 8 * (4 + 1))

@@ -103,6 +103,25 @@ def test_a_file_is_checked_whole_before_anything_runs(file, old, new, said):
         read_pipeline(file)
 
 
+def test_a_preset_of_a_table_beats_the_defaults_and_gives_way_to_the_table(file, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('[distill]\nloss = ["kd:temperature=1"]\nepochs = 3\nlr = 0.3\n')
+    row = f'[distill.recipe]\npreset = "{recipe}"\nsamples = ["random"]\nlr = 0.2\n'
+    file.write_text(file.read_text() + row)
+    plain, _, recipes = (d for d in read_pipeline(file).distillations if d.seed == 0)
+    assert (plain.loss, plain.steps, plain.epochs, plain.lr) == (("kd",), 6, None, None)
+    assert (recipes.loss, recipes.steps, recipes.epochs, recipes.lr) == (("kd:temperature=1",), None, 3, 0.2)
+    assert recipes.batch_size == 16, "what the recipe leaves open is the defaults'"
+
+
+def test_a_preset_of_the_defaults_gives_way_to_them(file, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("[distill]\nsteps = 3\nlr = 0.3\n")
+    file.write_text(file.read_text().replace("[defaults]", f'[defaults]\npreset = "{recipe}"'))
+    first = read_pipeline(file).distillations[0]
+    assert (first.steps, first.lr) == (6, 0.3)
+
+
 def test_the_pipelines_that_come_along_are_valid(monkeypatch):
 
     monkeypatch.setenv("DFKD_DATA", "/data")

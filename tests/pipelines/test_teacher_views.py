@@ -200,3 +200,30 @@ def test_what_does_not_go_with_it_is_refused_before_anything_is_done(lab, select
     assert lab.distill(selection, tmp_path / "run", *QUICK, "--teacher-views", 2, *flags) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "run").exists() and not [*tmp_path.rglob("view-*")]
+
+
+TIED = """
+import torch
+from torch import nn
+
+class Tied(nn.Module):
+    def __init__(self, num_classes=80, in_channels=1):
+        super().__init__()
+        self.levels = nn.Parameter(torch.tensor([10.0] * 31 + [5.0] * 20 + [-10.0] * 29))
+
+    def forward(self, x):
+        last_bits = 1e-4 * torch.sin(torch.arange(80) * len(x))
+        return self.levels + last_bits + 0 * x.mean((1, 2, 3))[:, None]
+"""
+
+
+def test_classes_that_are_all_but_equal_are_no_other_teacher(lab, tmp_path, monkeypatch, capsys):
+    """Of 20 of them one is kept; which one hangs on the last bits, and these on the size of the batch."""
+    (tmp_path / "tied_net.py").write_text(TIED)
+    monkeypatch.syspath_prepend(tmp_path)
+    teacher = ("--teacher", "tied_net.Tied", "--precision", "fp32")
+    pool = ("--pool", lab.pool, "--count", 100, "--method", "random", "--out", tmp_path / "s")
+    assert lab.dfkd("select", *teacher, "--normalize", "0.5/0.5", "--image-size", 16, *pool) == 0
+    run = ("--student", "cifar_resnet:depth=8,width=4", "--samples", tmp_path / "s", "--out", tmp_path / "run")
+    assert lab.dfkd("distill", *teacher, *run, *QUICK, "--teacher-views", 1) == 0
+    assert "differ from those that are kept by 0.00" in capsys.readouterr().err

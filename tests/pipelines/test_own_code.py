@@ -1,0 +1,67 @@
+"""Students and losses of one's own, through the real commands."""
+
+import json
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+CODE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes=10, in_channels=1):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, 8, 3, padding=1)
+        self.features = nn.Sequential(self.conv, nn.BatchNorm2d(8), nn.ReLU())
+        self.fc = nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        return self.fc(self.features(x).mean((2, 3)))
+
+class Loss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mixed = nn.Linear(10, 10)
+
+    def forward(self, student, teacher):
+        return (self.mixed(student.logits) - teacher.logits).square().mean()
+"""
+STEPS = ("--steps", 2, "--batch-size", 16, "--log-every", 1)
+
+
+@pytest.fixture(autouse=True)
+def own_code(tmp_path, monkeypatch):
+    (tmp_path / "own_code.py").write_text(CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_code", raising=False)
+
+
+def test_a_layer_under_two_names_is_written_under_both(lab, selection, tmp_path):
+    run, exported = tmp_path / "run", tmp_path / "student.safetensors"
+    assert lab.distill(selection, run, *STEPS, "--loss", "kd", "--student", "own_code.Net") == 0
+    assert lab.dfkd("export", "--model", run, "--out", exported) == 0
+    for file in (run / "student.safetensors", exported):
+        weights = load_file(file)
+        assert torch.equal(weights["conv.weight"], weights["features.0.weight"])
+    assert lab.dfkd("evaluate", "--model", run, "--data", lab.heldout) == 0
+
+
+def test_the_seed_decides_a_loss_with_parameters_too(lab, selection, tmp_path):
+    losses = []
+    for number in range(2):
+        torch.manual_seed(100 + number)  # as two processes would begin
+        assert lab.distill(selection, tmp_path / str(number), *STEPS, "--loss", "own_code.Loss") == 0
+        rows = (tmp_path / str(number) / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(row)["loss"] for row in rows])
+    assert losses[0] == losses[1]
+
+
+def test_the_result_says_with_which_weights_the_student_began(lab, selection, tmp_path):
+    own = ("--student", "own_code.Net")
+    students = {"random": own, "teacher": (), "given": ("--student", tmp_path / "random")}
+    for begins, flags in students.items():
+        assert lab.distill(selection, tmp_path / begins, *STEPS, "--loss", "kd", *flags) == 0
+        assert json.loads((tmp_path / begins / "result.json").read_text())["begins"] == begins
