@@ -257,6 +257,8 @@ class RunConfig:
     """FILE.toml."""
     out: str | None = None
     """The pipeline's folder, instead of the file's own `out`."""
+    only: tuple[str, ...] = ()
+    """Rows to run, with the selections that they need, instead of all; the report has every row that is complete."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ complete is not done again, and one that was interrupted goes on: the stages see
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ from dfkd.tables import check_mapping, field_hints, from_mapping, layered, load_
 STAGES = {"select": SelectConfig, "generate": GenerateConfig, "distill": DistillConfig}
 KEYS = ("out", "seeds", "defaults", *STAGES)
 
+NOT_THE_RESULTS = {"preset", "device", "precision", "test", "out", "name", "log_every", "checkpoint_every"}
+"""Options that may change in a file whose runs are complete."""
 DISTILLS_OWN = {"steps", "student", "samples", "batch_size", "method"}
 """Options of these names in [defaults] speak of selecting and distilling: a generator's are others."""
 
@@ -46,19 +48,31 @@ class Pipeline:
     selections: list[SelectConfig | GenerateConfig]
     distillations: list[DistillConfig]
 
+    def part(self, rows: Sequence[str]) -> "Pipeline":
+        """The distillations of some rows, with the selections for them. Raises: RequestError for an unknown row."""
+        names = {d.name or "" for d in self.distillations}
+        for row in rows:
+            if row not in names:
+                raise RequestError(f"--only {row!r} is no [distill.NAME] of the file{nearest(row, sorted(names))}")
+        distillations = [d for d in self.distillations if d.name in rows]
+        needed = {folder for d in distillations for folder in d.samples}
+        needed |= {s.fill for s in self.selections if isinstance(s, GenerateConfig) and s.fill and s.out in needed}
+        return Pipeline(self.out, [s for s in self.selections if s.out in needed], distillations)
+
 
 def run(config: RunConfig) -> Path:
     """Run a pipeline's stages and compare. Returns the report."""
     pipeline = read_pipeline(Path(config.file), config.out)
+    part = pipeline.part(config.only) if config.only else pipeline
     with locked(pipeline.out, str(pipeline.out)):
         for half_written in pipeline.out.glob(f"report.*{PARTIAL}"):
             half_written.unlink()
-        return run_pipeline(pipeline)
+        _run_stages(part)
+        return _report(pipeline)
 
 
-def run_pipeline(pipeline: Pipeline) -> Path:
-    """Run the stages in order, then compare the runs. Returns the report."""
-    from dfkd.compare import stage as compare
+def _run_stages(pipeline: Pipeline) -> None:
+    """Every stage, in order."""
     from dfkd.distill import stage as distill
     from dfkd.generators import stage as generate
     from dfkd.select import stage as select
@@ -71,9 +85,33 @@ def run_pipeline(pipeline: Pipeline) -> Path:
     for number, distillation in enumerate(pipeline.distillations, len(pipeline.selections) + 1):
         say(f"[{number}/{total}] distill {Path(distillation.out).name}")
         distill.run(distillation)
+
+
+def _report(pipeline: Pipeline) -> Path:
+    """Compare the runs that are complete: all, but where a part was asked for."""
+    from dfkd.compare import stage as compare
+    from dfkd.runs import RESULT
+
     report = pipeline.out / "report.html"
-    compare.run(CompareConfig(runs=tuple(d.out for d in pipeline.distillations), out=str(report)))
+    complete = [d for d in pipeline.distillations if (Path(d.out) / RESULT).exists()]
+    compare.run(CompareConfig(runs=tuple(d.out for d in complete if _is_as_asked(d)), out=str(report)))
     return report
+
+
+def _is_as_asked(distillation: DistillConfig) -> bool:
+    """Whether the run in its folder is that of the file as it is now. One that is not is told."""
+    from dfkd.runs import read_request
+
+    now = asdict(distillation)
+    try:
+        then = asdict(from_mapping(DistillConfig, read_request(Path(distillation.out))["distill"], distillation.out))
+    except (RequestError, KeyError):  # of another version
+        then = {}
+    asked = {name: value for name, value in now.items() if name not in NOT_THE_RESULTS and value not in ((), "auto")}
+    changed = [name for name, value in asked.items() if then.get(name) != value]  # a run names what was left open
+    if changed:
+        say(f"{distillation.out} is left out: the file has another {', '.join(changed)} now; run that row again")
+    return not changed
 
 
 def read_pipeline(path: Path, out: str | None = None) -> Pipeline:

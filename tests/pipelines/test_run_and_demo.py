@@ -78,6 +78,40 @@ def test_a_pipeline_runs_compares_and_is_not_done_again(lab, file, tmp_path, mon
     assert len(list((out / "runs").iterdir())) == 6
 
 
+def test_only_some_rows_run_and_the_report_has_all_that_are_complete(lab, file, tmp_path, capsys):
+    out = tmp_path / "out"
+    file.write_text(file.read_text().replace("seeds = [0, 3]", "seeds = [3]"))
+
+    def reported():
+        with (out / "report.csv").open() as stream:
+            return {row["name"] for row in csv.DictReader(stream)}
+
+    assert lab.dfkd("run", file, "--only", "plain") == 0
+    assert [p.name for p in (out / "samples").iterdir()] == ["random-seed3"], "what no row needs is not selected"
+    assert reported() == {"plain"}
+    assert lab.dfkd("run", file, "--only", "both") == 0
+    assert reported() == {"plain", "both"}
+    file.write_text(file.read_text().replace('loss = ["kd"]', 'loss = ["kd:temperature=2"]'))
+    assert lab.dfkd("run", file, "--only", "both") == 0
+    assert reported() == {"both"}, "a run of what the file said once is not the file's row"
+    assert "plain-seed3 is left out: the file has another loss now" in capsys.readouterr().err
+    assert lab.dfkd("run", file, "--only", "plian") == 2
+    assert "--only 'plian' is no [distill.NAME] of the file; did you mean 'plain'?" in capsys.readouterr().err
+
+
+def test_what_a_row_fills_up_is_selected_too(with_generators):
+    with with_generators.open("a") as stream:
+        stream.write('[distill.full]\nsamples = ["filled"]\n')
+    part = read_pipeline(with_generators).part(["full"])
+    assert [Path(s.out).name for s in part.selections] == [
+        "random-seed0",
+        "filled-seed0",
+        "random-seed3",
+        "filled-seed3",
+    ]
+    assert [(d.name, d.seed) for d in part.distillations] == [("full", 0), ("full", 3)]
+
+
 def test_seeds_are_outside_rows(file):
     pipeline = read_pipeline(file)
     assert [(d.name, d.seed) for d in pipeline.distillations] == [("plain", 0), ("both", 0), ("plain", 3), ("both", 3)]
