@@ -18,7 +18,10 @@ SETTINGS = {
 }
 FILES = {"digits": ["generators-digits"], "cifar10": ["generators-cifar10", "generators-cifar10-dafl"]}
 """The result files of a setting; seconds of different files are of different machines."""
-POOL_RUNS = [("equal-time", "random-kd"), ("cifar10-2000-steps", "random-kd"), ("steps-4000-intel", "random-kd")]
+POOL_RUNS = [
+    *(("equal-time", "random-kd-1600"), ("cifar10-2000-steps", "random-kd")),
+    ("steps-4000-intel", "random-kd-4000"),
+]
 """Random images of the pool with `kd`, at other numbers of steps: what a generator's time would have bought."""
 INTRO = """# Generators
 
@@ -65,9 +68,9 @@ nothing else. A run goes on exactly where it stopped.
 
 Every row is trained with the loss `kd` for the same number of the student's steps; what differs is where the images
 come from. `random` learns from random images of the pool, `untrained` from a generator that never learns. Seconds
-have the generator's work in them; networks of generators have `width=32` here. One teacher is not all: `dafl` gave 95.8
-on the teacher of the digits' column and 79.0 on another training of the same network (benchmarks/quality/LOG.md). A
-figure without a deviation is one seed's. Seconds had other work beside them.
+have the generator's work in them; networks of generators have `width=32` here. One teacher is not all: `dafl:width=16`
+gave 95.8 on the teacher of the digits' column (one seed) and 79.0 ± 5.9 on another training of the same network (three
+seeds; benchmarks/quality/LOG.md). A figure without a deviation is one seed's. Seconds had other work beside them.
 
 {measured}
 

@@ -3,7 +3,8 @@
 python docs/make_results.py [FILE]      default: the README.md above this folder
 
 A table is one entry of TABLES: a title, and the comparisons whose rows it shows (NAME.csv, and NAME.json that says what
-they were measured on; benchmarks/quality/keep.py writes both). ROWS says in words what a row was.
+they were measured on; benchmarks/quality/keep.py writes both). ROWS says in words what a row was; its name may end in
+its steps.
 """
 
 import re
@@ -27,29 +28,24 @@ ROWS = {
     "confident-kd": f"{CONFIDENT}; `kd`",
     "confident": f"{CONFIDENT}; {PAPERS}",
     "confident-ofd": f"{CONFIDENT}; `kd ofd`",
-    "balanced-ofd-explicit-relation": f"{CONFIDENT}; `kd ofd explicit:0.5 relation:1`",
+    "confident-ofd-features": f"{CONFIDENT}; `kd ofd explicit:0.5 relation:1`",
     "threshold-ofd": "`--method threshold`; `kd ofd`",
     "confident-bucket": f"{CONFIDENT}; {PAPERS} `--class-dropping 0.05`",
     "threshold": f"`--method threshold`: confident enough, then entropy; {PAPERS}",
     "threshold-balanced": f"`--method threshold --balance class`; {PAPERS}",
     "ours": f"{CONFIDENT}; `kd ofd`; {BEGUN}",
-    "teacher": f"{CONFIDENT}; `kd ofd`; {BEGUN}",
-    "teacher-fast": f"{CONFIDENT}; `kd ofd`; {BEGUN}, `--lr 0.4`",
-    "confident-ofd-teacher": f"{CONFIDENT}; `kd ofd`; {BEGUN}",
-    "random-kd-teacher": f"random; `kd`; {BEGUN}",
+    "confident-ofd-init": f"{CONFIDENT}; `kd ofd`; {BEGUN}",
+    "confident-ofd-init-fast": f"{CONFIDENT}; `kd ofd`; {BEGUN}, `--lr 0.4`",
+    "random-kd-init": f"random; `kd`; {BEGUN}",
+    "most-confident-kd": "the most confident; `kd`",
 }
 TABLES = [
     {
         "title": "50,000 of the 100,000 images; losses",
-        "files": ["cifar10-2000-steps", "ofd-2000-steps", "init-2000-steps"],
+        "files": ["cifar10-2000-steps", "selection-2000-steps", "ofd-2000-steps", "init-2000-steps"],
     },
     {"title": "50,000 of the 100,000 images; losses; 500 steps", "files": ["init-500-steps"]},
     {"title": "50,000 of the 100,000 images; losses; 4,000 steps", "files": ["steps-4000", "steps-4000-intel"]},
-    {
-        "title": "which images, under nothing but `kd`",
-        "files": ["selection-2000-steps"],
-        "rows": {"random": "random", "confident": "the most confident", "confident-balanced": CONFIDENT},
-    },
     {"title": "ResNet-34 to ResNet-18, one GPU, 200 passes over 50,000 images", "files": ["headline"]},
     {"title": "ResNet-34 to ResNet-18, one GPU, 40 passes over 50,000 images", "files": ["headline-short"]},
     {
@@ -60,19 +56,19 @@ TABLES = [
 ]
 CURVES = {
     f"{CONFIDENT}; `kd ofd`; {BEGUN}": [
-        *(("init-500-steps", "confident-ofd-teacher"), ("init-2000-steps", "teacher")),
-        ("steps-16000", "confident-ofd-teacher"),
+        *(("init-500-steps", "confident-ofd-init-500"), ("init-2000-steps", "confident-ofd-init-2000")),
+        ("steps-16000", "confident-ofd-init-16000"),
     ],
-    f"random; `kd`; {BEGUN}": [("init-500-steps", "random-kd-teacher")],
+    f"random; `kd`; {BEGUN}": [("init-500-steps", "random-kd-init-500")],
     f"{CONFIDENT}; `kd ofd`": [
         *(("convergence", "confident-ofd-500"), ("convergence", "confident-ofd-1000")),
-        *(("ofd-2000-steps", "confident-ofd"), ("steps-4000", "confident-ofd")),
+        *(("ofd-2000-steps", "confident-ofd-2000"), ("steps-4000", "confident-ofd-4000")),
     ],
-    "`--method threshold`; `kd ofd`": [("convergence", "threshold-ofd-500"), ("ofd-2000-steps", "threshold-ofd")],
-    "the most confident; `kd noise`, DFND's": [("steps-4000-intel", "dfnd")],
+    "`--method threshold`; `kd ofd`": [("convergence", "threshold-ofd-500"), ("ofd-2000-steps", "threshold-ofd-2000")],
+    "the most confident; `kd noise`, DFND's": [("steps-4000-intel", "dfnd-4000")],
     "random; `kd`": [
         *(("convergence", "random-kd-500"), ("losses-cifar10", "kd"), ("cifar10-2000-steps", "random-kd")),
-        *(("steps-4000-intel", "random-kd"), ("steps-16000", "random-kd")),
+        *(("steps-4000-intel", "random-kd-4000"), ("steps-16000", "random-kd-16000")),
     ],
 }
 """Accuracy against steps: the result file and the row of every point."""
@@ -87,12 +83,15 @@ def table(title, files, rows=ROWS):
     lines = [f"| row | {title} | {' | '.join(SHOWN)} |", f"| --- | --- |{' ---: |' * len(SHOWN)}"]
     for row in found:
         values = dict(zip(HEAD, cells(row), strict=True))
-        shown = (f"`{row.name}`", rows.get(row.name, ""), *(values[column] for column in SHOWN))
+        shown = (f"`{row.name}`", rows.get(re.sub(r"-\d+$", "", row.name), ""), *(values[column] for column in SHOWN))
         lines.append(f"| {' | '.join(shown)} |")
     lines.append("")
     for name in files:
         source = f"[{name}.csv](benchmarks/quality/{name}.csv)"
-        what = f"`{about(name)['command']}`; {machine_text(about(name))}" if name in measured else "not measured yet"
+        what = "not measured yet"
+        if name in measured:
+            note = f"; {about(name)['note']}" if "note" in about(name) else ""
+            what = f"`{about(name)['command']}`; {machine_text(about(name))}{note}"
         lines.append(f"- {source}: {what}")
     return "\n".join(lines)
 

@@ -1,5 +1,6 @@
 """The pages that are made from docstrings and result files are what these make."""
 
+import csv
 import importlib
 import json
 from pathlib import Path
@@ -11,6 +12,7 @@ from dfkd.config import DistillConfig
 from dfkd.distill import losses
 from dfkd.distill.objective import build_objective
 from dfkd.generators.build import choose
+from dfkd.pipeline import read_pipeline
 from dfkd.tables import load_preset
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,6 +52,28 @@ def test_every_generator_has_its_papers_recipe(name):
 def test_the_results_in_the_readme_are_up_to_date(make):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert text == make("make_results").page(), "run: python docs/make_results.py"
+
+
+def test_the_rows_of_accuracy_are_what_their_names_say_and_its_results_are_of_rows(monkeypatch):
+    quality = ROOT / "benchmarks" / "quality"
+    for name in ("DFKD_DATA", "DFKD_TEACHERS"):
+        monkeypatch.setenv(name, "/there")
+    pipeline = read_pipeline(quality / "accuracy.toml")
+    for row in pipeline.distillations:
+        words = row.name.split("-")
+        assert row.steps == int(words[-1])
+        assert row.init == ("teacher" if "init" in words else "none")
+        assert (row.loss == ("kd",)) == ("kd" in words)
+        assert any(loss.startswith("ofd") for loss in row.loss) == ("ofd" in words)
+        assert Path(row.samples[0]).name.removesuffix("-seed0") in row.name or "dfnd" in words
+    kept = [json.loads(file.read_text()) | {"file": file} for file in quality.glob("*.json")]
+    kept = [about for about in kept if "accuracy.toml" in about.get("command", "")]
+    assert kept
+    for about in kept:
+        rows = about["command"].partition("--only ")[2].split()
+        lines = about["file"].with_suffix(".csv").read_text().splitlines()
+        assert {line["name"] for line in csv.DictReader(lines)} == {*rows}
+        assert pipeline.part(rows).distillations
 
 
 def test_a_table_follows_its_result_files(make, tmp_path, monkeypatch):
