@@ -18,7 +18,7 @@ RANGES = {
     **dict.fromkeys(("lr", "weight_decay", "mixup", "cutmix"), "at least 0"),
     **dict.fromkeys(("crop_padding", "reestimate", "teacher_views"), "at least 0"),
     "seed": "at least 0 and below 9223372036854775808",
-    **dict.fromkeys(("gamma", "deduplicate"), "above 0 and at most 1"),
+    **dict.fromkeys(("gamma", "deduplicate", "crop_area"), "above 0 and at most 1"),
     **dict.fromkeys(("class_dropping", "warmup", "ema"), "at least 0 and below 1"),
     "max_unreadable": "at least 0 and at most 1",
     "weights": "above 0",
@@ -172,6 +172,8 @@ class DistillConfig(ModelConfig):
     """Share of the steps over which the learning rate rises, if not the schedule's own."""
     crop_padding: int | None = None
     """Random crop after padding by so many pixels; 0: none. Default: an eighth of the image size."""
+    crop_area: float = 1.0
+    """Random window of at least this share of the image's area, enlarged to its size; 1: none."""
     flip: bool = True
     """Random horizontal flip."""
     mixup: float = 0.0

@@ -40,7 +40,7 @@ NOT_DECIDING = (
 )
 """Fields that do not decide the student, or stand in the run's content as what they were resolved to."""
 
-OFF = {"cutmix": 0.0, "ema": 0.0, "reestimate": 0, "init": "none", "teacher_views": 0}
+OFF = {"cutmix": 0.0, "ema": 0.0, "reestimate": 0, "init": "none", "teacher_views": 0, "crop_area": 1.0}
 """Options that do not stand in the run's content where they are off: runs from before there were any go on."""
 
 
@@ -106,8 +106,8 @@ def _check(config: DistillConfig) -> None:
     views = f"--teacher-views {config.teacher_views}"
     if config.teacher_views and config.source is not None:
         raise RequestError(f"{views} keeps answers to stored images, and --source makes new ones; leave one out")
-    if config.teacher_views and (config.mixup or config.cutmix):
-        raise RequestError(f"{views} keeps answers to views of one image; leave out --mixup and --cutmix")
+    if config.teacher_views and (config.mixup or config.cutmix or config.crop_area < 1):
+        raise RequestError(f"{views} keeps answers to shifted images; leave out --mixup, --cutmix and --crop-area")
     if config.epochs is not None and config.steps is not None:
         raise RequestError(f"--epochs {config.epochs} and --steps {config.steps} are two lengths; give one")
     if config.student.endswith(".pt2"):
@@ -179,6 +179,7 @@ def _plan(config: DistillConfig, selections: Sequence[Shards], student: Model) -
         lr=default_rate(config.optimizer, student.module, config.init) if config.lr is None else config.lr,
         warmup=SCHEDULE_WARMUP[config.schedule] if config.warmup is None else config.warmup,
         crop_padding=(student.image_size or 0) // 8 if config.crop_padding is None else config.crop_padding,
+        crop_area=config.crop_area,
         flip=config.flip,
         mixup=config.mixup,
         cutmix=config.cutmix,

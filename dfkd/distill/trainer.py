@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dfkd.console import say
 from dfkd.device import Place
-from dfkd.distill.augment import crop, crop_and_flip, mix
+from dfkd.distill.augment import crop, crop_and_flip, enlarge, mix
 from dfkd.distill.average import Average
 from dfkd.distill.batchnorm import batch_norms, reestimate
 from dfkd.distill.distributions import kl_of_each
@@ -35,6 +35,7 @@ class Plan(Pace):
     lr: float
     warmup: float
     crop_padding: int
+    crop_area: float
     flip: bool
     mixup: float
     cutmix: float
@@ -114,6 +115,7 @@ class Trainer:
         plan = self.plan
         pixels = batch.pixels.to(self.place.device, non_blocking=True)
         view = self.teacher.view(crop_and_flip(pixels, plan.crop_padding, plan.flip, self.generator))
+        view = enlarge(view, plan.crop_area, self.generator)
         return mix(view, plan.mixup, plan.cutmix, self.generator)
 
     def teach(self, view: Float[Tensor, "batch channels height width"], batch: Batch) -> Outputs:

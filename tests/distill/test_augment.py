@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dfkd.distill.augment import crop_and_flip, mix
+from dfkd.distill.augment import crop_and_flip, enlarge, mix
 
 
 def seeded(seed=0):
@@ -106,3 +106,16 @@ def test_a_mixed_view_has_the_type_and_layout_of_the_view(mixup, cutmix):
     mixed = mix(view, mixup, cutmix, seeded())
     assert mixed.dtype == view.dtype and mixed.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(mixed, view) == (not mixup and not cutmix)
+
+
+def test_a_window_of_a_ramp_is_a_ramp_of_its_size():
+    """Of an image whose value is its column (or row), a window shows by its slope how large a part it is."""
+    ramp = torch.arange(64.0).expand(64, 64)
+    view = torch.stack([ramp, ramp.T])[None].repeat(400, 1, 1, 1)
+    seen = enlarge(view, 0.25, seeded())
+    assert seen.shape == view.shape and seen.min() >= 0 and seen.max() <= 63
+    wide, high = (seen[:, 0, 32, 40] - seen[:, 0, 32, 24]) / 16, (seen[:, 1, 40, 32] - seen[:, 1, 24, 32]) / 16
+    areas = wide * high
+    assert 0.24 < areas.min() < 0.3 and 0.9 < areas.max() < 1.01
+    assert (wide / high).max() < 4 / 3 + 0.02 and (wide / high).min() > 3 / 4 - 0.02
+    assert enlarge(view, 1.0, seeded()) is view
