@@ -17,7 +17,7 @@ Selections go to OUT/samples/NAME-seedN, runs to OUT/runs/NAME-seedN, the compar
 complete is not done again, and one that was interrupted goes on: the stages see to that themselves.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
 from pathlib import Path
@@ -33,7 +33,6 @@ from dfkd.tables import check_mapping, field_hints, from_mapping, layered, load_
 
 STAGES = {"select": SelectConfig, "generate": GenerateConfig, "distill": DistillConfig}
 KEYS = ("out", "seeds", "defaults", *STAGES)
-
 NOT_THE_RESULTS = {"preset", "device", "precision", "test", "out", "name", "log_every", "checkpoint_every"}
 """Options that may change in a file whose runs are complete."""
 DISTILLS_OWN = {"steps", "student", "samples", "batch_size", "method"}
@@ -68,7 +67,7 @@ def run(config: RunConfig) -> Path:
         for half_written in pipeline.out.glob(f"report.*{PARTIAL}"):
             half_written.unlink()
         _run_stages(part)
-        return _report(pipeline)
+        return _report(pipeline, {d.out for d in part.distillations})
 
 
 def _run_stages(pipeline: Pipeline) -> None:
@@ -87,19 +86,20 @@ def _run_stages(pipeline: Pipeline) -> None:
         distill.run(distillation)
 
 
-def _report(pipeline: Pipeline) -> Path:
-    """Compare the runs that are complete: all, but where a part was asked for."""
+def _report(pipeline: Pipeline, done: Collection[str]) -> Path:
+    """Compare the runs that are `done`, with the others of the file that are complete."""
     from dfkd.compare import stage as compare
     from dfkd.runs import RESULT
 
     report = pipeline.out / "report.html"
     complete = [d for d in pipeline.distillations if (Path(d.out) / RESULT).exists()]
-    compare.run(CompareConfig(runs=tuple(d.out for d in complete if _is_as_asked(d)), out=str(report)))
+    runs = tuple(d.out for d in complete if d.out in done or _is_as_asked(d))
+    compare.run(CompareConfig(runs=runs, out=str(report)))
     return report
 
 
 def _is_as_asked(distillation: DistillConfig) -> bool:
-    """Whether the run in its folder is that of the file as it is now. One that is not is told."""
+    """Whether an earlier command's run is that of the file as it is now. One that is not is told."""
     from dfkd.runs import read_request
 
     now = asdict(distillation)

@@ -20,6 +20,7 @@ README = HERE.parent / "README.md"
 SHOWN = ("seeds", "top-1 %", "agreement %", "to teacher, points", "steps", "seconds")
 PAPERS = "`kd explicit:0.5 relation:1`"
 CONFIDENT = "the most confident, even over classes"
+FIFTY = "50,000 of the 100,000 images, unless said"
 BEGUN = "begins with the teacher's layers"
 ROWS = {
     "random-kd": "random; `kd`",
@@ -38,13 +39,24 @@ ROWS = {
     "confident-ofd-init-fast": f"{CONFIDENT}; `kd ofd`; {BEGUN}, `--lr 0.4`",
     "random-kd-init": f"random; `kd`; {BEGUN}",
     "most-confident-kd": "the most confident; `kd`",
+    "confident-kd-init": f"{CONFIDENT}; `kd`; {BEGUN}",
+    "confident-features-init": f"{CONFIDENT}; {PAPERS}; {BEGUN}",
+    "random-ofd-init": f"random; `kd ofd`; {BEGUN}",
+    "threshold-ofd-init": f"`--method threshold`; `kd ofd`; {BEGUN}",
+    "confident-ofd-init-cutmix": f"{CONFIDENT}; `kd ofd`; {BEGUN}, `--cutmix 1`",
+    **{f"confident-{n}-ofd-init": f"{int(n):,}, {CONFIDENT}; `kd ofd`; {BEGUN}" for n in ("5000", "10000", "20000")},
+    "confident-10000-ofd-init-area": f"10,000, {CONFIDENT}; `kd ofd`; {BEGUN}, `--crop-area 0.4`",
+    "random-10000-ofd-init": f"10,000, random; `kd ofd`; {BEGUN}",
+    "private-ofd-init": f"the teacher's own 40,000, which nobody has; `kd ofd`; {BEGUN}",
 }
 TABLES = [
     {
-        "title": "50,000 of the 100,000 images; losses",
-        "files": ["cifar10-2000-steps", "selection-2000-steps", "ofd-2000-steps", "init-2000-steps"],
+        "title": f"{FIFTY}; losses",
+        "files": [
+            *("cifar10-2000-steps", "selection-2000-steps", "ofd-2000-steps", "init-2000-steps", "begun-2000-steps"),
+        ],
     },
-    {"title": "50,000 of the 100,000 images; losses; 500 steps", "files": ["init-500-steps"]},
+    {"title": f"{FIFTY}; losses; 500 steps", "files": ["begun-500-steps"]},
     {"title": "50,000 of the 100,000 images; losses; 4,000 steps", "files": ["steps-4000", "steps-4000-intel"]},
     {"title": "ResNet-34 to ResNet-18, one GPU, 200 passes over 50,000 images", "files": ["headline"]},
     {"title": "ResNet-34 to ResNet-18, one GPU, 40 passes over 50,000 images", "files": ["headline-short"]},
@@ -56,10 +68,10 @@ TABLES = [
 ]
 CURVES = {
     f"{CONFIDENT}; `kd ofd`; {BEGUN}": [
-        *(("init-500-steps", "confident-ofd-init-500"), ("init-2000-steps", "confident-ofd-init-2000")),
+        *(("begun-500-steps", "confident-ofd-init-500"), ("init-2000-steps", "confident-ofd-init-2000")),
         ("steps-16000", "confident-ofd-init-16000"),
     ],
-    f"random; `kd`; {BEGUN}": [("init-500-steps", "random-kd-init-500")],
+    f"random; `kd`; {BEGUN}": [("begun-500-steps", "random-kd-init-500")],
     f"{CONFIDENT}; `kd ofd`": [
         *(("convergence", "confident-ofd-500"), ("convergence", "confident-ofd-1000")),
         *(("ofd-2000-steps", "confident-ofd-2000"), ("steps-4000", "confident-ofd-4000")),

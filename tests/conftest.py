@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 import torch
 
+from dfkd import portable
+
 torch.set_num_threads(1)  # two threads that wait for each other are slower on networks of this size
 
 
@@ -9,6 +11,12 @@ torch.set_num_threads(1)  # two threads that wait for each other are slower on n
 def _own_cache(tmp_path_factory, monkeypatch):
     """No test reads or fills the user's cache, and none sees another's."""
     monkeypatch.setenv("DFKD_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def _own_names(monkeypatch):
+    """No test's `$NAME` stands in what another stores: tests run in any order, and a command is a process of its own."""
+    monkeypatch.setattr(portable, "_filled", {})
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from dfkd.compare.collect import LATER, NEEDED, WORDS, FinishedRun, Row, best_fi
 from dfkd.portable import portable
 from dfkd.text import aligned, visible
 
+BEGINNINGS = {"teacher": "the teacher's layers", "given": "weights of their own", "random": "random weights"}
+"""With what students begin, in the words of a warning."""
 _FORMULA = ("=", "+", "-", "@")
 HEAD = (
     "name",
@@ -56,10 +58,6 @@ def teacher_difference(row: Row) -> float | None:
     """How far the student is from its teacher in points of top-1, the mean over seeds."""
     tested = [run.result for run in row.runs if None not in (run.result["top1"], run.result["teacher_top1"])]
     return fmean(100 * (r["top1"] - r["teacher_top1"]) for r in tested) if tested else None
-
-
-BEGINNINGS = {"teacher": "the teacher's layers", "given": "weights of their own", "random": "random weights"}
-"""With what students begin, in the words of a warning."""
 
 
 def terminal_table(rows: Sequence[Row]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -168,17 +169,16 @@ def test_epochs_count_the_stored_images_alone(along, selection, tmp_path, monkey
 
 
 def test_the_seconds_of_a_warm_up_outlive_an_interruption(along, tmp_path, stop_at_5, monkeypatch):
-    import time
-
     source, few = RESUMED["fastdfkd"], ("--steps", 4, "--checkpoint-every", 1)
-    update = choose(source, "--source").target.update
+    kind = choose(source, "--source").target
+    update = kind.update
 
     def slow(self, student):
         time.sleep(0.2)
         return update(self, student)
 
-    monkeypatch.setattr(choose(source, "--source").target, "update", slow)
-    stop_at_5(choose(source, "--source").target, 4)
+    monkeypatch.setattr(kind, "update", slow)
+    stop_at_5(kind, 4)
     assert along(tmp_path / "run", *few, source=source) == 130
     progress = json.loads((tmp_path / "run" / "checkpoint" / "progress.json").read_text())
     assert progress["step"] == 0 and progress["seconds"] > 0.6

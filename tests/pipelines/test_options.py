@@ -142,6 +142,23 @@ def test_cut_images_are_no_stored_rows_and_the_teacher_sees_what_the_student_see
     assert not same(student(plain), student(tmp_path / "run"))
 
 
+def test_windows_are_what_the_teacher_answers_for_too(lab, selection, plain, tmp_path, monkeypatch):
+    seen = []
+    teach = Trainer.teach
+
+    def keep(self, view, batch):
+        outputs = teach(self, view, batch)
+        seen.append(outputs.view is view and outputs.rows is not None)  # a window is still of one stored image
+        return outputs
+
+    monkeypatch.setattr(Trainer, "teach", keep)
+    assert lab.distill(selection, tmp_path / "run", *QUICK, "--crop-area", 0.4) == 0
+    assert seen == [True] * 12
+    assert not same(student(plain), student(tmp_path / "run"))
+    for area in (0, 1.5):
+        assert lab.distill(selection, tmp_path / "no", *QUICK, "--crop-area", area) == 2
+
+
 def test_the_hardest_images_are_those_where_the_student_was_farthest_from_the_teacher(
     lab, selection, tmp_path, monkeypatch
 ):
@@ -173,11 +190,12 @@ def test_the_hardest_images_are_those_where_the_student_was_farthest_from_the_te
 def test_what_is_on_decides_the_run_and_what_is_off_leaves_earlier_runs_as_they_are(
     lab, selection, plain, averaged, capsys
 ):
-    assert {"cutmix", "ema", "reestimate"} & content(plain).keys() == set()
+    assert {"cutmix", "ema", "reestimate", "crop_area"} & content(plain).keys() == set()
     assert content(averaged) == {**content(plain), "ema": 0.7}
-    for flag, value, shown in (("--cutmix", 1, 1.0), ("--ema", 0.5, 0.5), ("--reestimate", 2, 2)):
+    changes = (("--cutmix", 1, 1.0), ("--ema", 0.5, 0.5), ("--reestimate", 2, 2), ("--crop-area", 0.5, 0.5))
+    for flag, value, shown in changes:
         assert lab.distill(selection, plain, *QUICK, flag, value) == 2
-        assert f"holds another run: options.{flag[2:]} (None, now {shown})" in capsys.readouterr().err
+        assert f"holds another run: options.{flag[2:].replace('-', '_')} (None, now {shown})" in capsys.readouterr().err
     assert content(plain)["init"] == "teacher"
     assert lab.distill(selection, plain, *QUICK, "--init", "none") == 2
     assert "options.init (teacher, now None)" in capsys.readouterr().err

@@ -192,6 +192,7 @@ def test_several_selections_keep_their_answers_apart(lab, selection, tmp_path, f
         (("--crop-padding", 0, "--no-flip"), "--teacher-views 2 are all the same without crop and flip"),
         (("--mixup", 1), "leave out --mixup, --cutmix and --crop-area"),
         (("--cutmix", 1), "leave out --mixup, --cutmix and --crop-area"),
+        (("--crop-area", 0.5), "leave out --mixup, --cutmix and --crop-area"),
         (("--source", "dfad"), "keeps answers to stored images"),
         (("--teacher-views", -1), "--teacher-views -1 is not at least 0"),
     ],
