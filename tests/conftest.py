@@ -15,7 +15,7 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _own_names(monkeypatch):
-    """No test's `$NAME` stands in what another stores: tests run in any order, and a command is a process of its own."""
+    """No test's `$NAME` stands in what another stores: tests run in any order, a command in a process of its own."""
     monkeypatch.setattr(portable, "_filled", {})
 
 
