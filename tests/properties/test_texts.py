@@ -83,7 +83,7 @@ def fields(kind):
         "gamma": st.floats(0.001, 1), "deduplicate": st.floats(0.001, 1), "class_dropping": st.floats(0, 0.99),
         "warmup": st.floats(0, 0.99), "max_unreadable": st.floats(0, 1), "seed": st.integers(0, 2**63 - 1),
         "balance": st.sampled_from(["none", "class", "cluster"]), "optimizer": st.sampled_from(["sgd", "adamw"]),
-        "init": st.sampled_from(["none", "teacher"]), "ema": st.floats(0, 0.99),
+        "init": st.sampled_from(["none", "teacher"]), "ema": st.floats(0, 0.99), "crop_area": st.floats(0.001, 1),
         "weights": st.lists(st.floats(0.1, 9), max_size=3).map(tuple),
         "schedule": st.sampled_from(["onecycle", "cosine"]), "precision": st.sampled_from(["auto", "bf16", "fp32"]),
     }  # fmt: skip
