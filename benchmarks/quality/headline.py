@@ -42,7 +42,15 @@ DEFAULTS = {
     "WORK": "runs/headline",
 }
 SELECTIONS = {"random": {"method": "random"}, "confident": {"method": "confidence", "balance": "class"}}
-MAIN = {"confident-ofd-init": {"samples": ["confident"], "loss": ["kd", "ofd"], "init": "teacher", "lr": 0.1}}
+MAIN = {
+    "confident-ofd-init-area": {
+        "samples": ["confident"],
+        "loss": ["kd", "ofd"],
+        "init": "teacher",
+        "lr": 0.1,
+        "crop-area": 0.4,
+    }
+}
 SHORT = {  # plain losses first: a row that fails ends the stage
     "random-kd": {"samples": ["random"], "loss": ["kd"], "init": "none"},
     "confident-kd": {"samples": ["confident"], "loss": ["kd"], "init": "none"},

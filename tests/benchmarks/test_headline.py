@@ -44,7 +44,7 @@ def test_the_script_from_nothing_to_its_results_and_once_more(sizes, script, mon
     done = subprocess.run([SCRIPT], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     (student,) = rows(sizes / "headline.csv")
-    assert (student["name"], student["steps"], student["test_images"]) == ("confident-ofd-init", "2", "20")
+    assert (student["name"], student["steps"], student["test_images"]) == ("confident-ofd-init-area", "2", "20")
     assert json.loads((sizes / "headline.json").read_text())["command"] == "benchmarks/quality/headline.sh"
     teacher = json.loads((sizes / "headline-teacher.json").read_text())
     assert teacher["steps"] == 4 and teacher["top1"] == float(student["teacher_top1"])
