@@ -31,9 +31,9 @@ class Net(nn.Module):
         if self.kind == "all nan":
             return out * torch.nan
         if self.kind == "constant":
-            return out * 0 + torch.arange(out.shape[1])
+            return out * 0 + torch.arange(out.shape[1], device=x.device)
         if self.kind == "huge":
-            return out * 0 + torch.arange(out.shape[1]) * 1e5
+            return out * 0 + torch.arange(out.shape[1], device=x.device) * 1e5
         return out
 """
 
@@ -170,7 +170,7 @@ class Cliff(torch.autograd.Function):
     @staticmethod
     def backward(context, gradient):
         calls[0] += 1
-        return torch.full((8, 10), float("nan") if calls[0] == AT else 0.001)
+        return torch.full((8, 10), float("nan") if calls[0] == AT else 0.001, device=gradient.device)
 def cliff(student, teacher):
     return Cliff.apply(student.logits) if student.logits.requires_grad else student.logits.mean()
 """

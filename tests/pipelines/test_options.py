@@ -44,7 +44,7 @@ def averaged(lab, selection, tmp_path_factory):
 
 
 def test_the_average_is_written_and_measured_and_the_training_is_the_same(lab, plain, averaged, tmp_path):
-    state = torch.load(averaged / "checkpoint" / "state.pt", weights_only=True)
+    state = torch.load(averaged / "checkpoint" / "state.pt", map_location="cpu", weights_only=True)
     written = student(averaged)
     assert same(state["student"], student(plain))
     floats = [name for name in state["student"] if state["student"][name].is_floating_point()]
@@ -75,7 +75,7 @@ def test_statistics_are_reestimated_with_the_weights_that_are_written(lab, selec
 
 def _kept(views, into):
     for view in views:
-        into.append(view.clone())
+        into.append(view.cpu().clone())
         yield view
 
 
@@ -181,7 +181,7 @@ def test_the_hardest_images_are_those_where_the_student_was_farthest_from_the_te
         if step >= 4 and step % 2 == 0:  # a round of two batches
             hardest = np.argsort(-latest)[:200]
             assert {*rows, *batches[step + 1]} == {*hardest}
-        t, s = (outputs.logits.detach().double().numpy() / 4 for outputs in logits[2 * step : 2 * step + 2])
+        t, s = (outputs.logits.detach().double().cpu().numpy() / 4 for outputs in logits[2 * step : 2 * step + 2])
         log_p, log_q = (x - np.log(np.exp(x).sum(axis=1, keepdims=True)) for x in (t, s))
         latest[rows] = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
     assert len(batches) == 12 and len({tuple(sorted(rows)) for rows in batches}) == 12

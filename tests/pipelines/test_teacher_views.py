@@ -56,7 +56,7 @@ def lessons(monkeypatch):
     def kept(self, batch):
         view, theirs = lesson(self, batch)
         torch.testing.assert_close(self.teacher.answer(view).logits, theirs.logits, rtol=2e-3, atol=2e-3)
-        assert torch.equal(theirs.view, view) and torch.equal(theirs.rows, batch.rows)
+        assert torch.equal(theirs.view, view) and torch.equal(theirs.rows.cpu(), batch.rows)
         seen.append((batch, view))
         return view, theirs
 
@@ -73,7 +73,7 @@ def test_the_kept_answers_are_those_of_the_teacher_to_the_very_views_that_are_le
     shown = {}
     for batch, view in lessons:
         for row, one in zip(batch.rows.tolist(), view, strict=True):
-            shown.setdefault(row, []).append(one.numpy().tobytes())
+            shown.setdefault(row, []).append(one.cpu().numpy().tobytes())
     assert len(lessons) == 48 and len(shown) == 400
     # three views of each image, and then the first again
     assert all(len({*views[:3]}) == len({*views}) for views in shown.values())
@@ -213,7 +213,7 @@ class Tied(nn.Module):
         self.levels = nn.Parameter(torch.tensor([10.0] * 31 + [5.0] * 20 + [-10.0] * 29))
 
     def forward(self, x):
-        last_bits = 1e-4 * torch.sin(torch.arange(80) * len(x))
+        last_bits = 1e-4 * torch.sin(torch.arange(80, device=x.device) * len(x))
         return self.levels + last_bits + 0 * x.mean((1, 2, 3))[:, None]
 """
 
