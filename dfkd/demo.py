@@ -62,10 +62,10 @@ def train_teacher(
     images: UInt8[np.ndarray, "images side side 1"], labels: Int[np.ndarray, " images"], epochs: int = 12
 ) -> nn.Module:
     """A small ResNet trained on labeled images: the only place where `dfkd` learns from labels."""
-    from dfkd.distill.augment import crop_and_flip
     from dfkd.distill.optim import learning_rate, make_optimizer, set_rate
     from dfkd.models import cifar_resnet
     from dfkd.preprocess import Preprocess, parse_normalize
+    from dfkd.training.augment import crop_and_flip
 
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)

@@ -20,11 +20,8 @@ from dfkd.config import DistillConfig, ModelConfig
 from dfkd.console import say
 from dfkd.data import open_pool
 from dfkd.device import Place, machine, resolve_place
-from dfkd.distill.loop import train
 from dfkd.distill.objective import build_objective
 from dfkd.distill.optim import SCHEDULE_WARMUP, default_rate, make_optimizer
-from dfkd.distill.sampling import ShuffledOrder
-from dfkd.distill.sources import Batch, Still
 from dfkd.distill.trainer import Plan, Trainer
 from dfkd.errors import RequestError
 from dfkd.evaluate import check_labels, measure
@@ -36,6 +33,9 @@ from dfkd.portable import portable
 from dfkd.runs import Run
 from dfkd.taps import Tapped
 from dfkd.teacher import Classifier
+from dfkd.training.loop import train
+from dfkd.training.sampling import ShuffledOrder
+from dfkd.training.sources import Batch, Still
 from dfkd.versions import versions
 
 NAME = "train_teacher.py"

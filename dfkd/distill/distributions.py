@@ -1,12 +1,8 @@
-"""What the losses on outputs share: divergence, the classes other than one, the numbers that they may be given."""
-
-import math
+"""What the losses on outputs share: divergence, and the classes other than one."""
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-
-from dfkd.errors import RequestError
 
 
 def kl(p: Float[Tensor, "batch classes"], log_q: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
@@ -24,21 +20,3 @@ def others(of: Int[Tensor, " rows"], classes: int) -> Int[Tensor, "rows others"]
     """For every row the `classes` - 1 classes in their order, without the class that the row is `of`."""
     indices = torch.arange(classes - 1, device=of.device)
     return indices + (indices >= of[:, None])
-
-
-def check_above(loss: str, floor: float | int = 0, **values: float | int) -> None:
-    """Raises: RequestError for one of the `values` that is not above `floor`, or not finite."""
-    for name, value in values.items():
-        if not floor < value < math.inf:
-            raise RequestError(f"{loss}:{name}={value:g} is not above {floor:g}{_and_finite(value)}")
-
-
-def check_at_least(loss: str, floor: float | int = 0, **values: float | int) -> None:
-    """Raises: RequestError for one of the `values` that is below `floor`, or not finite."""
-    for name, value in values.items():
-        if not floor <= value < math.inf:
-            raise RequestError(f"{loss}:{name}={value:g} is not at least {floor:g}{_and_finite(value)}")
-
-
-def _and_finite(value: float | int) -> str:
-    return "" if math.isfinite(value) else " and finite"

@@ -20,7 +20,6 @@ from dfkd.distill.inherit import heir, inherit, twins
 from dfkd.distill.objective import Objective, build_objective
 from dfkd.distill.optim import SCHEDULE_WARMUP, default_rate, make_optimizer
 from dfkd.distill.setting import Counted, Setting
-from dfkd.distill.sources import Source
 from dfkd.distill.trainer import Plan, Trainer
 from dfkd.errors import RequestError
 from dfkd.evaluate import check_labels
@@ -30,6 +29,8 @@ from dfkd.portable import portable
 from dfkd.shards import Shards
 from dfkd.taps import Tap, Tapped, in_group, parse_taps
 from dfkd.teacher import Classifier, answer
+from dfkd.training import stored
+from dfkd.training.sources import Source
 from dfkd.versions import versions
 
 DEFAULT_STEPS = 4000
@@ -75,8 +76,8 @@ def prepare(config: DistillConfig) -> Distillation:
     if objective is not None:  # before anything is opened: a mistake in it should cost no time
         _check_objective(config, objective)
     place = resolve_place(config.device, config.precision)
-    selections = supply.open_selections(config.samples, config.normalize, config.image_size)
-    teacher = supply.open_teacher(config.teacher, config.samples, selections, config.normalize, config.image_size)
+    selections = stored.open_selections(config.samples, config.normalize, config.image_size)
+    teacher = stored.open_teacher(config.teacher, config.samples, selections, config.normalize, config.image_size)
     student = _load_student(config, teacher)
     if objective is None:
         config = replace(config, loss=_default_losses(config, teacher, student))
@@ -97,7 +98,7 @@ def prepare(config: DistillConfig) -> Distillation:
     source = supply.build_source(config, selections, chosen, teacher, place)
     trainer = _trainer(config, teacher, student, source, objective, place, plan)
     if config.init == "teacher" and not twins(student, teacher):
-        trainer.fit_on(supply.real_images(selections, config.seed))
+        trainer.fit_on(stored.real_images(selections, config.seed))
     return Distillation(config, selections, teacher, student, test, trainer, content)
 
 

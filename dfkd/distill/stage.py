@@ -11,7 +11,6 @@ from dfkd import names
 from dfkd.config import DistillConfig
 from dfkd.console import say
 from dfkd.device import Place
-from dfkd.distill.loop import train
 from dfkd.distill.prepare import Distillation, prepare
 from dfkd.distill.teacher_views import recorded
 from dfkd.evaluate import Measures, measure
@@ -21,6 +20,7 @@ from dfkd.models.load import load_weights
 from dfkd.portable import portable
 from dfkd.runs import Run, finished_weights
 from dfkd.teacher import Classifier
+from dfkd.training.loop import train
 
 
 def run(config: DistillConfig) -> dict[str, Any]:

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from dfkd.columns import Columns, Damaged, read_columns, write_columns
 from dfkd.console import progress, say
-from dfkd.distill.augment import crop, draw_crops
 from dfkd.distill.compact import ALL_UP_TO, compact, expand
 from dfkd.errors import RequestError
 from dfkd.files import request_folder
 from dfkd.shards import Shards
 from dfkd.signals import Interrupted, stop_request
 from dfkd.teacher import Classifier
+from dfkd.training.augment import crop, draw_crops
 from dfkd.versions import versions
 
 VIEW_FORMAT = 1

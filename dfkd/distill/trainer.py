@@ -11,21 +11,21 @@ from torch import Tensor
 
 from dfkd.console import say
 from dfkd.device import Place
-from dfkd.distill.augment import crop, crop_and_flip, enlarge, mix
 from dfkd.distill.average import Average
 from dfkd.distill.batchnorm import batch_norms, reestimate
 from dfkd.distill.distributions import kl_of_each
-from dfkd.distill.loop import Pace, check_weights
 from dfkd.distill.objective import Objective
 from dfkd.distill.optim import learning_rate, set_rate
 from dfkd.distill.reconstruct import images_for, reconstruct
 from dfkd.distill.setting import Counted
-from dfkd.distill.sources import Batch, ShardSource, Source
 from dfkd.distill.teacher_views import TeacherViews
 from dfkd.outputs import Outputs
 from dfkd.select.class_dropping import kept_classes
 from dfkd.taps import Tapped
 from dfkd.teacher import Classifier, answer
+from dfkd.training.augment import crop, crop_and_flip, enlarge, mix
+from dfkd.training.loop import Pace, check_weights
+from dfkd.training.sources import Batch, ShardSource, Source
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from dfkd.distill.sources import Source, Student
 from dfkd.errors import RequestError
 from dfkd.outputs import Outputs
 from dfkd.teacher import Classifier
+from dfkd.training.sources import Source, Student
 
 
 @runtime_checkable

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from dfkd import names
 from dfkd.device import Place
-from dfkd.distill.sources import Source
 from dfkd.errors import RequestError
 from dfkd.files import hash_file
 from dfkd.generators.base import Method, Task
@@ -17,6 +16,7 @@ from dfkd.models.load import Model
 from dfkd.places import find_taps, group_of
 from dfkd.taps import parse_taps
 from dfkd.teacher import Classifier
+from dfkd.training.sources import Source
 
 METHODS = ["dfkd.generators"]
 

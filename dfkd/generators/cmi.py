@@ -8,10 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample, normalize
 
-from dfkd.distill.distributions import check_above, check_at_least
 from dfkd.generators.base import Stateful, Task, descend
 from dfkd.generators.generator import build_generator
 from dfkd.generators.inversion import BETAS, InversionMethod, Recipe
+from dfkd.limits import check_above, check_at_least
 from dfkd.optimizers import Adam
 from dfkd.outputs import Outputs
 from dfkd.taps import in_group

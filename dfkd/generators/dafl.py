@@ -4,10 +4,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from dfkd.distill.sources import Student
 from dfkd.generators.base import Task
 from dfkd.generators.generator import GeneratorMethod
 from dfkd.generators.terms import activation, class_entropy, one_hot
+from dfkd.training.sources import Student
 
 
 class DAFL(GeneratorMethod):

@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dfkd.distill.distributions import check_at_least
-from dfkd.distill.sources import Student
 from dfkd.generators.bank import BankMethod
 from dfkd.generators.base import Stateful, Task, descend, total
 from dfkd.generators.statistics import require_statistics
 from dfkd.generators.terms import between, one_hot
+from dfkd.limits import check_at_least
 from dfkd.optimizers import Adam
+from dfkd.training.sources import Student
 
 TEMPERATURE = 3.0
 """Of the predictions in the competition term."""

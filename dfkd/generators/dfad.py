@@ -5,11 +5,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dfkd.distill.distributions import check_at_least
-from dfkd.distill.sources import Student
 from dfkd.generators.base import Task
 from dfkd.generators.generator import GeneratorMethod
 from dfkd.generators.terms import logit_difference
+from dfkd.limits import check_at_least
+from dfkd.training.sources import Student
 
 
 class DFAD(GeneratorMethod):

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dfkd.distill.distributions import check_at_least
 from dfkd.generators.base import Method, Stateful, Task, descend, total
+from dfkd.limits import check_at_least
 from dfkd.optimizers import Adam
 
 SLOPE = 0.2

@@ -9,16 +9,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dfkd.distill.augment import crop_and_flip
-from dfkd.distill.distributions import check_at_least
-from dfkd.distill.sources import Student
 from dfkd.errors import RequestError
 from dfkd.generators.bank import BankMethod
 from dfkd.generators.base import Stateful, Task, descend, total
 from dfkd.generators.generator import noise, render
 from dfkd.generators.statistics import MovingStatistics, require_statistics
 from dfkd.generators.terms import adversarial, one_hot
+from dfkd.limits import check_at_least
 from dfkd.outputs import Outputs
+from dfkd.training.augment import crop_and_flip
+from dfkd.training.sources import Student
 
 BETAS = (0.5, 0.999)
 """Of Adam, in the authors' code of all these methods."""

@@ -8,12 +8,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from dfkd.distill.distributions import check_at_least
-from dfkd.distill.sources import Student
 from dfkd.generators.base import Stateful, Task, descend
 from dfkd.generators.generator import SLOPE, GeneratorMethod
 from dfkd.generators.terms import class_entropy, divergence
+from dfkd.limits import check_at_least
 from dfkd.optimizers import Adam
+from dfkd.training.sources import Student
 
 
 class PatchDiscriminator(nn.Sequential):

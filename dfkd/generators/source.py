@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfkd.distill.sources import Batch, Student
 from dfkd.generators.base import Method, quantize
 from dfkd.generators.health import Health
+from dfkd.training.sources import Batch, Student
 
 
 class GeneratedSource:

@@ -14,9 +14,6 @@ from torch import Tensor
 from dfkd.config import GenerateConfig
 from dfkd.console import progress, say
 from dfkd.device import Place, resolve_place
-from dfkd.distill import supply
-from dfkd.distill.loop import Pace, train
-from dfkd.distill.sources import Student
 from dfkd.errors import RequestError
 from dfkd.files import PARTIAL, hash_of, output_path, restore_folder
 from dfkd.generators.base import Method
@@ -34,6 +31,9 @@ from dfkd.select.journal import Journal
 from dfkd.select.methods import ImageScores
 from dfkd.shards import Shards
 from dfkd.teacher import Classifier
+from dfkd.training import stored
+from dfkd.training.loop import Pace, train
+from dfkd.training.sources import Student
 from dfkd.versions import versions
 
 DEFAULT_COUNT = 10_000
@@ -149,8 +149,8 @@ def _prepare(config: GenerateConfig) -> Generation:
         raise RequestError(change if config.samples else f"{name} learns from real images too; --samples names them")
     place = resolve_place(config.device, config.precision)
     opened = (*config.samples, *((config.fill,) if config.fill is not None else ()))
-    selections = supply.open_selections(opened, config.normalize, config.image_size)
-    teacher = supply.open_teacher(config.teacher, opened, selections, config.normalize, config.image_size)
+    selections = stored.open_selections(opened, config.normalize, config.image_size)
+    teacher = stored.open_teacher(config.teacher, opened, selections, config.normalize, config.image_size)
     samples = selections[: len(config.samples)]
     held = np.array(selections[-1].manifest["per_class"]) if config.fill is not None else None
     quota = Quota(config.count or DEFAULT_COUNT) if held is None else Quota.of(missing(held, config.count))
@@ -202,7 +202,7 @@ def _method(prepared: Generation) -> Method:
         seed=config.seed,
         taps=config.teacher_taps,
         wanted=None if wanted is None else torch.from_numpy(wanted / wanted.sum()).float(),
-        real=supply.real_images(prepared.samples, config.seed),
+        real=stored.real_images(prepared.samples, config.seed),
     )
     name = prepared.chosen.named.name
     if method.needs_student and prepared.student is None:

@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dfkd.distill.distributions import check_at_least
-from dfkd.distill.sources import Student
 from dfkd.generators.base import Stateful, Task
 from dfkd.generators.generator import GeneratorMethod, noise, render
 from dfkd.generators.terms import divergence
+from dfkd.limits import check_at_least
+from dfkd.training.sources import Student
 
 
 class ZSKT(GeneratorMethod):

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from dfkd.distill.distributions import check_above, check_at_least, kl, kl_of_each, others
+from dfkd.distill.distributions import kl, kl_of_each, others
 from dfkd.errors import RequestError
+from dfkd.limits import check_above, check_at_least
 
 
 def test_kl_is_averaged_over_the_rows():

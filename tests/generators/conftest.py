@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from dfkd.device import Place
-from dfkd.distill.sampling import ShuffledOrder
-from dfkd.distill.sources import Batch, Still
 from dfkd.generators.build import build, choose
 from dfkd.generators.source import GeneratedSource
 from dfkd.models.load import load_model
 from dfkd.taps import Tapped
 from dfkd.teacher import answer
+from dfkd.training.sampling import ShuffledOrder
+from dfkd.training.sources import Batch, Still
 
 SIZE, CLASSES, BATCH = 8, 4, 40
 RESNET = "cifar_resnet:depth=8,width=4"

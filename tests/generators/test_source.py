@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from dfkd.distill.sources import Source
 from dfkd.generators.source import GeneratedSource
+from dfkd.training.sources import Source
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from dfkd.distill import trainer
-from dfkd.distill.hardest import HardestOrder
 from dfkd.distill.trainer import Trainer
+from dfkd.training.hardest import HardestOrder
 
 QUICK = ("--steps", 12, "--batch-size", 32, "--checkpoint-every", 5, "--log-every", 4)
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dfkd.distill.align import full
-from dfkd.distill.distributions import check_above
 from dfkd.errors import RequestError
+from dfkd.limits import check_above
 from dfkd.outputs import Outputs
 
 LIMIT = 1e-3

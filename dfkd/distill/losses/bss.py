@@ -8,9 +8,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dfkd.distill.align import full
-from dfkd.distill.distributions import check_above, check_at_least, kl
+from dfkd.distill.distributions import kl
 from dfkd.distill.setting import Setting
 from dfkd.errors import RequestError
+from dfkd.limits import check_above, check_at_least
 from dfkd.outputs import Outputs
 
 CROSSING = 1e-4

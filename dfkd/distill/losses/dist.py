@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dfkd.distill.align import full
-from dfkd.distill.distributions import check_above, check_at_least
+from dfkd.limits import check_above, check_at_least
 from dfkd.outputs import Outputs
 
 CONSTANT = 1e-4

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from dfkd.distill.distributions import check_above, check_at_least, kl
+from dfkd.distill.distributions import kl
+from dfkd.limits import check_above, check_at_least
 from dfkd.outputs import Outputs
 
 

@@ -6,7 +6,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dfkd.distill.align import full
-from dfkd.distill.distributions import check_above, kl
+from dfkd.distill.distributions import kl
+from dfkd.limits import check_above
 from dfkd.outputs import Outputs
 
 

@@ -1,10 +1,10 @@
 import numpy as np
 import torch
 
-from dfkd.distill.hardest import HardestOrder
-from dfkd.distill.sampling import ShuffledOrder
-from dfkd.distill.sources import Batch, MixedSource, Resident, ShardSource, Source
 from dfkd.shards import Shards
+from dfkd.training.hardest import HardestOrder
+from dfkd.training.sampling import ShuffledOrder
+from dfkd.training.sources import Batch, MixedSource, Resident, ShardSource, Source
 
 
 class Numbered(Shards):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from dfkd.distill.hardest import HardestOrder
 from dfkd.errors import RequestError
+from dfkd.training.hardest import HardestOrder
 
 IMAGES, BATCH = 20, 6
 

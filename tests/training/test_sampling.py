@@ -3,8 +3,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from dfkd.distill.sampling import GroupedOrder, ShuffledOrder, Stored, classes, clusters_of, shuffled, superclasses
 from dfkd.errors import RequestError
+from dfkd.training.sampling import GroupedOrder, ShuffledOrder, Stored, classes, clusters_of, shuffled, superclasses
 
 SIZES = [1, 3, 7, 0, 12, 30]
 

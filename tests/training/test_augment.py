@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dfkd.distill.augment import crop_and_flip, enlarge, mix
+from dfkd.training.augment import crop_and_flip, enlarge, mix
 
 
 def seeded(seed=0):

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dfkd.distill.hardest import HardestOrder
 from dfkd.errors import RequestError
+from dfkd.training.hardest import HardestOrder
 
 __all__ = ["classes", "hardest", "shuffled", "superclasses"]
 

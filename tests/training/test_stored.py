@@ -5,9 +5,9 @@ import torch
 
 from dfkd.config import DistillConfig
 from dfkd.device import Place
-from dfkd.distill import supply
-from dfkd.distill.sources import Resident
 from dfkd.shards import Shards
+from dfkd.training import stored
+from dfkd.training.sources import Resident
 
 
 class Selection(Shards):
@@ -38,8 +38,8 @@ def test_images_stay_on_a_gpu_that_has_the_room(device, free, weights, kept, mon
         def __init__(self, images, size, channels, device):
             made.append((images, device.type))
 
-    monkeypatch.setattr(supply, "Resident", OnGpu)
+    monkeypatch.setattr(stored, "Resident", OnGpu)
     config = DistillConfig(teacher="t", student="s", samples=("a", "b"), out="o", weights=weights)
     place = Place(torch.device(device), torch.float32)
-    assert len(supply.stored_images(config, [Selection(20), Selection(10)], place)) == (2 if weights else 1)
+    assert len(stored.stored_images(config, [Selection(20), Selection(10)], place)) == (2 if weights else 1)
     assert made == [(images, "cuda") for images in kept]

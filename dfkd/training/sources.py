@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from dfkd.distill.sampling import Following, Order
 from dfkd.outputs import Outputs
 from dfkd.shards import Shards
+from dfkd.training.sampling import Following, Order
 
 Student = Callable[[Float[Tensor, "batch channels height width"]], Outputs]
 """The student as a source sees it: it answers a view as in training, gradients reach the view, no statistics move."""

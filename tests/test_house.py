@@ -1,0 +1,34 @@
+"""The rooms of the house: a package imports only of those before it, so that data goes one way."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import dfkd
+
+HOUSE = Path(dfkd.__file__).parent
+ROOMS = ["models", "data", "select", "training", "generators", "distill", "compare"]
+
+
+def imported(file):
+    """The packages of dfkd that a file imports of, also within functions."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
+        yield from (name.split(".")[1] for name in names if name.startswith("dfkd."))
+
+
+def test_every_package_is_a_room():
+    packages = {path.parent.name for path in HOUSE.glob("*/__init__.py")}
+    assert packages == {*ROOMS}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_opens_only_to_those_before_it(room):
+    later = {*ROOMS[ROOMS.index(room) + 1 :]}
+    files = [*(HOUSE / room).rglob("*.py")]
+    assert files
+    found = {(str(file.relative_to(HOUSE)), name) for file in files for name in imported(file)}
+    assert not {(file, name) for file, name in found if name in later}
