@@ -53,12 +53,20 @@ def resolve_place(device: str, precision: str) -> Place:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         raise RequestError(f"--device {device!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from None
-    if found.type == "cpu":
-        keep_freed_memory()
+    _settle(found)
     bf16 = precision == "bf16" or (precision == "auto" and _multiplies_bf16(found))
     if bf16 and precision == "auto" and found.type == "cpu":
         bf16 = _bf16_pays()
     return Place(found, torch.bfloat16 if bf16 else torch.float32)
+
+
+def _settle(device: torch.device) -> None:
+    """What of the process has to be as this device needs it."""
+    if device.type == "cpu":
+        keep_freed_memory()
+    else:  # who asks for float32, or has an accuracy measured in it, gets 24 bits, and the same run gives the same ones
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
 
 
 def machine(device: torch.device) -> dict[str, str | int]:

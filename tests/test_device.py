@@ -22,6 +22,15 @@ def test_precision_and_device():
     assert resolve_place("auto", "auto").dtype in (torch.float32, torch.bfloat16)
 
 
+def test_a_gpu_computes_float32_in_full_and_the_same_again(monkeypatch):
+    """There is none here: what is asked of cuDNN before anything is computed."""
+    for name, before in (("allow_tf32", True), ("deterministic", False)):
+        monkeypatch.setattr(torch.backends.cudnn, name, before)
+    monkeypatch.setattr(torch, "empty", lambda *size, device: None)
+    assert resolve_place("cuda", "fp32").dtype == torch.float32
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic) == (False, True)
+
+
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", ""])
 def test_a_device_that_is_not_here_is_named(device):
     with pytest.raises(RequestError, match="--device"):
