@@ -7,6 +7,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from dfkd.device import Place
+from dfkd.folding import folded
 from dfkd.models.load import Model
 from dfkd.outputs import Outputs
 from dfkd.taps import Tap, Tapped
@@ -22,16 +23,28 @@ def answer(network: Tapped, place: Place, view: Float[Tensor, "batch channels he
 class Classifier:
     """A model in evaluation mode that never learns, at a place; features are taken at `taps`."""
 
-    def __init__(self, model: Model, place: Place, taps: Mapping[str, Tap] | None = None) -> None:
+    def __init__(self, model: Model, place: Place, taps: Mapping[str, Tap] | None = None, fold: bool = False) -> None:
+        """With `fold` answers come from a copy whose BatchNorms are folded away, where that is possible.
+
+        They are the same up to rounding, and hooks on the model's own layers see nothing of them.
+        """
         self.model, self.place = model, place
-        module = model.module.eval().requires_grad_(False)
-        self._run = Tapped(module.to(place.device).to(memory_format=torch.channels_last), taps or {})
+        module = model.module.eval().requires_grad_(False).to(place.device).to(memory_format=torch.channels_last)
+        if fold and model.image_size is not None:
+            example = self._noise(2, model.image_size)
+            module = folded(module, taps or {}, example).to(memory_format=torch.channels_last)
+        self._run = Tapped(module, taps or {})
 
     def view(
         self, pixels: UInt8[Tensor, "batch height width channels"]
     ) -> Float[Tensor, "batch channels height width"]:
         """Pixels on this classifier's device, as its input."""
         return self.model.preprocess(pixels.to(self.place.device, non_blocking=True))
+
+    def _noise(self, count: int, size: int) -> Float[Tensor, "{count} channels {size} {size}"]:
+        random = torch.Generator().manual_seed(0)  # the global state is a student's seed
+        shape = (count, size, size, self.model.channels)
+        return self.view(torch.randint(0, 256, shape, generator=random, dtype=torch.uint8))
 
     @torch.no_grad()
     def outputs(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:

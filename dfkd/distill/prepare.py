@@ -233,7 +233,7 @@ def _trainer(
         _taps(teacher, config.teacher_taps, objective.taps, example, "teacher", source.taps),
         _taps(student, config.student_taps, objective.taps, example, "student"),
     )
-    classifier = Classifier(teacher, place, taps[0])
+    classifier = Classifier(teacher, place, taps[0], fold=True)
     module = student.module.to(place.device).to(memory_format=torch.channels_last).requires_grad_(True)
     tapped = Tapped(module, taps[1])
     asked = Counted(classifier.answer)

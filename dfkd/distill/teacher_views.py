@@ -29,7 +29,7 @@ from dfkd.teacher import Classifier
 from dfkd.training.augment import crop, draw_crops
 from dfkd.versions import versions
 
-VIEW_FORMAT = 1
+VIEW_FORMAT = 2
 PART_ROWS = 4_096
 """Images a file: what an interrupted command has to do again at the most."""
 BATCH = 256

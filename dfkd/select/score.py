@@ -20,7 +20,7 @@ from dfkd.signals import Interrupted, StopRequest, stop_request
 from dfkd.taps import Tap
 from dfkd.teacher import Classifier
 
-SCORE_FORMAT = 1
+SCORE_FORMAT = 2
 PART_ROWS = 16_384
 """Images a part: a killed scoring goes on from its last complete part, an interrupted one from its last batch."""
 SCORES = {"confidence": np.float32, "entropy": np.float32, "prediction": np.int32}

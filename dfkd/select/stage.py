@@ -61,7 +61,7 @@ def run(config: SelectConfig) -> Path:
         check_partial(partial)
         try:
             scores = score_pool(
-                Classifier(model, place, {"last": tap} if tap else {}),
+                Classifier(model, place, {"last": tap} if tap else {}, fold=True),
                 pool,
                 request_folder("scores", scoring),
                 batch_size=config.batch_size,
