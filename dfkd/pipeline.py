@@ -35,6 +35,8 @@ STAGES = {"select": SelectConfig, "generate": GenerateConfig, "distill": Distill
 KEYS = ("out", "seeds", "defaults", *STAGES)
 NOT_THE_RESULTS = {"preset", "device", "precision", "test", "out", "name", "log_every", "checkpoint_every"}
 """Options that may change in a file whose runs are complete."""
+LEFT_OPEN = {"loss": (), "init": "auto", "crop_area": None}
+"""What a file leaves to `distill`, whose run names what it took."""
 DISTILLS_OWN = {"steps", "student", "samples", "batch_size", "method"}
 """Options of these names in [defaults] speak of selecting and distilling: a generator's are others."""
 
@@ -107,8 +109,8 @@ def _is_as_asked(distillation: DistillConfig) -> bool:
         then = asdict(from_mapping(DistillConfig, read_request(Path(distillation.out))["distill"], distillation.out))
     except (RequestError, KeyError):  # of another version
         then = {}
-    asked = {name: value for name, value in now.items() if name not in NOT_THE_RESULTS and value not in ((), "auto")}
-    changed = [name for name, value in asked.items() if then.get(name) != value]  # a run names what was left open
+    asked = {name for name in now if name not in NOT_THE_RESULTS and (name, now[name]) not in LEFT_OPEN.items()}
+    changed = [name for name in now if name in asked and then.get(name) != now[name]]
     if changed:
         say(f"{distillation.out} is left out: the file has another {', '.join(changed)} now; run that row again")
     return not changed

@@ -33,6 +33,7 @@ SETTINGS = {
         "student": demo.STUDENT,
         "steps": 400,
         "init": "none",
+        "crop_area": 1.0,
         "test": "{out}/heldout.npz",
     },
     "cifar10": {
@@ -44,6 +45,7 @@ SETTINGS = {
         "student": "cifar_resnet:depth=20",
         "steps": 1000,
         "init": "none",
+        "crop_area": 1.0,
         "test": "$DFKD_DATA/cifar10_heldout10k.npz",
     },
 }

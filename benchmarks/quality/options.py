@@ -30,6 +30,7 @@ ROWS = {
     "init": {"init": "teacher", "lr": 0.4},
     "init-slow": {"init": "teacher", "lr": 0.1},
     "ofd": {"loss": ["kd", "ofd"]},
+    "ofd-area": {"loss": ["kd", "ofd"], "crop_area": 0.4},
     "ofd-init": {"loss": ["kd", "ofd"], "init": "teacher", "lr": 0.4},
     "ofd-init-slow": {"loss": ["kd", "ofd"], "init": "teacher", "lr": 0.1},
     "ofd-init-slow-area": {"loss": ["kd", "ofd"], "init": "teacher", "lr": 0.1, "crop_area": 0.4},

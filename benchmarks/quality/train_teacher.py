@@ -139,6 +139,7 @@ def _plan(asked, model, data):
         "lr": default_rate("sgd", model.module) if asked.lr is None else asked.lr,
         "warmup": SCHEDULE_WARMUP[defaults.schedule],
         "crop_padding": data.image_size // 8,
+        "crop_area": 1.0,
     }
     return Plan(**{f.name: own.get(f.name, getattr(defaults, f.name, None)) for f in fields(Plan)})
 

@@ -109,7 +109,7 @@ def test_a_student_begins_as_its_teacher(lab, selection, tmp_path, capsys):
 def test_the_layers_are_fitted_on_images_of_the_selection_before_the_first_step_alone(
     lab, selection, plain, tmp_path, monkeypatch
 ):
-    seen = []
+    seen, whole = [], ("--no-flip", "--crop-padding", 0, "--crop-area", 1)
     fit = trainer.reconstruct
 
     def keep(student, teacher, view):
@@ -117,11 +117,11 @@ def test_the_layers_are_fitted_on_images_of_the_selection_before_the_first_step_
         return fit(student, teacher, view)
 
     monkeypatch.setattr(trainer, "reconstruct", keep)
-    assert lab.distill(selection, tmp_path / "run", *QUICK, "--no-flip", "--crop-padding", 0) == 0
+    assert lab.distill(selection, tmp_path / "run", *QUICK, *whole) == 0
     assert seen == [((1024, 1, 16, 16), 400)]  # 400 images are selected
     (tmp_path / "run" / "result.json").unlink()
     (tmp_path / "run" / "student.safetensors").unlink()
-    assert lab.distill(selection, tmp_path / "run", *QUICK, "--no-flip", "--crop-padding", 0) == 0
+    assert lab.distill(selection, tmp_path / "run", *QUICK, *whole) == 0
     assert len(seen) == 1  # it went on from the checkpoint of the last step
 
 
@@ -152,9 +152,11 @@ def test_windows_are_what_the_teacher_answers_for_too(lab, selection, plain, tmp
         return outputs
 
     monkeypatch.setattr(Trainer, "teach", keep)
-    assert lab.distill(selection, tmp_path / "run", *QUICK, "--crop-area", 0.4) == 0
-    assert seen == [True] * 12
+    assert lab.distill(selection, tmp_path / "run", *QUICK, "--crop-area", 1) == 0
+    assert lab.distill(selection, tmp_path / "half", *QUICK, "--crop-area", 0.5) == 0
+    assert seen == [True] * 24
     assert not same(student(plain), student(tmp_path / "run"))
+    assert not same(student(plain), student(tmp_path / "half"))
     for area in (0, 1.5):
         assert lab.distill(selection, tmp_path / "no", *QUICK, "--crop-area", area) == 2
 
@@ -190,15 +192,43 @@ def test_the_hardest_images_are_those_where_the_student_was_farthest_from_the_te
 def test_what_is_on_decides_the_run_and_what_is_off_leaves_earlier_runs_as_they_are(
     lab, selection, plain, averaged, capsys
 ):
-    assert {"cutmix", "ema", "reestimate", "crop_area"} & content(plain).keys() == set()
+    assert {"cutmix", "ema", "reestimate"} & content(plain).keys() == set()
     assert content(averaged) == {**content(plain), "ema": 0.7}
-    changes = (("--cutmix", 1, 1.0), ("--ema", 0.5, 0.5), ("--reestimate", 2, 2), ("--crop-area", 0.5, 0.5))
+    changes = (("--cutmix", 1, 1.0), ("--ema", 0.5, 0.5), ("--reestimate", 2, 2))
     for flag, value, shown in changes:
         assert lab.distill(selection, plain, *QUICK, flag, value) == 2
         assert f"holds another run: options.{flag[2:].replace('-', '_')} (None, now {shown})" in capsys.readouterr().err
     assert content(plain)["init"] == "teacher"
     assert lab.distill(selection, plain, *QUICK, "--init", "none") == 2
-    assert "options.init (teacher, now None)" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "options.init (teacher, now None)" in said and "options.crop_area (0.4, now None)" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "area"),
+    [
+        ((), 0.4),  # the student is a part of its teacher, and begins with its layers
+        (("--init", "none"), 1),
+        (("--crop-area", 0.7), 0.7),
+        (("--crop-area", 1), 1),
+        (("--student", "wide_resnet:depth=10,width=1"), 1),
+        (("--loss", "kd", "--teacher-views", 1), 1),
+        (("--source", "dafl"), 1),
+    ],
+)
+def test_windows_are_the_default_of_a_student_that_begins_with_its_teachers_layers(
+    lab, selection, tmp_path, monkeypatch, flags, area
+):
+    plans = []
+
+    def enough(self):
+        plans.append(self.plan)
+        raise SystemExit("enough")
+
+    monkeypatch.setattr(Trainer, "advance", enough)
+    with pytest.raises(SystemExit, match="enough"):
+        lab.distill(selection, tmp_path / "run", *QUICK, *flags)
+    assert [plan.crop_area for plan in plans] == [area]
 
 
 def test_without_batch_normalization_there_is_nothing_to_reestimate(lab, selection, tmp_path, capsys, monkeypatch):
