@@ -29,7 +29,7 @@ def folded(
     changed it in between; that nothing else reads it is made sure of by comparing what both networks say of `example`.
     Returns `module` itself where there is no pair, or the copy would say something else.
     """
-    pairs = _pairs(module, {tap.path for tap in taps.values()}, example)
+    before, pairs = _said(module, taps, example)
     if not pairs:
         return module
     try:
@@ -41,11 +41,12 @@ def folded(
         fused = fuse_conv_bn_eval(*layers)
         twin.set_submodule(conv, fused.requires_grad_(False))
         twin.set_submodule(norm, nn.Identity())
-    return twin if _agree(*(_said(network, taps, example) for network in (module, twin))) else module
+    return twin if _agree(before, _said(twin, taps, example)[0]) else module
 
 
-def _pairs(module: nn.Module, tapped: set[str], example: Tensor) -> dict[str, str]:
-    """The names of convolutions, with the BatchNorm behind each."""
+def _said(module: nn.Module, taps: Mapping[str, Tap], example: Tensor) -> tuple[list[Tensor], dict[str, str]]:
+    """The logits and the features, and the names of convolutions, with the BatchNorm behind each."""
+    tapped = {tap.path for tap in taps.values()}
     names = Counter(id(layer) for _, layer in module.named_modules(remove_duplicate=False))
     made: dict[int, tuple[str, Tensor, int]] = {}  # the tensor itself, so that no other one gets its number
     runs: Counter[str] = Counter()
@@ -69,24 +70,17 @@ def _pairs(module: nn.Module, tapped: set[str], example: Tensor) -> dict[str, st
                 hooks.enter_context(layer.register_forward_hook(partial(conv_ran, name=name)))
             elif type(layer) is nn.BatchNorm2d and layer.running_mean is not None:
                 hooks.enter_context(layer.register_forward_pre_hook(partial(norm_runs, name=name)))
-        module(example)
+        network = Tapped(module, taps)
+        hooks.callback(network.remove)
+        logits, features = network(example)
     twice = {norm for norm, count in Counter(found.values()).items() if count > 1}
-    return {conv: norm for conv, norm in found.items() if runs[conv] == runs[norm] == 1 and norm not in twice}
+    pairs = {conv: norm for conv, norm in found.items() if runs[conv] == runs[norm] == 1 and norm not in twice}
+    return [logits, *features.values()], pairs
 
 
 def _watched(layer: nn.Module) -> bool:
     """Whether something is computed besides: a hook, or a weight made from others."""
     return bool(layer._forward_hooks or layer._forward_pre_hooks or hasattr(layer, "parametrizations"))
-
-
-def _said(module: nn.Module, taps: Mapping[str, Tap], example: Tensor) -> list[Tensor]:
-    """The logits and the features."""
-    network = Tapped(module, taps)
-    try:
-        logits, features = network(example)
-    finally:
-        network.remove()
-    return [logits, *features.values()]
 
 
 def _agree(ours: list[Tensor], theirs: list[Tensor]) -> bool:

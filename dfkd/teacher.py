@@ -31,7 +31,7 @@ class Classifier:
         self.model, self.place = model, place
         module = model.module.eval().requires_grad_(False).to(place.device).to(memory_format=torch.channels_last)
         if fold and model.image_size is not None:
-            example = self._noise(2, model.image_size)
+            example = self._noise(1, model.image_size)
             module = folded(module, taps or {}, example).to(memory_format=torch.channels_last)
         self._run = Tapped(module, taps or {})
 
