@@ -22,6 +22,7 @@ PAPERS = "`kd explicit:0.5 relation:1`"
 CONFIDENT = "the most confident, even over classes"
 FIFTY = "50,000 of the 100,000 images, unless said"
 BEGUN = "begins with the teacher's layers"
+WINDOWS = "`--crop-area 0.4`"
 ROWS = {
     "random-kd": "random; `kd`",
     "random-ofd": "random; `kd ofd`",
@@ -45,7 +46,14 @@ ROWS = {
     "threshold-ofd-init": f"`--method threshold`; `kd ofd`; {BEGUN}",
     "confident-ofd-init-cutmix": f"{CONFIDENT}; `kd ofd`; {BEGUN}, `--cutmix 1`",
     **{f"confident-{n}-ofd-init": f"{int(n):,}, {CONFIDENT}; `kd ofd`; {BEGUN}" for n in ("5000", "10000", "20000")},
-    "confident-10000-ofd-init-area": f"10,000, {CONFIDENT}; `kd ofd`; {BEGUN}, `--crop-area 0.4`",
+    "confident-10000-ofd-init-area": f"10,000, {CONFIDENT}; `kd ofd`; {BEGUN}, {WINDOWS}",
+    "confident-ofd-init-area": f"{CONFIDENT}; `kd ofd`; {BEGUN}, {WINDOWS}",
+    "confident-ofd-init-wider": f"{CONFIDENT}; `kd ofd`; {BEGUN}, `--crop-area 0.2`",
+    "confident-ofd-init-area-strong": f"{CONFIDENT}; `kd ofd:0.003`; {BEGUN}, {WINDOWS}",
+    "far-ofd-init-area": f"{CONFIDENT}, of photos of none of CIFAR-10's classes; `kd ofd`; {BEGUN}, {WINDOWS}",
+    "confident-kd-init-area": f"{CONFIDENT}; `kd`; {BEGUN}, {WINDOWS}",
+    "confident-ofd-area": f"{CONFIDENT}; `kd ofd`; {WINDOWS}",
+    "random-kd-area": f"random; `kd`; {WINDOWS}",
     "random-10000-ofd-init": f"10,000, random; `kd ofd`; {BEGUN}",
     "private-ofd-init": f"the teacher's own 40,000, which nobody has; `kd ofd`; {BEGUN}",
 }
@@ -54,10 +62,13 @@ TABLES = [
         "title": f"{FIFTY}; losses",
         "files": [
             *("cifar10-2000-steps", "selection-2000-steps", "ofd-2000-steps", "init-2000-steps", "begun-2000-steps"),
+            "area-2000-steps",
         ],
     },
     {"title": f"{FIFTY}; losses; 500 steps", "files": ["begun-500-steps"]},
+    {"title": f"{FIFTY}; losses; 500 steps, with windows of the images and without", "files": ["area-500-steps"]},
     {"title": "50,000 of the 100,000 images; losses; 4,000 steps", "files": ["steps-4000", "steps-4000-intel"]},
+    {"title": "50,000 of the 100,000 images; losses; 16,000 steps", "files": ["steps-16000"]},
     {"title": "ResNet-34 to ResNet-18, one GPU, 200 passes over 50,000 images", "files": ["headline"]},
     {"title": "ResNet-34 to ResNet-18, one GPU, 40 passes over 50,000 images", "files": ["headline-short"]},
     {
@@ -67,9 +78,12 @@ TABLES = [
     },
 ]
 CURVES = {
+    f"{CONFIDENT}; `kd ofd`; {BEGUN}, {WINDOWS}": [
+        *(("area-500-steps", "confident-ofd-init-area-500"), ("area-2000-steps", "confident-ofd-init-area-2000")),
+        ("steps-16000", "confident-ofd-init-area-16000"),
+    ],
     f"{CONFIDENT}; `kd ofd`; {BEGUN}": [
         *(("begun-500-steps", "confident-ofd-init-500"), ("init-2000-steps", "confident-ofd-init-2000")),
-        ("steps-16000", "confident-ofd-init-16000"),
     ],
     f"random; `kd`; {BEGUN}": [("begun-500-steps", "random-kd-init-500")],
     f"{CONFIDENT}; `kd ofd`": [

@@ -63,6 +63,7 @@ def test_the_rows_of_accuracy_are_what_their_names_say_and_its_results_are_of_ro
         words = row.name.split("-")
         assert row.steps == int(words[-1])
         assert row.init == ("teacher" if "init" in words else "none")
+        assert (row.crop_area < 1) == bool({"area", "wider"} & {*words})
         assert (row.loss == ("kd",)) == ("kd" in words)
         assert any(loss.startswith("ofd") for loss in row.loss) == ("ofd" in words)
         assert Path(row.samples[0]).name.removesuffix("-seed0") in row.name or "dfnd" in words
