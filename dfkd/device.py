@@ -64,7 +64,7 @@ def _settle(device: torch.device) -> None:
     """What of the process has to be as this device needs it."""
     if device.type == "cpu":
         keep_freed_memory()
-    else:  # who asks for float32, or has an accuracy measured in it, gets 24 bits, and the same run gives the same ones
+    else:  # who asks for float32, or has an accuracy measured in it, gets 24 bits; gradients are summed in one order
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
 
@@ -94,7 +94,7 @@ def _multiplies_bf16(device: torch.device) -> bool:
 def _bf16_pays() -> bool:
     """What the cache folder says of this processor and this torch, or else the probe, whose finding is kept there."""
     path = cache_folder() / "precision.json"
-    here = f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+    here = f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}, one thread, torch {torch.__version__}"
     found: dict[str, float] = {}
     with contextlib.suppress(OSError, ValueError, TypeError):
         found = {str(key): float(value) for key, value in json.loads(path.read_text(encoding="utf-8")).items()}

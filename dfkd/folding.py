@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, cast
@@ -20,33 +20,38 @@ _SAME = 1e-4
 
 @torch.no_grad()
 def folded(
-    module: nn.Module, taps: Mapping[str, Tap], example: Float[Tensor, "batch channels height width"]
+    module: nn.Module, taps: Mapping[str, Tap], views: Sequence[Float[Tensor, "batch channels height width"]]
 ) -> nn.Module:
     """A copy of a network in evaluation mode whose BatchNorms are part of the convolutions that feed them.
 
-    Logits, and features at `taps`, are the same up to rounding. What feeds what is seen on a pass of `example`: a
+    Logits, and features at `taps`, are the same up to rounding: that of the precision that the copy is run in, as the
+    weights are rounded after they are multiplied. What feeds what is seen on a pass of the first of two `views`: a
     convolution and a BatchNorm make a pair where each runs once, the one's output is the other's input, and nothing has
-    changed it in between; that nothing else reads it is made sure of by comparing what both networks say of `example`.
-    Returns `module` itself where there is no pair, or the copy would say something else.
+    changed it in between. That nothing else reads it is made sure of by what both networks say of the second view.
+    Returns `module` itself where there is no pair, or where its copy says something else, or cannot be made or run.
     """
-    before, pairs = _said(module, taps, example)
-    if not pairs:
-        return module
     try:
-        twin = copy.deepcopy(module)
-    except Exception:  # whatever somebody's module raises: it runs as it is, as it would without this
+        return _twin(module, taps, *views) or module
+    except Exception:  # whatever somebody's network raises when it is changed: as it is it may run, or tells why not
         return module
+
+
+def _twin(module: nn.Module, taps: Mapping[str, Tap], traced: Tensor, compared: Tensor) -> nn.Module | None:
+    """The copy, or None where there is none that says the same."""
+    pairs = _pairs(module, {tap.path for tap in taps.values()}, traced)
+    if not pairs:
+        return None
+    twin = copy.deepcopy(module)
     for conv, norm in pairs.items():
         layers = cast(nn.Conv2d, twin.get_submodule(conv)), cast(nn.BatchNorm2d, twin.get_submodule(norm))
         fused = fuse_conv_bn_eval(*layers)
         twin.set_submodule(conv, fused.requires_grad_(False))
         twin.set_submodule(norm, nn.Identity())
-    return twin if _agree(before, _said(twin, taps, example)[0]) else module
+    return twin if _agree(*(_said(network, taps, compared) for network in (module, twin))) else None
 
 
-def _said(module: nn.Module, taps: Mapping[str, Tap], example: Tensor) -> tuple[list[Tensor], dict[str, str]]:
-    """The logits and the features, and the names of convolutions, with the BatchNorm behind each."""
-    tapped = {tap.path for tap in taps.values()}
+def _pairs(module: nn.Module, tapped: set[str], view: Tensor) -> dict[str, str]:
+    """The names of convolutions, with the BatchNorm behind each."""
     names = Counter(id(layer) for _, layer in module.named_modules(remove_duplicate=False))
     made: dict[int, tuple[str, Tensor, int]] = {}  # the tensor itself, so that no other one gets its number
     runs: Counter[str] = Counter()
@@ -64,23 +69,30 @@ def _said(module: nn.Module, taps: Mapping[str, Tap], example: Tensor) -> tuple[
 
     with ExitStack() as hooks:
         for name, layer in module.named_modules():
-            if not name or names[id(layer)] != 1 or _watched(layer):
+            if not name or names[id(layer)] != 1 or layer.training or _watched(layer):
                 continue
             if type(layer) is nn.Conv2d and name not in tapped:
                 hooks.enter_context(layer.register_forward_hook(partial(conv_ran, name=name)))
             elif type(layer) is nn.BatchNorm2d and layer.running_mean is not None:
                 hooks.enter_context(layer.register_forward_pre_hook(partial(norm_runs, name=name)))
-        network = Tapped(module, taps)
-        hooks.callback(network.remove)
-        logits, features = network(example)
-    twice = {norm for norm, count in Counter(found.values()).items() if count > 1}
-    pairs = {conv: norm for conv, norm in found.items() if runs[conv] == runs[norm] == 1 and norm not in twice}
-    return [logits, *features.values()], pairs
+        module(view)
+    return {conv: norm for conv, norm in found.items() if runs[conv] == runs[norm] == 1}
 
 
 def _watched(layer: nn.Module) -> bool:
     """Whether something is computed besides: a hook, or a weight made from others."""
-    return bool(layer._forward_hooks or layer._forward_pre_hooks or hasattr(layer, "parametrizations"))
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return any(hooks) or hasattr(layer, "parametrizations")
+
+
+def _said(module: nn.Module, taps: Mapping[str, Tap], view: Tensor) -> list[Tensor]:
+    """The logits and the features."""
+    network = Tapped(module, taps)
+    try:
+        logits, features = network(view)
+    finally:
+        network.remove()
+    return [logits, *features.values()]
 
 
 def _agree(ours: list[Tensor], theirs: list[Tensor]) -> bool:

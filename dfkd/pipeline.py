@@ -37,6 +37,8 @@ NOT_THE_RESULTS = {"preset", "device", "precision", "test", "out", "name", "log_
 """Options that may change in a file whose runs are complete."""
 LEFT_OPEN = {"loss": (), "init": "auto", "crop_area": None}
 """What a file leaves to `distill`, whose run names what it took."""
+BEFORE = {"crop_area": 1.0}
+"""What runs took that are older than the option."""
 DISTILLS_OWN = {"steps", "student", "samples", "batch_size", "method"}
 """Options of these names in [defaults] speak of selecting and distilling: a generator's are others."""
 
@@ -106,7 +108,8 @@ def _is_as_asked(distillation: DistillConfig) -> bool:
 
     now = asdict(distillation)
     try:
-        then = asdict(from_mapping(DistillConfig, read_request(Path(distillation.out))["distill"], distillation.out))
+        table = BEFORE | read_request(Path(distillation.out))["distill"]
+        then = asdict(from_mapping(DistillConfig, table, distillation.out))
     except (RequestError, KeyError):  # of another version
         then = {}
     asked = {name for name in now if name not in NOT_THE_RESULTS and (name, now[name]) not in LEFT_OPEN.items()}

@@ -26,13 +26,14 @@ class Classifier:
     def __init__(self, model: Model, place: Place, taps: Mapping[str, Tap] | None = None, fold: bool = False) -> None:
         """With `fold` answers come from a copy whose BatchNorms are folded away, where that is possible.
 
-        They are the same up to rounding, and hooks on the model's own layers see nothing of them.
+        They are the same up to rounding, and hooks on the model's own layers see nothing of them. The copy takes the
+        place of another teacher in the device's memory.
         """
         self.model, self.place = model, place
         module = model.module.eval().requires_grad_(False).to(place.device).to(memory_format=torch.channels_last)
         if fold and model.image_size is not None:
-            example = self._noise(1, model.image_size)
-            module = folded(module, taps or {}, example).to(memory_format=torch.channels_last)
+            views = self._noise(4, model.image_size).split(2)
+            module = folded(module, taps or {}, views).to(memory_format=torch.channels_last)
         self._run = Tapped(module, taps or {})
 
     def view(

@@ -69,7 +69,7 @@ TABLES = [
     {"title": f"{FIFTY}; losses; 500 steps, with windows of the images and without", "files": ["area-500-steps"]},
     {"title": "50,000 of the 100,000 images; losses; 4,000 steps", "files": ["steps-4000", "steps-4000-intel"]},
     {"title": "50,000 of the 100,000 images; losses; 16,000 steps", "files": ["steps-16000"]},
-    {"title": "ResNet-34 to ResNet-18, one GPU, 200 passes over 50,000 images", "files": ["headline"]},
+    {"title": "ResNet-34 to ResNet-18, one GPU, up to 200 passes over 50,000 images", "files": ["headline"]},
     {"title": "ResNet-34 to ResNet-18, one GPU, 40 passes over 50,000 images", "files": ["headline-short"]},
     {
         "title": "100 classes of Tiny-ImageNet; half of the photos of its 100 others, and losses",

@@ -171,7 +171,7 @@ def until(end, out, name, folder, rows, epochs, seeds):
 
 
 def main():
-    """All stages; the exit status of the first that failed. Without a student there can still be shorter rows."""
+    """All stages; the exit status of the first that failed, or of the long run, without which there are the others."""
     end = time.monotonic() + 60 * setting("MINUTES")
     work, out = Path(setting("WORK")), Path(os.environ.get("OUT", "out"))
     for folder in (work, out):
@@ -182,19 +182,19 @@ def main():
     shutil.copyfile(work / "teacher" / RESULT, out / "headline-teacher.json")
     if status := timed(out, "first", lambda: students(short, MAIN, setting("SHORT_EPOCHS"), [0])):
         return status
-    keep(short / "report.csv", out / "headline-short.csv", COMMAND)
-    count = passes(student, short, end - time.monotonic())
-    if count < setting("SHORT_EPOCHS"):
-        say(f"the long run is left out: {max(0, end - time.monotonic()):.0f} s allow {max(0, count)} passes")
-        return 0
-    if status := until(end, out, "student", student, MAIN, count, [0]):
-        return status
-    keep(student / "report.csv", out / "headline.csv", COMMAND)
-    if end - time.monotonic() < LAST:
-        return 0
-    if not (status := until(end, out, "short", short, SHORT, setting("SHORT_EPOCHS"), SHORT_SEEDS)):
+    if not (status := compare(short)):  # with the rows of an earlier call
         keep(short / "report.csv", out / "headline-short.csv", COMMAND)
-    return status
+    left = end - time.monotonic()
+    count = passes(student, short, left)
+    if left < LAST or count < min(setting("EPOCHS"), setting("SHORT_EPOCHS")):
+        say(f"the long run is left out: {max(0, left):.0f} s allow {max(0, count)} passes")
+    elif not (status := until(end, out, "student", student, MAIN, count, [0])):
+        keep(student / "report.csv", out / "headline.csv", COMMAND)
+    if end - time.monotonic() < LAST or status >= signal.SIGINT + 128:
+        return status
+    if not (failed := until(end, out, "short", short, SHORT, setting("SHORT_EPOCHS"), SHORT_SEEDS)):
+        keep(short / "report.csv", out / "headline-short.csv", COMMAND)
+    return status or failed
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@
 #     run(carry=[".carry/part-ac", ".carry/wheels"], timeout_s=600, command="mv .carry/part-ac /tmp/ &&
 #         cat /tmp/part-a? | tar x -C /tmp && python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir
 #         --upgrade --target /tmp/site .carry/wheels/*.whl && export PYTHONPATH=/tmp/site DFKD_DATA=/tmp/data
-#         DFKD_SHARED=/tmp/shared HEADLINE_WORK=/tmp/work HEADLINE_MINUTES=11 && (OUT=/tmp/out setsid nohup
+#         DFKD_SHARED=/tmp/shared HEADLINE_WORK=/tmp/work HEADLINE_MINUTES=10 && (OUT=/tmp/out setsid nohup
 #         benchmarks/quality/headline.sh > /dev/null 2>&1 &); sleep 300; cp /tmp/out/* $OUT/; tail -n 2 /tmp/out/headline.log
 #         /tmp/work/*/metrics.jsonl /tmp/work/*/runs/*/metrics.jsonl")
 #     run(timeout_s=600, command="for i in `seq 70`; do sleep 5; cp /tmp/out/* $OUT/; done; tail ... as above")
