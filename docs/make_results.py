@@ -68,7 +68,7 @@ TABLES = [
     {"title": f"{FIFTY}; losses; 500 steps", "files": ["begun-500-steps"]},
     {"title": f"{FIFTY}; losses; 500 steps, with windows of the images and without", "files": ["area-500-steps"]},
     {"title": "50,000 of the 100,000 images; losses; 4,000 steps", "files": ["steps-4000", "steps-4000-intel"]},
-    {"title": "50,000 of the 100,000 images; losses; 16,000 steps", "files": ["steps-16000"]},
+    {"title": "50,000 of the 100,000 images; losses; 16,000 steps", "files": ["area-16000-steps"]},
     {"title": "ResNet-34 to ResNet-18, one GPU, up to 200 passes over 50,000 images", "files": ["headline"]},
     {"title": "ResNet-34 to ResNet-18, one GPU, 40 passes over 50,000 images", "files": ["headline-short"]},
     {
@@ -80,7 +80,7 @@ TABLES = [
 CURVES = {
     f"{CONFIDENT}; `kd ofd`; {BEGUN}, {WINDOWS}": [
         *(("area-500-steps", "confident-ofd-init-area-500"), ("area-2000-steps", "confident-ofd-init-area-2000")),
-        ("steps-16000", "confident-ofd-init-area-16000"),
+        ("area-16000-steps", "confident-ofd-init-area-16000"),
     ],
     f"{CONFIDENT}; `kd ofd`; {BEGUN}": [
         *(("begun-500-steps", "confident-ofd-init-500"), ("init-2000-steps", "confident-ofd-init-2000")),
