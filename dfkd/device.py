@@ -109,7 +109,7 @@ def _bf16_pays() -> bool:
 
 
 def bf16_speed(rounds: int = 7) -> float:
-    """How many times as fast as in float32 a convolution is in bfloat16 here, forward and backward (0.1 s a round).
+    """How many times as fast as in float32 a convolution is in bfloat16 here, forward and backward (0.02 s a round).
 
     The best of some rounds of each, in the processor time of one thread, so that other work on the machine decides
     nothing: beside two trainings on two cores the clock gave 1.1 to 5.5 where this gave 1.9 to 2.2.

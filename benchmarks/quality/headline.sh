@@ -27,7 +27,7 @@
 #         dill==0.4.1 multiprocess==0.70.19 tyro==1.0.17 docstring-parser==0.18.0 typeguard==4.6.0 tomli-w==1.2.0
 #
 # Then, each directly after the one before (30 idle seconds give the machine back, and a fresh one is bare again). On
-# 2026-11-26 a machine was there after 20 seconds and 60 MB after 12, so that 12 of 15 minutes are left for the script:
+# 2026-11-26 the first command ran 27 seconds after the call, and 60 MB more took 12, so that 12 of 15 minutes are left:
 #
 #     run(carry=[".carry/part-aa"], command="mv .carry/part-aa /tmp/; nvidia-smi")
 #     run(carry=[".carry/part-ab"], command="mv .carry/part-ab /tmp/")

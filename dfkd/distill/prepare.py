@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,11 +12,11 @@ from torch import nn
 from dfkd.config import DistillConfig
 from dfkd.console import say
 from dfkd.data import Pool, open_pool
-from dfkd.data.pool import ENCODED_ABOVE
 from dfkd.device import Place, resolve_place
 from dfkd.distill import supply
 from dfkd.distill.batchnorm import batch_norms
-from dfkd.distill.inherit import heir, inherit, twins
+from dfkd.distill.defaults import default_area, default_init, default_losses, example_of
+from dfkd.distill.inherit import inherit, twins
 from dfkd.distill.objective import Objective, build_objective
 from dfkd.distill.optim import SCHEDULE_WARMUP, default_rate, make_optimizer
 from dfkd.distill.setting import Counted, Setting
@@ -27,7 +27,7 @@ from dfkd.models.load import Model, load_model
 from dfkd.places import GROUPS, find_taps, group_of, match_groups
 from dfkd.portable import portable
 from dfkd.shards import Shards
-from dfkd.taps import Tap, Tapped, in_group, parse_taps
+from dfkd.taps import Tap, Tapped, parse_taps
 from dfkd.teacher import Classifier, answer
 from dfkd.training import stored
 from dfkd.training.sources import Source
@@ -80,15 +80,15 @@ def prepare(config: DistillConfig) -> Distillation:
     teacher = stored.open_teacher(config.teacher, config.samples, selections, config.normalize, config.image_size)
     student = _load_student(config, teacher)
     if objective is None:
-        config = replace(config, loss=_default_losses(config, teacher, student))
+        config = replace(config, loss=default_losses(config, teacher, student))
         say(f"losses: {' '.join(config.loss)}, the default for these networks and images")
         objective = build_objective(config.loss)
     if config.init == "auto":
-        config = replace(config, init=_default_init(teacher, student))
+        config = replace(config, init=default_init(teacher, student))
     if config.init == "teacher":
         say(inherit(student, teacher))
     if config.crop_area is None:
-        config = replace(config, crop_area=_default_area(config, teacher))
+        config = replace(config, crop_area=default_area(config, teacher))
     if config.reestimate and not batch_norms(student.module):
         raise RequestError(f"--reestimate {config.reestimate} changes nothing: the student has no BatchNorm statistics")
     plan = _plan(config, selections, student)
@@ -129,46 +129,6 @@ def _check_objective(config: DistillConfig, objective: Objective) -> None:
             f"--teacher-views {config.teacher_views} keeps the teacher's logits, and {readers} needs more of it; "
             "choose among the losses on outputs (--loss kd relation:1), or leave it out"
         )
-
-
-def _default_losses(config: DistillConfig, teacher: Model, student: Model) -> tuple[str, ...]:
-    """What the tables of README and docs support: `ofd` beside `kd`, for images as small as those that it was tried on.
-
-    Its weight is for maps of their size. Networks need maps of several resolutions (a transformer has one, of its
-    patches); a generator's images, and answers that were kept, are for the outputs.
-    """
-    if config.teacher_views or config.source is not None or (teacher.image_size or 0) > ENCODED_ABOVE:
-        return ("kd",)
-    if config.teacher_taps or config.student_taps:  # somebody knows the places: a mistake in them is to be told
-        return ("kd", "ofd")
-    try:
-        for model in (teacher, student):
-            if len(in_group(find_taps(model.module, _example(teacher), wanted=("pre",)).taps, "pre")) < 2:
-                return ("kd",)
-    except RequestError:  # no feature maps, or a network that cannot be run, which is told when it is used
-        return ("kd",)
-    return ("kd", "ofd")
-
-
-def _default_init(teacher: Model, student: Model) -> Literal["none", "teacher"]:
-    """What the README's tables support: the teacher's layers, where they make a whole student."""
-    return "teacher" if heir(student, teacher) and student.has_weights is False else "none"
-
-
-def _default_area(config: DistillConfig, teacher: Model) -> float:
-    """What the README's tables support: windows of stored images, for a student that begins with the teacher's layers.
-
-    From random weights they cost some points of the digits; above the sizes of the tables nothing was measured; who
-    turns the shift off wants images as they are; and with answers that were kept beforehand they do not go.
-    """
-    small = (teacher.image_size or 0) <= ENCODED_ABOVE
-    asked_otherwise = config.source is not None or config.teacher_views or config.crop_padding == 0
-    return 0.4 if config.init == "teacher" and small and not asked_otherwise else 1.0
-
-
-def _example(teacher: Model) -> torch.Tensor:
-    """An image of the teacher's size: what a network is run on to find places in it."""
-    return torch.zeros(1, teacher.channels, *[teacher.image_size or 1] * 2)
 
 
 def _load_student(config: DistillConfig, teacher: Model) -> Model:
@@ -241,7 +201,7 @@ def _trainer(
     plan: Plan,
 ) -> Trainer:
     """Put the pieces together: taps on both models, projections built from a first batch, optimizer over all."""
-    example = _example(teacher)
+    example = example_of(teacher)
     taps = match_groups(
         _taps(teacher, config.teacher_taps, objective.taps, example, "teacher", source.taps),
         _taps(student, config.student_taps, objective.taps, example, "student"),

@@ -82,6 +82,23 @@ def test_what_is_stored_is_what_the_teacher_says_of_the_stored_pixels(lab, selec
     assert shards.column("kept_classes").tolist() == kept_classes(stored, 0.05).tolist()
 
 
+def test_the_teacher_is_folded_where_it_answers_for_many_images_and_not_where_it_is_measured(
+    lab, tmp_path, monkeypatch
+):
+    asked, own = [], Classifier.__init__
+
+    def made(self, model, place, taps=None, fold=False):
+        asked.append(fold)
+        own(self, model, place, taps, fold)
+
+    monkeypatch.setattr(Classifier, "__init__", made)
+    assert lab.select(tmp_path / "s", "--count", 40) == 0
+    assert asked == [True]
+    flags = ("--steps", 2, "--batch-size", 8, "--loss", "kd", "--test", lab.heldout)
+    assert lab.distill(tmp_path / "s", tmp_path / "run", *flags) == 0
+    assert asked == [True, True, False, False]  # the trainer's; student and teacher as they are measured
+
+
 def test_the_same_request_gives_the_same_bytes_and_is_not_done_twice(lab, selection, tmp_path, capsys, no_teacher):
     assert lab.select(tmp_path / "again", "--count", 400) == 0
     assert tree(tmp_path / "again") == tree(selection)
