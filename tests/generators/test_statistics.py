@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dfkd.errors import RequestError
-from dfkd.generators.statistics import BatchStatistics, MovingStatistics, require_statistics
+from dfkd.generators.statistics import BatchStatistics, MovingStatistics, _Moments, require_statistics
 
 
 @pytest.fixture
@@ -39,6 +39,31 @@ def test_distances_are_those_of_the_formula_and_reach_the_images(layers):
         assert distance.item() == pytest.approx(expected, rel=1e-6)
     torch.stack(found).sum().backward()
     assert x.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 5, 2), (6, 3)])
+def test_moments_and_their_gradients_are_those_of_numpy(shape, rng):
+    values = rng.normal(2, 3, size=shape)
+    axes = (0, 2, 3)[: len(shape) - 1]
+    x = torch.tensor(values, requires_grad=True)
+    mean, variance = _Moments.apply(x)
+    np.testing.assert_allclose(mean.detach(), values.mean(axes), rtol=1e-9)
+    np.testing.assert_allclose(variance.detach(), values.var(axes), rtol=1e-9)
+    assert torch.autograd.gradcheck(_Moments.apply, (x,))
+    low = x.detach().to(torch.bfloat16).contiguous().requires_grad_(True)
+    mean, variance = _Moments.apply(low)
+    assert mean.dtype == variance.dtype == torch.float32  # bfloat16 would keep three digits of them
+    exact = low.detach().double().numpy()
+    np.testing.assert_allclose(mean.detach(), exact.mean(axes), rtol=1e-4)
+    np.testing.assert_allclose(variance.detach(), exact.var(axes), rtol=1e-4)
+
+
+def test_a_channel_that_is_constant_has_a_gradient():
+    x = torch.ones(2, 3, 4, 4, requires_grad=True)
+    mean, variance = _Moments.apply(x)
+    (mean.sum() + variance.sum()).backward()
+    assert variance.max() < 1e-9
+    torch.testing.assert_close(x.grad, torch.full_like(x, 1 / 32))
 
 
 def test_only_passes_within_the_block_are_seen_and_no_hook_stays(layers):

@@ -3,7 +3,6 @@
 import math
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -53,6 +52,7 @@ class AB(nn.Module):
         for connector, (ours, theirs) in zip(self.connectors, pairs, strict=True):
             ours, theirs = align.same_size(ours, theirs)
             s = align.apply(connector, ours)
-            short = (self.margin - torch.where(theirs > 0, s, -s)).relu()
+            side = (align.full(theirs).sign() - 0.5).sign()  # 1 where t > 0, else -1; on a CPU a mask costs far more
+            short = (self.margin - side * s).relu()
             total = total / 2 + short.square().sum() / len(s)
         return total
