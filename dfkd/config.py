@@ -173,7 +173,7 @@ class DistillConfig(ModelConfig):
     crop_padding: int | None = None
     """Random crop after padding by so many pixels; 0: none. Default: an eighth of the image size."""
     crop_area: float | None = None
-    """Random window of at least this share of the image's area, enlarged to its size; 1: none. Default: 0.4 where a
+    """Random window of this share of the image's area to all of it, enlarged to its size; 1: none. Default: 0.4 where a
     student that begins with the teacher's layers learns from --samples alone, up to 64 pixels, else 1."""
     flip: bool = True
     """Random horizontal flip."""

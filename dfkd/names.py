@@ -107,7 +107,10 @@ def build(target: Callable[..., Any], named: Named, kind: str, **given: Any) -> 
 
 
 def check_options(target: Callable[..., Any], named: Named, kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of `named`, each converted to the annotated type of the parameter that it sets."""
+    """The options of `named`, each converted to the annotated type of the parameter that it sets.
+
+    Raises: RequestError as `build`, and for a number without a key: what takes one (a loss its weight) takes it out.
+    """
     signature = inspect.signature(target)
     parameters = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
@@ -116,6 +119,12 @@ def check_options(target: Callable[..., Any], named: Named, kind: str, given: Ma
         hints = typing.get_type_hints(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
     except (NameError, TypeError, AttributeError):  # annotations of foreign code need not resolve
         hints = {}
+    if named.numbers:
+        number, keys = named.numbers[0], ", ".join(name for name in signature.parameters if name in allowed)
+        raise RequestError(
+            f"{kind} '{named.name}:{number:g}': {number:g} is for no parameter"
+            + (f"; write {named.name}:key={number:g} with one of {keys}" if keys else f": {named.name} has none")
+        )
     for key in named.options:
         if key not in allowed and not takes_any:
             raise RequestError(f"{kind} {named.name!r} has no parameter {key!r}{nearest(key, allowed)}")

@@ -118,7 +118,7 @@ class Run(Progress):
                 if _is_leftover(file) and file.name != LOCK:
                     shutil.rmtree(file) if file.is_dir() else file.unlink()
             restore_folder(self.folder / CHECKPOINT)
-            if not (self.folder / CONFIG).exists():
+            if not (self.folder / RESULT).exists():  # one that was begun is finished as it is asked for now
                 write_text(self.folder / CONFIG, tomli_w.dumps(sealed(self.request)))
             yield
 

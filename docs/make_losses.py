@@ -56,7 +56,9 @@ with the student, is saved in the checkpoint, and is no part of the student.
 ## What they gave here
 
 A loss that teaches the outputs stands alone, every other one is added to `kd` (also `noise` and `cgan`), all at their
-default weights, options and learning rate; the rows differ in nothing else. Where there is one seed, a point is noise.
+default weights, options and learning rate, but for `ft:paraphraser=100`, whose own preparation would be all of a short
+run; the rows differ in nothing else. Students begin with random weights and see no windows (`--init none --crop-area
+1`). Where there is one seed, a point is noise.
 A dash: not run.
 
 {measured}

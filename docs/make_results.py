@@ -123,13 +123,15 @@ def table(title, files, rows=ROWS):
 
 
 def curves(lines=CURVES):
-    """Accuracy against steps, a line a method; a point is left out where it was not measured."""
+    """Accuracy against steps, a line a method, with the number of seeds where there are several; what was not measured
+    is left out."""
     points = {}
     for line, runs in lines.items():
         for name, wanted in runs:
             if (QUALITY / f"{name}.csv").exists():
                 row = next(row for row in rows_of(name) if row.name == wanted)
-                points[line, int(row.mean("steps"))] = f"{100 * row.mean('top1'):.2f}"
+                seeds = f" ({len(row.runs)})" if len(row.runs) > 1 else ""
+                points[line, int(row.mean("steps"))] = f"{100 * row.mean('top1'):.2f}{seeds}"
     steps = sorted({step for _, step in points})
     head = [f"| 50,000 images; losses; top-1 % after so many steps | {' | '.join(f'{n:,}' for n in steps)} |"]
     head.append(f"| --- |{' ---: |' * len(steps)}")

@@ -45,6 +45,11 @@ class Objective(nn.Module):
         return any(hasattr(loss, "bind") for _, _, loss in self._terms)
 
     @property
+    def preparation(self) -> dict[str, int]:
+        """The losses, by name, that begin with so many steps for layers of their own: they teach nothing meanwhile."""
+        return {n: loss.preparation for n, _, loss in self._terms if hasattr(loss, "preparation")}
+
+    @property
     def reads_kept(self) -> bool:
         """Whether a loss heeds the classes that are dropped (`Outputs.kept`)."""
         return any(getattr(loss, "reads_kept", False) for _, _, loss in self._terms)
@@ -105,11 +110,12 @@ def build_objective(specs: Sequence[str]) -> Objective:
             raise RequestError(f"--loss {spec!r}: the weight {weight:g} is not at least 0")
         if "." not in named.name:
             named = replace(named, name=named.name.lower())
+        unweighted = replace(named, numbers=())
         if isinstance(target, type):
-            loss = names.build(target, named, "loss")
+            loss = names.build(target, unweighted, "loss")
         else:
             given = {"student": None, "teacher": None}
-            loss = functools.partial(target, **names.check_options(target, named, "loss", given))
+            loss = functools.partial(target, **names.check_options(target, unweighted, "loss", given))
         again = sum(name.partition("#")[0] == named.name for name, _, _ in terms)
         name = f"{named.name}#{again + 1}" if again else named.name
         terms.append((name, weight, loss))

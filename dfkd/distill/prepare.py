@@ -92,6 +92,12 @@ def prepare(config: DistillConfig) -> Distillation:
     if config.reestimate and not batch_norms(student.module):
         raise RequestError(f"--reestimate {config.reestimate} changes nothing: the student has no BatchNorm statistics")
     plan = _plan(config, selections, student)
+    for name, steps in objective.preparation.items():
+        if steps >= plan.steps:
+            raise RequestError(
+                f"--loss {name} prepares itself for {steps} steps and there are {plan.steps}: it would teach nothing; "
+                "give it fewer (ft:paraphraser=N), or more --steps"
+            )
     if config.teacher_views > 1 and not plan.crop_padding and not plan.flip:
         raise RequestError(f"--teacher-views {config.teacher_views} are all the same without crop and flip; give 1")
     content = _content(config, plan, teacher, student, selections, objective, place) | supply.content(config, chosen)

@@ -18,7 +18,7 @@ from dfkd.files import hash_of, output_path
 from dfkd.memory import forget_peak_memory, peak_memory_bytes
 from dfkd.models.load import load_weights
 from dfkd.portable import portable
-from dfkd.runs import Run, finished_weights
+from dfkd.runs import Run, finished_weights, read_request
 from dfkd.teacher import Classifier
 from dfkd.training.loop import train
 
@@ -69,15 +69,18 @@ def _request(prepared: Distillation) -> dict[str, Any]:
 
 
 def _complete(prepared: Distillation, folder: Run) -> dict[str, Any]:
-    """The result of a run that is complete, under the name that is asked for now, and tested if it was not."""
+    """The result of a run that is complete, under the name that is asked for now, tested on what is asked for now."""
     result, config, changed = folder.result, prepared.config, {}
     assert result is not None
+    tested = read_request(folder.folder)["distill"].get("test")
     folder.tidy()
     if config.name not in (None, result["name"]):
         changed["name"] = config.name
-    if prepared.test is not None and result["top1"] is None:
+    if prepared.test is not None and tested != portable(config.test):
         load_weights(prepared.student.module, finished_weights(folder.folder))
         changed |= _figures(_measure(prepared))
+    elif prepared.test is None and tested is not None:
+        folder.request["distill"]["test"] = tested  # the figures stay, and so does what they are of
     if changed:
         with folder.writing():
             result = folder.update(result | changed)

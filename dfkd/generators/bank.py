@@ -14,16 +14,15 @@ from dfkd.generators.base import Method, Stateful, Task, quantize
 class Bank:
     """Images as pixels on the processor, in the order in which they came, with the class each was made for.
 
-    It is part of its run's checkpoint and of nothing else: another run's images cannot slip in. With a `capacity` the
-    oldest make room. In memory: a byte a pixel and channel.
+    It is part of its run's checkpoint and of nothing else: another run's images cannot slip in. It only grows: in
+    memory a byte a pixel and channel.
     """
 
-    def __init__(self, size: int, channels: int, capacity: int | None = None) -> None:
+    def __init__(self, size: int, channels: int) -> None:
         self._pixels: list[UInt8[Tensor, "_ size size channels"]] = [
             torch.empty(0, size, size, channels, dtype=torch.uint8)
         ]
         self._labels = [torch.empty(0, dtype=torch.int64)]
-        self._capacity = capacity
 
     def __len__(self) -> int:
         return sum(map(len, self._labels))
@@ -32,9 +31,6 @@ class Bank:
         """Keep a batch of images in [0, 1]."""
         self._pixels.append(quantize(images).cpu().contiguous())
         self._labels.append(labels.to("cpu", copy=True))  # a method may write its next batch's over them
-        if self._capacity is not None and len(self) > self._capacity:
-            self._pixels = [self.pixels[-self._capacity :].clone()]
-            self._labels = [self.labels[-self._capacity :].clone()]
 
     @property
     def pixels(self) -> UInt8[Tensor, "images size size channels"]:
@@ -63,9 +59,9 @@ class BankMethod(Method):
     Subclasses call `keep` in `update` when a batch is complete.
     """
 
-    def __init__(self, task: Task, *, per_batch: int, capacity: int | None = None) -> None:
+    def __init__(self, task: Task, *, per_batch: int) -> None:
         super().__init__(task)
-        self.bank = Bank(task.size, task.channels, capacity)
+        self.bank = Bank(task.size, task.channels)
         self._per_batch = self.first = per_batch
 
     def keep(self, images: Float[Tensor, "batch channels size size"], labels: Int[Tensor, " batch"]) -> None:

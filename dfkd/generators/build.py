@@ -43,10 +43,6 @@ def choose(text: str, option: str) -> Chosen:
     target = names.find(named.name, METHODS, "generator")
     if not (isinstance(target, type) and issubclass(target, Method)):
         raise RequestError(f"{option} {named.name!r} is no dfkd.generators.base.Method")
-    if named.numbers:
-        raise RequestError(
-            f"{option} {text!r}: {named.numbers[0]:g} has no name; write {named.name}:key={named.numbers[0]:g}"
-        )
     names.check_options(target, named, option, {"task": None})
     return Chosen(named if "." in named.name else replace(named, name=named.name.lower()), target)
 

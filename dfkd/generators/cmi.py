@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import affine_grid, cross_entropy, grid_sample, normalize
+from torch.nn.functional import cross_entropy, normalize
 
 from dfkd.generators.base import Stateful, Task, descend
 from dfkd.generators.generator import build_generator
@@ -15,9 +15,10 @@ from dfkd.limits import check_above, check_at_least
 from dfkd.optimizers import Adam
 from dfkd.outputs import Outputs
 from dfkd.taps import in_group
+from dfkd.training.augment import enlarge
 
-LEAST_AREA, ASPECT = 0.25, 4 / 3
-"""Of a local view: its smallest share of the image, and its longer side over the shorter one at most."""
+LEAST_AREA = 0.25
+"""Of a local view: its smallest share of the image."""
 
 
 class CMI(InversionMethod):
@@ -104,19 +105,11 @@ class CMI(InversionMethod):
 
     def close_up(self, images: Float[Tensor, "batch channels size size"]) -> Float[Tensor, "batch channels size size"]:
         """Local views: a random part of every image, a quarter of it at least, stretched to the whole size."""
-        n, device = len(images), images.device
-        area, aspect, across, down, side = torch.rand(5, n, generator=self.random, device=device)
-        root = (LEAST_AREA + (1 - LEAST_AREA) * area).sqrt()
-        stretch = ASPECT ** (aspect - 0.5)  # half of it in the width, the other half in the height
-        height, width = (root / stretch).clamp(max=1), (root * stretch).clamp(max=1)
-        mirror = torch.where(side < 0.5, -1.0, 1.0) if self.recipe.flip else torch.ones_like(side)
-        zero = torch.zeros_like(side)
-        rows = [
-            torch.stack([width * mirror, zero, (2 * across - 1) * (1 - width)], dim=1),
-            torch.stack([zero, height, (2 * down - 1) * (1 - height)], dim=1),
-        ]
-        grid = affine_grid(torch.stack(rows, dim=1), list(images.shape), align_corners=False)
-        return grid_sample(images, grid, padding_mode="border", align_corners=False)
+        view = enlarge(images, LEAST_AREA, self.random)
+        if not self.recipe.flip:
+            return view
+        mirrored = torch.rand(len(view), 1, 1, 1, generator=self.random, device=view.device) < 0.5
+        return torch.where(mirrored, view.flip(3), view)
 
     def parts(self) -> Mapping[str, Stateful]:
         """The projection and what is remembered besides."""

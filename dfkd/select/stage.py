@@ -46,7 +46,7 @@ def run(config: SelectConfig) -> Path:
         f"normalize {model.normalize}, {place.dtype} on {place.device}; pool: {len(pool):,} images"
     )
     if config.count is not None and config.count > len(pool):
-        raise RequestError(f"--count {config.count} is above the pool's {len(pool)} images")
+        raise RequestError(f"--count {config.count} is above the pool's {len(pool)} images; ask for as many or fewer")
     tap = _features_tap(config, model, pool)
     scoring = _scoring_request(config, model, pool, place)
     content = {**scoring, "options": _options(config, method_name, tap), "seed": config.seed}

@@ -51,7 +51,8 @@ def enlarge(
     """A random window of each image, of at least the share `area` of it, resized to the whole; 1 leaves the view alone.
 
     The window's area is uniform from `area` to 1, its proportions are those of the image times a factor from 3/4 to
-    4/3, uniform in the logarithm, cut off where it would be larger than the image: Going deeper with convolutions,
+    4/3, uniform in the logarithm, and what would stand out of the image is cut off, so that a window of almost all of
+    it can be smaller than `area`, by a tenth at the most: Going deeper with convolutions,
     2014, https://arxiv.org/abs/1409.4842, whose smallest area is 0.08. Bilinear between pixels.
     """
     if area >= 1:

@@ -22,13 +22,6 @@ def test_images_are_kept_in_order_as_pixels_with_their_classes():
     assert bank.pixels.dtype == torch.uint8 and bank.pixels.shape == (4, 2, 2, 1)
 
 
-def test_the_oldest_make_room():
-    bank = Bank(2, 1, capacity=3)
-    for start in (0, 2, 4):
-        bank.add(images(start, start + 1), torch.tensor([start, start]))
-    assert grays(bank) == [3, 4, 5] and bank.labels.tolist() == [2, 4, 4]
-
-
 def test_the_state_is_all_of_it():
     bank, other = Bank(2, 1), Bank(2, 1)
     bank.add(images(9, 8), torch.tensor([0, 1]))

@@ -118,11 +118,24 @@ def test_distances_are_of_the_blend_with_the_batches_before(two_layers):
         ]
         with statistics.watched():
             two_layers(x)
-        assert np.allclose([d.item() for d in moving.distances()], expected)  # the module's float32 in watching
+        assert np.allclose([d.item() for d in moving.distances()], expected)
         moving.move()
         remembered = blend
     again = MovingStatistics(statistics, momentum=0.9)
     again.load_state_dict(copy.deepcopy(moving.state_dict()))
+    assert [d.item() for d in again.distances()] == [d.item() for d in moving.distances()]
+
+
+def test_a_layer_that_runs_twice_is_remembered_twice():
+    layer = nn.BatchNorm2d(3).eval()
+    statistics = BatchStatistics(nn.Sequential(layer, nn.ReLU(), layer))
+    moving, again = (MovingStatistics(statistics, momentum=0.9) for _ in range(2))
+    for _ in range(2):
+        with statistics.watched():
+            layer(layer(torch.randn(5, 3, 4, 4)).relu())
+        moving.move()
+    again.load_state_dict(moving.state_dict())
+    assert len(again.distances()) == 2
     assert [d.item() for d in again.distances()] == [d.item() for d in moving.distances()]
 
 

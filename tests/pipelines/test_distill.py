@@ -3,6 +3,7 @@ import os
 import signal
 import sys
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -316,6 +317,30 @@ def test_a_finished_run_is_tested_and_named_later_without_training(lab, selectio
     assert lab.dfkd("evaluate", "--model", run, "--data", lab.heldout, "--json", figures) == 0
     assert json.loads(figures.read_text())["top1"] == pytest.approx(result["top1"])
     assert tomllib.loads((run / "config.toml").read_text())["distill"]["name"] == "new"
+
+
+def test_the_figures_are_of_the_test_that_the_run_names(lab, selection, tmp_path, monkeypatch):
+    few = tmp_path / "few.npz"
+    with np.load(lab.heldout) as heldout:
+        np.savez(few, images=heldout["images"][:100], labels=heldout["labels"][:100])
+
+    def tested(run):
+        asked = tomllib.loads((run / "config.toml").read_text())["distill"]
+        return json.loads((run / "result.json").read_text())["test_images"], Path(asked["test"]).name, asked.get("name")
+
+    step = Trainer.advance
+    monkeypatch.setattr(Trainer, "advance", lambda self: exit() if self.step == 12 else step(self))
+    with pytest.raises(SystemExit):
+        lab.distill(selection, tmp_path / "run", *QUICK, "--test", lab.heldout)
+    monkeypatch.setattr(Trainer, "advance", step)
+    run = tmp_path / "run"
+    assert lab.distill(selection, run, *QUICK, "--test", few) == 0  # it is gone on with
+    assert tested(run) == (100, "few.npz", None)
+    monkeypatch.setattr(Trainer, "advance", lambda self: pytest.fail("a step was made"))
+    assert lab.distill(selection, run, *QUICK, "--test", lab.heldout) == 0
+    assert tested(run) == (797, Path(lab.heldout).name, None)
+    assert lab.distill(selection, run, *QUICK, "--name", "new") == 0
+    assert tested(run) == (797, Path(lab.heldout).name, "new")
 
 
 def test_another_spelling_is_the_same_run(lab, selection, tmp_path, monkeypatch):

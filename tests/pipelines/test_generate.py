@@ -264,7 +264,7 @@ def test_fewer_images_than_asked_for_are_told(generate, tmp_path, capsys):
     ("arguments", "said"),
     [
         ({"--method": "dalf"}, "no generator is called 'dalf'; did you mean 'dafl'"),
-        ({"--method": "dafl:0.5"}, "'dafl:0.5': 0.5 has no name; write dafl:key=0.5"),
+        ({"--method": "dafl:0.5"}, "'dafl:0.5': 0.5 is for no parameter; write dafl:key=0.5 with one of latent"),
         ({"--method": "dafl:latnt=5"}, "has no parameter 'latnt'; did you mean 'latent'"),
         ({"--method": "dfkd.shards.Shards"}, "'dfkd.shards.Shards' is no dfkd.generators.base.Method"),
         ({"--method": "dafl:width=none"}, "dafl:width=None is not a int"),

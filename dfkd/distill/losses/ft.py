@@ -50,6 +50,11 @@ class FT(nn.Module):
         self.encoder, self.decoder, self.translator = nn.Sequential(), nn.Sequential(), nn.Sequential()
         self.steps = 0  # on the host, so that no step waits for the device; part of the state all the same
 
+    @property
+    def preparation(self) -> int:
+        """The first steps, in which the student is taught nothing."""
+        return self.paraphraser
+
     def setup(self, student: Outputs, teacher: Outputs) -> None:
         """Build paraphraser and translator from a batch of maps."""
         ours, theirs = align.one_stage("ft", self.stage, student, teacher)
