@@ -103,7 +103,7 @@ def parse_arguments(name: str, stage: Stage, arguments: Sequence[str]) -> Any:
     preset = _preset_name(arguments) if "preset" in tables.field_hints(stage.config) else None
     values = tables.load_preset(preset, name, stage.config) if preset else {}
     if preset and not values and not preset.endswith(".toml"):  # a file of one's own may be for other commands
-        raise RequestError(f"--preset {preset} changes nothing: it says nothing about {name}")
+        say(f"note: --preset {preset} changes nothing here: it has nothing for {name}")
     given = {argument.partition("=")[0].removeprefix("--").replace("-", "_"): True for argument in arguments}
     kept = tables.layered(values, given)
     shape = _shape(stage, {key: value for key, value in values.items() if key in kept})

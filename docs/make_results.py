@@ -50,6 +50,19 @@ ROWS = {
     "confident-ofd-init-area": f"{CONFIDENT}; `kd ofd`; {BEGUN}, {WINDOWS}",
     "confident-ofd-init-wider": f"{CONFIDENT}; `kd ofd`; {BEGUN}, `--crop-area 0.2`",
     "confident-ofd-init-area-strong": f"{CONFIDENT}; `kd ofd:0.003`; {BEGUN}, {WINDOWS}",
+    "confident-ofd-init-area-weak": f"{CONFIDENT}; `kd ofd:0.0001`; {BEGUN}, {WINDOWS}",
+    "confident-kd-further": f"{CONFIDENT}; `kd`, `--lr 0.02`; goes on from `confident-ofd-init-area-16000`, {WINDOWS}",
+    "private-kd-further": "the teacher's own 40,000, which nobody has; `kd`, `--lr 0.02`; goes on from the same",
+    "random-ofd-init-area": f"random; `kd ofd`; {BEGUN}, {WINDOWS}",
+    "threshold-ofd-init-area": f"`--method threshold`; `kd ofd`; {BEGUN}, {WINDOWS}",
+    "random-10000-ofd-init-area": f"10,000, random; `kd ofd`; {BEGUN}, {WINDOWS}",
+    "threshold-10000-ofd-init-area": f"10,000, `--method threshold`; `kd ofd`; {BEGUN}, {WINDOWS}",
+    "threshold-random-10000-ofd-init-area": (
+        f"10,000 of the 70,000 most confident, at random; `kd ofd`; {BEGUN}, {WINDOWS}"
+    ),
+    "threshold-surer-10000-ofd-init-area": (
+        f"10,000 of the 30,000 most confident, at random, even over classes; `kd ofd`; {BEGUN}, {WINDOWS}"
+    ),
     "far-ofd-init-area": f"{CONFIDENT}, of photos of none of CIFAR-10's classes; `kd ofd`; {BEGUN}, {WINDOWS}",
     "confident-kd-init-area": f"{CONFIDENT}; `kd`; {BEGUN}, {WINDOWS}",
     "confident-ofd-area": f"{CONFIDENT}; `kd ofd`; {WINDOWS}",
@@ -66,9 +79,10 @@ TABLES = [
         ],
     },
     {"title": f"{FIFTY}; losses; 500 steps", "files": ["begun-500-steps"]},
-    {"title": f"{FIFTY}; losses; 500 steps, with windows of the images and without", "files": ["area-500-steps"]},
+    {"title": f"{FIFTY}; losses; 500 steps, with windows of the images and without", "files": ["area-500-steps", "ofd-weight-500-steps", "threshold-500-steps"]},
     {"title": "50,000 of the 100,000 images; losses; 4,000 steps", "files": ["steps-4000", "steps-4000-intel"]},
-    {"title": "50,000 of the 100,000 images; losses; 16,000 steps", "files": ["area-16000-steps"]},
+    {"title": "50,000 of the 100,000 images; losses; 16,000 steps", "files": ["area-16000-steps", "steps-16000"]},
+    {"title": f"{FIFTY}; losses; 1,000 steps more, after 16,000", "files": ["further-1000-steps"]},
     {"title": "ResNet-34 to ResNet-18, one GPU, up to 200 passes over 50,000 images", "files": ["headline"]},
     {"title": "ResNet-34 to ResNet-18, one GPU, 40 passes over 50,000 images", "files": ["headline-short"]},
     {

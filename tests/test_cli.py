@@ -27,6 +27,13 @@ def test_flags_beat_the_preset_which_beats_the_default(tmp_path):
     assert parsed("select", f"--preset={preset}", *SELECT).teacher == "t"
 
 
+def test_a_preset_that_has_nothing_for_the_command_says_so(tmp_path, capsys):
+    assert parsed("select", "--preset", "quick", *SELECT).count is None
+    assert "note: --preset quick changes nothing here: it has nothing for select" in capsys.readouterr().err
+    parsed("distill", "--preset", "quick", "--teacher", "t", "--student", "s", "--samples", "d", "--out", "o")
+    assert "note" not in capsys.readouterr().err
+
+
 def test_a_length_in_one_unit_takes_the_place_of_the_presets_in_the_other(tmp_path):
     given = ("--teacher", "t", "--student", "s", "--samples", "d", "--out", "o")
     assert parsed("distill", "--preset", "quick", *given).steps == 1000
