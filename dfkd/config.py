@@ -150,7 +150,7 @@ class DistillConfig(ModelConfig):
     """Labeled DATA for the accuracy of the last step; training never sees it."""
     loss: tuple[str, ...] = ()
     """NAME[:WEIGHT,key=value,...] summed: those of docs/losses.md, or a class or function of your own, with dots.
-    Default: kd ofd, by the README's tables; kd alone above 64 pixels, for a network without feature maps of several
+    Default: kd ofd (docs/results.md says why); kd alone above 64 pixels, for a network without feature maps of several
     resolutions, with --source and with --teacher-views."""
     class_dropping: float = 0.0
     """Drop the teacher's classes below this probability, on the view that is trained on; 0 (measured best): none."""

@@ -2,7 +2,7 @@
 
     python benchmarks/quality/keep.py REPORT.csv benchmarks/quality/NAME.csv 'COMMAND THAT MADE IT'
 
-To be called where the runs ran, with their OMP_NUM_THREADS. docs/make_results.py makes the README's tables of these.
+To be called where the runs ran, with their OMP_NUM_THREADS. docs/make_results.py makes the tables of these.
 """
 
 import shutil

@@ -14,7 +14,7 @@ from dfkd.taps import in_group
 
 
 def default_losses(config: DistillConfig, teacher: Model, student: Model) -> tuple[str, ...]:
-    """What the tables of README and docs support: `ofd` beside `kd`, for images as small as those that it was tried on.
+    """What docs/results.md supports: `ofd` beside `kd`, for images as small as those that it was tried on.
 
     Its weight is for maps of their size. Networks need maps of several resolutions (a transformer has one, of its
     patches); a generator's images, and answers that were kept, are for the outputs.
@@ -33,12 +33,12 @@ def default_losses(config: DistillConfig, teacher: Model, student: Model) -> tup
 
 
 def default_init(teacher: Model, student: Model) -> Literal["none", "teacher"]:
-    """What the README's tables support: the teacher's layers, where they make a whole student."""
+    """What docs/results.md supports: the teacher's layers, where they make a whole student."""
     return "teacher" if heir(student, teacher) and student.has_weights is False else "none"
 
 
 def default_area(config: DistillConfig, teacher: Model) -> float:
-    """What the README's tables support: windows of stored images, for a student that begins with the teacher's layers.
+    """What docs/results.md supports: windows of stored images, for a student that begins with the teacher's layers.
 
     From random weights they cost some points of the digits; above the sizes of the tables nothing was measured; who
     turns the shift off wants images as they are; and with answers that were kept beforehand they do not go.
