@@ -13,7 +13,7 @@ A class's last 100 in the order of the pool are held out. tiny100.json, written 
 command, given again, compares them and makes anew what is missing or damaged. The teacher, and then the rows:
 
     python benchmarks/quality/train_teacher.py --model cifar_resnet:depth=20,width=32 --normalize imagenet \\
-        --data data/tiny100_train40k.npz --test data/tiny100_heldout10k.npz --epochs 30 --out runs/tiny100-teacher
+        --data data/tiny100_train40k.npz --test data/tiny100_heldout10k.npz --epochs 20 --out runs/tiny100-teacher
     DFKD_DATA=data dfkd run benchmarks/quality/tiny100.toml
 """
 
