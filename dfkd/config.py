@@ -76,8 +76,9 @@ class SelectConfig(ModelConfig):
     """Share of the pool that the threshold admits (0 to 1): higher values information, lower values confidence."""
     class_dropping: float = 0.05
     """The mask that is stored: classes to which the teacher gives at least this probability are kept; 0 keeps all."""
-    balance: Literal["none", "class", "cluster"] = "none"
-    """Pick evenly over the predicted classes, or over clusters of the teacher's features."""
+    balance: Literal["none", "class", "cluster"] | None = None
+    """Pick evenly over the predicted classes, or over clusters of the teacher's features. Default: class with the
+    threshold, else none."""
     deduplicate: float | None = None
     """Drop images whose features are at least so similar (cosine, such as 0.99) to a better one. Default: keep all.
     Here and for clusters, the features of all admitted images are held in memory."""

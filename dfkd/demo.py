@@ -123,7 +123,7 @@ def pipeline_text(folder: Path, seeds: int, steps: int) -> str:
         "select": {
             "random": {"method": "random"},
             "confident": {"method": "confidence"},
-            "ours": {"method": "threshold", "balance": "class"},
+            "ours": {"method": "threshold"},
         },
         "distill": {
             **{name: {"samples": [name]} for name in ("random", "confident", "ours")},

@@ -192,6 +192,9 @@ def convert(value: Any, hint: Any, where: str) -> Any:
                 return convert(value, option, where)
             except RequestError:
                 continue
+        some = [option for option in arguments if option is not type(None)]
+        if len(some) == 1:
+            return convert(value, some[0], where)  # which says what it may be
         raise RequestError(f"{where}={value} is not {' or '.join(getattr(a, '__name__', str(a)) for a in arguments)}")
     if hint is type(None) and value is not None:
         raise RequestError(f"{where}={value} is not none")

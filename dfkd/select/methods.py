@@ -39,13 +39,14 @@ def threshold(
     rng: np.random.Generator,
     *,
     gamma: float = 0.7,
-    draw: Literal["entropy", "random", "confidence"] = "entropy",
+    draw: Literal["confidence", "random", "entropy"] = "confidence",
 ) -> Ranking:
     """Adaptive confidence threshold: among the share `gamma` of the pool that the teacher is surest of, `draw` first.
 
-    delta is the (1 - gamma) quantile of the confidence c over the pool, the candidates are X' = {c >= delta}, and with
-    `draw="entropy"` the picks are those of X' with the largest entropy: neither the unsure nor the nearly one-hot.
-    Our reading of a description in https://arxiv.org/abs/2302.08771, whose formula is not at hand.
+    delta is the (1 - gamma) quantile of the confidence c over the pool, the candidates are X' = {c >= delta}. With
+    `draw="entropy"` the picks are those of X' with the largest entropy, neither the unsure nor the nearly one-hot: our
+    reading of a description in https://arxiv.org/abs/2302.08771, whose formula is not at hand. It costs a point where
+    few are picked (docs/results.md), so the most confident are the default, evenly over the classes (`--balance`).
 
     Raises: RequestError unless 0 < gamma <= 1.
     """

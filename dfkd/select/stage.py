@@ -3,6 +3,7 @@
 import inspect
 import math
 import shutil
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ def run(config: SelectConfig) -> Path:
     """Select as `config` says; a complete selection of the same request is left as it is. Returns its folder."""
     out = output_path(config.out)
     method_name = _check(config)
+    if config.balance is None:
+        config = replace(config, balance="class" if method_name.name == "threshold" else "none")
     place = resolve_place(config.device, config.precision)
     model = load_teacher(config.teacher, normalize=config.normalize, image_size=config.image_size)
     pool = open_pool(config.pool, image_size=model.image_size, channels=model.channels)
@@ -83,9 +86,12 @@ def _check(config: SelectConfig) -> names.Named:
     named = names.parse(config.method)
     target = names.find(named.name, METHODS, "selection method")
     names.check_options(target, named, "selection method", {"scores": None, "rng": None})
-    takes_gamma = "gamma" in inspect.signature(target).parameters
+    parameters = inspect.signature(target).parameters
+    # those of our own methods are spelled out: a default that changes makes another selection
+    options = {} if "." in named.name else {key: p.default for key, p in parameters.items() if p.default is not p.empty}
+    options |= {"gamma": config.gamma} if "gamma" in parameters else {}
     name = named.name if "." in named.name else target.__name__
-    return names.Named(name, ({"gamma": config.gamma} if takes_gamma else {}) | dict(named.options))
+    return names.Named(name, options | dict(named.options))
 
 
 def _method(named: names.Named) -> Method:
@@ -133,7 +139,7 @@ def _choose(config: SelectConfig, method: names.Named, scores: PoolScores) -> Ch
             count=config.count,
             seed=config.seed,
             features=scores.features,
-            balance=config.balance,
+            balance=config.balance or "none",
             deduplicate=config.deduplicate,
         )
     except TooFew as few:

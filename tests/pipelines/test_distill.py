@@ -63,7 +63,8 @@ def test_the_folder_holds_what_the_contract_says(lab, selection, finished):
         assert row["loss"] == pytest.approx(row["kd"] + 0.001 * row["ofd"], rel=1e-5)
     config = tomllib.loads((finished / "config.toml").read_text())
     assert config["model"]["architecture"] == "cifar_resnet:depth=8,in_channels=1,num_classes=10,width=4"
-    assert config["content"]["selected"] == ["method=threshold:gamma=0.7 count=400 class_dropping=0.05 balance=none"]
+    (selected,) = config["content"]["selected"]
+    assert selected == "method=threshold:gamma=0.7,draw=confidence count=400 class_dropping=0.05 balance=class"
     # the connectors of ofd learn with the student and are no part of it
     assert set(load_file(finished / "student.safetensors")) == set(cifar_resnet(depth=8, width=4).state_dict())
 

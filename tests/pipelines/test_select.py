@@ -48,7 +48,7 @@ def test_the_folder_holds_what_the_contract_says(lab, selection):
     assert manifest["count"] == sum(manifest["per_class"]) == manifest["reasons"]["selected"] == 400
     assert manifest["admitted"] == 840
     assert manifest["image"] == {"encoded": False, "size": 16, "channels": 1}
-    assert manifest["content"]["options"]["method"] == "threshold:gamma=0.7"
+    assert manifest["content"]["options"]["method"] == "threshold:gamma=0.7,draw=confidence"
     assert str(lab.folder) not in (selection / "manifest.json").read_text()
 
     opened = datasets.load_from_disk(str(selection))

@@ -29,7 +29,7 @@ def test_threshold_falls_as_gamma_rises(scores, rng):
 
 
 def test_threshold_draws(scores, rng):
-    by_entropy = methods.threshold(scores, rng, gamma=0.5).rows
+    by_entropy = methods.threshold(scores, rng, gamma=0.5, draw="entropy").rows
     assert (np.diff(scores.entropy[by_entropy]) <= 0).all()
     by_confidence = methods.threshold(scores, rng, gamma=0.5, draw="confidence").rows
     assert (np.diff(scores.confidence[by_confidence]) <= 0).all()
@@ -39,7 +39,7 @@ def test_threshold_draws(scores, rng):
 
 
 def test_threshold_takes_neither_the_unsure_nor_the_nearly_one_hot(scores, rng):
-    picked = methods.threshold(scores, rng, gamma=0.6).rows[:300]
+    picked = methods.threshold(scores, rng, gamma=0.6, draw="entropy").rows[:300]
     assert scores.confidence[picked].min() > np.quantile(scores.confidence, 0.39)
     assert scores.confidence[picked].max() < np.quantile(scores.confidence, 0.95)
 
