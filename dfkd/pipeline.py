@@ -35,10 +35,8 @@ STAGES = {"select": SelectConfig, "generate": GenerateConfig, "distill": Distill
 KEYS = ("out", "seeds", "defaults", *STAGES)
 NOT_THE_RESULTS = {"preset", "device", "precision", "test", "out", "name", "log_every", "checkpoint_every"}
 """Options that may change in a file whose runs are complete."""
-LEFT_OPEN = {"loss": (), "init": "auto", "crop_area": None}
+LEFT_OPEN = {"loss": (), "init": "auto"}
 """What a file leaves to `distill`, whose run names what it took."""
-BEFORE = {"crop_area": 1.0}
-"""What runs took that are older than the option."""
 DISTILLS_OWN = {"steps", "student", "samples", "batch_size", "method"}
 """Options of these names in [defaults] speak of selecting and distilling: a generator's are others."""
 
@@ -108,7 +106,7 @@ def _is_as_asked(distillation: DistillConfig) -> bool:
 
     now = asdict(distillation)
     try:
-        table = BEFORE | read_request(Path(distillation.out))["distill"]
+        table = read_request(Path(distillation.out))["distill"]
         then = asdict(from_mapping(DistillConfig, table, distillation.out))
     except (RequestError, KeyError):  # of another version
         then = {}

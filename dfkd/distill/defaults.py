@@ -37,17 +37,6 @@ def default_init(teacher: Model, student: Model) -> Literal["none", "teacher"]:
     return "teacher" if heir(student, teacher) and student.has_weights is False else "none"
 
 
-def default_area(config: DistillConfig, teacher: Model) -> float:
-    """What docs/results.md supports: windows of stored images, for a student that begins with the teacher's layers.
-
-    From random weights they cost some points of the digits; above the sizes of the tables nothing was measured; who
-    turns the shift off wants images as they are; and with answers that were kept beforehand they do not go.
-    """
-    small = (teacher.image_size or 0) <= ENCODED_ABOVE
-    asked_otherwise = config.source is not None or config.teacher_views or config.crop_padding == 0
-    return 0.4 if config.init == "teacher" and small and not asked_otherwise else 1.0
-
-
 def example_of(teacher: Model) -> torch.Tensor:
     """An image of the teacher's size: what a network is run on to find places in it."""
     return torch.zeros(1, teacher.channels, *[teacher.image_size or 1] * 2)

@@ -15,7 +15,7 @@ from dfkd.data import Pool, open_pool
 from dfkd.device import Place, resolve_place
 from dfkd.distill import supply
 from dfkd.distill.batchnorm import batch_norms
-from dfkd.distill.defaults import default_area, default_init, default_losses, example_of
+from dfkd.distill.defaults import default_init, default_losses, example_of
 from dfkd.distill.inherit import inherit, twins
 from dfkd.distill.objective import Objective, build_objective
 from dfkd.distill.optim import SCHEDULE_WARMUP, default_rate, make_optimizer
@@ -87,8 +87,6 @@ def prepare(config: DistillConfig) -> Distillation:
         config = replace(config, init=default_init(teacher, student))
     if config.init == "teacher":
         say(inherit(student, teacher))
-    if config.crop_area is None:
-        config = replace(config, crop_area=default_area(config, teacher))
     if config.reestimate and not batch_norms(student.module):
         raise RequestError(f"--reestimate {config.reestimate} changes nothing: the student has no BatchNorm statistics")
     plan = _plan(config, selections, student)
@@ -115,7 +113,7 @@ def _check(config: DistillConfig) -> None:
     views = f"--teacher-views {config.teacher_views}"
     if config.teacher_views and config.source is not None:
         raise RequestError(f"{views} keeps answers to stored images, and --source makes new ones; leave one out")
-    if config.teacher_views and (config.mixup or config.cutmix or (config.crop_area or 1) < 1):
+    if config.teacher_views and (config.mixup or config.cutmix or config.crop_area < 1):
         raise RequestError(f"{views} keeps answers to shifted images; leave out --mixup, --cutmix and --crop-area")
     if config.epochs is not None and config.steps is not None:
         raise RequestError(f"--epochs {config.epochs} and --steps {config.steps} are two lengths; give one")
@@ -159,7 +157,7 @@ def _plan(config: DistillConfig, selections: Sequence[Shards], student: Model) -
         lr=default_rate(config.optimizer, student.module, config.init) if config.lr is None else config.lr,
         warmup=SCHEDULE_WARMUP[config.schedule] if config.warmup is None else config.warmup,
         crop_padding=(student.image_size or 0) // 8 if config.crop_padding is None else config.crop_padding,
-        crop_area=config.crop_area or 1.0,
+        crop_area=config.crop_area,
         flip=config.flip,
         mixup=config.mixup,
         cutmix=config.cutmix,
