@@ -325,7 +325,7 @@ def test_a_name_that_is_no_utf8_is_stored_and_shown(lab, tmp_path, rng, capsys, 
     ("text", "said"),
     [
         ("[select]\ngamma = 'high'", "gamma=high is not a float"),
-        ("[select]\ncount = 1.5", "count=1.5 is not int or NoneType"),
+        ("[select]\ncount = 1.5", "count=1.5 is not a int"),
         ("[select]\npool = { a = 1 }", "is not text"),
         ("[select]\nmethod = ['random']", "is not text"),
         ("[select]\nbalance = 3", "balance=3 is not one of none, class, cluster"),

@@ -125,7 +125,7 @@ def test_seeds_are_outside_rows(file):
         ("seeds = [0, 3]", "seeds = [1, 1]", "not a list of different whole numbers"),
         ("seeds = [0, 3]", "sedes = [0]", "did you mean 'seeds'"),
         ("steps = 6", "stesp = 6", r"\[defaults\] has no option 'stesp'; did you mean 'steps'"),
-        ("count = 60", 'count = "x"', r"\[select.random\]: count=x is not int"),
+        ("count = 60", 'count = "x"', r"\[select.random\]: count=x is not a int"),
         ('samples = ["random"]', 'samples = ["randm"]', "did you mean 'random'"),
         ('loss = ["kd"]', "seed = 5", "'seed' is set by the pipeline"),
         ('samples = ["random"]', "", r"\[distill.plain\]: no samples"),
