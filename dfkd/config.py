@@ -73,7 +73,7 @@ class SelectConfig(ModelConfig):
     count: int | None = None
     """Images to select. Default: half of the pool, or all that the method admits if that is less."""
     gamma: float = 0.7
-    """Share of the pool that the threshold admits (0 to 1): higher values information, lower values confidence."""
+    """Share of the pool that the threshold admits (0 to 1), the surest first: lower leaves more of the unsure out."""
     class_dropping: float = 0.05
     """The mask that is stored: classes to which the teacher gives at least this probability are kept; 0 keeps all."""
     balance: Literal["none", "class", "cluster"] | None = None

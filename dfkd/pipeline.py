@@ -106,8 +106,7 @@ def _is_as_asked(distillation: DistillConfig) -> bool:
 
     now = asdict(distillation)
     try:
-        table = read_request(Path(distillation.out))["distill"]
-        then = asdict(from_mapping(DistillConfig, table, distillation.out))
+        then = asdict(from_mapping(DistillConfig, read_request(Path(distillation.out))["distill"], distillation.out))
     except (RequestError, KeyError):  # of another version
         then = {}
     asked = {name for name in now if name not in NOT_THE_RESULTS and (name, now[name]) not in LEFT_OPEN.items()}

@@ -139,9 +139,9 @@ class Run(Progress):
             raise RequestError(f"{path} is damaged ({error}); delete it, and the run ends anew") from None
 
     def update(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Replace the result of a finished run, and what was asked for it."""
-        write_text(self.folder / CONFIG, tomli_w.dumps(sealed(self.request)))
+        """Replace the result of a finished run, and then what was asked for it: a kill between costs a measurement."""
         write_json(self.folder / RESULT, sealed(result))
+        write_text(self.folder / CONFIG, tomli_w.dumps(sealed(self.request)))
         return result
 
     def finish(self, student: nn.Module, result: Mapping[str, Any]) -> None:

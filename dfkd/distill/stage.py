@@ -76,7 +76,7 @@ def _complete(prepared: Distillation, folder: Run) -> dict[str, Any]:
     folder.tidy()
     if config.name not in (None, result["name"]):
         changed["name"] = config.name
-    if prepared.test is not None and tested != portable(config.test):
+    if prepared.test is not None and (result["top1"] is None or tested != portable(config.test)):
         load_weights(prepared.student.module, finished_weights(folder.folder))
         changed |= _figures(_measure(prepared))
     elif prepared.test is None and tested is not None:

@@ -48,12 +48,12 @@ def crop_and_flip(
 def enlarge(
     view: Float[Tensor, "batch channels height width"], area: float, generator: torch.Generator
 ) -> Float[Tensor, "batch channels height width"]:
-    """A random window of each image, of at least the share `area` of it, resized to the whole; 1 leaves the view alone.
+    """A random window of each image, of the share `area` of it to all of it, resized to the whole; 1 changes nothing.
 
     The window's area is uniform from `area` to 1, its proportions are those of the image times a factor from 3/4 to
-    4/3, uniform in the logarithm, and what would stand out of the image is cut off, so that a window of almost all of
-    it can be smaller than `area`, by a tenth at the most: Going deeper with convolutions,
-    2014, https://arxiv.org/abs/1409.4842, whose smallest area is 0.08. Bilinear between pixels.
+    4/3, uniform in the logarithm, and what would stand out of the image is cut off, so that where `area` is above 3/4
+    a window can be smaller, by a seventh at the most: Going deeper with convolutions, 2014,
+    https://arxiv.org/abs/1409.4842, whose smallest area is 0.08. Bilinear between pixels.
     """
     if area >= 1:
         return view
