@@ -84,6 +84,10 @@ class SelectConfig(ModelConfig):
     Here and for clusters, the features of all admitted images are held in memory."""
     teacher_taps: tuple[str, ...] = ()
     """Where the features for that are taken, by hand: last=fc:input."""
+    filter: str | None = None
+    """What the images go through first: none; fitted, a linear filter with which they are like the teacher's own to its
+    BatchNorm layers, if the teacher is surer of them then; blur:sigma=0.5; or a function of your own, with dots.
+    Default: fitted where the teacher has such layers, up to 64 pixels and from 512 images on."""
     max_unreadable: float = 0.01
     """Stop when more than this share of the pool cannot be read."""
     batch_size: int = 256

@@ -156,6 +156,12 @@ def _facts(contents: Contents) -> list[tuple[str, str]]:
         ("options", ", ".join(f"{name} {v}" for name, v in content.get("options", {}).items() if v is not None)),
         ("seed", str(content.get("seed", "-"))),
     ]
+    if manifest.get("filter"):
+        before, after = manifest["filter"]["inception_score"]
+        unused = "" if "kernel" in manifest["filter"] else "; not kept"
+        facts.append(
+            ("filter", f"the teacher's Inception Score of the pool: {before:.2f}, {after:.2f} with it{unused}")
+        )
     if threshold is not None:
         facts.append(("threshold", f"confidence at least {threshold:.4f}; it admits {manifest['admitted']:,} images"))
     if manifest.get("unreadable"):

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from dfkd.checks import check_file, check_size, entry, sealed, unsealed
 from dfkd.data.decode import decode
+from dfkd.data.filter import read_filter
 from dfkd.errors import RequestError
 from dfkd.files import make_folder, replacing, write_json
 
@@ -140,6 +141,7 @@ def _check_manifest(manifest: Mapping[str, Any]) -> None:
     check(isinstance(reasons, dict) and all(map(_is_count, reasons.values())), "reasons are no counts")
     check(isinstance(manifest.get("unreadable", []), list), "unreadable is no list")
     check(isinstance(manifest["content"].get("options", {}), dict), "content.options is no table")
+    read_filter(manifest.get("filter", {}), image["channels"])
     cost = manifest.get("cost", {})
     check(isinstance(cost, dict) and all(map(_is_count, cost.values())), "cost has no counts")
 
@@ -162,6 +164,8 @@ class Shards:
         self._starts = np.cumsum([0, *(len(table) for table in self._tables)])
         self.encoded: bool = self.manifest["image"]["encoded"]
         self._threads = ThreadPoolExecutor(os.cpu_count()) if self.encoded else None
+        known = self.manifest.get("filter", {}) if self.encoded else {}  # raw images are filtered already
+        self._filter = read_filter(known, self.manifest["image"]["channels"])
         try:
             self._raw = [] if self.encoded else [_pixels(table, self.manifest["image"]) for table in self._tables]
             classes = {self._check_columns(table) for table in self._tables}
@@ -189,7 +193,7 @@ class Shards:
                     out[i] = pixels
             else:
                 out[where] = self._raw[shard][local].transpose(0, 2, 3, 1)
-        return out
+        return out if self._filter is None else self._filter(out)
 
     def column(self, name: str) -> np.ndarray:
         """A whole column of numbers or strings (not the images), rows first."""

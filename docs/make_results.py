@@ -42,6 +42,7 @@ CONFIDENT = "the most confident, even over classes"
 FIFTY = "50,000 of the 100,000 images, unless said"
 BEGUN = "begins with the teacher's layers"
 WINDOWS = "`--crop-area 0.4`"
+FILTERED = "the pool through a fitted filter"
 ROWS = {
     "random-kd": "random; `kd`",
     "random-ofd": "random; `kd ofd`",
@@ -86,6 +87,13 @@ ROWS = {
     "confident-kd-init-area": f"{CONFIDENT}; `kd`; {BEGUN}, {WINDOWS}",
     "confident-ofd-area": f"{CONFIDENT}; `kd ofd`; {WINDOWS}",
     "random-kd-area": f"random; `kd`; {WINDOWS}",
+    "filtered-ofd-init": f"{CONFIDENT}, of {FILTERED}; `kd ofd`; {BEGUN}",
+    "filtered-10000-ofd-init": f"10,000, {CONFIDENT}, of {FILTERED}; `kd ofd`; {BEGUN}",
+    "filtered-random-ofd-init": f"random, of {FILTERED}; `kd ofd`; {BEGUN}",
+    "filtered-random-kd": f"random, of {FILTERED}; `kd`",
+    "filtered-far-ofd-init": f"{CONFIDENT}, of none of CIFAR-10's classes and a fitted filter; `kd ofd`; {BEGUN}",
+    "filtered-ofd-init-area": f"{CONFIDENT}, of {FILTERED}; `kd ofd`; {BEGUN}, {WINDOWS}",
+    "blurred-ofd-init": f"{CONFIDENT}, of the pool through `blur:sigma=0.5`; `kd ofd`; {BEGUN}",
     "random-10000-ofd-init": f"10,000, random; `kd ofd`; {BEGUN}",
     "private-ofd-init": f"the teacher's own 40,000, which nobody has; `kd ofd`; {BEGUN}",
 }
@@ -94,7 +102,7 @@ TABLES = [
         "title": f"{FIFTY}; losses",
         "files": [
             *("cifar10-2000-steps", "selection-2000-steps", "ofd-2000-steps", "init-2000-steps", "begun-2000-steps"),
-            "area-2000-steps",
+            *("area-2000-steps", "filter-2000-steps"),
         ],
     },
     {"title": f"{FIFTY}; losses; 500 steps", "files": ["begun-500-steps"]},
@@ -102,14 +110,18 @@ TABLES = [
         "title": f"{FIFTY}; losses; 500 steps, with windows of the images and without",
         "files": ["area-500-steps", "ofd-weight-500-steps", "threshold-500-steps"],
     },
-    {"title": "50,000 of the 100,000 images; losses; 4,000 steps", "files": ["steps-4000", "steps-4000-intel"]},
+    {"title": f"{FIFTY}; losses; 500 steps, with a filter of the images", "files": ["filter-500-steps"]},
+    {
+        "title": "50,000 of the 100,000 images; losses; 4,000 steps",
+        "files": ["steps-4000", "steps-4000-intel", "filter-4000-steps"],
+    },
     {"title": "50,000 of the 100,000 images; losses; 16,000 steps", "files": ["area-16000-steps", "steps-16000"]},
     {"title": f"{FIFTY}; losses; 1,000 steps more, after 16,000", "files": ["further-1000-steps"]},
     {"title": "ResNet-34 to ResNet-18, one GPU, up to 200 passes over 50,000 images", "files": ["headline"]},
     {"title": "ResNet-34 to ResNet-18, one GPU, 40 passes over 50,000 images", "files": ["headline-short"]},
     {
         "title": "digits: 5,000 of the demo's 20,000 patches; 400 steps of the defaults",
-        "files": ["digits-selection"],
+        "files": ["digits-selection", "digits-filter"],
         "rows": {
             "random": "random",
             "random-balanced": "random, even over classes",
@@ -119,6 +131,8 @@ TABLES = [
             "floor-balanced": "the same, even over classes",
             "surer-balanced": "of the surer half at random, even over classes",
             "confident-balanced": CONFIDENT,
+            "filtered-random": f"random, of {FILTERED}",
+            "filtered-confident": f"{CONFIDENT}, of {FILTERED}",
         },
     },
     {
@@ -133,6 +147,10 @@ TABLES = [
     },
 ]
 CURVES = {
+    f"{CONFIDENT}, of {FILTERED}; `kd ofd`; {BEGUN}": [
+        *(("filter-500-steps", "filtered-ofd-init-500"), ("filter-2000-steps", "filtered-ofd-init-2000")),
+        ("filter-4000-steps", "filtered-ofd-init-4000"),
+    ],
     f"{CONFIDENT}; `kd ofd`; {BEGUN}, {WINDOWS}": [
         *(("area-500-steps", "confident-ofd-init-area-500"), ("area-2000-steps", "confident-ofd-init-area-2000")),
         ("area-16000-steps", "confident-ofd-init-area-16000"),

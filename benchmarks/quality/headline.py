@@ -44,16 +44,12 @@ DEFAULTS = {
     "MINUTES": 28.0,
     "WORK": "runs/headline",
 }
-SELECTIONS = {"random": {"method": "random"}, "confident": {"method": "confidence", "balance": "class"}}
-MAIN = {
-    "confident-ofd-init-area": {
-        "samples": ["confident"],
-        "loss": ["kd", "ofd"],
-        "init": "teacher",
-        "lr": 0.1,
-        "crop-area": 0.4,
-    }
+SELECTIONS = {
+    "random": {"method": "random", "filter": "none"},
+    "confident": {"method": "confidence", "balance": "class", "filter": "none"},
+    "filtered": {"method": "confidence", "balance": "class", "filter": "fitted"},
 }
+MAIN = {"filtered-ofd-init": {"samples": ["filtered"], "loss": ["kd", "ofd"], "init": "teacher", "lr": 0.1}}
 SHORT = {  # plain losses first: a row that fails ends the stage
     "random-kd": {"samples": ["random"], "loss": ["kd"], "init": "none"},
     "confident-kd": {"samples": ["confident"], "loss": ["kd"], "init": "none"},

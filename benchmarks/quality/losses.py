@@ -64,7 +64,7 @@ def measure(script, setting, out, rows, **changed):
         "out": str(out),
         "seeds": values["seeds"],
         "defaults": {k: _placed(v, out) for k, v in values.items() if k != "seeds"},
-        "select": {"random": {"method": "random"}},
+        "select": {"random": {"method": "random", "filter": "none"}},
         "distill": {name: {"samples": ["random"], **options} for name, options in rows.items()},
     }
     file = out / f"{script}.toml"

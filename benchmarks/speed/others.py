@@ -161,7 +161,7 @@ def selected(pool, count, teacher, folder):
     fresh = Path(tempfile.mkdtemp(dir=folder))
     os.environ["DFKD_CACHE"] = str(fresh / "cache")
     asked = {"method": "confidence", "count": count, "out": str(fresh / "selection")}
-    return select.run(SelectConfig(teacher=teacher, pool=(str(pool),), **asked, **COMMON))
+    return select.run(SelectConfig(teacher=teacher, pool=(str(pool),), filter="none", **asked, **COMMON))
 
 
 def distilled(samples, teacher, student, folder, batch):

@@ -45,7 +45,7 @@ def command(folder, teacher, normalize, pool, **options):
     cache = folder / f"cache{number}"
     cache.mkdir()
     config = SelectConfig(
-        teacher=teacher, normalize=normalize, pool=(str(pool),), out=str(folder / f"selection{number}"), **options
+        teacher=teacher, normalize=normalize, pool=(str(pool),), out=str(folder / f"selection{number}"), filter="none", **options
     )
 
     def run():

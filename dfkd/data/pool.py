@@ -1,5 +1,6 @@
 """The pool: several DATA one after the other, as sources and uint8 images of one size, by index."""
 
+import copy
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from jaxtyping import Int64, Integer, UInt8
 
 from dfkd.console import say
 from dfkd.data.decode import conversions, decode, encode_png, fit
+from dfkd.data.filter import Filter
 from dfkd.data.locate import Data, locate
 from dfkd.data.reader import Reader, Unreadable
 from dfkd.errors import RequestError
@@ -53,6 +55,13 @@ class Pool:
         self._workers = workers or os.cpu_count() or 1
         self._threads = ThreadPoolExecutor(self._workers, "dfkd-decode")
         self._said: set[tuple[int, str]] = set()
+        self._filter: Filter | None = None
+
+    def filtered(self, by: Filter) -> "Pool":
+        """The same pool, whose images are filtered; its files are as they came."""
+        pool = copy.copy(self)
+        pool._filter = by
+        return pool
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -66,7 +75,16 @@ class Pool:
         return found
 
     def images(self, indices: Integer[np.ndarray, " batch"]) -> Images:
-        """Decode, convert to `channels` and resize to `image_size`; what is converted is said once for each DATA."""
+        """Decode, convert to `channels`, resize to `image_size` and filter; what is converted is said once for each
+        DATA."""
+        found = self._images(indices)
+        if self._filter is None:
+            return found
+        pixels = self._filter(found.pixels)
+        pixels[list(found.problems)] = 0
+        return Images(pixels, found.problems)
+
+    def _images(self, indices: Integer[np.ndarray, " batch"]) -> Images:
         pixels = np.zeros((len(indices), self.image_size, self.image_size, self.channels), np.uint8)
         problems: dict[int, str] = {}
         for _, reader, data, positions, local in self._split(indices):

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from dfkd.generators.bank import BankMethod
 from dfkd.generators.base import Stateful, Task, descend, total
-from dfkd.generators.statistics import require_statistics
 from dfkd.generators.terms import between, one_hot
 from dfkd.limits import check_at_least
 from dfkd.optimizers import Adam
+from dfkd.statistics import require_statistics
 from dfkd.training.sources import Student
 
 TEMPERATURE = 3.0

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from dfkd.console import say
 from dfkd.generators.base import Method
-from dfkd.generators.statistics import BatchStatistics
+from dfkd.statistics import BatchStatistics
 
 OBSERVED = 64
 """Images a look."""

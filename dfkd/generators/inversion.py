@@ -13,10 +13,10 @@ from dfkd.errors import RequestError
 from dfkd.generators.bank import BankMethod
 from dfkd.generators.base import Stateful, Task, descend, total
 from dfkd.generators.generator import noise, render
-from dfkd.generators.statistics import MovingStatistics, require_statistics
 from dfkd.generators.terms import adversarial, one_hot
 from dfkd.limits import check_at_least
 from dfkd.outputs import Outputs
+from dfkd.statistics import MovingStatistics, require_statistics
 from dfkd.training.augment import crop_and_flip
 from dfkd.training.sources import Student
 

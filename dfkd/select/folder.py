@@ -88,6 +88,8 @@ class Selected:
     """What the manifest and a run's result call it."""
     cost: Mapping[str, int] = field(default_factory=dict)
     """What a generator took to make it."""
+    filter: Mapping[str, Any] | None = None
+    """What the images went through, as the manifest says it."""
 
 
 def is_done(out: Path, asked: str, content: dict[str, Any]) -> bool:
@@ -161,6 +163,7 @@ def _manifest(selected: Selected, files: list[dict[str, Any]]) -> dict[str, Any]
         "admitted": choice.admitted,
         "reasons": choice.counts(),
         **({"cost": dict(selected.cost)} if selected.cost else {}),
+        **({"filter": dict(selected.filter)} if selected.filter else {}),
         "unreadable": [
             {"source": name, "why": scores.problems[i]}
             for i, name in zip(scores.problems, pool.sources(unreadable), strict=True)

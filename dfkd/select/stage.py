@@ -22,6 +22,7 @@ from dfkd.locks import locked
 from dfkd.models.load import Model, load_teacher
 from dfkd.places import find_taps
 from dfkd.portable import portable
+from dfkd.select.adapt import adapt, asked, describe
 from dfkd.select.choose import Choice, Method, TooFew, choose
 from dfkd.select.folder import Selected, check_partial, is_done, write
 from dfkd.select.score import SCORE_FORMAT, PoolScores, score_pool
@@ -51,8 +52,10 @@ def run(config: SelectConfig) -> Path:
     if config.count is not None and config.count > len(pool):
         raise RequestError(f"--count {config.count} is above the pool's {len(pool)} images; ask for as many or fewer")
     tap = _features_tap(config, model, pool)
+    filter_name = asked(config.filter, model, pool)
     scoring = _scoring_request(config, model, pool, place)
-    content = {**scoring, "options": _options(config, method_name, tap), "seed": config.seed}
+    options = _options(config, method_name, tap) | (describe(filter_name) if filter_name else {})
+    content = {**scoring, "options": options, "seed": config.seed}
     if is_done(out, config.out, content):
         say(f"{config.out}: this selection is complete already")
         return out
@@ -63,6 +66,13 @@ def run(config: SelectConfig) -> Path:
             return out
         check_partial(partial)
         try:
+            found = None
+            if filter_name is not None:
+                adapted = adapt(filter_name, model, place, pool, scoring)
+                found = adapted.describe()
+                if adapted.filter is not None:
+                    pool = pool.filtered(adapted.filter)
+                    scoring = {**scoring, "filter": adapted.filter.describe()}
             scores = score_pool(
                 Classifier(model, place, {"last": tap} if tap else {}, fold=True),
                 pool,
@@ -71,7 +81,8 @@ def run(config: SelectConfig) -> Path:
                 tap=tap,
                 max_unreadable=config.max_unreadable,
             )
-            selected = Selected(config, model, pool, scores, _choose(config, method_name, scores), content)
+            choice = _choose(config, method_name, scores)
+            selected = Selected(config, model, pool, scores, choice, content, filter=found)
             write(partial, out, selected)
         except RequestError:  # it will not be gone on with
             shutil.rmtree(partial, ignore_errors=True)

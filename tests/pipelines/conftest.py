@@ -25,6 +25,8 @@ class Lab:
         return cli.main([str(a) for a in arguments])
 
     def select(self, out, *more):
+        """Select from the pool as it is, unless a filter is named: its pixels can be found again."""
+        more = more if "--filter" in more else ("--filter", "none", *more)
         return self.dfkd("select", "--teacher", self.teacher, *self.flags, "--pool", self.pool, "--out", out, *more)
 
     def distill(self, samples, out, *more):

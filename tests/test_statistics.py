@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dfkd.errors import RequestError
-from dfkd.generators.statistics import BatchStatistics, MovingStatistics, _Moments, require_statistics
+from dfkd.statistics import BatchStatistics, MovingStatistics, _Moments, require_statistics
 
 
 @pytest.fixture

@@ -1,0 +1,55 @@
+"""A linear filter that the images of a pool go through before anybody sees them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn.functional import conv2d, pad
+
+
+def filtered(
+    planes: Float[Tensor, "batch channels height width"],
+    kernel: Float[Tensor, "channels channels size size"],
+    bias: Float[Tensor, " channels"],
+) -> Float[Tensor, "batch channels height width"]:
+    """Images in [0, 1] convolved, and cut to that range again; beyond an edge its pixels go on."""
+    reach = kernel.shape[-1] // 2
+    return conv2d(pad(planes, (reach,) * 4, mode="replicate"), kernel, bias).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A kernel of odd size over all channels, and a bias where white is 1."""
+
+    kernel: Float[Tensor, "channels channels size size"]
+    bias: Float[Tensor, " channels"]
+
+    def __call__(
+        self, pixels: UInt8[np.ndarray, "batch height width channels"]
+    ) -> UInt8[np.ndarray, "batch height width channels"]:
+        """Filtered pixels, rounded."""
+        planes = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
+        rounded = filtered(planes, self.kernel, self.bias).mul_(255).round_().byte()
+        return rounded.permute(0, 2, 3, 1).contiguous().numpy()
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"kernel": self.kernel.tolist(), "bias": self.bias.tolist()}
+
+
+def read_filter(described: Mapping[str, Any], channels: int) -> Filter | None:
+    """The filter that `Filter.describe` wrote, if there is one. Raises: ValueError, KeyError or TypeError where it is
+    damaged."""
+    if "kernel" not in described:
+        return None
+    kernel, bias = (torch.tensor(described[key], dtype=torch.float32) for key in ("kernel", "bias"))
+    size = kernel.shape[-1] if kernel.ndim else 0
+    if kernel.shape != (channels, channels, size, size) or size % 2 == 0 or bias.shape != (channels,):
+        raise ValueError(f"filter has a kernel of {list(kernel.shape)} and a bias of {list(bias.shape)}")
+    if not (kernel.isfinite().all() and bias.isfinite().all()):
+        raise ValueError("filter has numbers that are not finite")
+    return Filter(kernel, bias)

@@ -1,0 +1,118 @@
+"""What `--filter` names: functions from a teacher and some of its pool to a linear filter of the pool's images.
+
+A pool's photos may be sharper or softer, or of other colors and contrast, than what the teacher learnt from, by no more
+than the filter with which somebody once made them smaller. A filter of one's own has the same form:
+`my_filter(teacher, pixels, *, parameters...) -> Filter`.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from dfkd.console import progress
+from dfkd.data.filter import Filter, filtered
+from dfkd.errors import RequestError
+from dfkd.statistics import BatchStatistics, require_statistics
+from dfkd.teacher import Classifier
+
+__all__ = ["blur", "fitted"]
+
+_STEPS, _BATCH, _RATE = 60, 128, 5e-3
+"""Half of the steps come nearly as far, twice as many no farther (benchmarks/quality/LOG.md)."""
+
+
+def fitted(teacher: Classifier, pixels: UInt8[Tensor, "images height width channels"], *, size: int = 5) -> Filter:
+    """The filter with which images are most like the teacher's own to its BatchNorm layers.
+
+    Adam from the identity, along the mean over layers and channels of KL(N(m, v) || N(m', v')), where m and v are a
+    batch's mean and variance and m' and v' those that the layer remembers. The statistics are DeepInversion's
+    (https://arxiv.org/abs/1912.08795), which makes images by them; that a network is adapted to new images of the same
+    classes by the distribution of its features is BUFR's (https://arxiv.org/abs/2107.05446). A filter of the images
+    instead is ours.
+
+    Raises: RequestError for a teacher without such layers, or a size that is not odd.
+    """
+    if size < 1 or size % 2 == 0:
+        raise RequestError(f"--filter fitted:size={size} is not odd and at least 1")
+    statistics = require_statistics(teacher.model.module, "--filter fitted", "blur works")
+    images = pixels.permute(0, 3, 1, 2) / 255
+    learnt = _Centered(images, size)
+    optimizer = torch.optim.Adam(learnt.parameters(), lr=_RATE, betas=(0.9, 0.99))
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
+    drawn = torch.Generator().manual_seed(0)  # the global state is a student's seed
+    with progress("fitting the filter", _STEPS, "steps") as bar:
+        for _ in range(_STEPS):
+            batch = images[torch.randint(len(images), (_BATCH,), generator=drawn)]
+            view = teacher.model.preprocess.normalized(filtered(batch, *learnt()).to(teacher.place.device))
+            with statistics.watched():
+                teacher.answer(view.contiguous(memory_format=torch.channels_last))
+            optimizer.zero_grad()
+            divergence(statistics).backward()
+            optimizer.step()
+            falling.step()
+            bar.advance(1)
+    with torch.no_grad():
+        return Filter(*learnt())
+
+
+class _Centered(nn.Module):
+    """A kernel and a bias by what they do to images of mean 0 and deviation 1: there they do not pull at each other."""
+
+    def __init__(self, images: Float[Tensor, "images channels height width"], size: int) -> None:
+        """Begin with the filter that changes nothing."""
+        super().__init__()
+        std, self.mean = torch.std_mean(images, dim=(0, 2, 3))
+        self.std = std.clamp_min(1 / 255)
+        start = _identity(images.shape[1], size)
+        self.weights, self.shift = nn.Parameter(start.kernel), nn.Parameter(start.bias)
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Kernel and bias for the images as they are."""
+        kernel = self.weights * (self.std[:, None] / self.std)[:, :, None, None]
+        return kernel, self.mean + self.std * self.shift - kernel.sum(dim=(2, 3)) @ self.mean
+
+
+def blur(teacher: Classifier, pixels: UInt8[Tensor, "images height width channels"], *, sigma: float) -> Filter:
+    """A Gaussian of `sigma` pixels; below 0 what it takes away is added, which sharpens.
+
+    Raises: RequestError for 0, and for one of more than 3 pixels.
+    """
+    if not 0 < abs(sigma) <= 3:
+        raise RequestError(f"--filter blur:sigma={sigma} is not from -3 to 3 and other than 0")
+    reach = math.ceil(4 * abs(sigma))
+    row = torch.exp(-(torch.arange(-reach, reach + 1).float() ** 2) / (2 * sigma**2))
+    row /= row.sum()
+    identity = _identity(pixels.shape[3], len(row))
+    smooth = torch.eye(pixels.shape[3])[:, :, None, None] * torch.outer(row, row)
+    return Filter(smooth if sigma > 0 else 2 * identity.kernel - smooth, identity.bias)
+
+
+def divergence(statistics: BatchStatistics) -> Float[Tensor, ""]:
+    """The mean over layers and channels of KL(N(mean, variance) || N(running mean, running variance))."""
+    layers = []
+    for layer, mean, variance in statistics.seen:
+        known = layer.running_var + layer.eps  # type: ignore[operator]
+        ratio = (variance + layer.eps) / known  # type: ignore[operator]
+        apart = (mean - layer.running_mean) ** 2 / known  # type: ignore[operator]
+        layers.append(((ratio - ratio.log() + apart - 1) / 2).mean())
+    return torch.stack(layers).mean()
+
+
+def inception_score(logits: Float[Tensor, "images classes"]) -> float:
+    """exp(H(mean of p) - mean of H(p)), from 1 to the number of classes: are images each sure, together diverse?
+
+    By the teacher instead of an Inception network: Improved techniques for training GANs, 2016,
+    https://arxiv.org/abs/1606.03498. Rows that are not finite are left out.
+    """
+    log_p = torch.log_softmax(logits[logits.isfinite().all(dim=1)].double(), dim=1)
+    p = log_p.exp()
+    mean = p.mean(dim=0)
+    return float(torch.exp((p * log_p).sum(dim=1).mean() - torch.special.xlogy(mean, mean).sum()))
+
+
+def _identity(channels: int, size: int) -> Filter:
+    kernel = torch.zeros(channels, channels, size, size)
+    kernel[range(channels), range(channels), size // 2, size // 2] = 1
+    return Filter(kernel, torch.zeros(channels))

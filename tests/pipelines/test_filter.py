@@ -1,0 +1,211 @@
+"""`dfkd select --filter`: the pool is made like what the teacher learnt from, before anybody sees it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from dfkd import demo
+from dfkd.data.filter import read_filter
+from dfkd.device import resolve_place
+from dfkd.models.load import load_model
+from dfkd.select import filters
+from dfkd.shards import Shards
+from dfkd.teacher import Classifier
+
+
+def manifest(folder):
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def select(lab, out, pool, *more):
+    """As `lab.select`, with nothing said of the filter."""
+    return lab.dfkd("select", "--teacher", lab.teacher, *lab.flags, "--pool", pool, "--out", out, *more)
+
+
+@pytest.fixture(scope="module")
+def pale(tmp_path_factory):
+    """Digits that nobody would take for such: paler by far than the teacher's own."""
+    images, _ = demo.digits()
+    path = tmp_path_factory.mktemp("pale") / "pale.npz"
+    np.savez(path, images=(110 + 0.4 * images[1000:]).astype(np.uint8))
+    return path
+
+
+@pytest.fixture
+def no_fit(monkeypatch):
+    def refuse(self, images, size):
+        raise AssertionError("a filter was fitted")
+
+    return lambda: monkeypatch.setattr(filters._Centered, "__init__", refuse)
+
+
+def test_a_filter_is_fitted_and_what_is_stored_has_gone_through_it(lab, pale, tmp_path, capsys):
+    assert select(lab, tmp_path / "s", pale, "--count", 300) == 0
+    found = manifest(tmp_path / "s")
+    before, after = found["filter"]["inception_score"]
+    assert after > 3 * before
+    assert f"Inception Score of the pool is {before:.2f}, and {after:.2f} filtered\n" in capsys.readouterr().err
+    assert found["content"]["options"]["filter"] == "fitted"
+
+    shards = Shards(tmp_path / "s")
+    picked = [int(source.removeprefix("pale.npz#")) for source in shards.column("source")]
+    pixels = shards.pixels(np.arange(300))
+    assert np.array_equal(pixels, read_filter(found["filter"], 1)(np.load(pale)["images"][picked]))
+    teacher = Classifier(load_model(lab.teacher, normalize=demo.NORMALIZE), resolve_place("cpu", "fp32"))
+    np.testing.assert_allclose(shards.column("logits"), teacher(torch.from_numpy(pixels)).logits, rtol=2e-3, atol=1e-2)
+
+    assert lab.dfkd("inspect", tmp_path / "s", "--out", tmp_path / "s.html") == 0
+    fact = f"the teacher's Inception Score of the pool: {before:.2f}, {after:.2f} with it"
+    assert fact.replace("'", "&#x27;") in (tmp_path / "s.html").read_text()
+    assert fact in capsys.readouterr().out
+
+
+def test_a_filter_is_fitted_once_for_a_teacher_and_a_pool(lab, pale, tmp_path, no_fit, capsys):
+    assert select(lab, tmp_path / "a", pale, "--count", 300) == 0
+    no_fit()
+    assert select(lab, tmp_path / "b", pale, "--count", 200, "--method", "random") == 0
+    assert manifest(tmp_path / "a")["filter"] == manifest(tmp_path / "b")["filter"]
+    assert "scores: all 797 are cached" in capsys.readouterr().err
+    assert select(lab, tmp_path / "a", pale, "--count", 300) == 0
+    assert "this selection is complete already" in capsys.readouterr().err
+
+
+def test_a_damaged_filter_in_the_cache_is_fitted_again(lab, pale, tmp_path, monkeypatch):
+    monkeypatch.setenv("DFKD_CACHE", str(tmp_path / "cache"))
+    assert select(lab, tmp_path / "a", pale, "--count", 300) == 0
+    (kept,) = (tmp_path / "cache").rglob("filter.json")
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[: len(whole) // 2])
+    assert select(lab, tmp_path / "b", pale, "--count", 300) == 0
+    assert kept.read_bytes() == whole
+    assert manifest(tmp_path / "a")["fingerprint"] == manifest(tmp_path / "b")["fingerprint"]
+
+
+def test_a_pool_without_its_filter_is_another_selection(lab, pale, tmp_path, capsys):
+    assert select(lab, tmp_path / "s", pale, "--count", 300) == 0
+    assert select(lab, tmp_path / "s", pale, "--count", 300, "--filter", "none") == 2
+    assert "holds another selection: options.filter" in capsys.readouterr().err
+    assert select(lab, tmp_path / "t", pale, "--count", 300, "--filter", "none") == 0
+    assert "filter" not in manifest(tmp_path / "t")
+    assert "filter" not in manifest(tmp_path / "t")["content"]["options"]
+
+
+def test_a_filter_that_does_not_help_is_not_kept(lab, tmp_path, capsys):
+    images, _ = demo.digits()
+    np.savez(tmp_path / "own.npz", images=images[:1000])
+    assert select(lab, tmp_path / "s", tmp_path / "own.npz", "--count", 300) == 0
+    found = manifest(tmp_path / "s")["filter"]
+    assert found.keys() == {"inception_score"}
+    assert "filtered; not kept" in capsys.readouterr().err
+    shards = Shards(tmp_path / "s")
+    picked = [int(source.removeprefix("own.npz#")) for source in shards.column("source")]
+    assert np.array_equal(shards.pixels(np.arange(300)), images[picked])
+
+
+def test_files_stay_as_they_came_and_are_filtered_when_they_are_read(lab, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i, patch in enumerate(demo.patches(80)):
+        Image.fromarray(patch[..., 0]).resize((90, 90)).save(photos / f"{i:02d}.png")
+    flags = ("--teacher", lab.teacher, "--normalize", demo.NORMALIZE, "--image-size", 80, "--precision", "fp32")
+    pool = ("--pool", photos, "--count", 40)
+    assert lab.dfkd("select", *flags, *pool, "--filter", "blur:sigma=2", "--out", tmp_path / "s") == 0
+    assert lab.dfkd("select", *flags, *pool, "--method", "random", "--out", tmp_path / "plain") == 0
+    shards = Shards(tmp_path / "s")
+    assert shards.encoded
+    plain = manifest(tmp_path / "plain")
+    assert "filter" not in plain  # unasked only up to 64 pixels
+    names = shards.column("source").tolist()
+    from dfkd.data import open_pool
+
+    pool = open_pool([str(photos)], image_size=80, channels=1)
+    rows = [i for i in range(80) if pool.sources(np.array([i]))[0] in names]
+    own = pool.images(np.array(rows)).pixels
+    stored = shards.pixels(np.arange(40))
+    assert np.array_equal(stored, read_filter(manifest(tmp_path / "s")["filter"], 1)(own))
+    assert np.abs(np.diff(stored.astype(int), axis=1)).mean() < 0.9 * np.abs(np.diff(own.astype(int), axis=1)).mean()
+    assert lab.distill(tmp_path / "s", tmp_path / "run", "--steps", 2, "--batch-size", 8) == 0
+
+
+OWN = """
+import torch
+from dfkd.data.filter import Filter
+
+def negative(teacher, pixels, *, white: float = 1.0):
+    return Filter(-torch.eye(pixels.shape[3])[:, :, None, None], torch.full((pixels.shape[3],), white))
+
+def nothing(teacher, pixels):
+    return None
+"""
+
+
+def test_a_filter_of_your_own(lab, tmp_path, monkeypatch, capsys):
+    (tmp_path / "own_filters.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert lab.select(tmp_path / "s", "--count", 100, "--filter", "own_filters.negative:white=0.5") == 0
+    options = manifest(tmp_path / "s")["content"]["options"]
+    assert options["filter"] == "own_filters.negative:white=0.5"
+    assert len(options["filter_code"]) == 16
+    shards = Shards(tmp_path / "s")
+    picked = [int(source.removeprefix("pool.npz#")) for source in shards.column("source")]
+    expected = (127.5 - np.load(lab.pool)["images"][picked].astype(float)).clip(0)
+    assert np.abs(shards.pixels(np.arange(100)) - expected).max() <= 0.5
+    assert lab.select(tmp_path / "t", "--count", 100, "--filter", "own_filters.nothing") == 2
+    assert "--filter own_filters.nothing gives a NoneType, not a dfkd.data.filter.Filter" in capsys.readouterr().err
+    assert not list(tmp_path.glob("t*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("blurr", "no filter is called 'blurr'; did you mean 'blur'?"),
+        ("blur", "filter 'blur' needs sigma: blur:sigma=..."),
+        ("blur:0.5", "filter 'blur:0.5': 0.5 is for no parameter; write blur:key=0.5 with one of sigma"),
+        ("blur:sigma=0", "--filter blur:sigma=0.0 is not from -3 to 3 and other than 0"),
+        ("fitted:size=4", "--filter fitted:size=4 is not odd and at least 1"),
+        ("fitted:width=3", "filter 'fitted' has no parameter 'width'"),
+        ("none:1", "no filter is called 'none'"),
+    ],
+)
+def test_a_wrong_filter_is_refused_before_the_pool_is_scored(lab, tmp_path, capsys, text, why):
+    assert lab.select(tmp_path / "s", "--count", 10, "--filter", text) == 2
+    told = capsys.readouterr().err
+    assert why in told
+    assert "scoring" not in told
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_teacher_without_batchnorm_is_taken_as_it_is_unless_a_fit_is_asked_for(lab, tmp_path, capsys):
+    save_file(load_model("lenet5:in_channels=1").module.state_dict(), tmp_path / "lenet.safetensors")
+    teacher = f"lenet5:in_channels=1@{tmp_path / 'lenet.safetensors'}"
+    flags = ("--teacher", teacher, "--image-size", 32, "--pool", lab.pool, "--count", 10)
+    assert lab.dfkd("select", *flags, "--out", tmp_path / "s") == 0
+    assert "filter" not in manifest(tmp_path / "s")
+    assert lab.dfkd("select", *flags, "--out", tmp_path / "t", "--filter", "fitted") == 2
+    assert "--filter fitted reads the statistics" in capsys.readouterr().err
+
+
+def test_a_small_pool_is_taken_as_it_is_and_one_image_shows_nothing(lab, tmp_path, capsys):
+    np.savez(tmp_path / "few.npz", images=demo.patches(511))
+    assert select(lab, tmp_path / "s", tmp_path / "few.npz", "--count", 10) == 0
+    assert "filter" not in manifest(tmp_path / "s")
+    np.savez(tmp_path / "one.npz", images=demo.patches(1))
+    assert select(lab, tmp_path / "t", tmp_path / "one.npz", "--filter", "fitted") == 2
+    assert "needs at least 2 readable images of the pool; give --filter none" in capsys.readouterr().err
+
+
+def test_a_filter_that_is_damaged_in_the_manifest_is_told(lab, pale, tmp_path, capsys):
+    from dfkd.checks import sealed, unsealed
+
+    assert select(lab, tmp_path / "s", pale, "--count", 100) == 0
+    told = unsealed(manifest(tmp_path / "s"))
+    told["filter"]["bias"] = [0.0, 0.0]
+    (tmp_path / "s" / "manifest.json").write_text(json.dumps(sealed(told)))
+    assert lab.dfkd("inspect", tmp_path / "s") == 2
+    assert "manifest.json cannot be read (filter has a kernel of [1, 1, 5, 5] and a bias of [2])" in (
+        capsys.readouterr().err
+    )
