@@ -84,10 +84,10 @@ class SelectConfig(ModelConfig):
     Here and for clusters, the features of all admitted images are held in memory."""
     teacher_taps: tuple[str, ...] = ()
     """Where the features for that are taken, by hand: last=fc:input."""
-    filter: str | None = None
+    filter: str = "auto"
     """What the images go through first: none; fitted, a linear filter with which they are like the teacher's own to its
     BatchNorm layers, if the teacher is surer of them then; blur:sigma=0.5; or a function of your own, with dots.
-    Default: fitted where the teacher has such layers, up to 64 pixels and from 512 images on."""
+    auto: fitted where the teacher has such layers, up to 64 pixels and from 512 images on."""
     max_unreadable: float = 0.01
     """Stop when more than this share of the pool cannot be read."""
     batch_size: int = 256
@@ -178,8 +178,8 @@ class DistillConfig(ModelConfig):
     crop_padding: int | None = None
     """Random crop after padding by so many pixels; 0: none. Default: an eighth of the image size."""
     crop_area: float = 1.0
-    """Random window of this share of the image's area to all of it, enlarged to its size; 1: none. Worth a try where
-    the pool's objects are smaller than the teacher's (0.4): by teacher and pool it wins or costs points."""
+    """Random window of this share of the image's area to all of it, enlarged to its size, such as 0.4; 1: none. It
+    softens the images: that cost points wherever the pool was filtered, or needed no filter."""
     flip: bool = True
     """Random horizontal flip."""
     mixup: float = 0.0

@@ -83,6 +83,18 @@ def find(name: str, modules: Sequence[str], kind: str) -> Callable[..., Any]:
     )
 
 
+def spelled(target: Callable[..., Any], named: Named) -> Named:
+    """`named` by the target's own name and with its defaults: one that changes asks for another thing.
+
+    What is named with dots stays as it is.
+    """
+    if "." in named.name:
+        return named
+    parameters = inspect.signature(target).parameters
+    defaults = {key: p.default for key, p in parameters.items() if p.default is not p.empty}
+    return Named(target.__name__, defaults | dict(named.options), named.numbers)
+
+
 def code_of(target: Callable[..., Any]) -> str | None:
     """A hash of the file that a class or function of one's own is written in; None for packages with a version."""
     if target.__module__.partition(".")[0] in ("dfkd", "torch", "torchvision", "timm"):

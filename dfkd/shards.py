@@ -141,13 +141,19 @@ def _check_manifest(manifest: Mapping[str, Any]) -> None:
     check(isinstance(reasons, dict) and all(map(_is_count, reasons.values())), "reasons are no counts")
     check(isinstance(manifest.get("unreadable", []), list), "unreadable is no list")
     check(isinstance(manifest["content"].get("options", {}), dict), "content.options is no table")
-    read_filter(manifest.get("filter", {}), image["channels"])
+    filter = manifest.get("filter", {})
+    check(isinstance(filter, dict) and (not filter or _are_scores(filter["inception_score"])), "filter has no scores")
+    read_filter(filter, image["channels"])
     cost = manifest.get("cost", {})
     check(isinstance(cost, dict) and all(map(_is_count, cost.values())), "cost has no counts")
 
 
 def _is_count(value: object, least: int = 0) -> bool:
     return type(value) is int and least <= value < 2**40
+
+
+def _are_scores(value: object) -> bool:
+    return isinstance(value, list) and [type(score) for score in value] == [float, float]
 
 
 class Shards:

@@ -121,7 +121,7 @@ TABLES = [
     {"title": "ResNet-34 to ResNet-18, one GPU, 40 passes over 50,000 images", "files": ["headline-short"]},
     {
         "title": "digits: 5,000 of the demo's 20,000 patches; 400 steps of the defaults",
-        "files": ["digits-selection", "digits-filter"],
+        "files": ["digits-selection"],
         "rows": {
             "random": "random",
             "random-balanced": "random, even over classes",
@@ -130,6 +130,14 @@ TABLES = [
             "floor": "`threshold:draw=random`: of the surer 70 %",
             "floor-balanced": "the same, even over classes",
             "surer-balanced": "of the surer half at random, even over classes",
+            "confident-balanced": CONFIDENT,
+        },
+    },
+    {
+        "title": "digits once more, with a filter and without, on a teacher trained anew",
+        "files": ["digits-filter"],
+        "rows": {
+            "random": "random",
             "confident-balanced": CONFIDENT,
             "filtered-random": f"random, of {FILTERED}",
             "filtered-confident": f"{CONFIDENT}, of {FILTERED}",
@@ -143,6 +151,14 @@ TABLES = [
             "confident-kd": "the most confident; `kd`",
             "balanced-kd-ofd": f"{CONFIDENT}; `kd ofd`",
             "balanced-kd-ofd-area": f"{CONFIDENT}; `kd ofd`; {WINDOWS}",
+        },
+    },
+    {
+        "title": "the same teacher; half of CIFAR-10's 40,000 photos",
+        "files": ["tiny100-filter"],
+        "rows": {
+            "cifar": f"{CONFIDENT}; `kd ofd`; {BEGUN}",
+            "cifar-filtered": f"{CONFIDENT}, of {FILTERED}; `kd ofd`; {BEGUN}",
         },
     },
 ]

@@ -41,7 +41,8 @@ def make_selection(folder, teacher):
     np.savez(folder / "pool.npz", images=images(IMAGES))
     os.environ["DFKD_CACHE"] = str(folder / "cache")
     out = folder / "selection"
-    select.run(SelectConfig(teacher=teacher, normalize="cifar10", pool=(str(folder / "pool.npz"),), out=str(out)))
+    asked = {"pool": (str(folder / "pool.npz"),), "filter": "none", "out": str(out)}
+    select.run(SelectConfig(teacher=teacher, normalize="cifar10", **asked))
     return out
 
 

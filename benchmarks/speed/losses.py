@@ -39,8 +39,8 @@ def make_selection(folder):
     np.savez(folder / "pool.npz", images=images)
     teacher = f"{TEACHER}@{folder / 'teacher.safetensors'}"
     out = folder / "selection"
-    asked = {"pool": (str(folder / "pool.npz"),), "method": "random", "count": IMAGES, "out": str(out)}
-    select.run(SelectConfig(teacher=teacher, normalize="cifar10", **asked))
+    asked = {"pool": (str(folder / "pool.npz"),), "filter": "none", "method": "random", "count": IMAGES}
+    select.run(SelectConfig(teacher=teacher, normalize="cifar10", out=str(out), **asked))
     return teacher, out
 
 

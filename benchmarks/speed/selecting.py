@@ -44,9 +44,8 @@ def command(folder, teacher, normalize, pool, **options):
     number = len(list(folder.glob("cache*")))
     cache = folder / f"cache{number}"
     cache.mkdir()
-    config = SelectConfig(
-        teacher=teacher, normalize=normalize, pool=(str(pool),), out=str(folder / f"selection{number}"), filter="none", **options
-    )
+    asked = {"pool": (str(pool),), "filter": "none", "out": str(folder / f"selection{number}")}
+    config = SelectConfig(teacher=teacher, normalize=normalize, **asked, **options)
 
     def run():
         os.environ["DFKD_CACHE"] = str(cache)

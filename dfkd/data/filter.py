@@ -10,6 +10,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
+_AT_ONCE = 256
+
 
 def filtered(
     planes: Float[Tensor, "batch channels height width"],
@@ -31,10 +33,13 @@ class Filter:
     def __call__(
         self, pixels: UInt8[np.ndarray, "batch height width channels"]
     ) -> UInt8[np.ndarray, "batch height width channels"]:
-        """Filtered pixels, rounded."""
-        planes = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
-        rounded = filtered(planes, self.kernel, self.bias).mul_(255).round_().byte()
-        return rounded.permute(0, 2, 3, 1).contiguous().numpy()
+        """Filtered pixels, rounded; some at a time, for on the way a pixel takes many times its memory."""
+        out = np.empty_like(pixels)
+        for start in range(0, len(pixels), _AT_ONCE):
+            planes = torch.from_numpy(pixels[start : start + _AT_ONCE]).permute(0, 3, 1, 2) / 255
+            rounded = filtered(planes, self.kernel, self.bias).mul_(255).round_().byte()
+            out[start : start + _AT_ONCE] = rounded.permute(0, 2, 3, 1).numpy()
+        return out
 
     def describe(self) -> dict[str, Any]:
         """As JSON."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from dfkd.console import say
 from dfkd.data.reader import Unreadable, as_labels, as_nhwc, file_state, image_shape, row_numbers
 from dfkd.errors import RequestError
 from dfkd.files import hash_of
@@ -292,9 +293,13 @@ def open_saved(path: Path) -> TableReader:
     identity: dict[str, Any] = {"format": "shards"}
     manifest = path / "manifest.json"
     try:
-        fingerprint = json.loads(manifest.read_text(encoding="utf-8"))["fingerprint"] if manifest.exists() else None
+        known: Any = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {"fingerprint": None}
+        fingerprint = known["fingerprint"]
+        unfiltered = "kernel" in known.get("filter", {}) and known["image"]["encoded"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RequestError(f"{str(manifest)!r} is no manifest with a fingerprint; write the selection again") from error
+    if unfiltered:
+        say(f"{path}: the files of this selection are read as they came, without the filter that it was made with")
     if fingerprint is None:
         files = [Path(file["filename"]) for file in dataset.cache_files]
         identity["files"] = [[file.name, file_state(file)] for file in files]

@@ -1,6 +1,7 @@
 """Pool -> the same pool through the filter that `--filter` asks for, found once for a teacher and a pool."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from jaxtyping import UInt8
 
 from dfkd import names
+from dfkd.checks import sealed, unsealed
 from dfkd.console import say
 from dfkd.data import Pool
 from dfkd.data.filter import Filter, read_filter
@@ -20,18 +22,32 @@ from dfkd.errors import RequestError
 from dfkd.files import request_folder, write_json
 from dfkd.models.load import Model
 from dfkd.portable import portable
-from dfkd.select.filters import inception_score
+from dfkd.select import filters
 from dfkd.statistics import BatchStatistics
 from dfkd.teacher import Classifier
 
-FILTERS = ["dfkd.select.filters"]
 KIND = "filter"
+FORMAT = 1
+"""Of our own filters: what a later version would find in another way is found anew."""
 IMAGES = 2048
 """Images of the pool that a filter is found with: one half shows it to the filter, the other measures it."""
 LEAST = 512
 """Images of a pool from which on a filter is fitted unasked: of fewer, statistics say little."""
 RISE = 1.05
 """By so much the teacher's Inception Score must rise for a fitted filter to be kept."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A filter by its name, with its options spelled out; `unasked`: nobody named it."""
+
+    named: names.Named
+    unasked: bool
+
+    def describe(self) -> dict[str, Any]:
+        """What of it decides a selection."""
+        code = names.code_of(names.find(self.named.name, [filters.__name__], KIND))
+        return {KIND: portable(str(self.named)), "filter_code": code or FORMAT}
 
 
 @dataclass(frozen=True)
@@ -48,64 +64,86 @@ class Adapted:
         return scores | (self.filter.describe() if self.filter else {})
 
 
-def asked(text: str | None, model: Model, pool: Pool) -> names.Named | None:
-    """The parsed `--filter`, or what it is where nobody says. Raises: RequestError for one that cannot be."""
-    if text is None:
-        can = pool.image_size <= ENCODED_ABOVE and len(pool) >= LEAST and BatchStatistics(model.module).layers
-        text = "fitted" if can else "none"
+def asked(text: str, model: Model, pool: Pool) -> Asked | None:
+    """The parsed `--filter`; None for none. Raises: RequestError for one that cannot be."""
     named = names.parse(text)
-    if named.name == "none" and not named.options and not named.numbers:
+    unasked, none = (named.name.lower() == word for word in ("auto", "none"))
+    if (unasked or none) and (named.options or named.numbers):
+        raise RequestError(f"--filter {text}: {named.name} has no parameters")
+    if unasked:
+        can = pool.image_size <= ENCODED_ABOVE and len(pool) >= LEAST and BatchStatistics(model.module).layers
+        named, none = names.Named("fitted"), not can
+    if none:
         return None
-    target = names.find(named.name, FILTERS, KIND)
+    try:
+        target = names.find(named.name, [filters.__name__], KIND)
+    except RequestError as error:
+        raise RequestError(f"{error}; or none") from None
     names.check_options(target, named, KIND, {"teacher": None, "pixels": None})
-    return named
+    return Asked(names.spelled(target, named), unasked)
 
 
-def describe(named: names.Named) -> dict[str, str]:
-    """What of a filter decides a selection."""
-    code = names.code_of(names.find(named.name, FILTERS, KIND))
-    return {"filter": portable(str(named)), **({"filter_code": code} if code else {})}
+def adapt(filter: Asked, model: Model, place: Place, pool: Pool, scoring: Mapping[str, Any]) -> Adapted | None:
+    """The filter, from the cache or found anew; None for one that nobody asked for and that cannot be found.
 
-
-def adapt(named: names.Named, model: Model, place: Place, pool: Pool, scoring: Mapping[str, Any]) -> Adapted:
-    """The filter, from the cache or found anew. `scoring` is what decides the scores of the pool without one.
-
+    `scoring` is what decides the scores of the pool without one.
     Raises: RequestError for a pool of which less than two images can be read, or what the filter itself refuses.
     """
-    file = request_folder("filters", {**scoring, **describe(named), "images": IMAGES}) / "filter.json"
+    request = {**scoring, **filter.describe(), "images": IMAGES}
+    file = request_folder("filters", request) / "filter.json"
     found = _read(file, model.channels)
     if found is None:
-        found = _find(named, Classifier(model, place), pool)
-        write_json(file, found.describe())
+        try:
+            found = _find(filter.named, Classifier(model, place), pool)
+        except RequestError as error:
+            if not filter.unasked:
+                raise
+            say(f"the images are not filtered: {error}")
+            return None
+        write_json(file, sealed(found.describe()))
     scores = f"the teacher's Inception Score of the pool is {found.before:.2f}, and {found.after:.2f} filtered"
-    say(f"filter {named}: {scores}{'' if found.filter else '; not kept'}")
+    say(f"filter {filter.named}: {scores}{'' if found.filter else '; not kept'}")
     return found
 
 
 def _find(named: names.Named, teacher: Classifier, pool: Pool) -> Adapted:
-    drawn = np.random.default_rng(0).permutation(len(pool))[:IMAGES]
+    drawn = np.random.default_rng(0).choice(len(pool), min(IMAGES, len(pool)), replace=False)
     images = pool.images(np.sort(drawn))
     readable = np.delete(images.pixels, list(images.problems), axis=0)
     if len(readable) < 2:
         raise RequestError(f"--filter {named} needs at least 2 readable images of the pool; give --filter none")
     shown, held = readable[::2], readable[1::2]
-    target = names.find(named.name, FILTERS, KIND)
+    target = names.find(named.name, [filters.__name__], KIND)
     found = names.build(target, named, KIND, teacher=teacher, pixels=torch.from_numpy(shown))
     if not isinstance(found, Filter):
         raise RequestError(f"--filter {named} gives a {type(found).__name__}, not a dfkd.data.filter.Filter")
+    try:
+        found = read_filter(found.describe(), pool.channels)  # as every later reader will see it
+    except ValueError as error:
+        raise RequestError(f"--filter {named} cannot be used: {error}") from None
+    assert found is not None
     before, after = (_score(teacher, pixels) for pixels in (held, found(held)))
-    return Adapted(found if named.name != "fitted" or after >= RISE * before else None, before, after)
+    keep = target is not filters.fitted or after >= RISE * before
+    return Adapted(found if keep else None, before, after)
 
 
 def _score(teacher: Classifier, pixels: UInt8[np.ndarray, "images height width channels"]) -> float:
-    return inception_score(torch.cat([teacher(part).logits.cpu() for part in torch.from_numpy(pixels).split(256)]))
+    logits = [teacher(part).logits.cpu() for part in torch.from_numpy(pixels).split(256)]
+    return filters.inception_score(torch.cat(logits))
 
 
 def _read(file: Path, channels: int) -> Adapted | None:
     """What an earlier command has found; None where there is nothing, or it is damaged."""
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        before, after = map(float, stored["inception_score"])
-        return Adapted(read_filter(stored, channels), before, after)
-    except (OSError, ValueError, KeyError, TypeError):
+        stored = unsealed(json.loads(file.read_text(encoding="utf-8")))
+        return Adapted(read_filter(stored, channels), *read_scores(stored))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+def read_scores(described: Mapping[str, Any]) -> tuple[float, float]:
+    """The two Inception Scores of `Adapted.describe`. Raises: ValueError, KeyError or TypeError where they are none."""
+    before, after = map(float, described["inception_score"])
+    if not (math.isfinite(before) and math.isfinite(after)):
+        raise ValueError("filter has an Inception Score that is not finite")
+    return before, after

@@ -19,6 +19,7 @@ from dfkd.teacher import Classifier
 
 __all__ = ["blur", "fitted"]
 
+_SIZES = range(1, 17, 2)
 _STEPS, _BATCH, _RATE = 60, 128, 5e-3
 """Half of the steps come nearly as far, twice as many no farther (benchmarks/quality/LOG.md)."""
 
@@ -32,10 +33,11 @@ def fitted(teacher: Classifier, pixels: UInt8[Tensor, "images height width chann
     classes by the distribution of its features is BUFR's (https://arxiv.org/abs/2107.05446). A filter of the images
     instead is ours.
 
-    Raises: RequestError for a teacher without such layers, or a size that is not odd.
+    Raises: RequestError for a teacher without such layers, whose layers do not run or let no gradient through, or a
+    size that is not odd.
     """
-    if size < 1 or size % 2 == 0:
-        raise RequestError(f"--filter fitted:size={size} is not odd and at least 1")
+    if size not in _SIZES:
+        raise RequestError(f"--filter fitted:size={size} is not odd and from 1 to {_SIZES[-1]}")
     statistics = require_statistics(teacher.model.module, "--filter fitted", "blur works")
     images = pixels.permute(0, 3, 1, 2) / 255
     learnt = _Centered(images, size)
@@ -48,6 +50,10 @@ def fitted(teacher: Classifier, pixels: UInt8[Tensor, "images height width chann
             view = teacher.model.preprocess.normalized(filtered(batch, *learnt()).to(teacher.place.device))
             with statistics.watched():
                 teacher.answer(view.contiguous(memory_format=torch.channels_last))
+            if not any(mean.requires_grad for _, mean, _ in statistics.seen):
+                raise RequestError(
+                    "no gradient leads from the teacher's BatchNorm layers to its input; blur needs none"
+                )
             optimizer.zero_grad()
             divergence(statistics).backward()
             optimizer.step()
@@ -77,10 +83,10 @@ class _Centered(nn.Module):
 def blur(teacher: Classifier, pixels: UInt8[Tensor, "images height width channels"], *, sigma: float) -> Filter:
     """A Gaussian of `sigma` pixels; below 0 what it takes away is added, which sharpens.
 
-    Raises: RequestError for 0, and for one of more than 3 pixels.
+    Raises: RequestError for one of less than 0.1 or more than 3 pixels.
     """
-    if not 0 < abs(sigma) <= 3:
-        raise RequestError(f"--filter blur:sigma={sigma} is not from -3 to 3 and other than 0")
+    if not 0.1 <= abs(sigma) <= 3:
+        raise RequestError(f"--filter blur:sigma={sigma} is not from 0.1 to 3, or from -3 to -0.1")
     reach = math.ceil(4 * abs(sigma))
     row = torch.exp(-(torch.arange(-reach, reach + 1).float() ** 2) / (2 * sigma**2))
     row /= row.sum()
@@ -104,9 +110,13 @@ def inception_score(logits: Float[Tensor, "images classes"]) -> float:
     """exp(H(mean of p) - mean of H(p)), from 1 to the number of classes: are images each sure, together diverse?
 
     By the teacher instead of an Inception network: Improved techniques for training GANs, 2016,
-    https://arxiv.org/abs/1606.03498. Rows that are not finite are left out.
+    https://arxiv.org/abs/1606.03498. Rows that are not finite are left out; it is 1 where
+    there is no other.
     """
-    log_p = torch.log_softmax(logits[logits.isfinite().all(dim=1)].double(), dim=1)
+    finite = logits[logits.isfinite().all(dim=1)]
+    if len(finite) == 0:
+        return 1.0
+    log_p = torch.log_softmax(finite.double(), dim=1)
     p = log_p.exp()
     mean = p.mean(dim=0)
     return float(torch.exp((p * log_p).sum(dim=1).mean() - torch.special.xlogy(mean, mean).sum()))

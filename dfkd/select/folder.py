@@ -111,7 +111,8 @@ def write(partial: Path, out: Path, selected: Selected) -> None:
 
     Shards that a killed command of the same request has written are kept, in the folder of the temporary name.
     """
-    journal = Journal(partial, hash_of(selected.content))
+    # with the filter: one that was found anew since a kill is another, by its last bits
+    journal = Journal(partial, hash_of([selected.content, selected.filter] if selected.filter else selected.content))
     done = journal.done
     keep = {LOCK, JOURNAL, CHECKPOINT, METRICS, *(file["name"] for file in done)}
     for file in partial.iterdir():  # half written, or of another selection that was not finished

@@ -22,7 +22,7 @@ from dfkd.locks import locked
 from dfkd.models.load import Model, load_teacher
 from dfkd.places import find_taps
 from dfkd.portable import portable
-from dfkd.select.adapt import adapt, asked, describe
+from dfkd.select.adapt import adapt, asked
 from dfkd.select.choose import Choice, Method, TooFew, choose
 from dfkd.select.folder import Selected, check_partial, is_done, write
 from dfkd.select.score import SCORE_FORMAT, PoolScores, score_pool
@@ -52,9 +52,9 @@ def run(config: SelectConfig) -> Path:
     if config.count is not None and config.count > len(pool):
         raise RequestError(f"--count {config.count} is above the pool's {len(pool)} images; ask for as many or fewer")
     tap = _features_tap(config, model, pool)
-    filter_name = asked(config.filter, model, pool)
+    filter = asked(config.filter, model, pool)
     scoring = _scoring_request(config, model, pool, place)
-    options = _options(config, method_name, tap) | (describe(filter_name) if filter_name else {})
+    options = _options(config, method_name, tap) | (filter.describe() if filter else {})
     content = {**scoring, "options": options, "seed": config.seed}
     if is_done(out, config.out, content):
         say(f"{config.out}: this selection is complete already")
@@ -66,13 +66,10 @@ def run(config: SelectConfig) -> Path:
             return out
         check_partial(partial)
         try:
-            found = None
-            if filter_name is not None:
-                adapted = adapt(filter_name, model, place, pool, scoring)
-                found = adapted.describe()
-                if adapted.filter is not None:
-                    pool = pool.filtered(adapted.filter)
-                    scoring = {**scoring, "filter": adapted.filter.describe()}
+            adapted = adapt(filter, model, place, pool, scoring) if filter else None
+            if adapted and adapted.filter:
+                pool = pool.filtered(adapted.filter)
+                scoring = {**scoring, "filter": adapted.filter.describe()}
             scores = score_pool(
                 Classifier(model, place, {"last": tap} if tap else {}, fold=True),
                 pool,
@@ -82,6 +79,7 @@ def run(config: SelectConfig) -> Path:
                 max_unreadable=config.max_unreadable,
             )
             choice = _choose(config, method_name, scores)
+            found = adapted.describe() if adapted else None
             selected = Selected(config, model, pool, scores, choice, content, filter=found)
             write(partial, out, selected)
         except RequestError:  # it will not be gone on with
@@ -97,12 +95,8 @@ def _check(config: SelectConfig) -> names.Named:
     named = names.parse(config.method)
     target = names.find(named.name, METHODS, "selection method")
     names.check_options(target, named, "selection method", {"scores": None, "rng": None})
-    parameters = inspect.signature(target).parameters
-    # those of our own methods are spelled out: a default that changes makes another selection
-    options = {} if "." in named.name else {key: p.default for key, p in parameters.items() if p.default is not p.empty}
-    options |= {"gamma": config.gamma} if "gamma" in parameters else {}
-    name = named.name if "." in named.name else target.__name__
-    return names.Named(name, options | dict(named.options))
+    gamma = {"gamma": config.gamma} if "gamma" in inspect.signature(target).parameters else {}
+    return names.spelled(target, names.Named(named.name, gamma | dict(named.options)))
 
 
 def _method(named: names.Named) -> Method:

@@ -1,7 +1,9 @@
 """`dfkd select --filter`: the pool is made like what the teacher learnt from, before anybody sees it."""
 
+import importlib
 import json
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -49,7 +51,7 @@ def test_a_filter_is_fitted_and_what_is_stored_has_gone_through_it(lab, pale, tm
     before, after = found["filter"]["inception_score"]
     assert after > 3 * before
     assert f"Inception Score of the pool is {before:.2f}, and {after:.2f} filtered\n" in capsys.readouterr().err
-    assert found["content"]["options"]["filter"] == "fitted"
+    assert found["content"]["options"]["filter"] == "fitted:size=5"
 
     shards = Shards(tmp_path / "s")
     picked = [int(source.removeprefix("pale.npz#")) for source in shards.column("source")]
@@ -106,11 +108,11 @@ def test_a_filter_that_does_not_help_is_not_kept(lab, tmp_path, capsys):
     assert np.array_equal(shards.pixels(np.arange(300)), images[picked])
 
 
-def test_files_stay_as_they_came_and_are_filtered_when_they_are_read(lab, tmp_path):
+def test_files_stay_as_they_came_and_are_filtered_when_they_are_read(lab, tmp_path, capsys):
     photos = tmp_path / "photos"
     photos.mkdir()
-    for i, patch in enumerate(demo.patches(80)):
-        Image.fromarray(patch[..., 0]).resize((90, 90)).save(photos / f"{i:02d}.png")
+    for i, patch in enumerate(demo.patches(520)):
+        Image.fromarray(patch[..., 0]).resize((90, 90)).save(photos / f"{i:03d}.png")
     flags = ("--teacher", lab.teacher, "--normalize", demo.NORMALIZE, "--image-size", 80, "--precision", "fp32")
     pool = ("--pool", photos, "--count", 40)
     assert lab.dfkd("select", *flags, *pool, "--filter", "blur:sigma=2", "--out", tmp_path / "s") == 0
@@ -123,12 +125,18 @@ def test_files_stay_as_they_came_and_are_filtered_when_they_are_read(lab, tmp_pa
     from dfkd.data import open_pool
 
     pool = open_pool([str(photos)], image_size=80, channels=1)
-    rows = [i for i in range(80) if pool.sources(np.array([i]))[0] in names]
+    rows = [i for i, source in enumerate(pool.sources(np.arange(520))) if source in names]
     own = pool.images(np.array(rows)).pixels
     stored = shards.pixels(np.arange(40))
     assert np.array_equal(stored, read_filter(manifest(tmp_path / "s")["filter"], 1)(own))
     assert np.abs(np.diff(stored.astype(int), axis=1)).mean() < 0.9 * np.abs(np.diff(own.astype(int), axis=1)).mean()
+    opened = datasets.load_from_disk(str(tmp_path / "s")).cast_column("image", datasets.Image(decode=False))
+    assert [image["bytes"] for image in opened["image"]] == pool.files(np.array(rows))
     assert lab.distill(tmp_path / "s", tmp_path / "run", "--steps", 2, "--batch-size", 8) == 0
+
+    capsys.readouterr()
+    assert lab.dfkd("select", *flags, "--pool", tmp_path / "s", "--count", 5, "--out", tmp_path / "again") == 0
+    assert "read as they came, without the filter that it was made with" in capsys.readouterr().err
 
 
 OWN = """
@@ -140,6 +148,18 @@ def negative(teacher, pixels, *, white: float = 1.0):
 
 def nothing(teacher, pixels):
     return None
+
+def even(teacher, pixels):
+    return Filter(torch.zeros(1, 1, 4, 4), torch.zeros(1))
+
+def of_three(teacher, pixels):
+    return Filter(torch.zeros(3, 3, 1, 1), torch.zeros(3))
+
+def not_a_number(teacher, pixels):
+    return Filter(torch.full((1, 1, 1, 1), float("nan")), torch.zeros(1))
+
+def precise(teacher, pixels):
+    return Filter(torch.full((1, 1, 1, 1), 0.5).requires_grad_(), torch.zeros(1))
 """
 
 
@@ -154,9 +174,16 @@ def test_a_filter_of_your_own(lab, tmp_path, monkeypatch, capsys):
     picked = [int(source.removeprefix("pool.npz#")) for source in shards.column("source")]
     expected = (127.5 - np.load(lab.pool)["images"][picked].astype(float)).clip(0)
     assert np.abs(shards.pixels(np.arange(100)) - expected).max() <= 0.5
-    assert lab.select(tmp_path / "t", "--count", 100, "--filter", "own_filters.nothing") == 2
-    assert "--filter own_filters.nothing gives a NoneType, not a dfkd.data.filter.Filter" in capsys.readouterr().err
-    assert not list(tmp_path.glob("t*"))
+    assert lab.select(tmp_path / "p", "--count", 100, "--filter", "own_filters.precise") == 0
+    for name, why in {
+        "nothing": "gives a NoneType, not a dfkd.data.filter.Filter",
+        "even": "cannot be used: filter has a kernel of [1, 1, 4, 4] and a bias of [1]",
+        "of_three": "cannot be used: filter has a kernel of [3, 3, 1, 1] and a bias of [3]",
+        "not_a_number": "cannot be used: filter has numbers that are not finite",
+    }.items():
+        assert lab.select(tmp_path / "t", "--count", 100, "--filter", f"own_filters.{name}") == 2
+        assert f"--filter own_filters.{name} {why}" in capsys.readouterr().err
+        assert not list(tmp_path.glob("t*"))
 
 
 @pytest.mark.parametrize(
@@ -165,10 +192,16 @@ def test_a_filter_of_your_own(lab, tmp_path, monkeypatch, capsys):
         ("blurr", "no filter is called 'blurr'; did you mean 'blur'?"),
         ("blur", "filter 'blur' needs sigma: blur:sigma=..."),
         ("blur:0.5", "filter 'blur:0.5': 0.5 is for no parameter; write blur:key=0.5 with one of sigma"),
-        ("blur:sigma=0", "--filter blur:sigma=0.0 is not from -3 to 3 and other than 0"),
-        ("fitted:size=4", "--filter fitted:size=4 is not odd and at least 1"),
+        ("blur:sigma=0", "--filter blur:sigma=0.0 is not from 0.1 to 3, or from -3 to -0.1"),
+        ("fitted:size=4", "--filter fitted:size=4 is not odd and from 1 to 15"),
+        ("fitted:size=17", "--filter fitted:size=17 is not odd and from 1 to 15"),
         ("fitted:width=3", "filter 'fitted' has no parameter 'width'"),
-        ("none:1", "no filter is called 'none'"),
+        ("none:1", "--filter none:1: none has no parameters"),
+        ("Auto:size=3", "--filter Auto:size=3: Auto has no parameters"),
+        (
+            "own",
+            "there are blur, fitted (your own is named with dots: my_package.own); or none",
+        ),
     ],
 )
 def test_a_wrong_filter_is_refused_before_the_pool_is_scored(lab, tmp_path, capsys, text, why):
@@ -189,6 +222,84 @@ def test_a_teacher_without_batchnorm_is_taken_as_it_is_unless_a_fit_is_asked_for
     assert "--filter fitted reads the statistics" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("spelled", ["Fitted", "dfkd.select.filters.fitted"])
+def test_a_fitted_filter_is_judged_by_whatever_name(lab, tmp_path, spelled):
+    images, _ = demo.digits()
+    np.savez(tmp_path / "own.npz", images=images[:1000])
+    assert select(lab, tmp_path / "s", tmp_path / "own.npz", "--filter", spelled) == 0
+    assert manifest(tmp_path / "s")["filter"].keys() == {"inception_score"}
+
+
+@pytest.mark.parametrize("spelled", ["None", "NONE"])
+def test_none_is_none_however_it_is_written(lab, pale, tmp_path, spelled):
+    assert select(lab, tmp_path / "s", pale, "--filter", spelled) == 0
+    assert "filter" not in manifest(tmp_path / "s")
+
+
+TEACHERS = """
+import torch
+from torch import nn
+from dfkd.models.cifar_resnet import cifar_resnet
+
+class WithoutGradient(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = cifar_resnet(depth=8, width=16, num_classes=10, in_channels=1)
+
+    @torch.no_grad()
+    def forward(self, x):
+        return self.net(x)
+
+class Unused(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head, self.norm = nn.Conv2d(1, 10, 16), nn.BatchNorm2d(1)
+
+    def forward(self, x):
+        return self.head(x).flatten(1)
+"""
+
+
+@pytest.mark.parametrize("name", ["WithoutGradient", "Unused"])
+def test_a_teacher_whose_statistics_lead_nowhere_is_taken_as_it_is(lab, pale, tmp_path, monkeypatch, capsys, name):
+    (tmp_path / "own_teachers.py").write_text(TEACHERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("own_teachers")
+    save_file(getattr(module, name)().state_dict(), tmp_path / "t.safetensors")
+    flags = ("--teacher", f"own_teachers.{name}@{tmp_path / 't.safetensors'}", *lab.flags, "--pool", pale)
+    assert lab.dfkd("select", *flags, "--count", 10, "--out", tmp_path / "s") == 0
+    why = "no gradient leads from the teacher's BatchNorm layers to its input"
+    assert f"the images are not filtered: {why}" in capsys.readouterr().err
+    assert "filter" not in manifest(tmp_path / "s")
+    assert lab.dfkd("select", *flags, "--count", 10, "--out", tmp_path / "t", "--filter", "fitted") == 2
+    assert why in capsys.readouterr().err
+
+
+def test_a_pool_that_cannot_be_read_is_told_as_such(lab, tmp_path, capsys):
+    (tmp_path / "bad").mkdir()
+    for i in range(520):
+        (tmp_path / "bad" / f"{i}.png").write_bytes(b"no image")
+    assert select(lab, tmp_path / "s", tmp_path / "bad") == 2
+    assert "520 of 520 images cannot be read, above --max-unreadable" in capsys.readouterr().err
+
+
+def test_a_teacher_that_answers_nothing_finite_is_told_as_such(lab, pale, tmp_path, capsys):
+    state = load_model(lab.teacher, normalize=demo.NORMALIZE).module.state_dict()
+    state["bn1.running_mean"] *= float("nan")
+    save_file(state, tmp_path / "broken.safetensors")
+    teacher = f"{demo.TEACHER}@{tmp_path / 'broken.safetensors'}"
+    assert lab.dfkd("select", "--teacher", teacher, *lab.flags, "--pool", pale, "--out", tmp_path / "s") == 2
+    told = capsys.readouterr().err
+    assert "the images are not filtered: --filter fitted:size=5 cannot be used: filter has numbers that are not" in told
+    assert "no image of the pool can be used" in told
+
+
+def test_selections_through_different_filters_are_mixed(lab, pale, tmp_path):
+    assert select(lab, tmp_path / "a", pale, "--count", 100) == 0
+    assert select(lab, tmp_path / "b", pale, "--count", 100, "--filter", "blur:sigma=0.5") == 0
+    assert lab.distill(tmp_path / "a", tmp_path / "run", "--samples", tmp_path / "a", tmp_path / "b", "--steps", 2) == 0
+
+
 def test_a_small_pool_is_taken_as_it_is_and_one_image_shows_nothing(lab, tmp_path, capsys):
     np.savez(tmp_path / "few.npz", images=demo.patches(511))
     assert select(lab, tmp_path / "s", tmp_path / "few.npz", "--count", 10) == 0
@@ -202,10 +313,12 @@ def test_a_filter_that_is_damaged_in_the_manifest_is_told(lab, pale, tmp_path, c
     from dfkd.checks import sealed, unsealed
 
     assert select(lab, tmp_path / "s", pale, "--count", 100) == 0
-    told = unsealed(manifest(tmp_path / "s"))
-    told["filter"]["bias"] = [0.0, 0.0]
-    (tmp_path / "s" / "manifest.json").write_text(json.dumps(sealed(told)))
-    assert lab.dfkd("inspect", tmp_path / "s") == 2
-    assert "manifest.json cannot be read (filter has a kernel of [1, 1, 5, 5] and a bias of [2])" in (
-        capsys.readouterr().err
-    )
+    whole = unsealed(manifest(tmp_path / "s"))
+    for filter, why in (
+        ({**whole["filter"], "bias": [0.0, 0.0]}, "filter has a kernel of [1, 1, 5, 5] and a bias of [2]"),
+        ({**whole["filter"], "inception_score": [1.0]}, "filter has no scores"),
+        ([1], "filter has no scores"),
+    ):
+        (tmp_path / "s" / "manifest.json").write_text(json.dumps(sealed({**whole, "filter": filter})))
+        assert lab.dfkd("inspect", tmp_path / "s") == 2
+        assert f"manifest.json cannot be read ({why})" in capsys.readouterr().err

@@ -73,6 +73,7 @@ def test_inception_score_is_the_number_of_classes_that_are_shown_surely():
     assert inception_score(sure[[0, 1, 2, 3]]) == pytest.approx(4)
     assert inception_score(sure[[2, 2, 2]]) == pytest.approx(1)
     assert inception_score(torch.zeros(6, 5)) == pytest.approx(1)
+    assert inception_score(torch.full((3, 5), float("inf"))) == 1
     assert inception_score(torch.cat([sure[[0, 1]], torch.full((1, 5), float("nan"))])) == pytest.approx(2)
 
 
@@ -101,9 +102,9 @@ def test_below_zero_what_a_blur_takes_away_is_added(teacher, unseen):
     assert kernel.sum() == pytest.approx(2)
 
 
-@pytest.mark.parametrize("sigma", [0.0, 3.1, -4.0, float("nan")])
+@pytest.mark.parametrize("sigma", [0.0, 0.05, 3.1, -4.0, float("nan")])
 def test_a_blur_of_nothing_or_of_everything_is_refused(teacher, unseen, sigma):
-    with pytest.raises(RequestError, match="not from -3 to 3 and other than 0"):
+    with pytest.raises(RequestError, match=r"is not from 0\.1 to 3, or from -3 to -0\.1"):
         blur(teacher, torch.from_numpy(unseen), sigma=sigma)
 
 
@@ -140,7 +141,7 @@ def test_a_fit_depends_on_nothing_else_and_leaves_the_teacher_as_it_was(teacher,
     assert not first.kernel.requires_grad
 
 
-@pytest.mark.parametrize("size", [0, -1, 4])
+@pytest.mark.parametrize("size", [0, -1, 4, 17])
 def test_a_kernel_without_a_middle_is_refused(teacher, unseen, size):
     with pytest.raises(RequestError, match=f"size={size} is not odd"):
         fitted(teacher, torch.from_numpy(unseen), size=size)
