@@ -173,6 +173,7 @@ CURVES = {
     ],
     f"{CONFIDENT}; `kd ofd`; {BEGUN}": [
         *(("begun-500-steps", "confident-ofd-init-500"), ("init-2000-steps", "confident-ofd-init-2000")),
+        ("filter-4000-steps", "confident-ofd-init-4000"),
     ],
     f"random; `kd`; {BEGUN}": [("begun-500-steps", "random-kd-init-500")],
     f"{CONFIDENT}; `kd ofd`": [
