@@ -20,7 +20,7 @@ from dfkd.teacher import Classifier
 __all__ = ["blur", "fitted"]
 
 _SIZES = range(1, 17, 2)
-_STEPS, _BATCH, _RATE = 60, 128, 5e-3
+_STEPS, _BATCH, _RATE = 60, 64, 5e-3
 """Half of the steps come nearly as far, twice as many no farther (benchmarks/quality/LOG.md)."""
 
 
