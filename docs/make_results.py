@@ -175,6 +175,9 @@ CURVES = {
         *(("begun-500-steps", "confident-ofd-init-500"), ("init-2000-steps", "confident-ofd-init-2000")),
         ("filter-4000-steps", "confident-ofd-init-4000"),
     ],
+    f"random, of {FILTERED}; `kd`": [
+        *(("filter-500-steps", "filtered-random-kd-500"), ("filter-2000-steps", "filtered-random-kd-2000")),
+    ],
     f"random; `kd`; {BEGUN}": [("begun-500-steps", "random-kd-init-500")],
     f"{CONFIDENT}; `kd ofd`": [
         *(("convergence", "confident-ofd-500"), ("convergence", "confident-ofd-1000")),
