@@ -14,9 +14,11 @@ from dfkd.charts import bar, figure, histogram
 from dfkd.checks import check_file
 from dfkd.config import InspectConfig
 from dfkd.console import say
+from dfkd.data.filter import read_scores
 from dfkd.errors import RequestError
+from dfkd.manifest import MEND
 from dfkd.pages import Html, definitions, page_path, section, table, tag, write_page
-from dfkd.shards import MEND, Shards
+from dfkd.shards import Shards
 from dfkd.text import aligned, visible
 from dfkd.verify import verify
 
@@ -157,7 +159,7 @@ def _facts(contents: Contents) -> list[tuple[str, str]]:
         ("seed", str(content.get("seed", "-"))),
     ]
     if manifest.get("filter"):
-        before, after = manifest["filter"]["inception_score"]
+        before, after = read_scores(manifest["filter"])
         unused = "" if "kernel" in manifest["filter"] else "; not kept"
         facts.append(
             ("filter", f"the teacher's Inception Score of the pool: {before:.2f}, {after:.2f} with it{unused}")

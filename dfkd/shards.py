@@ -1,11 +1,10 @@
-"""Write, verify and open a selection: Arrow shards that `datasets.load_from_disk` opens, and a manifest.
+"""Write, verify and open a selection: Arrow shards that `datasets.load_from_disk` opens, beside a manifest.
 
 Up to 64 pixels the images are raw uint8 of one shape, one record batch a shard: the flattened storage of a shard is a
 view of the file in memory, without decoding or copying. They are stored [channels, height, width]: Arrow keeps four
 bytes of offset for every innermost list, with channels last that would be more than the pixels. Larger ones stay files.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,19 +15,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from dfkd.checks import check_file, check_size, entry, sealed, unsealed
+from dfkd.checks import check_file, check_size, entry
 from dfkd.data.decode import decode
 from dfkd.data.filter import read_filter
 from dfkd.errors import RequestError
 from dfkd.files import make_folder, replacing, write_json
+from dfkd.manifest import MANIFEST, MEND, read_manifest
 
-FORMAT = 2
-"""From 2 on the manifest has a checksum of its own and the size of every file; a selection of format 1 still opens."""
 ROWS_PER_SHARD = 8_192
 BYTES_PER_SHARD = 256 * 2**20
 """Of encoded files, whose sizes differ; Arrow counts the bytes of a column in 32 bits."""
-MANIFEST = "manifest.json"
-MEND = "; delete the folder and select again"
 HASHED_WHEN_OPENED = 256 * 2**20
 """Shards of so many bytes together are hashed whenever they are opened (a fifth of a second); of larger selections
 sizes are checked, and hashes by `dfkd inspect --verify`: a hundred million images take minutes to read."""
@@ -86,76 +82,6 @@ def write_shards(
     return files
 
 
-def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the manifest, the last file of a selection."""
-    beside = [
-        {"name": name, **entry(folder / name)}
-        for name in ("dataset_info.json", "scores.parquet", "state.json")
-        if (folder / name).exists()
-    ]
-    write_json(folder / MANIFEST, sealed({"format": FORMAT, **manifest, "beside": beside}))
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a complete selection. Raises: RequestError where there is none that this version reads."""
-    path = folder / MANIFEST
-    if not path.exists():
-        what = "does not exist" if not folder.exists() else f"is no selection: it has no {MANIFEST}"
-        raise RequestError(f"{folder} {what}; dfkd select makes one")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        found = manifest["format"]
-        if found in (1, FORMAT):
-            manifest = unsealed(manifest)
-            _check_manifest(manifest)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-        raise RequestError(f"{path} cannot be read ({what}){MEND}") from None
-    if found not in (1, FORMAT):
-        raise RequestError(f"{path} has format {found}; this version reads 1 and {FORMAT}")
-    return manifest
-
-
-def _check_manifest(manifest: Mapping[str, Any]) -> None:
-    """Raises: KeyError or ValueError for a manifest that is not what its readers rely on."""
-
-    def check(good: bool, what: str) -> None:
-        if not good:
-            raise ValueError(what)
-
-    image, files = manifest["image"], manifest["files"]
-    check(type(image["encoded"]) is bool, "image.encoded is not true or false")
-    check(
-        _is_count(image["size"], 1) and image["channels"] in (1, 3), "image has no size, or other than 1 or 3 channels"
-    )
-    check(isinstance(files, list), "files is no list")
-    for file in files:
-        # a shard lies in the folder: a name that leads out of it could be any file of this machine
-        plain = isinstance(file["name"], str) and Path(file["name"]).name == file["name"] not in ("", "..")
-        check(plain and _is_count(file["rows"]) and isinstance(file["sha256"], str), "files lists what is no shard")
-    kinds: dict[str, type] = {"fingerprint": str, "content": dict, "classes": int}
-    check(all(isinstance(manifest[key], kind) for key, kind in kinds.items()), f"{', '.join(kinds)} are of other types")
-    threshold, reasons = manifest.get("threshold"), manifest.get("reasons", {})
-    check(threshold is None or type(threshold) in (int, float), "threshold is no number")
-    check(threshold is None or _is_count(manifest["admitted"]), "admitted is no number")
-    check(isinstance(reasons, dict) and all(map(_is_count, reasons.values())), "reasons are no counts")
-    check(isinstance(manifest.get("unreadable", []), list), "unreadable is no list")
-    check(isinstance(manifest["content"].get("options", {}), dict), "content.options is no table")
-    filter = manifest.get("filter", {})
-    check(isinstance(filter, dict) and (not filter or _are_scores(filter["inception_score"])), "filter has no scores")
-    read_filter(filter, image["channels"])
-    cost = manifest.get("cost", {})
-    check(isinstance(cost, dict) and all(map(_is_count, cost.values())), "cost has no counts")
-
-
-def _is_count(value: object, least: int = 0) -> bool:
-    return type(value) is int and least <= value < 2**40
-
-
-def _are_scores(value: object) -> bool:
-    return isinstance(value, list) and [type(score) for score in value] == [float, float]
-
-
 class Shards:
     """A complete selection, memory-mapped: images by row number, and the columns."""
 
@@ -175,7 +101,7 @@ class Shards:
         try:
             self._raw = [] if self.encoded else [_pixels(table, self.manifest["image"]) for table in self._tables]
             classes = {self._check_columns(table) for table in self._tables}
-        except (ValueError, KeyError, AttributeError) as error:  # Arrow's own errors are ValueErrors
+        except (ValueError, KeyError, AttributeError, TypeError) as error:  # Arrow's own are ValueErrors, but for one
             raise RequestError(
                 f"{folder} holds other columns than its {MANIFEST} says ({error}); make it again"
             ) from None
@@ -208,7 +134,7 @@ class Shards:
         return np.concatenate([_to_numpy(table[name].combine_chunks()) for table in self._tables])
 
     def _check_columns(self, table: Any) -> int:
-        """Raises: ValueError, KeyError or AttributeError for other columns than are written. Returns the classes."""
+        """Raises: ValueError, KeyError, AttributeError or TypeError for other columns. Returns the classes."""
         import pyarrow as pa
 
         classes = table.schema.field("logits").type.list_size

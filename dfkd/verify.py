@@ -7,7 +7,7 @@ from typing import Any
 
 from dfkd.checks import CHECKSUM, check_file, unsealed
 from dfkd.errors import RequestError
-from dfkd.shards import MANIFEST, read_manifest
+from dfkd.manifest import MANIFEST, read_manifest
 from dfkd.tables import load_toml
 
 Entry = tuple[Path, Mapping[str, Any] | None]

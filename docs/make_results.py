@@ -26,7 +26,7 @@ is a ResNet-20 of width 16, a quarter of the teacher's parameters. Every row is 
 tenths is noise (of a point, below 1,000 steps from random weights). Seconds are upper bounds, as other work ran
 beside it; scoring the pool is not among them. What each row is asked to do stands in
 benchmarks/quality/accuracy.toml under its name (kd and its like are losses: losses.md), what was thought of it, and
-what did not help, in [benchmarks/quality/LOG.md](../benchmarks/quality/LOG.md). The last two tables are of other
+what did not help, in [benchmarks/quality/LOG.md](../benchmarks/quality/LOG.md). The last tables are of other
 teachers, the demo's and that of a hundred classes.
 
 How fast accuracy comes, each run with its whole schedule in so many steps (seed 0, or the mean of so many seeds in

@@ -13,7 +13,8 @@ from PIL import Image
 from dfkd import inspection
 from dfkd.config import InspectConfig
 from dfkd.errors import RequestError
-from dfkd.shards import Rows, write_manifest, write_shards
+from dfkd.manifest import write_manifest
+from dfkd.shards import Rows, write_shards
 
 
 def png(pixels: np.ndarray) -> bytes:

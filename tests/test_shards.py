@@ -4,7 +4,8 @@ import pyarrow as pa
 import pytest
 
 from dfkd.errors import RequestError
-from dfkd.shards import Rows, Shards, write_manifest, write_shards
+from dfkd.manifest import write_manifest
+from dfkd.shards import Rows, Shards, write_shards
 
 
 def rows(rng, count, start=0, size=5, channels=3):

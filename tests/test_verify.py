@@ -5,7 +5,8 @@ import pytest
 
 from dfkd.checks import sealed
 from dfkd.errors import RequestError
-from dfkd.shards import Rows, Shards, write_manifest, write_shards
+from dfkd.manifest import write_manifest
+from dfkd.shards import Rows, Shards, write_shards
 from dfkd.verify import verify
 
 

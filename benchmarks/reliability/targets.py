@@ -76,7 +76,7 @@ def arrow(data: bytes) -> None:
 def manifest(data: bytes) -> None:
     """A selection whose shard is whole and whose manifest is anything."""
     from dfkd.inspection import read, terminal_text
-    from dfkd.shards import MANIFEST
+    from dfkd.manifest import MANIFEST
 
     folder = _selection()
     (folder / MANIFEST).write_bytes(data)
@@ -280,7 +280,8 @@ def _arrows() -> list[bytes]:
 
 def _selection() -> Path:
     """A selection of four images, made once."""
-    from dfkd.shards import Rows, write_manifest, write_shards
+    from dfkd.manifest import write_manifest
+    from dfkd.shards import Rows, write_shards
 
     folder = _folder / "selection"
     if not folder.exists():
@@ -312,6 +313,7 @@ def _manifest(files: list[dict[str, Any]]) -> dict[str, Any]:
         "admitted": 4,
         "reasons": {"selected": 4, "unreadable": 1},
         "unreadable": [{"source": "pool.npz#9", "why": "is no image"}],
+        "filter": {"inception_score": [2.0, 3.0], "kernel": np.eye(3)[:, :, None, None].tolist(), "bias": [0.0] * 3},
         "content": {
             "teacher": {"architecture": "lenet5", "weights": "0"},
             "preprocess": {"normalize": "none", "image_size": SIDE, "channels": 3},

@@ -44,8 +44,8 @@ def command(folder, teacher, normalize, pool, **options):
     number = len(list(folder.glob("cache*")))
     cache = folder / f"cache{number}"
     cache.mkdir()
-    asked = {"pool": (str(pool),), "filter": "none", "out": str(folder / f"selection{number}")}
-    config = SelectConfig(teacher=teacher, normalize=normalize, **asked, **options)
+    asked = {"filter": "none", "pool": (str(pool),), "out": str(folder / f"selection{number}"), **options}
+    config = SelectConfig(teacher=teacher, normalize=normalize, **asked)
 
     def run():
         os.environ["DFKD_CACHE"] = str(cache)

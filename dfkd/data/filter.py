@@ -1,5 +1,6 @@
 """A linear filter that the images of a pool go through before anybody sees them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -47,14 +48,33 @@ class Filter:
 
 
 def read_filter(described: Mapping[str, Any], channels: int) -> Filter | None:
-    """The filter that `Filter.describe` wrote, if there is one. Raises: ValueError, KeyError or TypeError where it is
-    damaged."""
+    """The filter that `Filter.describe` wrote, if there is one.
+
+    Raises: ValueError, KeyError or TypeError where it is damaged.
+    """
     if "kernel" not in described:
         return None
-    kernel, bias = (torch.tensor(described[key], dtype=torch.float32) for key in ("kernel", "bias"))
+    try:
+        # by numpy, whose errors are of the types above; torch's are not
+        kernel, bias = (torch.from_numpy(np.array(described[key], np.float32)) for key in ("kernel", "bias"))
+    except OverflowError as error:
+        raise ValueError(f"filter has a number that is too large ({error})") from None
     size = kernel.shape[-1] if kernel.ndim else 0
     if kernel.shape != (channels, channels, size, size) or size % 2 == 0 or bias.shape != (channels,):
         raise ValueError(f"filter has a kernel of {list(kernel.shape)} and a bias of {list(bias.shape)}")
     if not (kernel.isfinite().all() and bias.isfinite().all()):
         raise ValueError("filter has numbers that are not finite")
     return Filter(kernel, bias)
+
+
+def read_scores(described: Mapping[str, Any]) -> tuple[float, float]:
+    """The teacher's Inception Scores without the filter and with it.
+
+    Raises: ValueError or KeyError where there are none.
+    """
+    scores = described["inception_score"]
+    if not isinstance(scores, list) or [type(score) for score in scores] != [float, float]:
+        raise ValueError("filter has no scores")
+    if not all(map(math.isfinite, scores)):
+        raise ValueError("filter has a score that is not finite")
+    return scores[0], scores[1]

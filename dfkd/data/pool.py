@@ -75,8 +75,7 @@ class Pool:
         return found
 
     def images(self, indices: Integer[np.ndarray, " batch"]) -> Images:
-        """Decode, convert to `channels`, resize to `image_size` and filter; what is converted is said once for each
-        DATA."""
+        """Decode, convert to `channels`, resize to `image_size`, filter; conversions are said once for each DATA."""
         found = self._images(indices)
         if self._filter is None:
             return found

@@ -1,8 +1,7 @@
 """Pool -> the same pool through the filter that `--filter` asks for, found once for a teacher and a pool."""
 
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from dfkd import names
 from dfkd.checks import sealed, unsealed
 from dfkd.console import say
 from dfkd.data import Pool
-from dfkd.data.filter import Filter, read_filter
+from dfkd.data.filter import Filter, read_filter, read_scores
 from dfkd.data.pool import ENCODED_ABOVE
 from dfkd.device import Place
 from dfkd.errors import RequestError
@@ -42,12 +41,12 @@ class Asked:
     """A filter by its name, with its options spelled out; `unasked`: nobody named it."""
 
     named: names.Named
+    target: Callable[..., Any]
     unasked: bool
 
     def describe(self) -> dict[str, Any]:
         """What of it decides a selection."""
-        code = names.code_of(names.find(self.named.name, [filters.__name__], KIND))
-        return {KIND: portable(str(self.named)), "filter_code": code or FORMAT}
+        return {KIND: portable(str(self.named)), "filter_code": names.code_of(self.target) or FORMAT}
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def asked(text: str, model: Model, pool: Pool) -> Asked | None:
     except RequestError as error:
         raise RequestError(f"{error}; or none") from None
     names.check_options(target, named, KIND, {"teacher": None, "pixels": None})
-    return Asked(names.spelled(target, named), unasked)
+    return Asked(names.spelled(target, named), target, unasked)
 
 
 def adapt(filter: Asked, model: Model, place: Place, pool: Pool, scoring: Mapping[str, Any]) -> Adapted | None:
@@ -94,7 +93,7 @@ def adapt(filter: Asked, model: Model, place: Place, pool: Pool, scoring: Mappin
     found = _read(file, model.channels)
     if found is None:
         try:
-            found = _find(filter.named, Classifier(model, place), pool)
+            found = find(filter, Classifier(model, place), pool)
         except RequestError as error:
             if not filter.unasked:
                 raise
@@ -106,15 +105,16 @@ def adapt(filter: Asked, model: Model, place: Place, pool: Pool, scoring: Mappin
     return found
 
 
-def _find(named: names.Named, teacher: Classifier, pool: Pool) -> Adapted:
+def find(filter: Asked, teacher: Classifier, pool: Pool) -> Adapted:
+    """Find the filter and judge it. Raises: RequestError as `adapt`."""
+    named = filter.named
     drawn = np.random.default_rng(0).choice(len(pool), min(IMAGES, len(pool)), replace=False)
     images = pool.images(np.sort(drawn))
     readable = np.delete(images.pixels, list(images.problems), axis=0)
     if len(readable) < 2:
         raise RequestError(f"--filter {named} needs at least 2 readable images of the pool; give --filter none")
     shown, held = readable[::2], readable[1::2]
-    target = names.find(named.name, [filters.__name__], KIND)
-    found = names.build(target, named, KIND, teacher=teacher, pixels=torch.from_numpy(shown))
+    found: Any = names.build(filter.target, named, KIND, teacher=teacher, pixels=torch.from_numpy(shown))
     if not isinstance(found, Filter):
         raise RequestError(f"--filter {named} gives a {type(found).__name__}, not a dfkd.data.filter.Filter")
     try:
@@ -123,7 +123,7 @@ def _find(named: names.Named, teacher: Classifier, pool: Pool) -> Adapted:
         raise RequestError(f"--filter {named} cannot be used: {error}") from None
     assert found is not None
     before, after = (_score(teacher, pixels) for pixels in (held, found(held)))
-    keep = target is not filters.fitted or after >= RISE * before
+    keep = filter.target is not filters.fitted or after >= RISE * before
     return Adapted(found if keep else None, before, after)
 
 
@@ -139,11 +139,3 @@ def _read(file: Path, channels: int) -> Adapted | None:
         return Adapted(read_filter(stored, channels), *read_scores(stored))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-
-
-def read_scores(described: Mapping[str, Any]) -> tuple[float, float]:
-    """The two Inception Scores of `Adapted.describe`. Raises: ValueError, KeyError or TypeError where they are none."""
-    before, after = map(float, described["inception_score"])
-    if not (math.isfinite(before) and math.isfinite(after)):
-        raise ValueError("filter has an Inception Score that is not finite")
-    return before, after

@@ -17,6 +17,7 @@ from dfkd.data import Images
 from dfkd.errors import RequestError
 from dfkd.files import hash_of, replacing, sync, sync_folder
 from dfkd.locks import LOCK
+from dfkd.manifest import MANIFEST, write_manifest
 from dfkd.models.load import Model
 from dfkd.portable import portable
 from dfkd.runs import CHECKPOINT, METRICS
@@ -24,7 +25,7 @@ from dfkd.select.choose import REASONS, Choice
 from dfkd.select.class_dropping import kept_classes
 from dfkd.select.journal import JOURNAL, Journal
 from dfkd.select.methods import ImageScores
-from dfkd.shards import BYTES_PER_SHARD, MANIFEST, ROWS_PER_SHARD, Rows, Shards, write_manifest, write_shards
+from dfkd.shards import BYTES_PER_SHARD, ROWS_PER_SHARD, Rows, Shards, write_shards
 from dfkd.tables import differences
 
 FILES_AT_ONCE = 64

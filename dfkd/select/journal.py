@@ -8,7 +8,7 @@ from typing import Any
 from dfkd.checks import check_file, sealed, unsealed
 from dfkd.errors import RequestError
 from dfkd.files import write_text
-from dfkd.shards import MANIFEST, read_manifest
+from dfkd.manifest import MANIFEST, read_manifest
 
 JOURNAL = "journal.jsonl"
 

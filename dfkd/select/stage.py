@@ -19,6 +19,7 @@ from dfkd.device import Place, resolve_place
 from dfkd.errors import RequestError
 from dfkd.files import PARTIAL, output_path, request_folder
 from dfkd.locks import locked
+from dfkd.manifest import MANIFEST
 from dfkd.models.load import Model, load_teacher
 from dfkd.places import find_taps
 from dfkd.portable import portable
@@ -26,7 +27,6 @@ from dfkd.select.adapt import adapt, asked
 from dfkd.select.choose import Choice, Method, TooFew, choose
 from dfkd.select.folder import Selected, check_partial, is_done, write
 from dfkd.select.score import SCORE_FORMAT, PoolScores, score_pool
-from dfkd.shards import MANIFEST
 from dfkd.taps import Tap, parse_taps
 from dfkd.teacher import Classifier
 from dfkd.versions import versions
@@ -78,8 +78,7 @@ def run(config: SelectConfig) -> Path:
                 tap=tap,
                 max_unreadable=config.max_unreadable,
             )
-            choice = _choose(config, method_name, scores)
-            found = adapted.describe() if adapted else None
+            choice, found = _choose(config, method_name, scores), adapted.describe() if adapted else None
             selected = Selected(config, model, pool, scores, choice, content, filter=found)
             write(partial, out, selected)
         except RequestError:  # it will not be gone on with

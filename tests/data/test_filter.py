@@ -65,6 +65,10 @@ def test_what_is_described_is_read_again(rng):
         ({"kernel": [[1.0], [1.0, 2.0]]}, 3),
         ({"kernel": torch.zeros(3, 3, 2, 2).tolist()}, 3),
         ({"bias": None}, 3),
+        ({"bias": {"0": 1.0}}, 3),
+        ({"bias": [10**400, 0, 0]}, 3),
+        ({"bias": ["a", 0, 0]}, 3),
+        ({"kernel": {}}, 3),
     ],
 )
 def test_what_is_no_filter_is_not_read(rng, damage, channels):

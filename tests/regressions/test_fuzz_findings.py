@@ -1,7 +1,9 @@
 """What the fuzzer found once (`benchmarks/reliability/fuzz.py`): every input is read or refused as documented."""
 
+import functools
 import importlib.util
 import json
+import operator
 import sys
 from pathlib import Path
 
@@ -43,6 +45,34 @@ def test_every_target_reads_its_seeds(targets):
         assert seeds, name
         for data in seeds:
             target(data)
+
+
+WRONG = [None, True, 0, -1, 1.5, float("nan"), 10**400, "x", [], [1], [[]], {}, {"a": 1}, [None]]
+
+
+def places(value, path=()):
+    """The path of every value within tables and lists."""
+    keys = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for key in keys:
+        yield (*path, key)
+        yield from places(value[key], (*path, key))
+
+
+def test_any_value_of_a_manifest_may_be_wrong_or_missing(targets):
+    whole = json.loads(targets.seeds("manifest")[0])
+    del whole["checksum"]  # which would tell of it first
+    tried = 0
+    for *above, last in places(whole):
+        for wrong in (*WRONG, places):
+            manifest = json.loads(json.dumps(whole))
+            table = functools.reduce(operator.getitem, above, manifest)
+            if wrong is places:
+                del table[last]
+            else:
+                table[last] = wrong
+            targets.TARGETS["manifest"](json.dumps(manifest).encode())
+            tried += 1
+    assert tried > 1000
 
 
 def test_the_page_has_the_figures_of_the_last_run(targets, monkeypatch):

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from dfkd.checks import entry
+from dfkd.manifest import write_manifest
 from dfkd.select.journal import JOURNAL, Journal
-from dfkd.shards import write_manifest
 
 
 @pytest.fixture

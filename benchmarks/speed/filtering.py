@@ -1,0 +1,71 @@
+"""What the filter of `dfkd select` costs: scoring through it, and finding it, against scoring without.
+
+    DFKD_DATA=data DFKD_TEACHERS=../shared/teachers python benchmarks/speed/filtering.py OUT.json [IMAGES]
+
+Two rows a teacher, of IMAGES (8,192) raw images of 32 pixels. The first has images scored a second through a filter of
+5x5 and through none. The second says how many images are scored in the time in which a filter is fitted and judged,
+beside IMAGES. Rounds alternate; medians are shown.
+"""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from ratios import images, report, row, seconds
+from selecting import BATCH, DEFAULTS, RAW, ROUNDS
+
+from dfkd.data import open_pool
+from dfkd.device import resolve_place
+from dfkd.models.load import load_model
+from dfkd.select import adapt
+from dfkd.select.filters import blur
+from dfkd.select.score import score_pool
+from dfkd.teacher import Classifier
+
+
+def scoring(folder, model, pool):
+    """A function that scores the pool, with no scores cached."""
+    parts = folder / f"scores{len(list(folder.glob('scores*')))}"
+    parts.mkdir()
+    teacher = Classifier(model, resolve_place("auto", "auto"), fold=True)
+    return lambda: score_pool(teacher, pool, parts, batch_size=BATCH, tap=None, max_unreadable=0.0)
+
+
+def measure(folder, name, teacher, normalize, count):
+    """The two rows of a teacher."""
+    np.savez(folder / "pool.npz", images=images(count))
+    pool = open_pool([str(folder / "pool.npz")], image_size=None, channels=3)
+    model = load_model(teacher, normalize=normalize, image_size=pool.image_size)
+    fitted = adapt.asked("fitted", model, pool)
+    place = resolve_place("auto", "auto")
+    # as wide as a fitted one, and found in no time
+    filtered = pool.filtered(blur(Classifier(model, place), torch.from_numpy(images(1)), sigma=0.5))
+    scored, found = [], []
+    seconds(scoring(folder, model, pool))  # imports, and memory
+    for _ in range(ROUNDS):
+        with_filter, without = (seconds(scoring(folder, model, each)) for each in (filtered, pool))
+        fit = seconds(lambda: adapt.find(fitted, Classifier(model, place), pool))
+        scored.append((count / with_filter, count / without))
+        found.append((count * fit / without, count))
+    return [
+        row(f"{name}: images scored a second through a filter", scored),
+        row(f"{name}: images scored in the time of a fit", found),
+    ]
+
+
+def main():
+    if len(sys.argv) not in (2, 3):
+        sys.exit(__doc__)
+    count = int(sys.argv[2]) if len(sys.argv) == 3 else DEFAULTS[0]
+    teachers = {n: (spec.format(os.environ["DFKD_TEACHERS"]), norm) for n, (spec, norm) in RAW.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        rows = [found for name, teacher in teachers.items() for found in measure(work, name, *teacher, count)]
+    report(Path(sys.argv[1]), "benchmarks/speed/filtering.py", rows)
+
+
+if __name__ == "__main__":
+    main()
