@@ -1,5 +1,6 @@
 """Files that are either complete or not there: written to a temporary name, flushed, renamed. And hashes."""
 
+import errno
 import hashlib
 import json
 import os
@@ -65,8 +66,11 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name to write to; when the block ends well it becomes `path`, else it is removed."""
+def replacing(path: Path, first: bool = False) -> Iterator[Path]:
+    """Yield a temporary name to write to; when the block ends well it becomes `path`, else it is removed.
+
+    `first`: it is removed too where there is a `path` by then; of several commands at once, the first one's holds.
+    """
     make_folder(path.parent)
     # a name of its own: two commands may fill one cache at once, from two machines even, with the same process number
     partial = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
@@ -74,11 +78,23 @@ def replacing(path: Path) -> Iterator[Path]:
         with _naming(path):
             yield partial
             sync(partial)
-            partial.replace(path)
+            _link(partial, path) if first else partial.replace(path)
         sync(path.parent)
     finally:
         with suppress(OSError):  # what went wrong before matters more
             partial.unlink(missing_ok=True)
+
+
+def _link(partial: Path, path: Path) -> None:
+    """Give a file its final name, unless that is taken; where no file can have two names, for a moment, it is taken."""
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        partial.replace(path)
 
 
 def remove_stale(folder: Path) -> None:
@@ -100,15 +116,15 @@ def _naming(path: Path) -> Iterator[None]:
         raise
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a whole text file, or leave what was there."""
-    with replacing(path) as partial:
+def write_text(path: Path, text: str, first: bool = False) -> None:
+    """Write a whole text file, or leave what was there; `first` as with `replacing`."""
+    with replacing(path, first) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any], first: bool = False) -> None:
     """Write readable JSON with stable order, or leave what was there. NaN is refused: it is not JSON."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n", first)
 
 
 def output_path(text: str, flag: str = "--out") -> Path:

@@ -174,9 +174,9 @@ def _options(
     known = field_hints(config).keys() - (DISTILLS_OWN if stage == "generate" else set())
     shared = {key: value for key, value in defaults.items() if key.replace("-", "_") in known}
     shared, own = check_mapping(config, shared, f"{path} [defaults]"), check_mapping(config, table, where)
-    for key in ("out", "seed", *(("name",) if stage == "distill" else ())):
+    for key in ("out", "seed", "name" if stage == "distill" else "part"):
         if key in shared or key in own:
-            raise RequestError(f"{where}: {key!r} is set by the pipeline; take it out")
+            raise RequestError(f"{where}: {key!r} has no place in a pipeline; take it out")
     preset = own.get("preset") or shared.get("preset")
     recipe = load_preset(preset, stage, config) if preset else {}
     below = (shared, recipe) if own.get("preset") else (recipe, shared)  # a preset gives way to what names it

@@ -5,7 +5,6 @@ view of the file in memory, without decoding or copying. They are stored [channe
 bytes of offset for every innermost list, with channels last that would be more than the pixels. Larger ones stay files.
 """
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from dfkd.checks import check_file, check_size, entry
-from dfkd.data.decode import decode
+from dfkd.data.decode import decode, processors
 from dfkd.data.filter import read_filter
 from dfkd.errors import RequestError
 from dfkd.files import make_folder, replacing, write_json
@@ -95,7 +94,7 @@ class Shards:
         self._tables = [_open_arrow(folder / file["name"], file["rows"]) for file in self.manifest["files"]]
         self._starts = np.cumsum([0, *(len(table) for table in self._tables)])
         self.encoded: bool = self.manifest["image"]["encoded"]
-        self._threads = ThreadPoolExecutor(os.cpu_count()) if self.encoded else None
+        self._threads = ThreadPoolExecutor(processors()) if self.encoded else None
         known = self.manifest.get("filter", {}) if self.encoded else {}  # raw images are filtered already
         self._filter = read_filter(known, self.manifest["image"]["channels"])
         try:

@@ -1,3 +1,7 @@
+import errno
+import os
+from contextlib import nullcontext
+
 import pytest
 
 from dfkd import files
@@ -11,6 +15,26 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
         raise RuntimeError
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_of_several_writers_the_first_ones_file_holds(tmp_path):
+    path = tmp_path / "a.txt"
+    with files.replacing(path, first=True) as late:
+        late.write_text("second")
+        files.write_text(path, "first", first=True)
+    assert path.read_text() == "first"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize(("number", "goes_on"), [(errno.EPERM, True), (errno.ENOTSUP, True), (errno.EIO, False)])
+def test_where_no_file_can_have_two_names_the_last_ones_holds(tmp_path, monkeypatch, number, goes_on):
+    def refuse(*names):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with nullcontext() if goes_on else pytest.raises(OSError):
+        files.write_text(tmp_path / "a.txt", "text", first=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"] * goes_on
 
 
 def test_json_refuses_nan(tmp_path):

@@ -1,6 +1,7 @@
 """Files and raw arrays -> uint8 pixels of one size: shorter side resized (antialiased bilinear), center crop."""
 
 import io
+import os
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -83,6 +84,11 @@ def encode_png(item: object) -> bytes:
     file = io.BytesIO()
     item.save(file, "PNG")
     return file.getvalue()
+
+
+def processors() -> int:
+    """How many this process may use, a thread to decode for each: a cluster's job often gets some of a machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def conversions(shape: tuple[int, int, int], size: int, channels: int) -> dict[str, str]:

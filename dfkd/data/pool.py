@@ -1,7 +1,6 @@
 """The pool: several DATA one after the other, as sources and uint8 images of one size, by index."""
 
 import copy
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ import numpy as np
 from jaxtyping import Int64, Integer, UInt8
 
 from dfkd.console import say
-from dfkd.data.decode import conversions, decode, encode_png, fit
+from dfkd.data.decode import conversions, decode, encode_png, fit, processors
 from dfkd.data.filter import Filter
 from dfkd.data.locate import Data, locate
 from dfkd.data.reader import Reader, Unreadable
@@ -52,7 +51,7 @@ class Pool:
                 self._parts.append((unique, reader, one))
         self.encoded = image_size > ENCODED_ABOVE
         self._ends = np.cumsum([len(reader) for _, reader, _ in self._parts], dtype=np.int64)
-        self._workers = workers or os.cpu_count() or 1
+        self._workers = workers or processors()
         self._threads = ThreadPoolExecutor(self._workers, "dfkd-decode")
         self._said: set[tuple[int, str]] = set()
         self._filter: Filter | None = None

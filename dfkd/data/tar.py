@@ -1,16 +1,20 @@
-"""WebDataset `.tar`: the headers are read once, members by their position after that."""
+"""WebDataset `.tar`: the headers are read once, and where they lie is kept; members by their position after that."""
 
+import os
 import tarfile
 from array import array
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
 
+from dfkd.columns import Damaged, read_columns, write_columns
 from dfkd.data.reader import IMAGE_SUFFIXES, Unreadable, file_state, printable
 from dfkd.errors import RequestError
+from dfkd.files import cache_folder, hash_of
 
 _BLOCK = tarfile.BLOCKSIZE
 
@@ -31,14 +35,10 @@ class TarReader:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        positions = array("q")
-        for position, member in self._scan():
-            if PurePosixPath(member.name or "").suffix.lower() in IMAGE_SUFFIXES:
-                positions.append(position)
-        self._positions = np.array(positions, np.int64)
+        self.identity: dict[str, Any] = {"format": "tar", **file_state(path)}
+        self._positions = self._index()
         if not len(self):
             raise RequestError(f"{str(path)!r} holds no images ({' '.join(sorted(IMAGE_SUFFIXES))})")
-        self.identity: dict[str, Any] = {"format": "tar", **file_state(path)}
 
     def __len__(self) -> int:
         return len(self._positions)
@@ -85,6 +85,20 @@ class TarReader:
         if missing is not None:
             raise RequestError(f"{str(self._path)!r} has no labels: there is no member {missing + '.cls'!r}")
         return np.array([classes[key] for key in keys], np.int64)
+
+    def _index(self) -> Int64[np.ndarray, " images"]:
+        """Where the images' headers lie; kept in the cache, for every command opens the whole pool."""
+        kept = cache_folder() / "tars" / f"{hash_of([os.path.abspath(self._path), self.identity])}.parquet"
+        with suppress(Damaged):  # or not there
+            return read_columns(kept, ("position",))["position"]
+        positions = array("q")
+        for position, member in self._scan():
+            if PurePosixPath(member.name or "").suffix.lower() in IMAGE_SUFFIXES:
+                positions.append(position)
+        found = np.array(positions, np.int64)
+        with suppress(OSError):  # a cache that cannot be written costs the headers again
+            write_columns(kept, {"position": found})
+        return found
 
     def _scan(self) -> Iterator[tuple[int, _Member]]:
         """Yield the header position and the member of every regular file."""

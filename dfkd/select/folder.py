@@ -151,7 +151,7 @@ def _manifest(selected: Selected, files: list[dict[str, Any]]) -> dict[str, Any]
     model, pool, scores, choice = selected.model, selected.pool, selected.scores, selected.choice
     predictions = scores.images.prediction[choice.indices]
     unreadable = np.array([*scores.problems], dtype=np.int64)
-    left_out = ("teacher", "student", "samples", "fill", "pool", "out", "preset")
+    left_out = ("teacher", "student", "samples", "fill", "pool", "out", "preset", "part")
     asked = {k: v for k, v in portable(asdict(selected.config)).items() if k not in left_out}
     return {
         "fingerprint": hash_of(selected.content),

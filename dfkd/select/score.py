@@ -1,5 +1,6 @@
 """Pool -> scores: the teacher sees every image once; what it says is kept, part by part, for every later selection."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,31 @@ def score_logits(
 
 
 @dataclass(frozen=True)
+class Share:
+    """The `number`-th of `count` equal shares of a pool's parts: one command's work, of several at once."""
+
+    number: int = 1
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> "Share":
+        """From K/N. Raises: RequestError for anything else."""
+        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text, re.ASCII)
+        share = cls(*map(int, match.groups())) if match else cls(0)
+        if not 1 <= share.number <= share.count:
+            raise RequestError(f"--part {text!r} is not K/N with K from 1 to N, such as 1/4")
+        return share
+
+    def parts(self, total: int) -> range:
+        """The numbers of its parts, of `total`: none where there are fewer parts than shares."""
+        return range((self.number - 1) * total // self.count, self.number * total // self.count)
+
+
+WHOLE = Share()
+"""The pool in one share."""
+
+
+@dataclass(frozen=True)
 class PoolScores:
     """The scores of a whole pool; logits and features stay on disk until rows of them are asked for."""
 
@@ -78,15 +104,24 @@ class PoolScores:
 
 
 def score_pool(
-    teacher: Classifier, pool: Pool, folder: Path, *, batch_size: int, tap: Tap | None, max_unreadable: float
+    teacher: Classifier,
+    pool: Pool,
+    folder: Path,
+    *,
+    batch_size: int,
+    tap: Tap | None,
+    max_unreadable: float,
+    share: Share = WHOLE,
 ) -> PoolScores:
-    """Score every image that `folder` has no scores of yet, and open the scores.
+    """Score every image of a share of the pool that `folder` has no scores of yet, and open the scores.
 
     With `tap`, the teacher's tap `last`, features are stored too. Memory does not grow with the pool's pixels.
-    Raises: RequestError when more than the share `max_unreadable` of the pool cannot be read. Interrupted after SIGINT
+    Of images outside of the share nothing is opened: their scores are undefined.
+    Raises: RequestError when more than `max_unreadable` of the share cannot be read. Interrupted after SIGINT
     or SIGTERM, once the scores that there are of an unfinished part are kept.
     """
-    parts = range(-(-len(pool) // PART_ROWS))
+    parts = share.parts(-(-len(pool) // PART_ROWS))
+    images = sum(_rows(pool, part) for part in parts)
     # Made once, before the first batch: a block kept for every part lies between the teacher's buffers, and the heap
     # grows around it.
     whole_pool = ImageScores(*(np.empty(len(pool), kind) for kind in SCORES.values()))
@@ -95,24 +130,23 @@ def score_pool(
     if damaged:
         say(f"scores: {damaged} of {len(parts)} cached parts are damaged and scored again")
     if not todo:
-        say(f"scores: all {len(pool):,} are cached, the teacher is not run")
+        say(f"scores: all {images:,} are cached, the teacher is not run")
     else:
-        done = len(pool) - sum(_rows(pool, part) for part in todo)
-        limit = max_unreadable * len(pool)
-        with progress("scoring", len(pool), "images", done) as bar, stop_request() as stop:
+        done = images - sum(_rows(pool, part) for part in todo)
+        with progress("scoring", images, "images", done) as bar, stop_request() as stop:
             for part in todo:
                 head = _read_head(folder, part, tap, batch_size)
                 columns = _score_part(teacher, pool, part, batch_size, head, bar.advance, stop)
                 problems |= _problems(part, columns)
-                if len(problems) > limit:
-                    raise _unreadable(pool, problems, max_unreadable)
+                if len(problems) > max_unreadable * images:
+                    raise _unreadable(pool, images, problems, max_unreadable)
                 whole = len(columns["confidence"]) == _rows(pool, part)
                 _write_part(folder, part, columns, tap, head=not whole)
                 if stop.signal is not None:
                     raise Interrupted(stop.signal, "the scores so far are kept, the same command goes on from there")
                 _keep(whole_pool, part, columns)
-    if len(problems) > max_unreadable * len(pool):
-        raise _unreadable(pool, problems, max_unreadable)
+    if len(problems) > max_unreadable * images:
+        raise _unreadable(pool, images, problems, max_unreadable)
     return PoolScores(folder, tap, whole_pool, dict(sorted(problems.items())))
 
 
@@ -249,10 +283,10 @@ def features_file(folder: Path, part: int, tap: Tap | None, head: bool = False) 
     return folder / f"features-{hash_of(str(tap))}-{part:06d}{'.head' if head else ''}.parquet"
 
 
-def _unreadable(pool: Pool, problems: dict[int, str], share: float) -> RequestError:
+def _unreadable(pool: Pool, images: int, problems: dict[int, str], share: float) -> RequestError:
     first = sorted(problems)[:3]
     named = "; ".join(f"{name} ({problems[i]})" for i, name in zip(first, pool.sources(np.array(first)), strict=True))
     return RequestError(
-        f"{len(problems)} of {len(pool)} images cannot be read, above --max-unreadable {share:g}: {named}; "
+        f"{len(problems)} of {images} images cannot be read, above --max-unreadable {share:g}: {named}; "
         "remove them or raise the limit"
     )

@@ -23,10 +23,10 @@ from dfkd.manifest import MANIFEST
 from dfkd.models.load import Model, load_teacher
 from dfkd.places import find_taps
 from dfkd.portable import portable
-from dfkd.select.adapt import adapt, asked
+from dfkd.select.adapt import Adapted, Asked, adapt, asked
 from dfkd.select.choose import Choice, Method, TooFew, choose
 from dfkd.select.folder import Selected, check_partial, is_done, write
-from dfkd.select.score import SCORE_FORMAT, PoolScores, score_pool
+from dfkd.select.score import SCORE_FORMAT, WHOLE, PoolScores, Share, score_pool
 from dfkd.taps import Tap, parse_taps
 from dfkd.teacher import Classifier
 from dfkd.versions import versions
@@ -39,7 +39,7 @@ SHOWN_CLASSES = 100
 def run(config: SelectConfig) -> Path:
     """Select as `config` says; a complete selection of the same request is left as it is. Returns its folder."""
     out = output_path(config.out)
-    method_name = _check(config)
+    method_name, share = _check(config), Share.parse(config.part) if config.part is not None else None
     if config.balance is None:
         config = replace(config, balance="class" if method_name.name == "threshold" else "none")
     place = resolve_place(config.device, config.precision)
@@ -59,6 +59,10 @@ def run(config: SelectConfig) -> Path:
     if is_done(out, config.out, content):
         say(f"{config.out}: this selection is complete already")
         return out
+    if share:  # nothing is written to `out`, so that several commands can score at once
+        _score(config, model, pool, place, filter, scoring, tap, share)
+        say(f"part {config.part} is scored; the same command without --part selects, when the others are scored too")
+        return out
     partial = out.with_name(out.name + PARTIAL)
     with locked(partial, config.out):
         if is_done(out, config.out, content):  # another command has finished it since
@@ -66,18 +70,7 @@ def run(config: SelectConfig) -> Path:
             return out
         check_partial(partial)
         try:
-            adapted = adapt(filter, model, place, pool, scoring) if filter else None
-            if adapted and adapted.filter:
-                pool = pool.filtered(adapted.filter)
-                scoring = {**scoring, "filter": adapted.filter.describe()}
-            scores = score_pool(
-                Classifier(model, place, {"last": tap} if tap else {}, fold=True),
-                pool,
-                request_folder("scores", scoring),
-                batch_size=config.batch_size,
-                tap=tap,
-                max_unreadable=config.max_unreadable,
-            )
+            pool, scores, adapted = _score(config, model, pool, place, filter, scoring, tap)
             choice, found = _choose(config, method_name, scores), adapted.describe() if adapted else None
             selected = Selected(config, model, pool, scores, choice, content, filter=found)
             write(partial, out, selected)
@@ -112,6 +105,33 @@ def _scoring_request(config: SelectConfig, model: Model, pool: Pool, place: Plac
         "compute": {**place.describe(), "batch_size": config.batch_size, "score_format": SCORE_FORMAT},
         "versions": versions("torch", "torchvision", "numpy", "pillow"),
     }
+
+
+def _score(
+    config: SelectConfig,
+    model: Model,
+    pool: Pool,
+    place: Place,
+    filter: Asked | None,
+    scoring: dict[str, Any],
+    tap: Tap | None,
+    share: Share = WHOLE,
+) -> tuple[Pool, PoolScores, Adapted | None]:
+    """The pool through its filter, the scores of a share of it, and what was found for a filter."""
+    adapted = adapt(filter, model, place, pool, scoring) if filter else None
+    if adapted and adapted.filter:
+        pool = pool.filtered(adapted.filter)
+        scoring = {**scoring, "filter": adapted.filter.describe()}
+    scores = score_pool(
+        Classifier(model, place, {"last": tap} if tap else {}, fold=True),
+        pool,
+        request_folder("scores", scoring),
+        batch_size=config.batch_size,
+        tap=tap,
+        max_unreadable=config.max_unreadable,
+        share=share,
+    )
+    return pool, scores, adapted
 
 
 def _options(config: SelectConfig, method: names.Named, tap: Tap | None) -> dict[str, Any]:

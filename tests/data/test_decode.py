@@ -1,4 +1,5 @@
 import io
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from PIL import Image
 from torchvision.transforms import functional as F
 
-from dfkd.data.decode import conversions, decode, fit
+from dfkd.data.decode import conversions, decode, fit, processors
 from dfkd.data.reader import Unreadable
 
 
@@ -128,3 +129,11 @@ def test_conversions_are_named() -> None:
     }
     assert "the center is kept" in conversions((64, 48, 1), 32, 3)["size"]
     assert set(conversions((32, 32, 4), 32, 3)) == {"alpha"}
+
+
+def test_a_thread_for_every_processor_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert processors() == 2
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    assert processors() == 64

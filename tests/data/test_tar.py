@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dfkd.data import open_pool
+from dfkd.data.tar import TarReader
 from dfkd.errors import RequestError
 
 
@@ -79,3 +80,32 @@ def test_an_archive_that_shrinks_is_a_problem(tmp_path: Path, patches: np.ndarra
     pool = open_pool([str(path)], image_size=16, channels=3)
     path.write_bytes(path.read_bytes()[:1200])
     assert list(pool.images(np.arange(4)).problems) == [0, 1, 2, 3]
+
+
+def test_where_the_members_lie_is_kept_for_the_next_command(
+    tmp_path: Path, patches: np.ndarray, encode: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.tar"
+    monkeypatch.setenv("DFKD_CACHE", str(tmp_path / "cache"))
+    scan, scanned = TarReader._scan, []
+    monkeypatch.setattr(TarReader, "_scan", lambda self: (scanned.append(self._path), scan(self))[1])
+
+    def pixels() -> np.ndarray:
+        pool = open_pool([str(path)], image_size=16, channels=3)
+        return pool.images(np.arange(len(pool))).pixels
+
+    write_tar(path, {f"{i}.png": encode(patches[i]) for i in range(3)})
+    for _ in range(2):
+        assert np.array_equal(pixels(), patches[:3])
+    assert len(scanned) == 1
+    (kept,) = (tmp_path / "cache" / "tars").iterdir()
+    kept.write_bytes(kept.read_bytes()[:-20])
+    assert np.array_equal(pixels(), patches[:3])
+    assert len(scanned) == 2, "a damaged index is made anew"
+
+    write_tar(path, {f"{i}.png": encode(patches[i]) for i in (4, 5)})
+    assert np.array_equal(pixels(), patches[4:6])
+
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DFKD_CACHE", str(tmp_path / "file"))
+    assert np.array_equal(pixels(), patches[4:6]), "a cache that cannot be written is no trouble"

@@ -127,7 +127,7 @@ def test_seeds_are_outside_rows(file):
         ("steps = 6", "stesp = 6", r"\[defaults\] has no option 'stesp'; did you mean 'steps'"),
         ("count = 60", 'count = "x"', r"\[select.random\]: count=x is not a int"),
         ('samples = ["random"]', 'samples = ["randm"]', "did you mean 'random'"),
-        ('loss = ["kd"]', "seed = 5", "'seed' is set by the pipeline"),
+        ('loss = ["kd"]', "seed = 5", "'seed' has no place in a pipeline"),
         ('samples = ["random"]', "", r"\[distill.plain\]: no samples"),
     ],
 )

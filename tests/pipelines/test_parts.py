@@ -1,0 +1,148 @@
+"""`dfkd select --part K/N`: several commands, on several machines, score one pool; one selects."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from dfkd.select import adapt, score
+from dfkd.teacher import Classifier
+
+
+def tree(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Small parts, and a cache of the test's own: a function that names it."""
+    monkeypatch.setattr(score, "PART_ROWS", 250)  # five of the lab's 1,200 images, the last of 200
+    return lambda name: monkeypatch.setenv("DFKD_CACHE", str(tmp_path / f"cache-{name}"))
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """The sizes of the batches that the teacher has seen."""
+    batches, whole = [], Classifier.__call__
+    monkeypatch.setattr(Classifier, "__call__", lambda self, x: (batches.append(len(x)), whole(self, x))[1])
+    return batches
+
+
+def test_shares_that_were_scored_apart_are_one_selection(lab, tmp_path, cache, scored, capsys):
+    cache("whole")
+    assert lab.select(tmp_path / "whole", "--count", 400) == 0
+    cache("parts")
+    for part, images in (("2/2", 700), ("1/2", 500)):
+        scored.clear()
+        assert lab.select(tmp_path / "apart", "--count", 400, "--part", part) == 0
+        assert sum(scored) == images
+        assert f"part {part} is scored; the same command without --part selects" in capsys.readouterr().err
+        assert not (tmp_path / "apart").exists()
+    scored.clear()
+    assert lab.select(tmp_path / "apart", "--count", 400) == 0
+    assert scored == []
+    assert "all 1,200 are cached" in capsys.readouterr().err
+    assert tree(tmp_path / "apart") == tree(tmp_path / "whole")
+
+
+def test_what_is_missing_of_the_shares_is_scored_by_the_last_command(lab, tmp_path, cache, scored):
+    cache("parts")
+    for part in ("1/4", "4/4"):
+        assert lab.select(tmp_path / "s", "--part", part) == 0
+    assert sum(scored) == 250 + 450  # of five parts the first, and the last two
+    scored.clear()
+    assert lab.select(tmp_path / "s") == 0
+    assert sum(scored) == 500
+
+
+def test_every_part_of_a_pool_is_in_one_share():
+    for total in (1, 5, 6104):
+        for count in (1, 2, 7, 64):
+            shares = [score.Share(number, count).parts(total) for number in range(1, count + 1)]
+            assert [part for share in shares for part in share] == list(range(total))
+            assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_more_shares_than_parts_and_a_selection_that_is_there(lab, tmp_path, cache, scored, capsys):
+    cache("many")
+    assert lab.select(tmp_path / "s", "--part", "1/9") == 0
+    assert scored == []
+    assert lab.select(tmp_path / "s") == 0
+    capsys.readouterr()
+    assert lab.select(tmp_path / "s", "--part", "1/9") == 0
+    assert "this selection is complete already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("part", ["0/4", "5/4", "1/0", "x", "", "1/2/3", "-1/2", "1.5/2", "٣/٤"])
+def test_what_is_no_share_is_refused(lab, tmp_path, capsys, part):
+    assert lab.select(tmp_path / "s", f"--part={part}") == 2
+    assert f"--part {part!r} is not K/N with K from 1 to N, such as 1/4" in capsys.readouterr().err
+
+
+def test_a_share_of_which_too_much_is_unreadable_is_told(lab, tmp_path, cache, capsys):
+    from PIL import Image
+
+    cache("broken")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i, image in enumerate(np.load(lab.pool)["images"][:500, ..., 0]):
+        Image.fromarray(image).save(photos / f"{i:03d}.png")
+        if i >= 490:
+            (photos / f"{i:03d}.png").write_bytes(b"no picture")
+    flags = ("--teacher", lab.teacher, *lab.flags, "--filter", "none", "--max-unreadable", 0.03)
+    command = ("select", *flags, "--pool", photos, "--out", tmp_path / "s")
+    assert lab.dfkd(*command, "--part", "2/2") == 2
+    assert "10 of 250 images cannot be read, above --max-unreadable 0.03: photos/490.png" in capsys.readouterr().err
+    assert lab.dfkd(*command, "--part", "1/2") == 0
+    assert lab.dfkd(*command) == 0  # 2 % of all of them
+
+
+def test_of_filters_that_were_found_at_once_the_first_holds_for_all(lab, tmp_path, cache, monkeypatch):
+    cache("filter")
+    find, begun, told = adapt.find, [], []
+
+    def slower(*arguments):
+        """While this command looks for its filter, another one finds and keeps its own, with other last bits."""
+        begun.append(len(begun))
+        if begun == [0]:
+            assert lab.select(tmp_path / "other", "--filter", "blur:sigma=1", "--part", "1/1") == 0
+        found = find(*arguments)
+        told.append(found.before + len(told))
+        return adapt.Adapted(found.filter, told[-1], found.after)
+
+    monkeypatch.setattr(adapt, "find", slower)
+    assert lab.select(tmp_path / "s", "--filter", "blur:sigma=1") == 0
+    first, second = told
+    assert first != second
+    (kept,) = (tmp_path / "cache-filter").rglob("filter.json")
+    manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
+    for found in (json.loads(kept.read_text()), manifest["filter"]):
+        assert found["inception_score"][0] == first
+
+
+def test_a_part_has_no_place_in_a_pipeline(lab, tmp_path, capsys):
+    (tmp_path / "p.toml").write_text(
+        f'[select.a]\nteacher = "{lab.teacher}"\npool = ["{lab.pool}"]\npart = "1/2"\n[distill.b]\nsamples = ["a"]\n'
+    )
+    assert lab.dfkd("run", tmp_path / "p.toml") == 2
+    assert "'part' has no place in a pipeline" in capsys.readouterr().err
+
+
+def test_real_commands_at_once(lab, tmp_path):
+    environment = {**os.environ, "DFKD_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    flags = ("--teacher", lab.teacher, *lab.flags, "--out", tmp_path / "s", "--count", 300)
+    np.savez(tmp_path / "pool.npz", images=np.tile(np.load(lab.pool)["images"], (30, 1, 1, 1)))
+    command = [sys.executable, "-m", "dfkd", "select", *map(str, flags), "--pool", str(tmp_path / "pool.npz")]
+    at_once = [
+        subprocess.Popen([*command, "--part", f"{k}/3"], env=environment, stderr=subprocess.PIPE, text=True)
+        for k in (1, 2, 3)
+    ]
+    said = [process.communicate()[1] for process in at_once]
+    assert [process.returncode for process in at_once] == [0, 0, 0], said
+    last = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=True)
+    assert "all 36,000 are cached, the teacher is not run" in last.stderr
+    lines = {line for text in (*said, last.stderr) for line in text.splitlines() if line.startswith("filter fitted")}
+    assert len(lines) == 1, "all go on with one filter"
