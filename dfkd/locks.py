@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,17 +12,24 @@ from dfkd.errors import RequestError
 from dfkd.files import make_folder
 
 LOCK = ".lock"
+PROBED = 0.05
+"""Seconds after which a lock that was only looked at is free again."""
+
+
+class Busy(RequestError):
+    """Another command is writing the folder."""
 
 
 @contextmanager
-def locked(folder: Path, asked: str) -> Iterator[None]:
+def locked(folder: Path, asked: str, wait: bool = False) -> Iterator[None]:
     """Make `folder` if need be and keep other commands out of it; `asked` is what messages call it.
 
     The lock file is removed at the end, and the folder too if nothing was put into it.
-    Raises: RequestError at once where another command holds the lock, or nothing can be written there.
+    Raises: Busy at once where another command holds the lock, unless it is to `wait` for it; RequestError where nothing
+    can be written.
     """
     try:
-        handle = _acquire(folder, asked)
+        handle = _acquire(folder, asked, wait)
     except OSError as error:
         raise RequestError(f"--out {asked} cannot be written to: {error.filename}: {error.strerror}") from None
     try:
@@ -35,7 +43,26 @@ def locked(folder: Path, asked: str) -> Iterator[None]:
         os.close(handle)
 
 
-def _acquire(folder: Path, asked: str) -> int:
+def is_held(folder: Path) -> bool:
+    """Whether another command is writing the folder at this moment; False where there are no locks."""
+    try:
+        import fcntl
+
+        handle = os.open(folder / LOCK, os.O_RDWR)
+    except (ImportError, OSError):
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+
+
+def _acquire(folder: Path, asked: str, wait: bool) -> int:
     """The open lock file: the kernel frees the lock when the file is closed, however the process ends."""
     path = folder / LOCK
     while True:
@@ -45,7 +72,7 @@ def _acquire(folder: Path, asked: str) -> int:
         except FileNotFoundError:  # the folder was renamed or removed by the command that held it
             continue
         try:
-            _lock(handle, folder, asked)
+            _lock(handle, folder, asked, wait)
             if _is_at(handle, path):  # and not the file that the last holder has removed
                 return handle
         except BaseException:
@@ -61,7 +88,7 @@ def _is_at(handle: int, path: Path) -> bool:
         return False
 
 
-def _lock(handle: int, folder: Path, asked: str) -> None:
+def _lock(handle: int, folder: Path, asked: str, wait: bool) -> None:
     try:
         # Windows has no flock: nothing of this project is tested there, and two commands are not kept apart
         import fcntl
@@ -69,9 +96,13 @@ def _lock(handle: int, folder: Path, asked: str) -> None:
         return
     try:
         # opened for writing, which NFS asks for; flock on NFS holds among machines from Linux 2.6.12 on
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            time.sleep(PROBED)  # it may be one that has only looked: `is_held`
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise RequestError(
+        raise Busy(
             f"--out {asked}: another command is writing this folder; wait for its end, or give another folder"
         ) from None
     except OSError as error:

@@ -14,9 +14,11 @@
     source = "dfad"
 
 Selections go to OUT/samples/NAME-seedN, runs to OUT/runs/NAME-seedN, the comparison to OUT/report.html. A stage that is
-complete is not done again, and one that was interrupted goes on: the stages see to that themselves.
+complete is not done again, and one that was interrupted goes on: the stages see to that themselves. So one file can be
+given to several machines at once: each takes the next stage that nobody is at.
 """
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
@@ -27,7 +29,7 @@ from dfkd.config import CompareConfig, DistillConfig, GenerateConfig, RunConfig,
 from dfkd.console import say
 from dfkd.errors import RequestError, nearest
 from dfkd.files import PARTIAL
-from dfkd.locks import locked
+from dfkd.locks import Busy, is_held, locked
 from dfkd.portable import expand
 from dfkd.tables import check_mapping, field_hints, from_mapping, layered, load_preset, load_toml
 
@@ -35,10 +37,15 @@ STAGES = {"select": SelectConfig, "generate": GenerateConfig, "distill": Distill
 KEYS = ("out", "seeds", "defaults", *STAGES)
 NOT_THE_RESULTS = {"preset", "device", "precision", "test", "out", "name", "log_every", "checkpoint_every"}
 """Options that may change in a file whose runs are complete."""
+POLL = 1.0
+"""Seconds between two looks at the stages that other commands are at."""
 LEFT_OPEN = {"loss": (), "init": "auto"}
 """What a file leaves to `distill`, whose run names what it took."""
 DISTILLS_OWN = {"steps", "student", "samples", "batch_size", "method"}
 """Options of these names in [defaults] speak of selecting and distilling: a generator's are others."""
+
+
+StageConfig = SelectConfig | GenerateConfig | DistillConfig
 
 
 @dataclass(frozen=True)
@@ -65,27 +72,65 @@ def run(config: RunConfig) -> Path:
     """Run a pipeline's stages and compare. Returns the report."""
     pipeline = read_pipeline(Path(config.file), config.out)
     part = pipeline.part(config.only) if config.only else pipeline
-    with locked(pipeline.out, str(pipeline.out)):
+    _run_stages([*part.selections, *part.distillations])
+    with locked(pipeline.out, str(pipeline.out), wait=True):
         for half_written in pipeline.out.glob(f"report.*{PARTIAL}"):
             half_written.unlink()
-        _run_stages(part)
         return _report(pipeline, {d.out for d in part.distillations})
 
 
-def _run_stages(pipeline: Pipeline) -> None:
-    """Every stage, in order."""
+def _run_stages(stages: Sequence[StageConfig]) -> None:
+    """Every stage, in order; one that another command is at, and what needs it, when that has ended."""
+    left, waiting = dict(enumerate(stages, 1)), False
+    while left:
+        unmade = {stage.out for stage in left.values()}
+        ready = (n for n, stage in left.items() if not _needs(stage) & unmade and not _is_held(stage))
+        number = next(ready, None)
+        if number is None:
+            if not waiting:
+                say(f"{len(left)} of {len(stages)} stages are left, and other commands are at them: waiting")
+            waiting = True
+            time.sleep(POLL)
+            continue
+        waiting = False
+        try:
+            _run_stage(left[number], f"[{number}/{len(stages)}]")
+        except Busy:
+            say("another command was faster")
+            time.sleep(POLL)
+        else:
+            del left[number]
+
+
+def _needs(stage: StageConfig) -> set[str]:
+    """The folders of images that a stage reads."""
+    if isinstance(stage, SelectConfig):
+        return set()
+    return {*stage.samples, *([stage.fill] if isinstance(stage, GenerateConfig) and stage.fill else [])}
+
+
+def _is_held(stage: StageConfig) -> bool:
+    """Whether another command is at a stage: a selection is locked under its temporary name, a run under its own."""
+    out = Path(stage.out)
+    return is_held(out if isinstance(stage, DistillConfig) else out.with_name(out.name + PARTIAL))
+
+
+def _run_stage(stage: StageConfig, number: str) -> None:
     from dfkd.distill import stage as distill
     from dfkd.generators import stage as generate
     from dfkd.select import stage as select
 
-    total = len(pipeline.selections) + len(pipeline.distillations)
-    for number, selection in enumerate(pipeline.selections, 1):
-        making = isinstance(selection, GenerateConfig)
-        say(f"[{number}/{total}] {'generate' if making else 'select'} {Path(selection.out).name}")
-        generate.run(selection) if isinstance(selection, GenerateConfig) else select.run(selection)
-    for number, distillation in enumerate(pipeline.distillations, len(pipeline.selections) + 1):
-        say(f"[{number}/{total}] distill {Path(distillation.out).name}")
-        distill.run(distillation)
+    name = Path(stage.out).name
+    match stage:
+        case SelectConfig():
+            say(f"{number} select {name}")
+            select.run(stage)
+        case GenerateConfig():
+            say(f"{number} generate {name}")
+            generate.run(stage)
+        case DistillConfig():
+            say(f"{number} distill {name}")
+            distill.run(stage)
 
 
 def _report(pipeline: Pipeline, done: Collection[str]) -> Path:

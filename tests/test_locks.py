@@ -1,12 +1,14 @@
 import errno
+import fcntl
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from dfkd.errors import RequestError
-from dfkd.locks import LOCK, locked
+from dfkd.locks import LOCK, Busy, is_held, locked
 
 HOLDER = """
 import os, sys
@@ -32,6 +34,43 @@ def test_a_second_command_is_refused_until_the_first_has_ended_however_it_ends(t
     with locked(folder, "out"):  # the lock died with its process
         (folder / "work").write_text("x")
     assert os.listdir(folder) == ["work"]
+
+
+def test_whether_a_folder_is_held_is_seen_without_disturbing_anybody(tmp_path):
+    assert not is_held(tmp_path / "nowhere")
+    with locked(tmp_path / "out", "out"):
+        assert is_held(tmp_path / "out")
+        with pytest.raises(Busy), locked(tmp_path / "out", "out"):
+            pass
+    (tmp_path / LOCK).touch()  # of a command that was killed
+    assert not is_held(tmp_path)
+    with locked(tmp_path, "out"):
+        pass
+
+
+def test_who_only_looks_is_waited_for(tmp_path, monkeypatch):
+    (tmp_path / LOCK).touch()
+    looking = os.open(tmp_path / LOCK, os.O_RDWR)
+    fcntl.flock(looking, fcntl.LOCK_EX)
+    monkeypatch.setattr("time.sleep", lambda seconds: os.close(looking))
+    with locked(tmp_path, "out"):
+        assert is_held(tmp_path)
+
+
+def test_a_command_that_waits_gets_the_folder_at_the_others_end(tmp_path):
+    order = []
+
+    def second():
+        with locked(tmp_path, "out", wait=True):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with locked(tmp_path, "out"):
+        thread.start()
+        thread.join(0.2)
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second"]
 
 
 def test_a_folder_that_stayed_empty_is_removed(tmp_path):

@@ -1,12 +1,18 @@
+import contextlib
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from dfkd import pipeline
 from dfkd.config import GenerateConfig
 from dfkd.distill.trainer import Trainer
 from dfkd.errors import RequestError
+from dfkd.locks import locked
 from dfkd.pipeline import read_pipeline
 
 FILE = """
@@ -78,6 +84,48 @@ def test_a_pipeline_runs_compares_and_is_not_done_again(lab, file, tmp_path, mon
     assert len(list((out / "runs").iterdir())) == 6
 
 
+def test_a_stage_that_another_command_is_at_is_done_later(lab, file, tmp_path, monkeypatch, capsys):
+    held, slept = contextlib.ExitStack(), []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        held.close()
+
+    monkeypatch.setattr("dfkd.pipeline.time.sleep", sleep)
+    with held:
+        held.enter_context(locked(tmp_path / "out" / "samples" / "random-seed0.partial", "out"))
+        held.enter_context(locked(tmp_path / "out" / "samples" / "random-seed3.partial", "out"))
+        assert lab.dfkd("run", file) == 0
+    said = capsys.readouterr().err
+    stages = [line.split()[0] for line in said.splitlines() if line.startswith("[")]
+    assert stages == [f"[{number}/8]" for number in (2, 4, 1, 3, 5, 6, 7, 8)]
+    assert slept == [pipeline.POLL]
+    assert said.count("6 of 8 stages are left, and other commands are at them: waiting") == 1
+
+
+def test_a_stage_that_another_command_has_just_begun_is_done_later(lab, file, tmp_path, monkeypatch, capsys):
+    held = contextlib.ExitStack()
+    monkeypatch.setattr(pipeline, "_is_held", lambda stage: False)
+    monkeypatch.setattr("dfkd.pipeline.time.sleep", lambda seconds: seconds == pipeline.POLL and held.close())
+    with held:
+        held.enter_context(locked(tmp_path / "out" / "runs" / "plain-seed0", "out"))
+        assert lab.dfkd("run", file, "--only", "plain") == 0
+    assert capsys.readouterr().err.count("another command was faster") == 1
+    assert (tmp_path / "out" / "runs" / "plain-seed0" / "result.json").exists()
+
+
+def test_one_file_given_twice_at_once_does_everything_once(file, tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "dfkd", "run", str(file)]
+    both = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    # each of the 8 stages was found complete by the one that did not do it
+    assert sum(text.count("complete already") for text in said) == 8
+    with (tmp_path / "out" / "report.csv").open() as rows:
+        assert sorted({row["name"] for row in csv.DictReader(rows)}) == ["both", "plain"]
+
+
 def test_only_some_rows_run_and_the_report_has_all_that_are_complete(lab, file, tmp_path, capsys):
     out = tmp_path / "out"
     file.write_text(file.read_text().replace("seeds = [0, 3]", "seeds = [3]"))
@@ -113,10 +161,10 @@ def test_what_a_row_fills_up_is_selected_too(with_generators):
 
 
 def test_seeds_are_outside_rows(file):
-    pipeline = read_pipeline(file)
-    assert [(d.name, d.seed) for d in pipeline.distillations] == [("plain", 0), ("both", 0), ("plain", 3), ("both", 3)]
-    assert [s.seed for s in pipeline.selections] == [0, 0, 3, 3]
-    assert pipeline.distillations[3].samples == (pipeline.selections[2].out, pipeline.selections[3].out)
+    found = read_pipeline(file)
+    assert [(d.name, d.seed) for d in found.distillations] == [("plain", 0), ("both", 0), ("plain", 3), ("both", 3)]
+    assert [s.seed for s in found.selections] == [0, 0, 3, 3]
+    assert found.distillations[3].samples == (found.selections[2].out, found.selections[3].out)
 
 
 @pytest.mark.parametrize(
