@@ -194,6 +194,8 @@ def _student(config: GenerateConfig, chosen: Chosen, teacher: Model) -> Model | 
 
 def _method(prepared: Generation) -> Method:
     config, wanted = prepared.config, prepared.quota.per_class
+    if config.teacher_taps and not prepared.chosen.target.taps:
+        say(f"note: --teacher-taps changes nothing: {prepared.chosen.named.name} reads no features")
     method = build(
         prepared.chosen,
         prepared.teacher,

@@ -88,6 +88,8 @@ def _check(config: SelectConfig) -> names.Named:
     target = names.find(named.name, METHODS, "selection method")
     names.check_options(target, named, "selection method", {"scores": None, "rng": None})
     gamma = {"gamma": config.gamma} if "gamma" in inspect.signature(target).parameters else {}
+    if not gamma and config.gamma != SelectConfig.gamma:
+        say(f"note: --gamma {config.gamma:g} changes nothing: --method {named.name} has none")
     return names.spelled(target, names.Named(named.name, gamma | dict(named.options)))
 
 
@@ -149,6 +151,8 @@ def _options(config: SelectConfig, method: names.Named, tap: Tap | None) -> dict
 def _features_tap(config: SelectConfig, model: Model, pool: Pool) -> Tap | None:
     """Where the teacher's features are taken, if this selection needs them."""
     if config.deduplicate is None and config.balance != "cluster":
+        if config.teacher_taps:
+            say("note: --teacher-taps changes nothing without --deduplicate or --balance cluster")
         return None
     example = torch.zeros(1, model.channels, pool.image_size, pool.image_size)
     return find_taps(model.module, example, parse_taps(config.teacher_taps), ("last",)).taps["last"]

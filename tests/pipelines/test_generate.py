@@ -339,3 +339,11 @@ def test_a_damaged_checkpoint_is_told(generate, tmp_path, stop_at_5, capsys):
     assert "is damaged" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "out.partial")
     assert generate(tmp_path / "out", "--steps", 8, "--count", 10) == 0
+
+
+def test_taps_that_a_method_does_not_read_are_said(lab, generate, tmp_path, capsys):
+    taps = ("--teacher-taps", "last=linear:input", "--count", 4, "--steps", 2)
+    assert generate(tmp_path / "a", *taps, method="deepinversion") == 2  # too few steps for an image
+    assert "note: --teacher-taps changes nothing: deepinversion reads no features\n" in capsys.readouterr().err
+    assert generate(tmp_path / "b", *taps) == 0
+    assert "changes nothing" not in capsys.readouterr().err

@@ -331,3 +331,12 @@ def test_a_damaged_selection_is_not_complete(lab, tmp_path, capsys):
     shard.write_bytes(shard.read_bytes()[:1000])
     assert lab.select(out, "--count", 50) == 2
     assert "delete the folder and select again" in capsys.readouterr().err
+
+
+def test_what_changes_nothing_is_said(lab, tmp_path, capsys):
+    assert lab.select(tmp_path / "s", "--method", "random", "--gamma", 0.5, "--teacher-taps", "last=linear:input") == 0
+    said = capsys.readouterr().err
+    assert "note: --gamma 0.5 changes nothing: --method random has none\n" in said
+    assert "note: --teacher-taps changes nothing without --deduplicate or --balance cluster\n" in said
+    assert lab.select(tmp_path / "t", "--gamma", 0.5, "--teacher-taps", "last=linear:input", "--deduplicate", 0.99) == 0
+    assert "changes nothing" not in capsys.readouterr().err
