@@ -85,7 +85,7 @@ class SelectConfig(ModelConfig):
     teacher_taps: tuple[str, ...] = ()
     """Where the features for that are taken, by hand: last=fc:input."""
     part: str | None = None
-    """K/N: only score the K-th of N shares of the pool and keep the scores, for commands on several machines with one
+    """K/N: only score the K-th of N shares of the pool, for the cache, for commands on several machines with one
     DFKD_CACHE; the same command without it then selects."""
     filter: str = "auto"
     """What the images go through first: none; fitted, a linear filter with which they are like the teacher's own to its

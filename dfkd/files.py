@@ -20,9 +20,16 @@ STALE_SECONDS = 24 * 3600
 
 
 def cache_folder() -> Path:
-    """Where `dfkd` keeps what it can make again: DFKD_CACHE, else `dfkd` in the user's cache folder."""
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("DFKD_CACHE") or user / "dfkd")
+    """Where `dfkd` keeps what it can make again: DFKD_CACHE, else `dfkd` in the user's cache folder.
+
+    Raises: RequestError for a user without a home.
+    """
+    if named := os.environ.get("DFKD_CACHE"):
+        return Path(named)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dfkd"
+    except RuntimeError:
+        raise RequestError("this user has no home folder for the cache; DFKD_CACHE names another folder") from None
 
 
 def request_folder(kind: str, request: Mapping[str, Any]) -> Path:

@@ -12,7 +12,7 @@ from dfkd.errors import RequestError
 from dfkd.files import make_folder
 
 LOCK = ".lock"
-PROBED = 0.05
+PROBED = 0.2
 """Seconds after which a lock that was only looked at is free again."""
 
 
@@ -25,7 +25,7 @@ def locked(folder: Path, asked: str, wait: bool = False) -> Iterator[None]:
     """Make `folder` if need be and keep other commands out of it; `asked` is what messages call it.
 
     The lock file is removed at the end, and the folder too if nothing was put into it.
-    Raises: Busy at once where another command holds the lock, unless it is to `wait` for it; RequestError where nothing
+    Raises: Busy where another command holds the lock, unless it is to `wait` for it; RequestError where nothing
     can be written.
     """
     try:
@@ -52,7 +52,7 @@ def is_held(folder: Path) -> bool:
     except (ImportError, OSError):
         return False
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who look do not see each other
         return False
     except BlockingIOError:
         return True

@@ -19,7 +19,7 @@ given to several machines at once: each takes the next stage that nobody is at.
 """
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
 from pathlib import Path
@@ -83,8 +83,7 @@ def _run_stages(stages: Sequence[StageConfig]) -> None:
     """Every stage, in order; one that another command is at, and what needs it, when that has ended."""
     left, waiting = dict(enumerate(stages, 1)), False
     while left:
-        unmade = {stage.out for stage in left.values()}
-        ready = (n for n, stage in left.items() if not _needs(stage) & unmade and not _is_held(stage))
+        ready = (n for n, stage in left.items() if not _needs(stage, left.values()) and not _is_held(stage))
         number = next(ready, None)
         if number is None:
             if not waiting:
@@ -102,16 +101,16 @@ def _run_stages(stages: Sequence[StageConfig]) -> None:
             del left[number]
 
 
-def _needs(stage: StageConfig) -> set[str]:
-    """The folders of images that a stage reads."""
-    if isinstance(stage, SelectConfig):
-        return set()
-    return {*stage.samples, *([stage.fill] if isinstance(stage, GenerateConfig) and stage.fill else [])}
+def _needs(stage: StageConfig, others: Iterable[StageConfig]) -> bool:
+    """Whether a stage reads what one of the others makes: a selection, or a run as a model."""
+    named = [getattr(stage, name, None) or () for name in ("samples", "fill", "student", "teacher", "pool")]
+    texts = [text for each in named for text in ((each,) if isinstance(each, str) else each)]
+    return any(f"{other.out}/" in f"{text}/" for other in others for text in texts)
 
 
 def _is_held(stage: StageConfig) -> bool:
     """Whether another command is at a stage: a selection is locked under its temporary name, a run under its own."""
-    out = Path(stage.out)
+    out = Path(stage.out).resolve()
     return is_held(out if isinstance(stage, DistillConfig) else out.with_name(out.name + PARTIAL))
 
 
@@ -204,7 +203,19 @@ def read_pipeline(path: Path, out: str | None = None) -> Pipeline:
             distillations.append(
                 from_mapping(DistillConfig, values | places.resolved(values, seed, where) | own, where)
             )
+    _check_order([*selections, *distillations], path)
     return Pipeline(folder, selections, distillations)
+
+
+def _check_order(stages: Sequence[StageConfig], path: Path) -> None:
+    """Raises: RequestError for stages that need each other, or themselves."""
+    left = list(stages)
+    while left:
+        blocked = [stage for stage in left if _needs(stage, left)]
+        if len(blocked) == len(left):
+            names = ", ".join(Path(stage.out).name for stage in left)
+            raise RequestError(f"{path}: of {names} none can be made before the others")
+        left = blocked
 
 
 def _options(
@@ -219,11 +230,11 @@ def _options(
     known = field_hints(config).keys() - (DISTILLS_OWN if stage == "generate" else set())
     shared = {key: value for key, value in defaults.items() if key.replace("-", "_") in known}
     shared, own = check_mapping(config, shared, f"{path} [defaults]"), check_mapping(config, table, where)
-    for key in ("out", "seed", "name" if stage == "distill" else "part"):
-        if key in shared or key in own:
-            raise RequestError(f"{where}: {key!r} has no place in a pipeline; take it out")
     preset = own.get("preset") or shared.get("preset")
     recipe = load_preset(preset, stage, config) if preset else {}
+    for key in ("out", "seed", "name" if stage == "distill" else "part"):
+        if key in shared or key in own or (key in recipe and key == "part"):
+            raise RequestError(f"{where}: {key!r} has no place in a pipeline; take it out")
     below = (shared, recipe) if own.get("preset") else (recipe, shared)  # a preset gives way to what names it
     return where, reduce(layered, (*below, own))
 

@@ -99,11 +99,13 @@ class Run(Progress):
 
     def _check(self) -> None:
         folder = self.folder
+        # before the question for the first file: another command may be writing it
+        others = folder.is_dir() and any(not _is_leftover(file) for file in folder.iterdir())
         if (folder / CONFIG).exists():
             different = differences(read_request(folder).get("content", {}), self.request["content"])
             if different:
                 raise RequestError(f"--out {self.asked} holds another run: {'; '.join(different)}; give another folder")
-        elif folder.exists() and (not folder.is_dir() or any(not _is_leftover(file) for file in folder.iterdir())):
+        elif others or (folder.exists() and not folder.is_dir()):
             raise RequestError(f"--out {self.asked} holds something that is no run; give another folder")
 
     @contextlib.contextmanager

@@ -59,3 +59,16 @@ def test_a_folder_is_replaced_and_found_at_every_moment(tmp_path):
 def test_hash_of_ignores_order_and_sees_values():
     assert files.hash_of({"a": 1, "b": [2]}) == files.hash_of({"b": [2], "a": 1})
     assert files.hash_of({"a": 1}) != files.hash_of({"a": 2})
+
+
+def test_a_user_without_a_home_needs_a_cache_of_another_name(monkeypatch, tmp_path):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(files.Path, "home", homeless)
+    monkeypatch.setenv("DFKD_CACHE", str(tmp_path))
+    assert files.cache_folder() == tmp_path
+    monkeypatch.delenv("DFKD_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    with pytest.raises(files.RequestError, match="no home folder for the cache; DFKD_CACHE names another"):
+        files.cache_folder()

@@ -45,24 +45,20 @@ class TarReader:
 
     def read(self, indices: Int64[np.ndarray, " n"]) -> list[object]:
         """Each member's bytes."""
-        items: list[object] = []
         try:
             with self._path.open("rb", buffering=0) as file:
-                for position in self._positions[indices].tolist():
-                    member = _member(file, position)
-                    file.seek(member.start)
-                    data = file.read(member.size)
-                    short = len(data) < member.size
-                    items.append(Unreadable("the tar file ends before it") if short else data)
-        except (OSError, tarfile.TarError) as error:  # the file was there when the pool was opened
-            why = error.strerror if isinstance(error, OSError) else error
-            items += [Unreadable(f"cannot be read from its tar file: {why}")] * (len(indices) - len(items))
-        return items
+                return [_bytes(file, position) for position in self._positions[indices].tolist()]
+        except OSError as error:  # the file was there when the pool was opened
+            return [Unreadable(f"cannot be read from its tar file: {error.strerror}")] * len(indices)
 
     def members(self, indices: Int64[np.ndarray, " n"]) -> list[str]:
-        """`/key.jpg`."""
-        with self._path.open("rb", buffering=0) as file:
-            names = [_member(file, position).name or "" for position in self._positions[indices].tolist()]
+        """`/key.jpg`. Raises: RequestError where there are other headers than when the archive was first opened."""
+        positions = self._positions[indices].tolist()
+        try:
+            with self._path.open("rb", buffering=0) as file:
+                names = [_member(file, position, check=True).name or "" for position in positions]
+        except tarfile.TarError as error:
+            raise RequestError(f"{str(self._path)!r} has changed since it was first opened ({error})") from None
         return [f"/{printable(name.encode('utf-8', 'surrogateescape'))}" for name in names]
 
     def labels(self) -> Int64[np.ndarray, " images"]:
@@ -116,6 +112,17 @@ class TarReader:
             raise RequestError(
                 f"{str(self._path)!r} is no whole uncompressed tar file ({error}); fetch it again, or unpack its gzip"
             ) from error
+
+
+def _bytes(file: BinaryIO, position: int) -> bytes | Unreadable:
+    """What the member at `position` holds."""
+    try:
+        member = _member(file, position, check=True)
+    except tarfile.TarError as error:
+        return Unreadable(f"cannot be read from its tar file: {error}")
+    file.seek(member.start)
+    data = file.read(member.size)
+    return Unreadable("the tar file ends before it") if len(data) < member.size else data
 
 
 def _member(file: BinaryIO, position: int, check: bool = False) -> _Member:

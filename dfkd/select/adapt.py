@@ -92,7 +92,6 @@ def adapt(filter: Asked, model: Model, place: Place, pool: Pool, scoring: Mappin
     file = request_folder("filters", request) / "filter.json"
     found = _read(file, model.channels)
     if found is None:
-        file.unlink(missing_ok=True)  # damaged
         try:
             found = find(filter, Classifier(model, place), pool)
         except RequestError as error:
@@ -136,9 +135,12 @@ def _score(teacher: Classifier, pixels: UInt8[np.ndarray, "images height width c
 
 
 def _read(file: Path, channels: int) -> Adapted | None:
-    """What an earlier command has found; None where there is nothing, or it is damaged."""
+    """What an earlier command has found; None where there is nothing, or it was damaged and is removed."""
+    if not file.exists():
+        return None
     try:
         stored = unsealed(json.loads(file.read_text(encoding="utf-8")))
         return Adapted(read_filter(stored, channels), *read_scores(stored))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        file.unlink(missing_ok=True)
         return None

@@ -117,7 +117,7 @@ def score_pool(
 
     With `tap`, the teacher's tap `last`, features are stored too. Memory does not grow with the pool's pixels.
     Of images outside of the share nothing is opened: their scores are undefined.
-    Raises: RequestError when more than `max_unreadable` of the share cannot be read. Interrupted after SIGINT
+    Raises: RequestError when more than `max_unreadable` of the pool cannot be read. Interrupted after SIGINT
     or SIGTERM, once the scores that there are of an unfinished part are kept.
     """
     parts = share.parts(-(-len(pool) // PART_ROWS))
@@ -138,15 +138,15 @@ def score_pool(
                 head = _read_head(folder, part, tap, batch_size)
                 columns = _score_part(teacher, pool, part, batch_size, head, bar.advance, stop)
                 problems |= _problems(part, columns)
-                if len(problems) > max_unreadable * images:
-                    raise _unreadable(pool, images, problems, max_unreadable)
+                if len(problems) > max_unreadable * len(pool):
+                    raise _unreadable(pool, problems, max_unreadable)
                 whole = len(columns["confidence"]) == _rows(pool, part)
                 _write_part(folder, part, columns, tap, head=not whole)
                 if stop.signal is not None:
                     raise Interrupted(stop.signal, "the scores so far are kept, the same command goes on from there")
                 _keep(whole_pool, part, columns)
-    if len(problems) > max_unreadable * images:
-        raise _unreadable(pool, images, problems, max_unreadable)
+    if len(problems) > max_unreadable * len(pool):
+        raise _unreadable(pool, problems, max_unreadable)
     return PoolScores(folder, tap, whole_pool, dict(sorted(problems.items())))
 
 
@@ -283,10 +283,10 @@ def features_file(folder: Path, part: int, tap: Tap | None, head: bool = False) 
     return folder / f"features-{hash_of(str(tap))}-{part:06d}{'.head' if head else ''}.parquet"
 
 
-def _unreadable(pool: Pool, images: int, problems: dict[int, str], share: float) -> RequestError:
+def _unreadable(pool: Pool, problems: dict[int, str], share: float) -> RequestError:
     first = sorted(problems)[:3]
     named = "; ".join(f"{name} ({problems[i]})" for i, name in zip(first, pool.sources(np.array(first)), strict=True))
     return RequestError(
-        f"{len(problems)} of {images} images cannot be read, above --max-unreadable {share:g}: {named}; "
+        f"{len(problems)} of {len(pool)} images cannot be read, above --max-unreadable {share:g}: {named}; "
         "remove them or raise the limit"
     )

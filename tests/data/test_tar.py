@@ -1,4 +1,5 @@
 import io
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -105,6 +106,19 @@ def test_where_the_members_lie_is_kept_for_the_next_command(
 
     write_tar(path, {f"{i}.png": encode(patches[i]) for i in (4, 5)})
     assert np.array_equal(pixels(), patches[4:6])
+
+    before = path.stat()
+    data = bytearray(path.read_bytes())
+    data[512 + data[512:].index(b"5.png")] ^= 1  # the second image's header
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    pool = open_pool([str(path)], image_size=16, channels=3)
+    images = pool.images(np.arange(2))
+    assert np.array_equal(images.pixels[0], patches[4])
+    assert images.problems == {1: "cannot be read from its tar file: a header is damaged"}
+    with pytest.raises(RequestError, match=r"x\.tar' has changed since it was first opened \(a header is damaged\)"):
+        pool.sources(np.arange(2))
+    write_tar(path, {f"{i}.png": encode(patches[i]) for i in (4, 5)})
 
     (tmp_path / "file").touch()
     monkeypatch.setenv("DFKD_CACHE", str(tmp_path / "file"))

@@ -4,6 +4,7 @@ operation is `benchmarks/reliability/kill.py`; a small part of it runs here."""
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -179,6 +180,28 @@ def test_a_damaged_part_of_the_score_cache_is_scored_again(lab, tmp_path, monkey
     features.unlink()
     assert lab.select(tmp_path / "third", *flags) == 0
     assert tree(tmp_path / "third") == tree(tmp_path / "whole")
+
+
+def test_a_run_that_another_command_begins_at_this_moment_is_a_run(lab, selection, tmp_path, monkeypatch):
+    assert lab.distill(selection, tmp_path / "first", *QUICK) == 0
+    run = tmp_path / "run"
+    run.mkdir()
+
+    def looking(look):
+        """After the first look into the folder the other command writes."""
+
+        def first(path):
+            found = look(path)
+            found = found if isinstance(found, bool) else list(found)
+            if run in (path, path.parent) and path.suffix != ".json" and not os.listdir(run):
+                shutil.copytree(tmp_path / "first", run, dirs_exist_ok=True)
+            return found if isinstance(found, bool) else iter(found)
+
+        return first
+
+    monkeypatch.setattr(Path, "iterdir", looking(Path.iterdir))
+    monkeypatch.setattr(Path, "exists", looking(Path.exists))
+    assert lab.distill(selection, run, *QUICK) == 0
 
 
 def test_two_commands_do_not_write_one_folder(lab, selection, tmp_path, capsys):

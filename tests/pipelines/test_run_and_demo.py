@@ -114,6 +114,32 @@ def test_a_stage_that_another_command_has_just_begun_is_done_later(lab, file, tm
     assert (tmp_path / "out" / "runs" / "plain-seed0" / "result.json").exists()
 
 
+def test_a_row_waits_for_the_run_that_it_begins_with(lab, file, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "out" / "runs" / "plain-seed0"
+    with file.open("a") as stream:
+        stream.write(f'[distill.more]\nsamples = ["random"]\nstudent = "{run}"\n')
+    held = contextlib.ExitStack()
+    monkeypatch.setattr("dfkd.pipeline.time.sleep", lambda seconds: seconds == pipeline.POLL and held.close())
+    with held:
+        held.enter_context(locked(run, "out"))
+        assert lab.dfkd("run", file, "--only", "plain", "more") == 0
+    stages = [line.split()[-1] for line in capsys.readouterr().err.splitlines() if line.startswith("[")]
+    assert stages.index("plain-seed0") < stages.index("more-seed0")
+    assert stages.index("plain-seed3") < stages.index("plain-seed0"), "nobody was at that one"
+
+
+def test_stages_that_need_each_other_are_refused(with_generators):
+    text = with_generators.read_text()
+    with_generators.write_text(
+        text + '[generate.a]\nmethod = "dafl"\nfill = "b"\n[generate.b]\nmethod = "dafl"\nfill = "a"\n'
+    )
+    with pytest.raises(RequestError, match="of a-seed0, b-seed0, a-seed3, b-seed3 none can be made before the others"):
+        read_pipeline(with_generators)
+    with_generators.write_text(text + '[generate.a]\nmethod = "dafl"\nfill = "a"\n')
+    with pytest.raises(RequestError, match="of a-seed0, a-seed3 none can be made"):
+        read_pipeline(with_generators)
+
+
 def test_one_file_given_twice_at_once_does_everything_once(file, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "dfkd", "run", str(file)]
