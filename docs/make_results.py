@@ -115,7 +115,10 @@ TABLES = [
         "title": "50,000 of the 100,000 images; losses; 4,000 steps",
         "files": ["steps-4000", "steps-4000-intel", "filter-4000-steps"],
     },
-    {"title": "50,000 of the 100,000 images; losses; 16,000 steps", "files": ["area-16000-steps", "steps-16000"]},
+    {
+        "title": "50,000 of the 100,000 images; losses; 16,000 steps",
+        "files": ["filter-16000-steps", "area-16000-steps", "steps-16000"],
+    },
     {"title": f"{FIFTY}; losses; 1,000 steps more, after 16,000", "files": ["further-1000-steps"]},
     {"title": "ResNet-34 to ResNet-18, one GPU, up to 200 passes over 50,000 images", "files": ["headline"]},
     {"title": "ResNet-34 to ResNet-18, one GPU, 40 passes over 50,000 images", "files": ["headline-short"]},
@@ -165,7 +168,7 @@ TABLES = [
 CURVES = {
     f"{CONFIDENT}, of {FILTERED}; `kd ofd`; {BEGUN}": [
         *(("filter-500-steps", "filtered-ofd-init-500"), ("filter-2000-steps", "filtered-ofd-init-2000")),
-        ("filter-4000-steps", "filtered-ofd-init-4000"),
+        *(("filter-4000-steps", "filtered-ofd-init-4000"), ("filter-16000-steps", "filtered-ofd-init-16000")),
     ],
     f"{CONFIDENT}; `kd ofd`; {BEGUN}, {WINDOWS}": [
         *(("area-500-steps", "confident-ofd-init-area-500"), ("area-2000-steps", "confident-ofd-init-area-2000")),
