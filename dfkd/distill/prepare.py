@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dfkd import names
 from dfkd.config import DistillConfig
 from dfkd.console import say
 from dfkd.data import Pool, open_pool
@@ -125,6 +126,8 @@ def _check(config: DistillConfig) -> None:
 
 def _check_objective(config: DistillConfig, objective: Objective) -> None:
     """Refuse options that do not go with the losses, or with answers of the teacher that are kept beforehand."""
+    if not config.class_dropping and any("dropped" in names.parse(loss).options for loss in config.loss):
+        say("note: a loss's dropped=... changes nothing without --class-dropping, such as 0.05")
     if config.class_dropping and not objective.reads_kept:
         raise RequestError(f"--class-dropping {config.class_dropping:g} changes nothing: of the losses, kd heeds it")
     if config.teacher_views and objective.beyond_logits:

@@ -211,3 +211,12 @@ def test_without_batch_normalization_there_is_nothing_to_reestimate(lab, selecti
     flags = ("--student", "flat_nets.flat", "--reestimate", 9)
     assert lab.distill(selection, tmp_path / "run", *QUICK, *flags) == 2
     assert "--reestimate 9 changes nothing: the student has no BatchNorm statistics" in capsys.readouterr().err
+
+
+def test_what_becomes_of_dropped_classes_is_no_matter_where_none_is_dropped(lab, selection, tmp_path, capsys):
+    loss = ("--loss", "kd:dropped=renormalize")
+    assert lab.distill(selection, tmp_path / "a", *QUICK, *loss) == 0
+    assert "note: a loss's dropped=... changes nothing without --class-dropping" in capsys.readouterr().err
+    assert lab.distill(selection, tmp_path / "b", *QUICK, *loss, "--class-dropping", 0.05) == 0
+    assert "changes nothing" not in capsys.readouterr().err
+    assert not same(student(tmp_path / "a"), student(tmp_path / "b"))
