@@ -11,7 +11,7 @@ import re
 
 from make_losses import HERE, QUALITY, about, machine_text, rows_of
 
-from dfkd.compare.collect import best_first
+from dfkd.compare.collect import Row, best_first
 from dfkd.compare.table import HEAD, cells, reading, terminal_table
 
 README, RESULTS = HERE.parent / "README.md", HERE / "results.md"
@@ -124,7 +124,10 @@ TABLES = [
     },
     {
         "title": "50,000 of the 100,000 images; losses; 4,000 steps",
-        "files": ["steps-4000", "steps-4000-intel", "filter-4000-steps", "filter-options-4000-steps"],
+        "files": [
+            *("steps-4000", "steps-4000-intel", "random-4000-steps", "filter-4000-steps"),
+            "filter-options-4000-steps",
+        ],
     },
     {
         "title": "50,000 of the 100,000 images; losses; 16,000 steps",
@@ -203,10 +206,23 @@ CURVES = {
     "the most confident; `kd noise`, DFND's": [("steps-4000-intel", "dfnd-4000")],
     "random; `kd`": [
         *(("convergence", "random-kd-500"), ("losses-cifar10", "kd"), ("cifar10-2000-steps", "random-kd")),
-        *(("steps-4000-intel", "random-kd-4000"), ("steps-16000", "random-kd-16000")),
+        *(
+            ("steps-4000-intel", "random-kd-4000"),
+            ("random-4000-steps", "random-kd-4000"),
+            ("steps-16000", "random-kd-16000"),
+        ),
     ],
 }
 """Accuracy against steps: the result file and the row of every point."""
+
+
+def joined(files):
+    """The rows of result files; one of the same name in several, with other seeds, is one."""
+    names = {}
+    for file in files:
+        for row in rows_of(file):
+            names.setdefault(row.name, []).extend(row.runs)
+    return [Row(name, tuple(runs)) for name, runs in names.items()]
 
 
 def table(title, files, rows=ROWS):
@@ -214,7 +230,7 @@ def table(title, files, rows=ROWS):
     measured = [name for name in files if (QUALITY / f"{name}.csv").exists()]
     if not measured:
         return f"Not measured yet ({', '.join(files)}): {title}."
-    found = best_first([row for name in measured for row in rows_of(name)])
+    found = best_first(joined(measured))
     lines = [f"| row | {title} | {' | '.join(SHOWN)} |", f"| --- | --- |{' ---: |' * len(SHOWN)}"]
     for row in found:
         values = dict(zip(HEAD, cells(row), strict=True))
@@ -239,14 +255,19 @@ def curves(lines=CURVES):
         for name, wanted in runs:
             if (QUALITY / f"{name}.csv").exists():
                 row = next(row for row in rows_of(name) if row.name == wanted)
-                seeds = f" ({len(row.runs)})" if len(row.runs) > 1 else ""
-                points[line, int(row.mean("steps"))] = f"{100 * row.mean('top1'):.2f}{seeds}"
+                points.setdefault((line, int(row.mean("steps"))), []).extend(row.runs)
+    shown = {point: _shown(Row("", tuple(runs))) for point, runs in points.items()}
     steps = sorted({step for _, step in points})
     head = [f"| 50,000 images; losses; top-1 % after so many steps | {' | '.join(f'{n:,}' for n in steps)} |"]
     head.append(f"| --- |{' ---: |' * len(steps)}")
     return "\n".join(
-        [*head, *(f"| {line} | {' | '.join(points.get((line, n), '') for n in steps)} |" for line in lines)]
+        [*head, *(f"| {line} | {' | '.join(shown.get((line, n), '') for n in steps)} |" for line in lines)]
     )
+
+
+def _shown(row):
+    seeds = f" ({len(row.runs)})" if len(row.runs) > 1 else ""
+    return f"{100 * row.mean('top1'):.2f}{seeds}"
 
 
 def demo():

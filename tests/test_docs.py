@@ -82,7 +82,7 @@ def test_a_table_follows_its_result_files(make, tmp_path, monkeypatch):
     for module in (results, make("make_losses")):
         monkeypatch.setattr(module, "QUALITY", tmp_path)
     head = "name,seed,folder,top1,agreement,teacher_top1,test_images,steps,images_seen,teacher_forwards,seconds"
-    for name, lines in {"a": ["x,0,f,0.8", "x,1,f,0.9", "y,0,f,0.7"], "b": ["z,0,f,0.75"]}.items():
+    for name, lines in {"a": ["x,0,f,0.8", "x,1,f,0.9", "y,0,f,0.7"], "b": ["z,0,f,0.75", "x,2,f,0.85"]}.items():
         rest = ",0.5,0.95,1000,100,12800,12800,4.0,selection,1234"
         text = "\n".join([f"{head},source,student_parameters", *(line + rest for line in lines)])
         (tmp_path / f"{name}.csv").write_text(text)
@@ -90,9 +90,9 @@ def test_a_table_follows_its_result_files(make, tmp_path, monkeypatch):
         (tmp_path / f"{name}.json").write_text(json.dumps(measured))
     made = results.table("what", ["a", "b", "c"], {"x": "the first", "z": "other"})
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in made.splitlines()[2:5]]
-    # the deviation of 80 and 90 is sqrt(50) = 7.07; the teacher's 95 less 85, 75 and 70
+    # x is in both files: the deviation of 80, 90 and 85 is sqrt(25) = 5; the teacher's 95 less 85, 75 and 70
     assert cells == [
-        ["`x`", "the first", "2", "85.00 ± 7.07", "50.00 ± 0.00", "-10.00", "100", "4"],
+        ["`x`", "the first", "3", "85.00 ± 5.00", "50.00 ± 0.00", "-10.00", "100", "4"],
         ["`z`", "other", "1", "75.00", "50.00", "-20.00", "100", "4"],
         ["`y`", "", "1", "70.00", "50.00", "-25.00", "100", "4"],
     ]
@@ -108,13 +108,14 @@ def test_a_curve_has_the_points_that_were_measured(make, tmp_path, monkeypatch):
     for module in (results, make("make_losses")):
         monkeypatch.setattr(module, "QUALITY", tmp_path)
     head = "name,seed,folder,top1,agreement,teacher_top1,test_images,steps,images_seen,teacher_forwards,seconds"
-    for name, row, top1, steps in (("a", "x", 0.5, 100), ("b", "x", 0.75, 1000), ("c", "y", 0.25, 1000)):
-        text = f"{head},source,student_parameters\n{row},0,f,{top1},0.5,0.95,1000,{steps},1,1,4.0,selection,1234\n"
+    kept = [("a", "x", 0, 0.5, 100), ("b", "x", 0, 0.75, 1000), ("c", "y", 0, 0.25, 1000), ("d", "y", 1, 0.35, 1000)]
+    for name, row, seed, top1, steps in kept:
+        text = f"{head},source,student_parameters\n{row},{seed},f,{top1},0.5,0.95,1000,{steps},1,1,4.0,selection,1234\n"
         (tmp_path / f"{name}.csv").write_text(text)
-    made = results.curves({"ours": [("a", "x"), ("b", "x"), ("gone", "x")], "theirs": [("c", "y")]})
+    made = results.curves({"ours": [("a", "x"), ("b", "x"), ("gone", "x")], "theirs": [("c", "y"), ("d", "y")]})
     assert [[cell.strip() for cell in line.split("|")[2:-1]] for line in made.splitlines()] == [
         ["100", "1,000"],
         ["---:", "---:"],
         ["50.00", "75.00"],
-        ["", "25.00"],
+        ["", "30.00 (2)"],
     ]
