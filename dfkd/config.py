@@ -85,8 +85,8 @@ class SelectConfig(ModelConfig):
     teacher_taps: tuple[str, ...] = ()
     """Where the features for that are taken, by hand: last=fc:input."""
     part: str | None = None
-    """K/N: only score the K-th of N shares of the pool, for the cache, for commands on several machines with one
-    DFKD_CACHE; the same command without it then selects."""
+    """K/N: only score the K-th of N shares of the pool, into the cache. For several machines that see one DFKD_CACHE;
+    the same command without it then selects."""
     filter: str = "auto"
     """What the images go through first: none; fitted, a linear filter with which they are like the teacher's own to its
     BatchNorm layers, if the teacher is surer of them then; blur:sigma=0.5; or a function of your own, with dots.
