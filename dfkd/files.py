@@ -93,7 +93,7 @@ def replacing(path: Path, first: bool = False) -> Iterator[Path]:
 
 
 def _link(partial: Path, path: Path) -> None:
-    """Give a file its final name, unless that is taken; where no file can have two names, for a moment, it is taken."""
+    """Give a file its final name unless that is taken; on a file system without hard links, also then."""
     try:
         os.link(partial, path)
     except FileExistsError:

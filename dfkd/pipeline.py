@@ -102,10 +102,11 @@ def _run_stages(stages: Sequence[StageConfig]) -> None:
 
 
 def _needs(stage: StageConfig, others: Iterable[StageConfig]) -> bool:
-    """Whether a stage reads what one of the others makes: a selection, or a run as a model."""
+    """Whether a stage reads what one of the others makes: a selection, a run as a model, or weights out of one."""
     named = [getattr(stage, name, None) or () for name in ("samples", "fill", "student", "teacher", "pool")]
     texts = [text for each in named for text in ((each,) if isinstance(each, str) else each)]
-    return any(f"{other.out}/" in f"{text}/" for other in others for text in texts)
+    paths = [f"{path}/" for text in texts for path in (text, text.rpartition("@")[2])]
+    return any(path.startswith(f"{other.out}/") for other in others for path in paths)
 
 
 def _is_held(stage: StageConfig) -> bool:
