@@ -63,9 +63,10 @@ class Pipeline:
             if row not in names:
                 raise RequestError(f"--only {row!r} is no [distill.NAME] of the file{nearest(row, sorted(names))}")
         distillations = [d for d in self.distillations if d.name in rows]
-        needed = {folder for d in distillations for folder in d.samples}
-        needed |= {s.fill for s in self.selections if isinstance(s, GenerateConfig) and s.fill and s.out in needed}
-        return Pipeline(self.out, [s for s in self.selections if s.out in needed], distillations)
+        wanted: list[StageConfig] = [*distillations]
+        while more := [s for s in self.selections if s not in wanted and any(_needs(w, [s]) for w in wanted)]:
+            wanted += more
+        return Pipeline(self.out, [s for s in self.selections if s in wanted], distillations)
 
 
 def run(config: RunConfig) -> Path:

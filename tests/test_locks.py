@@ -51,7 +51,7 @@ def test_whether_a_folder_is_held_is_seen_without_disturbing_anybody(tmp_path):
 def test_who_only_looks_is_waited_for(tmp_path, monkeypatch):
     (tmp_path / LOCK).touch()
     looking = os.open(tmp_path / LOCK, os.O_RDWR)
-    fcntl.flock(looking, fcntl.LOCK_EX)
+    fcntl.flock(looking, fcntl.LOCK_SH)
     monkeypatch.setattr("time.sleep", lambda seconds: os.close(looking))
     with locked(tmp_path, "out"):
         assert is_held(tmp_path)

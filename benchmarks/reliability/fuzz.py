@@ -38,16 +38,16 @@ def fuzz(name: str, corpus: Path, findings: Path, seconds: int, seed: int) -> No
     with atheris.instrument_imports(include=INSTRUMENTED, enable_loader_override=False):
         for module in READERS:
             importlib.import_module(module)
-        import targets
         from PIL import Image
 
         import dfkd
+        from benchmarks.reliability import seeds, targets
 
         Image.init()  # imports every format's module
     warnings.simplefilter("ignore")
     dfkd.console.say = dfkd.data.pool.say = dfkd.data.npz.say = lambda line: None  # a line an input would drown the log
     target = targets.TARGETS[name]
-    for number, data in enumerate(targets.seeds(name)):
+    for number, data in enumerate(seeds.SEEDS[name]()):
         (corpus / f"seed-{number}").write_bytes(data)
     known = set()
 
@@ -127,7 +127,7 @@ def main() -> None:
     if options.child:
         fuzz(options.target[0], options.child, findings, options.seconds, options.seed)
         return
-    import targets
+    from benchmarks.reliability import targets
 
     targets.close()
     chosen = options.target or list(targets.TARGETS)

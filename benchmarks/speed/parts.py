@@ -47,17 +47,8 @@ def at_once(cache, threads, *commands):
 def measure_select(folder, count, commands):
     """The rows of scoring, and of selecting afterwards."""
     np.savez(folder / "pool.npz", images=np.resize(images(min(count, 100_000)), (count, 32, 32, 3)))
-    teacher = (
-        "--teacher",
-        untrained(TEACHER, folder),
-        "--normalize",
-        "cifar10",
-        "--filter",
-        "none",
-        "--method",
-        "confidence",
-    )
-    select = ("select", *teacher, "--pool", folder / "pool.npz", "--count", min(count, 1000))
+    how = ("--normalize", "cifar10", "--filter", "none", "--method", "confidence", "--count", min(count, 1000))
+    select = ("select", "--teacher", untrained(TEACHER, folder), *how, "--pool", folder / "pool.npz")
     scored, selected = [], []
     for number in range(ROUNDS):
         cache, out = folder / f"cache{number}", folder / f"apart{number}"

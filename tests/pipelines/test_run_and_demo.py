@@ -188,6 +188,17 @@ def test_what_a_row_fills_up_is_selected_too(with_generators):
     assert [(d.name, d.seed) for d in part.distillations] == [("full", 0), ("full", 3)]
 
 
+def test_what_is_made_from_a_selection_needs_it_too(with_generators):
+    with with_generators.open("a") as stream:
+        stream.write('[generate.patches]\nmethod = "mosaickd"\nsamples = ["random"]\n')
+        stream.write('[generate.more]\nmethod = "dafl"\nfill = "patches"\n[distill.last]\nsamples = ["more"]\n')
+    part = read_pipeline(with_generators).part(["last"])
+    assert [Path(s.out).name for s in part.selections] == [
+        *("random-seed0", "patches-seed0", "more-seed0"),
+        *("random-seed3", "patches-seed3", "more-seed3"),
+    ]
+
+
 def test_seeds_are_outside_rows(file):
     found = read_pipeline(file)
     assert [(d.name, d.seed) for d in found.distillations] == [("plain", 0), ("both", 0), ("plain", 3), ("both", 3)]
