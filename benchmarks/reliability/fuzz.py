@@ -22,8 +22,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parents[1])]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 INSTRUMENTED = ["dfkd", "PIL", "tarfile", "zipfile", "tomllib"]
 READERS = ("dfkd.data", "dfkd.inspection", "dfkd.models.program", "dfkd.models.weights", "dfkd.pipeline")
 PACKAGES = ("atheris", "numpy", "pillow", "pyarrow", "safetensors", "torch")
