@@ -128,7 +128,6 @@ def main() -> None:
         return
     from benchmarks.reliability import targets
 
-    targets.close()
     chosen = options.target or list(targets.TARGETS)
     figures = {}
     if options.out and options.out.exists():  # a target that is not run now keeps its figures

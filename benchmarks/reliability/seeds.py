@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 SIDE = 8
-FOLDER = Path(tempfile.mkdtemp(prefix="dfkd-fuzz-"))
+_folder = tempfile.TemporaryDirectory(prefix="dfkd-fuzz-")  # removed when the process ends, and not before
+FOLDER = Path(_folder.name)
 """Where inputs are written that are read from files."""
 
 

@@ -6,7 +6,6 @@ finding. `tests/regressions` runs the findings that were mended through the same
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from unittest.mock import patch
 
@@ -14,11 +13,6 @@ import numpy as np
 
 from benchmarks.reliability.seeds import FOLDER, SIDE, selection
 from dfkd.errors import RequestError
-
-
-def close() -> None:
-    """Remove the files that the targets wrote."""
-    shutil.rmtree(FOLDER, ignore_errors=True)
 
 
 def image(data: bytes) -> None:

@@ -30,9 +30,7 @@ def load(name):
 def targets():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT)
-        module = importlib.import_module("benchmarks.reliability.targets")
-    yield module
-    module.close()
+        return importlib.import_module("benchmarks.reliability.targets")
 
 
 @pytest.fixture(scope="module")
