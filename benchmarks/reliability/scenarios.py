@@ -35,7 +35,16 @@ from dfkd.distill import teacher_views
 from dfkd.models import cifar_resnet
 from dfkd.select import score
 
-SCENARIOS = ("select", "select-files", "generate", "distill", "distill-source", "distill-views", "run")
+SCENARIOS = (
+    "select",
+    "select-files",
+    "select-filtered",
+    "generate",
+    "distill",
+    "distill-source",
+    "distill-views",
+    "run",
+)
 PART_ROWS, ROWS_PER_SHARD, BYTES_PER_SHARD = 96, 40, 12_000
 """Small, so that the small pool has several parts and shards."""
 TIMES = ("seconds", "peak_memory_bytes", "images_per_second", "files", "checksum")
@@ -95,6 +104,7 @@ class Lab:
             save_file(teacher.state_dict(), self.folder / f"teacher{channels}.safetensors")
         rng = np.random.default_rng(0)
         np.savez(self.folder / "pool.npz", images=rng.integers(0, 256, (300, 12, 12, 1), dtype=np.uint8))
+        self._make_dull(rng)
         labels = np.arange(40) % 10
         np.savez(self.folder / "test.npz", images=rng.integers(0, 256, (40, 12, 12, 1), dtype=np.uint8), labels=labels)
         (self.folder / "photos").mkdir()
@@ -103,6 +113,16 @@ class Lab:
             Image.fromarray(pixels).save(self.folder / "photos" / f"{i:02d}.png")
         os.environ["DFKD_CACHE"] = str(self.folder / "cache")
         return self.command("select", self.folder)
+
+    def _make_dull(self, rng):
+        """A teacher that remembers images of full contrast, and a pool of little: a fitted filter is kept."""
+        blocks = rng.integers(0, 256, (600, 4, 4, 1), dtype=np.uint8).repeat(3, axis=1).repeat(3, axis=2)
+        np.savez(self.folder / "dull.npz", images=120 + blocks // 16)
+        teacher = cifar_resnet(depth=8, width=4, in_channels=1)
+        teacher.linear.weight.data *= 50  # sure of something
+        for _ in range(30):  # its BatchNorm layers move by a tenth each time
+            teacher(torch.from_numpy(blocks).permute(0, 3, 1, 2) / 127.5 - 1)
+        save_file(teacher.state_dict(), self.folder / "seeing.safetensors")
 
     def arguments(self, scenario, work):
         """The command line of a scenario that writes to `work`/out."""
@@ -114,6 +134,10 @@ class Lab:
         if scenario == "select-files":
             more = ("--pool", self.folder / "photos", "--image-size", 72, "--count", 30, "--method", "random")
             return ["select", "--teacher", color, *more, "--batch-size", 16, *out]
+        if scenario == "select-filtered":
+            teacher = TEACHER.format(1, self.folder / "seeing.safetensors")
+            more = ("--pool", self.folder / "dull.npz", "--image-size", 12, "--normalize", "0.5/0.5", "--count", 130)
+            return ["select", "--teacher", teacher, *more, "--batch-size", 64, "--filter", "fitted", *out]
         if scenario == "generate":
             more = ("--image-size", 12, "--normalize", "0.5/0.5", "--method", GENERATOR, "--count", 90)
             return ["generate", "--teacher", gray, *more, *SHORT, *out]
