@@ -48,6 +48,8 @@ def resolve_place(device: str, precision: str) -> Place:
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise RequestError(f"--device {device!r} is not auto, cpu, cuda or cuda:N")
     try:
         found = torch.device(device)
         torch.empty(0, device=found)

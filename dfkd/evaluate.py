@@ -15,7 +15,7 @@ from dfkd.data import Pool, open_pool
 from dfkd.device import resolve_place
 from dfkd.errors import RequestError
 from dfkd.files import output_path, write_json
-from dfkd.models.load import load_model, load_teacher
+from dfkd.models.load import load_trained
 from dfkd.portable import portable
 from dfkd.runs import CONFIG
 from dfkd.teacher import Classifier
@@ -116,13 +116,13 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     if config.json is not None and output_path(config.json, "--json").is_dir():
         raise RequestError(f"--json {config.json} is a folder; give a file")
     place = resolve_place(config.device, config.precision)
-    model = load_model(config.model, normalize=config.normalize, image_size=config.image_size)
+    model = load_trained(config.model, "--model", normalize=config.normalize, image_size=config.image_size)
     data = open_pool([config.data], image_size=model.image_size, channels=model.channels)
     teacher = None
     if config.teacher is not None:
         is_run = (Path(config.model) / CONFIG).exists()  # a student was taught with its teacher's normalization
         normalize = config.normalize or (model.normalize if is_run else None)
-        taught = load_teacher(config.teacher, normalize=normalize, image_size=data.image_size)
+        taught = load_trained(config.teacher, normalize=normalize, image_size=data.image_size)
         if (taught.classes, taught.channels) != (model.classes, model.channels):
             raise RequestError(
                 f"--teacher has {taught.classes} classes and {taught.channels} channels, --model has "

@@ -15,7 +15,7 @@ from dfkd.config import ExportConfig
 from dfkd.console import say
 from dfkd.errors import RequestError
 from dfkd.files import output_path, replacing
-from dfkd.models.load import Model, load_model
+from dfkd.models.load import Model, load_trained
 from dfkd.models.weights import state_to_write
 
 
@@ -27,7 +27,7 @@ def run(config: ExportConfig) -> Path:
     form = config.format or out.suffix.removeprefix(".")
     if form not in FORMATS:
         raise RequestError(f"--out {config.out} does not end in .{', .'.join(FORMATS)}; name its --format")
-    model = load_model(config.model, normalize=config.normalize, image_size=config.image_size)
+    model = load_trained(config.model, "--model", normalize=config.normalize, image_size=config.image_size)
     content = FORMATS[form](model)
     with replacing(out) as partial:
         partial.write_bytes(content)

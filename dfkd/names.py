@@ -11,7 +11,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,16 +83,24 @@ def find(name: str, modules: Sequence[str], kind: str) -> Callable[..., Any]:
     )
 
 
-def spelled(target: Callable[..., Any], named: Named) -> Named:
-    """`named` by the target's own name and with its defaults: one that changes asks for another thing.
+def spelled(target: Callable[..., Any], named: Named, kind: str, given: Iterable[str] = ()) -> Named:
+    """`named` by the target's own name, in lower case, and with the defaults of what is not `given` besides: one that
+    changes asks for another thing. All values have the types of their parameters.
 
-    What is named with dots stays as it is.
+    What is named with dots keeps to what is written: its code decides the rest. Raises: RequestError as `build`.
     """
+    options = check_options(target, named, kind, given)
     if "." in named.name:
-        return named
-    parameters = inspect.signature(target).parameters
-    defaults = {key: p.default for key, p in parameters.items() if p.default is not p.empty}
-    return Named(target.__name__, defaults | dict(named.options), named.numbers)
+        return Named(named.name, options)
+    parameters = inspect.signature(target).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in given}
+    return Named(target.__name__.lower(), _converted(target, defaults, named.name) | options)
+
+
+def with_code(target: Callable[..., Any], named: Named) -> str:
+    """The canonical spelling, and of something of one's own a hash of its code: what decides what is done."""
+    code = code_of(target)
+    return str(named) + (f" (code {code})" if code else "")
 
 
 def code_of(target: Callable[..., Any]) -> str | None:
@@ -118,7 +126,7 @@ def build(target: Callable[..., Any], named: Named, kind: str, **given: Any) -> 
         raise RequestError(f"{kind} {str(named)!r} cannot be built: {error}") from error
 
 
-def check_options(target: Callable[..., Any], named: Named, kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def check_options(target: Callable[..., Any], named: Named, kind: str, given: Iterable[str]) -> dict[str, Any]:
     """The options of `named`, each converted to the annotated type of the parameter that it sets.
 
     Raises: RequestError as `build`, and for a number without a key: what takes one (a loss its weight) takes it out.
@@ -127,10 +135,6 @@ def check_options(target: Callable[..., Any], named: Named, kind: str, given: Ma
     parameters = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     allowed = {p.name for p in parameters} - set(given)
-    try:
-        hints = typing.get_type_hints(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
-    except (NameError, TypeError, AttributeError):  # annotations of foreign code need not resolve
-        hints = {}
     if named.numbers:
         number, keys = named.numbers[0], ", ".join(name for name in signature.parameters if name in allowed)
         raise RequestError(
@@ -144,7 +148,16 @@ def check_options(target: Callable[..., Any], named: Named, kind: str, given: Ma
     missing = [name for name in required if name not in named.options]
     if missing:
         raise RequestError(f"{kind} {named.name!r} needs {', '.join(missing)}: {named.name}:{missing[0]}=...")
-    return {k: convert(v, hints.get(k), f"{named.name}:{k}") for k, v in named.options.items()}
+    return _converted(target, named.options, named.name)
+
+
+def _converted(target: Callable[..., Any], options: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Each value as the type that its parameter is annotated with."""
+    try:
+        hints = typing.get_type_hints(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
+    except (NameError, TypeError, AttributeError):  # annotations of foreign code need not resolve
+        hints = {}
+    return {key: convert(value, hints.get(key), f"{name}:{key}") for key, value in options.items()}
 
 
 def _split(text: str) -> list[str]:

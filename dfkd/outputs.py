@@ -25,3 +25,8 @@ class Outputs:
     def group(self, name: str) -> list[Tensor]:
         """The features of a group of taps, from the shallowest to the deepest: `stage` has stage1, stage2, ..."""
         return [self.features[tap] for tap in in_group(self.features, name)]
+
+
+def half(logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
+    """Logits to keep, in float16; what is beyond its range gets its largest number."""
+    return logits.clamp(-65504, 65504).half()

@@ -57,16 +57,18 @@ class Pipeline:
     distillations: list[DistillConfig]
 
     def part(self, rows: Sequence[str]) -> "Pipeline":
-        """The distillations of some rows, with the selections for them. Raises: RequestError for an unknown row."""
+        """The distillations of some rows, with the stages that they need. Raises: RequestError for an unknown row."""
         names = {d.name or "" for d in self.distillations}
         for row in rows:
             if row not in names:
                 raise RequestError(f"--only {row!r} is no [distill.NAME] of the file{nearest(row, sorted(names))}")
-        distillations = [d for d in self.distillations if d.name in rows]
-        wanted: list[StageConfig] = [*distillations]
-        while more := [s for s in self.selections if s not in wanted and any(_needs(w, [s]) for w in wanted)]:
+        stages: list[StageConfig] = [*self.selections, *self.distillations]
+        wanted: list[StageConfig] = [d for d in self.distillations if d.name in rows]
+        while more := [s for s in stages if s not in wanted and any(_needs(w, [s]) for w in wanted)]:
             wanted += more
-        return Pipeline(self.out, [s for s in self.selections if s in wanted], distillations)
+        return Pipeline(
+            self.out, [s for s in self.selections if s in wanted], [d for d in self.distillations if d in wanted]
+        )
 
 
 def run(config: RunConfig) -> Path:

@@ -192,12 +192,12 @@ def _before_activation(trace: _Trace, stage: _Run) -> tuple[Tap, str]:
     return Tap(stage.path), why if active else ""
 
 
-@torch.no_grad()
 def _device_of(module: nn.Module) -> torch.device:
     """Where a network lies; it may have been moved since it was loaded."""
     return next((value.device for value in (*module.parameters(), *module.buffers())), torch.device("cpu"))
 
 
+@torch.no_grad()
 def _trace(module: nn.Module, example: Tensor) -> _Trace:
     """Run `module` in evaluation mode and note which of its modules run, in the order of entering them."""
     runs: list[_Run] = []

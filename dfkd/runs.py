@@ -11,13 +11,12 @@ from typing import Any
 
 import tomli_w
 import torch
-from torch import nn
+from torch import Tensor
 
 from dfkd.checks import check_file, entry, sealed, unsealed
 from dfkd.errors import RequestError
 from dfkd.files import PARTIAL, current_folder, replace_folder, replacing, restore_folder, sync, write_json, write_text
 from dfkd.locks import LOCK, locked
-from dfkd.models.weights import state_to_write
 from dfkd.tables import differences, load_toml
 
 CONFIG, METRICS, CHECKPOINT, WEIGHTS, RESULT = (
@@ -146,12 +145,12 @@ class Run(Progress):
         write_text(self.folder / CONFIG, tomli_w.dumps(sealed(self.request)))
         return result
 
-    def finish(self, student: nn.Module, result: Mapping[str, Any]) -> None:
-        """Write the student and, last, the result."""
+    def finish(self, weights: dict[str, Tensor], result: Mapping[str, Any]) -> None:
+        """Write the student's weights and, last, the result."""
         from safetensors.torch import save
 
         with replacing(self.folder / WEIGHTS) as partial:
-            partial.write_bytes(save(state_to_write(student)))
+            partial.write_bytes(save(weights))
         sync(self.folder / METRICS)
         files = {name: entry(self.folder / name) for name in (WEIGHTS, METRICS)}
         write_json(self.folder / RESULT, sealed({**result, "files": files}))

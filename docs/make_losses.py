@@ -101,9 +101,9 @@ def table(classes):
         for name in names:
             kind = classes[name]
             what = inspect.getdoc(kind).splitlines()[0].rstrip(".").replace("|", "\\|")
-            cost = speed.get(name, {"ratio": 1.0, "parameters": 0})
-            link = f"[`{name}`](#{name})"
-            cells = (link, what, reads(kind), f"{cost['parameters']:,}", f"{cost['ratio']:.2f}")
+            cost = speed.get(name)
+            costs = (f"{cost['parameters']:,}", f"{cost['ratio']:.2f}") if cost else ("-", "-")
+            cells = (f"[`{name}`](#{name})", what, reads(kind), *costs)
             lines.append(f"| {' | '.join([*cells, *(column.get(name, '-') for column in columns)])} |")
         lines.append("")
     return "\n".join(lines).rstrip()

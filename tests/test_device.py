@@ -31,7 +31,7 @@ def test_a_gpu_computes_float32_in_full_and_the_same_again(monkeypatch):
     assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic) == (False, True)
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:99", ""])
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "", "meta", "mps", "cpu:x"])
 def test_a_device_that_is_not_here_is_named(device):
     with pytest.raises(RequestError, match="--device"):
         resolve_place(device, "auto")

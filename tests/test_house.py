@@ -32,3 +32,15 @@ def test_a_room_opens_only_to_those_before_it(room):
     assert files
     found = {(str(file.relative_to(HOUSE)), name) for file in files for name in imported(file)}
     assert not {(file, name) for file, name in found if name in later}
+
+
+def test_no_module_beside_the_rooms_needs_a_room_that_needs_it():
+    rooms = {room: [*(HOUSE / room).rglob("*.py")] for room in ROOMS} | {f.stem: [f] for f in HOUSE.glob("*.py")}
+    needs = {
+        room: {name for file in files for name in imported(file)} & {*rooms} - {room} for room, files in rooms.items()
+    }
+    all_of = {room: {*of} for room, of in needs.items()}
+    for _ in rooms:  # what is needed by what is needed, and so on
+        for of in all_of.values():
+            of.update(*(needs[name] for name in of))
+    assert not [room for room, of in all_of.items() if room in of]

@@ -68,6 +68,19 @@ def test_build_names_what_is_wrong(text, said):
         names.build(target, names.parse(text), "thing")
 
 
+def test_the_canonical_spelling_has_the_defaults_and_the_types_of_the_parameters():
+    def thing(given, width: float = 2, *, kind: Literal["a", "b"] = "a"):
+        return given, width, kind
+
+    def spelled(text):
+        return str(names.spelled(thing, names.parse(text), "thing", ("given",)))
+
+    assert spelled("Thing") == spelled("thing:width=2") == spelled("thing:kind=a,width=2.0") == "thing:width=2.0,kind=a"
+    assert spelled("my.own:width=3") == "my.own:width=3.0", "its code says the rest"
+    with pytest.raises(RequestError, match="did you mean 'width'"):
+        spelled("thing:widht=2")
+
+
 def test_find_looks_in_modules_exactly_then_by_case():
     from dfkd.distill.losses import KD
 

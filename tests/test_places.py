@@ -10,6 +10,25 @@ from dfkd.places import find_taps, match_groups
 from dfkd.taps import Tap, Tapped, parse_taps
 
 
+class Traced(nn.Module):
+    """Keeps what one of its layers gave last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 2, 3), nn.Linear(2, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = self.conv(x)
+        logits: Tensor = self.fc(self.seen.mean((2, 3)))
+        return logits
+
+
+def test_a_network_is_traced_without_gradients() -> None:
+    network = Traced()
+    find_taps(network, torch.zeros(1, 1, 8, 8), wanted=("last",))
+    assert not network.seen.requires_grad
+
+
 def small_vit() -> nn.Module:
     from torchvision.models.vision_transformer import VisionTransformer
 

@@ -4,7 +4,7 @@
 #
 #     bash benchmarks/speed/gpu.sh
 #
-# Not run on a GPU yet: none was lent.
+# Not run on a GPU yet.
 set -euo pipefail
 here=$(dirname "$0")
 out=${OUT:-.}

@@ -118,6 +118,9 @@ def warnings(rows: Sequence[Row]) -> list[str]:
     def beginnings(row: Row) -> list[str]:
         return [BEGINNINGS.get(run.begins, run.begins) for run in row.runs]
 
+    def precisions(row: Row) -> list[str]:
+        return [p for run in row.runs if (p := run.content.get("compute", {}).get("precision"))]
+
     if not differ("not compared at equal optimizer steps", numbers("steps")):
         differ("not compared at equal numbers of images seen", numbers("images_seen"))
     tests = differ("tested on different numbers of images", numbers("test_images"))
@@ -125,6 +128,7 @@ def warnings(rows: Sequence[Row]) -> list[str]:
         differ("one teacher with different accuracies, so the test images differ", percents("teacher_top1"))
     differ("students of different size", numbers("student_parameters"))
     differ("students that begin differently", beginnings)
+    differ("trained in different precision", precisions)
     partly = [row.name for row in rows if len(row.values("top1")) < len(row.runs)]
     if partly and any(row.values("top1") for row in rows):
         found.append(f"not every run was tested: {_listed(partly)}")

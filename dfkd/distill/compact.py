@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dfkd.outputs import half
+
 ALL_UP_TO = 64
 """Classes up to which every logit is kept."""
 LARGEST = 32
@@ -24,14 +26,14 @@ def compact(logits: Float[Tensor, "rows classes"]) -> dict[str, np.ndarray]:
     """
     classes = logits.shape[1]
     if classes <= ALL_UP_TO:
-        return {"logits": _half(logits)}
+        return {"logits": half(logits).cpu().numpy()}
     values, where = logits.float().topk(LARGEST, dim=1)
     others = logits.float().scatter(1, where, -torch.inf) / REST_TEMPERATURE
     rest = REST_TEMPERATURE * (others.logsumexp(dim=1) - float(np.log(classes - LARGEST)))
     return {
-        "logits": _half(values),
+        "logits": half(values).cpu().numpy(),
         "classes": where.cpu().numpy().astype(np.min_scalar_type(classes - 1)),
-        "rest": _half(rest),
+        "rest": half(rest).cpu().numpy(),
     }
 
 
@@ -42,7 +44,3 @@ def expand(kept: Mapping[str, np.ndarray], classes: int) -> Float[Tensor, "rows 
         return values
     logits = torch.from_numpy(kept["rest"]).float()[:, None].repeat(1, classes)
     return logits.scatter_(1, torch.from_numpy(kept["classes"].astype(np.int64)), values)
-
-
-def _half(values: Float[Tensor, "*any"]) -> np.ndarray:
-    return values.clamp(-65504, 65504).half().cpu().numpy()  # float16's range

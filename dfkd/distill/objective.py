@@ -108,19 +108,16 @@ def build_objective(specs: Sequence[str]) -> Objective:
         weight = named.numbers[0] if named.numbers else float(getattr(target, "weight", 1.0))
         if not 0 <= weight < math.inf:
             raise RequestError(f"--loss {spec!r}: the weight {weight:g} is not at least 0")
-        if "." not in named.name:
-            named = replace(named, name=named.name.lower())
-        unweighted = replace(named, numbers=())
+        given = () if isinstance(target, type) else ("student", "teacher")
+        named = names.spelled(target, replace(named, numbers=()), "loss", given)
         if isinstance(target, type):
-            loss = names.build(target, unweighted, "loss")
+            loss = names.build(target, named, "loss")
         else:
-            given = {"student": None, "teacher": None}
-            loss = functools.partial(target, **names.check_options(target, unweighted, "loss", given))
+            loss = functools.partial(target, **named.options)
         again = sum(name.partition("#")[0] == named.name for name, _, _ in terms)
         name = f"{named.name}#{again + 1}" if again else named.name
         terms.append((name, weight, loss))
-        code = names.code_of(target)
-        spelled.append(str(replace(named, numbers=(weight,))) + (f" (code {code})" if code else ""))
+        spelled.append(names.with_code(target, replace(named, numbers=(weight,))))
     if not terms:
         raise RequestError("--loss names no loss; kd is the usual one")
     return Objective(terms, spelled)

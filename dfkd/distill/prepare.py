@@ -24,6 +24,7 @@ from dfkd.distill.setting import Counted, Setting
 from dfkd.distill.trainer import Plan, Trainer
 from dfkd.errors import RequestError
 from dfkd.evaluate import check_labels
+from dfkd.files import hash_of
 from dfkd.models.load import Model, load_model
 from dfkd.places import GROUPS, find_taps, group_of, match_groups
 from dfkd.portable import portable
@@ -66,6 +67,11 @@ class Distillation:
         A class of one's own that is named without weights counts as random.
         """
         return "teacher" if self.config.init == "teacher" else "given" if self.student.has_weights else "random"
+
+    @property
+    def test_fingerprint(self) -> str | None:
+        """Of the labeled data: another file under the same name has another one."""
+        return hash_of(self.test.identity) if self.test is not None else None
 
 
 def prepare(config: DistillConfig) -> Distillation:
@@ -184,6 +190,7 @@ def _content(
 ) -> dict[str, Any]:
     """Everything that decides the student."""
     options = {k: v for k, v in portable(asdict(config)).items() if k not in NOT_DECIDING}
+    options["batches"] = stored.spelled_order(config.batches)
     decided = {k: v for k, v in asdict(plan).items() if k not in NOT_DECIDING}
     return {
         "teacher": teacher.fingerprint(),
@@ -214,7 +221,7 @@ def _trainer(
         _taps(student, config.student_taps, objective.taps, example, "student"),
     )
     classifier = Classifier(teacher, place, taps[0], fold=True)
-    module = student.module.to(place.device).to(memory_format=torch.channels_last).requires_grad_(True)
+    module = student.module.to(place.device).to(memory_format=torch.channels_last)
     tapped = Tapped(module, taps[1])
     asked = Counted(classifier.answer)
     setting = Setting(
@@ -228,7 +235,8 @@ def _trainer(
         probe = example.expand(2, -1, -1, -1).to(place.device)
         ours, theirs = setting.student(probe), setting.teacher(probe)
         objective.setup(ours, theirs, setting)
-        rows = None if source.images is None else torch.zeros(2, dtype=torch.int64, device=place.device)
+        whole = source.images is not None and not (plan.mixup or plan.cutmix)  # a mixed view is of two images
+        rows = torch.zeros(2, dtype=torch.int64, device=place.device) if whole else None
         objective.to(place.device).check(ours, replace(theirs, view=probe, rows=rows))
     asked.images = 0  # of the training
     optimizer = make_optimizer([module, objective], config.optimizer, config.weight_decay)

@@ -16,7 +16,7 @@ from dfkd.distill.teacher_views import recorded
 from dfkd.evaluate import Measures, measure
 from dfkd.files import hash_of, output_path
 from dfkd.memory import forget_peak_memory, peak_memory_bytes
-from dfkd.models.load import load_weights
+from dfkd.models.weights import load_weights, state_to_write
 from dfkd.portable import portable
 from dfkd.runs import Run, finished_weights, read_request
 from dfkd.teacher import Classifier
@@ -34,8 +34,8 @@ def run(config: DistillConfig) -> dict[str, Any]:
                 record_teacher(prepared)
                 train(prepared.trainer, folder)
                 prepared.trainer.finish()
-                result = _result(prepared, _measure(prepared))
-                folder.finish(prepared.student.module, result)
+                result = _result(prepared)
+                folder.finish(state_to_write(prepared.student.module), result)
                 _report(config, result)
                 return result
     return _complete(prepared, folder)
@@ -76,9 +76,10 @@ def _complete(prepared: Distillation, folder: Run) -> dict[str, Any]:
     folder.tidy()
     if config.name not in (None, result["name"]):
         changed["name"] = config.name
-    if prepared.test is not None and (result["top1"] is None or tested != portable(config.test)):
+    known = (portable(config.test), result.get("test_fingerprint", prepared.test_fingerprint))
+    if prepared.test is not None and (result["top1"] is None or known != (tested, prepared.test_fingerprint)):
         load_weights(prepared.student.module, finished_weights(folder.folder))
-        changed |= _figures(_measure(prepared))
+        changed |= _figures(prepared)
     elif prepared.test is None and tested is not None:
         folder.request["distill"]["test"] = tested  # the figures stay, and so does what they are of
     if changed:
@@ -99,7 +100,8 @@ def _measure(prepared: Distillation) -> Measures | None:
     return measure(student, prepared.test, 256, teacher)
 
 
-def _figures(measures: Measures | None) -> dict[str, Any]:
+def _figures(prepared: Distillation) -> dict[str, Any]:
+    measures = _measure(prepared)
     return {
         "top1": measures and measures.top1,
         "top5": measures and measures.top5,
@@ -108,10 +110,11 @@ def _figures(measures: Measures | None) -> dict[str, Any]:
         "test_images": measures and measures.images,
         "calibration_error": measures and measures.calibration_error,
         "per_class": measures and measures.per_class,
+        "test_fingerprint": prepared.test_fingerprint,
     }
 
 
-def _result(prepared: Distillation, measures: Measures | None) -> dict[str, Any]:
+def _result(prepared: Distillation) -> dict[str, Any]:
     config, trainer = prepared.config, prepared.trainer
     images = trainer.plan.steps * trainer.plan.batch_size
     # answers that were kept count whether this run made them or found them: they are what the student learnt from
@@ -119,7 +122,7 @@ def _result(prepared: Distillation, measures: Measures | None) -> dict[str, Any]
     asked += trainer.fitted_on + trainer.asked.images
     manifests = [shards.manifest for shards in prepared.selections]
     return {
-        **_figures(measures),
+        **_figures(prepared),
         "steps": trainer.plan.steps,
         "images_seen": images,
         "teacher_forwards": asked + trainer.source.teacher_forwards + _made(manifests, "teacher_forwards"),
@@ -142,7 +145,8 @@ def _made(manifests: Sequence[Mapping[str, Any]], cost: str) -> int:
 
 
 def _row_name(config: DistillConfig, manifests: Sequence[Mapping[str, Any]]) -> str:
-    methods = [manifest["content"]["options"]["method"] for manifest in manifests]
+    selected = ((manifest["source"], manifest["content"]["options"]["method"]) for manifest in manifests)
+    methods = [method if source == "selection" else source for source, method in selected]
     return f"{' + '.join([*methods, *_methods(config)])} | {' '.join(config.loss)}"
 
 

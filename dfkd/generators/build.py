@@ -19,6 +19,7 @@ from dfkd.teacher import Classifier
 from dfkd.training.sources import Source
 
 METHODS = ["dfkd.generators"]
+_GIVEN = ("task",)
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,10 @@ class Chosen:
     @property
     def spelled(self) -> str:
         """The canonical spelling, with everything that decides the method."""
-        code = names.code_of(self.target)
+        full = names.spelled(self.target, self.named, "generator", _GIVEN)
         files = [v for v in self.named.options.values() if isinstance(v, str) and Path(v).is_file()]
         read = "".join(f" (file {hash_file(Path(file))[:16]})" for file in files)
-        return str(self.named) + (f" (code {code})" if code else "") + read
+        return names.with_code(self.target, full) + read
 
 
 def choose(text: str, option: str) -> Chosen:
@@ -43,7 +44,7 @@ def choose(text: str, option: str) -> Chosen:
     target = names.find(named.name, METHODS, "generator")
     if not (isinstance(target, type) and issubclass(target, Method)):
         raise RequestError(f"{option} {named.name!r} is no dfkd.generators.base.Method")
-    names.check_options(target, named, option, {"task": None})
+    names.check_options(target, named, option, _GIVEN)
     return Chosen(named if "." in named.name else replace(named, name=named.name.lower()), target)
 
 

@@ -4,13 +4,14 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int64, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from dfkd.data import Images
 from dfkd.data.decode import encode_png
 from dfkd.data.pool import ENCODED_ABOVE
 from dfkd.generators.base import Method, quantize
+from dfkd.outputs import half
 from dfkd.select.methods import ImageScores
 from dfkd.select.score import score_logits
 from dfkd.teacher import Classifier
@@ -24,27 +25,32 @@ class HeldScores:
 
     def __init__(self) -> None:
         self.problems: dict[int, str] = {}
-        self._logits: list[Float[np.ndarray, "block classes"]] = []
-        self._columns: list[tuple[np.ndarray, ...]] = []
+        self._blocks: list[tuple[np.ndarray, ...]] = []
+        """Logits, confidence, entropy, prediction."""
 
     def __len__(self) -> int:
-        return sum(map(len, self._logits))
+        return sum(len(logits) for logits, *_ in self._blocks)
 
-    def add(self, logits: Float[Tensor, "block classes"]) -> Int64[np.ndarray, " block"]:
-        """Keep the answers to the next images. Returns the predictions."""
-        columns = tuple(values.cpu().numpy() for values in score_logits(logits))
-        self._logits.append(logits.clamp(-65504, 65504).half().cpu().numpy())  # float16's range
-        self._columns.append(columns)
-        return columns[2]
+    def add(self, logits: Float[Tensor, "block classes"]) -> ImageScores:
+        """Keep the answers to the next images. Returns their scores."""
+        scores = ImageScores(*(values.cpu().numpy() for values in score_logits(logits)))
+        self._blocks.append((half(logits).cpu().numpy(), scores.confidence, scores.entropy, scores.prediction))
+        return scores
 
     @property
     def images(self) -> ImageScores:
         """The scores of all images."""
-        return ImageScores(*map(np.concatenate, zip(*self._columns, strict=True)))
+        return ImageScores(*self._joined()[1:])
 
     def logits(self, indices: Int[np.ndarray, " picked"]) -> Float[np.ndarray, "picked classes"]:
         """The float16 logits of some of them."""
-        return np.concatenate(self._logits)[indices]
+        logits: np.ndarray = self._joined()[0]
+        return logits[indices]
+
+    def _joined(self) -> tuple[np.ndarray, ...]:
+        if len(self._blocks) > 1:  # once, and not for every shard that is written
+            self._blocks = [tuple(map(np.concatenate, zip(*self._blocks, strict=True)))]
+        return self._blocks[0]
 
 
 class GeneratedPictures:
@@ -60,8 +66,8 @@ class GeneratedPictures:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def score(self, teacher: Classifier, count: int) -> Int64[np.ndarray, " count"]:
-        """Make the next `count` images and ask the teacher for them. Returns its predictions."""
+    def score(self, teacher: Classifier, count: int) -> ImageScores:
+        """Make the next `count` images and ask the teacher for them. Returns their scores."""
         pixels = self._pixels(np.arange(len(self), len(self) + count))
         return self.scores.add(teacher(torch.from_numpy(pixels)).logits)
 

@@ -22,7 +22,7 @@ from dfkd.generators.health import Health
 from dfkd.generators.pictures import BLOCK, GeneratedPictures
 from dfkd.generators.quota import Quota, missing
 from dfkd.locks import locked
-from dfkd.models.load import Model, load_model
+from dfkd.models.load import Model, load_trained
 from dfkd.portable import portable
 from dfkd.runs import CHECKPOINT, Progress
 from dfkd.select.choose import NON_FINITE, NOT_DRAWN, REASONS, SELECTED, Choice
@@ -154,7 +154,7 @@ def _prepare(config: GenerateConfig) -> Generation:
     samples = selections[: len(config.samples)]
     held = np.array(selections[-1].manifest["per_class"]) if config.fill is not None else None
     quota = Quota(config.count or DEFAULT_COUNT) if held is None else Quota.of(missing(held, config.count))
-    student = _student(config, chosen, teacher)
+    student = _student(config, teacher)
     content = {
         "teacher": teacher.fingerprint(),
         "preprocess": {"normalize": teacher.normalize, "image_size": teacher.image_size, "channels": teacher.channels},
@@ -176,20 +176,18 @@ def _prepare(config: GenerateConfig) -> Generation:
     return Generation(config, chosen, teacher, student, place, samples, quota, content)
 
 
-def _student(config: GenerateConfig, chosen: Chosen, teacher: Model) -> Model | None:
+def _student(config: GenerateConfig, teacher: Model) -> Model | None:
     """The student that is asked along, as it is."""
     if config.student is None:
         return None
-    student = load_model(
+    return load_trained(
         config.student,
+        "--student",
         normalize=teacher.normalize,
         image_size=teacher.image_size,
         classes=teacher.classes,
         channels=teacher.channels,
     )
-    if student.has_weights is False:
-        raise RequestError(f"--student {config.student!r} has no weights and would answer at random; name a RUN")
-    return student
 
 
 def _method(prepared: Generation) -> Method:
@@ -229,10 +227,9 @@ def _collect(prepared: Generation, method: Method) -> Selected:
     taken: list[Int[np.ndarray, " block"]] = []
     with progress("making", quota.count, "images") as bar:
         while len(pictures) < most and not quota.full:
-            predictions = pictures.score(teacher, min(BLOCK, most - len(pictures)))
-            finite = np.isfinite(pictures.scores.images.confidence[-len(predictions) :])
-            start = len(pictures) - len(predictions)
-            taken.append(start + quota.take(predictions, finite))
+            start = len(pictures)
+            scores = pictures.score(teacher, min(BLOCK, most - start))
+            taken.append(start + quota.take(scores.prediction, np.isfinite(scores.confidence)))
             bar.advance(len(taken[-1]))
     indices = np.concatenate(taken)
     if len(indices) == 0:

@@ -21,7 +21,7 @@ from dfkd.models.weights import WEIGHT_SUFFIXES, fit_prefix, load_state, load_we
 from dfkd.names import Named, build, code_of, find, parse
 from dfkd.portable import expand, portable
 from dfkd.preprocess import Preprocess, parse_normalize
-from dfkd.runs import finished_weights
+from dfkd.runs import CONFIG, WEIGHTS, finished_weights
 
 __all__ = ["Model", "load_model", "load_weights", "read_state_dict"]
 
@@ -66,11 +66,13 @@ class Model:
         return sum(parameter.numel() for parameter in self.module.parameters())
 
 
-def load_teacher(text: str, *, normalize: str | None, image_size: int | None) -> Model:
-    """`load_model` for a model that is to be asked. Raises: RequestError also where it has no weights."""
-    model = load_model(text, normalize=normalize, image_size=image_size)
+def load_trained(
+    text: str, option: str = "--teacher", *, normalize: str | None, image_size: int | None, **known: int
+) -> Model:
+    """`load_model` for a model that is to be asked, under its option. Raises: RequestError also without weights."""
+    model = load_model(text, normalize=normalize, image_size=image_size, **known)
     if model.has_weights is False:
-        raise RequestError(f"--teacher {text!r} has no weights and would answer at random; write {text}@WEIGHTS")
+        raise RequestError(f"{option} {text!r} has no weights and would answer at random; write {text}@WEIGHTS")
     return model
 
 
@@ -137,29 +139,27 @@ class _Found:
 
 def _find(text: str, classes: int | None, channels: int | None) -> _Found:
     path = user_path(text)
-    if (path / "config.toml").is_file():
+    if (path / CONFIG).is_file():
         return _from_run(path)
     if path.suffix == ".pt2" and ("@" not in text or path.is_file()):
         return _from_export(path)
     if "@" not in text and path.suffix in WEIGHT_SUFFIXES:
         raise RequestError(f"{text!r} names weights without their architecture: NAME[:key=value,...]@{text}")
     if "/" in text.partition("@")[0].partition(":")[0]:
-        raise RequestError(
-            f"{text!r} is not a finished RUN (no config.toml there), nor a .pt2 file, nor a model's name"
-        )
+        raise RequestError(f"{text!r} is not a finished RUN (no {CONFIG} there), nor a .pt2 file, nor a model's name")
     return _from_name(text, classes, channels)
 
 
 def _from_run(path: Path) -> _Found:
     """The student of a finished run: `[model]` of its config.toml and student.safetensors."""
     try:
-        table: dict[str, Any] = unsealed(tomllib.loads((path / "config.toml").read_text(encoding="utf-8")))["model"]
+        table: dict[str, Any] = unsealed(tomllib.loads((path / CONFIG).read_text(encoding="utf-8")))["model"]
         architecture: str = table["architecture"]
     except (ValueError, KeyError, TypeError) as error:  # neither TOML nor UTF-8, changed, or without the table
         raise RequestError(f"{str(path / 'config.toml')!r} is not the configuration of a RUN: {error}") from error
-    weights = path / "student.safetensors"
+    weights = path / WEIGHTS
     if not weights.is_file():
-        raise RequestError(f"run {str(path)!r} is not finished (no student.safetensors): start its dfkd distill again")
+        raise RequestError(f"run {str(path)!r} is not finished (no {WEIGHTS}): start its dfkd distill again")
     found = _from_name(expand(architecture), None, None)
     load_weights(found.module, finished_weights(path))
     size = table.get("image_size", found.image_size)

@@ -78,8 +78,7 @@ def asked(text: str, model: Model, pool: Pool) -> Asked | None:
         target = names.find(named.name, [filters.__name__], KIND)
     except RequestError as error:
         raise RequestError(f"{error}; or none") from None
-    names.check_options(target, named, KIND, {"teacher": None, "pixels": None})
-    return Asked(names.spelled(target, named), target, unasked)
+    return Asked(names.spelled(target, named, KIND, ("teacher", "pixels")), target, unasked)
 
 
 def adapt(filter: Asked, model: Model, place: Place, pool: Pool, scoring: Mapping[str, Any]) -> Adapted | None:

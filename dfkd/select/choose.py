@@ -97,10 +97,23 @@ def _ranked(
             view.flags.writeable = False  # a method of one's own that sorts in place would spoil what is written later
         ranking = method(ImageScores(*views), rng)
         rows = np.asarray(ranking.rows)  # as indexing takes them: a method of one's own may give a mask
-        return Ranking(np.flatnonzero(rows) if rows.dtype == bool else rows, ranking.threshold)
+        return Ranking(_checked(rows, len(usable)), ranking.threshold)
     where = np.flatnonzero(usable)
     ranking = method(ImageScores(*(column[where] for column in columns)), rng)
-    return Ranking(where[ranking.rows], ranking.threshold)
+    return Ranking(where[_checked(np.asarray(ranking.rows), len(where))], ranking.threshold)
+
+
+def _checked(rows: np.ndarray, images: int) -> Int[np.ndarray, " ranked"]:
+    """A method's rows as numbers. Raises: RequestError for some that are none of the images, or that repeat."""
+    if rows.dtype == bool and rows.shape == (images,):
+        return np.flatnonzero(rows)
+    within = rows.ndim == 1 and (len(rows) == 0 or (rows.dtype.kind in "iu" and 0 <= rows.min() <= rows.max() < images))
+    seen = np.zeros(images, dtype=bool)
+    if within:
+        seen[rows.astype(np.int64)] = True
+    if not within or np.count_nonzero(seen) != len(rows):
+        raise RequestError(f"--method ranks rows that are not different numbers from 0 to {images - 1}, or a mask")
+    return rows.astype(np.int64, copy=False)
 
 
 class TooFew(RequestError):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dfkd.console import progress
 from dfkd.data.filter import Filter, filtered
 from dfkd.errors import RequestError
+from dfkd.optimizers import Adam
 from dfkd.statistics import BatchStatistics, require_statistics
 from dfkd.teacher import Classifier
 
@@ -41,7 +42,7 @@ def fitted(teacher: Classifier, pixels: UInt8[Tensor, "images height width chann
     statistics = require_statistics(teacher.model.module, "--filter fitted", "blur works")
     images = pixels.permute(0, 3, 1, 2) / 255
     learnt = _Centered(images, size)
-    optimizer = torch.optim.Adam(learnt.parameters(), lr=_RATE, betas=(0.9, 0.99))
+    optimizer = Adam(learnt.parameters(), lr=_RATE, betas=(0.9, 0.99))
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
     drawn = torch.Generator().manual_seed(0)  # the global state is a student's seed
     with progress("fitting the filter", _STEPS, "steps") as bar:

@@ -16,6 +16,7 @@ from dfkd.console import progress, say
 from dfkd.data import Images, Pool
 from dfkd.errors import RequestError
 from dfkd.files import hash_of
+from dfkd.outputs import half
 from dfkd.select.methods import ImageScores
 from dfkd.signals import Interrupted, StopRequest, stop_request
 from dfkd.taps import Tap
@@ -184,10 +185,10 @@ def _score_batch(teacher: Classifier, images: Images) -> dict[str, np.ndarray]:
         "confidence": confidence,
         "entropy": entropy,
         "prediction": prediction.int(),
-        "logits": outputs.logits.clamp(-65504, 65504).half(),  # float16's range
+        "logits": half(outputs.logits),
     }
     if "last" in outputs.features:
-        columns["features"] = _half(outputs.features["last"].flatten(1))
+        columns["features"] = _directions(outputs.features["last"].flatten(1))
     return {name: values.cpu().numpy() for name, values in columns.items()}
 
 
@@ -196,7 +197,7 @@ def _problems(part: int, columns: Columns) -> dict[int, str]:
     return {part * PART_ROWS + i: why for i, why in enumerate(columns["problem"]) if why is not None}
 
 
-def _half(features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
+def _directions(features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
     """Features in float16. Only their direction is used: a row that is out of range is scaled, one with NaN is zero."""
     features = torch.where(features.isfinite().all(dim=1, keepdim=True), features, 0.0)
     return (features / (features.abs().amax(dim=1, keepdim=True) / 65504).clamp(min=1)).half()
@@ -265,8 +266,10 @@ def _stored(file: Path, name: str) -> np.ndarray:
 def _by_part(indices: Int[np.ndarray, " picked"]) -> Iterator[tuple[int, np.ndarray]]:
     """Sorted pool indices as (part, rows within it)."""
     parts = indices // PART_ROWS
-    for part in np.unique(parts):
-        yield int(part), indices[parts == part] - part * PART_ROWS
+    for rows in np.split(indices, np.flatnonzero(np.diff(parts)) + 1):
+        if len(rows):
+            part = int(rows[0]) // PART_ROWS
+            yield part, rows - part * PART_ROWS
 
 
 def _rows(pool: Pool, part: int) -> int:

@@ -20,12 +20,13 @@ from dfkd.errors import RequestError
 from dfkd.files import PARTIAL, output_path, request_folder
 from dfkd.locks import locked
 from dfkd.manifest import MANIFEST
-from dfkd.models.load import Model, load_teacher
+from dfkd.models.load import Model, load_trained
 from dfkd.places import find_taps
 from dfkd.portable import portable
 from dfkd.select.adapt import Adapted, Asked, adapt, asked
 from dfkd.select.choose import Choice, Method, TooFew, choose
 from dfkd.select.folder import Selected, check_partial, is_done, write
+from dfkd.select.journal import JOURNAL
 from dfkd.select.score import SCORE_FORMAT, WHOLE, PoolScores, Share, score_pool
 from dfkd.taps import Tap, parse_taps
 from dfkd.teacher import Classifier
@@ -43,7 +44,7 @@ def run(config: SelectConfig) -> Path:
     if config.balance is None:
         config = replace(config, balance="class" if method_name.name == "threshold" else "none")
     place = resolve_place(config.device, config.precision)
-    model = load_teacher(config.teacher, normalize=config.normalize, image_size=config.image_size)
+    model = load_trained(config.teacher, normalize=config.normalize, image_size=config.image_size)
     pool = open_pool(config.pool, image_size=model.image_size, channels=model.channels)
     say(
         f"teacher {model.spec}: {model.classes} classes, input {pool.image_size} pixels, {model.channels} channels, "
@@ -74,8 +75,9 @@ def run(config: SelectConfig) -> Path:
             choice, found = _choose(config, method_name, scores), adapted.describe() if adapted else None
             selected = Selected(config, model, pool, scores, choice, content, filter=found)
             write(partial, out, selected)
-        except RequestError:  # it will not be gone on with
-            shutil.rmtree(partial, ignore_errors=True)
+        except RequestError:
+            if not (partial / JOURNAL).exists():  # else a pool that cannot be read just now: shards are kept
+                shutil.rmtree(partial, ignore_errors=True)
             raise
     _report(selected)
     return out
@@ -86,11 +88,13 @@ def _check(config: SelectConfig) -> names.Named:
     parse_taps(config.teacher_taps)
     named = names.parse(config.method)
     target = names.find(named.name, METHODS, "selection method")
-    names.check_options(target, named, "selection method", {"scores": None, "rng": None})
-    gamma = {"gamma": config.gamma} if "gamma" in inspect.signature(target).parameters else {}
-    if not gamma and config.gamma != SelectConfig.gamma:
-        say(f"note: --gamma {config.gamma:g} changes nothing: --method {named.name} has none")
-    return names.spelled(target, names.Named(named.name, gamma | dict(named.options)))
+    has_gamma, says_gamma = "gamma" in inspect.signature(target).parameters, "gamma" in named.options
+    if has_gamma and not says_gamma:
+        named = replace(named, options={"gamma": config.gamma, **named.options})
+    elif config.gamma != SelectConfig.gamma:
+        why = f"--method {config.method} says it" if has_gamma else f"--method {named.name} has none"
+        say(f"note: --gamma {config.gamma:g} changes nothing: {why}")
+    return names.spelled(target, named, "selection method", ("scores", "rng"))
 
 
 def _method(named: names.Named) -> Method:

@@ -29,6 +29,10 @@ class Batch:
     rows: Int[Tensor, " batch"] | None
 
 
+_Rows = tuple[UInt8[Tensor, "batch height width channels"], Int[Tensor, " batch"]]
+"""Pixels and rows of a batch of stored images."""
+
+
 @runtime_checkable
 class Source(Protocol):
     """Images to learn on."""
@@ -101,7 +105,7 @@ class ShardSource(Still):
         self._starts, self._resident = np.cumsum([0, *map(len, selections)]), resident
         ahead = any(shards.encoded for shards in selections) and not self.follows
         self._reader = ThreadPoolExecutor(1) if ahead else None
-        self._ahead: tuple[int, int, Future[Batch]] | None = None
+        self._ahead: tuple[int, Future[_Rows]] | None = None
 
     @property
     def images(self) -> int:
@@ -122,12 +126,9 @@ class ShardSource(Still):
         """The next `count` images."""
         position, self._position = self._position, self._position + count
         if self._reader is None:
-            return self._batch(position, count)
-        ready, self._ahead = self._ahead, None
-        batch = ready[2].result() if ready else None  # waited for in any case: one thread at a time reads
-        if batch is None or ready is None or ready[:2] != (position, count):
-            batch = self._batch(position, count)
-        self._ahead = (self._position, count, self._reader.submit(self._batch, self._position, count))
+            return Batch(*self._batch(position, count))
+        batch = Batch(*self._read(position, count))
+        self._ahead = (self._position, self._reader.submit(self._batch, self._position, count))
         return batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -141,10 +142,24 @@ class ShardSource(Still):
         if isinstance(self._order, Following):
             self._order.load_state_dict(state["order"])
 
-    def _batch(self, position: int, count: int) -> Batch:
+    def _read(self, position: int, count: int) -> _Rows:
+        """The batch at a position, as far as it was read ahead: within a mixture its size differs from step to step."""
+        if self._ahead is None:
+            return self._batch(position, count)
+        start, future = self._ahead
+        pixels, rows = future.result()  # waited for in any case: one thread at a time reads
+        if start != position:
+            return self._batch(position, count)
+        here = len(pixels)
+        if here < count:
+            more = self._batch(position + here, count - here)
+            return torch.cat([pixels, more[0]]), torch.cat([rows, more[1]])
+        return pixels[:count], rows[:count]
+
+    def _batch(self, position: int, count: int) -> _Rows:
         rows = self._order.rows(position, count)
         pixels = torch.from_numpy(self._pixels(rows)) if self._resident is None else self._resident(rows, self._pixels)
-        return Batch(pixels, torch.from_numpy(rows))
+        return pixels, torch.from_numpy(rows)
 
     def _pixels(self, rows: Int[np.ndarray, " batch"]) -> UInt8[np.ndarray, "batch height width channels"]:
         which = np.searchsorted(self._starts, rows, side="right") - 1

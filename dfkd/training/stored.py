@@ -1,7 +1,8 @@
 """Stored images to learn on: selections, opened and checked with the teacher that they are for, and their order."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from dfkd.config import DistillConfig
 from dfkd.console import say
 from dfkd.device import Place
 from dfkd.errors import RequestError
-from dfkd.models.load import Model, load_teacher
+from dfkd.models.load import Model, load_trained
 from dfkd.shards import Shards
 from dfkd.training import sampling
 from dfkd.training.sources import Resident, ShardSource, Source
@@ -49,10 +50,10 @@ def open_teacher(
     Raises: RequestError where it has other classes or channels than they were made for; another teacher is noted.
     """
     if not selections:
-        return load_teacher(text, normalize=normalize, image_size=image_size)
+        return load_trained(text, normalize=normalize, image_size=image_size)
     first = selections[0].manifest
     image, made_with = first["image"], first["content"]["preprocess"]["normalize"]
-    teacher = load_teacher(text, normalize=normalize or made_with, image_size=image["size"])
+    teacher = load_trained(text, normalize=normalize or made_with, image_size=image["size"])
     if (teacher.classes, teacher.channels) != (first["classes"], image["channels"]):
         raise RequestError(
             f"--teacher has {teacher.classes} classes and {teacher.channels} channels, the selection was made for "
@@ -95,9 +96,19 @@ def _order(config: DistillConfig, selections: Sequence[Shards]) -> sampling.Orde
     stored = sampling.Stored(
         sum(map(len, selections)), lambda column: np.concatenate([shards.column(column) for shards in selections])
     )
-    named = names.parse(config.batches)
-    target = names.find(named.name, ["dfkd.training.sampling"], "order of batches")
+    target, named = _named_order(config.batches)
     order: sampling.Order = names.build(
         target, named, "--batches", stored=stored, batch=config.batch_size, seed=config.seed
     )
     return order
+
+
+def spelled_order(batches: str) -> str:
+    """What `--batches` names, with everything that decides the order. Raises: RequestError for one that cannot be."""
+    return names.with_code(*_named_order(batches))
+
+
+def _named_order(batches: str) -> tuple[Callable[..., Any], names.Named]:
+    named = names.parse(batches)
+    target = names.find(named.name, ["dfkd.training.sampling"], "order of batches")
+    return target, names.spelled(target, named, "--batches", ("stored", "batch", "seed"))

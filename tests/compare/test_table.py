@@ -76,6 +76,10 @@ def test_equal_rows_with_seeds_have_no_warning(make_run) -> None:
             "students that begin differently: random weights (a); the teacher's layers (b)",
         ),
         (
+            {"content": {"compute": {"device": "cpu", "precision": "bfloat16"}}},
+            "trained in different precision: float32 (a); bfloat16 (b)",
+        ),
+        (
             {"begins": "given", "content": {"student": {"architecture": "lenet5_half", "weights": "0"}}},
             "students that begin differently: random weights (a); weights of their own (b)",
         ),

@@ -10,7 +10,7 @@ from dfkd.select.score import score_logits
 def test_images_are_made_again_as_they_were_scored(make):
     method = make("dafl:latent=4,width=2")
     pictures = GeneratedPictures(method, "dafl")
-    predictions = np.concatenate([pictures.score(method.task.teacher, count) for count in (30, 50)])
+    predictions = np.concatenate([pictures.score(method.task.teacher, count).prediction for count in (30, 50)])
     assert len(pictures) == 80 and pictures.image_size == 8 and not pictures.encoded
     indices = np.array([0, 3, 29, 30, 79])
     pixels = pictures.images(indices).pixels

@@ -107,6 +107,7 @@ def test_select(refused, lab, selection, tmp_path, change, said):
         ({"--batches": "superclasses:count=1000"}, "1000 clusters of 400 images"),
         ({"--batches": "hardest:share=2"}, "--batches hardest:share=2 is not above 0 and at most 1"),
         ({"--batches": "hardest", "--cutmix": 1}, "--batches hardest has to know which stored image every view is of"),
+        ({"--loss": "crd", "--mixup": 1}, "crd has to know which stored image a view is of"),
         ({"--seed": -1}, "--seed -1 is not at least 0"),
         ({"--mixup": "nan"}, "--mixup nan is not at least 0"),
         ({"--cutmix": -1}, "--cutmix -1.0 is not at least 0"),
@@ -145,6 +146,9 @@ def test_commands(refused, lab, tmp_path):
     assert "gone" in refused("evaluate", "--model", "gone", "--data", lab.heldout)
     unlabeled = refused("evaluate", "--model", lab.teacher, "--image-size", 16, "--data", lab.pool)
     assert "label" in unlabeled
+    for command in (("evaluate", "--data", lab.heldout), ("export", "--out", "student.pt2")):
+        said = refused(*command, "--model", "cifar_resnet:depth=8,in_channels=1")
+        assert "--model 'cifar_resnet:depth=8,in_channels=1' has no weights and would answer at random" in said
     assert "gone" in refused("inspect", "gone")
     assert "gone" in refused("compare", "gone", "--out", "report.html")
     assert "gone.toml" in refused("run", "gone.toml")

@@ -342,6 +342,10 @@ def test_the_figures_are_of_the_test_that_the_run_names(lab, selection, tmp_path
     assert tested(run) == (797, Path(lab.heldout).name, None)
     assert lab.distill(selection, run, *QUICK, "--name", "new") == 0
     assert tested(run) == (797, Path(lab.heldout).name, "new")
+    assert lab.distill(selection, run, *QUICK, "--test", few) == 0
+    few.write_bytes(Path(lab.heldout).read_bytes())  # the same name, other images
+    assert lab.distill(selection, run, *QUICK, "--test", few) == 0
+    assert tested(run)[:2] == (797, "few.npz")
 
 
 def test_another_spelling_is_the_same_run(lab, selection, tmp_path, monkeypatch):
@@ -351,6 +355,8 @@ def test_another_spelling_is_the_same_run(lab, selection, tmp_path, monkeypatch)
     assert lab.dfkd("distill", *common, *first) == 0
     monkeypatch.setattr(Trainer, "advance", lambda self: pytest.fail("a step was made"))
     assert lab.dfkd("distill", *common, *other, "--normalize", "0.5/0.5", "--image-size", 16) == 0
+    full = ("--loss", "kd:temperature=4,hard=0", "relation", "--batches", "SHUFFLED")
+    assert lab.dfkd("distill", *common, *first[:4], *full) == 0
 
 
 def test_selections_for_different_inputs_are_not_mixed_in_silence(lab, selection, tmp_path, capsys):

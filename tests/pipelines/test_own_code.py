@@ -65,3 +65,27 @@ def test_the_result_says_with_which_weights_the_student_began(lab, selection, tm
     for begins, flags in students.items():
         assert lab.distill(selection, tmp_path / begins, *STEPS, "--loss", "kd", *flags) == 0
         assert json.loads((tmp_path / begins / "result.json").read_text())["begins"] == begins
+
+
+def test_weights_that_a_student_holds_fixed_stay_as_they_are(lab, selection, tmp_path):
+    fixed = CODE.replace(
+        "    def forward(self, x)",
+        "        self.conv.weight.requires_grad_(False).fill_(1 / 9)\n\n    def forward(self, x)",
+    )
+    (tmp_path / "own_code.py").write_text(fixed)
+    run = tmp_path / "run"
+    assert lab.distill(selection, run, *STEPS, "--loss", "kd", "--student", "own_code.Net") == 0
+    weights = load_file(run / "student.safetensors")
+    assert (weights["conv.weight"] == 1 / 9).all() and (weights["conv.bias"] != 0).any()
+
+
+def test_an_order_that_was_edited_is_another_run(lab, selection, tmp_path, capsys):
+    code = "from dfkd.training.sampling import ShuffledOrder\n\n\n"
+    code += "def mine(stored, batch, seed):\n    return ShuffledOrder(stored.images, {})\n"
+    (tmp_path / "own_code.py").write_text(code.format("seed"))
+    flags = (tmp_path / "run", *STEPS, "--loss", "kd", "--batches", "own_code.mine")
+    assert lab.distill(selection, *flags) == 0
+    (tmp_path / "own_code.py").write_text(code.format("seed + 1"))
+    del sys.modules["own_code"]
+    assert lab.distill(selection, *flags) == 2
+    assert "options.batches (own_code.mine (code " in capsys.readouterr().err

@@ -16,6 +16,7 @@ from PIL import Image
 
 from dfkd import shards
 from dfkd.distill.trainer import Trainer
+from dfkd.errors import RequestError
 from dfkd.locks import locked
 from dfkd.select import score, stage
 from dfkd.teacher import Classifier
@@ -118,8 +119,10 @@ def test_a_scoring_that_is_interrupted_keeps_every_batch(
     assert after == cached()
 
 
-@pytest.mark.parametrize("pool", ["raw", "files"])
-def test_a_selection_goes_on_behind_its_last_shard(lab, tmp_path, monkeypatch, small_pieces, pool):
+@pytest.mark.parametrize(
+    ("pool", "error", "status"), [("raw", KeyboardInterrupt, 130), ("files", RequestError("no answer just now"), 2)]
+)
+def test_a_selection_goes_on_behind_its_last_shard(lab, tmp_path, monkeypatch, small_pieces, pool, error, status):
     flags = ("--count", 360)
     if pool == "files":
         (tmp_path / "photos").mkdir()
@@ -135,12 +138,12 @@ def test_a_selection_goes_on_behind_its_last_shard(lab, tmp_path, monkeypatch, s
 
     def killed(path, *arguments):
         if len(written) == 2:
-            raise KeyboardInterrupt
+            raise error
         written.append(path.name)
         write(path, *arguments)
 
     monkeypatch.setattr(shards, "_write_arrow", killed)
-    assert lab.select(tmp_path / "out", *flags) == 130
+    assert lab.select(tmp_path / "out", *flags) == status
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(shards, "_write_arrow", lambda path, *a: (written.append(path.name), write(path, *a)))
     assert lab.select(tmp_path / "out", *flags) == 0

@@ -175,6 +175,14 @@ def test_only_some_rows_run_and_the_report_has_all_that_are_complete(lab, file, 
     assert "--only 'plian' is no [distill.NAME] of the file; did you mean 'plain'?" in capsys.readouterr().err
 
 
+def test_a_row_alone_makes_the_run_that_it_begins_with(lab, file, tmp_path):
+    with file.open("a") as stream:
+        stream.write(f'[distill.more]\nsamples = ["sure"]\nstudent = "{tmp_path}/out/runs/plain-seed3"\n')
+    file.write_text(file.read_text().replace("seeds = [0, 3]", "seeds = [3]"))
+    assert lab.dfkd("run", file, "--only", "more") == 0
+    assert sorted(p.name for p in (tmp_path / "out" / "runs").iterdir()) == ["more-seed3", "plain-seed3"]
+
+
 def test_what_a_row_fills_up_is_selected_too(with_generators):
     with with_generators.open("a") as stream:
         stream.write('[distill.full]\nsamples = ["filled"]\n')

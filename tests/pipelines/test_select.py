@@ -340,3 +340,5 @@ def test_what_changes_nothing_is_said(lab, tmp_path, capsys):
     assert "note: --teacher-taps changes nothing without --deduplicate or --balance cluster\n" in said
     assert lab.select(tmp_path / "t", "--gamma", 0.5, "--teacher-taps", "last=linear:input", "--deduplicate", 0.99) == 0
     assert "changes nothing" not in capsys.readouterr().err
+    assert lab.select(tmp_path / "u", "--gamma", 0.5, "--method", "threshold:gamma=0.9") == 0
+    assert "note: --gamma 0.5 changes nothing: --method threshold:gamma=0.9 says it\n" in capsys.readouterr().err

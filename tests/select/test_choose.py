@@ -1,5 +1,6 @@
 import tracemalloc
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -146,3 +147,15 @@ def test_a_method_cannot_spoil_the_scores(pool):
         choose(whole, np.ones(200, bool), sorts_in_place, count=5, seed=0, features=no_features)
     choose(whole, np.ones(200, bool), methods.random, count=5, seed=0, features=no_features)
     assert whole.entropy.flags.writeable
+
+
+@pytest.mark.parametrize("rows", [[3, 3, 5], [0, 196], [-1, 2], [[0, 1]], [0.5, 1.0], np.ones(7, bool)])
+@pytest.mark.parametrize("all_usable", [False, True])
+def test_a_method_that_ranks_anything_but_different_images_is_refused(pool, rows, all_usable):
+    scores, readable = pool
+    if all_usable:
+        scores = ImageScores(*(column[10:50] for column in (scores.confidence, scores.entropy, scores.prediction)))
+        readable = np.ones(40, dtype=bool)
+    method = lambda scores, rng: SimpleNamespace(rows=np.array(rows), threshold=None)  # noqa: E731
+    with pytest.raises(RequestError, match="ranks rows that are not different numbers from 0 to"):
+        choose(scores, readable, method, count=2, seed=0, features=no_features)

@@ -65,6 +65,24 @@ def test_reading_ahead_changes_nothing():
     assert drawn(resumed, 5) == drawn(ahead, 5)
 
 
+def test_in_a_mixture_what_was_read_ahead_is_used_though_the_share_of_a_batch_alternates():
+    read = []
+
+    class Counted(Numbered):
+        def pixels(self, rows):
+            read.append(len(rows))
+            return super().pixels(rows)
+
+    def mixed(encoded):
+        parts = [ShardSource([kind(0, 9, encoded)], ShuffledOrder(9, 0)) for kind in (Counted, Numbered)]
+        return MixedSource(parts, [2.0, 1.0])
+
+    plain = drawn(mixed(False), *[4] * 30)
+    read.clear()
+    assert drawn(mixed(True), *[4] * 30) == plain
+    assert sum(read) <= 80 + 30 + 3, "one image a batch may be read for nothing, and the batch after the last"
+
+
 def test_pixels_that_stay_on_the_device_are_read_once_and_are_the_same():
     asked = []
 

@@ -92,7 +92,9 @@ class CRD(nn.Module):
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
         """The loss of a batch; where gradients are on, the memories move, and the first batch sets Z."""
         if teacher.rows is None:
-            raise RequestError("crd needs to know which image is which, and the source of these does not say")
+            raise RequestError(
+                "crd has to know which stored image a view is of: it does not go with --source, --mixup or --cutmix"
+            )
         v = self._embedded(self.student_embedding, student)
         u = self._embedded(self.teacher_embedding, teacher)
         rows, drawn = teacher.rows.to(v.device), self.draw()
