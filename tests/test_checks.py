@@ -15,6 +15,9 @@ def test_a_table_that_is_not_what_was_written_is_seen():
     for old, new in (("8000", "8001"), ("0.912345678901234", "0.912345678901235"), ('"y"', '"z"'), ("null", "0")):
         with pytest.raises(ValueError, match="checksum differs"):
             unsealed(json.loads(written.replace(old, new)))
+    with pytest.raises(ValueError, match="'checksul' was 'checksum'"):
+        unsealed(json.loads(written.replace("checksum", "checksul")))
+    assert unsealed({}) == {}
     with pytest.raises(ValueError, match="no table"):
         unsealed([1])
     with pytest.raises(ValueError, match="checksum differs"):
