@@ -24,12 +24,14 @@ def unsealed(value: Any) -> dict[str, Any]:
     """
     if not isinstance(value, Mapping):
         raise ValueError("it is no table")
-    first = next(iter(value), CHECKSUM)  # where `sealed` puts it
-    if first in value and CHECKSUM not in value and value[first] == hash_of({n: item for n, item in value.items() if n != first}):
-        raise ValueError(f"{first!r} was {CHECKSUM!r}: it was damaged or edited")
     plain = {name: item for name, item in value.items() if name != CHECKSUM}
-    if CHECKSUM in value and value[CHECKSUM] != hash_of(plain):
-        raise ValueError("its checksum differs: it was damaged or edited")
+    if CHECKSUM in value:
+        if value[CHECKSUM] != hash_of(plain):
+            raise ValueError("its checksum differs: it was damaged or edited")
+    elif value:
+        first, *others = value.items()  # `sealed` puts it first
+        if first[1] == hash_of(dict(others)):
+            raise ValueError(f"{first[0]!r} was {CHECKSUM!r}: it was damaged or edited")
     return plain
 
 
