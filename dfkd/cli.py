@@ -9,6 +9,7 @@ import itertools
 import os
 import re
 import sys
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -112,6 +113,7 @@ def parse_arguments(name: str, stage: Stage, arguments: Sequence[str]) -> Any:
         flag = argument.partition("=")[0].replace("_", "-")
         if flag.startswith("--") and flag not in flags:
             raise RequestError(f"there is no option {flag!r}{nearest(flag, flags)}")
+    _check_lists(stage.config, arguments)
     refused = io.StringIO()
     resolved: Any
     try:
@@ -136,6 +138,14 @@ def parse_arguments(name: str, stage: Stage, arguments: Sequence[str]) -> Any:
             flag = field.name if field.name == stage.positional else "--" + field.name
             raise RequestError(f"{flag} needs at least one value (dfkd {name} --help lists the options)")
     return stage.config(**{f.name: getattr(resolved, f.name) for f in dataclasses.fields(shape)})
+
+
+def _check_lists(config: type, arguments: Sequence[str]) -> None:
+    """Raises: RequestError for an option of several values that is given twice: the parser would take the last one."""
+    named = [argument.partition("=")[0].replace("_", "-") for argument in arguments]
+    for name, hint in tables.field_hints(config).items():
+        if typing.get_origin(hint) is tuple and named.count(flag := _flags(name)[0]) > 1:
+            raise RequestError(f"{flag} is given twice; give all its values after one: {flag} A B")
 
 
 def _flags(field: str) -> tuple[str, str]:

@@ -4,10 +4,12 @@ The file holds the network alone: it takes normalized float32 images [batch, cha
 logits. The normalization is printed, and stored in a safetensors file's metadata.
 """
 
+import inspect
 import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -69,7 +71,11 @@ def _program(model: Model) -> torch.export.ExportedProgram:
         raise RequestError(f"the input size of {model.spec} is not known; give --image-size N")
     # two images: a batch of one would be taken for a constant
     example = torch.zeros(2, model.channels, model.image_size, model.image_size)
-    program = torch.export.export(model.module.eval(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    free: Any = {0: torch.export.Dim("batch")}
+    taken = next(iter(inspect.signature(model.module.forward).parameters.values()))
+    if taken.kind is taken.VAR_POSITIONAL:  # what was read from a .pt2 file takes anything
+        free = (free,)
+    program = torch.export.export(model.module.eval(), (example,), dynamic_shapes=(free,))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it names the files of this machine
     return program

@@ -38,7 +38,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if found in (1, FORMAT):
             manifest = unsealed(manifest)
             _check_manifest(manifest)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except OSError as error:  # a permission, a server that is away: no reason to delete anything
+        raise RequestError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise RequestError(f"{path} cannot be read ({what}){MEND}") from None
     if found not in (1, FORMAT):

@@ -9,6 +9,7 @@ import importlib
 import inspect
 import os
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -201,6 +202,9 @@ def _value(text: str) -> Any:
         return text
 
 
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false"}
+
+
 def convert(value: Any, hint: Any, where: str) -> Any:
     """`value` as the annotated simple type; a hint that is no simple type lets everything through.
 
@@ -230,11 +234,18 @@ def convert(value: Any, hint: Any, where: str) -> Any:
             raise RequestError(f"{where}={value} is not text")
         return str(value)
     if hint in (int, float, bool) and type(value) is not hint:
-        raise RequestError(f"{where}={value} is not a {hint.__name__}")
+        raise RequestError(f"{where}={value!r} is not {_WORDS[hint]}")
     if origin is tuple and arguments[1:] == (...,):
         items = value if isinstance(value, (list, tuple)) else [value]
         return tuple(convert(item, arguments[0], where) for item in items)
     return value
+
+
+def raised(error: Exception) -> str:
+    """What code of one's own raised, and where."""
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    file, line = (error.filename, error.lineno) if isinstance(error, SyntaxError) else (at.filename, at.lineno)
+    return f"{type(error).__name__}: {getattr(error, 'msg', error)} ({Path(file or '?').name}, line {line})"
 
 
 def _imported(name: str, kind: str) -> Callable[..., Any]:
@@ -250,6 +261,8 @@ def _imported(name: str, kind: str) -> Callable[..., Any]:
         raise RequestError(f"{kind} {name!r} cannot be imported: there is no module {error.name!r}") from None
     except (ImportError, ValueError, TypeError) as error:  # TypeError: a name that begins with dots
         raise RequestError(f"{kind} {name!r} cannot be imported: {error}") from error
+    except Exception as error:  # foreign code: anything can be raised
+        raise RequestError(f"{kind} {name!r} cannot be imported: {raised(error)}") from error
     if not hasattr(module, attribute):
         public = [n for n in dir(module) if not n.startswith("_")]
         raise RequestError(f"module {module_name!r} has no {attribute!r}{nearest(attribute, public)}")

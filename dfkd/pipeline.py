@@ -75,11 +75,36 @@ def run(config: RunConfig) -> Path:
     """Run a pipeline's stages and compare. Returns the report."""
     pipeline = read_pipeline(Path(config.file), config.out)
     part = pipeline.part(config.only) if config.only else pipeline
-    _run_stages([*part.selections, *part.distillations])
+    stages = [*part.selections, *part.distillations]
+    _check_stages(stages, config.file)
+    _run_stages(stages)
     with locked(pipeline.out, str(pipeline.out), wait=True):
         for half_written in pipeline.out.glob(f"report.*{PARTIAL}"):
             half_written.unlink()
         return _report(pipeline, {d.out for d in part.distillations})
+
+
+def _check_stages(stages: Sequence[StageConfig], file: str) -> None:
+    """Refuse what any stage can be refused for, before the first one takes its hours."""
+    from dfkd.data.locate import check_there
+    from dfkd.distill import prepare
+    from dfkd.generators import build
+    from dfkd.select import stage as select
+
+    for stage in stages:
+        try:
+            match stage:
+                case SelectConfig():
+                    select.check(stage)
+                case GenerateConfig():
+                    build.choose(stage.method, "--method")
+                case DistillConfig():
+                    prepare.check(stage)
+            for data in (*getattr(stage, "pool", ()), getattr(stage, "test", None)):
+                if data is not None and not any(f"{data}/".startswith(f"{other.out}/") for other in stages):
+                    check_there(data)
+        except RequestError as error:
+            raise RequestError(f"{file}, {Path(stage.out).name}: {error}") from None
 
 
 def _run_stages(stages: Sequence[StageConfig]) -> None:

@@ -162,7 +162,9 @@ def finished_weights(folder: Path) -> Path:
     if (folder / RESULT).exists():
         try:
             written = read_result(folder).get("files", {}).get(WEIGHTS)
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise RequestError(f"{folder / RESULT} cannot be read: {error.strerror or error}") from None
+        except ValueError as error:
             raise RequestError(f"{folder / RESULT} is damaged ({error}){MEND}") from None
         if written is not None:
             check_file(path, written, MEND)

@@ -34,7 +34,10 @@ def from_mapping(config: type[Config], values: Mapping[str, Any], where: str) ->
     ]
     if required:
         raise RequestError(f"{where} lacks {', '.join(required)}")
-    return config(**checked)
+    try:
+        return config(**checked)
+    except RequestError as error:  # a value out of range
+        raise RequestError(f"{where}: {error}") from None
 
 
 def check_mapping(config: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Text for people: what may not be printed is written out, and tables survive a pipe."""
 
+import shlex
 from collections.abc import Sequence
 
 
@@ -10,6 +11,11 @@ def visible(text: str) -> str:
     a change of writing direction could hide what is there, and half a surrogate cannot be printed at all.
     """
     return text if text.isprintable() else "".join(map(_visible, text))
+
+
+def inspect_command(folder: str) -> str:
+    """The command that shows a selection, as a shell takes it."""
+    return f"dfkd inspect {shlex.quote(folder)} --out {shlex.quote(folder + '.html')}"
 
 
 def aligned(head: Sequence[str], body: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:

@@ -27,6 +27,14 @@ def test_flags_beat_the_preset_which_beats_the_default(tmp_path):
     assert parsed("select", f"--preset={preset}", *SELECT).teacher == "t"
 
 
+def test_an_option_of_several_values_is_not_given_twice_and_one_of_one_may_be():
+    with pytest.raises(RequestError, match="--pool is given twice; give all its values after one: --pool A B"):
+        parsed("select", *SELECT, "--pool", "c")
+    with pytest.raises(RequestError, match="--teacher-taps is given twice"):
+        parsed("select", *SELECT, "--teacher_taps", "last=a", "--teacher-taps=last=b")
+    assert parsed("select", *SELECT, "--count", 1, "--count", 2).count == 2
+
+
 def test_a_preset_that_has_nothing_for_the_command_says_so(tmp_path, capsys):
     assert parsed("select", "--preset", "quick", *SELECT).count is None
     assert "note: --preset quick changes nothing here: it has nothing for select" in capsys.readouterr().err

@@ -58,8 +58,8 @@ def test_build_converts_to_the_annotated_types():
     [
         ("t:dept=3", "did you mean 'depth'"),
         ("t:width=3", "needs depth"),
-        ("t:depth=2.5", "t:depth=2.5 is not a int"),
-        ("t:depth=true", "is not a int"),
+        ("t:depth=2.5", "t:depth=2.5 is not a whole number"),
+        ("t:depth=true", "is not a whole number"),
         ("t:depth=1,kind=c", "not one of a, b"),
     ],
 )

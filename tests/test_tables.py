@@ -18,7 +18,7 @@ def test_from_mapping_types_hyphens_and_environment(monkeypatch):
     [
         ({"teacher": "t", "pool": ["p"]}, "file lacks out"),
         ({"teacher": "t", "pool": ["p"], "out": "o", "gama": 1}, "no option 'gama'; did you mean 'gamma'"),
-        ({"teacher": "t", "pool": ["p"], "out": "o", "count": "many"}, "file: count=many is not a int"),
+        ({"teacher": "t", "pool": ["p"], "out": "o", "count": "many"}, "file: count='many' is not a whole number"),
         ({"teacher": "t", "pool": ["p"], "out": "o", "balance": "clas"}, "not one of none, class, cluster"),
     ],
 )

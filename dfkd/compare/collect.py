@@ -106,7 +106,9 @@ def read_run(folder: str) -> FinishedRun:
         wrong = [field for field in NEEDED if not _fits(field, result[field])]
         if wrong or not all(isinstance(request[table], dict) for table in ("distill", "content")):
             raise ValueError(f"of another type: {', '.join(wrong) or CONFIG}")
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except OSError as error:
+        raise RequestError(f"{path / RESULT} cannot be read: {error.strerror or error}") from None
+    except (ValueError, TypeError, RecursionError) as error:
         raise RequestError(f"{path / RESULT} cannot be read ({error}){MEND}") from None
     if METRICS in result.get("files", {}):
         check_file(path / METRICS, result["files"][METRICS], MEND)
@@ -146,7 +148,7 @@ def _row(name: str, runs: Sequence[FinishedRun]) -> Row:
         if twin is not run:
             raise RequestError(
                 f"{twin.folder} and {run.folder} are both seed {run.result['seed']} of {name!r}; leave one out, or "
-                "distill one with another --name or --seed"
+                "give the dfkd distill command of one again with another --name, which trains nothing"
             )
         different = differences(_beside_seeds(first), _beside_seeds(run))
         if different:

@@ -55,11 +55,11 @@ class Data:
 
 def locate(text: str) -> Data:
     """Open what a DATA names. Raises: RequestError where nothing is there, or it cannot be read."""
-    scheme = text.partition(":")[0]
-    if scheme in _SCHEMES and scheme != text:
+    scheme = _scheme(text)
+    if scheme is not None:
         name, reader = _SCHEMES[scheme](text)
         return Data(name, [(name, reader)])
-    paths = _expand(text)
+    paths = _existing(text)
     if len(paths) == 1:
         # of a link its own name; '.' has one too; and the user's own folder is called `~`
         name = Path(portable(os.path.abspath(paths[0]))).name
@@ -81,8 +81,22 @@ def _open(path: Path) -> Reader:
     raise RequestError(f"{str(path)!r} is in no format that is known: {_FORMS}")
 
 
-def _expand(text: str) -> list[Path]:
-    """The existing paths that a text names: itself, or what its brace ranges and globs stand for."""
+def check_there(text: str) -> None:
+    """Raises: RequestError where nothing is at the paths that a DATA names; what is elsewhere is not looked for."""
+    if _scheme(text) is None:
+        _existing(text)
+
+
+def _scheme(text: str) -> str | None:
+    scheme = text.partition(":")[0]
+    return scheme if scheme in _SCHEMES and scheme != text else None
+
+
+def _existing(text: str) -> list[Path]:
+    """The existing paths that a text names: itself, or what its brace ranges and globs stand for.
+
+    Raises: RequestError where there is none.
+    """
     whole = user_path(text)
     if text and whole.exists():
         return [whole]

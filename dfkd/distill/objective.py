@@ -15,6 +15,8 @@ from dfkd.errors import RequestError
 from dfkd.outputs import Outputs
 
 LOSSES = ["dfkd.distill.losses"]
+_UNFIT = (TypeError, AttributeError, KeyError)
+"""What a loss raises for outputs that lack what it reads."""
 
 
 class Objective(nn.Module):
@@ -75,12 +77,15 @@ class Objective(nn.Module):
         for name, _, loss in self._terms:
             try:
                 value = loss(student, teacher)
-            except (TypeError, AttributeError, KeyError) as error:
+            except Exception as error:
+                if isinstance(error, RequestError) or ("." not in name and not isinstance(error, _UNFIT)):
+                    raise  # of our own losses another error is a defect
                 raise RequestError(
-                    f"--loss {name} cannot take the outputs of student and teacher: {type(error).__name__}: {error}"
+                    f"--loss {name} cannot take the outputs of student and teacher: {names.raised(error)}"
                 ) from error
             if not isinstance(value, Tensor) or value.numel() != 1:
-                raise RequestError(f"--loss {name} gives {type(value).__name__}, not one number as a tensor")
+                found = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise RequestError(f"--loss {name} gives {found}, not one number as a tensor")
 
     def forward(self, student: Outputs, teacher: Outputs) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """The total, and each loss before its weight (detached, for the metrics)."""

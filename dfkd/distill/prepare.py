@@ -25,7 +25,8 @@ from dfkd.distill.trainer import Plan, Trainer
 from dfkd.errors import RequestError
 from dfkd.evaluate import check_labels
 from dfkd.files import hash_of
-from dfkd.models.load import Model, load_model
+from dfkd.generators.build import Chosen
+from dfkd.models.load import Model, check_name, load_model
 from dfkd.places import GROUPS, find_taps, group_of, match_groups
 from dfkd.portable import portable
 from dfkd.shards import Shards
@@ -76,12 +77,9 @@ class Distillation:
 
 def prepare(config: DistillConfig) -> Distillation:
     """Open and build everything. Raises: RequestError for whatever can be refused before the first step."""
-    torch.manual_seed(config.seed)  # a loss of one's own may draw its parameters when it is built
-    _check(config)
-    chosen = supply.check(config)
-    objective = build_objective(config.loss) if config.loss else None
-    if objective is not None:  # before anything is opened: a mistake in it should cost no time
-        _check_objective(config, objective)
+    chosen, objective = check(config)  # before anything is opened: a mistake should cost no time
+    if not config.class_dropping and any("dropped" in names.parse(loss).options for loss in config.loss):
+        say("note: a loss's dropped=... changes nothing without --class-dropping, such as 0.05")
     place = resolve_place(config.device, config.precision)
     selections = stored.open_selections(config.samples, config.normalize, config.image_size)
     teacher = stored.open_teacher(config.teacher, config.samples, selections, config.normalize, config.image_size)
@@ -115,8 +113,19 @@ def prepare(config: DistillConfig) -> Distillation:
     return Distillation(config, selections, teacher, student, test, trainer, content)
 
 
-def _check(config: DistillConfig) -> None:
-    """Refuse what can be refused before any work."""
+def check(config: DistillConfig) -> tuple[Chosen | None, Objective | None]:
+    """Refuse what can be refused before any work. Returns the generator and the losses that are named."""
+    torch.manual_seed(config.seed)  # a loss of one's own may draw its parameters when it is built
+    _check_options(config)
+    check_name(config.student)
+    stored.spelled_order(config.batches)
+    objective = build_objective(config.loss) if config.loss else None
+    if objective is not None:
+        _check_objective(config, objective)
+    return supply.check(config), objective
+
+
+def _check_options(config: DistillConfig) -> None:
     views = f"--teacher-views {config.teacher_views}"
     if config.teacher_views and config.source is not None:
         raise RequestError(f"{views} keeps answers to stored images, and --source makes new ones; leave one out")
@@ -132,8 +141,6 @@ def _check(config: DistillConfig) -> None:
 
 def _check_objective(config: DistillConfig, objective: Objective) -> None:
     """Refuse options that do not go with the losses, or with answers of the teacher that are kept beforehand."""
-    if not config.class_dropping and any("dropped" in names.parse(loss).options for loss in config.loss):
-        say("note: a loss's dropped=... changes nothing without --class-dropping, such as 0.05")
     if config.class_dropping and not objective.reads_kept:
         raise RequestError(f"--class-dropping {config.class_dropping:g} changes nothing: of the losses, kd heeds it")
     if config.teacher_views and objective.beyond_logits:

@@ -19,6 +19,7 @@ from dfkd.distill.optim import learning_rate, set_rate
 from dfkd.distill.reconstruct import images_for, reconstruct
 from dfkd.distill.setting import Counted
 from dfkd.distill.teacher_views import TeacherViews
+from dfkd.errors import RequestError
 from dfkd.outputs import Outputs
 from dfkd.select.class_dropping import kept_classes
 from dfkd.taps import Tapped
@@ -165,6 +166,8 @@ class Trainer:
         view, theirs = self.lesson(batch)
         ours = self.answer(view)
         total, values = self.objective(ours, theirs)
+        if not total.requires_grad:
+            raise RequestError(f"no gradient leads from the losses ({', '.join(values)}) to the student")
         if self.follower is not None and batch.rows is not None:
             self.follower.seen(batch.rows, _distances(ours, theirs))
         self.optimizer.zero_grad(set_to_none=True)

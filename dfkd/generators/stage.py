@@ -31,6 +31,7 @@ from dfkd.select.journal import Journal
 from dfkd.select.methods import ImageScores
 from dfkd.shards import Shards
 from dfkd.teacher import Classifier
+from dfkd.text import inspect_command
 from dfkd.training import stored
 from dfkd.training.loop import Pace, train
 from dfkd.training.sources import Student
@@ -262,4 +263,4 @@ def _report(config: GenerateConfig, prepared: Generation, selected: Selected) ->
         say(
             f"warning: {wanted - len(indices):,} of {wanted:,} are missing after {len(selected.pool):,} images{classes}"
         )
-    say(f"{config.out}: {len(indices):,} images; look at them with: dfkd inspect {config.out} --out {config.out}.html")
+    say(f"{config.out}: {len(indices):,} images; look at them with: {inspect_command(config.out)}")

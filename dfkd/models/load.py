@@ -137,6 +137,13 @@ class _Found:
     has_weights: bool | None = True
 
 
+def check_name(text: str) -> None:
+    """Raises: RequestError for a MODEL that is not there and is no known NAME. Folders and files may be yet to come."""
+    name = text.partition("@")[0]
+    if "/" not in name.partition(":")[0] and not user_path(text).exists():
+        find(parse(name).name, _MODULES, "model")
+
+
 def _find(text: str, classes: int | None, channels: int | None) -> _Found:
     path = user_path(text)
     if (path / CONFIG).is_file():

@@ -101,6 +101,8 @@ def _read(path: Path) -> object:
             raise RequestError(
                 f"weights {str(path)!r} hold pickled Python objects ({name}), which could run code: {mend}"
             ) from None
+        if "TorchScript" in said[0]:
+            raise RequestError(f"weights {str(path)!r} hold a TorchScript program: {mend}") from None
         if said[1]:
             what = _few(re.findall(r"^Unsupported .*$", said[2], re.MULTILINE) or ["no pickle of tensors"])
             raise RequestError(f"weights {str(path)!r} cannot be read ({what}): {mend}") from None

@@ -95,12 +95,19 @@ def _ranked(
         views = [column.view() for column in columns]
         for view in views:
             view.flags.writeable = False  # a method of one's own that sorts in place would spoil what is written later
-        ranking = method(ImageScores(*views), rng)
+        ranking = _called(method, ImageScores(*views), rng)
         rows = np.asarray(ranking.rows)  # as indexing takes them: a method of one's own may give a mask
         return Ranking(_checked(rows, len(usable)), ranking.threshold)
     where = np.flatnonzero(usable)
-    ranking = method(ImageScores(*(column[where] for column in columns)), rng)
+    ranking = _called(method, ImageScores(*(column[where] for column in columns)), rng)
     return Ranking(where[_checked(np.asarray(ranking.rows), len(where))], ranking.threshold)
+
+
+def _called(method: Method, scores: ImageScores, rng: np.random.Generator) -> Ranking:
+    ranking = method(scores, rng)
+    if not isinstance(ranking, Ranking):
+        raise RequestError(f"--method gives a {type(ranking).__name__}, not a dfkd.select.methods.Ranking")
+    return ranking
 
 
 def _checked(rows: np.ndarray, images: int) -> Int[np.ndarray, " ranked"]:

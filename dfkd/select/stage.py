@@ -27,9 +27,11 @@ from dfkd.select.adapt import Adapted, Asked, adapt, asked
 from dfkd.select.choose import Choice, Method, TooFew, choose
 from dfkd.select.folder import Selected, check_partial, is_done, write
 from dfkd.select.journal import JOURNAL
+from dfkd.select.methods import ImageScores
 from dfkd.select.score import SCORE_FORMAT, WHOLE, PoolScores, Share, score_pool
 from dfkd.taps import Tap, parse_taps
 from dfkd.teacher import Classifier
+from dfkd.text import inspect_command
 from dfkd.versions import versions
 
 METHODS = ["dfkd.select.methods"]
@@ -40,7 +42,10 @@ SHOWN_CLASSES = 100
 def run(config: SelectConfig) -> Path:
     """Select as `config` says; a complete selection of the same request is left as it is. Returns its folder."""
     out = output_path(config.out)
-    method_name, share = _check(config), Share.parse(config.part) if config.part is not None else None
+    method_name, share = check(config), Share.parse(config.part) if config.part is not None else None
+    if config.gamma != SelectConfig.gamma and (says := method_name.options.get("gamma")) != config.gamma:
+        why = f"--method {config.method} says it" if says is not None else f"--method {method_name.name} has none"
+        say(f"note: --gamma {config.gamma:g} changes nothing: {why}")
     if config.balance is None:
         config = replace(config, balance="class" if method_name.name == "threshold" else "none")
     place = resolve_place(config.device, config.precision)
@@ -83,23 +88,28 @@ def run(config: SelectConfig) -> Path:
     return out
 
 
-def _check(config: SelectConfig) -> names.Named:
+def check(config: SelectConfig) -> names.Named:
     """Refuse what can be refused before any work. Returns the parsed method."""
     parse_taps(config.teacher_taps)
     named = names.parse(config.method)
     target = names.find(named.name, METHODS, "selection method")
-    has_gamma, says_gamma = "gamma" in inspect.signature(target).parameters, "gamma" in named.options
-    if has_gamma and not says_gamma:
+    if "gamma" in inspect.signature(target).parameters:
         named = replace(named, options={"gamma": config.gamma, **named.options})
-    elif config.gamma != SelectConfig.gamma:
-        why = f"--method {config.method} says it" if has_gamma else f"--method {named.name} has none"
-        say(f"note: --gamma {config.gamma:g} changes nothing: {why}")
     return names.spelled(target, named, "selection method", ("scores", "rng"))
 
 
 def _method(named: names.Named) -> Method:
     target = names.find(named.name, METHODS, "selection method")
-    return lambda scores, rng: names.build(target, named, "selection method", scores=scores, rng=rng)
+
+    def method(scores: ImageScores, rng: np.random.Generator) -> Any:
+        try:
+            return target(scores=scores, rng=rng, **named.options)
+        except Exception as error:
+            if isinstance(error, RequestError) or "." not in named.name:
+                raise
+            raise RequestError(f"--method {named.name} raised {names.raised(error)}") from error
+
+    return method
 
 
 def _scoring_request(config: SelectConfig, model: Model, pool: Pool, place: Place) -> dict[str, Any]:
@@ -193,4 +203,4 @@ def _report(selected: Selected) -> None:
     say(f"selected by predicted class: {per_class[:SHOWN_CLASSES].tolist()}{more}")
     if scores.problems:
         say(f"unreadable and skipped: {len(scores.problems):,}; {MANIFEST} names them")
-    say(f"{out}: {len(choice.indices):,} images; look at them with: dfkd inspect {out} --out {out}.html")
+    say(f"{out}: {len(choice.indices):,} images; look at them with: {inspect_command(str(out))}")

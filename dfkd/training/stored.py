@@ -50,10 +50,12 @@ def open_teacher(
     Raises: RequestError where it has other classes or channels than they were made for; another teacher is noted.
     """
     if not selections:
-        return load_trained(text, normalize=normalize, image_size=image_size)
+        return _finite(load_trained(text, normalize=normalize, image_size=image_size))
     first = selections[0].manifest
     image, made_with = first["image"], first["content"]["preprocess"]["normalize"]
-    teacher = load_trained(text, normalize=normalize or made_with, image_size=image["size"])
+    teacher = _finite(load_trained(text, normalize=normalize or made_with, image_size=image["size"]))
+    if teacher.normalize != made_with:
+        say(f"note: the teacher is asked with --normalize {normalize}, and {samples[0]} was selected with {made_with}")
     if (teacher.classes, teacher.channels) != (first["classes"], image["channels"]):
         raise RequestError(
             f"--teacher has {teacher.classes} classes and {teacher.channels} channels, the selection was made for "
@@ -62,6 +64,14 @@ def open_teacher(
     for shards, name in zip(selections, samples, strict=True):
         if shards.manifest["content"]["teacher"] != teacher.fingerprint():
             say(f"note: {name} was selected with another teacher ({shards.manifest['teacher']})")
+    return teacher
+
+
+def _finite(teacher: Model) -> Model:
+    """Raises: RequestError for weights that are not finite: the student's loss would be blamed for it."""
+    for name, value in teacher.module.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise RequestError(f"--teacher {teacher.spec} has weights that are not finite ({name})")
     return teacher
 
 

@@ -1,10 +1,11 @@
 import argparse
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from dfkd.errors import RequestError
 from dfkd.models.weights import load_weights, read_state_dict
@@ -88,6 +89,19 @@ def test_pickled_objects_are_refused_and_never_run(tmp_path: Path):
     torch.save({"args": argparse.Namespace(lr=1), "state_dict": network().state_dict()}, tmp_path / "args.pt")
     with pytest.raises(RequestError, match=r"argparse\.Namespace"):
         read_state_dict(tmp_path / "args.pt")
+
+
+def test_of_a_torchscript_file_torchs_advice_to_load_it_without_protection_is_not_repeated(tmp_path: Path):
+    class Script(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + 1
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated; such files will be around for long
+        torch.jit.save(torch.jit.script(Script()), tmp_path / "script.pt")
+        with pytest.raises(RequestError, match="hold a TorchScript program: save model") as refused:
+            read_state_dict(tmp_path / "script.pt")
+    assert "weights_only" not in str(refused.value)
 
 
 def test_a_tensor_that_repeats_one_number_a_billion_times_is_refused(tmp_path: Path):

@@ -27,7 +27,8 @@ class Lab:
     def select(self, out, *more):
         """Select from the pool as it is, unless a filter is named: its pixels can be found again."""
         more = more if "--filter" in more else ("--filter", "none", *more)
-        return self.dfkd("select", "--teacher", self.teacher, *self.flags, "--pool", self.pool, "--out", out, *more)
+        more = more if "--pool" in more else ("--pool", self.pool, *more)
+        return self.dfkd("select", "--teacher", self.teacher, *self.flags, "--out", out, *more)
 
     def distill(self, samples, out, *more):
         student = ("--student", "cifar_resnet:depth=8,width=4", "--precision", "fp32")

@@ -115,7 +115,7 @@ def test_select(refused, lab, selection, tmp_path, change, said):
         ({"--init": "teacher", "--student": "cifar_resnet:depth=8,width=32"}, "--init teacher: no layer of --student"),
         ({"--out": "full/letter.txt/run"}, "letter.txt is a file"),
         ({"--loss": "kdd"}, "no loss is called 'kdd'"),
-        ({"--loss": "kd:temperature=hot"}, "kd:temperature=hot is not a float"),
+        ({"--loss": "kd:temperature=hot"}, "kd:temperature='hot' is not a number"),
         ({"--steps": 0}, "--steps 0 is not at least 1"),
         ({"--epochs": 2, "--steps": 2}, "--epochs 2 and --steps 2 are two lengths"),
         ({"--lr": -1}, "--lr -1.0 is not at least 0"),

@@ -367,6 +367,13 @@ def test_selections_for_different_inputs_are_not_mixed_in_silence(lab, selection
     assert lab.dfkd("distill", *mixed, *flags) == 2
     assert "was selected with --normalize none" in capsys.readouterr().err
     assert lab.dfkd("distill", *mixed, *flags, "--normalize", "0.5/0.5") == 0
+    assert "note" not in capsys.readouterr().err
+    one = ("--samples", tmp_path / "other", "--out", tmp_path / "one", "--steps", 2)
+    assert lab.dfkd("distill", *mixed, *one, "--normalize", "0.5/0.5") == 0
+    said = capsys.readouterr().err
+    assert (
+        f"note: the teacher is asked with --normalize 0.5/0.5, and {tmp_path / 'other'} was selected with none" in said
+    )
 
 
 def test_a_damaged_checkpoint_is_named(lab, selection, tmp_path, capsys, monkeypatch):

@@ -56,6 +56,24 @@ def test_onnx_gives_the_same_logits_for_any_batch(export, model, images):
             np.testing.assert_allclose(logits, model.module(batch).numpy(), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("form", ["pt2", "onnx"])
+def test_what_was_exported_can_be_exported_again(lab, export, model, images, tmp_path, form):
+    again = tmp_path / f"again.{form}"
+    flags = ("--normalize", "0.5/0.5", "--image-size", 16, "--out", again)
+    assert lab.dfkd("export", "--model", export("pt2"), *flags) == 0
+    with torch.no_grad():
+        expected = model.module(images)
+        if form == "pt2":
+            found = load_model(str(again), normalize="0.5/0.5", image_size=16).module(images)
+        else:
+            from onnx.reference import ReferenceEvaluator
+
+            evaluator = ReferenceEvaluator(str(again))
+            found = torch.from_numpy(evaluator.run(None, {evaluator.input_names[0]: images.numpy()})[0])
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
 def test_bad_requests(lab, tmp_path, capsys):
     flags = ("--model", lab.teacher, "--out", tmp_path)
     assert lab.dfkd("export", *flags, "--format", "pt2") == 2

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from dfkd.shards import Shards
 
@@ -80,6 +81,16 @@ def test_a_teacher_that_never_answers_is_refused(nets, pool, tmp_path, capsys):
     assert nets("select", "all nan", "--pool", pool(20), "--out", tmp_path / "s") == 2
     assert "no image of the pool can be used: none is readable with a finite score" in capsys.readouterr().err
     assert not (tmp_path / "s").exists()
+
+
+def test_weights_that_are_not_finite_are_named_and_not_the_learning_rate(lab, selection, tmp_path, capsys):
+    weights = load_file(lab.folder / "teacher.safetensors")
+    weights["linear.bias"][3] = float("nan")
+    save_file(weights, tmp_path / "nan.safetensors")
+    teacher = f"{lab.teacher.partition('@')[0]}@{tmp_path / 'nan.safetensors'}"
+    flags = ("--teacher", teacher, "--student", "cifar_resnet:depth=8", "--samples", selection, "--steps", 2)
+    assert lab.dfkd("distill", *flags, "--out", tmp_path / "run") == 2
+    assert "nan.safetensors has weights that are not finite (linear.bias)" in capsys.readouterr().err
 
 
 def test_a_teacher_that_stops_answering_stops_the_distillation(nets, pool, tmp_path, capsys):

@@ -89,3 +89,35 @@ def test_an_order_that_was_edited_is_another_run(lab, selection, tmp_path, capsy
     del sys.modules["own_code"]
     assert lab.distill(selection, *flags) == 2
     assert "options.batches (own_code.mine (code " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("def mine(scores, rng):\n    return [1, 2]", "--method gives a list, not a dfkd.select.methods.Ranking"),
+        ("def mine(scores, rng):\n    1 / 0", "raised ZeroDivisionError: division by zero (own_code.py, line 2)"),
+        ("def mine(scores, rng:\n", "imported: SyntaxError: '(' was never closed (own_code.py, line 1)"),
+        ("1 / 0", "cannot be imported: ZeroDivisionError: division by zero (own_code.py, line 1)"),
+    ],
+)
+def test_what_a_method_of_ones_own_does_wrong_is_told_with_its_place(lab, tmp_path, capsys, code, said):
+    (tmp_path / "own_code.py").write_text(code)
+    assert lab.select(tmp_path / "out", "--method", "own_code.mine") == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (
+            "raise RuntimeError('boom')",
+            "cannot take the outputs of student and teacher: RuntimeError: boom (own_code.py, line 2)",
+        ),
+        ("return student.logits.mean(0)", "gives a tensor of shape [10], not one number"),
+        ("return teacher.logits.mean()", "no gradient leads from the losses (own_code.mine) to the student"),
+    ],
+)
+def test_what_a_loss_of_ones_own_does_wrong_is_told(lab, selection, tmp_path, capsys, body, said):
+    (tmp_path / "own_code.py").write_text(f"def mine(student, teacher):\n    {body}\n")
+    assert lab.distill(selection, tmp_path / "run", *STEPS, "--loss", "own_code.mine") == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]

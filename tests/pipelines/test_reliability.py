@@ -168,6 +168,26 @@ def test_shards_of_another_request_are_not_gone_on_with(lab, tmp_path, monkeypat
     assert tree(tmp_path / "out") == tree(tmp_path / "again")
 
 
+def test_what_may_not_be_read_is_not_called_damaged(lab, selection, finished, monkeypatch, capsys, tmp_path):
+    read = Path.read_text
+
+    def refused(path, *arguments, **options):
+        if path.name in ("manifest.json", "result.json"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    commands = (
+        ("evaluate", "--model", finished, "--data", lab.heldout),
+        ("compare", finished, "--out", tmp_path / "report.html"),
+        ("inspect", selection),
+    )
+    for command in commands:
+        assert lab.dfkd(*command) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert "cannot be read: Permission denied" in said and "again" not in said
+
+
 def test_a_damaged_part_of_the_score_cache_is_scored_again(lab, tmp_path, monkeypatch, capsys, small_pieces):
     flags = ("--count", 100, "--deduplicate", 0.999)
     assert lab.select(tmp_path / "whole", *flags) == 0

@@ -2,6 +2,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -207,6 +208,31 @@ def test_what_is_made_from_a_selection_needs_it_too(with_generators):
     ]
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('loss = ["kd"]', 'loss = ["kdd"]', "mine.toml, plain-seed0: no loss is called 'kdd'"),
+        (
+            'loss = ["kd"]',
+            "epochs = 1\nsteps = 1",
+            "mine.toml, plain-seed0: --epochs 1 and --steps 1 are two",
+        ),
+        ('loss = ["kd"]', 'student = "nonet"', "mine.toml, plain-seed0: no model is called 'nonet'"),
+        ('loss = ["kd"]', 'test = "gone.npz"', "mine.toml, plain-seed0: there is no file or folder 'gone.npz'"),
+        ('loss = ["kd"]', 'batches = "class"', "mine.toml, plain-seed0: no order of batches is called 'class'"),
+        ("count = 50", 'pool = ["gone.npz"]', "mine.toml, sure-seed0: there is no file or folder 'gone.npz'"),
+        ('method = "confidence"', 'method = "confident"', "mine.toml, sure-seed0: no selection method is called"),
+        ('method = "confidence"', "gamma = 3", r"mine.toml \[select.sure\]: --gamma 3.0 is not above 0"),
+    ],
+)
+def test_a_mistake_in_a_late_stage_is_told_before_the_first_one_runs(lab, file, tmp_path, capsys, old, new, said):
+    file.write_text(file.read_text().replace(old, new))
+    assert lab.dfkd("run", file) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(said, last), last
+    assert not (tmp_path / "out").exists()
+
+
 def test_seeds_are_outside_rows(file):
     found = read_pipeline(file)
     assert [(d.name, d.seed) for d in found.distillations] == [("plain", 0), ("both", 0), ("plain", 3), ("both", 3)]
@@ -220,7 +246,7 @@ def test_seeds_are_outside_rows(file):
         ("seeds = [0, 3]", "seeds = [1, 1]", "not a list of different whole numbers"),
         ("seeds = [0, 3]", "sedes = [0]", "did you mean 'seeds'"),
         ("steps = 6", "stesp = 6", r"\[defaults\] has no option 'stesp'; did you mean 'steps'"),
-        ("count = 60", 'count = "x"', r"\[select.random\]: count=x is not a int"),
+        ("count = 60", 'count = "x"', r"\[select.random\]: count='x' is not a whole number"),
         ('samples = ["random"]', 'samples = ["randm"]', "did you mean 'random'"),
         ('loss = ["kd"]', "seed = 5", "'seed' has no place in a pipeline"),
         ('samples = ["random"]', "", r"\[distill.plain\]: no samples"),

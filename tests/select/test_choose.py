@@ -1,6 +1,5 @@
 import tracemalloc
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -156,6 +155,7 @@ def test_a_method_that_ranks_anything_but_different_images_is_refused(pool, rows
     if all_usable:
         scores = ImageScores(*(column[10:50] for column in (scores.confidence, scores.entropy, scores.prediction)))
         readable = np.ones(40, dtype=bool)
-    method = lambda scores, rng: SimpleNamespace(rows=np.array(rows), threshold=None)  # noqa: E731
+    ranking = methods.Ranking(np.arange(2))
+    object.__setattr__(ranking, "rows", np.array(rows))  # its types are checked in tests alone
     with pytest.raises(RequestError, match="ranks rows that are not different numbers from 0 to"):
-        choose(scores, readable, method, count=2, seed=0, features=no_features)
+        choose(scores, readable, lambda scores, rng: ranking, count=2, seed=0, features=no_features)
