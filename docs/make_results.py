@@ -98,6 +98,8 @@ ROWS = {
     "filtered-threshold-10000-ofd-init": f"10,000, `threshold:draw=entropy`, of {FILTERED}; `kd ofd`; {BEGUN}",
     "filtered-kd-init": f"{CONFIDENT}, of {FILTERED}; `kd`; {BEGUN}",
     "filtered-ofd-init-mixup": f"{CONFIDENT}, of {FILTERED}; `kd ofd`; {BEGUN}, `--mixup 1`",
+    "filtered-ofd-init-uncropped": f"{CONFIDENT}, of {FILTERED}; `kd ofd`; {BEGUN}, `--crop-padding 0`",
+    "filtered-ofd-init-light": f"{CONFIDENT}, of {FILTERED}; `kd ofd`; {BEGUN}, `--weight-decay 0.0001`",
     "filtered-ofd-init-dropping": f"{CONFIDENT}, of {FILTERED}; `kd ofd`; {BEGUN}, `--class-dropping 0.05`",
     "filtered-ofd-init-cooler": f"{CONFIDENT}, of {FILTERED}; `kd:temperature=2 ofd`; {BEGUN}",
     "filtered-ofd-init-hotter": f"{CONFIDENT}, of {FILTERED}; `kd:temperature=8 ofd`; {BEGUN}",

@@ -34,6 +34,8 @@ ROWS = {
     "ofd-init": {"loss": ["kd", "ofd"], "init": "teacher", "lr": 0.4},
     "ofd-init-slow": {"loss": ["kd", "ofd"], "init": "teacher", "lr": 0.1},
     "ofd-init-slow-area": {"loss": ["kd", "ofd"], "init": "teacher", "lr": 0.1, "crop_area": 0.4},
+    "plain-uncropped": {"crop_padding": 0},
+    "ofd-init-slow-uncropped": {"loss": ["kd", "ofd"], "init": "teacher", "lr": 0.1, "crop_padding": 0},
     "dafl": {"samples": [], "source": GENERATOR},
     "dafl-area": {"samples": [], "source": GENERATOR, "crop_area": 0.4},
     "dafl-init": {"samples": [], "source": GENERATOR, "init": "teacher", "lr": 0.4},

@@ -26,7 +26,8 @@ from dfkd.errors import RequestError
 from dfkd.evaluate import check_labels
 from dfkd.files import hash_of
 from dfkd.generators.build import Chosen
-from dfkd.models.load import Model, check_name, load_model
+from dfkd.models.find import check_name
+from dfkd.models.load import Model, load_model
 from dfkd.places import GROUPS, find_taps, group_of, match_groups
 from dfkd.portable import portable
 from dfkd.shards import Shards

@@ -250,6 +250,7 @@ def test_timm_is_reached_by_its_dotted_name():
         ("cifar_resnet:20", "20 is for no parameter: write key=value"),
         ("cifar_resnet:depth=8@", "names no weights after the @"),
         ("cifar_resnet:depth=8,in_channels=2", "the model has 2 channels"),
+        ("student.onnx", "ONNX is written and not read; name the RUN, or export it as .pt2 too"),
         ("teacher.pth", r"names weights without their architecture: NAME\[:key=value,...\]@teacher.pth"),
         ("lenet5:num_classes=1", "two classes or more"),
         ("own_nets.pair", "returns a tuple, not one tensor of logits"),

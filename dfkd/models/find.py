@@ -1,0 +1,204 @@
+"""The text of a MODEL -> the network that it names, before anything runs through it."""
+
+import inspect
+import tomllib
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dfkd.checks import unsealed
+from dfkd.errors import RequestError
+from dfkd.files import hash_file, user_path
+from dfkd.models import DEFAULT_IMAGE_SIZE
+from dfkd.models.program import check_program
+from dfkd.models.weights import WEIGHT_SUFFIXES, fit_prefix, load_state, load_weights, read_state_dict, require_file
+from dfkd.names import Named, build, code_of, find, parse
+from dfkd.portable import expand
+from dfkd.runs import CONFIG, WEIGHTS, finished_weights
+
+_MODULES = ("dfkd.models", "torchvision.models")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a MODEL text leads to, before anything runs through it."""
+
+    spec: str
+    module: nn.Module
+    named: Named
+    class_key: str | None = None
+    """The constructor's parameter for the class count."""
+    channel_key: str | None = None
+    channels: int | None = None
+    image_size: int | None = None
+    normalize: str | None = None
+    code: str | None = None
+    has_weights: bool | None = True
+
+
+def find_model(text: str, classes: int | None, channels: int | None) -> Found:
+    """Read or build it. Counts that neither the text nor the weights say are those given, of a student's teacher.
+
+    Raises: RequestError as `dfkd.models.load.load_model`.
+    """
+    path = user_path(text)
+    if (path / CONFIG).is_file():
+        return _from_run(path)
+    if path.suffix == ".pt2" and ("@" not in text or path.is_file()):
+        return _from_export(path)
+    if path.suffix == ".onnx":
+        raise RequestError(f"{text!r}: ONNX is written and not read; name the RUN, or export it as .pt2 too")
+    if "@" not in text and path.suffix in WEIGHT_SUFFIXES:
+        raise RequestError(f"{text!r} names weights without their architecture: NAME[:key=value,...]@{text}")
+    if "/" in text.partition("@")[0].partition(":")[0]:
+        raise RequestError(f"{text!r} is not a finished RUN (no {CONFIG} there), nor a .pt2 file, nor a model's name")
+    return _from_name(text, classes, channels)
+
+
+def check_name(text: str) -> None:
+    """Raises: RequestError for a MODEL that is not there and is no known NAME. Folders and files may be yet to come."""
+    name = text.partition("@")[0]
+    if "/" not in name.partition(":")[0] and not user_path(text).exists():
+        find(parse(name).name, _MODULES, "model")
+
+
+def _from_run(path: Path) -> Found:
+    """The student of a finished run: `[model]` of its config.toml and student.safetensors."""
+    try:
+        table: dict[str, Any] = unsealed(tomllib.loads((path / CONFIG).read_text(encoding="utf-8")))["model"]
+        architecture: str = table["architecture"]
+    except (ValueError, KeyError, TypeError) as error:  # neither TOML nor UTF-8, changed, or without the table
+        raise RequestError(f"{str(path / CONFIG)!r} is not the configuration of a RUN: {error}") from error
+    weights = path / WEIGHTS
+    if not weights.is_file():
+        raise RequestError(f"run {str(path)!r} is not finished (no {WEIGHTS}): start its dfkd distill again")
+    found = _from_name(expand(architecture), None, None)
+    load_weights(found.module, finished_weights(path))
+    size = table.get("image_size", found.image_size)
+    return replace(found, spec=path.resolve().name, image_size=size, normalize=table.get("normalize"), has_weights=True)
+
+
+def _from_export(path: Path) -> Found:
+    """A torch.export program; unflattened, because then modules keep their paths, for taps, and train() is allowed."""
+    require_file(path, (".pt2",))
+    check_program(path)
+    try:
+        with warnings.catch_warnings():  # torch 2.11 warns of its own reader
+            warnings.simplefilter("ignore")
+            program = torch.export.load(path)
+            module = torch.export.unflatten(program)
+    except Exception as error:  # a damaged file can raise anything at all from the reader
+        raise RequestError(f"{str(path)!r} cannot be read: {str(error).partition(chr(10))[0]}") from error
+    inputs = program.graph_signature.user_inputs
+    values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
+    if len(values) != 1 or not isinstance(values[0], Tensor) or values[0].ndim != 4:
+        raise RequestError(f"{str(path)!r} takes other than one input [batch, channels, height, width]")
+    batch, channels, height, width = (n if isinstance(n, int) else None for n in values[0].shape)
+    if batch is not None:
+        mend = "export it with dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)"
+        raise RequestError(f"{str(path)!r} takes batches of {batch} alone; {mend}")
+    if height != width:
+        raise RequestError(f"{str(path)!r} takes images of {height}x{width} pixels; they must be square")
+    return Found(path.name, module, Named(path.name), channels=channels, image_size=height, code=hash_file(path))
+
+
+def _from_name(text: str, classes: int | None, channels: int | None) -> Found:
+    architecture, at, weights = text.partition("@")
+    if at and not weights:
+        raise RequestError(f"{text!r} names no weights after the @")
+    named = parse(architecture)
+    if named.numbers:
+        raise RequestError(f"in model {architecture!r}, {named.numbers[0]:g} is for no parameter: write key=value")
+    target = find(named.name, _MODULES, "model")
+    if "." not in named.name:
+        named = replace(named, name=target.__name__)
+    class_key, channel_key = _count_keys(target, named.options)
+    teachers = {key: n for key, n in ((class_key, classes), (channel_key, channels)) if key and n is not None}
+    used = replace(named, options={**teachers, **named.options})
+    module = _construct(target, used)
+    if weights:
+        path = user_path(weights)
+        state = read_state_dict(path)
+        seen = _counts_in(fit_prefix(state, module), module, class_key, channel_key)
+        if seen.keys() - named.options.keys():
+            used = replace(named, options={**used.options, **seen, **named.options})
+            module = _construct(target, used)
+        load_state(module, state, path)
+    spec = str(named) + (f"@{Path(weights).name}" if weights else "")
+    size = _made_for(target, used.options, module)
+    return Found(
+        spec,
+        module,
+        used,
+        class_key,
+        channel_key,
+        used.options.get(channel_key or ""),
+        size,
+        code=code_of(target),
+        has_weights=True if weights else None if "." in named.name else False,
+    )
+
+
+def _construct(target: Callable[..., Any], named: Named) -> nn.Module:
+    try:
+        module = build(target, named, "model")
+    except RequestError:
+        raise
+    except Exception as error:  # whatever a constructor says to options that it cannot use (timm: RuntimeError)
+        raise RequestError(f"model {str(named)!r} cannot be built: {error}") from error
+    if not isinstance(module, nn.Module):
+        raise RequestError(f"model {named.name!r} built a {type(module).__name__}, not a torch.nn.Module")
+    return module.to("cpu", torch.float32).eval()
+
+
+def _count_keys(target: Callable[..., Any], options: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The names of the constructor's parameters for the class count and the input channels, where it has them."""
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except ValueError as error:  # some functions written in C
+        raise RequestError(f"the parameters of this model cannot be known: {error}") from None
+    taken = {parameter.name for parameter in parameters} | options.keys()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        # what **kwargs stands for cannot be seen; these two packages are known
+        passed_on = {"torchvision": {"num_classes"}, "timm": {"num_classes", "in_chans"}}
+        taken |= passed_on.get(target.__module__.partition(".")[0], set())
+    return (
+        next((key for key in ("num_classes",) if key in taken), None),
+        next((key for key in ("in_channels", "in_chans") if key in taken), None),
+    )
+
+
+def _counts_in(
+    state: Mapping[str, Tensor], module: nn.Module, class_key: str | None, channel_key: str | None
+) -> dict[str, int]:
+    """The class and channel counts in which the weights differ from the module, by the constructor's names."""
+    layers = list(module.named_modules())
+    convolutions = [name for name, layer in layers if isinstance(layer, nn.Conv2d)]
+    classifiers = [name for name, layer in layers if isinstance(layer, nn.Linear)] or convolutions
+    own, counts = module.state_dict(), {}
+    for key, names, dimension in ((class_key, classifiers[-1:], 0), (channel_key, convolutions[:1], 1)):
+        for weight in (f"{name}.weight" for name in names):
+            if key and weight in state and state[weight].ndim == own[weight].ndim:
+                count = state[weight].shape[dimension]
+                if count != own[weight].shape[dimension]:
+                    counts[key] = count
+    return counts
+
+
+def _made_for(target: Callable[..., Any], options: Mapping[str, Any], module: nn.Module) -> int | None:
+    """The side of the images that an architecture is made for, or None."""
+    told = options.get("image_size", options.get("img_size"))
+    if isinstance(told, int):
+        return told
+    package = target.__module__
+    if package.startswith("dfkd.models"):
+        return DEFAULT_IMAGE_SIZE
+    if package.startswith("torchvision.models"):
+        return 224
+    config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)  # timm's
+    return int(config["input_size"][-1]) if isinstance(config, Mapping) and "input_size" in config else None
