@@ -169,6 +169,7 @@ TABLES = [
         | {
             "confident-kd": "the most confident; `kd`",
             "balanced-kd-ofd": f"{CONFIDENT}; `kd ofd`",
+            "confident-ofd-init-uncropped": f"{CONFIDENT}; `kd ofd`; {BEGUN}, `--crop-padding 0`",
             "balanced-kd-ofd-area": f"{CONFIDENT}; `kd ofd`; {WINDOWS}",
         },
     },
