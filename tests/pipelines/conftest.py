@@ -32,7 +32,8 @@ class Lab:
 
     def distill(self, samples, out, *more):
         student = ("--student", "cifar_resnet:depth=8,width=4", "--precision", "fp32")
-        return self.dfkd("distill", "--teacher", self.teacher, *student, "--samples", samples, "--out", out, *more)
+        more = more if "--samples" in more else ("--samples", samples, *more)
+        return self.dfkd("distill", "--teacher", self.teacher, *student, "--out", out, *more)
 
 
 @pytest.fixture(scope="session")
