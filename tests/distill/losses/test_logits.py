@@ -54,7 +54,9 @@ class TestEveryForm:
         check_close_in_bf16(loss, *logits)
 
 
-@pytest.mark.parametrize(("spec", "said"), [("logits:norm=l3", "not one of l1, l2"), ("logits:centered=2", "not true or false")])
+@pytest.mark.parametrize(
+    ("spec", "said"), [("logits:norm=l3", "not one of l1, l2"), ("logits:centered=2", "not true or false")]
+)
 def test_it_refuses(spec, said):
     with pytest.raises(RequestError, match=said):
         build_objective([spec])
