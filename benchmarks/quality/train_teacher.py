@@ -28,6 +28,7 @@ from dfkd.evaluate import check_labels, measure
 from dfkd.files import output_path
 from dfkd.memory import peak_memory_bytes
 from dfkd.models.load import load_model
+from dfkd.models.weights import state_to_write
 from dfkd.outputs import Outputs
 from dfkd.portable import portable
 from dfkd.runs import Run
@@ -125,7 +126,7 @@ def run(asked):
             trainer = _trainer(asked, plan, model, data, labels, place)
             train(trainer, folder)
             trainer.finish()
-            folder.finish(model.module, _result(trainer, model, test))
+            folder.finish(state_to_write(model.module), _result(trainer, model, test))
     result = folder.result
     say(f"{asked.out}: top-1 {result['top1']:.2%} on {result['images']:,} images, {result['seconds']:.0f} s")
     return result
