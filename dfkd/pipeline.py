@@ -101,7 +101,7 @@ def _check_stages(stages: Sequence[StageConfig], file: str) -> None:
                 case DistillConfig():
                     prepare.check(stage)
             for data in (*getattr(stage, "pool", ()), getattr(stage, "test", None)):
-                if data is not None and not any(f"{data}/".startswith(f"{other.out}/") for other in stages):
+                if data is not None and not _is_made(data, stages):
                     check_there(data)
         except RequestError as error:
             raise RequestError(f"{file}, {Path(stage.out).name}: {error}") from None
@@ -133,8 +133,13 @@ def _needs(stage: StageConfig, others: Iterable[StageConfig]) -> bool:
     """Whether a stage reads what one of the others makes: a selection, a run as a model, or weights out of one."""
     named = [getattr(stage, name, None) or () for name in ("samples", "fill", "student", "teacher", "pool")]
     texts = [text for each in named for text in ((each,) if isinstance(each, str) else each)]
-    paths = [f"{path}/" for text in texts for path in (text, text.rpartition("@")[2])]
-    return any(path.startswith(f"{other.out}/") for other in others for path in paths)
+    others = [*others]
+    return any(_is_made(path, others) for text in texts for path in (text, text.rpartition("@")[2]))
+
+
+def _is_made(path: str, stages: Iterable[StageConfig]) -> bool:
+    """Whether a path leads to, or into, what one of the stages makes."""
+    return any(f"{path}/".startswith(f"{stage.out}/") for stage in stages)
 
 
 def _is_held(stage: StageConfig) -> bool:
