@@ -27,13 +27,13 @@ class Lab:
     def select(self, out, *more):
         """Select from the pool as it is, unless a filter is named: its pixels can be found again."""
         more = more if "--filter" in more else ("--filter", "none", *more)
-        more = more if "--pool" in more else ("--pool", self.pool, *more)
-        return self.dfkd("select", "--teacher", self.teacher, *self.flags, "--out", out, *more)
+        pool = () if "--pool" in more else ("--pool", self.pool)
+        return self.dfkd("select", "--teacher", self.teacher, *self.flags, *pool, "--out", out, *more)
 
     def distill(self, samples, out, *more):
         student = ("--student", "cifar_resnet:depth=8,width=4", "--precision", "fp32")
-        more = more if "--samples" in more else ("--samples", samples, *more)
-        return self.dfkd("distill", "--teacher", self.teacher, *student, "--out", out, *more)
+        samples = () if "--samples" in more else ("--samples", samples)
+        return self.dfkd("distill", "--teacher", self.teacher, *student, *samples, "--out", out, *more)
 
 
 @pytest.fixture(scope="session")
