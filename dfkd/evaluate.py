@@ -18,7 +18,7 @@ from dfkd.files import output_path, write_json
 from dfkd.models.load import load_trained
 from dfkd.portable import portable
 from dfkd.runs import CONFIG
-from dfkd.teacher import Classifier
+from dfkd.teacher import Classifier, examine
 from dfkd.text import visible
 
 CALIBRATION_BINS = 15
@@ -129,7 +129,11 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
                 f"{model.classes} and {model.channels}: they cannot be compared"
             )
         teacher = Classifier(taught, place)
-    measures = measure(Classifier(model, place), data, config.batch_size, teacher)
+    evaluated = Classifier(model, place)
+    for classifier in (evaluated, teacher):
+        if classifier is not None:
+            examine(classifier, data)
+    measures = measure(evaluated, data, config.batch_size, teacher)
     figures = {"model": model.spec, "parameters": model.parameter_count(), **vars(measures), **place.describe()}
     if teacher is not None:
         figures["teacher"] = teacher.model.spec

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from dfkd.data import Pool
 from dfkd.device import Place
 from dfkd.folding import folded
+from dfkd.models.health import CHECKED_IMAGES, check_health
 from dfkd.models.load import Model
 from dfkd.outputs import Outputs
 from dfkd.taps import Tap, Tapped
@@ -59,3 +62,11 @@ class Classifier:
     def __call__(self, pixels: UInt8[Tensor, "batch height width channels"]) -> Outputs:
         """Logits in float32 and features of a batch of pixels."""
         return self.outputs(self.view(pixels))
+
+
+def examine(classifier: Classifier, data: Pool) -> None:
+    """Say whether the answers to the first images of `data` can be trusted (`dfkd.models.health`)."""
+    images = data.images(np.arange(min(CHECKED_IMAGES, len(data))))
+    pixels = torch.from_numpy(np.delete(images.pixels, list(images.problems), axis=0))
+    exact = classifier.place.dtype == torch.float32
+    check_health(lambda some: classifier(some).logits, pixels, classifier.model.spec, exact)

@@ -15,7 +15,7 @@ from dfkd.checks import unsealed
 from dfkd.errors import RequestError
 from dfkd.files import hash_file, user_path
 from dfkd.models import DEFAULT_IMAGE_SIZE
-from dfkd.models.program import check_program
+from dfkd.models.program import check_evaluates, check_program
 from dfkd.models.weights import WEIGHT_SUFFIXES, fit_prefix, load_state, load_weights, read_state_dict, require_file
 from dfkd.names import Named, build, code_of, find, parse
 from dfkd.portable import expand
@@ -94,6 +94,7 @@ def _from_export(path: Path) -> Found:
             module = torch.export.unflatten(program)
     except Exception as error:  # a damaged file can raise anything at all from the reader
         raise RequestError(f"{str(path)!r} cannot be read: {str(error).partition(chr(10))[0]}") from error
+    check_evaluates(program, path)
     inputs = program.graph_signature.user_inputs
     values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
     if len(values) != 1 or not isinstance(values[0], Tensor) or values[0].ndim != 4:

@@ -30,6 +30,7 @@ _ARITHMETIC = (
     *(ast.Expression, ast.BinOp, ast.UnaryOp, ast.Compare, ast.BoolOp, ast.Call, ast.keyword, ast.Name),
     *(ast.Constant, ast.operator, ast.unaryop, ast.cmpop, ast.boolop, ast.Load),
 )
+_TRAINS = ("train", "training")
 _MOST = 10_000
 """Characters of one expression."""
 
@@ -118,3 +119,17 @@ def _is_plain(data: bytes) -> bool:
     except Exception:  # refused, or damaged
         return False
     return True
+
+
+def check_evaluates(program: torch.export.ExportedProgram, path: Path) -> None:
+    """Raises: RequestError for a program that was exported in training mode: its answers are another network's."""
+    for node in program.graph.nodes:
+        schema = getattr(node.target, "_schema", None) if node.op == "call_function" else None
+        given = [argument.name for argument in schema.arguments] if schema else []
+        values = dict(zip(given, node.args, strict=False)) | node.kwargs
+        # a BatchNorm without running statistics has none to use, in evaluation mode too
+        norm = "running_mean" in given
+        if (norm and values["running_mean"] is None) or not any(values.get(key) is True for key in _TRAINS):
+            continue
+        what = str(node.target).removeprefix("aten.").partition(".")[0]
+        raise RequestError(f"{str(path)!r} was exported in training mode ({what}): call .eval() before exporting")

@@ -30,7 +30,7 @@ from dfkd.select.journal import JOURNAL
 from dfkd.select.methods import ImageScores
 from dfkd.select.score import SCORE_FORMAT, WHOLE, PoolScores, Share, score_pool
 from dfkd.taps import Tap, parse_taps
-from dfkd.teacher import Classifier
+from dfkd.teacher import Classifier, examine
 from dfkd.text import inspect_command
 from dfkd.versions import versions
 
@@ -65,6 +65,7 @@ def run(config: SelectConfig) -> Path:
     if is_done(out, config.out, content):
         say(f"{config.out}: this selection is complete already")
         return out
+    examine(Classifier(model, place), pool)
     if share:  # nothing is written to `out`, so that several commands can score at once
         _score(config, model, pool, place, filter, scoring, tap, share)
         say(f"part {config.part} is scored; the same command without --part selects, when the others are scored too")

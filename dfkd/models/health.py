@@ -1,0 +1,87 @@
+"""Whether a classifier's answers can be trusted: a few images, in a batch, in another order and alone."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from dfkd.console import say
+from dfkd.errors import RequestError
+
+CHECKED_IMAGES = 4
+
+Ask = Callable[[Tensor], Tensor]
+"""Pixels [batch, height, width, channels] -> logits."""
+
+
+def check_health(ask: Ask, pixels: UInt8[Tensor, "batch height width channels"], spec: str, exact: bool) -> None:
+    """Say in one line that the answers to a few images are sound, or in a note each what they are not.
+
+    `exact` says that they are computed in float32. No random state changes.
+    Raises: RequestError where the classifier refuses the images.
+    """
+    if len(pixels) < 2:
+        return
+    order = torch.arange(len(pixels)).flip(0)
+    with torch.no_grad(), _same_random_state():
+        try:
+            answers, turned, alone = (ask(one).float().cpu() for one in (pixels, pixels[order], pixels[:1]))
+            again = answers if torch.equal(turned[order], answers) else ask(pixels).float().cpu()
+        except RequestError:
+            raise
+        except Exception:  # foreign code: the command itself meets the same, and tells it with the batch
+            return
+    if answers.ndim != 2 or turned.shape != answers.shape or alone.shape != answers[:1].shape:
+        return
+    found = _faults(answers, again, turned[order], alone, 1e-3 if exact else 2e-2, 2e-2 if exact else 0.1)
+    found += [fault for fault in (_kind(answers),) if fault]
+    if answers.isfinite().all() and (answers == answers[0]).all() and not (pixels == pixels[0]).all():
+        found.append("gives one answer to every image")
+    for fault in found:
+        say(f"note: {spec} {fault}")
+    if not found:
+        say(f"{spec} on {len(pixels)} images: answers are finite, repeatable, logits, and the same in any batch")
+
+
+@contextmanager
+def _same_random_state() -> Iterator[None]:
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=list(devices)):
+        yield
+
+
+def _faults(
+    answers: Float[Tensor, "batch classes"],
+    again: Float[Tensor, "batch classes"],
+    turned: Float[Tensor, "batch classes"],
+    alone: Float[Tensor, "one classes"],
+    same: float,
+    near: float,
+) -> list[str]:
+    """What is wrong with how answers repeat; `same` and `near` are shares of the largest answer."""
+    if not answers.isfinite().all():
+        bad = int((~answers.isfinite().all(dim=1)).sum())
+        return [f"gives no finite answer to {bad} of {len(answers)} images: check its weights and --normalize"]
+    scale = float(answers.abs().max())
+    if float((again - answers).abs().max()) > same * scale:
+        return ["answers the same image differently each time (dropout that .eval() does not end?): results are random"]
+    if max(float((turned - answers).abs().max()), float((alone - answers[:1]).abs().max())) > near * scale:
+        return ["answers an image differently with other images in its batch: results depend on --batch-size"]
+    return []
+
+
+def _kind(answers: Float[Tensor, "batch classes"]) -> str | None:
+    """What the rows are, where they are no logits."""
+    if not answers.isfinite().all():
+        return None
+    least, most = float(answers.min()), float(answers.max())
+    if least >= 0 and most <= 1 + 1e-3:
+        if bool(((answers.sum(dim=1) - 1).abs() < 1e-2).all()):
+            return "gives probabilities (softmax), not logits: confidences are too low; remove its last softmax"
+        if most > least:
+            return "gives values in [0, 1] (sigmoid?), not logits: confidences are too low; remove its last sigmoid"
+    if most <= 0 and bool(((answers.exp().sum(dim=1) - 1).abs() < 1e-2).all()):
+        return "gives log-probabilities (log-softmax), not logits: their softmax is right, other losses may differ"
+    return None

@@ -1,0 +1,90 @@
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from dfkd import cli
+from dfkd.models.health import check_health
+
+CODE = """
+import torch.nn.functional as F
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes=4, last="none"):
+        super().__init__()
+        self.fc, self.last = nn.Linear(192, num_classes), last
+
+    def forward(self, x):
+        x = 9 * self.fc(x.flatten(1))
+        ends = {"softmax": F.softmax, "log": F.log_softmax, "none": lambda x, dim: x}
+        ends |= {"sigmoid": lambda x, dim: x.sigmoid(), "dropout": lambda x, dim: F.dropout(x, 0.5)}
+        ends |= {"batch": lambda x, dim: x - x.mean(0)}
+        return ends[self.last](x, dim=1)
+"""
+FREE = ({0: torch.export.Dim.DYNAMIC},)
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch, rng):
+    """The working folder, with a data set and networks of one's own in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "field_nets", raising=False)
+    (tmp_path / "field_nets.py").write_text(CODE)
+    np.savez("data.npz", images=rng.integers(0, 256, (12, 8, 8, 3), dtype=np.uint8), labels=np.arange(12) % 4)
+    import field_nets
+
+    torch.manual_seed(0)
+    torch.save(field_nets.Net().state_dict(), "net.pt")
+    return "data.npz"
+
+
+def evaluate(model, *more, size=8):
+    """Evaluate on the data set; the exit status."""
+    flags = ("--image-size", str(size)) if size else ()
+    return cli.main(["evaluate", "--model", model, "--data", "data.npz", "--precision", "fp32", *flags, *more])
+
+
+def select(model, *more):
+    flags = ("--image-size", "8", "--precision", "fp32", "--out", "out", "--count", "5", "--filter", "none")
+    return cli.main(["select", "--teacher", model, "--pool", "data.npz", *flags, *more])
+
+
+@pytest.mark.parametrize(
+    ("last", "said"),
+    [
+        ("softmax", "probabilities (softmax), not logits"),
+        ("log", "log-probabilities (log-softmax), not logits"),
+        ("sigmoid", "(sigmoid?), not logits"),
+        ("dropout", "differently each time"),
+        ("batch", "differently with other images in its batch"),
+    ],
+)
+@pytest.mark.parametrize("command", [evaluate, select])
+def test_health__notes_what_answers_are_not(data, capsys, command, last, said):
+    """Teachers whose answers are no logits, random, or another in another batch."""
+    assert command(f"field_nets.Net:last={last}@net.pt") == 0
+    assert said in capsys.readouterr().err
+
+
+def test_health__says_in_one_line_that_all_is_well(data, capsys):
+    """Teachers with nothing wrong."""
+    assert evaluate("field_nets.Net@net.pt") == 0
+    said = capsys.readouterr().err
+    assert "answers are finite, repeatable, logits" in said and "note: Net" not in said
+    state = torch.get_rng_state()
+    images = torch.arange(4 * 3).reshape(4, 1, 1, 3).to(torch.uint8)
+    check_health(lambda some: torch.rand(len(some), 3), images, "random", True)
+    assert torch.equal(state, torch.get_rng_state()) and "note: random answers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layer", [torch.nn.BatchNorm2d(3), torch.nn.Dropout(0.5)])
+def test_program__refuses_a_network_exported_in_training_mode(data, capsys, layer):
+    """.pt2 files of networks on which .eval() was forgotten."""
+    net = torch.nn.Sequential(layer, torch.nn.Flatten(), torch.nn.Linear(192, 4))
+    for mode, status in ((net.train(), 2), (net.eval(), 0)):
+        torch.export.save(torch.export.export(mode, (torch.zeros(2, 3, 8, 8),), dynamic_shapes=FREE), "net.pt2")
+        assert evaluate("net.pt2") == status
+        assert ("call .eval() before exporting" in capsys.readouterr().err) == (status == 2)
