@@ -84,7 +84,8 @@ def test_health__says_in_one_line_that_all_is_well(data, capsys):
 def test_program__refuses_a_network_exported_in_training_mode(data, capsys, layer):
     """.pt2 files of networks on which .eval() was forgotten."""
     net = torch.nn.Sequential(layer, torch.nn.Flatten(), torch.nn.Linear(192, 4))
-    for mode, status in ((net.train(), 2), (net.eval(), 0)):
-        torch.export.save(torch.export.export(mode, (torch.zeros(2, 3, 8, 8),), dynamic_shapes=FREE), "net.pt2")
+    for training, status in ((True, 2), (False, 0)):
+        net.train(training)
+        torch.export.save(torch.export.export(net, (torch.zeros(2, 3, 8, 8),), dynamic_shapes=FREE), "net.pt2")
         assert evaluate("net.pt2") == status
         assert ("call .eval() before exporting" in capsys.readouterr().err) == (status == 2)
