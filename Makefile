@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all check setup clean
+.PHONY: demo test test-all same check setup clean
 
 demo: setup
 	$(BIN)/dfkd demo --out demo
@@ -17,6 +17,11 @@ test: setup
 
 test-all: setup
 	$(PYTEST)
+
+# does the working tree compute the same bytes as a revision?
+BASE ?= HEAD
+same: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/reliability/same.py $(BASE)
 
 check: setup
 	$(BIN)/ruff check .
