@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from dfkd import cli
+from dfkd.errors import RequestError
+from dfkd.taps import Tapped
 
 PLAIN = """
 import torch
@@ -103,3 +105,53 @@ def test_load_model__takes_the_logits_among_what_a_network_returns(bench, capsys
     assert bench.accuracy(model) == 1.0
     said = capsys.readouterr().err
     assert "note: model 'foreign.Net@w.pt' returns a" in said and "is taken as the 5 logits" in said
+
+
+VIEW = """
+    def features(self, x):
+        x = self.body(x)
+        return x.view(x.size(0), -1)
+"""
+
+
+def test_tapped__falls_back_to_contiguous_memory(bench):
+    """Networks that flatten with `view`, which channels-last memory refuses."""
+    assert bench.accuracy(bench.net(VIEW)) == 1.0
+
+
+def test_tapped__tells_what_a_network_raises_in_bfloat16(bench, capsys):
+    """Networks whose own code fails on a batch, here in bfloat16 alone."""
+    code = """
+    def forward(self, x):
+        if torch.is_autocast_enabled('cpu'):
+            raise IndexError('not in bfloat16')
+        return self.fc(self.features(x))
+"""
+    flags = ("--data", bench.folder / "data.npz", "--image-size", 8, "--precision", "bf16")
+    assert bench.dfkd("evaluate", "--model", bench.net(code), *flags) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "the model Net fails in evaluation mode" in line and "IndexError: not in bfloat16 (foreign.py, line" in line
+
+
+@pytest.mark.parametrize("ending", ["sys.exit(0)", "argparse.ArgumentParser().parse_args(['--unknown'])"])
+def test_find__tells_of_a_module_that_ends_the_program(bench, capsys, ending):
+    """Modules that are scripts: they exit, or parse arguments, when they are imported."""
+    model = bench.net("")
+    sys.modules.pop("foreign")
+    (bench.folder / "foreign.py").write_text(f"import argparse, sys\n{ending}\n")
+    assert bench.dfkd("evaluate", "--model", model, "--data", bench.folder / "data.npz") == 2
+    assert "module 'foreign' ends the program when it is imported" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_tapped__tells_what_a_student_raises_in_training():
+    """Students that fail in training mode alone: in their own code, or as BatchNorm has one value a channel."""
+
+    class Fails(nn.Module):
+        def forward(self, x):
+            if self.training:
+                raise KeyError("aux")
+            return x.mean((2, 3))
+
+    for net, said in ((Fails(), r"KeyError: 'aux' \(test_networks.py"), (nn.BatchNorm2d(3), "larger --batch-size")):
+        with pytest.raises(RequestError, match=f"fails in training mode on .*{said}"):
+            Tapped(net.train(), {})(torch.rand(1, 3, 1, 1))
