@@ -1,15 +1,27 @@
 # On a machine with Python 3.11 or later and make: `make demo` sets up and shows the whole thing, `make test` sets up and
-# tests. Everything is installed into .venv; scores are cached in ~/.cache/dfkd, or where DFKD_CACHE says.
+# tests, `make test-all` also runs every benchmark script on small data. Everything is installed into .venv; scores are
+# cached in ~/.cache/dfkd, or where DFKD_CACHE says.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check setup clean
+.PHONY: demo test test-all same check setup clean
 
 demo: setup
 	$(BIN)/dfkd demo --out demo
 
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+# all tests but those that run whole benchmark scripts
 test: setup
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(PYTEST) -m 'not slow'
+
+test-all: setup
+	$(PYTEST)
+
+# does the working tree compute the same bytes as a revision?
+BASE ?= HEAD
+same: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/reliability/same.py $(BASE)
 
 check: setup
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dfkd import __version__, config, signals, tables
+from dfkd import __version__, config, portable, signals, tables
 from dfkd.console import say
 from dfkd.errors import RequestError, nearest
 from dfkd.text import visible
@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dfkd {__version__}" if name == "--version" else _overview())
         return 0
     prog = f"dfkd {name}" if name in STAGES else "dfkd"
+    portable.forget()  # an earlier command of this process has filled in names of its own
     try:
         if name not in STAGES:
             raise RequestError(f"there is no command {name!r}{nearest(name, STAGES)}")
@@ -105,7 +106,8 @@ def parse_arguments(name: str, stage: Stage, arguments: Sequence[str]) -> Any:
     values = tables.load_preset(preset, name, stage.config) if preset else {}
     if preset and not values and not preset.endswith(".toml"):  # a file of one's own may be for other commands
         say(f"note: --preset {preset} changes nothing here: it has nothing for {name}")
-    given = {argument.partition("=")[0].removeprefix("--").replace("-", "_"): True for argument in arguments}
+    named = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]  # the others are values
+    given = {flag.removeprefix("--").replace("-", "_"): True for flag in named}
     kept = tables.layered(values, given)
     shape = _shape(stage, {key: value for key, value in values.items() if key in kept})
     flags = ["--help", *(flag for f in dataclasses.fields(shape) for flag in _flags(f.name))]

@@ -16,6 +16,7 @@ from dfkd.device import resolve_place
 from dfkd.errors import RequestError
 from dfkd.files import output_path, write_json
 from dfkd.models.load import load_trained
+from dfkd.overwrite import check_output
 from dfkd.portable import portable
 from dfkd.runs import CONFIG
 from dfkd.teacher import Classifier, examine
@@ -115,6 +116,8 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     """Evaluate as `config` says, print the figures, and write them where `--json` says."""
     if config.json is not None and output_path(config.json, "--json").is_dir():
         raise RequestError(f"--json {config.json} is a folder; give a file")
+    if config.json is not None:
+        check_output(config.json, "--json", (config.data, config.model, config.teacher, config.preset))
     place = resolve_place(config.device, config.precision)
     model = load_trained(config.model, "--model", normalize=config.normalize, image_size=config.image_size)
     data = open_pool([config.data], image_size=model.image_size, channels=model.channels)

@@ -19,6 +19,7 @@ from dfkd.errors import RequestError
 from dfkd.files import output_path, replacing
 from dfkd.models.load import Model, load_trained
 from dfkd.models.weights import state_to_write
+from dfkd.overwrite import check_output
 
 
 def run(config: ExportConfig) -> Path:
@@ -26,6 +27,7 @@ def run(config: ExportConfig) -> Path:
     out = output_path(config.out)
     if out.is_dir():
         raise RequestError(f"--out {config.out} is a folder; give a file")
+    check_output(config.out, "--out", (config.model, config.preset))
     form = config.format or out.suffix.removeprefix(".")
     if form not in FORMATS:
         raise RequestError(f"--out {config.out} does not end in .{', .'.join(FORMATS)}; name its --format")

@@ -17,6 +17,7 @@ from dfkd.console import say
 from dfkd.data.filter import read_scores
 from dfkd.errors import RequestError
 from dfkd.manifest import MEND
+from dfkd.overwrite import check_output
 from dfkd.pages import Html, definitions, page_path, section, table, tag, write_page
 from dfkd.shards import Shards
 from dfkd.text import aligned, visible
@@ -70,6 +71,8 @@ def run(config: InspectConfig) -> None:
         print(verify(Path(config.folder)))
         return
     path = None if config.out is None else page_path(config.out)
+    if config.out is not None:
+        check_output(config.out, "--out", (config.folder,))
     contents = read(Path(config.folder))
     print(terminal_text(contents))
     if path is not None:

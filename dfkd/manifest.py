@@ -84,5 +84,18 @@ def _check_manifest(manifest: Mapping[str, Any]) -> None:
     check(isinstance(cost, dict) and all(map(_is_count, cost.values())), "cost has no counts")
 
 
+def check_samples(manifest: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a selection whose manifest lacks what learning from it reads, naming the field."""
+    wanted: dict[str, type] = {"source": str, "teacher": str, "per_class": list, "content.teacher": dict}
+    wanted |= {"content.preprocess.normalize": str, "content.options.method": str}
+    for name, kind in wanted.items():
+        value: Any = manifest
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if not isinstance(value, kind):
+            what = "it has no" if value is None else "of another type is"
+            raise RequestError(f"{folder / MANIFEST} cannot be read ({what} {name}){MEND}")
+
+
 def _is_count(value: object, least: int = 0) -> bool:
     return type(value) is int and least <= value < 2**40

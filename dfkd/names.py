@@ -243,7 +243,8 @@ def convert(value: Any, hint: Any, where: str) -> Any:
 
 def raised(error: Exception) -> str:
     """What code of one's own raised, and where."""
-    at = traceback.extract_tb(error.__traceback__)[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    at = next((frame for frame in reversed(frames) if f"{os.sep}torch{os.sep}" not in frame.filename), frames[-1])
     file, line = (error.filename, error.lineno) if isinstance(error, SyntaxError) else (at.filename, at.lineno)
     return f"{type(error).__name__}: {getattr(error, 'msg', error)} ({Path(file or '?').name}, line {line})"
 
@@ -253,8 +254,13 @@ def _imported(name: str, kind: str) -> Callable[..., Any]:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     module_name, _, attribute = name.rpartition(".")
+    arguments, sys.argv = sys.argv, [module_name]  # those of dfkd are none of the module's
     try:
         module = importlib.import_module(module_name)
+    except SystemExit as error:
+        mend = "put its script behind if __name__ == '__main__'"
+        why = f"module {module_name!r} ends the program when it is imported (exit {error.code})"
+        raise RequestError(f"{kind} {name!r} cannot be imported: {why}; {mend}") from None
     except ModuleNotFoundError as error:
         if error.name is None or not (module_name + ".").startswith(error.name + "."):
             raise RequestError(f"{kind} {name!r} cannot be imported: {error}") from error
@@ -263,6 +269,8 @@ def _imported(name: str, kind: str) -> Callable[..., Any]:
         raise RequestError(f"{kind} {name!r} cannot be imported: {error}") from error
     except Exception as error:  # foreign code: anything can be raised
         raise RequestError(f"{kind} {name!r} cannot be imported: {raised(error)}") from error
+    finally:
+        sys.argv = arguments
     if not hasattr(module, attribute):
         public = [n for n in dir(module) if not n.startswith("_")]
         raise RequestError(f"module {module_name!r} has no {attribute!r}{nearest(attribute, public)}")

@@ -30,7 +30,7 @@ from dfkd.console import say
 from dfkd.errors import RequestError, nearest
 from dfkd.files import PARTIAL
 from dfkd.locks import Busy, is_held, locked
-from dfkd.portable import expand
+from dfkd.portable import expand, forget
 from dfkd.tables import check_mapping, field_hints, from_mapping, layered, load_preset, load_toml
 
 STAGES = {"select": SelectConfig, "generate": GenerateConfig, "distill": DistillConfig}
@@ -73,6 +73,7 @@ class Pipeline:
 
 def run(config: RunConfig) -> Path:
     """Run a pipeline's stages and compare. Returns the report."""
+    forget()
     pipeline = read_pipeline(Path(config.file), config.out)
     part = pipeline.part(config.only) if config.only else pipeline
     stages = [*part.selections, *part.distillations]

@@ -11,6 +11,11 @@ _BEFORE = r"(?<![^@=,:\s])"
 """Where a path may begin within a MODEL, a DATA or a list of them."""
 
 
+def forget() -> None:
+    """Forget which `$NAME` was filled in: what a command stores depends on that command alone."""
+    _filled.clear()
+
+
 def portable(value: Any) -> Any:
     """A request's value as it may be stored: it tells nothing of the machine or its user that the request did not.
 

@@ -4,11 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dfkd.errors import RequestError, nearest
+from dfkd.names import raised
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Tapped:
         features: dict[str, Tensor] = {}
         self._captured = features
         try:
-            logits = self.module(x)
+            logits = self._run(x)
         finally:
             self._captured = None
         if not isinstance(logits, Tensor):  # torchvision's GoogLeNet and Inception in training mode
@@ -87,6 +89,36 @@ class Tapped:
             if name not in features:
                 raise RequestError(f"the tap {name}={tap} is not passed when the model runs; name another module")
         return logits, features
+
+    def _run(self, x: Tensor) -> Any:
+        """The module's output; where `view` refuses channels-last memory, the module gets contiguous memory for good.
+
+        Raises: RequestError for whatever else foreign code raises, but not for memory that runs out.
+        """
+        try:
+            return self.module(x)
+        except (RequestError, torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:  # foreign code: anything can be raised
+            if not _is_layout(error):
+                raise self._refusal(x, error) from error
+        if self._captured is not None:
+            self._captured.clear()
+        self.module.to(memory_format=torch.contiguous_format)
+        self.module.register_forward_pre_hook(_contiguous)
+        try:
+            return self.module(x)
+        except RuntimeError as error:
+            if not _is_layout(error):
+                raise
+            raise self._refusal(x, error) from error
+
+    def _refusal(self, x: Tensor, error: Exception) -> RequestError:
+        mode = "training" if self.module.training else "evaluation"
+        said = raised(error).replace("\n", " ")
+        few = "; give a larger --batch-size" if "more than 1 value per channel" in said else ""
+        shape = list(x.shape)
+        return RequestError(f"the model {type(self.module).__name__} fails in {mode} mode on {shape}: {said}{few}")
 
     def remove(self) -> None:
         """Take the hooks out of the module; further calls find no features."""
@@ -108,3 +140,12 @@ class Tapped:
         return layer.register_forward_pre_hook(
             lambda _, inputs, named: keep(next(iter([*inputs, *named.values()]), None)), with_kwargs=True
         )
+
+
+def _is_layout(error: Exception) -> bool:
+    """Whether it is `Tensor.view` that cannot read channels-last memory."""
+    return isinstance(error, RuntimeError) and "view size is not compatible" in str(error)
+
+
+def _contiguous(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(value.contiguous() if isinstance(value, Tensor) else value for value in inputs)

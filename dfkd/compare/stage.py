@@ -6,6 +6,7 @@ from dfkd.compare.table import csv_text, reading, terminal_table, warnings
 from dfkd.config import CompareConfig
 from dfkd.console import say
 from dfkd.files import write_text
+from dfkd.overwrite import check_output
 from dfkd.pages import page_path
 from dfkd.text import visible
 
@@ -13,6 +14,8 @@ from dfkd.text import visible
 def run(config: CompareConfig) -> None:
     """Compare as `config` says. Raises: RequestError for a wrong `--out` or runs that cannot be put side by side."""
     path = page_path(config.out)
+    for written in (path, path.with_suffix(".csv")):
+        check_output(str(written), "--out", config.runs)
     rows = collect(config.runs)
     print(terminal_table(rows))
     print(visible(reading(rows)))

@@ -45,13 +45,13 @@ class FolderReader:
         return [f"/{printable(self._names[i])}" for i in indices.tolist()]
 
     def labels(self) -> Int64[np.ndarray, " images"]:
-        """The position of each image's first-level subfolder among all of them, sorted by name.
+        """The class of each image's first-level subfolder: its number, where all are numbers, else its sorted position.
 
         Raises: RequestError where an image lies in no subfolder.
         """
         with os.scandir(self._path) as entries:
             classes = sorted(os.fsencode(e.name) for e in entries if e.is_dir() and not e.name.startswith("."))
-        number = {name: i for i, name in enumerate(classes)}
+        number = _numbered(classes)
         labels = np.empty(len(self), np.int64)
         for i in range(len(self)):
             first, slash, _ = self._names[i].partition(os.fsencode(os.sep))
@@ -67,6 +67,13 @@ class FolderReader:
             return (self._path / os.fsdecode(self._names[index])).read_bytes()
         except OSError as error:
             return Unreadable(f"cannot be opened: {error.strerror}")
+
+
+def _numbered(classes: list[bytes]) -> dict[bytes, int]:
+    """The class of each folder: its name where all names are different whole numbers, else its sorted position."""
+    if all(name.isdigit() and len(name) <= 18 for name in classes) and len(set(map(int, classes))) == len(classes):
+        return {name: int(name) for name in classes}
+    return {name: i for i, name in enumerate(classes)}
 
 
 def _image_files(

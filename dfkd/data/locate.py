@@ -87,6 +87,14 @@ def check_there(text: str) -> None:
         _existing(text)
 
 
+def paths_of(text: str) -> list[Path]:
+    """The files and folders that a DATA names; none where it names something else, or nothing is there."""
+    try:
+        return _existing(text) if text and _scheme(text) is None else []
+    except RequestError:
+        return []
+
+
 def _scheme(text: str) -> str | None:
     scheme = text.partition(":")[0]
     return scheme if scheme in _SCHEMES and scheme != text else None

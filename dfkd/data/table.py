@@ -273,7 +273,10 @@ def open_arrow(path: Path) -> TableReader:
 
 def is_saved(path: Path) -> bool:
     """Whether `datasets.load_from_disk` would open the folder."""
-    return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+    if (path / "dataset_dict.json").is_file():
+        return True
+    beside = (path / "dataset_info.json").is_file() or any(path.glob("*.arrow"))  # a `state.json` alone is anybody's
+    return beside and (path / "state.json").is_file()
 
 
 def open_saved(path: Path) -> TableReader:

@@ -17,6 +17,8 @@ from dfkd.errors import RequestError
 from dfkd.files import cache_folder, hash_of
 
 _BLOCK = tarfile.BLOCKSIZE
+_RULES = 2
+"""The number of the rules by which a member is an image; an index that was kept under others is not read."""
 
 
 class _Member(NamedTuple):
@@ -84,7 +86,7 @@ class TarReader:
 
     def _index(self) -> Int64[np.ndarray, " images"]:
         """Where the images' headers lie; kept in the cache, for every command opens the whole pool."""
-        kept = cache_folder() / "tars" / f"{hash_of([os.path.abspath(self._path), self.identity])}.parquet"
+        kept = cache_folder() / "tars" / f"{hash_of([_RULES, os.path.abspath(self._path), self.identity])}.parquet"
         with suppress(Damaged):  # or not there
             return read_columns(kept, ("position",))["position"]
         positions = array("q")
@@ -97,7 +99,7 @@ class TarReader:
         return found
 
     def _scan(self) -> Iterator[tuple[int, _Member]]:
-        """Yield the header position and the member of every regular file."""
+        """Yield the header position and the member of every regular file, but for those that macOS adds."""
         end = self._path.stat().st_size
         position = 0
         try:
@@ -105,7 +107,7 @@ class TarReader:
                 while (member := _member(file, position, check=True)).next > position:
                     if member.start + member.size > end:
                         raise tarfile.ReadError(f"{member.name!r} is cut short")
-                    if member.name is not None:
+                    if member.name is not None and not _is_apple_double(member.name):
                         yield position, member
                     position = member.next
         except tarfile.TarError as error:
@@ -157,6 +159,11 @@ def _member(file: BinaryIO, position: int, check: bool = False) -> _Member:
             return _Member(None, position, 0, position)
         regular = info.isreg() and not info.issparse()
         return _Member(_clean(info.name) if regular else None, info.offset_data, info.size * regular, tar.offset)
+
+
+def _is_apple_double(name: str) -> bool:
+    """Whether a member holds what macOS keeps beside a file (`._a.jpg`), and no image."""
+    return name.rpartition("/")[2].startswith("._")
 
 
 def _clean(name: str) -> str:

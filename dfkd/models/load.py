@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dfkd.console import say
 from dfkd.errors import RequestError
 from dfkd.models import DEFAULT_IMAGE_SIZE
 from dfkd.models.find import Found, find_model
+from dfkd.models.logits import Member, find_member, members
 from dfkd.names import Named
 from dfkd.portable import portable
 from dfkd.preprocess import Preprocess, parse_normalize
@@ -123,8 +125,7 @@ def _class_count(found: Found, channels: int, image_size: int | None) -> int:
             refusal = f"an input of [batch, {channels}, {size}, {size}]: {str(error).partition(chr(10))[0]}"
             continue
         if not isinstance(logits, Tensor):
-            kind = type(logits).__name__
-            raise RequestError(f"model {found.spec!r} returns a {kind}, not one tensor of logits [batch, classes]")
+            logits = _take_member(found, logits)
         if logits.ndim != 2 or len(logits) != 2 or logits.shape[1] < 2:
             raise RequestError(
                 f"model {found.spec!r} returns {list(logits.shape)} for two images, not logits [batch, classes] "
@@ -132,3 +133,14 @@ def _class_count(found: Found, channels: int, image_size: int | None) -> int:
             )
         return logits.shape[1]
     raise RequestError(f"model {found.spec!r} cannot take {refusal} (--image-size sets the size)")
+
+
+def _take_member(found: Found, output: object) -> Tensor:
+    """The logits among what a network returns; from now on it returns them alone."""
+    kind, key = type(output).__name__, find_member(output, found.module)
+    if key is None:
+        raise RequestError(f"model {found.spec!r} returns a {kind}, not one tensor of logits [batch, classes]")
+    found.module.register_forward_hook(Member(key))
+    logits: Tensor = members(output)[key]
+    say(f"note: model {found.spec!r} returns a {kind}; its member {key!r} is taken as the {logits.shape[1]} logits")
+    return logits

@@ -12,6 +12,7 @@ from dfkd.config import DistillConfig
 from dfkd.console import say
 from dfkd.device import Place
 from dfkd.errors import RequestError
+from dfkd.manifest import check_samples
 from dfkd.models.load import Model, load_trained
 from dfkd.shards import Shards
 from dfkd.training import sampling
@@ -24,6 +25,8 @@ RESIDENT_SHARE = 0.5
 def open_selections(samples: Sequence[str], normalize: str | None, image_size: int | None) -> list[Shards]:
     """The selections of `--samples`. Raises: RequestError where they cannot be mixed, or one is empty."""
     selections = [Shards(Path(folder)) for folder in samples]
+    for shards in selections:
+        check_samples(shards.manifest, shards.folder)
     for shards, name in zip(selections, samples, strict=True):
         first = selections[0].manifest
         firsts, own = (s["content"]["preprocess"]["normalize"] for s in (first, shards.manifest))

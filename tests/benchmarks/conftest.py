@@ -9,6 +9,13 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
+def pytest_collection_modifyitems(items):
+    """Mark the tests of this folder as slow: each runs a whole script."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def script(monkeypatch):
     """A script as a module, by its name and folder."""

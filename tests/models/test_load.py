@@ -28,7 +28,7 @@ def configured(in_chans=3, num_classes=1000, **kwargs):
 
 class Pair(plain().__class__):
     def forward(self, x):
-        return super().forward(x), x
+        return x, x
 
 def pair():
     return Pair(*plain())

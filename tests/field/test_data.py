@@ -1,0 +1,56 @@
+"""Image files, folders, tars and tables as people have them, through the commands."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dfkd.data import open_pool
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
+ALL = np.arange(12)
+
+
+def encode(pixels: np.ndarray, format: str = "PNG", **options: object) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format, **options)
+    return file.getvalue()
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_tar__leaves_out_what_macos_adds(tmp_path: Path) -> None:
+    """Archives that were packed on macOS, with a `._` member beside every member."""
+    members = {}
+    for i, image in enumerate(PIXELS):
+        for name, data in ((f"d/{i:02d}.png", encode(image)), (f"d/{i:02d}.cls", b"%d" % i)):
+            members |= {name.replace("d/", "d/._"): b"\0\5\x16\7Mac OS X", name: data}
+    pool = open_pool([str(write_tar(tmp_path / "x.tar", members))], image_size=16, channels=3)
+    assert np.array_equal(pool.images(ALL).pixels, PIXELS)
+    assert pool.labels().tolist() == ALL.tolist()
+
+
+def test_folder__takes_whole_numbers_as_labels(tmp_path: Path) -> None:
+    """Class folders whose names are the labels, and sort otherwise as text than as numbers."""
+    for i, image in enumerate(PIXELS):
+        (tmp_path / str(i)).mkdir()
+        (tmp_path / str(i) / "a.png").write_bytes(encode(image))
+    pool = open_pool([str(tmp_path)], image_size=16, channels=3)
+    sources = pool.sources(ALL)
+    assert pool.labels().tolist() == [int(source.split("/")[1]) for source in sources]
+
+
+def test_folder__may_hold_a_file_state_json(tmp_path: Path) -> None:
+    """Folders of photos beside which another program keeps a file of the name that `datasets` uses."""
+    (tmp_path / "state.json").write_text("{}")
+    (tmp_path / "a.png").write_bytes(encode(PIXELS[0]))
+    assert len(open_pool([str(tmp_path)], image_size=16, channels=3)) == 1

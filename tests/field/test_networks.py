@@ -1,0 +1,157 @@
+"""Networks from elsewhere: whatever a foreign network does, the answer is the right result or one line."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dfkd import cli
+from dfkd.errors import RequestError
+from dfkd.taps import Tapped
+
+PLAIN = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes=5, in_channels=3):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(in_channels, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(4))
+        self.fc = nn.Linear(32, num_classes)
+
+    def features(self, x):
+        return self.body(x).flatten(1)
+
+    def forward(self, x):
+        return self.fc(self.features(x))
+"""
+
+
+class Bench:
+    """A module `foreign` with a network, its weights and labeled images, and the real commands."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def net(self, code, side=8, channels=3):
+        """Write the module, random weights, and images whose labels are the network's own answers."""
+        (self.folder / "foreign.py").write_text(PLAIN + code)
+        sys.modules.pop("foreign", None)
+        import foreign  # type: ignore[import-not-found]
+
+        torch.manual_seed(0)
+        net = foreign.Net().eval()
+        last = [layer for layer in net.modules() if isinstance(layer, (nn.Linear, nn.Conv2d))][-1]
+        images = np.random.default_rng(0).integers(0, 256, (60, side, side, channels), dtype=np.uint8)
+        x = ((torch.from_numpy(images) / 255 - 0.5) / 0.5).permute(0, 3, 1, 2).contiguous()
+        with torch.no_grad():
+            if hasattr(net, "logits"):
+                last.bias -= net.logits(x).mean(0)
+            labels = (net.logits(x) if hasattr(net, "logits") else net(x)).argmax(1).numpy()
+        torch.save(net.state_dict(), self.folder / "w.pt")
+        np.savez(self.folder / "data.npz", images=images if channels > 1 else images[..., 0], labels=labels)
+        return f"foreign.Net@{self.folder / 'w.pt'}"
+
+    def dfkd(self, command, *arguments):
+        """Run a command; its exit status."""
+        return cli.main([command, *map(str, arguments)])
+
+    def accuracy(self, model, *more, side=8):
+        """The share of the labels that `dfkd evaluate` finds."""
+        out = self.folder / "figures.json"
+        flags = ("--normalize", "0.5/0.5", "--image-size", side, "--json", out, "--precision", "fp32", *more)
+        assert self.dfkd("evaluate", "--model", model, "--data", self.folder / "data.npz", *flags) == 0
+        return json.loads(out.read_text())["top1"]
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    yield Bench(tmp_path)
+    sys.modules.pop("foreign", None)
+
+
+RETURNS = """
+    def logits(self, x):
+        return self.fc(self.features(x))
+
+    def forward(self, x):
+        features = self.features(x)
+        logits = self.fc(features)
+        return {}
+"""
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        "logits, {'features': features}",
+        "features, logits",
+        "{'out': logits, 'maps': x}",
+        "{'aux': logits * 0, 'logits': logits}",
+        "type('Output', (), {})()",
+    ],
+)
+def test_load_model__takes_the_logits_among_what_a_network_returns(bench, capsys, returned):
+    """Networks that return a tuple, a dictionary or an object that holds the logits."""
+    code = RETURNS.format(returned)
+    if "type(" in returned:
+        code = code.replace("return type(", "o = type(") + "        o.logits = logits\n        return o\n"
+    model = bench.net(code)
+    assert bench.accuracy(model) == 1.0
+    said = capsys.readouterr().err
+    assert "note: model 'foreign.Net@w.pt' returns a" in said and "is taken as the 5 logits" in said
+
+
+VIEW = """
+    def features(self, x):
+        x = self.body(x)
+        return x.view(x.size(0), -1)
+"""
+
+
+def test_tapped__falls_back_to_contiguous_memory(bench):
+    """Networks that flatten with `view`, which channels-last memory refuses."""
+    assert bench.accuracy(bench.net(VIEW)) == 1.0
+
+
+def test_tapped__tells_what_a_network_raises_in_bfloat16(bench, capsys):
+    """Networks whose own code fails on a batch, here in bfloat16 alone."""
+    code = """
+    def forward(self, x):
+        if torch.is_autocast_enabled('cpu'):
+            raise IndexError('not in bfloat16')
+        return self.fc(self.features(x))
+"""
+    flags = ("--data", bench.folder / "data.npz", "--image-size", 8, "--precision", "bf16")
+    assert bench.dfkd("evaluate", "--model", bench.net(code), *flags) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "the model Net fails in evaluation mode" in line and "IndexError: not in bfloat16 (foreign.py, line" in line
+
+
+@pytest.mark.parametrize("ending", ["sys.exit(0)", "argparse.ArgumentParser().parse_args(['--unknown'])"])
+def test_find__tells_of_a_module_that_ends_the_program(bench, capsys, ending):
+    """Modules that are scripts: they exit, or parse arguments, when they are imported."""
+    model = bench.net("")
+    sys.modules.pop("foreign")
+    (bench.folder / "foreign.py").write_text(f"import argparse, sys\n{ending}\n")
+    assert bench.dfkd("evaluate", "--model", model, "--data", bench.folder / "data.npz") == 2
+    assert "module 'foreign' ends the program when it is imported" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_tapped__tells_what_a_student_raises_in_training():
+    """Students that fail in training mode alone: in their own code, or as BatchNorm has one value a channel."""
+
+    class Fails(nn.Module):
+        def forward(self, x):
+            if self.training:
+                raise KeyError("aux")
+            return x.mean((2, 3))
+
+    for net, said in ((Fails(), r"KeyError: 'aux' \(test_networks.py"), (nn.BatchNorm2d(3), "larger --batch-size")):
+        with pytest.raises(RequestError, match=f"fails in training mode on .*{said}"):
+            Tapped(net.train(), {})(torch.rand(1, 3, 1, 1))

@@ -1,0 +1,98 @@
+"""Commands as users give them: values that look like options, outputs over inputs, damaged tables, many classes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dfkd import cli
+from dfkd.errors import RequestError
+from dfkd.manifest import check_samples
+from dfkd.models.cifar_resnet import cifar_resnet
+from dfkd.overwrite import check_output
+
+NET = "cifar_resnet:depth=8,width=4"
+
+
+def dfkd(*arguments):
+    return cli.main([str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A network with 4 classes, and labeled images."""
+    folder = tmp_path_factory.mktemp("place")
+    torch.manual_seed(0)
+    save_file(cifar_resnet(depth=8, width=4, num_classes=4).state_dict(), folder / "t.safetensors")
+    images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+    np.savez(folder / "data.npz", images=images, labels=np.arange(40) % 4)
+    return folder
+
+
+def test_parse_arguments__takes_no_value_for_a_flag():
+    """Values that are spelled as an option's name."""
+    given = ("--teacher", "t", "--student", "s", "--samples", "d", "--preset", "quick", "--out", "epochs")
+    assert cli.parse_arguments("distill", cli.STAGES["distill"], given).steps == 1000
+
+
+def test_main__stores_no_name_that_an_earlier_command_filled_in(place, tmp_path, monkeypatch):
+    """Two commands in one process, of which the first names a folder by a variable."""
+    monkeypatch.setenv("PLACE", str(place))
+    model = ("--model", f"{NET}@{place / 't.safetensors'}", "--image-size", 32)
+    preset = tmp_path / "p.toml"
+    preset.write_text('[evaluate]\ndata = "$PLACE/data.npz"\n')
+    assert dfkd("evaluate", *model, "--preset", preset, "--json", tmp_path / "1.json") == 0
+    assert dfkd("evaluate", *model, "--data", place / "data.npz", "--json", tmp_path / "2.json") == 0
+    first, second = (json.loads((tmp_path / f"{n}.json").read_text())["config"]["data"] for n in (1, 2))
+    assert (first, second) == ("$PLACE/data.npz", str(place / "data.npz"))
+
+
+@pytest.mark.parametrize("over", ["data.npz", "t.safetensors", "link.npz"])
+def test_check_output__refuses_an_input(place, tmp_path, capsys, over):
+    """Reports and exports whose file is the data, or the model, or a link to one."""
+    for name in ("data.npz", "t.safetensors"):
+        (tmp_path / name).write_bytes((place / name).read_bytes())
+    (tmp_path / "link.npz").symlink_to(tmp_path / "data.npz")
+    before = (tmp_path / over).read_bytes()
+    model = ("--model", f"{NET}@{tmp_path / 't.safetensors'}", "--image-size", 32)
+    assert dfkd("evaluate", *model, "--data", tmp_path / "data.npz", "--json", tmp_path / over) == 2
+    assert f"--json {tmp_path / over} would replace the input" in capsys.readouterr().err
+    if over == "t.safetensors":
+        assert dfkd("export", *model, "--out", tmp_path / over) == 2
+    assert (tmp_path / over).read_bytes() == before
+
+
+def test_check_output__refuses_the_files_of_a_run_and_of_a_selection(tmp_path):
+    """Outputs over files that have a checksum, of folders that are no input of the command."""
+    for name in ("run/config.toml", "run/metrics.jsonl", "run/checkpoint/state.pt", "s/manifest.json", "s/x.arrow"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    kept = ("run/student.safetensors", "run/result.json", "run/checkpoint/progress.json", "s/state.json", "s/x.arrow")
+    for name in kept:
+        with pytest.raises(RequestError, match="would replace a file of the"):
+            check_output(str(tmp_path / name), "--out", ())
+    check_output(str(tmp_path / "run/test.json"), "--json", (str(tmp_path / "run"),))
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        ({"content": {}}, "content.teacher"),
+        ({"source": None}, "source"),
+        ({"content": {"teacher": {}, "options": {"method": "m"}}}, "content.preprocess.normalize"),
+        ({"content": {"teacher": {}, "preprocess": "x", "options": {}}}, "content.preprocess.normalize"),
+        ({"content": {"teacher": {}, "preprocess": {"normalize": "unit"}, "options": {}}}, "content.options.method"),
+        ({"content": {"content": {"teacher": {}}}}, "content.teacher"),
+        ({"per_class": "x"}, "per_class"),
+    ],
+)
+def test_check_samples__names_the_field(edit, said):
+    """Manifests with fields that are missing, of another type or in another table."""
+    content = {"teacher": {}, "preprocess": {"normalize": "unit"}, "options": {"method": "m"}}
+    good = {"source": "selection", "teacher": "t", "per_class": [1], "content": content}
+    check_samples(good, Path("s"))
+    with pytest.raises(RequestError, match=rf"s/manifest.json cannot be read \(.* {said}\)"):
+        check_samples(good | edit, Path("s"))
