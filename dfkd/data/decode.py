@@ -109,7 +109,7 @@ def conversions(shape: tuple[int, int, int], size: int, channels: int) -> dict[s
 
 def _load(item: object, size: int) -> tuple["Image", tuple[int, int, int]]:
     """The image in mode L or RGB (or one that converts to them), upright, without alpha; and the shape it had."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     if isinstance(item, Unreadable):
         raise item
@@ -118,13 +118,14 @@ def _load(item: object, size: int) -> tuple["Image", tuple[int, int, int]]:
     try:
         with warnings.catch_warnings():  # of a bomb, which is refused below
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", UserWarning)  # of a broken EXIF block, which is left out
             image = Image.open(io.BytesIO(item), formats=_FORMATS) if isinstance(item, bytes) else item
         width, height = image.size
         if width * height > (Image.MAX_IMAGE_PIXELS or width * height):
             raise Unreadable(f"{width}x{height} pixels: above the limit against decompression bombs")
         image.draft(None, (2 * size, 2 * size))  # JPEG alone: decodes at 1/2, 1/4 or 1/8, never below twice the size
         image.load()
-        upright = ImageOps.exif_transpose(image)
+        upright = _upright(image)
         if upright.size != image.size and image.size[0] != image.size[1]:
             width, height = height, width
         return _flat(upright, (height, width))
@@ -134,6 +135,18 @@ def _load(item: object, size: int) -> tuple["Image", tuple[int, int, int]]:
         raise Unreadable("is no PNG, JPEG, WebP, BMP, GIF, TIFF or PPM image") from None
     except Exception as error:  # broken files make Pillow raise nearly anything
         raise Unreadable(f"{type(error).__name__}: {error}") from error
+
+
+def _upright(image: "Image") -> "Image":
+    """`image` turned as its EXIF block says; as it is stored where that block is broken."""
+    from PIL import ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow raises nearly anything for a broken block; the pixels are whole
+        return image
 
 
 def _flat(image: "Image", extent: tuple[int, int]) -> tuple["Image", tuple[int, int, int]]:

@@ -5,6 +5,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from dfkd.data import open_pool
@@ -54,3 +55,16 @@ def test_folder__may_hold_a_file_state_json(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text("{}")
     (tmp_path / "a.png").write_bytes(encode(PIXELS[0]))
     assert len(open_pool([str(tmp_path)], image_size=16, channels=3)) == 1
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_decode__reads_images_with_a_broken_exif_block(tmp_path: Path, format: str) -> None:
+    """Photos whose EXIF block a tool has cut or overwritten, while their pixels are whole."""
+    for i, exif in enumerate(
+        [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\0\x09\1\x12"]
+    ):
+        (tmp_path / f"{i}.{format.lower()}").write_bytes(encode(PIXELS[i], format, exif=exif))
+    pool = open_pool([str(tmp_path)], image_size=16, channels=3)
+    found = pool.images(np.arange(3))
+    assert not found.problems
+    assert format == "JPEG" or np.array_equal(found.pixels, PIXELS[:3])
