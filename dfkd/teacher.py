@@ -69,4 +69,4 @@ def examine(classifier: Classifier, data: Pool) -> None:
     images = data.images(np.arange(min(CHECKED_IMAGES, len(data))))
     pixels = torch.from_numpy(np.delete(images.pixels, list(images.problems), axis=0))
     exact = classifier.place.dtype == torch.float32
-    check_health(lambda some: classifier(some).logits, pixels, classifier.model.spec, exact)
+    check_health(lambda some: classifier.outputs(classifier.view(some)).logits, pixels, classifier.model.spec, exact)

@@ -65,7 +65,6 @@ def run(config: SelectConfig) -> Path:
     if is_done(out, config.out, content):
         say(f"{config.out}: this selection is complete already")
         return out
-    examine(Classifier(model, place), pool)
     if share:  # nothing is written to `out`, so that several commands can score at once
         _score(config, model, pool, place, filter, scoring, tap, share)
         say(f"part {config.part} is scored; the same command without --part selects, when the others are scored too")
@@ -139,8 +138,10 @@ def _score(
     if adapted and adapted.filter:
         pool = pool.filtered(adapted.filter)
         scoring = {**scoring, "filter": adapted.filter.describe()}
+    teacher = Classifier(model, place, {"last": tap} if tap else {}, fold=True)
+    examine(teacher, pool)
     scores = score_pool(
-        Classifier(model, place, {"last": tap} if tap else {}, fold=True),
+        teacher,
         pool,
         request_folder("scores", scoring),
         batch_size=config.batch_size,
