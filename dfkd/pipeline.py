@@ -20,29 +20,24 @@ given to several machines at once: each takes the next stage that nobody is at.
 
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from dfkd.config import CompareConfig, DistillConfig, GenerateConfig, RunConfig, SelectConfig
+from dfkd.config.option import field_hints, named
+from dfkd.config.tables import check_mapping, from_mapping, layered, load_preset, load_toml
 from dfkd.console import say
 from dfkd.errors import RequestError, nearest
 from dfkd.files import PARTIAL
 from dfkd.locks import Busy, is_held, locked
 from dfkd.portable import expand, forget
-from dfkd.tables import check_mapping, field_hints, from_mapping, layered, load_preset, load_toml
 
 STAGES = {"select": SelectConfig, "generate": GenerateConfig, "distill": DistillConfig}
 KEYS = ("out", "seeds", "defaults", *STAGES)
-NOT_THE_RESULTS = {"preset", "device", "precision", "test", "out", "name", "log_every", "checkpoint_every"}
-"""Options that may change in a file whose runs are complete."""
 POLL = 1.0
 """Seconds between two looks at the stages that other commands are at."""
-LEFT_OPEN = {"loss": (), "init": "auto"}
-"""What a file leaves to `distill`, whose run names what it took."""
-DISTILLS_OWN = {"steps", "student", "samples", "batch_size", "method"}
-"""Options of these names in [defaults] speak of selecting and distilling: a generator's are others."""
 
 
 StageConfig = SelectConfig | GenerateConfig | DistillConfig
@@ -132,8 +127,9 @@ def _run_stages(stages: Sequence[StageConfig]) -> None:
 
 def _needs(stage: StageConfig, others: Iterable[StageConfig]) -> bool:
     """Whether a stage reads what one of the others makes: a selection, a run as a model, or weights out of one."""
-    named = [getattr(stage, name, None) or () for name in ("samples", "fill", "student", "teacher", "pool")]
-    texts = [text for each in named for text in ((each,) if isinstance(each, str) else each)]
+    reads = named(type(stage), lambda option: option.reads is not None)
+    given = [getattr(stage, name) or () for name in reads]
+    texts = [text for each in given for text in ((each,) if isinstance(each, str) else each)]
     others = [*others]
     return any(_is_made(path, others) for text in texts for path in (text, text.rpartition("@")[2]))
 
@@ -188,7 +184,10 @@ def _is_as_asked(distillation: DistillConfig) -> bool:
         then = asdict(from_mapping(DistillConfig, read_request(Path(distillation.out))["distill"], distillation.out))
     except (RequestError, KeyError):  # of another version
         then = {}
-    asked = {name for name in now if name not in NOT_THE_RESULTS and (name, now[name]) not in LEFT_OPEN.items()}
+    decide = named(DistillConfig, lambda option: option.role != "none" and not option.machine)
+    left_open = named(DistillConfig, lambda option: option.open)  # the run names what it took in their place
+    defaults = {field.name: field.default for field in fields(DistillConfig) if field.name in left_open}
+    asked = {name for name in decide if name not in defaults or now[name] != defaults[name]}
     changed = [name for name in now if name in asked and then.get(name) != now[name]]
     if changed:
         say(f"{distillation.out} is left out: the file has another {', '.join(changed)} now; run that row again")
@@ -262,7 +261,7 @@ def _options(
         raise RequestError(f"{where} is not a table")
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
         raise RequestError(f"{where}: a name is a folder's name: letters, digits, '-', '_' and '.'")
-    known = field_hints(config).keys() - (DISTILLS_OWN if stage == "generate" else set())
+    known = named(config, lambda option: option.shared)
     shared = {key: value for key, value in defaults.items() if key.replace("-", "_") in known}
     shared, own = check_mapping(config, shared, f"{path} [defaults]"), check_mapping(config, table, where)
     preset = own.get("preset") or shared.get("preset")

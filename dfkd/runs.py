@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from dfkd.checks import check_file, entry, sealed, unsealed
+from dfkd.config.tables import differences, load_toml
 from dfkd.errors import RequestError
 from dfkd.files import PARTIAL, current_folder, replace_folder, replacing, restore_folder, sync, write_json, write_text
 from dfkd.locks import LOCK, locked
-from dfkd.tables import differences, load_toml
 
 CONFIG, METRICS, CHECKPOINT, WEIGHTS, RESULT = (
     "config.toml",

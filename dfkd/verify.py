@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from dfkd.checks import CHECKSUM, check_file, unsealed
+from dfkd.config.tables import load_toml
 from dfkd.errors import RequestError
 from dfkd.manifest import MANIFEST, read_manifest
-from dfkd.tables import load_toml
 
 Entry = tuple[Path, Mapping[str, Any] | None]
 """A file and what was written of it, size and SHA-256; None where the file is a table with a checksum of its own, which

@@ -6,12 +6,13 @@ import sys
 
 import pytest
 
-from dfkd import cli, config, tables
+from dfkd import arguments, cli, config
+from dfkd.config import option
 from dfkd.errors import RequestError
 
 
-def parsed(name, *arguments):
-    return cli.parse_arguments(name, cli.STAGES[name], [str(a) for a in arguments])
+def parsed(name, *given):
+    return arguments.parse_arguments(name, cli.STAGES[name].config, [str(a) for a in given])
 
 
 SELECT = ("--teacher", "t", "--pool", "a", "b", "--out", "o")
@@ -66,6 +67,9 @@ def test_several_values_and_positional_ones():
         ((*SELECT, "--count", "many"), "--count: 'many' is not INT (dfkd select --help lists the options)"),
         ((*SELECT, "--gamma", "x"), "--gamma: 'x' is not FLOAT (dfkd select --help lists the options)"),
         (("--teacher", "t", "--out", "o", "--pool"), "--pool needs at least one value"),
+        ((*SELECT, "--count"), "--count needs a value (dfkd select --help lists the options)"),
+        ((*SELECT, "--balance", "even"), "--balance: invalid choice 'even'; it is one of none, class, cluster"),
+        ((*SELECT, "-x"), "'-x' belongs to no option"),
         (("--gama", "1"), "there is no option '--gama'; did you mean '--gamma'?"),
         ((*SELECT, "--gama", "1"), "there is no option '--gama'; did you mean '--gamma'?"),
     ],
@@ -84,7 +88,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
         return children.ru_utime + children.ru_stime
 
-    for arguments in (["--help"], ["select", "--help"], ["compare", "--help"]):
+    for line in (["--help"], ["select", "--help"], ["compare", "--help"]):
         code = (
             "import sys; from dfkd import cli; status = cli.main(sys.argv[1:]);"
             "heavy = {'torch', 'numpy', 'datasets', 'pyarrow', 'faiss', 'PIL'} & set(sys.modules);"
@@ -93,16 +97,46 @@ def test_help_is_quick_and_imports_nothing_heavy():
         seconds = []
         for _ in range(3):
             before = used()
-            done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+            done = subprocess.run([sys.executable, "-c", code, *line], capture_output=True, text=True)
             seconds.append(used() - before)
             assert (done.returncode, done.stderr) == (0, "[]\n")
             assert "usage: dfkd" in done.stdout
         assert min(seconds) < 0.5
 
 
+def test_parse_arguments__takes_what_names_no_option_as_a_value():
+    """Values that begin as a number below zero, that are spelled as an option, and a list before a positional."""
+    assert parsed("select", *SELECT, "--normalize=-1/2").normalize == "-1/2"
+    got = parsed(
+        "distill", "--preset", "quick", "--teacher", "t", "--student", "s", "--samples", "d", "--out", "epochs"
+    )
+    assert (got.out, got.steps) == ("epochs", 1000)
+    assert parsed("compare", "--out", "x.html", "r1", "r2").runs == ("r1", "r2")
+    assert parsed("run", "f.toml", "--only", "a", "b").only == ("a", "b")
+    assert parsed("select", *SELECT, "--count", "None").count is None
+
+
+@pytest.mark.parametrize("name", cli.STAGES)
+def test_help__has_the_required_options_first_then_sections_then_an_example(name, capsys):
+    """And no spelling that only a programmer reads."""
+    assert cli.main([name, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: dfkd {name} ")
+    assert "None" not in said
+    titles = re.findall(r"^([a-z ]+):$", said, re.MULTILINE)
+    assert titles[-1] == "example" and ("required" not in titles or titles[0] == "required")
+    assert f"  dfkd {name}" in said.rpartition("example:")[2]
+    for flag in option.field_hints(cli.STAGES[name].config):
+        assert flag.replace("_", "-") in said or flag.upper() in said or flag.upper().rstrip("S") in said
+
+
+def positional(name):
+    return [key for key, declared in option.options(cli.STAGES[name].config).items() if declared.positional]
+
+
 def test_the_flags_that_scripts_rely_on():
     """Extend freely, keep what is written."""
-    flags = {name: set(tables.field_hints(stage.config)) for name, stage in cli.STAGES.items()}
+    flags = {name: set(option.field_hints(stage.config)) for name, stage in cli.STAGES.items()}
     model = {"normalize", "image_size", "device", "seed", "preset"}
     assert flags["select"] >= model | {"teacher", "pool", "out", "method", "count", "gamma"}
     assert flags["distill"] >= model | {
@@ -110,15 +144,15 @@ def test_the_flags_that_scripts_rely_on():
         *("loss", "batch_size", "lr", "checkpoint_every"),
     }
     assert flags["evaluate"] >= model | {"model", "data", "json"}
-    assert cli.STAGES["inspect"].positional == "folder"
+    assert positional("inspect") == ["folder"]
     assert flags["inspect"] >= {"folder", "out", "verify"}
-    assert (cli.STAGES["compare"].positional, flags["compare"]) == ("runs", {"runs", "out"})
-    assert cli.STAGES["run"].positional == "file"
+    assert (positional("compare"), flags["compare"]) == (["runs"], {"runs", "out"})
+    assert positional("run") == ["file"]
     assert flags["demo"] >= {"out"}
     assert flags["export"] >= {"model", "format", "out", "normalize", "image_size"}
 
 
 def test_a_defect_of_ours_is_a_traceback_and_not_a_wrong_request(monkeypatch):
-    monkeypatch.setitem(cli.STAGES, "inspect", cli.Stage(config.InspectConfig, "dfkd.versions:versions", "folder"))
+    monkeypatch.setitem(cli.STAGES, "inspect", cli.Stage(config.InspectConfig, "dfkd.versions:versions"))
     with pytest.raises(Exception, match="InspectConfig"):
         cli.main(["inspect", "x"])

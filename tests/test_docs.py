@@ -9,11 +9,11 @@ import pytest
 
 from dfkd import generators
 from dfkd.config import DistillConfig
+from dfkd.config.tables import load_preset
 from dfkd.distill import losses
 from dfkd.distill.objective import build_objective
 from dfkd.generators.build import choose
 from dfkd.pipeline import read_pipeline
-from dfkd.tables import load_preset
 
 ROOT = Path(__file__).resolve().parent.parent
 

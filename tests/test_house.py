@@ -8,7 +8,7 @@ import pytest
 import dfkd
 
 HOUSE = Path(dfkd.__file__).parent
-ROOMS = ["models", "data", "select", "training", "generators", "distill", "compare"]
+ROOMS = ["config", "models", "data", "select", "training", "generators", "distill", "compare"]
 
 
 def imported(file):

@@ -1,7 +1,6 @@
 import pytest
 
-from dfkd import tables
-from dfkd.config import DistillConfig, SelectConfig
+from dfkd.config import DistillConfig, SelectConfig, tables
 from dfkd.errors import RequestError
 
 
@@ -60,7 +59,7 @@ def test_preset_file_names_what_is_wrong(tmp_path, text, said):
 def test_every_preset_of_the_package_fits_its_stages():
     from importlib import resources
 
-    names = [p.name.removesuffix(".toml") for p in (resources.files("dfkd") / "presets").iterdir()]
+    names = [p.name.removesuffix(".toml") for p in (resources.files("dfkd.config") / "presets").iterdir()]
     assert names
     for name in names:
         assert tables.load_preset(name, "select", SelectConfig) or tables.load_preset(name, "distill", DistillConfig)

@@ -19,8 +19,6 @@ import pyarrow.parquet  # noqa: F401
 import rich.progress  # noqa: F401
 import torch
 import torch._dynamo
-import typeguard  # noqa: F401
-import tyro.conf  # noqa: F401
 from PIL import Image
 from safetensors.torch import save_file
 

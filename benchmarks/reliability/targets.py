@@ -108,7 +108,8 @@ def names(data: bytes) -> None:
 
 def toml(data: bytes) -> None:
     """A preset and a pipeline."""
-    from dfkd import config, tables
+    from dfkd import config
+    from dfkd.config import option, tables
     from dfkd.pipeline import read_pipeline
 
     path = FOLDER / "file.toml"
@@ -117,7 +118,7 @@ def toml(data: bytes) -> None:
         try:
             values = tables.load_preset(str(path), stage, kind)
             given = {"teacher": "t", "pool": ("p",), "student": "s", "samples": ("s",), "out": "o"}
-            hints = tables.field_hints(kind)
+            hints = option.field_hints(kind)
             tables.describe(kind(**{k: v for k, v in given.items() if k in hints} | values))
         except RequestError as error:
             assert str(error).isprintable()

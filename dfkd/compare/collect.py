@@ -9,9 +9,11 @@ from statistics import fmean, stdev
 from typing import Any
 
 from dfkd.checks import check_file
+from dfkd.config import DistillConfig
+from dfkd.config.option import named
+from dfkd.config.tables import differences
 from dfkd.errors import RequestError
 from dfkd.runs import CONFIG, MEND, METRICS, RESULT, read_request, read_result
-from dfkd.tables import differences
 
 NEEDED = (
     *("name", "seed", "source", "student_parameters", "top1", "agreement", "teacher_top1", "test_images"),
@@ -169,7 +171,7 @@ def _beside_seeds(run: FinishedRun) -> dict[str, Any]:
 
 
 def _settings(run: FinishedRun) -> dict[str, str]:
-    hidden = ("out", "seed", "name", "preset", "device", "precision", "log_every", "checkpoint_every")
+    hidden = named(DistillConfig, lambda option: not option.shown)
     options = {**run.asked, **run.content.get("options", {}), "normalize": run.content.get("normalize", "")}
     shown = {name: value for name, value in options.items() if name not in hidden}
     shown["selected"] = run.content.get("selected", "")

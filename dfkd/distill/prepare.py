@@ -11,6 +11,7 @@ from torch import nn
 
 from dfkd import names
 from dfkd.config import DistillConfig
+from dfkd.config.option import is_off, named
 from dfkd.console import say
 from dfkd.data import Pool, open_pool
 from dfkd.device import Place, resolve_place
@@ -38,15 +39,8 @@ from dfkd.training.sources import Source
 from dfkd.versions import versions
 
 DEFAULT_STEPS = 4000
-NOT_DECIDING = (
-    *("preset", "out", "device", "name", "test", "log_every", "checkpoint_every"),
-    *("teacher", "student", "samples", "epochs", "loss", "normalize", "image_size", "precision", "schedule"),
-    *("source", "weights"),
-)
-"""Fields that do not decide the student, or stand in the run's content as what they were resolved to."""
-
-OFF = {"cutmix": 0.0, "ema": 0.0, "reestimate": 0, "init": "none", "teacher_views": 0, "crop_area": 1.0}
-"""Options that do not stand in the run's content where they are off: runs from before there were any go on."""
+DECIDING = named(DistillConfig, lambda option: option.role == "decides")
+"""Fields that stand in the run's content as they are; others decide nothing, or stand there as what they become."""
 
 
 @dataclass(frozen=True)
@@ -197,9 +191,10 @@ def _content(
     place: Place,
 ) -> dict[str, Any]:
     """Everything that decides the student."""
-    options = {k: v for k, v in portable(asdict(config)).items() if k not in NOT_DECIDING}
+    options = {k: v for k, v in portable(asdict(config)).items() if k in DECIDING}
     options["batches"] = stored.spelled_order(config.batches)
-    decided = {k: v for k, v in asdict(plan).items() if k not in NOT_DECIDING}
+    resolved = named(DistillConfig, lambda option: option.role != "decides")  # the plan has fields of its own besides
+    decided = {k: v for k, v in asdict(plan).items() if k not in resolved}
     return {
         "teacher": teacher.fingerprint(),
         "student": student.fingerprint(),
@@ -207,7 +202,7 @@ def _content(
         "selections": [shards.manifest["fingerprint"] for shards in selections],
         "selected": [_words(shards.manifest["content"]["options"]) for shards in selections],
         "loss": portable(objective.spelled),
-        "options": {k: v for k, v in (options | decided).items() if (k, v) not in OFF.items()},
+        "options": {k: v for k, v in (options | decided).items() if not is_off(DistillConfig, k, v)},
         "compute": place.describe(),
         "versions": versions("torch", "torchvision"),
     }

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 
 from dfkd.config import GenerateConfig, SelectConfig
+from dfkd.config.option import named
+from dfkd.config.tables import differences
 from dfkd.console import progress, say
 from dfkd.data import Images
 from dfkd.errors import RequestError
@@ -26,7 +28,6 @@ from dfkd.select.class_dropping import kept_classes
 from dfkd.select.journal import JOURNAL, Journal
 from dfkd.select.methods import ImageScores
 from dfkd.shards import BYTES_PER_SHARD, ROWS_PER_SHARD, Rows, Shards, write_shards
-from dfkd.tables import differences
 
 FILES_AT_ONCE = 64
 OWN = (LOCK, JOURNAL, CHECKPOINT, METRICS, "data-", "dataset_info.json", "scores.parquet", "state.json", MANIFEST)
@@ -151,8 +152,8 @@ def _manifest(selected: Selected, files: list[dict[str, Any]]) -> dict[str, Any]
     model, pool, scores, choice = selected.model, selected.pool, selected.scores, selected.choice
     predictions = scores.images.prediction[choice.indices]
     unreadable = np.array([*scores.problems], dtype=np.int64)
-    left_out = ("teacher", "student", "samples", "fill", "pool", "out", "preset", "part")
-    asked = {k: v for k, v in portable(asdict(selected.config)).items() if k not in left_out}
+    stored = named(type(selected.config), lambda option: option.stored)
+    asked = {k: v for k, v in portable(asdict(selected.config)).items() if k in stored}
     return {
         "fingerprint": hash_of(selected.content),
         "teacher": model.spec,

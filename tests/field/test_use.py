@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dfkd import cli
+from dfkd import cli, config
+from dfkd.arguments import parse_arguments
 from dfkd.errors import RequestError
 from dfkd.manifest import check_samples
 from dfkd.models.cifar_resnet import cifar_resnet
@@ -35,7 +36,7 @@ def place(tmp_path_factory):
 def test_parse_arguments__takes_no_value_for_a_flag():
     """Values that are spelled as an option's name."""
     given = ("--teacher", "t", "--student", "s", "--samples", "d", "--preset", "quick", "--out", "epochs")
-    assert cli.parse_arguments("distill", cli.STAGES["distill"], given).steps == 1000
+    assert parse_arguments("distill", config.DistillConfig, given).steps == 1000
 
 
 def test_main__stores_no_name_that_an_earlier_command_filled_in(place, tmp_path, monkeypatch):

@@ -8,7 +8,8 @@ import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfkd import config, names, tables
+from dfkd import config, names
+from dfkd.config import option, tables
 from dfkd.data.hub import parse_hub
 from dfkd.data.locate import locate
 from dfkd.distill.objective import build_objective
@@ -94,7 +95,7 @@ def fields(kind):
         return ranges.get(name, st.lists(word, min_size=1, max_size=3).map(tuple) if simple is None else simple)
 
     return st.fixed_dictionaries(
-        {}, optional={name: of(name, hint) for name, hint in tables.field_hints(kind).items() if name != "preset"}
+        {}, optional={name: of(name, hint) for name, hint in option.field_hints(kind).items() if name != "preset"}
     )
 
 
@@ -102,7 +103,7 @@ def fields(kind):
 @given(data=st.data())
 def test_a_configuration_survives_toml(kind, data):
     needed = {"teacher": "t", "pool": ("p",), "student": "s", "samples": ("s",), "out": "o"}
-    values = {k: v for k, v in needed.items() if k in tables.field_hints(kind)} | data.draw(fields(kind))
+    values = {k: v for k, v in needed.items() if k in option.field_hints(kind)} | data.draw(fields(kind))
     first = kind(**values)
     written = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(first).items() if v is not None}
     again = tables.from_mapping(kind, tomllib.loads(tomli_w.dumps(written)), "f.toml")
@@ -118,7 +119,7 @@ TOML = st.recursive(
 
 
 @given(
-    st.sampled_from(sorted(tables.field_hints(config.SelectConfig) | tables.field_hints(config.DistillConfig))), TOML
+    st.sampled_from(sorted(option.field_hints(config.SelectConfig) | option.field_hints(config.DistillConfig))), TOML
 )
 def test_a_preset_of_any_type_is_taken_or_refused(tmp_path, key, value):
     path = tmp_path / "p.toml"

@@ -2,23 +2,18 @@
 
 import dataclasses
 import tomllib
-import typing
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dfkd.config import DistillConfig, EvaluateConfig, ExportConfig, GenerateConfig, SelectConfig
+from dfkd.config.option import field_hints
+from dfkd.config.stages import DistillConfig, EvaluateConfig, ExportConfig, GenerateConfig, SelectConfig
 from dfkd.errors import RequestError, nearest
 from dfkd.names import convert
 from dfkd.portable import expand
 
 Config = TypeVar("Config")
-
-
-def field_hints(config: type) -> dict[str, Any]:
-    """The fields of a configuration class with their types."""
-    return {f.name: typing.get_type_hints(config)[f.name] for f in dataclasses.fields(config)}
 
 
 def from_mapping(config: type[Config], values: Mapping[str, Any], where: str) -> Config:
@@ -68,7 +63,7 @@ def load_preset(name: str, stage: str, config: type) -> dict[str, Any]:
     if name.endswith(".toml"):
         tables = load_toml(Path(name))
     else:
-        folder = resources.files("dfkd") / "presets"
+        folder = resources.files("dfkd.config") / "presets"
         known = {Path(entry.name).stem: entry for entry in folder.iterdir() if entry.name.endswith(".toml")}
         if name not in known:
             raise RequestError(f"--preset {name!r} is unknown{nearest(name, known)} (a file of your own ends in .toml)")

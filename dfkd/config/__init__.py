@@ -1,0 +1,30 @@
+"""What every stage can be asked: one frozen dataclass a stage, and TOML tables that become one.
+
+Nothing heavy is imported here: `--help` must be quick.
+"""
+
+from dfkd.config.stages import (
+    CompareConfig,
+    DemoConfig,
+    DistillConfig,
+    EvaluateConfig,
+    ExportConfig,
+    GenerateConfig,
+    InspectConfig,
+    ModelConfig,
+    RunConfig,
+    SelectConfig,
+)
+
+__all__ = [
+    "CompareConfig",
+    "DemoConfig",
+    "DistillConfig",
+    "EvaluateConfig",
+    "ExportConfig",
+    "GenerateConfig",
+    "InspectConfig",
+    "ModelConfig",
+    "RunConfig",
+    "SelectConfig",
+]

@@ -1,0 +1,397 @@
+"""The options of every stage."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dfkd.config.option import Checked, option
+
+Precision = Literal["auto", "bf16", "fp32"]
+
+_MODEL = "MODEL: NAME[:key=value,...][@WEIGHTS], a RUN folder or a .pt2 file."
+_OWN_TAPS = "Positions of the features, such as last=fc:input. Default: found by tracing the network."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Checked):
+    """What every stage that uses a model can be told."""
+
+    preset: str | None = option(
+        "NAME or FILE.toml of options. A flag overrides the preset, the preset overrides the default.",
+        "machine",
+        default=None,
+        role="none",
+        shown=False,
+        stored=False,
+    )
+    device: str = option(
+        "auto, cpu, cuda or cuda:N.", "machine", default="auto", role="none", machine=True, shown=False
+    )
+    precision: Precision = option(
+        "auto: bfloat16 autocast where the hardware supports it and a short probe finds it faster, else float32.",
+        "machine",
+        default="auto",
+        role="resolved",
+        machine=True,
+        shown=False,
+    )
+    seed: int = option(
+        "Random seed. The same seed gives the same result.", "machine", default=0, least=0, below=2**63, shown=False
+    )
+    normalize: str | None = option(
+        "Input normalization of the teacher: imagenet, cifar10, none or mean,mean,mean/std,std,std. Default: that of "
+        "the RUN, else imagenet.",
+        "models",
+        default=None,
+        role="resolved",
+    )
+    image_size: int | None = option(
+        "Side of the teacher's input in pixels. Default: the model's own, else the size of the images.",
+        "models",
+        default=None,
+        least=1,
+        role="resolved",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectConfig(ModelConfig):
+    """Select from an unlabeled pool what this teacher can teach from."""
+
+    teacher: str = option(_MODEL, "models", role="resolved", stored=False, reads="model")
+    pool: tuple[str, ...] = option(
+        "DATA: folders, .npz, .parquet, .arrow, .tar, hf:REPO, torchvision:NAME. Labels are never read.",
+        "data",
+        role="resolved",
+        stored=False,
+        reads="data",
+    )
+    out: str = option("Folder of the selection.", "output", role="none", shown=False, stored=False)
+    method: str = option(
+        "threshold, random, confidence, entropy, or your own function by its dotted name; NAME:key=value,...",
+        "selection",
+        default="threshold",
+    )
+    count: int | None = option(
+        "Number of images to select. Default: half of the pool, or all that the method admits if fewer.",
+        "selection",
+        default=None,
+        least=1,
+    )
+    gamma: float = option(
+        "Keep the most confident fraction GAMMA of the pool (0 to 1).", "selection", default=0.7, above=0, most=1
+    )
+    class_dropping: float = option(
+        "Stored mask: keep the classes whose probability is at least this value. 0 keeps all.",
+        "selection",
+        default=0.05,
+        least=0,
+        below=1,
+    )
+    balance: Literal["none", "class", "cluster"] | None = option(
+        "Select evenly over the predicted classes, or over clusters of the teacher's features. Default: class for the "
+        "threshold method, else none.",
+        "selection",
+        default=None,
+    )
+    deduplicate: float | None = option(
+        "Drop an image whose features have at least this cosine similarity (such as 0.99) to a better image. "
+        "Features of all admitted images are held in memory. Default: keep all.",
+        "selection",
+        default=None,
+        above=0,
+        most=1,
+    )
+    teacher_taps: tuple[str, ...] = option(_OWN_TAPS, "models", default=())
+    part: str | None = option(
+        "K/N: only score the K-th of N shares of the pool, into the shared cache DFKD_CACHE. The same command without "
+        "--part then selects.",
+        "machine",
+        default=None,
+        role="none",
+        stored=False,
+    )
+    filter: str = option(
+        "Linear filter applied to the images first. fitted: matches the pool to the teacher's BatchNorm statistics, "
+        "kept only if it raises the Inception Score. blur:sigma=0.5: Gaussian. none, or your own function by its "
+        "dotted name. auto: fitted for a teacher with BatchNorm, up to 64 pixels and from 512 images on.",
+        "selection",
+        default="auto",
+    )
+    max_unreadable: float = option(
+        "Stop if more than this share of the pool cannot be read.", "data", default=0.01, least=0, most=1
+    )
+    batch_size: int = option(
+        "Images per teacher forward pass. Another size computes the scores anew.", "machine", default=256, least=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig(ModelConfig):
+    """Make images from the teacher alone, where there is no pool."""
+
+    teacher: str = option(_MODEL, "models", role="resolved", stored=False, reads="model")
+    method: str = option(
+        "dafl, deepinversion, ... (docs/generators.md), or your own class by its dotted name; NAME:key=value,...",
+        "learning",
+        shared=False,
+    )
+    out: str = option("Folder of the images, a selection.", "output", role="none", shown=False, stored=False)
+    count: int | None = option(
+        "Number of images to make. Default: 10000, or the number that --fill lacks.", "data", default=None, least=1
+    )
+    steps: int | None = option(
+        "Steps of the method. Default: the method's own.", "training", default=None, least=1, shared=False
+    )
+    student: str | None = option(
+        "MODEL with weights, such as a RUN, for methods that search for what a student does not know.",
+        "models",
+        default=None,
+        role="resolved",
+        stored=False,
+        shared=False,
+        reads="model",
+    )
+    samples: tuple[str, ...] = option(
+        "Selection folders, for methods that also learn from real images.",
+        "data",
+        default=(),
+        role="resolved",
+        stored=False,
+        shared=False,
+        reads="selection",
+    )
+    teacher_taps: tuple[str, ...] = option(_OWN_TAPS, "models", default=())
+    fill: str | None = option(
+        "A selection: make only images of the classes that it lacks, until it is even.",
+        "data",
+        default=None,
+        role="resolved",
+        stored=False,
+        reads="selection",
+    )
+    class_dropping: float = option(
+        "Stored mask: keep the classes whose probability is at least this value. 0 keeps all.",
+        "learning",
+        default=0.05,
+        least=0,
+        below=1,
+    )
+    batch_size: int = option("Images per step of the method.", "training", default=128, least=1, shared=False)
+    checkpoint_every: int = option("Steps between checkpoints.", "output", default=500, least=1, role="none")
+    log_every: int = option("Steps between rows of metrics.jsonl.", "output", default=50, least=1, role="none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(ModelConfig):
+    """Train a student on selected images; the teacher answers for every view that the student sees."""
+
+    teacher: str = option(_MODEL, "models", role="resolved", reads="model")
+    student: str = option(
+        "MODEL. The class count and channels default to the teacher's.", "models", role="resolved", reads="model"
+    )
+    init: Literal["auto", "none", "teacher"] = option(
+        "teacher: copy the teacher's layers of the same names, take some of their channels where the student is "
+        "narrower, and refit them on --samples. none: random weights. auto: teacher if every layer of the student has "
+        "such a layer and the student has no weights, else none.",
+        "models",
+        default="auto",
+        off="none",
+        open=True,
+    )
+    samples: tuple[str, ...] = option(
+        "Selection folders. Several are mixed.", "data", default=(), role="resolved", reads="selection"
+    )
+    out: str = option("Folder of the run.", "output", role="none", shown=False)
+    source: str | None = option(
+        "Generator that learns along with the student: NAME[:key=value,...] (docs/generators.md), or your own class "
+        "by its dotted name. Mixed with --samples if both are given.",
+        "data",
+        default=None,
+        role="resolved",
+    )
+    weights: tuple[float, ...] = option(
+        "Shares of the batch, one for each of --samples and then --source. Default: --samples by size, --source half.",
+        "data",
+        default=(),
+        above=0,
+        role="resolved",
+    )
+    epochs: int | None = option(
+        "Passes over the samples, instead of --steps.", "training", default=None, least=1, role="resolved"
+    )
+    steps: int | None = option("Optimizer steps. Default: 4000.", "training", default=None, least=1)
+    test: str | None = option(
+        "Labeled DATA for the accuracy of the last step. Training never reads it.",
+        "data",
+        default=None,
+        role="none",
+        reads="data",
+    )
+    loss: tuple[str, ...] = option(
+        "Weighted sum of losses: NAME[:WEIGHT,key=value,...] (docs/losses.md), or your own class or function by its "
+        "dotted name. Default: kd ofd up to 64 pixels for networks with feature maps of several resolutions, else kd; "
+        "also kd with --source and with --teacher-views.",
+        "learning",
+        default=(),
+        role="resolved",
+        open=True,
+    )
+    class_dropping: float = option(
+        "Drop the teacher's classes below this probability in the training view. 0 drops none.",
+        "learning",
+        default=0.0,
+        least=0,
+        below=1,
+    )
+    batch_size: int = option("Images per step.", "training", default=128, least=1)
+    batches: str = option(
+        "Order of the images. shuffled; classes:each=8: batches even over the teacher's classes; "
+        "superclasses:count=16: over clusters of them; hardest:share=0.5: after a first pass, the images where student "
+        "and teacher differ most.",
+        "training",
+        default="shuffled",
+    )
+    optimizer: Literal["sgd", "adamw"] = option("sgd uses Nesterov momentum 0.9.", "training", default="sgd")
+    lr: float | None = option(
+        "Peak learning rate. Default: 0.002 for adamw; for sgd 0.4, 0.1 with the teacher's layers, or 0.02 without "
+        "BatchNorm.",
+        "training",
+        default=None,
+        least=0,
+    )
+    weight_decay: float = option(
+        "Weight decay. Biases and normalization layers have none.", "training", default=5e-4, least=0
+    )
+    schedule: Literal["onecycle", "cosine"] = option(
+        "onecycle warms up over 30 % of the steps, cosine over 5 %; both then decay to zero along a cosine.",
+        "training",
+        default="onecycle",
+        role="resolved",
+    )
+    warmup: float | None = option(
+        "Share of the steps for the warm-up. Default: that of the schedule.", "training", default=None, least=0, below=1
+    )
+    crop_padding: int | None = option(
+        "Random crop after padding by this number of pixels. 0: no crop. Default: an eighth of the image size.",
+        "augmentation",
+        default=None,
+        least=0,
+    )
+    crop_area: float = option(
+        "Random resized crop: smallest share of the image's area, such as 0.4. 1: no such crop. It blurs the images, "
+        "which lowers accuracy on a filtered pool.",
+        "augmentation",
+        default=1.0,
+        above=0,
+        most=1,
+        off=1.0,
+    )
+    flip: bool = option("Random horizontal flip.", "augmentation", default=True)
+    mixup: float = option("Parameter a of Mixup's Beta(a, a). 0: off.", "augmentation", default=0.0, least=0)
+    cutmix: float = option(
+        "Parameter a of CutMix's Beta(a, a). 0: off. With --mixup, each image takes one of the two.",
+        "augmentation",
+        default=0.0,
+        least=0,
+        off=0.0,
+    )
+    teacher_views: int = option(
+        "Train on this number of fixed views per image. The teacher answers them once, into the cache, where other "
+        "seeds and losses find the answers. 0: a new view in every step.",
+        "augmentation",
+        default=0,
+        least=0,
+        off=0,
+    )
+    ema: float = option(
+        "Decay of the moving average of the weights that becomes the student, such as 0.99. 0: off.",
+        "training",
+        default=0.0,
+        least=0,
+        below=1,
+        off=0.0,
+    )
+    reestimate: int = option(
+        "Batches on which the final student's BatchNorm statistics are computed anew. 0: off.",
+        "training",
+        default=0,
+        least=0,
+        off=0,
+    )
+    teacher_taps: tuple[str, ...] = option(_OWN_TAPS, "models", default=())
+    student_taps: tuple[str, ...] = option("The same for the student.", "models", default=())
+    checkpoint_every: int = option(
+        "Steps between checkpoints.", "output", default=500, least=1, role="none", shown=False
+    )
+    log_every: int = option(
+        "Steps between rows of metrics.jsonl.", "output", default=50, least=1, role="none", shown=False
+    )
+    name: str | None = option(
+        "Row of the run in `dfkd compare`. Runs of one name are its seeds. Default: made from method and losses.",
+        "output",
+        default=None,
+        role="none",
+        shown=False,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(ModelConfig):
+    """Measure a model on labeled data."""
+
+    model: str = option(_MODEL, "models", reads="model")
+    data: str = option("Labeled DATA.", "data", reads="data")
+    teacher: str | None = option("MODEL to measure the agreement with.", "models", default=None, reads="model")
+    json: str | None = option("FILE for the figures. They are printed in any case.", "output", default=None)
+    batch_size: int = option("Images per forward pass.", "machine", default=256, least=1)
+    precision: Precision = option("auto, bf16 or fp32.", "machine", default="fp32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig(Checked):
+    """Show what is in a selection: counts, scores, a gallery."""
+
+    folder: str = option("Folder of a selection; with --verify also of a run or a pipeline.", "data", positional=True)
+    out: str | None = option("FILE.html with the scores and a gallery.", "output", default=None)
+    verify: bool = option("Read every file instead, and compare it with its checksum.", "output", default=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(Checked):
+    """Put runs side by side: mean and standard deviation over seeds."""
+
+    runs: tuple[str, ...] = option("RUN folders.", "data", positional=True)
+    out: str = option("FILE.html. FILE.csv is written beside it.", "output")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(ModelConfig):
+    """Write a model as one file for another program."""
+
+    model: str = option(_MODEL, "models", reads="model")
+    format: Literal["onnx", "pt2", "safetensors"] | None = option(
+        "Default: the suffix of the file. onnx needs pip install 'dfkd[onnx]'.", "output", default=None
+    )
+    out: str = option("The file.", "output")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Checked):
+    """Run a whole pipeline: selections, distillations, seeds, comparison; what is done is not done again."""
+
+    file: str = option("FILE.toml.", "data", positional=True)
+    out: str | None = option("Folder of the pipeline, instead of `out` in the file.", "output", default=None)
+    only: tuple[str, ...] = option(
+        "Rows to run, with the selections that they need. Default: all. The report has every complete row.",
+        "data",
+        default=(),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig(Checked):
+    """The whole thing on images that come with scikit-learn, offline, in a few minutes."""
+
+    out: str = option("Folder of everything that the demo writes.", "output", default="demo")
+    seeds: int = option("Number of seeds per method.", "training", default=3, least=1)
+    steps: int = option("Optimizer steps per run.", "training", default=400, least=1)
