@@ -155,3 +155,18 @@ def test_tapped__tells_what_a_student_raises_in_training():
     for net, said in ((Fails(), r"KeyError: 'aux' \(test_networks.py"), (nn.BatchNorm2d(3), "larger --batch-size")):
         with pytest.raises(RequestError, match=f"fails in training mode on .*{said}"):
             Tapped(net.train(), {})(torch.rand(1, 3, 1, 1))
+
+
+GATE = """
+    def forward(self, x):
+        return self.fc(self.features(2 * x if x.mean() > 0 else x))
+"""
+
+
+def test_export__tells_what_cannot_be_traced(bench, capsys):
+    """Networks whose forward branches on values or loops over the batch."""
+    flags = ("--image-size", 8, "--out", bench.folder / "net.pt2")
+    assert bench.dfkd("export", "--model", bench.net(GATE), *flags) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) <= 3 and "'foreign.Net@w.pt' cannot be written as a program" in lines[-1]
+    assert "--format safetensors works" in lines[-1]
