@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from dfkd.console import say
 from dfkd.errors import RequestError
+from dfkd.files import user_path
 from dfkd.models import DEFAULT_IMAGE_SIZE
 from dfkd.models.find import Found, find_model
 from dfkd.models.logits import Member, find_member, members
 from dfkd.names import Named, raised
 from dfkd.portable import portable
 from dfkd.preprocess import Preprocess, parse_normalize
+from dfkd.runs import CONFIG, check_model
 
 DEFAULT_NORMALIZE = "imagenet"
 _PROBE_SIZES = (DEFAULT_IMAGE_SIZE, 64, 224)
@@ -86,6 +88,8 @@ def load_model(
     """
     if image_size is not None and image_size < 1:
         raise RequestError(f"--image-size {image_size} is not a number of pixels (1 or more)")
+    if (user_path(text) / CONFIG).is_file():
+        check_model(user_path(text))
     found = find_model(text, classes, channels)
     size = image_size or found.image_size
     takes, gives = _counts(found, size)
