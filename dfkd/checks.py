@@ -40,13 +40,30 @@ def entry(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": hash_file(path)}
 
 
+def check_fields(value: Any, fields: Mapping[str, tuple[type, ...]]) -> None:
+    """Compare the fields of nested tables, written `content.options`, with the types that each may have.
+
+    Raises: ValueError, naming the field, where one is missing (and NoneType is not among its types) or of another type.
+    """
+    for name, kinds in fields.items():
+        found: Any = value
+        for key in name.split("."):
+            found = found.get(key) if isinstance(found, Mapping) else None
+        if type(found) not in kinds:
+            raise ValueError(f"it lacks {name}" if found is None else f"of another type is {name}")
+
+
 def check_size(path: Path, written: Mapping[str, Any], mend: str = "") -> int:
     """The file's size in bytes. Raises: RequestError where the file is gone or has another size than was `written`.
 
     `mend` is the end of the message.
     """
+    fields: dict[str, tuple[type, ...]] = {"sha256": (str, type(None)), "bytes": (int, type(None))}
     try:
+        check_fields(written, fields)
         size = path.stat().st_size
+    except ValueError as error:
+        raise RequestError(f"{path} cannot be checked: what was written of it is damaged ({error}){mend}") from None
     except OSError as error:
         raise RequestError(f"{path} cannot be read: {error.strerror}{mend}") from None
     if size != written.get("bytes", size):
@@ -57,6 +74,6 @@ def check_size(path: Path, written: Mapping[str, Any], mend: str = "") -> int:
 def check_file(path: Path, written: Mapping[str, Any], mend: str = "") -> int:
     """Read a whole file again; its size. Raises: RequestError where it is not what was `written`."""
     size = check_size(path, written, mend)
-    if hash_file(path) != written["sha256"]:
+    if hash_file(path) != written.get("sha256"):
         raise RequestError(f"{path} is damaged: its SHA-256 is not that of what was written{mend}")
     return size

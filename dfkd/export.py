@@ -4,10 +4,12 @@ The file holds the network alone: it takes normalized float32 images [batch, cha
 logits. The normalization is printed, and stored in a safetensors file's metadata.
 """
 
+import contextlib
 import inspect
 import io
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,9 @@ def _onnx(model: Model) -> bytes:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise RequestError(f"--format onnx needs {error.name}: pip install '.[onnx]' in the checkout of dfkd") from None
-    program = torch.onnx.export(_program(model), input_names=["images"], output_names=["logits"], verbose=False)
+    traced = _program(model)
+    with _in_one_line(model):
+        program = torch.onnx.export(traced, input_names=["images"], output_names=["logits"], verbose=False)
     assert program is not None
     return program.model_proto.SerializeToString()
 
@@ -77,10 +81,30 @@ def _program(model: Model) -> torch.export.ExportedProgram:
     taken = next(iter(inspect.signature(model.module.forward).parameters.values()))
     if taken.kind is taken.VAR_POSITIONAL:  # what was read from a .pt2 file takes anything
         free = (free,)
-    program = torch.export.export(model.module.eval(), (example,), dynamic_shapes=(free,))
+    with _in_one_line(model):
+        program = torch.export.export(model.module.eval(), (example,), dynamic_shapes=(free,))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it names the files of this machine
     return program
+
+
+@contextlib.contextmanager
+def _in_one_line(model: Model) -> Iterator[None]:
+    """Raises: RequestError, instead of torch's pages, for a network that cannot be traced."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    except Exception as error:  # foreign code: whatever torch says of what it cannot trace
+        why = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise RequestError(
+            f"model {model.spec!r} cannot be written as a program ({why}): torch traces no branch on values, no loop "
+            "over the batch and no NumPy; --format safetensors works"
+        ) from error
+    finally:
+        logger.setLevel(level)
 
 
 def _input(model: Model) -> str:

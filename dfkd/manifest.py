@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dfkd.checks import entry, sealed, unsealed
+from dfkd.checks import check_fields, entry, sealed, unsealed
 from dfkd.data.filter import read_filter, read_scores
 from dfkd.errors import RequestError
 from dfkd.files import write_json
@@ -86,15 +86,12 @@ def _check_manifest(manifest: Mapping[str, Any]) -> None:
 
 def check_samples(manifest: Mapping[str, Any], folder: Path) -> None:
     """Refuse a selection whose manifest lacks what learning from it reads, naming the field."""
-    wanted: dict[str, type] = {"source": str, "teacher": str, "per_class": list, "content.teacher": dict}
-    wanted |= {"content.preprocess.normalize": str, "content.options.method": str}
-    for name, kind in wanted.items():
-        value: Any = manifest
-        for key in name.split("."):
-            value = value.get(key) if isinstance(value, Mapping) else None
-        if not isinstance(value, kind):
-            what = "it has no" if value is None else "of another type is"
-            raise RequestError(f"{folder / MANIFEST} cannot be read ({what} {name}){MEND}")
+    wanted: dict[str, tuple[type, ...]] = {"source": (str,), "teacher": (str,), "per_class": (list,)}
+    wanted |= {"content.teacher": (dict,), "content.preprocess.normalize": (str,), "content.options.method": (str,)}
+    try:
+        check_fields(manifest, wanted)
+    except ValueError as error:
+        raise RequestError(f"{folder / MANIFEST} cannot be read ({error}){MEND}") from None
 
 
 def _is_count(value: object, least: int = 0) -> bool:

@@ -13,7 +13,7 @@ import tomli_w
 import torch
 from torch import Tensor
 
-from dfkd.checks import check_file, entry, sealed, unsealed
+from dfkd.checks import check_fields, check_file, entry, sealed, unsealed
 from dfkd.config.tables import differences, load_toml
 from dfkd.errors import RequestError
 from dfkd.files import PARTIAL, current_folder, replace_folder, replacing, restore_folder, sync, write_json, write_text
@@ -28,6 +28,23 @@ CONFIG, METRICS, CHECKPOINT, WEIGHTS, RESULT = (
 )
 STATE, PROGRESS = "state.pt", "progress.json"
 """The files of a checkpoint."""
+_TEXT, _NUMBER, _TABLE, _NOTHING = (str,), (int, float), (dict,), (type(None),)
+RESULT_FIELDS: dict[str, tuple[type, ...]] = {
+    "name": _TEXT,
+    "seed": _NUMBER,
+    "source": _TEXT,
+    "student_parameters": _NUMBER,
+    "top1": (*_NUMBER, *_NOTHING),
+    **dict.fromkeys(("agreement", "teacher_top1", "test_images"), (*_NUMBER, *_NOTHING)),
+    **dict.fromkeys(("steps", "images_seen", "teacher_forwards", "seconds"), _NUMBER),
+}
+"""The fields that every result has, with their types; one without a test has None for its figures."""
+MODEL_FIELDS: dict[str, tuple[type, ...]] = {
+    "model.architecture": _TEXT,
+    "model.normalize": (*_TEXT, *_NOTHING),
+    "model.image_size": (int, *_NOTHING),
+}
+"""What makes a run a MODEL, of its config.toml."""
 MEND = "; distill again into another folder"
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, RuntimeError, pickle.UnpicklingError)
 
@@ -101,7 +118,12 @@ class Run(Progress):
         # before the question for the first file: another command may be writing it
         others = folder.is_dir() and any(not _is_leftover(file) for file in folder.iterdir())
         if (folder / CONFIG).exists():
-            different = differences(read_request(folder).get("content", {}), self.request["content"])
+            written = read_request(folder)
+            try:
+                check_fields(written, {"distill": _TABLE, "content": _TABLE})
+            except ValueError as error:
+                raise RequestError(f"{folder / CONFIG} is damaged ({error}){MEND}") from None
+            different = differences(written["content"], self.request["content"])
             if different:
                 raise RequestError(f"--out {self.asked} holds another run: {'; '.join(different)}; give another folder")
         elif others or (folder.exists() and not folder.is_dir()):
@@ -135,7 +157,11 @@ class Run(Progress):
         """The result of a finished run. Raises: RequestError where it cannot be read."""
         path = self.folder / RESULT
         try:
-            return read_result(self.folder) if path.exists() else None
+            if not path.exists():
+                return None
+            result = read_result(self.folder)
+            check_fields(result, RESULT_FIELDS)
+            return result
         except ValueError as error:
             raise RequestError(f"{path} is damaged ({error}); delete it, and the run ends anew") from None
 
@@ -161,7 +187,7 @@ def finished_weights(folder: Path) -> Path:
     path = folder / WEIGHTS
     if (folder / RESULT).exists():
         try:
-            written = read_result(folder).get("files", {}).get(WEIGHTS)
+            written = (read_result(folder).get("files") or {}).get(WEIGHTS)
         except OSError as error:
             raise RequestError(f"{folder / RESULT} cannot be read: {error.strerror or error}") from None
         except ValueError as error:
@@ -175,14 +201,28 @@ def read_request(folder: Path) -> dict[str, Any]:
     """The tables of a run's config.toml. Raises: RequestError where they cannot be read, or were changed."""
     path = folder / CONFIG
     try:
-        return unsealed(load_toml(path))
+        request = unsealed(load_toml(path))
+        check_fields(request, dict.fromkeys(("distill", "model", "content"), (*_TABLE, *_NOTHING)))
+        return request
     except ValueError as error:
         raise RequestError(f"{path} is damaged ({error}){MEND}") from None
 
 
 def read_result(folder: Path) -> dict[str, Any]:
     """A run's result.json. Raises: ValueError or OSError where it cannot be read, or was changed."""
-    return unsealed(json.loads((folder / RESULT).read_text(encoding="utf-8")))
+    result = unsealed(json.loads((folder / RESULT).read_text(encoding="utf-8")))
+    check_fields(result, {"files": (*_TABLE, *_NOTHING)})
+    return result
+
+
+def check_model(folder: Path) -> None:
+    """Raises: RequestError, naming the field, for a run whose table `model` has a field of another type or lacks it."""
+    path = folder / CONFIG
+    request = read_request(folder)
+    try:
+        check_fields(request, MODEL_FIELDS)
+    except ValueError as error:
+        raise RequestError(f"{str(path)!r} is not the configuration of a RUN: {error}") from None
 
 
 def _plain(value: Any) -> Any:

@@ -8,20 +8,25 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from dfkd.checks import check_file
+from dfkd.checks import check_fields, check_file
 from dfkd.config import DistillConfig
 from dfkd.config.option import named
 from dfkd.config.tables import differences
 from dfkd.errors import RequestError
-from dfkd.runs import CONFIG, MEND, METRICS, RESULT, read_request, read_result
+from dfkd.runs import CONFIG, MEND, METRICS, RESULT, RESULT_FIELDS, read_request, read_result
 
-NEEDED = (
-    *("name", "seed", "source", "student_parameters", "top1", "agreement", "teacher_top1", "test_images"),
-    *("steps", "images_seen", "teacher_forwards", "seconds"),
-)
+_NONE = type(None)
+NEEDED = tuple(RESULT_FIELDS)
 """Fields that a comparison reads; a result may have more."""
 LATER = ("generator_steps",)
 """Fields that came later: a comparison reads them where a result has them."""
+REQUEST_FIELDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("distill", "content"), (dict,)),
+    **dict.fromkeys((f"content.{t}" for t in ("teacher", "student", "options", "compute", "versions")), (dict, _NONE)),
+    "content.teacher.weights": (str, _NONE),
+    "content.selections": (list, _NONE),
+}
+"""Of a config.toml, what a comparison reads, with its types."""
 WORDS = ("name", "source")
 """The fields that are text; the others are numbers."""
 CURVED = ("loss", "agreement")
@@ -100,28 +105,18 @@ def read_run(folder: str) -> FinishedRun:
     request = read_request(path)
     try:
         result = read_result(path)
-        missing = [field for field in NEEDED if field not in result] + [
-            t for t in ("distill", "content") if t not in request
-        ]
-        if missing:
-            raise ValueError(f"it lacks {', '.join(missing)}")
-        wrong = [field for field in NEEDED if not _fits(field, result[field])]
-        if wrong or not all(isinstance(request[table], dict) for table in ("distill", "content")):
-            raise ValueError(f"of another type: {', '.join(wrong) or CONFIG}")
+        check_fields(result, RESULT_FIELDS | {"generator_steps": (int, float, type(None))})
     except OSError as error:
         raise RequestError(f"{path / RESULT} cannot be read: {error.strerror or error}") from None
     except (ValueError, TypeError, RecursionError) as error:
         raise RequestError(f"{path / RESULT} cannot be read ({error}){MEND}") from None
-    if METRICS in result.get("files", {}):
+    try:
+        check_fields(request, REQUEST_FIELDS)
+    except ValueError as error:
+        raise RequestError(f"{path / CONFIG} cannot be read ({error}){MEND}") from None
+    if METRICS in (result.get("files") or {}):
         check_file(path / METRICS, result["files"][METRICS], MEND)
     return FinishedRun(folder, request["distill"], request["content"], result, _read_metrics(path / METRICS))
-
-
-def _fits(field: str, value: object) -> bool:
-    if field in WORDS:
-        return isinstance(value, str)
-    may_lack = field in ("top1", "agreement", "teacher_top1", "test_images")
-    return type(value) in (int, float) or (may_lack and value is None)
 
 
 def curve(row: Row, field: str) -> list[tuple[float, float]]:

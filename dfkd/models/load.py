@@ -1,6 +1,8 @@
 """MODEL -> a network: `NAME[:key=value,...][@WEIGHTS]`, the folder of a RUN, or a `.pt2` file (torch.export)."""
 
 import hashlib
+import itertools
+import re
 from dataclasses import dataclass
 
 import torch
@@ -8,15 +10,19 @@ from torch import Tensor, nn
 
 from dfkd.console import say
 from dfkd.errors import RequestError
+from dfkd.files import user_path
 from dfkd.models import DEFAULT_IMAGE_SIZE
 from dfkd.models.find import Found, find_model
 from dfkd.models.logits import Member, find_member, members
-from dfkd.names import Named
+from dfkd.names import Named, raised
 from dfkd.portable import portable
 from dfkd.preprocess import Preprocess, parse_normalize
+from dfkd.runs import CONFIG, check_model
 
 DEFAULT_NORMALIZE = "imagenet"
 _PROBE_SIZES = (DEFAULT_IMAGE_SIZE, 64, 224)
+_ON_SIZES = re.compile(r"(?i)size(?!.*to have \d+ channels)|shape|height|width|resolution|dimension")
+_SETS_SIZE = "(--image-size sets the size)"
 _WEIGHT_OPTIONS = {"weights", "weights_backbone", "pretrained", "checkpoint_path"}  # they decide no shape
 
 
@@ -82,13 +88,14 @@ def load_model(
     """
     if image_size is not None and image_size < 1:
         raise RequestError(f"--image-size {image_size} is not a number of pixels (1 or more)")
+    if (user_path(text) / CONFIG).is_file():
+        check_model(user_path(text))
     found = find_model(text, classes, channels)
     size = image_size or found.image_size
-    takes = found.channels or _input_channels(found.module)
+    takes, gives = _counts(found, size)
     if channels not in (None, takes):
         fixed = "" if found.channel_key else "; its constructor has no in_channels to change that"
         raise RequestError(f"model {found.spec!r} takes {takes} input channels, the teacher {channels}{fixed}")
-    gives = _class_count(found, takes, size)
     if classes not in (None, gives):
         raise RequestError(f"model {found.spec!r} has {gives} classes, the teacher {classes}")
     normalize = normalize or found.normalize or DEFAULT_NORMALIZE
@@ -109,20 +116,24 @@ def load_model(
     )
 
 
-def _input_channels(module: nn.Module) -> int:
-    return next((layer.in_channels for layer in module.modules() if isinstance(layer, nn.Conv2d)), 3)
+def _channel_counts(found: Found) -> tuple[int, ...]:
+    """The input channels that a network may take: those it says, else its first convolution's, else color or gray."""
+    if found.channels:
+        return (found.channels,)
+    first = next((layer.in_channels for layer in found.module.modules() if isinstance(layer, nn.Conv2d)), 3)
+    return tuple(dict.fromkeys((first, 3, 1)))
 
 
 @torch.no_grad()
-def _class_count(found: Found, channels: int, image_size: int | None) -> int:
-    """The classes of the logits, from a forward pass of two black images."""
+def _counts(found: Found, image_size: int | None) -> tuple[int, int]:
+    """The channels of the input and the classes of the logits, from a forward pass of two black images."""
     module = found.module.eval()
-    refusal = ""
-    for size in (image_size,) if image_size else _PROBE_SIZES:
+    refusals: dict[int, str] = {}
+    for channels, size in itertools.product(_channel_counts(found), (image_size,) if image_size else _PROBE_SIZES):
         try:
             logits = module(torch.zeros(2, channels, size, size))
         except Exception as error:  # foreign code: anything can be raised for a size that it cannot take
-            refusal = f"an input of [batch, {channels}, {size}, {size}]: {str(error).partition(chr(10))[0]}"
+            refusals[channels] = f"an input of [batch, {channels}, {size}, {size}]: {_said(error)}"
             continue
         if not isinstance(logits, Tensor):
             logits = _take_member(found, logits)
@@ -131,8 +142,17 @@ def _class_count(found: Found, channels: int, image_size: int | None) -> int:
                 f"model {found.spec!r} returns {list(logits.shape)} for two images, not logits [batch, classes] "
                 "of two classes or more"
             )
-        return logits.shape[1]
-    raise RequestError(f"model {found.spec!r} cannot take {refusal} (--image-size sets the size)")
+        return channels, logits.shape[1]
+    said = sorted(refusals.values(), key=lambda refusal: _SETS_SIZE not in refusal)
+    raise RequestError(f"model {found.spec!r} cannot take {said[0]}")
+
+
+def _said(error: Exception) -> str:
+    """What a network raised: its words on a size with the option that sets it, else also the error's kind and place."""
+    said = str(error).partition("\n")[0]
+    if isinstance(error, (RuntimeError, ValueError, AssertionError)) and _ON_SIZES.search(said):
+        return f"{said} {_SETS_SIZE}"
+    return raised(error)
 
 
 def _take_member(found: Found, output: object) -> Tensor:

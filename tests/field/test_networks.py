@@ -155,3 +155,58 @@ def test_tapped__tells_what_a_student_raises_in_training():
     for net, said in ((Fails(), r"KeyError: 'aux' \(test_networks.py"), (nn.BatchNorm2d(3), "larger --batch-size")):
         with pytest.raises(RequestError, match=f"fails in training mode on .*{said}"):
             Tapped(net.train(), {})(torch.rand(1, 3, 1, 1))
+
+
+GATE = """
+    def forward(self, x):
+        return self.fc(self.features(2 * x if x.mean() > 0 else x))
+"""
+
+
+def test_export__tells_what_cannot_be_traced(bench, capsys):
+    """Networks whose forward branches on values or loops over the batch."""
+    flags = ("--image-size", 8, "--out", bench.folder / "net.pt2")
+    assert bench.dfkd("export", "--model", bench.net(GATE), *flags) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) <= 3 and "'foreign.Net@w.pt' cannot be written as a program" in lines[-1]
+    assert "--format safetensors works" in lines[-1]
+
+
+@pytest.mark.parametrize("fault", ["x = self.featurs(x)", "raise RuntimeError('Found no NVIDIA driver')", "x = size"])
+def test_load_model__speaks_of_the_size_only_where_it_is_the_trouble(bench, capsys, fault):
+    """Networks whose forward fails whatever the size: a typo in the code, a device that is not there."""
+    model = bench.net("")
+    code = PLAIN.replace("def forward(self, x):", f"def forward(self, x):\n        {fault}")
+    (bench.folder / "foreign.py").write_text(code)
+    sys.modules.pop("foreign")
+    assert bench.dfkd("evaluate", "--model", model, "--data", bench.folder / "data.npz", "--image-size", 8) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "--image-size" not in line and "Error: " in line and "(foreign.py, line" in line
+
+
+def test_load_model__hints_at_the_size_of_a_network_that_takes_another(bench, capsys):
+    """Networks that take images of one size alone, asked for another one."""
+    model = bench.net("")
+    assert bench.dfkd("evaluate", "--model", model, "--data", bench.folder / "data.npz", "--image-size", 20) == 2
+    assert "(--image-size sets the size)" in capsys.readouterr().err.splitlines()[-1]
+
+
+GRAY = """
+    def __init__(self):
+        super().__init__()
+        self.body, self.fc = nn.Identity(), nn.Linear(64, 5)
+"""
+HEAD_FIRST = """
+    def __init__(self):
+        super().__init__()
+        self.fc, self.last, self.body = nn.Linear(16, 5), nn.Conv2d(8, 16, 1), nn.Conv2d(3, 8, 3)
+
+    def features(self, x):
+        return self.last(self.body(x)).mean((2, 3))
+"""
+
+
+@pytest.mark.parametrize(("code", "channels"), [(GRAY, 1), (HEAD_FIRST, 3)])
+def test_load_model__finds_the_channels_by_trying(bench, code, channels):
+    """Networks without a convolution, or whose first one in the code is not the first that runs."""
+    assert bench.accuracy(bench.net(code, channels=channels)) == 1.0

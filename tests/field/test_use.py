@@ -1,15 +1,20 @@
 """Commands as users give them: values that look like options, outputs over inputs, damaged tables, many classes."""
 
 import json
+import shutil
+import tomllib
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tomli_w
 import torch
 from safetensors.torch import save_file
 
 from dfkd import cli, config
 from dfkd.arguments import parse_arguments
+from dfkd.checks import unsealed
 from dfkd.errors import RequestError
 from dfkd.manifest import check_samples
 from dfkd.models.cifar_resnet import cifar_resnet
@@ -97,3 +102,51 @@ def test_check_samples__names_the_field(edit, said):
     check_samples(good, Path("s"))
     with pytest.raises(RequestError, match=rf"s/manifest.json cannot be read \(.* {said}\)"):
         check_samples(good | edit, Path("s"))
+
+
+def drop(table, name):
+    """Take a field out of nested tables."""
+    *path, last = name.split(".")
+    for key in path:
+        table = table[key]
+    del table[last]
+
+
+EDITS = {
+    "result.json": ["files", "name", "steps", "seed"],
+    "config.toml": ["model", "model.architecture", "content", "content.options", "content.teacher", "distill"],
+}
+
+
+@pytest.fixture(scope="module")
+def run(place):
+    """A run of two steps, and the arguments that made it."""
+    given = ("--image-size", 32, "--normalize", "none")
+    teacher = f"{NET}@{place / 't.safetensors'}"
+    pool = ("--pool", place / "data.npz", "--count", 8)
+    assert dfkd("select", "--teacher", teacher, *pool, "--out", place / "s", *given) == 0
+    made = ("--teacher", teacher, "--student", NET, "--samples", place / "s", "--steps", 2, "--batch-size", 4)
+    made += ("--loss", "kd", "--init", "none", "--out", place / "r")
+    assert dfkd("distill", *made) == 0
+    return made
+
+
+@pytest.mark.parametrize(("file", "field"), [(file, field) for file, fields in EDITS.items() for field in fields])
+@pytest.mark.parametrize("how", ["missing", "of another type"])
+def test_runs__name_a_damaged_field(place, run, tmp_path, capsys, file, field, how):
+    """Runs whose tables another tool has written: no checksum, and a field missing or of another type."""
+    shutil.copytree(place / "r", folder := tmp_path / "r")
+    reads, writes = (json.loads, json.dumps) if file.endswith("json") else (tomllib.loads, tomli_w.dumps)
+    table = unsealed(reads((folder / file).read_text()))
+    drop(table, field)
+    if how == "of another type":
+        *path, last = field.split(".")
+        reduce(lambda t, key: t[key], path, table)[last] = [1]
+    (folder / file).write_text(writes(table))
+    for command in (
+        ("evaluate", "--model", folder, "--data", place / "data.npz"),
+        ("compare", folder, "--out", tmp_path / "x.html"),
+        ("distill", *run[:-1], folder),
+    ):
+        status, said = dfkd(*command), capsys.readouterr().err
+        assert status in (0, 2) and (status == 0 or field.split(".")[-1] in said.splitlines()[-1])
