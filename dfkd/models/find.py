@@ -53,7 +53,7 @@ def find_model(text: str, classes: int | None, channels: int | None) -> Found:
         return _from_export(path)
     if path.suffix == ".onnx":
         raise RequestError(f"{text!r}: ONNX is written and not read; name the RUN, or export it as .pt2 too")
-    if "@" not in text and path.suffix in WEIGHT_SUFFIXES:
+    if "@" not in text and (path.suffix in WEIGHT_SUFFIXES or ("/" in text and path.is_file())):
         raise RequestError(f"{text!r} names weights without their architecture: NAME[:key=value,...]@{text}")
     if "/" in text.partition("@")[0].partition(":")[0]:
         raise RequestError(f"{text!r} is not a finished RUN (no {CONFIG} there), nor a .pt2 file, nor a model's name")
@@ -63,6 +63,8 @@ def find_model(text: str, classes: int | None, channels: int | None) -> Found:
 def check_name(text: str) -> None:
     """Raises: RequestError for a MODEL that is not there and is no known NAME. Folders and files may be yet to come."""
     name = text.partition("@")[0]
+    if Path(name).suffix in WEIGHT_SUFFIXES:  # weights without their architecture, which must not be imported
+        return
     if "/" not in name.partition(":")[0] and not user_path(text).exists():
         find(parse(name).name, _MODULES, "model")
 
@@ -124,7 +126,7 @@ def _from_name(text: str, classes: int | None, channels: int | None) -> Found:
     module = _construct(target, used)
     if weights:
         path = user_path(weights)
-        state = read_state_dict(path)
+        state = read_state_dict(path, module)
         seen = _counts_in(fit_prefix(state, module), module, class_key, channel_key)
         if seen.keys() - named.options.keys():
             used = replace(named, options={**used.options, **seen, **named.options})

@@ -1,17 +1,25 @@
-"""Weights from a file: safetensors, or a pickle of tensors that runs no code."""
+"""Weights from a file: safetensors, or a pickle of tensors that runs no code. Its bytes decide which, not its name."""
 
+import argparse
+import pathlib
 import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dfkd.console import say
 from dfkd.errors import RequestError, nearest
+from dfkd.models.checkpoint import choose, is_state_dict, usual
 
-WEIGHT_SUFFIXES = (".pt", ".pth", ".th", ".safetensors")
-_INSIDE = ("state_dict", "model", "net")  # where training scripts put the state dict in a checkpoint
+WEIGHT_SUFFIXES = (".pt", ".pth", ".th", ".safetensors", ".ckpt", ".bin", ".tar")
+"""Names that weights usually have; a file of another name is read too."""
+_COUNTER = "num_batches_tracked"
+_NUMBERS = ("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64", "Float16", "Float32", "Float64")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # what DataParallel, torch.compile and wrappers put before it
 
 
@@ -25,27 +33,55 @@ def require_file(path: Path, suffixes: Sequence[str]) -> None:
         raise RequestError(f"there is no file {str(path)!r}{where}{nearest(path.name, siblings)}")
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.pt`, `.pth`, `.th` or `.safetensors` file on the cpu, bare or inside state_dict/model/net.
+def read_state_dict(path: Path, module: nn.Module | None = None) -> dict[str, Tensor]:
+    """The tensors of a weights file on the cpu: bare, or the dictionary in it that fits `module` best.
 
+    `FILE#KEY` names the dictionary. What is taken from an unusual place, and what else would fit, is said in a note.
     Raises: RequestError for a file that is missing, unreadable, of another kind, or holds pickled Python objects.
     """
-    if path.suffix not in WEIGHT_SUFFIXES:
+    path, key = _with_key(path)
+    if path.suffix not in WEIGHT_SUFFIXES and (path.suffix == ".onnx" or not path.is_file()):
         raise RequestError(f"weights {str(path)!r} are not one of {', '.join(WEIGHT_SUFFIXES)}")
     require_file(path, WEIGHT_SUFFIXES)
     content = _read(path)
-    while isinstance(content, Mapping) and (inner := [k for k in _INSIDE if isinstance(content.get(k), Mapping)]):
-        content = content[inner[0]]
-    if not isinstance(content, Mapping):
-        raise RequestError(f"weights {str(path)!r} hold a {type(content).__name__}, not a state dict")
-    foreign = [str(key) for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
-    if foreign or not content:
+    fits = None if module is None else lambda state: _share(state, module)
+    choice = choose(content, fits, key)
+    if key and choice.state is None:
+        known = nearest(key, choice.others)
+        raise RequestError(f"weights {str(path)!r} hold no dictionary of tensors {key!r}{known}")
+    found = usual(content) if choice.state is None else choice.state
+    if not isinstance(found, Mapping):
+        raise RequestError(f"weights {str(path)!r} hold a {type(found).__name__}, not a state dict")
+    if not is_state_dict(found):
+        foreign = [str(name) for name, value in found.items() if not (isinstance(name, str) and _is_tensor(value))]
         what = f"other things than tensors ({_few(foreign)})" if foreign else "no tensors"
         raise RequestError(f"weights {str(path)!r} hold {what}; save model.state_dict() alone, or under 'state_dict'")
-    swollen = [key for key, value in content.items() if value.numel() > 1 and not _is_stored(value)]
+    swollen = [name for name, value in found.items() if value.numel() > 1 and not _is_stored(value)]
     if swollen:
         raise RequestError(f"weights {str(path)!r} claim more numbers than they hold ({_few(swollen)}); save them anew")
-    return dict(content)
+    if choice.unusual:
+        say(
+            f"note: weights {path.name!r}: the {len(found):,} tensors of {choice.name!r} are taken, which fit the model"
+        )
+    if choice.others:
+        other = choice.others[0]
+        say(
+            f"note: weights {path.name!r} also hold {_few(choice.others)} (averaged weights, if EMA); "
+            f"{path.name}#{other} takes {'these' if len(choice.others) == 1 else other}"
+        )
+    return dict(found)
+
+
+def _with_key(path: Path) -> tuple[Path, str]:
+    """The file and the dictionary that `FILE#KEY` names; a file whose own name has a # is taken as it is."""
+    name, separator, key = path.name.rpartition("#")
+    return (path, "") if not separator or path.exists() else (path.with_name(name), key)
+
+
+def _share(state: Mapping[str, Tensor], module: nn.Module) -> float:
+    """The share of the module's own keys that a state dict has; BatchNorm's counters do not count."""
+    own = {name for name in module.state_dict() if not name.endswith(_COUNTER)}
+    return len(own & fit_prefix(state, module).keys()) / max(len(own), 1)
 
 
 def state_to_write(module: nn.Module) -> dict[str, Tensor]:
@@ -58,19 +94,28 @@ def load_weights(module: nn.Module, path: Path) -> None:
 
     Raises: RequestError as `read_state_dict` does, and where keys or shapes do not fit.
     """
-    load_state(module, read_state_dict(path), path)
+    load_state(module, read_state_dict(path, module), path)
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
-    """Put the tensors read from `source` into `module`.
+    """Put the tensors read from `source` into `module`. Keys that it does not have are left out with a note.
 
     Raises: RequestError naming the missing, the unexpected and the mis-shaped keys.
     """
     state = fit_prefix(state, module)
+    own = module.state_dict()
     try:
         module.load_state_dict(state)  # strict, and a module's own renaming of old keys takes part
     except RuntimeError as error:
-        why = _mismatch(module.state_dict(), state) or str(error).partition("\n")[0]
+        missing, unexpected, shapes = _differences(own, state)
+        if unexpected and not missing and not shapes:
+            module.load_state_dict({name: value for name, value in state.items() if name in own})
+            say(
+                f"note: weights {source.name!r}: {len(unexpected):,} of {len(state):,} tensors are left out, which the "
+                f"model does not have ({_few(unexpected)}); check its name and options if these are layers"
+            )
+            return
+        why = _mismatch(own, state) or str(error).partition("\n")[0]
         raise RequestError(f"weights {str(source)!r} do not fit the model: {why}; check its name and options") from None
 
 
@@ -84,14 +129,21 @@ def fit_prefix(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tens
 
 
 def _read(path: Path) -> object:
+    """What a file holds; nothing in it is executed."""
     try:
-        if path.suffix == ".safetensors":
+        with path.open("rb") as file:
+            head, size = file.read(512), path.stat().st_size
+        if other := _other_kind(head):
+            raise RequestError(f"weights {str(path)!r} cannot be read: {other}")
+        if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
             from safetensors.torch import load_file
 
             return load_file(path)
-        with warnings.catch_warnings():  # of pickle protocols, before it refuses them
-            warnings.simplefilter("ignore")
-            return torch.load(path, weights_only=True, map_location="cpu")
+        with path.open("rb") as file, warnings.catch_warnings(), torch.serialization.safe_globals(_plain_types()):
+            warnings.simplefilter("ignore")  # of pickle protocols, before it refuses them
+            return torch.load(file, weights_only=True, map_location="cpu")
+    except RequestError:
+        raise
     except Exception as error:  # a damaged file can raise anything at all from the readers
         # torch's own text begins with the advice to load the file without this protection
         said = str(error).partition("Weights only load failed")
@@ -117,16 +169,47 @@ def _is_stored(value: Tensor) -> bool:
     return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
-def _mismatch(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, Tensor)
+
+
+def _other_kind(head: bytes) -> str | None:
+    """What a file is that often lies in the place of weights, from its first bytes."""
+    if not head:
+        return "the file is empty; fetch it again"
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a git-lfs pointer; run git lfs pull in its repository"
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "it is a web page; download the file itself"
+    return None
+
+
+def _plain_types() -> list[Any]:
+    """Types that training scripts store beside weights and that run nothing: settings, numbers and paths.
+
+    Arrays of Python objects are not among them.
+    """
+    numbers = [getattr(np.dtypes, f"{name}DType") for name in ("Bool", *_NUMBERS)]
+    rebuild = type(np.float64(0)).__reduce__(np.float64(0))[0]  # a function without a public name
+    scalar = [(rebuild, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    return [argparse.Namespace, pathlib.PosixPath, np.dtype, *numbers, *scalar]
+
+
+def _differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
+    """The missing, the unexpected and the mis-shaped keys, these with their shapes."""
     # BatchNorm's counter came later than many checkpoints; torch fills it in
-    missing = [key for key in own if key not in given and not key.endswith("num_batches_tracked")]
+    missing = [key for key in own if key not in given and not key.endswith(_COUNTER)]
     unexpected = [key for key in given if key not in own]
     shapes = [
         f"{key} {list(given[key].shape)} for {list(own[key].shape)}"
         for key in own
         if key in given and own[key].shape != given[key].shape
     ]
-    kinds = (("missing", missing), ("unexpected", unexpected), ("mis-shaped", shapes))
+    return missing, unexpected, shapes
+
+
+def _mismatch(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    kinds = zip(("missing", "unexpected", "mis-shaped"), _differences(own, given), strict=True)
     return "; ".join(f"{len(keys)} {kind} ({_few(keys)})" for kind, keys in kinds if keys)
 
 

@@ -1,0 +1,72 @@
+"""A checkpoint -> the dictionary of tensors in it that is the network's weights."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+from torch import Tensor
+
+_USUAL = ("state_dict", "model", "net")
+"""Keys that are looked into first, in this order."""
+_DEEPEST = 3
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A dictionary of a checkpoint by its name, such as `ema/module`; no state where there is none."""
+
+    state: State | None
+    name: str = ""
+    unusual: bool = False
+    """Whether it is not where most training scripts put weights."""
+    others: Sequence[str] = ()
+    """Names of other dictionaries that fit as well."""
+
+
+def choose(content: object, fits: Callable[[State], float] | None, key: str = "") -> Choice:
+    """The dictionary called `key`; else the usual one; else the one that fits the network best.
+
+    `fits` gives the share of the network's keys that a dictionary has, from 0 to 1. The usual one gives way only to one
+    that fits in whole where it does not.
+    """
+    found = dict(_dictionaries(content))
+    if key:
+        return Choice(found.get(key), key, others=() if key in found else list(found))
+    first = next((name for name, state in found.items() if state is usual(content)), None)
+    if fits is None or not found:
+        return Choice(None if first is None else found[first], first or "")
+    shares = {name: fits(state) for name, state in found.items()}
+    best = max(found, key=lambda name: (shares[name], name == first))
+    taken = best if first is None or (shares[best] == 1 > shares[first]) else first
+    if shares[taken] == 0:  # an optimizer's, or another network's: the usual place is what the message is of
+        return Choice(None if first is None else found[first], first or "")
+    others = [name for name in found if name != taken and shares[name] == 1 == shares[taken]]
+    return Choice(found[taken], taken, taken != first, others)
+
+
+def usual(content: object) -> object:
+    """What lies behind the keys that most training scripts use."""
+    while isinstance(content, Mapping) and (inner := [k for k in _USUAL if isinstance(content.get(k), Mapping)]):
+        content = content[inner[0]]
+    return content
+
+
+def is_state_dict(value: object) -> TypeGuard[State]:
+    """Whether it is a dictionary of tensors with at least one."""
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+    )
+
+
+def _dictionaries(content: object, name: str = "", depth: int = 0) -> Iterator[tuple[str, State]]:
+    """Every dictionary of tensors in a checkpoint, by the keys that lead to it."""
+    if is_state_dict(content):
+        yield name, content
+    elif isinstance(content, Mapping) and depth < _DEEPEST:
+        inside: Mapping[Any, Any] = content
+        for key, value in inside.items():
+            if isinstance(key, str):
+                yield from _dictionaries(value, f"{name}/{key}" if name else key, depth + 1)
