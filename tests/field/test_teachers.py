@@ -89,3 +89,26 @@ def test_program__refuses_a_network_exported_in_training_mode(data, capsys, laye
         torch.export.save(torch.export.export(net, (torch.zeros(2, 3, 8, 8),), dynamic_shapes=FREE), "net.pt2")
         assert evaluate("net.pt2") == status
         assert ("call .eval() before exporting" in capsys.readouterr().err) == (status == 2)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "timm.create_model:model_name=test_resnet,num_classes=4",
+        "timm.create_model:model_name=test_resnet,num_classes=4,pretrained=false",
+        "torchvision.models.squeezenet1_1:num_classes=4",
+        "squeezenet1_1:num_classes=4,weights=none",
+    ],
+)
+def test_weights__a_constructor_that_was_asked_for_none_is_refused(data, capsys, model):
+    """Teachers of torchvision and timm without weights, under any of their names."""
+    if model.startswith("timm"):
+        pytest.importorskip("timm")
+    assert evaluate(model, size=32) == 2
+    assert "has no weights and would answer at random" in capsys.readouterr().err
+
+
+def test_weights__a_class_of_ones_own_that_names_none_is_noted(data, capsys):
+    """Teachers of one's own code, which may load weights or not."""
+    assert evaluate("field_nets.Net") == 0
+    assert "names no weights" in capsys.readouterr().err
