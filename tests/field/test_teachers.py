@@ -6,6 +6,7 @@ import torch
 
 from dfkd import cli
 from dfkd.models.health import check_health
+from dfkd.preprocess import parse_normalize
 
 CODE = """
 import torch.nn.functional as F
@@ -112,3 +113,23 @@ def test_weights__a_class_of_ones_own_that_names_none_is_noted(data, capsys):
     """Teachers of one's own code, which may load weights or not."""
     assert evaluate("field_nets.Net") == 0
     assert "names no weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("bytes_", "units"),
+    [
+        ("123.675,116.28,103.53/58.395,57.12,57.375", "imagenet"),
+        ("127.5/127.5", "0.5/0.5"),
+        ("0/255", "none"),
+        ("102,102,102/1,1,1", "0.4,0.4,0.4/0.00392156862745098"),
+    ],
+)
+def test_normalize__takes_values_for_pixels_up_to_255(data, capsys, bytes_, units):
+    """Means and deviations in units of 0 to 255, as many tools print them."""
+    assert evaluate("field_nets.Net@net.pt", "--normalize", bytes_) == 0
+    assert "is for pixels in [0, 255]" in capsys.readouterr().err
+    for found, right in zip(parse_normalize(bytes_, 3), parse_normalize(units, 3), strict=True):
+        assert found == pytest.approx(right)
+    capsys.readouterr()
+    parse_normalize("0.9/2", 3)
+    assert not capsys.readouterr().err
