@@ -6,6 +6,7 @@ import torch
 
 from dfkd import cli
 from dfkd.models.health import check_health
+from dfkd.models.lenet import lenet5, lenet5_half
 from dfkd.preprocess import parse_normalize
 
 CODE = """
@@ -133,3 +134,19 @@ def test_normalize__takes_values_for_pixels_up_to_255(data, capsys, bytes_, unit
     capsys.readouterr()
     parse_normalize("0.9/2", 3)
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("build", [lenet5, lenet5_half])
+def test_lenet__takes_28_pixels_as_published(data, build):
+    """LeNets for 28 pixels, with a padding of 2 in the first convolution, and for 32 without."""
+    net, images = build().eval(), torch.rand(2, 1, 28, 28)
+    published = build().eval()
+    published.load_state_dict(net.state_dict())
+    published.features[0].padding = (2, 2)
+    first = published.features(images).flatten(1)
+    assert torch.allclose(net(images), published.classifier(first), atol=1e-6)
+    larger = torch.rand(2, 1, 32, 32)
+    assert torch.equal(net(larger), net.classifier(net.features(larger).flatten(1)))
+    torch.save(build(num_classes=4, in_channels=3).state_dict(), "lenet.pt")
+    for size in (28, 32):
+        assert evaluate(f"{build.__name__}@lenet.pt", size=size) == 0
