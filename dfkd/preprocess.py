@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from dfkd.console import say
 from dfkd.errors import RequestError, nearest
 
 NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -43,6 +44,7 @@ def parse_normalize(text: str, channels: int) -> tuple[tuple[float, ...], tuple[
     """Mean and deviation for `channels` channels from `imagenet`, `cifar10`, `none` or `m,m,m/s,s,s`.
 
     One given value serves every channel; a gray teacher gets the average of the three colours' values.
+    Means above 1, or deviations above 10, are for pixels in [0, 255]: all are divided by 255, with a note.
     Raises: RequestError for an unknown name, a wrong number of values, or a deviation that is not positive.
     """
     if text in NORMALIZATIONS:
@@ -63,4 +65,7 @@ def parse_normalize(text: str, channels: int) -> tuple[tuple[float, ...], tuple[
         mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
     if len(mean) not in (1, channels) or len(std) not in (1, channels):
         raise RequestError(f"--normalize {text!r} has {len(mean)}/{len(std)} values; the model has {channels} channels")
+    if max(mean) > 1 or min(std) > 10:
+        mean, std = (tuple(value / 255 for value in values) for values in (mean, std))
+        say(f"note: --normalize {text} is for pixels in [0, 255]; its values are divided by 255")
     return mean * (channels // len(mean)), std * (channels // len(std))

@@ -22,6 +22,7 @@ from dfkd.portable import expand
 from dfkd.runs import CONFIG, WEIGHTS, finished_weights
 
 _MODULES = ("dfkd.models", "torchvision.models")
+_KNOWN_PACKAGES = ("dfkd", "torchvision", "timm")  # their constructors bring weights only where they are asked to
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Found:
     normalize: str | None = None
     code: str | None = None
     has_weights: bool | None = True
+    may_bring_weights: bool = False
+    """Whether the constructor is code that may load weights unasked."""
 
 
 def find_model(text: str, classes: int | None, channels: int | None) -> Found:
@@ -144,6 +147,7 @@ def _from_name(text: str, classes: int | None, channels: int | None) -> Found:
         size,
         code=code_of(target),
         has_weights=True if weights else None if "." in named.name else False,
+        may_bring_weights=target.__module__.partition(".")[0] not in _KNOWN_PACKAGES,
     )
 
 

@@ -1,10 +1,12 @@
 """LeNet-5 and the half LeNet-5 of data-free distillation (DAFL, Chen et al. 2019, arXiv 1904.01186).
 
-LeCun's layers with ReLU and max-pooling, for images of 32 pixels (handwritten digits are resized).
+LeCun's layers with ReLU and max-pooling, for images of 32 pixels. Those of 28 (handwritten digits) get two zeros on
+each side: the padding of 2 in the first convolution with which they are published.
 """
 
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from dfkd.models.initialization import initialize
 
@@ -29,6 +31,8 @@ class LeNet5(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """The logits."""
+        if x.shape[-1] == 28:
+            x = pad(x, (2, 2, 2, 2))
         return self.classifier(self.features(x).flatten(1))
 
 

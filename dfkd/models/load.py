@@ -45,7 +45,9 @@ class Model:
     code: str | None = None
     """A hash of the file that an architecture of one's own, or a .pt2 program, is written in."""
     has_weights: bool | None = True
-    """False where the constructor's random weights are all there is; None where a class of one's own may bring some."""
+    """False where a bare name has no weights; None where a dotted name, or an option like weights=none, gives none."""
+    may_bring_weights: bool = False
+    """Whether the constructor is code that may load weights unasked."""
 
     def fingerprint(self) -> dict[str, str]:
         """What decides the outputs: the architecture, and a SHA-256 of the state's names, types, shapes and bytes."""
@@ -66,7 +68,9 @@ def load_trained(
 ) -> Model:
     """`load_model` for a model that is to be asked, under its option. Raises: RequestError also without weights."""
     model = load_model(text, normalize=normalize, image_size=image_size, **known)
-    if model.has_weights is False:
+    if not model.has_weights and model.may_bring_weights:
+        say(f"note: {option} {model.spec} names no weights: unless its own code loads some, it answers at random")
+    elif not model.has_weights:
         raise RequestError(f"{option} {text!r} has no weights and would answer at random; write {text}@WEIGHTS")
     return model
 
@@ -112,8 +116,17 @@ def load_model(
         classes=gives,
         channels=takes,
         code=found.code,
-        has_weights=found.has_weights if _WEIGHT_OPTIONS.isdisjoint(found.named.options) else True,
+        has_weights=_has_weights(found),
+        may_bring_weights=found.may_bring_weights,
     )
+
+
+def _has_weights(found: Found) -> bool | None:
+    """As `Model.has_weights`: those of the MODEL's file, or those that an option of the constructor asks for."""
+    asked = [found.named.options[key] for key in found.named.options.keys() & _WEIGHT_OPTIONS]
+    if found.has_weights or any(asked):
+        return True
+    return None if asked else found.has_weights
 
 
 def _channel_counts(found: Found) -> tuple[int, ...]:

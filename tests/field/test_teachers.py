@@ -6,6 +6,8 @@ import torch
 
 from dfkd import cli
 from dfkd.models.health import check_health
+from dfkd.models.lenet import lenet5, lenet5_half
+from dfkd.preprocess import parse_normalize
 
 CODE = """
 import torch.nn.functional as F
@@ -89,3 +91,62 @@ def test_program__refuses_a_network_exported_in_training_mode(data, capsys, laye
         torch.export.save(torch.export.export(net, (torch.zeros(2, 3, 8, 8),), dynamic_shapes=FREE), "net.pt2")
         assert evaluate("net.pt2") == status
         assert ("call .eval() before exporting" in capsys.readouterr().err) == (status == 2)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "timm.create_model:model_name=test_resnet,num_classes=4",
+        "timm.create_model:model_name=test_resnet,num_classes=4,pretrained=false",
+        "torchvision.models.squeezenet1_1:num_classes=4",
+        "squeezenet1_1:num_classes=4,weights=none",
+    ],
+)
+def test_weights__a_constructor_that_was_asked_for_none_is_refused(data, capsys, model):
+    """Teachers of torchvision and timm without weights, under any of their names."""
+    if model.startswith("timm"):
+        pytest.importorskip("timm")
+    assert evaluate(model, size=32) == 2
+    assert "has no weights and would answer at random" in capsys.readouterr().err
+
+
+def test_weights__a_class_of_ones_own_that_names_none_is_noted(data, capsys):
+    """Teachers of one's own code, which may load weights or not."""
+    assert evaluate("field_nets.Net") == 0
+    assert "names no weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("bytes_", "units"),
+    [
+        ("123.675,116.28,103.53/58.395,57.12,57.375", "imagenet"),
+        ("127.5/127.5", "0.5/0.5"),
+        ("0/255", "none"),
+        ("102,102,102/1,1,1", "0.4,0.4,0.4/0.00392156862745098"),
+    ],
+)
+def test_normalize__takes_values_for_pixels_up_to_255(data, capsys, bytes_, units):
+    """Means and deviations in units of 0 to 255, as many tools print them."""
+    assert evaluate("field_nets.Net@net.pt", "--normalize", bytes_) == 0
+    assert "is for pixels in [0, 255]" in capsys.readouterr().err
+    for found, right in zip(parse_normalize(bytes_, 3), parse_normalize(units, 3), strict=True):
+        assert found == pytest.approx(right)
+    capsys.readouterr()
+    parse_normalize("0.9/2", 3)
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("build", [lenet5, lenet5_half])
+def test_lenet__takes_28_pixels_as_published(data, build):
+    """LeNets for 28 pixels, with a padding of 2 in the first convolution, and for 32 without."""
+    net, images = build().eval(), torch.rand(2, 1, 28, 28)
+    published = build().eval()
+    published.load_state_dict(net.state_dict())
+    published.features[0].padding = (2, 2)
+    first = published.features(images).flatten(1)
+    assert torch.allclose(net(images), published.classifier(first), atol=1e-6)
+    larger = torch.rand(2, 1, 32, 32)
+    assert torch.equal(net(larger), net.classifier(net.features(larger).flatten(1)))
+    torch.save(build(num_classes=4, in_channels=3).state_dict(), "lenet.pt")
+    for size in (28, 32):
+        assert evaluate(f"{build.__name__}@lenet.pt", size=size) == 0
