@@ -127,7 +127,7 @@ class Run(Progress):
         if (folder / CONFIG).exists():
             written = read_request(folder)
             try:
-                check_fields(written, {"distill": _TABLE, "content": _TABLE})
+                check_fields(written, {name: _TABLE for name, table in self.request.items() if isinstance(table, dict)})
             except ValueError as error:
                 raise RequestError(f"{folder / CONFIG} is damaged ({error}){MEND}") from None
             different = differences(written["content"], self.request["content"])
