@@ -103,14 +103,21 @@ class Progress:
 class Run(Progress):
     """One distillation's folder. Opening it again with the same request goes on from its last checkpoint."""
 
-    def __init__(self, folder: Path, asked: str, request: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        asked: str,
+        request: Mapping[str, Any],
+        fields: Mapping[str, tuple[type, ...]] | None = None,
+    ) -> None:
         """Name a new run or one that was begun; `request` is `config.toml`, whose table `content` decides the result.
 
-        `asked` is the folder's name in messages. Nothing is written before `writing`.
+        `asked` is the folder's name in messages; `fields` are those that a result must have, with their types.
+        Nothing is written before `writing`.
         Raises: RequestError where the folder holds another run, with the fields that differ, or something else.
         """
         super().__init__(folder, "; delete it, and the run starts anew")
-        self.asked, self.request = asked, _plain(request)
+        self.asked, self.request, self._fields = asked, _plain(request), fields or {}
         self._check()
 
     def _check(self) -> None:
@@ -120,7 +127,7 @@ class Run(Progress):
         if (folder / CONFIG).exists():
             written = read_request(folder)
             try:
-                check_fields(written, {"distill": _TABLE, "content": _TABLE})
+                check_fields(written, {name: _TABLE for name, table in self.request.items() if isinstance(table, dict)})
             except ValueError as error:
                 raise RequestError(f"{folder / CONFIG} is damaged ({error}){MEND}") from None
             different = differences(written["content"], self.request["content"])
@@ -160,7 +167,7 @@ class Run(Progress):
             if not path.exists():
                 return None
             result = read_result(self.folder)
-            check_fields(result, RESULT_FIELDS)
+            check_fields(result, self._fields)
             return result
         except ValueError as error:
             raise RequestError(f"{path} is damaged ({error}); delete it, and the run ends anew") from None

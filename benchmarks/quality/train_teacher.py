@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from dfkd import cli
 from dfkd.config import DistillConfig, ModelConfig
+from dfkd.config.option import option
 from dfkd.console import say
 from dfkd.data import open_pool
 from dfkd.device import Place, machine, resolve_place
@@ -48,24 +49,22 @@ SURE = 100.0
 class TeacherConfig(ModelConfig):
     """Train a teacher on labeled images."""
 
-    model: str
-    """NAME[:key=value,...]; the labels say how many classes it has."""
-    data: tuple[str, ...]
-    """Labeled DATA to learn from."""
-    test: str
-    """Labeled DATA for the accuracy of the last step."""
-    out: str
-    """The run's folder."""
-    epochs: int = 30
-    """Passes over the data."""
-    batch_size: int = 128
-    """Images a step."""
-    lr: float | None = None
-    """Peak learning rate of SGD. Default: 0.4 (0.02 for a network without BatchNorm)."""
-    weight_decay: float = 5e-4
-    """Weight decay; not applied to biases and normalization layers."""
-    checkpoint_every: int = 500
-    """Steps between two checkpoints."""
+    model: str = option("NAME[:key=value,...]. The labels say how many classes it has.", "models")
+    data: tuple[str, ...] = option("Labeled DATA to learn from.", "data")
+    test: str = option("Labeled DATA for the accuracy of the last step.", "data")
+    out: str = option("Folder of the run.", "output")
+    epochs: int = option("Passes over the data.", "training", default=30, least=1)
+    batch_size: int = option("Images per step.", "training", default=128, least=1)
+    lr: float | None = option(
+        "Peak learning rate of SGD. Default: 0.4 (0.02 for a network without BatchNorm).",
+        "training",
+        default=None,
+        least=0,
+    )
+    weight_decay: float = option(
+        "Weight decay. Biases and normalization layers have none.", "training", default=5e-4, least=0
+    )
+    checkpoint_every: int = option("Steps between two checkpoints.", "output", default=500, least=1)
 
 
 class LabeledImages(Still):

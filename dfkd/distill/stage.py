@@ -18,7 +18,7 @@ from dfkd.files import hash_of, output_path
 from dfkd.memory import forget_peak_memory, peak_memory_bytes
 from dfkd.models.weights import load_weights, state_to_write
 from dfkd.portable import portable
-from dfkd.runs import Run, finished_weights, read_request
+from dfkd.runs import RESULT_FIELDS, Run, finished_weights, read_request
 from dfkd.teacher import Classifier
 from dfkd.training.loop import train
 
@@ -26,7 +26,7 @@ from dfkd.training.loop import train
 def run(config: DistillConfig) -> dict[str, Any]:
     """Distill as `config` says, from where an interrupted run of the same request stopped. Returns the result."""
     prepared = prepare(config)
-    folder = Run(output_path(config.out), config.out, _request(prepared))
+    folder = Run(output_path(config.out), config.out, _request(prepared), RESULT_FIELDS)
     if folder.result is None:
         with folder.writing():
             if folder.result is None:  # still: another command may have finished it since
