@@ -48,5 +48,6 @@ def _input(path: Path, inputs: Iterable[str | None]) -> str | None:
 
 
 def _paths(text: str) -> Iterator[Path]:
-    for part in {text, text.rpartition("@")[2]}:  # a MODEL names its weights after the @
+    weights = text.rpartition("@")[2]  # a MODEL names its weights after the @, and a dictionary in them after a #
+    for part in {text, weights, weights.rpartition("#")[0]} - {""}:
         yield from paths_of(part)

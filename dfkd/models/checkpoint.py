@@ -14,7 +14,7 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Choice:
-    """A dictionary of a checkpoint by its name, such as `ema/module`; no state where there is none."""
+    """A dictionary of a checkpoint by its name, such as `ema.module`; no state where there is none."""
 
     state: State | None
     name: str = ""
@@ -69,4 +69,4 @@ def _dictionaries(content: object, name: str = "", depth: int = 0) -> Iterator[t
         inside: Mapping[Any, Any] = content
         for key, value in inside.items():
             if isinstance(key, str):
-                yield from _dictionaries(value, f"{name}/{key}" if name else key, depth + 1)
+                yield from _dictionaries(value, f"{name}.{key}" if name else key, depth + 1)

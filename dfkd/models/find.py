@@ -16,7 +16,7 @@ from dfkd.errors import RequestError
 from dfkd.files import hash_file, user_path
 from dfkd.models import DEFAULT_IMAGE_SIZE
 from dfkd.models.program import check_evaluates, check_program
-from dfkd.models.weights import WEIGHT_SUFFIXES, fit_prefix, load_state, load_weights, read_state_dict, require_file
+from dfkd.models.weights import fit_prefix, load_state, load_weights, names_weights, read_state_dict, require_file
 from dfkd.names import Named, build, code_of, find, parse
 from dfkd.portable import expand
 from dfkd.runs import CONFIG, WEIGHTS, finished_weights
@@ -56,7 +56,7 @@ def find_model(text: str, classes: int | None, channels: int | None) -> Found:
         return _from_export(path)
     if path.suffix == ".onnx":
         raise RequestError(f"{text!r}: ONNX is written and not read; name the RUN, or export it as .pt2 too")
-    if "@" not in text and (path.suffix in WEIGHT_SUFFIXES or ("/" in text and path.is_file())):
+    if "@" not in text and (names_weights(text) or ("/" in text and path.is_file())):
         raise RequestError(f"{text!r} names weights without their architecture: NAME[:key=value,...]@{text}")
     if "/" in text.partition("@")[0].partition(":")[0]:
         raise RequestError(f"{text!r} is not a finished RUN (no {CONFIG} there), nor a .pt2 file, nor a model's name")
@@ -66,7 +66,7 @@ def find_model(text: str, classes: int | None, channels: int | None) -> Found:
 def check_name(text: str) -> None:
     """Raises: RequestError for a MODEL that is not there and is no known NAME. Folders and files may be yet to come."""
     name = text.partition("@")[0]
-    if Path(name).suffix in WEIGHT_SUFFIXES:  # weights without their architecture, which must not be imported
+    if name == text and names_weights(text):  # weights without their architecture, which must not be imported
         return
     if "/" not in name.partition(":")[0] and not user_path(text).exists():
         find(parse(name).name, _MODULES, "model")

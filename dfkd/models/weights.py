@@ -1,14 +1,11 @@
 """Weights from a file: safetensors, or a pickle of tensors that runs no code. Its bytes decide which, not its name."""
 
-import argparse
-import pathlib
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,8 +16,30 @@ from dfkd.models.checkpoint import choose, is_state_dict, usual
 WEIGHT_SUFFIXES = (".pt", ".pth", ".th", ".safetensors", ".ckpt", ".bin", ".tar")
 """Names that weights usually have; a file of another name is read too."""
 _COUNTER = "num_batches_tracked"
-_NUMBERS = ("Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64", "Float16", "Float32", "Float64")
+_BESIDE = (
+    "argparse.Namespace",
+    *(f"pathlib.{kind}Path" for kind in ("Posix", "PurePosix", "Windows", "PureWindows")),
+    "numpy.dtype",
+    *(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")),
+)
+"""Settings, paths and numbers that training scripts store beside weights."""
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # what DataParallel, torch.compile and wrappers put before it
+
+
+class Unread:
+    """Stands for what `_BESIDE` names: no type of the file's choice is made, and its content is dropped."""
+
+    def __init__(self, *content: object) -> None:
+        """Take any arguments."""
+
+    def __setstate__(self, content: object) -> None:
+        """Take any state."""
+
+
+def names_weights(text: str) -> bool:
+    """Whether a MODEL without @ is a file of weights by its name, so that it is no module to import."""
+    name, _, options = text.partition(":")
+    return Path((name if "=" in options else text).partition("#")[0]).suffix.lower() in WEIGHT_SUFFIXES
 
 
 def require_file(path: Path, suffixes: Sequence[str]) -> None:
@@ -108,11 +127,11 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: Path) -> 
         module.load_state_dict(state)  # strict, and a module's own renaming of old keys takes part
     except RuntimeError as error:
         missing, unexpected, shapes = _differences(own, state)
-        if unexpected and not missing and not shapes:
+        if unexpected and not missing and not shapes and not _more_layers(own, unexpected):
             module.load_state_dict({name: value for name, value in state.items() if name in own})
             say(
                 f"note: weights {source.name!r}: {len(unexpected):,} of {len(state):,} tensors are left out, which the "
-                f"model does not have ({_few(unexpected)}); check its name and options if these are layers"
+                f"model does not have ({_few(unexpected)}); check its name and options if these matter"
             )
             return
         why = _mismatch(own, state) or str(error).partition("\n")[0]
@@ -135,11 +154,12 @@ def _read(path: Path) -> object:
             head, size = file.read(512), path.stat().st_size
         if other := _other_kind(head):
             raise RequestError(f"weights {str(path)!r} cannot be read: {other}")
-        if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
+        named_so = path.suffix == ".safetensors" and not head.startswith((b"PK", b"\x80"))
+        if named_so or (head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8):
             from safetensors.torch import load_file
 
             return load_file(path)
-        with path.open("rb") as file, warnings.catch_warnings(), torch.serialization.safe_globals(_plain_types()):
+        with path.open("rb") as file, warnings.catch_warnings(), _settings_unread():
             warnings.simplefilter("ignore")  # of pickle protocols, before it refuses them
             return torch.load(file, weights_only=True, map_location="cpu")
     except RequestError:
@@ -184,15 +204,16 @@ def _other_kind(head: bytes) -> str | None:
     return None
 
 
-def _plain_types() -> list[Any]:
-    """Types that training scripts store beside weights and that run nothing: settings, numbers and paths.
+def _settings_unread() -> AbstractContextManager[None]:
+    """Within it, torch takes the types of `_BESIDE` as well."""
+    context: AbstractContextManager[None] = torch.serialization.safe_globals([(Unread, name) for name in _BESIDE])
+    return context
 
-    Arrays of Python objects are not among them.
-    """
-    numbers = [getattr(np.dtypes, f"{name}DType") for name in ("Bool", *_NUMBERS)]
-    rebuild = type(np.float64(0)).__reduce__(np.float64(0))[0]  # a function without a public name
-    scalar = [(rebuild, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    return [argparse.Namespace, pathlib.PosixPath, np.dtype, *numbers, *scalar]
+
+def _more_layers(own: Iterable[str], unexpected: Iterable[str]) -> bool:
+    """Whether an unexpected key is one of the model's own with another number: the weights are of a deeper network."""
+    known = {re.sub(r"\d+", "0", key) for key in own}
+    return any(re.sub(r"\d+", "0", key) in known for key in unexpected)
 
 
 def _differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:

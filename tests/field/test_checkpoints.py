@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from dfkd.cli import main
 from dfkd.errors import RequestError
 from dfkd.models.load import load_model
 from dfkd.models.weights import load_weights, read_state_dict
+from dfkd.overwrite import _input
 
 
 def network(seed=0):
@@ -60,9 +62,10 @@ def test_model__that_is_a_file_of_weights_is_never_imported(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     Path("last.py").write_text("open('was-imported', 'w').close()\n")
     torch.save({}, "last.ckpt")
-    for text in ("last.ckpt", "./last.ckpt", "missing.ckpt"):
+    for text in ("last.ckpt", "./last.ckpt", "last.ckpt#ema", "last.bin", "last.CKPT"):
         with pytest.raises(RequestError, match="names weights without their architecture"):
             load_model(text)
+    assert main(["evaluate", "--model", "last.ckpt", "--data", "any.npz"]) == 2
     assert not Path("was-imported").exists()
 
 
@@ -83,12 +86,12 @@ def test_weights__that_are_something_else_are_called_by_name(tmp_path, name, con
         read_state_dict(tmp_path / name)
 
 
-@pytest.mark.parametrize("key", ["model_state_dict", "weights", "params", "teacher", "ema", "model_ema", "a/b/c"])
+@pytest.mark.parametrize("key", ["model_state_dict", "weights", "params", "teacher", "ema", "model_ema", "a.b.c"])
 def test_weights__are_the_one_dictionary_that_fits(loaded, trained, key, capsys):
     """State dicts under keys of other training scripts, beside an optimizer's state and numbers."""
-    optimizer = torch.optim.SGD(network().parameters(), 0.1).state_dict()
+    optimizer = {"state": {0: {"momentum_buffer": torch.ones(4)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
     content = trained
-    for part in reversed(key.split("/")):
+    for part in reversed(key.split(".")):
         content = {part: content}
     loaded({"epoch": 3, "optimizer_state_dict": optimizer, "momentum": {"x": torch.ones(1)}, **content})
     assert f"the 9 tensors of '{key}' are taken, which fit the model" in capsys.readouterr().err
@@ -108,6 +111,22 @@ def test_weights__averaged_beside_plain_ones_are_told_and_taken_by_key(loaded, t
     said = capsys.readouterr().err
     assert f"also hold {plain}_ema (averaged weights, if EMA); w.pt#{plain}_ema takes these" in said
     loaded({plain: network(3).state_dict(), f"{plain}_ema": trained}, key=f"#{plain}_ema")
+
+
+def test_weights__averaged_ones_are_taken_from_within_by_the_text_of_a_model(tmp_path, capsys):
+    """EMA weights in a dictionary of their own, as a MODEL names them."""
+    plain = load_model("lenet5:num_classes=7").module.state_dict()
+    averaged = {name: value + 1 for name, value in plain.items()}
+    torch.save({"model": plain, "ema": {"module": averaged}}, tmp_path / "w.pt")
+    model = load_model(f"lenet5@{tmp_path}/w.pt#ema.module")
+    assert all(torch.equal(value, averaged[name]) for name, value in model.module.state_dict().items())
+    assert "note" not in capsys.readouterr().err
+
+
+def test_overwriting__weights_named_with_a_key_is_refused(tmp_path):
+    """An --out that is the file which FILE#KEY names."""
+    torch.save({}, tmp_path / "w.pt")
+    assert _input(tmp_path / "w.pt", [f"lenet5@{tmp_path}/w.pt#ema"])
 
 
 def test_weights__a_key_that_is_not_there_is_refused(tmp_path, trained):
@@ -132,12 +151,21 @@ def test_weights__keys_that_the_network_does_not_have_are_left_out_with_a_note(l
         argparse.Namespace(lr=0.1, milestones=[1, 2], out=Path("runs")),
         np.float64(0.91),
         np.int64(3),
+        torch.Size([3]),
         {"best": np.float32(0.5), "flags": [np.bool_(True)]},
     ],
 )
 def test_weights__beside_settings_and_numbers_are_read(loaded, trained, beside):
     """Checkpoints of torchvision's and timm's own training scripts."""
     loaded({"model": trained, "beside": beside})
+
+
+def test_weights__of_a_deeper_network_are_refused(tmp_path):
+    """All keys of a shallow network among those of a deep one."""
+    deep = load_model("cifar_resnet:depth=20").module.state_dict()
+    torch.save(deep, tmp_path / "w.pt")
+    with pytest.raises(RequestError, match=r"do not fit the model: \d+ unexpected"):
+        load_model(f"cifar_resnet:depth=14@{tmp_path}/w.pt")
 
 
 class Runs:
