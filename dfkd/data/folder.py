@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from dfkd.data.reader import IMAGE_SUFFIXES, Names, Unreadable, printable
+from dfkd.data.reader import IMAGE_SUFFIXES, Names, NoImages, Unreadable, printable
 from dfkd.errors import RequestError
 
 
@@ -31,7 +31,7 @@ class FolderReader:
             self._names.append(name)
         self.identity: dict[str, Any] = {"format": "folder", "files": digest.hexdigest()[:16]}
         if not len(self):
-            raise RequestError(f"folder {str(path)!r} holds no images{_mend(path)}")
+            raise NoImages(f"folder {str(path)!r} holds no images{_mend(path)}")
 
     def __len__(self) -> int:
         return len(self._names)

@@ -2,9 +2,11 @@
 
 import copy
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
@@ -13,7 +15,7 @@ from jaxtyping import Int64, Integer, UInt8
 from dfkd.console import say
 from dfkd.data.decode import conversions, decode, encode_png, fit, processors
 from dfkd.data.filter import Filter
-from dfkd.data.locate import Data, locate
+from dfkd.data.locate import Data, locate, paths_of, with_images
 from dfkd.data.reader import Reader, Unreadable
 from dfkd.errors import RequestError
 
@@ -222,7 +224,8 @@ def open_pool(specs: Sequence[str], *, image_size: int | None, channels: int, wo
         raise RequestError(f"{channels} channels: images have 1 (gray) or 3 (RGB)")
     if image_size is not None and image_size < 1:
         raise RequestError(f"--image-size {image_size} is not a number of pixels above 0")
-    data = [locate(text) for text in specs]
+    data = [one for one in with_images(specs, locate) if one is not None]
+    _note_doubles(specs)
     return Pool(data, image_size or _own_size(data), channels, workers)
 
 
@@ -239,6 +242,19 @@ def _own_size(data: Sequence[Data]) -> int:
         found = ", ".join(f"{width}x{height} ({name})" for (height, width), name in sizes.items())
         raise RequestError(f"the pool's images have no square size in common: {found}; give --image-size N")
     return height
+
+
+def _note_doubles(specs: Sequence[str]) -> None:
+    """Say which files, folders or data sets a pool names more than once, also through links and folders above."""
+    files: list[str | Path] = []
+    for text in specs:
+        files += [path.resolve() for path in paths_of(text)] or [text]
+    given = Counter(files)
+    within = {file for file in given if isinstance(file, Path) and file.is_dir() and given.keys() & {*file.parents}}
+    doubles = [file for file in given if given[file] > 1 or file in within]
+    if doubles:
+        more = f" and {len(doubles) - 1} more" if len(doubles) > 1 else ""
+        say(f"note: the data names {str(doubles[0])!r}{more} more than once; its images count more than once")
 
 
 def _unused(name: str, names: set[str]) -> str:

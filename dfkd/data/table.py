@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from dfkd.console import say
-from dfkd.data.reader import Unreadable, as_labels, as_nhwc, file_state, image_shape, row_numbers
+from dfkd.data.reader import NoImages, Unreadable, as_labels, as_nhwc, file_state, image_shape, row_numbers
 from dfkd.errors import RequestError
 from dfkd.files import hash_of
 
@@ -118,9 +118,9 @@ class TableReader:
             raise RequestError(f"{name!r} is damaged (a part of {min(chunks.lengths)} rows); fetch or write it again")
         self._ends = np.cumsum(chunks.lengths, dtype=np.int64)
         self._even: set[int] = set()
-        self._column = self._find(_IMAGES, "image")
         if not len(self):
-            raise RequestError(f"{name!r} holds no images: it has no rows")
+            raise NoImages(f"{name!r} holds no images: it has no rows")
+        self._column = self._find(_IMAGES, "image")
         self.shape = self._raw_shape()
 
     def __len__(self) -> int:

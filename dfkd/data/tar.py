@@ -12,11 +12,13 @@ import numpy as np
 from jaxtyping import Int64
 
 from dfkd.columns import Damaged, read_columns, write_columns
-from dfkd.data.reader import IMAGE_SUFFIXES, Unreadable, file_state, printable
+from dfkd.data.reader import IMAGE_SUFFIXES, NoImages, Unreadable, file_state, printable
 from dfkd.errors import RequestError
 from dfkd.files import cache_folder, hash_of
 
 _BLOCK = tarfile.BLOCKSIZE
+_MOST_EMPTY = 1 << 20
+"""Bytes of an archive without members: blocks of zeros, as many as the writer puts in one record."""
 _RULES = 2
 """The number of the rules by which a member is an image; an index that was kept under others is not read."""
 
@@ -40,7 +42,7 @@ class TarReader:
         self.identity: dict[str, Any] = {"format": "tar", **file_state(path)}
         self._positions = self._index()
         if not len(self):
-            raise RequestError(f"{str(path)!r} holds no images ({' '.join(sorted(IMAGE_SUFFIXES))})")
+            raise NoImages(f"{str(path)!r} holds no images ({' '.join(sorted(IMAGE_SUFFIXES))})")
 
     def __len__(self) -> int:
         return len(self._positions)
@@ -101,6 +103,8 @@ class TarReader:
     def _scan(self) -> Iterator[tuple[int, _Member]]:
         """Yield the header position and the member of every regular file, but for those that macOS adds."""
         end = self._path.stat().st_size
+        if 0 < end <= _MOST_EMPTY and not self._path.read_bytes().strip(b"\0"):
+            return
         position = 0
         try:
             with self._path.open("rb", buffering=0) as file:

@@ -5,10 +5,13 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from dfkd.data import open_pool
+from dfkd.errors import RequestError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
 ALL = np.arange(12)
@@ -68,3 +71,37 @@ def test_decode__reads_images_with_a_broken_exif_block(tmp_path: Path, format: s
     found = pool.images(np.arange(3))
     assert not found.problems
     assert format == "JPEG" or np.array_equal(found.pixels, PIXELS[:3])
+
+
+def test_open_pool__leaves_out_what_holds_no_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Shards of which some hold no sample: tars, tables and folders, by pattern and one after the other."""
+    for i, some in enumerate((PIXELS[:6], [], PIXELS[6:])):
+        write_tar(tmp_path / f"s-{i}.tar", {f"{k}.png": encode(image) for k, image in enumerate(some)})
+        table = pa.table({"image": pa.array([encode(image) for image in some], pa.binary())} if len(some) else {})
+        pq.write_table(table, tmp_path / f"p-{i}.parquet")
+    (tmp_path / "s-folder").mkdir()
+    for given in (
+        ["s-*.tar"],
+        ["p-*.parquet"],
+        ["s-0.tar", "s-1.tar", "s-2.tar"],
+        ["s-2.tar", "s-{1,0}.tar", "s-folder"],
+    ):
+        pool = open_pool([str(tmp_path / one) for one in given], image_size=16, channels=3)
+        assert len(pool) == 12
+        assert "holds no images" in capsys.readouterr().err
+    for empty in (["s-1.tar"], ["s-{1,1}.tar"], ["p-1.parquet", "s-folder"]):
+        with pytest.raises(RequestError, match="holds no images"):
+            open_pool([str(tmp_path / one) for one in empty], image_size=16, channels=3)
+
+
+def test_open_pool__notes_what_is_given_twice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pools that name one file twice, through a pattern or a link, or a folder and one within it."""
+    for name in ("a", "b"):
+        np.savez(tmp_path / f"{name}.npz", images=PIXELS)
+    (tmp_path / "f" / "g").mkdir(parents=True)
+    (tmp_path / "f" / "g" / "a.png").write_bytes(encode(PIXELS[0]))
+    (tmp_path / "link.npz").symlink_to(tmp_path / "a.npz")
+    twice = (["a.npz", "a.npz"], ["[ab].npz", "b.npz"], ["link.npz", "a.npz"], ["f", "f/g"])
+    for given in (*twice, ["a.npz", "b.npz"], ["f"]):
+        open_pool([str(tmp_path / one) for one in given], image_size=16, channels=3)
+        assert ("more than once" in capsys.readouterr().err) == (given in twice), given
