@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,19 +10,24 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from dfkd.console import say
+from dfkd.data import content
 from dfkd.data.reader import IMAGE_SUFFIXES, Names, NoImages, Unreadable, printable
 from dfkd.errors import RequestError
 
 
 class FolderReader:
-    """Every image file below `path`, in sorted order; hidden files are left out, linked folders are followed."""
+    """Every image file below `path`, in sorted order; hidden files are left out, linked folders are followed.
+
+    A suffix that images have makes a file one, else its first bytes.
+    """
 
     shape = None
 
     def __init__(self, path: Path) -> None:
         self._path, self._names = path, Names()
-        digest = hashlib.sha256()
-        for entry, relative in _image_files(str(path)):
+        digest, left_out = hashlib.sha256(), Counter[str]()
+        for entry, relative in _image_files(str(path), left_out):
             name = os.fsencode(relative)
             try:
                 status = entry.stat()
@@ -32,6 +38,8 @@ class FolderReader:
         self.identity: dict[str, Any] = {"format": "folder", "files": digest.hexdigest()[:16]}
         if not len(self):
             raise NoImages(f"folder {str(path)!r} holds no images{_mend(path)}")
+        if left_out:
+            say(content.note(f"folder {str(path)!r}", left_out))
 
     def __len__(self) -> int:
         return len(self._names)
@@ -77,9 +85,9 @@ def _numbered(classes: list[bytes]) -> dict[bytes, int]:
 
 
 def _image_files(
-    folder: str, below: str = "", above: frozenset[tuple[int, int]] = frozenset()
+    folder: str, left_out: Counter[str], below: str = "", above: frozenset[tuple[int, int]] = frozenset()
 ) -> Iterator[tuple["os.DirEntry[str]", str]]:
-    """Walk in sorted order: each image file's entry and its path below the top folder."""
+    """Walk in sorted order: each image file's entry and its path below the top folder. Others are counted."""
     status = os.stat(folder)
     here = (status.st_dev, status.st_ino)
     if here in above:  # a link back to a folder that this one lies in
@@ -93,9 +101,22 @@ def _image_files(
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            yield from _image_files(entry.path, f"{below}{entry.name}{os.sep}", above | {here})
-        elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+            yield from _image_files(entry.path, left_out, f"{below}{entry.name}{os.sep}", above | {here})
+        elif _is_image(entry):
             yield entry, below + entry.name
+        else:
+            left_out[content.suffix_of(entry.name)] += 1
+
+
+def _is_image(entry: "os.DirEntry[str]") -> bool:
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if suffix in IMAGE_SUFFIXES or not (content.may_be_image(suffix) and entry.is_file()):  # a pipe would wait
+        return suffix in IMAGE_SUFFIXES
+    try:
+        with open(entry.path, "rb", buffering=0) as file:
+            return content.is_image(suffix, file.read(content.FIRST))
+    except OSError:
+        return False
 
 
 def _mend(path: Path) -> str:

@@ -62,14 +62,15 @@ def locate(text: str) -> Data:
     if scheme is not None:
         name, reader = _SCHEMES[scheme](text)
         return Data(name, [(name, reader)])
-    paths = _existing(text)
+    paths, member = _existing(text), member_of(text)
+    mark = f"#{member}" if member else ""
     if len(paths) == 1:
         # of a link its own name; '.' has one too; and the user's own folder is called `~`
         name = Path(portable(os.path.abspath(paths[0]))).name
-        return Data(name, [(name, _open(paths[0]))])
+        return Data(name + mark, [(name, _open(paths[0], member))])
     top = os.path.commonpath([path.absolute().parent for path in paths])
     names = [portable(path.absolute().relative_to(top).as_posix()) for path in paths]
-    readers = with_images(paths, _open)
+    readers = with_images(paths, lambda path: _open(path, member))
     parts = [(name, reader) for name, reader in zip(names, readers, strict=True) if reader is not None]
     return Data(portable(Path(text).name), parts)
 
@@ -96,9 +97,17 @@ def with_images(named: Sequence[_Named], opened: Callable[[_Named], _Opened]) ->
     return found
 
 
-def _open(path: Path) -> Reader:
+def member_of(text: str) -> str:
+    """The member of each sample that a DATA names: `jpg` of `pool.tar#jpg`; '' where it names none."""
+    path, mark, member = text.rpartition("#")
+    return member if mark and path.lower().endswith(".tar") and not user_path(text).exists() else ""
+
+
+def _open(path: Path, member: str) -> Reader:
     """The reader for one existing path."""
     try:
+        if member and path.suffix.lower() == ".tar":
+            return TarReader(path, member)
         if path.is_dir():
             return open_saved(path) if is_saved(path) else FolderReader(path)
         if path.suffix.lower() in _FILES:
@@ -132,6 +141,8 @@ def _existing(text: str) -> list[Path]:
 
     Raises: RequestError where there is none.
     """
+    if member := member_of(text):
+        text = text.removesuffix(f"#{member}")
     whole = user_path(text)
     if text and whole.exists():
         return [whole]

@@ -15,7 +15,7 @@ from jaxtyping import Int64, Integer, UInt8
 from dfkd.console import say
 from dfkd.data.decode import conversions, decode, encode_png, fit, processors
 from dfkd.data.filter import Filter
-from dfkd.data.locate import Data, locate, paths_of, with_images
+from dfkd.data.locate import Data, locate, member_of, paths_of, with_images
 from dfkd.data.reader import Reader, Unreadable
 from dfkd.errors import RequestError
 
@@ -246,12 +246,11 @@ def _own_size(data: Sequence[Data]) -> int:
 
 def _note_doubles(specs: Sequence[str]) -> None:
     """Say which files, folders or data sets a pool names more than once, also through links and folders above."""
-    files: list[str | Path] = []
+    given: Counter[tuple[Path, str]] = Counter()
     for text in specs:
-        files += [path.resolve() for path in paths_of(text)] or [text]
-    given = Counter(files)
-    within = {file for file in given if isinstance(file, Path) and file.is_dir() and given.keys() & {*file.parents}}
-    doubles = [file for file in given if given[file] > 1 or file in within]
+        given.update((path.resolve(), member_of(text)) for path in paths_of(text) or [Path(text)])
+    within = {(path, "") for path, _ in given if path.is_dir() and any((top, "") in given for top in path.parents)}
+    doubles = [path for path, member in given if given[path, member] > 1 or (path, member) in within]
     if doubles:
         more = f" and {len(doubles) - 1} more" if len(doubles) > 1 else ""
         say(f"note: the data names {str(doubles[0])!r}{more} more than once; its images count more than once")

@@ -10,7 +10,9 @@ from jaxtyping import Int64, UInt8
 
 from dfkd.errors import RequestError
 
-IMAGE_SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"])
+IMAGE_SUFFIXES = frozenset(
+    (*(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),)
+)
 LAYOUTS = "[h,w,c] or [c,h,w] (c is 1, 3 or 4), [h,w] or flat [3*s*s]"
 _CHANNELS = (1, 3, 4)
 

@@ -105,3 +105,91 @@ def test_open_pool__notes_what_is_given_twice(tmp_path: Path, capsys: pytest.Cap
     for given in (*twice, ["a.npz", "b.npz"], ["f"]):
         open_pool([str(tmp_path / one) for one in given], image_size=16, channels=3)
         assert ("more than once" in capsys.readouterr().err) == (given in twice), given
+
+
+def write_links(path: Path, members: dict[str, bytes | tuple[bytes, str]]) -> Path:
+    """A tar of which some members are links: their type, and the name that they lead to."""
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            if isinstance(data, bytes):
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+            else:
+                info.type, info.linkname = data
+                tar.addfile(info)
+    return path
+
+
+def test_tar__reads_links_to_its_own_members(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Archives of a folder with hard and symbolic links, also in circles, and to files that are not packed."""
+    hard, soft = tarfile.LNKTYPE, tarfile.SYMTYPE
+    members: dict[str, bytes | tuple[bytes, str]] = {
+        "./d/0.png": encode(PIXELS[0]),
+        "./d/0.cls": b"5",
+        "./e/1.png": (hard, "./d/0.png"),
+        "./e/1.cls": (hard, "./d/0.cls"),
+        "./e/2.png": (soft, "../f/3.png"),
+        "./e/2.cls": b"7",
+        "./f/3.png": encode(PIXELS[3]),
+        "./f/3.cls": b"7",
+        "./f/4.png": (soft, "../e/2.png"),
+        "./f/4.cls": b"7",
+        "./f/5.png": (soft, "6.png"),
+        "./f/6.png": (soft, "5.png"),
+        "./f/7.png": (hard, "/etc/passwd"),
+    }
+    path = write_links(tmp_path / "x.tar", members)
+    for _ in range(2):  # the second time by the index that the first has kept
+        pool = open_pool([str(path)], image_size=16, channels=3)
+        assert pool.sources(np.arange(len(pool))) == [f"x.tar/{n}.png" for n in ("d/0", "e/1", "e/2", "f/3", "f/4")]
+        assert np.array_equal(pool.images(np.arange(5)).pixels, PIXELS[[0, 0, 3, 3, 3]])
+        assert pool.labels().tolist() == [5, 5, 7, 7, 7]
+        assert "3 links to nothing in it" in capsys.readouterr().err
+
+
+def test_content_decides__what_an_image_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Photos with rare, wrong or no suffixes, among other files, in a folder and in a tar."""
+    names = ["00.jfif", "01.jpe", "02.JPG_large", "03", "04.img", "05.dat", "06.x", "07.gfi", "08"]
+    kinds = ["JPEG", "JPEG", "JPEG", "JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"]
+    images = {name: encode(PIXELS[i], kind) for i, (name, kind) in enumerate(zip(names, kinds, strict=True))}
+    others = {
+        "20.heic": b"\0\0\0\x18ftypheic",
+        "21.avif": b"\0\0\0\x18ftypavif",
+        "22.zzz": b"zz",
+        "23.jpg.part": images["03"],
+    }
+    members = images | others | {f"{name[:2]}.cls": b"0" for name in names}
+    (tmp_path / "f").mkdir()
+    for name, data in members.items():
+        (tmp_path / "f" / name).write_bytes(data)
+    tar = write_tar(tmp_path / "x.tar", members)
+    for given in (tmp_path / "f", tar, tar):
+        pool = open_pool([str(given)], image_size=16, channels=3)
+        assert sorted(source.partition("/")[2] for source in pool.sources(np.arange(len(pool)))) == names
+        assert not pool.images(np.arange(len(pool))).problems
+        said = capsys.readouterr().err
+        assert all(f"1 {suffix}" in said for suffix in (".heic", ".avif", ".zzz", ".part")), said
+    assert pool.labels().tolist() == [0] * 9
+
+
+def test_tar__takes_the_member_that_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """WebDataset samples that hold an image and its mask."""
+    for shard in range(2):
+        members = {}
+        for i in range(6):
+            members |= {f"{i}.png": encode(PIXELS[6 * shard + i]), f"{i}.mask.png": encode(PIXELS[i] // 255 * 255)}
+            members |= {f"{i}.cls": b"%d" % i}
+        write_tar(tmp_path / f"m-{shard}.tar", members)
+    one = str(tmp_path / "m-0.tar")
+    for _ in range(2):
+        assert len(open_pool([one], image_size=16, channels=3)) == 12
+        assert "samples of several images (mask.png, png)" in capsys.readouterr().err
+    pool = open_pool([str(tmp_path / "m-{0..1}.tar#png")], image_size=16, channels=3)
+    assert np.array_equal(pool.images(ALL).pixels, PIXELS)
+    assert pool.labels().tolist() == [*range(6)] * 2
+    assert pool.sources(ALL[6:7]) == ["m-1.tar/0.png"]
+    both = [open_pool([one + end], image_size=16, channels=3).identity for end in ("", "#png", "#mask.png")]
+    assert both[0] != both[1] != both[2]
+    with pytest.raises(RequestError, match=r"holds no images named KEY\.jpg"):
+        open_pool([one + "#jpg"], image_size=16, channels=3)
