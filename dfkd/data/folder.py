@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,9 @@ from dfkd.console import say
 from dfkd.data import content
 from dfkd.data.reader import IMAGE_SUFFIXES, Names, NoImages, Unreadable, printable
 from dfkd.errors import RequestError
+
+_SPLIT = re.compile(r"(train(ing)?|val(id(ation)?)?|test(ing)?|dev|eval(uation)?)([-_ ]?(set|data|images|\d+))?")
+"""Names of folders that hold a part of a data set, and no class."""
 
 
 class FolderReader:
@@ -59,7 +63,7 @@ class FolderReader:
         """
         with os.scandir(self._path) as entries:
             classes = sorted(os.fsencode(e.name) for e in entries if e.is_dir() and not e.name.startswith("."))
-        number = _numbered(classes)
+        number, seen = _numbered(classes), set[bytes]()
         labels = np.empty(len(self), np.int64)
         for i in range(len(self)):
             first, slash, _ = self._names[i].partition(os.fsencode(os.sep))
@@ -68,6 +72,13 @@ class FolderReader:
                     f"folder {str(self._path)!r} has no labels: {printable(first)!r} lies in no class subfolder"
                 )
             labels[i] = number[first]
+            seen.add(first)
+        splits = sorted(name.decode() for name in seen if _SPLIT.fullmatch(name.decode("utf-8", "replace").lower()))
+        if len(splits) > 1 or len(splits) == len(seen):
+            say(
+                f"note: folder {str(self._path)!r} holds {', '.join(splits)}, which look like splits and are taken as "
+                f"classes; for one split give '{self._path / splits[0]}'"
+            )
         return labels
 
     def _file(self, index: int) -> bytes | Unreadable:

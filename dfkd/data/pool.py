@@ -89,7 +89,9 @@ class Pool:
         problems: dict[int, str] = {}
         for _, reader, data, positions, local in self._split(indices):
             if reader.shape is None:
-                self._say(data, self._decode(reader, positions, local, pixels, problems), encoded=True)
+                shapes, largest = self._decode(reader, positions, local, pixels, problems)
+                self._say(data, shapes, encoded=True)
+                self._say_bits(data, largest)
                 continue
             self._say(data, {reader.shape}, encoded=False)
             raw = reader.read(local)
@@ -178,9 +180,13 @@ class Pool:
         local: Int64[np.ndarray, " some"],
         pixels: UInt8[np.ndarray, "batch size size channels"],
         problems: dict[int, str],
-    ) -> set[tuple[int, int, int]]:
-        """Read and decode into `pixels`, large images on all threads; the shapes that the images had."""
+    ) -> tuple[set[tuple[int, int, int]], int | None]:
+        """Read and decode into `pixels`, large images on all threads.
+
+        Returns: the shapes that the images had, and the largest value of those with 16 bits.
+        """
         shapes = set()
+        largest: list[int] = []
 
         def some(where: np.ndarray, which: np.ndarray) -> None:
             for position, item in zip(where.tolist(), reader.read(which), strict=True):
@@ -191,17 +197,19 @@ class Pool:
                 else:
                     pixels[position] = decoded.pixels
                     shapes.add(decoded.shape)
+                    if decoded.largest is not None:
+                        largest.append(decoded.largest)
 
         some(positions[:1], local[:1])
         positions, local = positions[1:], local[1:]
         if all(height * width <= _SMALL for height, width, _ in shapes) and shapes:
             some(positions, local)
-            return shapes
+            return shapes, max(largest, default=None)
         pieces = min(4 * self._workers, 1 + len(positions) // 8)  # several a thread, for images differ in cost
         work = zip(np.array_split(positions, pieces), np.array_split(local, pieces), strict=True)
         for done in [self._threads.submit(some, where, which) for where, which in work]:
             done.result()
-        return shapes
+        return shapes, max(largest, default=None)
 
     def _say(self, data: Data, shapes: set[tuple[int, int, int]], encoded: bool) -> None:
         """Say what is converted, each kind once for each DATA."""
@@ -211,6 +219,13 @@ class Pool:
                 if (id(data), kind) not in self._said:
                     self._said.add((id(data), kind))
                     say(f"{data.name}: {words.replace('images', 'images' + others)}")
+
+    def _say_bits(self, data: Data, largest: int | None) -> None:
+        """Say once for each DATA what becomes of images with 16 bits, whose values often use fewer."""
+        if largest is not None and (id(data), "bits") not in self._said:
+            self._said.add((id(data), "bits"))
+            dark = "; they come out dark: write them scaled, so that white is 65535" if largest < 32768 else ""
+            say(f"note: {data.name}: of 16-bit images the upper 8 bits are taken; the largest value is {largest}{dark}")
 
 
 def open_pool(specs: Sequence[str], *, image_size: int | None, channels: int, workers: int | None = None) -> Pool:
