@@ -95,11 +95,16 @@ def check_labels(data: Pool, classes: int) -> Int[np.ndarray, " images"]:
     """The labels of `data`. Raises: RequestError where there are none, or one is not among the model's classes."""
     labels = data.labels()
     if len(labels) and (labels.min() < 0 or labels.max() >= classes):
+        one_more = labels.min() > 0 and labels.max() == classes
+        mend = "; count them from 0 (a class folder whose name is a number is that class)" if one_more else ""
         raise RequestError(
-            f"the data has labels from {labels.min()} to {labels.max()}; the model has classes 0 to {classes - 1}"
+            f"the data has labels from {labels.min()} to {labels.max()}; the model has classes 0 to {classes - 1}{mend}"
         )
     if (seen := len(np.unique(labels))) < classes:
-        say(f"note: there are images of {seen} of the model's {classes} classes; class folders count in sorted order")
+        say(
+            f"note: there are images of {seen} of the model's {classes} classes; class folders count in sorted order"
+            " (a folder whose name is a number is that class, where all are)"
+        )
     return labels
 
 

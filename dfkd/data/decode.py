@@ -23,10 +23,14 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
 
 @dataclass(frozen=True)
 class Decoded:
-    """One image at the pool's size, and the height, width and channels (4: with alpha) that it had."""
+    """One image at the pool's size, and the height, width and channels (4: with alpha) that it had.
+
+    `largest` is the largest value of an image that has 16 bits.
+    """
 
     pixels: UInt8[np.ndarray, "size size channels"]
     shape: tuple[int, int, int]
+    largest: int | None = None
 
 
 def decode(item: object, size: int, channels: int) -> Decoded:
@@ -38,7 +42,7 @@ def decode(item: object, size: int, channels: int) -> Decoded:
     """
     from PIL import Image
 
-    image, shape = _load(item, size)
+    image, shape, largest = _load(item, size)
     height, width = shape[:2]
     wanted = "L" if channels == 1 else "RGB"
     if image.mode != wanted:
@@ -51,7 +55,7 @@ def decode(item: object, size: int, channels: int) -> Decoded:
         sx, sy = width / new_width, height / new_height
         box = (left * sx, top * sy, min((left + size) * sx, width), min((top + size) * sy, height))
         image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
-    return Decoded(np.asarray(image).reshape(size, size, channels), shape)
+    return Decoded(np.asarray(image).reshape(size, size, channels), shape, largest)
 
 
 def fit(
@@ -107,8 +111,11 @@ def conversions(shape: tuple[int, int, int], size: int, channels: int) -> dict[s
     return found
 
 
-def _load(item: object, size: int) -> tuple["Image", tuple[int, int, int]]:
-    """The image in mode L or RGB (or one that converts to them), upright, without alpha; and the shape it had."""
+def _load(item: object, size: int) -> tuple["Image", tuple[int, int, int], int | None]:
+    """The image in mode L or RGB (or one that converts to them), upright, without alpha; the shape it had, and of
+
+    16 bits the largest value.
+    """
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(item, Unreadable):
@@ -128,7 +135,8 @@ def _load(item: object, size: int) -> tuple["Image", tuple[int, int, int]]:
         upright = _upright(image)
         if upright.size != image.size and image.size[0] != image.size[1]:
             width, height = height, width
-        return _flat(upright, (height, width))
+        largest = int(np.asarray(upright).max()) if upright.mode.startswith("I") else None
+        return *_flat(upright, (height, width)), largest
     except Unreadable:
         raise
     except UnidentifiedImageError:  # its own text holds a memory address

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,19 +11,27 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from dfkd.data.reader import IMAGE_SUFFIXES, Names, Unreadable, printable
+from dfkd.console import say
+from dfkd.data import content
+from dfkd.data.reader import IMAGE_SUFFIXES, Names, NoImages, Unreadable, printable
 from dfkd.errors import RequestError
+
+_SPLIT = re.compile(r"(train(ing)?|val(id(ation)?)?|test(ing)?|dev|eval(uation)?)([-_ ]?(set|data|images|\d+))?")
+"""Names of folders that hold a part of a data set, and no class."""
 
 
 class FolderReader:
-    """Every image file below `path`, in sorted order; hidden files are left out, linked folders are followed."""
+    """Every image file below `path`, in sorted order; hidden files are left out, linked folders are followed.
+
+    A suffix that images have makes a file one, else its first bytes.
+    """
 
     shape = None
 
     def __init__(self, path: Path) -> None:
         self._path, self._names = path, Names()
-        digest = hashlib.sha256()
-        for entry, relative in _image_files(str(path)):
+        digest, left_out = hashlib.sha256(), Counter[str]()
+        for entry, relative in _image_files(str(path), left_out):
             name = os.fsencode(relative)
             try:
                 status = entry.stat()
@@ -31,7 +41,9 @@ class FolderReader:
             self._names.append(name)
         self.identity: dict[str, Any] = {"format": "folder", "files": digest.hexdigest()[:16]}
         if not len(self):
-            raise RequestError(f"folder {str(path)!r} holds no images{_mend(path)}")
+            raise NoImages(f"folder {str(path)!r} holds no images{_mend(path)}")
+        if left_out:
+            say(content.note(f"folder {str(path)!r}", left_out))
 
     def __len__(self) -> int:
         return len(self._names)
@@ -51,7 +63,7 @@ class FolderReader:
         """
         with os.scandir(self._path) as entries:
             classes = sorted(os.fsencode(e.name) for e in entries if e.is_dir() and not e.name.startswith("."))
-        number = _numbered(classes)
+        number, seen = _numbered(classes), set[bytes]()
         labels = np.empty(len(self), np.int64)
         for i in range(len(self)):
             first, slash, _ = self._names[i].partition(os.fsencode(os.sep))
@@ -60,6 +72,13 @@ class FolderReader:
                     f"folder {str(self._path)!r} has no labels: {printable(first)!r} lies in no class subfolder"
                 )
             labels[i] = number[first]
+            seen.add(first)
+        splits = sorted(name.decode() for name in seen if _SPLIT.fullmatch(name.decode("utf-8", "replace").lower()))
+        if len(splits) > 1 or len(splits) == len(seen):
+            say(
+                f"note: folder {str(self._path)!r} holds {', '.join(splits)}, which look like splits and are taken as "
+                f"classes; for one split give '{self._path / splits[0]}'"
+            )
         return labels
 
     def _file(self, index: int) -> bytes | Unreadable:
@@ -77,9 +96,9 @@ def _numbered(classes: list[bytes]) -> dict[bytes, int]:
 
 
 def _image_files(
-    folder: str, below: str = "", above: frozenset[tuple[int, int]] = frozenset()
+    folder: str, left_out: Counter[str], below: str = "", above: frozenset[tuple[int, int]] = frozenset()
 ) -> Iterator[tuple["os.DirEntry[str]", str]]:
-    """Walk in sorted order: each image file's entry and its path below the top folder."""
+    """Walk in sorted order: each image file's entry and its path below the top folder. Others are counted."""
     status = os.stat(folder)
     here = (status.st_dev, status.st_ino)
     if here in above:  # a link back to a folder that this one lies in
@@ -93,9 +112,22 @@ def _image_files(
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            yield from _image_files(entry.path, f"{below}{entry.name}{os.sep}", above | {here})
-        elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+            yield from _image_files(entry.path, left_out, f"{below}{entry.name}{os.sep}", above | {here})
+        elif _is_image(entry):
             yield entry, below + entry.name
+        else:
+            left_out[content.suffix_of(entry.name)] += 1
+
+
+def _is_image(entry: "os.DirEntry[str]") -> bool:
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if suffix in IMAGE_SUFFIXES or not (content.may_be_image(suffix) and entry.is_file()):  # a pipe would wait
+        return suffix in IMAGE_SUFFIXES
+    try:
+        with open(entry.path, "rb", buffering=0) as file:
+            return content.is_image(suffix, file.read(content.FIRST))
+    except OSError:
+        return False
 
 
 def _mend(path: Path) -> str:

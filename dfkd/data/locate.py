@@ -4,16 +4,17 @@ import glob
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from dfkd.console import say
 from dfkd.data.folder import FolderReader
 from dfkd.data.hub import open_hub
 from dfkd.data.npz import NpzReader
-from dfkd.data.reader import Reader
+from dfkd.data.reader import NoImages, Reader
 from dfkd.data.table import is_saved, open_arrow, open_parquet, open_saved
 from dfkd.data.tar import TarReader
 from dfkd.data.vision import open_vision
@@ -34,6 +35,8 @@ _FORMS = (
 )
 MOST_FILES = 1_000_000
 """That braces may stand for: more is a slip of the finger, and would fill the memory with names."""
+_Named = TypeVar("_Named")
+_Opened = TypeVar("_Opened")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
 
@@ -47,7 +50,7 @@ class Data:
     def identity(self) -> dict[str, Any]:
         """What decides the content, as JSON. Names belong to it: sources begin with them."""
         images = sum(len(reader) for _, reader in self.parts)
-        if len(self.parts) == 1:
+        if len(self.parts) == 1 and self.parts[0][0] == self.name:
             return {"name": self.name, "images": images, **self.parts[0][1].identity}
         content = hash_of([[name, len(reader), reader.identity] for name, reader in self.parts])
         return {"name": self.name, "images": images, "files": len(self.parts), "content": content}
@@ -59,19 +62,52 @@ def locate(text: str) -> Data:
     if scheme is not None:
         name, reader = _SCHEMES[scheme](text)
         return Data(name, [(name, reader)])
-    paths = _existing(text)
+    paths, member = _existing(text), member_of(text)
+    mark = f"#{member}" if member else ""
     if len(paths) == 1:
         # of a link its own name; '.' has one too; and the user's own folder is called `~`
         name = Path(portable(os.path.abspath(paths[0]))).name
-        return Data(name, [(name, _open(paths[0]))])
+        return Data(name + mark, [(name, _open(paths[0], member))])
     top = os.path.commonpath([path.absolute().parent for path in paths])
     names = [portable(path.absolute().relative_to(top).as_posix()) for path in paths]
-    return Data(portable(Path(text).name), list(zip(names, map(_open, paths), strict=True)))
+    readers = with_images(paths, lambda path: _open(path, member))
+    parts = [(name, reader) for name, reader in zip(names, readers, strict=True) if reader is not None]
+    return Data(portable(Path(text).name), parts)
 
 
-def _open(path: Path) -> Reader:
+def with_images(named: Sequence[_Named], opened: Callable[[_Named], _Opened]) -> list[_Opened | None]:
+    """What `opened` makes of each; None, with one note for all, where it holds no images beside others that hold some.
+
+    Raises: NoImages where none holds any.
+    """
+    found: list[_Opened | None] = []
+    empty: list[NoImages] = []
+    for one in named:
+        try:
+            found.append(opened(one))
+        except NoImages as error:
+            found.append(None)
+            empty.append(error)
+    if len(empty) == len(named):
+        more = f"; nor do the {len(empty) - 1} others" if len(empty) > 1 else ""
+        raise NoImages(f"{empty[0]}{more}")
+    if empty:
+        more = f"; nor do {len(empty) - 1} others" if len(empty) > 1 else ""
+        say(f"note: {empty[0]}{more}; {len(empty)} of {len(named)} files or folders are left out")
+    return found
+
+
+def member_of(text: str) -> str:
+    """The member of each sample that a DATA names: `jpg` of `pool.tar#jpg`; '' where it names none."""
+    path, mark, member = text.rpartition("#")
+    return member if mark and path.lower().endswith(".tar") and not user_path(text).exists() else ""
+
+
+def _open(path: Path, member: str) -> Reader:
     """The reader for one existing path."""
     try:
+        if member and path.suffix.lower() == ".tar":
+            return TarReader(path, member)
         if path.is_dir():
             return open_saved(path) if is_saved(path) else FolderReader(path)
         if path.suffix.lower() in _FILES:
@@ -105,6 +141,8 @@ def _existing(text: str) -> list[Path]:
 
     Raises: RequestError where there is none.
     """
+    if member := member_of(text):
+        text = text.removesuffix(f"#{member}")
     whole = user_path(text)
     if text and whole.exists():
         return [whole]

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from dfkd.console import say
-from dfkd.data.reader import LAYOUTS, as_labels, as_nhwc, image_shape, row_numbers
+from dfkd.data.reader import LAYOUTS, NoImages, as_labels, as_nhwc, image_shape, row_numbers
 from dfkd.errors import RequestError
 
 _BROKEN = (
@@ -48,6 +48,8 @@ class NpzReader:
                     raise RequestError(f"{str(path)!r} has no array {_or(_IMAGES)}; it has {_or(self._members)}")
                 self._pixels = _map(archive, members[name], path)
             self.shape = image_shape(self._pixels.shape[1:])
+        except NoImages as error:
+            raise NoImages(f"images of {str(path)!r}: {error}") from error
         except ValueError as error:
             raise RequestError(f"images of {str(path)!r}: {error}") from error
         except _BROKEN as error:
@@ -164,7 +166,7 @@ def _map_npy(file: io.BufferedIOBase, length: int) -> _Stack:
     if size != length - (offset - start):
         raise ValueError(f"shape {list(shape)} does not fit its {length} bytes; write the file again")
     if size == 0:
-        raise ValueError(f"it holds no images, its shape is {list(shape)}")
+        raise NoImages(f"it holds no images, its shape is {list(shape)}")
     return _Stack(file, offset, shape, fortran)
 
 

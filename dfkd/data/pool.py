@@ -2,9 +2,11 @@
 
 import copy
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
@@ -13,7 +15,7 @@ from jaxtyping import Int64, Integer, UInt8
 from dfkd.console import say
 from dfkd.data.decode import conversions, decode, encode_png, fit, processors
 from dfkd.data.filter import Filter
-from dfkd.data.locate import Data, locate
+from dfkd.data.locate import Data, locate, member_of, paths_of, with_images
 from dfkd.data.reader import Reader, Unreadable
 from dfkd.errors import RequestError
 
@@ -87,7 +89,9 @@ class Pool:
         problems: dict[int, str] = {}
         for _, reader, data, positions, local in self._split(indices):
             if reader.shape is None:
-                self._say(data, self._decode(reader, positions, local, pixels, problems), encoded=True)
+                shapes, largest = self._decode(reader, positions, local, pixels, problems)
+                self._say(data, shapes, encoded=True)
+                self._say_bits(data, largest)
                 continue
             self._say(data, {reader.shape}, encoded=False)
             raw = reader.read(local)
@@ -176,9 +180,13 @@ class Pool:
         local: Int64[np.ndarray, " some"],
         pixels: UInt8[np.ndarray, "batch size size channels"],
         problems: dict[int, str],
-    ) -> set[tuple[int, int, int]]:
-        """Read and decode into `pixels`, large images on all threads; the shapes that the images had."""
+    ) -> tuple[set[tuple[int, int, int]], int | None]:
+        """Read and decode into `pixels`, large images on all threads.
+
+        Returns: the shapes that the images had, and the largest value of those with 16 bits.
+        """
         shapes = set()
+        largest: list[int] = []
 
         def some(where: np.ndarray, which: np.ndarray) -> None:
             for position, item in zip(where.tolist(), reader.read(which), strict=True):
@@ -189,17 +197,19 @@ class Pool:
                 else:
                     pixels[position] = decoded.pixels
                     shapes.add(decoded.shape)
+                    if decoded.largest is not None:
+                        largest.append(decoded.largest)
 
         some(positions[:1], local[:1])
         positions, local = positions[1:], local[1:]
         if all(height * width <= _SMALL for height, width, _ in shapes) and shapes:
             some(positions, local)
-            return shapes
+            return shapes, max(largest, default=None)
         pieces = min(4 * self._workers, 1 + len(positions) // 8)  # several a thread, for images differ in cost
         work = zip(np.array_split(positions, pieces), np.array_split(local, pieces), strict=True)
         for done in [self._threads.submit(some, where, which) for where, which in work]:
             done.result()
-        return shapes
+        return shapes, max(largest, default=None)
 
     def _say(self, data: Data, shapes: set[tuple[int, int, int]], encoded: bool) -> None:
         """Say what is converted, each kind once for each DATA."""
@@ -209,6 +219,13 @@ class Pool:
                 if (id(data), kind) not in self._said:
                     self._said.add((id(data), kind))
                     say(f"{data.name}: {words.replace('images', 'images' + others)}")
+
+    def _say_bits(self, data: Data, largest: int | None) -> None:
+        """Say once for each DATA what becomes of images with 16 bits, whose values often use fewer."""
+        if largest is not None and (id(data), "bits") not in self._said:
+            self._said.add((id(data), "bits"))
+            dark = "; they come out dark: write them scaled, so that white is 65535" if largest < 32768 else ""
+            say(f"note: {data.name}: of 16-bit images the upper 8 bits are taken; the largest value is {largest}{dark}")
 
 
 def open_pool(specs: Sequence[str], *, image_size: int | None, channels: int, workers: int | None = None) -> Pool:
@@ -222,7 +239,8 @@ def open_pool(specs: Sequence[str], *, image_size: int | None, channels: int, wo
         raise RequestError(f"{channels} channels: images have 1 (gray) or 3 (RGB)")
     if image_size is not None and image_size < 1:
         raise RequestError(f"--image-size {image_size} is not a number of pixels above 0")
-    data = [locate(text) for text in specs]
+    data = [one for one in with_images(specs, locate) if one is not None]
+    _note_doubles(specs)
     return Pool(data, image_size or _own_size(data), channels, workers)
 
 
@@ -239,6 +257,18 @@ def _own_size(data: Sequence[Data]) -> int:
         found = ", ".join(f"{width}x{height} ({name})" for (height, width), name in sizes.items())
         raise RequestError(f"the pool's images have no square size in common: {found}; give --image-size N")
     return height
+
+
+def _note_doubles(specs: Sequence[str]) -> None:
+    """Say which files, folders or data sets a pool names more than once, also through links and folders above."""
+    given: Counter[tuple[Path, str]] = Counter()
+    for text in specs:
+        given.update((path.resolve(), member_of(text)) for path in paths_of(text) or [Path(text)])
+    within = {(path, "") for path, _ in given if path.is_dir() and any((top, "") in given for top in path.parents)}
+    doubles = [path for path, member in given if given[path, member] > 1 or (path, member) in within]
+    if doubles:
+        more = f" and {len(doubles) - 1} more" if len(doubles) > 1 else ""
+        say(f"note: the data names {str(doubles[0])!r}{more} more than once; its images count more than once")
 
 
 def _unused(name: str, names: set[str]) -> str:

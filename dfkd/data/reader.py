@@ -8,13 +8,21 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-IMAGE_SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"])
+from dfkd.errors import RequestError
+
+IMAGE_SUFFIXES = frozenset(
+    (*(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),)
+)
 LAYOUTS = "[h,w,c] or [c,h,w] (c is 1, 3 or 4), [h,w] or flat [3*s*s]"
 _CHANNELS = (1, 3, 4)
 
 
 class Unreadable(Exception):
     """Why one image cannot be had. The text goes into manifests: it names no absolute path."""
+
+
+class NoImages(RequestError):
+    """A file or folder is whole, and holds no image; beside others that hold some it is left out."""
 
 
 @runtime_checkable

@@ -3,17 +3,16 @@
 import json
 import math
 import os
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from threading import Lock
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
 from dfkd.console import say
-from dfkd.data.reader import Unreadable, as_labels, as_nhwc, file_state, image_shape, row_numbers
+from dfkd.data.chunks import ArrowChunks, Chunks, ParquetChunks
+from dfkd.data.reader import NoImages, Unreadable, as_labels, as_nhwc, file_state, image_shape, row_numbers
 from dfkd.errors import RequestError
 from dfkd.files import hash_of
 
@@ -22,84 +21,6 @@ if TYPE_CHECKING:
 
 _IMAGES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "x", "data", "pixels")
 _LABELS = ("label", "labels", "y", "cls", "fine_label", "target", "class")
-
-
-@runtime_checkable
-class Chunks(Protocol):
-    """A table in pieces that can be loaded one at a time."""
-
-    @property
-    def schema(self) -> "pa.Schema":
-        """Names and types of the columns."""
-
-    @property
-    def lengths(self) -> Sequence[int]:
-        """Rows of each piece."""
-
-    def load(self, column: str, index: int) -> "pa.Array":
-        """One column of piece `index`."""
-
-    def whole(self, column: str) -> "pa.ChunkedArray":
-        """One column of all pieces."""
-
-
-class ArrowChunks:
-    """The record batches of a memory-mapped table."""
-
-    def __init__(self, table: "pa.Table") -> None:
-        self.schema, self._table = table.schema, table
-        self.lengths = [len(chunk) for chunk in table.column(0).chunks] if table.num_columns else []
-        self._checked: set[tuple[str, int]] = set()
-
-    def load(self, column: str, index: int) -> "pa.Array":
-        """A view of the file's memory. Its offsets are checked once: Arrow itself follows them wherever they lead."""
-        chunk = self._table.column(column).chunk(index)
-        if (column, index) not in self._checked:
-            chunk.validate(full=True)
-            self._checked.add((column, index))
-        return chunk
-
-    def whole(self, column: str) -> "pa.ChunkedArray":
-        """A view of the file's memory."""
-        self._table.column(column).validate(full=True)
-        return self._table.column(column)
-
-
-class ParquetChunks:
-    """The row groups of a Parquet file. The last two are kept, so that a batch across a border reads neither twice."""
-
-    def __init__(self, path: Path) -> None:
-        import pyarrow.parquet as pq
-
-        self._path = path
-        with pq.ParquetFile(path) as file:
-            self.schema, self._metadata = file.schema_arrow, file.metadata
-        self.lengths = [self._metadata.row_group(i).num_rows for i in range(self._metadata.num_row_groups)]
-        self._kept: OrderedDict[tuple[str, int], pa.Array] = OrderedDict()
-        self._lock = Lock()
-
-    def load(self, column: str, index: int) -> "pa.Array":
-        """Read, decompress and keep one row group's column."""
-        import pyarrow.parquet as pq
-
-        with self._lock:
-            if (column, index) not in self._kept:
-                self._path.stat()  # of a file that has vanished, pyarrow's own error does not name it
-                if len(self._kept) == 2:
-                    self._kept.popitem(last=False)
-                with pq.ParquetFile(self._path, metadata=self._metadata) as file:
-                    table = file.read_row_group(index, columns=[column])
-                    table.validate(full=True)
-                self._kept[column, index] = table.column(column).combine_chunks()
-            self._kept.move_to_end((column, index))
-            return self._kept[column, index]
-
-    def whole(self, column: str) -> "pa.ChunkedArray":
-        """Read one column."""
-        import pyarrow.parquet as pq
-
-        with pq.ParquetFile(self._path, metadata=self._metadata) as file:
-            return file.read(columns=[column]).column(column)
 
 
 class TableReader:
@@ -118,9 +39,9 @@ class TableReader:
             raise RequestError(f"{name!r} is damaged (a part of {min(chunks.lengths)} rows); fetch or write it again")
         self._ends = np.cumsum(chunks.lengths, dtype=np.int64)
         self._even: set[int] = set()
-        self._column = self._find(_IMAGES, "image")
         if not len(self):
-            raise RequestError(f"{name!r} holds no images: it has no rows")
+            raise NoImages(f"{name!r} holds no images: it has no rows")
+        self._column = self._find(_IMAGES, "image")
         self.shape = self._raw_shape()
 
     def __len__(self) -> int:

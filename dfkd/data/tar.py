@@ -1,23 +1,33 @@
 """WebDataset `.tar`: the headers are read once, and where they lie is kept; members by their position after that."""
 
 import os
+import posixpath
 import tarfile
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
 
 from dfkd.columns import Damaged, read_columns, write_columns
-from dfkd.data.reader import IMAGE_SUFFIXES, Unreadable, file_state, printable
+from dfkd.console import say
+from dfkd.data import content
+from dfkd.data.reader import IMAGE_SUFFIXES, NoImages, Unreadable, file_state, printable
 from dfkd.errors import RequestError
-from dfkd.files import cache_folder, hash_of
+from dfkd.files import cache_folder, hash_of, replacing
 
 _BLOCK = tarfile.BLOCKSIZE
-_RULES = 2
+_MOST_EMPTY = 1 << 20
+"""Bytes of an archive without members: blocks of zeros, as many as the writer puts in one record."""
+_MOST_STEPS = 8
+"""From link to link, which may lead round."""
+_MOST_KINDS = 8
+"""Images of one sample that are told apart by the ends of their names; more are a collection under one name."""
+_RULES = 3
 """The number of the rules by which a member is an image; an index that was kept under others is not read."""
 
 
@@ -28,19 +38,29 @@ class _Member(NamedTuple):
     start: int
     size: int
     next: int
+    link: str | None = None
+    """The member whose bytes a link stands for."""
 
 
 class TarReader:
-    """The image members of one uncompressed tar file. It holds 8 bytes an image: names are read from the headers."""
+    """The image members of one uncompressed tar file. It holds 8 bytes an image: names are read from the headers.
+
+    `member` names the one image of a WebDataset sample that is taken, by all that follows the key: `jpg`, `mask.png`.
+    """
 
     shape = None
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, member: str = "") -> None:
+        self._path, self._only = path, member.lower()
         self.identity: dict[str, Any] = {"format": "tar", **file_state(path)}
-        self._positions = self._index()
+        if member:
+            self.identity["member"] = self._only
+        self._positions, self._linked, notes = self._index()
         if not len(self):
-            raise RequestError(f"{str(path)!r} holds no images ({' '.join(sorted(IMAGE_SUFFIXES))})")
+            wanted = f"named KEY.{member}" if member else f"({' '.join(sorted(IMAGE_SUFFIXES))})"
+            raise NoImages(f"{str(path)!r} holds no images {wanted}")
+        for line in notes:
+            say(line)
 
     def __len__(self) -> int:
         return len(self._positions)
@@ -49,7 +69,8 @@ class TarReader:
         """Each member's bytes."""
         try:
             with self._path.open("rb", buffering=0) as file:
-                return [_bytes(file, position) for position in self._positions[indices].tolist()]
+                positions = self._positions[indices].tolist()
+                return [_bytes(file, self._linked.get(position, position)) for position in positions]
         except OSError as error:  # the file was there when the pool was opened
             return [Unreadable(f"cannot be read from its tar file: {error.strerror}")] * len(indices)
 
@@ -66,41 +87,98 @@ class TarReader:
     def labels(self) -> Int64[np.ndarray, " images"]:
         """The number in the `.cls` member that shares an image's key. Raises: RequestError where one is missing."""
         classes: dict[str, int] = {}
-        keys = []
+        keys: list[str] = []
         with self._path.open("rb", buffering=0) as file:
-            for _, member in self._scan():
-                key, suffix = _key(member.name or "")
-                if suffix == ".cls":
+            for position, member in self._scan():
+                key, end = _key(member.name or "")
+                if member.link is not None and end == "cls":
+                    if (target := _key(member.link)[0]) in classes:
+                        classes[key] = classes[target]
+                elif content.suffix_of(member.name or "") == ".cls":
                     file.seek(member.start)
                     text = file.read(member.size)
                     try:
                         classes[key] = int(text)
                     except ValueError:
                         raise RequestError(f"{member.name!r} in {str(self._path)!r} is no class number") from None
-                elif suffix in IMAGE_SUFFIXES:
+                elif len(keys) < len(self) and self._positions[len(keys)] == position:
                     keys.append(key)
         missing = next((key for key in keys if key not in classes), None)
         if missing is not None:
             raise RequestError(f"{str(self._path)!r} has no labels: there is no member {missing + '.cls'!r}")
         return np.array([classes[key] for key in keys], np.int64)
 
-    def _index(self) -> Int64[np.ndarray, " images"]:
-        """Where the images' headers lie; kept in the cache, for every command opens the whole pool."""
+    def _index(self) -> tuple[Int64[np.ndarray, " images"], dict[int, int], list[str]]:
+        """Where the images' headers lie, of links also those that they stand for, and what is to be said of the others.
+
+        It is kept in the cache, for every command opens the whole pool.
+        """
         kept = cache_folder() / "tars" / f"{hash_of([_RULES, os.path.abspath(self._path), self.identity])}.parquet"
         with suppress(Damaged):  # or not there
-            return read_columns(kept, ("position",))["position"]
-        positions = array("q")
-        for position, member in self._scan():
-            if PurePosixPath(member.name or "").suffix.lower() in IMAGE_SUFFIXES:
-                positions.append(position)
-        found = np.array(positions, np.int64)
+            columns = read_columns(kept, ("position", "data"))
+            said = kept.with_suffix(".txt")  # written before: where there is none, there was nothing to say
+            notes = said.read_text("utf-8").splitlines() if said.exists() else []
+            return columns["position"], _differing(columns["position"], columns["data"]), notes
+        positions, data, notes = self._images()
         with suppress(OSError):  # a cache that cannot be written costs the headers again
-            write_columns(kept, {"position": found})
+            if notes:
+                with replacing(kept.with_suffix(".txt")) as partial:
+                    partial.write_text("\n".join(notes), "utf-8")
+            write_columns(kept, {"position": positions, "data": data})
+        return positions, _differing(positions, data), notes
+
+    def _images(self) -> tuple[Int64[np.ndarray, " images"], Int64[np.ndarray, " images"], list[str]]:
+        """The headers of the images, those of their bytes, and notes."""
+        positions, data, targets = array("q"), array("q"), dict[int, int]()
+        left_out, kinds, several, before = Counter[str](), set[str](), 0, ("", "")
+        with self._path.open("rb", buffering=0) as file:
+            for position, member in self._scan():
+                if member.link is not None and not targets:
+                    targets = self._targets()
+                name = member.name or ""
+                target, suffix = targets.get(position, position), content.suffix_of(name)
+                if not _is_image(file, suffix, target):
+                    if suffix not in content.DATA_SUFFIXES:
+                        left_out[suffix if target >= 0 else "links to nothing in it"] += 1
+                    continue
+                sample = _key(name)
+                if sample[0] == before[0]:
+                    several += 1
+                    if len(kinds) <= _MOST_KINDS:
+                        kinds |= {before[1], sample[1]}
+                before = sample
+                if self._only in ("", sample[1]):
+                    positions.append(position)
+                    data.append(target)
+        notes = [content.note(self._path.name, left_out)] if left_out else []
+        if several and 1 < len(kinds) <= _MOST_KINDS and not self._only:
+            notes.append(
+                f"note: {self._path.name} has samples of several images ({', '.join(sorted(kinds))}), and all are "
+                f"taken; '{self._path.name}#{sorted(kinds, key=len)[0]}' takes one member of each sample"
+            )
+        return np.array(positions, np.int64), np.array(data, np.int64), notes
+
+    def _targets(self) -> dict[int, int]:
+        """The headers of the bytes that links stand for, by the links' own; a link out of the archive is not there."""
+        links = {position: member for position, member in self._scan() if member.link is not None}
+        where = {_plain(member.name): position for position, member in links.items()}
+        wanted = {member.link for member in links.values()}
+        where |= {
+            _plain(m.name): position for position, m in self._scan() if m.link is None and _plain(m.name) in wanted
+        }
+        found = {}
+        for position, member in links.items():
+            end, steps = where.get(member.link or ""), 0
+            while end in links and steps < _MOST_STEPS:
+                end, steps = where.get(links[end].link or ""), steps + 1
+            found[position] = -1 if end is None or end in links else end
         return found
 
     def _scan(self) -> Iterator[tuple[int, _Member]]:
-        """Yield the header position and the member of every regular file, but for those that macOS adds."""
+        """Yield the header position and the member of every regular file and link, but for those that macOS adds."""
         end = self._path.stat().st_size
+        if 0 < end <= _MOST_EMPTY and not self._path.read_bytes().strip(b"\0"):
+            return
         position = 0
         try:
             with self._path.open("rb", buffering=0) as file:
@@ -158,7 +236,11 @@ def _member(file: BinaryIO, position: int, check: bool = False) -> _Member:
         if info is None:
             return _Member(None, position, 0, position)
         regular = info.isreg() and not info.issparse()
-        return _Member(_clean(info.name) if regular else None, info.offset_data, info.size * regular, tar.offset)
+        link = None
+        if info.islnk() or info.issym():  # a hard link's name begins at the top
+            link = _plain(posixpath.join(posixpath.dirname(info.name) if info.issym() else "", info.linkname))
+        called = _clean(info.name) if regular or link is not None else None
+        return _Member(called, info.offset_data, info.size * regular, tar.offset, link)
 
 
 def _is_apple_double(name: str) -> bool:
@@ -166,11 +248,31 @@ def _is_apple_double(name: str) -> bool:
     return name.rpartition("/")[2].startswith("._")
 
 
+def _is_image(file: BinaryIO, suffix: str, position: int) -> bool:
+    """Whether the member at `position` is an image: by the suffix of its name, else by its first bytes; -1 is none."""
+    if position < 0 or suffix in IMAGE_SUFFIXES or not content.may_be_image(suffix):
+        return position >= 0 and suffix in IMAGE_SUFFIXES
+    member = _member(file, position)
+    file.seek(member.start)
+    return content.is_image(suffix, file.read(min(member.size, content.FIRST)))
+
+
+def _differing(positions: Int64[np.ndarray, " n"], data: Int64[np.ndarray, " n"]) -> dict[int, int]:
+    links = np.flatnonzero(positions != data)
+    return dict(zip(positions[links].tolist(), data[links].tolist(), strict=True))
+
+
+def _plain(name: str | None) -> str:
+    """A member's path as links name it."""
+    return _clean(posixpath.normpath(name or ""))
+
+
 def _clean(name: str) -> str:
     return name.removeprefix("./").lstrip("/")
 
 
 def _key(name: str) -> tuple[str, str]:
-    """WebDataset's key (everything before the base name's first dot) and the last suffix."""
+    """WebDataset's key (everything before the base name's first dot) and what follows that dot, in lower case."""
     folder, slash, base = name.rpartition("/")
-    return folder + slash + base.partition(".")[0], PurePosixPath(base).suffix.lower()
+    key, _, end = base.partition(".")
+    return folder + slash + key, end.lower()
