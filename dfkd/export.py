@@ -1,7 +1,8 @@
 """`dfkd export`: a model as one file for another program.
 
 The file holds the network alone: it takes normalized float32 images [batch, channels, size, size], any batch, and gives
-logits. The normalization is printed, and stored in a safetensors file's metadata.
+logits. The normalization is printed, and stored in the metadata of a safetensors file or beside a program, where MODEL
+finds it again.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from dfkd.config import ExportConfig
 from dfkd.console import say
 from dfkd.errors import RequestError
 from dfkd.files import output_path, replacing
+from dfkd.models.expected import NOTES
 from dfkd.models.load import Model, load_trained
 from dfkd.models.weights import state_to_write
 from dfkd.overwrite import check_output
@@ -51,7 +53,8 @@ def _safetensors(model: Model) -> bytes:
 
 def _pt2(model: Model) -> bytes:
     file = io.BytesIO()
-    torch.export.save(_program(model), file)
+    notes = {"mean": list(model.preprocess.mean), "std": list(model.preprocess.std), "image_size": model.image_size}
+    torch.export.save(_program(model), file, extra_files={NOTES: json.dumps(notes)})
     return file.getvalue()
 
 

@@ -67,6 +67,10 @@ class Classifier:
 def examine(classifier: Classifier, data: Pool) -> None:
     """Say whether the answers to the first images of `data` can be trusted (`dfkd.models.health`)."""
     images = data.images(np.arange(min(CHECKED_IMAGES, len(data))))
-    pixels = torch.from_numpy(np.delete(images.pixels, list(images.problems), axis=0))
+    examine_pixels(classifier, torch.from_numpy(np.delete(images.pixels, list(images.problems), axis=0)))
+
+
+def examine_pixels(classifier: Classifier, pixels: UInt8[Tensor, "batch height width channels"]) -> None:
+    """The same for images that are at hand."""
     exact = classifier.place.dtype == torch.float32
     check_health(lambda some: classifier.outputs(classifier.view(some)).logits, pixels, classifier.model.spec, exact)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 
 from dfkd import names
@@ -16,10 +17,11 @@ from dfkd.distill.teacher_views import recorded
 from dfkd.evaluate import Measures, measure
 from dfkd.files import hash_of, output_path
 from dfkd.memory import forget_peak_memory, peak_memory_bytes
+from dfkd.models.health import CHECKED_IMAGES
 from dfkd.models.weights import load_weights, state_to_write
 from dfkd.portable import portable
 from dfkd.runs import RESULT_FIELDS, Run, finished_weights, read_request
-from dfkd.teacher import Classifier
+from dfkd.teacher import Classifier, examine_pixels
 from dfkd.training.loop import train
 
 
@@ -31,6 +33,10 @@ def run(config: DistillConfig) -> dict[str, Any]:
         with folder.writing():
             if folder.result is None:  # still: another command may have finished it since
                 forget_peak_memory(prepared.trainer.place.device)
+                if prepared.selections:
+                    first = prepared.selections[0]
+                    pixels = torch.from_numpy(first.pixels(np.arange(min(CHECKED_IMAGES, len(first)))))
+                    examine_pixels(prepared.trainer.teacher, pixels)
                 record_teacher(prepared)
                 train(prepared.trainer, folder)
                 prepared.trainer.finish()

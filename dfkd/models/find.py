@@ -15,6 +15,7 @@ from dfkd.checks import unsealed
 from dfkd.errors import RequestError
 from dfkd.files import hash_file, user_path
 from dfkd.models import DEFAULT_IMAGE_SIZE
+from dfkd.models.expected import NOTES, from_program, from_safetensors, from_timm
 from dfkd.models.program import check_evaluates, check_program
 from dfkd.models.weights import fit_prefix, load_state, load_weights, names_weights, read_state_dict, require_file
 from dfkd.names import Named, build, code_of, find, parse
@@ -38,6 +39,8 @@ class Found:
     channels: int | None = None
     image_size: int | None = None
     normalize: str | None = None
+    normalize_of: str | None = None
+    """What says the normalization, where that is not a run."""
     code: str | None = None
     has_weights: bool | None = True
     may_bring_weights: bool = False
@@ -85,7 +88,14 @@ def _from_run(path: Path) -> Found:
     found = _from_name(expand(architecture), None, None)
     load_weights(found.module, finished_weights(path))
     size = table.get("image_size", found.image_size)
-    return replace(found, spec=path.resolve().name, image_size=size, normalize=table.get("normalize"), has_weights=True)
+    return replace(
+        found,
+        spec=path.resolve().name,
+        image_size=size,
+        normalize=table.get("normalize"),
+        normalize_of=None,
+        has_weights=True,
+    )
 
 
 def _from_export(path: Path) -> Found:
@@ -95,7 +105,8 @@ def _from_export(path: Path) -> Found:
     try:
         with warnings.catch_warnings():  # torch 2.11 warns of its own reader
             warnings.simplefilter("ignore")
-            program = torch.export.load(path)
+            notes = {NOTES: ""}
+            program = torch.export.load(path, extra_files=notes)
             module = torch.export.unflatten(program)
     except Exception as error:  # a damaged file can raise anything at all from the reader
         raise RequestError(f"{str(path)!r} cannot be read: {str(error).partition(chr(10))[0]}") from error
@@ -110,7 +121,16 @@ def _from_export(path: Path) -> Found:
         raise RequestError(f"{str(path)!r} takes batches of {batch} alone; {mend}")
     if height != width:
         raise RequestError(f"{str(path)!r} takes images of {height}x{width} pixels; they must be square")
-    return Found(path.name, module, Named(path.name), channels=channels, image_size=height, code=hash_file(path))
+    return Found(
+        path.name,
+        module,
+        Named(path.name),
+        channels=channels,
+        image_size=height,
+        normalize=from_program(notes[NOTES]),
+        normalize_of="its file",
+        code=hash_file(path),
+    )
 
 
 def _from_name(text: str, classes: int | None, channels: int | None) -> Found:
@@ -135,6 +155,7 @@ def _from_name(text: str, classes: int | None, channels: int | None) -> Found:
             used = replace(named, options={**used.options, **seen, **named.options})
             module = _construct(target, used)
         load_state(module, state, path)
+    stored = from_safetensors(path) if weights else None
     spec = str(named) + (f"@{Path(weights).name}" if weights else "")
     size = _made_for(target, used.options, module)
     return Found(
@@ -145,6 +166,8 @@ def _from_name(text: str, classes: int | None, channels: int | None) -> Found:
         channel_key,
         used.options.get(channel_key or ""),
         size,
+        stored or from_timm(module),
+        "its file" if stored else "timm",
         code=code_of(target),
         has_weights=True if weights else None if "." in named.name else False,
         may_bring_weights=target.__module__.partition(".")[0] not in _KNOWN_PACKAGES,

@@ -12,11 +12,12 @@ from dfkd.console import say
 from dfkd.errors import RequestError
 from dfkd.files import user_path
 from dfkd.models import DEFAULT_IMAGE_SIZE
+from dfkd.models.expected import size_option
 from dfkd.models.find import Found, find_model
 from dfkd.models.logits import Member, find_member, members
 from dfkd.names import Named, raised
 from dfkd.portable import portable
-from dfkd.preprocess import Preprocess, parse_normalize
+from dfkd.preprocess import NORMALIZATIONS, Preprocess, parse_normalize
 from dfkd.runs import CONFIG, check_model
 
 DEFAULT_NORMALIZE = "imagenet"
@@ -102,7 +103,7 @@ def load_model(
         raise RequestError(f"model {found.spec!r} takes {takes} input channels, the teacher {channels}{fixed}")
     if classes not in (None, gives):
         raise RequestError(f"model {found.spec!r} has {gives} classes, the teacher {classes}")
-    normalize = normalize or found.normalize or DEFAULT_NORMALIZE
+    normalize = normalize or _own_normalize(found, takes) or DEFAULT_NORMALIZE
     counts = {found.class_key: gives, found.channel_key: takes}
     options = {**found.named.options, **{key: count for key, count in counts.items() if key}}
     kept = {key: options[key] for key in sorted(options) if key not in _WEIGHT_OPTIONS}
@@ -119,6 +120,20 @@ def load_model(
         has_weights=_has_weights(found),
         may_bring_weights=found.may_bring_weights,
     )
+
+
+def _own_normalize(found: Found, channels: int) -> str | None:
+    """The normalization that the model says, by its name where it has one."""
+    if found.normalize is None or found.normalize_of is None:
+        return found.normalize
+    try:
+        values = parse_normalize(found.normalize, channels)
+    except RequestError:  # three colours' values for a gray network: nothing is known of it
+        return None
+    name = next((name for name in NORMALIZATIONS if parse_normalize(name, channels) == values), found.normalize)
+    if name != DEFAULT_NORMALIZE:
+        say(f"model {found.spec}: normalization {name}, as {found.normalize_of} says; --normalize overrides it")
+    return name
 
 
 def _has_weights(found: Found) -> bool | None:
@@ -141,12 +156,18 @@ def _channel_counts(found: Found) -> tuple[int, ...]:
 def _counts(found: Found, image_size: int | None) -> tuple[int, int]:
     """The channels of the input and the classes of the logits, from a forward pass of two black images."""
     module = found.module.eval()
-    refusals: dict[int, str] = {}
+    refusals: dict[int, tuple[bool, str]] = {}
     for channels, size in itertools.product(_channel_counts(found), (image_size,) if image_size else _PROBE_SIZES):
         try:
             logits = module(torch.zeros(2, channels, size, size))
         except Exception as error:  # foreign code: anything can be raised for a size that it cannot take
-            refusals[channels] = f"an input of [batch, {channels}, {size}, {size}]: {_said(error)}"
+            key = size_option(module)
+            builds = f"({found.named.name}:{key}={size} builds it for this size; --image-size sets the size)"
+            sets = builds if key and image_size else _SETS_SIZE
+            said = str(error).partition("\n")[0]
+            of_size = isinstance(error, (RuntimeError, ValueError, AssertionError)) and bool(_ON_SIZES.search(said))
+            why = f"{said} {sets}" if of_size else raised(error)  # else also the error's kind and place
+            refusals[channels] = of_size, f"an input of [batch, {channels}, {size}, {size}]: {why}"
             continue
         if not isinstance(logits, Tensor):
             logits = _take_member(found, logits)
@@ -156,16 +177,8 @@ def _counts(found: Found, image_size: int | None) -> tuple[int, int]:
                 "of two classes or more"
             )
         return channels, logits.shape[1]
-    said = sorted(refusals.values(), key=lambda refusal: _SETS_SIZE not in refusal)
-    raise RequestError(f"model {found.spec!r} cannot take {said[0]}")
-
-
-def _said(error: Exception) -> str:
-    """What a network raised: its words on a size with the option that sets it, else also the error's kind and place."""
-    said = str(error).partition("\n")[0]
-    if isinstance(error, (RuntimeError, ValueError, AssertionError)) and _ON_SIZES.search(said):
-        return f"{said} {_SETS_SIZE}"
-    return raised(error)
+    _, first = max(refusals.values(), key=lambda refusal: refusal[0])
+    raise RequestError(f"model {found.spec!r} cannot take {first}")
 
 
 def _take_member(found: Found, output: object) -> Tensor:

@@ -5,8 +5,11 @@ import pytest
 import torch
 
 from dfkd import cli
+from dfkd.errors import RequestError
+from dfkd.models.cifar_resnet import cifar_resnet
 from dfkd.models.health import check_health
 from dfkd.models.lenet import lenet5, lenet5_half
+from dfkd.models.load import load_model
 from dfkd.preprocess import parse_normalize
 
 CODE = """
@@ -150,3 +153,41 @@ def test_lenet__takes_28_pixels_as_published(data, build):
     torch.save(build(num_classes=4, in_channels=3).state_dict(), "lenet.pt")
     for size in (28, 32):
         assert evaluate(f"{build.__name__}@lenet.pt", size=size) == 0
+
+
+def test_normalization__of_an_exported_teacher_is_read_from_its_file(tmp_path, monkeypatch, capsys):
+    """Files of ours that lose what their network expects of its input."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    net = cifar_resnet(8, width=4, num_classes=5)
+    torch.save(net.state_dict(), "t.pt")
+    for form in ("pt2", "safetensors"):
+        given = ["--normalize", "0.5/0.25", "--out", f"e.{form}"]
+        assert cli.main(["export", "--model", "cifar_resnet:depth=8,width=4@t.pt", *given]) == 0
+        model = "e.pt2" if form == "pt2" else "cifar_resnet:depth=8,width=4@e.safetensors"
+        loaded = load_model(model)
+        assert loaded.preprocess.mean == (0.5,) * 3 and loaded.preprocess.std == (0.25,) * 3
+        assert "normalization 0.5/0.25, as its file says" in capsys.readouterr().err
+        assert load_model(model, normalize="cifar10").normalize == "cifar10"
+
+
+def test_normalization__of_a_timm_network_is_its_own(capsys):
+    """Networks of a package that says how their input is normalized."""
+    vit = load_model("timm.create_model:model_name=vit_tiny_patch16_224,img_size=32,patch_size=8,num_classes=5")
+    assert vit.preprocess.mean == vit.preprocess.std == (0.5,) * 3
+    assert "as timm says" in capsys.readouterr().err
+    assert load_model("timm.create_model:model_name=resnet18,num_classes=5").normalize == "imagenet"
+    assert "as timm says" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("student", "said"),
+    [
+        ("timm.create_model:model_name=vit_tiny_patch16_224", "timm.create_model:img_size=32"),
+        ("vit_b_16", "vit_b_16:image_size=32"),
+    ],
+)
+def test_size__that_only_the_constructor_sets_is_told_with_its_option(student, said):
+    """Transformers as students of a teacher of another size."""
+    with pytest.raises(RequestError, match=rf"\({said} builds it for this size"):
+        load_model(student, image_size=32, classes=5)
