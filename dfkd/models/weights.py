@@ -93,8 +93,8 @@ def read_state_dict(path: Path, module: nn.Module | None = None) -> dict[str, Te
 
 def _with_key(path: Path) -> tuple[Path, str]:
     """The file and the dictionary that `FILE#KEY` names; a file whose own name has a # is taken as it is."""
-    name, separator, key = path.name.rpartition("#")
-    return (path, "") if not separator or path.exists() else (path.with_name(name), key)
+    name, _, key = path.name.rpartition("#")
+    return (path, "") if not name or path.exists() else (path.with_name(name), key)
 
 
 def _share(state: Mapping[str, Tensor], module: nn.Module) -> float:
