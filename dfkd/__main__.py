@@ -1,6 +1,6 @@
 """`python -m dfkd` is `dfkd`."""
 
-from dfkd.cli import entry
+from dfkd.app.cli import entry
 
 if __name__ == "__main__":
     entry()

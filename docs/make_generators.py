@@ -10,7 +10,7 @@ from pathlib import Path
 from make_losses import HERE, QUALITY, about, machine_text, paper, rows_of
 
 from dfkd import generators
-from dfkd.compare.table import with_deviation
+from dfkd.report.table import with_deviation
 
 SETTINGS = {
     "digits": "digits, `dfkd demo`'s teacher and student",

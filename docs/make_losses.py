@@ -9,8 +9,8 @@ import re
 import sys
 from pathlib import Path
 
-from dfkd.compare.table import read_csv, with_deviation
 from dfkd.distill import losses
+from dfkd.report.table import read_csv, with_deviation
 
 HERE = Path(__file__).resolve().parent
 SETTINGS = {

@@ -11,8 +11,8 @@ import re
 
 from make_losses import HERE, QUALITY, about, machine_text, rows_of
 
-from dfkd.compare.collect import Row, best_first
-from dfkd.compare.table import HEAD, cells, reading, terminal_table
+from dfkd.report.collect import Row, best_first
+from dfkd.report.table import HEAD, cells, reading, terminal_table
 
 README, RESULTS = HERE.parent / "README.md", HERE / "results.md"
 INTRO = """# Results on CIFAR-10's teacher

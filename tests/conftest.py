@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from dfkd import portable
+from dfkd.system import portable
 
 torch.set_num_threads(1)  # two threads that wait for each other are slower on networks of this size
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from dfkd import generators
+from dfkd.app.pipeline import read_pipeline
 from dfkd.config import DistillConfig
 from dfkd.config.tables import load_preset
 from dfkd.distill import losses
 from dfkd.distill.objective import build_objective
 from dfkd.generators.build import choose
-from dfkd.pipeline import read_pipeline
 
 ROOT = Path(__file__).resolve().parent.parent
 

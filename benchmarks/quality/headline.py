@@ -22,10 +22,10 @@ import tomli_w
 import train_teacher
 from keep import keep
 
-from dfkd import cli
-from dfkd.console import say
-from dfkd.files import make_folder, write_text
-from dfkd.runs import RESULT
+from dfkd.app import cli
+from dfkd.formats.run_folder import RESULT
+from dfkd.system.console import say
+from dfkd.system.files import make_folder, write_text
 
 COMMAND = "benchmarks/quality/headline.sh"
 DEFAULTS = {

@@ -10,8 +10,8 @@ import sys
 from datetime import date
 from pathlib import Path
 
-from dfkd.device import machine, resolve_place
-from dfkd.files import replacing, write_json
+from dfkd.system.device import machine, resolve_place
+from dfkd.system.files import replacing, write_json
 
 
 def keep(report, target, command):

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import tomli_w
 
-from dfkd import cli, demo
-from dfkd.device import machine, resolve_place
+from dfkd.app import cli, demo
 from dfkd.distill import losses
-from dfkd.files import write_json
+from dfkd.system.device import machine, resolve_place
+from dfkd.system.files import write_json
 
 ALONE = {"kd", "alpha", "dist", "dkd", "logits", "standardized"}
 SPELLED = {"ft": "ft:paraphraser=100"}  # its own 500 steps of preparation would be all of a short run

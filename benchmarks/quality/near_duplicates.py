@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dfkd.device import resolve_place
+from dfkd.models.classifier import Classifier
+from dfkd.models.features.find_taps import find_taps
 from dfkd.models.load import load_model
-from dfkd.places import find_taps
 from dfkd.select.diversity import near_duplicates
-from dfkd.teacher import Classifier
+from dfkd.system.device import resolve_place
 
 IMAGES = 4_000
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from losses import SETTINGS, measure
 
-from dfkd.demo import GENERATOR
+from dfkd.app.demo import GENERATOR
 
 ROWS = {
     "plain": {},

@@ -24,9 +24,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dfkd.checks import check_file, entry, sealed, unsealed
-from dfkd.errors import RequestError
-from dfkd.files import replacing, write_json
+from dfkd.system.checksums import check_file, entry, sealed, unsealed
+from dfkd.system.errors import RequestError
+from dfkd.system.files import replacing, write_json
 
 PRIVATE, HELD_OUT = 100, 100
 """Classes of the task, and photos of each that are held out."""

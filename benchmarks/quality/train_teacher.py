@@ -15,30 +15,30 @@ from datetime import date
 import torch
 import torch.nn.functional as F
 
-from dfkd import cli
+from dfkd.app import cli
 from dfkd.config import DistillConfig, ModelConfig
 from dfkd.config.option import option
-from dfkd.console import say
 from dfkd.data import open_pool
-from dfkd.device import Place, machine, resolve_place
 from dfkd.distill.objective import build_objective
-from dfkd.distill.optim import SCHEDULE_WARMUP, default_rate, make_optimizer
 from dfkd.distill.trainer import Plan, Trainer
-from dfkd.errors import RequestError
-from dfkd.evaluate import check_labels, measure
-from dfkd.files import output_path
-from dfkd.memory import peak_memory_bytes
+from dfkd.formats.run_folder import Run
+from dfkd.models.classifier import Classifier
+from dfkd.models.features.outputs import Outputs
+from dfkd.models.features.taps import Tapped
 from dfkd.models.load import load_model
 from dfkd.models.weights import state_to_write
-from dfkd.outputs import Outputs
-from dfkd.portable import portable
-from dfkd.runs import Run
-from dfkd.taps import Tapped
-from dfkd.teacher import Classifier
+from dfkd.system.console import say
+from dfkd.system.device import Place, machine, resolve_place
+from dfkd.system.errors import RequestError
+from dfkd.system.files import output_path
+from dfkd.system.memory import peak_memory_bytes
+from dfkd.system.portable import portable
+from dfkd.system.versions import versions
+from dfkd.training.evaluate import check_labels, measure
 from dfkd.training.loop import train
+from dfkd.training.optim import SCHEDULE_WARMUP, default_rate, make_optimizer
 from dfkd.training.sampling import ShuffledOrder
 from dfkd.training.sources import Batch, Still
-from dfkd.versions import versions
 
 NAME = "train_teacher.py"
 SURE = 100.0

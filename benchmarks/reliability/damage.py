@@ -6,13 +6,13 @@ import numpy as np
 import torch
 
 from benchmarks.reliability.scenarios import ended, in_child, last_line
-from dfkd import inspection
-from dfkd.compare.collect import read_run
 from dfkd.config import InspectConfig
-from dfkd.errors import RequestError
+from dfkd.formats.run_folder import Progress
+from dfkd.formats.shards import Shards
 from dfkd.models.load import load_model
-from dfkd.runs import Progress
-from dfkd.shards import Shards
+from dfkd.report import inspection
+from dfkd.report.collect import read_run
+from dfkd.system.errors import RequestError
 
 REFUSED, WRONG = 2, 3
 

@@ -24,7 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 INSTRUMENTED = ["dfkd", "PIL", "tarfile", "zipfile", "tomllib"]
-READERS = ("dfkd.data", "dfkd.inspection", "dfkd.models.program", "dfkd.models.weights", "dfkd.pipeline")
+READERS = ("dfkd.data", "dfkd.report.inspection", "dfkd.models.program", "dfkd.models.weights", "dfkd.app.pipeline")
 PACKAGES = ("atheris", "numpy", "pillow", "pyarrow", "safetensors", "torch")
 
 
@@ -44,7 +44,9 @@ def fuzz(name: str, corpus: Path, findings: Path, seconds: int, seed: int) -> No
 
         Image.init()  # imports every format's module
     warnings.simplefilter("ignore")
-    dfkd.console.say = dfkd.data.pool.say = dfkd.data.npz.say = lambda line: None  # a line an input would drown the log
+    dfkd.system.console.say = dfkd.data.pool.say = dfkd.data.readers.npz.say = lambda line: (
+        None
+    )  # a line an input would drown the log
     target = targets.TARGETS[name]
     for number, data in enumerate(seeds.SEEDS[name]()):
         (corpus / f"seed-{number}").write_bytes(data)

@@ -22,14 +22,14 @@ import torch._dynamo
 from PIL import Image
 from safetensors.torch import save_file
 
-import dfkd.compare.stage
 import dfkd.distill.stage
 import dfkd.generators.stage
 import dfkd.models.load
-import dfkd.select.folder
+import dfkd.report.compare
+import dfkd.select.selection_writer
 from benchmarks.reliability.faults import Faults
-from dfkd import cli
-from dfkd.distill import teacher_views
+from dfkd.app import cli
+from dfkd.distill.teacher_cache import views as teacher_views
 from dfkd.models import cifar_resnet
 from dfkd.select import score
 
@@ -160,8 +160,8 @@ class Lab:
     def command(self, scenario, work):
         """Run a scenario's command in this process."""
         score.PART_ROWS = teacher_views.PART_ROWS = PART_ROWS
-        dfkd.select.folder.ROWS_PER_SHARD = ROWS_PER_SHARD
-        dfkd.select.folder.BYTES_PER_SHARD = BYTES_PER_SHARD
+        dfkd.select.selection_writer.ROWS_PER_SHARD = ROWS_PER_SHARD
+        dfkd.select.selection_writer.BYTES_PER_SHARD = BYTES_PER_SHARD
         os.environ["DFKD_CACHE"] = str(work / "cache") if work != self.folder else os.environ["DFKD_CACHE"]
         return cli.main([str(argument) for argument in self.arguments(scenario, work)])
 

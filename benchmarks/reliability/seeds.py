@@ -121,8 +121,8 @@ def _arrows() -> list[bytes]:
 
 def selection() -> Path:
     """A selection of four images, made once."""
-    from dfkd.manifest import write_manifest
-    from dfkd.shards import Rows, write_shards
+    from dfkd.formats.manifest import write_manifest
+    from dfkd.formats.shards import Rows, write_shards
 
     folder = FOLDER / "selection"
     if not folder.exists():

@@ -12,12 +12,12 @@ from unittest.mock import patch
 import numpy as np
 
 from benchmarks.reliability.seeds import FOLDER, SIDE, selection
-from dfkd.errors import RequestError
+from dfkd.system.errors import RequestError
 
 
 def image(data: bytes) -> None:
-    from dfkd.data.decode import decode
-    from dfkd.data.reader import Unreadable
+    from dfkd.data.images.decode import decode
+    from dfkd.data.readers.reader import Unreadable
 
     for channels in (1, 3):
         try:
@@ -65,8 +65,8 @@ def arrow(data: bytes) -> None:
 
 def manifest(data: bytes) -> None:
     """A selection whose shard is whole and whose manifest is anything."""
-    from dfkd.inspection import read, terminal_text
-    from dfkd.manifest import MANIFEST
+    from dfkd.formats.manifest import MANIFEST
+    from dfkd.report.inspection import read, terminal_text
 
     folder = selection()
     (folder / MANIFEST).write_bytes(data)
@@ -78,11 +78,11 @@ def manifest(data: bytes) -> None:
 
 def names(data: bytes) -> None:
     """MODEL, loss, tap, normalization and DATA texts."""
-    from dfkd.data.hub import parse_hub
+    from dfkd.data.images.normalize import parse_normalize
     from dfkd.data.locate import _brace
-    from dfkd.names import parse
-    from dfkd.preprocess import parse_normalize
-    from dfkd.taps import parse_taps
+    from dfkd.data.readers.hub import parse_hub
+    from dfkd.models.features.taps import parse_taps
+    from dfkd.system.names import parse
 
     text = data.decode("utf-8", "surrogateescape").replace("\0", "")  # no argument can hold it, and TOML may not
     for read in (
@@ -109,8 +109,8 @@ def names(data: bytes) -> None:
 def toml(data: bytes) -> None:
     """A preset and a pipeline."""
     from dfkd import config
+    from dfkd.app.pipeline import read_pipeline
     from dfkd.config import option, tables
-    from dfkd.pipeline import read_pipeline
 
     path = FOLDER / "file.toml"
     path.write_bytes(data)

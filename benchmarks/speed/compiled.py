@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from ratios import row, seconds
 
-from dfkd.device import machine, resolve_place
 from dfkd.models.load import load_model
+from dfkd.system.device import machine, resolve_place
 
 NETWORKS = ("cifar_resnet:depth=20,width=32", "cifar_resnet:depth=20")
 SIZE, ROUNDS, REPEATS = 32, 5, 4

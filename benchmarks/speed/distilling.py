@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from ratios import images, report, row, seconds, untrained
 
 from dfkd.config import DistillConfig, SelectConfig
-from dfkd.distill.optim import make_optimizer, set_rate
 from dfkd.distill.prepare import prepare
 from dfkd.distill.stage import record_teacher
 from dfkd.select import stage as select
+from dfkd.training.optim import make_optimizer, set_rate
 
 TEACHER = "cifar_resnet:depth=20,width=32@{}/cifar10_resnet20_w32_train40k.pt"
 STUDENT = "cifar_resnet:depth=20"

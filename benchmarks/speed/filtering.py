@@ -18,12 +18,12 @@ from ratios import images, report, row, seconds
 from selecting import BATCH, DEFAULTS, RAW, ROUNDS
 
 from dfkd.data import open_pool
-from dfkd.device import resolve_place
+from dfkd.models.classifier import Classifier
 from dfkd.models.load import load_model
-from dfkd.select import adapt
+from dfkd.select import pool_filter
 from dfkd.select.filters import blur
 from dfkd.select.score import score_pool
-from dfkd.teacher import Classifier
+from dfkd.system.device import resolve_place
 
 
 def scoring(folder, model, pool):
@@ -39,7 +39,7 @@ def measure(folder, name, teacher, normalize, count):
     np.savez(folder / "pool.npz", images=images(count))
     pool = open_pool([str(folder / "pool.npz")], image_size=None, channels=3)
     model = load_model(teacher, normalize=normalize, image_size=pool.image_size)
-    fitted = adapt.asked("fitted", model, pool)
+    fitted = pool_filter.asked("fitted", model, pool)
     place = resolve_place("auto", "auto")
     # as wide as a fitted one, and found in no time
     filtered = pool.filtered(blur(Classifier(model, place), torch.from_numpy(images(1)), sigma=0.5))
@@ -47,7 +47,7 @@ def measure(folder, name, teacher, normalize, count):
     seconds(scoring(folder, model, pool))  # imports, and memory
     for _ in range(ROUNDS):
         with_filter, without = (seconds(scoring(folder, model, each)) for each in (filtered, pool))
-        fit = seconds(lambda: adapt.find(fitted, Classifier(model, place), pool))
+        fit = seconds(lambda: pool_filter.find(fitted, Classifier(model, place), pool))
         scored.append((count / with_filter, count / without))
         found.append((count * fit / without, count))
     return [

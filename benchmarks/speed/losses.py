@@ -20,11 +20,11 @@ import torch
 from safetensors.torch import save_file
 
 from dfkd.config import DistillConfig, SelectConfig
-from dfkd.device import machine, resolve_place
 from dfkd.distill import losses
 from dfkd.distill.prepare import prepare
 from dfkd.models import cifar_resnet
 from dfkd.select import stage as select
+from dfkd.system.device import machine, resolve_place
 
 TEACHER, STUDENT = "cifar_resnet:depth=20,width=32", "cifar_resnet:depth=20"
 IMAGES, STEPS, ROUNDS = 17_000, 6, 3  # more images than crd draws negatives

@@ -11,8 +11,8 @@ which map then turns into lists (with the ResNet alone). All of it runs on the p
 The whole command is timed, with its checks, checkpoint and log, but without its imports; `select` also writes a
 selection of all images. ResNets are bound by their convolutions, whoever calls them; LeNets, over four times as many
 images, show the loop around them. Every way has a process of its own, since `dfkd` sets the allocator up
-(`dfkd.memory.keep_freed_memory`), which the others are not to gain from. Rounds alternate, so that a slow minute of the
-machine falls on all; medians are shown.
+(`dfkd.system.memory.keep_freed_memory`), which the others are not to gain from. Rounds alternate, so that a slow minute
+of the machine falls on all; medians are shown.
 """
 
 import contextlib
@@ -41,12 +41,12 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 from dfkd.config import DistillConfig, SelectConfig
-from dfkd.device import machine, resolve_place
+from dfkd.data.images.normalize import NORMALIZATIONS
 from dfkd.distill import stage as distill
 from dfkd.models import lenet5
 from dfkd.models.load import load_model
-from dfkd.preprocess import NORMALIZATIONS
 from dfkd.select import stage as select
+from dfkd.system.device import machine, resolve_place
 
 SIZE, BATCH, ROUNDS = 32, 128, 3
 EXECUTOR = partial(ProcessPoolExecutor, 1, get_context("spawn"))

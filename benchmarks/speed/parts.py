@@ -22,7 +22,7 @@ from ratios import images, report, row, seconds, untrained
 from scale import COMMAND
 from selecting import ROUNDS
 
-from dfkd.data.tar import TarReader
+from dfkd.data.readers.tar import TarReader
 
 TEACHER = "cifar_resnet:depth=20,width=32,num_classes=10,in_channels=3"
 MEMBER = bytes(2048)

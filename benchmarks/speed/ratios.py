@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from dfkd.device import machine, resolve_place
 from dfkd.models.load import load_model
+from dfkd.system.device import machine, resolve_place
 
 
 def seconds(function):

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from dfkd.device import machine, resolve_place
 from dfkd.models import lenet5
 from dfkd.select import diversity
+from dfkd.system.device import machine, resolve_place
 
-COMMAND = (sys.executable, "-c", "from dfkd.cli import entry; entry()")
+COMMAND = (sys.executable, "-c", "from dfkd.app.cli import entry; entry()")
 FILE = 100_000
 WIDTH = 128
 

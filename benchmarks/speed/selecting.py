@@ -26,10 +26,10 @@ from torchvision.models import resnet18
 
 from dfkd.config import SelectConfig
 from dfkd.data import open_pool
-from dfkd.device import resolve_place
+from dfkd.models.classifier import Classifier
 from dfkd.models.load import load_model
 from dfkd.select import stage as select
-from dfkd.teacher import Classifier
+from dfkd.system.device import resolve_place
 
 RAW = {
     "ResNet-20 of width 32": ("cifar_resnet:depth=20,width=32@{}/cifar10_resnet20_w32_train40k.pt", "cifar10"),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dfkd.errors import RequestError
+from dfkd.system.errors import RequestError
 
 Section = Literal["data", "models", "selection", "learning", "training", "augmentation", "output", "machine"]
 """A section of `--help`."""

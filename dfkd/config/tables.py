@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from dfkd.config.option import field_hints
 from dfkd.config.stages import DistillConfig, EvaluateConfig, ExportConfig, GenerateConfig, SelectConfig
-from dfkd.errors import RequestError, nearest
-from dfkd.names import convert
-from dfkd.portable import expand
+from dfkd.system.errors import RequestError, nearest
+from dfkd.system.names import convert
+from dfkd.system.portable import expand
 
 Config = TypeVar("Config")
 

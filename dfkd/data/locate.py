@@ -10,17 +10,17 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dfkd.console import say
-from dfkd.data.folder import FolderReader
-from dfkd.data.hub import open_hub
-from dfkd.data.npz import NpzReader
-from dfkd.data.reader import NoImages, Reader
-from dfkd.data.table import is_saved, open_arrow, open_parquet, open_saved
-from dfkd.data.tar import TarReader
-from dfkd.data.vision import open_vision
-from dfkd.errors import RequestError, nearest
-from dfkd.files import hash_of, user_path
-from dfkd.portable import portable
+from dfkd.data.readers.folder import FolderReader
+from dfkd.data.readers.hub import open_hub
+from dfkd.data.readers.npz import NpzReader
+from dfkd.data.readers.reader import NoImages, Reader
+from dfkd.data.readers.table import is_saved, open_arrow, open_parquet, open_saved
+from dfkd.data.readers.tar import TarReader
+from dfkd.data.readers.vision import open_vision
+from dfkd.system.console import say
+from dfkd.system.errors import RequestError, nearest
+from dfkd.system.files import hash_of, user_path
+from dfkd.system.portable import portable
 
 _FILES: dict[str, Callable[[Path], Reader]] = {
     ".npz": NpzReader,

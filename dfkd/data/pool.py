@@ -12,12 +12,12 @@ from queue import SimpleQueue
 import numpy as np
 from jaxtyping import Int64, Integer, UInt8
 
-from dfkd.console import say
-from dfkd.data.decode import conversions, decode, encode_png, fit, processors
-from dfkd.data.filter import Filter
+from dfkd.data.images.decode import conversions, decode, encode_png, fit, processors
+from dfkd.data.images.filter import Filter
 from dfkd.data.locate import Data, locate, member_of, paths_of, with_images
-from dfkd.data.reader import Reader, Unreadable
-from dfkd.errors import RequestError
+from dfkd.data.readers.reader import Reader, Unreadable
+from dfkd.system.console import say
+from dfkd.system.errors import RequestError
 
 ENCODED_ABOVE = 64
 """The largest side in pixels at which a selection holds raw pixels."""

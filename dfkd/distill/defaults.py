@@ -6,11 +6,11 @@ import torch
 
 from dfkd.config import DistillConfig
 from dfkd.data.pool import ENCODED_ABOVE
-from dfkd.distill.inherit import heir
-from dfkd.errors import RequestError
+from dfkd.distill.init.inherit import heir
+from dfkd.models.features.find_taps import find_taps
+from dfkd.models.features.taps import in_group
 from dfkd.models.load import Model
-from dfkd.places import find_taps
-from dfkd.taps import in_group
+from dfkd.system.errors import RequestError
 
 
 def default_losses(config: DistillConfig, teacher: Model, student: Model) -> tuple[str, ...]:

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dfkd import names
 from dfkd.distill.setting import Setting
-from dfkd.errors import RequestError
-from dfkd.outputs import Outputs
+from dfkd.models.features.outputs import Outputs
+from dfkd.system import names
+from dfkd.system.errors import RequestError
 
 LOSSES = ["dfkd.distill.losses"]
 _UNFIT = (TypeError, AttributeError, KeyError)

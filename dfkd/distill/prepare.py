@@ -9,34 +9,34 @@ from typing import Any
 import torch
 from torch import nn
 
-from dfkd import names
 from dfkd.config import DistillConfig
 from dfkd.config.option import is_off, named
-from dfkd.console import say
 from dfkd.data import Pool, open_pool
-from dfkd.device import Place, resolve_place
 from dfkd.distill import supply
-from dfkd.distill.batchnorm import batch_norms
 from dfkd.distill.defaults import default_init, default_losses, example_of
-from dfkd.distill.inherit import inherit, twins
+from dfkd.distill.init.inherit import inherit, twins
 from dfkd.distill.objective import Objective, build_objective
-from dfkd.distill.optim import SCHEDULE_WARMUP, default_rate, make_optimizer
 from dfkd.distill.setting import Counted, Setting
 from dfkd.distill.trainer import Plan, Trainer
-from dfkd.errors import RequestError
-from dfkd.evaluate import check_labels
-from dfkd.files import hash_of
+from dfkd.formats.shards import Shards
 from dfkd.generators.build import Chosen
+from dfkd.models.classifier import Classifier, answer
+from dfkd.models.features.find_taps import GROUPS, find_taps, group_of, match_groups
+from dfkd.models.features.taps import Tap, Tapped, parse_taps
 from dfkd.models.find import check_name
 from dfkd.models.load import Model, load_model
-from dfkd.places import GROUPS, find_taps, group_of, match_groups
-from dfkd.portable import portable
-from dfkd.shards import Shards
-from dfkd.taps import Tap, Tapped, parse_taps
-from dfkd.teacher import Classifier, answer
-from dfkd.training import stored
+from dfkd.system import names
+from dfkd.system.console import say
+from dfkd.system.device import Place, resolve_place
+from dfkd.system.errors import RequestError
+from dfkd.system.files import hash_of
+from dfkd.system.portable import portable
+from dfkd.system.versions import versions
+from dfkd.training.bn_reestimate import batch_norms
+from dfkd.training.evaluate import check_labels
+from dfkd.training.optim import SCHEDULE_WARMUP, default_rate, make_optimizer
+from dfkd.training.selections import open_selections, open_teacher, real_images, spelled_order
 from dfkd.training.sources import Source
-from dfkd.versions import versions
 
 DEFAULT_STEPS = 4000
 DECIDING = named(DistillConfig, lambda option: option.role == "decides")
@@ -76,8 +76,8 @@ def prepare(config: DistillConfig) -> Distillation:
     if not config.class_dropping and any("dropped" in names.parse(loss).options for loss in config.loss):
         say("note: a loss's dropped=... changes nothing without --class-dropping, such as 0.05")
     place = resolve_place(config.device, config.precision)
-    selections = stored.open_selections(config.samples, config.normalize, config.image_size)
-    teacher = stored.open_teacher(config.teacher, config.samples, selections, config.normalize, config.image_size)
+    selections = open_selections(config.samples, config.normalize, config.image_size)
+    teacher = open_teacher(config.teacher, config.samples, selections, config.normalize, config.image_size)
     student = _load_student(config, teacher)
     if objective is None:
         config = replace(config, loss=default_losses(config, teacher, student))
@@ -104,7 +104,7 @@ def prepare(config: DistillConfig) -> Distillation:
     source = supply.build_source(config, selections, chosen, teacher, place)
     trainer = _trainer(config, teacher, student, source, objective, place, plan)
     if config.init == "teacher" and not twins(student, teacher):
-        trainer.fit_on(stored.real_images(selections, config.seed))
+        trainer.fit_on(real_images(selections, config.seed))
     return Distillation(config, selections, teacher, student, test, trainer, content)
 
 
@@ -113,7 +113,7 @@ def check(config: DistillConfig) -> tuple[Chosen | None, Objective | None]:
     torch.manual_seed(config.seed)  # a loss of one's own may draw its parameters when it is built
     _check_options(config)
     check_name(config.student)
-    stored.spelled_order(config.batches)
+    spelled_order(config.batches)
     objective = build_objective(config.loss) if config.loss else None
     if objective is not None:
         _check_objective(config, objective)
@@ -192,7 +192,7 @@ def _content(
 ) -> dict[str, Any]:
     """Everything that decides the student."""
     options = {k: v for k, v in portable(asdict(config)).items() if k in DECIDING}
-    options["batches"] = stored.spelled_order(config.batches)
+    options["batches"] = spelled_order(config.batches)
     resolved = named(DistillConfig, lambda option: option.role != "decides")  # the plan has fields of its own besides
     decided = {k: v for k, v in asdict(plan).items() if k not in resolved}
     return {

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from dfkd.outputs import Outputs
+from dfkd.models.features.outputs import Outputs
 
 
 class Counted:

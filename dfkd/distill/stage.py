@@ -8,20 +8,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from dfkd import names
 from dfkd.config import DistillConfig
-from dfkd.console import say
-from dfkd.device import Place
 from dfkd.distill.prepare import Distillation, prepare
-from dfkd.distill.teacher_views import recorded
-from dfkd.evaluate import Measures, measure
-from dfkd.files import hash_of, output_path
-from dfkd.memory import forget_peak_memory, peak_memory_bytes
+from dfkd.distill.teacher_cache.views import recorded
+from dfkd.formats.run_folder import RESULT_FIELDS, Run, finished_weights, read_request
+from dfkd.models.classifier import Classifier, examine_pixels
 from dfkd.models.health import CHECKED_IMAGES
 from dfkd.models.weights import load_weights, state_to_write
-from dfkd.portable import portable
-from dfkd.runs import RESULT_FIELDS, Run, finished_weights, read_request
-from dfkd.teacher import Classifier, examine_pixels
+from dfkd.system import names
+from dfkd.system.console import say
+from dfkd.system.device import Place
+from dfkd.system.files import hash_of, output_path
+from dfkd.system.memory import forget_peak_memory, peak_memory_bytes
+from dfkd.system.portable import portable
+from dfkd.training.evaluate import Measures, measure
 from dfkd.training.loop import train
 
 

@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from dfkd.config import DistillConfig
-from dfkd.device import Place
-from dfkd.errors import RequestError
+from dfkd.formats.shards import Shards
 from dfkd.generators.build import Chosen, build, choose
 from dfkd.generators.source import GeneratedSource
 from dfkd.models.load import Model
-from dfkd.portable import portable
-from dfkd.shards import Shards
+from dfkd.system.device import Place
+from dfkd.system.errors import RequestError
+from dfkd.system.portable import portable
+from dfkd.training.selections import real_images, stored_images
 from dfkd.training.sources import MixedSource, Source
-from dfkd.training.stored import real_images, stored_images
 
 
 def check(config: DistillConfig) -> Chosen | None:

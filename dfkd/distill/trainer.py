@@ -9,23 +9,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dfkd.console import say
-from dfkd.device import Place
-from dfkd.distill.average import Average
-from dfkd.distill.batchnorm import batch_norms, reestimate
+from dfkd.data.images.augment import crop, crop_and_flip, enlarge, mix
 from dfkd.distill.distributions import kl_of_each
+from dfkd.distill.init.reconstruct import images_for, reconstruct
 from dfkd.distill.objective import Objective
-from dfkd.distill.optim import learning_rate, set_rate
-from dfkd.distill.reconstruct import images_for, reconstruct
 from dfkd.distill.setting import Counted
-from dfkd.distill.teacher_views import TeacherViews
-from dfkd.errors import RequestError
-from dfkd.outputs import Outputs
+from dfkd.distill.teacher_cache.views import TeacherViews
+from dfkd.models.classifier import Classifier, answer
+from dfkd.models.features.outputs import Outputs
+from dfkd.models.features.taps import Tapped
 from dfkd.select.class_dropping import kept_classes
-from dfkd.taps import Tapped
-from dfkd.teacher import Classifier, answer
-from dfkd.training.augment import crop, crop_and_flip, enlarge, mix
+from dfkd.system.console import say
+from dfkd.system.device import Place
+from dfkd.system.errors import RequestError
+from dfkd.training.bn_reestimate import batch_norms, reestimate
+from dfkd.training.ema import Average
 from dfkd.training.loop import Pace, check_weights
+from dfkd.training.optim import learning_rate, set_rate
 from dfkd.training.sources import Batch, ShardSource, Source
 
 

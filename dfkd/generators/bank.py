@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from dfkd.errors import RequestError
 from dfkd.generators.base import Method, Stateful, Task, quantize
+from dfkd.system.errors import RequestError
 
 
 class Bank:

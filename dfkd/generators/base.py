@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from dfkd.errors import RequestError
-from dfkd.outputs import Outputs
-from dfkd.teacher import Classifier
+from dfkd.models.classifier import Classifier
+from dfkd.models.features.outputs import Outputs
+from dfkd.system.errors import RequestError
 from dfkd.training.sources import Source, Student
 
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dfkd import names
-from dfkd.device import Place
-from dfkd.errors import RequestError
-from dfkd.files import hash_file
 from dfkd.generators.base import Method, Task
+from dfkd.models.classifier import Classifier
+from dfkd.models.features.find_taps import find_taps, group_of
+from dfkd.models.features.taps import parse_taps
 from dfkd.models.load import Model
-from dfkd.places import find_taps, group_of
-from dfkd.taps import parse_taps
-from dfkd.teacher import Classifier
+from dfkd.system import names
+from dfkd.system.device import Place
+from dfkd.system.errors import RequestError
+from dfkd.system.files import hash_file
 from dfkd.training.sources import Source
 
 METHODS = ["dfkd.generators"]

@@ -8,14 +8,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
+from dfkd.data.images.augment import enlarge
 from dfkd.generators.base import Stateful, Task, descend
 from dfkd.generators.generator import build_generator
 from dfkd.generators.inversion import BETAS, InversionMethod, Recipe
-from dfkd.limits import check_above, check_at_least
-from dfkd.optimizers import Adam
-from dfkd.outputs import Outputs
-from dfkd.taps import in_group
-from dfkd.training.augment import enlarge
+from dfkd.models.features.outputs import Outputs
+from dfkd.models.features.taps import in_group
+from dfkd.system.limits import check_above, check_at_least
+from dfkd.system.torch_optim import Adam
 
 LEAST_AREA = 0.25
 """Of a local view: its smallest share of the image."""

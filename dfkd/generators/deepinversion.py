@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from dfkd.generators.bank import BankMethod
 from dfkd.generators.base import Stateful, Task, descend, total
 from dfkd.generators.terms import between, one_hot
-from dfkd.limits import check_at_least
-from dfkd.optimizers import Adam
-from dfkd.statistics import require_statistics
+from dfkd.models.features.bn_statistics import require_statistics
+from dfkd.system.limits import check_at_least
+from dfkd.system.torch_optim import Adam
 from dfkd.training.sources import Student
 
 TEMPERATURE = 3.0

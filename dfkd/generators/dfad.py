@@ -8,7 +8,7 @@ from torch import Tensor
 from dfkd.generators.base import Task
 from dfkd.generators.generator import GeneratorMethod
 from dfkd.generators.terms import logit_difference
-from dfkd.limits import check_at_least
+from dfkd.system.limits import check_at_least
 from dfkd.training.sources import Student
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from dfkd.generators.base import Stateful, Task
 from dfkd.generators.generator import build_generator
 from dfkd.generators.inversion import BETAS, InversionMethod, Recipe
-from dfkd.optimizers import Adam
+from dfkd.system.torch_optim import Adam
 
 
 class FastDFKD(InversionMethod):

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dfkd.generators.base import Method, Stateful, Task, descend, total
-from dfkd.limits import check_at_least
-from dfkd.optimizers import Adam
+from dfkd.system.limits import check_at_least
+from dfkd.system.torch_optim import Adam
 
 SLOPE = 0.2
 """Of the leaky ReLU, below zero."""

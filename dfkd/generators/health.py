@@ -4,9 +4,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dfkd.console import say
 from dfkd.generators.base import Method
-from dfkd.statistics import BatchStatistics
+from dfkd.models.features.bn_statistics import BatchStatistics
+from dfkd.system.console import say
 
 OBSERVED = 64
 """Images a look."""

@@ -9,15 +9,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dfkd.errors import RequestError
+from dfkd.data.images.augment import crop_and_flip
 from dfkd.generators.bank import BankMethod
 from dfkd.generators.base import Stateful, Task, descend, total
 from dfkd.generators.generator import noise, render
 from dfkd.generators.terms import adversarial, one_hot
-from dfkd.limits import check_at_least
-from dfkd.outputs import Outputs
-from dfkd.statistics import MovingStatistics, require_statistics
-from dfkd.training.augment import crop_and_flip
+from dfkd.models.features.bn_statistics import MovingStatistics, require_statistics
+from dfkd.models.features.outputs import Outputs
+from dfkd.system.errors import RequestError
+from dfkd.system.limits import check_at_least
 from dfkd.training.sources import Student
 
 BETAS = (0.5, 0.999)

@@ -11,8 +11,8 @@ from torch.nn.functional import softplus
 from dfkd.generators.base import Stateful, Task, descend
 from dfkd.generators.generator import SLOPE, GeneratorMethod
 from dfkd.generators.terms import class_entropy, divergence
-from dfkd.limits import check_at_least
-from dfkd.optimizers import Adam
+from dfkd.system.limits import check_at_least
+from dfkd.system.torch_optim import Adam
 from dfkd.training.sources import Student
 
 

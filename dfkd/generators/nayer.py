@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from dfkd.errors import RequestError
 from dfkd.generators.base import Task
 from dfkd.generators.generator import build_generator
 from dfkd.generators.inversion import BETAS, InversionMethod, Recipe
-from dfkd.limits import check_at_least
-from dfkd.optimizers import Adam
+from dfkd.system.errors import RequestError
+from dfkd.system.limits import check_at_least
+from dfkd.system.torch_optim import Adam
 
 
 class NAYER(InversionMethod):

@@ -8,13 +8,13 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from dfkd.data import Images
-from dfkd.data.decode import encode_png
+from dfkd.data.images.decode import encode_png
 from dfkd.data.pool import ENCODED_ABOVE
 from dfkd.generators.base import Method, quantize
-from dfkd.outputs import half
+from dfkd.models.classifier import Classifier
+from dfkd.models.features.outputs import half
 from dfkd.select.methods import ImageScores
 from dfkd.select.score import score_logits
-from dfkd.teacher import Classifier
 
 BLOCK = 256
 """Images that are made and scored at a time."""

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Bool, Int
 
-from dfkd.errors import RequestError
+from dfkd.system.errors import RequestError
 
 
 def missing(held: Int[np.ndarray, " classes"], count: int | None) -> Int[np.ndarray, " classes"]:

@@ -12,30 +12,30 @@ from jaxtyping import Int
 from torch import Tensor
 
 from dfkd.config import GenerateConfig
-from dfkd.console import progress, say
-from dfkd.device import Place, resolve_place
-from dfkd.errors import RequestError
-from dfkd.files import PARTIAL, hash_of, output_path, restore_folder
+from dfkd.formats.run_folder import CHECKPOINT, Progress
+from dfkd.formats.shards import Shards
 from dfkd.generators.base import Method
 from dfkd.generators.build import Chosen, build, choose
 from dfkd.generators.health import Health
 from dfkd.generators.pictures import BLOCK, GeneratedPictures
 from dfkd.generators.quota import Quota, missing
-from dfkd.locks import locked
+from dfkd.models.classifier import Classifier
 from dfkd.models.load import Model, load_trained
-from dfkd.portable import portable
-from dfkd.runs import CHECKPOINT, Progress
 from dfkd.select.choose import NON_FINITE, NOT_DRAWN, REASONS, SELECTED, Choice
-from dfkd.select.folder import Selected, check_partial, is_done, write
 from dfkd.select.journal import Journal
 from dfkd.select.methods import ImageScores
-from dfkd.shards import Shards
-from dfkd.teacher import Classifier
-from dfkd.text import inspect_command
-from dfkd.training import stored
+from dfkd.select.selection_writer import Selected, check_partial, is_done, write
+from dfkd.system.console import progress, say
+from dfkd.system.device import Place, resolve_place
+from dfkd.system.errors import RequestError
+from dfkd.system.files import PARTIAL, hash_of, output_path, restore_folder
+from dfkd.system.locks import locked
+from dfkd.system.portable import portable
+from dfkd.system.text import inspect_command
+from dfkd.system.versions import versions
 from dfkd.training.loop import Pace, train
+from dfkd.training.selections import open_selections, open_teacher, real_images
 from dfkd.training.sources import Student
-from dfkd.versions import versions
 
 DEFAULT_COUNT = 10_000
 ATTEMPTS = 20
@@ -150,8 +150,8 @@ def _prepare(config: GenerateConfig) -> Generation:
         raise RequestError(change if config.samples else f"{name} learns from real images too; --samples names them")
     place = resolve_place(config.device, config.precision)
     opened = (*config.samples, *((config.fill,) if config.fill is not None else ()))
-    selections = stored.open_selections(opened, config.normalize, config.image_size)
-    teacher = stored.open_teacher(config.teacher, opened, selections, config.normalize, config.image_size)
+    selections = open_selections(opened, config.normalize, config.image_size)
+    teacher = open_teacher(config.teacher, opened, selections, config.normalize, config.image_size)
     samples = selections[: len(config.samples)]
     held = np.array(selections[-1].manifest["per_class"]) if config.fill is not None else None
     quota = Quota(config.count or DEFAULT_COUNT) if held is None else Quota.of(missing(held, config.count))
@@ -203,7 +203,7 @@ def _method(prepared: Generation) -> Method:
         seed=config.seed,
         taps=config.teacher_taps,
         wanted=None if wanted is None else torch.from_numpy(wanted / wanted.sum()).float(),
-        real=stored.real_images(prepared.samples, config.seed),
+        real=real_images(prepared.samples, config.seed),
     )
     name = prepared.chosen.named.name
     if method.needs_student and prepared.student is None:

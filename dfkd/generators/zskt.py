@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dfkd.generators.base import Stateful, Task
 from dfkd.generators.generator import GeneratorMethod, noise, render
 from dfkd.generators.terms import divergence
-from dfkd.limits import check_at_least
+from dfkd.system.limits import check_at_least
 from dfkd.training.sources import Student
 
 

@@ -3,11 +3,11 @@
 A MODEL name without a dot is looked up in `__all__` first, then in `torchvision.models`.
 """
 
-from dfkd.models.cifar_resnet import cifar_resnet
-from dfkd.models.lenet import lenet5, lenet5_half
-from dfkd.models.small_resnet import resnet18_small, resnet34_small, resnet50_small
-from dfkd.models.vgg import vgg
-from dfkd.models.wide_resnet import wide_resnet
+from dfkd.models.architectures.cifar_resnet import cifar_resnet
+from dfkd.models.architectures.lenet import lenet5, lenet5_half
+from dfkd.models.architectures.small_resnet import resnet18_small, resnet34_small, resnet50_small
+from dfkd.models.architectures.vgg import vgg
+from dfkd.models.architectures.wide_resnet import wide_resnet
 
 __all__ = [
     "cifar_resnet",

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dfkd.checks import unsealed
-from dfkd.errors import RequestError
-from dfkd.files import hash_file, user_path
+from dfkd.formats.run_folder import CONFIG, WEIGHTS, finished_weights
 from dfkd.models import DEFAULT_IMAGE_SIZE
 from dfkd.models.expected import NOTES, from_program, from_safetensors, from_timm
 from dfkd.models.program import check_evaluates, check_program
 from dfkd.models.weights import fit_prefix, load_state, load_weights, names_weights, read_state_dict, require_file
-from dfkd.names import Named, build, code_of, find, parse
-from dfkd.portable import expand
-from dfkd.runs import CONFIG, WEIGHTS, finished_weights
+from dfkd.system.checksums import unsealed
+from dfkd.system.errors import RequestError
+from dfkd.system.files import hash_file, user_path
+from dfkd.system.names import Named, build, code_of, find, parse
+from dfkd.system.portable import expand
 
 _MODULES = ("dfkd.models", "torchvision.models")
 _KNOWN_PACKAGES = ("dfkd", "torchvision", "timm")  # their constructors bring weights only where they are asked to

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from dfkd.console import say
-from dfkd.errors import RequestError
+from dfkd.system.console import say
+from dfkd.system.errors import RequestError
 
 CHECKED_IMAGES = 4
 

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dfkd.console import say
-from dfkd.errors import RequestError
-from dfkd.files import user_path
+from dfkd.data.images.normalize import NORMALIZATIONS, Preprocess, parse_normalize
+from dfkd.formats.run_folder import CONFIG, check_model
 from dfkd.models import DEFAULT_IMAGE_SIZE
 from dfkd.models.expected import size_option
 from dfkd.models.find import Found, find_model
 from dfkd.models.logits import Member, find_member, members
-from dfkd.names import Named, raised
-from dfkd.portable import portable
-from dfkd.preprocess import NORMALIZATIONS, Preprocess, parse_normalize
-from dfkd.runs import CONFIG, check_model
+from dfkd.system.console import say
+from dfkd.system.errors import RequestError
+from dfkd.system.files import user_path
+from dfkd.system.names import Named, raised
+from dfkd.system.portable import portable
 
 DEFAULT_NORMALIZE = "imagenet"
 _PROBE_SIZES = (DEFAULT_IMAGE_SIZE, 64, 224)

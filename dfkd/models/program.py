@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dfkd.errors import RequestError
+from dfkd.system.errors import RequestError
 
 _OPERATORS = re.compile(r"(torch\.ops\.(aten|higher_order)\.\w+(\.\w+)*|torch\.sym_\w+|_operator\.\w+|math\.\w+)\Z")
 _FILE_OPERATORS = "torch.ops.aten.from_file"

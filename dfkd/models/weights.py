@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dfkd.console import say
-from dfkd.errors import RequestError, nearest
 from dfkd.models.checkpoint import choose, is_state_dict, usual
+from dfkd.system.console import say
+from dfkd.system.errors import RequestError, nearest
 
 WEIGHT_SUFFIXES = (".pt", ".pth", ".th", ".safetensors", ".ckpt", ".bin", ".tar")
 """Names that weights usually have; a file of another name is read too."""

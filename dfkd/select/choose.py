@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from dfkd.errors import RequestError
 from dfkd.select.balance import pick_balanced
 from dfkd.select.diversity import clusters, near_duplicates
 from dfkd.select.methods import ImageScores, Ranking
+from dfkd.system.errors import RequestError
 
 SELECTED, UNREADABLE, NON_FINITE, NOT_ADMITTED, NEAR_DUPLICATE, NOT_DRAWN = REASONS = (
     "selected",

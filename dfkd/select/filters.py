@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from dfkd.console import progress
-from dfkd.data.filter import Filter, filtered
-from dfkd.errors import RequestError
-from dfkd.optimizers import Adam
-from dfkd.statistics import BatchStatistics, require_statistics
-from dfkd.teacher import Classifier
+from dfkd.data.images.filter import Filter, filtered
+from dfkd.models.classifier import Classifier
+from dfkd.models.features.bn_statistics import BatchStatistics, require_statistics
+from dfkd.system.console import progress
+from dfkd.system.errors import RequestError
+from dfkd.system.torch_optim import Adam
 
 __all__ = ["blur", "fitted"]
 

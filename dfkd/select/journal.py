@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dfkd.checks import check_file, sealed, unsealed
-from dfkd.errors import RequestError
-from dfkd.files import write_text
-from dfkd.manifest import MANIFEST, read_manifest
+from dfkd.formats.manifest import MANIFEST, read_manifest
+from dfkd.system.checksums import check_file, sealed, unsealed
+from dfkd.system.errors import RequestError
+from dfkd.system.files import write_text
 
 JOURNAL = "journal.jsonl"
 

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from dfkd.errors import RequestError
+from dfkd.system.errors import RequestError
 
 __all__ = ["confidence", "entropy", "random", "threshold"]
 

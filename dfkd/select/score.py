@@ -11,16 +11,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dfkd.columns import Columns, Damaged, read_columns, write_columns
-from dfkd.console import progress, say
 from dfkd.data import Images, Pool
-from dfkd.errors import RequestError
-from dfkd.files import hash_of
-from dfkd.outputs import half
+from dfkd.models.classifier import Classifier
+from dfkd.models.features.outputs import half
+from dfkd.models.features.taps import Tap
 from dfkd.select.methods import ImageScores
-from dfkd.signals import Interrupted, StopRequest, stop_request
-from dfkd.taps import Tap
-from dfkd.teacher import Classifier
+from dfkd.system.checked_parquet import Columns, Damaged, read_columns, write_columns
+from dfkd.system.console import progress, say
+from dfkd.system.errors import RequestError
+from dfkd.system.files import hash_of
+from dfkd.system.signals import Interrupted, StopRequest, stop_request
 
 SCORE_FORMAT = 2
 PART_ROWS = 16_384

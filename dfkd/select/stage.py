@@ -11,28 +11,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from dfkd import names
 from dfkd.config import SelectConfig
-from dfkd.console import say
 from dfkd.data import Pool, open_pool
-from dfkd.device import Place, resolve_place
-from dfkd.errors import RequestError
-from dfkd.files import PARTIAL, output_path, request_folder
-from dfkd.locks import locked
-from dfkd.manifest import MANIFEST
+from dfkd.formats.manifest import MANIFEST
+from dfkd.models.classifier import Classifier, examine
+from dfkd.models.features.find_taps import find_taps
+from dfkd.models.features.taps import Tap, parse_taps
 from dfkd.models.load import Model, load_trained
-from dfkd.places import find_taps
-from dfkd.portable import portable
-from dfkd.select.adapt import Adapted, Asked, adapt, asked
 from dfkd.select.choose import Choice, Method, TooFew, choose
-from dfkd.select.folder import Selected, check_partial, is_done, write
 from dfkd.select.journal import JOURNAL
 from dfkd.select.methods import ImageScores
+from dfkd.select.pool_filter import Adapted, Asked, adapt, asked
 from dfkd.select.score import SCORE_FORMAT, WHOLE, PoolScores, Share, score_pool
-from dfkd.taps import Tap, parse_taps
-from dfkd.teacher import Classifier, examine
-from dfkd.text import inspect_command
-from dfkd.versions import versions
+from dfkd.select.selection_writer import Selected, check_partial, is_done, write
+from dfkd.system import names
+from dfkd.system.console import say
+from dfkd.system.device import Place, resolve_place
+from dfkd.system.errors import RequestError
+from dfkd.system.files import PARTIAL, output_path, request_folder
+from dfkd.system.locks import locked
+from dfkd.system.portable import portable
+from dfkd.system.text import inspect_command
+from dfkd.system.versions import versions
 
 METHODS = ["dfkd.select.methods"]
 SHOWN_CLASSES = 100

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dfkd.errors import RequestError
+from dfkd.system.errors import RequestError
 
 
 class HardestOrder:

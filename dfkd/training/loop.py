@@ -9,10 +9,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from dfkd.console import progress
-from dfkd.errors import RequestError
-from dfkd.runs import Progress
-from dfkd.signals import Interrupted, stop_request
+from dfkd.formats.run_folder import Progress
+from dfkd.system.console import progress
+from dfkd.system.errors import RequestError
+from dfkd.system.signals import Interrupted, stop_request
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dfkd.errors import RequestError
+from dfkd.system.errors import RequestError
 from dfkd.training.hardest import HardestOrder
 
 __all__ = ["classes", "hardest", "shuffled", "superclasses"]

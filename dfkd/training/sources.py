@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from dfkd.outputs import Outputs
-from dfkd.shards import Shards
+from dfkd.formats.shards import Shards
+from dfkd.models.features.outputs import Outputs
 from dfkd.training.sampling import Following, Order
 
 Student = Callable[[Float[Tensor, "batch channels height width"]], Outputs]

@@ -46,7 +46,7 @@ def test_mapping_gives_the_scores_of_select(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(SPEED)
     others = importlib.import_module("others")
     monkeypatch.setenv("DFKD_CACHE", "")  # set by the script: as it was, afterwards
-    monkeypatch.setattr("dfkd.device._bf16_pays", lambda: False)  # which rounds as the layout is
+    monkeypatch.setattr("dfkd.system.device._bf16_pays", lambda: False)  # which rounds as the layout is
     torch.manual_seed(0)
     save_file(lenet5(in_channels=3).state_dict(), tmp_path / "lenet.safetensors")
     teacher = f"lenet5:in_channels=3@{tmp_path / 'lenet.safetensors'}"

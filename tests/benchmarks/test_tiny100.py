@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from dfkd.app.pipeline import read_pipeline
 from dfkd.data import open_pool
-from dfkd.errors import RequestError
-from dfkd.pipeline import read_pipeline
+from dfkd.system.errors import RequestError
 
 EACH = 103
 

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from dfkd import cli
+from dfkd.app import cli
 
 
 @pytest.fixture

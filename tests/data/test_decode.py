@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from torchvision.transforms import functional as F
 
-from dfkd.data.decode import conversions, decode, fit, processors
-from dfkd.data.reader import Unreadable
+from dfkd.data.images.decode import conversions, decode, fit, processors
+from dfkd.data.readers.reader import Unreadable
 
 
 def to_file(image: Image.Image, format: str, **options: object) -> bytes:

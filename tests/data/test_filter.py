@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from dfkd.data.filter import Filter, read_filter
+from dfkd.data.images.filter import Filter, read_filter
 
 
 def a_filter(rng, channels=3, size=3):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dfkd.data import open_pool
-from dfkd.errors import RequestError
+from dfkd.system.errors import RequestError
 
 
 def test_sorted_with_labels(folder: Path, patches: np.ndarray) -> None:

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dfkd.data import open_pool
-from dfkd.data.hub import parse_hub
-from dfkd.errors import RequestError
+from dfkd.data.readers.hub import parse_hub
+from dfkd.system.errors import RequestError
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dfkd.data import open_pool
-from dfkd.errors import RequestError
+from dfkd.system.errors import RequestError
 
 EVERY = np.arange(12)
 

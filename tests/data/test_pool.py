@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dfkd.data import open_pool
-from dfkd.errors import RequestError
+from dfkd.system.errors import RequestError
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dfkd.data import open_pool
-from dfkd.data.tar import TarReader
-from dfkd.errors import RequestError
+from dfkd.data.readers.tar import TarReader
+from dfkd.system.errors import RequestError
 
 
 def write_tar(path: Path, members: dict[str, bytes], format: int = tarfile.USTAR_FORMAT, mtime: float = 0) -> None:

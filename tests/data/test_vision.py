@@ -6,8 +6,8 @@ import pytest
 import torchvision
 
 from dfkd.data import open_pool
-from dfkd.data.vision import VisionReader, data_folder, open_vision
-from dfkd.errors import RequestError
+from dfkd.data.readers.vision import VisionReader, data_folder, open_vision
+from dfkd.system.errors import RequestError
 
 
 @pytest.fixture

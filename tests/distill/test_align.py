@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from dfkd.distill import align
-from dfkd.errors import RequestError
-from dfkd.outputs import Outputs
+from dfkd.models.features.outputs import Outputs
+from dfkd.system.errors import RequestError
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])

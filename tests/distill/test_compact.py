@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from dfkd.distill.compact import LARGEST, compact, expand
+from dfkd.distill.teacher_cache.compact import LARGEST, compact, expand
 
 
 def logits(rows, classes, scale=3.0):

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from dfkd.distill.distributions import kl, kl_of_each, others
-from dfkd.errors import RequestError
-from dfkd.limits import check_above, check_at_least
+from dfkd.system.errors import RequestError
+from dfkd.system.limits import check_above, check_at_least
 
 
 def test_kl_is_averaged_over_the_rows():

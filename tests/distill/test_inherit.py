@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from dfkd.distill.inherit import evenly, heir, inherit
-from dfkd.errors import RequestError
+from dfkd.distill.init.inherit import evenly, heir, inherit
 from dfkd.models.load import load_model
+from dfkd.system.errors import RequestError
 
 
 @pytest.fixture

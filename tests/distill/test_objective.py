@@ -4,8 +4,8 @@ import torch
 from dfkd.distill.losses import KD, Relation
 from dfkd.distill.objective import build_objective
 from dfkd.distill.setting import Setting
-from dfkd.errors import RequestError
-from dfkd.outputs import Outputs
+from dfkd.models.features.outputs import Outputs
+from dfkd.system.errors import RequestError
 
 OWN = """
 import torch

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from dfkd.distill.teacher_views import TeacherViews
+from dfkd.distill.teacher_cache.views import TeacherViews
 
 
 def views(count=3, images=5):

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from dfkd.cli import main
-from dfkd.errors import RequestError
+from dfkd.app.cli import main
+from dfkd.formats.overwrite import _input
 from dfkd.models.load import load_model
 from dfkd.models.weights import load_weights, read_state_dict
-from dfkd.overwrite import _input
+from dfkd.system.errors import RequestError
 
 
 def network(seed=0):

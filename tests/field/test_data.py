@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from dfkd import cli
-from dfkd.data import chunks, open_pool
-from dfkd.errors import RequestError
-from dfkd.models.cifar_resnet import cifar_resnet
+from dfkd.app import cli
+from dfkd.data import open_pool
+from dfkd.data.readers import chunks
+from dfkd.models import cifar_resnet
+from dfkd.system.errors import RequestError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
 ALL = np.arange(12)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from dfkd import cli
-from dfkd.errors import RequestError
-from dfkd.taps import Tapped
+from dfkd.app import cli
+from dfkd.models.features.taps import Tapped
+from dfkd.system.errors import RequestError
 
 PLAIN = """
 import torch

@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from dfkd import cli
-from dfkd.errors import RequestError
-from dfkd.models.cifar_resnet import cifar_resnet
+from dfkd.app import cli
+from dfkd.data.images.normalize import parse_normalize
+from dfkd.models import cifar_resnet, lenet5, lenet5_half
 from dfkd.models.health import check_health
-from dfkd.models.lenet import lenet5, lenet5_half
 from dfkd.models.load import load_model
-from dfkd.preprocess import parse_normalize
+from dfkd.system.errors import RequestError
 
 CODE = """
 import torch.nn.functional as F

@@ -12,13 +12,14 @@ import tomli_w
 import torch
 from safetensors.torch import save_file
 
-from dfkd import cli, config
-from dfkd.arguments import parse_arguments
-from dfkd.checks import unsealed
-from dfkd.errors import RequestError
-from dfkd.manifest import check_samples
-from dfkd.models.cifar_resnet import cifar_resnet
-from dfkd.overwrite import check_output
+from dfkd import config
+from dfkd.app import cli
+from dfkd.app.arguments import parse_arguments
+from dfkd.formats.manifest import check_samples
+from dfkd.formats.overwrite import check_output
+from dfkd.models import cifar_resnet
+from dfkd.system.checksums import unsealed
+from dfkd.system.errors import RequestError
 
 NET = "cifar_resnet:depth=8,width=4"
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from dfkd.device import Place
 from dfkd.generators.build import build, choose
 from dfkd.generators.source import GeneratedSource
+from dfkd.models.classifier import answer
+from dfkd.models.features.taps import Tapped
 from dfkd.models.load import load_model
-from dfkd.taps import Tapped
-from dfkd.teacher import answer
+from dfkd.system.device import Place
 from dfkd.training.sampling import ShuffledOrder
 from dfkd.training.sources import Batch, Still
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from dfkd.errors import RequestError
 from dfkd.generators.bank import Bank, BankMethod
+from dfkd.system.errors import RequestError
 
 
 def images(*grays):

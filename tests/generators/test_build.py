@@ -3,9 +3,9 @@
 import pytest
 
 from dfkd import generators
-from dfkd.errors import RequestError
 from dfkd.generators.base import Method
 from dfkd.generators.build import choose
+from dfkd.system.errors import RequestError
 
 
 @pytest.mark.parametrize("name", sorted(generators.__all__))

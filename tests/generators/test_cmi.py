@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from dfkd.errors import RequestError
 from dfkd.generators.base import quantize
 from dfkd.generators.cmi import Memory, contrast
+from dfkd.system.errors import RequestError
 
 SMALL = "cmi:latent=6,width=4,steps=2,warmup=1,lr=0.01,projected=8"
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from dfkd.errors import RequestError
 from dfkd.generators.deepinversion import DeepInversion, competition, total_variation
+from dfkd.system.errors import RequestError
 
 SMALL = "deepinversion:steps=2,batches=1"
 ADAPTIVE = "adaptivedeepinversion:steps=2,batches=1"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dfkd.errors import RequestError
+from dfkd.system.errors import RequestError
 
 SMALL = "dfad:latent=10,width=4"
 

@@ -53,7 +53,7 @@ def test_a_collapse_is_told_once_with_its_sign(watched, capsys):
 def test_healthy_images_are_not_warned_of(watched, capsys, monkeypatch):
     watched.shown = torch.rand(health.OBSERVED, 1, 8, 8)
     answers = torch.eye(4).repeat(health.OBSERVED // 4, 1)
-    from dfkd.outputs import Outputs
+    from dfkd.models.features.outputs import Outputs
 
     monkeypatch.setattr(watched, "teach", lambda images: Outputs(answers))
     Health(watched).observe(health.EVERY)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dfkd.errors import RequestError
 from dfkd.generators.base import quantize
+from dfkd.system.errors import RequestError
 
 SMALL = "fastdfkd:latent=6,width=4,steps=4,warmup=2"
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from dfkd.errors import RequestError
 from dfkd.generators.mosaickd import PatchDiscriminator, entropy, patches
+from dfkd.system.errors import RequestError
 
 SMALL = "mosaickd:latent=10,width=4"
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dfkd.errors import RequestError
 from dfkd.generators.nayer import NoisyGenerator
+from dfkd.system.errors import RequestError
 
 SMALL = "nayer:hidden=6,width=4,steps=2,warmup=1"
 

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from dfkd.data.decode import decode
+from dfkd.data.images.decode import decode
 from dfkd.generators.base import quantize
 from dfkd.generators.pictures import GeneratedPictures
 from dfkd.select.score import score_logits

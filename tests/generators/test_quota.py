@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from dfkd.errors import RequestError
 from dfkd.generators.quota import Quota, missing
+from dfkd.system.errors import RequestError
 
 
 def test_every_class_is_filled_to_the_mean():

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dfkd.errors import RequestError
 from dfkd.generators.generator import noise
+from dfkd.system.errors import RequestError
 
 SMALL = "zskt:latent=10,width=4"
 

@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dfkd import models
-from dfkd.models.cifar_resnet import BasicBlock
-from dfkd.models.wide_resnet import WideBlock
+from dfkd.models.architectures.cifar_resnet import BasicBlock
+from dfkd.models.architectures.wide_resnet import WideBlock
 
 NETWORKS = {
     "cifar_resnet": lambda **counts: models.cifar_resnet(8, width=4, **counts),

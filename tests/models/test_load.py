@@ -8,9 +8,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dfkd import models
-from dfkd.errors import RequestError
+from dfkd.data.images.normalize import Preprocess, parse_normalize
 from dfkd.models.load import load_model
-from dfkd.preprocess import Preprocess, parse_normalize
+from dfkd.system.errors import RequestError
 
 OWN = """
 from typing import NamedTuple

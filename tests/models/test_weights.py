@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dfkd.errors import RequestError
 from dfkd.models.weights import load_weights, read_state_dict
+from dfkd.system.errors import RequestError
 
 
 def network() -> nn.Module:

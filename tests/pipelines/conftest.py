@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 
-from dfkd import cli, demo
+from dfkd.app import cli, demo
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dfkd.models import cifar_resnet
-from dfkd.teacher import Classifier
+from dfkd.models.classifier import Classifier
 
 
 @pytest.fixture

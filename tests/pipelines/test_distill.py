@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from dfkd.data import open_pool
 from dfkd.distill.trainer import Trainer
-from dfkd.memory import forget_peak_memory, peak_memory_bytes
+from dfkd.formats.shards import Shards
 from dfkd.models import cifar_resnet
 from dfkd.models.load import load_model
-from dfkd.shards import Shards
+from dfkd.system.memory import forget_peak_memory, peak_memory_bytes
 
 QUICK = ("--steps", 24, "--batch-size", 32, "--checkpoint-every", 10, "--log-every", 4)
 

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from dfkd import demo
-from dfkd.data.filter import read_filter
-from dfkd.device import resolve_place
+from dfkd.app import demo
+from dfkd.data.images.filter import read_filter
+from dfkd.formats.shards import Shards
+from dfkd.models.classifier import Classifier
 from dfkd.models.load import load_model
 from dfkd.select import filters
-from dfkd.shards import Shards
-from dfkd.teacher import Classifier
+from dfkd.system.device import resolve_place
 
 
 def manifest(folder):
@@ -141,7 +141,7 @@ def test_files_stay_as_they_came_and_are_filtered_when_they_are_read(lab, tmp_pa
 
 OWN = """
 import torch
-from dfkd.data.filter import Filter
+from dfkd.data.images.filter import Filter
 
 def negative(teacher, pixels, *, white: float = 1.0):
     return Filter(-torch.eye(pixels.shape[3])[:, :, None, None], torch.full((pixels.shape[3],), white))
@@ -176,7 +176,7 @@ def test_a_filter_of_your_own(lab, tmp_path, monkeypatch, capsys):
     assert np.abs(shards.pixels(np.arange(100)) - expected).max() <= 0.5
     assert lab.select(tmp_path / "p", "--count", 100, "--filter", "own_filters.precise") == 0
     for name, why in {
-        "nothing": "gives a NoneType, not a dfkd.data.filter.Filter",
+        "nothing": "gives a NoneType, not a dfkd.data.images.filter.Filter",
         "even": "cannot be used: filter has a kernel of [1, 1, 4, 4] and a bias of [1]",
         "of_three": "cannot be used: filter has a kernel of [3, 3, 1, 1] and a bias of [3]",
         "not_a_number": "cannot be used: filter has numbers that are not finite",
@@ -239,7 +239,7 @@ def test_none_is_none_however_it_is_written(lab, pale, tmp_path, spelled):
 TEACHERS = """
 import torch
 from torch import nn
-from dfkd.models.cifar_resnet import cifar_resnet
+from dfkd.models import cifar_resnet
 
 class WithoutGradient(nn.Module):
     def __init__(self):
@@ -310,7 +310,7 @@ def test_a_small_pool_is_taken_as_it_is_and_one_image_shows_nothing(lab, tmp_pat
 
 
 def test_a_filter_that_is_damaged_in_the_manifest_is_told(lab, pale, tmp_path, capsys):
-    from dfkd.checks import sealed, unsealed
+    from dfkd.system.checksums import sealed, unsealed
 
     assert select(lab, tmp_path / "s", pale, "--count", 100) == 0
     whole = unsealed(manifest(tmp_path / "s"))

@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
+from dfkd.formats.shards import Shards
 from dfkd.models import cifar_resnet
 from dfkd.models.load import load_model
-from dfkd.shards import Shards
 
 SIDE = 16
 EVIL_NAME = "\x1b[2J<script>alert(1)\n=cmd|\u202e.png"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dfkd.shards import Shards
+from dfkd.formats.shards import Shards
 
 SIDE = 16
 NETS = """

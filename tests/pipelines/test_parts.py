@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from dfkd.select import adapt, score
-from dfkd.teacher import Classifier
+from dfkd.models.classifier import Classifier
+from dfkd.select import pool_filter, score
 
 
 def tree(folder):
@@ -102,7 +102,7 @@ def test_of_the_pool_too_much_can_be_unreadable_and_not_of_a_share(lab, tmp_path
 
 def test_of_filters_that_were_found_at_once_the_first_holds_for_all(lab, tmp_path, cache, monkeypatch):
     cache("filter")
-    find, begun, told = adapt.find, [], []
+    find, begun, told = pool_filter.find, [], []
 
     def slower(*arguments):
         """While this command looks for its filter, another one finds and keeps its own, with other last bits."""
@@ -111,9 +111,9 @@ def test_of_filters_that_were_found_at_once_the_first_holds_for_all(lab, tmp_pat
             assert lab.select(tmp_path / "other", "--filter", "blur:sigma=1", "--part", "1/1") == 0
         found = find(*arguments)
         told.append(found.before + len(told))
-        return adapt.Adapted(found.filter, told[-1], found.after)
+        return pool_filter.Adapted(found.filter, told[-1], found.after)
 
-    monkeypatch.setattr(adapt, "find", slower)
+    monkeypatch.setattr(pool_filter, "find", slower)
     assert lab.select(tmp_path / "s", "--filter", "blur:sigma=1") == 0
     first, second = told
     assert first != second

@@ -9,8 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from dfkd import config, demo, portable
+from dfkd import config
+from dfkd.app import demo
 from dfkd.config import tables
+from dfkd.system import portable
 
 HOOK = """
 import os, sys
@@ -28,7 +30,7 @@ def watch(event, arguments):
                 if os.path.commonpath([path, forbidden]) == forbidden:
                     raise PermissionError(f"private data touched by {event}: {path}")
 
-from dfkd import cli
+from dfkd.app import cli
 sys.addaudithook(watch)
 for line in sys.stdin:
     status = cli.main(line.rstrip("\\n").split("\\t"))

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfkd import shards
 from dfkd.distill.trainer import Trainer
-from dfkd.errors import RequestError
-from dfkd.locks import locked
+from dfkd.formats import shards
+from dfkd.models.classifier import Classifier
 from dfkd.select import score, stage
-from dfkd.teacher import Classifier
+from dfkd.system.errors import RequestError
+from dfkd.system.locks import locked
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("--steps", 12, "--batch-size", 16, "--checkpoint-every", 5, "--log-every", 3)
@@ -43,7 +43,7 @@ def flip(path, position=-200):
 def small_pieces(monkeypatch):
     """Several parts of scores and several shards."""
     monkeypatch.setattr(score, "PART_ROWS", 500)
-    monkeypatch.setattr("dfkd.select.folder.ROWS_PER_SHARD", 100)
+    monkeypatch.setattr("dfkd.select.selection_writer.ROWS_PER_SHARD", 100)
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_a_selection_goes_on_behind_its_last_shard(lab, tmp_path, monkeypatch, s
         for i, image in enumerate(np.load(lab.pool)["images"][:60]):
             Image.fromarray(image[:, :, 0]).save(tmp_path / "photos" / f"{i:03d}.png")
         monkeypatch.setattr("dfkd.data.pool.ENCODED_ABOVE", 8)
-        monkeypatch.setattr("dfkd.select.folder.BYTES_PER_SHARD", 2000)
+        monkeypatch.setattr("dfkd.select.selection_writer.BYTES_PER_SHARD", 2000)
         flags = ("--pool", tmp_path / "photos", "--method", "random", "--count", 40)
     assert lab.select(tmp_path / "whole", *flags) == 0
     count = len(list((tmp_path / "whole").glob("*.arrow")))

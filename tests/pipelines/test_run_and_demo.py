@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from dfkd import pipeline
+from dfkd.app import pipeline
+from dfkd.app.pipeline import read_pipeline
 from dfkd.config import GenerateConfig
 from dfkd.distill.trainer import Trainer
-from dfkd.errors import RequestError
-from dfkd.locks import locked
-from dfkd.pipeline import read_pipeline
+from dfkd.system.errors import RequestError
+from dfkd.system.locks import locked
 
 FILE = """
 out = "{out}"
@@ -92,7 +92,7 @@ def test_a_stage_that_another_command_is_at_is_done_later(lab, file, tmp_path, m
         slept.append(seconds)
         held.close()
 
-    monkeypatch.setattr("dfkd.pipeline.time.sleep", sleep)
+    monkeypatch.setattr("dfkd.app.pipeline.time.sleep", sleep)
     with held:
         held.enter_context(locked(tmp_path / "out" / "samples" / "random-seed0.partial", "out"))
         held.enter_context(locked(tmp_path / "out" / "samples" / "random-seed3.partial", "out"))
@@ -107,7 +107,7 @@ def test_a_stage_that_another_command_is_at_is_done_later(lab, file, tmp_path, m
 def test_a_stage_that_another_command_has_just_begun_is_done_later(lab, file, tmp_path, monkeypatch, capsys):
     held = contextlib.ExitStack()
     monkeypatch.setattr(pipeline, "_is_held", lambda stage: False)
-    monkeypatch.setattr("dfkd.pipeline.time.sleep", lambda seconds: seconds == pipeline.POLL and held.close())
+    monkeypatch.setattr("dfkd.app.pipeline.time.sleep", lambda seconds: seconds == pipeline.POLL and held.close())
     with held:
         held.enter_context(locked(tmp_path / "out" / "runs" / "plain-seed0", "out"))
         assert lab.dfkd("run", file, "--only", "plain") == 0
@@ -122,7 +122,7 @@ def test_a_row_waits_for_the_run_that_it_begins_with(lab, file, tmp_path, monkey
         weights = f"cifar_resnet:depth=8,width=4@{run}/student.safetensors"
         stream.write(f'[distill.again]\nsamples = ["random"]\nstudent = "{weights}"\n')
     held = contextlib.ExitStack()
-    monkeypatch.setattr("dfkd.pipeline.time.sleep", lambda seconds: seconds == pipeline.POLL and held.close())
+    monkeypatch.setattr("dfkd.app.pipeline.time.sleep", lambda seconds: seconds == pipeline.POLL and held.close())
     with held:
         held.enter_context(locked(run, "out"))
         assert lab.dfkd("run", file, "--only", "plain", "more", "again") == 0
@@ -290,7 +290,7 @@ def test_the_pipelines_that_come_along_are_valid(monkeypatch):
 
 
 def test_the_demo_from_nothing_to_its_report(lab, tmp_path, capsys, monkeypatch):
-    from dfkd import demo
+    from dfkd.app import demo
 
     monkeypatch.setattr(demo, "POOL_PATCHES", 1200)
     assert lab.dfkd("demo", "--out", tmp_path / "demo", "--seeds", 1, "--steps", 5) == 0

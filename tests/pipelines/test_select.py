@@ -7,13 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from dfkd import demo
+from dfkd.app import demo
+from dfkd.formats.shards import Shards
 from dfkd.models import cifar_resnet
+from dfkd.models.classifier import Classifier
 from dfkd.select import stage
 from dfkd.select.class_dropping import kept_classes
 from dfkd.select.score import score_logits
-from dfkd.shards import Shards
-from dfkd.teacher import Classifier
 
 COLUMNS = ["image", "source", "prediction", "confidence", "entropy", "logits", "kept_classes"]
 
@@ -67,8 +67,8 @@ def test_the_folder_holds_what_the_contract_says(lab, selection):
 
 
 def test_what_is_stored_is_what_the_teacher_says_of_the_stored_pixels(lab, selection):
-    from dfkd.device import resolve_place
     from dfkd.models.load import load_model
+    from dfkd.system.device import resolve_place
 
     shards = Shards(selection)
     teacher = Classifier(load_model(lab.teacher, normalize=demo.NORMALIZE), resolve_place("cpu", "fp32"))
@@ -192,7 +192,7 @@ def test_large_photos_stay_encoded_and_teach(lab, tmp_path, rng, monkeypatch):
         Image.fromarray(pixels).save(folder / f"{i:02d}.jpg")
     torch.save(cifar_resnet(depth=8, width=4, num_classes=3).state_dict(), tmp_path / "three.pt")
     teacher = ("--teacher", f"cifar_resnet:depth=8,width=4@{tmp_path / 'three.pt'}", "--precision", "fp32")
-    monkeypatch.setattr("dfkd.select.folder.BYTES_PER_SHARD", 20_000)
+    monkeypatch.setattr("dfkd.select.selection_writer.BYTES_PER_SHARD", 20_000)
     where = ("--pool", folder, "--image-size", 72, "--out", tmp_path / "selection", "--method", "random", "--count", 20)
     assert lab.dfkd("select", *teacher, *where, "--seed", 1) == 0
     shards = Shards(tmp_path / "selection")
@@ -302,7 +302,7 @@ def test_features_are_kept_by_the_place_they_were_taken_at(lab, tmp_path):
 
 def test_other_code_is_another_teacher(lab, tmp_path, monkeypatch):
     """The same weights in a network that computes something else: its scores are not those in the cache."""
-    from dfkd.names import code_of, find
+    from dfkd.system.names import code_of, find
 
     source = "from dfkd.models import cifar_resnet\ndef make():\n    return cifar_resnet(depth=8)\n"
     (tmp_path / "edited_nets.py").write_text(source)

@@ -6,7 +6,7 @@ import sys
 
 PROGRAM = """
 import json, sys
-from dfkd import cli
+from dfkd.app import cli
 for arguments in json.loads(sys.argv[1]):
     if status := cli.main(arguments):
         sys.exit(status)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dfkd import columns, console
-from dfkd.distill import teacher_views
+from dfkd.distill.teacher_cache import views as teacher_views
 from dfkd.distill.trainer import Trainer
-from dfkd.teacher import Classifier
+from dfkd.models.classifier import Classifier
+from dfkd.system import checked_parquet, console
 
 QUICK = ("--loss", "kd", "--steps", 20, "--batch-size", 32, "--checkpoint-every", 7, "--log-every", 4)
 
@@ -155,21 +155,21 @@ def test_a_damaged_file_is_made_again_and_the_answers_of_another_teacher_are_ref
     assert sum(forwards) == 100 + teacher_views.CHECKED
     assert same(student(tmp_path / "run"), student(tmp_path / "again"))
     for file in (first, *others):
-        stored = columns.read_columns(file, ("crops", "logits"))
-        columns.write_columns(file, stored | {"logits": np.roll(stored["logits"], 1, axis=1)})
+        stored = checked_parquet.read_columns(file, ("crops", "logits"))
+        checked_parquet.write_columns(file, stored | {"logits": np.roll(stored["logits"], 1, axis=1)})
     capsys.readouterr()
     assert lab.distill(selection, tmp_path / "third", *flags) == 2
     said = capsys.readouterr().err
     assert "differs from what it says now" in said and str(first.parent) in said
     for file in (first, *others):
-        stored = columns.read_columns(file, ("crops", "logits"))
-        columns.write_columns(file, stored | {"logits": np.full_like(stored["logits"], np.nan)})
+        stored = checked_parquet.read_columns(file, ("crops", "logits"))
+        checked_parquet.write_columns(file, stored | {"logits": np.full_like(stored["logits"], np.nan)})
     assert lab.distill(selection, tmp_path / "fourth", *flags) == 2
     assert "differs from what it says now by nan" in capsys.readouterr().err
     # fewer rows than images, as another version might have cut them
-    stored = columns.read_columns(first, ("crops", "logits"))
+    stored = checked_parquet.read_columns(first, ("crops", "logits"))
     for file in (first, *others):
-        columns.write_columns(file, {name: values[:50] for name, values in stored.items()})
+        checked_parquet.write_columns(file, {name: values[:50] for name, values in stored.items()})
     assert lab.distill(selection, tmp_path / "fifth", *flags) == 0
     assert same(student(tmp_path / "run"), student(tmp_path / "fifth"))
 

@@ -6,14 +6,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from dfkd.errors import RequestError
-from dfkd.manifest import write_manifest
+from dfkd.formats.manifest import write_manifest
+from dfkd.formats.shards import Rows, Shards, write_shards
 from dfkd.select import methods
 from dfkd.select.balance import pick_balanced, quotas
 from dfkd.select.choose import NEAR_DUPLICATE, NON_FINITE, NOT_ADMITTED, REASONS, SELECTED, UNREADABLE, choose
 from dfkd.select.diversity import near_duplicates
 from dfkd.select.methods import ImageScores
-from dfkd.shards import Rows, Shards, write_shards
+from dfkd.system.errors import RequestError
 
 METHODS = ["threshold", "random", "confidence", "entropy"]
 shares = st.floats(0, 1, width=32)

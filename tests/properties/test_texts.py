@@ -8,16 +8,17 @@ import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dfkd import config, names
+from dfkd import config
 from dfkd.config import option, tables
-from dfkd.data.hub import parse_hub
+from dfkd.data.images.normalize import parse_normalize
 from dfkd.data.locate import locate
+from dfkd.data.readers.hub import parse_hub
 from dfkd.distill.objective import build_objective
-from dfkd.errors import RequestError
+from dfkd.models.features.taps import parse_taps
 from dfkd.models.load import load_model
-from dfkd.preprocess import parse_normalize
-from dfkd.taps import parse_taps
-from dfkd.text import visible
+from dfkd.system import names
+from dfkd.system.errors import RequestError
+from dfkd.system.text import visible
 
 GARBAGE = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
 SYNTAX = st.text("ab1.:,=@/[]{}()'\"\\ -~#*", max_size=20)

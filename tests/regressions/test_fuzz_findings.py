@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dfkd import console
+from dfkd.system import console
 
 HERE = Path(__file__).parent
 INPUTS = sorted((HERE / "inputs").glob("*/*.bin"))

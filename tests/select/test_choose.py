@@ -4,10 +4,10 @@ from functools import partial
 import numpy as np
 import pytest
 
-from dfkd.errors import RequestError
 from dfkd.select import methods
 from dfkd.select.choose import REASONS, TooFew, choose
 from dfkd.select.methods import ImageScores
+from dfkd.system.errors import RequestError
 
 
 def no_features(rows):

@@ -5,14 +5,14 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from dfkd import demo
-from dfkd.data.filter import Filter
-from dfkd.device import resolve_place
-from dfkd.errors import RequestError
+from dfkd.app import demo
+from dfkd.data.images.filter import Filter
+from dfkd.models.classifier import Classifier
+from dfkd.models.features.bn_statistics import BatchStatistics
 from dfkd.models.load import load_model
 from dfkd.select.filters import blur, divergence, fitted, inception_score
-from dfkd.statistics import BatchStatistics
-from dfkd.teacher import Classifier
+from dfkd.system.device import resolve_place
+from dfkd.system.errors import RequestError
 
 
 @pytest.fixture(scope="module")

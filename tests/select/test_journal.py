@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from dfkd.checks import entry
-from dfkd.manifest import write_manifest
+from dfkd.formats.manifest import write_manifest
 from dfkd.select.journal import JOURNAL, Journal
+from dfkd.system.checksums import entry
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from dfkd.errors import RequestError
 from dfkd.select import methods
 from dfkd.select.methods import ImageScores
+from dfkd.system.errors import RequestError
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dfkd.errors import RequestError
+from dfkd.system.errors import RequestError
 from dfkd.training.hardest import HardestOrder
 
 IMAGES, BATCH = 20, 6

@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from dfkd.errors import RequestError
+from dfkd.system.errors import RequestError
 from dfkd.training.sampling import GroupedOrder, ShuffledOrder, Stored, classes, clusters_of, shuffled, superclasses
 
 SIZES = [1, 3, 7, 0, 12, 30]

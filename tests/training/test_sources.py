@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from dfkd.shards import Shards
+from dfkd.formats.shards import Shards
 from dfkd.training.hardest import HardestOrder
 from dfkd.training.sampling import ShuffledOrder
 from dfkd.training.sources import Batch, MixedSource, Resident, ShardSource, Source

@@ -8,9 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dfkd.distill.align import full
-from dfkd.errors import RequestError
-from dfkd.limits import check_above
-from dfkd.outputs import Outputs
+from dfkd.models.features.outputs import Outputs
+from dfkd.system.errors import RequestError
+from dfkd.system.limits import check_above
 
 LIMIT = 1e-3
 """Closer than this to 0 or 1 an alpha is that number: the formula's denominator is lost in rounding there."""

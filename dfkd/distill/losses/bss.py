@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from dfkd.distill.align import full
 from dfkd.distill.distributions import kl
 from dfkd.distill.setting import Setting
-from dfkd.errors import RequestError
-from dfkd.limits import check_above, check_at_least
-from dfkd.outputs import Outputs
+from dfkd.models.features.outputs import Outputs
+from dfkd.system.errors import RequestError
+from dfkd.system.limits import check_above, check_at_least
 
 CROSSING = 1e-4
 """Added to the gap between the two logits, so that a step can cross the boundary and not only come near it."""

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dfkd.distill.align import full, unit
-from dfkd.outputs import Outputs
+from dfkd.models.features.outputs import Outputs
 
 _LEAST_SCALE = 1e-3
 

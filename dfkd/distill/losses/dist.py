@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dfkd.distill.align import full
-from dfkd.limits import check_above, check_at_least
-from dfkd.outputs import Outputs
+from dfkd.models.features.outputs import Outputs
+from dfkd.system.limits import check_above, check_at_least
 
 CONSTANT = 1e-4
 """Probabilities whose distance from their mean has a smaller norm are constant: rounding has no relation to teach."""

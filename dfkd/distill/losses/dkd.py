@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from dfkd.distill.align import full
 from dfkd.distill.distributions import kl, others
-from dfkd.limits import check_above, check_at_least
-from dfkd.outputs import Outputs
+from dfkd.models.features.outputs import Outputs
+from dfkd.system.limits import check_above, check_at_least
 
 
 class DKD(nn.Module):

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dfkd.distill import align
-from dfkd.errors import RequestError
-from dfkd.outputs import Outputs
+from dfkd.models.features.outputs import Outputs
+from dfkd.system.errors import RequestError
 
 _LEAK = 0.1
 

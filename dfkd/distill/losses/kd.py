@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from dfkd.distill.distributions import kl
-from dfkd.limits import check_above, check_at_least
-from dfkd.outputs import Outputs
+from dfkd.models.features.outputs import Outputs
+from dfkd.system.limits import check_above, check_at_least
 
 
 class KD(nn.Module):

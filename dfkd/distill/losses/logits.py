@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dfkd.distill.align import full
-from dfkd.outputs import Outputs
+from dfkd.models.features.outputs import Outputs
 
 
 class Logits(nn.Module):

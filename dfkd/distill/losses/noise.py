@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from dfkd.distill.align import full
 from dfkd.distill.distributions import others
-from dfkd.errors import RequestError
-from dfkd.outputs import Outputs
+from dfkd.models.features.outputs import Outputs
+from dfkd.system.errors import RequestError
 
 
 class Noise(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from dfkd.distill import align
-from dfkd.outputs import Outputs
+from dfkd.models.features.outputs import Outputs
 
 
 class OFD(nn.Module):

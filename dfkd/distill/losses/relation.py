@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dfkd.outputs import Outputs
+from dfkd.models.features.outputs import Outputs
 
 
 class Relation(nn.Module):

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from dfkd.distill import align
 from dfkd.distill.losses.relation import relative_distances
-from dfkd.errors import RequestError
-from dfkd.outputs import Outputs
+from dfkd.models.features.outputs import Outputs
+from dfkd.system.errors import RequestError
 
 ENTRIES = 2**21
 """Angles that are held at a time, 8 MiB for each of some ten tensors: all of a batch of 128. More at once is slower."""

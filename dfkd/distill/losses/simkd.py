@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from dfkd.distill import align
 from dfkd.distill.setting import Setting
-from dfkd.errors import RequestError
-from dfkd.outputs import Outputs
+from dfkd.models.features.outputs import Outputs
+from dfkd.system.errors import RequestError
 
 
 class SimKD(nn.Module):

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dfkd.distill import align
-from dfkd.outputs import Outputs
+from dfkd.models.features.outputs import Outputs
 
 
 class SP(nn.Module):

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from dfkd.distill.align import full
 from dfkd.distill.distributions import kl
-from dfkd.limits import check_above
-from dfkd.outputs import Outputs
+from dfkd.models.features.outputs import Outputs
+from dfkd.system.limits import check_above
 
 
 class Standardized(nn.Module):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from dfkd.errors import RequestError
-from dfkd.outputs import Outputs
+from dfkd.models.features.outputs import Outputs
+from dfkd.system.errors import RequestError
 
 Arrays = Mapping[str, np.ndarray]
 

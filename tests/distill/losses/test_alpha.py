@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from dfkd.distill.losses import Alpha
-from dfkd.errors import RequestError
-from dfkd.outputs import Outputs
+from dfkd.models.features.outputs import Outputs
+from dfkd.system.errors import RequestError
 
 
 def divergence(p, q, alpha):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dfkd.distill.losses.at import AT
-from dfkd.errors import RequestError
+from dfkd.system.errors import RequestError
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from dfkd.distill.losses import BSS
 from dfkd.distill.losses.bss import base_samples, cross, target_classes
 from dfkd.distill.objective import build_objective
 from dfkd.distill.setting import Setting
-from dfkd.errors import RequestError
-from dfkd.outputs import Outputs
+from dfkd.models.features.outputs import Outputs
+from dfkd.system.errors import RequestError
 
 
 def answer(network, view):

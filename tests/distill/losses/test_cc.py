@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dfkd.distill.losses import CC
-from dfkd.errors import RequestError
+from dfkd.system.errors import RequestError
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import torch
 
 from dfkd.distill.losses import CGAN
 from dfkd.distill.objective import build_objective
-from dfkd.distill.optim import make_optimizer, set_rate
-from dfkd.errors import RequestError
-from dfkd.outputs import Outputs
+from dfkd.models.features.outputs import Outputs
+from dfkd.system.errors import RequestError
+from dfkd.training.optim import make_optimizer, set_rate
 
 
 @pytest.fixture

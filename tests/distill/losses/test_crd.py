@@ -9,7 +9,7 @@ from torch import nn
 
 from dfkd.distill.losses import CRD
 from dfkd.distill.setting import Setting
-from dfkd.errors import RequestError
+from dfkd.system.errors import RequestError
 
 IMAGES = 11
 ROWS = [4, 0, 9]

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from dfkd.distill.losses import DKD, KD
-from dfkd.errors import RequestError
-from dfkd.outputs import Outputs
+from dfkd.models.features.outputs import Outputs
+from dfkd.system.errors import RequestError
 
 
 def parts(student, teacher, temperature):

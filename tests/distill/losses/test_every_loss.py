@@ -8,15 +8,15 @@ from functools import partial
 import pytest
 import torch
 
-from dfkd.device import Place
 from dfkd.distill import losses
 from dfkd.distill.objective import Objective, build_objective
 from dfkd.distill.setting import Setting
 from dfkd.models import cifar_resnet, wide_resnet
-from dfkd.outputs import Outputs
-from dfkd.places import GROUPS, find_taps, match_groups
-from dfkd.taps import Tapped
-from dfkd.teacher import answer
+from dfkd.models.classifier import answer
+from dfkd.models.features.find_taps import GROUPS, find_taps, match_groups
+from dfkd.models.features.outputs import Outputs
+from dfkd.models.features.taps import Tapped
+from dfkd.system.device import Place
 
 NAMES = sorted(name.lower() for name in losses.__all__)
 DRAWS = {"bss", "crd"}  # random numbers fall to positions in the batch, not to samples

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from dfkd.distill.losses.ft import FT
-from dfkd.distill.optim import make_optimizer, set_rate
-from dfkd.errors import RequestError
+from dfkd.system.errors import RequestError
+from dfkd.training.optim import make_optimizer, set_rate
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from dfkd.distill.losses import KD
-from dfkd.errors import RequestError
-from dfkd.outputs import Outputs
+from dfkd.models.features.outputs import Outputs
+from dfkd.system.errors import RequestError
 
 LOSSES = [KD(), KD(1.0), KD(1.0, "renormalize"), KD(hard=0.5)]
 

@@ -4,8 +4,8 @@ import torch
 
 from dfkd.distill.losses import KD, Logits
 from dfkd.distill.objective import build_objective
-from dfkd.errors import RequestError
-from dfkd.outputs import Outputs
+from dfkd.models.features.outputs import Outputs
+from dfkd.system.errors import RequestError
 
 LOSSES = [Logits(norm, centered) for norm in ("l1", "l2") for centered in (False, True)]
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from dfkd.distill.losses.nst import NST
-from dfkd.errors import RequestError
+from dfkd.system.errors import RequestError
 
 
 @pytest.fixture

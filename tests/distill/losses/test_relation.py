@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dfkd.distill.losses import Relation
-from dfkd.outputs import Outputs
+from dfkd.models.features.outputs import Outputs
 
 LOSSES = [Relation(), Relation("logits")]
 

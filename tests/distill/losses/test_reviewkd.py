@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dfkd.distill.losses import ReviewKD
-from dfkd.errors import RequestError
+from dfkd.system.errors import RequestError
 
 
 @pytest.fixture

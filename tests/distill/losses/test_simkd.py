@@ -7,7 +7,7 @@ from torch import nn
 
 from dfkd.distill.losses import SimKD
 from dfkd.distill.setting import Setting
-from dfkd.errors import RequestError
+from dfkd.system.errors import RequestError
 
 
 @pytest.fixture

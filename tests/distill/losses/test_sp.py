@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dfkd.distill.losses import SP
-from dfkd.errors import RequestError
+from dfkd.system.errors import RequestError
 
 
 @pytest.fixture

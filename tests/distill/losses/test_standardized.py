@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from dfkd.distill.losses import KD, Standardized
-from dfkd.errors import RequestError
-from dfkd.outputs import Outputs
+from dfkd.models.features.outputs import Outputs
+from dfkd.system.errors import RequestError
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])

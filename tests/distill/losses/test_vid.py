@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dfkd.distill.losses import VID
-from dfkd.errors import RequestError
+from dfkd.system.errors import RequestError
 
 
 @pytest.fixture

@@ -1,0 +1,199 @@
+"""Command line -> configuration: a parser made from the declarations of the options."""
+
+import argparse
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from dfkd.config import tables
+from dfkd.config.option import Option, field_hints, options
+from dfkd.system.console import say
+from dfkd.system.errors import RequestError, nearest
+
+_SECTIONS = {
+    "data": "data",
+    "models": "teacher and student",
+    "selection": "what is selected",
+    "learning": "what is learnt",
+    "training": "training",
+    "augmentation": "augmentation",
+    "output": "output",
+    "machine": "machine and defaults",
+}
+"""The titles of the sections of `--help`, in order; the required options stand before them."""
+
+_VALUELESS = object()
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise RequestError(f"{message} ({self.prog} --help lists the options)")
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28)
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        """Without the brackets of values that only the parser, and not the option, allows to be left out."""
+        shown = str(action.metavar or default_metavar)
+        return f"{shown} ..." if action.nargs == "*" else shown
+
+
+def parse_arguments(name: str, config: type, arguments: Sequence[str], example: str = "") -> Any:
+    """The configuration of a stage from its command line, over the values of its preset; None when help was printed.
+
+    Raises: RequestError for whatever cannot be parsed, in one line.
+    """
+    prog = f"dfkd {name}"
+    parser = _parser(prog, config, example)
+    found, unknown = parser.parse_known_intermixed_args([_hyphenated(argument) for argument in arguments])
+    if found.help:
+        print(parser.format_help())
+        return None
+    hint = f"({prog} --help lists the options)"
+    if unknown:
+        flag = unknown[0].partition("=")[0]
+        if flag.startswith("--"):
+            raise RequestError(f"there is no option {flag!r}{nearest(flag, _flags(config))}")
+        raise RequestError(f"{unknown[0]!r} belongs to no option {hint}")
+    given = {key: value for key, value in vars(found).items() if key != "help"}
+    try:
+        flags = {key: _value(key, value, field_hints(config)[key]) for key, value in given.items()}
+    except ValueError as error:
+        raise RequestError(f"{error} {hint}") from None
+    values = tables.layered(_preset(name, config, flags.get("preset")), flags)
+    _check_required(config, values, hint)
+    return config(**values)
+
+
+def _preset(name: str, config: type, preset: str | None) -> dict[str, Any]:
+    values = tables.load_preset(preset, name, config) if preset else {}
+    if preset and not values and not preset.endswith(".toml"):  # a file of one's own may be for other commands
+        say(f"note: --preset {preset} changes nothing here: it has nothing for {name}")
+    return values
+
+
+def _check_required(config: type, values: Mapping[str, Any], hint: str) -> None:
+    required = [f.name for f in dataclasses.fields(config) if f.default is dataclasses.MISSING]
+    missing = [_shown(config, name) for name in required if name not in values]
+    if missing:
+        raise RequestError(f"missing {', '.join(missing)} {hint}")
+    for name in required:
+        if values[name] == ():
+            raise RequestError(f"{_shown(config, name)} needs at least one value {hint}")
+
+
+def _parser(prog: str, config: type, example: str) -> _Parser:
+    """A parser that reads every value as text and requires nothing: what is wrong is then told in our words."""
+    parser = _Parser(
+        prog,
+        usage=f"{prog} {_positional_usage(config)}[OPTIONS]",
+        description=config.__doc__,
+        epilog=f"example:\n  {example}" if example else None,
+        formatter_class=_Help,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    required = parser.add_argument_group("required")
+    groups = {section: parser.add_argument_group(title) for section, title in _SECTIONS.items()}
+    hints = field_hints(config)
+    for field in dataclasses.fields(config):
+        declared = options(config)[field.name]
+        needed = field.default is dataclasses.MISSING
+        _add(required if needed else groups[declared.section], field, declared, hints[field.name])
+    groups["machine"].add_argument("-h", "--help", action="store_true", help="show this help")
+    return parser
+
+
+def _add(group: Any, field: "dataclasses.Field[Any]", declared: Option, hint: Any) -> None:
+    kind, several = _kind(hint)
+    text = (declared.help + _default(field, declared)).replace("%", "%%")
+    if declared.positional:
+        counted: dict[str, Any] = {"nargs": "*", "action": "append"} if several else {"nargs": "?"}
+        metavar = (field.name.rstrip("s") if several else field.name).upper()
+        group.add_argument(field.name, default=argparse.SUPPRESS, metavar=metavar, help=text, **counted)
+        return
+    shared: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": text}
+    if kind is bool:
+        group.add_argument(_flag(field.name), action=argparse.BooleanOptionalAction, **shared)
+    elif several:
+        group.add_argument(_flag(field.name), nargs="*", action="append", metavar=_metavar(kind), **shared)
+    else:
+        group.add_argument(_flag(field.name), nargs="?", const=_VALUELESS, metavar=_metavar(kind), **shared)
+
+
+def _value(name: str, given: Any, hint: Any) -> Any:
+    """What the command line gave for an option, as its type. Raises: ValueError that names the option and the value."""
+    kind, several = _kind(hint)
+    if several:
+        if len(given) > 1:
+            raise ValueError(f"{_flag(name)} is given twice; give all its values after one: {_flag(name)} A B")
+        return tuple(_one(name, text, kind) for text in given[0])
+    if given is _VALUELESS:
+        raise ValueError(f"{_flag(name)} needs a value")
+    if given == "None" and type(None) in typing.get_args(hint):
+        return None
+    return given if kind is bool else _one(name, given, kind)
+
+
+def _one(name: str, text: str, kind: Any) -> Any:
+    allowed = typing.get_args(kind)
+    if allowed and text not in allowed:
+        raise ValueError(f"{_flag(name)}: invalid choice {text!r}; it is one of {', '.join(allowed)}")
+    if kind not in (int, float):
+        return text
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{_flag(name)}: {text!r} is not {_metavar(kind)}") from None
+
+
+def _kind(hint: Any) -> tuple[Any, bool]:
+    """The type of one value, and whether there are several."""
+    if typing.get_origin(hint) is tuple:
+        return typing.get_args(hint)[0], True
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return next(kind for kind in typing.get_args(hint) if kind is not type(None)), False
+    return hint, False
+
+
+def _metavar(kind: Any) -> str:
+    return f"{{{','.join(typing.get_args(kind))}}}" if typing.get_args(kind) else kind.__name__.upper()
+
+
+def _default(field: "dataclasses.Field[Any]", declared: Option) -> str:
+    """The end of an option's help: its default, where that is a value and the help does not tell it."""
+    if field.default in (dataclasses.MISSING, None, ()) or "Default:" in declared.help:
+        return ""
+    value = {True: "on", False: "off"}[field.default] if isinstance(field.default, bool) else field.default
+    return f" Default: {value}."
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _shown(config: type, name: str) -> str:
+    """An option as messages call it."""
+    return name if options(config)[name].positional else _flag(name)
+
+
+def _flags(config: type) -> list[str]:
+    """Every flag of a stage, for the one that is nearest to a wrong one."""
+    named = [name for name, declared in options(config).items() if not declared.positional]
+    switches = [name for name in named if field_hints(config)[name] is bool]
+    return ["--help", *map(_flag, named), *(_flag(f"no_{name}") for name in switches)]
+
+
+def _hyphenated(argument: str) -> str:
+    """`--image_size=32` as `--image-size=32`."""
+    flag, equals, value = argument.partition("=")
+    return flag.replace("_", "-") + equals + value if flag.startswith("--") else argument
+
+
+def _positional_usage(config: type) -> str:
+    found = [name.upper() for name, declared in options(config).items() if declared.positional]
+    return f"{found[0]} " if found else ""

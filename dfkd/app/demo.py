@@ -1,0 +1,159 @@
+"""`dfkd demo`: the whole pipeline on what comes with scikit-learn, offline.
+
+A convolutional teacher learns the 8x8 handwritten digits; then the digits are put away. The pool is patches of many
+scales, cut from the two photographs that scikit-learn ships: no digit among them.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import tomli_w
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int, UInt8
+from torch import nn
+
+from dfkd.config import DemoConfig, RunConfig
+from dfkd.system.console import say
+from dfkd.system.errors import RequestError
+from dfkd.system.files import output_path, replacing, write_json, write_text
+from dfkd.system.portable import portable
+
+SIDE = 16
+POOL_PATCHES = 20_000
+TEACHER = "cifar_resnet:depth=8,width=16,num_classes=10,in_channels=1"
+STUDENT = "cifar_resnet:depth=8,width=8"
+NORMALIZE = "0.5/0.5"
+GENERATOR = "dafl:width=16"
+MARK = "demo.json"
+
+
+def digits() -> tuple[UInt8[np.ndarray, "images 16 16 1"], Int[np.ndarray, " images"]]:
+    """The 1,797 handwritten digits, scaled from 8x8 to 16x16 pixels, and their classes."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    small = torch.from_numpy(found.images).float()[:, None] * (255 / 16)
+    large = F.interpolate(small, (SIDE, SIDE), mode="bilinear", align_corners=False)
+    return large.round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy(), found.target.astype(np.int64)
+
+
+def patches(count: int, seed: int = 0) -> UInt8[np.ndarray, "count 16 16 1"]:
+    """Square gray patches of 8 to 256 pixels of two photographs, resized to 16x16 and stretched to full contrast."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    photos = [Image.fromarray(photo).convert("L") for photo in load_sample_images().images]
+    rng = np.random.default_rng(seed)
+    out = np.empty((count, SIDE, SIDE, 1), dtype=np.uint8)
+    for i in range(count):
+        photo = photos[rng.integers(len(photos))]
+        side = int(np.exp(rng.uniform(np.log(8), np.log(256))))  # every scale as often as every other
+        left, top = rng.integers(photo.width - side), rng.integers(photo.height - side)
+        box = (float(left), float(top), float(left + side), float(top + side))
+        patch = np.asarray(photo.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=box), dtype=np.float32)
+        low, high = patch.min(), patch.max()
+        out[i, :, :, 0] = np.round((patch - low) * (255 / max(high - low, 1)))
+    return out
+
+
+def train_teacher(
+    images: UInt8[np.ndarray, "images side side 1"], labels: Int[np.ndarray, " images"], epochs: int = 12
+) -> nn.Module:
+    """A small ResNet trained on labeled images: the only place where `dfkd` learns from labels."""
+    from dfkd.data.images.augment import crop_and_flip
+    from dfkd.data.images.normalize import Preprocess, parse_normalize
+    from dfkd.models import cifar_resnet
+    from dfkd.training.optim import learning_rate, make_optimizer, set_rate
+
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    teacher = cifar_resnet(depth=8, width=16, num_classes=10, in_channels=1)
+    optimizer = make_optimizer([teacher], "sgd", 5e-4)
+    preprocess = Preprocess(*parse_normalize(NORMALIZE, 1))
+    pixels, classes, batch = torch.from_numpy(images), torch.from_numpy(labels), 64
+    steps = epochs * len(pixels) // batch
+    for step in range(steps):
+        set_rate(optimizer, learning_rate(step, steps, peak=0.1, warmup=0.3))
+        rows = torch.randint(len(pixels), (batch,), generator=generator)
+        view = preprocess(crop_and_flip(pixels[rows], 1, False, generator))
+        loss = F.cross_entropy(teacher(view), classes[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return teacher.eval()
+
+
+def prepare(folder: Path) -> None:
+    """Write the demo's pool, held-out digits and teacher to `folder`, where they are not there yet."""
+    from safetensors.torch import save_file
+
+    images, labels = digits()
+    held_out = np.random.default_rng(0).random(len(images)) < 0.4
+    for name, arrays in {
+        "heldout.npz": lambda: {"images": images[held_out], "labels": labels[held_out]},
+        "pool.npz": lambda: {"images": patches(POOL_PATCHES)},
+    }.items():
+        if not (folder / name).exists():
+            with replacing(folder / name) as partial, partial.open("wb") as file:
+                np.savez(file, allow_pickle=False, **arrays())
+    if not (folder / "teacher.safetensors").exists():
+        say("training the demo's teacher on handwritten digits; then they are put away")
+        teacher = train_teacher(images[~held_out], labels[~held_out])
+        with replacing(folder / "teacher.safetensors") as partial:
+            save_file(teacher.state_dict(), partial)
+
+
+def pipeline_text(folder: Path, seeds: int, steps: int) -> str:
+    """The demo's pipeline file: three selections and a generator, one way to learn from them."""
+    tables = {
+        "out": str(folder),
+        "seeds": list(range(seeds)),
+        "defaults": {
+            "teacher": f"{TEACHER}@{folder / 'teacher.safetensors'}",
+            "normalize": NORMALIZE,
+            "image_size": SIDE,
+            "pool": [str(folder / "pool.npz")],
+            "count": POOL_PATCHES // 4,
+            "student": STUDENT,
+            "steps": steps,
+            "test": str(folder / "heldout.npz"),
+        },
+        "select": {
+            "random": {"method": "random"},
+            "confident": {"method": "confidence"},
+            "ours": {"method": "threshold"},
+        },
+        "distill": {
+            **{name: {"samples": [name]} for name in ("random", "confident", "ours")},
+            "generated": {"source": GENERATOR},
+        },
+    }
+    return tomli_w.dumps(portable(tables))
+
+
+def run(config: DemoConfig) -> None:
+    """Prepare, select, distill, evaluate and compare; what is done is not done again."""
+    from dfkd.app import pipeline
+
+    output_path(config.out)
+    folder = Path(config.out)
+    request = {"seeds": config.seeds, "steps": config.steps}
+    mark = folder / MARK
+    if mark.exists() and json.loads(mark.read_text(encoding="utf-8")) != request:
+        raise RequestError(f"--out {folder} holds a demo with other --seeds or --steps; give another folder")
+    if not mark.exists() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RequestError(f"--out {folder} holds something that is no demo; give another folder")
+    write_json(mark, request)
+    prepare(folder)
+    file = folder / "demo.toml"
+    write_text(file, pipeline_text(folder, config.seeds, config.steps))
+    report = pipeline.run(RunConfig(file=str(file)))
+    say("")
+    say(f"the report:      {report}")
+    say(f"the selections:  {folder}/samples; look at one: dfkd inspect {folder}/samples/ours-seed0 --out ours.html")
+    say(f"the runs:        {folder}/runs; each is a MODEL:")
+    say(f"                 dfkd evaluate --model {folder}/runs/ours-seed0 --data {folder}/heldout.npz")
+    say(f"the pipeline:    {file}; copy it, change it, and: dfkd run FILE.toml --out FOLDER")
+    say("next:            your own teacher and photos: the README's 'Your own teacher'")

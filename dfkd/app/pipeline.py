@@ -1,0 +1,308 @@
+"""`dfkd run FILE.toml`: selections, distillations of them and their comparison, for several seeds.
+
+    out = "runs/quick"                      the pipeline's folder
+    seeds = [0, 1, 2]
+    [defaults]                              options of both stages: teacher, pool, normalize, student, steps, test, ...
+    [select.confident]                      a selection and its own options
+    method = "confidence"
+    [generate.made]                         images made from the teacher, used by name as a selection is
+    method = "deepinversion"
+    [distill.confident-kd]                  a row of the comparison: which selections, and its own options
+    samples = ["confident"]                 names of selections above, or folders
+    loss = ["kd"]
+    [distill.adversarial]                   or a generator that learns along with the student
+    source = "dfad"
+
+Selections go to OUT/samples/NAME-seedN, runs to OUT/runs/NAME-seedN, the comparison to OUT/report.html. A stage that is
+complete is not done again, and one that was interrupted goes on: the stages see to that themselves. So one file can be
+given to several machines at once: each takes the next stage that nobody is at.
+"""
+
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from dfkd.config import CompareConfig, DistillConfig, GenerateConfig, RunConfig, SelectConfig
+from dfkd.config.option import field_hints, named
+from dfkd.config.tables import check_mapping, from_mapping, layered, load_preset, load_toml
+from dfkd.system.console import say
+from dfkd.system.errors import RequestError, nearest
+from dfkd.system.files import PARTIAL
+from dfkd.system.locks import Busy, is_held, locked
+from dfkd.system.portable import expand, forget
+
+STAGES = {"select": SelectConfig, "generate": GenerateConfig, "distill": DistillConfig}
+KEYS = ("out", "seeds", "defaults", *STAGES)
+POLL = 1.0
+"""Seconds between two looks at the stages that other commands are at."""
+
+
+StageConfig = SelectConfig | GenerateConfig | DistillConfig
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The stages of a file, in order, each fully configured."""
+
+    out: Path
+    selections: list[SelectConfig | GenerateConfig]
+    distillations: list[DistillConfig]
+
+    def part(self, rows: Sequence[str]) -> "Pipeline":
+        """The distillations of some rows, with the stages that they need. Raises: RequestError for an unknown row."""
+        names = {d.name or "" for d in self.distillations}
+        for row in rows:
+            if row not in names:
+                raise RequestError(f"--only {row!r} is no [distill.NAME] of the file{nearest(row, sorted(names))}")
+        stages: list[StageConfig] = [*self.selections, *self.distillations]
+        wanted: list[StageConfig] = [d for d in self.distillations if d.name in rows]
+        while more := [s for s in stages if s not in wanted and any(_needs(w, [s]) for w in wanted)]:
+            wanted += more
+        return Pipeline(
+            self.out, [s for s in self.selections if s in wanted], [d for d in self.distillations if d in wanted]
+        )
+
+
+def run(config: RunConfig) -> Path:
+    """Run a pipeline's stages and compare. Returns the report."""
+    forget()
+    pipeline = read_pipeline(Path(config.file), config.out)
+    part = pipeline.part(config.only) if config.only else pipeline
+    stages = [*part.selections, *part.distillations]
+    _check_stages(stages, config.file)
+    _run_stages(stages)
+    with locked(pipeline.out, str(pipeline.out), wait=True):
+        for half_written in pipeline.out.glob(f"report.*{PARTIAL}"):
+            half_written.unlink()
+        return _report(pipeline, {d.out for d in part.distillations})
+
+
+def _check_stages(stages: Sequence[StageConfig], file: str) -> None:
+    """Refuse what any stage can be refused for, before the first one takes its hours."""
+    from dfkd.data.locate import check_there
+    from dfkd.distill import prepare
+    from dfkd.generators import build
+    from dfkd.select import stage as select
+
+    for stage in stages:
+        try:
+            match stage:
+                case SelectConfig():
+                    select.check(stage)
+                case GenerateConfig():
+                    build.choose(stage.method, "--method")
+                case DistillConfig():
+                    prepare.check(stage)
+            for data in (*getattr(stage, "pool", ()), getattr(stage, "test", None)):
+                if data is not None and not _is_made(data, stages):
+                    check_there(data)
+        except RequestError as error:
+            raise RequestError(f"{file}, {Path(stage.out).name}: {error}") from None
+
+
+def _run_stages(stages: Sequence[StageConfig]) -> None:
+    """Every stage, in order; one that another command is at, and what needs it, when that has ended."""
+    left, waiting = dict(enumerate(stages, 1)), False
+    while left:
+        ready = (n for n, stage in left.items() if not _needs(stage, left.values()) and not _is_held(stage))
+        number = next(ready, None)
+        if number is None:
+            if not waiting:
+                say(f"{len(left)} of {len(stages)} stages are left, and other commands are at them: waiting")
+            waiting = True
+            time.sleep(POLL)
+            continue
+        waiting = False
+        try:
+            _run_stage(left[number], f"[{number}/{len(stages)}]")
+        except Busy:
+            say("another command was faster")
+            time.sleep(POLL)
+        else:
+            del left[number]
+
+
+def _needs(stage: StageConfig, others: Iterable[StageConfig]) -> bool:
+    """Whether a stage reads what one of the others makes: a selection, a run as a model, or weights out of one."""
+    reads = named(type(stage), lambda option: option.reads is not None)
+    given = [getattr(stage, name) or () for name in reads]
+    texts = [text for each in given for text in ((each,) if isinstance(each, str) else each)]
+    others = [*others]
+    return any(_is_made(path, others) for text in texts for path in (text, text.rpartition("@")[2]))
+
+
+def _is_made(path: str, stages: Iterable[StageConfig]) -> bool:
+    """Whether a path leads to, or into, what one of the stages makes."""
+    return any(f"{path}/".startswith(f"{stage.out}/") for stage in stages)
+
+
+def _is_held(stage: StageConfig) -> bool:
+    """Whether another command is at a stage: a selection is locked under its temporary name, a run under its own."""
+    out = Path(stage.out).resolve()
+    return is_held(out if isinstance(stage, DistillConfig) else out.with_name(out.name + PARTIAL))
+
+
+def _run_stage(stage: StageConfig, number: str) -> None:
+    from dfkd.distill import stage as distill
+    from dfkd.generators import stage as generate
+    from dfkd.select import stage as select
+
+    name = Path(stage.out).name
+    match stage:
+        case SelectConfig():
+            say(f"{number} select {name}")
+            select.run(stage)
+        case GenerateConfig():
+            say(f"{number} generate {name}")
+            generate.run(stage)
+        case DistillConfig():
+            say(f"{number} distill {name}")
+            distill.run(stage)
+
+
+def _report(pipeline: Pipeline, done: Collection[str]) -> Path:
+    """Compare the runs that are `done`, with the others of the file that are complete."""
+    from dfkd.formats.run_folder import RESULT
+    from dfkd.report import compare
+
+    report = pipeline.out / "report.html"
+    complete = [d for d in pipeline.distillations if (Path(d.out) / RESULT).exists()]
+    runs = tuple(d.out for d in complete if d.out in done or _is_as_asked(d))
+    compare.run(CompareConfig(runs=runs, out=str(report)))
+    return report
+
+
+def _is_as_asked(distillation: DistillConfig) -> bool:
+    """Whether an earlier command's run is that of the file as it is now. One that is not is told."""
+    from dfkd.formats.run_folder import read_request
+
+    now = asdict(distillation)
+    try:
+        then = asdict(from_mapping(DistillConfig, read_request(Path(distillation.out))["distill"], distillation.out))
+    except (RequestError, KeyError):  # of another version
+        then = {}
+    decide = named(DistillConfig, lambda option: option.role != "none" and not option.machine)
+    left_open = named(DistillConfig, lambda option: option.open)  # the run names what it took in their place
+    defaults = {field.name: field.default for field in fields(DistillConfig) if field.name in left_open}
+    asked = {name for name in decide if name not in defaults or now[name] != defaults[name]}
+    changed = [name for name in now if name in asked and then.get(name) != now[name]]
+    if changed:
+        say(f"{distillation.out} is left out: the file has another {', '.join(changed)} now; run that row again")
+    return not changed
+
+
+def read_pipeline(path: Path, out: str | None = None) -> Pipeline:
+    """Read and check a whole file before anything runs.
+
+    Raises: RequestError for an unknown key, a wrong or missing value, or no distillation at all, naming the table.
+    """
+    tables = load_toml(path)
+    for key in tables:
+        if key not in KEYS:
+            raise RequestError(f"{path} has {key!r}{nearest(key, KEYS)}")
+    folder = Path(expand(out or _typed(tables, "out", str, path, str(Path("runs") / path.stem))))
+    seeds = _typed(tables, "seeds", list, path, [0])
+    if not seeds or not all(type(seed) is int for seed in seeds) or len({*seeds}) < len(seeds):
+        raise RequestError(f"{path}: seeds = {seeds} is not a list of different whole numbers")
+    defaults = _typed(tables, "defaults", dict, path, {})
+    known = {name for config in STAGES.values() for name in field_hints(config)}
+    for key in defaults:
+        if key.replace("-", "_") not in known:
+            raise RequestError(f"{path} [defaults] has no option {key!r}{nearest(key, known)}")
+    made = {stage: _typed(tables, stage, dict, path, {}) for stage in ("select", "generate")}
+    distills = _typed(tables, "distill", dict, path, {})
+    if not distills:
+        raise RequestError(f"{path} has no [distill.NAME] table: there is nothing to compare")
+    twice = made["select"].keys() & made["generate"].keys()
+    if twice:
+        raise RequestError(f"{path}: {min(twice)!r} is the name of a selection and of generated images")
+    places = _Places(folder, [*made["select"], *made["generate"]])
+    selections: list[SelectConfig | GenerateConfig] = []
+    for seed in seeds:
+        for stage, tables_of in made.items():
+            for name, table in tables_of.items():
+                where, values = _options(STAGES[stage], stage, name, table, defaults, path)
+                own = places.resolved(values, seed, where) | {"seed": seed, "out": places.samples(name, seed)}
+                selections.append(from_mapping(STAGES[stage], values | own, where))
+    distillations = []
+    for seed in seeds:  # outside: every row has its first seed before any has its second
+        for name, table in distills.items():
+            where, values = _options(DistillConfig, "distill", name, table, defaults, path)
+            if not values.get("samples") and values.get("source") is None:
+                raise RequestError(f"{where}: no samples; name selections of this file, or folders, or a source")
+            own = {"name": name, "seed": seed, "out": str(folder / "runs" / f"{name}-seed{seed}")}
+            distillations.append(
+                from_mapping(DistillConfig, values | places.resolved(values, seed, where) | own, where)
+            )
+    _check_order([*selections, *distillations], path)
+    return Pipeline(folder, selections, distillations)
+
+
+def _check_order(stages: Sequence[StageConfig], path: Path) -> None:
+    """Raises: RequestError for stages that need each other, or themselves."""
+    left = list(stages)
+    while left:
+        blocked = [stage for stage in left if _needs(stage, left)]
+        if len(blocked) == len(left):
+            names = ", ".join(Path(stage.out).name for stage in left)
+            raise RequestError(f"{path}: of {names} none can be made before the others")
+        left = blocked
+
+
+def _options(
+    config: type, stage: str, name: str, table: Any, defaults: Mapping[str, Any], path: Path
+) -> tuple[str, dict[str, Any]]:
+    """The options of one table over its preset, and both over the defaults that its stage has."""
+    where = f"{path} [{stage}.{name}]"
+    if not isinstance(table, dict):
+        raise RequestError(f"{where} is not a table")
+    if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        raise RequestError(f"{where}: a name is a folder's name: letters, digits, '-', '_' and '.'")
+    known = named(config, lambda option: option.shared)
+    shared = {key: value for key, value in defaults.items() if key.replace("-", "_") in known}
+    shared, own = check_mapping(config, shared, f"{path} [defaults]"), check_mapping(config, table, where)
+    preset = own.get("preset") or shared.get("preset")
+    recipe = load_preset(preset, stage, config) if preset else {}
+    for key in ("out", "seed", "name" if stage == "distill" else "part"):
+        if key in shared or key in own or (key in recipe and key == "part"):
+            raise RequestError(f"{where}: {key!r} has no place in a pipeline; take it out")
+    below = (shared, recipe) if own.get("preset") else (recipe, shared)  # a preset gives way to what names it
+    return where, reduce(layered, (*below, own))
+
+
+class _Places:
+    """Where the selections and generated images of a pipeline lie; a text that is no name of one is a folder."""
+
+    def __init__(self, folder: Path, known: Sequence[str]) -> None:
+        self._folder, self._known = folder, known
+
+    def samples(self, name: str, seed: int) -> str:
+        return str(self._folder / "samples" / f"{name}-seed{seed}")
+
+    def resolved(self, values: Mapping[str, Any], seed: int, where: str) -> dict[str, Any]:
+        """The options that name such folders, with the folders in their place."""
+        found: dict[str, Any] = {}
+        if "samples" in values:
+            found["samples"] = [self._one(name, "samples", seed, where) for name in values["samples"]]
+        if values.get("fill") is not None:
+            found["fill"] = self._one(values["fill"], "fill", seed, where)
+        return found
+
+    def _one(self, name: str, key: str, seed: int, where: str) -> str:
+        if name in self._known:
+            return self.samples(name, seed)
+        if not Path(name).exists():
+            raise RequestError(
+                f"{where}: {key} names {name!r}, no selection of this file and no folder{nearest(name, self._known)}"
+            )
+        return name
+
+
+def _typed(tables: Mapping[str, Any], key: str, kind: type, path: Path, default: Any) -> Any:
+    value = tables.get(key, default)
+    if not isinstance(value, kind):
+        raise RequestError(f"{path}: {key} is not a {kind.__name__}")
+    return value

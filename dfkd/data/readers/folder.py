@@ -1,0 +1,138 @@
+"""A folder of images; its first-level subfolders are the classes where labels are wanted."""
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from dfkd.data.readers import content
+from dfkd.data.readers.reader import IMAGE_SUFFIXES, Names, NoImages, Unreadable, printable
+from dfkd.system.console import say
+from dfkd.system.errors import RequestError
+
+_SPLIT = re.compile(r"(train(ing)?|val(id(ation)?)?|test(ing)?|dev|eval(uation)?)([-_ ]?(set|data|images|\d+))?")
+"""Names of folders that hold a part of a data set, and no class."""
+
+
+class FolderReader:
+    """Every image file below `path`, in sorted order; hidden files are left out, linked folders are followed.
+
+    A suffix that images have makes a file one, else its first bytes.
+    """
+
+    shape = None
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._names = path, Names()
+        digest, left_out = hashlib.sha256(), Counter[str]()
+        for entry, relative in _image_files(str(path), left_out):
+            name = os.fsencode(relative)
+            try:
+                status = entry.stat()
+            except OSError:  # a link to nowhere: it stays in the list and is reported when it is read
+                status = entry.stat(follow_symlinks=False)
+            digest.update(b"%s\0%d\0%d\n" % (name, status.st_size, status.st_mtime_ns))
+            self._names.append(name)
+        self.identity: dict[str, Any] = {"format": "folder", "files": digest.hexdigest()[:16]}
+        if not len(self):
+            raise NoImages(f"folder {str(path)!r} holds no images{_mend(path)}")
+        if left_out:
+            say(content.note(f"folder {str(path)!r}", left_out))
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def read(self, indices: Int64[np.ndarray, " n"]) -> list[object]:
+        """Each file's bytes."""
+        return [self._file(i) for i in indices.tolist()]
+
+    def members(self, indices: Int64[np.ndarray, " n"]) -> list[str]:
+        """`/sub/a.png`."""
+        return [f"/{printable(self._names[i])}" for i in indices.tolist()]
+
+    def labels(self) -> Int64[np.ndarray, " images"]:
+        """The class of each image's first-level subfolder: its number, where all are numbers, else its sorted position.
+
+        Raises: RequestError where an image lies in no subfolder.
+        """
+        with os.scandir(self._path) as entries:
+            classes = sorted(os.fsencode(e.name) for e in entries if e.is_dir() and not e.name.startswith("."))
+        number, seen = _numbered(classes), set[bytes]()
+        labels = np.empty(len(self), np.int64)
+        for i in range(len(self)):
+            first, slash, _ = self._names[i].partition(os.fsencode(os.sep))
+            if not slash:
+                raise RequestError(
+                    f"folder {str(self._path)!r} has no labels: {printable(first)!r} lies in no class subfolder"
+                )
+            labels[i] = number[first]
+            seen.add(first)
+        splits = sorted(name.decode() for name in seen if _SPLIT.fullmatch(name.decode("utf-8", "replace").lower()))
+        if len(splits) > 1 or len(splits) == len(seen):
+            say(
+                f"note: folder {str(self._path)!r} holds {', '.join(splits)}, which look like splits and are taken as "
+                f"classes; for one split give '{self._path / splits[0]}'"
+            )
+        return labels
+
+    def _file(self, index: int) -> bytes | Unreadable:
+        try:
+            return (self._path / os.fsdecode(self._names[index])).read_bytes()
+        except OSError as error:
+            return Unreadable(f"cannot be opened: {error.strerror}")
+
+
+def _numbered(classes: list[bytes]) -> dict[bytes, int]:
+    """The class of each folder: its name where all names are different whole numbers, else its sorted position."""
+    if all(name.isdigit() and len(name) <= 18 for name in classes) and len(set(map(int, classes))) == len(classes):
+        return {name: int(name) for name in classes}
+    return {name: i for i, name in enumerate(classes)}
+
+
+def _image_files(
+    folder: str, left_out: Counter[str], below: str = "", above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[tuple["os.DirEntry[str]", str]]:
+    """Walk in sorted order: each image file's entry and its path below the top folder. Others are counted."""
+    status = os.stat(folder)
+    here = (status.st_dev, status.st_ino)
+    if here in above:  # a link back to a folder that this one lies in
+        return
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: os.fsencode(entry.name))
+    except PermissionError as error:
+        raise RequestError(f"folder {folder!r} may not be read; grant it or leave it out") from error
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _image_files(entry.path, left_out, f"{below}{entry.name}{os.sep}", above | {here})
+        elif _is_image(entry):
+            yield entry, below + entry.name
+        else:
+            left_out[content.suffix_of(entry.name)] += 1
+
+
+def _is_image(entry: "os.DirEntry[str]") -> bool:
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if suffix in IMAGE_SUFFIXES or not (content.may_be_image(suffix) and entry.is_file()):  # a pipe would wait
+        return suffix in IMAGE_SUFFIXES
+    try:
+        with open(entry.path, "rb", buffering=0) as file:
+            return content.is_image(suffix, file.read(content.FIRST))
+    except OSError:
+        return False
+
+
+def _mend(path: Path) -> str:
+    """What to write instead, where the folder holds files of another format."""
+    for suffix in (".tar", ".parquet", ".arrow", ".npz"):
+        if any(path.glob(f"*{suffix}")):
+            return f"; for its {suffix} files write '{path}/*{suffix}'"
+    return f" ({' '.join(sorted(IMAGE_SUFFIXES))})"

@@ -1,0 +1,264 @@
+"""Tables with an image column: `.parquet`, `.arrow`, a folder that `datasets.load_from_disk` opens, a Hub data set."""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from dfkd.data.readers.chunks import ArrowChunks, Chunks, ParquetChunks
+from dfkd.data.readers.reader import NoImages, Unreadable, as_labels, as_nhwc, file_state, image_shape, row_numbers
+from dfkd.system.console import say
+from dfkd.system.errors import RequestError
+from dfkd.system.files import hash_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_IMAGES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "x", "data", "pixels")
+_LABELS = ("label", "labels", "y", "cls", "fine_label", "target", "class")
+
+
+class TableReader:
+    """A table's image column: encoded (`{bytes, path}` or binary) or raw (`datasets.Array3D`, or lists of uint8)."""
+
+    def __init__(
+        self, name: str, chunks: Chunks, identity: dict[str, Any], follow: Sequence[str | os.PathLike[str]] = ()
+    ) -> None:
+        """Read `chunks`. Rows that hold a path in place of bytes are read where it lies in a folder of `follow`:
+
+        a table from elsewhere must not choose which files of this machine are opened.
+        """
+        self._name, self._chunks, self.identity = name, chunks, identity
+        self._follow = tuple(os.path.abspath(folder) for folder in follow)
+        if min(chunks.lengths, default=0) < 0:
+            raise RequestError(f"{name!r} is damaged (a part of {min(chunks.lengths)} rows); fetch or write it again")
+        self._ends = np.cumsum(chunks.lengths, dtype=np.int64)
+        self._even: set[int] = set()
+        if not len(self):
+            raise NoImages(f"{name!r} holds no images: it has no rows")
+        self._column = self._find(_IMAGES, "image")
+        self.shape = self._raw_shape()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def read(self, indices: Int64[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"] | list[object]:
+        """Pixels gathered from views of the column's memory, or each row's encoded bytes."""
+        owners = np.searchsorted(self._ends, indices, side="right")
+        rows = indices - np.concatenate(([0], self._ends))[owners]
+        if self.shape is None:
+            items: list[object] = [None] * len(indices)
+            for owner in np.unique(owners).tolist():
+                positions = np.flatnonzero(owners == owner)
+                taken = self._load(owner).take(rows[positions])
+                for position, cell in zip(positions.tolist(), taken.to_pylist(), strict=True):
+                    items[position] = self._encoded(cell)
+            return items
+        stacks = {owner: self._pixels(owner) for owner in np.unique(owners).tolist()}
+        pixels = np.empty((len(indices), *self.shape), np.uint8)  # here, for now the shape is known to be true
+        for owner, stack in stacks.items():
+            here = owners == owner
+            pixels[here] = as_nhwc(stack[rows[here]])
+        return pixels
+
+    def members(self, indices: Int64[np.ndarray, " n"]) -> list[str]:
+        """`#17`."""
+        return row_numbers(indices)
+
+    def labels(self) -> Int64[np.ndarray, " images"]:
+        """The label column. Raises: RequestError where there is none, or it does not hold integers."""
+        import pyarrow as pa
+
+        column = self._find(_LABELS, "label")
+        try:
+            return as_labels(self._chunks.whole(column).to_numpy(), len(self), f"column {column!r}")
+        except (ValueError, OSError, KeyError, pa.ArrowException) as error:
+            raise RequestError(f"labels of {self._name!r}: {error}") from error
+
+    def _find(self, names: Sequence[str], kind: str) -> str:
+        """The first of `names` that is a column, in any case."""
+        columns = {column.lower(): column for column in reversed(self._chunks.schema.names)}
+        found = next((columns[name] for name in names if name in columns), None)
+        if found is None:
+            listed = ", ".join(self._chunks.schema.names) or "none"
+            raise RequestError(f"{self._name!r} has no {kind} column ({', '.join(names)}); its columns are {listed}")
+        if self._chunks.schema.names.count(found) > 1:
+            raise RequestError(f"{self._name!r} has several columns {found!r}; write it with one")
+        return found
+
+    def _load(self, index: int) -> "pa.Array":
+        """The images of one chunk. Raises: RequestError where they cannot be read."""
+        import pyarrow as pa
+
+        try:
+            array = self._chunks.load(self._column, index)
+            if len(array) != self._chunks.lengths[index]:
+                raise ValueError(f"{len(array)} rows, not {self._chunks.lengths[index]}")
+            return array
+        except (ValueError, OSError, KeyError, pa.ArrowException) as error:
+            raise RequestError(f"{self._name!r} is damaged ({error}); fetch or write it again") from error
+
+    def _encoded(self, cell: bytes | dict[str, Any] | None) -> object:
+        """The bytes of one cell, or of the file that it names."""
+        data = cell.get("bytes") if isinstance(cell, dict) else cell
+        path = cell.get("path") if isinstance(cell, dict) else None
+        if data is not None:
+            return data
+        if not isinstance(path, str):
+            return Unreadable("there is no image in this row")
+        absolute = os.path.abspath(path)
+        if not any(os.path.commonpath([absolute, folder]) == folder for folder in self._follow):
+            return Unreadable("there is only a path in this row, and no image")
+        try:
+            return Path(absolute).read_bytes()
+        except OSError as error:
+            return Unreadable(f"its file cannot be opened: {error.strerror}")
+
+    def _raw_shape(self) -> tuple[int, int, int] | None:
+        """Height, width and channels of raw pixels; None for encoded images. Raises: RequestError for neither."""
+        import pyarrow as pa
+
+        kind = self._chunks.schema.field(self._column).type
+        storage = _storage(kind)
+        if _is_binary(storage) or (pa.types.is_struct(storage) and storage.get_field_index("bytes") >= 0):
+            return None
+        leaf = storage
+        while _is_list(leaf):
+            leaf = leaf.value_type
+        if leaf is storage or leaf != pa.uint8():
+            raise RequestError(
+                f"column {self._column!r} of {self._name!r} is {kind}, not images: encoded bytes, or lists of uint8"
+            )
+        first = next(i for i, length in enumerate(self._chunks.lengths) if length)
+        self._stored = getattr(kind, "shape", None) or ()
+        if not self._stored or None in self._stored:
+            value = self._load(first)[0].as_py()
+            kind = None
+        self._fixed = kind is not None
+        try:
+            self._stored = self._stored if self._fixed else np.shape(value)
+            return image_shape(tuple(self._stored))
+        except ValueError as error:
+            raise RequestError(f"column {self._column!r} of {self._name!r}: {error}") from error
+
+    def _pixels(self, index: int) -> UInt8[np.ndarray, "n *stored"]:
+        """A chunk's pixels in the layout that they are stored in: a view of its memory."""
+        array = self._load(index)
+        array, rows = getattr(array, "storage", array), len(array)
+        even = self._fixed or index in self._even
+        good = True
+        for extent in self._stored:
+            if not _is_list(array.type):  # a tensor's storage is flat
+                break
+            good = good and (even or _lengths_are(array, extent))
+            array = array.flatten()
+        if not good or array.null_count or len(array) != rows * math.prod(self._stored):
+            raise RequestError(
+                f"column {self._column!r} of {self._name!r} holds raw images of several shapes, or none in some rows; "
+                f"the first is {list(self._stored)}: store them encoded instead"
+            )
+        self._even.add(index)
+        return array.to_numpy(zero_copy_only=True).reshape(rows, *self._stored)
+
+
+def open_parquet(path: Path) -> TableReader:
+    """A Parquet file. Raises: RequestError where it is none."""
+    import pyarrow as pa
+
+    try:
+        return TableReader(str(path), ParquetChunks(path), {"format": "parquet", **file_state(path)})
+    except (pa.ArrowException, UnicodeError) as error:
+        raise RequestError(f"{str(path)!r} is no whole Parquet file ({error}); fetch or write it again") from error
+
+
+def open_arrow(path: Path) -> TableReader:
+    """An Arrow file in stream or file format, memory-mapped. Raises: RequestError where it is none."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as source:
+            is_file = source.read(6) == b"ARROW1"
+            source.seek(0)
+            opened = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
+            table = opened.read_all()
+        table.validate()
+        return TableReader(str(path), ArrowChunks(table), {"format": "arrow", **file_state(path)})
+    except (pa.ArrowException, OSError, UnicodeError) as error:
+        raise RequestError(f"{str(path)!r} is no whole Arrow file ({error}); fetch or write it again") from error
+
+
+def is_saved(path: Path) -> bool:
+    """Whether `datasets.load_from_disk` would open the folder."""
+    if (path / "dataset_dict.json").is_file():
+        return True
+    beside = (path / "dataset_info.json").is_file() or any(path.glob("*.arrow"))  # a `state.json` alone is anybody's
+    return beside and (path / "state.json").is_file()
+
+
+def open_saved(path: Path) -> TableReader:
+    """A folder that `datasets.load_from_disk` opens: a selection of ours, or anybody's.
+
+    Raises: RequestError where it is broken, or holds several splits.
+    """
+    import datasets
+
+    try:
+        dataset = datasets.load_from_disk(str(path))
+    except Exception as error:  # a foreign format, read by a foreign library: what it raises is not declared
+        raise RequestError(f"{str(path)!r} is no whole data set ({error}); write it again") from error
+    if isinstance(dataset, datasets.DatasetDict):
+        splits = ", ".join(f"'{path / split}'" for split in dataset)
+        raise RequestError(f"{str(path)!r} holds several splits; give one: {splits}")
+    identity: dict[str, Any] = {"format": "shards"}
+    manifest = path / "manifest.json"
+    try:
+        known: Any = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {"fingerprint": None}
+        fingerprint = known["fingerprint"]
+        unfiltered = "kernel" in known.get("filter", {}) and known["image"]["encoded"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RequestError(f"{str(manifest)!r} is no manifest with a fingerprint; write the selection again") from error
+    if unfiltered:
+        say(f"{path}: the files of this selection are read as they came, without the filter that it was made with")
+    if fingerprint is None:
+        files = [Path(file["filename"]) for file in dataset.cache_files]
+        identity["files"] = [[file.name, file_state(file)] for file in files]
+    else:
+        identity["fingerprint"] = hash_of(fingerprint)
+    return TableReader(str(path), ArrowChunks(arrow_table(dataset)), identity)
+
+
+def arrow_table(dataset: Any) -> "pa.Table":
+    """The memory-mapped table of a `datasets.Dataset`."""
+    if dataset._indices is not None:  # rows that were picked or shuffled, not yet written out: no public name for it
+        dataset = dataset.flatten_indices()
+    return dataset.data.table
+
+
+def _storage(kind: "pa.DataType") -> "pa.DataType":
+    return getattr(kind, "storage_type", kind)
+
+
+def _is_binary(kind: "pa.DataType") -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+
+
+def _is_list(kind: "pa.DataType") -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _lengths_are(array: "pa.Array", extent: int) -> bool:
+    """Whether every list of `array` has `extent` elements."""
+    import pyarrow as pa
+
+    if pa.types.is_fixed_size_list(array.type):
+        return array.type.list_size == extent
+    return bool((np.diff(array.offsets.to_numpy()) == extent).all())

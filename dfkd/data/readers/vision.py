@@ -1,0 +1,133 @@
+"""`torchvision:NAME[:SPLIT]`: a data set of torchvision, or a class of one's own with the same manners."""
+
+import hashlib
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+
+from dfkd.data.readers.reader import Unreadable, as_labels, as_nhwc, row_numbers
+from dfkd.system.console import say
+from dfkd.system.errors import RequestError
+from dfkd.system.files import cache_folder
+from dfkd.system.names import find
+
+
+class VisionReader:
+    """A map-style data set of (image, label): its `data` where that holds the pixels, else its PIL images."""
+
+    def __init__(self, name: str, dataset: Any) -> None:
+        self._name, self._dataset = name, dataset
+        if not len(dataset):
+            raise RequestError(f"{name!r} holds no images")
+        self._pixels = _raw(dataset)
+        self.shape: tuple[int, int, int] | None = None
+        self.identity: dict[str, Any] = {"format": "torchvision", "name": name, "images": len(dataset)}
+        if self._pixels is not None:
+            height, width, channels = as_nhwc(self._pixels[:1]).shape[1:]
+            self.shape = (height, width, channels)
+            self.identity["pixels"] = hashlib.sha256(np.ascontiguousarray(self._pixels).data).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def read(self, indices: Int64[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"] | list[object]:
+        """Pixels, or PIL images."""
+        if self._pixels is not None:
+            return as_nhwc(self._pixels[indices])
+        return [self._image(i) for i in indices.tolist()]
+
+    def members(self, indices: Int64[np.ndarray, " n"]) -> list[str]:
+        """`#17`."""
+        return row_numbers(indices)
+
+    def labels(self) -> Int64[np.ndarray, " images"]:
+        """`targets` or `labels` of the data set, else what it gives beside every image. Raises: RequestError."""
+        for attribute in ("targets", "labels"):
+            values = getattr(self._dataset, attribute, None)
+            if values is not None and len(values) == len(self):
+                break
+        else:
+            values = [self._dataset[i][1] for i in range(len(self))]
+        try:
+            return as_labels(values, len(self), "its target")
+        except ValueError as error:
+            raise RequestError(f"labels of {self._name!r}: {error}") from error
+
+    def _image(self, index: int) -> object:
+        try:
+            return self._dataset[index][0]
+        except Exception as error:  # the data set's own decoding: anything may come
+            why = (isinstance(error, OSError) and error.strerror) or error  # without its file's place
+            return Unreadable(f"{type(error).__name__}: {why}")
+
+
+def open_vision(text: str) -> tuple[str, VisionReader]:
+    """The name for sources, and a reader. Files lie in `DFKD_DATA`, by default in the user's cache folder.
+
+    Raises: RequestError for an unknown name or split, and where the data set cannot be had.
+    """
+    name, *words = text.removeprefix("torchvision:").split(":")
+    target = find(name if "." in name else name.lower(), ["torchvision.datasets"], "torchvision data set")
+    parameters = inspect.signature(target).parameters
+    given = _split(target, words, text)
+    if "root" in parameters:
+        given["root"] = str(data_folder())
+    missing = [p.name for p in parameters.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    missing = [p for p in missing if p not in given]
+    if missing:
+        raise RequestError(f"{text!r}: {name} is not a data set of images alone (it needs {', '.join(missing)})")
+    try:
+        return text, VisionReader(text, _build(target, given, "download" in parameters, text))
+    except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise RequestError(f"{text!r} cannot be had: {error}") from error
+
+
+def data_folder() -> Path:
+    """Where torchvision's files are kept: `DFKD_DATA`, or `data` in our cache folder."""
+    return Path(os.environ.get("DFKD_DATA") or cache_folder() / "data")
+
+
+def _build(target: Callable[..., Any], given: dict[str, Any], can_download: bool, text: str) -> Any:
+    """The data set from the files that are there, else downloaded."""
+    try:
+        return target(**given)
+    except (RuntimeError, FileNotFoundError):
+        if not can_download:
+            raise
+    say(f"{text}: downloading to {given['root']}")
+    return target(**given, download=True)
+
+
+def _split(target: Callable[..., Any], words: list[str], text: str) -> dict[str, Any]:
+    """The arguments that SPLIT stands for: some data sets take `train=bool`, some `split=str`, EMNIST both."""
+    parameters = inspect.signature(target).parameters
+    given: dict[str, Any] = {}
+    for word in words:
+        if "train" in parameters and word in ("train", "test") and "train" not in given:
+            given["train"] = word == "train"
+        elif "split" in parameters and word and "split" not in given:
+            given["split"] = word
+        else:
+            allowed = "train or test" if "train" in parameters else "none: this data set has no splits"
+            raise RequestError(f"{text!r}: split {word!r} is not {allowed} (torchvision:NAME[:SPLIT])")
+    return given
+
+
+def _raw(dataset: Any) -> UInt8[np.ndarray, "n *stored"] | None:
+    """The data set's `data`, where that is a stack of exactly the pixels that its items have."""
+    data = getattr(dataset, "data", None)
+    pixels = np.asarray(data) if isinstance(data, np.ndarray | torch.Tensor) else None
+    if pixels is None or pixels.dtype != np.uint8 or len(pixels) != len(dataset):
+        return None
+    try:
+        first = as_nhwc(pixels[:1])[0]
+    except ValueError:
+        return None
+    item = np.asarray(dataset[0][0])
+    return pixels if item.size == first.size and np.array_equal(item.reshape(first.shape), first) else None

@@ -1,0 +1,1 @@
+"""How a student begins: with layers of its teacher."""

@@ -1,0 +1,201 @@
+"""Layers that a student has from its teacher, fitted anew: each to give what the teacher's does, from what it gets."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from dfkd.distill.init.inherit import Plain, evenly, plain
+from dfkd.training.bn_reestimate import batch_norms, reestimate
+
+_IMAGES, _FEWEST, _PIXELS = 1024, 64, 2**21
+"""Images to fit on: so many, or fewer where they have more pixels in all."""
+_PAIRS, _PAIRS_AN_INPUT = 16384, 8
+"""Pairs of input and output to fit a layer on: so many, and for each of its inputs, as far as the maps have them."""
+_WIDEST = 8192
+"""Inputs to an output, at the most: their products are half a gigabyte."""
+_RIDGE, _RIDGE_OF_FEW = 1e-3, 0.1
+"""Of the inputs' variance, how strongly weights are held to what they were; and besides, times inputs / pairs."""
+_PATCH_VALUES = 2**24
+"""Values of the patches that are cut out of the maps at a time."""
+
+
+def images_for(side: int) -> int:
+    """How many images of so many pixels a side the layers are fitted on."""
+    return min(_IMAGES, max(_FEWEST, _PIXELS // side**2))
+
+
+@torch.no_grad()
+def reconstruct(
+    student: nn.Module, teacher: nn.Module, view: Float[Tensor, "batch channels height width"]
+) -> dict[str, float]:
+    """Fit the student's layers in turn, by least squares, to the outputs of the teacher's layers of the same names.
+
+    Channel Pruning for Accelerating Very Deep Neural Networks, 2017, https://arxiv.org/abs/1707.06168: a layer gets
+    what the layers before it, fitted already, make of the images, and is to give what the teacher's layer gives. The
+    channels are those of `inherit` (the paper chooses them with LASSO; it also corrects for a shortcut's error, which
+    is left out). Where the images say little about a weight, it stays what it was: ours, a ridge, which grows as pairs
+    get few, for without it layers with about as many inputs as pairs learn these images by heart. A convolution without
+    bias is fitted up to a constant where the student has BatchNorm, which takes it away. Outputs are compared at places
+    of the maps that are drawn at random. Convolutions in groups stay as they are, and layers whose maps are of another
+    size or that have more than 8,192 inputs. BatchNorm's statistics become those of `view`; both networks are left in
+    evaluation mode.
+    Returns: for each layer, in the order of the pass, the share of the outputs' variance that it gives, on these images
+    (of their square, for a layer without bias that is not fitted up to a constant).
+    """
+    layers = _matched(student, teacher.eval())
+    wanted = {name: _Wanted(ours, len(view)) for name, (ours, _) in layers.items()}
+    with ExitStack() as hooks:
+        for name, (_, theirs) in layers.items():
+            hooks.enter_context(theirs.register_forward_hook(wanted[name].remember))
+        for part in view.split(128) if layers else ():
+            teacher(part)
+    shares: dict[str, float] = {}
+    fit = partial(_fit, constant_free=bool(batch_norms(student)), shares=shares)
+    with ExitStack() as hooks:
+        for name, (ours, _) in layers.items():
+            hooks.enter_context(ours.register_forward_pre_hook(partial(fit, name=name, wanted=wanted[name])))
+        if layers:
+            reestimate(student, [view])
+    return shares
+
+
+@dataclass
+class _Wanted:
+    """What a layer of the student is to give: the teacher's outputs at some places of the map of every image."""
+
+    layer: Plain
+    images: int
+    size: int = 0
+    """Places of a map."""
+    places: list[Int[Tensor, "part some"]] = field(default_factory=list)
+    outputs: list[Float[Tensor, "part some channels"]] = field(default_factory=list)
+
+    def remember(self, _: nn.Module, inputs: Any, output: Tensor) -> None:
+        """A hook on the teacher's layer."""
+        rows = _rows(output, isinstance(self.layer, nn.Conv2d))
+        self.size = rows.shape[1]
+        pairs = max(_PAIRS, _PAIRS_AN_INPUT * self.layer.weight[0].numel())
+        some = min(self.size, -(-pairs // self.images))
+        generator = torch.Generator().manual_seed(len(self.places))  # not the global state: a student's seed is its own
+        places = torch.rand(len(rows), self.size, generator=generator).argsort(dim=1)[:, :some].to(rows.device)
+        channels = evenly(rows.shape[2], len(self.layer.weight)).to(rows.device)
+        self.places.append(places)
+        self.outputs.append(_at(rows, places)[..., channels])
+
+    def take(self) -> tuple[Int[Tensor, "batch some"], Float[Tensor, "pairs channels"]]:
+        """The places and outputs of all images, which are not kept any longer."""
+        taken = torch.cat(self.places), torch.cat(self.outputs).flatten(0, 1)
+        self.places, self.outputs = [], []
+        return taken
+
+
+def _fit(
+    layer: Plain,
+    inputs: tuple[Tensor, ...],
+    *,
+    name: str,
+    wanted: _Wanted,
+    constant_free: bool,
+    shares: dict[str, float],
+) -> None:
+    """A hook before the student's layer: give it the weights that make the best of its input."""
+    if not inputs or len(inputs[0]) != sum(map(len, wanted.places)):
+        return  # a layer that is called with keywords, or again, or a teacher's that is not called once
+    x, (places, outputs), width = inputs[0], wanted.take(), layer.weight[0].numel()
+    parts = max(1, _PATCH_VALUES // (width * wanted.size))
+    moments = _Moments(width, outputs.shape[1], x.device)
+    for part, where, y in zip(x.split(parts), places.split(parts), outputs.split(parts * places.shape[1]), strict=True):
+        rows = _patches(layer, part)
+        if rows.shape[1] != wanted.size:
+            return
+        moments.add(_at(rows, where).flatten(0, 1), y)
+    up_to_constant = layer.bias is not None or (constant_free and isinstance(layer, nn.Conv2d))
+    weights, shares[name] = moments.solve(layer.weight.flatten(1).T, up_to_constant)
+    layer.weight.copy_(weights.T.reshape(layer.weight.shape))
+    if layer.bias is not None:
+        layer.bias.copy_(moments.constant(weights))
+
+
+class _Moments:
+    """Means and products of inputs x and outputs y over pairs, from which the best linear map from x to y follows."""
+
+    def __init__(self, width: int, channels: int, device: torch.device) -> None:
+        self.width, self.count = width, 0
+        self.start = torch.zeros(width + channels, device=device)
+        self.sums = torch.zeros(width + channels, dtype=torch.float64, device=device)
+        self.products = torch.zeros(width + channels, width + channels, dtype=torch.float64, device=device)
+
+    def add(self, x: Float[Tensor, "pairs width"], y: Float[Tensor, "pairs channels"]) -> None:
+        """More pairs. They are taken from the first ones' mean: products of large numbers would lose what differs."""
+        z = torch.cat([x, y], dim=1)
+        if not self.count:
+            self.start = z.mean(0)
+        z = z - self.start
+        self.count += len(z)
+        self.sums += z.sum(0)
+        self.products += z.T @ z
+
+    @property
+    def means(self) -> tuple[Float[Tensor, " width"], Float[Tensor, " channels"]]:
+        """Those of x and y."""
+        both = self.start + self.sums / self.count
+        return both[: self.width], both[self.width :]
+
+    def solve(self, start: Float[Tensor, "width channels"], up_to_constant: bool) -> tuple[Tensor, float]:
+        """The weights, held to `start`, and the share of y's variance (or else of its square) that they give."""
+        shifted = self.sums / self.count
+        products = (self.products / self.count).addr_(shifted, shifted, alpha=-1)
+        if not up_to_constant:
+            both = torch.cat(self.means)
+            products.addr_(both, both)
+        w = self.width
+        xx, xy, yy = products[:w, :w], products[:w, w:], products[w:, w:].diagonal()
+        start, scale = start.double(), xx.diagonal().mean().clamp_min(1e-12)
+        held = xx.clone()
+        held.diagonal().add_(scale * (_RIDGE + _RIDGE_OF_FEW * w / self.count))
+        weights = start + torch.linalg.solve(held, xy - xx @ start)
+        missed = yy - 2 * (weights * xy).sum(0) + (weights * (xx @ weights)).sum(0)
+        return weights.float(), 1 - float(missed.sum() / yy.sum().clamp_min(1e-12))
+
+    def constant(self, weights: Float[Tensor, "width channels"]) -> Float[Tensor, " channels"]:
+        """What is left of y's mean for the bias."""
+        x, y = self.means
+        return (y - x @ weights.double()).float()
+
+
+def _matched(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[Plain, nn.Module]]:
+    """The layers that are fitted, each with the teacher's of its name, which may be of an exported program."""
+    theirs = dict(teacher.named_modules())
+    matched: dict[str, tuple[Plain, nn.Module]] = {}
+    for name, ours in student.named_modules():
+        weight = getattr(theirs.get(name), "weight", None)
+        if plain(ours) and isinstance(weight, Tensor) and weight.ndim == ours.weight.ndim:
+            same = ours.weight.shape[2:] == weight.shape[2:] and len(ours.weight) <= len(weight)
+            if same and ours.weight[0].numel() <= _WIDEST:
+                matched[name] = (ours, theirs[name])
+    return matched
+
+
+def _patches(layer: Plain, x: Tensor) -> Float[Tensor, "batch places width"]:
+    """What each value of the layer's output is a weighted sum of."""
+    if isinstance(layer, nn.Linear):
+        return _rows(x, False)
+    assert not isinstance(layer.padding, str)  # that would not be plain
+    return F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride).transpose(1, 2)
+
+
+def _rows(x: Tensor, channels_first: bool) -> Float[Tensor, "batch places width"]:
+    """Maps, tokens or vectors as one row a place."""
+    return x.flatten(2).transpose(1, 2) if channels_first else x.reshape(len(x), -1, x.shape[-1])
+
+
+def _at(
+    rows: Float[Tensor, "batch places width"], places: Int[Tensor, "batch some"]
+) -> Float[Tensor, "batch some width"]:
+    return rows.gather(1, places[..., None].expand(-1, -1, rows.shape[2]))

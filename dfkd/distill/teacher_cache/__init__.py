@@ -1,0 +1,1 @@
+"""The teacher's answers, stored once for several views of every image."""

@@ -1,0 +1,249 @@
+"""The teacher's answers once: to a fixed number of views of every image, kept in the cache before the training begins.
+
+`dfkd distill --teacher-views K` trains on these K views alone and runs no teacher. A view is a random crop and flip;
+which one is drawn from the number of the view and of the image, not from the run's seed, so that runs of any seed and
+of any K share what is kept. A file holds one view of `PART_ROWS` images: where each was cropped, and `compact` logits.
+FKD (A fast knowledge distillation framework for visual recognition, 2021, https://arxiv.org/abs/2112.01528) keeps
+such answers of random crops beside their coordinates; a fixed number for every image, in turns, is ours.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Int16, UInt8
+from torch import Tensor
+
+from dfkd.data.images.augment import crop, draw_crops
+from dfkd.distill.teacher_cache.compact import ALL_UP_TO, compact, expand
+from dfkd.formats.shards import Shards
+from dfkd.models.classifier import Classifier
+from dfkd.system.checked_parquet import Columns, Damaged, read_columns, write_columns
+from dfkd.system.console import progress, say
+from dfkd.system.errors import RequestError
+from dfkd.system.files import request_folder
+from dfkd.system.signals import Interrupted, stop_request
+from dfkd.system.versions import versions
+
+VIEW_FORMAT = 2
+PART_ROWS = 4_096
+"""Images a file: what an interrupted command has to do again at the most."""
+BATCH = 256
+"""Images a teacher forward; it decides the last bits, so it is not the training's."""
+CHECKED = 128
+"""Answers that are given again and compared whenever a training begins."""
+
+
+class TeacherViews:
+    """Views of stored images with the teacher's answers; each image shows its views in turn."""
+
+    def __init__(self, kept: Mapping[str, np.ndarray], classes: int) -> None:
+        """`kept` are columns of [views, images, ...]: `crops`, and what `compact` makes of logits."""
+        self.classes, self._kept = classes, kept
+        self._turn = np.zeros(self.images, dtype=np.uint8 if self.views <= 255 else np.int32)
+
+    @property
+    def views(self) -> int:
+        """Views of every image."""
+        return len(self._kept["crops"])
+
+    @property
+    def images(self) -> int:
+        """Images, of all selections together."""
+        return self._kept["crops"].shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """What they take in memory."""
+        return sum(column.nbytes for column in self._kept.values())
+
+    def take(self, rows: Int[Tensor, " batch"]) -> tuple[Int16[Tensor, "batch 3"], Float[Tensor, "batch classes"]]:
+        """The next view of each image, as `augment.crop` takes it, and the teacher's logits of it.
+
+        An image that stands twice in a batch shows the same view twice.
+        """
+        where = rows.numpy()
+        turn = self._turn[where].astype(np.int64)
+        self._turn[where] = (turn + 1) % self.views
+        return self.at(turn, where)
+
+    def at(
+        self, views: Int[np.ndarray, " batch"], rows: Int[np.ndarray, " batch"]
+    ) -> tuple[Int16[Tensor, "batch 3"], Float[Tensor, "batch classes"]]:
+        """Certain views of certain images."""
+        columns = {name: column[views, rows] for name, column in self._kept.items()}
+        return torch.from_numpy(columns["crops"]), expand(columns, self.classes)
+
+    def classes_at(
+        self, views: Int[np.ndarray, " batch"], rows: Int[np.ndarray, " batch"]
+    ) -> Int[Tensor, "batch kept"]:
+        """The classes whose own logits are kept; all, or of many the largest."""
+        if "classes" in self._kept:
+            return torch.from_numpy(self._kept["classes"][views, rows].astype(np.int64))
+        return torch.arange(self.classes).expand(len(rows), -1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whose turn it is, for every image."""
+        return {"turn": torch.from_numpy(self._turn.copy())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self._turn = state["turn"].numpy().copy()
+
+
+def recorded(teacher: Classifier, selections: Sequence[Shards], views: int, padding: int, flip: bool) -> TeacherViews:
+    """The `views` of all images of the selections; the teacher answers what is not in the cache yet.
+
+    Raises: RequestError where what is kept is not what this teacher says. Interrupted after SIGINT or SIGTERM.
+    """
+    folders = [request_folder("views", _request(teacher, shards, padding, flip)) for shards in selections]
+    starts = np.cumsum([0, *map(len, selections)]).tolist()
+    files = [
+        _File(shards, folder, start, view, part)
+        for view in range(views)
+        for shards, folder, start in zip(selections, folders, starts, strict=False)
+        for part in range(-(-len(shards) // PART_ROWS))
+    ]
+    found = TeacherViews(_columns(teacher, files, (views, starts[-1]), padding, flip), teacher.model.classes)
+    largest = _largest_difference(teacher, selections, found, padding, folders)
+    say(
+        f"teacher views: {views} of each of {found.images:,} images, {found.nbytes / 1e6:,.0f} MB; the teacher's "
+        f"logits differ from those that are kept by {largest:.4f} at the most, in {CHECKED} that were compared"
+    )
+    return found
+
+
+@dataclass(frozen=True)
+class _File:
+    """One view of some images of a selection."""
+
+    shards: Shards
+    folder: Path
+    start: int
+    """The selection's first row among those of all selections."""
+    view: int
+    part: int
+
+    @property
+    def rows(self) -> Int[np.ndarray, " rows"]:
+        """The images, by their rows in the selection."""
+        return np.arange(self.part * PART_ROWS, min((self.part + 1) * PART_ROWS, len(self.shards)))
+
+    @property
+    def path(self) -> Path:
+        """Where they are kept."""
+        return self.folder / f"view-{self.view:04d}-{self.part:06d}.parquet"
+
+
+def _request(teacher: Classifier, shards: Shards, padding: int, flip: bool) -> dict[str, Any]:
+    """Everything that decides the views and the answers to them; the cache's key."""
+    return {
+        "teacher": teacher.model.fingerprint(),
+        "normalize": teacher.model.normalize,
+        "images": [file["sha256"] for file in shards.manifest["files"]],
+        "crop_padding": padding,
+        "flip": flip,
+        "compute": {**teacher.place.describe(), "batch_size": BATCH, "view_format": VIEW_FORMAT},
+        "versions": versions("torch", "torchvision", *(("pillow",) if shards.encoded else ())),
+    }
+
+
+def _columns(
+    teacher: Classifier, files: Sequence[_File], shape: tuple[int, int], padding: int, flip: bool
+) -> dict[str, np.ndarray]:
+    """What the files hold, as columns of `shape` [views, images, ...]; what is not there, or damaged, is made."""
+    names = ("crops", "logits", *(("classes", "rest") if teacher.model.classes > ALL_UP_TO else ()))
+    kept: dict[str, np.ndarray] = {}
+
+    def keep(file: _File, columns: Columns) -> None:
+        start = file.start + int(file.rows[0])
+        for name, values in columns.items():
+            if name not in kept:
+                kept[name] = np.empty((*shape, *values.shape[1:]), dtype=values.dtype)
+            kept[name][file.view, start : start + len(values)] = values
+
+    missing = []
+    for file in files:
+        with suppress(Damaged):  # or not there
+            columns = read_columns(file.path, names)
+            if len(columns["crops"]) == len(file.rows):
+                keep(file, columns)
+                continue
+        missing.append(file)
+    if not missing:
+        say("teacher views: all are cached, the teacher is not run for them")
+        return kept
+    total = shape[0] * shape[1]
+    done = total - sum(len(file.rows) for file in missing)
+    with progress("teacher's answers", total, "views", done) as bar, stop_request() as stop:
+        for file in missing:
+            blocks = []
+            for columns in _answers(teacher, file, padding, flip):
+                blocks.append(columns)
+                bar.advance(len(columns["crops"]))
+                if stop.signal is not None:
+                    break
+            made = {name: np.concatenate([block[name] for block in blocks]) for name in names}
+            if len(made["crops"]) == len(file.rows):
+                write_columns(file.path, made)
+                keep(file, made)
+            if stop.signal is not None:
+                raise Interrupted(stop.signal, "the answers so far are kept, the same command goes on from there")
+    return kept
+
+
+def _answers(teacher: Classifier, file: _File, padding: int, flip: bool) -> Iterator[Columns]:
+    """The columns of a file, a batch at a time."""
+    rows = file.rows
+    seed = np.random.SeedSequence([file.view, file.part]).generate_state(1, np.uint64)[0] >> np.uint64(1)
+    generator = torch.Generator().manual_seed(int(seed))
+    crops = draw_crops(len(rows), padding, flip, generator, torch.device("cpu")).short()
+    for start in range(0, len(rows), BATCH):
+        some = slice(start, start + BATCH)
+        logits = _live(teacher, file.shards.pixels(rows[some]), crops[some], padding)
+        if not logits.isfinite().all():
+            raise RequestError("the teacher's logits of a view of --samples are not finite; select again")
+        yield {"crops": crops[some].numpy(), **compact(logits)}
+
+
+def _live(
+    teacher: Classifier,
+    pixels: UInt8[np.ndarray, "batch height width channels"],
+    crops: Int16[Tensor, "batch 3"],
+    padding: int,
+) -> Float[Tensor, "batch classes"]:
+    """What the teacher says of these views now."""
+    place = teacher.place.device
+    return teacher(crop(torch.from_numpy(pixels).to(place), padding, crops.to(place))).logits
+
+
+def _largest_difference(
+    teacher: Classifier, selections: Sequence[Shards], found: TeacherViews, padding: int, folders: Sequence[Path]
+) -> float:
+    """Between logits that are kept and those given now, over some views.
+
+    Raises: RequestError where it is more than rounding: the files are those of another teacher.
+    """
+    rng = np.random.default_rng(0)
+    # of the precision that both were computed and kept in; other batches give other last bits
+    rounding = max(torch.finfo(teacher.place.dtype).eps, torch.finfo(torch.float16).eps)
+    differences, limits = [], []
+    for shards, start in zip(selections, np.cumsum([0, *map(len, selections)]).tolist(), strict=False):
+        rows = np.sort(rng.integers(0, len(shards), -(-CHECKED // len(selections))))
+        views = rng.integers(0, found.views, len(rows))
+        crops, kept = found.at(views, start + rows)
+        now = _live(teacher, shards.pixels(rows), crops, padding).cpu().clamp(-65504, 65504)
+        where = found.classes_at(views, start + rows)  # those largest now may be others, by the last bits
+        differences.append(float((kept - now).gather(1, where).abs().max()))
+        limits.append(0.05 * float(now.std()) + 4 * rounding * float(now.abs().max()))
+    largest = float(np.max(differences))  # NaN where there is one
+    if not largest <= max(limits):
+        raise RequestError(
+            f"what is kept of the teacher's answers differs from what it says now by {largest:.3g}; delete "
+            f"{' and '.join(map(str, folders))}"
+        )
+    return largest

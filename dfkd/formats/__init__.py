@@ -1,0 +1,1 @@
+"""The contracts on disk: selections, their shards and manifests, and the folders of runs."""

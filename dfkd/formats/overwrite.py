@@ -1,0 +1,53 @@
+"""An output never takes the place of an input, nor of a file that a run or a selection keeps a checksum of."""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from dfkd.data.locate import paths_of
+from dfkd.formats.manifest import MANIFEST
+from dfkd.formats.run_folder import CHECKPOINT, CONFIG, METRICS, RESULT, STATE, WEIGHTS
+from dfkd.system.errors import RequestError
+from dfkd.system.files import user_path
+
+_OF_RUN = (CONFIG, METRICS, WEIGHTS, RESULT)
+_OF_SELECTION = (MANIFEST, "dataset_info.json", "state.json", "scores.parquet")
+
+
+def check_output(text: str, flag: str, inputs: Iterable[str | None]) -> None:
+    """Raise RequestError where the file that a flag names is one of the inputs (DATA, MODEL, FILE), or kept by dfkd."""
+    for path in {user_path(text).absolute(), user_path(text).resolve()}:
+        why = _kept(path) or _input(path, inputs)
+        if why:
+            raise RequestError(f"{flag} {text} would replace {why}; give another file")
+
+
+def _kept(path: Path) -> str | None:
+    """Which run or selection a file belongs to, in words; also one that the run is yet to write."""
+    folder, name = path.parent, path.name
+    if (folder / CONFIG).exists() and ((folder / METRICS).exists() or (folder / RESULT).exists()) and name in _OF_RUN:
+        return f"a file of the run {folder.name}"
+    if folder.name.startswith(CHECKPOINT) and (folder / STATE).exists():
+        return f"a file of the run {folder.parent.name}"
+    if (folder / MANIFEST).exists() and (name in _OF_SELECTION or path.suffix == ".arrow"):
+        return f"a file of the selection {folder.name}"
+    return None
+
+
+def _input(path: Path, inputs: Iterable[str | None]) -> str | None:
+    """Which input a file is, or lies in, in words. Reports may lie beside the images of a folder."""
+    if not path.exists():
+        return None
+    for text in inputs:
+        for given in _paths(text or ""):
+            inside = given.is_dir() and path.resolve().is_relative_to(given.resolve())
+            report = path.suffix in (".json", ".html", ".csv") and path.name not in _OF_SELECTION
+            if os.path.samefile(path, given) or (inside and not report and not (given / CONFIG).exists()):
+                return f"the input {text}"
+    return None
+
+
+def _paths(text: str) -> Iterator[Path]:
+    weights = text.rpartition("@")[2]  # a MODEL names its weights after the @, and a dictionary in them after a #
+    for part in {text, weights, weights.rpartition("#")[0]} - {""}:
+        yield from paths_of(part)

@@ -1,0 +1,261 @@
+"""Write, verify and open a selection: Arrow shards that `datasets.load_from_disk` opens, beside a manifest.
+
+Up to 64 pixels the images are raw uint8 of one shape, one record batch a shard: the flattened storage of a shard is a
+view of the file in memory, without decoding or copying. They are stored [channels, height, width]: Arrow keeps four
+bytes of offset for every innermost list, with channels last that would be more than the pixels. Larger ones stay files.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+from dfkd.data.images.decode import decode, processors
+from dfkd.data.images.filter import read_filter
+from dfkd.formats.manifest import MANIFEST, MEND, read_manifest
+from dfkd.system.checksums import check_file, check_size, entry
+from dfkd.system.errors import RequestError
+from dfkd.system.files import make_folder, replacing, write_json
+
+ROWS_PER_SHARD = 8_192
+BYTES_PER_SHARD = 256 * 2**20
+"""Of encoded files, whose sizes differ; Arrow counts the bytes of a column in 32 bits."""
+HASHED_WHEN_OPENED = 256 * 2**20
+"""Shards of so many bytes together are hashed whenever they are opened (a fifth of a second); of larger selections
+sizes are checked, and hashes by `dfkd inspect --verify`: a hundred million images take minutes to read."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Consecutive rows of a selection, as columns."""
+
+    image: UInt8[np.ndarray, "rows height width channels"] | list[bytes]
+    """Pixels, or encoded files."""
+    source: list[str]
+    prediction: Int[np.ndarray, " rows"]
+    confidence: Float[np.ndarray, " rows"]
+    entropy: Float[np.ndarray, " rows"]
+    logits: Float[np.ndarray, "rows classes"]
+    kept_classes: Bool[np.ndarray, "rows classes"]
+
+
+def write_shards(
+    folder: Path,
+    shards: Iterable[Rows],
+    fingerprint: str,
+    done: Sequence[Mapping[str, Any]] = (),
+    written: Callable[[Mapping[str, Any]], None] = lambda file: None,
+) -> list[dict[str, Any]]:
+    """Write one Arrow file for each element of `shards` and the two files with which `datasets` opens the folder.
+
+    `done` are the files that an earlier call has written before the first of these; `written` is told of every new one.
+    Returns the manifest's list of files: name, rows, bytes, sha256. The folder is complete only when `write_manifest`
+    is done.
+    """
+    from datasets import DatasetInfo
+
+    make_folder(folder)
+    files = [dict(file) for file in done]
+    features = _features_of(folder / files[0]["name"]) if files else None
+    for number, rows in enumerate(shards, len(files)):
+        features = features or _features(rows)
+        path = folder / f"data-{number:05d}.arrow"
+        _write_arrow(path, rows, features)
+        files.append({"name": path.name, "rows": len(rows.source), **entry(path)})
+        written(files[-1])
+    DatasetInfo(features=features).write_to_directory(str(folder))
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": file["name"]} for file in files],
+        "_fingerprint": fingerprint,
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    write_json(folder / "state.json", state)
+    return files
+
+
+class Shards:
+    """A complete selection, memory-mapped: images by row number, and the columns."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open `folder`. Raises: RequestError for an incomplete selection or a shard that is not as it was written."""
+        self.folder = folder
+        self.manifest = read_manifest(folder)
+        sizes = [check_size(folder / file["name"], file, MEND) for file in self.manifest["files"]]
+        if sum(sizes) <= HASHED_WHEN_OPENED:
+            self.verify()
+        self._tables = [_open_arrow(folder / file["name"], file["rows"]) for file in self.manifest["files"]]
+        self._starts = np.cumsum([0, *(len(table) for table in self._tables)])
+        self.encoded: bool = self.manifest["image"]["encoded"]
+        self._threads = ThreadPoolExecutor(processors()) if self.encoded else None
+        known = self.manifest.get("filter", {}) if self.encoded else {}  # raw images are filtered already
+        self._filter = read_filter(known, self.manifest["image"]["channels"])
+        try:
+            self._raw = [] if self.encoded else [_pixels(table, self.manifest["image"]) for table in self._tables]
+            classes = {self._check_columns(table) for table in self._tables}
+        except (ValueError, KeyError, AttributeError, TypeError) as error:  # Arrow's own are ValueErrors, but for one
+            raise RequestError(
+                f"{folder} holds other columns than its {MANIFEST} says ({error}); make it again"
+            ) from None
+        if classes - {self.manifest["classes"]}:
+            raise RequestError(f"{folder} has logits of other classes than its {MANIFEST} says; select again")
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def pixels(self, rows: Int[np.ndarray, " batch"]) -> UInt8[np.ndarray, "batch height width channels"]:
+        """The images of some rows: copied out of the shards, or decoded by one thread a core."""
+        image = self.manifest["image"]
+        out = np.empty((len(rows), image["size"], image["size"], image["channels"]), dtype=np.uint8)
+        for where, shard, local in self._locate(rows):
+            if self._threads is not None:
+                column = self._tables[shard]["image"].chunk(0).field("bytes").take(local)
+                decoded = self._threads.map(
+                    lambda file: decode(file, image["size"], image["channels"]).pixels, column.to_pylist()
+                )
+                for i, pixels in zip(where, decoded, strict=True):
+                    out[i] = pixels
+            else:
+                out[where] = self._raw[shard][local].transpose(0, 2, 3, 1)
+        return out if self._filter is None else self._filter(out)
+
+    def column(self, name: str) -> np.ndarray:
+        """A whole column of numbers or strings (not the images), rows first."""
+        for table in self._tables:
+            table[name].validate(full=True)  # its offsets: Arrow follows them wherever they lead
+        return np.concatenate([_to_numpy(table[name].combine_chunks()) for table in self._tables])
+
+    def _check_columns(self, table: Any) -> int:
+        """Raises: ValueError, KeyError, AttributeError or TypeError for other columns. Returns the classes."""
+        import pyarrow as pa
+
+        classes = table.schema.field("logits").type.list_size
+        kinds = {"source": pa.string(), "prediction": pa.int32(), "confidence": pa.float32(), "entropy": pa.float32()}
+        kinds |= {"logits": pa.list_(pa.float16(), classes), "kept_classes": pa.list_(pa.bool_(), classes)}
+        for name, kind in kinds.items():
+            column = table[name]
+            if column.type != kind or column.null_count:
+                raise ValueError(f"column {name} is {column.type} with {column.null_count} empty rows, not {kind}")
+        if self.encoded:
+            table["image"].validate(full=True)
+            if table.schema.field("image").type.field("bytes").type != pa.binary():
+                raise ValueError("column image holds no files")
+        return classes
+
+    def verify(self) -> None:
+        """Read every shard again. Raises: RequestError naming the first one whose bytes have changed."""
+        for file in self.manifest["files"]:
+            check_file(self.folder / file["name"], file, MEND)
+
+    def _locate(self, rows: Int[np.ndarray, " batch"]) -> list[tuple[np.ndarray, int, np.ndarray]]:
+        """(positions in `rows`, shard, rows within the shard) for each shard that is touched."""
+        shard_of = np.searchsorted(self._starts, rows, side="right") - 1
+        touched = np.unique(shard_of)
+        wheres = [np.flatnonzero(shard_of == shard) for shard in touched]
+        return [(w, int(s), rows[w] - self._starts[s]) for w, s in zip(wheres, touched, strict=True)]
+
+
+def _features(rows: Rows) -> Any:
+    from datasets import Array3D, Features, Image, Sequence, Value
+
+    classes = rows.logits.shape[1]
+    image: Any = Image()
+    if isinstance(rows.image, np.ndarray):
+        _, height, width, channels = rows.image.shape
+        image = Array3D(shape=(channels, height, width), dtype="uint8")
+    return Features(
+        {
+            "image": image,
+            "source": Value("string"),
+            "prediction": Value("int32"),
+            "confidence": Value("float32"),
+            "entropy": Value("float32"),
+            "logits": Sequence(Value("float16"), length=classes),
+            "kept_classes": Sequence(Value("bool"), length=classes),
+        }
+    )
+
+
+def _features_of(shard: Path) -> Any:
+    """The features of a shard that was written earlier."""
+    import pyarrow as pa
+    from datasets import Features
+
+    with pa.memory_map(str(shard)) as source:
+        return Features.from_arrow_schema(pa.ipc.open_stream(source).schema)
+
+
+def _write_arrow(path: Path, rows: Rows, features: Any) -> None:
+    import pyarrow as pa
+
+    schema = features.arrow_schema
+
+    def matrix(values: np.ndarray) -> pa.Array:
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+
+    if isinstance(rows.image, list):
+        paths = pa.nulls(len(rows.image), pa.string())
+        image = pa.StructArray.from_arrays([pa.array(rows.image, pa.binary()), paths], names=["bytes", "path"])
+    else:
+        planes = np.ascontiguousarray(rows.image.transpose(0, 3, 1, 2))
+        image = pa.array(planes.ravel())
+        for size in reversed(planes.shape[1:]):
+            image = pa.ListArray.from_arrays(pa.array(np.arange(0, len(image) + 1, size, dtype=np.int32)), image)
+        image = pa.ExtensionArray.from_storage(schema.field("image").type, image)
+    columns = [
+        image,
+        pa.array(rows.source, pa.string()),
+        pa.array(rows.prediction.astype(np.int32)),
+        pa.array(rows.confidence.astype(np.float32)),
+        pa.array(rows.entropy.astype(np.float32)),
+        matrix(rows.logits.astype(np.float16)),
+        matrix(rows.kept_classes),
+    ]
+    with replacing(path) as partial, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+
+
+def _open_arrow(path: Path, rows: int) -> Any:
+    import pyarrow as pa
+
+    try:
+        table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise RequestError(f"{path} cannot be read ({error}){MEND}") from None
+    if len(table) != rows:
+        raise RequestError(f"{path} has {len(table)} rows, the manifest says {rows}{MEND}")
+    return table
+
+
+def _pixels(table: Any, image: Mapping[str, Any]) -> UInt8[np.ndarray, "rows channels height width"]:
+    """The images of a shard as a view of its file: three levels of lists, flattened."""
+    import pyarrow as pa
+
+    # chunk(0), the shard's one record batch; combine_chunks() would copy it
+    flat = table["image"].chunk(0)
+    # pyarrow knows the type of `datasets` only where that is imported, which takes seconds: else this is the storage
+    flat = getattr(flat, "storage", flat)
+    for _ in range(3):
+        flat.validate()  # of the offsets those that flatten() follows: a damaged one would lead out of the file
+        flat = flat.flatten()
+    flat.validate()
+    if flat.type != pa.uint8() or flat.null_count:
+        raise ValueError(f"column image is of {flat.type} with {flat.null_count} empty values, not uint8")
+    # the buffer and not to_numpy(), which imports pandas
+    pixels = np.frombuffer(flat.buffers()[1], np.uint8, len(flat), flat.offset)
+    return pixels.reshape(-1, image["channels"], image["size"], image["size"])
+
+
+def _to_numpy(array: Any) -> np.ndarray:
+    import pyarrow as pa
+
+    if pa.types.is_fixed_size_list(array.type):
+        return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1)
+    return array.to_numpy(zero_copy_only=False)

@@ -1,0 +1,76 @@
+"""A frozen classifier: its normalization, its logits, its taps. Teacher and evaluated student go through it alike."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from dfkd.data import Pool
+from dfkd.models.features.fold_batchnorm import folded
+from dfkd.models.features.outputs import Outputs
+from dfkd.models.features.taps import Tap, Tapped
+from dfkd.models.health import CHECKED_IMAGES, check_health
+from dfkd.models.load import Model
+from dfkd.system.device import Place
+
+
+def answer(network: Tapped, place: Place, view: Float[Tensor, "batch channels height width"]) -> Outputs:
+    """Logits in float32 and features of a normalized batch, with gradients."""
+    with place.autocast():
+        logits, features = network(view)
+    return Outputs(logits.float(), features)
+
+
+class Classifier:
+    """A model in evaluation mode that never learns, at a place; features are taken at `taps`."""
+
+    def __init__(self, model: Model, place: Place, taps: Mapping[str, Tap] | None = None, fold: bool = False) -> None:
+        """With `fold` answers come from a copy whose BatchNorms are folded away, where that is possible.
+
+        They are the same up to rounding, and hooks on the model's own layers see nothing of them. The copy takes the
+        place of another teacher in the device's memory.
+        """
+        self.model, self.place = model, place
+        module = model.module.eval().requires_grad_(False).to(place.device).to(memory_format=torch.channels_last)
+        if fold and model.image_size is not None:
+            views = self._noise(4, model.image_size).split(2)
+            module = folded(module, taps or {}, views).to(memory_format=torch.channels_last)
+        self._run = Tapped(module, taps or {})
+
+    def view(
+        self, pixels: UInt8[Tensor, "batch height width channels"]
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Pixels on this classifier's device, as its input."""
+        return self.model.preprocess(pixels.to(self.place.device, non_blocking=True))
+
+    def _noise(self, count: int, size: int) -> Float[Tensor, "{count} channels {size} {size}"]:
+        random = torch.Generator().manual_seed(0)  # the global state is a student's seed
+        shape = (count, size, size, self.model.channels)
+        return self.view(torch.randint(0, 256, shape, generator=random, dtype=torch.uint8))
+
+    @torch.no_grad()
+    def outputs(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:
+        """Logits in float32 and features of a normalized batch."""
+        return self.answer(view)
+
+    def answer(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:
+        """The same for losses that ask how the answer changes with the view; the weights get no gradient."""
+        return answer(self._run, self.place, view)
+
+    def __call__(self, pixels: UInt8[Tensor, "batch height width channels"]) -> Outputs:
+        """Logits in float32 and features of a batch of pixels."""
+        return self.outputs(self.view(pixels))
+
+
+def examine(classifier: Classifier, data: Pool) -> None:
+    """Say whether the answers to the first images of `data` can be trusted (`dfkd.models.health`)."""
+    images = data.images(np.arange(min(CHECKED_IMAGES, len(data))))
+    examine_pixels(classifier, torch.from_numpy(np.delete(images.pixels, list(images.problems), axis=0)))
+
+
+def examine_pixels(classifier: Classifier, pixels: UInt8[Tensor, "batch height width channels"]) -> None:
+    """The same for images that are at hand."""
+    exact = classifier.place.dtype == torch.float32
+    check_health(lambda some: classifier.outputs(classifier.view(some)).logits, pixels, classifier.model.spec, exact)

@@ -1,0 +1,139 @@
+"""How far images are from a teacher's training data, by the statistics that its BatchNorm layers remember."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from dfkd.system.errors import RequestError
+
+_CONSTANT = 1e-12
+"""Added to a variance: one of 0 has a gradient, of 0."""
+
+
+class BatchStatistics:
+    """Reads the mean and variance of what a teacher's BatchNorm layers are given, while `watched`."""
+
+    def __init__(self, module: nn.Module) -> None:
+        """Find the layers that remember statistics."""
+        self.layers = [
+            layer
+            for layer in module.modules()
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is not None
+        ]
+        self.seen: list[tuple[nn.Module, Tensor, Tensor]] = []
+        """Layer, mean and variance, in the order in which the layers ran."""
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Take the statistics of every pass through the module within the block."""
+        self.seen = []
+        handles = [layer.register_forward_pre_hook(self._take) for layer in self.layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def distances(self) -> list[Float[Tensor, ""]]:
+        """For every layer that was passed: |mean - running mean|_2 + |variance - running variance|_2.
+
+        The variances are the batch's own, without Bessel's correction. DeepInversion's regularizer
+        (https://arxiv.org/abs/1912.08795) is their sum; gradients reach the images.
+        """
+        return [_distance(layer, mean, variance) for layer, mean, variance in self.seen]
+
+    def _take(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.seen.append((layer, *_Moments.apply(inputs[0])))
+
+
+class _Moments(torch.autograd.Function):
+    """Mean and variance of every channel, in the one pass of BatchNorm's own kernel.
+
+    `x.var` and its gradient took more time on a CPU than the teacher's whole pass and its gradient. Sums are in float32
+    where `x` has less precision.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Float[Tensor, "batch channels ..."]) -> tuple[Tensor, Tensor]:
+        """The kernel normalizes, too: (x - mean) / deviation is what the gradient of the variance needs."""
+        ones = torch.ones(x.shape[1], device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+        normalized, mean, scale = torch.native_batch_norm(
+            x, ones, torch.zeros_like(ones), None, None, training=True, momentum=0.0, eps=_CONSTANT
+        )
+        ctx.save_for_backward(normalized, scale)
+        return mean, scale**-2
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_mean: Tensor, by_variance: Tensor) -> Tensor:
+        """Every value of a channel moves the mean by 1 / n, and the variance by 2 (x - mean) / n."""
+        normalized, scale = ctx.saved_tensors
+        n = normalized.numel() / len(scale)
+        shift, slope = (
+            value.to(normalized.dtype).view(-1, *[1] * (normalized.ndim - 2))
+            for value in (by_mean / n, 2 * by_variance / (scale * n))
+        )
+        return torch.addcmul(shift, normalized, slope)
+
+
+class MovingStatistics:
+    """The statistics of the batch being made together with those of the batches before it.
+
+    What a layer is given is then measured over many images, however few a batch has: FastDFKD's adaptive regularizer
+    (https://arxiv.org/abs/2112.06253).
+    """
+
+    def __init__(self, statistics: BatchStatistics, momentum: float) -> None:
+        """`momentum`: the share of the batches before; 0 is the batch alone."""
+        self._statistics, self._momentum = statistics, momentum
+        self._before: list[tuple[Tensor, Tensor]] = []
+
+    def distances(self) -> list[Float[Tensor, ""]]:
+        """`BatchStatistics.distances` of the blended statistics; gradients reach the batch's share."""
+        return [
+            _distance(layer, *blended)
+            for (layer, _, _), blended in zip(self._statistics.seen, self._blended(), strict=True)
+        ]
+
+    def move(self) -> None:
+        """Count what was seen last among the batches before."""
+        self._before = [(mean.detach(), variance.detach()) for mean, variance in self._blended()]
+
+    def state_dict(self) -> dict[str, list[tuple[Tensor, Tensor]]]:
+        """Mean and variance of the batches before, a pair a layer; none before the first."""
+        return {"before": self._before}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        place = self._statistics.layers[0].running_mean.device  # type: ignore[union-attr]
+        self._before = [(mean.to(place), variance.to(place)) for mean, variance in state["before"]]
+
+    def _blended(self) -> list[tuple[Tensor, Tensor]]:
+        now = [(mean, variance) for _, mean, variance in self._statistics.seen]
+        if not self._before:
+            return now
+        share = 1 - self._momentum
+        return [
+            (before[0].lerp(mean, share), before[1].lerp(variance, share))
+            for before, (mean, variance) in zip(self._before, now, strict=True)
+        ]
+
+
+def _distance(layer: nn.Module, mean: Float[Tensor, " channels"], variance: Float[Tensor, " channels"]) -> Tensor:
+    return (mean - layer.running_mean).norm() + (variance - layer.running_var).norm()  # type: ignore[operator]
+
+
+def require_statistics(module: nn.Module, method: str, without: str = "dafl, dfad and zskt work") -> BatchStatistics:
+    """The statistics of a teacher. Raises: RequestError where no layer remembers any; it says what does `without`."""
+    found = BatchStatistics(module)
+    if not found.layers:
+        raise RequestError(
+            f"{method} reads the statistics of the teacher's BatchNorm layers, and this teacher has none; "
+            f"{without} without"
+        )
+    return found

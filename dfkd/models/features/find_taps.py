@@ -1,0 +1,239 @@
+"""Where the features of a network are: found by running it once and watching which modules run, in which order."""
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from dfkd.models.features.taps import Tap, in_group
+from dfkd.system.errors import RequestError
+
+GROUPS = ("stage", "pre", "begin")
+_BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_CONVOLUTION = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_ACTIVATION = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish),
+    *(nn.Hardswish, nn.Softplus),
+)
+
+
+@dataclass(frozen=True)
+class FoundTaps:
+    """The taps of a network by name, and what its user should know about them, one line each."""
+
+    taps: dict[str, Tap]
+    notes: list[str]
+
+
+def find_taps(
+    module: nn.Module,
+    example: Float[Tensor, "batch channels height width"],
+    given: Mapping[str, Tap] | None = None,
+    wanted: Collection[str] = ("first", "last"),
+) -> FoundTaps:
+    """The places that losses read, by the order in which `module` runs.
+
+    `first` is the output of the first BatchNorm, before any activation; without BatchNorm, that of the stem (the first
+    convolution, or linear layer where there is none). `last` is the input of the last linear layer that gives as many
+    values as there are classes; where a convolution does (SqueezeNet), that convolution's input.
+    Three groups have a place for every resolution, numbered from the shallowest (stage1, stage2, ...): `stage` is the
+    output of the last of the outermost modules that give it, `pre` the same before its activation, `begin` the first
+    map of its shape. Maps of a single pixel do not count. Of the taps that are `wanted`, those `given` are kept and not
+    searched; given ones of a group are that group. The module's training flags and statistics stay as they are.
+    Raises: RequestError where a tap is not found, or the module does not give logits for `example`.
+    """
+    taps, notes = dict(given or {}), []
+    missing = {*wanted} - {*taps} - {group_of(name) for name in taps}
+    if not missing:
+        return FoundTaps(taps, [])
+    trace = _trace(module, example)
+    for name, search in {"first": _first, "last": _last}.items():
+        if name in missing:
+            tap, note = search(trace)
+            if tap is None:
+                raise _not_found(name, module, note, "first=bn1 last=linear:input")
+            taps[name] = tap
+            notes += [note] if note else []
+    for group in GROUPS:
+        if group in missing:
+            found, notes_of_group = _group(trace, group)
+            if not found:
+                raise _not_found(group, module, "no map of more than one pixel", f"{group}1=layer1 {group}2=layer2")
+            taps |= {f"{group}{i}": tap for i, tap in enumerate(found, 1)}
+            notes += notes_of_group
+    return FoundTaps(taps, notes)
+
+
+def group_of(tap: str) -> str:
+    """The group of a numbered tap, `stage` of stage2; the name of any other."""
+    group = tap.rstrip("0123456789")
+    return group if group in GROUPS else tap
+
+
+def match_groups(teacher: Mapping[str, Tap], student: Mapping[str, Tap]) -> tuple[dict[str, Tap], dict[str, Tap]]:
+    """The taps of both with as many places in every group: the deepest ones, since networks differ in their stems."""
+    matched: tuple[dict[str, Tap], dict[str, Tap]] = ({}, {})
+    groups = dict.fromkeys(group_of(name) for name in teacher)
+    for group in groups:
+        sides = [[taps[name] for name in in_group(taps, group)] for taps in (teacher, student)]
+        count = min(map(len, sides))
+        for taps, tapped in zip(matched, sides, strict=True):
+            numbered = [group] if group not in GROUPS else [f"{group}{i}" for i in range(1, count + 1)]
+            taps.update(zip(numbered, tapped[-count:], strict=True))
+    return matched
+
+
+def _not_found(name: str, module: nn.Module, why: str, by_hand: str) -> RequestError:
+    return RequestError(
+        f"the tap {name!r} of this {type(module).__name__} cannot be found ({why}); name it by hand: "
+        f"--student-taps or --teacher-taps {by_hand}, or leave out the loss that reads it"
+    )
+
+
+@dataclass
+class _Run:
+    """One run of a module within a forward pass."""
+
+    path: str
+    layer: nn.Module
+    output: Any = None
+    """What it returned; a tensor that several runs return is the same object."""
+    exited: int = -1
+    """Its place in the order of leaving."""
+
+
+@dataclass(frozen=True)
+class _Trace:
+    runs: list[_Run]
+    """In the order of entering."""
+    classes: int
+    aspect: float
+    """Height over width of the images."""
+
+
+def _first(trace: _Trace) -> tuple[Tap | None, str]:
+    """The first tap and a note on it; no tap and the reason."""
+    for i, run in enumerate(trace.runs):
+        if isinstance(run.layer, _BATCH_NORM):
+            # timm fuses the activation into a subclass of BatchNorm: what its first child takes is normalized only
+            inner = next((other for other in trace.runs[i + 1 :] if other.path.startswith(run.path + ".")), None)
+            return (Tap(inner.path, "input"), "") if inner else (Tap(run.path), "")
+    for kind in (_CONVOLUTION, nn.Linear):
+        for run in trace.runs:
+            if isinstance(run.layer, kind):
+                return Tap(run.path), f"no BatchNorm: the stem's output {run.path!r} is used instead"
+    return None, "no BatchNorm, convolution or linear layer runs in it"
+
+
+def _last(trace: _Trace) -> tuple[Tap | None, str]:
+    """The last tap and a note on it; no tap and the reason."""
+    for run in reversed(trace.runs):
+        if isinstance(run.layer, nn.Linear) and run.output.shape[-1] == trace.classes:
+            return Tap(run.path, "input"), ""
+    for run in reversed(trace.runs):
+        if isinstance(run.layer, _CONVOLUTION) and run.layer.out_channels == trace.classes:
+            note = (
+                f"no linear layer gives the {trace.classes} classes: the input of the convolution {run.path!r} is used"
+            )
+            return Tap(run.path, "input"), note
+    return None, f"no linear layer or convolution that gives {trace.classes} classes runs in it"
+
+
+def _group(trace: _Trace, group: str) -> tuple[list[Tap], list[str]]:
+    """The taps of a group from the shallowest to the deepest, and notes on them."""
+    runs_of = Counter(run.path for run in trace.runs)
+    maps = [
+        run
+        for run in sorted(trace.runs, key=lambda run: run.exited)
+        # the output of a module that runs again is not its last one, and the whole network is no place in it
+        if run.path and runs_of[run.path] == 1 and _is_map(run.output, trace.aspect)
+    ]
+    last: dict[tuple[int, int], _Run] = {}
+    for run in maps:  # of the least deep modules: a block that halves the map computes at both resolutions inside
+        size = (run.output.shape[2], run.output.shape[3])
+        if size not in last or run.path.count(".") <= last[size].path.count("."):
+            last[size] = run
+    taps, notes = [], []
+    for size, stage in sorted(last.items(), key=lambda item: -math.prod(item[0])):
+        if group == "begin":
+            taps.append(next(Tap(run.path) for run in maps if run.output.shape == stage.output.shape))
+        elif group == "pre":
+            tap, note = _before_activation(trace, stage)
+            taps.append(tap)
+            notes += [f"{note} at {size[0]}x{size[1]}"] if note else []
+        else:
+            taps.append(Tap(stage.path))
+    return taps, notes
+
+
+def _is_map(output: Any, aspect: float) -> bool:
+    """Whether it is a map of several pixels with the image's proportions: [batch, height, width, channels] is not."""
+    if not isinstance(output, Tensor) or output.ndim != 4:
+        return False
+    height, width = output.shape[2:]
+    return height * width > 1 and abs(height - width * aspect) <= 1
+
+
+def _before_activation(trace: _Trace, stage: _Run) -> tuple[Tap, str]:
+    """What enters the activation whose output the stage returns; the stage's output where no activation gave it."""
+    for run in reversed(trace.runs):
+        if run.output is stage.output and isinstance(run.layer, _ACTIVATION):
+            return Tap(run.path, "input"), ""
+    active = bool((stage.output >= 0).all() and (stage.output > 0).any())
+    why = f"no module is the activation behind {stage.path!r}: its output after the activation is used"
+    return Tap(stage.path), why if active else ""
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    """Where a network lies; it may have been moved since it was loaded."""
+    return next((value.device for value in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+
+
+@torch.no_grad()
+def _trace(module: nn.Module, example: Tensor) -> _Trace:
+    """Run `module` in evaluation mode and note which of its modules run, in the order of entering them."""
+    runs: list[_Run] = []
+    order = itertools.count()
+    handles: list[RemovableHandle] = []
+    with _evaluating(module):
+        try:
+            for path, layer in module.named_modules():
+                handles += _watch(path, layer, runs, order)
+            logits = module(example.to(_device_of(module)))
+        except Exception as error:  # foreign code: anything can be raised for a shape that it cannot take
+            raise RequestError(f"the model cannot take a batch of shape {list(example.shape)}: {error}") from error
+        finally:
+            for handle in handles:
+                handle.remove()
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise RequestError(f"the model returns a {type(logits).__name__}, not one tensor of logits [batch, classes]")
+    return _Trace(runs, logits.shape[1], example.shape[2] / example.shape[3])
+
+
+def _watch(path: str, layer: nn.Module, runs: list[_Run], order: Iterator[int]) -> list[RemovableHandle]:
+    def leave(layer: nn.Module, inputs: Any, output: Any) -> None:
+        run = next(run for run in reversed(runs) if run.layer is layer and run.exited < 0)
+        run.output, run.exited = output, next(order)
+
+    enter = layer.register_forward_pre_hook(lambda layer, inputs: runs.append(_Run(path, layer)))
+    return [enter, layer.register_forward_hook(leave)]
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the block, then each module's own flag again."""
+    training = [(layer, layer.training) for layer in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for layer, flag in training:
+            layer.training = flag

@@ -1,0 +1,102 @@
+"""BatchNorm of a network that no longer learns, multiplied into the convolutions before it: a pass over memory less."""
+
+import copy
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from dfkd.models.features.taps import Tap, Tapped
+
+_SAME = 1e-4
+"""Of the largest value, how much an output may differ in float32: rounding is a hundredth of it."""
+
+
+@torch.no_grad()
+def folded(
+    module: nn.Module, taps: Mapping[str, Tap], views: Sequence[Float[Tensor, "batch channels height width"]]
+) -> nn.Module:
+    """A copy of a network in evaluation mode whose BatchNorms are part of the convolutions that feed them.
+
+    Logits, and features at `taps`, are the same up to rounding: that of the precision that the copy is run in, as the
+    weights are rounded after they are multiplied. What feeds what is seen on a pass of the first of two `views`: a
+    convolution and a BatchNorm make a pair where each runs once, the one's output is the other's input, and nothing has
+    changed it in between. That nothing else reads it is made sure of by what both networks say of the second view.
+    Returns `module` itself where there is no pair, or where its copy says something else, or cannot be made or run.
+    """
+    try:
+        return _twin(module, taps, *views) or module
+    except Exception:  # whatever somebody's network raises when it is changed: as it is it may run, or tells why not
+        return module
+
+
+def _twin(module: nn.Module, taps: Mapping[str, Tap], traced: Tensor, compared: Tensor) -> nn.Module | None:
+    """The copy, or None where there is none that says the same."""
+    pairs = _pairs(module, {tap.path for tap in taps.values()}, traced)
+    if not pairs:
+        return None
+    twin = copy.deepcopy(module)
+    for conv, norm in pairs.items():
+        layers = cast(nn.Conv2d, twin.get_submodule(conv)), cast(nn.BatchNorm2d, twin.get_submodule(norm))
+        fused = fuse_conv_bn_eval(*layers)
+        twin.set_submodule(conv, fused.requires_grad_(False))
+        twin.set_submodule(norm, nn.Identity())
+    return twin if _agree(*(_said(network, taps, compared) for network in (module, twin))) else None
+
+
+def _pairs(module: nn.Module, tapped: set[str], view: Tensor) -> dict[str, str]:
+    """The names of convolutions, with the BatchNorm behind each."""
+    names = Counter(id(layer) for _, layer in module.named_modules(remove_duplicate=False))
+    made: dict[int, tuple[str, Tensor, int]] = {}  # the tensor itself, so that no other one gets its number
+    runs: Counter[str] = Counter()
+    found: dict[str, str] = {}
+
+    def conv_ran(layer: nn.Module, inputs: Any, output: Tensor, *, name: str) -> None:
+        runs[name] += 1
+        made[id(output)] = name, output, output._version
+
+    def norm_runs(layer: nn.Module, inputs: tuple[Any, ...], *, name: str) -> None:
+        runs[name] += 1
+        conv, value, version = made.get(id(inputs[0]) if inputs else 0, ("", None, 0))
+        if value is not None and value._version == version:
+            found[conv] = name
+
+    with ExitStack() as hooks:
+        for name, layer in module.named_modules():
+            if not name or names[id(layer)] != 1 or layer.training or _watched(layer):
+                continue
+            if type(layer) is nn.Conv2d and name not in tapped:
+                hooks.enter_context(layer.register_forward_hook(partial(conv_ran, name=name)))
+            elif type(layer) is nn.BatchNorm2d and layer.running_mean is not None:
+                hooks.enter_context(layer.register_forward_pre_hook(partial(norm_runs, name=name)))
+        module(view)
+    return {conv: norm for conv, norm in found.items() if runs[conv] == runs[norm] == 1}
+
+
+def _watched(layer: nn.Module) -> bool:
+    """Whether something is computed besides: a hook, or a weight made from others."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return any(hooks) or hasattr(layer, "parametrizations")
+
+
+def _said(module: nn.Module, taps: Mapping[str, Tap], view: Tensor) -> list[Tensor]:
+    """The logits and the features."""
+    network = Tapped(module, taps)
+    try:
+        logits, features = network(view)
+    finally:
+        network.remove()
+    return [logits, *features.values()]
+
+
+def _agree(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+    return all(
+        bool((a.float() - b.float()).abs().max() <= _SAME * b.float().abs().max())
+        for a, b in zip(ours, theirs, strict=True)
+    )

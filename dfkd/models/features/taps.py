@@ -1,0 +1,151 @@
+"""Taps: the places in a network where its features are taken. `dfkd.models.features.find_taps` finds them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from dfkd.system.errors import RequestError, nearest
+from dfkd.system.names import raised
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One side of a module; written `layer1.0.bn1` for its output and `linear:input` for its input."""
+
+    path: str
+    side: Literal["output", "input"] = "output"
+
+    def __str__(self) -> str:
+        return self.path if self.side == "output" else f"{self.path}:input"
+
+
+def parse_tap(text: str) -> Tap:
+    """A tap from `PATH`, `PATH:output` or `PATH:input`. Raises: RequestError for anything else."""
+    path, colon, side = text.partition(":")
+    if not path or (colon and side not in ("output", "input")):
+        raise RequestError(f"tap {text!r} is not PATH, PATH:output or PATH:input, such as bn1 or linear:input")
+    return Tap(path, "input" if side == "input" else "output")
+
+
+def in_group(names: Iterable[str], group: str) -> list[str]:
+    """Of tap names those of a numbered group, from the shallowest: `stage` has stage1, stage2, ..., stage10."""
+    return sorted((n for n in names if n.rstrip("0123456789") == group), key=lambda n: int(n.removeprefix(group) or 0))
+
+
+def parse_taps(texts: Sequence[str]) -> dict[str, Tap]:
+    """Taps by name from `first=bn1 last=linear:input`. Raises: RequestError for another form or a repeated name."""
+    taps: dict[str, Tap] = {}
+    for text in texts:
+        name, equals, tap = text.partition("=")
+        if not name or not equals or name in taps:
+            why = "names a tap twice" if name in taps else "is not NAME=PATH, such as first=bn1 or last=linear:input"
+            raise RequestError(f"tap {text!r} {why}")
+        taps[name] = parse_tap(tap)
+    return taps
+
+
+class Tapped:
+    """Runs a module and returns its logits together with its features at `taps`.
+
+    A feature is a copy, as the module made or took it: an in-place ReLU behind it does not change it, gradients flow
+    through it. Where a module runs twice in one pass, an output is that of its first run and an input that of its last.
+    Raises: RequestError for a path that the module has not, or, when called, for a place that is not passed or whose
+    value is no tensor.
+    """
+
+    def __init__(self, module: nn.Module, taps: Mapping[str, Tap]) -> None:
+        self.module = module
+        self._taps = dict(taps)
+        self._captured: dict[str, Tensor] | None = None  # a dictionary during a call, so that nothing outlives it
+        self._handles: list[RemovableHandle] = []
+        modules = dict(module.named_modules(remove_duplicate=False))
+        for tap in taps.values():
+            if tap.path not in modules or not tap.path:
+                raise RequestError(f"the model has no module {tap.path!r}{nearest(tap.path, filter(None, modules))}")
+        for name, tap in taps.items():
+            self._handles.append(self._hook(modules[tap.path], name, tap))
+
+    def __call__(
+        self, x: Float[Tensor, "batch channels height width"]
+    ) -> tuple[Float[Tensor, "batch classes"], dict[str, Tensor]]:
+        """The logits and the features by tap name, each in the type that the module computes in."""
+        features: dict[str, Tensor] = {}
+        self._captured = features
+        try:
+            logits = self._run(x)
+        finally:
+            self._captured = None
+        if not isinstance(logits, Tensor):  # torchvision's GoogLeNet and Inception in training mode
+            kind = type(logits).__name__
+            raise RequestError(
+                f"the model returns a {kind}, not one tensor; turn its auxiliary heads off (aux_logits=false)"
+            )
+        for name, tap in self._taps.items():
+            if name not in features:
+                raise RequestError(f"the tap {name}={tap} is not passed when the model runs; name another module")
+        return logits, features
+
+    def _run(self, x: Tensor) -> Any:
+        """The module's output; where `view` refuses channels-last memory, the module gets contiguous memory for good.
+
+        Raises: RequestError for whatever else foreign code raises, but not for memory that runs out.
+        """
+        try:
+            return self.module(x)
+        except (RequestError, torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:  # foreign code: anything can be raised
+            if not _is_layout(error):
+                raise self._refusal(x, error) from error
+        if self._captured is not None:
+            self._captured.clear()
+        self.module.to(memory_format=torch.contiguous_format)
+        self.module.register_forward_pre_hook(_contiguous)
+        try:
+            return self.module(x)
+        except RuntimeError as error:
+            if not _is_layout(error):
+                raise
+            raise self._refusal(x, error) from error
+
+    def _refusal(self, x: Tensor, error: Exception) -> RequestError:
+        mode = "training" if self.module.training else "evaluation"
+        said = raised(error).replace("\n", " ")
+        few = "; give a larger --batch-size" if "more than 1 value per channel" in said else ""
+        shape = list(x.shape)
+        return RequestError(f"the model {type(self.module).__name__} fails in {mode} mode on {shape}: {said}{few}")
+
+    def remove(self) -> None:
+        """Take the hooks out of the module; further calls find no features."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, layer: nn.Module, name: str, tap: Tap) -> RemovableHandle:
+        def keep(value: Any) -> None:
+            if self._captured is None or (tap.side == "output" and name in self._captured):
+                return
+            if not isinstance(value, Tensor):
+                raise RequestError(
+                    f"the tap {name}={tap} is a {type(value).__name__}, not a tensor; name another module"
+                )
+            self._captured[name] = value.clone()
+
+        if tap.side == "output":
+            return layer.register_forward_hook(lambda _, inputs, output: keep(output))
+        return layer.register_forward_pre_hook(
+            lambda _, inputs, named: keep(next(iter([*inputs, *named.values()]), None)), with_kwargs=True
+        )
+
+
+def _is_layout(error: Exception) -> bool:
+    """Whether it is `Tensor.view` that cannot read channels-last memory."""
+    return isinstance(error, RuntimeError) and "view size is not compatible" in str(error)
+
+
+def _contiguous(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(value.contiguous() if isinstance(value, Tensor) else value for value in inputs)

@@ -1,0 +1,1 @@
+"""Runs and selections as tables, CSV files and HTML pages."""

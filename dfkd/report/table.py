@@ -1,0 +1,184 @@
+"""Rows -> the table's cells, the sentence that reads them, what makes the comparison unfair, and the CSV."""
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import Any
+
+from dfkd.report.collect import LATER, NEEDED, WORDS, FinishedRun, Row, best_first
+from dfkd.system.portable import portable
+from dfkd.system.text import aligned, visible
+
+BEGINNINGS = {"teacher": "the teacher's layers", "given": "weights of their own", "random": "random weights"}
+"""With what students begin, in the words of a warning."""
+_FORMULA = ("=", "+", "-", "@")
+HEAD = (
+    "name",
+    "seeds",
+    "top-1 %",
+    "agreement %",
+    "to teacher, points",
+    "steps",
+    "seconds",
+    "teacher forwards",
+    "generator steps",
+    "images/s",
+    "student parameters",
+    "source",
+)
+
+
+def cells(row: Row) -> list[str]:
+    """A row of the table, a text for each name in `HEAD`; `-` where there is nothing to say."""
+    to_teacher = teacher_difference(row)
+    rates = [r.result["images_seen"] / r.result["seconds"] for r in row.runs if r.result["seconds"] > 0]
+    return [
+        row.name,
+        str(len(row.runs)),
+        with_deviation(row, "top1"),
+        with_deviation(row, "agreement"),
+        "-" if to_teacher is None else f"{to_teacher:+.2f}",
+        *(_count(row.mean(field)) for field in ("steps", "seconds", "teacher_forwards", "generator_steps")),
+        _count(fmean(rates) if rates else None),
+        _count(row.mean("student_parameters")),
+        ", ".join(dict.fromkeys(row.values("source"))),
+    ]
+
+
+def with_deviation(row: Row, field: str) -> str:
+    """The mean of a share in percent, with the sample standard deviation where there are two seeds."""
+    mean, deviation = row.mean(field), row.deviation(field)
+    if mean is None:
+        return "-"
+    return f"{100 * mean:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")
+
+
+def teacher_difference(row: Row) -> float | None:
+    """How far the student is from its teacher in points of top-1, the mean over seeds."""
+    tested = [run.result for run in row.runs if None not in (run.result["top1"], run.result["teacher_top1"])]
+    return fmean(100 * (r["top1"] - r["teacher_top1"]) for r in tested) if tested else None
+
+
+def terminal_table(rows: Sequence[Row]) -> str:
+    """The table as aligned text. Costs that are the same in all of several rows are said once, below it."""
+    body = [cells(row) for row in rows]
+    named = ("steps", "teacher forwards", "generator steps", "student parameters", "source")
+    costs = [HEAD.index(name) for name in named]
+    none = [k for k in costs if {line[k] for line in body} <= {"0", "-"}]  # no generator anywhere
+    same = [k for k in costs if len(rows) > 1 and len({line[k] for line in body}) == 1 and k not in none]
+    kept = [k for k in range(len(HEAD)) if k not in (*same, *none)]
+    text = aligned([HEAD[k] for k in kept], [[line[k] for k in kept] for line in body])
+    return text + (f"\nin all rows: {', '.join(f'{HEAD[k]} {body[0][k]}' for k in same)}" if same else "")
+
+
+def reading(rows: Sequence[Row]) -> str:
+    """What the table says, in one sentence, with the seeds' spread (the larger of the two deviations) beside it."""
+    tested = [row for row in rows if row.values("top1")]
+    if not tested:
+        return "No run was tested, so nothing can be said about accuracy; dfkd distill --test measures it."
+    best = tested[0]
+    if len(tested) == 1:
+        away = teacher_difference(best)
+        tail = "" if away is None else f", {abs(away):.2f} points {'below' if away < 0 else 'above'} its teacher"
+        return f"{best.name} reaches {with_deviation(best, 'top1')} %{tail}."
+    second = tested[1]
+    a, b = (100 * (row.mean("top1") or 0.0) for row in (best, second))
+    start = f"{best.name} is best: {a:.2f} % over {b:.2f} % ({second.name}) by {a - b:.2f} points, "
+    spreads = [100 * d for row in (best, second) if (d := row.deviation("top1")) is not None]
+    if len(spreads) < 2:
+        return start + "but a row with a single seed does not say how far seeds are apart."
+    verdict = "more" if a - b > max(spreads) else "no more"
+    return start + f"which is {verdict} than the seeds' spread ({max(spreads):.2f} points)."
+
+
+def warnings(rows: Sequence[Row]) -> list[str]:
+    """What makes the rows hard to compare, each with the rows that it concerns."""
+    found = []
+
+    def differ(what: str, value: Callable[[Row], list[str]]) -> bool:
+        names: dict[str, list[str]] = {}
+        for row in rows:
+            for text in dict.fromkeys(value(row)):
+                names.setdefault(text, []).append(row.name)
+        if len(names) > 1:
+            found.append(f"{what}: {'; '.join(f'{text} ({_listed(who)})' for text, who in names.items())}")
+        return len(names) > 1
+
+    def numbers(field: str) -> Callable[[Row], list[str]]:
+        return lambda row: [f"{value:,}" for value in row.values(field)]
+
+    def percents(field: str) -> Callable[[Row], list[str]]:
+        return lambda row: [f"{value:.4%}" for value in row.values(field)]
+
+    def teachers(row: Row) -> list[str]:
+        prints = [run.content.get("teacher", {}) for run in row.runs]
+        return [f"{p.get('architecture', '?')} {p.get('weights', '?')[:8]}" for p in prints]
+
+    def beginnings(row: Row) -> list[str]:
+        return [BEGINNINGS.get(run.begins, run.begins) for run in row.runs]
+
+    def precisions(row: Row) -> list[str]:
+        return [p for run in row.runs if (p := run.content.get("compute", {}).get("precision"))]
+
+    if not differ("not compared at equal optimizer steps", numbers("steps")):
+        differ("not compared at equal numbers of images seen", numbers("images_seen"))
+    tests = differ("tested on different numbers of images", numbers("test_images"))
+    if not differ("taught by different teachers", teachers) and not tests:
+        differ("one teacher with different accuracies, so the test images differ", percents("teacher_top1"))
+    differ("students of different size", numbers("student_parameters"))
+    differ("students that begin differently", beginnings)
+    differ("trained in different precision", precisions)
+    partly = [row.name for row in rows if len(row.values("top1")) < len(row.runs)]
+    if partly and any(row.values("top1") for row in rows):
+        found.append(f"not every run was tested: {_listed(partly)}")
+    single = [row.name for row in rows if len(row.runs) == 1]
+    if single:
+        found.append(f"one seed: a difference may be noise ({_listed(single)})")
+    return found
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    """One line a run: its row, seed and folder, then every single value of its result."""
+    runs = [run for row in rows for run in row.runs]
+    first = ("name", "seed", "folder")
+    fields = dict.fromkeys(f for run in runs for f, v in run.result.items() if not isinstance(v, (list, dict)))
+    file = io.StringIO()
+    writer = csv.DictWriter(
+        file, [*first, *(f for f in fields if f not in first)], extrasaction="ignore", lineterminator="\n"
+    )
+    writer.writeheader()
+    for run in runs:
+        row = run.result | {"folder": run.folder}
+        writer.writerow({key: _cell(row[key]) for key in row})
+    return file.getvalue()
+
+
+def read_csv(text: str) -> list[Row]:
+    """The rows of a comparison's CSV, with what `cells` needs of each run: for tables that are made of kept results."""
+    names: dict[str, list[FinishedRun]] = {}
+    for line in csv.DictReader(io.StringIO(text)):
+        fields = [*NEEDED, *(field for field in LATER if field in line)]
+        result = {field: line[field] if field in WORDS else _number(line[field]) for field in fields}
+        names.setdefault(line["name"], []).append(FinishedRun(line["folder"], {}, {}, result, []))
+    return best_first([Row(name, tuple(runs)) for name, runs in names.items()])
+
+
+def _number(text: str) -> int | float | None:
+    return (int(text) if text.isdecimal() else float(text)) if text else None
+
+
+def _cell(value: Any) -> Any:
+    """A value for a CSV that a spreadsheet opens: text that it would take for a formula gets a quote before it."""
+    if not isinstance(value, str):
+        return value
+    text = visible(portable(value))
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more"
+
+
+def _count(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.1f}" if value < 100 and value % 1 else f"{value:,.0f}"

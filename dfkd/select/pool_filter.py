@@ -1,0 +1,145 @@
+"""Pool -> the same pool through the filter that `--filter` asks for, found once for a teacher and a pool."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from dfkd.data import Pool
+from dfkd.data.images.filter import Filter, read_filter, read_scores
+from dfkd.data.pool import ENCODED_ABOVE
+from dfkd.models.classifier import Classifier
+from dfkd.models.features.bn_statistics import BatchStatistics
+from dfkd.models.load import Model
+from dfkd.select import filters
+from dfkd.system import names
+from dfkd.system.checksums import sealed, unsealed
+from dfkd.system.console import say
+from dfkd.system.device import Place
+from dfkd.system.errors import RequestError
+from dfkd.system.files import request_folder, write_json
+from dfkd.system.portable import portable
+
+KIND = "filter"
+FORMAT = 1
+"""Of our own filters: what a later version would find in another way is found anew."""
+IMAGES = 2048
+"""Images of the pool that a filter is found with: one half shows it to the filter, the other measures it."""
+LEAST = 512
+"""Images of a pool from which on a filter is fitted unasked: of fewer, statistics say little."""
+RISE = 1.05
+"""By so much the teacher's Inception Score must rise for a fitted filter to be kept."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A filter by its name, with its options spelled out; `unasked`: nobody named it."""
+
+    named: names.Named
+    target: Callable[..., Any]
+    unasked: bool
+
+    def describe(self) -> dict[str, Any]:
+        """What of it decides a selection."""
+        return {KIND: portable(str(self.named)), "filter_code": names.code_of(self.target) or FORMAT}
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A filter, None where it was not kept, and the teacher's Inception Score of some images without and with it."""
+
+    filter: Filter | None
+    before: float
+    after: float
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON."""
+        scores = {"inception_score": [self.before, self.after]}
+        return scores | (self.filter.describe() if self.filter else {})
+
+
+def asked(text: str, model: Model, pool: Pool) -> Asked | None:
+    """The parsed `--filter`; None for none. Raises: RequestError for one that cannot be."""
+    named = names.parse(text)
+    unasked, none = (named.name.lower() == word for word in ("auto", "none"))
+    if (unasked or none) and (named.options or named.numbers):
+        raise RequestError(f"--filter {text}: {named.name} has no parameters")
+    if unasked:
+        can = pool.image_size <= ENCODED_ABOVE and len(pool) >= LEAST and BatchStatistics(model.module).layers
+        named, none = names.Named("fitted"), not can
+    if none:
+        return None
+    try:
+        target = names.find(named.name, [filters.__name__], KIND)
+    except RequestError as error:
+        raise RequestError(f"{error}; or none") from None
+    return Asked(names.spelled(target, named, KIND, ("teacher", "pixels")), target, unasked)
+
+
+def adapt(filter: Asked, model: Model, place: Place, pool: Pool, scoring: Mapping[str, Any]) -> Adapted | None:
+    """The filter, from the cache or found anew; None for one that nobody asked for and that cannot be found.
+
+    `scoring` is what decides the scores of the pool without one.
+    Raises: RequestError for a pool of which less than two images can be read, or what the filter itself refuses.
+    """
+    request = {**scoring, **filter.describe(), "images": IMAGES}
+    file = request_folder("filters", request) / "filter.json"
+    found = _read(file, model.channels)
+    if found is None:
+        try:
+            found = find(filter, Classifier(model, place), pool)
+        except RequestError as error:
+            if not filter.unasked:
+                raise
+            say(f"the images are not filtered: {error}")
+            return None
+        # other machines that find it at the same time come to other last bits: all go on with the first one's
+        write_json(file, sealed(found.describe()), first=True)
+        found = _read(file, model.channels) or found
+    scores = f"the teacher's Inception Score of the pool is {found.before:.2f}, and {found.after:.2f} filtered"
+    say(f"filter {filter.named}: {scores}{'' if found.filter else '; not kept'}")
+    return found
+
+
+def find(filter: Asked, teacher: Classifier, pool: Pool) -> Adapted:
+    """Find the filter and judge it. Raises: RequestError as `adapt`."""
+    named = filter.named
+    drawn = np.random.default_rng(0).choice(len(pool), min(IMAGES, len(pool)), replace=False)
+    images = pool.images(np.sort(drawn))
+    readable = np.delete(images.pixels, list(images.problems), axis=0)
+    if len(readable) < 2:
+        raise RequestError(f"--filter {named} needs at least 2 readable images of the pool; give --filter none")
+    shown, held = readable[::2], readable[1::2]
+    found: Any = names.build(filter.target, named, KIND, teacher=teacher, pixels=torch.from_numpy(shown))
+    if not isinstance(found, Filter):
+        raise RequestError(f"--filter {named} gives a {type(found).__name__}, not a dfkd.data.images.filter.Filter")
+    try:
+        found = read_filter(found.describe(), pool.channels)  # as every later reader will see it
+    except ValueError as error:
+        raise RequestError(f"--filter {named} cannot be used: {error}") from None
+    assert found is not None
+    before, after = (_score(teacher, pixels) for pixels in (held, found(held)))
+    keep = filter.target is not filters.fitted or after >= RISE * before
+    return Adapted(found if keep else None, before, after)
+
+
+def _score(teacher: Classifier, pixels: UInt8[np.ndarray, "images height width channels"]) -> float:
+    logits = [teacher(part).logits.cpu() for part in torch.from_numpy(pixels).split(256)]
+    return filters.inception_score(torch.cat(logits))
+
+
+def _read(file: Path, channels: int) -> Adapted | None:
+    """What an earlier command has found; None where there is nothing, or it was damaged and is removed."""
+    if not file.exists():
+        return None
+    try:
+        stored = unsealed(json.loads(file.read_text(encoding="utf-8")))
+        return Adapted(read_filter(stored, channels), *read_scores(stored))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        file.unlink(missing_ok=True)
+        return None

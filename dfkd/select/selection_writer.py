@@ -1,0 +1,261 @@
+"""A selection's folder, written: shards, scores and, last, the manifest that makes it complete."""
+
+import shutil
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+
+from dfkd.config import GenerateConfig, SelectConfig
+from dfkd.config.option import named
+from dfkd.config.tables import differences
+from dfkd.data import Images
+from dfkd.formats.manifest import MANIFEST, write_manifest
+from dfkd.formats.run_folder import CHECKPOINT, METRICS
+from dfkd.formats.shards import BYTES_PER_SHARD, ROWS_PER_SHARD, Rows, Shards, write_shards
+from dfkd.models.load import Model
+from dfkd.select.choose import REASONS, Choice
+from dfkd.select.class_dropping import kept_classes
+from dfkd.select.journal import JOURNAL, Journal
+from dfkd.select.methods import ImageScores
+from dfkd.system.console import progress, say
+from dfkd.system.errors import RequestError
+from dfkd.system.files import hash_of, replacing, sync, sync_folder
+from dfkd.system.locks import LOCK
+from dfkd.system.portable import portable
+
+FILES_AT_ONCE = 64
+OWN = (LOCK, JOURNAL, CHECKPOINT, METRICS, "data-", "dataset_info.json", "scores.parquet", "state.json", MANIFEST)
+"""How the names begin in a folder in which a selection is written."""
+
+
+@runtime_checkable
+class Pictures(Protocol):
+    """The images of which some are selected, by number: a pool, or what a generator makes."""
+
+    encoded: bool
+    image_size: int
+
+    def __len__(self) -> int: ...
+
+    def sources(self, indices: Int[np.ndarray, " batch"]) -> list[str]:
+        """Where each comes from."""
+        ...
+
+    def images(self, indices: Int[np.ndarray, " batch"]) -> Images:
+        """Their pixels."""
+        ...
+
+    def files(self, indices: Int[np.ndarray, " batch"]) -> list[bytes]:
+        """Their encoded files, where they are stored so."""
+        ...
+
+
+@runtime_checkable
+class Scores(Protocol):
+    """What the teacher says of the images."""
+
+    @property
+    def images(self) -> ImageScores:
+        """Of all of them."""
+        ...
+
+    @property
+    def problems(self) -> dict[int, str]:
+        """Why an image could not be read, by number."""
+        ...
+
+    def logits(self, indices: Int[np.ndarray, " picked"]) -> Float[np.ndarray, "picked classes"]:
+        """The float16 logits of sorted numbers."""
+        ...
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A selection before it is written: what was asked, what of, and what was chosen."""
+
+    config: SelectConfig | GenerateConfig
+    model: Model
+    pool: Pictures
+    scores: Scores
+    choice: Choice
+    content: dict[str, Any]
+    """Everything that decides the selection."""
+    source: str = "selection"
+    """What the manifest and a run's result call it."""
+    cost: Mapping[str, int] = field(default_factory=dict)
+    """What a generator took to make it."""
+    filter: Mapping[str, Any] | None = None
+    """What the images went through, as the manifest says it."""
+
+
+def is_done(out: Path, asked: str, content: dict[str, Any]) -> bool:
+    """Whether `out` is this very selection. Raises: RequestError where it holds anything else, or damaged shards."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    if not (out / MANIFEST).exists():
+        raise RequestError(f"--out {asked} holds something that is no selection; give another folder")
+    different = differences(Shards(out).manifest["content"], content)
+    if different:
+        raise RequestError(f"--out {asked} holds another selection: {'; '.join(different)}; give another folder")
+    with suppress(OSError):  # a command that was killed just after its last step
+        clear(out)
+    return True
+
+
+def write(partial: Path, out: Path, selected: Selected) -> None:
+    """Write the whole folder under a temporary name and rename it, so that `out` is complete or not there.
+
+    Shards that a killed command of the same request has written are kept, in the folder of the temporary name.
+    """
+    # with the filter: one that was found anew since a kill is another, by its last bits
+    journal = Journal(partial, hash_of([selected.content, selected.filter] if selected.filter else selected.content))
+    done = journal.done
+    keep = {LOCK, JOURNAL, CHECKPOINT, METRICS, *(file["name"] for file in done)}
+    for file in partial.iterdir():  # half written, or of another selection that was not finished
+        if file.name not in keep:
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
+    start = sum(file["rows"] for file in done)
+    if done:
+        say(f"{start:,} images were written before, in {len(done):,} shards")
+    with closing(_rows(selected, start)) as rows:  # with its progress bar, before an error is told
+        files = write_shards(partial, rows, journal.fingerprint, done, journal.add)
+    _write_scores(partial / "scores.parquet", selected)
+    sync_folder(partial)
+    write_manifest(partial, _manifest(selected, files))
+    journal.remove()
+    partial.replace(out)
+    sync(out.parent)
+    clear(out)
+
+
+def clear(out: Path) -> None:
+    """Remove from a complete selection what was of use only until then."""
+    (out / LOCK).unlink(missing_ok=True)
+    shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
+
+
+def check_partial(partial: Path) -> None:
+    """Raise RequestError where the folder of the temporary name is somebody else's."""
+    for file in partial.iterdir():
+        if not file.name.startswith(OWN):
+            raise RequestError(f"{partial} is needed and holds {file.name!r}, which is no part of a selection; move it")
+
+
+def _manifest(selected: Selected, files: list[dict[str, Any]]) -> dict[str, Any]:
+    """Counts and results first; `config` is what was asked, without the paths, which do not decide the content."""
+    model, pool, scores, choice = selected.model, selected.pool, selected.scores, selected.choice
+    predictions = scores.images.prediction[choice.indices]
+    unreadable = np.array([*scores.problems], dtype=np.int64)
+    stored = named(type(selected.config), lambda option: option.stored)
+    asked = {k: v for k, v in portable(asdict(selected.config)).items() if k in stored}
+    return {
+        "fingerprint": hash_of(selected.content),
+        "teacher": model.spec,
+        "source": selected.source,
+        "count": len(choice.indices),
+        "image": {"encoded": pool.encoded, "size": pool.image_size, "channels": model.channels},
+        "classes": model.classes,
+        "per_class": np.bincount(predictions, minlength=model.classes).tolist(),
+        "threshold": choice.threshold,
+        "admitted": choice.admitted,
+        "reasons": choice.counts(),
+        **({"cost": dict(selected.cost)} if selected.cost else {}),
+        **({"filter": dict(selected.filter)} if selected.filter else {}),
+        "unreadable": [
+            {"source": name, "why": scores.problems[i]}
+            for i, name in zip(scores.problems, pool.sources(unreadable), strict=True)
+        ],
+        "config": asked,
+        "content": selected.content,
+        "files": files,
+    }
+
+
+def _rows(selected: Selected, start: int) -> Generator[Rows, None, None]:
+    """The shards' content, a shard at a time, in the pool's order, from the `start`-th image on."""
+    pool, scores, picked = selected.pool, selected.scores, selected.choice.indices
+    floor = selected.config.class_dropping
+    with progress("writing", len(picked), "images", start) as bar:
+        for indices, image in _images(pool, picked[start:]):
+            logits = scores.logits(indices)
+            yield Rows(
+                image=image,
+                source=pool.sources(indices),
+                prediction=scores.images.prediction[indices],
+                confidence=scores.images.confidence[indices],
+                entropy=scores.images.entropy[indices],
+                logits=logits,
+                kept_classes=_kept(logits, scores.images.prediction[indices], floor),
+            )
+            bar.advance(len(indices))
+
+
+def _kept(
+    logits: Float[np.ndarray, "rows classes"], prediction: Int[np.ndarray, " rows"], floor: float
+) -> Bool[np.ndarray, "rows classes"]:
+    """The mask to store. The predicted class is in it also where logits so large that float16 cuts them are alike."""
+    kept = kept_classes(torch.from_numpy(logits), floor).numpy()
+    kept[np.arange(len(kept)), prediction] = True
+    return kept
+
+
+def _images(
+    pool: Pictures, indices: Int[np.ndarray, " selected"]
+) -> Iterator[tuple[Int[np.ndarray, " rows"], UInt8[np.ndarray, "rows size size channels"] | list[bytes]]]:
+    """The selected images, cut into shards: at most so many rows, and of encoded files at most so many bytes."""
+    if not pool.encoded:
+        for start in range(0, len(indices), ROWS_PER_SHARD):
+            rows = indices[start : start + ROWS_PER_SHARD]
+            yield rows, _pixels(pool, rows)
+        return
+    files: list[bytes] = []
+    first = size = 0
+    for start in range(0, len(indices), FILES_AT_ONCE):
+        for file in pool.files(indices[start : start + FILES_AT_ONCE]):
+            if files and (size + len(file) > BYTES_PER_SHARD or len(files) == ROWS_PER_SHARD):
+                yield indices[first : first + len(files)], files
+                first, files, size = first + len(files), [], 0
+            files.append(file)
+            size += len(file)
+    if files:
+        yield indices[first:], files
+
+
+def _pixels(pool: Pictures, indices: Int[np.ndarray, " rows"]) -> UInt8[np.ndarray, "rows size size channels"]:
+    """The pixels of images that were readable when they were scored. Raises: RequestError where one no longer is."""
+    images = pool.images(indices)
+    for position, why in images.problems.items():
+        name = pool.sources(indices[position : position + 1])[0]
+        raise RequestError(f"{name} was scored and cannot be read any more ({why}); the pool has changed: select again")
+    return images.pixels
+
+
+def _write_scores(path: Path, selected: Selected) -> None:
+    """One row for every pool image, with the reason for which it is in or out."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pool, images, choice = selected.pool, selected.scores.images, selected.choice
+
+    def table(start: int) -> Any:
+        rows = np.arange(start, min(start + 8 * ROWS_PER_SHARD, len(pool)))
+        columns = {
+            "source": pool.sources(rows),
+            "prediction": images.prediction[rows],
+            "confidence": images.confidence[rows],
+            "entropy": images.entropy[rows],
+            "reason": pa.DictionaryArray.from_arrays(pa.array(choice.reasons[rows]), pa.array(REASONS)),
+        }
+        return pa.table(columns)
+
+    first = table(0)
+    with replacing(path) as partial, pq.ParquetWriter(partial, first.schema) as writer:
+        writer.write_table(first)
+        for start in range(8 * ROWS_PER_SHARD, len(pool), 8 * ROWS_PER_SHARD):
+            writer.write_table(table(start))

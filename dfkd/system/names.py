@@ -1,0 +1,283 @@
+"""`NAME[:key=value,...]` -> an imported class or function, built. One rule for models, losses and selection methods.
+
+A NAME without a dot is looked up in the modules that the caller names; a NAME with dots is imported. So the import is
+the registration, and something of one's own is used without an edit of this package. Importing runs that module's code.
+"""
+
+import ast
+import importlib
+import inspect
+import os
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dfkd.system.errors import RequestError, nearest
+from dfkd.system.files import hash_file
+
+
+@dataclass(frozen=True)
+class Named:
+    """A parsed `NAME[:item,...]`: `options` are its `key=value` items, `numbers` the items without a key."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    numbers: tuple[float, ...] = ()
+
+    def __str__(self) -> str:
+        """The canonical spelling, which parses to the same value."""
+        items = [_number(number) for number in self.numbers] + [f"{k}={_spelled(v)}" for k, v in self.options.items()]
+        return self.name + (":" + ",".join(items) if items else "")
+
+
+def parse(text: str) -> Named:
+    """Parse `NAME`, `NAME:0.5` or `NAME:key=value,key=value`; commas inside brackets or quotes do not separate.
+
+    Raises: RequestError for an empty name, an item that is neither a number nor `key=value`, or a repeated key.
+    """
+    name, colon, rest = text.partition(":")
+    name = name.strip()
+    if not name or (colon and not rest.strip()):
+        raise RequestError(f"{text!r} is not NAME or NAME:key=value,...")
+    options: dict[str, Any] = {}
+    numbers: list[float] = []
+    for item in _split(rest) if colon else []:
+        key, equals, value = item.partition("=")
+        key = key.strip()
+        if not equals:
+            try:
+                numbers.append(float(item))
+            except ValueError:
+                raise RequestError(f"in {text!r}, {item!r} is neither a number nor key=value") from None
+        elif not key.isidentifier() or key in options:
+            why = "is given twice" if key in options else "is not a parameter's name"
+            raise RequestError(f"in {text!r}, {key!r} {why}")
+        else:
+            options[key] = _value(value)
+    return Named(name, options, tuple(numbers))
+
+
+def find(name: str, modules: Sequence[str], kind: str) -> Callable[..., Any]:
+    """The class or function called `name`: in one of `modules` where it has no dot (exactly, else by any case of the
+    names in `__all__`), imported where it has one.
+
+    Raises: RequestError, with the nearest known name, when there is none or it cannot be called.
+    """
+    if "." in name:
+        return _imported(name, kind)
+    known: set[str] = set()
+    for module in map(importlib.import_module, modules):
+        listed = getattr(module, "__all__", None)
+        public = listed or [n for n in dir(module) if not n.startswith("_") and callable(getattr(module, n))]
+        by_case = {n.lower(): n for n in public} if listed else {}
+        actual = name if name in public else by_case.get(name.lower())
+        if actual is not None:
+            return _callable(getattr(module, actual), name, kind)
+        known.update(by_case or public)
+    raise RequestError(
+        f"no {kind} is called {name!r}{nearest(name.lower(), known)} (your own is named with dots: my_package.{name})"
+    )
+
+
+def spelled(target: Callable[..., Any], named: Named, kind: str, given: Iterable[str] = ()) -> Named:
+    """`named` by the target's own name, in lower case, and with the defaults of what is not `given` besides: one that
+    changes asks for another thing. All values have the types of their parameters.
+
+    What is named with dots keeps to what is written: its code decides the rest. Raises: RequestError as `build`.
+    """
+    options = check_options(target, named, kind, given)
+    if "." in named.name:
+        return Named(named.name, options)
+    parameters = inspect.signature(target).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in given}
+    return Named(target.__name__.lower(), _converted(target, defaults, named.name) | options)
+
+
+def with_code(target: Callable[..., Any], named: Named) -> str:
+    """The canonical spelling, and of something of one's own a hash of its code: what decides what is done."""
+    code = code_of(target)
+    return str(named) + (f" (code {code})" if code else "")
+
+
+def code_of(target: Callable[..., Any]) -> str | None:
+    """A hash of the file that a class or function of one's own is written in; None for packages with a version."""
+    if target.__module__.partition(".")[0] in ("dfkd", "torch", "torchvision", "timm"):
+        return None
+    try:
+        file = inspect.getsourcefile(target)
+    except TypeError:  # built in
+        return None
+    return hash_file(Path(file))[:16] if file else None
+
+
+def build(target: Callable[..., Any], named: Named, kind: str, **given: Any) -> Any:
+    """Call `target` with the options of `named`, checked against its signature, and what is `given` besides.
+
+    Raises: RequestError for an unknown or missing key, a value of the wrong type, or a value that `target` refuses.
+    """
+    options = check_options(target, named, kind, given)
+    try:
+        return target(**given, **options)
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"{kind} {str(named)!r} cannot be built: {error}") from error
+
+
+def check_options(target: Callable[..., Any], named: Named, kind: str, given: Iterable[str]) -> dict[str, Any]:
+    """The options of `named`, each converted to the annotated type of the parameter that it sets.
+
+    Raises: RequestError as `build`, and for a number without a key: what takes one (a loss its weight) takes it out.
+    """
+    signature = inspect.signature(target)
+    parameters = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    allowed = {p.name for p in parameters} - set(given)
+    if named.numbers:
+        number, keys = named.numbers[0], ", ".join(name for name in signature.parameters if name in allowed)
+        raise RequestError(
+            f"{kind} '{named.name}:{number:g}': {number:g} is for no parameter"
+            + (f"; write {named.name}:key={number:g} with one of {keys}" if keys else f": {named.name} has none")
+        )
+    for key in named.options:
+        if key not in allowed and not takes_any:
+            raise RequestError(f"{kind} {named.name!r} has no parameter {key!r}{nearest(key, allowed)}")
+    required = [p.name for p in parameters if p.default is p.empty and p.name not in given]
+    missing = [name for name in required if name not in named.options]
+    if missing:
+        raise RequestError(f"{kind} {named.name!r} needs {', '.join(missing)}: {named.name}:{missing[0]}=...")
+    return _converted(target, named.options, named.name)
+
+
+def _converted(target: Callable[..., Any], options: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Each value as the type that its parameter is annotated with."""
+    try:
+        hints = typing.get_type_hints(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
+    except (NameError, TypeError, AttributeError):  # annotations of foreign code need not resolve
+        hints = {}
+    return {key: convert(value, hints.get(key), f"{name}:{key}") for key, value in options.items()}
+
+
+def _split(text: str) -> list[str]:
+    """Split at the commas that stand outside brackets and quotes."""
+    items, depth, quote, start = [], 0, "", 0
+    for i, char in enumerate(text):
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "\"'":
+            quote = char
+        elif char in "([{":
+            depth += 1
+        elif char in ")]}":
+            depth -= 1
+        elif char == "," and depth == 0:
+            items.append(text[start:i])
+            start = i + 1
+    return [item.strip() for item in [*items, text[start:]]]
+
+
+def _number(number: float) -> str:
+    """The short spelling where it is exact."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
+
+
+def _spelled(value: Any) -> str:
+    """A value as `parse` reads it back; text that would be read as something else is quoted."""
+    text = str(value)
+    return repr(value) if isinstance(value, str) and (_value(text) != value or _split(text) != [text]) else text
+
+
+def _value(text: str) -> Any:
+    """A Python literal, `true`, `false` or `none`, else the text itself."""
+    text = text.strip()
+    if text.lower() in ("true", "false", "none"):
+        return {"true": True, "false": False, "none": None}[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def convert(value: Any, hint: Any, where: str) -> Any:
+    """`value` as the annotated simple type; a hint that is no simple type lets everything through.
+
+    Raises: RequestError that begins with `where` and names the value and the type.
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        if value in arguments:
+            return value
+        raise RequestError(f"{where}={value} is not one of {', '.join(map(str, arguments))}")
+    if origin in (typing.Union, types.UnionType):
+        for option in arguments:
+            try:
+                return convert(value, option, where)
+            except RequestError:
+                continue
+        some = [option for option in arguments if option is not type(None)]
+        if len(some) == 1:
+            return convert(value, some[0], where)  # which says what it may be
+        raise RequestError(f"{where}={value} is not {' or '.join(getattr(a, '__name__', str(a)) for a in arguments)}")
+    if hint is type(None) and value is not None:
+        raise RequestError(f"{where}={value} is not none")
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is str:
+        if isinstance(value, (list, tuple, dict, set, bytes)) or "\0" in str(value):
+            raise RequestError(f"{where}={value} is not text")
+        return str(value)
+    if hint in (int, float, bool) and type(value) is not hint:
+        raise RequestError(f"{where}={value!r} is not {_WORDS[hint]}")
+    if origin is tuple and arguments[1:] == (...,):
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(convert(item, arguments[0], where) for item in items)
+    return value
+
+
+def raised(error: Exception) -> str:
+    """What code of one's own raised, and where."""
+    frames = traceback.extract_tb(error.__traceback__)
+    at = next((frame for frame in reversed(frames) if f"{os.sep}torch{os.sep}" not in frame.filename), frames[-1])
+    file, line = (error.filename, error.lineno) if isinstance(error, SyntaxError) else (at.filename, at.lineno)
+    return f"{type(error).__name__}: {getattr(error, 'msg', error)} ({Path(file or '?').name}, line {line})"
+
+
+def _imported(name: str, kind: str) -> Callable[..., Any]:
+    """Import `package.module.attribute`, also from the working folder, as `python -m` would."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    module_name, _, attribute = name.rpartition(".")
+    arguments, sys.argv = sys.argv, [module_name]  # those of dfkd are none of the module's
+    try:
+        module = importlib.import_module(module_name)
+    except SystemExit as error:
+        mend = "put its script behind if __name__ == '__main__'"
+        why = f"module {module_name!r} ends the program when it is imported (exit {error.code})"
+        raise RequestError(f"{kind} {name!r} cannot be imported: {why}; {mend}") from None
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name + ".").startswith(error.name + "."):
+            raise RequestError(f"{kind} {name!r} cannot be imported: {error}") from error
+        raise RequestError(f"{kind} {name!r} cannot be imported: there is no module {error.name!r}") from None
+    except (ImportError, ValueError, TypeError) as error:  # TypeError: a name that begins with dots
+        raise RequestError(f"{kind} {name!r} cannot be imported: {error}") from error
+    except Exception as error:  # foreign code: anything can be raised
+        raise RequestError(f"{kind} {name!r} cannot be imported: {raised(error)}") from error
+    finally:
+        sys.argv = arguments
+    if not hasattr(module, attribute):
+        public = [n for n in dir(module) if not n.startswith("_")]
+        raise RequestError(f"module {module_name!r} has no {attribute!r}{nearest(attribute, public)}")
+    return _callable(getattr(module, attribute), name, kind)
+
+
+def _callable(found: Any, name: str, kind: str) -> Callable[..., Any]:
+    if not callable(found):
+        raise RequestError(f"{kind} {name!r} is a {type(found).__name__}, not a class or function")
+    return found

@@ -1,0 +1,168 @@
+"""`dfkd evaluate`, and the one function through which teacher and student are both measured."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dfkd.config import EvaluateConfig
+from dfkd.data import Pool, open_pool
+from dfkd.formats.overwrite import check_output
+from dfkd.formats.run_folder import CONFIG
+from dfkd.models.classifier import Classifier, examine
+from dfkd.models.load import load_trained
+from dfkd.system.console import progress, say
+from dfkd.system.device import resolve_place
+from dfkd.system.errors import RequestError
+from dfkd.system.files import output_path, write_json
+from dfkd.system.portable import portable
+from dfkd.system.text import visible
+
+CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What a model does on labeled images; shares in [0, 1]."""
+
+    images: int
+    top1: float
+    top5: float
+    calibration_error: float
+    per_class: list[float | None]
+    """Top-1 of each class; None for a class without images."""
+    agreement: float | None
+    """Share of images on which the model and its teacher predict the same class."""
+    teacher_top1: float | None
+
+
+def measure(model: Classifier, data: Pool, batch_size: int, teacher: Classifier | None = None) -> Measures:
+    """Measure `model` on labeled data, and its agreement with `teacher` where there is one.
+
+    Raises: RequestError for missing labels or labels outside the model's classes, and an image that cannot be read.
+    """
+    classes = model.model.classes
+    labels = check_labels(data, classes)
+    answers, theirs = [], []
+    with progress("evaluating", len(data), "images") as bar:
+        for indices, images in data.batches(batch_size):
+            if images.problems:
+                position, why = next(iter(images.problems.items()))
+                name = data.sources(indices[position : position + 1])[0]
+                raise RequestError(
+                    f"{name} cannot be read ({why}); an accuracy over fewer images would mislead: mend it"
+                )
+            pixels = torch.from_numpy(images.pixels)
+            answers.append(model(pixels).logits.cpu())
+            if teacher is not None:
+                theirs.append(_named_classes(teacher(pixels).logits))
+            bar.advance(len(indices))
+    logits = torch.cat(answers)
+    finite = logits.isfinite().all(dim=1).numpy()
+    if not finite.all():
+        say(f"warning: {model.model.spec} gives no finite answer for {(~finite).sum():,} images; they count as wrong")
+    logits = torch.where(torch.from_numpy(finite)[:, None], logits, 0.0)
+    top5 = logits.topk(min(5, classes), dim=1).indices.numpy()
+    confidence, predicted = (values.numpy() for values in logits.softmax(dim=1).max(dim=1))
+    predicted, top5, confidence = (
+        np.where(finite, predicted, -1),
+        np.where(finite[:, None], top5, -1),
+        confidence * finite,
+    )
+    right = predicted == labels
+    taught = np.concatenate(theirs) if teacher is not None else None
+    return Measures(
+        images=len(labels),
+        top1=float(right.mean()),
+        top5=float((top5 == labels[:, None]).any(axis=1).mean()),
+        calibration_error=calibration_error(confidence, right),
+        per_class=[float(right[labels == k].mean()) if (labels == k).any() else None for k in range(classes)],
+        agreement=None if taught is None else float((predicted == taught).mean()),
+        teacher_top1=None if taught is None else float((taught == labels).mean()),
+    )
+
+
+def _named_classes(logits: Float[Tensor, "batch classes"]) -> Int[np.ndarray, " batch"]:
+    """The predicted classes; -2, which is no label and no student's answer, where a logit is not finite."""
+    return torch.where(logits.isfinite().all(dim=1), logits.argmax(dim=1), -2).cpu().numpy()
+
+
+def check_labels(data: Pool, classes: int) -> Int[np.ndarray, " images"]:
+    """The labels of `data`. Raises: RequestError where there are none, or one is not among the model's classes."""
+    labels = data.labels()
+    if len(labels) and (labels.min() < 0 or labels.max() >= classes):
+        one_more = labels.min() > 0 and labels.max() == classes
+        mend = "; count them from 0 (a class folder whose name is a number is that class)" if one_more else ""
+        raise RequestError(
+            f"the data has labels from {labels.min()} to {labels.max()}; the model has classes 0 to {classes - 1}{mend}"
+        )
+    if (seen := len(np.unique(labels))) < classes:
+        say(
+            f"note: there are images of {seen} of the model's {classes} classes; class folders count in sorted order"
+            " (a folder whose name is a number is that class, where all are)"
+        )
+    return labels
+
+
+def calibration_error(confidence: Float[np.ndarray, " images"], right: Bool[np.ndarray, " images"]) -> float:
+    """Expected calibration error over 15 bins of equal width (https://arxiv.org/abs/1706.04599): the mean over images
+    of their bin's distance between confidence and accuracy; a confidence on an edge belongs to the bin below it.
+    """
+    bins: Int[np.ndarray, " images"] = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, None)
+    gaps = np.bincount(bins, weights=confidence - right, minlength=CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def run(config: EvaluateConfig) -> dict[str, Any]:
+    """Evaluate as `config` says, print the figures, and write them where `--json` says."""
+    if config.json is not None and output_path(config.json, "--json").is_dir():
+        raise RequestError(f"--json {config.json} is a folder; give a file")
+    if config.json is not None:
+        check_output(config.json, "--json", (config.data, config.model, config.teacher, config.preset))
+    place = resolve_place(config.device, config.precision)
+    model = load_trained(config.model, "--model", normalize=config.normalize, image_size=config.image_size)
+    data = open_pool([config.data], image_size=model.image_size, channels=model.channels)
+    teacher = None
+    if config.teacher is not None:
+        is_run = (Path(config.model) / CONFIG).exists()  # a student was taught with its teacher's normalization
+        normalize = config.normalize or (model.normalize if is_run else None)
+        taught = load_trained(config.teacher, normalize=normalize, image_size=data.image_size)
+        if (taught.classes, taught.channels) != (model.classes, model.channels):
+            raise RequestError(
+                f"--teacher has {taught.classes} classes and {taught.channels} channels, --model has "
+                f"{model.classes} and {model.channels}: they cannot be compared"
+            )
+        teacher = Classifier(taught, place)
+    evaluated = Classifier(model, place)
+    for classifier in (evaluated, teacher):
+        if classifier is not None:
+            examine(classifier, data)
+    measures = measure(evaluated, data, config.batch_size, teacher)
+    figures = {"model": model.spec, "parameters": model.parameter_count(), **vars(measures), **place.describe()}
+    if teacher is not None:
+        figures["teacher"] = teacher.model.spec
+    say(_line(measures))
+    for name, value in figures.items():
+        if value is not None:
+            print(visible(f"{name}: {_shown(value)}"))
+    if config.json is not None:
+        write_json(Path(config.json), {**figures, "config": portable(asdict(config))})
+        say(f"wrote {config.json}")
+    return figures
+
+
+def _line(measures: Measures) -> str:
+    parts = [f"top-1 {measures.top1:.2%}", f"top-5 {measures.top5:.2%}", f"{measures.images:,} images"]
+    if measures.agreement is not None:
+        parts += [f"agreement with the teacher {measures.agreement:.2%}", f"teacher {measures.teacher_top1:.2%}"]
+    return ", ".join(parts)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return " ".join(map(_shown, value)) if isinstance(value, list) else str(value)

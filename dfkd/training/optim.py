@@ -1,0 +1,56 @@
+"""Optimizer and learning rate; the rate is a function of the step, so that a resumed run needs no schedule state."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from dfkd.system.torch_optim import SGD, AdamW
+
+SCHEDULE_WARMUP = {"onecycle": 0.3, "cosine": 0.05}
+
+
+def default_rate(kind: str, student: nn.Module, init: str = "none") -> float:
+    """The peak rate where none is given, by benchmarks/quality/LOG.md.
+
+    Without BatchNorm, which forgives large steps, SGD needs a small one; layers that are the teacher's are to last.
+    """
+    if kind == "adamw":
+        return 0.002
+    if not any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in student.modules()):
+        return 0.02
+    return 0.1 if init == "teacher" else 0.4
+
+
+def make_optimizer(modules: Iterable[nn.Module], kind: str, weight_decay: float) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum 0.9, or AdamW; vectors (biases, normalization) are not decayed."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if kind == "sgd":
+        optimizer = SGD(groups, lr=0.0, momentum=0.9, nesterov=True, fused=True)
+        for p in parameters:  # what it would begin with; the fused step fails where some have one and others do not yet
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        return optimizer
+    return AdamW(groups, lr=0.0, fused=True)
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
+    """The rate of `step` (from 0): up a half cosine from peak/25 over the share `warmup`, then down one to zero.
+
+    The shape of the 1cycle policy (https://arxiv.org/abs/1708.07120) without its momentum cycle.
+    """
+    rise = warmup * steps
+    if step < rise:
+        low = peak / 25
+        return low + (peak - low) * (1 - math.cos(math.pi * step / rise)) / 2
+    return peak * (1 + math.cos(math.pi * (step - rise) / (steps - rise))) / 2
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

@@ -1,0 +1,127 @@
+"""Stored images to learn on: selections, opened and checked with the teacher that they are for, and their order."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dfkd.config import DistillConfig
+from dfkd.formats.manifest import check_samples
+from dfkd.formats.shards import Shards
+from dfkd.models.load import Model, load_trained
+from dfkd.system import names
+from dfkd.system.console import say
+from dfkd.system.device import Place
+from dfkd.system.errors import RequestError
+from dfkd.training import sampling
+from dfkd.training.sources import Resident, ShardSource, Source
+
+RESIDENT_SHARE = 0.5
+"""Of a GPU's free memory, the most that the images may take; the rest is the networks'."""
+
+
+def open_selections(samples: Sequence[str], normalize: str | None, image_size: int | None) -> list[Shards]:
+    """The selections of `--samples`. Raises: RequestError where they cannot be mixed, or one is empty."""
+    selections = [Shards(Path(folder)) for folder in samples]
+    for shards in selections:
+        check_samples(shards.manifest, shards.folder)
+    for shards, name in zip(selections, samples, strict=True):
+        first = selections[0].manifest
+        firsts, own = (s["content"]["preprocess"]["normalize"] for s in (first, shards.manifest))
+        if own != firsts and normalize is None:
+            raise RequestError(
+                f"--samples {name} was selected with --normalize {own}, {samples[0]} with {firsts}; "
+                "say which the teacher expects"
+            )
+        if shards.manifest["classes"] != first["classes"] or shards.manifest["image"] != first["image"]:
+            raise RequestError(f"--samples {name} has other images or classes than {samples[0]}: they cannot be mixed")
+        if len(shards) == 0:
+            raise RequestError(f"--samples {name} is empty")
+    size = selections[0].manifest["image"]["size"] if selections else image_size
+    if image_size not in (None, size):
+        raise RequestError(f"--image-size {image_size} is not the selection's {size}; select again so")
+    return selections
+
+
+def open_teacher(
+    text: str, samples: Sequence[str], selections: Sequence[Shards], normalize: str | None, image_size: int | None
+) -> Model:
+    """The teacher, whose input is as the selections were made unless a flag says otherwise.
+
+    Raises: RequestError where it has other classes or channels than they were made for; another teacher is noted.
+    """
+    if not selections:
+        return _finite(load_trained(text, normalize=normalize, image_size=image_size))
+    first = selections[0].manifest
+    image, made_with = first["image"], first["content"]["preprocess"]["normalize"]
+    teacher = _finite(load_trained(text, normalize=normalize or made_with, image_size=image["size"]))
+    if teacher.normalize != made_with:
+        say(f"note: the teacher is asked with --normalize {normalize}, and {samples[0]} was selected with {made_with}")
+    if (teacher.classes, teacher.channels) != (first["classes"], image["channels"]):
+        raise RequestError(
+            f"--teacher has {teacher.classes} classes and {teacher.channels} channels, the selection was made for "
+            f"{first['classes']} and {image['channels']}"
+        )
+    for shards, name in zip(selections, samples, strict=True):
+        if shards.manifest["content"]["teacher"] != teacher.fingerprint():
+            say(f"note: {name} was selected with another teacher ({shards.manifest['teacher']})")
+    return teacher
+
+
+def _finite(teacher: Model) -> Model:
+    """Raises: RequestError for weights that are not finite: the student's loss would be blamed for it."""
+    for name, value in teacher.module.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise RequestError(f"--teacher {teacher.spec} has weights that are not finite ({name})")
+    return teacher
+
+
+def stored_images(config: DistillConfig, selections: Sequence[Shards], place: Place) -> list[ShardSource]:
+    """The selections as one source, or as one each where they have shares of their own.
+
+    On a GPU their pixels stay there from their first use on, as far as `RESIDENT_SHARE` of its free memory goes.
+    """
+    groups = [[s] for s in selections] if config.weights and len(selections) > 1 else [selections] if selections else []
+    room = 0  # in main memory the shards are mapped already
+    if place.device.type == "cuda":
+        room = int(RESIDENT_SHARE * torch.cuda.mem_get_info(place.device)[0])
+    stored: list[ShardSource] = []
+    for group in groups:
+        image, images = group[0].manifest["image"], sum(map(len, group))
+        size = images * image["size"] ** 2 * image["channels"]
+        resident = Resident(images, image["size"], image["channels"], place.device) if size <= room else None
+        room -= size if resident is not None else 0
+        stored.append(ShardSource(group, _order(config, group), resident))
+    return stored
+
+
+def real_images(selections: Sequence[Shards], seed: int) -> Source | None:
+    """The images of the selections for a generator that learns from such too, in an order of its own."""
+    if not selections:
+        return None
+    return ShardSource(selections, sampling.ShuffledOrder(sum(map(len, selections)), seed + 1))
+
+
+def _order(config: DistillConfig, selections: Sequence[Shards]) -> sampling.Order:
+    """The order of the images that `--batches` names."""
+    stored = sampling.Stored(
+        sum(map(len, selections)), lambda column: np.concatenate([shards.column(column) for shards in selections])
+    )
+    target, named = _named_order(config.batches)
+    order: sampling.Order = names.build(
+        target, named, "--batches", stored=stored, batch=config.batch_size, seed=config.seed
+    )
+    return order
+
+
+def spelled_order(batches: str) -> str:
+    """What `--batches` names, with everything that decides the order. Raises: RequestError for one that cannot be."""
+    return names.with_code(*_named_order(batches))
+
+
+def _named_order(batches: str) -> tuple[Callable[..., Any], names.Named]:
+    named = names.parse(batches)
+    target = names.find(named.name, ["dfkd.training.sampling"], "order of batches")
+    return target, names.spelled(target, named, "--batches", ("stored", "batch", "seed"))

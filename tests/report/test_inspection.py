@@ -1,0 +1,159 @@
+import base64
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from dfkd.config import InspectConfig
+from dfkd.formats.manifest import write_manifest
+from dfkd.formats.shards import Rows, write_shards
+from dfkd.report import inspection
+from dfkd.system.errors import RequestError
+
+
+def png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def make_selection(
+    folder: Path, predictions: list[int], classes: int, *, channels: int = 3, side: int = 4, encoded: bool = False
+) -> Path:
+    """A selection whose images are flat: their value is their row. Confidence is 0.5 + row / 50."""
+    n = len(predictions)
+    pixels = np.zeros((n, side, side, channels), np.uint8) + np.arange(n, dtype=np.uint8)[:, None, None, None]
+    kept = np.zeros((n, classes), bool)
+    kept[np.arange(n), predictions] = True
+    kept[0] = True
+    rows = Rows(
+        image=[png(image) for image in pixels] if encoded else pixels,
+        source=[f"pool/<{i}>.png" for i in range(n)],
+        prediction=np.array(predictions),
+        confidence=(0.5 + np.arange(n) / 50).clip(0, 1).astype(np.float32),
+        entropy=(0.4 - np.arange(n) / 100).clip(0, 1).astype(np.float32),
+        logits=np.zeros((n, classes), np.float32),
+        kept_classes=kept,
+    )
+    manifest: dict[str, Any] = {
+        "fingerprint": "0" * 16,
+        "teacher": "lenet5@<t>.pt",
+        "image": {"encoded": encoded, "size": side, "channels": channels},
+        "classes": classes,
+        "threshold": 0.5,
+        "admitted": n + 1,
+        "reasons": {"selected": n, "unreadable": 1, "not_drawn": 1},
+        "unreadable": [{"source": "x", "why": "y"}],
+        "content": {"options": {"method": "threshold:gamma=0.7", "count": n, "deduplicate": None}, "seed": 5},
+    }
+    files = write_shards(folder, [rows], "0" * 16)
+    write_manifest(folder, manifest | {"files": files})
+    reasons = pa.array(["selected"] * n + ["unreadable", "not_drawn"]).dictionary_encode()
+    scores = {
+        "confidence": np.concatenate([rows.confidence, np.float32([1.0, 0.1])]),
+        "entropy": np.concatenate([rows.entropy, np.float32([0.0, 0.9])]),
+        "reason": reasons,
+    }
+    pq.write_table(pa.table(scores), folder / "scores.parquet")
+    return folder
+
+
+def images(page: str) -> list[np.ndarray]:
+    found = re.findall(r'src="data:image/\w+;base64,([^"]+)"', page)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in found]
+
+
+def test_terminal(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = make_selection(tmp_path / "s", [0, 0, 2], 3)
+    inspection.run(InspectConfig(folder=str(folder)))
+    out = capsys.readouterr().out
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    for line in (
+        "images: 3",
+        "image: 4 x 4 pixels, 3 channels, raw",
+        "teacher: lenet5@<t>.pt",
+        "options: method threshold:gamma=0.7, count 3",
+        "seed: 5",
+        "threshold: confidence at least 0.5000; it admits 4 images",
+        "kept classes: 1.67 of 3 an image, the mean",  # 3, 1 and 1
+        "not_drawn 1",
+        "confidence, selected 0.500 0.502 0.510 0.520 0.530 0.538 0.540",
+        # the pool has 0.1 beside these three; the unreadable image's 1.0 is no score
+        "confidence, pool 0.100 0.160 0.400 0.510 0.525 0.537 0.540",
+        "0 2 " + "#" * 30,
+        "1 0",
+        "2 1 " + "#" * 15,
+    ):
+        assert line in lines
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_page(tmp_path: Path) -> None:
+    folder = make_selection(tmp_path / "s", [0, 0, 2], 3)
+    inspection.run(InspectConfig(folder=str(folder), out=str(tmp_path / "s.html")))
+    page = (tmp_path / "s.html").read_text(encoding="utf-8")
+    assert [image.tolist() for image in images(page)] == [[[[i] * 3] * 4] * 4 for i in range(3)]
+    assert 'class="pixelated"' in page and "<t>" not in page and 'title="pool/&lt;0&gt;.png"' in page
+    assert re.findall(r"<h3>([^<]+)", page) == ["Class 0, 2 images", "Class 2, 1 image"]
+    assert re.findall(r"<figcaption>(0[^<]+)", page) == [
+        "0.50, entropy 0.40, keeps all",
+        "0.52, entropy 0.39, keeps 0",
+        "0.54, entropy 0.38, keeps 2",
+    ]
+    assert "pool, 4 images. Narrow bars: selected, 3 images" in page and "threshold 0.500" in page
+
+
+def test_gallery_spreads_over_confidence(tmp_path: Path) -> None:
+    folder = make_selection(tmp_path / "s", [1] * 23, 2)
+    inspection.run(InspectConfig(folder=str(folder), out=str(tmp_path / "s.html")))
+    shown = [int(image[0, 0, 0]) for image in images((tmp_path / "s.html").read_text())]
+    assert shown == list(range(0, 23, 2))
+
+
+def test_many_classes_are_capped_and_the_page_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    predictions = [k for k in range(30) for _ in range(2 if k >= 15 else 1)]
+    folder = make_selection(tmp_path / "s", predictions, 100)
+    inspection.run(InspectConfig(folder=str(folder), out=str(tmp_path / "s.html")))
+    page, says = (
+        (tmp_path / "s.html").read_text(),
+        "The 20 classes with the most images are shown, of 100; 70 have none.",
+    )
+    assert says in page and says in capsys.readouterr().out
+    assert re.findall(r"<h3>Class (\d+)", page) == [str(k) for k in [*range(5), *range(15, 30)]]
+
+
+def test_gray_images(tmp_path: Path) -> None:
+    folder = make_selection(tmp_path / "s", [0, 1], 2, channels=1)
+    inspection.run(InspectConfig(folder=str(folder), out=str(tmp_path / "s.html")))
+    assert [image.shape for image in images((tmp_path / "s.html").read_text())] == [(4, 4)] * 2
+
+
+def test_larger_images_are_thumbnails(tmp_path: Path) -> None:
+    folder = make_selection(tmp_path / "s", [0, 1], 2, side=120, encoded=True)
+    inspection.run(InspectConfig(folder=str(folder), out=str(tmp_path / "s.html")))
+    page = (tmp_path / "s.html").read_text()
+    first, second = images(page)
+    assert first.shape == (96, 96, 3) and 'class="pixelated"' not in page
+    assert abs(int(first.mean()) - 0) <= 2 and abs(int(second.mean()) - 1) <= 2
+
+
+def test_samples_without_a_pool(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = make_selection(tmp_path / "s", [0, 1], 2)
+    (folder / "scores.parquet").unlink()
+    inspection.run(InspectConfig(folder=str(folder), out=str(tmp_path / "s.html")))
+    out = capsys.readouterr().out
+    assert "confidence, selected" in out and "confidence, pool" not in out
+
+
+def test_what_is_no_selection_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="dfkd select makes one"):
+        inspection.run(InspectConfig(folder=str(tmp_path)))
+    folder = make_selection(tmp_path / "s", [0], 2)
+    with pytest.raises(RequestError, match=r"give FILE\.html"):
+        inspection.run(InspectConfig(folder=str(folder), out=str(tmp_path / "s.pdf")))

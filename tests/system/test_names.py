@@ -1,0 +1,103 @@
+import sys
+from typing import Literal
+
+import pytest
+
+from dfkd.system import names
+from dfkd.system.errors import RequestError
+from dfkd.system.names import Named
+
+
+def target(
+    depth: int, width: float = 1.0, kind: Literal["a", "b"] = "a", tag: str | None = None, many: tuple[int, ...] = ()
+):
+    return depth, width, kind, tag, many
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("kd", Named("kd")),
+        ("kd:2", Named("kd", {}, (2.0,))),
+        ("kd:2,temperature=4", Named("kd", {"temperature": 4}, (2.0,))),
+        (
+            "a.b.C:x=(1, 2),y=true,z=none,w=vit_tiny",
+            Named("a.b.C", {"x": (1, 2), "y": True, "z": None, "w": "vit_tiny"}),
+        ),
+        ("m:q='a,b'", Named("m", {"q": "a,b"})),
+    ],
+)
+def test_parse(text, expected):
+    assert names.parse(text) == expected
+
+
+@pytest.mark.parametrize("text", ["kd", "kd:0.5,temperature=4", "cifar_resnet:depth=20,width=32"])
+def test_text_round_trip(text):
+    assert str(names.parse(text)) == text
+
+
+@pytest.mark.parametrize("text", ["", ":depth=1", "kd:", "kd:x", "kd:a=1,a=2", "kd:1a=2"])
+def test_parse_refuses(text):
+    with pytest.raises(RequestError):
+        names.parse(text)
+
+
+def test_build_converts_to_the_annotated_types():
+    assert names.build(target, names.parse("t:depth=3,width=2,kind=b,tag=5,many=[1,2]"), "thing") == (
+        3,
+        2.0,
+        "b",
+        "5",
+        (1, 2),
+    )
+    assert isinstance(names.build(target, names.parse("t:depth=3,width=2"), "thing")[1], float)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("t:dept=3", "did you mean 'depth'"),
+        ("t:width=3", "needs depth"),
+        ("t:depth=2.5", "t:depth=2.5 is not a whole number"),
+        ("t:depth=true", "is not a whole number"),
+        ("t:depth=1,kind=c", "not one of a, b"),
+    ],
+)
+def test_build_names_what_is_wrong(text, said):
+    with pytest.raises(RequestError, match=said):
+        names.build(target, names.parse(text), "thing")
+
+
+def test_the_canonical_spelling_has_the_defaults_and_the_types_of_the_parameters():
+    def thing(given, width: float = 2, *, kind: Literal["a", "b"] = "a"):
+        return given, width, kind
+
+    def spelled(text):
+        return str(names.spelled(thing, names.parse(text), "thing", ("given",)))
+
+    assert spelled("Thing") == spelled("thing:width=2") == spelled("thing:kind=a,width=2.0") == "thing:width=2.0,kind=a"
+    assert spelled("my.own:width=3") == "my.own:width=3.0", "its code says the rest"
+    with pytest.raises(RequestError, match="did you mean 'width'"):
+        spelled("thing:widht=2")
+
+
+def test_find_looks_in_modules_exactly_then_by_case():
+    from dfkd.distill.losses import KD
+
+    assert names.find("kd", ["dfkd.distill.losses"], "loss") is KD
+    assert names.find("KD", ["dfkd.distill.losses"], "loss") is KD
+    with pytest.raises(RequestError, match="did you mean 'relation'"):
+        names.find("relaton", ["dfkd.distill.losses"], "loss")
+
+
+def test_find_imports_from_the_working_folder(tmp_path, monkeypatch):
+    (tmp_path / "my_own_nets.py").write_text("def make(x: int = 1):\n    return x\n\nnumber = 3\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    assert names.find("my_own_nets.make", [], "model")() == 1
+    with pytest.raises(RequestError, match="did you mean 'make'"):
+        names.find("my_own_nets.mke", [], "model")
+    with pytest.raises(RequestError, match="not a class or function"):
+        names.find("my_own_nets.number", [], "model")
+    with pytest.raises(RequestError, match="there is no module 'no_such_package'"):
+        names.find("no_such_package.make", [], "model")
