@@ -20,6 +20,9 @@ from typing import Any
 from dfkd.system.errors import RequestError, nearest
 from dfkd.system.files import hash_file
 
+VERSIONED = ("dfkd", "torch", "torchvision", "timm")
+"""Packages whose version, and not their code, says what they do."""
+
 
 @dataclass(frozen=True)
 class Named:
@@ -106,7 +109,7 @@ def with_code(target: Callable[..., Any], named: Named) -> str:
 
 def code_of(target: Callable[..., Any]) -> str | None:
     """A hash of the file that a class or function of one's own is written in; None for packages with a version."""
-    if target.__module__.partition(".")[0] in ("dfkd", "torch", "torchvision", "timm"):
+    if target.__module__.partition(".")[0] in VERSIONED:
         return None
     try:
         file = inspect.getsourcefile(target)
@@ -123,6 +126,8 @@ def build(target: Callable[..., Any], named: Named, kind: str, **given: Any) -> 
     options = check_options(target, named, kind, given)
     try:
         return target(**given, **options)
+    except RequestError:
+        raise
     except (TypeError, ValueError) as error:
         raise RequestError(f"{kind} {str(named)!r} cannot be built: {error}") from error
 
@@ -232,7 +237,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     if hint is str:
         if isinstance(value, (list, tuple, dict, set, bytes)) or "\0" in str(value):
             raise RequestError(f"{where}={value} is not text")
-        return str(value)
+        return value if isinstance(value, str) else str(value)  # as it is: an expanded text remembers its spelling
     if hint in (int, float, bool) and type(value) is not hint:
         raise RequestError(f"{where}={value!r} is not {_WORDS[hint]}")
     if origin is tuple and arguments[1:] == (...,):

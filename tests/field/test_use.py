@@ -12,9 +12,9 @@ import tomli_w
 import torch
 from safetensors.torch import save_file
 
-from dfkd import config
 from dfkd.app import cli
 from dfkd.app.arguments import parse_arguments
+from dfkd.config.stage_table import STAGES
 from dfkd.formats.manifest import check_samples
 from dfkd.formats.overwrite import check_output
 from dfkd.models import cifar_resnet
@@ -42,7 +42,7 @@ def place(tmp_path_factory):
 def test_parse_arguments__takes_no_value_for_a_flag():
     """Values that are spelled as an option's name."""
     given = ("--teacher", "t", "--student", "s", "--samples", "d", "--preset", "quick", "--out", "epochs")
-    assert parse_arguments("distill", config.DistillConfig, given).steps == 1000
+    assert parse_arguments(STAGES["distill"], given).steps == 1000
 
 
 def test_main__stores_no_name_that_an_earlier_command_filled_in(place, tmp_path, monkeypatch):

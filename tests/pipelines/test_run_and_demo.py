@@ -12,6 +12,7 @@ import pytest
 from dfkd.app import pipeline
 from dfkd.app.pipeline import read_pipeline
 from dfkd.config import GenerateConfig
+from dfkd.config.stage_table import Stage
 from dfkd.distill.trainer import Trainer
 from dfkd.system.errors import RequestError
 from dfkd.system.locks import locked
@@ -106,7 +107,7 @@ def test_a_stage_that_another_command_is_at_is_done_later(lab, file, tmp_path, m
 
 def test_a_stage_that_another_command_has_just_begun_is_done_later(lab, file, tmp_path, monkeypatch, capsys):
     held = contextlib.ExitStack()
-    monkeypatch.setattr(pipeline, "_is_held", lambda stage: False)
+    monkeypatch.setattr(Stage, "is_held", lambda self, config: False)
     monkeypatch.setattr("dfkd.app.pipeline.time.sleep", lambda seconds: seconds == pipeline.POLL and held.close())
     with held:
         held.enter_context(locked(tmp_path / "out" / "runs" / "plain-seed0", "out"))
