@@ -137,4 +137,7 @@ def _data(value: Any, option: str) -> DataSource:
 def _folders(samples: Any) -> list[str]:
     """Selections as their folders."""
     several: Sequence[Any] = samples if isinstance(samples, (list, tuple)) else [samples]
+    for one in several:
+        if not isinstance(one, (Selection, str, Path)):
+            raise RequestError(f"--samples is a {type(one).__name__}, not a selection or its folder")
     return [str(one.folder if isinstance(one, Selection) else one) for one in several]

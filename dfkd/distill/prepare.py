@@ -15,7 +15,7 @@ from dfkd.data import Pool, open_pool
 from dfkd.data.locate import DataSource
 from dfkd.distill import supply
 from dfkd.distill.defaults import default_init, default_losses, example_of
-from dfkd.distill.init.inherit import inherit, twins
+from dfkd.distill.init.inherit import heir, inherit, twins
 from dfkd.distill.objective import Objective, build_objective
 from dfkd.distill.setting import Counted, Setting
 from dfkd.distill.trainer import Plan, Trainer
@@ -26,7 +26,7 @@ from dfkd.models.features.find_taps import GROUPS, find_taps, group_of, match_gr
 from dfkd.models.features.taps import Tap, Tapped, parse_taps
 from dfkd.models.find import check_name
 from dfkd.models.load import Model, load_model
-from dfkd.models.own import ModelSource
+from dfkd.models.own import ModelSource, OwnNetwork
 from dfkd.system import names
 from dfkd.system.console import say
 from dfkd.system.device import Place, resolve_place
@@ -92,6 +92,8 @@ def prepare(
         objective = build_objective(config.loss)
     if config.init == "auto":
         config = replace(config, init=default_init(teacher, student))
+        if config.init == "none" and isinstance(student_given, OwnNetwork) and heir(student, teacher):
+            say("note: the student begins with its own weights; --init teacher gives it the teacher's layers")
     if config.init == "teacher":
         say(inherit(student, teacher))
     if config.reestimate and not batch_norms(student.module):
