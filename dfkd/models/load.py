@@ -44,7 +44,7 @@ class Model:
     classes: int
     channels: int
     code: str | None = None
-    """A hash of the file that an architecture of one's own, or a .pt2 program, is written in."""
+    """A hash of the code of an architecture of one's own, or of the file of a .pt2 program."""
     has_weights: bool | None = True
     """False where a bare name has no weights; None where a dotted name, or an option like weights=none, gives none."""
     may_bring_weights: bool = False

@@ -25,6 +25,7 @@ from dfkd.select.pool_filter import Adapted, Asked, adapt, asked
 from dfkd.select.score import SCORE_FORMAT, WHOLE, PoolScores, Share, score_pool
 from dfkd.select.selection_writer import Selected, check_partial, is_done, write
 from dfkd.system import names
+from dfkd.system.code import code_of
 from dfkd.system.console import say
 from dfkd.system.device import Place, resolve_place
 from dfkd.system.errors import RequestError
@@ -153,6 +154,7 @@ def _score(
 
 
 def _options(config: SelectConfig, method: names.Named, tap: Tap | None) -> dict[str, Any]:
+    target = names.find(method.name, METHODS, "selection method")
     return {
         "method": portable(str(method)),
         "count": config.count,
@@ -160,7 +162,7 @@ def _options(config: SelectConfig, method: names.Named, tap: Tap | None) -> dict
         "balance": config.balance,
         "deduplicate": config.deduplicate,
         **({"features": str(tap), "faiss": version("faiss-cpu")} if tap else {}),
-        **({"code": code} if (code := names.code_of(names.find(method.name, METHODS, "selection method"))) else {}),
+        **({"code": code} if (code := code_of(target, method.name)) else {}),
     }
 
 

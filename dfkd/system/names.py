@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dfkd.system.code import code_of
 from dfkd.system.errors import RequestError, nearest
-from dfkd.system.files import hash_file
 
 
 @dataclass(frozen=True)
@@ -100,19 +100,8 @@ def spelled(target: Callable[..., Any], named: Named, kind: str, given: Iterable
 
 def with_code(target: Callable[..., Any], named: Named) -> str:
     """The canonical spelling, and of something of one's own a hash of its code: what decides what is done."""
-    code = code_of(target)
+    code = code_of(target, named.name)
     return str(named) + (f" (code {code})" if code else "")
-
-
-def code_of(target: Callable[..., Any]) -> str | None:
-    """A hash of the file that a class or function of one's own is written in; None for packages with a version."""
-    if target.__module__.partition(".")[0] in ("dfkd", "torch", "torchvision", "timm"):
-        return None
-    try:
-        file = inspect.getsourcefile(target)
-    except TypeError:  # built in
-        return None
-    return hash_file(Path(file))[:16] if file else None
 
 
 def build(target: Callable[..., Any], named: Named, kind: str, **given: Any) -> Any:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from dfkd.config import DistillConfig
+from dfkd.config.tables import differences
 from dfkd.formats.manifest import check_samples
 from dfkd.formats.shards import Shards
 from dfkd.models.load import Model, load_trained
@@ -65,7 +66,7 @@ def open_teacher(
             f"{first['classes']} and {image['channels']}"
         )
     for shards, name in zip(selections, samples, strict=True):
-        if shards.manifest["content"]["teacher"] != teacher.fingerprint():
+        if differences(shards.manifest["content"]["teacher"], teacher.fingerprint()):
             say(f"note: {name} was selected with another teacher ({shards.manifest['teacher']})")
     return teacher
 
