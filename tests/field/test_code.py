@@ -57,16 +57,16 @@ def train(net):
 if __name__ == "__main__":
     train(Net())
 '''
-PIECES = '''
+PIECES = """
 from torch import nn
 
 def Block():
     return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
-'''
-MORE = '''
+"""
+MORE = """
 def pooled(x):
     return x.mean((2, 3))
-'''
+"""
 
 
 @pytest.fixture
