@@ -12,6 +12,7 @@ from torch import Tensor
 from dfkd.models.classifier import Classifier
 from dfkd.models.features.outputs import Outputs
 from dfkd.system.errors import RequestError
+from dfkd.system.foreign import Foreign
 from dfkd.training.sources import Source, Student
 
 
@@ -157,6 +158,21 @@ class Method(ABC):
     def _parts(self) -> dict[str, Stateful]:
         real: dict[str, Stateful] = {} if self.task.real is None else {"real": self.task.real}
         return real | dict(self.parts())
+
+
+def method_code(method: Method) -> Foreign:
+    """Within it a method is called."""
+    return Foreign(f"generator {type(method).__name__} fails:", method)
+
+
+def checked_terms(method: Method, terms: object) -> dict[str, Tensor]:
+    """What an `update` returned. Raises: RequestError where that is no dictionary of numbers as tensors."""
+    if isinstance(terms, dict) and all(isinstance(term, Tensor) and term.numel() == 1 for term in terms.values()):
+        return terms
+    raise RequestError(
+        f"generator {type(method).__name__}: update() returns {type(terms).__name__}, not a dictionary of terms, each "
+        "one number as a tensor"
+    )
 
 
 def quantize(images: Float[Tensor, "batch channels height width"]) -> UInt8[Tensor, "batch height width channels"]:
