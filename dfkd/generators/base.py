@@ -175,6 +175,15 @@ def checked_terms(method: Method, terms: object) -> dict[str, Tensor]:
     )
 
 
+def checked_images(method: Method, images: object, count: int) -> Tensor:
+    """What `sample` or `images` returned. Raises: RequestError where that is no such batch."""
+    shape = (count, method.task.channels, method.task.size, method.task.size)
+    if isinstance(images, Tensor) and images.shape == shape and images.is_floating_point():
+        return images
+    found = f"{images.dtype}{list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+    raise RequestError(f"generator {type(method).__name__} gives {found}, not images in [0, 1] of shape {list(shape)}")
+
+
 def quantize(images: Float[Tensor, "batch channels height width"]) -> UInt8[Tensor, "batch height width channels"]:
     """Images in [0, 1] as pixels: what student, shards and a reader see is the same."""
     return (images.detach().float() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dfkd.generators.base import Method, method_code
+from dfkd.generators.base import Method, checked_images, method_code
 from dfkd.models.features.bn_statistics import BatchStatistics
 from dfkd.system.console import say
 
@@ -47,6 +47,7 @@ class Health:
         random = torch.Generator(method.task.device).manual_seed(step)  # apart from the run's own random numbers
         with method_code(method):
             images = method.sample(OBSERVED, random)
+        images = checked_images(method, images, OBSERVED)
         with self._statistics.watched():
             answer = method.teach(images)
         seen = {

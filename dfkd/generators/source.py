@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfkd.generators.base import Method, checked_terms, method_code, quantize
+from dfkd.generators.base import Method, checked_images, checked_terms, method_code, quantize
 from dfkd.generators.health import Health
 from dfkd.training.sources import Batch, Student
 
@@ -42,7 +42,7 @@ class GeneratedSource:
         """The next `count` images."""
         with method_code(self.method):
             images = self.method.sample(count, self._random)
-        return Batch(quantize(images), None)
+        return Batch(quantize(checked_images(self.method, images, count)), None)
 
     def warm_up(self, student: Student) -> dict[str, Tensor] | None:
         """An update of the method's first turn; None when it is over."""
