@@ -21,6 +21,7 @@ from dfkd.system.code import as_before, code_of
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import hash_file, user_path
+from dfkd.system.foreign import Foreign
 from dfkd.system.names import Named, build, find, parse
 from dfkd.system.portable import expand
 
@@ -185,15 +186,11 @@ def _from_name(text: str, classes: int | None, channels: int | None) -> Found:
 
 
 def _construct(target: Callable[..., Any], named: Named) -> nn.Module:
-    try:
-        module = build(target, named, "model")
-    except RequestError:
-        raise
-    except Exception as error:  # whatever a constructor says to options that it cannot use (timm: RuntimeError)
-        raise RequestError(f"model {str(named)!r} cannot be built: {error}") from error
+    module = build(target, named, "model")
     if not isinstance(module, nn.Module):
         raise RequestError(f"model {named.name!r} built a {type(module).__name__}, not a torch.nn.Module")
-    return module.to("cpu", torch.float32).eval()
+    with Foreign(f"model {str(named)!r} cannot be made ready:", module, always=True):
+        return module.to("cpu", torch.float32).eval()
 
 
 def _count_keys(target: Callable[..., Any], options: Mapping[str, Any]) -> tuple[str | None, str | None]:

@@ -30,6 +30,7 @@ from dfkd.system.console import say
 from dfkd.system.device import Place, resolve_place
 from dfkd.system.errors import RequestError
 from dfkd.system.files import PARTIAL, output_path, request_folder
+from dfkd.system.foreign import Foreign
 from dfkd.system.locks import locked
 from dfkd.system.portable import portable
 from dfkd.system.text import inspect_command
@@ -103,12 +104,8 @@ def _method(named: names.Named) -> Method:
     target = names.find(named.name, METHODS, "selection method")
 
     def method(scores: ImageScores, rng: np.random.Generator) -> Any:
-        try:
+        with Foreign(f"--method {named.name} raised", target):
             return target(scores=scores, rng=rng, **named.options)
-        except Exception as error:
-            if isinstance(error, RequestError) or "." not in named.name:
-                raise
-            raise RequestError(f"--method {named.name} raised {names.raised(error)}") from error
 
     return method
 

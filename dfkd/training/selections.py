@@ -111,9 +111,10 @@ def _order(config: DistillConfig, selections: Sequence[Shards]) -> sampling.Orde
         sum(map(len, selections)), lambda column: np.concatenate([shards.column(column) for shards in selections])
     )
     target, named = _named_order(config.batches)
-    order: sampling.Order = names.build(
-        target, named, "--batches", stored=stored, batch=config.batch_size, seed=config.seed
-    )
+    given = {"stored": stored, "batch": config.batch_size, "seed": config.seed}
+    order = names.build(target, named, "--batches", **given)
+    if not isinstance(order, sampling.Order):
+        raise RequestError(f"--batches {named} gives a {type(order).__name__}, which has no rows(position, count)")
     return order
 
 
