@@ -83,7 +83,7 @@ class LabeledImages(Still):
         found = self._pool.images(rows)
         if found.problems:
             raise RequestError(
-                f"{self._pool.sources(rows[[*found.problems]])[0]} cannot be read: mend it or take it out"
+                f"{self._pool.origins(rows[[*found.problems]])[0]} cannot be read: mend it or take it out"
             )
         return Batch(torch.from_numpy(found.pixels), torch.from_numpy(rows))
 

@@ -288,7 +288,7 @@ def features_file(folder: Path, part: int, tap: Tap | None, head: bool = False) 
 
 def _unreadable(pool: Pool, problems: dict[int, str], share: float) -> RequestError:
     first = sorted(problems)[:3]
-    named = "; ".join(f"{name} ({problems[i]})" for i, name in zip(first, pool.sources(np.array(first)), strict=True))
+    named = "; ".join(f"{name} ({problems[i]})" for i, name in zip(first, pool.origins(np.array(first)), strict=True))
     return RequestError(
         f"{len(problems)} of {len(pool)} images cannot be read, above --max-unreadable {share:g}: {named}; "
         "remove them or raise the limit"

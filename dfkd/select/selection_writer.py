@@ -43,7 +43,7 @@ class Pictures(Protocol):
 
     def __len__(self) -> int: ...
 
-    def sources(self, indices: Int[np.ndarray, " batch"]) -> list[str]:
+    def origins(self, indices: Int[np.ndarray, " batch"]) -> list[str]:
         """Where each comes from."""
         ...
 
@@ -169,7 +169,7 @@ def _manifest(selected: Selected, files: list[dict[str, Any]]) -> dict[str, Any]
         **({"filter": dict(selected.filter)} if selected.filter else {}),
         "unreadable": [
             {"source": name, "why": scores.problems[i]}
-            for i, name in zip(scores.problems, pool.sources(unreadable), strict=True)
+            for i, name in zip(scores.problems, pool.origins(unreadable), strict=True)
         ],
         "config": asked,
         "content": selected.content,
@@ -186,7 +186,7 @@ def _rows(selected: Selected, start: int) -> Generator[Rows, None, None]:
             logits = scores.logits(indices)
             yield Rows(
                 image=image,
-                source=pool.sources(indices),
+                source=pool.origins(indices),
                 prediction=scores.images.prediction[indices],
                 confidence=scores.images.confidence[indices],
                 entropy=scores.images.entropy[indices],
@@ -231,7 +231,7 @@ def _pixels(pool: Pictures, indices: Int[np.ndarray, " rows"]) -> UInt8[np.ndarr
     """The pixels of images that were readable when they were scored. Raises: RequestError where one no longer is."""
     images = pool.images(indices)
     for position, why in images.problems.items():
-        name = pool.sources(indices[position : position + 1])[0]
+        name = pool.origins(indices[position : position + 1])[0]
         raise RequestError(f"{name} was scored and cannot be read any more ({why}); the pool has changed: select again")
     return images.pixels
 
@@ -246,7 +246,7 @@ def _write_scores(path: Path, selected: Selected) -> None:
     def table(start: int) -> Any:
         rows = np.arange(start, min(start + 8 * ROWS_PER_SHARD, len(pool)))
         columns = {
-            "source": pool.sources(rows),
+            "source": pool.origins(rows),
             "prediction": images.prediction[rows],
             "confidence": images.confidence[rows],
             "entropy": images.entropy[rows],

@@ -52,7 +52,7 @@ def measure(model: Classifier, data: Pool, batch_size: int, teacher: Classifier 
         for indices, images in data.batches(batch_size):
             if images.problems:
                 position, why = next(iter(images.problems.items()))
-                name = data.sources(indices[position : position + 1])[0]
+                name = data.origins(indices[position : position + 1])[0]
                 raise RequestError(
                     f"{name} cannot be read ({why}); an accuracy over fewer images would mislead: mend it"
                 )
