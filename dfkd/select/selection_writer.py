@@ -77,7 +77,7 @@ class Scores(Protocol):
 
 @dataclass(frozen=True)
 class Selected:
-    """A selection before it is written: what was asked, what of, and what was chosen."""
+    """A selection before it is written: what was requested, from what, and what was chosen."""
 
     config: SelectConfig | GenerateConfig
     model: Model
@@ -94,15 +94,15 @@ class Selected:
     """What the images went through, as the manifest says it."""
 
 
-def is_done(out: Path, asked: str, content: dict[str, Any]) -> bool:
+def is_done(out: Path, shown: str, content: dict[str, Any]) -> bool:
     """Whether `out` is this very selection. Raises: RequestError where it holds anything else, or damaged shards."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if not (out / MANIFEST).exists():
-        raise RequestError(f"--out {asked} holds something that is no selection; give another folder")
+        raise RequestError(f"--out {shown} holds something that is no selection; give another folder")
     different = differences(Shards(out).manifest["content"], content)
     if different:
-        raise RequestError(f"--out {asked} holds another selection: {'; '.join(different)}; give another folder")
+        raise RequestError(f"--out {shown} holds another selection: {'; '.join(different)}; give another folder")
     with suppress(OSError):  # a command that was killed just after its last step
         clear(out)
     return True
@@ -148,12 +148,12 @@ def check_partial(partial: Path) -> None:
 
 
 def _manifest(selected: Selected, files: list[dict[str, Any]]) -> dict[str, Any]:
-    """Counts and results first; `config` is what was asked, without the paths, which do not decide the content."""
+    """Counts and results first; `config` is the request, without the paths, which do not decide the content."""
     model, pool, scores, choice = selected.model, selected.pool, selected.scores, selected.choice
     predictions = scores.images.prediction[choice.indices]
     unreadable = np.array([*scores.problems], dtype=np.int64)
     stored = named(type(selected.config), lambda option: option.stored)
-    asked = {k: v for k, v in portable(asdict(selected.config)).items() if k in stored}
+    request = {k: v for k, v in portable(asdict(selected.config)).items() if k in stored}
     return {
         "fingerprint": hash_of(selected.content),
         "teacher": model.spec,
@@ -171,7 +171,7 @@ def _manifest(selected: Selected, files: list[dict[str, Any]]) -> dict[str, Any]
             {"source": name, "why": scores.problems[i]}
             for i, name in zip(scores.problems, pool.origins(unreadable), strict=True)
         ],
-        "config": asked,
+        "config": request,
         "content": selected.content,
         "files": files,
     }
