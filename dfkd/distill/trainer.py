@@ -78,7 +78,7 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
 
     @property
-    def mend(self) -> str:
+    def hint(self) -> str:
         """What to do when it blows up."""
         made = " or a lower rate of the generator (NAME:lr=...)" if self.source.images is None else ""
         return f"start again in another folder with a lower --lr{made}"

@@ -71,7 +71,7 @@ class GeneratedPictures:
         pixels = self._pixels(np.arange(len(self), len(self) + count))
         return self.scores.add(teacher(torch.from_numpy(pixels)).logits)
 
-    def sources(self, indices: Int[np.ndarray, " batch"]) -> list[str]:
+    def origins(self, indices: Int[np.ndarray, " batch"]) -> list[str]:
         """The method and the number."""
         return [f"{self._name}/{index}" for index in indices]
 

@@ -105,7 +105,7 @@ class Maker:
         self._health, self._seen = Health(method), dict[str, Tensor]()
 
     @property
-    def mend(self) -> str:
+    def hint(self) -> str:
         """What to do when it blows up."""
         name = self._name
         return f"give the method a lower rate, such as {name}:lr=1e-4, or another --seed"

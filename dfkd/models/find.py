@@ -26,7 +26,7 @@ from dfkd.system.names import Named, build, find, parse
 from dfkd.system.portable import expand
 
 _MODULES = ("dfkd.models", "torchvision.models")
-_KNOWN_PACKAGES = ("dfkd", "torchvision", "timm")  # their constructors bring weights only where they are asked to
+_KNOWN_PACKAGES = ("dfkd", "torchvision", "timm")  # their constructors bring weights only where an option says so
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,8 @@ def _from_export(path: Path) -> Found:
         raise RequestError(f"{str(path)!r} takes other than one input [batch, channels, height, width]")
     batch, channels, height, width = (n if isinstance(n, int) else None for n in values[0].shape)
     if batch is not None:
-        mend = "export it with dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)"
-        raise RequestError(f"{str(path)!r} takes batches of {batch} alone; {mend}")
+        hint = "export it with dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)"
+        raise RequestError(f"{str(path)!r} takes batches of {batch} alone; {hint}")
     if height != width:
         raise RequestError(f"{str(path)!r} takes images of {height}x{width} pixels; they must be square")
     return Found(

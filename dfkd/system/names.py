@@ -87,7 +87,7 @@ def find(name: str, modules: Sequence[str], kind: str) -> Callable[..., Any]:
 
 def spelled(target: Callable[..., Any], named: Named, kind: str, given: Iterable[str] = ()) -> Named:
     """`named` by the target's own name, in lower case, and with the defaults of what is not `given` besides: one that
-    changes asks for another thing. All values have the types of their parameters.
+    changes requests another thing. All values have the types of their parameters.
 
     What is named with dots keeps to what is written: its code decides the rest. Raises: RequestError as `build`.
     """
@@ -269,9 +269,9 @@ def _import(module_name: str, what: str) -> types.ModuleType:
     try:
         return importlib.import_module(module_name)
     except SystemExit as error:
-        mend = "put its script behind if __name__ == '__main__'"
+        hint = "put its script behind if __name__ == '__main__'"
         why = f"module {module_name!r} ends the program when it is imported (exit {error.code})"
-        raise RequestError(f"{what} {why}{place_of(error)}; {mend}") from None
+        raise RequestError(f"{what} {why}{place_of(error)}; {hint}") from None
     except ModuleNotFoundError as error:
         if error.name is None or not (module_name + ".").startswith(error.name + "."):
             raise

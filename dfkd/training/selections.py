@@ -59,7 +59,7 @@ def open_teacher(
     image, made_with = first["image"], first["content"]["preprocess"]["normalize"]
     teacher = _finite(load_trained(text, normalize=normalize or made_with, image_size=image["size"]))
     if teacher.normalize != made_with:
-        say(f"note: the teacher is asked with --normalize {normalize}, and {samples[0]} was selected with {made_with}")
+        say(f"note: the teacher is used with --normalize {normalize}, and {samples[0]} was selected with {made_with}")
     if (teacher.classes, teacher.channels) != (first["classes"], image["channels"]):
         raise RequestError(
             f"--teacher has {teacher.classes} classes and {teacher.channels} channels, the selection was made for "
