@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dfkd.distill import losses
     from dfkd.system.errors import RequestError
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["RequestError", "Run", "Selection", "Teacher", "compare", "losses", "open_run", "open_selection"]
 _HOMES = {
     "RequestError": "dfkd.system.errors",

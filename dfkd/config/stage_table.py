@@ -10,6 +10,7 @@ from typing import Any, Literal
 from dfkd.config import stages
 from dfkd.config.option import options
 from dfkd.system.files import partial_folder
+from dfkd.system.foreign import COMMAND, Foreign
 from dfkd.system.locks import is_held
 from dfkd.system.portable import spelled_as
 
@@ -39,7 +40,7 @@ class Stage:
 
     def within(self, config: Any, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function of this stage. What it stores is spelled as `config` is."""
-        with spelled_as(vars(config)):
+        with spelled_as(vars(config)), Foreign(COMMAND):
             return function(*arguments)
 
     def check(self, config: Any) -> None:

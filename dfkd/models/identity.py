@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dfkd.system.names import VERSIONED
+from dfkd.system.code import WITH_VERSION
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -110,4 +110,4 @@ def _of_code(code: CodeType) -> Iterator[str]:
 
 
 def _is_versioned(module: str | None) -> bool:
-    return (module or "").partition(".")[0] in (*VERSIONED, "builtins", "abc", "typing")
+    return (module or "").partition(".")[0] in (*WITH_VERSION, "builtins", "abc", "typing")

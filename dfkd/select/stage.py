@@ -24,14 +24,16 @@ from dfkd.models.own import ModelSource
 from dfkd.select.choose import Choice, Method, TooFew, choose
 from dfkd.select.journal import JOURNAL
 from dfkd.select.methods import ImageScores
-from dfkd.select.pool_filter import Adapted, Asked, adapt, asked
+from dfkd.select.pool_filter import Adapted, NamedFilter, adapt, parse_filter
 from dfkd.select.score import SCORE_FORMAT, WHOLE, PoolScores, Share, score_pool
 from dfkd.select.selection_writer import Selected, check_partial, is_done, write
 from dfkd.system import names
+from dfkd.system.code import code_of
 from dfkd.system.console import say
 from dfkd.system.device import Place, resolve_place
 from dfkd.system.errors import RequestError
 from dfkd.system.files import output_path, partial_folder, request_folder, result_folder
+from dfkd.system.foreign import Foreign
 from dfkd.system.locks import locked, once
 from dfkd.system.portable import portable
 from dfkd.system.text import inspect_command
@@ -52,7 +54,7 @@ class Request:
     pool: Pool
     place: Place
     tap: Tap | None
-    filter: Asked | None
+    filter: NamedFilter | None
     scoring: dict[str, Any]
     """Everything that decides the scores; the cache's key."""
     content: dict[str, Any]
@@ -102,9 +104,9 @@ def _resolve(config: SelectConfig, method: names.Named, teacher: ModelSource, da
         f"normalize {model.normalize}, {place.dtype} on {place.device}; pool: {len(pool):,} images"
     )
     if config.count is not None and config.count > len(pool):
-        raise RequestError(f"--count {config.count} is above the pool's {len(pool)} images; ask for as many or fewer")
+        raise RequestError(f"--count {config.count} is above the pool's {len(pool)} images; give as many or fewer")
     tap = _features_tap(config, model, pool)
-    filter = asked(config.filter, model, pool)
+    filter = parse_filter(config.filter, model, pool)
     scoring = _scoring_request(config, model, pool, place)
     options = _options(config, method, tap) | (filter.describe() if filter else {})
     content = {**scoring, "options": options, "seed": config.seed}
@@ -142,12 +144,8 @@ def _method(named: names.Named) -> Method:
     target = names.find(named.name, METHODS, "selection method")
 
     def method(scores: ImageScores, rng: np.random.Generator) -> Any:
-        try:
+        with Foreign(f"--method {named.name} raised", target):
             return target(scores=scores, rng=rng, **named.options)
-        except Exception as error:
-            if isinstance(error, RequestError) or "." not in named.name:
-                raise
-            raise RequestError(f"--method {named.name} raised {names.raised(error)}") from error
 
     return method
 
@@ -184,6 +182,7 @@ def _score(request: Request, share: Share = WHOLE) -> tuple[Pool, PoolScores, Ad
 
 
 def _options(config: SelectConfig, method: names.Named, tap: Tap | None) -> dict[str, Any]:
+    target = names.find(method.name, METHODS, "selection method")
     return {
         "method": portable(str(method)),
         "count": config.count,
@@ -191,7 +190,7 @@ def _options(config: SelectConfig, method: names.Named, tap: Tap | None) -> dict
         "balance": config.balance,
         "deduplicate": config.deduplicate,
         **({"features": str(tap), "faiss": version("faiss-cpu")} if tap else {}),
-        **({"code": code} if (code := names.code_of(names.find(method.name, METHODS, "selection method"))) else {}),
+        **({"code": code} if (code := code_of(target, method.name)) else {}),
     }
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from dfkd.config import DistillConfig
+from dfkd.config.tables import differences
 from dfkd.formats.manifest import check_samples
 from dfkd.formats.shards import Shards
 from dfkd.models.load import Model, load_trained
@@ -63,14 +64,14 @@ def open_teacher(
     image, made_with = first["image"], first["content"]["preprocess"]["normalize"]
     model = _finite(load_trained(teacher, normalize=normalize or made_with, image_size=image["size"]))
     if model.normalize != made_with:
-        say(f"note: the teacher is asked with --normalize {normalize}, and {samples[0]} was selected with {made_with}")
+        say(f"note: the teacher is used with --normalize {normalize}, and {samples[0]} was selected with {made_with}")
     if (model.classes, model.channels) != (first["classes"], image["channels"]):
         raise RequestError(
             f"--teacher has {model.classes} classes and {model.channels} channels, the selection was made for "
             f"{first['classes']} and {image['channels']}"
         )
     for shards, name in zip(selections, samples, strict=True):
-        if shards.manifest["content"]["teacher"] != model.fingerprint():
+        if differences(shards.manifest["content"]["teacher"], model.fingerprint()):
             say(f"note: {name} was selected with another teacher ({shards.manifest['teacher']})")
     return model
 
@@ -115,9 +116,10 @@ def _order(config: DistillConfig, selections: Sequence[Shards]) -> sampling.Orde
         sum(map(len, selections)), lambda column: np.concatenate([shards.column(column) for shards in selections])
     )
     target, named = _named_order(config.batches)
-    order: sampling.Order = names.build(
-        target, named, "--batches", stored=stored, batch=config.batch_size, seed=config.seed
-    )
+    given = {"stored": stored, "batch": config.batch_size, "seed": config.seed}
+    order = names.build(target, named, "--batches", **given)
+    if not isinstance(order, sampling.Order):
+        raise RequestError(f"--batches {named} gives a {type(order).__name__}, which has no rows(position, count)")
     return order
 
 
