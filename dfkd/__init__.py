@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dfkd.app.results import Run, Selection, compare, open_run, open_selection
     from dfkd.app.teacher import Teacher
-    from dfkd.distill import losses
+    from dfkd.distill import alone as losses
     from dfkd.system.errors import RequestError
 
 __version__ = "0.2.0"
@@ -17,19 +17,17 @@ __all__ = ["RequestError", "Run", "Selection", "Teacher", "compare", "losses", "
 _HOMES = {
     "RequestError": "dfkd.system.errors",
     "Teacher": "dfkd.app.teacher",
-    "losses": "dfkd.distill",
     **dict.fromkeys(("Run", "Selection", "compare", "open_run", "open_selection"), "dfkd.app.results"),
 }
 """Where each name is defined. It is imported when it is asked for: torch alone takes seconds."""
 
 
 def __getattr__(name: str) -> Any:
+    if name == "losses":
+        return importlib.import_module("dfkd.distill.alone")
     if name not in _HOMES:
         raise AttributeError(f"module 'dfkd' has no attribute {name!r}")
-    home = importlib.import_module(_HOMES[name])
-    found = importlib.import_module(f"{_HOMES[name]}.{name}") if name == "losses" else getattr(home, name)
-    globals()[name] = found
-    return found
+    return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -8,9 +8,11 @@ from torch import nn
 
 from dfkd.app.door import configured, data_text, model_text, network, opened, with_options
 from dfkd.app.results import Run, Selection
+from dfkd.config import ModelConfig
 from dfkd.config.stage_table import STAGES
 from dfkd.data.locate import DataSource
 from dfkd.data.own import data_of
+from dfkd.models.find import check_name
 from dfkd.models.own import ModelSource
 from dfkd.system.errors import RequestError
 
@@ -34,11 +36,12 @@ class Teacher:
         with opened(verbose=False):
             self._model = _model(network, "teacher")
             expected = network.input if isinstance(network, Run) else {}
-            self._options = {
-                "normalize": normalize or expected.get("normalize"),
-                "image_size": image_size or expected.get("image_size"),
-                "device": device,
-            }
+            own: dict[str, Any] = {"normalize": normalize, "image_size": image_size}
+            own = {name: expected.get(name) if value is None else value for name, value in own.items()}
+            self._options = {**own, "device": device}
+            ModelConfig(**self._options)
+            if isinstance(self._model, str):
+                check_name(self._model)
 
     @with_options("select")
     def select(self, pool: Any, *, out: str | Path | None = None, verbose: bool = True, **options: Any) -> Selection:

@@ -118,7 +118,7 @@ def stage_of(config: Any) -> Stage:
 
 
 def as_parameters(text: str) -> str:
-    """A message whose options are written as parameters: `image_size` for `--image-size`."""
+    """A message whose options are written as parameters: `image_size` for `--image-size`. Commands stay as they are."""
     known = {name for stage in STAGES.values() for name in options(stage.options)}
 
     def parameter(found: "re.Match[str]") -> str:
@@ -127,4 +127,6 @@ def as_parameters(text: str) -> str:
             return found[0]
         return f"{name}=False" if found[1] else name
 
-    return re.sub(r"(?<![\w-])--(no-)?([a-z][a-z0-9-]*)", parameter, text)
+    pieces = re.split(rf"(dfkd (?:{'|'.join(STAGES)}) (?!command)[^;,]*)", text)
+    pieces[::2] = [re.sub(r"(?<![\w-])--(no-)?([a-z][a-z0-9-]*)", parameter, piece) for piece in pieces[::2]]
+    return "".join(pieces)

@@ -120,7 +120,7 @@ def describe(config: Any) -> str:
     return " ".join(
         f"{f.name}={_short(getattr(config, f.name))}"
         for f in dataclasses.fields(config)
-        if getattr(config, f.name) not in (None, ())
+        if getattr(config, f.name) not in (None, (), "")
     )
 
 

@@ -335,20 +335,23 @@ def test_verbose_false__prints_nothing_at_all(teacher, pool, tmp_path, capfd):
         (lambda t, p: t.select(p.astype(np.float32)), "pool is an array of float32, not uint8"),
         (lambda t, p: t.select(p[..., None]), "pool: the shape of one image"),
         (lambda t, p: t.select(3), "pool is a int, not a DATA text, an array"),
-        (lambda t, p: t.select("nowhere/"), "there is no file or folder 'nowhere/'"),
+        (lambda t, p: t.select("nowhere/"), "there is no 'nowhere'"),
         (lambda t, p: t.select(p, part="1/2"), "part is for commands on several machines"),
         (lambda t, p: t.distill(net(), []), "samples names selections, source a generator"),
         (lambda t, p: t.distill(net(), p), "samples is a ndarray, not a selection or its folder"),
-        (lambda t, p: t.distill(3, []), "student is a int, not a MODEL text or a torch.nn.Module"),
+        (
+            lambda t, p: t.evaluate((p, np.arange(60) % 3), teacher=3),
+            "teacher is a int, not a MODEL text or a torch.nn.Module",
+        ),
         (lambda t, p: t.generate("dafl", steps=0), "steps 0 is not at least 1"),
         (lambda t, p: t.evaluate(p), "data is an array without labels; give a pair (images, labels)"),
         (lambda t, p: t.evaluate((p, np.arange(60))), "the data has labels from 0 to 59"),
         (lambda t, p: dfkd.Teacher("resnt18"), "no model is called 'resnt18'"),
-        (lambda t, p: dfkd.Teacher(net(), image_size=0).select(p), "image_size 0 is not at least 1"),
+        (lambda t, p: dfkd.Teacher(net(), image_size=0), "image_size 0 is not at least 1"),
         (lambda t, p: dfkd.open_selection("nowhere"), "nowhere does not exist"),
         (lambda t, p: dfkd.open_run("nowhere"), "nowhere does not exist"),
         (lambda t, p: dfkd.compare([]), "compare() lacks runs"),
-        (lambda t, p: dfkd.losses.KD(temperature=-1), "temperature=-1 is not above 0"),
+        (lambda t, p: dfkd.losses.KD(temperature=-1.0), "temperature=-1 is not above 0"),
     ],
 )
 def test_errors__are_value_errors_that_name_parameters(teacher, pool, call, said):
@@ -455,3 +458,45 @@ def test_copies__of_a_selection_are_opened_where_they_arrive(selection):
 
     other = pickle.loads(pickle.dumps(selection))
     assert torch.equal(other[3][0], selection[3][0]) and copy.deepcopy(selection).folder == selection.folder
+
+
+def test_losses__are_used_alone_on_tensors():
+    torch.manual_seed(0)
+    ours, theirs = torch.randn(5, 4, requires_grad=True), torch.randn(5, 4)
+    value = dfkd.losses.KD(temperature=2.0)(ours, theirs)
+    expected = nn.functional.kl_div(
+        (ours / 2).log_softmax(1), (theirs / 2).log_softmax(1), reduction="batchmean", log_target=True
+    )
+    torch.testing.assert_close(value, 4 * expected)
+    value.backward()
+    assert ours.grad.abs().sum() > 0
+    assert dfkd.losses.Relation()(ours, ours.detach()) == 0
+    assert {"KD", "OFD", "Outputs"} <= {*dir(dfkd.losses)} and dfkd.losses.KD is dfkd.losses.KD
+
+
+def test_losses__alone_say_what_they_need():
+    logits = torch.randn(5, 4)
+    with pytest.raises(dfkd.RequestError, match=r"Explicit reads the features first, last: give Outputs"):
+        dfkd.losses.Explicit()(logits, logits)
+    with pytest.raises(dfkd.RequestError, match="asks the networks themselves"):
+        dfkd.losses.CRD()(logits, logits)
+    outputs = dfkd.losses.Outputs
+    narrow, wide = (outputs(logits, {n: torch.randn(5, w) for n in ("first", "last")}) for w in (3, 6))
+    loss = dfkd.losses.Explicit()
+    assert loss(narrow, wide) == loss(narrow, wide) > 0 and len([*loss.parameters()]) > 0
+    with pytest.raises(AttributeError, match=r"dfkd\.losses"):
+        _ = dfkd.losses.KDD
+
+
+def test_quickstart__runs_and_its_outputs_are_clean(tmp_path, monkeypatch, capfd):
+    """Every cell of the notebook, in one process; without a kernel, which would be another dependency."""
+    notebook = json.loads((Path(__file__).parents[2] / "docs" / "quickstart.ipynb").read_text(encoding="utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in cells)
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "notebook"}
+    with torch.random.fork_rng():
+        for cell in cells:
+            exec("".join(cell["source"]), names)
+    assert names["run"].result["teacher_top1"] > 0.9 and names["begun"].result["top1"] > 0.5
+    assert (tmp_path / "report.html").exists() and len(names["selection"]) == 1000
