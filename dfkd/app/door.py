@@ -1,6 +1,7 @@
 """Between a call in Python and a stage: options from keywords, networks as objects, errors in Python's words."""
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
@@ -22,25 +23,39 @@ from dfkd.system.errors import RequestError, nearest
 
 TEACHERS = ("teacher", "normalize", "image_size", "device")
 """What a Teacher has, and its methods therefore do not take."""
+_turn = threading.RLock()
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 @contextmanager
 def opened(verbose: bool) -> Iterator[None]:
-    """A call's surroundings: what is printed, the caller's random state, which is left as it is, and its errors.
+    """A call's surroundings: what is printed, and its errors.
 
     Raises: RequestError whose text names parameters, where otherwise it names options of the command line.
     """
-    cudnn = torch.backends.cudnn
-    settings = cudnn.allow_tf32, cudnn.deterministic
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
-        with printing(not verbose, as_parameters), torch.random.fork_rng(devices=list(devices)):
+        with printing(not verbose, as_parameters):
             yield
     except RequestError as error:
-        raise RequestError(as_parameters(str(error))) from error
-    finally:
-        cudnn.allow_tf32, cudnn.deterministic = settings
+        error.args = (as_parameters(str(error)),)
+        raise
+
+
+@contextmanager
+def computing(verbose: bool) -> Iterator[None]:
+    """The same for a call that builds or runs a network; the caller's random state and settings stay as they are.
+
+    torch has one random state for all threads: a second call waits for the end of the first.
+    """
+    with opened(verbose), _turn:
+        cudnn = torch.backends.cudnn
+        settings = cudnn.allow_tf32, cudnn.deterministic
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        try:
+            with torch.random.fork_rng(devices=list(devices)):
+                yield
+        finally:
+            cudnn.allow_tf32, cudnn.deterministic = settings
 
 
 def configured(stage: Stage, given: Mapping[str, Any], own: Mapping[str, Any]) -> Any:

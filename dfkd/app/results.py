@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dfkd.app.door import configured, opened
+from dfkd.app.door import computing, configured, opened
 from dfkd.config.stage_table import STAGES
 from dfkd.formats.run_folder import METRICS, finished_weights, read_request, read_result
 from dfkd.formats.shards import Shards
@@ -136,7 +136,7 @@ class Run:
 
         Raises: RequestError where it was a Python object and none is given to `open_run`.
         """
-        with opened(verbose=False):
+        with computing(verbose=False):
             if self._given is None:
                 return load_model(str(self.folder)).module.eval()
             student = copy.deepcopy(self._given).to("cpu", torch.float32)

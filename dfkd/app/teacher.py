@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from dfkd.app.door import configured, data_text, model_text, network, opened, with_options
+from dfkd.app.door import computing, configured, data_text, model_text, network, opened, with_options
 from dfkd.app.results import Run, Selection
 from dfkd.config import ModelConfig
 from dfkd.config.stage_table import STAGES
@@ -51,7 +51,7 @@ class Teacher:
         """
         from dfkd.select.stage import select
 
-        with opened(verbose):
+        with computing(verbose):
             data = [_data(one, "pool") for one in (pool if isinstance(pool, list) else [pool])]
             own = self._own(out, pool=tuple(map(data_text, data)))
             config = configured(stage := STAGES["select"], options, own)
@@ -66,7 +66,7 @@ class Teacher:
         """Make images from the teacher alone. `student` is as in `distill`; `samples` are selections."""
         from dfkd.generators.stage import generate
 
-        with opened(verbose):
+        with computing(verbose):
             student = None if options.get("student") is None else _model(options["student"], "student")
             named: dict[str, Any] = {}
             named |= {"samples": _folders(options["samples"])} if options.get("samples") is not None else {}
@@ -94,7 +94,7 @@ class Teacher:
         """
         from dfkd.distill.stage import distill
 
-        with opened(verbose):
+        with computing(verbose):
             learner = _model(student, "student")
             tested = None if test is None else _data(test, "test")
             own = self._own(out, student=model_text(learner), samples=tuple(_folders(samples)))
@@ -110,7 +110,7 @@ class Teacher:
         """Measure this classifier on labeled data, and its agreement with a `teacher`. Returns the figures."""
         from dfkd.training.evaluate import evaluate
 
-        with opened(verbose):
+        with computing(verbose):
             images = _data(data, "data")
             other = None if teacher is None else _model(teacher, "teacher")
             own = {**self._options, "model": model_text(self._model), "data": data_text(images), "json": None}

@@ -79,6 +79,7 @@ def prepare(
     test_given: DataSource | None,
 ) -> Distillation:
     """Open and build everything. Raises: RequestError for whatever can be refused before the first step."""
+    torch.manual_seed(config.seed)  # a loss of one's own may draw its parameters when it is built
     chosen, objective = check_request(config, student_given)  # before anything is opened: a mistake should cost no time
     if not config.class_dropping and any("dropped" in names.parse(loss).options for loss in config.loss):
         say("note: a loss's dropped=... changes nothing without --class-dropping, such as 0.05")
@@ -119,7 +120,6 @@ def prepare(
 
 def check_request(config: DistillConfig, student: ModelSource) -> tuple[Chosen | None, Objective | None]:
     """Refuse what can be refused before any work. Returns the generator and the losses that are named."""
-    torch.manual_seed(config.seed)  # a loss of one's own may draw its parameters when it is built
     _check_options(config)
     if isinstance(student, str):
         check_name(student)
