@@ -178,7 +178,7 @@ def _prepare(config: GenerateConfig) -> Generation:
 
 
 def _student(config: GenerateConfig, teacher: Model) -> Model | None:
-    """The student that is asked along, as it is."""
+    """The student that answers along, as it is."""
     if config.student is None:
         return None
     return load_trained(
@@ -211,7 +211,7 @@ def _method(prepared: Generation) -> Method:
             f"{name} needs a student: --student names one that is trained, or train both: dfkd distill --source {name}"
         )
     if prepared.student is not None and not method.uses_student:
-        raise RequestError(f"--student changes nothing: {name} asks none")
+        raise RequestError(f"--student changes nothing: {name} uses none")
     return method
 
 
