@@ -31,6 +31,7 @@ from dfkd.config.tables import check_mapping, from_mapping, layered, load_preset
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError, nearest
 from dfkd.system.files import PARTIAL
+from dfkd.system.foreign import COMMAND, Foreign
 from dfkd.system.locks import Busy, is_held, locked
 from dfkd.system.portable import expand, forget
 
@@ -151,16 +152,17 @@ def _run_stage(stage: StageConfig, number: str) -> None:
     from dfkd.select import stage as select
 
     name = Path(stage.out).name
-    match stage:
-        case SelectConfig():
-            say(f"{number} select {name}")
-            select.run(stage)
-        case GenerateConfig():
-            say(f"{number} generate {name}")
-            generate.run(stage)
-        case DistillConfig():
-            say(f"{number} distill {name}")
-            distill.run(stage)
+    with Foreign(COMMAND):
+        match stage:
+            case SelectConfig():
+                say(f"{number} select {name}")
+                select.run(stage)
+            case GenerateConfig():
+                say(f"{number} generate {name}")
+                generate.run(stage)
+            case DistillConfig():
+                say(f"{number} distill {name}")
+                distill.run(stage)
 
 
 def _report(pipeline: Pipeline, done: Collection[str]) -> Path:

@@ -10,7 +10,7 @@ from torch import Tensor
 from dfkd.data import Pool
 from dfkd.models.features.fold_batchnorm import folded
 from dfkd.models.features.outputs import Outputs
-from dfkd.models.features.taps import Tap, Tapped
+from dfkd.models.features.taps import Tap, Tapped, network_code
 from dfkd.models.health import CHECKED_IMAGES, check_health
 from dfkd.models.load import Model
 from dfkd.system.device import Place
@@ -33,7 +33,8 @@ class Classifier:
         as much of the device's memory as another teacher.
         """
         self.model, self.place = model, place
-        module = model.module.eval().requires_grad_(False).to(place.device).to(memory_format=torch.channels_last)
+        with network_code(model.module):
+            module = model.module.eval().requires_grad_(False).to(place.device).to(memory_format=torch.channels_last)
         if fold and model.image_size is not None:
             views = self._noise(4, model.image_size).split(2)
             module = folded(module, taps or {}, views).to(memory_format=torch.channels_last)

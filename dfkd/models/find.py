@@ -17,9 +17,12 @@ from dfkd.models.expected import NOTES, from_program, from_safetensors, from_tim
 from dfkd.models.program import check_evaluates, check_program
 from dfkd.models.weights import fit_prefix, load_state, load_weights, names_weights, read_state_dict, require_file
 from dfkd.system.checksums import unsealed
+from dfkd.system.code import as_before, code_of
+from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import hash_file, user_path
-from dfkd.system.names import Named, build, code_of, find, parse
+from dfkd.system.foreign import Foreign
+from dfkd.system.names import Named, build, find, parse
 from dfkd.system.portable import expand
 
 _MODULES = ("dfkd.models", "torchvision.models")
@@ -78,7 +81,8 @@ def check_name(text: str) -> None:
 def _from_run(path: Path) -> Found:
     """The student of a finished run: `[model]` of its config.toml and student.safetensors."""
     try:
-        table: dict[str, Any] = unsealed(tomllib.loads((path / CONFIG).read_text(encoding="utf-8")))["model"]
+        request: dict[str, Any] = unsealed(tomllib.loads((path / CONFIG).read_text(encoding="utf-8")))
+        table: dict[str, Any] = request["model"]
         architecture: str = table["architecture"]
     except (ValueError, KeyError, TypeError) as error:  # neither TOML nor UTF-8, changed, or without the table
         raise RequestError(f"{str(path / CONFIG)!r} is not the configuration of a RUN: {error}") from error
@@ -86,6 +90,13 @@ def _from_run(path: Path) -> Found:
     if not weights.is_file():
         raise RequestError(f"run {str(path)!r} is not finished (no {WEIGHTS}): start its dfkd distill again")
     found = _from_name(expand(architecture), None, None)
+    student = (request.get("content") or {}).get("student")
+    trained = student.get("code") if isinstance(student, dict) else None
+    if trained is not None and as_before(trained) != as_before(found.code):
+        say(
+            f"note: the code of {found.named.name} has changed since run {path.name} was trained: it may answer "
+            "differently with the same weights"
+        )
     load_weights(found.module, finished_weights(path))
     size = table.get("image_size", found.image_size)
     return replace(
@@ -168,22 +179,18 @@ def _from_name(text: str, classes: int | None, channels: int | None) -> Found:
         size,
         stored or from_timm(module),
         "its file" if stored else "timm",
-        code=code_of(target),
+        code=code_of(target, named.name),
         has_weights=True if weights else None if "." in named.name else False,
         may_bring_weights=target.__module__.partition(".")[0] not in _KNOWN_PACKAGES,
     )
 
 
 def _construct(target: Callable[..., Any], named: Named) -> nn.Module:
-    try:
-        module = build(target, named, "model")
-    except RequestError:
-        raise
-    except Exception as error:  # whatever a constructor says to options that it cannot use (timm: RuntimeError)
-        raise RequestError(f"model {str(named)!r} cannot be built: {error}") from error
+    module = build(target, named, "model")
     if not isinstance(module, nn.Module):
         raise RequestError(f"model {named.name!r} built a {type(module).__name__}, not a torch.nn.Module")
-    return module.to("cpu", torch.float32).eval()
+    with Foreign(f"model {str(named)!r} cannot be made ready:", module, always=True):
+        return module.to("cpu", torch.float32).eval()
 
 
 def _count_keys(target: Callable[..., Any], options: Mapping[str, Any]) -> tuple[str | None, str | None]:

@@ -12,12 +12,14 @@ from dfkd.data.images.normalize import NORMALIZATIONS, Preprocess, parse_normali
 from dfkd.formats.run_folder import CONFIG, check_model
 from dfkd.models import DEFAULT_IMAGE_SIZE
 from dfkd.models.expected import size_option
+from dfkd.models.features.taps import network_code, run_network
 from dfkd.models.find import Found, find_model
 from dfkd.models.logits import Member, find_member, members
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import user_path
-from dfkd.system.names import Named, raised
+from dfkd.system.foreign import Raised
+from dfkd.system.names import Named
 from dfkd.system.portable import portable
 
 DEFAULT_NORMALIZE = "imagenet"
@@ -44,7 +46,7 @@ class Model:
     classes: int
     channels: int
     code: str | None = None
-    """A hash of the file that an architecture of one's own, or a .pt2 program, is written in."""
+    """A hash of the code of an architecture of one's own, or of the file of a .pt2 program."""
     has_weights: bool | None = True
     """False where a bare name has no weights; None where a dotted name, or an option like weights=none, gives none."""
     may_bring_weights: bool = False
@@ -155,18 +157,19 @@ def _channel_counts(found: Found) -> tuple[int, ...]:
 @torch.no_grad()
 def _counts(found: Found, image_size: int | None) -> tuple[int, int]:
     """The channels of the input and the classes of the logits, from a forward pass of two black images."""
-    module = found.module.eval()
+    with network_code(found.module):
+        module = found.module.eval()
     refusals: dict[int, tuple[bool, str]] = {}
     for channels, size in itertools.product(_channel_counts(found), (image_size,) if image_size else _PROBE_SIZES):
         try:
-            logits = module(torch.zeros(2, channels, size, size))
-        except Exception as error:  # foreign code: anything can be raised for a size that it cannot take
+            logits = run_network(module, torch.zeros(2, channels, size, size))
+        except Raised as raised:
             key = size_option(module)
             builds = f"({found.named.name}:{key}={size} builds it for this size; --image-size sets the size)"
             sets = builds if key and image_size else _SETS_SIZE
-            said = str(error).partition("\n")[0]
-            of_size = isinstance(error, (RuntimeError, ValueError, AssertionError)) and bool(_ON_SIZES.search(said))
-            why = f"{said} {sets}" if of_size else raised(error)  # else also the error's kind and line
+            kinds = (RuntimeError, ValueError, AssertionError)
+            of_size = isinstance(raised.error, kinds) and bool(_ON_SIZES.search(raised.said))
+            why = f"{raised.said}{raised.place}{f' {sets}' if of_size else ''}"
             refusals[channels] = of_size, f"an input of [batch, {channels}, {size}, {size}]: {why}"
             continue
         if not isinstance(logits, Tensor):

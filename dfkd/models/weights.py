@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from dfkd.models.checkpoint import choose, is_state_dict, usual
+from dfkd.models.features.taps import network_code
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError, nearest
+from dfkd.system.foreign import Raised
 
 WEIGHT_SUFFIXES = (".pt", ".pth", ".th", ".safetensors", ".ckpt", ".bin", ".tar")
 """Names that weights usually have; a file of another name is read too."""
@@ -124,8 +126,11 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> No
     state = fit_prefix(state, module)
     own = module.state_dict()
     try:
-        module.load_state_dict(state)  # strict, and a module's own renaming of old keys takes part
-    except RuntimeError as error:
+        with network_code(module):
+            module.load_state_dict(state)  # strict, and a module's own renaming of old keys takes part
+    except Raised as raised:
+        if not str(raised.error).startswith("Error(s) in loading state_dict"):  # not torch's list of what does not fit
+            raise
         missing, unexpected, shapes = _differences(own, state)
         if unexpected and not missing and not shapes and not _more_layers(own, unexpected):
             module.load_state_dict({name: value for name, value in state.items() if name in own})
@@ -134,7 +139,7 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> No
                 f"model does not have ({_few(unexpected)}); check its name and options if these matter"
             )
             return
-        why = _mismatch(own, state) or str(error).partition("\n")[0]
+        why = _mismatch(own, state) or raised.said
         raise RequestError(f"weights {str(path)!r} do not fit the model: {why}; check its name and options") from None
 
 

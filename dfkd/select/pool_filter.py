@@ -19,6 +19,7 @@ from dfkd.models.load import Model
 from dfkd.select import filters
 from dfkd.system import names
 from dfkd.system.checksums import sealed, unsealed
+from dfkd.system.code import code_of
 from dfkd.system.console import say
 from dfkd.system.device import Place
 from dfkd.system.errors import RequestError
@@ -46,7 +47,7 @@ class NamedFilter:
 
     def describe(self) -> dict[str, Any]:
         """What of it decides a selection."""
-        return {KIND: portable(str(self.named)), "filter_code": names.code_of(self.target) or FORMAT}
+        return {KIND: portable(str(self.named)), "filter_code": code_of(self.target, self.named.name) or FORMAT}
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,12 @@ from dfkd.select.pool_filter import Adapted, NamedFilter, adapt, parse_filter
 from dfkd.select.score import SCORE_FORMAT, WHOLE, PoolScores, Share, score_pool
 from dfkd.select.selection_writer import Selected, check_partial, is_done, write
 from dfkd.system import names
+from dfkd.system.code import code_of
 from dfkd.system.console import say
 from dfkd.system.device import Place, resolve_place
 from dfkd.system.errors import RequestError
 from dfkd.system.files import PARTIAL, output_path, request_folder
+from dfkd.system.foreign import Foreign
 from dfkd.system.locks import locked
 from dfkd.system.portable import portable
 from dfkd.system.text import inspect_command
@@ -102,12 +104,8 @@ def _method(named: names.Named) -> Method:
     target = names.find(named.name, METHODS, "selection method")
 
     def method(scores: ImageScores, rng: np.random.Generator) -> Any:
-        try:
+        with Foreign(f"--method {named.name} raised", target):
             return target(scores=scores, rng=rng, **named.options)
-        except Exception as error:
-            if isinstance(error, RequestError) or "." not in named.name:
-                raise
-            raise RequestError(f"--method {named.name} raised {names.raised(error)}") from error
 
     return method
 
@@ -153,6 +151,7 @@ def _score(
 
 
 def _options(config: SelectConfig, method: names.Named, tap: Tap | None) -> dict[str, Any]:
+    target = names.find(method.name, METHODS, "selection method")
     return {
         "method": portable(str(method)),
         "count": config.count,
@@ -160,7 +159,7 @@ def _options(config: SelectConfig, method: names.Named, tap: Tap | None) -> dict
         "balance": config.balance,
         "deduplicate": config.deduplicate,
         **({"features": str(tap), "faiss": version("faiss-cpu")} if tap else {}),
-        **({"code": code} if (code := names.code_of(names.find(method.name, METHODS, "selection method"))) else {}),
+        **({"code": code} if (code := code_of(target, method.name)) else {}),
     }
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from dfkd.config import DistillConfig
+from dfkd.config.tables import differences
 from dfkd.formats.manifest import check_samples
 from dfkd.formats.shards import Shards
 from dfkd.models.load import Model, load_trained
@@ -65,7 +66,7 @@ def open_teacher(
             f"{first['classes']} and {image['channels']}"
         )
     for shards, name in zip(selections, samples, strict=True):
-        if shards.manifest["content"]["teacher"] != teacher.fingerprint():
+        if differences(shards.manifest["content"]["teacher"], teacher.fingerprint()):
             say(f"note: {name} was selected with another teacher ({shards.manifest['teacher']})")
     return teacher
 
@@ -110,9 +111,10 @@ def _order(config: DistillConfig, selections: Sequence[Shards]) -> sampling.Orde
         sum(map(len, selections)), lambda column: np.concatenate([shards.column(column) for shards in selections])
     )
     target, named = _named_order(config.batches)
-    order: sampling.Order = names.build(
-        target, named, "--batches", stored=stored, batch=config.batch_size, seed=config.seed
-    )
+    given = {"stored": stored, "batch": config.batch_size, "seed": config.seed}
+    order = names.build(target, named, "--batches", **given)
+    if not isinstance(order, sampling.Order):
+        raise RequestError(f"--batches {named} gives a {type(order).__name__}, which has no rows(position, count)")
     return order
 
 

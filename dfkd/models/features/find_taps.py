@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dfkd.models.features.taps import Tap, in_group
+from dfkd.models.features.taps import Tap, in_group, network_code, run_network
 from dfkd.system.errors import RequestError
 
 GROUPS = ("stage", "pre", "begin")
@@ -207,9 +207,7 @@ def _trace(module: nn.Module, example: Tensor) -> _Trace:
         try:
             for path, layer in module.named_modules():
                 handles += _watch(path, layer, runs, order)
-            logits = module(example.to(_device_of(module)))
-        except Exception as error:  # foreign code: anything can be raised for a shape that it cannot take
-            raise RequestError(f"the model cannot take a batch of shape {list(example.shape)}: {error}") from error
+            logits = run_network(module, example.to(_device_of(module)))
         finally:
             for handle in handles:
                 handle.remove()
@@ -231,7 +229,8 @@ def _watch(path: str, layer: nn.Module, runs: list[_Run], order: Iterator[int]) 
 def _evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode for the block, then each module's own flag again."""
     training = [(layer, layer.training) for layer in module.modules()]
-    module.eval()
+    with network_code(module):
+        module.eval()
     try:
         yield
     finally:
