@@ -32,12 +32,10 @@ from dfkd.system.errors import RequestError
 from dfkd.system.files import PARTIAL, output_path, request_folder
 from dfkd.system.locks import locked
 from dfkd.system.portable import portable
-from dfkd.system.text import inspect_command
+from dfkd.system.text import inspect_command, of_classes
 from dfkd.system.versions import versions
 
 METHODS = ["dfkd.select.methods"]
-SHOWN_CLASSES = 100
-"""Counts in the log; the manifest has them all."""
 
 
 def run(config: SelectConfig) -> Path:
@@ -199,12 +197,11 @@ def _choose(config: SelectConfig, method: names.Named, scores: PoolScores) -> Ch
 def _report(selected: Selected) -> None:
     out, choice, scores, pool = selected.config.out, selected.choice, selected.scores, selected.pool
     counts = {reason: n for reason, n in choice.counts().items() if n}
-    per_class = np.bincount(scores.images.prediction[choice.indices])
+    per_class = np.bincount(scores.images.prediction[choice.indices], minlength=selected.model.classes)
     if choice.threshold is not None:
         say(f"threshold: confidence >= {choice.threshold:.4f} admits {choice.admitted:,} of {len(pool):,} images")
     say(f"images by reason: {', '.join(f'{n:,} {reason}' for reason, n in counts.items())}")
-    more = f" and {len(per_class) - SHOWN_CLASSES:,} classes more" if len(per_class) > SHOWN_CLASSES else ""
-    say(f"selected by predicted class: {per_class[:SHOWN_CLASSES].tolist()}{more}")
+    say(f"selected by predicted class: {of_classes(per_class.tolist(), MANIFEST, ',')}")
     if scores.problems:
         say(f"unreadable and skipped: {len(scores.problems):,}; {MANIFEST} names them")
     say(f"{out}: {len(choice.indices):,} images; look at them with: {inspect_command(str(out))}")
