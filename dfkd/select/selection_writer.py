@@ -92,6 +92,8 @@ class Selected:
     """What a generator took to make it."""
     filter: Mapping[str, Any] | None = None
     """What the images went through, as the manifest says it."""
+    left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Of the pool's files and folders, what is no image: how many, by suffix or another reason."""
 
 
 def is_done(out: Path, asked: str, content: dict[str, Any]) -> bool:
@@ -171,6 +173,11 @@ def _manifest(selected: Selected, files: list[dict[str, Any]]) -> dict[str, Any]
             {"source": name, "why": scores.problems[i]}
             for i, name in zip(scores.problems, pool.sources(unreadable), strict=True)
         ],
+        **(
+            {"left_out": {name: dict(counts) for name, counts in selected.left_out.items()}}
+            if selected.left_out
+            else {}
+        ),
         "config": asked,
         "content": selected.content,
         "files": files,

@@ -77,7 +77,7 @@ def run(config: SelectConfig) -> Path:
         try:
             pool, scores, adapted = _score(config, model, pool, place, filter, scoring, tap)
             choice, found = _choose(config, method_name, scores), adapted.describe() if adapted else None
-            selected = Selected(config, model, pool, scores, choice, content, filter=found)
+            selected = Selected(config, model, pool, scores, choice, content, filter=found, left_out=pool.left_out)
             write(partial, out, selected)
         except RequestError:
             if not (partial / JOURNAL).exists():  # else a pool that cannot be read just now: shards are kept
