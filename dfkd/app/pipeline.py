@@ -33,8 +33,8 @@ from dfkd.config.tables import check_mapping, from_mapping, layered, load_preset
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError, nearest
 from dfkd.system.files import PARTIAL
+from dfkd.system.foreign import COMMAND, Foreign
 from dfkd.system.locks import Busy, is_held, locked
-from dfkd.system.names import raised
 from dfkd.system.portable import expand, forget
 
 STAGES = {"select": SelectConfig, "generate": GenerateConfig, "distill": DistillConfig}
@@ -153,7 +153,7 @@ def _run_stages(stages: Sequence[StageConfig]) -> list[Failure]:
             raise
         except Exception as error:
             defect = None if isinstance(error, RequestError) else error
-            failures.append(Failure(left[number], raised(error) if defect else str(error), defect))
+            failures.append(Failure(left[number], f"{type(error).__name__}: {error}" if defect else str(error), defect))
             say(f"{failures[-1].name} failed: {failures[-1].why}")
             if defect:
                 traceback.print_exception(defect)
@@ -213,16 +213,17 @@ def _run_stage(stage: StageConfig, number: str) -> None:
     from dfkd.select import stage as select
 
     name = Path(stage.out).name
-    match stage:
-        case SelectConfig():
-            say(f"{number} select {name}")
-            select.run(stage)
-        case GenerateConfig():
-            say(f"{number} generate {name}")
-            generate.run(stage)
-        case DistillConfig():
-            say(f"{number} distill {name}")
-            distill.run(stage)
+    with Foreign(COMMAND):
+        match stage:
+            case SelectConfig():
+                say(f"{number} select {name}")
+                select.run(stage)
+            case GenerateConfig():
+                say(f"{number} generate {name}")
+                generate.run(stage)
+            case DistillConfig():
+                say(f"{number} distill {name}")
+                distill.run(stage)
 
 
 def _report(pipeline: Pipeline, done: Collection[str], failures: Sequence[Failure]) -> Path:

@@ -87,7 +87,7 @@ def load_preset(name: str, stage: str, config: type) -> dict[str, Any]:
 
 
 def layered(weaker: Mapping[str, Any], stronger: Mapping[str, Any]) -> dict[str, Any]:
-    """Options over others: a length of the training in one unit takes the place of that in the other."""
+    """Options over others: a length of the training in one unit replaces that in the other."""
     lengths = ("steps", "epochs")
     replaced = lengths if any(stronger.get(name) is not None for name in lengths) else ()
     return {name: value for name, value in weaker.items() if name not in replaced} | dict(stronger)

@@ -42,7 +42,7 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 
 @dataclass(frozen=True)
 class Data:
-    """One DATA: its name without its place, and its readers, each with the name that its sources begin with."""
+    """One DATA: its name without its folder, and its readers, each with the name that its origins begin with."""
 
     name: str
     parts: list[tuple[str, Reader]]
@@ -50,7 +50,7 @@ class Data:
     """Names of files and folders that hold no images."""
 
     def identity(self) -> dict[str, Any]:
-        """What decides the content, as JSON. Names belong to it: sources begin with them."""
+        """What decides the content, as JSON. Names belong to it: origins begin with them."""
         images = sum(len(reader) for _, reader in self.parts)
         if len(self.parts) == 1 and self.parts[0][0] == self.name:
             return {"name": self.name, "images": images, **self.parts[0][1].identity}

@@ -1,4 +1,4 @@
-"""The pool: several DATA one after the other, as sources and uint8 images of one size, by index."""
+"""The pool: several DATA one after the other, as origins and uint8 images of one size, by index."""
 
 import copy
 import threading
@@ -83,7 +83,7 @@ class Pool:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def sources(self, indices: Integer[np.ndarray, " batch"]) -> list[str]:
+    def origins(self, indices: Integer[np.ndarray, " batch"]) -> list[str]:
         """Where images come from: stable, readable, unique in the pool; `pool.npz#17`, `folder/sub/a.png`."""
         found = [""] * len(indices)
         for name, reader, _, positions, local in self._split(indices):

@@ -22,7 +22,7 @@ from dfkd.formats.shards import Shards
 from dfkd.generators.build import Chosen
 from dfkd.models.classifier import Classifier, answer
 from dfkd.models.features.find_taps import GROUPS, find_taps, group_of, match_groups
-from dfkd.models.features.taps import Tap, Tapped, parse_taps
+from dfkd.models.features.taps import Tap, Tapped, network_code, parse_taps
 from dfkd.models.find import check_name
 from dfkd.models.load import Model, load_model
 from dfkd.system import names
@@ -224,7 +224,8 @@ def _trainer(
         _taps(student, config.student_taps, objective.taps, example, "student"),
     )
     classifier = Classifier(teacher, place, taps[0], fold=True)
-    module = student.module.to(place.device).to(memory_format=torch.channels_last)
+    with network_code(student.module):
+        module = student.module.to(place.device).to(memory_format=torch.channels_last)
     tapped = Tapped(module, taps[1])
     asked = Counted(classifier.answer)
     setting = Setting(

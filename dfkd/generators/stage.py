@@ -15,7 +15,7 @@ from dfkd.config import GenerateConfig
 from dfkd.formats.manifest import MANIFEST
 from dfkd.formats.run_folder import CHECKPOINT, Progress
 from dfkd.formats.shards import Shards
-from dfkd.generators.base import Method
+from dfkd.generators.base import Method, checked_terms, method_code
 from dfkd.generators.build import Chosen, build, choose
 from dfkd.generators.health import Health
 from dfkd.generators.pictures import BLOCK, GeneratedPictures
@@ -76,7 +76,9 @@ def run(config: GenerateConfig) -> Path:
         Journal(partial, hash_of(prepared.content), anew=lambda: _forget(partial))
         restore_folder(partial / CHECKPOINT)
         method = _method(prepared)
-        steps = config.steps or method.updates_for(_needed(prepared))
+        with method_code(method):
+            enough = method.updates_for(_needed(prepared))
+        steps = config.steps or enough
         maker = Maker(method, prepared, Pace(steps, config.batch_size, config.checkpoint_every, config.log_every))
         record = Progress(partial, f"; delete {partial}, and it starts anew")
         train(maker, record)
@@ -104,7 +106,7 @@ class Maker:
         self._health, self._seen = Health(method), dict[str, Tensor]()
 
     @property
-    def mend(self) -> str:
+    def hint(self) -> str:
         """What to do when it blows up."""
         name = self._name
         return f"give the method a lower rate, such as {name}:lr=1e-4, or another --seed"
@@ -117,7 +119,9 @@ class Maker:
 
     def advance(self) -> Mapping[str, Tensor | float]:
         """One update of the method."""
-        self._seen |= self.method.update(self._student)
+        with method_code(self.method):
+            seen = self.method.update(self._student)
+        self._seen |= checked_terms(self.method, seen)
         self.step += 1
         if self.step >= self.method.first:
             self._seen |= self._health.observe(self.step)
@@ -225,7 +229,8 @@ def _collect(prepared: Generation, method: Method) -> Selected:
     quota, pictures = prepared.quota, GeneratedPictures(method, prepared.chosen.named.name)
     teacher = Classifier(prepared.teacher, prepared.place)
     most = quota.count if quota.per_class is None else ATTEMPTS * quota.count
-    most = min(most, method.available() or most)
+    with method_code(method):
+        most = min(most, method.available() or most)
     taken: list[Int[np.ndarray, " block"]] = []
     with progress("making", quota.count, "images") as bar:
         while len(pictures) < most and not quota.full:

@@ -21,11 +21,12 @@ from dfkd.system.code import as_before, code_of
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import hash_file, user_path
+from dfkd.system.foreign import Foreign
 from dfkd.system.names import Named, build, find, parse
 from dfkd.system.portable import expand
 
 _MODULES = ("dfkd.models", "torchvision.models")
-_KNOWN_PACKAGES = ("dfkd", "torchvision", "timm")  # their constructors bring weights only where they are asked to
+_KNOWN_PACKAGES = ("dfkd", "torchvision", "timm")  # their constructors bring weights only where an option says so
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,8 @@ def _from_export(path: Path) -> Found:
         raise RequestError(f"{str(path)!r} takes other than one input [batch, channels, height, width]")
     batch, channels, height, width = (n if isinstance(n, int) else None for n in values[0].shape)
     if batch is not None:
-        mend = "export it with dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)"
-        raise RequestError(f"{str(path)!r} takes batches of {batch} alone; {mend}")
+        hint = "export it with dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)"
+        raise RequestError(f"{str(path)!r} takes batches of {batch} alone; {hint}")
     if height != width:
         raise RequestError(f"{str(path)!r} takes images of {height}x{width} pixels; they must be square")
     return Found(
@@ -185,15 +186,11 @@ def _from_name(text: str, classes: int | None, channels: int | None) -> Found:
 
 
 def _construct(target: Callable[..., Any], named: Named) -> nn.Module:
-    try:
-        module = build(target, named, "model")
-    except RequestError:
-        raise
-    except Exception as error:  # whatever a constructor says to options that it cannot use (timm: RuntimeError)
-        raise RequestError(f"model {str(named)!r} cannot be built: {error}") from error
+    module = build(target, named, "model")
     if not isinstance(module, nn.Module):
         raise RequestError(f"model {named.name!r} built a {type(module).__name__}, not a torch.nn.Module")
-    return module.to("cpu", torch.float32).eval()
+    with Foreign(f"model {str(named)!r} cannot be made ready:", module, always=True):
+        return module.to("cpu", torch.float32).eval()
 
 
 def _count_keys(target: Callable[..., Any], options: Mapping[str, Any]) -> tuple[str | None, str | None]:

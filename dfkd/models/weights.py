@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from dfkd.models.checkpoint import choose, is_state_dict, usual
+from dfkd.models.features.taps import network_code
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError, nearest
+from dfkd.system.foreign import Raised
 
 WEIGHT_SUFFIXES = (".pt", ".pth", ".th", ".safetensors", ".ckpt", ".bin", ".tar")
 """Names that weights usually have; a file of another name is read too."""
@@ -55,7 +57,7 @@ def require_file(path: Path, suffixes: Sequence[str]) -> None:
 def read_state_dict(path: Path, module: nn.Module | None = None) -> dict[str, Tensor]:
     """The tensors of a weights file on the cpu: bare, or the dictionary in it that fits `module` best.
 
-    `FILE#KEY` names the dictionary. What is taken from an unusual place, and what else would fit, is said in a note.
+    `FILE#KEY` names the dictionary. What is taken from an unusual key, and what else would fit, is said in a note.
     Raises: RequestError for a file that is missing, unreadable, of another kind, or holds pickled Python objects.
     """
     path, key = _with_key(path)
@@ -116,26 +118,29 @@ def load_weights(module: nn.Module, path: Path) -> None:
     load_state(module, read_state_dict(path, module), path)
 
 
-def load_state(module: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
-    """Put the tensors read from `source` into `module`. Keys that it does not have are left out with a note.
+def load_state(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Put the tensors read from `path` into `module`. Keys that it does not have are left out with a note.
 
     Raises: RequestError naming the missing, the unexpected and the mis-shaped keys.
     """
     state = fit_prefix(state, module)
     own = module.state_dict()
     try:
-        module.load_state_dict(state)  # strict, and a module's own renaming of old keys takes part
-    except RuntimeError as error:
+        with network_code(module):
+            module.load_state_dict(state)  # strict, and a module's own renaming of old keys takes part
+    except Raised as raised:
+        if not str(raised.error).startswith("Error(s) in loading state_dict"):  # not torch's list of what does not fit
+            raise
         missing, unexpected, shapes = _differences(own, state)
         if unexpected and not missing and not shapes and not _more_layers(own, unexpected):
             module.load_state_dict({name: value for name, value in state.items() if name in own})
             say(
-                f"note: weights {source.name!r}: {len(unexpected):,} of {len(state):,} tensors are left out, which the "
+                f"note: weights {path.name!r}: {len(unexpected):,} of {len(state):,} tensors are left out, which the "
                 f"model does not have ({_few(unexpected)}); check its name and options if these matter"
             )
             return
-        why = _mismatch(own, state) or str(error).partition("\n")[0]
-        raise RequestError(f"weights {str(source)!r} do not fit the model: {why}; check its name and options") from None
+        why = _mismatch(own, state) or raised.said
+        raise RequestError(f"weights {str(path)!r} do not fit the model: {why}; check its name and options") from None
 
 
 def fit_prefix(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
@@ -167,17 +172,17 @@ def _read(path: Path) -> object:
     except Exception as error:  # a damaged file can raise anything at all from the readers
         # torch's own text begins with the advice to load the file without this protection
         said = str(error).partition("Weights only load failed")
-        mend = "save model.state_dict() instead, or use safetensors"
+        hint = "save model.state_dict() instead, or use safetensors"
         if "GLOBAL " in said[2]:
             name = said[2].partition("GLOBAL ")[2].split()[0]
             raise RequestError(
-                f"weights {str(path)!r} hold pickled Python objects ({name}), which could run code: {mend}"
+                f"weights {str(path)!r} hold pickled Python objects ({name}), which could run code: {hint}"
             ) from None
         if "TorchScript" in said[0]:
-            raise RequestError(f"weights {str(path)!r} hold a TorchScript program: {mend}") from None
+            raise RequestError(f"weights {str(path)!r} hold a TorchScript program: {hint}") from None
         if said[1]:
             what = _few(re.findall(r"^Unsupported .*$", said[2], re.MULTILINE) or ["no pickle of tensors"])
-            raise RequestError(f"weights {str(path)!r} cannot be read ({what}): {mend}") from None
+            raise RequestError(f"weights {str(path)!r} cannot be read ({what}): {hint}") from None
         reason = said[0].partition("\n")[0] or type(error).__name__
         raise RequestError(f"weights {str(path)!r} cannot be read: {reason}") from error
 
@@ -194,7 +199,7 @@ def _is_tensor(value: object) -> bool:
 
 
 def _other_kind(head: bytes) -> str | None:
-    """What a file is that often lies in the place of weights, from its first bytes."""
+    """What a file is that is often mistaken for weights, from its first bytes."""
     if not head:
         return "the file is empty; fetch it again"
     if head.startswith(b"version https://git-lfs"):

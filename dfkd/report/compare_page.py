@@ -36,11 +36,11 @@ def write(path: Path, rows: Sequence[Row], found: Sequence[str]) -> None:
     )
 
 
-def command(asked: Mapping[str, Any]) -> str:
-    """The command line that asks for a run again: what is not a default, quoted for a shell, `~` as $HOME."""
+def command(config: Mapping[str, Any]) -> str:
+    """The command line that repeats a run: what is not a default, quoted for a shell, `~` as $HOME."""
     defaults = {f.name: f.default for f in dataclasses.fields(DistillConfig)}
     words = ["dfkd", "distill"]
-    for name, value in asked.items():
+    for name, value in config.items():
         if name == "preset" or value == _plain(defaults.get(name)):  # a preset's values are among the others
             continue
         flag = name.replace("_", "-")
@@ -97,7 +97,7 @@ def _settings(rows: Sequence[Row]) -> Html:
 def _commands(rows: Sequence[Row]) -> Html:
     """A closed block a row, with a command a seed."""
     blocks = (
-        tag("details", tag("summary", row.name), *(tag("pre", command(run.asked)) for run in row.runs)) for row in rows
+        tag("details", tag("summary", row.name), *(tag("pre", command(run.config)) for run in row.runs)) for row in rows
     )
     note = tag("p", "Paths are as they were given; the user's own folder is $HOME.", class_="note")
     return section("How to reproduce", note, join(blocks))

@@ -217,7 +217,7 @@ def _gallery(contents: Contents) -> list[Html]:
     """Each shown class with images that are spread evenly over its range of confidence."""
     parts = []
     confidence, entropy = (contents.selected[name] for name in SCORES)
-    sources = contents.shards.column("source")
+    origins = contents.shards.column("source")
     raw = not contents.shards.encoded
     for k in contents.shown_classes:
         rows = np.flatnonzero(contents.prediction == k)
@@ -232,8 +232,8 @@ def _gallery(contents: Contents) -> list[Html]:
             picture = tag(
                 "img",
                 src=_data_uri(pixels, raw),
-                alt=f"predicted {k} with confidence {scores}: {sources[row]}",
-                title=sources[row],
+                alt=f"predicted {k} with confidence {scores}: {origins[row]}",
+                title=origins[row],
                 class_="pixelated" if raw else None,
                 loading="lazy",
             )

@@ -138,7 +138,7 @@ def write_json(path: Path, value: Mapping[str, Any], first: bool = False) -> Non
 
 
 def output_path(text: str, flag: str = "--out") -> Path:
-    """The place that a flag names, with links resolved. Raises: RequestError where nothing can be written there."""
+    """The path that a flag names, with links resolved. Raises: RequestError where nothing can be written there."""
     path = Path(text).resolve()
     if not _is_utf8(str(path)):
         raise RequestError(f"{flag} {text} is no UTF-8, as Arrow wants the names of files to be; give another name")
@@ -162,7 +162,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def replace_folder(partial: Path, final: Path) -> None:
-    """Put a complete folder in the place of an older one; `current_folder` finds one of the two at every moment."""
+    """Replace an older folder by a complete one; `current_folder` finds one of the two at every moment."""
     old = final.with_name(final.name + ".old")
     sync_folder(partial)
     restore_folder(final)

@@ -52,9 +52,9 @@ def measure(model: Classifier, data: Pool, batch_size: int, teacher: Classifier 
         for indices, images in data.batches(batch_size):
             if images.problems:
                 position, why = next(iter(images.problems.items()))
-                name = data.sources(indices[position : position + 1])[0]
+                name = data.origins(indices[position : position + 1])[0]
                 raise RequestError(
-                    f"{name} cannot be read ({why}); an accuracy over fewer images would mislead: mend it"
+                    f"{name} cannot be read ({why}); an accuracy over fewer images would mislead: repair or remove it"
                 )
             pixels = torch.from_numpy(images.pixels)
             answers.append(model(pixels).logits.cpu())
@@ -96,9 +96,9 @@ def check_labels(data: Pool, classes: int) -> Int[np.ndarray, " images"]:
     labels = data.labels()
     if len(labels) and (labels.min() < 0 or labels.max() >= classes):
         one_more = labels.min() > 0 and labels.max() == classes
-        mend = "; count them from 0 (a class folder whose name is a number is that class)" if one_more else ""
+        hint = "; count them from 0 (a class folder whose name is a number is that class)" if one_more else ""
         raise RequestError(
-            f"the data has labels from {labels.min()} to {labels.max()}; the model has classes 0 to {classes - 1}{mend}"
+            f"the data has labels from {labels.min()} to {labels.max()}; the model has classes 0 to {classes - 1}{hint}"
         )
     if (seen := len(np.unique(labels))) < classes:
         say(

@@ -59,7 +59,7 @@ def open_teacher(
     image, made_with = first["image"], first["content"]["preprocess"]["normalize"]
     teacher = _finite(load_trained(text, normalize=normalize or made_with, image_size=image["size"]))
     if teacher.normalize != made_with:
-        say(f"note: the teacher is asked with --normalize {normalize}, and {samples[0]} was selected with {made_with}")
+        say(f"note: the teacher is used with --normalize {normalize}, and {samples[0]} was selected with {made_with}")
     if (teacher.classes, teacher.channels) != (first["classes"], image["channels"]):
         raise RequestError(
             f"--teacher has {teacher.classes} classes and {teacher.channels} channels, the selection was made for "
@@ -111,9 +111,10 @@ def _order(config: DistillConfig, selections: Sequence[Shards]) -> sampling.Orde
         sum(map(len, selections)), lambda column: np.concatenate([shards.column(column) for shards in selections])
     )
     target, named = _named_order(config.batches)
-    order: sampling.Order = names.build(
-        target, named, "--batches", stored=stored, batch=config.batch_size, seed=config.seed
-    )
+    given = {"stored": stored, "batch": config.batch_size, "seed": config.seed}
+    order = names.build(target, named, "--batches", **given)
+    if not isinstance(order, sampling.Order):
+        raise RequestError(f"--batches {named} gives a {type(order).__name__}, which has no rows(position, count)")
     return order
 
 

@@ -54,8 +54,8 @@ def test_folder__takes_whole_numbers_as_labels(tmp_path: Path) -> None:
         (tmp_path / str(i)).mkdir()
         (tmp_path / str(i) / "a.png").write_bytes(encode(image))
     pool = open_pool([str(tmp_path)], image_size=16, channels=3)
-    sources = pool.sources(ALL)
-    assert pool.labels().tolist() == [int(source.split("/")[1]) for source in sources]
+    origins = pool.origins(ALL)
+    assert pool.labels().tolist() == [int(origin.split("/")[1]) for origin in origins]
 
 
 def test_folder__may_hold_a_file_state_json(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_tar__reads_links_to_its_own_members(tmp_path: Path, capsys: pytest.Capt
     path = write_links(tmp_path / "x.tar", members)
     for _ in range(2):  # the second time by the index that the first has kept
         pool = open_pool([str(path)], image_size=16, channels=3)
-        assert pool.sources(np.arange(len(pool))) == [f"x.tar/{n}.png" for n in ("d/0", "e/1", "e/2", "f/3", "f/4")]
+        assert pool.origins(np.arange(len(pool))) == [f"x.tar/{n}.png" for n in ("d/0", "e/1", "e/2", "f/3", "f/4")]
         assert np.array_equal(pool.images(np.arange(5)).pixels, PIXELS[[0, 0, 3, 3, 3]])
         assert pool.labels().tolist() == [5, 5, 7, 7, 7]
         assert "3 links to nothing in it" in capsys.readouterr().err
@@ -173,7 +173,7 @@ def test_content_decides__what_an_image_is(tmp_path: Path, capsys: pytest.Captur
     for given in (tmp_path / "f", tar, tar):
         pool = open_pool([str(given)], image_size=16, channels=3)
         assert pool.left_out == {given.name: {".avif": 1, ".heic": 1, ".part": 1, ".zzz": 1, **extra[given.name]}}
-        assert sorted(source.partition("/")[2] for source in pool.sources(np.arange(len(pool)))) == names
+        assert sorted(origin.partition("/")[2] for origin in pool.origins(np.arange(len(pool)))) == names
         assert not pool.images(np.arange(len(pool))).problems
         said = capsys.readouterr().err
         assert all(f"1 {suffix}" in said for suffix in (".heic", ".avif", ".zzz", ".part")), said
@@ -218,7 +218,7 @@ def test_tar__takes_the_member_that_is_named(tmp_path: Path, capsys: pytest.Capt
     pool = open_pool([str(tmp_path / "m-{0..1}.tar#png")], image_size=16, channels=3)
     assert np.array_equal(pool.images(ALL).pixels, PIXELS)
     assert pool.labels().tolist() == [*range(6)] * 2
-    assert pool.sources(ALL[6:7]) == ["m-1.tar/0.png"]
+    assert pool.origins(ALL[6:7]) == ["m-1.tar/0.png"]
     both = [open_pool([one + end], image_size=16, channels=3).identity for end in ("", "#png", "#mask.png")]
     assert both[0] != both[1] != both[2]
     with pytest.raises(RequestError, match=r"holds no images named KEY\.jpg"):

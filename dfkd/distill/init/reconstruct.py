@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dfkd.distill.init.inherit import Plain, evenly, plain
+from dfkd.models.features.taps import network_code, run_network
 from dfkd.training.bn_reestimate import batch_norms, reestimate
 
 _IMAGES, _FEWEST, _PIXELS = 1024, 64, 2**21
@@ -48,13 +49,15 @@ def reconstruct(
     Returns: for each layer, in the order of the pass, the share of the outputs' variance that it gives, on these images
     (of their square, for a layer without bias that is not fitted up to a constant).
     """
-    layers = _matched(student, teacher.eval())
+    with network_code(teacher):
+        teacher.eval()
+    layers = _matched(student, teacher)
     wanted = {name: _Wanted(ours, len(view)) for name, (ours, _) in layers.items()}
     with ExitStack() as hooks:
         for name, (_, theirs) in layers.items():
             hooks.enter_context(theirs.register_forward_hook(wanted[name].remember))
         for part in view.split(128) if layers else ():
-            teacher(part)
+            run_network(teacher, part)
     shares: dict[str, float] = {}
     fit = partial(_fit, constant_free=bool(batch_norms(student)), shares=shares)
     with ExitStack() as hooks:
