@@ -82,7 +82,7 @@ class Trainer:
     def hint(self) -> str:
         """What to do when it blows up."""
         made = " or a lower rate of the generator (NAME:lr=...)" if self.source.images is None else ""
-        return f"start again in another folder with a lower --lr{made}"
+        return f"give a lower --lr{made}: the run then starts anew"
 
     def warm_up(self) -> Mapping[str, Tensor] | None:
         """A piece of what the source does before the student's first step."""

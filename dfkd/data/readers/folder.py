@@ -46,6 +46,7 @@ class FolderReader:
         self.identity: dict[str, Any] = {"format": "folder", "files": digest.hexdigest()[:16]}
         if not len(self):
             raise NoImages(f"folder {str(path)!r} holds no images{_hint(path)}")
+        self.left_out = content.counted(left_out)
         if left_out:
             say(content.note(f"folder {str(path)!r}", left_out))
 
