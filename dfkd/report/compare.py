@@ -1,5 +1,6 @@
 """`dfkd compare`: finished runs -> a table on the terminal, a CSV and a page."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from dfkd.config import CompareConfig
@@ -13,8 +14,8 @@ from dfkd.system.files import write_text
 from dfkd.system.text import visible
 
 
-def run(config: CompareConfig) -> Path:
-    """Compare as `config` says. Returns the page.
+def run(config: CompareConfig, failed: Mapping[str, str] | None = None) -> Path:
+    """Compare as `config` says; `failed` are runs that have no result, with the reasons. Returns the page.
 
     Raises: RequestError for a wrong `--out` or runs that cannot be put side by side.
     """
@@ -24,9 +25,11 @@ def run(config: CompareConfig) -> Path:
     rows = collect(config.runs)
     answer(terminal_table(rows))
     answer(visible(reading(rows)))
-    for warning in warnings(rows):
+    missing = [f"{name} failed and is not in the table: {why}" for name, why in (failed or {}).items()]
+    found = [*missing, *warnings(rows)]
+    for warning in found:
         answer(visible(f"warning: {warning}"))
     write_text(path.with_suffix(".csv"), csv_text(rows))
-    compare_page.write(path, rows)
+    compare_page.write(path, rows, found)
     say(f"wrote {path} and {path.with_suffix('.csv')}")
     return path
