@@ -9,7 +9,6 @@ import pytest
 
 from dfkd.app import cli, demo
 
-
 FITTED_ON = 128
 """Images on which a student's layers are fitted: an eighth of the default, which took half the time of a short run."""
 
