@@ -13,6 +13,7 @@ from dfkd.config import tables
 from dfkd.system import portable, signals
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError, nearest
+from dfkd.system.foreign import COMMAND, Foreign
 from dfkd.system.text import visible
 
 INTERRUPTED = 130
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         say(f"{prog}: {tables.describe(resolved)}")
         module, _, function = stage.target.partition(":")
-        with signals.handled():
+        with signals.handled(), Foreign(COMMAND):
             getattr(importlib.import_module(module), function)(resolved)
     except RequestError as error:
         print(f"{prog}: {error}", file=sys.stderr)

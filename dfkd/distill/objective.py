@@ -13,6 +13,7 @@ from dfkd.distill.setting import Setting
 from dfkd.models.features.outputs import Outputs
 from dfkd.system import names
 from dfkd.system.errors import RequestError
+from dfkd.system.foreign import Foreign
 
 LOSSES = ["dfkd.distill.losses"]
 _UNFIT = (TypeError, AttributeError, KeyError)
@@ -30,6 +31,11 @@ class Objective(nn.Module):
         self._terms, self.spelled = list(terms), list(spelled)
         # registered under positions: a loss's own name may hold dots, which module names may not
         self.losses = nn.ModuleList(loss for _, _, loss in terms if isinstance(loss, nn.Module))
+
+    @property
+    def parts(self) -> list[Callable[[Outputs, Outputs], Tensor]]:
+        """The losses themselves."""
+        return [loss for _, _, loss in self._terms]
 
     @property
     def taps(self) -> frozenset[str]:
@@ -58,31 +64,32 @@ class Objective(nn.Module):
 
     def setup(self, student: Outputs, teacher: Outputs, setting: Setting) -> None:
         """Show the losses the networks, and let them build their parameters from the outputs of a first batch."""
-        for _, _, loss in self._terms:
+        for name, _, loss in self._terms:
             if hasattr(loss, "bind"):
-                loss.bind(setting)
+                with _code(name, loss):
+                    loss.bind(setting)
             if hasattr(loss, "setup"):
-                loss.setup(student, teacher)
+                with _code(name, loss):
+                    loss.setup(student, teacher)
 
     @torch.no_grad()
     def finish(self) -> None:
         """After the last step: losses whose parameters become part of the student put them there."""
-        for _, _, loss in self._terms:
+        for name, _, loss in self._terms:
             if hasattr(loss, "finish"):
-                loss.finish()
+                with _code(name, loss):
+                    loss.finish()
 
     @torch.no_grad()
     def check(self, student: Outputs, teacher: Outputs) -> None:
         """Try every loss on a batch. Raises: RequestError for one that does not take outputs or gives no number."""
         for name, _, loss in self._terms:
+            what = f"--loss {name} cannot take the outputs of student and teacher:"
             try:
-                value = loss(student, teacher)
-            except Exception as error:
-                if isinstance(error, RequestError) or ("." not in name and not isinstance(error, _UNFIT)):
-                    raise  # of our own losses another error is a defect
-                raise RequestError(
-                    f"--loss {name} cannot take the outputs of student and teacher: {names.raised(error)}"
-                ) from error
+                with Foreign(what, loss):
+                    value = loss(student, teacher)
+            except _UNFIT as error:  # of our own losses another error is a defect
+                raise RequestError(f"{what} {error}") from error
             if not isinstance(value, Tensor) or value.numel() != 1:
                 found = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
                 raise RequestError(f"--loss {name} gives {found}, not one number as a tensor")
@@ -92,10 +99,15 @@ class Objective(nn.Module):
         total = student.logits.new_zeros(())
         values = {}
         for name, weight, loss in self._terms:
-            value = loss(student, teacher)
+            with _code(name, loss):
+                value = loss(student, teacher)
             total = total + weight * value
             values[name] = value.detach()
         return total, values
+
+
+def _code(name: str, loss: object) -> Foreign:
+    return Foreign(f"--loss {name} fails:", loss)
 
 
 def build_objective(specs: Sequence[str]) -> Objective:

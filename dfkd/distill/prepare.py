@@ -22,7 +22,7 @@ from dfkd.formats.shards import Shards
 from dfkd.generators.build import Chosen
 from dfkd.models.classifier import Classifier, answer
 from dfkd.models.features.find_taps import GROUPS, find_taps, group_of, match_groups
-from dfkd.models.features.taps import Tap, Tapped, parse_taps
+from dfkd.models.features.taps import Tap, Tapped, network_code, parse_taps
 from dfkd.models.find import check_name
 from dfkd.models.load import Model, load_model
 from dfkd.system import names
@@ -224,7 +224,8 @@ def _trainer(
         _taps(student, config.student_taps, objective.taps, example, "student"),
     )
     classifier = Classifier(teacher, place, taps[0], fold=True)
-    module = student.module.to(place.device).to(memory_format=torch.channels_last)
+    with network_code(student.module):
+        module = student.module.to(place.device).to(memory_format=torch.channels_last)
     tapped = Tapped(module, taps[1])
     asked = Counted(classifier.answer)
     setting = Setting(
@@ -264,7 +265,7 @@ def _taps(
     who: str,
     others: frozenset[str] = frozenset(),
 ) -> dict[str, Tap]:
-    """The places that the losses read: those named by hand, and the others found by tracing the model.
+    """The taps that the losses read: those named by hand, and the others found by tracing the model.
 
     `others` may be named besides: a generator reads them.
     """
@@ -273,8 +274,8 @@ def _taps(
         if group_of(name) in others - wanted:
             del given[name]
         elif group_of(name) not in wanted or name in GROUPS:
-            places = [f"{tap}1, {tap}2, ..." if tap in GROUPS else tap for tap in sorted(wanted)]
-            read = f"the losses read {', '.join(places)}" if wanted else "no loss reads features"
+            numbered = [f"{tap}1, {tap}2, ..." if tap in GROUPS else tap for tap in sorted(wanted)]
+            read = f"the losses read {', '.join(numbered)}" if wanted else "no loss reads features"
             raise RequestError(f"--{who}-taps names {name!r}; {read}")
     found = find_taps(model.module, example, given, wanted)
     for note in found.notes:

@@ -17,11 +17,13 @@ from dfkd.distill.setting import Counted
 from dfkd.distill.teacher_cache.views import TeacherViews
 from dfkd.models.classifier import Classifier, answer
 from dfkd.models.features.outputs import Outputs
-from dfkd.models.features.taps import Tapped
+from dfkd.models.features.taps import Tapped, network_code
+from dfkd.models.state import tensors_of
 from dfkd.select.class_dropping import kept_classes
 from dfkd.system.console import say
 from dfkd.system.device import Place
 from dfkd.system.errors import RequestError
+from dfkd.system.foreign import Foreign, is_theirs
 from dfkd.training.bn_reestimate import batch_norms, reestimate
 from dfkd.training.ema import Average
 from dfkd.training.loop import Pace, check_weights
@@ -67,7 +69,7 @@ class Trainer:
         self.generator = torch.Generator(self.place.device).manual_seed(plan.seed)
         self.average: Average | None = None
         if plan.ema:  # the losses' own parameters too: some end up in the student
-            self.average = Average([*student.module.state_dict().values(), *objective.parameters()], plan.ema)
+            self.average = Average([*tensors_of(student.module).values(), *objective.parameters()], plan.ema)
         self.fitted_on = 0
         """Images that the teacher answers before the first step, so that layers of the student can be fitted."""
         self._sampler: Source | None = None
@@ -77,10 +79,10 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
 
     @property
-    def mend(self) -> str:
+    def hint(self) -> str:
         """What to do when it blows up."""
         made = " or a lower rate of the generator (NAME:lr=...)" if self.source.images is None else ""
-        return f"start again in another folder with a lower --lr{made}"
+        return f"give a lower --lr{made}: the run then starts anew"
 
     def warm_up(self) -> Mapping[str, Tensor] | None:
         """A piece of what the source does before the student's first step."""
@@ -91,7 +93,8 @@ class Trainer:
         if self._sampler is not None:
             self._reconstruct(self._sampler)
             self._sampler = None
-        self.student.module.train()
+        with network_code(self.student.module):
+            self.student.module.train()
 
     def fit_on(self, images: Source | None) -> None:
         """Have the student's layers fitted to the teacher's before the first step, on some of these images."""
@@ -156,6 +159,10 @@ class Trainer:
             for layer in layers:
                 layer.track_running_stats = True
 
+    def _learnt_from(self) -> object:
+        """What is not of this package in the backward pass: torch blames nobody for a tensor that was overwritten."""
+        return next(filter(is_theirs, (self.student.module, *self.objective.parts)), None)
+
     def advance(self) -> dict[str, Tensor | float]:
         """One optimizer step. Returns metrics as tensors: reading them here would wait for the device at every step."""
         plan = self.plan
@@ -171,7 +178,8 @@ class Trainer:
         if self.follower is not None and batch.rows is not None:
             self.follower.seen(batch.rows, _distances(ours, theirs))
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        with Foreign("the backward pass of student and losses fails:", self._learnt_from()):
+            total.backward()
         self.optimizer.step()
         if self.average is not None:
             self.average.update(self.step)

@@ -12,9 +12,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from dfkd.config import GenerateConfig
+from dfkd.formats.manifest import MANIFEST
 from dfkd.formats.run_folder import CHECKPOINT, Progress
 from dfkd.formats.shards import Shards
-from dfkd.generators.base import Method
+from dfkd.generators.base import Method, checked_terms, method_code
 from dfkd.generators.build import Chosen, build, choose
 from dfkd.generators.health import Health
 from dfkd.generators.pictures import BLOCK, GeneratedPictures
@@ -31,7 +32,7 @@ from dfkd.system.errors import RequestError
 from dfkd.system.files import PARTIAL, hash_of, output_path, restore_folder
 from dfkd.system.locks import locked
 from dfkd.system.portable import portable
-from dfkd.system.text import inspect_command
+from dfkd.system.text import LISTED_CLASSES, inspect_command, of_classes
 from dfkd.system.versions import versions
 from dfkd.training.loop import Pace, train
 from dfkd.training.selections import open_selections, open_teacher, real_images
@@ -75,7 +76,9 @@ def run(config: GenerateConfig) -> Path:
         Journal(partial, hash_of(prepared.content), anew=lambda: _forget(partial))
         restore_folder(partial / CHECKPOINT)
         method = _method(prepared)
-        steps = config.steps or method.updates_for(_needed(prepared))
+        with method_code(method):
+            enough = method.updates_for(_needed(prepared))
+        steps = config.steps or enough
         maker = Maker(method, prepared, Pace(steps, config.batch_size, config.checkpoint_every, config.log_every))
         record = Progress(partial, f"; delete {partial}, and it starts anew")
         train(maker, record)
@@ -103,7 +106,7 @@ class Maker:
         self._health, self._seen = Health(method), dict[str, Tensor]()
 
     @property
-    def mend(self) -> str:
+    def hint(self) -> str:
         """What to do when it blows up."""
         name = self._name
         return f"give the method a lower rate, such as {name}:lr=1e-4, or another --seed"
@@ -116,7 +119,9 @@ class Maker:
 
     def advance(self) -> Mapping[str, Tensor | float]:
         """One update of the method."""
-        self._seen |= self.method.update(self._student)
+        with method_code(self.method):
+            seen = self.method.update(self._student)
+        self._seen |= checked_terms(self.method, seen)
         self.step += 1
         if self.step >= self.method.first:
             self._seen |= self._health.observe(self.step)
@@ -178,7 +183,7 @@ def _prepare(config: GenerateConfig) -> Generation:
 
 
 def _student(config: GenerateConfig, teacher: Model) -> Model | None:
-    """The student that is asked along, as it is."""
+    """The student that answers along, as it is."""
     if config.student is None:
         return None
     return load_trained(
@@ -211,7 +216,7 @@ def _method(prepared: Generation) -> Method:
             f"{name} needs a student: --student names one that is trained, or train both: dfkd distill --source {name}"
         )
     if prepared.student is not None and not method.uses_student:
-        raise RequestError(f"--student changes nothing: {name} asks none")
+        raise RequestError(f"--student changes nothing: {name} uses none")
     return method
 
 
@@ -224,7 +229,8 @@ def _collect(prepared: Generation, method: Method) -> Selected:
     quota, pictures = prepared.quota, GeneratedPictures(method, prepared.chosen.named.name)
     teacher = Classifier(prepared.teacher, prepared.place)
     most = quota.count if quota.per_class is None else ATTEMPTS * quota.count
-    most = min(most, method.available() or most)
+    with method_code(method):
+        most = min(most, method.available() or most)
     taken: list[Int[np.ndarray, " block"]] = []
     with progress("making", quota.count, "images") as bar:
         while len(pictures) < most and not quota.full:
@@ -256,10 +262,11 @@ def _report(config: GenerateConfig, prepared: Generation, selected: Selected) ->
     indices = selected.choice.indices
     per_class = np.bincount(scores.prediction[indices], minlength=prepared.teacher.classes)
     say(f"{len(indices):,} images, mean confidence {scores.confidence[indices].mean():.3f}")
-    say(f"by predicted class: {per_class.tolist()}")
+    say(f"by predicted class: {of_classes(per_class.tolist(), MANIFEST, ',')}")
     lacking, wanted = prepared.quota.lacking(), prepared.quota.count
     if len(indices) < wanted:
-        classes = f", by class: {lacking}" if lacking else "; more --steps make more, where a method makes batches"
+        listed = lacking if len(lacking) <= LISTED_CLASSES else f"{len(lacking):,} classes lack some"
+        classes = f", by class: {listed}" if lacking else "; more --steps make more, where a method makes batches"
         say(
             f"warning: {wanted - len(indices):,} of {wanted:,} are missing after {len(selected.pool):,} images{classes}"
         )

@@ -15,15 +15,19 @@ from dfkd.formats.run_folder import CONFIG, WEIGHTS, finished_weights
 from dfkd.models import DEFAULT_IMAGE_SIZE
 from dfkd.models.expected import NOTES, from_program, from_safetensors, from_timm
 from dfkd.models.program import check_evaluates, check_program
-from dfkd.models.weights import fit_prefix, load_state, load_weights, names_weights, read_state_dict, require_file
+from dfkd.models.state import fit_prefix, tensors_of
+from dfkd.models.weights import load_state, load_weights, names_weights, read_state_dict, require_file
 from dfkd.system.checksums import unsealed
+from dfkd.system.code import as_before, code_of
+from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import hash_file, user_path
-from dfkd.system.names import Named, build, code_of, find, parse
+from dfkd.system.foreign import Foreign
+from dfkd.system.names import Named, build, find, parse
 from dfkd.system.portable import expand
 
 _MODULES = ("dfkd.models", "torchvision.models")
-_KNOWN_PACKAGES = ("dfkd", "torchvision", "timm")  # their constructors bring weights only where they are asked to
+_KNOWN_PACKAGES = ("dfkd", "torchvision", "timm")  # their constructors bring weights only where an option says so
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ def check_name(text: str) -> None:
 def _from_run(path: Path) -> Found:
     """The student of a finished run: `[model]` of its config.toml and student.safetensors."""
     try:
-        table: dict[str, Any] = unsealed(tomllib.loads((path / CONFIG).read_text(encoding="utf-8")))["model"]
+        request: dict[str, Any] = unsealed(tomllib.loads((path / CONFIG).read_text(encoding="utf-8")))
+        table: dict[str, Any] = request["model"]
         architecture: str = table["architecture"]
     except (ValueError, KeyError, TypeError) as error:  # neither TOML nor UTF-8, changed, or without the table
         raise RequestError(f"{str(path / CONFIG)!r} is not the configuration of a RUN: {error}") from error
@@ -86,6 +91,13 @@ def _from_run(path: Path) -> Found:
     if not weights.is_file():
         raise RequestError(f"run {str(path)!r} is not finished (no {WEIGHTS}): start its dfkd distill again")
     found = _from_name(expand(architecture), None, None)
+    student = (request.get("content") or {}).get("student")
+    trained = student.get("code") if isinstance(student, dict) else None
+    if trained is not None and as_before(trained) != as_before(found.code):
+        say(
+            f"note: the code of {found.named.name} has changed since run {path.name} was trained: it may answer "
+            "differently with the same weights"
+        )
     load_weights(found.module, finished_weights(path))
     size = table.get("image_size", found.image_size)
     return replace(
@@ -117,8 +129,8 @@ def _from_export(path: Path) -> Found:
         raise RequestError(f"{str(path)!r} takes other than one input [batch, channels, height, width]")
     batch, channels, height, width = (n if isinstance(n, int) else None for n in values[0].shape)
     if batch is not None:
-        mend = "export it with dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)"
-        raise RequestError(f"{str(path)!r} takes batches of {batch} alone; {mend}")
+        hint = "export it with dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)"
+        raise RequestError(f"{str(path)!r} takes batches of {batch} alone; {hint}")
     if height != width:
         raise RequestError(f"{str(path)!r} takes images of {height}x{width} pixels; they must be square")
     return Found(
@@ -168,22 +180,42 @@ def _from_name(text: str, classes: int | None, channels: int | None) -> Found:
         size,
         stored or from_timm(module),
         "its file" if stored else "timm",
-        code=code_of(target),
+        code=code_of(target, named.name),
         has_weights=True if weights else None if "." in named.name else False,
         may_bring_weights=target.__module__.partition(".")[0] not in _KNOWN_PACKAGES,
     )
 
 
 def _construct(target: Callable[..., Any], named: Named) -> nn.Module:
-    try:
-        module = build(target, named, "model")
-    except RequestError:
-        raise
-    except Exception as error:  # whatever a constructor says to options that it cannot use (timm: RuntimeError)
-        raise RequestError(f"model {str(named)!r} cannot be built: {error}") from error
+    module = build(target, named, "model")
     if not isinstance(module, nn.Module):
         raise RequestError(f"model {named.name!r} built a {type(module).__name__}, not a torch.nn.Module")
-    return module.to("cpu", torch.float32).eval()
+    with Foreign(f"model {str(named)!r} cannot be made ready:", module, always=True):
+        module = _unwrapped(module)
+        if isinstance(module, torch.jit.ScriptModule):
+            raise RequestError(
+                f"model {named.name!r} built a TorchScript program, whose layers nobody can watch; build the network "
+                "itself, or export it with torch.export as .pt2"
+            )
+        if any(value.is_complex() for value in (*module.parameters(), *module.buffers())):
+            return _real_in_float32(module.to("cpu")).eval()  # `to` would take imaginary parts away
+        return module.to("cpu", torch.float32).eval()
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The network within what spreads it over devices or compiles it."""
+    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while inner := module.module if isinstance(module, parallel) else getattr(module, "_orig_mod", None):
+        module = inner
+    return module
+
+
+def _real_in_float32(module: nn.Module) -> nn.Module:
+    """A network with real and complex weights, of which the real ones are converted."""
+    for value in (*module.parameters(), *module.buffers()):
+        if value.is_floating_point():
+            value.data = value.data.float()
+    return module
 
 
 def _count_keys(target: Callable[..., Any], options: Mapping[str, Any]) -> tuple[str | None, str | None]:
@@ -204,13 +236,13 @@ def _count_keys(target: Callable[..., Any], options: Mapping[str, Any]) -> tuple
 
 
 def _counts_in(
-    state: Mapping[str, Tensor], module: nn.Module, class_key: str | None, channel_key: str | None
+    state: Mapping[str, Any], module: nn.Module, class_key: str | None, channel_key: str | None
 ) -> dict[str, int]:
     """The class and channel counts in which the weights differ from the module, by the constructor's names."""
     layers = list(module.named_modules())
     convolutions = [name for name, layer in layers if isinstance(layer, nn.Conv2d)]
     classifiers = [name for name, layer in layers if isinstance(layer, nn.Linear)] or convolutions
-    own, counts = module.state_dict(), {}
+    own, counts = tensors_of(module), {}
     for key, names, dimension in ((class_key, classifiers[-1:], 0), (channel_key, convolutions[:1], 1)):
         for weight in (f"{name}.weight" for name in names):
             if key and weight in state and state[weight].ndim == own[weight].ndim:
@@ -231,4 +263,6 @@ def _made_for(target: Callable[..., Any], options: Mapping[str, Any], module: nn
     if package.startswith("torchvision.models"):
         return 224
     config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)  # timm's
-    return int(config["input_size"][-1]) if isinstance(config, Mapping) and "input_size" in config else None
+    size = config.get("input_size") if isinstance(config, Mapping) else None
+    last = size[-1] if isinstance(size, (tuple, list)) and size else None
+    return last if isinstance(last, int) else None

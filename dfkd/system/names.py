@@ -9,16 +9,17 @@ import importlib
 import inspect
 import os
 import sys
-import traceback
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from dfkd.system.code import code_of
 from dfkd.system.errors import RequestError, nearest
-from dfkd.system.files import hash_file
+from dfkd.system.foreign import Foreign, place_of
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def find(name: str, modules: Sequence[str], kind: str) -> Callable[..., Any]:
 
 def spelled(target: Callable[..., Any], named: Named, kind: str, given: Iterable[str] = ()) -> Named:
     """`named` by the target's own name, in lower case, and with the defaults of what is not `given` besides: one that
-    changes asks for another thing. All values have the types of their parameters.
+    changes requests another thing. All values have the types of their parameters.
 
     What is named with dots keeps to what is written: its code decides the rest. Raises: RequestError as `build`.
     """
@@ -100,19 +101,8 @@ def spelled(target: Callable[..., Any], named: Named, kind: str, given: Iterable
 
 def with_code(target: Callable[..., Any], named: Named) -> str:
     """The canonical spelling, and of something of one's own a hash of its code: what decides what is done."""
-    code = code_of(target)
+    code = code_of(target, named.name)
     return str(named) + (f" (code {code})" if code else "")
-
-
-def code_of(target: Callable[..., Any]) -> str | None:
-    """A hash of the file that a class or function of one's own is written in; None for packages with a version."""
-    if target.__module__.partition(".")[0] in ("dfkd", "torch", "torchvision", "timm"):
-        return None
-    try:
-        file = inspect.getsourcefile(target)
-    except TypeError:  # built in
-        return None
-    return hash_file(Path(file))[:16] if file else None
 
 
 def build(target: Callable[..., Any], named: Named, kind: str, **given: Any) -> Any:
@@ -121,10 +111,12 @@ def build(target: Callable[..., Any], named: Named, kind: str, **given: Any) -> 
     Raises: RequestError for an unknown or missing key, a value of the wrong type, or a value that `target` refuses.
     """
     options = check_options(target, named, kind, given)
+    what = f"{kind} {str(named)!r} cannot be built:"
     try:
-        return target(**given, **options)
-    except (TypeError, ValueError) as error:
-        raise RequestError(f"{kind} {str(named)!r} cannot be built: {error}") from error
+        with Foreign(what, target), _settings_kept():
+            return target(**given, **options)
+    except (TypeError, ValueError) as error:  # one of ours
+        raise RequestError(f"{what} {error}") from error
 
 
 def check_options(target: Callable[..., Any], named: Named, kind: str, given: Iterable[str]) -> dict[str, Any]:
@@ -132,7 +124,8 @@ def check_options(target: Callable[..., Any], named: Named, kind: str, given: It
 
     Raises: RequestError as `build`, and for a number without a key: what takes one (a loss its weight) takes it out.
     """
-    signature = inspect.signature(target)
+    with Foreign(f"{kind} {named.name!r} has parameters that cannot be known:", target):
+        signature = inspect.signature(target)
     parameters = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     allowed = {p.name for p in parameters} - set(given)
@@ -156,7 +149,7 @@ def _converted(target: Callable[..., Any], options: Mapping[str, Any], name: str
     """Each value as the type that its parameter is annotated with."""
     try:
         hints = typing.get_type_hints(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
-    except (NameError, TypeError, AttributeError):  # annotations of foreign code need not resolve
+    except Exception:  # annotations of foreign code need not resolve
         hints = {}
     return {key: convert(value, hints.get(key), f"{name}:{key}") for key, value in options.items()}
 
@@ -241,12 +234,22 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     return value
 
 
-def raised(error: Exception) -> str:
-    """What code of one's own raised, and where."""
-    frames = traceback.extract_tb(error.__traceback__)
-    at = next((frame for frame in reversed(frames) if f"{os.sep}torch{os.sep}" not in frame.filename), frames[-1])
-    file, line = (error.filename, error.lineno) if isinstance(error, SyntaxError) else (at.filename, at.lineno)
-    return f"{type(error).__name__}: {getattr(error, 'msg', error)} ({Path(file or '?').name}, line {line})"
+@contextmanager
+def _settings_kept() -> Iterator[None]:
+    """Code of others may silence warnings in the block, but not turn ours into errors, nor change what numbers are."""
+    before, torch, folder = list(warnings.filters), sys.modules.get("torch"), os.getcwd()
+    settings = (torch.get_default_dtype(), torch.is_grad_enabled()) if torch is not None else None
+    try:
+        yield
+    finally:
+        if torch is not None and settings is not None:
+            torch.set_default_dtype(settings[0])
+            torch.set_grad_enabled(settings[1])
+        os.chdir(folder)
+        kept = [found for found in warnings.filters if found[0] != "error" or found in before]
+        if len(kept) < len(warnings.filters):
+            warnings.resetwarnings()  # so that Python forgets what it has looked up
+            warnings.filters[:] = kept  # type: ignore[index]
 
 
 def _imported(name: str, kind: str) -> Callable[..., Any]:
@@ -255,26 +258,33 @@ def _imported(name: str, kind: str) -> Callable[..., Any]:
         sys.path.append(os.getcwd())
     module_name, _, attribute = name.rpartition(".")
     arguments, sys.argv = sys.argv, [module_name]  # those of dfkd are none of the module's
+    what = f"{kind} {name!r} cannot be imported:"
     try:
-        module = importlib.import_module(module_name)
-    except SystemExit as error:
-        mend = "put its script behind if __name__ == '__main__'"
-        why = f"module {module_name!r} ends the program when it is imported (exit {error.code})"
-        raise RequestError(f"{kind} {name!r} cannot be imported: {why}; {mend}") from None
-    except ModuleNotFoundError as error:
-        if error.name is None or not (module_name + ".").startswith(error.name + "."):
-            raise RequestError(f"{kind} {name!r} cannot be imported: {error}") from error
-        raise RequestError(f"{kind} {name!r} cannot be imported: there is no module {error.name!r}") from None
-    except (ImportError, ValueError, TypeError) as error:  # TypeError: a name that begins with dots
-        raise RequestError(f"{kind} {name!r} cannot be imported: {error}") from error
-    except Exception as error:  # foreign code: anything can be raised
-        raise RequestError(f"{kind} {name!r} cannot be imported: {raised(error)}") from error
+        with Foreign(what, always=True), _settings_kept():
+            module = _import(module_name, what)
+            if not hasattr(module, attribute):
+                public = [n for n in dir(module) if not n.startswith("_")]
+                raise RequestError(f"module {module_name!r} has no {attribute!r}{nearest(attribute, public)}")
+            return _callable(getattr(module, attribute), name, kind)
     finally:
         sys.argv = arguments
-    if not hasattr(module, attribute):
-        public = [n for n in dir(module) if not n.startswith("_")]
-        raise RequestError(f"module {module_name!r} has no {attribute!r}{nearest(attribute, public)}")
-    return _callable(getattr(module, attribute), name, kind)
+
+
+def _import(module_name: str, what: str) -> types.ModuleType:
+    try:
+        return importlib.import_module(module_name)
+    except SystemExit as error:
+        hint = "put its script behind if __name__ == '__main__'"
+        why = f"module {module_name!r} ends the program when it is imported (exit {error.code})"
+        raise RequestError(f"{what} {why}{place_of(error)}; {hint}") from None
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name + ".").startswith(error.name + "."):
+            raise
+        raise RequestError(f"{what} there is no module {error.name!r}") from None
+    except (ValueError, TypeError) as error:
+        if place_of(error):
+            raise
+        raise RequestError(f"{what} {error}") from error  # a name that begins with dots
 
 
 def _callable(found: Any, name: str, kind: str) -> Callable[..., Any]:

@@ -8,9 +8,11 @@ import numpy as np
 import torch
 
 from dfkd.config import DistillConfig
+from dfkd.config.tables import differences
 from dfkd.formats.manifest import check_samples
 from dfkd.formats.shards import Shards
 from dfkd.models.load import Model, load_trained
+from dfkd.models.state import tensors_of
 from dfkd.system import names
 from dfkd.system.console import say
 from dfkd.system.device import Place
@@ -58,21 +60,21 @@ def open_teacher(
     image, made_with = first["image"], first["content"]["preprocess"]["normalize"]
     teacher = _finite(load_trained(text, normalize=normalize or made_with, image_size=image["size"]))
     if teacher.normalize != made_with:
-        say(f"note: the teacher is asked with --normalize {normalize}, and {samples[0]} was selected with {made_with}")
+        say(f"note: the teacher is used with --normalize {normalize}, and {samples[0]} was selected with {made_with}")
     if (teacher.classes, teacher.channels) != (first["classes"], image["channels"]):
         raise RequestError(
             f"--teacher has {teacher.classes} classes and {teacher.channels} channels, the selection was made for "
             f"{first['classes']} and {image['channels']}"
         )
     for shards, name in zip(selections, samples, strict=True):
-        if shards.manifest["content"]["teacher"] != teacher.fingerprint():
+        if differences(shards.manifest["content"]["teacher"], teacher.fingerprint()):
             say(f"note: {name} was selected with another teacher ({shards.manifest['teacher']})")
     return teacher
 
 
 def _finite(teacher: Model) -> Model:
     """Raises: RequestError for weights that are not finite: the student's loss would be blamed for it."""
-    for name, value in teacher.module.state_dict().items():
+    for name, value in tensors_of(teacher.module).items():
         if value.is_floating_point() and not value.isfinite().all():
             raise RequestError(f"--teacher {teacher.spec} has weights that are not finite ({name})")
     return teacher
@@ -110,9 +112,10 @@ def _order(config: DistillConfig, selections: Sequence[Shards]) -> sampling.Orde
         sum(map(len, selections)), lambda column: np.concatenate([shards.column(column) for shards in selections])
     )
     target, named = _named_order(config.batches)
-    order: sampling.Order = names.build(
-        target, named, "--batches", stored=stored, batch=config.batch_size, seed=config.seed
-    )
+    given = {"stored": stored, "batch": config.batch_size, "seed": config.seed}
+    order = names.build(target, named, "--batches", **given)
+    if not isinstance(order, sampling.Order):
+        raise RequestError(f"--batches {named} gives a {type(order).__name__}, which has no rows(position, count)")
     return order
 
 
