@@ -39,7 +39,7 @@ def _pool(data: bytes, suffix: str) -> None:
         rows = np.arange(min(len(pool), 64))
         images = pool.images(rows)
         assert images.pixels.shape == (len(rows), SIDE, SIDE, 3)
-        assert len(set(pool.sources(rows))) == len(rows) or suffix == ".tar"  # an archive may hold a name twice
+        assert len(set(pool.origins(rows))) == len(rows) or suffix == ".tar"  # an archive may hold a name twice
         json.dumps(pool.identity)
         pool.files(np.array([i for i in rows if i not in images.problems], np.int64))
         pool.labels()

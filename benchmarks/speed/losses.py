@@ -39,8 +39,8 @@ def make_selection(folder):
     np.savez(folder / "pool.npz", images=images)
     teacher = f"{TEACHER}@{folder / 'teacher.safetensors'}"
     out = folder / "selection"
-    asked = {"pool": (str(folder / "pool.npz"),), "filter": "none", "method": "random", "count": IMAGES}
-    select.run(SelectConfig(teacher=teacher, normalize="cifar10", out=str(out), **asked))
+    options = {"pool": (str(folder / "pool.npz"),), "filter": "none", "method": "random", "count": IMAGES}
+    select.run(SelectConfig(teacher=teacher, normalize="cifar10", out=str(out), **options))
     return teacher, out
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from dfkd.config.option import field_hints
 from dfkd.config.stages import DistillConfig, EvaluateConfig, ExportConfig, GenerateConfig, SelectConfig
+from dfkd.system.code import as_before
 from dfkd.system.errors import RequestError, nearest
 from dfkd.system.names import convert
 from dfkd.system.portable import expand
@@ -86,20 +87,20 @@ def load_preset(name: str, stage: str, config: type) -> dict[str, Any]:
 
 
 def layered(weaker: Mapping[str, Any], stronger: Mapping[str, Any]) -> dict[str, Any]:
-    """Options over others: a length of the training in one unit takes the place of that in the other."""
+    """Options over others: a length of the training in one unit replaces that in the other."""
     lengths = ("steps", "epochs")
     replaced = lengths if any(stronger.get(name) is not None for name in lengths) else ()
     return {name: value for name, value in weaker.items() if name not in replaced} | dict(stronger)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The fields in which two nested requests differ, as `name (old, now new)`."""
+    """The fields in which two nested requests differ, as `name (old, now new)`, but for one code under two hashes."""
     found = []
     for key in [*old, *(k for k in new if k not in old)]:
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             found += differences(a, b, f"{prefix}{key}.")
-        elif a != b:
+        elif as_before(a) != as_before(b):
             found.append(f"{prefix}{key} ({_short(a)}, now {_short(b)})")
     return found
 

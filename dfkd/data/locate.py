@@ -48,13 +48,15 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 
 @dataclass(frozen=True)
 class Data:
-    """One DATA: its name without its place, and its readers, each with the name that its sources begin with."""
+    """One DATA: its name without its folder, and its readers, each with the name that its origins begin with."""
 
     name: str
     parts: list[tuple[str, Reader]]
+    empty: tuple[str, ...] = ()
+    """Names of files and folders that hold no images."""
 
     def identity(self) -> dict[str, Any]:
-        """What decides the content, as JSON. Names belong to it: sources begin with them."""
+        """What decides the content, as JSON. Names belong to it: origins begin with them."""
         images = sum(len(reader) for _, reader in self.parts)
         if len(self.parts) == 1 and self.parts[0][0] == self.name:
             return {"name": self.name, "images": images, **self.parts[0][1].identity}
@@ -78,7 +80,8 @@ def locate(text: str) -> Data:
     names = [portable(path.absolute().relative_to(top).as_posix()) for path in paths]
     readers = with_images(paths, lambda path: _open(path, member))
     parts = [(name, reader) for name, reader in zip(names, readers, strict=True) if reader is not None]
-    return Data(portable(Path(text).name), parts)
+    empty = tuple(name for name, reader in zip(names, readers, strict=True) if reader is None)
+    return Data(portable(Path(text).name), parts, empty)
 
 
 def with_images(named: Sequence[_Named], opened: Callable[[_Named], _Opened]) -> list[_Opened | None]:

@@ -265,7 +265,7 @@ def _taps(
     who: str,
     others: frozenset[str] = frozenset(),
 ) -> dict[str, Tap]:
-    """The places that the losses read: those named by hand, and the others found by tracing the model.
+    """The taps that the losses read: those named by hand, and the others found by tracing the model.
 
     `others` may be named besides: a generator reads them.
     """
@@ -274,8 +274,8 @@ def _taps(
         if group_of(name) in others - wanted:
             del given[name]
         elif group_of(name) not in wanted or name in GROUPS:
-            places = [f"{tap}1, {tap}2, ..." if tap in GROUPS else tap for tap in sorted(wanted)]
-            read = f"the losses read {', '.join(places)}" if wanted else "no loss reads features"
+            numbered = [f"{tap}1, {tap}2, ..." if tap in GROUPS else tap for tap in sorted(wanted)]
+            read = f"the losses read {', '.join(numbered)}" if wanted else "no loss reads features"
             raise RequestError(f"--{who}-taps names {name!r}; {read}")
     found = find_taps(model.module, example, given, wanted)
     for note in found.notes:

@@ -48,7 +48,7 @@ def run(config: DistillConfig) -> dict[str, Any]:
 
 
 def record_teacher(prepared: Distillation) -> None:
-    """Have the teacher's answers beforehand, where they are asked for.
+    """Have the teacher's answers beforehand, where they are requested.
 
     The time that this command takes for them is part of the run's seconds; what is in the cache already costs none.
     """
@@ -61,9 +61,9 @@ def record_teacher(prepared: Distillation) -> None:
 
 
 def _request(prepared: Distillation) -> dict[str, Any]:
-    """The tables of config.toml: what was asked, the student (so that the run is a MODEL), and what decides it."""
+    """The tables of config.toml: the request, the student (so that the run is a MODEL), and what decides it."""
     config, student = prepared.config, prepared.student
-    asked = portable(asdict(config))
+    options = portable(asdict(config))
     model = {
         "architecture": student.architecture,
         "normalize": student.normalize,
@@ -71,11 +71,11 @@ def _request(prepared: Distillation) -> dict[str, Any]:
         "classes": student.classes,
         "channels": student.channels,
     }
-    return {"distill": asked, "model": model, "content": prepared.content}
+    return {"distill": options, "model": model, "content": prepared.content}
 
 
 def _complete(prepared: Distillation, folder: Run) -> dict[str, Any]:
-    """The result of a run that is complete, under the name that is asked for now, tested on what is asked for now."""
+    """The result of a run that is complete, under the name of this request, tested on the data of this request."""
     result, config, changed = folder.result, prepared.config, {}
     assert result is not None
     tested = read_request(folder.folder)["distill"].get("test")
@@ -124,14 +124,14 @@ def _result(prepared: Distillation) -> dict[str, Any]:
     config, trainer = prepared.config, prepared.trainer
     images = trainer.plan.steps * trainer.plan.batch_size
     # answers that were kept count whether this run made them or found them: they are what the student learnt from
-    asked = trainer.recorded.views * trainer.recorded.images if trainer.recorded is not None else images
-    asked += trainer.fitted_on + trainer.asked.images
+    answers = trainer.recorded.views * trainer.recorded.images if trainer.recorded is not None else images
+    answers += trainer.fitted_on + trainer.asked.images
     manifests = [shards.manifest for shards in prepared.selections]
     return {
         **_figures(prepared),
         "steps": trainer.plan.steps,
         "images_seen": images,
-        "teacher_forwards": asked + trainer.source.teacher_forwards + _made(manifests, "teacher_forwards"),
+        "teacher_forwards": answers + trainer.source.teacher_forwards + _made(manifests, "teacher_forwards"),
         "generator_steps": trainer.source.generator_steps + _made(manifests, "generator_steps"),
         "seconds": round(trainer.seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(trainer.place.device),

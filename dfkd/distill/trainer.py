@@ -79,10 +79,10 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
 
     @property
-    def mend(self) -> str:
+    def hint(self) -> str:
         """What to do when it blows up."""
         made = " or a lower rate of the generator (NAME:lr=...)" if self.source.images is None else ""
-        return f"start again in another folder with a lower --lr{made}"
+        return f"give a lower --lr{made}: the run then starts anew"
 
     def warm_up(self) -> Mapping[str, Tensor] | None:
         """A piece of what the source does before the student's first step."""

@@ -40,7 +40,7 @@ def choose(content: object, fits: Callable[[State], float] | None, key: str = ""
     shares = {name: fits(state) for name, state in found.items()}
     best = max(found, key=lambda name: (shares[name], name == first))
     taken = best if first is None or (shares[best] == 1 > shares[first]) else first
-    if shares[taken] == 0:  # an optimizer's, or another network's: the usual place is what the message is of
+    if shares[taken] == 0:  # an optimizer's, or another network's: the usual key is what the message is of
         return Choice(None if first is None else found[first], first or "")
     others = [name for name in found if name != taken and shares[name] == 1 == shares[taken]]
     return Choice(found[taken], taken, taken != first, others)

@@ -29,8 +29,8 @@ class Classifier:
     def __init__(self, model: Model, place: Place, taps: Mapping[str, Tap] | None = None, fold: bool = False) -> None:
         """With `fold` answers come from a copy whose BatchNorms are folded away, where that is possible.
 
-        They are the same up to rounding, and hooks on the model's own layers see nothing of them. The copy takes the
-        place of another teacher in the device's memory.
+        They are the same up to rounding, and hooks on the model's own layers see nothing of them. The copy takes
+        as much of the device's memory as another teacher.
         """
         self.model, self.place = model, place
         with network_code(model.module):
@@ -57,7 +57,7 @@ class Classifier:
         return self.answer(view)
 
     def answer(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:
-        """The same for losses that ask how the answer changes with the view; the weights get no gradient."""
+        """The same for losses that need how the answer changes with the view; the weights get no gradient."""
         return answer(self._run, self.place, view)
 
     def __call__(self, pixels: UInt8[Tensor, "batch height width channels"]) -> Outputs:

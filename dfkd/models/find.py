@@ -18,14 +18,16 @@ from dfkd.models.program import check_evaluates, check_program
 from dfkd.models.state import fit_prefix, tensors_of
 from dfkd.models.weights import load_state, load_weights, names_weights, read_state_dict, require_file
 from dfkd.system.checksums import unsealed
+from dfkd.system.code import as_before, code_of
+from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import hash_file, user_path
 from dfkd.system.foreign import Foreign
-from dfkd.system.names import Named, build, code_of, find, parse
+from dfkd.system.names import Named, build, find, parse
 from dfkd.system.portable import expand
 
 _MODULES = ("dfkd.models", "torchvision.models")
-_KNOWN_PACKAGES = ("dfkd", "torchvision", "timm")  # their constructors bring weights only where they are asked to
+_KNOWN_PACKAGES = ("dfkd", "torchvision", "timm")  # their constructors bring weights only where an option says so
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ def check_name(text: str) -> None:
 def _from_run(path: Path) -> Found:
     """The student of a finished run: `[model]` of its config.toml and student.safetensors."""
     try:
-        table: dict[str, Any] = unsealed(tomllib.loads((path / CONFIG).read_text(encoding="utf-8")))["model"]
+        request: dict[str, Any] = unsealed(tomllib.loads((path / CONFIG).read_text(encoding="utf-8")))
+        table: dict[str, Any] = request["model"]
         architecture: str = table["architecture"]
     except (ValueError, KeyError, TypeError) as error:  # neither TOML nor UTF-8, changed, or without the table
         raise RequestError(f"{str(path / CONFIG)!r} is not the configuration of a RUN: {error}") from error
@@ -88,6 +91,13 @@ def _from_run(path: Path) -> Found:
     if not weights.is_file():
         raise RequestError(f"run {str(path)!r} is not finished (no {WEIGHTS}): start its dfkd distill again")
     found = _from_name(expand(architecture), None, None)
+    student = (request.get("content") or {}).get("student")
+    trained = student.get("code") if isinstance(student, dict) else None
+    if trained is not None and as_before(trained) != as_before(found.code):
+        say(
+            f"note: the code of {found.named.name} has changed since run {path.name} was trained: it may answer "
+            "differently with the same weights"
+        )
     load_weights(found.module, finished_weights(path))
     size = table.get("image_size", found.image_size)
     return replace(
@@ -119,8 +129,8 @@ def _from_export(path: Path) -> Found:
         raise RequestError(f"{str(path)!r} takes other than one input [batch, channels, height, width]")
     batch, channels, height, width = (n if isinstance(n, int) else None for n in values[0].shape)
     if batch is not None:
-        mend = "export it with dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)"
-        raise RequestError(f"{str(path)!r} takes batches of {batch} alone; {mend}")
+        hint = "export it with dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)"
+        raise RequestError(f"{str(path)!r} takes batches of {batch} alone; {hint}")
     if height != width:
         raise RequestError(f"{str(path)!r} takes images of {height}x{width} pixels; they must be square")
     return Found(
@@ -170,7 +180,7 @@ def _from_name(text: str, classes: int | None, channels: int | None) -> Found:
         size,
         stored or from_timm(module),
         "its file" if stored else "timm",
-        code=code_of(target),
+        code=code_of(target, named.name),
         has_weights=True if weights else None if "." in named.name else False,
         may_bring_weights=target.__module__.partition(".")[0] not in _KNOWN_PACKAGES,
     )

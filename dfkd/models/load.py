@@ -47,7 +47,7 @@ class Model:
     classes: int
     channels: int
     code: str | None = None
-    """A hash of the file that an architecture of one's own, or a .pt2 program, is written in."""
+    """A hash of the code of an architecture of one's own, or of the file of a .pt2 program."""
     has_weights: bool | None = True
     """False where a bare name has no weights; None where a dotted name, or an option like weights=none, gives none."""
     may_bring_weights: bool = False
@@ -70,7 +70,7 @@ class Model:
 def load_trained(
     text: str, option: str = "--teacher", *, normalize: str | None, image_size: int | None, **known: int
 ) -> Model:
-    """`load_model` for a model that is to be asked, under its option. Raises: RequestError also without weights."""
+    """`load_model` for a model that is to answer, under its option. Raises: RequestError also without weights."""
     model = load_model(text, normalize=normalize, image_size=image_size, **known)
     if not model.has_weights and model.may_bring_weights:
         say(f"note: {option} {model.spec} names no weights: unless its own code loads some, it answers at random")
@@ -140,11 +140,11 @@ def _own_normalize(found: Found, channels: int) -> str | None:
 
 
 def _has_weights(found: Found) -> bool | None:
-    """As `Model.has_weights`: those of the MODEL's file, or those that an option of the constructor asks for."""
-    asked = [found.named.options[key] for key in found.named.options.keys() & _WEIGHT_OPTIONS]
-    if found.has_weights or any(asked):
+    """As `Model.has_weights`: those of the MODEL's file, or those that an option of the constructor loads."""
+    loads = [found.named.options[key] for key in found.named.options.keys() & _WEIGHT_OPTIONS]
+    if found.has_weights or any(loads):
         return True
-    return None if asked else found.has_weights
+    return None if loads else found.has_weights
 
 
 def _channel_counts(found: Found) -> tuple[int, ...]:

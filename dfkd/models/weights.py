@@ -73,7 +73,7 @@ def require_file(path: Path, suffixes: Sequence[str]) -> None:
 def read_state_dict(path: Path, module: nn.Module | None = None) -> dict[str, Any]:
     """The tensors of a weights file on the cpu: bare, or the dictionary in it that fits `module` best.
 
-    `FILE#KEY` names the dictionary. What is taken from an unusual place, and what else would fit, is said in a note.
+    `FILE#KEY` names the dictionary. What is taken from an unusual key, and what else would fit, is said in a note.
     Raises: RequestError for a file that is missing, unreadable, of another kind, or holds pickled Python objects.
     """
     path, key = _with_key(path)
@@ -161,15 +161,15 @@ def load_weights(module: nn.Module, path: Path) -> None:
     load_state(module, read_state_dict(path, module), path)
 
 
-def load_state(module: nn.Module, state: State, source: Path) -> None:
-    """Put the tensors read from `source` into `module`. Keys that it does not have are left out with a note.
+def load_state(module: nn.Module, state: State, path: Path) -> None:
+    """Put the tensors read from `path` into `module`. Keys that it does not have are left out with a note.
 
     Raises: RequestError naming the missing, the unexpected and the mis-shaped keys.
     """
     given = fit_prefix(state, module)
     state, own = completed(given, module), module.state_dict()
     if kept := [name for name in state if name.endswith(EXTRA) and name not in given]:
-        say(f"note: weights {source.name!r} lack {_few(kept)}, which is no tensor: the constructor's is used")
+        say(f"note: weights {path.name!r} lack {_few(kept)}, which is no tensor: the constructor's is used")
     try:
         _put(module, state)
     except Raised as raised:
@@ -179,15 +179,15 @@ def load_state(module: nn.Module, state: State, source: Path) -> None:
         if unexpected and not missing and not shapes and not _more_layers(own, unexpected):
             _put(module, only(state, own))
             say(
-                f"note: weights {source.name!r}: {len(unexpected):,} of {len(state):,} tensors are left out, which the "
+                f"note: weights {path.name!r}: {len(unexpected):,} of {len(state):,} tensors are left out, which the "
                 f"model does not have ({_few(unexpected)}); check its name and options if these matter"
             )
             return
         why = _mismatch(own, state) or raised.said
         hint = "check its name and options"
-        if missing and _PART.search(source.name):
-            hint = f"it is one of several parts; name their list, {_PART.sub('', source.name)}{_INDEX}"
-        raise RequestError(f"weights {str(source)!r} do not fit the model: {why}; {hint}") from None
+        if missing and _PART.search(path.name):
+            hint = f"it is one of several parts; name their list, {_PART.sub('', path.name)}{_INDEX}"
+        raise RequestError(f"weights {str(path)!r} do not fit the model: {why}; {hint}") from None
 
 
 def _put(module: nn.Module, state: State) -> None:
@@ -226,17 +226,17 @@ def _read(path: Path) -> object:
     except Exception as error:  # a damaged file can raise anything at all from the readers
         # torch's own text begins with the advice to load the file without this protection
         said = str(error).partition("Weights only load failed")
-        mend = "save model.state_dict() instead, or use safetensors"
+        hint = "save model.state_dict() instead, or use safetensors"
         if "GLOBAL " in said[2]:
             name = said[2].partition("GLOBAL ")[2].split()[0]
             raise RequestError(
-                f"weights {str(path)!r} hold pickled Python objects ({name}), which could run code: {mend}"
+                f"weights {str(path)!r} hold pickled Python objects ({name}), which could run code: {hint}"
             ) from None
         if "TorchScript" in said[0]:
-            raise RequestError(f"weights {str(path)!r} hold a TorchScript program: {mend}") from None
+            raise RequestError(f"weights {str(path)!r} hold a TorchScript program: {hint}") from None
         if said[1]:
             what = _few(re.findall(r"^Unsupported .*$", said[2], re.MULTILINE) or ["no pickle of tensors"])
-            raise RequestError(f"weights {str(path)!r} cannot be read ({what}): {mend}") from None
+            raise RequestError(f"weights {str(path)!r} cannot be read ({what}): {hint}") from None
         reason = said[0].partition("\n")[0] or type(error).__name__
         if reason.startswith("[enforce fail"):
             reason = "it is a zip file, but none that torch.save writes"
@@ -270,7 +270,7 @@ def _is_tensor(value: object) -> bool:
 
 
 def _other_kind(head: bytes) -> str | None:
-    """What a file is that often lies in the place of weights, from its first bytes."""
+    """What a file is that is often mistaken for weights, from its first bytes."""
     if not head:
         return "the file is empty; fetch it again"
     if head.startswith(b"version https://git-lfs"):

@@ -1,4 +1,4 @@
-"""Pool -> the same pool through the filter that `--filter` asks for, found once for a teacher and a pool."""
+"""Pool -> the same pool through the filter that `--filter` names, found once for a teacher and a pool."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -19,6 +19,7 @@ from dfkd.models.load import Model
 from dfkd.select import filters
 from dfkd.system import names
 from dfkd.system.checksums import sealed, unsealed
+from dfkd.system.code import code_of
 from dfkd.system.console import say
 from dfkd.system.device import Place
 from dfkd.system.errors import RequestError
@@ -31,22 +32,22 @@ FORMAT = 1
 IMAGES = 2048
 """Images of the pool that a filter is found with: one half shows it to the filter, the other measures it."""
 LEAST = 512
-"""Images of a pool from which on a filter is fitted unasked: of fewer, statistics say little."""
+"""Images of a pool from which on a filter is fitted automatic: of fewer, statistics say little."""
 RISE = 1.05
 """By so much the teacher's Inception Score must rise for a fitted filter to be kept."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A filter by its name, with its options spelled out; `unasked`: nobody named it."""
+class NamedFilter:
+    """A filter by its name, with its options spelled out; `automatic`: nobody named it."""
 
     named: names.Named
     target: Callable[..., Any]
-    unasked: bool
+    automatic: bool
 
     def describe(self) -> dict[str, Any]:
         """What of it decides a selection."""
-        return {KIND: portable(str(self.named)), "filter_code": names.code_of(self.target) or FORMAT}
+        return {KIND: portable(str(self.named)), "filter_code": code_of(self.target, self.named.name) or FORMAT}
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,13 @@ class Adapted:
         return scores | (self.filter.describe() if self.filter else {})
 
 
-def asked(text: str, model: Model, pool: Pool) -> Asked | None:
+def parse_filter(text: str, model: Model, pool: Pool) -> NamedFilter | None:
     """The parsed `--filter`; None for none. Raises: RequestError for one that cannot be."""
     named = names.parse(text)
-    unasked, none = (named.name.lower() == word for word in ("auto", "none"))
-    if (unasked or none) and (named.options or named.numbers):
+    automatic, none = (named.name.lower() == word for word in ("auto", "none"))
+    if (automatic or none) and (named.options or named.numbers):
         raise RequestError(f"--filter {text}: {named.name} has no parameters")
-    if unasked:
+    if automatic:
         can = pool.image_size <= ENCODED_ABOVE and len(pool) >= LEAST and BatchStatistics(model.module).layers
         named, none = names.Named("fitted"), not can
     if none:
@@ -78,11 +79,11 @@ def asked(text: str, model: Model, pool: Pool) -> Asked | None:
         target = names.find(named.name, [filters.__name__], KIND)
     except RequestError as error:
         raise RequestError(f"{error}; or none") from None
-    return Asked(names.spelled(target, named, KIND, ("teacher", "pixels")), target, unasked)
+    return NamedFilter(names.spelled(target, named, KIND, ("teacher", "pixels")), target, automatic)
 
 
-def adapt(filter: Asked, model: Model, place: Place, pool: Pool, scoring: Mapping[str, Any]) -> Adapted | None:
-    """The filter, from the cache or found anew; None for one that nobody asked for and that cannot be found.
+def adapt(filter: NamedFilter, model: Model, place: Place, pool: Pool, scoring: Mapping[str, Any]) -> Adapted | None:
+    """The filter, from the cache or found anew; None for one that nobody named and that cannot be found.
 
     `scoring` is what decides the scores of the pool without one.
     Raises: RequestError for a pool of which less than two images can be read, or what the filter itself refuses.
@@ -94,7 +95,7 @@ def adapt(filter: Asked, model: Model, place: Place, pool: Pool, scoring: Mappin
         try:
             found = find(filter, Classifier(model, place), pool)
         except RequestError as error:
-            if not filter.unasked:
+            if not filter.automatic:
                 raise
             say(f"the images are not filtered: {error}")
             return None
@@ -106,7 +107,7 @@ def adapt(filter: Asked, model: Model, place: Place, pool: Pool, scoring: Mappin
     return found
 
 
-def find(filter: Asked, teacher: Classifier, pool: Pool) -> Adapted:
+def find(filter: NamedFilter, teacher: Classifier, pool: Pool) -> Adapted:
     """Find the filter and judge it. Raises: RequestError as `adapt`."""
     named = filter.named
     drawn = np.random.default_rng(0).choice(len(pool), min(IMAGES, len(pool)), replace=False)

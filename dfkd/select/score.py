@@ -73,7 +73,7 @@ WHOLE = Share()
 
 @dataclass(frozen=True)
 class PoolScores:
-    """The scores of a whole pool; logits and features stay on disk until rows of them are asked for."""
+    """The scores of a whole pool; logits and features stay on disk until rows of them are read."""
 
     folder: Path
     tap: Tap | None
@@ -256,7 +256,7 @@ def _read_head(folder: Path, part: int, tap: Tap | None, batch_size: int) -> Col
 
 
 def _stored(file: Path, name: str) -> np.ndarray:
-    """A column that is read when rows of it are asked for. Raises: RequestError where it is damaged."""
+    """A column that is read when rows of it are needed. Raises: RequestError where it is damaged."""
     try:
         return read_columns(file, (name,))[name]
     except Damaged as damaged:
@@ -288,7 +288,7 @@ def features_file(folder: Path, part: int, tap: Tap | None, head: bool = False) 
 
 def _unreadable(pool: Pool, problems: dict[int, str], share: float) -> RequestError:
     first = sorted(problems)[:3]
-    named = "; ".join(f"{name} ({problems[i]})" for i, name in zip(first, pool.sources(np.array(first)), strict=True))
+    named = "; ".join(f"{name} ({problems[i]})" for i, name in zip(first, pool.origins(np.array(first)), strict=True))
     return RequestError(
         f"{len(problems)} of {len(pool)} images cannot be read, above --max-unreadable {share:g}: {named}; "
         "remove them or raise the limit"

@@ -21,10 +21,11 @@ from dfkd.models.load import Model, load_trained
 from dfkd.select.choose import Choice, Method, TooFew, choose
 from dfkd.select.journal import JOURNAL
 from dfkd.select.methods import ImageScores
-from dfkd.select.pool_filter import Adapted, Asked, adapt, asked
+from dfkd.select.pool_filter import Adapted, NamedFilter, adapt, parse_filter
 from dfkd.select.score import SCORE_FORMAT, WHOLE, PoolScores, Share, score_pool
 from dfkd.select.selection_writer import Selected, check_partial, is_done, write
 from dfkd.system import names
+from dfkd.system.code import code_of
 from dfkd.system.console import say
 from dfkd.system.device import Place, resolve_place
 from dfkd.system.errors import RequestError
@@ -32,23 +33,21 @@ from dfkd.system.files import PARTIAL, output_path, request_folder
 from dfkd.system.foreign import Foreign
 from dfkd.system.locks import locked
 from dfkd.system.portable import portable
-from dfkd.system.text import inspect_command
+from dfkd.system.text import inspect_command, of_classes
 from dfkd.system.versions import versions
 
 METHODS = ["dfkd.select.methods"]
-SHOWN_CLASSES = 100
-"""Counts in the log; the manifest has them all."""
 
 
 def run(config: SelectConfig) -> Path:
     """Select as `config` says; a complete selection of the same request is left as it is. Returns its folder."""
     out = output_path(config.out)
-    method_name, share = check(config), Share.parse(config.part) if config.part is not None else None
-    if config.gamma != SelectConfig.gamma and (says := method_name.options.get("gamma")) != config.gamma:
-        why = f"--method {config.method} says it" if says is not None else f"--method {method_name.name} has none"
+    method, share = check(config), Share.parse(config.part) if config.part is not None else None
+    if config.gamma != SelectConfig.gamma and (says := method.options.get("gamma")) != config.gamma:
+        why = f"--method {config.method} says it" if says is not None else f"--method {method.name} has none"
         say(f"note: --gamma {config.gamma:g} changes nothing: {why}")
     if config.balance is None:
-        config = replace(config, balance="class" if method_name.name == "threshold" else "none")
+        config = replace(config, balance="class" if method.name == "threshold" else "none")
     place = resolve_place(config.device, config.precision)
     model = load_trained(config.teacher, normalize=config.normalize, image_size=config.image_size)
     pool = open_pool(config.pool, image_size=model.image_size, channels=model.channels)
@@ -57,11 +56,11 @@ def run(config: SelectConfig) -> Path:
         f"normalize {model.normalize}, {place.dtype} on {place.device}; pool: {len(pool):,} images"
     )
     if config.count is not None and config.count > len(pool):
-        raise RequestError(f"--count {config.count} is above the pool's {len(pool)} images; ask for as many or fewer")
+        raise RequestError(f"--count {config.count} is above the pool's {len(pool)} images; give as many or fewer")
     tap = _features_tap(config, model, pool)
-    filter = asked(config.filter, model, pool)
+    filter = parse_filter(config.filter, model, pool)
     scoring = _scoring_request(config, model, pool, place)
-    options = _options(config, method_name, tap) | (filter.describe() if filter else {})
+    options = _options(config, method, tap) | (filter.describe() if filter else {})
     content = {**scoring, "options": options, "seed": config.seed}
     if is_done(out, config.out, content):
         say(f"{config.out}: this selection is complete already")
@@ -78,8 +77,8 @@ def run(config: SelectConfig) -> Path:
         check_partial(partial)
         try:
             pool, scores, adapted = _score(config, model, pool, place, filter, scoring, tap)
-            choice, found = _choose(config, method_name, scores), adapted.describe() if adapted else None
-            selected = Selected(config, model, pool, scores, choice, content, filter=found)
+            choice, found = _choose(config, method, scores), adapted.describe() if adapted else None
+            selected = Selected(config, model, pool, scores, choice, content, filter=found, left_out=pool.left_out)
             write(partial, out, selected)
         except RequestError:
             if not (partial / JOURNAL).exists():  # else a pool that cannot be read just now: shards are kept
@@ -125,7 +124,7 @@ def _score(
     model: Model,
     pool: Pool,
     place: Place,
-    filter: Asked | None,
+    filter: NamedFilter | None,
     scoring: dict[str, Any],
     tap: Tap | None,
     share: Share = WHOLE,
@@ -150,6 +149,7 @@ def _score(
 
 
 def _options(config: SelectConfig, method: names.Named, tap: Tap | None) -> dict[str, Any]:
+    target = names.find(method.name, METHODS, "selection method")
     return {
         "method": portable(str(method)),
         "count": config.count,
@@ -157,7 +157,7 @@ def _options(config: SelectConfig, method: names.Named, tap: Tap | None) -> dict
         "balance": config.balance,
         "deduplicate": config.deduplicate,
         **({"features": str(tap), "faiss": version("faiss-cpu")} if tap else {}),
-        **({"code": code} if (code := names.code_of(names.find(method.name, METHODS, "selection method"))) else {}),
+        **({"code": code} if (code := code_of(target, method.name)) else {}),
     }
 
 
@@ -194,12 +194,11 @@ def _choose(config: SelectConfig, method: names.Named, scores: PoolScores) -> Ch
 def _report(selected: Selected) -> None:
     out, choice, scores, pool = selected.config.out, selected.choice, selected.scores, selected.pool
     counts = {reason: n for reason, n in choice.counts().items() if n}
-    per_class = np.bincount(scores.images.prediction[choice.indices])
+    per_class = np.bincount(scores.images.prediction[choice.indices], minlength=selected.model.classes)
     if choice.threshold is not None:
         say(f"threshold: confidence >= {choice.threshold:.4f} admits {choice.admitted:,} of {len(pool):,} images")
     say(f"images by reason: {', '.join(f'{n:,} {reason}' for reason, n in counts.items())}")
-    more = f" and {len(per_class) - SHOWN_CLASSES:,} classes more" if len(per_class) > SHOWN_CLASSES else ""
-    say(f"selected by predicted class: {per_class[:SHOWN_CLASSES].tolist()}{more}")
+    say(f"selected by predicted class: {of_classes(per_class.tolist(), MANIFEST, ',')}")
     if scores.problems:
         say(f"unreadable and skipped: {len(scores.problems):,}; {MANIFEST} names them")
     say(f"{out}: {len(choice.indices):,} images; look at them with: {inspect_command(str(out))}")

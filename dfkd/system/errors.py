@@ -7,7 +7,7 @@ from dfkd.system.text import visible
 
 
 class RequestError(Exception):
-    """What was asked for cannot be done. The message names the value, what is allowed and the mend, in one line."""
+    """What was requested cannot be done. The message names the value, what is allowed and a hint, in one line."""
 
     def __init__(self, message: str) -> None:
         super().__init__(visible(" ".join(message.split())))

@@ -15,11 +15,10 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from dfkd.system.code import code_of
 from dfkd.system.errors import RequestError, nearest
-from dfkd.system.files import hash_file
 from dfkd.system.foreign import Foreign, place_of
 
 
@@ -88,7 +87,7 @@ def find(name: str, modules: Sequence[str], kind: str) -> Callable[..., Any]:
 
 def spelled(target: Callable[..., Any], named: Named, kind: str, given: Iterable[str] = ()) -> Named:
     """`named` by the target's own name, in lower case, and with the defaults of what is not `given` besides: one that
-    changes asks for another thing. All values have the types of their parameters.
+    changes requests another thing. All values have the types of their parameters.
 
     What is named with dots keeps to what is written: its code decides the rest. Raises: RequestError as `build`.
     """
@@ -102,19 +101,8 @@ def spelled(target: Callable[..., Any], named: Named, kind: str, given: Iterable
 
 def with_code(target: Callable[..., Any], named: Named) -> str:
     """The canonical spelling, and of something of one's own a hash of its code: what decides what is done."""
-    code = code_of(target)
+    code = code_of(target, named.name)
     return str(named) + (f" (code {code})" if code else "")
-
-
-def code_of(target: Callable[..., Any]) -> str | None:
-    """A hash of the file that a class or function of one's own is written in; None for packages with a version."""
-    if target.__module__.partition(".")[0] in ("dfkd", "torch", "torchvision", "timm"):
-        return None
-    try:
-        file = inspect.getsourcefile(target)
-    except TypeError:  # built in
-        return None
-    return hash_file(Path(file))[:16] if file else None
 
 
 def build(target: Callable[..., Any], named: Named, kind: str, **given: Any) -> Any:
@@ -286,9 +274,9 @@ def _import(module_name: str, what: str) -> types.ModuleType:
     try:
         return importlib.import_module(module_name)
     except SystemExit as error:
-        mend = "put its script behind if __name__ == '__main__'"
+        hint = "put its script behind if __name__ == '__main__'"
         why = f"module {module_name!r} ends the program when it is imported (exit {error.code})"
-        raise RequestError(f"{what} {why}{place_of(error)}; {mend}") from None
+        raise RequestError(f"{what} {why}{place_of(error)}; {hint}") from None
     except ModuleNotFoundError as error:
         if error.name is None or not (module_name + ".").startswith(error.name + "."):
             raise

@@ -20,7 +20,7 @@ from dfkd.system.device import resolve_place
 from dfkd.system.errors import RequestError
 from dfkd.system.files import output_path, write_json
 from dfkd.system.portable import portable
-from dfkd.system.text import visible
+from dfkd.system.text import of_classes, visible
 
 CALIBRATION_BINS = 15
 
@@ -52,9 +52,9 @@ def measure(model: Classifier, data: Pool, batch_size: int, teacher: Classifier 
         for indices, images in data.batches(batch_size):
             if images.problems:
                 position, why = next(iter(images.problems.items()))
-                name = data.sources(indices[position : position + 1])[0]
+                name = data.origins(indices[position : position + 1])[0]
                 raise RequestError(
-                    f"{name} cannot be read ({why}); an accuracy over fewer images would mislead: mend it"
+                    f"{name} cannot be read ({why}); an accuracy over fewer images would mislead: repair or remove it"
                 )
             pixels = torch.from_numpy(images.pixels)
             answers.append(model(pixels).logits.cpu())
@@ -96,9 +96,9 @@ def check_labels(data: Pool, classes: int) -> Int[np.ndarray, " images"]:
     labels = data.labels()
     if len(labels) and (labels.min() < 0 or labels.max() >= classes):
         one_more = labels.min() > 0 and labels.max() == classes
-        mend = "; count them from 0 (a class folder whose name is a number is that class)" if one_more else ""
+        hint = "; count them from 0 (a class folder whose name is a number is that class)" if one_more else ""
         raise RequestError(
-            f"the data has labels from {labels.min()} to {labels.max()}; the model has classes 0 to {classes - 1}{mend}"
+            f"the data has labels from {labels.min()} to {labels.max()}; the model has classes 0 to {classes - 1}{hint}"
         )
     if (seen := len(np.unique(labels))) < classes:
         say(
@@ -148,7 +148,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     say(_line(measures))
     for name, value in figures.items():
         if value is not None:
-            print(visible(f"{name}: {_shown(value)}"))
+            print(visible(f"{name}: {_shown(value, config.json or '--json FILE')}"))
     if config.json is not None:
         write_json(Path(config.json), {**figures, "config": portable(asdict(config))})
         say(f"wrote {config.json}")
@@ -162,7 +162,7 @@ def _line(measures: Measures) -> str:
     return ", ".join(parts)
 
 
-def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4f}"
-    return " ".join(map(_shown, value)) if isinstance(value, list) else str(value)
+def _shown(value: Any, all_in: str) -> str:
+    if isinstance(value, list):
+        return of_classes(value, all_in, ".4f")
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from dfkd.config import DistillConfig
+from dfkd.config.tables import differences
 from dfkd.formats.manifest import check_samples
 from dfkd.formats.shards import Shards
 from dfkd.models.load import Model, load_trained
@@ -59,14 +60,14 @@ def open_teacher(
     image, made_with = first["image"], first["content"]["preprocess"]["normalize"]
     teacher = _finite(load_trained(text, normalize=normalize or made_with, image_size=image["size"]))
     if teacher.normalize != made_with:
-        say(f"note: the teacher is asked with --normalize {normalize}, and {samples[0]} was selected with {made_with}")
+        say(f"note: the teacher is used with --normalize {normalize}, and {samples[0]} was selected with {made_with}")
     if (teacher.classes, teacher.channels) != (first["classes"], image["channels"]):
         raise RequestError(
             f"--teacher has {teacher.classes} classes and {teacher.channels} channels, the selection was made for "
             f"{first['classes']} and {image['channels']}"
         )
     for shards, name in zip(selections, samples, strict=True):
-        if shards.manifest["content"]["teacher"] != teacher.fingerprint():
+        if differences(shards.manifest["content"]["teacher"], teacher.fingerprint()):
             say(f"note: {name} was selected with another teacher ({shards.manifest['teacher']})")
     return teacher
 

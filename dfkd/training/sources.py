@@ -187,7 +187,7 @@ class ShardSource(Still):
 
 
 class Resident:
-    """Pixels on a device, where a batch is then gathered: an image is read and copied the first time it is asked for.
+    """Pixels on a device, where a batch is then gathered: an image is read and copied the first time it is needed.
 
     So a training begins at once, whatever the number of images, and from the second pass on nothing is read, decoded
     or moved. They take their size in uint8 there.

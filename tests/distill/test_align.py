@@ -15,7 +15,7 @@ def test_full_is_at_least_float32(dtype):
     assert (align.full(x) is x) == (dtype in (torch.float32, torch.float64))
 
 
-def test_shapes_are_refused_with_the_loss_the_tap_and_the_mend():
+def test_shapes_are_refused_with_the_loss_the_tap_and_a_hint():
     vector, tokens, image = torch.ones(2, 3), torch.ones(2, 3, 4), torch.ones(2, 3, 4, 4)
     align.check_shape("explicit", "first", vector, image)
     with pytest.raises(RequestError, match=r"explicit: the feature 'first' has shape \[2, 3, 4\].*--student-taps"):

@@ -372,7 +372,7 @@ def test_selections_for_different_inputs_are_not_mixed_in_silence(lab, selection
     assert lab.dfkd("distill", *mixed, *one, "--normalize", "0.5/0.5") == 0
     said = capsys.readouterr().err
     assert (
-        f"note: the teacher is asked with --normalize 0.5/0.5, and {tmp_path / 'other'} was selected with none" in said
+        f"note: the teacher is used with --normalize 0.5/0.5, and {tmp_path / 'other'} was selected with none" in said
     )
 
 

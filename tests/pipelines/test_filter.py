@@ -125,7 +125,7 @@ def test_files_stay_as_they_came_and_are_filtered_when_they_are_read(lab, tmp_pa
     from dfkd.data import open_pool
 
     pool = open_pool([str(photos)], image_size=80, channels=1)
-    rows = [i for i, source in enumerate(pool.sources(np.arange(520))) if source in names]
+    rows = [i for i, origin in enumerate(pool.origins(np.arange(520))) if origin in names]
     own = pool.images(np.array(rows)).pixels
     stored = shards.pixels(np.arange(40))
     assert np.array_equal(stored, read_filter(manifest(tmp_path / "s")["filter"], 1)(own))

@@ -272,7 +272,7 @@ def test_fewer_images_than_asked_for_are_told(generate, tmp_path, capsys):
         ({"--image-size": 2}, "images of 2 pixels are too small for a generator: 4 at least"),
         ({"--samples": "SELECTION"}, "--samples changes nothing: dafl learns from the teacher alone"),
         ({"--student": "cifar_resnet:depth=8,width=4"}, "has no weights and would answer at random"),
-        ({"--student": "TEACHER"}, "--student changes nothing: dafl asks none"),
+        ({"--student": "TEACHER"}, "--student changes nothing: dafl uses none"),
         ({"--fill": "gone"}, "gone does not exist"),
     ],
 )

@@ -45,7 +45,8 @@ class FolderReader:
             self._names.append(name)
         self.identity: dict[str, Any] = {"format": "folder", "files": digest.hexdigest()[:16]}
         if not len(self):
-            raise NoImages(f"folder {str(path)!r} holds no images{_mend(path)}")
+            raise NoImages(f"folder {str(path)!r} holds no images{_hint(path)}")
+        self.left_out = content.counted(left_out)
         if left_out:
             say(content.note(f"folder {str(path)!r}", left_out))
 
@@ -138,7 +139,7 @@ def _is_image(entry: "os.DirEntry[str]") -> bool:
         return False
 
 
-def _mend(path: Path) -> str:
+def _hint(path: Path) -> str:
     """What to write instead, where the folder holds files of another format."""
     for suffix in (".tar", ".parquet", ".arrow", ".npz"):
         if any(path.glob(f"*{suffix}")):

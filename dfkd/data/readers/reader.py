@@ -1,4 +1,4 @@
-"""What the pool asks of a format: the `Reader` protocol, and what several readers share."""
+"""What the pool needs of a format: the `Reader` protocol, and what several readers share."""
 
 from array import array
 from math import isqrt
@@ -43,7 +43,7 @@ class Reader(Protocol):
         """Raw pixels, or for each index a file's bytes, a PIL image, or the `Unreadable` that says what is wrong."""
 
     def members(self, indices: Int64[np.ndarray, " n"]) -> list[str]:
-        """What follows the reader's name in a source: `#17` or `/folder/a.png`."""
+        """What follows the reader's name in an origin: `#17` or `/folder/a.png`."""
 
     def labels(self) -> Int64[np.ndarray, " images"]:
         """Raises: RequestError where there are none."""

@@ -29,7 +29,7 @@ class TableReader:
     def __init__(
         self, name: str, chunks: Chunks, identity: dict[str, Any], follow: Sequence[str | os.PathLike[str]] = ()
     ) -> None:
-        """Read `chunks`. Rows that hold a path in place of bytes are read where it lies in a folder of `follow`:
+        """Read `chunks`. Rows that hold a path instead of bytes are read where it lies in a folder of `follow`:
 
         a table from elsewhere must not choose which files of this machine are opened.
         """
@@ -189,10 +189,10 @@ def open_arrow(path: Path) -> TableReader:
     import pyarrow as pa
 
     try:
-        with pa.memory_map(str(path)) as source:
-            is_file = source.read(6) == b"ARROW1"
-            source.seek(0)
-            opened = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
+        with pa.memory_map(str(path)) as file:
+            is_file = file.read(6) == b"ARROW1"
+            file.seek(0)
+            opened = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
             table = opened.read_all()
         table.validate()
         return TableReader(str(path), ArrowChunks(table), {"format": "arrow", **file_state(path)})

@@ -1,5 +1,6 @@
 """WebDataset `.tar`: the headers are read once, and where they lie is kept; members by their position after that."""
 
+import json
 import os
 import posixpath
 import tarfile
@@ -18,7 +19,7 @@ from dfkd.data.readers.reader import IMAGE_SUFFIXES, NoImages, Unreadable, file_
 from dfkd.system.checked_parquet import Damaged, read_columns, write_columns
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
-from dfkd.system.files import cache_folder, hash_of, replacing
+from dfkd.system.files import cache_folder, hash_of, write_json
 
 _BLOCK = tarfile.BLOCKSIZE
 _MOST_EMPTY = 1 << 20
@@ -59,7 +60,7 @@ class TarReader:
         self.identity: dict[str, Any] = {"format": "tar", **file_state(path)}
         if member:
             self.identity["member"] = self._only
-        self._positions, self._linked, notes = self._index()
+        self._positions, self._linked, notes, self.left_out = self._index()
         if not len(self):
             wanted = f"named KEY.{member}" if member else f"({' '.join(sorted(IMAGE_SUFFIXES))})"
             raise NoImages(f"{str(path)!r} holds no images {wanted}")
@@ -131,27 +132,29 @@ class TarReader:
             raise RequestError(f"{str(self._path)!r} has several labels for {stem!r}; name its label {stem + '.cls'!r}")
         return next(iter(labels))
 
-    def _index(self) -> tuple[Int64[np.ndarray, " images"], dict[int, int], list[str]]:
-        """Where the images' headers lie, of links also those that they stand for, and what is to be said of the others.
+    def _index(self) -> tuple[Int64[np.ndarray, " images"], dict[int, int], list[str], dict[str, int]]:
+        """Where the images' headers lie, of links also those that they stand for, notes, and what is left out.
 
         It is kept in the cache, for every command opens the whole pool.
         """
         kept = cache_folder() / "tars" / f"{hash_of([_RULES, os.path.abspath(self._path), self.identity])}.parquet"
+        said = kept.with_suffix(".json")  # written before: where there is none, there was nothing to say
         with suppress(Damaged):  # or not there
             columns = read_columns(kept, ("position", "data"))
-            said = kept.with_suffix(".txt")  # written before: where there is none, there was nothing to say
-            notes = said.read_text("utf-8").splitlines() if said.exists() else []
-            return columns["position"], _differing(columns["position"], columns["data"]), notes
-        positions, data, notes = self._images()
+            others = json.loads(said.read_text("utf-8")) if said.exists() else {"notes": [], "left_out": {}}
+            linked = _differing(columns["position"], columns["data"])
+            return columns["position"], linked, others["notes"], others["left_out"]
+        positions, data, notes, left_out = self._images()
         with suppress(OSError):  # a cache that cannot be written costs the headers again
             if notes:
-                with replacing(kept.with_suffix(".txt")) as partial:
-                    partial.write_text("\n".join(notes), "utf-8")
+                write_json(said, {"notes": notes, "left_out": left_out})
             write_columns(kept, {"position": positions, "data": data})
-        return positions, _differing(positions, data), notes
+        return positions, _differing(positions, data), notes, left_out
 
-    def _images(self) -> tuple[Int64[np.ndarray, " images"], Int64[np.ndarray, " images"], list[str]]:
-        """The headers of the images, those of their bytes, and notes."""
+    def _images(
+        self,
+    ) -> tuple[Int64[np.ndarray, " images"], Int64[np.ndarray, " images"], list[str], dict[str, int]]:
+        """The headers of the images, those of their bytes, notes, and how many others there are of each kind."""
         positions, data, targets = array("q"), array("q"), dict[int, int]()
         left_out, kinds, several, before = Counter[str](), set[str](), 0, ("", "")
         with self._path.open("rb", buffering=0) as file:
@@ -180,7 +183,7 @@ class TarReader:
                 f"note: {self._path.name} has samples of several images ({', '.join(sorted(kinds))}), and all are "
                 f"taken; '{self._path.name}#{sorted(kinds, key=len)[0]}' takes one member of each sample"
             )
-        return np.array(positions, np.int64), np.array(data, np.int64), notes
+        return np.array(positions, np.int64), np.array(data, np.int64), notes, content.counted(left_out)
 
     def _targets(self) -> dict[int, int]:
         """The headers of the bytes that links stand for, by the links' own; a link out of the archive is not there."""

@@ -63,12 +63,12 @@ class VisionReader:
         try:
             return self._dataset[index][0]
         except Exception as error:  # the data set's own decoding: anything may come
-            why = (isinstance(error, OSError) and error.strerror) or error  # without its file's place
+            why = (isinstance(error, OSError) and error.strerror) or error  # without its file's path
             return Unreadable(f"{type(error).__name__}: {why}")
 
 
 def open_vision(text: str) -> tuple[str, VisionReader]:
-    """The name for sources, and a reader. Files lie in `DFKD_DATA`, by default in the user's cache folder.
+    """The name for origins, and a reader. Files lie in `DFKD_DATA`, by default in the user's cache folder.
 
     Raises: RequestError for an unknown name or split, and where the data set cannot be had.
     """

@@ -110,8 +110,8 @@ class MovingStatistics:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`."""
-        place = self._statistics.layers[0].running_mean.device  # type: ignore[union-attr]
-        self._before = [(mean.to(place), variance.to(place)) for mean, variance in state["before"]]
+        device = self._statistics.layers[0].running_mean.device  # type: ignore[union-attr]
+        self._before = [(mean.to(device), variance.to(device)) for mean, variance in state["before"]]
 
     def _blended(self) -> list[tuple[Tensor, Tensor]]:
         now = [(mean, variance) for _, mean, variance in self._statistics.seen]

@@ -1,4 +1,4 @@
-"""Taps: the places in a network where its features are taken. `dfkd.models.features.find_taps` finds them."""
+"""Taps: the positions in a network where its features are taken. `dfkd.models.features.find_taps` finds them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ class Tapped:
 
     A feature is a copy, as the module made or took it: an in-place ReLU behind it does not change it, gradients flow
     through it. Where a module runs twice in one pass, an output is that of its first run and an input that of its last.
-    Raises: RequestError for a path that the module has not, or, when called, for a place that is not passed or whose
+    Raises: RequestError for a path that the module has not, or, when called, for a tap that is not passed or whose
     value is no tensor.
     """
 
