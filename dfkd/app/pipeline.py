@@ -15,15 +15,17 @@
 
 Selections go to OUT/samples/NAME-seedN, runs to OUT/runs/NAME-seedN, the comparison to OUT/report.html. A stage that is
 complete is not done again, and one that was interrupted goes on: the stages see to that themselves. So one file can be
-given to several machines at once: each takes the next stage that nobody is at.
+given to several machines at once: each takes the next stage that nobody is at. Where a stage fails, those that do not
+need it are done all the same, and the report names it.
 """
 
 import time
+import traceback
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from dfkd.config import CompareConfig, DistillConfig, GenerateConfig, RunConfig, SelectConfig
 from dfkd.config.option import field_hints, named
@@ -42,6 +44,23 @@ POLL = 1.0
 
 
 StageConfig = SelectConfig | GenerateConfig | DistillConfig
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A stage that has failed, or could not begin because one that it needs has failed."""
+
+    stage: StageConfig
+    why: str
+    defect: Exception | None = None
+    """What is no fault of the request."""
+    needs: bool = False
+    """Whether it is one that it needs that has failed."""
+
+    @property
+    def name(self) -> str:
+        """The stage's folder."""
+        return Path(self.stage.out).name
 
 
 @dataclass(frozen=True)
@@ -74,11 +93,14 @@ def run(config: RunConfig) -> Path:
     part = pipeline.part(config.only) if config.only else pipeline
     stages = [*part.selections, *part.distillations]
     _check_stages(stages, config.file)
-    _run_stages(stages)
+    failures = _run_stages(stages)
     with locked(pipeline.out, str(pipeline.out), wait=True):
         for half_written in pipeline.out.glob(f"report.*{PARTIAL}"):
             half_written.unlink()
-        return _report(pipeline, {d.out for d in part.distillations})
+        report = _report(pipeline, {d.out for d in part.distillations}, failures)
+    if failures:
+        _raise(failures, len(stages))
+    return report
 
 
 def _check_stages(stages: Sequence[StageConfig], file: str) -> None:
@@ -104,9 +126,13 @@ def _check_stages(stages: Sequence[StageConfig], file: str) -> None:
             raise RequestError(f"{file}, {Path(stage.out).name}: {error}") from None
 
 
-def _run_stages(stages: Sequence[StageConfig]) -> None:
-    """Every stage, in order; one that another command is at, and what needs it, when that has ended."""
+def _run_stages(stages: Sequence[StageConfig]) -> list[Failure]:
+    """Every stage, in order; one that another command is at, and what needs it, when that has ended.
+
+    Returns: those that failed, and those that need one of them.
+    """
     left, waiting = dict(enumerate(stages, 1)), False
+    failures: list[Failure] = []
     while left:
         ready = (n for n, stage in left.items() if not _needs(stage, left.values()) and not _is_held(stage))
         number = next(ready, None)
@@ -122,8 +148,43 @@ def _run_stages(stages: Sequence[StageConfig]) -> None:
         except Busy:
             say("another command was faster")
             time.sleep(POLL)
-        else:
-            del left[number]
+            continue
+        except OSError:  # a full disk, a folder that is gone: the others meet the same
+            raise
+        except Exception as error:
+            defect = None if isinstance(error, RequestError) else error
+            failures.append(Failure(left[number], f"{type(error).__name__}: {error}" if defect else str(error), defect))
+            say(f"{failures[-1].name} failed: {failures[-1].why}")
+            if defect:
+                traceback.print_exception(defect)
+            failures += _without(left, failures[-1])
+        left.pop(number, None)
+    return failures
+
+
+def _without(left: dict[int, StageConfig], failed: Failure) -> list[Failure]:
+    """Take out of the stages that are left those that need one that has failed, also by way of others."""
+    found: list[Failure] = []
+    gone = [failed.stage]
+    while lost := [n for n, stage in left.items() if stage not in gone and _needs(stage, gone)]:
+        for number in lost:
+            gone.append(left.pop(number))
+            found.append(Failure(gone[-1], f"it needs {failed.name}, which failed", needs=True))
+    return found
+
+
+def _raise(failures: Sequence[Failure], stages: int) -> NoReturn:
+    """End with what failed. Raises: the first defect, else RequestError."""
+    for failure in failures:
+        if failure.defect is not None:
+            raise failure.defect
+    failed = "; ".join(f"{failure.name}: {failure.why}" for failure in failures if not failure.needs)
+    waiting = ", ".join(failure.name for failure in failures if failure.needs)
+    more = f"; {waiting} need what failed" if waiting else ""
+    raise RequestError(
+        f"of {stages} stages {stages - len(failures)} are complete; failed: {failed}{more}. Change the file and give "
+        "the same command again: only these are done anew"
+    )
 
 
 def _needs(stage: StageConfig, others: Iterable[StageConfig]) -> bool:
@@ -165,15 +226,18 @@ def _run_stage(stage: StageConfig, number: str) -> None:
                 distill.run(stage)
 
 
-def _report(pipeline: Pipeline, done: Collection[str]) -> Path:
-    """Compare the runs that are `done`, with the others of the file that are complete."""
-    from dfkd.formats.run_folder import RESULT
+def _report(pipeline: Pipeline, done: Collection[str], failures: Sequence[Failure]) -> Path:
+    """Compare the runs that are `done`, with the others of the file that are complete, and name those that failed."""
+    from dfkd.formats.run_folder import RESULT, read_failure
     from dfkd.report import compare
 
     report = pipeline.out / "report.html"
+    failed = {failure.stage.out: failure.why for failure in failures}
     complete = [d for d in pipeline.distillations if (Path(d.out) / RESULT).exists()]
-    runs = tuple(d.out for d in complete if d.out in done or _is_as_asked(d))
-    compare.run(CompareConfig(runs=runs, out=str(report)))
+    runs = tuple(d.out for d in complete if (d.out in done and d.out not in failed) or _is_as_asked(d))
+    failed |= {d.out: why for d in pipeline.distillations if (why := read_failure(Path(d.out))) is not None}
+    if runs:
+        compare.run(CompareConfig(runs=runs, out=str(report)), {Path(out).name: why for out, why in failed.items()})
     return report
 
 

@@ -28,6 +28,12 @@ _FILES: dict[str, Callable[[Path], Reader]] = {
     ".arrow": open_arrow,
     ".tar": TarReader,
 }
+_HINTS = {
+    (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"): "unpack it to a plain .tar: images are compressed already",
+    (".zip", ".7z", ".rar"): "unpack it and name the folder",
+    (".npy",): "write it with np.savez(..., images=..., labels=...)",
+    (".csv", ".tsv", ".txt", ".json", ".jsonl"): "it lists images: name the folder or archive that holds them",
+}
 _SCHEMES: dict[str, Callable[[str], tuple[str, Reader]]] = {"hf": open_hub, "torchvision": open_vision}
 _FORMS = (
     "a folder of images or shards, .npz, .parquet, .arrow, .tar, hf:REPO[/CONFIG][@REVISION][:SPLIT], "
@@ -46,6 +52,8 @@ class Data:
 
     name: str
     parts: list[tuple[str, Reader]]
+    empty: tuple[str, ...] = ()
+    """Names of files and folders that hold no images."""
 
     def identity(self) -> dict[str, Any]:
         """What decides the content, as JSON. Names belong to it: origins begin with them."""
@@ -72,7 +80,8 @@ def locate(text: str) -> Data:
     names = [portable(path.absolute().relative_to(top).as_posix()) for path in paths]
     readers = with_images(paths, lambda path: _open(path, member))
     parts = [(name, reader) for name, reader in zip(names, readers, strict=True) if reader is not None]
-    return Data(portable(Path(text).name), parts)
+    empty = tuple(name for name, reader in zip(names, readers, strict=True) if reader is None)
+    return Data(portable(Path(text).name), parts, empty)
 
 
 def with_images(named: Sequence[_Named], opened: Callable[[_Named], _Opened]) -> list[_Opened | None]:
@@ -114,7 +123,8 @@ def _open(path: Path, member: str) -> Reader:
             return _FILES[path.suffix.lower()](path)
     except OSError as error:
         raise RequestError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
-    raise RequestError(f"{str(path)!r} is in no format that is known: {_FORMS}")
+    hint = next((hint for ends, hint in _HINTS.items() if path.name.lower().endswith(ends)), None)
+    raise RequestError(f"{str(path)!r} is in no format that is known{f'; {hint}' if hint else f': {_FORMS}'}")
 
 
 def check_there(text: str) -> None:

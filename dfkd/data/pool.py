@@ -15,12 +15,16 @@ from jaxtyping import Int64, Integer, UInt8
 from dfkd.data.images.decode import conversions, decode, encode_png, fit, processors
 from dfkd.data.images.filter import Filter
 from dfkd.data.locate import Data, locate, member_of, paths_of, with_images
+from dfkd.data.readers.folder import FolderReader
 from dfkd.data.readers.reader import Reader, Unreadable
+from dfkd.data.readers.tar import TarReader
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
+from dfkd.system.portable import portable
 
 ENCODED_ABOVE = 64
 """The largest side in pixels at which a selection holds raw pixels."""
+NO_IMAGES = "without images"
 _AHEAD = 2
 _SMALL = 64 * 64
 """Pixels up to which a batch is decoded by one thread: at 32x32 two spend their time on waiting for the interpreter's
@@ -39,11 +43,21 @@ class Pool:
     """Images by index. Memory does not grow with their number, but for 8 bytes to a name each in tars and folders.
 
     `identity` holds for each DATA what decides its content, as JSON. `encoded` says that a selection keeps the files.
+    `left_out` counts by file or folder what is no image, by suffix or another reason.
     """
 
-    def __init__(self, data: Sequence[Data], image_size: int, channels: int, workers: int | None = None) -> None:
+    def __init__(
+        self,
+        data: Sequence[Data],
+        image_size: int,
+        channels: int,
+        workers: int | None = None,
+        empty: Sequence[str] = (),
+    ) -> None:
+        """`empty` are further DATA, which hold no images."""
         self.image_size, self.channels = image_size, channels
         self.identity = [one.identity() for one in data]
+        self.left_out = {name: {NO_IMAGES: 1} for name in (*empty, *(name for one in data for name in one.empty))}
         self._parts: list[tuple[str, Reader, Data]] = []
         names: set[str] = set()
         for one in data:
@@ -51,6 +65,8 @@ class Pool:
                 unique = _unused(name, names)
                 names.add(unique)
                 self._parts.append((unique, reader, one))
+                if isinstance(reader, (FolderReader, TarReader)) and reader.left_out:
+                    self.left_out[unique] = dict(reader.left_out)
         self.encoded = image_size > ENCODED_ABOVE
         self._ends = np.cumsum([len(reader) for _, reader, _ in self._parts], dtype=np.int64)
         self._workers = workers or processors()
@@ -239,9 +255,11 @@ def open_pool(specs: Sequence[str], *, image_size: int | None, channels: int, wo
         raise RequestError(f"{channels} channels: images have 1 (gray) or 3 (RGB)")
     if image_size is not None and image_size < 1:
         raise RequestError(f"--image-size {image_size} is not a number of pixels above 0")
-    data = [one for one in with_images(specs, locate) if one is not None]
+    found = with_images(specs, locate)
+    data = [one for one in found if one is not None]
+    empty = [portable(Path(spec).name) for spec, one in zip(specs, found, strict=True) if one is None]
     _note_doubles(specs)
-    return Pool(data, image_size or _own_size(data), channels, workers)
+    return Pool(data, image_size or _own_size(data), channels, workers, empty)
 
 
 def _own_size(data: Sequence[Data]) -> int:

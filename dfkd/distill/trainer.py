@@ -18,6 +18,7 @@ from dfkd.distill.teacher_cache.views import TeacherViews
 from dfkd.models.classifier import Classifier, answer
 from dfkd.models.features.outputs import Outputs
 from dfkd.models.features.taps import Tapped, network_code
+from dfkd.models.state import tensors_of
 from dfkd.select.class_dropping import kept_classes
 from dfkd.system.console import say
 from dfkd.system.device import Place
@@ -68,7 +69,7 @@ class Trainer:
         self.generator = torch.Generator(self.place.device).manual_seed(plan.seed)
         self.average: Average | None = None
         if plan.ema:  # the losses' own parameters too: some end up in the student
-            self.average = Average([*student.module.state_dict().values(), *objective.parameters()], plan.ema)
+            self.average = Average([*tensors_of(student.module).values(), *objective.parameters()], plan.ema)
         self.fitted_on = 0
         """Images that the teacher answers before the first step, so that layers of the student can be fitted."""
         self._sampler: Source | None = None
@@ -81,7 +82,7 @@ class Trainer:
     def hint(self) -> str:
         """What to do when it blows up."""
         made = " or a lower rate of the generator (NAME:lr=...)" if self.source.images is None else ""
-        return f"start again in another folder with a lower --lr{made}"
+        return f"give a lower --lr{made}: the run then starts anew"
 
     def warm_up(self) -> Mapping[str, Tensor] | None:
         """A piece of what the source does before the student's first step."""

@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from dfkd.config import GenerateConfig
+from dfkd.formats.manifest import MANIFEST
 from dfkd.formats.run_folder import CHECKPOINT, Progress
 from dfkd.formats.shards import Shards
 from dfkd.generators.base import Method, checked_terms, method_code
@@ -31,7 +32,7 @@ from dfkd.system.errors import RequestError
 from dfkd.system.files import PARTIAL, hash_of, output_path, restore_folder
 from dfkd.system.locks import locked
 from dfkd.system.portable import portable
-from dfkd.system.text import inspect_command
+from dfkd.system.text import LISTED_CLASSES, inspect_command, of_classes
 from dfkd.system.versions import versions
 from dfkd.training.loop import Pace, train
 from dfkd.training.selections import open_selections, open_teacher, real_images
@@ -261,10 +262,11 @@ def _report(config: GenerateConfig, prepared: Generation, selected: Selected) ->
     indices = selected.choice.indices
     per_class = np.bincount(scores.prediction[indices], minlength=prepared.teacher.classes)
     say(f"{len(indices):,} images, mean confidence {scores.confidence[indices].mean():.3f}")
-    say(f"by predicted class: {per_class.tolist()}")
+    say(f"by predicted class: {of_classes(per_class.tolist(), MANIFEST, ',')}")
     lacking, wanted = prepared.quota.lacking(), prepared.quota.count
     if len(indices) < wanted:
-        classes = f", by class: {lacking}" if lacking else "; more --steps make more, where a method makes batches"
+        listed = lacking if len(lacking) <= LISTED_CLASSES else f"{len(lacking):,} classes lack some"
+        classes = f", by class: {listed}" if lacking else "; more --steps make more, where a method makes batches"
         say(
             f"warning: {wanted - len(indices):,} of {wanted:,} are missing after {len(selected.pool):,} images{classes}"
         )

@@ -15,7 +15,8 @@ from dfkd.formats.run_folder import CONFIG, WEIGHTS, finished_weights
 from dfkd.models import DEFAULT_IMAGE_SIZE
 from dfkd.models.expected import NOTES, from_program, from_safetensors, from_timm
 from dfkd.models.program import check_evaluates, check_program
-from dfkd.models.weights import fit_prefix, load_state, load_weights, names_weights, read_state_dict, require_file
+from dfkd.models.state import fit_prefix, tensors_of
+from dfkd.models.weights import load_state, load_weights, names_weights, read_state_dict, require_file
 from dfkd.system.checksums import unsealed
 from dfkd.system.code import as_before, code_of
 from dfkd.system.console import say
@@ -190,7 +191,31 @@ def _construct(target: Callable[..., Any], named: Named) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise RequestError(f"model {named.name!r} built a {type(module).__name__}, not a torch.nn.Module")
     with Foreign(f"model {str(named)!r} cannot be made ready:", module, always=True):
+        module = _unwrapped(module)
+        if isinstance(module, torch.jit.ScriptModule):
+            raise RequestError(
+                f"model {named.name!r} built a TorchScript program, whose layers nobody can watch; build the network "
+                "itself, or export it with torch.export as .pt2"
+            )
+        if any(value.is_complex() for value in (*module.parameters(), *module.buffers())):
+            return _real_in_float32(module.to("cpu")).eval()  # `to` would take imaginary parts away
         return module.to("cpu", torch.float32).eval()
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The network within what spreads it over devices or compiles it."""
+    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while inner := module.module if isinstance(module, parallel) else getattr(module, "_orig_mod", None):
+        module = inner
+    return module
+
+
+def _real_in_float32(module: nn.Module) -> nn.Module:
+    """A network with real and complex weights, of which the real ones are converted."""
+    for value in (*module.parameters(), *module.buffers()):
+        if value.is_floating_point():
+            value.data = value.data.float()
+    return module
 
 
 def _count_keys(target: Callable[..., Any], options: Mapping[str, Any]) -> tuple[str | None, str | None]:
@@ -211,13 +236,13 @@ def _count_keys(target: Callable[..., Any], options: Mapping[str, Any]) -> tuple
 
 
 def _counts_in(
-    state: Mapping[str, Tensor], module: nn.Module, class_key: str | None, channel_key: str | None
+    state: Mapping[str, Any], module: nn.Module, class_key: str | None, channel_key: str | None
 ) -> dict[str, int]:
     """The class and channel counts in which the weights differ from the module, by the constructor's names."""
     layers = list(module.named_modules())
     convolutions = [name for name, layer in layers if isinstance(layer, nn.Conv2d)]
     classifiers = [name for name, layer in layers if isinstance(layer, nn.Linear)] or convolutions
-    own, counts = module.state_dict(), {}
+    own, counts = tensors_of(module), {}
     for key, names, dimension in ((class_key, classifiers[-1:], 0), (channel_key, convolutions[:1], 1)):
         for weight in (f"{name}.weight" for name in names):
             if key and weight in state and state[weight].ndim == own[weight].ndim:
@@ -238,4 +263,6 @@ def _made_for(target: Callable[..., Any], options: Mapping[str, Any], module: nn
     if package.startswith("torchvision.models"):
         return 224
     config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)  # timm's
-    return int(config["input_size"][-1]) if isinstance(config, Mapping) and "input_size" in config else None
+    size = config.get("input_size") if isinstance(config, Mapping) else None
+    last = size[-1] if isinstance(size, (tuple, list)) and size else None
+    return last if isinstance(last, int) else None

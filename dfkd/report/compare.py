@@ -1,5 +1,7 @@
 """`dfkd compare`: finished runs -> a table on the terminal, a CSV and a page."""
 
+from collections.abc import Mapping
+
 from dfkd.config import CompareConfig
 from dfkd.formats.overwrite import check_output
 from dfkd.report import compare_page
@@ -11,16 +13,21 @@ from dfkd.system.files import write_text
 from dfkd.system.text import visible
 
 
-def run(config: CompareConfig) -> None:
-    """Compare as `config` says. Raises: RequestError for a wrong `--out` or runs that cannot be put side by side."""
+def run(config: CompareConfig, failed: Mapping[str, str] | None = None) -> None:
+    """Compare as `config` says; `failed` are runs that have no result, with the reasons.
+
+    Raises: RequestError for a wrong `--out` or runs that cannot be put side by side.
+    """
     path = page_path(config.out)
     for written in (path, path.with_suffix(".csv")):
         check_output(str(written), "--out", config.runs)
     rows = collect(config.runs)
     print(terminal_table(rows))
     print(visible(reading(rows)))
-    for warning in warnings(rows):
+    missing = [f"{name} failed and is not in the table: {why}" for name, why in (failed or {}).items()]
+    found = [*missing, *warnings(rows)]
+    for warning in found:
         print(visible(f"warning: {warning}"))
     write_text(path.with_suffix(".csv"), csv_text(rows))
-    compare_page.write(path, rows)
+    compare_page.write(path, rows, found)
     say(f"wrote {path} and {path.with_suffix('.csv')}")

@@ -11,7 +11,7 @@ from dfkd.config import DistillConfig
 from dfkd.report.charts import figure, legend, lines, strips
 from dfkd.report.collect import Row, curve, settings
 from dfkd.report.markup import Html, definitions, join, section, table, tag, write_page
-from dfkd.report.table import HEAD, cells, reading, warnings
+from dfkd.report.table import HEAD, cells, reading
 from dfkd.system.portable import portable
 
 CURVES = (
@@ -20,14 +20,14 @@ CURVES = (
 )
 
 
-def write(path: Path, rows: Sequence[Row]) -> None:
-    """Write the comparison's page."""
+def write(path: Path, rows: Sequence[Row], found: Sequence[str]) -> None:
+    """Write the comparison's page, with the warnings that were `found`."""
     styles = {row.name: number for number, row in enumerate(rows)}
     write_page(
         path,
         "Comparison of runs",
         tag("p", reading(rows), class_="lead"),
-        _warnings(warnings(rows)),
+        _warnings(found),
         section("Summary", table("Mean ± standard deviation over seeds", HEAD, map(cells, rows))),
         _accuracies(rows),
         _curves(rows, styles),

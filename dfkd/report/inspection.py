@@ -171,6 +171,9 @@ def _facts(contents: Contents) -> list[tuple[str, str]]:
         facts.append(("threshold", f"confidence at least {threshold:.4f}; it admits {manifest['admitted']:,} images"))
     if manifest.get("unreadable"):
         facts.append(("unreadable", f"{len(manifest['unreadable']):,} pool images; the manifest names them"))
+    if manifest.get("left_out"):
+        total = sum(sum(counts.values()) for counts in manifest["left_out"].values())
+        facts.append(("left out", f"{total:,} files that are no images; the manifest counts them by suffix"))
     facts.append(("kept classes", f"{kept.mean():.2f} of {contents.kept.shape[1]} an image, the mean"))
     return facts
 

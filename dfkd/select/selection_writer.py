@@ -92,6 +92,8 @@ class Selected:
     """What a generator took to make it."""
     filter: Mapping[str, Any] | None = None
     """What the images went through, as the manifest says it."""
+    left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Of the pool's files and folders, what is no image: how many, by suffix or another reason."""
 
 
 def is_done(out: Path, shown: str, content: dict[str, Any]) -> bool:
@@ -171,6 +173,7 @@ def _manifest(selected: Selected, files: list[dict[str, Any]]) -> dict[str, Any]
             {"source": name, "why": scores.problems[i]}
             for i, name in zip(scores.problems, pool.origins(unreadable), strict=True)
         ],
+        **({"left_out": dict(selected.left_out)} if selected.left_out else {}),
         "config": request,
         "content": selected.content,
         "files": files,

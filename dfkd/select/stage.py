@@ -33,12 +33,10 @@ from dfkd.system.files import PARTIAL, output_path, request_folder
 from dfkd.system.foreign import Foreign
 from dfkd.system.locks import locked
 from dfkd.system.portable import portable
-from dfkd.system.text import inspect_command
+from dfkd.system.text import inspect_command, of_classes
 from dfkd.system.versions import versions
 
 METHODS = ["dfkd.select.methods"]
-SHOWN_CLASSES = 100
-"""Counts in the log; the manifest has them all."""
 
 
 def run(config: SelectConfig) -> Path:
@@ -80,7 +78,7 @@ def run(config: SelectConfig) -> Path:
         try:
             pool, scores, adapted = _score(config, model, pool, place, filter, scoring, tap)
             choice, found = _choose(config, method, scores), adapted.describe() if adapted else None
-            selected = Selected(config, model, pool, scores, choice, content, filter=found)
+            selected = Selected(config, model, pool, scores, choice, content, filter=found, left_out=pool.left_out)
             write(partial, out, selected)
         except RequestError:
             if not (partial / JOURNAL).exists():  # else a pool that cannot be read just now: shards are kept
@@ -196,12 +194,11 @@ def _choose(config: SelectConfig, method: names.Named, scores: PoolScores) -> Ch
 def _report(selected: Selected) -> None:
     out, choice, scores, pool = selected.config.out, selected.choice, selected.scores, selected.pool
     counts = {reason: n for reason, n in choice.counts().items() if n}
-    per_class = np.bincount(scores.images.prediction[choice.indices])
+    per_class = np.bincount(scores.images.prediction[choice.indices], minlength=selected.model.classes)
     if choice.threshold is not None:
         say(f"threshold: confidence >= {choice.threshold:.4f} admits {choice.admitted:,} of {len(pool):,} images")
     say(f"images by reason: {', '.join(f'{n:,} {reason}' for reason, n in counts.items())}")
-    more = f" and {len(per_class) - SHOWN_CLASSES:,} classes more" if len(per_class) > SHOWN_CLASSES else ""
-    say(f"selected by predicted class: {per_class[:SHOWN_CLASSES].tolist()}{more}")
+    say(f"selected by predicted class: {of_classes(per_class.tolist(), MANIFEST, ',')}")
     if scores.problems:
         say(f"unreadable and skipped: {len(scores.problems):,}; {MANIFEST} names them")
     say(f"{out}: {len(choice.indices):,} images; look at them with: {inspect_command(str(out))}")

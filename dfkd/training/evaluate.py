@@ -20,7 +20,7 @@ from dfkd.system.device import resolve_place
 from dfkd.system.errors import RequestError
 from dfkd.system.files import output_path, write_json
 from dfkd.system.portable import portable
-from dfkd.system.text import visible
+from dfkd.system.text import of_classes, visible
 
 CALIBRATION_BINS = 15
 
@@ -148,7 +148,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     say(_line(measures))
     for name, value in figures.items():
         if value is not None:
-            print(visible(f"{name}: {_shown(value)}"))
+            print(visible(f"{name}: {_shown(value, config.json or '--json FILE')}"))
     if config.json is not None:
         write_json(Path(config.json), {**figures, "config": portable(asdict(config))})
         say(f"wrote {config.json}")
@@ -162,7 +162,7 @@ def _line(measures: Measures) -> str:
     return ", ".join(parts)
 
 
-def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4f}"
-    return " ".join(map(_shown, value)) if isinstance(value, list) else str(value)
+def _shown(value: Any, all_in: str) -> str:
+    if isinstance(value, list):
+        return of_classes(value, all_in, ".4f")
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -12,6 +12,7 @@ from dfkd.config.tables import differences
 from dfkd.formats.manifest import check_samples
 from dfkd.formats.shards import Shards
 from dfkd.models.load import Model, load_trained
+from dfkd.models.state import tensors_of
 from dfkd.system import names
 from dfkd.system.console import say
 from dfkd.system.device import Place
@@ -73,7 +74,7 @@ def open_teacher(
 
 def _finite(teacher: Model) -> Model:
     """Raises: RequestError for weights that are not finite: the student's loss would be blamed for it."""
-    for name, value in teacher.module.state_dict().items():
+    for name, value in tensors_of(teacher.module).items():
         if value.is_floating_point() and not value.isfinite().all():
             raise RequestError(f"--teacher {teacher.spec} has weights that are not finite ({name})")
     return teacher

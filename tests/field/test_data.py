@@ -1,6 +1,7 @@
 """Image files, folders, tars and tables as people have them, through the commands."""
 
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -168,13 +169,38 @@ def test_content_decides__what_an_image_is(tmp_path: Path, capsys: pytest.Captur
     for name, data in members.items():
         (tmp_path / "f" / name).write_bytes(data)
     tar = write_tar(tmp_path / "x.tar", members)
+    extra: dict[str, dict[str, int]] = {"f": {".cls": 9}, "x.tar": {}}
     for given in (tmp_path / "f", tar, tar):
         pool = open_pool([str(given)], image_size=16, channels=3)
+        assert pool.left_out == {given.name: {".avif": 1, ".heic": 1, ".part": 1, ".zzz": 1, **extra[given.name]}}
         assert sorted(origin.partition("/")[2] for origin in pool.origins(np.arange(len(pool)))) == names
         assert not pool.images(np.arange(len(pool))).problems
         said = capsys.readouterr().err
         assert all(f"1 {suffix}" in said for suffix in (".heic", ".avif", ".zzz", ".part")), said
     assert pool.labels().tolist() == [0] * 9
+
+
+def test_select__writes_down_what_is_left_out(tmp_path: Path) -> None:
+    """Pools with files that are no images, and files and folders without any, in the manifest."""
+    save_file(cifar_resnet(depth=8, width=4, num_classes=4).state_dict(), tmp_path / "t.safetensors")
+    images = {f"{i}.png": encode(PIXELS[i]) for i in range(6)}
+    write_tar(tmp_path / "s-0.tar", {**images, "a.heic": b"\0\0\0\x18ftypheic", "noname": b"x"})
+    write_tar(tmp_path / "s-1.tar", {"a.json": b"{}"})
+    write_tar(tmp_path / "t.tar", images)
+    (tmp_path / "none").mkdir()
+    model = ("--teacher", f"cifar_resnet:depth=8,width=4@{tmp_path / 't.safetensors'}", "--image-size", "16")
+    pools = {"clean": ["t.tar"], "mixed": ["s-*.tar", "t.tar", "none"]}
+    for name, pool in pools.items():
+        given = ["--pool", *(str(tmp_path / one) for one in pool), "--count", "4", "--out", str(tmp_path / name)]
+        assert cli.main(["select", *model, *given]) == 0
+    manifests = {name: json.loads((tmp_path / name / "manifest.json").read_text()) for name in pools}
+    assert "left_out" not in manifests["clean"]
+    assert manifests["mixed"]["left_out"] == {
+        "none": {"without images": 1},
+        "s-1.tar": {"without images": 1},
+        "s-0.tar": {".heic": 1, "without suffix": 1},
+    }
+    assert cli.main(["inspect", str(tmp_path / "mixed")]) == 0
 
 
 def test_tar__takes_the_member_that_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from dfkd.formats.overwrite import check_output
 from dfkd.models import cifar_resnet
 from dfkd.system.checksums import unsealed
 from dfkd.system.errors import RequestError
+from dfkd.system.text import of_classes
 
 NET = "cifar_resnet:depth=8,width=4"
 
@@ -37,6 +38,39 @@ def place(tmp_path_factory):
     images = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
     np.savez(folder / "data.npz", images=images, labels=np.arange(40) % 4)
     return folder
+
+
+def test_of_classes__is_one_line_of_any_number_of_classes():
+    """Figures of 1,000 classes, some of them without images."""
+    assert of_classes([0.5, None, 1.0], "x", ".2f") == "0.50 None 1.00"
+    assert of_classes([*range(20)], "x").split() == [str(k) for k in range(20)]
+    values = [None, None, *(k / 1000 for k in range(998))]
+    assert of_classes(values, "FILE", ".3f") == (
+        "1,000 classes (2 without images): least 0.000 (class 2), 0.001 (class 3), 0.002 (class 4), 0.003 (class 5), "
+        "0.004 (class 6); most 0.997 (class 999), 0.996 (class 998), 0.995 (class 997), 0.994 (class 996), "
+        "0.993 (class 995); median 0.498; all are in FILE"
+    )
+    assert of_classes([None] * 30, "FILE") == "30 classes (30 without images)"
+
+
+def test_main__summarizes_many_classes(tmp_path, capsys):
+    """A teacher of 500 classes, measured and selected with."""
+    torch.manual_seed(0)
+    save_file(cifar_resnet(depth=8, width=4, num_classes=500).state_dict(), tmp_path / "t.safetensors")
+    images = np.random.default_rng(0).integers(0, 256, (600, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "d.npz", images=images, labels=np.arange(600) % 500)
+    model, given = f"{NET}@{tmp_path / 't.safetensors'}", ("--image-size", 8, "--normalize", "none")
+    json_file = tmp_path / "e.json"
+    assert dfkd("evaluate", "--model", model, "--data", tmp_path / "d.npz", "--json", json_file, *given) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("per_class: "))
+    assert line.startswith("per_class: 500 classes: least 0.0000 (class ") and len(line) < 400
+    assert len(json.loads(json_file.read_text())["per_class"]) == 500
+    pool = ("--pool", tmp_path / "d.npz", "--count", 50, "--filter", "none")
+    assert dfkd("select", "--teacher", model, *pool, "--out", tmp_path / "s", *given) == 0
+    said = capsys.readouterr().err.splitlines()
+    line = next(line for line in said if line.startswith("selected by predicted class: "))
+    assert "500 classes: least 0 (class 0)" in line and len(line) < 400
+    assert max(map(len, said[1:])) < 400
 
 
 def test_parse_arguments__takes_no_value_for_a_flag():
