@@ -81,6 +81,38 @@ def digits_teacher(tmp_path_factory) -> Path:
     return weights
 
 
+@pytest.fixture(scope="session")
+def manifest_of() -> Callable[..., dict[str, Any]]:
+    """A manifest of shards with every field that one has, for `write_manifest`; keyword arguments replace fields."""
+
+    def make(files: list[dict[str, Any]], size: int, classes: int, channels: int = 3, **more: Any) -> dict[str, Any]:
+        count = sum(file["rows"] for file in files)
+        return {
+            "fingerprint": "0123456789abcdef",
+            "teacher": "lenet5@t.pt",
+            "source": "selection",
+            "count": count,
+            "image": {"encoded": False, "size": size, "channels": channels},
+            "classes": classes,
+            "per_class": [count, *[0] * (classes - 1)],
+            "threshold": 0.5,
+            "admitted": count,
+            "reasons": {"selected": count},
+            "unreadable": [],
+            "config": {},
+            "content": {
+                "teacher": {"architecture": "lenet5", "weights": "0" * 64},
+                "preprocess": {"normalize": "none", "image_size": size, "channels": channels},
+                "options": {"method": "threshold:gamma=0.7"},
+                "seed": 0,
+            },
+            "files": files,
+            **more,
+        }
+
+    return make
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)

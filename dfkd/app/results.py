@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from dfkd.app.door import computing, configured, opened
 from dfkd.config.stage_table import STAGES
-from dfkd.formats.run_folder import METRICS, finished_weights, read_request, read_result
+from dfkd.formats.run_folder import METRICS
+from dfkd.formats.run_records import Result, finished_weights, read_request, read_result
 from dfkd.formats.shards import Shards
 from dfkd.models.find import OBJECT
 from dfkd.models.load import load_model
@@ -43,7 +44,7 @@ class Selection:
     @property
     def manifest(self) -> dict[str, Any]:
         """What it holds and what decided it."""
-        return self._shards.manifest
+        return dict(self._shards.manifest.table)
 
     @cached_property
     def scores(self) -> "pd.DataFrame | dict[str, np.ndarray]":
@@ -74,7 +75,7 @@ class Selection:
         return (self[index] for index in range(len(self)))
 
     def __repr__(self) -> str:
-        return f"<dfkd.Selection {str(self.folder)!r}: {len(self):,} images, {self.manifest['classes']} classes>"
+        return f"<dfkd.Selection {str(self.folder)!r}: {len(self):,} images, {self._shards.manifest.classes} classes>"
 
     def _row(self, index: int) -> int:
         if not -len(self) <= index < len(self):
@@ -112,7 +113,7 @@ class Run:
         self.folder, self._given = Path(folder), student
         with opened(verbose=False):
             read_run(str(folder))
-            self._architecture: str = read_request(self.folder)["model"]["architecture"]
+            self._architecture: str = read_request(self.folder).model.architecture
             if student is not None and self._architecture.startswith(OBJECT):
                 self._check_class(student)
             elif student is not None:
@@ -121,7 +122,7 @@ class Run:
     @property
     def result(self) -> dict[str, Any]:
         """The figures of `result.json`: accuracy, cost, and what the student learnt from."""
-        return read_result(self.folder)
+        return dict(read_result(self.folder, Result).table)
 
     @cached_property
     def metrics(self) -> "pd.DataFrame | dict[str, np.ndarray]":
@@ -151,8 +152,8 @@ class Run:
     @property
     def input(self) -> dict[str, Any]:
         """What the student expects: `normalize` and `image_size`."""
-        table = read_request(self.folder)["model"]
-        return {name: table.get(name) for name in ("normalize", "image_size")}
+        model = read_request(self.folder).model
+        return {"normalize": model.normalize, "image_size": model.image_size}
 
     def _check_class(self, student: nn.Module) -> None:
         name, given = self._architecture.removeprefix(OBJECT), OwnNetwork(student).name

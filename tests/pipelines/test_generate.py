@@ -73,8 +73,8 @@ def test_it_makes_a_folder_that_every_other_command_takes(lab, generate, tmp_pat
 
     assert len(load_from_disk(str(tmp_path / "made"))) == 70
     shards = Shards(tmp_path / "made")
-    assert shards.manifest["source"] == "dafl" and shards.manifest["count"] == 70
-    assert sum(shards.manifest["per_class"]) == 70
+    assert shards.manifest.source == "dafl" and shards.manifest.count == 70
+    assert sum(shards.manifest.per_class) == 70
     assert shards.column("source")[0] == "dafl/0"
     assert not (tmp_path / "made" / "checkpoint").exists()
     steps = [json.loads(line)["step"] for line in (tmp_path / "made" / "metrics.jsonl").read_text().splitlines()]
@@ -85,8 +85,8 @@ def test_it_makes_a_folder_that_every_other_command_takes(lab, generate, tmp_pat
     few = ("--steps", 3, "--batch-size", 16)
     assert lab.distill(tmp_path / "made", tmp_path / "run", *few, "--test", lab.heldout) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["source"] == "dafl" and result["selection_fingerprint"] == shards.manifest["fingerprint"]
-    assert shards.manifest["cost"] == {"teacher_forwards": 6 * 32 + 70, "generator_steps": 6}
+    assert result["source"] == "dafl" and result["selection_fingerprint"] == shards.manifest.fingerprint
+    assert shards.manifest.cost == {"teacher_forwards": 6 * 32 + 70, "generator_steps": 6}
     assert result["generator_steps"] == 6 and result["teacher_forwards"] == 3 * 16 + lab.fitted_on + 6 * 32 + 70
     # scored, thresholded and dropped from like pool images
     again = ("--pool", tmp_path / "made", "--count", 20, "--out", tmp_path / "picked")
@@ -128,9 +128,9 @@ def test_another_requests_checkpoint_is_not_gone_on_with(generate, tmp_path, sto
 def test_fill_adds_what_a_selection_lacks(lab, generate, tmp_path, capsys):
     sure = ("--method", "confidence", "--count", 100, "--out", tmp_path / "picked")
     assert lab.select(sure[-1], *sure[:-2]) == 0
-    held = np.array(Shards(tmp_path / "picked").manifest["per_class"])
+    held = np.array(Shards(tmp_path / "picked").manifest.per_class)
     assert generate(tmp_path / "made", "--steps", 30, "--fill", tmp_path / "picked") == 0
-    made = np.array(Shards(tmp_path / "made").manifest["per_class"])
+    made = np.array(Shards(tmp_path / "made").manifest.per_class)
     assert (made <= np.clip(10 - held, 0, None)).all() and made.sum() > 0
     if (made < np.clip(10 - held, 0, None)).any():
         assert "are missing after" in capsys.readouterr().err
