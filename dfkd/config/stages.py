@@ -8,6 +8,11 @@ from dfkd.config.option import Checked, option
 Precision = Literal["auto", "bf16", "fp32"]
 
 _MODEL = "MODEL: NAME[:key=value,...][@WEIGHTS], a RUN folder or a .pt2 file."
+_CLASSES = (
+    "FILE with the names of the model's classes, one per line in its order, or JSON. The class folders of {} are found "
+    "in it by name. Default: names that are whole numbers are the labels; others count in sorted order if they are as "
+    "many as the model's classes."
+)
 _OWN_TAPS = "Positions of the features, such as last=fc:input. Default: found by tracing the network."
 
 
@@ -227,6 +232,7 @@ class DistillConfig(ModelConfig):
         role="none",
         reads="data",
     )
+    classes: str | None = option(_CLASSES.format("--test"), "data", default=None, role="none")
     loss: tuple[str, ...] = option(
         "Weighted sum of losses: NAME[:WEIGHT,key=value,...] (docs/losses.md), or your own class or function by its "
         "dotted name. Default: kd ofd up to 64 pixels for networks with feature maps of several resolutions, else kd; "
@@ -341,6 +347,7 @@ class EvaluateConfig(ModelConfig):
 
     model: str = option(_MODEL, "models", reads="model")
     data: str = option("Labeled DATA.", "data", reads="data")
+    classes: str | None = option(_CLASSES.format("--data"), "data", default=None)
     teacher: str | None = option("MODEL to measure the agreement with.", "models", default=None, reads="model")
     json: str | None = option("FILE for the figures. They are printed in any case.", "output", default=None)
     batch_size: int = option("Images per forward pass.", "machine", default=256, least=1)

@@ -14,9 +14,11 @@ from jaxtyping import Int64, Integer, UInt8
 
 from dfkd.data.images.decode import conversions, decode, encode_png, fit, processors
 from dfkd.data.images.filter import Filter
+from dfkd.data.labels import ClassNames, labels_of_names
 from dfkd.data.locate import Data, locate, member_of, paths_of, with_images
 from dfkd.data.readers.folder import FolderReader
 from dfkd.data.readers.reader import Reader, Unreadable
+from dfkd.data.readers.table import TableReader
 from dfkd.data.readers.tar import TarReader
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
@@ -53,10 +55,12 @@ class Pool:
         channels: int,
         workers: int | None = None,
         empty: Sequence[str] = (),
+        class_names: ClassNames | None = None,
     ) -> None:
-        """`empty` are further DATA, which hold no images."""
+        """`empty` are further DATA, which hold no images; `class_names` are a model's."""
         self.image_size, self.channels = image_size, channels
-        self.identity = [one.identity() for one in data]
+        named = {"classes": class_names.identity} if class_names is not None else {}
+        self.identity = [one.identity() | named for one in data]
         self.left_out = {name: {NO_IMAGES: 1} for name in (*empty, *(name for one in data for name in one.empty))}
         self._parts: list[tuple[str, Reader, Data]] = []
         names: set[str] = set()
@@ -73,6 +77,7 @@ class Pool:
         self._threads = ThreadPoolExecutor(self._workers, "dfkd-decode")
         self._said: set[tuple[int, str]] = set()
         self._filter: Filter | None = None
+        self._class_names = class_names
 
     def filtered(self, by: Filter) -> "Pool":
         """The same pool, whose images are filtered; its files are as they came."""
@@ -129,16 +134,32 @@ class Pool:
                 found[position] = item if isinstance(item, bytes) else encode_png(item)
         return found
 
-    def labels(self) -> Int64[np.ndarray, " images"]:
-        """The class of every image. Nothing else reads labels. Raises: RequestError where a DATA has none."""
+    def labels(self, classes: int | None = None) -> Int64[np.ndarray, " images"]:
+        """The class of every image, for a model of so many classes. Nothing else reads labels.
+
+        Raises: RequestError where a DATA has none, or names classes of which nobody knows which they are.
+        """
+        if self._class_names is not None and classes is not None:
+            self._class_names.check(classes)
         labels = []
         for name, reader, _ in self._parts:
-            labels.append(reader.labels())
+            labels.append(self._labels(name, reader, classes))
             if labels[-1].min() < 0:
                 raise RequestError(
                     f"{name!r} has images without a label ({labels[-1].min()}); give a split that has them"
                 )
         return np.concatenate(labels)
+
+    def _labels(self, name: str, reader: Reader, classes: int | None) -> Int64[np.ndarray, " images"]:
+        known = self._class_names
+        named = reader.named_labels() if isinstance(reader, FolderReader) else None
+        if known is not None and isinstance(reader, TableReader):
+            named = reader.named_labels()
+        if named is not None:
+            return labels_of_names(*named, repr(name), known, classes)
+        if known is not None:
+            say(f"note: --classes changes nothing for {name!r}, whose labels are numbers")
+        return reader.labels()
 
     def batches(
         self, size: int, start: int = 0, stop: int | None = None
@@ -244,8 +265,17 @@ class Pool:
             say(f"note: {data.name}: of 16-bit images the upper 8 bits are taken; the largest value is {largest}{dark}")
 
 
-def open_pool(specs: Sequence[str], *, image_size: int | None, channels: int, workers: int | None = None) -> Pool:
+def open_pool(
+    specs: Sequence[str],
+    *,
+    image_size: int | None,
+    channels: int,
+    workers: int | None = None,
+    classes: str | None = None,
+) -> Pool:
     """Open several DATA as one pool. `image_size` None takes the pool's own size, where all of it is raw and square.
+
+    `classes` is a file with the names of a model's classes, by which labels are found.
 
     Raises: RequestError where a DATA cannot be opened, is empty, or has no size of its own.
     """
@@ -259,7 +289,7 @@ def open_pool(specs: Sequence[str], *, image_size: int | None, channels: int, wo
     data = [one for one in found if one is not None]
     empty = [portable(Path(spec).name) for spec, one in zip(specs, found, strict=True) if one is None]
     _note_doubles(specs)
-    return Pool(data, image_size or _own_size(data), channels, workers, empty)
+    return Pool(data, image_size or _own_size(data), channels, workers, empty, ClassNames(classes) if classes else None)
 
 
 def _own_size(data: Sequence[Data]) -> int:

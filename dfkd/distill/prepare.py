@@ -12,6 +12,7 @@ from torch import nn
 from dfkd.config import DistillConfig
 from dfkd.config.option import is_off, named
 from dfkd.data import Pool, open_pool
+from dfkd.data.labels import ClassNames
 from dfkd.distill import supply
 from dfkd.distill.defaults import default_init, default_losses, example_of
 from dfkd.distill.init.inherit import inherit, twins
@@ -100,7 +101,7 @@ def prepare(config: DistillConfig) -> Distillation:
         raise RequestError(f"--teacher-views {config.teacher_views} are all the same without crop and flip; give 1")
     content = _content(config, plan, teacher, student, selections, objective, place) | supply.content(config, chosen)
     # opened before the training that it is to judge: a mistake in its name should cost no hours
-    test = _open_test(config.test, teacher) if config.test is not None else None
+    test = _open_test(config, teacher) if config.test is not None else None
     source = supply.build_source(config, selections, chosen, teacher, place)
     trainer = _trainer(config, teacher, student, source, objective, place, plan)
     if config.init == "teacher" and not twins(student, teacher):
@@ -121,6 +122,10 @@ def check(config: DistillConfig) -> tuple[Chosen | None, Objective | None]:
 
 
 def _check_options(config: DistillConfig) -> None:
+    if config.classes is not None:
+        ClassNames(config.classes)
+        if config.test is None:
+            say(f"note: --classes {config.classes} changes nothing without --test")
     views = f"--teacher-views {config.teacher_views}"
     if config.teacher_views and config.source is not None:
         raise RequestError(f"{views} keeps answers to stored images, and --source makes new ones; leave one out")
@@ -283,8 +288,9 @@ def _taps(
     return found.taps
 
 
-def _open_test(test: str, teacher: Model) -> Pool:
-    data = open_pool([test], image_size=teacher.image_size, channels=teacher.channels)
+def _open_test(config: DistillConfig, teacher: Model) -> Pool:
+    assert config.test is not None
+    data = open_pool([config.test], image_size=teacher.image_size, channels=teacher.channels, classes=config.classes)
     check_labels(data, teacher.classes)
     return data
 

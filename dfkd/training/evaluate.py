@@ -93,7 +93,7 @@ def _named_classes(logits: Float[Tensor, "batch classes"]) -> Int[np.ndarray, " 
 
 def check_labels(data: Pool, classes: int) -> Int[np.ndarray, " images"]:
     """The labels of `data`. Raises: RequestError where there are none, or one is not among the model's classes."""
-    labels = data.labels()
+    labels = data.labels(classes)
     if len(labels) and (labels.min() < 0 or labels.max() >= classes):
         one_more = labels.min() > 0 and labels.max() == classes
         hint = "; count them from 0 (a class folder whose name is a number is that class)" if one_more else ""
@@ -101,10 +101,7 @@ def check_labels(data: Pool, classes: int) -> Int[np.ndarray, " images"]:
             f"the data has labels from {labels.min()} to {labels.max()}; the model has classes 0 to {classes - 1}{hint}"
         )
     if (seen := len(np.unique(labels))) < classes:
-        say(
-            f"note: there are images of {seen} of the model's {classes} classes; class folders count in sorted order"
-            " (a folder whose name is a number is that class, where all are)"
-        )
+        say(f"note: there are images of {seen} of the model's {classes} classes")
     return labels
 
 
@@ -122,10 +119,10 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     if config.json is not None and output_path(config.json, "--json").is_dir():
         raise RequestError(f"--json {config.json} is a folder; give a file")
     if config.json is not None:
-        check_output(config.json, "--json", (config.data, config.model, config.teacher, config.preset))
+        check_output(config.json, "--json", (config.data, config.model, config.teacher, config.preset, config.classes))
     place = resolve_place(config.device, config.precision)
     model = load_trained(config.model, "--model", normalize=config.normalize, image_size=config.image_size)
-    data = open_pool([config.data], image_size=model.image_size, channels=model.channels)
+    data = open_pool([config.data], image_size=model.image_size, channels=model.channels, classes=config.classes)
     teacher = None
     if config.teacher is not None:
         is_run = (Path(config.model) / CONFIG).exists()  # a student was taught with its teacher's normalization

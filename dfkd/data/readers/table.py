@@ -80,6 +80,24 @@ class TableReader:
         except (ValueError, OSError, KeyError, pa.ArrowException) as error:
             raise RequestError(f"labels of {self._name!r}: {error}") from error
 
+    def named_labels(self) -> tuple[list[str], Int64[np.ndarray, " images"]] | None:
+        """The names of the classes and the position in them of each image's; None where the table has none."""
+        import pyarrow as pa
+
+        column = self._find(_LABELS, "label")
+        kind = self._chunks.schema.field(column).type
+        if pa.types.is_dictionary(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            names, positions = np.unique(self._chunks.whole(column).to_pylist(), return_inverse=True)
+            return names.tolist(), positions.astype(np.int64)
+        try:
+            about = json.loads((self._chunks.schema.metadata or {})[b"huggingface"])
+            listed = about["info"]["features"][column]["names"]
+        except (KeyError, ValueError, TypeError):
+            return None
+        labels = self.labels()
+        fits = isinstance(listed, list) and all(isinstance(name, str) for name in listed)
+        return (listed, labels) if fits and len(labels) and 0 <= labels.min() <= labels.max() < len(listed) else None
+
     def _find(self, names: Sequence[str], kind: str) -> str:
         """The first of `names` that is a column, in any case."""
         columns = {column.lower(): column for column in reversed(self._chunks.schema.names)}
