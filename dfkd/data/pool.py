@@ -56,11 +56,13 @@ class Pool:
         workers: int | None = None,
         empty: Sequence[str] = (),
         class_names: ClassNames | None = None,
+        bits: int | None = None,
     ) -> None:
-        """`empty` are further DATA, which hold no images; `class_names` are a model's."""
-        self.image_size, self.channels = image_size, channels
-        named = {"classes": class_names.identity} if class_names is not None else {}
-        self.identity = [one.identity() | named for one in data]
+        """`empty` are further DATA, without images; `class_names` are a model's; `bits` are those of 16 in use."""
+        self.image_size, self.channels, self.bits = image_size, channels, bits
+        given = {"classes": class_names.identity if class_names is not None else None, "bits": bits}
+        given = {name: value for name, value in given.items() if value is not None}
+        self.identity = [one.identity() | given for one in data]
         self.left_out = {name: {NO_IMAGES: 1} for name in (*empty, *(name for one in data for name in one.empty))}
         self._parts: list[tuple[str, Reader, Data]] = []
         names: set[str] = set()
@@ -228,7 +230,7 @@ class Pool:
         def some(where: np.ndarray, which: np.ndarray) -> None:
             for position, item in zip(where.tolist(), reader.read(which), strict=True):
                 try:
-                    decoded = decode(item, self.image_size, self.channels)
+                    decoded = decode(item, self.image_size, self.channels, self.bits)
                 except Unreadable as problem:
                     problems[position] = str(problem)
                 else:
@@ -259,10 +261,18 @@ class Pool:
 
     def _say_bits(self, data: Data, largest: int | None) -> None:
         """Say once for each DATA what becomes of images with 16 bits, whose values often use fewer."""
-        if largest is not None and (id(data), "bits") not in self._said:
-            self._said.add((id(data), "bits"))
-            dark = "; they come out dark: write them scaled, so that white is 65535" if largest < 32768 else ""
-            say(f"note: {data.name}: of 16-bit images the upper 8 bits are taken; the largest value is {largest}{dark}")
+        if largest is None or (id(data), "bits") in self._said:
+            return
+        self._said.add((id(data), "bits"))
+        if self.bits is not None:
+            if largest >= 2**self.bits:
+                say(f"note: {data.name}: values up to {largest} need more than --bits {self.bits}; they become white")
+            return
+        dark = ""
+        if largest < 32768:
+            used = max(8, largest.bit_length())
+            dark = f"; they come out dark: --bits {used} scales gray, or write them so that white is 65535"
+        say(f"note: {data.name}: of 16-bit images the upper 8 bits are taken; the largest value is {largest}{dark}")
 
 
 def open_pool(
@@ -272,10 +282,12 @@ def open_pool(
     channels: int,
     workers: int | None = None,
     classes: str | None = None,
+    bits: int | None = None,
 ) -> Pool:
     """Open several DATA as one pool. `image_size` None takes the pool's own size, where all of it is raw and square.
 
-    `classes` is a file with the names of a model's classes, by which labels are found.
+    `classes` is a file with the names of a model's classes, by which labels are found. Of gray images with 16 bits the
+    upper 8 of `bits` are taken.
 
     Raises: RequestError where a DATA cannot be opened, is empty, or has no size of its own.
     """
@@ -289,7 +301,8 @@ def open_pool(
     data = [one for one in found if one is not None]
     empty = [portable(Path(spec).name) for spec, one in zip(specs, found, strict=True) if one is None]
     _note_doubles(specs)
-    return Pool(data, image_size or _own_size(data), channels, workers, empty, ClassNames(classes) if classes else None)
+    names = ClassNames(classes) if classes else None
+    return Pool(data, image_size or _own_size(data), channels, workers, empty, names, bits)
 
 
 def _own_size(data: Sequence[Data]) -> int:

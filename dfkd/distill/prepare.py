@@ -126,6 +126,8 @@ def _check_options(config: DistillConfig) -> None:
         ClassNames(config.classes)
         if config.test is None:
             say(f"note: --classes {config.classes} changes nothing without --test")
+    if config.bits is not None and config.test is None:
+        say(f"note: --bits {config.bits} changes nothing without --test: a selection knows its own")
     views = f"--teacher-views {config.teacher_views}"
     if config.teacher_views and config.source is not None:
         raise RequestError(f"{views} keeps answers to stored images, and --source makes new ones; leave one out")
@@ -290,7 +292,13 @@ def _taps(
 
 def _open_test(config: DistillConfig, teacher: Model) -> Pool:
     assert config.test is not None
-    data = open_pool([config.test], image_size=teacher.image_size, channels=teacher.channels, classes=config.classes)
+    data = open_pool(
+        [config.test],
+        image_size=teacher.image_size,
+        channels=teacher.channels,
+        classes=config.classes,
+        bits=config.bits,
+    )
     check_labels(data, teacher.classes)
     return data
 

@@ -50,7 +50,7 @@ def run(config: SelectConfig) -> Path:
         config = replace(config, balance="class" if method.name == "threshold" else "none")
     place = resolve_place(config.device, config.precision)
     model = load_trained(config.teacher, normalize=config.normalize, image_size=config.image_size)
-    pool = open_pool(config.pool, image_size=model.image_size, channels=model.channels)
+    pool = open_pool(config.pool, image_size=model.image_size, channels=model.channels, bits=config.bits)
     say(
         f"teacher {model.spec}: {model.classes} classes, input {pool.image_size} pixels, {model.channels} channels, "
         f"normalize {model.normalize}, {place.dtype} on {place.device}; pool: {len(pool):,} images"
@@ -78,7 +78,9 @@ def run(config: SelectConfig) -> Path:
         try:
             pool, scores, adapted = _score(config, model, pool, place, filter, scoring, tap)
             choice, found = _choose(config, method, scores), adapted.describe() if adapted else None
-            selected = Selected(config, model, pool, scores, choice, content, filter=found, left_out=pool.left_out)
+            selected = Selected(
+                config, model, pool, scores, choice, content, filter=found, left_out=pool.left_out, bits=pool.bits
+            )
             write(partial, out, selected)
         except RequestError:
             if not (partial / JOURNAL).exists():  # else a pool that cannot be read just now: shards are kept

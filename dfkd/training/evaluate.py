@@ -122,7 +122,9 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         check_output(config.json, "--json", (config.data, config.model, config.teacher, config.preset, config.classes))
     place = resolve_place(config.device, config.precision)
     model = load_trained(config.model, "--model", normalize=config.normalize, image_size=config.image_size)
-    data = open_pool([config.data], image_size=model.image_size, channels=model.channels, classes=config.classes)
+    data = open_pool(
+        [config.data], image_size=model.image_size, channels=model.channels, classes=config.classes, bits=config.bits
+    )
     teacher = None
     if config.teacher is not None:
         is_run = (Path(config.model) / CONFIG).exists()  # a student was taught with its teacher's normalization

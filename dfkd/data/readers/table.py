@@ -238,10 +238,13 @@ def open_saved(path: Path) -> TableReader:
         known: Any = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {"fingerprint": None}
         fingerprint = known["fingerprint"]
         unfiltered = "kernel" in known.get("filter", {}) and known["image"]["encoded"]
+        bits = (known.get("image") or {}).get("bits")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RequestError(f"{str(manifest)!r} is no manifest with a fingerprint; write the selection again") from error
     if unfiltered:
         say(f"{path}: the files of this selection are read as they came, without the filter that it was made with")
+    if bits is not None:
+        say(f"{path}: the files of this selection are read as they came; it was made with --bits {bits}")
     if fingerprint is None:
         files = [Path(file["filename"]) for file in dataset.cache_files]
         identity["files"] = [[file.name, file_state(file)] for file in files]
