@@ -28,6 +28,12 @@ _FILES: dict[str, Callable[[Path], Reader]] = {
     ".arrow": open_arrow,
     ".tar": TarReader,
 }
+_HINTS = {
+    (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"): "unpack it to a plain .tar: images are compressed already",
+    (".zip", ".7z", ".rar"): "unpack it and name the folder",
+    (".npy",): "write it with np.savez(..., images=..., labels=...)",
+    (".csv", ".tsv", ".txt", ".json", ".jsonl"): "it lists images: name the folder or archive that holds them",
+}
 _SCHEMES: dict[str, Callable[[str], tuple[str, Reader]]] = {"hf": open_hub, "torchvision": open_vision}
 _FORMS = (
     "a folder of images or shards, .npz, .parquet, .arrow, .tar, hf:REPO[/CONFIG][@REVISION][:SPLIT], "
@@ -56,6 +62,10 @@ class Data:
             return {"name": self.name, "images": images, **self.parts[0][1].identity}
         content = hash_of([[name, len(reader), reader.identity] for name, reader in self.parts])
         return {"name": self.name, "images": images, "files": len(self.parts), "content": content}
+
+
+DataSource = str | Data
+"""A DATA text, or what is opened already."""
 
 
 def locate(text: str) -> Data:
@@ -117,7 +127,8 @@ def _open(path: Path, member: str) -> Reader:
             return _FILES[path.suffix.lower()](path)
     except OSError as error:
         raise RequestError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
-    raise RequestError(f"{str(path)!r} is in no format that is known: {_FORMS}")
+    hint = next((hint for ends, hint in _HINTS.items() if path.name.lower().endswith(ends)), None)
+    raise RequestError(f"{str(path)!r} is in no format that is known{f'; {hint}' if hint else f': {_FORMS}'}")
 
 
 def check_there(text: str) -> None:

@@ -27,7 +27,7 @@ def check_shape(loss: str, tap: str, *features: Tensor, dimensions: tuple[int, .
             wanted = " or ".join(words[d] for d in dimensions)
             raise RequestError(
                 f"{loss}: the feature {tap!r} has shape {list(feature.shape)}, it has to be {wanted}; "
-                "name another place with --student-taps or --teacher-taps"
+                "name another tap with --student-taps or --teacher-taps"
             )
 
 

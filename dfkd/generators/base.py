@@ -119,14 +119,14 @@ class Method(ABC):
     def parts(self) -> Mapping[str, Stateful]:
         """Everything that changes while it learns, by name."""
 
-    def view(self, images: Float[Tensor, "batch channels size size"]) -> Float[Tensor, "batch channels size size"]:
+    def normalize(self, images: Float[Tensor, "batch channels size size"]) -> Float[Tensor, "batch channels size size"]:
         """Images in [0, 1] as the teacher's input, with gradients."""
         return self.task.teacher.model.preprocess.normalized(images)
 
     def teach(self, images: Float[Tensor, "batch channels size size"]) -> Outputs:
         """The teacher's answer to images in [0, 1], with gradients to them; it is counted."""
         self.teacher_forwards += len(images)
-        return self.task.teacher.answer(self.view(images))
+        return self.task.teacher.answer(self.normalize(images))
 
     def real(self, count: int) -> Float[Tensor, "count channels size size"]:
         """The next real images, in [0, 1]."""

@@ -54,10 +54,10 @@ class HeldScores:
 
 
 class GeneratedPictures:
-    """The images of a method by number, made again whenever they are asked for."""
+    """The images of a method by number, made again whenever they are read."""
 
     def __init__(self, method: Method, name: str) -> None:
-        """`name` is the method's, for the column `source`."""
+        """`name` is the method's, with which the images' origins begin."""
         self._method, self._name = method, name
         self.image_size = method.task.size
         self.encoded = self.image_size > ENCODED_ABOVE
@@ -67,7 +67,7 @@ class GeneratedPictures:
         return len(self.scores)
 
     def score(self, teacher: Classifier, count: int) -> ImageScores:
-        """Make the next `count` images and ask the teacher for them. Returns their scores."""
+        """Make the next `count` images and have the teacher answer. Returns their scores."""
         pixels = self._pixels(np.arange(len(self), len(self) + count))
         return self.scores.add(teacher(torch.from_numpy(pixels)).logits)
 

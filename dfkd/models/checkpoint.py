@@ -6,10 +6,11 @@ from typing import Any, TypeGuard
 
 from torch import Tensor
 
+from dfkd.models.state import EXTRA, State
+
 _USUAL = ("state_dict", "model", "net")
 """Keys that are looked into first, in this order."""
 _DEEPEST = 3
-State = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,11 @@ def usual(content: object) -> object:
 
 
 def is_state_dict(value: object) -> TypeGuard[State]:
-    """Whether it is a dictionary of tensors with at least one."""
+    """Whether it is a dictionary of tensors with at least one, and of what modules keep beside (`EXTRA`)."""
     return (
         isinstance(value, Mapping)
-        and bool(value)
-        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+        and any(isinstance(v, Tensor) for v in value.values())
+        and all(isinstance(k, str) and (isinstance(v, Tensor) or k.endswith(EXTRA)) for k, v in value.items())
     )
 
 

@@ -4,7 +4,7 @@ import inspect
 import tomllib
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from dfkd.formats.run_folder import CONFIG, WEIGHTS, finished_weights
 from dfkd.models import DEFAULT_IMAGE_SIZE
 from dfkd.models.expected import NOTES, from_program, from_safetensors, from_timm
 from dfkd.models.program import check_evaluates, check_program
-from dfkd.models.weights import fit_prefix, load_state, load_weights, names_weights, read_state_dict, require_file
+from dfkd.models.state import fit_prefix, tensors_of
+from dfkd.models.weights import load_state, load_weights, names_weights, read_state_dict, require_file
 from dfkd.system.checksums import unsealed
 from dfkd.system.code import as_before, code_of
 from dfkd.system.console import say
@@ -23,9 +24,11 @@ from dfkd.system.errors import RequestError
 from dfkd.system.files import hash_file, user_path
 from dfkd.system.foreign import Foreign
 from dfkd.system.names import Named, build, find, parse
-from dfkd.system.portable import expand
+from dfkd.system.portable import expand, names_of
 
 _MODULES = ("dfkd.models", "torchvision.models")
+OBJECT = "object "
+"""How the architecture of a network begins that was an object in Python: no text builds it again."""
 _KNOWN_PACKAGES = ("dfkd", "torchvision", "timm")  # their constructors bring weights only where an option says so
 
 
@@ -48,6 +51,8 @@ class Found:
     has_weights: bool | None = True
     may_bring_weights: bool = False
     """Whether the constructor is code that may load weights unasked."""
+    spelling: Mapping[str, str] = field(default_factory=dict)
+    """The `$NAME` that a run has written in its architecture, by the path that was filled in."""
 
 
 def find_model(text: str, classes: int | None, channels: int | None) -> Found:
@@ -89,7 +94,13 @@ def _from_run(path: Path) -> Found:
     weights = path / WEIGHTS
     if not weights.is_file():
         raise RequestError(f"run {str(path)!r} is not finished (no {WEIGHTS}): start its dfkd distill again")
-    found = _from_name(expand(architecture), None, None)
+    if architecture.startswith(OBJECT):
+        raise RequestError(
+            f"the student of run {str(path)!r} was a Python object ({architecture.removeprefix(OBJECT)}); "
+            f"dfkd.open_run({str(path)!r}, student=module) opens it"
+        )
+    text = expand(architecture)
+    found = _from_name(text, None, None)
     student = (request.get("content") or {}).get("student")
     trained = student.get("code") if isinstance(student, dict) else None
     if trained is not None and as_before(trained) != as_before(found.code):
@@ -106,6 +117,7 @@ def _from_run(path: Path) -> Found:
         normalize=table.get("normalize"),
         normalize_of=None,
         has_weights=True,
+        spelling=names_of(text),
     )
 
 
@@ -168,7 +180,7 @@ def _from_name(text: str, classes: int | None, channels: int | None) -> Found:
         load_state(module, state, path)
     stored = from_safetensors(path) if weights else None
     spec = str(named) + (f"@{Path(weights).name}" if weights else "")
-    size = _made_for(target, used.options, module)
+    size = made_for(target, used.options, module)
     return Found(
         spec,
         module,
@@ -190,7 +202,31 @@ def _construct(target: Callable[..., Any], named: Named) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise RequestError(f"model {named.name!r} built a {type(module).__name__}, not a torch.nn.Module")
     with Foreign(f"model {str(named)!r} cannot be made ready:", module, always=True):
+        module = _unwrapped(module)
+        if isinstance(module, torch.jit.ScriptModule):
+            raise RequestError(
+                f"model {named.name!r} built a TorchScript program, whose layers nobody can watch; build the network "
+                "itself, or export it with torch.export as .pt2"
+            )
+        if any(value.is_complex() for value in (*module.parameters(), *module.buffers())):
+            return _real_in_float32(module.to("cpu")).eval()  # `to` would take imaginary parts away
         return module.to("cpu", torch.float32).eval()
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The network within what spreads it over devices or compiles it."""
+    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while inner := module.module if isinstance(module, parallel) else getattr(module, "_orig_mod", None):
+        module = inner
+    return module
+
+
+def _real_in_float32(module: nn.Module) -> nn.Module:
+    """A network with real and complex weights, of which the real ones are converted."""
+    for value in (*module.parameters(), *module.buffers()):
+        if value.is_floating_point():
+            value.data = value.data.float()
+    return module
 
 
 def _count_keys(target: Callable[..., Any], options: Mapping[str, Any]) -> tuple[str | None, str | None]:
@@ -211,13 +247,13 @@ def _count_keys(target: Callable[..., Any], options: Mapping[str, Any]) -> tuple
 
 
 def _counts_in(
-    state: Mapping[str, Tensor], module: nn.Module, class_key: str | None, channel_key: str | None
+    state: Mapping[str, Any], module: nn.Module, class_key: str | None, channel_key: str | None
 ) -> dict[str, int]:
     """The class and channel counts in which the weights differ from the module, by the constructor's names."""
     layers = list(module.named_modules())
     convolutions = [name for name, layer in layers if isinstance(layer, nn.Conv2d)]
     classifiers = [name for name, layer in layers if isinstance(layer, nn.Linear)] or convolutions
-    own, counts = module.state_dict(), {}
+    own, counts = tensors_of(module), {}
     for key, names, dimension in ((class_key, classifiers[-1:], 0), (channel_key, convolutions[:1], 1)):
         for weight in (f"{name}.weight" for name in names):
             if key and weight in state and state[weight].ndim == own[weight].ndim:
@@ -227,7 +263,7 @@ def _counts_in(
     return counts
 
 
-def _made_for(target: Callable[..., Any], options: Mapping[str, Any], module: nn.Module) -> int | None:
+def made_for(target: Callable[..., Any], options: Mapping[str, Any], module: nn.Module) -> int | None:
     """The side of the images that an architecture is made for, or None."""
     told = options.get("image_size", options.get("img_size"))
     if isinstance(told, int):
@@ -238,4 +274,6 @@ def _made_for(target: Callable[..., Any], options: Mapping[str, Any], module: nn
     if package.startswith("torchvision.models"):
         return 224
     config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)  # timm's
-    return int(config["input_size"][-1]) if isinstance(config, Mapping) and "input_size" in config else None
+    size = config.get("input_size") if isinstance(config, Mapping) else None
+    last = size[-1] if isinstance(size, (tuple, list)) and size else None
+    return last if isinstance(last, int) else None

@@ -15,6 +15,8 @@ from dfkd.models.expected import size_option
 from dfkd.models.features.taps import network_code, run_network
 from dfkd.models.find import Found, find_model
 from dfkd.models.logits import Member, find_member, members
+from dfkd.models.own import ModelSource
+from dfkd.models.state import tensors_of
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import user_path
@@ -55,9 +57,9 @@ class Model:
     def fingerprint(self) -> dict[str, str]:
         """What decides the outputs: the architecture, and a SHA-256 of the state's names, types, shapes and bytes."""
         digest = hashlib.sha256()
-        for name, value in sorted(self.module.state_dict().items()):
+        for name, value in sorted(tensors_of(self.module).items()):
             digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         own = {"code": self.code} if self.code else {}
         return {"architecture": self.architecture, "weights": digest.hexdigest(), **own}
 
@@ -67,7 +69,7 @@ class Model:
 
 
 def load_trained(
-    text: str, option: str = "--teacher", *, normalize: str | None, image_size: int | None, **known: int
+    text: ModelSource, option: str = "--teacher", *, normalize: str | None, image_size: int | None, **known: int
 ) -> Model:
     """`load_model` for a model that is to answer, under its option. Raises: RequestError also without weights."""
     model = load_model(text, normalize=normalize, image_size=image_size, **known)
@@ -79,14 +81,16 @@ def load_trained(
 
 
 def load_model(
-    text: str,
+    text: ModelSource,
     *,
     normalize: str | None = None,
     image_size: int | None = None,
     classes: int | None = None,
     channels: int | None = None,
 ) -> Model:
-    """The model that a MODEL text names. `classes` and `channels` are the teacher's, given where this is its student.
+    """The model that a MODEL text names, or that is at hand.
+
+    `classes` and `channels` are the teacher's, given where this is its student.
 
     Class and channel counts come from the text, else from the weights' shapes, else from the teacher, else they are
     the constructor's. `image_size` is the given one, else the RUN's, else what the architecture is made for.
@@ -95,9 +99,9 @@ def load_model(
     """
     if image_size is not None and image_size < 1:
         raise RequestError(f"--image-size {image_size} is not a number of pixels (1 or more)")
-    if (user_path(text) / CONFIG).is_file():
+    if isinstance(text, str) and (user_path(text) / CONFIG).is_file():
         check_model(user_path(text))
-    found = find_model(text, classes, channels)
+    found = find_model(text, classes, channels) if isinstance(text, str) else text.found()
     size = image_size or found.image_size
     takes, gives = _counts(found, size)
     if channels not in (None, takes):
@@ -110,8 +114,8 @@ def load_model(
     options = {**found.named.options, **{key: count for key, count in counts.items() if key}}
     kept = {key: options[key] for key in sorted(options) if key not in _WEIGHT_OPTIONS}
     return Model(
-        spec=portable(found.spec),
-        architecture=portable(str(Named(found.named.name, kept))),
+        spec=portable(found.spec, found.spelling),
+        architecture=portable(str(Named(found.named.name, kept)), found.spelling),
         module=found.module,
         preprocess=Preprocess(*parse_normalize(normalize, takes)),
         normalize=normalize,
@@ -162,7 +166,8 @@ def _counts(found: Found, image_size: int | None) -> tuple[int, int]:
     refusals: dict[int, tuple[bool, str]] = {}
     for channels, size in itertools.product(_channel_counts(found), (image_size,) if image_size else _PROBE_SIZES):
         try:
-            logits = run_network(module, torch.zeros(2, channels, size, size))
+            black = torch.zeros(2, channels, size, size)
+            logits = run_network(module, black)
         except Raised as raised:
             key = size_option(module)
             builds = f"({found.named.name}:{key}={size} builds it for this size; --image-size sets the size)"
@@ -172,8 +177,13 @@ def _counts(found: Found, image_size: int | None) -> tuple[int, int]:
             why = f"{raised.said}{raised.place}{f' {sets}' if of_size else ''}"
             refusals[channels] = of_size, f"an input of [batch, {channels}, {size}, {size}]: {why}"
             continue
+        if black._version:  # the student would learn from what the teacher has made of the images
+            module.register_forward_pre_hook(_copied)
         if not isinstance(logits, Tensor):
             logits = _take_member(found, logits)
+        if logits.ndim == 4 and logits.shape[2:] == (1, 1):
+            module.register_forward_hook(_flattened)
+            logits = logits.flatten(1)
         if logits.ndim != 2 or len(logits) != 2 or logits.shape[1] < 2:
             raise RequestError(
                 f"model {found.spec!r} returns {list(logits.shape)} for two images, not logits [batch, classes] "
@@ -182,6 +192,16 @@ def _counts(found: Found, image_size: int | None) -> tuple[int, int]:
         return channels, logits.shape[1]
     _, first = max(refusals.values(), key=lambda refusal: refusal[0])
     raise RequestError(f"model {found.spec!r} cannot take {first}")
+
+
+def _copied(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A hook before a network that writes into its input."""
+    return tuple(value.clone() for value in inputs)
+
+
+def _flattened(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """A hook on a network that gives its logits as maps of one pixel."""
+    return output.flatten(1)
 
 
 def _take_member(found: Found, output: object) -> Tensor:

@@ -113,8 +113,10 @@ def build(target: Callable[..., Any], named: Named, kind: str, **given: Any) -> 
     options = check_options(target, named, kind, given)
     what = f"{kind} {str(named)!r} cannot be built:"
     try:
-        with Foreign(what, target), _own_warnings():
+        with Foreign(what, target), _settings_kept():
             return target(**given, **options)
+    except RequestError:
+        raise
     except (TypeError, ValueError) as error:  # one of ours
         raise RequestError(f"{what} {error}") from error
 
@@ -225,7 +227,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     if hint is str:
         if isinstance(value, (list, tuple, dict, set, bytes)) or "\0" in str(value):
             raise RequestError(f"{where}={value} is not text")
-        return str(value)
+        return value if isinstance(value, str) else str(value)  # as it is: an expanded text remembers its spelling
     if hint in (int, float, bool) and type(value) is not hint:
         raise RequestError(f"{where}={value!r} is not {_WORDS[hint]}")
     if origin is tuple and arguments[1:] == (...,):
@@ -235,12 +237,17 @@ def convert(value: Any, hint: Any, where: str) -> Any:
 
 
 @contextmanager
-def _own_warnings() -> Iterator[None]:
-    """Code of others may silence warnings, but the block does not turn ours into errors."""
-    before = list(warnings.filters)
+def _settings_kept() -> Iterator[None]:
+    """Code of others may silence warnings in the block, but not turn ours into errors, nor change what numbers are."""
+    before, torch, folder = list(warnings.filters), sys.modules.get("torch"), os.getcwd()
+    settings = (torch.get_default_dtype(), torch.is_grad_enabled()) if torch is not None else None
     try:
         yield
     finally:
+        if torch is not None and settings is not None:
+            torch.set_default_dtype(settings[0])
+            torch.set_grad_enabled(settings[1])
+        os.chdir(folder)
         kept = [found for found in warnings.filters if found[0] != "error" or found in before]
         if len(kept) < len(warnings.filters):
             warnings.resetwarnings()  # so that Python forgets what it has looked up
@@ -255,7 +262,7 @@ def _imported(name: str, kind: str) -> Callable[..., Any]:
     arguments, sys.argv = sys.argv, [module_name]  # those of dfkd are none of the module's
     what = f"{kind} {name!r} cannot be imported:"
     try:
-        with Foreign(what, always=True), _own_warnings():
+        with Foreign(what, always=True), _settings_kept():
             module = _import(module_name, what)
             if not hasattr(module, attribute):
                 public = [n for n in dir(module) if not n.startswith("_")]

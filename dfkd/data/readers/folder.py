@@ -17,12 +17,16 @@ from dfkd.data.readers.reader import IMAGE_SUFFIXES, Names, NoImages, Unreadable
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 
+_SYSTEM = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+"""Folders that systems and archivers add, with thumbnails or copies in them."""
 _SPLIT = re.compile(r"(train(ing)?|val(id(ation)?)?|test(ing)?|dev|eval(uation)?)([-_ ]?(set|data|images|\d+))?")
 """Names of folders that hold a part of a data set, and no class."""
 
 
 class FolderReader:
-    """Every image file below `path`, in sorted order; hidden files are left out, linked folders are followed.
+    """Every image file below `path`, in sorted order; hidden files and folders of the system are left out.
+
+    Linked folders are followed.
 
     A suffix that images have makes a file one, else its first bytes.
     """
@@ -64,7 +68,7 @@ class FolderReader:
         Raises: RequestError where an image lies in no subfolder.
         """
         with os.scandir(self._path) as entries:
-            classes = sorted(os.fsencode(e.name) for e in entries if e.is_dir() and not e.name.startswith("."))
+            classes = sorted(os.fsencode(e.name) for e in entries if e.is_dir() and not _hidden(e.name))
         number = {name: i for i, name in enumerate(classes)}
         positions = np.empty(len(self), np.int64)
         for i in range(len(self)):
@@ -95,6 +99,10 @@ class FolderReader:
             return Unreadable(f"cannot be opened: {error.strerror}")
 
 
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name in _SYSTEM
+
+
 def _image_files(
     folder: str, left_out: Counter[str], below: str = "", above: frozenset[tuple[int, int]] = frozenset()
 ) -> Iterator[tuple["os.DirEntry[str]", str]]:
@@ -109,7 +117,7 @@ def _image_files(
     except PermissionError as error:
         raise RequestError(f"folder {folder!r} may not be read; grant it or leave it out") from error
     for entry in entries:
-        if entry.name.startswith("."):
+        if _hidden(entry.name):
             continue
         if entry.is_dir():
             yield from _image_files(entry.path, left_out, f"{below}{entry.name}{os.sep}", above | {here})

@@ -86,8 +86,15 @@ def image_shape(stored: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def as_labels(values: Any, count: int, where: str) -> Int64[np.ndarray, " images"]:
-    """Class indices, one an image. Raises: ValueError where `values` are something else."""
+    """Class indices, one an image, also from whole numbers as floats or from truth values.
+
+    Raises: ValueError where `values` are something else.
+    """
     labels = np.asarray(values)
+    if labels.dtype.kind == "f" and np.array_equal(labels, np.trunc(labels)) and (np.abs(labels) < 2**53).all():
+        labels = labels.astype(np.int64)  # as other tools write whole numbers beside missing ones
+    if labels.dtype == bool:
+        labels = labels.astype(np.int64)
     if labels.dtype.kind not in "iu" or labels.size != count:
         raise ValueError(f"{where} is {labels.dtype}{list(labels.shape)}, not {count} integers")
     return labels.reshape(count).astype(np.int64)

@@ -3,13 +3,13 @@
 A loss is an nn.Module (or a function) of the student's and the teacher's `Outputs` that returns a scalar, the mean over
 the batch. What else it may have:
 
-- `taps`: the features that it reads. `first` and `last` are single places (the first BatchNorm's output, the last
+- `taps`: the features that it reads. `first` and `last` are single taps (the first BatchNorm's output, the last
   linear layer's input); `stage`, `pre` and `begin` are groups (`Outputs.group`): the last map of every resolution, the
   same before its activation, and the first map of that resolution and width.
 - `weight`: its default weight, from its paper; 1 where it has none.
 - `setup(student, teacher)`: called once with the outputs of a first batch, to build parameters of its own; they train
   with the student, are saved in the checkpoint, and are not part of the student.
-- `bind(setting)`: called before that with the two networks, for losses that ask them about images of their own.
+- `bind(setting)`: called before that with the two networks, for losses that run them on images of their own.
 - `finish()`: called once after the last step.
 - `reads_kept = True`: it heeds `Outputs.kept`.
 """

@@ -11,13 +11,13 @@ from dfkd.models.features.outputs import Outputs
 
 
 class Explicit(nn.Module):
-    """Mean absolute difference of features, summed over two places.
+    """Mean absolute difference of features, summed over two taps.
 
     `first` is the output of the first BatchNorm layer, before its activation; `last` is the input of the last linear
     layer.
 
     Explicit and implicit knowledge distillation via unlabeled data, 2023, https://arxiv.org/abs/2302.08771, which
-    describes the two places and the L1 norm. Ours: mean over elements; where widths differ, a learned projection
+    describes the two taps and the L1 norm. Ours: mean over elements; where widths differ, a learned projection
     on the student's side (1x1 convolution, or linear); where resolutions differ, both are average-pooled to the smaller
     one; where only one is a map, that map is averaged.
 
