@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _filled: dict[str, str] = {}
-"""Paths that `expand` put in the place of `$NAME`, so that `portable` can write `$NAME` again."""
+"""Paths that `expand` put in for `$NAME`, so that `portable` can write `$NAME` again."""
 _BEFORE = r"(?<![^@=,:\s])"
 """Where a path may begin within a MODEL, a DATA or a list of them."""
 
