@@ -7,7 +7,7 @@ import inspect
 import sys
 from pathlib import Path
 
-from make_losses import HERE, QUALITY, about, machine_text, paper, rows_of
+from make_losses import HERE, QUALITY, about, machine_text, rows_of
 
 from dfkd import generators
 from dfkd.report.table import with_deviation
@@ -168,8 +168,8 @@ def section(name, kind):
     """A method's docstring with its options."""
     parameters = list(inspect.signature(kind).parameters.values())[1:]
     options = ",".join(f"{p.name}={p.default}" for p in parameters)
-    doc = inspect.getdoc(kind)
-    return f"## {name}\n\n`{name}:{options}` spells its defaults out. {paper(doc)}.\n\n{doc}\n"
+    head = f"`{name}:{options}` spells its defaults out. {kind.paper}."
+    return f"## {name}\n\n{head}\n\n{inspect.getdoc(kind)}\n"
 
 
 def page():

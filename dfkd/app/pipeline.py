@@ -93,7 +93,7 @@ def _check_stages(stages: Sequence[StageConfig], file: str) -> None:
                 case SelectConfig():
                     select.check(stage)
                 case GenerateConfig():
-                    build.choose(stage.method, "--method")
+                    build.choose(stage.method)
                 case DistillConfig():
                     prepare.check(stage)
             for data in (*getattr(stage, "pool", ()), getattr(stage, "test", None)):

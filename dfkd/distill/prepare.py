@@ -17,15 +17,16 @@ from dfkd.distill.defaults import default_init, default_losses, example_of
 from dfkd.distill.init.inherit import inherit, twins
 from dfkd.distill.objective import Objective, build_objective
 from dfkd.distill.setting import Counted, Setting
+from dfkd.distill.teacher_cache.views import recorded
 from dfkd.distill.trainer import Plan, Trainer
 from dfkd.formats.shards import Shards
-from dfkd.generators.build import Chosen
 from dfkd.models.classifier import Classifier, answer
 from dfkd.models.features.find_taps import GROUPS, find_taps, group_of, match_groups
 from dfkd.models.features.taps import Tap, Tapped, parse_taps
 from dfkd.models.find import check_name
 from dfkd.models.load import Model, load_model
 from dfkd.system import names
+from dfkd.system.components import Component
 from dfkd.system.console import say
 from dfkd.system.device import Place, resolve_place
 from dfkd.system.errors import RequestError
@@ -35,7 +36,7 @@ from dfkd.system.versions import versions
 from dfkd.training.bn_reestimate import batch_norms
 from dfkd.training.evaluate import check_labels
 from dfkd.training.optim import SCHEDULE_WARMUP, default_rate, make_optimizer
-from dfkd.training.selections import open_selections, open_teacher, real_images, spelled_order
+from dfkd.training.selections import ORDER, open_selections, open_teacher, real_images
 from dfkd.training.sources import Source
 
 DEFAULT_STEPS = 4000
@@ -72,7 +73,7 @@ class Distillation:
 
 def prepare(config: DistillConfig) -> Distillation:
     """Open and build everything. Raises: RequestError for whatever can be refused before the first step."""
-    chosen, objective = check(config)  # before anything is opened: a mistake should cost no time
+    generator, objective = check(config)  # before anything is opened: a mistake should cost no time
     if not config.class_dropping and any("dropped" in names.parse(loss).options for loss in config.loss):
         say("note: a loss's dropped=... changes nothing without --class-dropping, such as 0.05")
     place = resolve_place(config.device, config.precision)
@@ -98,22 +99,22 @@ def prepare(config: DistillConfig) -> Distillation:
             )
     if config.teacher_views > 1 and not plan.crop_padding and not plan.flip:
         raise RequestError(f"--teacher-views {config.teacher_views} are all the same without crop and flip; give 1")
-    content = _content(config, plan, teacher, student, selections, objective, place) | supply.content(config, chosen)
+    content = _content(config, plan, teacher, student, selections, objective, place) | supply.content(config, generator)
     # opened before the training that it is to judge: a mistake in its name should cost no hours
     test = _open_test(config.test, teacher) if config.test is not None else None
-    source = supply.build_source(config, selections, chosen, teacher, place)
-    trainer = _trainer(config, teacher, student, source, objective, place, plan)
-    if config.init == "teacher" and not twins(student, teacher):
-        trainer.fit_on(real_images(selections, config.seed))
+    source = supply.build_source(config, selections, generator, teacher, place)
+    fits = config.init == "teacher" and not twins(student, teacher)
+    fit_on = real_images(selections, config.seed) if fits else None
+    trainer = _trainer(config, teacher, student, source, objective, place, plan, selections, fit_on)
     return Distillation(config, selections, teacher, student, test, trainer, content)
 
 
-def check(config: DistillConfig) -> tuple[Chosen | None, Objective | None]:
+def check(config: DistillConfig) -> tuple[Component | None, Objective | None]:
     """Refuse what can be refused before any work. Returns the generator and the losses that are named."""
     torch.manual_seed(config.seed)  # a loss of one's own may draw its parameters when it is built
     _check_options(config)
     check_name(config.student)
-    spelled_order(config.batches)
+    ORDER.choose(config.batches)
     objective = build_objective(config.loss) if config.loss else None
     if objective is not None:
         _check_objective(config, objective)
@@ -192,7 +193,7 @@ def _content(
 ) -> dict[str, Any]:
     """Everything that decides the student."""
     options = {k: v for k, v in portable(asdict(config)).items() if k in DECIDING}
-    options["batches"] = spelled_order(config.batches)
+    options["batches"] = ORDER.choose(config.batches).identity
     resolved = named(DistillConfig, lambda option: option.role != "decides")  # the plan has fields of its own besides
     decided = {k: v for k, v in asdict(plan).items() if k not in resolved}
     return {
@@ -216,6 +217,8 @@ def _trainer(
     objective: Objective,
     place: Place,
     plan: Plan,
+    selections: Sequence[Shards],
+    fit_on: Source | None,
 ) -> Trainer:
     """Put the pieces together: taps on both models, projections built from a first batch, optimizer over all."""
     example = example_of(teacher)
@@ -234,16 +237,18 @@ def _trainer(
         teacher_head=_head(teacher.module, taps[0], example) if objective.binds else None,
         images=source.images,
     )
-    with torch.no_grad():  # in evaluation mode: no statistics move
+    with torch.no_grad(), asked.uncounted():  # in evaluation mode: no statistics move
         probe = example.expand(2, -1, -1, -1).to(place.device)
         ours, theirs = setting.student(probe), setting.teacher(probe)
         objective.setup(ours, theirs, setting)
         whole = source.images is not None and not (plan.mixup or plan.cutmix)  # a mixed view is of two images
         rows = torch.zeros(2, dtype=torch.int64, device=place.device) if whole else None
         objective.to(place.device).check(ours, replace(theirs, view=probe, rows=rows))
-    asked.images = 0  # of the training
     optimizer = make_optimizer([module, objective], config.optimizer, config.weight_decay)
-    return Trainer(classifier, tapped, source, objective, optimizer, plan, asked)
+    record = None
+    if config.teacher_views:
+        record = partial(recorded, classifier, selections, config.teacher_views, plan.crop_padding, plan.flip)
+    return Trainer(classifier, tapped, source, objective, optimizer, plan, asked=asked, fit_on=fit_on, record=record)
 
 
 def _head(module: nn.Module, taps: Mapping[str, Tap], example: torch.Tensor) -> nn.Linear | None:

@@ -1,6 +1,5 @@
 """`dfkd distill`: teacher, student and selections -> a run's folder."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -10,7 +9,6 @@ import torch
 
 from dfkd.config import DistillConfig
 from dfkd.distill.prepare import Distillation, prepare
-from dfkd.distill.teacher_cache.views import recorded
 from dfkd.formats.run_folder import RESULT_FIELDS, Run, finished_weights, read_request
 from dfkd.models.classifier import Classifier, examine_pixels
 from dfkd.models.health import CHECKED_IMAGES
@@ -37,7 +35,6 @@ def run(config: DistillConfig) -> dict[str, Any]:
                     first = prepared.selections[0]
                     pixels = torch.from_numpy(first.pixels(np.arange(min(CHECKED_IMAGES, len(first)))))
                     examine_pixels(prepared.trainer.teacher, pixels)
-                record_teacher(prepared)
                 train(prepared.trainer, folder)
                 prepared.trainer.finish()
                 result = _result(prepared)
@@ -45,19 +42,6 @@ def run(config: DistillConfig) -> dict[str, Any]:
                 _report(config, result)
                 return result
     return _complete(prepared, folder)
-
-
-def record_teacher(prepared: Distillation) -> None:
-    """Have the teacher's answers beforehand, where they are asked for.
-
-    The time that this command takes for them is part of the run's seconds; what is in the cache already costs none.
-    """
-    trainer, views = prepared.trainer, prepared.config.teacher_views
-    if views:
-        started = time.perf_counter()
-        plan = trainer.plan
-        trainer.recorded = recorded(trainer.teacher, prepared.selections, views, plan.crop_padding, plan.flip)
-        trainer.seconds += time.perf_counter() - started
 
 
 def _request(prepared: Distillation) -> dict[str, Any]:
@@ -123,15 +107,12 @@ def _figures(prepared: Distillation) -> dict[str, Any]:
 def _result(prepared: Distillation) -> dict[str, Any]:
     config, trainer = prepared.config, prepared.trainer
     images = trainer.plan.steps * trainer.plan.batch_size
-    # answers that were kept count whether this run made them or found them: they are what the student learnt from
-    asked = trainer.recorded.views * trainer.recorded.images if trainer.recorded is not None else images
-    asked += trainer.fitted_on + trainer.asked.images
     manifests = [shards.manifest for shards in prepared.selections]
     return {
         **_figures(prepared),
         "steps": trainer.plan.steps,
         "images_seen": images,
-        "teacher_forwards": asked + trainer.source.teacher_forwards + _made(manifests, "teacher_forwards"),
+        "teacher_forwards": trainer.teacher_forwards + _made(manifests, "teacher_forwards"),
         "generator_steps": trainer.source.generator_steps + _made(manifests, "generator_steps"),
         "seconds": round(trainer.seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(trainer.place.device),

@@ -15,7 +15,7 @@ from dfkd.config import GenerateConfig
 from dfkd.formats.run_folder import CHECKPOINT, Progress
 from dfkd.formats.shards import Shards
 from dfkd.generators.base import Method
-from dfkd.generators.build import Chosen, build, choose
+from dfkd.generators.build import build, choose, method_class
 from dfkd.generators.health import Health
 from dfkd.generators.pictures import BLOCK, GeneratedPictures
 from dfkd.generators.quota import Quota, missing
@@ -25,6 +25,7 @@ from dfkd.select.choose import NON_FINITE, NOT_DRAWN, REASONS, SELECTED, Choice
 from dfkd.select.journal import Journal
 from dfkd.select.methods import ImageScores
 from dfkd.select.selection_writer import Selected, check_partial, is_done, write
+from dfkd.system.components import Component
 from dfkd.system.console import progress, say
 from dfkd.system.device import Place, resolve_place
 from dfkd.system.errors import RequestError
@@ -33,7 +34,7 @@ from dfkd.system.locks import locked
 from dfkd.system.portable import portable
 from dfkd.system.text import inspect_command
 from dfkd.system.versions import versions
-from dfkd.training.loop import Pace, train
+from dfkd.training.loop import Pace, joined, train
 from dfkd.training.selections import open_selections, open_teacher, real_images
 from dfkd.training.sources import Student
 
@@ -49,7 +50,7 @@ class Generation:
     """What a request resolves to, ready to learn; nothing is written yet."""
 
     config: GenerateConfig
-    chosen: Chosen
+    component: Component
     teacher: Model
     student: Model | None
     place: Place
@@ -95,7 +96,7 @@ class Maker:
     """A method that learns by itself, or from a student that stays as it is."""
 
     def __init__(self, method: Method, prepared: Generation, plan: Pace) -> None:
-        self.method, self.plan, self._name = method, plan, prepared.chosen.named.name
+        self.method, self.plan, self._name = method, plan, prepared.component.name
         self.step, self.seconds = 0, 0.0
         self._student: Student | None = None
         if prepared.student is not None:
@@ -120,7 +121,7 @@ class Maker:
         self.step += 1
         if self.step >= self.method.first:
             self._seen |= self._health.observe(self.step)
-        return dict(self._seen)
+        return joined({}, self._seen)
 
     def tell(self, row: Mapping[str, float]) -> str:
         """The terms of the method."""
@@ -143,9 +144,9 @@ class Maker:
 
 def _prepare(config: GenerateConfig) -> Generation:
     """Open and check everything. Raises: RequestError for whatever can be refused before the first step."""
-    chosen = choose(config.method, "--method")
-    name = chosen.named.name
-    if chosen.target.needs_real != bool(config.samples):
+    component = choose(config.method)
+    name = component.name
+    if method_class(component).needs_real != bool(config.samples):
         change = f"--samples changes nothing: {name} learns from the teacher alone"
         raise RequestError(change if config.samples else f"{name} learns from real images too; --samples names them")
     place = resolve_place(config.device, config.precision)
@@ -160,7 +161,7 @@ def _prepare(config: GenerateConfig) -> Generation:
         "teacher": teacher.fingerprint(),
         "preprocess": {"normalize": teacher.normalize, "image_size": teacher.image_size, "channels": teacher.channels},
         "options": {
-            "method": portable(chosen.spelled),
+            "method": portable(component.identity),
             "count": config.count,
             "steps": config.steps,
             "batch_size": config.batch_size,
@@ -174,7 +175,7 @@ def _prepare(config: GenerateConfig) -> Generation:
         "versions": versions("torch", "torchvision", "numpy"),
         "seed": config.seed,
     }
-    return Generation(config, chosen, teacher, student, place, samples, quota, content)
+    return Generation(config, component, teacher, student, place, samples, quota, content)
 
 
 def _student(config: GenerateConfig, teacher: Model) -> Model | None:
@@ -193,10 +194,10 @@ def _student(config: GenerateConfig, teacher: Model) -> Model | None:
 
 def _method(prepared: Generation) -> Method:
     config, wanted = prepared.config, prepared.quota.per_class
-    if config.teacher_taps and not prepared.chosen.target.taps:
-        say(f"note: --teacher-taps changes nothing: {prepared.chosen.named.name} reads no features")
+    if config.teacher_taps and not method_class(prepared.component).taps:
+        say(f"note: --teacher-taps changes nothing: {prepared.component.name} reads no features")
     method = build(
-        prepared.chosen,
+        prepared.component,
         prepared.teacher,
         prepared.place,
         batch=config.batch_size,
@@ -205,7 +206,7 @@ def _method(prepared: Generation) -> Method:
         wanted=None if wanted is None else torch.from_numpy(wanted / wanted.sum()).float(),
         real=real_images(prepared.samples, config.seed),
     )
-    name = prepared.chosen.named.name
+    name = prepared.component.name
     if method.needs_student and prepared.student is None:
         raise RequestError(
             f"{name} needs a student: --student names one that is trained, or train both: dfkd distill --source {name}"
@@ -221,7 +222,7 @@ def _needed(prepared: Generation) -> int:
 
 def _collect(prepared: Generation, method: Method) -> Selected:
     """Make images until the quota is filled, and choose."""
-    quota, pictures = prepared.quota, GeneratedPictures(method, prepared.chosen.named.name)
+    quota, pictures = prepared.quota, GeneratedPictures(method, prepared.component.name)
     teacher = Classifier(prepared.teacher, prepared.place)
     most = quota.count if quota.per_class is None else ATTEMPTS * quota.count
     most = min(most, method.available() or most)
@@ -246,7 +247,7 @@ def _collect(prepared: Generation, method: Method) -> Selected:
         pictures.scores,
         choice,
         prepared.content,
-        source=prepared.chosen.named.name,
+        source=prepared.component.name,
         cost={"teacher_forwards": method.teacher_forwards + len(pictures), "generator_steps": method.updates},
     )
 

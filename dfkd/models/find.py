@@ -1,9 +1,8 @@
 """The text of a MODEL -> the network that it names, before anything runs through it."""
 
-import inspect
 import tomllib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,13 @@ from dfkd.models.expected import NOTES, from_program, from_safetensors, from_tim
 from dfkd.models.program import check_evaluates, check_program
 from dfkd.models.weights import fit_prefix, load_state, load_weights, names_weights, read_state_dict, require_file
 from dfkd.system.checksums import unsealed
+from dfkd.system.components import Component, Kind
 from dfkd.system.errors import RequestError
 from dfkd.system.files import hash_file, user_path
-from dfkd.system.names import Named, build, code_of, find, parse
+from dfkd.system.names import Named
 from dfkd.system.portable import expand
 
-_MODULES = ("dfkd.models", "torchvision.models")
+MODEL = Kind("model", ("dfkd.models", "torchvision.models"))
 _KNOWN_PACKAGES = ("dfkd", "torchvision", "timm")  # their constructors bring weights only where they are asked to
 
 
@@ -72,7 +72,7 @@ def check_name(text: str) -> None:
     if name == text and names_weights(text):  # weights without their architecture, which must not be imported
         return
     if "/" not in name.partition(":")[0] and not user_path(text).exists():
-        find(parse(name).name, _MODULES, "model")
+        MODEL.look_up(name)
 
 
 def _from_run(path: Path) -> Found:
@@ -137,66 +137,63 @@ def _from_name(text: str, classes: int | None, channels: int | None) -> Found:
     architecture, at, weights = text.partition("@")
     if at and not weights:
         raise RequestError(f"{text!r} names no weights after the @")
-    named = parse(architecture)
-    if named.numbers:
-        raise RequestError(f"in model {architecture!r}, {named.numbers[0]:g} is for no parameter: write key=value")
-    target = find(named.name, _MODULES, "model")
-    if "." not in named.name:
-        named = replace(named, name=target.__name__)
-    class_key, channel_key = _count_keys(target, named.options)
+    asked = MODEL.look_up(architecture)
+    if asked.named.numbers:
+        number = asked.named.numbers[0]
+        raise RequestError(f"in model {architecture!r}, {number:g} is for no parameter: write key=value")
+    if not asked.is_own:
+        asked = replace(asked, named=replace(asked.named, name=asked.target.__name__))
+    class_key, channel_key = _count_keys(asked)
     teachers = {key: n for key, n in ((class_key, classes), (channel_key, channels)) if key and n is not None}
-    used = replace(named, options={**teachers, **named.options})
-    module = _construct(target, used)
+    used = asked.preset(**teachers)
+    module = _construct(used)
     if weights:
         path = user_path(weights)
         state = read_state_dict(path, module)
         seen = _counts_in(fit_prefix(state, module), module, class_key, channel_key)
-        if seen.keys() - named.options.keys():
-            used = replace(named, options={**used.options, **seen, **named.options})
-            module = _construct(target, used)
+        if seen.keys() - asked.options.keys():
+            used = used.set(**(seen | dict(asked.options)))
+            module = _construct(used)
         load_state(module, state, path)
     stored = from_safetensors(path) if weights else None
-    spec = str(named) + (f"@{Path(weights).name}" if weights else "")
-    size = _made_for(target, used.options, module)
+    spec = asked.text + (f"@{Path(weights).name}" if weights else "")
+    size = _made_for(used, module)
     return Found(
         spec,
         module,
-        used,
+        used.named,
         class_key,
         channel_key,
         used.options.get(channel_key or ""),
         size,
         stored or from_timm(module),
         "its file" if stored else "timm",
-        code=code_of(target),
-        has_weights=True if weights else None if "." in named.name else False,
-        may_bring_weights=target.__module__.partition(".")[0] not in _KNOWN_PACKAGES,
+        code=asked.code,
+        has_weights=True if weights else None if asked.is_own else False,
+        may_bring_weights=asked.target.__module__.partition(".")[0] not in _KNOWN_PACKAGES,
     )
 
 
-def _construct(target: Callable[..., Any], named: Named) -> nn.Module:
+def _construct(asked: Component) -> nn.Module:
     try:
-        module = build(target, named, "model")
+        module = asked.build()
     except RequestError:
         raise
-    except Exception as error:  # whatever a constructor says to options that it cannot use (timm: RuntimeError)
-        raise RequestError(f"model {str(named)!r} cannot be built: {error}") from error
+    except Exception as error:  # whatever torchvision's constructors say to options that they cannot use
+        raise RequestError(f"model {asked.text!r} cannot be built: {error}") from error
     if not isinstance(module, nn.Module):
-        raise RequestError(f"model {named.name!r} built a {type(module).__name__}, not a torch.nn.Module")
+        raise RequestError(f"model {asked.name!r} built a {type(module).__name__}, not a torch.nn.Module")
     return module.to("cpu", torch.float32).eval()
 
 
-def _count_keys(target: Callable[..., Any], options: Mapping[str, Any]) -> tuple[str | None, str | None]:
+def _count_keys(asked: Component) -> tuple[str | None, str | None]:
     """The names of the constructor's parameters for the class count and the input channels, where it has them."""
-    try:
-        parameters = inspect.signature(target).parameters.values()
-    except ValueError as error:  # some functions written in C
-        raise RequestError(f"the parameters of this model cannot be known: {error}") from None
-    taken = {parameter.name for parameter in parameters} | options.keys()
+    parameters = asked.parameters
+    taken = {parameter.name for parameter in parameters} | asked.options.keys()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         # what **kwargs stands for cannot be seen; these two packages are known
         passed_on = {"torchvision": {"num_classes"}, "timm": {"num_classes", "in_chans"}}
-        taken |= passed_on.get(target.__module__.partition(".")[0], set())
+        taken |= passed_on.get(asked.target.__module__.partition(".")[0], set())
     return (
         next((key for key in ("num_classes",) if key in taken), None),
         next((key for key in ("in_channels", "in_chans") if key in taken), None),
@@ -220,12 +217,12 @@ def _counts_in(
     return counts
 
 
-def _made_for(target: Callable[..., Any], options: Mapping[str, Any], module: nn.Module) -> int | None:
+def _made_for(used: Component, module: nn.Module) -> int | None:
     """The side of the images that an architecture is made for, or None."""
-    told = options.get("image_size", options.get("img_size"))
+    told = used.options.get("image_size", used.options.get("img_size"))
     if isinstance(told, int):
         return told
-    package = target.__module__
+    package = used.target.__module__
     if package.startswith("dfkd.models"):
         return DEFAULT_IMAGE_SIZE
     if package.startswith("torchvision.models"):

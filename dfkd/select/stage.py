@@ -1,6 +1,5 @@
 """`dfkd select`: teacher and pool -> a selection folder."""
 
-import inspect
 import math
 import shutil
 from dataclasses import replace
@@ -18,13 +17,13 @@ from dfkd.models.classifier import Classifier, examine
 from dfkd.models.features.find_taps import find_taps
 from dfkd.models.features.taps import Tap, parse_taps
 from dfkd.models.load import Model, load_trained
-from dfkd.select.choose import Choice, Method, TooFew, choose
+from dfkd.select.choose import Choice, TooFew, choose
 from dfkd.select.journal import JOURNAL
-from dfkd.select.methods import ImageScores
+from dfkd.select.methods import Traits
 from dfkd.select.pool_filter import Adapted, Asked, adapt, asked
 from dfkd.select.score import SCORE_FORMAT, WHOLE, PoolScores, Share, score_pool
 from dfkd.select.selection_writer import Selected, check_partial, is_done, write
-from dfkd.system import names
+from dfkd.system.components import Component, Kind
 from dfkd.system.console import say
 from dfkd.system.device import Place, resolve_place
 from dfkd.system.errors import RequestError
@@ -34,7 +33,7 @@ from dfkd.system.portable import portable
 from dfkd.system.text import inspect_command
 from dfkd.system.versions import versions
 
-METHODS = ["dfkd.select.methods"]
+METHOD = Kind("selection method", ("dfkd.select.methods",), given=("scores", "rng"), failure="failed")
 SHOWN_CLASSES = 100
 """Counts in the log; the manifest has them all."""
 
@@ -42,12 +41,11 @@ SHOWN_CLASSES = 100
 def run(config: SelectConfig) -> Path:
     """Select as `config` says; a complete selection of the same request is left as it is. Returns its folder."""
     out = output_path(config.out)
-    method_name, share = check(config), Share.parse(config.part) if config.part is not None else None
-    if config.gamma != SelectConfig.gamma and (says := method_name.options.get("gamma")) != config.gamma:
-        why = f"--method {config.method} says it" if says is not None else f"--method {method_name.name} has none"
+    method, share = check(config), Share.parse(config.part) if config.part is not None else None
+    if config.gamma is not None and (says := method.options.get("gamma")) != config.gamma:
+        why = f"--method {config.method} says it" if says is not None else f"--method {method.name} has none"
         say(f"note: --gamma {config.gamma:g} changes nothing: {why}")
-    if config.balance is None:
-        config = replace(config, balance="class" if method_name.name == "threshold" else "none")
+    config = _resolved(config, method)
     place = resolve_place(config.device, config.precision)
     model = load_trained(config.teacher, normalize=config.normalize, image_size=config.image_size)
     pool = open_pool(config.pool, image_size=model.image_size, channels=model.channels)
@@ -60,7 +58,7 @@ def run(config: SelectConfig) -> Path:
     tap = _features_tap(config, model, pool)
     filter = asked(config.filter, model, pool)
     scoring = _scoring_request(config, model, pool, place)
-    options = _options(config, method_name, tap) | (filter.describe() if filter else {})
+    options = _options(config, method, tap) | (filter.describe() if filter else {})
     content = {**scoring, "options": options, "seed": config.seed}
     if is_done(out, config.out, content):
         say(f"{config.out}: this selection is complete already")
@@ -77,7 +75,7 @@ def run(config: SelectConfig) -> Path:
         check_partial(partial)
         try:
             pool, scores, adapted = _score(config, model, pool, place, filter, scoring, tap)
-            choice, found = _choose(config, method_name, scores), adapted.describe() if adapted else None
+            choice, found = _choose(config, method, scores), adapted.describe() if adapted else None
             selected = Selected(config, model, pool, scores, choice, content, filter=found)
             write(partial, out, selected)
         except RequestError:
@@ -88,28 +86,22 @@ def run(config: SelectConfig) -> Path:
     return out
 
 
-def check(config: SelectConfig) -> names.Named:
-    """Refuse what can be refused before any work. Returns the parsed method."""
+def check(config: SelectConfig) -> Component:
+    """Refuse what can be refused before any work. Returns the method, with the `gamma` of `--gamma` or its own."""
     parse_taps(config.teacher_taps)
-    named = names.parse(config.method)
-    target = names.find(named.name, METHODS, "selection method")
-    if "gamma" in inspect.signature(target).parameters:
-        named = replace(named, options={"gamma": config.gamma, **named.options})
-    return names.spelled(target, named, "selection method", ("scores", "rng"))
+    method = METHOD.look_up(config.method)
+    if any(parameter.name == "gamma" for parameter in method.parameters):
+        gamma = method.defaults.get("gamma") if config.gamma is None else config.gamma
+        method = method.preset(**({"gamma": gamma} if gamma is not None else {}))
+    return method.checked()
 
 
-def _method(named: names.Named) -> Method:
-    target = names.find(named.name, METHODS, "selection method")
-
-    def method(scores: ImageScores, rng: np.random.Generator) -> Any:
-        try:
-            return target(scores=scores, rng=rng, **named.options)
-        except Exception as error:
-            if isinstance(error, RequestError) or "." not in named.name:
-                raise
-            raise RequestError(f"--method {named.name} raised {names.raised(error)}") from error
-
-    return method
+def _resolved(config: SelectConfig, method: Component) -> SelectConfig:
+    """The request with what stands for options that were not given."""
+    balance = Traits.of(method.target).balance if config.balance is None else config.balance
+    # in a manifest's `config` a number stands, whatever the method: that of the default method
+    gamma = METHOD.choose(SelectConfig.method).options["gamma"] if config.gamma is None else config.gamma
+    return replace(config, balance=balance, gamma=gamma)
 
 
 def _scoring_request(config: SelectConfig, model: Model, pool: Pool, place: Place) -> dict[str, Any]:
@@ -152,15 +144,15 @@ def _score(
     return pool, scores, adapted
 
 
-def _options(config: SelectConfig, method: names.Named, tap: Tap | None) -> dict[str, Any]:
+def _options(config: SelectConfig, method: Component, tap: Tap | None) -> dict[str, Any]:
     return {
-        "method": portable(str(method)),
+        "method": portable(method.text),
         "count": config.count,
         "class_dropping": config.class_dropping,
         "balance": config.balance,
         "deduplicate": config.deduplicate,
         **({"features": str(tap), "faiss": version("faiss-cpu")} if tap else {}),
-        **({"code": code} if (code := names.code_of(names.find(method.name, METHODS, "selection method"))) else {}),
+        **({"code": code} if (code := method.code) else {}),
     }
 
 
@@ -174,12 +166,12 @@ def _features_tap(config: SelectConfig, model: Model, pool: Pool) -> Tap | None:
     return find_taps(model.module, example, parse_taps(config.teacher_taps), ("last",)).taps["last"]
 
 
-def _choose(config: SelectConfig, method: names.Named, scores: PoolScores) -> Choice:
+def _choose(config: SelectConfig, method: Component, scores: PoolScores) -> Choice:
     try:
         return choose(
             scores.images,
             scores.readable,
-            _method(method),
+            lambda scores, rng: method.build(scores=scores, rng=rng),
             count=config.count,
             seed=config.seed,
             features=scores.features,
@@ -187,11 +179,11 @@ def _choose(config: SelectConfig, method: names.Named, scores: PoolScores) -> Ch
             deduplicate=config.deduplicate,
         )
     except TooFew as few:
-        own_gamma = "gamma" in names.parse(config.method).options  # then the flag would change nothing
-        if "gamma" in method.options and not own_gamma and few.wanted <= few.usable and few.left == few.admitted:
+        in_its_text = "gamma" in METHOD.look_up(config.method).options  # then the flag would change nothing
+        if "gamma" in method.options and not in_its_text and few.wanted <= few.usable and few.left == few.admitted:
             enough = math.ceil(1000 * few.wanted / few.usable) / 1000
-            raise RequestError(f"{few}; --gamma {enough:g} admits enough, or ask for {few.left}") from None
-        raise RequestError(f"{few}; ask for {few.left}") from None
+            raise RequestError(f"--{few}; --gamma {enough:g} admits enough, or ask for {few.left}") from None
+        raise RequestError(f"--{few}; ask for {few.left}") from None
 
 
 def _report(selected: Selected) -> None:

@@ -83,7 +83,7 @@ def test_a_loss_has_its_own_weight_taps_and_calls(pair, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("specs", "said"),
     [
-        ([], "names no loss"),
+        ([], "there is no loss"),
         (["kdd"], "did you mean"),
         (["kd:1,2"], "has 2 weights"),
         (["kd:temp=4"], "no parameter 'temp'"),

@@ -94,8 +94,11 @@ def test_an_order_that_was_edited_is_another_run(lab, selection, tmp_path, capsy
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("def mine(scores, rng):\n    return [1, 2]", "--method gives a list, not a dfkd.select.methods.Ranking"),
-        ("def mine(scores, rng):\n    1 / 0", "raised ZeroDivisionError: division by zero (own_code.py, line 2)"),
+        ("def mine(scores, rng):\n    return [1, 2]", "the method gives a list, not a dfkd.select.methods.Ranking"),
+        (
+            "def mine(scores, rng):\n    1 / 0",
+            "'own_code.mine' failed: ZeroDivisionError: division by zero (own_code.py, line 2)",
+        ),
         ("def mine(scores, rng:\n", "imported: SyntaxError: '(' was never closed (own_code.py, line 1)"),
         ("1 / 0", "cannot be imported: ZeroDivisionError: division by zero (own_code.py, line 1)"),
     ],
