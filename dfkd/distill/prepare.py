@@ -87,7 +87,7 @@ def prepare(config: DistillConfig) -> Distillation:
     if config.init == "auto":
         config = replace(config, init=default_init(teacher, student))
     if config.init == "teacher":
-        say(inherit(student, teacher))
+        _inherit(student, teacher)
     if config.reestimate and not batch_norms(student.module):
         raise RequestError(f"--reestimate {config.reestimate} changes nothing: the student has no BatchNorm statistics")
     plan = _plan(config, selections, student)
@@ -156,6 +156,14 @@ def _load_student(config: DistillConfig, teacher: Model) -> Model:
         classes=teacher.classes,
         channels=teacher.channels,
     )
+
+
+def _inherit(student: Model, teacher: Model) -> None:
+    option = "--init teacher"
+    try:
+        say(f"{option}: {inherit(student, teacher)}")
+    except RequestError as error:
+        raise RequestError(f"{option}: {error}") from None
 
 
 def _plan(config: DistillConfig, selections: Sequence[Shards], student: Model) -> Plan:

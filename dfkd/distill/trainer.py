@@ -84,7 +84,7 @@ class Trainer:
     def mend(self) -> str:
         """What to do when it blows up."""
         made = " or a lower rate of the generator (NAME:lr=...)" if self.source.images is None else ""
-        return f"start again in another folder with a lower learning rate{made}"
+        return f"start again in another folder with a lower lr{made}"
 
     @property
     def teacher_forwards(self) -> int:

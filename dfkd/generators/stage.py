@@ -155,7 +155,7 @@ def _prepare(config: GenerateConfig) -> Generation:
     teacher = open_teacher(config.teacher, opened, selections, config.normalize, config.image_size)
     samples = selections[: len(config.samples)]
     held = np.array(selections[-1].manifest["per_class"]) if config.fill is not None else None
-    quota = Quota(config.count or DEFAULT_COUNT) if held is None else Quota.of(missing(held, config.count))
+    quota = Quota(config.count or DEFAULT_COUNT) if held is None else _lacking(config, held)
     student = _student(config, teacher)
     content = {
         "teacher": teacher.fingerprint(),
@@ -176,6 +176,14 @@ def _prepare(config: GenerateConfig) -> Generation:
         "seed": config.seed,
     }
     return Generation(config, component, teacher, student, place, samples, quota, content)
+
+
+def _lacking(config: GenerateConfig, held: Int[np.ndarray, " classes"]) -> Quota:
+    """What the selection of `--fill` lacks."""
+    try:
+        return Quota.of(missing(held, config.count))
+    except RequestError as error:
+        raise RequestError(f"--fill {config.fill}: {error}") from None
 
 
 def _student(config: GenerateConfig, teacher: Model) -> Model | None:

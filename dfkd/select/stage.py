@@ -21,7 +21,7 @@ from dfkd.select.choose import Choice, TooFew, choose
 from dfkd.select.journal import JOURNAL
 from dfkd.select.methods import Traits
 from dfkd.select.pool_filter import Adapted, Asked, adapt, asked
-from dfkd.select.score import SCORE_FORMAT, WHOLE, PoolScores, Share, score_pool
+from dfkd.select.score import SCORE_FORMAT, WHOLE, PoolScores, Share, TooManyUnreadable, score_pool
 from dfkd.select.selection_writer import Selected, check_partial, is_done, write
 from dfkd.system.components import Component, Kind
 from dfkd.system.console import say
@@ -132,15 +132,18 @@ def _score(
         scoring = {**scoring, "filter": adapted.filter.describe()}
     teacher = Classifier(model, place, {"last": tap} if tap else {}, fold=True)
     examine(teacher, pool)
-    scores = score_pool(
-        teacher,
-        pool,
-        request_folder("scores", scoring),
-        batch_size=config.batch_size,
-        tap=tap,
-        max_unreadable=config.max_unreadable,
-        share=share,
-    )
+    try:
+        scores = score_pool(
+            teacher,
+            pool,
+            request_folder("scores", scoring),
+            batch_size=config.batch_size,
+            tap=tap,
+            max_unreadable=config.max_unreadable,
+            share=share,
+        )
+    except TooManyUnreadable as many:
+        raise RequestError(f"{many.count}, above --max-unreadable {many.share:g}: {many.rest}") from None
     return pool, scores, adapted
 
 

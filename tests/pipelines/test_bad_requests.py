@@ -115,7 +115,10 @@ def test_select(refused, lab, selection, tmp_path, change, said):
         ({"--mixup": "nan"}, "--mixup nan is not at least 0"),
         ({"--cutmix": -1}, "--cutmix -1.0 is not at least 0"),
         ({"--ema": 1}, "--ema 1.0 is not at least 0 and below 1"),
-        ({"--init": "teacher", "--student": "cifar_resnet:depth=8,width=32"}, "--init teacher: no layer of --student"),
+        (
+            {"--init": "teacher", "--student": "cifar_resnet:depth=8,width=32"},
+            "--init teacher: no layer of the student",
+        ),
         ({"--out": "full/letter.txt/run"}, "letter.txt is a file"),
         ({"--loss": "kdd"}, "no loss is called 'kdd'"),
         ({"--loss": "kd:temperature=hot"}, "kd:temperature='hot' is not a number"),
