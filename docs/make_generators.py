@@ -35,8 +35,8 @@ Where there is no pool, images are made from the teacher.
 `generate` is for methods that ask nothing but the teacher. What it writes is a selection: `distill --samples made`,
 `inspect made`, `select --pool made` (to score, threshold and class-drop what was made) take it as one. A method that
 looks for what a student does not know yet learns along with the student (`distill --source`), or is given one that
-stays as it is (`generate --student RUN`). `NAME:key=value,...` sets a method's options; a class of your own (a
-`dfkd.generators.base.Method`) is named with dots.
+stays as it is (`generate --student RUN`). `NAME:key=value,...` sets a method's options; a class of your own is
+named with dots ([own.md](own.md) shows one).
 
 ## A pool and a generator together
 

@@ -30,7 +30,7 @@ Written by `python docs/make_losses.py` from the docstrings and the result files
 
 `dfkd distill --loss NAME[:WEIGHT,key=value,...] ...` sums what is named: `--loss kd at rkd:10,angle=0`. A weight that
 is not written is the loss's own, from its paper. What a loss learns for itself (projections, critics, memories) trains
-with the student, is saved in the checkpoint, and is no part of the student.
+with the student, is saved in the checkpoint, and is no part of the student. [own.md](own.md) shows how to write one.
 
 ## How to choose
 

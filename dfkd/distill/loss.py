@@ -1,6 +1,6 @@
 """What a loss is: the base class of ours and of one's own, and how a plain module or function becomes one."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
@@ -140,7 +140,7 @@ def default_weight(target: Callable[..., Any]) -> float:
     return float(declared)
 
 
-def _taps(declared: str | Iterable[str]) -> tuple[str, ...]:
+def _taps(declared: Any) -> tuple[str, ...]:
     taps = (declared,) if isinstance(declared, str) else tuple(declared)
     if not all(isinstance(tap, str) for tap in taps):
         raise RequestError(f"taps={declared!r} are not names of features, such as ('last',)")
