@@ -26,6 +26,16 @@ def test_the_methods_that_the_message_names_work_without():
         assert not getattr(generators, name).needs_statistics
 
 
+def test_method__that_needs_the_student_uses_it():
+    class Needing(Method):
+        needs_student = True
+
+    class Plain(Method):
+        pass
+
+    assert Needing.uses_student and not Plain.uses_student
+
+
 def test_names_are_found_in_any_case_and_spelled_in_one():
     assert choose("FastDFKD:steps=5").identity == choose("fastdfkd:steps=5").identity
 

@@ -48,6 +48,7 @@ BASE = {"--teacher": "TEACHER", "--pool": "POOL", "--out": "out", "--normalize":
         ({"--method": "threshold:0.2"}, "0.2 is for no parameter; write threshold:key=0.2 with one of gamma, draw"),
         ({"--method": "random:3"}, "3 is for no parameter: random has none"),
         ({"--gamma": 0}, "--gamma 0.0 is not above 0"),
+        ({"--method": "threshold:gamma=2"}, "threshold:gamma=2 is not above 0 and at most 1"),
         ({"--gamma": 0.25, "--count": 700}, "300 images that are left of 1200 usable ones; --gamma 0.584"),
         ({"--count": 1000}, "840 images that are left of 1200 usable ones; --gamma 0.834 admits enough, or ask for"),
         ({"--count": 5000}, "--count 5000 is above the pool's 1200 images; ask for as many or fewer"),

@@ -81,6 +81,6 @@ def test_wrong_input_is_refused(rng, outputs):
         with pytest.raises(RequestError, match=r"^margin="):
             AB(margin=margin)
     flat = outputs({"pre1": rng.normal(size=(2, 3))})
-    with pytest.raises(RequestError, match="ab: the feature 'pre'"):
+    with pytest.raises(RequestError, match=r"^the feature 'pre'"):
         AB().setup(flat, flat)
     assert AB().weight == 0.003

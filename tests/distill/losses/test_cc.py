@@ -73,5 +73,5 @@ def test_wrong_options_and_features_are_refused(rng, outputs):
     with pytest.raises(RequestError, match=r"^order=0 is not"):
         CC(order=0)
     odd = outputs({"last": rng.normal(size=(2, 3, 4))})
-    with pytest.raises(RequestError, match="cc: the feature 'last'"):
+    with pytest.raises(RequestError, match=r"^the feature 'last'"):
         CC()(odd, odd)

@@ -241,5 +241,5 @@ def test_wrong_options_and_sources_are_refused(pair, make, outputs):
     with pytest.raises(RequestError, match="which stored image a view is of"):
         make(*pair)(*(outputs(side) for side in pair))
     odd = outputs({"last": np.zeros((2, 3, 4))})
-    with pytest.raises(RequestError, match="crd: the feature 'last'"):
+    with pytest.raises(RequestError, match=r"^the feature 'last'"):
         CRD().setup(odd, odd)

@@ -121,7 +121,7 @@ def test_wrong_options_and_features_are_refused(rng, outputs):
     with pytest.raises(RequestError, match="nothing to learn"):
         RKD(0.0, 0.0)
     odd = outputs({"last": rng.normal(size=(2, 3, 4))})
-    with pytest.raises(RequestError, match="rkd: the feature 'last'"):
+    with pytest.raises(RequestError, match=r"^the feature 'last'"):
         RKD()(odd, odd)
 
 

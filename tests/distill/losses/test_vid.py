@@ -105,8 +105,8 @@ def test_wrong_input_is_refused(rng, outputs):
     with pytest.raises(RequestError, match=r"^epsilon=0"):
         VID(epsilon=0.0)
     flat = outputs({"stage1": rng.normal(size=(2, 3))})
-    with pytest.raises(RequestError, match="vid: the feature 'stage'"):
+    with pytest.raises(RequestError, match=r"^the feature 'stage'"):
         VID().setup(flat, flat)
     odd = outputs({"stage1": rng.normal(size=(2, 3, 2, 2)), "last": rng.normal(size=(2, 3, 4))})
-    with pytest.raises(RequestError, match="vid: the feature 'last'"):
+    with pytest.raises(RequestError, match=r"^the feature 'last'"):
         VID(last=True).setup(odd, odd)
