@@ -1,4 +1,4 @@
-"""docs/results.md, and the README's results between its markers, from the result files in benchmarks/quality.
+"""The tables of README.md and docs/results.md between their markers, from the result files in benchmarks/quality.
 
     python docs/make_results.py
 
@@ -15,27 +15,6 @@ from dfkd.report.collect import Row, best_first
 from dfkd.report.table import HEAD, cells, reading, terminal_table
 
 README, RESULTS = HERE.parent / "README.md", HERE / "results.md"
-INTRO = """# Results on CIFAR-10's teacher
-
-Written by `python docs/make_results.py` from the result files in benchmarks/quality; edit that.
-
-The teacher is a ResNet-20 of width 32, trained on 40,000 images of CIFAR-10: 92.68 % on the 10,000 held out. The
-pool are 100,000 photos of Tiny-ImageNet at 32 pixels, 50,000 are selected unless a row says otherwise. The student
-is a ResNet-20 of width 16, a quarter of the teacher's parameters. Every row is measured at its last step on
-`cifar10_heldout10k.npz`, mean and standard deviation over the seeds; where there is one seed, a difference of a few
-tenths is noise (of a point, below 1,000 steps from random weights). Seconds are upper bounds, as other work ran
-beside it; scoring the pool is not among them. What each row is asked to do stands in
-benchmarks/quality/accuracy.toml under its name (kd and its like are losses: losses.md), what was thought of it, and
-what did not help, in [benchmarks/quality/LOG.md](../benchmarks/quality/LOG.md). The last tables are of other
-teachers, the demo's and that of a hundred classes.
-
-How fast accuracy comes, each run with its whole schedule in so many steps (seed 0, or the mean of so many seeds in
-brackets; machines and precision differ between the points):
-
-{curves}
-
-{tables}
-"""
 SHOWN = ("seeds", "top-1 %", "agreement %", "to teacher, points", "steps", "seconds")
 PAPERS = "`kd explicit:0.5 relation:1`"
 CONFIDENT = "the most confident, even over classes"
@@ -217,6 +196,11 @@ CURVES = {
     ],
 }
 """Accuracy against steps: the result file and the row of every point."""
+SUMMARY = {
+    "random images, KL divergence (`--loss kd`)": CURVES["random; `kd`"],
+    "the defaults of `dfkd`": CURVES[f"{CONFIDENT}, of {FILTERED}; `kd ofd`; {BEGUN}"],
+}
+SUMMARY_STEPS = (500, 4000, 16000)
 
 
 def joined(files):
@@ -251,16 +235,10 @@ def table(title, files, rows=ROWS):
 
 
 def curves(lines=CURVES):
-    """Accuracy against steps, a line a method, with the number of seeds where there are several; what was not measured
-    is left out."""
-    points = {}
-    for line, runs in lines.items():
-        for name, wanted in runs:
-            if (QUALITY / f"{name}.csv").exists():
-                row = next(row for row in rows_of(name) if row.name == wanted)
-                points.setdefault((line, int(row.mean("steps"))), []).extend(row.runs)
-    shown = {point: _shown(Row("", tuple(runs))) for point, runs in points.items()}
-    steps = sorted({step for _, step in points})
+    """Accuracy against steps, a line for each method, with the number of seeds where there are several. What was not
+    measured is left out."""
+    shown = {point: _shown(row) for point, row in _points(lines).items()}
+    steps = sorted({step for _, step in shown})
     head = [f"| 50,000 images; losses; top-1 % after so many steps | {' | '.join(f'{n:,}' for n in steps)} |"]
     head.append(f"| --- |{' ---: |' * len(steps)}")
     return "\n".join(
@@ -268,9 +246,30 @@ def curves(lines=CURVES):
     )
 
 
-def _shown(row):
+def summary(lines=SUMMARY, steps=SUMMARY_STEPS):
+    """The README's table: some of the points of `curves`, rounded, and the teacher's accuracy."""
+    points = _points(lines)
+    teacher = next(iter(points.values())).mean("teacher_top1")
+    head = f"| top-1 % of a student that learns from | {' | '.join(f'{n:,} steps' for n in steps)} |"
+    rows = [f"| {line} | {' | '.join(_shown(points[line, n], 1) for n in steps)} |" for line in lines]
+    teacher_row = f"| the teacher itself | {' | '.join([f'{100 * teacher:.1f}'] * len(steps))} |"
+    return "\n".join([head, f"| --- |{' ---: |' * len(steps)}", *rows, teacher_row])
+
+
+def _points(lines):
+    """The runs of every line after every number of steps, as one row; what was not measured is left out."""
+    points = {}
+    for line, runs in lines.items():
+        for name, wanted in runs:
+            if (QUALITY / f"{name}.csv").exists():
+                row = next(row for row in rows_of(name) if row.name == wanted)
+                points.setdefault((line, int(row.mean("steps"))), []).extend(row.runs)
+    return {point: Row("", tuple(runs)) for point, runs in points.items()}
+
+
+def _shown(row, digits=2):
     seeds = f" ({len(row.runs)})" if len(row.runs) > 1 else ""
-    return f"{100 * row.mean('top1'):.2f}{seeds}"
+    return f"{100 * row.mean('top1'):.{digits}f}{seeds}"
 
 
 def demo():
@@ -279,33 +278,34 @@ def demo():
     said = f"{terminal_table(rows)}\n{reading(rows)}"
     return (
         f"{re.sub('^', '    ', said, flags=re.MULTILINE)}\n\n({on['wall_seconds']} seconds by `time {on['command']}` "
-        f"once installed; {machine_text(on)}; the runs are in\n[`demo.csv`](benchmarks/quality/demo.csv).)"
+        f"once installed; {machine_text(on)}; the runs are in\n[`demo.csv`](../benchmarks/quality/demo.csv).)"
     )
 
 
-def results():
-    """The page of all tables."""
-    return INTRO.format(curves=curves(), tables="\n\n".join(table(**one) for one in TABLES))
+def tables():
+    """Every table of TABLES."""
+    return "\n\n".join(table(**one) for one in TABLES)
 
 
-def readme():
-    """The whole README, its results made anew."""
-    text = README.read_text(encoding="utf-8")
-    for name, content in {"demo": demo(), "curves": curves()}.items():
-        begin, end = f"<!-- {name}: made by docs/make_results.py -->\n\n", f"\n\n<!-- end of {name} -->"
-        if text.count(begin) != 1 or text.count(end) != 1:
-            raise SystemExit(f"README.md has not one {begin.strip()} and one {end.strip()}")
-        head, _, rest = text.partition(begin)
-        _, found, after = rest.partition(end)
-        if not found:
-            raise SystemExit(f"README.md has nothing between {begin.strip()} and {end.strip()}: write a word there")
-        text = f"{head}{begin}{content}{end}{after}"
+MADE = {README: [summary], RESULTS: [curves, demo, tables]}
+"""The functions that make a page's tables; each stands between the markers of its name."""
+
+
+def filled(file):
+    """A whole page, its tables made anew."""
+    text = file.read_text(encoding="utf-8")
+    for make in MADE[file]:
+        begin, end = f"<!-- {make.__name__}: made by docs/make_results.py -->\n", f"\n<!-- end of {make.__name__} -->"
+        if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) + len(begin) > text.index(end) + 1:
+            raise SystemExit(f"{file.name} does not have one {begin.strip()} before one {end.strip()}")
+        head, tail = text[: text.index(begin)], text[text.index(end) + len(end) :]
+        text = f"{head}{begin}\n{make()}\n{end}{tail}"
     return text
 
 
 def pages():
-    """Every page that is made here, by its file."""
-    return {README: readme(), RESULTS: results()}
+    """Every page that has tables from here, by its file."""
+    return {file: filled(file) for file in MADE}
 
 
 if __name__ == "__main__":

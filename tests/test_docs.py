@@ -3,13 +3,16 @@
 import csv
 import importlib
 import json
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
+import dfkd
 from dfkd import generators
 from dfkd.app.pipeline import read_pipeline
-from dfkd.config import DistillConfig
+from dfkd.config.stage_table import STAGES
 from dfkd.config.tables import load_preset
 from dfkd.distill import losses
 from dfkd.distill.objective import build_objective
@@ -43,10 +46,41 @@ def test_the_generators_page_is_up_to_date(make):
 
 @pytest.mark.parametrize("name", sorted({*generators.__all__} - {"AdaptiveDeepInversion"}))
 def test_every_generator_has_its_papers_recipe(name):
-    values = load_preset(name.lower(), "distill", DistillConfig)
+    values = load_preset(name.lower(), STAGES["distill"])
     chosen = choose(values["source"])
     assert chosen.target is getattr(generators, name)
     assert build_objective(values["loss"]) and values["steps"] >= 10_000
+
+
+def test_options_page__is_up_to_date(make):
+    page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
+    assert page == make("make_options").page(), "run: python docs/make_options.py"
+
+
+def sentences(text):
+    """The sentences of a Markdown text, without code blocks, comments and headings; a list item or a cell is one."""
+    prose = [line for line in text.splitlines() if not re.match(r" {4}|<!--|#", line)]
+    blocks = re.split(r"\n\s*\n|\n(?=- |\d+\. )|\|", "\n".join(prose))
+    for block in blocks:
+        yield from (sentence for sentence in re.split(r"(?<=[.!?])\s+", block.strip()) if sentence)
+
+
+def test_sentences__are_split_at_their_ends_and_leave_out_code():
+    text = "# A head\n\nOne two\nthree. Four!\n\n    code here\n\n- an item\n- another. One\n  more\n\n| a | b c |"
+    found = [sentence.split() for sentence in sentences(f"{text}\n<!-- a comment -->\n")]
+    assert [len(words) for words in found] == [3, 1, 3, 2, 2, 1, 2]
+
+
+def test_readme__has_at_most_150_lines_and_no_sentence_over_30_words():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    assert not [sentence for sentence in sentences(text) if len(sentence.split()) > 30]
+
+
+def test_version__is_the_same_in_every_file():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {project["version"], citation[1]} == {dfkd.__version__}
 
 
 def test_the_results_are_up_to_date(make):

@@ -1,6 +1,7 @@
 """The rooms of the house: one imports only of those before it, so that data goes one way."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ ROOMS = [
     "app",
 ]
 MAY_SEE_ALL = {"__init__.py", "__main__.py"}
+PAGE = HOUSE.parent / "docs" / "architecture.md"
 
 
 def imported(file):
@@ -48,7 +50,7 @@ def module_of(name):
 
 
 def test_house__has_few_entries_and_each_room_says_what_lives_there():
-    entries = [path for path in HOUSE.iterdir() if path.name != "__pycache__"]
+    entries = [path for path in HOUSE.iterdir() if path.is_file() or any(path.rglob("*.py"))]  # else only caches
     assert {path.name for path in entries if path.is_dir()} == {*ROOMS}
     assert len(entries) <= 14
     for room in HOUSE.rglob("__init__.py"):
@@ -72,3 +74,17 @@ def test_modules__import_in_no_circle():
         for file in leaves:
             del needs[file]
     assert not needs, f"a circle among {sorted(str(file.relative_to(HOUSE)) for file in needs)}"
+
+
+def test_architecture_page__names_the_rooms_in_order_and_files_that_exist():
+    text = PAGE.read_text(encoding="utf-8")
+    assert re.findall(r"^\| `dfkd/(\w+)` \|", text, re.MULTILINE) == ROOMS
+    named = set(re.findall(r"`(dfkd/[\w/.]+)`", text))
+    assert len(named) > 30
+    assert not {name for name in named if not (HOUSE.parent / name).exists()}
+
+
+def test_way_of_a_pixel__passes_at_most_14_files():
+    way = PAGE.read_text(encoding="utf-8").partition("## The way of a pixel")[2].partition("\n## ")[0]
+    files = re.findall(r"^\d+\. `([\w/.]+)`", way, re.MULTILINE)
+    assert files and len(set(files)) == len(files) <= 14

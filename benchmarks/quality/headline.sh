@@ -11,7 +11,7 @@
 # What is complete is not done again, what was killed goes on: give the same command. Results go to OUT (default: out) as
 # soon as there are any: headline.csv and headline-short.csv with a .json each, headline-teacher.json (its accuracy),
 # headline-times.csv (the seconds of every stage), headline.log. Copy them, but for the log, to benchmarks/quality, and make
-# the README anew: `python docs/make_results.py`. Networks, checkpoints and selections stay in HEADLINE_WORK (runs/headline).
+# the tables anew: `python docs/make_results.py`. Networks, checkpoints and selections stay in HEADLINE_WORK (runs/headline).
 # Missing images are unpacked from DFKD_SHARED (../shared). Sizes, networks and rows stand at the top of headline.py, and
 # HEADLINE_NAME=VALUE changes a size. The field trains on all 50,000 images, which leaves 1,000 here for the test (0.7 points
 # of noise): HEADLINE_TRAIN='$DFKD_DATA/cifar10_train40k.npz $DFKD_DATA/cifar10_heldout10k.npz'

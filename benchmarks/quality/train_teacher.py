@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from dfkd.app import cli
 from dfkd.config import DistillConfig, ModelConfig
 from dfkd.config.option import option
+from dfkd.config.stage_table import STAGES, Stage
 from dfkd.data import open_pool
 from dfkd.distill.objective import build_objective
 from dfkd.distill.trainer import Plan, Trainer
@@ -83,7 +84,7 @@ class LabeledImages(Still):
         found = self._pool.images(rows)
         if found.problems:
             raise RequestError(
-                f"{self._pool.sources(rows[[*found.problems]])[0]} cannot be read: mend it or take it out"
+                f"{self._pool.origins(rows[[*found.problems]])[0]} cannot be read: repair it or take it out"
             )
         return Batch(torch.from_numpy(found.pixels), torch.from_numpy(rows))
 
@@ -106,37 +107,37 @@ class LabelTrainer(Trainer):
         return Outputs(SURE * F.one_hot(labels, self.teacher.model.classes).float(), view=view)
 
 
-def run(asked):
-    """Train as `asked` says, from where an interrupted run of the same request stopped. Returns the result."""
-    place = resolve_place(asked.device, asked.precision)
-    shape = {"normalize": asked.normalize, "image_size": asked.image_size}
-    bare = load_model(asked.model, **shape)
+def run(config):
+    """Train as `config` says, from where an interrupted run of the same request stopped. Returns the result."""
+    place = resolve_place(config.device, config.precision)
+    shape = {"normalize": config.normalize, "image_size": config.image_size}
+    bare = load_model(config.model, **shape)
     data, test = (
-        open_pool(names, image_size=bare.image_size, channels=bare.channels) for names in (asked.data, [asked.test])
+        open_pool(names, image_size=bare.image_size, channels=bare.channels) for names in (config.data, [config.test])
     )
     labels = data.labels()
-    torch.manual_seed(asked.seed)  # the initial weights
-    model = load_model(asked.model, **shape, classes=int(labels.max()) + 1)
+    torch.manual_seed(config.seed)  # the initial weights
+    model = load_model(config.model, **shape, classes=int(labels.max()) + 1)
     check_labels(test, model.classes)
-    plan = _plan(asked, model, data)
-    folder = Run(output_path(asked.out), asked.out, _request(asked, plan, model, data, place))
+    plan = _plan(config, model, data)
+    folder = Run(output_path(config.out), config.out, _request(config, plan, model, data, place))
     if folder.result is None:
         with folder.writing():
-            trainer = _trainer(asked, plan, model, data, labels, place)
+            trainer = _trainer(config, plan, model, data, labels, place)
             train(trainer, folder)
             trainer.finish()
             folder.finish(state_to_write(model.module), _result(trainer, model, test))
     result = folder.result
-    say(f"{asked.out}: top-1 {result['top1']:.2%} on {result['images']:,} images, {result['seconds']:.0f} s")
+    say(f"{config.out}: top-1 {result['top1']:.2%} on {result['images']:,} images, {result['seconds']:.0f} s")
     return result
 
 
-def _plan(asked, model, data):
-    """The numbers that the loop follows: where nothing is asked, the defaults of `dfkd distill`."""
+def _plan(config, model, data):
+    """The numbers that the loop follows: where no option is given, the defaults of `dfkd distill`."""
     defaults = DistillConfig(teacher="", student="", samples=(), out="")
-    own = {name: getattr(asked, name) for name in ("batch_size", "checkpoint_every", "seed")} | {
-        "steps": -(-asked.epochs * len(data) // asked.batch_size),
-        "lr": default_rate("sgd", model.module) if asked.lr is None else asked.lr,
+    own = {name: getattr(config, name) for name in ("batch_size", "checkpoint_every", "seed")} | {
+        "steps": -(-config.epochs * len(data) // config.batch_size),
+        "lr": default_rate("sgd", model.module) if config.lr is None else config.lr,
         "warmup": SCHEDULE_WARMUP[defaults.schedule],
         "crop_padding": data.image_size // 8,
         "crop_area": 1.0,
@@ -144,26 +145,26 @@ def _plan(asked, model, data):
     return Plan(**{f.name: own.get(f.name, getattr(defaults, f.name, None)) for f in fields(Plan)})
 
 
-def _request(asked, plan, model, data, place):
-    """The tables of config.toml: what was asked, the network (so that the run is a MODEL), and what decides it."""
+def _request(config, plan, model, data, place):
+    """The tables of config.toml: the request, the network (so that the run is a MODEL), and what decides it."""
     shape = {name: getattr(model, name) for name in ("architecture", "normalize", "image_size", "classes", "channels")}
     deciding = {k: v for k, v in asdict(plan).items() if k not in ("log_every", "checkpoint_every")}
     content = {
         "network": model.fingerprint(),
         "normalize": model.normalize,
         "data": data.identity,
-        "options": {**deciding, "weight_decay": asked.weight_decay},
+        "options": {**deciding, "weight_decay": config.weight_decay},
         "compute": place.describe(),
         "versions": versions("torch", "torchvision"),
     }
-    return {"train": portable(asdict(asked)), "model": shape, "content": content}
+    return {"train": portable(asdict(config)), "model": shape, "content": content}
 
 
-def _trainer(asked, plan, model, data, labels, place):
+def _trainer(config, plan, model, data, labels, place):
     """The loop's parts. KL at temperature 1 from an answer that is sure is the cross-entropy with the label."""
     classifier = Classifier(model, place)
     module = model.module.requires_grad_(True)  # the classifier has put it on its device, channels last, and frozen it
-    optimizer = make_optimizer([module], "sgd", asked.weight_decay)
+    optimizer = make_optimizer([module], "sgd", config.weight_decay)
     source, objective = LabeledImages(data, plan.seed), build_objective(["kd:temperature=1"])
     return LabelTrainer(classifier, labels, Tapped(module, {}), source, objective, optimizer, plan)
 
@@ -187,7 +188,7 @@ def _result(trainer, model, test):
 
 def main(arguments):
     """The exit status, as of a command of dfkd."""
-    cli.STAGES[NAME] = cli.Stage(TeacherConfig, f"{__name__}:run")
+    STAGES[NAME] = Stage(NAME, TeacherConfig, f"{__name__}:run")
     return cli.main([NAME, *arguments])
 
 

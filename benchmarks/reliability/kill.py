@@ -155,12 +155,12 @@ class Trials:
             if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", work], check=False).returncode:
                 return
             try:
-                for mend, said in (("rw", "the disk is full"), ("ro", "written to")):
-                    subprocess.run(["mount", "-o", f"remount,{mend},size={size}", work], check=True)
+                for mode, said in (("rw", "the disk is full"), ("ro", "written to")):
+                    subprocess.run(["mount", "-o", f"remount,{mode},size={size}", work], check=True)
                     status = self.lab.start(self.scenario, work)
                     log = self.lab.said(work)
                     if status and (status != 2 or said not in last_line(log) or "Traceback" in log):
-                        wrong.append(f"of {size:,} bytes, {mend}, ended with {status}: {last_line(log)}")
+                        wrong.append(f"of {size:,} bytes, {mode}, ended with {status}: {last_line(log)}")
                 subprocess.run(["mount", "-o", "remount,rw,size=100m", work], check=True)
                 self.judge("small disk", work, wrong or self.finish(work))
             finally:

@@ -198,7 +198,7 @@ def outcome(scenario, work):
             found[name] = _plain(json.loads(path.read_text()))
         elif path.name == "metrics.jsonl":
             found[name] = [_plain(json.loads(line)) for line in path.read_text().splitlines()]
-        elif path.name == "config.toml":  # the folder that it was asked for, and with it the checksum, differ
+        elif path.name == "config.toml":  # the folder that the request names, and with it the checksum, differ
             lines = path.read_text().replace(str(work), "WORK").splitlines()
             found[name] = [line for line in lines if not line.startswith("checksum")]
         else:

@@ -39,7 +39,7 @@ def _pool(data: bytes, suffix: str) -> None:
         rows = np.arange(min(len(pool), 64))
         images = pool.images(rows)
         assert images.pixels.shape == (len(rows), SIDE, SIDE, 3)
-        assert len(set(pool.sources(rows))) == len(rows) or suffix == ".tar"  # an archive may hold a name twice
+        assert len(set(pool.origins(rows))) == len(rows) or suffix == ".tar"  # an archive may hold a name twice
         json.dumps(pool.identity)
         pool.files(np.array([i for i in rows if i not in images.problems], np.int64))
         pool.labels()
@@ -108,15 +108,16 @@ def names(data: bytes) -> None:
 
 def toml(data: bytes) -> None:
     """A preset and a pipeline."""
-    from dfkd import config
     from dfkd.app.pipeline import read_pipeline
     from dfkd.config import option, tables
+    from dfkd.config.stage_table import STAGES
 
     path = FOLDER / "file.toml"
     path.write_bytes(data)
-    for stage, kind in (("select", config.SelectConfig), ("distill", config.DistillConfig)):
+    for stage in (STAGES["select"], STAGES["distill"]):
+        kind = stage.options
         try:
-            values = tables.load_preset(str(path), stage, kind)
+            values = tables.load_preset(str(path), stage)
             given = {"teacher": "t", "pool": ("p",), "student": "s", "samples": ("s",), "out": "o"}
             hints = option.field_hints(kind)
             tables.describe(kind(**{k: v for k, v in given.items() if k in hints} | values))

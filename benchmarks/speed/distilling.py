@@ -40,16 +40,15 @@ def make_selection(folder, teacher):
     np.savez(folder / "pool.npz", images=images(IMAGES))
     os.environ["DFKD_CACHE"] = str(folder / "cache")
     out = folder / "selection"
-    asked = {"pool": (str(folder / "pool.npz"),), "filter": "none", "out": str(out)}
-    select.run(SelectConfig(teacher=teacher, normalize="cifar10", **asked))
+    options = {"pool": (str(folder / "pool.npz"),), "filter": "none", "out": str(out)}
+    select.run(SelectConfig(teacher=teacher, normalize="cifar10", **options))
     return out
 
 
 def prepared_trainer(samples, teacher, student, options):
-    """A trainer in training mode, its answers kept where that is asked for."""
-    distillation = prepare(
-        DistillConfig(teacher=teacher, student=student, samples=(str(samples),), out="", init="none", **options)
-    )
+    """A trainer in training mode, its answers kept where that is wanted."""
+    config = DistillConfig(teacher=teacher, student=student, samples=(str(samples),), out="", init="none", **options)
+    distillation = prepare(config, config.teacher, config.student, None)
     distillation.trainer.begin()
     return distillation.trainer
 

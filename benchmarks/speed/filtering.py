@@ -39,7 +39,7 @@ def measure(folder, name, teacher, normalize, count):
     np.savez(folder / "pool.npz", images=images(count))
     pool = open_pool([str(folder / "pool.npz")], image_size=None, channels=3)
     model = load_model(teacher, normalize=normalize, image_size=pool.image_size)
-    fitted = pool_filter.asked("fitted", model, pool)
+    fitted = pool_filter.parse_filter("fitted", model, pool)
     place = resolve_place("auto", "auto")
     # as wide as a fitted one, and found in no time
     filtered = pool.filtered(blur(Classifier(model, place), torch.from_numpy(images(1)), sigma=0.5))

@@ -39,15 +39,15 @@ def make_selection(folder):
     np.savez(folder / "pool.npz", images=images)
     teacher = f"{TEACHER}@{folder / 'teacher.safetensors'}"
     out = folder / "selection"
-    asked = {"pool": (str(folder / "pool.npz"),), "filter": "none", "method": "random", "count": IMAGES}
-    select.run(SelectConfig(teacher=teacher, normalize="cifar10", out=str(out), **asked))
+    options = {"pool": (str(folder / "pool.npz"),), "filter": "none", "method": "random", "count": IMAGES}
+    select.run(SelectConfig(teacher=teacher, normalize="cifar10", out=str(out), **options))
     return teacher, out
 
 
 def trainer_with(teacher, samples, loss):
     """A trainer in training mode, warmed up by a step."""
     config = DistillConfig(teacher=teacher, student=STUDENT, samples=(str(samples),), out="", init="none", loss=loss)
-    trainer = prepare(config).trainer
+    trainer = prepare(config, config.teacher, config.student, None).trainer
     trainer.student.module.train()
     trainer.advance()
     return trainer

@@ -160,19 +160,19 @@ def selected(pool, count, teacher, folder):
     """`dfkd select` of all images, with nothing scored before. Returns the selection's folder."""
     fresh = Path(tempfile.mkdtemp(dir=folder))
     os.environ["DFKD_CACHE"] = str(fresh / "cache")
-    asked = {"method": "confidence", "count": count, "out": str(fresh / "selection")}
-    return select.run(SelectConfig(teacher=teacher, pool=(str(pool),), filter="none", **asked, **COMMON))
+    options = {"method": "confidence", "count": count, "out": str(fresh / "selection")}
+    return select.run(SelectConfig(teacher=teacher, pool=(str(pool),), filter="none", **options, **COMMON))
 
 
 def distilled(samples, teacher, student, folder, batch):
-    asked = {
+    options = {
         "loss": ("kd",),
         "init": "none",
         "epochs": 1,
         "batch_size": batch,
         "out": str(Path(tempfile.mkdtemp(dir=folder)) / "run"),
     }
-    distill.run(DistillConfig(teacher=teacher, student=student, samples=(str(samples),), **asked, **COMMON))
+    distill.run(DistillConfig(teacher=teacher, student=student, samples=(str(samples),), **options, **COMMON))
 
 
 def measure(pair, teacher, student, count, rounds, lists):
@@ -225,8 +225,8 @@ def quietly(run):
 def main():
     if len(sys.argv) not in (2, 3):
         sys.exit(__doc__)
-    out, asked = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 2048
-    count = max(asked // BATCH, 1) * BATCH  # whole batches: dfkd's are always full, a loader's last one is dropped
+    out, wanted = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 2048
+    count = max(wanted // BATCH, 1) * BATCH  # whole batches: dfkd's are always full, a loader's last one is dropped
     resnets = (TEACHER.format(os.environ["DFKD_TEACHERS"]), STUDENT)
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)

@@ -71,12 +71,12 @@ def measure_commands(folder, sizes):
     for size in sizes:
         files = [folder / f"{min(size, FILE)}.npz"] * -(-size // FILE)
         samples = folder / f"selected-{size}"
-        asked = ("--image-size", 32, "--method", "confidence", "--count", size, "--out", samples, "--pool", *files)
-        rows.append({"what": "select", "images": size, **command(folder, "select", *teacher, *asked)})
+        options = ("--image-size", 32, "--method", "confidence", "--count", size, "--out", samples, "--pool", *files)
+        rows.append({"what": "select", "images": size, **command(folder, "select", *teacher, *options)})
         print(rows[-1], flush=True)
     student = ("--student", "lenet5_half", "--init", "none", "--loss", "kd")
-    asked = (*student, "--samples", samples, "--steps", 1, "--out", folder / "run")
-    rows.append({"what": "distill, one step", "images": sizes[-1], **command(folder, "distill", *teacher, *asked)})
+    options = (*student, "--samples", samples, "--steps", 1, "--out", folder / "run")
+    rows.append({"what": "distill, one step", "images": sizes[-1], **command(folder, "distill", *teacher, *options)})
     rows.append({"what": "--help", "images": 0, **command(folder, "distill", "--help")})
     print(*rows[-2:], sep="\n", flush=True)
     return rows

@@ -44,8 +44,8 @@ def command(folder, teacher, normalize, pool, **options):
     number = len(list(folder.glob("cache*")))
     cache = folder / f"cache{number}"
     cache.mkdir()
-    asked = {"filter": "none", "pool": (str(pool),), "out": str(folder / f"selection{number}"), **options}
-    config = SelectConfig(teacher=teacher, normalize=normalize, **asked)
+    given = {"filter": "none", "pool": (str(pool),), "out": str(folder / f"selection{number}"), **options}
+    config = SelectConfig(teacher=teacher, normalize=normalize, **given)
 
     def run():
         os.environ["DFKD_CACHE"] = str(cache)

@@ -1,4 +1,4 @@
-"""What every stage can be asked: one frozen dataclass a stage, and TOML tables that become one.
+"""The options of every stage: one frozen dataclass a stage, and TOML tables that become one.
 
 Nothing heavy is imported here: `--help` must be quick.
 """

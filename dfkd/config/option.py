@@ -14,7 +14,7 @@ Section = Literal["data", "models", "selection", "learning", "training", "augmen
 
 Role = Literal["decides", "resolved", "none"]
 """decides: the result depends on the value, which is part of the request's identity.
-resolved: the result depends on what the value names or becomes, which stands there in its place.
+resolved: the result depends on what the value names or becomes, which stands there instead.
 none: the result does not depend on it."""
 
 Reads = Literal["model", "data", "selection"]

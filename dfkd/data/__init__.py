@@ -1,4 +1,4 @@
-"""DATA (a path or URI) -> a `Pool`: sources and uint8 images by index, whatever the format."""
+"""DATA (a path or URI) -> a `Pool`: origins and uint8 images by index, whatever the format."""
 
 from dfkd.data.pool import Images, Pool, open_pool
 

@@ -28,6 +28,12 @@ _FILES: dict[str, Callable[[Path], Reader]] = {
     ".arrow": open_arrow,
     ".tar": TarReader,
 }
+_HINTS = {
+    (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"): "unpack it to a plain .tar: images are compressed already",
+    (".zip", ".7z", ".rar"): "unpack it and name the folder",
+    (".npy",): "write it with np.savez(..., images=..., labels=...)",
+    (".csv", ".tsv", ".txt", ".json", ".jsonl"): "it lists images: name the folder or archive that holds them",
+}
 _SCHEMES: dict[str, Callable[[str], tuple[str, Reader]]] = {"hf": open_hub, "torchvision": open_vision}
 _FORMS = (
     "a folder of images or shards, .npz, .parquet, .arrow, .tar, hf:REPO[/CONFIG][@REVISION][:SPLIT], "
@@ -42,18 +48,24 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 
 @dataclass(frozen=True)
 class Data:
-    """One DATA: its name without its place, and its readers, each with the name that its sources begin with."""
+    """One DATA: its name without its folder, and its readers, each with the name that its origins begin with."""
 
     name: str
     parts: list[tuple[str, Reader]]
+    empty: tuple[str, ...] = ()
+    """Names of files and folders that hold no images."""
 
     def identity(self) -> dict[str, Any]:
-        """What decides the content, as JSON. Names belong to it: sources begin with them."""
+        """What decides the content, as JSON. Names belong to it: origins begin with them."""
         images = sum(len(reader) for _, reader in self.parts)
         if len(self.parts) == 1 and self.parts[0][0] == self.name:
             return {"name": self.name, "images": images, **self.parts[0][1].identity}
         content = hash_of([[name, len(reader), reader.identity] for name, reader in self.parts])
         return {"name": self.name, "images": images, "files": len(self.parts), "content": content}
+
+
+DataSource = str | Data
+"""A DATA text, or what is opened already."""
 
 
 def locate(text: str) -> Data:
@@ -72,7 +84,8 @@ def locate(text: str) -> Data:
     names = [portable(path.absolute().relative_to(top).as_posix()) for path in paths]
     readers = with_images(paths, lambda path: _open(path, member))
     parts = [(name, reader) for name, reader in zip(names, readers, strict=True) if reader is not None]
-    return Data(portable(Path(text).name), parts)
+    empty = tuple(name for name, reader in zip(names, readers, strict=True) if reader is None)
+    return Data(portable(Path(text).name), parts, empty)
 
 
 def with_images(named: Sequence[_Named], opened: Callable[[_Named], _Opened]) -> list[_Opened | None]:
@@ -114,7 +127,8 @@ def _open(path: Path, member: str) -> Reader:
             return _FILES[path.suffix.lower()](path)
     except OSError as error:
         raise RequestError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
-    raise RequestError(f"{str(path)!r} is in no format that is known: {_FORMS}")
+    hint = next((hint for ends, hint in _HINTS.items() if path.name.lower().endswith(ends)), None)
+    raise RequestError(f"{str(path)!r} is in no format that is known{f'; {hint}' if hint else f': {_FORMS}'}")
 
 
 def check_there(text: str) -> None:

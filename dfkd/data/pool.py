@@ -1,5 +1,6 @@
-"""The pool: several DATA one after the other, as sources and uint8 images of one size, by index."""
+"""The pool: several DATA one after the other, as origins and uint8 images of one size, by index."""
 
+import contextvars
 import copy
 import threading
 from collections import Counter
@@ -14,13 +15,17 @@ from jaxtyping import Int64, Integer, UInt8
 
 from dfkd.data.images.decode import conversions, decode, encode_png, fit, processors
 from dfkd.data.images.filter import Filter
-from dfkd.data.locate import Data, locate, member_of, paths_of, with_images
+from dfkd.data.locate import Data, DataSource, locate, member_of, paths_of, with_images
+from dfkd.data.readers.folder import FolderReader
 from dfkd.data.readers.reader import Reader, Unreadable
+from dfkd.data.readers.tar import TarReader
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
+from dfkd.system.portable import portable
 
 ENCODED_ABOVE = 64
 """The largest side in pixels at which a selection holds raw pixels."""
+NO_IMAGES = "without images"
 _AHEAD = 2
 _SMALL = 64 * 64
 """Pixels up to which a batch is decoded by one thread: at 32x32 two spend their time on waiting for the interpreter's
@@ -39,11 +44,21 @@ class Pool:
     """Images by index. Memory does not grow with their number, but for 8 bytes to a name each in tars and folders.
 
     `identity` holds for each DATA what decides its content, as JSON. `encoded` says that a selection keeps the files.
+    `left_out` counts by file or folder what is no image, by suffix or another reason.
     """
 
-    def __init__(self, data: Sequence[Data], image_size: int, channels: int, workers: int | None = None) -> None:
+    def __init__(
+        self,
+        data: Sequence[Data],
+        image_size: int,
+        channels: int,
+        workers: int | None = None,
+        empty: Sequence[str] = (),
+    ) -> None:
+        """`empty` are further DATA, which hold no images."""
         self.image_size, self.channels = image_size, channels
         self.identity = [one.identity() for one in data]
+        self.left_out = {name: {NO_IMAGES: 1} for name in (*empty, *(name for one in data for name in one.empty))}
         self._parts: list[tuple[str, Reader, Data]] = []
         names: set[str] = set()
         for one in data:
@@ -51,6 +66,8 @@ class Pool:
                 unique = _unused(name, names)
                 names.add(unique)
                 self._parts.append((unique, reader, one))
+                if isinstance(reader, (FolderReader, TarReader)) and reader.left_out:
+                    self.left_out[unique] = dict(reader.left_out)
         self.encoded = image_size > ENCODED_ABOVE
         self._ends = np.cumsum([len(reader) for _, reader, _ in self._parts], dtype=np.int64)
         self._workers = workers or processors()
@@ -67,7 +84,7 @@ class Pool:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def sources(self, indices: Integer[np.ndarray, " batch"]) -> list[str]:
+    def origins(self, indices: Integer[np.ndarray, " batch"]) -> list[str]:
         """Where images come from: stable, readable, unique in the pool; `pool.npz#17`, `folder/sub/a.png`."""
         found = [""] * len(indices)
         for name, reader, _, positions, local in self._split(indices):
@@ -147,7 +164,8 @@ class Pool:
             except BaseException as error:
                 queue.put(error)
 
-        thread = threading.Thread(target=read_ahead, name="dfkd-read-ahead", daemon=True)
+        here = contextvars.copy_context()  # whether lines are printed, too
+        thread = threading.Thread(target=here.run, args=(read_ahead,), name="dfkd-read-ahead", daemon=True)
         thread.start()
         try:
             while (item := queue.get()) is not None:
@@ -228,8 +246,12 @@ class Pool:
             say(f"note: {data.name}: of 16-bit images the upper 8 bits are taken; the largest value is {largest}{dark}")
 
 
-def open_pool(specs: Sequence[str], *, image_size: int | None, channels: int, workers: int | None = None) -> Pool:
-    """Open several DATA as one pool. `image_size` None takes the pool's own size, where all of it is raw and square.
+def open_pool(
+    specs: Sequence[DataSource], *, image_size: int | None, channels: int, workers: int | None = None
+) -> Pool:
+    """Open several DATA, of which some may be opened already, as one pool.
+
+    `image_size` None takes the pool's own size, where all of it is raw and square.
 
     Raises: RequestError where a DATA cannot be opened, is empty, or has no size of its own.
     """
@@ -239,9 +261,12 @@ def open_pool(specs: Sequence[str], *, image_size: int | None, channels: int, wo
         raise RequestError(f"{channels} channels: images have 1 (gray) or 3 (RGB)")
     if image_size is not None and image_size < 1:
         raise RequestError(f"--image-size {image_size} is not a number of pixels above 0")
-    data = [one for one in with_images(specs, locate) if one is not None]
-    _note_doubles(specs)
-    return Pool(data, image_size or _own_size(data), channels, workers)
+    found = with_images(specs, lambda one: locate(one) if isinstance(one, str) else one)
+    data = [one for one in found if one is not None]
+    texts = [spec if isinstance(spec, str) else spec.name for spec in specs]
+    empty = [portable(Path(text).name) for text, one in zip(texts, found, strict=True) if one is None]
+    _note_doubles([spec for spec in specs if isinstance(spec, str)])
+    return Pool(data, image_size or _own_size(data), channels, workers, empty)
 
 
 def _own_size(data: Sequence[Data]) -> int:

@@ -1,1 +1,1 @@
-"""Shards -> source -> loop -> run: one training loop for every method."""
+"""Shards -> source -> loop -> run: one training loop for every source and loss."""

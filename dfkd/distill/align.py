@@ -27,7 +27,7 @@ def check_shape(tap: str, *features: Tensor, dimensions: tuple[int, ...] = (2, 4
             wanted = " or ".join(words[d] for d in dimensions)
             raise RequestError(
                 f"the feature {tap!r} has shape {list(feature.shape)}, it has to be {wanted}; "
-                "name another place in student_taps or teacher_taps"
+                "name another tap in student_taps or teacher_taps"
             )
 
 

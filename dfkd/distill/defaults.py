@@ -1,4 +1,4 @@
-"""What a distillation takes where nothing is asked and it depends on the networks; the rate's is in `optim`."""
+"""What a distillation takes where no option says it and it depends on the networks; the rate's is in `optim`."""
 
 from typing import Literal
 
@@ -21,7 +21,7 @@ def default_losses(config: DistillConfig, teacher: Model, student: Model) -> tup
     """
     if config.teacher_views or config.source is not None or (teacher.image_size or 0) > ENCODED_ABOVE:
         return ("kd",)
-    if config.teacher_taps or config.student_taps:  # somebody knows the places: a mistake in them is to be told
+    if config.teacher_taps or config.student_taps:  # somebody knows the taps: a mistake in them is to be told
         return ("kd", "ofd")
     try:
         for model in (teacher, student):
@@ -38,5 +38,5 @@ def default_init(teacher: Model, student: Model) -> Literal["none", "teacher"]:
 
 
 def example_of(teacher: Model) -> torch.Tensor:
-    """An image of the teacher's size: what a network is run on to find places in it."""
+    """An image of the teacher's size: what a network is run on to find taps in it."""
     return torch.zeros(1, teacher.channels, *[teacher.image_size or 1] * 2)

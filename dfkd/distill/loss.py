@@ -33,7 +33,7 @@ class Loss(nn.Module):
     taps: tuple[str, ...] = ()
     """The features to read, found in both networks: `Outputs.features["last"]`, `Outputs.group("stage")`.
 
-    `first` and `last` are single places: the output of the first BatchNorm, the input of the last linear layer.
+    `first` and `last` are single taps: the output of the first BatchNorm, the input of the last linear layer.
     `stage`, `pre` and `begin` are groups, one map for each resolution: the last map, the same before its activation,
     and the first map of that resolution and width."""
     weight: ClassVar[float] = 1.0
@@ -50,10 +50,6 @@ class Loss(nn.Module):
     """Its part of docs/losses.md; losses of `dfkd.distill.losses` have one."""
     paper: ClassVar[Paper | None] = None
     """Where it is from."""
-
-    def __call__(self, student: Outputs | Tensor, teacher: Outputs | Tensor) -> Any:
-        """The loss of a batch; tensors stand for outputs that are logits alone."""
-        return super().__call__(*(x if isinstance(x, Outputs) else Outputs(x) for x in (student, teacher)))
 
     def bind(self, setting: Setting) -> None:
         """Called once, before `setup`: the two networks, to keep or to ask. Modules that are kept as attributes would

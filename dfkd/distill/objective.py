@@ -1,9 +1,10 @@
 """The weighted sum of losses, as written in `--loss kd explicit:0.5 relation:1`."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 from dfkd.distill.loss import Loss, as_loss, default_weight
 from dfkd.distill.setting import Setting
 from dfkd.models.features.outputs import Outputs
-from dfkd.system import names
 from dfkd.system.components import Kind
 from dfkd.system.errors import RequestError
+from dfkd.system.foreign import Foreign, Raised
 from dfkd.system.limits import Range
 
 LOSS = Kind("loss", ("dfkd.distill.losses",), numbers=1)
@@ -31,40 +32,53 @@ class Term:
     loss: Loss
     module: nn.Module | None
     """What learns and is kept: the loss itself or, of a plain one, the module that it was."""
+    written: Callable[..., Any]
+    """What was named: whose code it is."""
     identity: str
     """Its canonical spelling, with everything that decides it."""
-    is_own: bool
 
     def prepare(self, student: Outputs, teacher: Outputs, setting: Setting) -> None:
-        """Show it the networks, and let it build its parameters. Raises: RequestError as `check`."""
-        with self._telling("cannot be set up for student and teacher"):
+        """Show it the networks, and let it build its parameters. Raises: RequestError that names it."""
+        with self._named():
             self.loss.bind(setting)
             self.loss.setup(student, teacher)
 
     def check(self, student: Outputs, teacher: Outputs) -> None:
         """Raises: RequestError for one that does not take these outputs or gives no number."""
-        with self._telling("cannot take the outputs of student and teacher"):
-            value = self.loss(student, teacher)
+        what = "cannot take the outputs of student and teacher"
+        try:
+            with self._named(what):
+                value = self.loss(student, teacher)
+        except _UNFIT as error:  # of our own losses another error is a defect
+            raise RequestError(f"loss {self.name} {what}: {error}") from error
         if not isinstance(value, Tensor) or value.numel() != 1:
             found = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise RequestError(f"loss {self.name} gives {found}, not one number as a tensor")
 
+    def value(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
+        """Of a batch. Raises: RequestError for what code of one's own raises."""
+        with self._foreign("fails"):
+            value: Tensor = self.loss(student, teacher)
+        return value
+
     def finish(self) -> None:
-        """After the last step. Raises: RequestError as `check`."""
-        with self._telling("cannot finish"):
+        """After the last step. Raises: RequestError that names it."""
+        with self._named():
             self.loss.finish()
 
+    def _foreign(self, what: str) -> Foreign:
+        return Foreign(f"loss {self.name} {what}:", self.written)
+
     @contextmanager
-    def _telling(self, what: str) -> Iterator[None]:
+    def _named(self, what: str = "fails") -> Iterator[None]:
         """Say of an error of which loss it is."""
         try:
-            yield
+            with self._foreign(what):
+                yield
+        except Raised:
+            raise
         except RequestError as error:
             raise RequestError(f"loss {self.name}: {error}") from error
-        except Exception as error:
-            if not self.is_own and not isinstance(error, _UNFIT):
-                raise  # of our own losses another error is a defect
-            raise RequestError(f"loss {self.name} {what}: {names.raised(error)}") from error
 
 
 class Objective(nn.Module):
@@ -80,6 +94,11 @@ class Objective(nn.Module):
     def spelled(self) -> list[str]:
         """The losses as canonical texts, with everything that decides them."""
         return [term.identity for term in self._terms]
+
+    @property
+    def written(self) -> list[Callable[..., Any]]:
+        """The classes and functions that were named."""
+        return [term.written for term in self._terms]
 
     @property
     def taps(self) -> frozenset[str]:
@@ -128,7 +147,7 @@ class Objective(nn.Module):
         total = student.logits.new_zeros(())
         values = {}
         for term in self._terms:
-            value = term.loss(student, teacher)
+            value = term.value(student, teacher)
             total = total + term.weight * value
             values[term.name] = value.detach()
         return total, values
@@ -157,9 +176,9 @@ def build_objective(specs: Sequence[str]) -> Objective:
         again = sum(term.name.partition("#")[0] == component.name for term in terms)
         name = f"{component.name}#{again + 1}" if again else component.name
         module = made if isinstance(made, nn.Module) else None
-        terms.append(
-            Term(name, weight, as_loss(made, target), module, component.weighed(weight).identity, component.is_own)
-        )
+        with Foreign(f"loss {name} fails:", target):
+            loss = as_loss(made, target)
+        terms.append(Term(name, weight, loss, module, target, component.weighed(weight).identity))
     if not terms:
         raise RequestError("there is no loss to learn from; kd is the usual one")
     return Objective(terms)

@@ -10,7 +10,7 @@ from dfkd.models.features.outputs import Outputs
 
 
 class Counted:
-    """Answers a view, and counts the images: what a loss asks of the teacher costs as much as what the loop asks."""
+    """Answers a view, and counts the images: an answer for a loss costs as much as one for the loop."""
 
     def __init__(self, answer: Callable[[Tensor], Outputs]) -> None:
         self._answer, self.images, self._counts = answer, 0, True

@@ -17,11 +17,13 @@ from dfkd.distill.setting import Counted
 from dfkd.distill.teacher_cache.views import TeacherViews
 from dfkd.models.classifier import Classifier, answer
 from dfkd.models.features.outputs import Outputs
-from dfkd.models.features.taps import Tapped
+from dfkd.models.features.taps import Tapped, network_code
+from dfkd.models.state import tensors_of
 from dfkd.select.class_dropping import kept_classes
 from dfkd.system.console import say
 from dfkd.system.device import Place
 from dfkd.system.errors import RequestError
+from dfkd.system.foreign import Foreign, is_theirs
 from dfkd.training.bn_reestimate import batch_norms, reestimate
 from dfkd.training.ema import Average
 from dfkd.training.loop import Pace, check_weights, joined
@@ -73,7 +75,7 @@ class Trainer:
         self.generator = torch.Generator(self.place.device).manual_seed(plan.seed)
         self.average: Average | None = None
         if plan.ema:  # the losses' own parameters too: some end up in the student
-            self.average = Average([*student.module.state_dict().values(), *objective.parameters()], plan.ema)
+            self.average = Average([*tensors_of(student.module).values(), *objective.parameters()], plan.ema)
         self._sampler, self._record = fit_on, record
         self._fitted_on = images_for(teacher.model.image_size or 1) if fit_on is not None else 0
         self.recorded: TeacherViews | None = None
@@ -81,10 +83,10 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
 
     @property
-    def mend(self) -> str:
+    def hint(self) -> str:
         """What to do when it blows up."""
         made = " or a lower rate of the generator (NAME:lr=...)" if self.source.images is None else ""
-        return f"start again in another folder with a lower lr{made}"
+        return f"give a lower lr{made}: the run then starts anew"
 
     @property
     def teacher_forwards(self) -> int:
@@ -107,7 +109,8 @@ class Trainer:
         if self._sampler is not None:
             self._reconstruct(self._sampler)
             self._sampler = None
-        self.student.module.train()
+        with network_code(self.student.module):
+            self.student.module.train()
 
     def _have_recorded(self) -> None:
         """Have the teacher's answers, where they are to be kept beforehand.
@@ -123,7 +126,7 @@ class Trainer:
         """Fit the student's layers on views like those that it will learn from."""
         started = time.perf_counter()
         say(f"fitting the student's layers to the teacher's on {self._fitted_on:,} images")
-        view = self.view(images.sample(self._fitted_on))
+        view = self.augment(images.sample(self._fitted_on))
         shares = reconstruct(self.student.module, self.teacher.model.module, view).values()
         if shares:
             what = f"{min(shares):.0%} to {max(shares):.0%} of the variance of the teacher's"
@@ -132,11 +135,11 @@ class Trainer:
             say("no layer could be fitted; the student begins with what was copied")
         self.seconds += time.perf_counter() - started
 
-    def view(self, batch: Batch) -> Float[Tensor, "batch channels height width"]:
-        """A batch as teacher and student both see it."""
+    def augment(self, batch: Batch) -> Float[Tensor, "batch channels height width"]:
+        """The view of a batch that teacher and student both see."""
         plan = self.plan
         pixels = batch.pixels.to(self.place.device, non_blocking=True)
-        view = self.teacher.view(crop_and_flip(pixels, plan.crop_padding, plan.flip, self.generator))
+        view = self.teacher.preprocess(crop_and_flip(pixels, plan.crop_padding, plan.flip, self.generator))
         view = enlarge(view, plan.crop_area, self.generator)
         return mix(view, plan.mixup, plan.cutmix, self.generator)
 
@@ -147,12 +150,12 @@ class Trainer:
     def lesson(self, batch: Batch) -> tuple[Float[Tensor, "batch channels height width"], Outputs]:
         """A batch as the student sees it, with the teacher's answer to the very same view."""
         if self.recorded is None:
-            view = self.view(batch)
+            view = self.augment(batch)
             return view, self.teach(view, batch)
         assert batch.rows is not None
         crops, logits = self.recorded.take(batch.rows)
         pixels, crops, logits = (x.to(self.place.device, non_blocking=True) for x in (batch.pixels, crops, logits))
-        view = self.teacher.view(crop(pixels, self.plan.crop_padding, crops))
+        view = self.teacher.preprocess(crop(pixels, self.plan.crop_padding, crops))
         return view, self._completed(Outputs(logits), view, batch)
 
     def _completed(self, outputs: Outputs, view: Float[Tensor, "batch channels height width"], batch: Batch) -> Outputs:
@@ -177,6 +180,10 @@ class Trainer:
             for layer in layers:
                 layer.track_running_stats = True
 
+    def _learnt_from(self) -> object:
+        """What is not of this package in the backward pass: torch blames nobody for a tensor that was overwritten."""
+        return next(filter(is_theirs, (self.student.module, *self.objective.written)), None)
+
     def advance(self) -> dict[str, Tensor | float]:
         """One optimizer step. Returns metrics as tensors: reading them here would wait for the device at every step."""
         plan = self.plan
@@ -192,7 +199,8 @@ class Trainer:
         if self.source.follows and batch.rows is not None:
             self.source.seen(batch.rows, _distances(ours, theirs))
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        with Foreign("the backward pass of student and losses fails:", self._learnt_from()):
+            total.backward()
         self.optimizer.step()
         if self.average is not None:
             self.average.update(self.step)
@@ -216,7 +224,7 @@ class Trainer:
         self.objective.finish()
         if self.plan.reestimate:
             batches = (self.source.sample(self.plan.batch_size) for _ in range(self.plan.reestimate))
-            reestimate(self.student.module, map(self.view, batches))
+            reestimate(self.student.module, map(self.augment, batches))
         self.seconds += time.perf_counter() - started
         check_weights(self)
 

@@ -80,6 +80,9 @@ def _check_manifest(manifest: Mapping[str, Any]) -> None:
     if filter:
         read_scores(filter)
     read_filter(filter, image["channels"])
+    left_out = manifest.get("left_out", {})
+    tables = isinstance(left_out, dict) and all(isinstance(counts, dict) for counts in left_out.values())
+    check(tables and all(_is_count(n) for c in left_out.values() for n in c.values()), "left_out has no counts")
     cost = manifest.get("cost", {})
     check(isinstance(cost, dict) and all(map(_is_count, cost.values())), "cost has no counts")
 

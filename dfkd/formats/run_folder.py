@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dfkd.config.tables import differences, load_toml
 from dfkd.system.checksums import check_fields, check_file, entry, sealed, unsealed
+from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import (
     PARTIAL,
@@ -37,6 +38,8 @@ CONFIG, METRICS, CHECKPOINT, WEIGHTS, RESULT = (
 )
 STATE, PROGRESS = "state.pt", "progress.json"
 """The files of a checkpoint."""
+FAILED = "failed.json"
+"""Why a run ended before its last step. Another request may take its folder."""
 _TEXT, _NUMBER, _TABLE, _NOTHING = (str,), (int, float), (dict,), (type(None),)
 RESULT_FIELDS: dict[str, tuple[type, ...]] = {
     "name": _TEXT,
@@ -129,7 +132,8 @@ class Run(Progress):
         self.asked, self.request, self._fields = asked, _plain(request), fields or {}
         self._check()
 
-    def _check(self) -> None:
+    def _check(self) -> str | None:
+        """Why another request, which this one replaces, failed. Raises: RequestError as `__init__`."""
         folder = self.folder
         # before the question for the first file: another command may be writing it
         others = folder.is_dir() and any(not _is_leftover(file) for file in folder.iterdir())
@@ -140,26 +144,46 @@ class Run(Progress):
             except ValueError as error:
                 raise RequestError(f"{folder / CONFIG} is damaged ({error}){MEND}") from None
             different = differences(written["content"], self.request["content"])
+            if different and (failed := read_failure(folder)) is not None:
+                return failed
             if different:
                 raise RequestError(f"--out {self.asked} holds another run: {'; '.join(different)}; give another folder")
         elif others or (folder.exists() and not folder.is_dir()):
             raise RequestError(f"--out {self.asked} holds something that is no run; give another folder")
+        return None
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Keep other commands out of the folder while the block runs, and remove what a killed one left half written.
 
+        A RequestError that ends the block before there is a result is written down.
         Raises: RequestError where another command writes it.
         """
         with locked(self.folder, self.asked):
-            self._check()  # another command may have been here since
+            failed = self._check()  # another command may have been here since
+            if failed is not None:
+                say(f"{self.asked}: another request failed there ({failed}); the run starts anew")
+                self._forget()
             for file in self.folder.iterdir():
                 if _is_leftover(file) and file.name != LOCK:
                     shutil.rmtree(file) if file.is_dir() else file.unlink()
             restore_folder(self.folder / CHECKPOINT)
             if not (self.folder / RESULT).exists():  # one that was begun is finished as it is asked for now
                 write_text(self.folder / CONFIG, tomli_w.dumps(sealed(self.request)))
-            yield
+            (self.folder / FAILED).unlink(missing_ok=True)
+            try:
+                yield
+            except RequestError as error:
+                if not (self.folder / RESULT).exists():
+                    with contextlib.suppress(OSError):  # what went wrong before matters more
+                        write_json(self.folder / FAILED, sealed({"why": str(error)}))
+                raise
+
+    def _forget(self) -> None:
+        """Remove what another request has left; that it failed, and what it asked for, is replaced last."""
+        for folder in self.folder.glob(f"{CHECKPOINT}*"):
+            shutil.rmtree(folder)
+        (self.folder / METRICS).unlink(missing_ok=True)
 
     def tidy(self) -> None:
         """Remove what a command has left that was killed just after its last step, if nobody is writing."""
@@ -216,12 +240,25 @@ def finished_weights(folder: Path) -> Path:
 def read_request(folder: Path) -> dict[str, Any]:
     """The tables of a run's config.toml. Raises: RequestError where they cannot be read, or were changed."""
     path = folder / CONFIG
+    tables = load_toml(path)
     try:
-        request = unsealed(load_toml(path))
+        request = unsealed(tables)
         check_fields(request, dict.fromkeys(("distill", "model", "content"), (*_TABLE, *_NOTHING)))
         return request
     except ValueError as error:
         raise RequestError(f"{path} is damaged ({error}){MEND}") from None
+
+
+def read_failure(folder: Path) -> str | None:
+    """Why the run in a folder ended before its last step; None where it did not, or nothing is known of it."""
+    if (folder / RESULT).exists():
+        return None
+    try:
+        failure = unsealed(json.loads((folder / FAILED).read_text(encoding="utf-8")))
+        check_fields(failure, {"why": _TEXT})
+        return str(failure["why"])
+    except (OSError, ValueError):
+        return None
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -250,7 +287,7 @@ def _plain(value: Any) -> Any:
 
 def _is_leftover(file: Path) -> bool:
     """Whether a kill left this file of a run: half written, or a lock that nobody holds. Others' files stay."""
-    own = (CONFIG, METRICS, CHECKPOINT, WEIGHTS, RESULT)
+    own = (CONFIG, METRICS, CHECKPOINT, WEIGHTS, RESULT, FAILED)
     return file.name == LOCK or (file.name.endswith(PARTIAL) and file.name.startswith(own))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from dfkd.models.classifier import Classifier
 from dfkd.models.features.outputs import Outputs
 from dfkd.system.errors import RequestError
+from dfkd.system.foreign import Foreign
 from dfkd.system.paper import Paper
 from dfkd.training.sources import Source, Student
 
@@ -124,14 +125,14 @@ class Method(ABC):
     def parts(self) -> Mapping[str, Stateful]:
         """Everything that changes while it learns, by name."""
 
-    def view(self, images: Float[Tensor, "batch channels size size"]) -> Float[Tensor, "batch channels size size"]:
+    def normalize(self, images: Float[Tensor, "batch channels size size"]) -> Float[Tensor, "batch channels size size"]:
         """Images in [0, 1] as the teacher's input, with gradients."""
         return self.task.teacher.model.preprocess.normalized(images)
 
     def teach(self, images: Float[Tensor, "batch channels size size"]) -> Outputs:
         """The teacher's answer to images in [0, 1], with gradients to them; it is counted."""
         self.teacher_forwards += len(images)
-        return self.task.teacher.answer(self.view(images))
+        return self.task.teacher.answer(self.normalize(images))
 
     def real(self, count: int) -> Float[Tensor, "count channels size size"]:
         """The next real images, in [0, 1]."""
@@ -163,6 +164,30 @@ class Method(ABC):
     def _parts(self) -> dict[str, Stateful]:
         real: dict[str, Stateful] = {} if self.task.real is None else {"real": self.task.real}
         return real | dict(self.parts())
+
+
+def method_code(method: Method) -> Foreign:
+    """Within it a method is called."""
+    return Foreign(f"generator {type(method).__name__} fails:", method)
+
+
+def checked_terms(method: Method, terms: object) -> dict[str, Tensor]:
+    """What an `update` returned. Raises: RequestError where that is no dictionary of numbers as tensors."""
+    if isinstance(terms, dict) and all(isinstance(term, Tensor) and term.numel() == 1 for term in terms.values()):
+        return terms
+    raise RequestError(
+        f"generator {type(method).__name__}: update() returns {type(terms).__name__}, not a dictionary of terms, each "
+        "one number as a tensor"
+    )
+
+
+def checked_images(method: Method, images: object, count: int) -> Tensor:
+    """What `sample` or `images` returned. Raises: RequestError where that is no such batch."""
+    shape = (count, method.task.channels, method.task.size, method.task.size)
+    if isinstance(images, Tensor) and images.shape == shape and images.is_floating_point():
+        return images
+    found = f"{images.dtype}{list(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+    raise RequestError(f"generator {type(method).__name__} gives {found}, not images in [0, 1] of shape {list(shape)}")
 
 
 def quantize(images: Float[Tensor, "batch channels height width"]) -> UInt8[Tensor, "batch height width channels"]:

@@ -27,7 +27,7 @@ class CMI(InversionMethod):
 
     Every batch begins with a newly drawn generator and fresh noise; `steps` of Adam on `one_hot` * cross-entropy with
     random classes + `statistics` * distance of the BatchNorm statistics + `adversarial` * adversarial + `contrast` *
-    contrast fit both. A view's features are the teacher's at the ends of its stages, averaged over the places, one
+    contrast fit both. A view's features are the teacher's at the ends of its stages, averaged over the positions, one
     behind the other; a small network that learns all along projects them to unit vectors. The contrast is `contrast`
     below: a close-up of an image is to be recognised among the whole views of the batch's images and of `negatives`
     ones before, whose features are remembered, `memory` of them at most.
@@ -145,7 +145,7 @@ class Memory:
 
 
 def averaged(answer: Outputs) -> Float[Tensor, "batch width"]:
-    """The features at the ends of all stages, averaged over the places, one behind the other."""
+    """The features at the ends of all stages, averaged over the positions, one behind the other."""
     stages = in_group(answer.features, "stage")
     return torch.cat([answer.features[name].float().mean(dim=(2, 3)) for name in stages], dim=1)
 

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dfkd.generators.base import Method
+from dfkd.generators.base import Method, checked_images, method_code
 from dfkd.models.features.bn_statistics import BatchStatistics
 from dfkd.system.console import say
 
@@ -45,7 +45,9 @@ class Health:
             return {}
         method = self._method
         random = torch.Generator(method.task.device).manual_seed(step)  # apart from the run's own random numbers
-        images = method.sample(OBSERVED, random)
+        with method_code(method):
+            images = method.sample(OBSERVED, random)
+        images = checked_images(method, images, OBSERVED)
         with self._statistics.watched():
             answer = method.teach(images)
         seen = {

@@ -19,7 +19,7 @@ from dfkd.training.sources import Student
 class PatchDiscriminator(nn.Sequential):
     """Images as the teacher's input [batch, channels, size, size] -> one logit a patch: real above 0, made below.
 
-    Two convolutions of stride 2, so that a logit sees 10x10 pixels and no more: whether a patch is real is asked, not
+    Two convolutions of stride 2, so that a logit sees 10x10 pixels and no more: it judges whether a patch is real, not
     what the whole image is. BatchNorm has the batch's statistics always.
     """
 
@@ -78,7 +78,7 @@ class MosaicKD(GeneratorMethod):
         """One step of the discriminator and one of the generator."""
         assert student is not None
         images = self.make(self.task.batch)
-        view, real = self.view(images), self.view(self.real(self.task.batch))
+        view, real = self.normalize(images), self.normalize(self.real(self.task.batch))
         separation = (patches(self.critic(view.detach()), real=False) + patches(self.critic(real), real=True)) / 2
         descend(self.critic_optimizer, self.weights["local"] * separation)
         logits = self.teach(images).logits

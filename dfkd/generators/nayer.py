@@ -25,7 +25,7 @@ class NAYER(InversionMethod):
     serves as many images as there are classes, one of each, so that no two images have both in common. For every batch
     Adam fits noisy layers and generator in `steps` on `one_hot` * cross-entropy with the classes + `statistics` *
     distance of the BatchNorm statistics, those of the batches before included (`momentum`) + `adversarial` *
-    adversarial. The generator goes on from batch to batch, and after `life` batches a fresh one takes its place.
+    adversarial. The generator goes on from batch to batch, and after `life` batches a fresh one replaces it.
 
     This departs from the paper in what it knows of the classes. There, the embedding is a language model's (CLIP's) of
     the class's name, and neither names nor model are at hand here. `embeddings` = FILE.npy with numbers [classes,

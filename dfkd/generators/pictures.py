@@ -10,7 +10,7 @@ from torch import Tensor
 from dfkd.data import Images
 from dfkd.data.images.decode import encode_png
 from dfkd.data.pool import ENCODED_ABOVE
-from dfkd.generators.base import Method, quantize
+from dfkd.generators.base import Method, checked_images, method_code, quantize
 from dfkd.models.classifier import Classifier
 from dfkd.models.features.outputs import half
 from dfkd.select.methods import ImageScores
@@ -54,10 +54,10 @@ class HeldScores:
 
 
 class GeneratedPictures:
-    """The images of a method by number, made again whenever they are asked for."""
+    """The images of a method by number, made again whenever they are read."""
 
     def __init__(self, method: Method, name: str) -> None:
-        """`name` is the method's, for the column `source`."""
+        """`name` is the method's, with which the images' origins begin."""
         self._method, self._name = method, name
         self.image_size = method.task.size
         self.encoded = self.image_size > ENCODED_ABOVE
@@ -67,11 +67,11 @@ class GeneratedPictures:
         return len(self.scores)
 
     def score(self, teacher: Classifier, count: int) -> ImageScores:
-        """Make the next `count` images and ask the teacher for them. Returns their scores."""
+        """Make the next `count` images and have the teacher answer. Returns their scores."""
         pixels = self._pixels(np.arange(len(self), len(self) + count))
         return self.scores.add(teacher(torch.from_numpy(pixels)).logits)
 
-    def sources(self, indices: Int[np.ndarray, " batch"]) -> list[str]:
+    def origins(self, indices: Int[np.ndarray, " batch"]) -> list[str]:
         """The method and the number."""
         return [f"{self._name}/{index}" for index in indices]
 
@@ -90,5 +90,7 @@ class GeneratedPictures:
         """Each run of numbers within a block, made together."""
         for block in np.unique(indices // BLOCK):
             rows = indices[indices // BLOCK == block]
-            images = self._method.images(int(rows[0]), int(rows[-1] - rows[0]) + 1)
-            yield quantize(images).cpu().numpy()[rows - rows[0]]
+            with method_code(self._method):
+                count = int(rows[-1] - rows[0]) + 1
+                images = self._method.images(int(rows[0]), count)
+            yield quantize(checked_images(self._method, images, count)).cpu().numpy()[rows - rows[0]]

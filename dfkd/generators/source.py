@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfkd.generators.base import Method, quantize
+from dfkd.generators.base import Method, checked_images, checked_terms, method_code, quantize
 from dfkd.generators.health import Health
 from dfkd.training.sources import Batch, Deaf, Student
 
@@ -40,13 +40,15 @@ class GeneratedSource(Deaf):
 
     def sample(self, count: int) -> Batch:
         """The next `count` images."""
-        return Batch(quantize(self.method.sample(count, self._random)), None)
+        with method_code(self.method):
+            images = self.method.sample(count, self._random)
+        return Batch(quantize(checked_images(self.method, images, count)), None)
 
     def warm_up(self, student: Student) -> dict[str, Tensor] | None:
         """An update of the method's first turn; None when it is over."""
         if self.method.updates >= self.method.first:
             return None
-        self._seen |= self.method.update(student)
+        self._update(student)
         return dict(self._seen)
 
     def update(self, student: Student) -> dict[str, Tensor]:
@@ -55,9 +57,14 @@ class GeneratedSource(Deaf):
         self._steps += 1
         if step and step % method.every == 0:  # the first turn was the warm-up
             for _ in range(method.turns):
-                self._seen |= method.update(student)
+                self._update(student)
         self._seen |= self._health.observe(self._steps)
         return dict(self._seen)
+
+    def _update(self, student: Student) -> None:
+        with method_code(self.method):
+            seen = self.method.update(student)
+        self._seen |= checked_terms(self.method, seen)
 
     def state_dict(self) -> dict[str, Any]:
         """The method, the position in its turns, and the random numbers of the images."""

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,17 @@ from jaxtyping import Int
 from torch import Tensor
 
 from dfkd.config import GenerateConfig
+from dfkd.formats.manifest import MANIFEST
 from dfkd.formats.run_folder import CHECKPOINT, Progress
 from dfkd.formats.shards import Shards
-from dfkd.generators.base import Method
+from dfkd.generators.base import Method, checked_terms, method_code
 from dfkd.generators.build import build, choose, method_class
 from dfkd.generators.health import Health
 from dfkd.generators.pictures import BLOCK, GeneratedPictures
 from dfkd.generators.quota import Quota, missing
 from dfkd.models.classifier import Classifier
 from dfkd.models.load import Model, load_trained
+from dfkd.models.own import ModelSource
 from dfkd.select.choose import NON_FINITE, NOT_DRAWN, REASONS, SELECTED, Choice
 from dfkd.select.journal import Journal
 from dfkd.select.methods import ImageScores
@@ -29,10 +31,10 @@ from dfkd.system.components import Component
 from dfkd.system.console import progress, say
 from dfkd.system.device import Place, resolve_place
 from dfkd.system.errors import RequestError
-from dfkd.system.files import PARTIAL, hash_of, output_path, restore_folder
-from dfkd.system.locks import locked
+from dfkd.system.files import hash_of, output_path, partial_folder, restore_folder, result_folder
+from dfkd.system.locks import locked, once
 from dfkd.system.portable import portable
-from dfkd.system.text import inspect_command
+from dfkd.system.text import LISTED_CLASSES, inspect_command, of_classes
 from dfkd.system.versions import versions
 from dfkd.training.loop import Pace, joined, train
 from dfkd.training.selections import open_selections, open_teacher, real_images
@@ -62,28 +64,47 @@ class Generation:
 
 def run(config: GenerateConfig) -> Path:
     """Make images as `config` says; a complete folder of the same request is left as it is. Returns its folder."""
-    out = output_path(config.out)
-    prepared = _prepare(config)
-    if is_done(out, config.out, prepared.content):
+    return generate(config, config.teacher, config.student)
+
+
+def generate(config: GenerateConfig, teacher: ModelSource, student: ModelSource | None) -> Path:
+    """The same, from networks that may be at hand already; without a folder into one of the cache."""
+    if config.out:
+        output_path(config.out)
+    prepared = _prepare(config, teacher, student)
+    config, out = prepared.config, output_path(prepared.config.out)
+    selected = once(
+        lambda: is_done(out, config.out, prepared.content),
+        lambda: locked(partial_folder(out), config.out),
+        lambda: _make(prepared, out),
+    )
+    if selected is None:
         say(f"{config.out}: these images are complete already")
-        return out
-    partial = out.with_name(out.name + PARTIAL)
-    with locked(partial, config.out):
-        if is_done(out, config.out, prepared.content):  # another command has finished it since
-            say(f"{config.out}: these images are complete already")
-            return out
-        check_partial(partial)
-        Journal(partial, hash_of(prepared.content), anew=lambda: _forget(partial))
-        restore_folder(partial / CHECKPOINT)
-        method = _method(prepared)
-        steps = config.steps or method.updates_for(_needed(prepared))
-        maker = Maker(method, prepared, Pace(steps, config.batch_size, config.checkpoint_every, config.log_every))
-        record = Progress(partial, f"; delete {partial}, and it starts anew")
-        train(maker, record)
-        selected = _collect(prepared, method)
-        write(partial, out, selected)
-    _report(config, prepared, selected)
+    else:
+        _report(config, prepared, selected)
     return out
+
+
+def check(config: GenerateConfig) -> Component:
+    """Refuse what can be refused before any work. Returns the method."""
+    return choose(config.method)
+
+
+def _make(prepared: Generation, out: Path) -> Selected:
+    """Train the method, make images and write them, while the folder of the temporary name is locked."""
+    config, partial = prepared.config, partial_folder(out)
+    check_partial(partial)
+    Journal(partial, hash_of(prepared.content), anew=lambda: _forget(partial))
+    restore_folder(partial / CHECKPOINT)
+    method = _method(prepared)
+    with method_code(method):
+        enough = method.updates_for(_needed(prepared))
+    steps = config.steps or enough
+    maker = Maker(method, prepared, Pace(steps, config.batch_size, config.checkpoint_every, config.log_every))
+    train(maker, Progress(partial, f"; delete {partial}, and it starts anew"))
+    selected = _collect(prepared, method)
+    write(partial, out, selected)
+    return selected
 
 
 def _forget(partial: Path) -> None:
@@ -104,7 +125,7 @@ class Maker:
         self._health, self._seen = Health(method), dict[str, Tensor]()
 
     @property
-    def mend(self) -> str:
+    def hint(self) -> str:
         """What to do when it blows up."""
         name = self._name
         return f"give the method a lower rate, such as {name}:lr=1e-4, or another --seed"
@@ -117,7 +138,9 @@ class Maker:
 
     def advance(self) -> Mapping[str, Tensor | float]:
         """One update of the method."""
-        self._seen |= self.method.update(self._student)
+        with method_code(self.method):
+            seen = self.method.update(self._student)
+        self._seen |= checked_terms(self.method, seen)
         self.step += 1
         if self.step >= self.method.first:
             self._seen |= self._health.observe(self.step)
@@ -142,9 +165,9 @@ class Maker:
         self.step, self.seconds = progress["step"], progress["seconds"]
 
 
-def _prepare(config: GenerateConfig) -> Generation:
+def _prepare(config: GenerateConfig, teacher_given: ModelSource, student_given: ModelSource | None) -> Generation:
     """Open and check everything. Raises: RequestError for whatever can be refused before the first step."""
-    component = choose(config.method)
+    component = check(config)
     name = component.name
     if method_class(component).needs_real != bool(config.samples):
         change = f"--samples changes nothing: {name} learns from the teacher alone"
@@ -152,11 +175,11 @@ def _prepare(config: GenerateConfig) -> Generation:
     place = resolve_place(config.device, config.precision)
     opened = (*config.samples, *((config.fill,) if config.fill is not None else ()))
     selections = open_selections(opened, config.normalize, config.image_size)
-    teacher = open_teacher(config.teacher, opened, selections, config.normalize, config.image_size)
+    teacher = open_teacher(teacher_given, opened, selections, config.normalize, config.image_size)
     samples = selections[: len(config.samples)]
     held = np.array(selections[-1].manifest["per_class"]) if config.fill is not None else None
     quota = Quota(config.count or DEFAULT_COUNT) if held is None else _lacking(config, held)
-    student = _student(config, teacher)
+    student = _student(student_given, teacher)
     content = {
         "teacher": teacher.fingerprint(),
         "preprocess": {"normalize": teacher.normalize, "image_size": teacher.image_size, "channels": teacher.channels},
@@ -175,6 +198,7 @@ def _prepare(config: GenerateConfig) -> Generation:
         "versions": versions("torch", "torchvision", "numpy"),
         "seed": config.seed,
     }
+    config = replace(config, out=config.out or result_folder("selections", content))
     return Generation(config, component, teacher, student, place, samples, quota, content)
 
 
@@ -186,12 +210,12 @@ def _lacking(config: GenerateConfig, held: Int[np.ndarray, " classes"]) -> Quota
         raise RequestError(f"--fill {config.fill}: {error}") from None
 
 
-def _student(config: GenerateConfig, teacher: Model) -> Model | None:
-    """The student that is asked along, as it is."""
-    if config.student is None:
+def _student(given: ModelSource | None, teacher: Model) -> Model | None:
+    """The student that answers along, as it is."""
+    if given is None:
         return None
     return load_trained(
-        config.student,
+        given,
         "--student",
         normalize=teacher.normalize,
         image_size=teacher.image_size,
@@ -220,7 +244,7 @@ def _method(prepared: Generation) -> Method:
             f"{name} needs a student: --student names one that is trained, or train both: dfkd distill --source {name}"
         )
     if prepared.student is not None and not method.uses_student:
-        raise RequestError(f"--student changes nothing: {name} asks none")
+        raise RequestError(f"--student changes nothing: {name} uses none")
     return method
 
 
@@ -233,7 +257,8 @@ def _collect(prepared: Generation, method: Method) -> Selected:
     quota, pictures = prepared.quota, GeneratedPictures(method, prepared.component.name)
     teacher = Classifier(prepared.teacher, prepared.place)
     most = quota.count if quota.per_class is None else ATTEMPTS * quota.count
-    most = min(most, method.available() or most)
+    with method_code(method):
+        most = min(most, method.available() or most)
     taken: list[Int[np.ndarray, " block"]] = []
     with progress("making", quota.count, "images") as bar:
         while len(pictures) < most and not quota.full:
@@ -265,10 +290,11 @@ def _report(config: GenerateConfig, prepared: Generation, selected: Selected) ->
     indices = selected.choice.indices
     per_class = np.bincount(scores.prediction[indices], minlength=prepared.teacher.classes)
     say(f"{len(indices):,} images, mean confidence {scores.confidence[indices].mean():.3f}")
-    say(f"by predicted class: {per_class.tolist()}")
+    say(f"by predicted class: {of_classes(per_class.tolist(), MANIFEST, ',')}")
     lacking, wanted = prepared.quota.lacking(), prepared.quota.count
     if len(indices) < wanted:
-        classes = f", by class: {lacking}" if lacking else "; more --steps make more, where a method makes batches"
+        listed = lacking if len(lacking) <= LISTED_CLASSES else f"{len(lacking):,} classes lack some"
+        classes = f", by class: {listed}" if lacking else "; more --steps make more, where a method makes batches"
         say(
             f"warning: {wanted - len(indices):,} of {wanted:,} are missing after {len(selected.pool):,} images{classes}"
         )

@@ -6,10 +6,11 @@ from typing import Any, TypeGuard
 
 from torch import Tensor
 
+from dfkd.models.state import EXTRA, State
+
 _USUAL = ("state_dict", "model", "net")
 """Keys that are looked into first, in this order."""
 _DEEPEST = 3
-State = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def choose(content: object, fits: Callable[[State], float] | None, key: str = ""
     shares = {name: fits(state) for name, state in found.items()}
     best = max(found, key=lambda name: (shares[name], name == first))
     taken = best if first is None or (shares[best] == 1 > shares[first]) else first
-    if shares[taken] == 0:  # an optimizer's, or another network's: the usual place is what the message is of
+    if shares[taken] == 0:  # an optimizer's, or another network's: the usual key is what the message is of
         return Choice(None if first is None else found[first], first or "")
     others = [name for name in found if name != taken and shares[name] == 1 == shares[taken]]
     return Choice(found[taken], taken, taken != first, others)
@@ -53,11 +54,11 @@ def usual(content: object) -> object:
 
 
 def is_state_dict(value: object) -> TypeGuard[State]:
-    """Whether it is a dictionary of tensors with at least one."""
+    """Whether it is a dictionary of tensors with at least one, and of what modules keep beside (`EXTRA`)."""
     return (
         isinstance(value, Mapping)
-        and bool(value)
-        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+        and any(isinstance(v, Tensor) for v in value.values())
+        and all(isinstance(k, str) and (isinstance(v, Tensor) or k.endswith(EXTRA)) for k, v in value.items())
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from dfkd.data import Pool
 from dfkd.models.features.fold_batchnorm import folded
 from dfkd.models.features.outputs import Outputs
-from dfkd.models.features.taps import Tap, Tapped
+from dfkd.models.features.taps import Tap, Tapped, network_code
 from dfkd.models.health import CHECKED_IMAGES, check_health
 from dfkd.models.load import Model
 from dfkd.system.device import Place
@@ -29,17 +29,18 @@ class Classifier:
     def __init__(self, model: Model, place: Place, taps: Mapping[str, Tap] | None = None, fold: bool = False) -> None:
         """With `fold` answers come from a copy whose BatchNorms are folded away, where that is possible.
 
-        They are the same up to rounding, and hooks on the model's own layers see nothing of them. The copy takes the
-        place of another teacher in the device's memory.
+        They are the same up to rounding, and hooks on the model's own layers see nothing of them. The copy takes
+        as much of the device's memory as another teacher.
         """
         self.model, self.place = model, place
-        module = model.module.eval().requires_grad_(False).to(place.device).to(memory_format=torch.channels_last)
+        with network_code(model.module):
+            module = model.module.eval().requires_grad_(False).to(place.device).to(memory_format=torch.channels_last)
         if fold and model.image_size is not None:
             views = self._noise(4, model.image_size).split(2)
             module = folded(module, taps or {}, views).to(memory_format=torch.channels_last)
         self._run = Tapped(module, taps or {})
 
-    def view(
+    def preprocess(
         self, pixels: UInt8[Tensor, "batch height width channels"]
     ) -> Float[Tensor, "batch channels height width"]:
         """Pixels on this classifier's device, as its input."""
@@ -48,7 +49,7 @@ class Classifier:
     def _noise(self, count: int, size: int) -> Float[Tensor, "{count} channels {size} {size}"]:
         random = torch.Generator().manual_seed(0)  # the global state is a student's seed
         shape = (count, size, size, self.model.channels)
-        return self.view(torch.randint(0, 256, shape, generator=random, dtype=torch.uint8))
+        return self.preprocess(torch.randint(0, 256, shape, generator=random, dtype=torch.uint8))
 
     @torch.no_grad()
     def outputs(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:
@@ -56,12 +57,12 @@ class Classifier:
         return self.answer(view)
 
     def answer(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:
-        """The same for losses that ask how the answer changes with the view; the weights get no gradient."""
+        """The same for losses that need how the answer changes with the view; the weights get no gradient."""
         return answer(self._run, self.place, view)
 
     def __call__(self, pixels: UInt8[Tensor, "batch height width channels"]) -> Outputs:
         """Logits in float32 and features of a batch of pixels."""
-        return self.outputs(self.view(pixels))
+        return self.outputs(self.preprocess(pixels))
 
 
 def examine(classifier: Classifier, data: Pool) -> None:
@@ -73,4 +74,4 @@ def examine(classifier: Classifier, data: Pool) -> None:
 def examine_pixels(classifier: Classifier, pixels: UInt8[Tensor, "batch height width channels"]) -> None:
     """The same for images that are at hand."""
     exact = classifier.place.dtype == torch.float32
-    check_health(lambda some: classifier.outputs(classifier.view(some)).logits, pixels, classifier.model.spec, exact)
+    check_health(lambda some: classifier(some).logits, pixels, classifier.model.spec, exact)

@@ -19,11 +19,13 @@ import torch
 from dfkd.config import ExportConfig
 from dfkd.formats.overwrite import check_output
 from dfkd.models.expected import NOTES
+from dfkd.models.features.taps import network_code
 from dfkd.models.load import Model, load_trained
 from dfkd.models.weights import state_to_write
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import output_path, replacing
+from dfkd.system.foreign import Foreign
 
 
 def run(config: ExportConfig) -> Path:
@@ -84,8 +86,10 @@ def _program(model: Model) -> torch.export.ExportedProgram:
     taken = next(iter(inspect.signature(model.module.forward).parameters.values()))
     if taken.kind is taken.VAR_POSITIONAL:  # what was read from a .pt2 file takes anything
         free = (free,)
+    with network_code(model.module):
+        module = model.module.eval()
     with _in_one_line(model):
-        program = torch.export.export(model.module.eval(), (example,), dynamic_shapes=(free,))
+        program = torch.export.export(module, (example,), dynamic_shapes=(free,))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it names the files of this machine
     return program
@@ -97,15 +101,11 @@ def _in_one_line(model: Model) -> Iterator[None]:
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
+    what = f"model {model.spec!r} cannot be written as a program:"
+    why = "; torch traces no branch on values, no loop over the batch and no NumPy; --format safetensors works"
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
+        with Foreign(what, model.module, always=True, hint=why), contextlib.redirect_stderr(io.StringIO()):
             yield
-    except Exception as error:  # foreign code: whatever torch says of what it cannot trace
-        why = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise RequestError(
-            f"model {model.spec!r} cannot be written as a program ({why}): torch traces no branch on values, no loop "
-            "over the batch and no NumPy; --format safetensors works"
-        ) from error
     finally:
         logger.setLevel(level)
 

@@ -2,8 +2,8 @@
 
 import tomllib
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,22 @@ from dfkd.formats.run_folder import CONFIG, WEIGHTS, finished_weights
 from dfkd.models import DEFAULT_IMAGE_SIZE
 from dfkd.models.expected import NOTES, from_program, from_safetensors, from_timm
 from dfkd.models.program import check_evaluates, check_program
-from dfkd.models.weights import fit_prefix, load_state, load_weights, names_weights, read_state_dict, require_file
+from dfkd.models.state import fit_prefix, tensors_of
+from dfkd.models.weights import load_state, load_weights, names_weights, read_state_dict, require_file
 from dfkd.system.checksums import unsealed
+from dfkd.system.code import as_before
 from dfkd.system.components import Component, Kind
+from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import hash_file, user_path
+from dfkd.system.foreign import Foreign
 from dfkd.system.names import Named
-from dfkd.system.portable import expand
+from dfkd.system.portable import expand, names_of
 
 MODEL = Kind("model", ("dfkd.models", "torchvision.models"))
-_KNOWN_PACKAGES = ("dfkd", "torchvision", "timm")  # their constructors bring weights only where they are asked to
+OBJECT = "object "
+"""How the architecture of a network begins that was an object in Python: no text builds it again."""
+_KNOWN_PACKAGES = ("dfkd", "torchvision", "timm")  # their constructors bring weights only where an option says so
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,8 @@ class Found:
     has_weights: bool | None = True
     may_bring_weights: bool = False
     """Whether the constructor is code that may load weights unasked."""
+    spelling: Mapping[str, str] = field(default_factory=dict)
+    """The `$NAME` that a run has written in its architecture, by the path that was filled in."""
 
 
 def find_model(text: str, classes: int | None, channels: int | None) -> Found:
@@ -78,14 +86,28 @@ def check_name(text: str) -> None:
 def _from_run(path: Path) -> Found:
     """The student of a finished run: `[model]` of its config.toml and student.safetensors."""
     try:
-        table: dict[str, Any] = unsealed(tomllib.loads((path / CONFIG).read_text(encoding="utf-8")))["model"]
+        request: dict[str, Any] = unsealed(tomllib.loads((path / CONFIG).read_text(encoding="utf-8")))
+        table: dict[str, Any] = request["model"]
         architecture: str = table["architecture"]
     except (ValueError, KeyError, TypeError) as error:  # neither TOML nor UTF-8, changed, or without the table
         raise RequestError(f"{str(path / CONFIG)!r} is not the configuration of a RUN: {error}") from error
     weights = path / WEIGHTS
     if not weights.is_file():
         raise RequestError(f"run {str(path)!r} is not finished (no {WEIGHTS}): start its dfkd distill again")
-    found = _from_name(expand(architecture), None, None)
+    if architecture.startswith(OBJECT):
+        raise RequestError(
+            f"the student of run {str(path)!r} was a Python object ({architecture.removeprefix(OBJECT)}); "
+            f"dfkd.open_run({str(path)!r}, student=module) opens it"
+        )
+    text = expand(architecture)
+    found = _from_name(text, None, None)
+    student = (request.get("content") or {}).get("student")
+    trained = student.get("code") if isinstance(student, dict) else None
+    if trained is not None and as_before(trained) != as_before(found.code):
+        say(
+            f"note: the code of {found.named.name} has changed since run {path.name} was trained: it may answer "
+            "differently with the same weights"
+        )
     load_weights(found.module, finished_weights(path))
     size = table.get("image_size", found.image_size)
     return replace(
@@ -95,6 +117,7 @@ def _from_run(path: Path) -> Found:
         normalize=table.get("normalize"),
         normalize_of=None,
         has_weights=True,
+        spelling=names_of(text),
     )
 
 
@@ -117,8 +140,8 @@ def _from_export(path: Path) -> Found:
         raise RequestError(f"{str(path)!r} takes other than one input [batch, channels, height, width]")
     batch, channels, height, width = (n if isinstance(n, int) else None for n in values[0].shape)
     if batch is not None:
-        mend = "export it with dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)"
-        raise RequestError(f"{str(path)!r} takes batches of {batch} alone; {mend}")
+        hint = "export it with dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)"
+        raise RequestError(f"{str(path)!r} takes batches of {batch} alone; {hint}")
     if height != width:
         raise RequestError(f"{str(path)!r} takes images of {height}x{width} pixels; they must be square")
     return Found(
@@ -137,27 +160,27 @@ def _from_name(text: str, classes: int | None, channels: int | None) -> Found:
     architecture, at, weights = text.partition("@")
     if at and not weights:
         raise RequestError(f"{text!r} names no weights after the @")
-    asked = MODEL.look_up(architecture)
-    if asked.named.numbers:
-        number = asked.named.numbers[0]
+    model = MODEL.look_up(architecture)
+    if model.named.numbers:
+        number = model.named.numbers[0]
         raise RequestError(f"in model {architecture!r}, {number:g} is for no parameter: write key=value")
-    if not asked.is_own:
-        asked = replace(asked, named=replace(asked.named, name=asked.target.__name__))
-    class_key, channel_key = _count_keys(asked)
+    if not model.is_own:
+        model = replace(model, named=replace(model.named, name=model.target.__name__))
+    class_key, channel_key = _count_keys(model)
     teachers = {key: n for key, n in ((class_key, classes), (channel_key, channels)) if key and n is not None}
-    used = asked.preset(**teachers)
+    used = model.preset(**teachers)
     module = _construct(used)
     if weights:
         path = user_path(weights)
         state = read_state_dict(path, module)
         seen = _counts_in(fit_prefix(state, module), module, class_key, channel_key)
-        if seen.keys() - asked.options.keys():
-            used = used.set(**(seen | dict(asked.options)))
+        if seen.keys() - model.options.keys():
+            used = used.set(**(seen | dict(model.options)))
             module = _construct(used)
         load_state(module, state, path)
     stored = from_safetensors(path) if weights else None
-    spec = asked.text + (f"@{Path(weights).name}" if weights else "")
-    size = _made_for(used, module)
+    spec = model.text + (f"@{Path(weights).name}" if weights else "")
+    size = made_for(model.target, used.options, module)
     return Found(
         spec,
         module,
@@ -168,32 +191,52 @@ def _from_name(text: str, classes: int | None, channels: int | None) -> Found:
         size,
         stored or from_timm(module),
         "its file" if stored else "timm",
-        code=asked.code,
-        has_weights=True if weights else None if asked.is_own else False,
-        may_bring_weights=asked.target.__module__.partition(".")[0] not in _KNOWN_PACKAGES,
+        code=model.code,
+        has_weights=True if weights else None if model.is_own else False,
+        may_bring_weights=model.target.__module__.partition(".")[0] not in _KNOWN_PACKAGES,
     )
 
 
-def _construct(asked: Component) -> nn.Module:
-    try:
-        module = asked.build()
-    except RequestError:
-        raise
-    except Exception as error:  # whatever torchvision's constructors say to options that they cannot use
-        raise RequestError(f"model {asked.text!r} cannot be built: {error}") from error
+def _construct(model: Component) -> nn.Module:
+    module = model.build()
     if not isinstance(module, nn.Module):
-        raise RequestError(f"model {asked.name!r} built a {type(module).__name__}, not a torch.nn.Module")
-    return module.to("cpu", torch.float32).eval()
+        raise RequestError(f"model {model.name!r} built a {type(module).__name__}, not a torch.nn.Module")
+    with Foreign(f"model {model.text!r} cannot be made ready:", module, always=True):
+        module = _unwrapped(module)
+        if isinstance(module, torch.jit.ScriptModule):
+            raise RequestError(
+                f"model {model.name!r} built a TorchScript program, whose layers nobody can watch; build the network "
+                "itself, or export it with torch.export as .pt2"
+            )
+        if any(value.is_complex() for value in (*module.parameters(), *module.buffers())):
+            return _real_in_float32(module.to("cpu")).eval()  # `to` would take imaginary parts away
+        return module.to("cpu", torch.float32).eval()
 
 
-def _count_keys(asked: Component) -> tuple[str | None, str | None]:
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The network within what spreads it over devices or compiles it."""
+    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while inner := module.module if isinstance(module, parallel) else getattr(module, "_orig_mod", None):
+        module = inner
+    return module
+
+
+def _real_in_float32(module: nn.Module) -> nn.Module:
+    """A network with real and complex weights, of which the real ones are converted."""
+    for value in (*module.parameters(), *module.buffers()):
+        if value.is_floating_point():
+            value.data = value.data.float()
+    return module
+
+
+def _count_keys(model: Component) -> tuple[str | None, str | None]:
     """The names of the constructor's parameters for the class count and the input channels, where it has them."""
-    parameters = asked.parameters
-    taken = {parameter.name for parameter in parameters} | asked.options.keys()
+    parameters = model.parameters
+    taken = {parameter.name for parameter in parameters} | model.options.keys()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         # what **kwargs stands for cannot be seen; these two packages are known
         passed_on = {"torchvision": {"num_classes"}, "timm": {"num_classes", "in_chans"}}
-        taken |= passed_on.get(asked.target.__module__.partition(".")[0], set())
+        taken |= passed_on.get(model.target.__module__.partition(".")[0], set())
     return (
         next((key for key in ("num_classes",) if key in taken), None),
         next((key for key in ("in_channels", "in_chans") if key in taken), None),
@@ -201,13 +244,13 @@ def _count_keys(asked: Component) -> tuple[str | None, str | None]:
 
 
 def _counts_in(
-    state: Mapping[str, Tensor], module: nn.Module, class_key: str | None, channel_key: str | None
+    state: Mapping[str, Any], module: nn.Module, class_key: str | None, channel_key: str | None
 ) -> dict[str, int]:
     """The class and channel counts in which the weights differ from the module, by the constructor's names."""
     layers = list(module.named_modules())
     convolutions = [name for name, layer in layers if isinstance(layer, nn.Conv2d)]
     classifiers = [name for name, layer in layers if isinstance(layer, nn.Linear)] or convolutions
-    own, counts = module.state_dict(), {}
+    own, counts = tensors_of(module), {}
     for key, names, dimension in ((class_key, classifiers[-1:], 0), (channel_key, convolutions[:1], 1)):
         for weight in (f"{name}.weight" for name in names):
             if key and weight in state and state[weight].ndim == own[weight].ndim:
@@ -217,15 +260,17 @@ def _counts_in(
     return counts
 
 
-def _made_for(used: Component, module: nn.Module) -> int | None:
+def made_for(target: Callable[..., Any], options: Mapping[str, Any], module: nn.Module) -> int | None:
     """The side of the images that an architecture is made for, or None."""
-    told = used.options.get("image_size", used.options.get("img_size"))
+    told = options.get("image_size", options.get("img_size"))
     if isinstance(told, int):
         return told
-    package = used.target.__module__
+    package = target.__module__
     if package.startswith("dfkd.models"):
         return DEFAULT_IMAGE_SIZE
     if package.startswith("torchvision.models"):
         return 224
     config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)  # timm's
-    return int(config["input_size"][-1]) if isinstance(config, Mapping) and "input_size" in config else None
+    size = config.get("input_size") if isinstance(config, Mapping) else None
+    last = size[-1] if isinstance(size, (tuple, list)) and size else None
+    return last if isinstance(last, int) else None

@@ -12,12 +12,16 @@ from dfkd.data.images.normalize import NORMALIZATIONS, Preprocess, parse_normali
 from dfkd.formats.run_folder import CONFIG, check_model
 from dfkd.models import DEFAULT_IMAGE_SIZE
 from dfkd.models.expected import size_option
+from dfkd.models.features.taps import network_code, run_network
 from dfkd.models.find import Found, find_model
 from dfkd.models.logits import Member, find_member, members
+from dfkd.models.own import ModelSource
+from dfkd.models.state import tensors_of
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import user_path
-from dfkd.system.names import Named, raised
+from dfkd.system.foreign import Raised
+from dfkd.system.names import Named
 from dfkd.system.portable import portable
 
 DEFAULT_NORMALIZE = "imagenet"
@@ -44,7 +48,7 @@ class Model:
     classes: int
     channels: int
     code: str | None = None
-    """A hash of the file that an architecture of one's own, or a .pt2 program, is written in."""
+    """A hash of the code of an architecture of one's own, or of the file of a .pt2 program."""
     has_weights: bool | None = True
     """False where a bare name has no weights; None where a dotted name, or an option like weights=none, gives none."""
     may_bring_weights: bool = False
@@ -53,9 +57,9 @@ class Model:
     def fingerprint(self) -> dict[str, str]:
         """What decides the outputs: the architecture, and a SHA-256 of the state's names, types, shapes and bytes."""
         digest = hashlib.sha256()
-        for name, value in sorted(self.module.state_dict().items()):
+        for name, value in sorted(tensors_of(self.module).items()):
             digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         own = {"code": self.code} if self.code else {}
         return {"architecture": self.architecture, "weights": digest.hexdigest(), **own}
 
@@ -65,9 +69,9 @@ class Model:
 
 
 def load_trained(
-    text: str, option: str = "--teacher", *, normalize: str | None, image_size: int | None, **known: int
+    text: ModelSource, option: str = "--teacher", *, normalize: str | None, image_size: int | None, **known: int
 ) -> Model:
-    """`load_model` for a model that is to be asked, under its option. Raises: RequestError also without weights."""
+    """`load_model` for a model that is to answer, under its option. Raises: RequestError also without weights."""
     model = load_model(text, normalize=normalize, image_size=image_size, **known)
     if not model.has_weights and model.may_bring_weights:
         say(f"note: {option} {model.spec} names no weights: unless its own code loads some, it answers at random")
@@ -77,14 +81,16 @@ def load_trained(
 
 
 def load_model(
-    text: str,
+    text: ModelSource,
     *,
     normalize: str | None = None,
     image_size: int | None = None,
     classes: int | None = None,
     channels: int | None = None,
 ) -> Model:
-    """The model that a MODEL text names. `classes` and `channels` are the teacher's, given where this is its student.
+    """The model that a MODEL text names, or that is at hand.
+
+    `classes` and `channels` are the teacher's, given where this is its student.
 
     Class and channel counts come from the text, else from the weights' shapes, else from the teacher, else they are
     the constructor's. `image_size` is the given one, else the RUN's, else what the architecture is made for.
@@ -93,9 +99,9 @@ def load_model(
     """
     if image_size is not None and image_size < 1:
         raise RequestError(f"--image-size {image_size} is not a number of pixels (1 or more)")
-    if (user_path(text) / CONFIG).is_file():
+    if isinstance(text, str) and (user_path(text) / CONFIG).is_file():
         check_model(user_path(text))
-    found = find_model(text, classes, channels)
+    found = find_model(text, classes, channels) if isinstance(text, str) else text.found()
     size = image_size or found.image_size
     takes, gives = _counts(found, size)
     if channels not in (None, takes):
@@ -108,8 +114,8 @@ def load_model(
     options = {**found.named.options, **{key: count for key, count in counts.items() if key}}
     kept = {key: options[key] for key in sorted(options) if key not in _WEIGHT_OPTIONS}
     return Model(
-        spec=portable(found.spec),
-        architecture=portable(str(Named(found.named.name, kept))),
+        spec=portable(found.spec, found.spelling),
+        architecture=portable(str(Named(found.named.name, kept)), found.spelling),
         module=found.module,
         preprocess=Preprocess(*parse_normalize(normalize, takes)),
         normalize=normalize,
@@ -137,11 +143,11 @@ def _own_normalize(found: Found, channels: int) -> str | None:
 
 
 def _has_weights(found: Found) -> bool | None:
-    """As `Model.has_weights`: those of the MODEL's file, or those that an option of the constructor asks for."""
-    asked = [found.named.options[key] for key in found.named.options.keys() & _WEIGHT_OPTIONS]
-    if found.has_weights or any(asked):
+    """As `Model.has_weights`: those of the MODEL's file, or those that an option of the constructor loads."""
+    loads = [found.named.options[key] for key in found.named.options.keys() & _WEIGHT_OPTIONS]
+    if found.has_weights or any(loads):
         return True
-    return None if asked else found.has_weights
+    return None if loads else found.has_weights
 
 
 def _channel_counts(found: Found) -> tuple[int, ...]:
@@ -155,22 +161,29 @@ def _channel_counts(found: Found) -> tuple[int, ...]:
 @torch.no_grad()
 def _counts(found: Found, image_size: int | None) -> tuple[int, int]:
     """The channels of the input and the classes of the logits, from a forward pass of two black images."""
-    module = found.module.eval()
+    with network_code(found.module):
+        module = found.module.eval()
     refusals: dict[int, tuple[bool, str]] = {}
     for channels, size in itertools.product(_channel_counts(found), (image_size,) if image_size else _PROBE_SIZES):
         try:
-            logits = module(torch.zeros(2, channels, size, size))
-        except Exception as error:  # foreign code: anything can be raised for a size that it cannot take
+            black = torch.zeros(2, channels, size, size)
+            logits = run_network(module, black)
+        except Raised as raised:
             key = size_option(module)
             builds = f"({found.named.name}:{key}={size} builds it for this size; --image-size sets the size)"
             sets = builds if key and image_size else _SETS_SIZE
-            said = str(error).partition("\n")[0]
-            of_size = isinstance(error, (RuntimeError, ValueError, AssertionError)) and bool(_ON_SIZES.search(said))
-            why = f"{said} {sets}" if of_size else raised(error)  # else also the error's kind and place
+            kinds = (RuntimeError, ValueError, AssertionError)
+            of_size = isinstance(raised.error, kinds) and bool(_ON_SIZES.search(raised.said))
+            why = f"{raised.said}{raised.place}{f' {sets}' if of_size else ''}"
             refusals[channels] = of_size, f"an input of [batch, {channels}, {size}, {size}]: {why}"
             continue
+        if black._version:  # the student would learn from what the teacher has made of the images
+            module.register_forward_pre_hook(_copied)
         if not isinstance(logits, Tensor):
             logits = _take_member(found, logits)
+        if logits.ndim == 4 and logits.shape[2:] == (1, 1):
+            module.register_forward_hook(_flattened)
+            logits = logits.flatten(1)
         if logits.ndim != 2 or len(logits) != 2 or logits.shape[1] < 2:
             raise RequestError(
                 f"model {found.spec!r} returns {list(logits.shape)} for two images, not logits [batch, classes] "
@@ -179,6 +192,16 @@ def _counts(found: Found, image_size: int | None) -> tuple[int, int]:
         return channels, logits.shape[1]
     _, first = max(refusals.values(), key=lambda refusal: refusal[0])
     raise RequestError(f"model {found.spec!r} cannot take {first}")
+
+
+def _copied(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A hook before a network that writes into its input."""
+    return tuple(value.clone() for value in inputs)
+
+
+def _flattened(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """A hook on a network that gives its logits as maps of one pixel."""
+    return output.flatten(1)
 
 
 def _take_member(found: Found, output: object) -> Tensor:

@@ -2,7 +2,7 @@
 
 The file is a program, but one of tensor operators alone. Its reader unpickles some members without restriction,
 evaluates the text of size expressions as Python, looks operators up by any dotted name in torch, and writes names into
-the source of the modules that it builds. So each of these is checked here, and a file that has more is refused.
+the source code of the modules that it builds. So each of these is checked here, and a file that has more is refused.
 """
 
 import ast

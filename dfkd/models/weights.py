@@ -1,21 +1,37 @@
 """Weights from a file: safetensors, or a pickle of tensors that runs no code. Its bytes decide which, not its name."""
 
+import json
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dfkd.models.checkpoint import choose, is_state_dict, usual
+from dfkd.models.features.taps import network_code
+from dfkd.models.state import (
+    COUNTER,
+    EXTRA,
+    State,
+    completed,
+    fit_prefix,
+    only,
+    part,
+    share,
+    tensors_of,
+    under,
+    usual_prefix,
+)
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError, nearest
+from dfkd.system.foreign import Raised
 
 WEIGHT_SUFFIXES = (".pt", ".pth", ".th", ".safetensors", ".ckpt", ".bin", ".tar")
 """Names that weights usually have; a file of another name is read too."""
-_COUNTER = "num_batches_tracked"
 _BESIDE = (
     "argparse.Namespace",
     *(f"pathlib.{kind}Path" for kind in ("Posix", "PurePosix", "Windows", "PureWindows")),
@@ -23,7 +39,9 @@ _BESIDE = (
     *(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")),
 )
 """Settings, paths and numbers that training scripts store beside weights."""
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # what DataParallel, torch.compile and wrappers put before it
+_INDEX = ".index.json"
+"""The end of the name of a list of the files that hold parts of one state dict."""
+_PART = re.compile(r"-\d{5}-of-\d{5}")
 
 
 class Unread:
@@ -52,20 +70,26 @@ def require_file(path: Path, suffixes: Sequence[str]) -> None:
         raise RequestError(f"there is no file {str(path)!r}{where}{nearest(path.name, siblings)}")
 
 
-def read_state_dict(path: Path, module: nn.Module | None = None) -> dict[str, Tensor]:
+def read_state_dict(path: Path, module: nn.Module | None = None) -> dict[str, Any]:
     """The tensors of a weights file on the cpu: bare, or the dictionary in it that fits `module` best.
 
-    `FILE#KEY` names the dictionary. What is taken from an unusual place, and what else would fit, is said in a note.
+    `FILE#KEY` names the dictionary. What is taken from an unusual key, and what else would fit, is said in a note.
     Raises: RequestError for a file that is missing, unreadable, of another kind, or holds pickled Python objects.
     """
     path, key = _with_key(path)
-    if path.suffix not in WEIGHT_SUFFIXES and (path.suffix == ".onnx" or not path.is_file()):
+    if path.is_dir() and any(path.glob("*.distcp")):
+        convert = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} {path.name}.pt"
+        raise RequestError(f"weights {str(path)!r} are a checkpoint in parts; make one file of it: {convert}")
+    if path.suffix not in WEIGHT_SUFFIXES and (path.suffix == ".onnx" or not path.exists()):
         raise RequestError(f"weights {str(path)!r} are not one of {', '.join(WEIGHT_SUFFIXES)}")
     require_file(path, WEIGHT_SUFFIXES)
     content = _read(path)
-    fits = None if module is None else lambda state: _share(state, module)
+    fits = None if module is None else lambda state: share(state, module)
     choice = choose(content, fits, key)
     if key and choice.state is None:
+        prefixed = choose(content, fits).state or {}
+        if inside := part(prefixed, f"{key}."):
+            return inside
         known = nearest(key, choice.others)
         raise RequestError(f"weights {str(path)!r} hold no dictionary of tensors {key!r}{known}")
     found = usual(content) if choice.state is None else choice.state
@@ -75,7 +99,11 @@ def read_state_dict(path: Path, module: nn.Module | None = None) -> dict[str, Te
         foreign = [str(name) for name, value in found.items() if not (isinstance(name, str) and _is_tensor(value))]
         what = f"other things than tensors ({_few(foreign)})" if foreign else "no tensors"
         raise RequestError(f"weights {str(path)!r} hold {what}; save model.state_dict() alone, or under 'state_dict'")
-    swollen = [name for name, value in found.items() if value.numel() > 1 and not _is_stored(value)]
+    tensors = {name: value for name, value in found.items() if _is_tensor(value)}
+    quantized = [name for name, value in tensors.items() if value.is_quantized]
+    if quantized:
+        raise RequestError(f"weights {str(path)!r} hold quantized tensors ({_few(quantized)}); save the float network")
+    swollen = [name for name, value in tensors.items() if value.numel() > 1 and not _is_stored(value)]
     if swollen:
         raise RequestError(f"weights {str(path)!r} claim more numbers than they hold ({_few(swollen)}); save them anew")
     if choice.unusual:
@@ -88,7 +116,30 @@ def read_state_dict(path: Path, module: nn.Module | None = None) -> dict[str, Te
             f"note: weights {path.name!r} also hold {_few(choice.others)} (averaged weights, if EMA); "
             f"{path.name}#{other} takes {'these' if len(choice.others) == 1 else other}"
         )
-    return dict(found)
+    return part(found, "") if module is None else _of_network(found, module, path)
+
+
+def _of_network(state: State, module: nn.Module, path: Path) -> dict[str, Any]:
+    """The tensors under the prefix that the network's own keys have, where others lie beside them."""
+    prefixes = under(state, module)
+    whole = share(fit_prefix(state, module), module)
+    if not prefixes or (whole == 1 and not under(fit_prefix(state, module), module)):
+        return part(state, "")
+    first, *others = (prefix.removesuffix(".") for prefix in prefixes)
+    if others and not usual_prefix(prefixes[0]):
+        raise RequestError(
+            f"weights {str(path)!r} hold the model's tensors {len(prefixes)} times (under {_few([first, *others])}); "
+            f"say which: {path.name}#{first}"
+        )
+    inside = part(state, prefixes[0])
+    left = [name for name in state if not name.startswith(prefixes[0])]
+    if left:
+        more = f"; {path.name}#{others[0]} takes {others[0]!r}" if others else ""
+        say(
+            f"note: weights {path.name!r}: the {len(inside):,} tensors under {first!r} are taken, which fit the model; "
+            f"{len(left):,} others are left out ({_few(left)}){more}"
+        )
+    return inside
 
 
 def _with_key(path: Path) -> tuple[Path, str]:
@@ -97,15 +148,9 @@ def _with_key(path: Path) -> tuple[Path, str]:
     return (path, "") if not name or path.exists() else (path.with_name(name), key)
 
 
-def _share(state: Mapping[str, Tensor], module: nn.Module) -> float:
-    """The share of the module's own keys that a state dict has; BatchNorm's counters do not count."""
-    own = {name for name in module.state_dict() if not name.endswith(_COUNTER)}
-    return len(own & fit_prefix(state, module).keys()) / max(len(own), 1)
-
-
 def state_to_write(module: nn.Module) -> dict[str, Tensor]:
     """The state of `module` as safetensors takes it: on the cpu, each name with memory of its own, tied weights too."""
-    return {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
+    return {name: value.detach().cpu().contiguous().clone() for name, value in tensors_of(module).items()}
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
@@ -116,40 +161,54 @@ def load_weights(module: nn.Module, path: Path) -> None:
     load_state(module, read_state_dict(path, module), path)
 
 
-def load_state(module: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
-    """Put the tensors read from `source` into `module`. Keys that it does not have are left out with a note.
+def load_state(module: nn.Module, state: State, path: Path) -> None:
+    """Put the tensors read from `path` into `module`. Keys that it does not have are left out with a note.
 
     Raises: RequestError naming the missing, the unexpected and the mis-shaped keys.
     """
-    state = fit_prefix(state, module)
-    own = module.state_dict()
+    given = fit_prefix(state, module)
+    state, own = completed(given, module), module.state_dict()
+    if kept := [name for name in state if name.endswith(EXTRA) and name not in given]:
+        say(f"note: weights {path.name!r} lack {_few(kept)}, which is no tensor: the constructor's is used")
     try:
-        module.load_state_dict(state)  # strict, and a module's own renaming of old keys takes part
-    except RuntimeError as error:
+        _put(module, state)
+    except Raised as raised:
+        if not str(raised.error).startswith("Error(s) in loading state_dict"):  # not torch's list of what does not fit
+            raise
         missing, unexpected, shapes = _differences(own, state)
         if unexpected and not missing and not shapes and not _more_layers(own, unexpected):
-            module.load_state_dict({name: value for name, value in state.items() if name in own})
+            _put(module, only(state, own))
             say(
-                f"note: weights {source.name!r}: {len(unexpected):,} of {len(state):,} tensors are left out, which the "
+                f"note: weights {path.name!r}: {len(unexpected):,} of {len(state):,} tensors are left out, which the "
                 f"model does not have ({_few(unexpected)}); check its name and options if these matter"
             )
             return
-        why = _mismatch(own, state) or str(error).partition("\n")[0]
-        raise RequestError(f"weights {str(source)!r} do not fit the model: {why}; check its name and options") from None
+        why = _mismatch(own, state) or raised.said
+        hint = "check its name and options"
+        if missing and _PART.search(path.name):
+            hint = f"it is one of several parts; name their list, {_PART.sub('', path.name)}{_INDEX}"
+        raise RequestError(f"weights {str(path)!r} do not fit the model: {why}; {hint}") from None
 
 
-def fit_prefix(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """The state dict without as many shared prefixes as make it fit `module` best (whose own keys may begin so)."""
-    own = module.state_dict().keys()
-    candidates = [dict(state)]
-    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in candidates[-1])), None):
-        candidates.append({key.removeprefix(prefix): value for key, value in candidates[-1].items()})
-    return max(candidates, key=lambda candidate: len(own & candidate.keys()))
+def _put(module: nn.Module, state: State) -> None:
+    """Strict, and a module's own renaming of old keys takes part; it may need to know the version that wrote them."""
+    try:
+        with network_code(module):
+            module.load_state_dict(state)
+    except Raised as raised:
+        if hasattr(state, "_metadata") or isinstance(raised.error, RuntimeError):
+            raise
+        versioned = part(state, "")
+        versioned._metadata = getattr(module.state_dict(), "_metadata", None)  # type: ignore[attr-defined]
+        with network_code(module):
+            module.load_state_dict(versioned)
 
 
 def _read(path: Path) -> object:
     """What a file holds; nothing in it is executed."""
     try:
+        if path.name.endswith(_INDEX):
+            return _joined(path)
         with path.open("rb") as file:
             head, size = file.read(512), path.stat().st_size
         if other := _other_kind(head):
@@ -167,19 +226,36 @@ def _read(path: Path) -> object:
     except Exception as error:  # a damaged file can raise anything at all from the readers
         # torch's own text begins with the advice to load the file without this protection
         said = str(error).partition("Weights only load failed")
-        mend = "save model.state_dict() instead, or use safetensors"
+        hint = "save model.state_dict() instead, or use safetensors"
         if "GLOBAL " in said[2]:
             name = said[2].partition("GLOBAL ")[2].split()[0]
             raise RequestError(
-                f"weights {str(path)!r} hold pickled Python objects ({name}), which could run code: {mend}"
+                f"weights {str(path)!r} hold pickled Python objects ({name}), which could run code: {hint}"
             ) from None
         if "TorchScript" in said[0]:
-            raise RequestError(f"weights {str(path)!r} hold a TorchScript program: {mend}") from None
+            raise RequestError(f"weights {str(path)!r} hold a TorchScript program: {hint}") from None
         if said[1]:
             what = _few(re.findall(r"^Unsupported .*$", said[2], re.MULTILINE) or ["no pickle of tensors"])
-            raise RequestError(f"weights {str(path)!r} cannot be read ({what}): {mend}") from None
+            raise RequestError(f"weights {str(path)!r} cannot be read ({what}): {hint}") from None
         reason = said[0].partition("\n")[0] or type(error).__name__
+        if reason.startswith("[enforce fail"):
+            reason = "it is a zip file, but none that torch.save writes"
         raise RequestError(f"weights {str(path)!r} cannot be read: {reason}") from error
+
+
+def _joined(path: Path) -> dict[str, Any]:
+    """The tensors of all files that a list names, which lie beside it."""
+    names = {*json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()}
+    whole: dict[str, Any] = {}
+    for name in sorted(names):
+        if not isinstance(name, str) or Path(name).name != name or name.endswith(_INDEX):
+            raise RequestError(f"weights {str(path)!r} name {name!r}, which is no file beside them")
+        require_file(path.with_name(name), WEIGHT_SUFFIXES)
+        found = _read(path.with_name(name))
+        if not is_state_dict(found):
+            raise RequestError(f"weights {str(path.with_name(name))!r} are no part of a state dict")
+        whole |= found
+    return whole
 
 
 def _is_stored(value: Tensor) -> bool:
@@ -194,7 +270,7 @@ def _is_tensor(value: object) -> bool:
 
 
 def _other_kind(head: bytes) -> str | None:
-    """What a file is that often lies in the place of weights, from its first bytes."""
+    """What a file is that is often mistaken for weights, from its first bytes."""
     if not head:
         return "the file is empty; fetch it again"
     if head.startswith(b"version https://git-lfs"):
@@ -219,12 +295,12 @@ def _more_layers(own: Iterable[str], unexpected: Iterable[str]) -> bool:
 def _differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
     """The missing, the unexpected and the mis-shaped keys, these with their shapes."""
     # BatchNorm's counter came later than many checkpoints; torch fills it in
-    missing = [key for key in own if key not in given and not key.endswith(_COUNTER)]
+    missing = [key for key in own if key not in given and not key.endswith(COUNTER)]
     unexpected = [key for key in given if key not in own]
     shapes = [
         f"{key} {list(given[key].shape)} for {list(own[key].shape)}"
         for key in own
-        if key in given and own[key].shape != given[key].shape
+        if key in given and not key.endswith(EXTRA) and own[key].shape != given[key].shape
     ]
     return missing, unexpected, shapes
 

@@ -38,7 +38,7 @@ class FinishedRun:
     """What a finished run's folder says: the tables `distill` and `content` of its request, its result, its metrics."""
 
     folder: str
-    asked: dict[str, Any]
+    config: dict[str, Any]
     content: dict[str, Any]
     result: dict[str, Any]
     metrics: list[dict[str, Any]]
@@ -167,7 +167,7 @@ def _beside_seeds(run: FinishedRun) -> dict[str, Any]:
 
 def _settings(run: FinishedRun) -> dict[str, str]:
     hidden = named(DistillConfig, lambda option: not option.shown)
-    options = {**run.asked, **run.content.get("options", {}), "normalize": run.content.get("normalize", "")}
+    options = {**run.config, **run.content.get("options", {}), "normalize": run.content.get("normalize", "")}
     shown = {name: value for name, value in options.items() if name not in hidden}
     shown["selected"] = run.content.get("selected", "")
     shown["teacher weights"] = run.content.get("teacher", {}).get("weights", "")[:12]

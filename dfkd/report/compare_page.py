@@ -11,7 +11,7 @@ from dfkd.config import DistillConfig
 from dfkd.report.charts import figure, legend, lines, strips
 from dfkd.report.collect import Row, curve, settings
 from dfkd.report.markup import Html, definitions, join, section, table, tag, write_page
-from dfkd.report.table import HEAD, cells, reading, warnings
+from dfkd.report.table import HEAD, cells, reading
 from dfkd.system.portable import portable
 
 CURVES = (
@@ -20,14 +20,14 @@ CURVES = (
 )
 
 
-def write(path: Path, rows: Sequence[Row]) -> None:
-    """Write the comparison's page."""
+def write(path: Path, rows: Sequence[Row], found: Sequence[str]) -> None:
+    """Write the comparison's page, with the warnings that were `found`."""
     styles = {row.name: number for number, row in enumerate(rows)}
     write_page(
         path,
         "Comparison of runs",
         tag("p", reading(rows), class_="lead"),
-        _warnings(warnings(rows)),
+        _warnings(found),
         section("Summary", table("Mean ± standard deviation over seeds", HEAD, map(cells, rows))),
         _accuracies(rows),
         _curves(rows, styles),
@@ -36,11 +36,11 @@ def write(path: Path, rows: Sequence[Row]) -> None:
     )
 
 
-def command(asked: Mapping[str, Any]) -> str:
-    """The command line that asks for a run again: what is not a default, quoted for a shell, `~` as $HOME."""
+def command(config: Mapping[str, Any]) -> str:
+    """The command line that repeats a run: what is not a default, quoted for a shell, `~` as $HOME."""
     defaults = {f.name: f.default for f in dataclasses.fields(DistillConfig)}
     words = ["dfkd", "distill"]
-    for name, value in asked.items():
+    for name, value in config.items():
         if name == "preset" or value == _plain(defaults.get(name)):  # a preset's values are among the others
             continue
         flag = name.replace("_", "-")
@@ -97,7 +97,7 @@ def _settings(rows: Sequence[Row]) -> Html:
 def _commands(rows: Sequence[Row]) -> Html:
     """A closed block a row, with a command a seed."""
     blocks = (
-        tag("details", tag("summary", row.name), *(tag("pre", command(run.asked)) for run in row.runs)) for row in rows
+        tag("details", tag("summary", row.name), *(tag("pre", command(run.config)) for run in row.runs)) for row in rows
     )
     note = tag("p", "Paths are as they were given; the user's own folder is $HOME.", class_="note")
     return section("How to reproduce", note, join(blocks))

@@ -19,7 +19,7 @@ from dfkd.formats.verify import verify
 from dfkd.report.charts import bar, figure, histogram
 from dfkd.report.markup import Html, definitions, page_path, section, table, tag, write_page
 from dfkd.system.checksums import check_file
-from dfkd.system.console import say
+from dfkd.system.console import answer, say
 from dfkd.system.errors import RequestError
 from dfkd.system.text import aligned, visible
 
@@ -68,13 +68,13 @@ def run(config: InspectConfig) -> None:
     if config.verify:
         if config.out is not None:
             raise RequestError(f"--out {config.out} is for a selection's page; --verify makes none")
-        print(verify(Path(config.folder)))
+        answer(verify(Path(config.folder)))
         return
     path = None if config.out is None else page_path(config.out)
     if config.out is not None:
         check_output(config.out, "--out", (config.folder,))
     contents = read(Path(config.folder))
-    print(terminal_text(contents))
+    answer(terminal_text(contents))
     if path is not None:
         write(path, config.folder, contents)
         say(f"wrote {path}")
@@ -171,6 +171,9 @@ def _facts(contents: Contents) -> list[tuple[str, str]]:
         facts.append(("threshold", f"confidence at least {threshold:.4f}; it admits {manifest['admitted']:,} images"))
     if manifest.get("unreadable"):
         facts.append(("unreadable", f"{len(manifest['unreadable']):,} pool images; the manifest names them"))
+    if manifest.get("left_out"):
+        total = sum(sum(counts.values()) for counts in manifest["left_out"].values())
+        facts.append(("left out", f"{total:,} files that are no images; the manifest counts them by suffix"))
     facts.append(("kept classes", f"{kept.mean():.2f} of {contents.kept.shape[1]} an image, the mean"))
     return facts
 
@@ -214,7 +217,7 @@ def _gallery(contents: Contents) -> list[Html]:
     """Each shown class with images that are spread evenly over its range of confidence."""
     parts = []
     confidence, entropy = (contents.selected[name] for name in SCORES)
-    sources = contents.shards.column("source")
+    origins = contents.shards.column("source")
     raw = not contents.shards.encoded
     for k in contents.shown_classes:
         rows = np.flatnonzero(contents.prediction == k)
@@ -229,8 +232,8 @@ def _gallery(contents: Contents) -> list[Html]:
             picture = tag(
                 "img",
                 src=_data_uri(pixels, raw),
-                alt=f"predicted {k} with confidence {scores}: {sources[row]}",
-                title=sources[row],
+                alt=f"predicted {k} with confidence {scores}: {origins[row]}",
+                title=origins[row],
                 class_="pixelated" if raw else None,
                 loading="lazy",
             )

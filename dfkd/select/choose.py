@@ -1,4 +1,4 @@
-"""Scores -> indices: a method ranks the usable rows, near-duplicates go, and `count` are picked, evenly if asked.
+"""Scores -> indices: a method ranks the usable rows, near-duplicates go, and `count` are picked, evenly on request.
 
 Every row of the pool gets the reason for which it is in or out.
 """
@@ -94,7 +94,7 @@ def _ranked(
     if usable.all():  # nearly always; copies of the scores and of the rows would be the most that a large pool takes
         views = [column.view() for column in columns]
         for view in views:
-            view.flags.writeable = False  # a method of one's own that sorts in place would spoil what is written later
+            view.flags.writeable = False  # a method of one's own that sorts in-place would spoil what is written later
         ranking = _called(method, ImageScores(*views), rng)
         rows = np.asarray(ranking.rows)  # as indexing takes them: a method of one's own may give a mask
         return Ranking(_checked(rows, len(usable)), ranking.threshold)
@@ -124,7 +124,7 @@ def _checked(rows: np.ndarray, images: int) -> Int[np.ndarray, " ranked"]:
 
 
 class TooFew(RequestError):
-    """More images were asked for than are left; holds the numbers, so that the caller can name the flag to change."""
+    """More images were requested than are left; holds the numbers, so that the caller can name the flag to change."""
 
     def __init__(self, wanted: int, left: int, admitted: int, usable: int) -> None:
         self.wanted, self.left, self.admitted, self.usable = wanted, left, admitted, usable

@@ -1,4 +1,4 @@
-"""Pool -> the same pool through the filter that `--filter` asks for, found once for a teacher and a pool."""
+"""Pool -> the same pool through the filter that `--filter` names, found once for a teacher and a pool."""
 
 import json
 from collections.abc import Mapping
@@ -32,15 +32,15 @@ FORMAT = 1
 IMAGES = 2048
 """Images of the pool that a filter is found with: one half shows it to the filter, the other measures it."""
 LEAST = 512
-"""Images of a pool from which on a filter is fitted unasked: of fewer, statistics say little."""
+"""Images of a pool from which on a filter is fitted where nobody names one: of fewer, statistics say little."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A filter by its name, with its options spelled out; `unasked`: nobody named it."""
+class NamedFilter:
+    """A filter by its name, with its options spelled out; `automatic`: nobody named it."""
 
     component: Component
-    unasked: bool
+    automatic: bool
 
     def describe(self) -> dict[str, Any]:
         """What of it decides a selection."""
@@ -61,13 +61,13 @@ class Adapted:
         return scores | (self.filter.describe() if self.filter else {})
 
 
-def asked(text: str, model: Model, pool: Pool) -> Asked | None:
+def parse_filter(text: str, model: Model, pool: Pool) -> NamedFilter | None:
     """The parsed `--filter`; None for none. Raises: RequestError for one that cannot be."""
     named = names.parse(text)
-    unasked, none = (named.name.lower() == word for word in ("auto", "none"))
-    if (unasked or none) and (named.options or named.numbers):
+    automatic, none = (named.name.lower() == word for word in ("auto", "none"))
+    if (automatic or none) and (named.options or named.numbers):
         raise RequestError(f"--filter {text}: {named.name} has no parameters")
-    if unasked:
+    if automatic:
         can = pool.image_size <= ENCODED_ABOVE and len(pool) >= LEAST and BatchStatistics(model.module).layers
         text, none = "fitted", not can
     if none:
@@ -76,11 +76,11 @@ def asked(text: str, model: Model, pool: Pool) -> Asked | None:
         component = FILTER.look_up(text)
     except RequestError as error:
         raise RequestError(f"{error}; or none") from None
-    return Asked(component.checked(), unasked)
+    return NamedFilter(component.checked(), automatic)
 
 
-def adapt(filter: Asked, model: Model, place: Place, pool: Pool, scoring: Mapping[str, Any]) -> Adapted | None:
-    """The filter, from the cache or found anew; None for one that nobody asked for and that cannot be found.
+def adapt(filter: NamedFilter, model: Model, place: Place, pool: Pool, scoring: Mapping[str, Any]) -> Adapted | None:
+    """The filter, from the cache or found anew; None for one that nobody named and that cannot be found.
 
     `scoring` is what decides the scores of the pool without one.
     Raises: RequestError for a pool of which less than two images can be read, or what the filter itself refuses.
@@ -92,7 +92,7 @@ def adapt(filter: Asked, model: Model, place: Place, pool: Pool, scoring: Mappin
         try:
             found = find(filter, Classifier(model, place), pool)
         except RequestError as error:
-            if not filter.unasked:
+            if not filter.automatic:
                 raise
             say(f"the images are not filtered: {error}")
             return None
@@ -104,7 +104,7 @@ def adapt(filter: Asked, model: Model, place: Place, pool: Pool, scoring: Mappin
     return found
 
 
-def find(filter: Asked, teacher: Classifier, pool: Pool) -> Adapted:
+def find(filter: NamedFilter, teacher: Classifier, pool: Pool) -> Adapted:
     """Find the filter and judge it. Raises: RequestError as `adapt`."""
     component, what = filter.component, f"filter {filter.component.text}"
     drawn = np.random.default_rng(0).choice(len(pool), min(IMAGES, len(pool)), replace=False)

@@ -73,7 +73,7 @@ WHOLE = Share()
 
 @dataclass(frozen=True)
 class PoolScores:
-    """The scores of a whole pool; logits and features stay on disk until rows of them are asked for."""
+    """The scores of a whole pool; logits and features stay on disk until rows of them are read."""
 
     folder: Path
     tap: Tap | None
@@ -256,7 +256,7 @@ def _read_head(folder: Path, part: int, tap: Tap | None, batch_size: int) -> Col
 
 
 def _stored(file: Path, name: str) -> np.ndarray:
-    """A column that is read when rows of it are asked for. Raises: RequestError where it is damaged."""
+    """A column that is read when rows of it are needed. Raises: RequestError where it is damaged."""
     try:
         return read_columns(file, (name,))[name]
     except Damaged as damaged:
@@ -291,8 +291,8 @@ class TooManyUnreadable(RequestError):
 
     def __init__(self, pool: Pool, problems: dict[int, str], share: float) -> None:
         first = sorted(problems)[:3]
-        sources = pool.sources(np.array(first))
-        named = "; ".join(f"{name} ({problems[i]})" for i, name in zip(first, sources, strict=True))
+        origins = pool.origins(np.array(first))
+        named = "; ".join(f"{name} ({problems[i]})" for i, name in zip(first, origins, strict=True))
         self.count, self.share = f"{len(problems)} of {len(pool)} images cannot be read", share
         self.rest = f"{named}; remove them or raise the limit"
         super().__init__(f"{self.count}, above max_unreadable={share:g}: {self.rest}")

@@ -43,7 +43,7 @@ class Pictures(Protocol):
 
     def __len__(self) -> int: ...
 
-    def sources(self, indices: Int[np.ndarray, " batch"]) -> list[str]:
+    def origins(self, indices: Int[np.ndarray, " batch"]) -> list[str]:
         """Where each comes from."""
         ...
 
@@ -77,7 +77,7 @@ class Scores(Protocol):
 
 @dataclass(frozen=True)
 class Selected:
-    """A selection before it is written: what was asked, what of, and what was chosen."""
+    """A selection before it is written: what was requested, from what, and what was chosen."""
 
     config: SelectConfig | GenerateConfig
     model: Model
@@ -92,17 +92,19 @@ class Selected:
     """What a generator took to make it."""
     filter: Mapping[str, Any] | None = None
     """What the images went through, as the manifest says it."""
+    left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Of the pool's files and folders, what is no image: how many, by suffix or another reason."""
 
 
-def is_done(out: Path, asked: str, content: dict[str, Any]) -> bool:
+def is_done(out: Path, shown: str, content: dict[str, Any]) -> bool:
     """Whether `out` is this very selection. Raises: RequestError where it holds anything else, or damaged shards."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if not (out / MANIFEST).exists():
-        raise RequestError(f"--out {asked} holds something that is no selection; give another folder")
+        raise RequestError(f"--out {shown} holds something that is no selection; give another folder")
     different = differences(Shards(out).manifest["content"], content)
     if different:
-        raise RequestError(f"--out {asked} holds another selection: {'; '.join(different)}; give another folder")
+        raise RequestError(f"--out {shown} holds another selection: {'; '.join(different)}; give another folder")
     with suppress(OSError):  # a command that was killed just after its last step
         clear(out)
     return True
@@ -148,12 +150,12 @@ def check_partial(partial: Path) -> None:
 
 
 def _manifest(selected: Selected, files: list[dict[str, Any]]) -> dict[str, Any]:
-    """Counts and results first; `config` is what was asked, without the paths, which do not decide the content."""
+    """Counts and results first; `config` is the request, without the paths, which do not decide the content."""
     model, pool, scores, choice = selected.model, selected.pool, selected.scores, selected.choice
     predictions = scores.images.prediction[choice.indices]
     unreadable = np.array([*scores.problems], dtype=np.int64)
     stored = named(type(selected.config), lambda option: option.stored)
-    asked = {k: v for k, v in portable(asdict(selected.config)).items() if k in stored}
+    request = {k: v for k, v in portable(asdict(selected.config)).items() if k in stored}
     return {
         "fingerprint": hash_of(selected.content),
         "teacher": model.spec,
@@ -169,9 +171,10 @@ def _manifest(selected: Selected, files: list[dict[str, Any]]) -> dict[str, Any]
         **({"filter": dict(selected.filter)} if selected.filter else {}),
         "unreadable": [
             {"source": name, "why": scores.problems[i]}
-            for i, name in zip(scores.problems, pool.sources(unreadable), strict=True)
+            for i, name in zip(scores.problems, pool.origins(unreadable), strict=True)
         ],
-        "config": asked,
+        **({"left_out": dict(selected.left_out)} if selected.left_out else {}),
+        "config": request,
         "content": selected.content,
         "files": files,
     }
@@ -186,7 +189,7 @@ def _rows(selected: Selected, start: int) -> Generator[Rows, None, None]:
             logits = scores.logits(indices)
             yield Rows(
                 image=image,
-                source=pool.sources(indices),
+                source=pool.origins(indices),
                 prediction=scores.images.prediction[indices],
                 confidence=scores.images.confidence[indices],
                 entropy=scores.images.entropy[indices],
@@ -231,7 +234,7 @@ def _pixels(pool: Pictures, indices: Int[np.ndarray, " rows"]) -> UInt8[np.ndarr
     """The pixels of images that were readable when they were scored. Raises: RequestError where one no longer is."""
     images = pool.images(indices)
     for position, why in images.problems.items():
-        name = pool.sources(indices[position : position + 1])[0]
+        name = pool.origins(indices[position : position + 1])[0]
         raise RequestError(f"{name} was scored and cannot be read any more ({why}); the pool has changed: select again")
     return images.pixels
 
@@ -246,7 +249,7 @@ def _write_scores(path: Path, selected: Selected) -> None:
     def table(start: int) -> Any:
         rows = np.arange(start, min(start + 8 * ROWS_PER_SHARD, len(pool)))
         columns = {
-            "source": pool.sources(rows),
+            "source": pool.origins(rows),
             "prediction": images.prediction[rows],
             "confidence": images.confidence[rows],
             "entropy": images.entropy[rows],

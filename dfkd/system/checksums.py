@@ -53,27 +53,27 @@ def check_fields(value: Any, fields: Mapping[str, tuple[type, ...]]) -> None:
             raise ValueError(f"it lacks {name}" if found is None else f"of another type is {name}")
 
 
-def check_size(path: Path, written: Mapping[str, Any], mend: str = "") -> int:
+def check_size(path: Path, written: Mapping[str, Any], hint: str = "") -> int:
     """The file's size in bytes. Raises: RequestError where the file is gone or has another size than was `written`.
 
-    `mend` is the end of the message.
+    `hint` is the end of the message.
     """
     fields: dict[str, tuple[type, ...]] = {"sha256": (str, type(None)), "bytes": (int, type(None))}
     try:
         check_fields(written, fields)
         size = path.stat().st_size
     except ValueError as error:
-        raise RequestError(f"{path} cannot be checked: what was written of it is damaged ({error}){mend}") from None
+        raise RequestError(f"{path} cannot be checked: what was written of it is damaged ({error}){hint}") from None
     except OSError as error:
-        raise RequestError(f"{path} cannot be read: {error.strerror}{mend}") from None
+        raise RequestError(f"{path} cannot be read: {error.strerror}{hint}") from None
     if size != written.get("bytes", size):
-        raise RequestError(f"{path} is damaged: it has {size:,} bytes, {written['bytes']:,} were written{mend}")
+        raise RequestError(f"{path} is damaged: it has {size:,} bytes, {written['bytes']:,} were written{hint}")
     return size
 
 
-def check_file(path: Path, written: Mapping[str, Any], mend: str = "") -> int:
+def check_file(path: Path, written: Mapping[str, Any], hint: str = "") -> int:
     """Read a whole file again; its size. Raises: RequestError where it is not what was `written`."""
-    size = check_size(path, written, mend)
+    size = check_size(path, written, hint)
     if hash_file(path) != written.get("sha256"):
-        raise RequestError(f"{path} is damaged: its SHA-256 is not that of what was written{mend}")
+        raise RequestError(f"{path} is damaged: its SHA-256 is not that of what was written{hint}")
     return size

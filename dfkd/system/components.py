@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dfkd.system import names
+from dfkd.system.code import code_of
 from dfkd.system.errors import RequestError, nearest
 from dfkd.system.files import hash_file
+from dfkd.system.foreign import Foreign
 
-_VERSIONED = ("dfkd", "torch", "torchvision", "timm")
-"""Packages whose version is part of every fingerprint, or whose models are known by their weights."""
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _Declared = TypeVar("_Declared", bound="Traits")
 _ATTRIBUTE = "__dfkd_traits__"
@@ -94,14 +94,8 @@ class Component:
 
     @property
     def code(self) -> str | None:
-        """A hash of the file that it is written in; None for packages with a version."""
-        if self.target.__module__.partition(".")[0] in _VERSIONED:
-            return None
-        try:
-            file = inspect.getsourcefile(self.target)
-        except TypeError:  # built in
-            return None
-        return hash_file(Path(file))[:16] if file else None
+        """A hash of code of one's own and of what it reaches; None for packages with a version."""
+        return code_of(self.target, self.name)
 
     @property
     def text(self) -> str:
@@ -119,10 +113,8 @@ class Component:
     @property
     def parameters(self) -> list[inspect.Parameter]:
         """The target's parameters that are not `given`. Raises: RequestError where they cannot be known."""
-        try:
+        with Foreign(f"{self.kind.name} {self.name!r} has parameters that cannot be known:", self.target):
             found = inspect.signature(self.target).parameters.values()
-        except ValueError as error:  # some functions written in C
-            raise RequestError(f"the parameters of this {self.kind.name} cannot be known: {error}") from None
         return [parameter for parameter in found if parameter.name not in self.given]
 
     @property
@@ -163,17 +155,16 @@ class Component:
         wrong in code of one's own.
         """
         options = self._checked_options()
+        what = f"{self.kind.name} {self.text!r} {self.kind.failure}:"
         try:
-            return self.target(**given, **options)
+            with Foreign(what, self.target), names.settings_kept():
+                return self.target(**given, **options)
         except RequestError as error:
-            if type(error) is not RequestError:  # it says more than its text
+            if type(error) is not RequestError:  # it says more than its text, or says already who raised it
                 raise
             raise RequestError(f"{self.kind.name} {self.name}: {error}") from error
-        except Exception as error:
-            if not self.is_own and not isinstance(error, (TypeError, ValueError)):
-                raise  # a defect of ours
-            said = names.raised(error) if self.is_own else error
-            raise RequestError(f"{self.kind.name} {self.text!r} {self.kind.failure}: {said}") from error
+        except (TypeError, ValueError) as error:  # one of ours
+            raise RequestError(f"{what} {error}") from error
 
     def _checked_options(self, numbers: tuple[float, ...] = ()) -> dict[str, Any]:
         """The options, each converted to the annotated type of the parameter that it sets."""

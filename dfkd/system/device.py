@@ -66,7 +66,7 @@ def _settle(device: torch.device) -> None:
     """What of the process has to be as this device needs it."""
     if device.type == "cpu":
         keep_freed_memory()
-    else:  # who asks for float32, or has an accuracy measured in it, gets 24 bits; gradients are summed in one order
+    else:  # who requests float32, or has an accuracy measured in it, gets 24 bits; gradients are summed in one order
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
 
@@ -116,7 +116,7 @@ def bf16_speed(rounds: int = 7) -> float:
     The best of some rounds of each, in the processor time of one thread, so that other work on the machine decides
     nothing: beside two trainings on two cores the clock gave 1.1 to 5.5 where this gave 1.9 to 2.2.
     """
-    # ones: drawing weights would move the random numbers of whoever asked for a place
+    # ones: drawing weights would move the random numbers of whoever resolves a place
     weight = torch.ones(32, 32, 3, 3, requires_grad=True)
     images = torch.ones(16, 32, 32, 32).to(memory_format=torch.channels_last).requires_grad_()
     best = {torch.bfloat16: float("inf"), torch.float32: float("inf")}

@@ -12,11 +12,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from dfkd.system.code import as_before
 from dfkd.system.errors import RequestError
 
 PARTIAL = ".partial"
 STALE_SECONDS = 24 * 3600
 """A temporary file that has not been written to for so long was left by a command that was killed."""
+
+
+def partial_folder(final: Path) -> Path:
+    """Where a folder is written that is renamed to `final` when it is complete."""
+    return final.with_name(final.name + PARTIAL)
 
 
 def cache_folder() -> Path:
@@ -35,9 +41,11 @@ def cache_folder() -> Path:
 def request_folder(kind: str, request: Mapping[str, Any]) -> Path:
     """Where the cache keeps what is decided by `request`: a folder of that kind, with the request as JSON in it.
 
+    What an earlier version has kept for the same code is found.
     Raises: RequestError where the cache cannot be written.
     """
-    folder = cache_folder() / kind / hash_of(request)
+    folder, before = (cache_folder() / kind / hash_of(asked) for asked in (request, as_before(request)))
+    folder = before if before.exists() and not folder.exists() else folder
     try:
         if not (folder / "request.json").exists():
             write_json(folder / "request.json", request)
@@ -47,6 +55,11 @@ def request_folder(kind: str, request: Mapping[str, Any]) -> Path:
             f"the cache {folder} cannot be written: {error.strerror}; DFKD_CACHE names another folder"
         ) from None
     return folder
+
+
+def result_folder(kind: str, content: Mapping[str, Any]) -> str:
+    """Where the cache keeps the result of a request that names no folder: what decides the result names it."""
+    return str(cache_folder() / kind / hash_of(content))
 
 
 def user_path(text: str) -> Path:
@@ -135,7 +148,7 @@ def write_json(path: Path, value: Mapping[str, Any], first: bool = False) -> Non
 
 
 def output_path(text: str, flag: str = "--out") -> Path:
-    """The place that a flag names, with links resolved. Raises: RequestError where nothing can be written there."""
+    """The path that a flag names, with links resolved. Raises: RequestError where nothing can be written there."""
     path = Path(text).resolve()
     if not _is_utf8(str(path)):
         raise RequestError(f"{flag} {text} is no UTF-8, as Arrow wants the names of files to be; give another name")
@@ -159,7 +172,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def replace_folder(partial: Path, final: Path) -> None:
-    """Put a complete folder in the place of an older one; `current_folder` finds one of the two at every moment."""
+    """Replace an older folder by a complete one; `current_folder` finds one of the two at every moment."""
     old = final.with_name(final.name + ".old")
     sync_folder(partial)
     restore_folder(final)

@@ -3,9 +3,10 @@
 import errno
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
@@ -16,22 +17,38 @@ PROBED = 0.2
 """Seconds after which a lock that was only looked at is free again."""
 
 
+_Made = TypeVar("_Made")
+
+
 class Busy(RequestError):
     """Another command is writing the folder."""
 
 
+def once(
+    done: Callable[[], bool], lock: Callable[[], AbstractContextManager[None]], make: Callable[[], _Made]
+) -> _Made | None:
+    """What `make` gives under the lock; None where it is `done` already, by this command or another one.
+
+    `done` is asked again under the lock: another command may have finished in between.
+    """
+    if done():
+        return None
+    with lock():
+        return None if done() else make()
+
+
 @contextmanager
-def locked(folder: Path, asked: str, wait: bool = False) -> Iterator[None]:
-    """Make `folder` if need be and keep other commands out of it; `asked` is what messages call it.
+def locked(folder: Path, shown: str, wait: bool = False) -> Iterator[None]:
+    """Make `folder` if need be and keep other commands out of it; `shown` is what messages call it.
 
     The lock file is removed at the end, and the folder too if nothing was put into it.
     Raises: Busy where another command holds the lock, unless it is to `wait` for it; RequestError where nothing
     can be written.
     """
     try:
-        handle = _acquire(folder, asked, wait)
+        handle = _acquire(folder, shown, wait)
     except OSError as error:
-        raise RequestError(f"--out {asked} cannot be written to: {error.filename}: {error.strerror}") from None
+        raise RequestError(f"--out {shown} cannot be written to: {error.filename}: {error.strerror}") from None
     try:
         yield
     finally:
@@ -62,7 +79,7 @@ def is_held(folder: Path) -> bool:
         os.close(handle)
 
 
-def _acquire(folder: Path, asked: str, wait: bool) -> int:
+def _acquire(folder: Path, shown: str, wait: bool) -> int:
     """The open lock file: the kernel frees the lock when the file is closed, however the process ends."""
     path = folder / LOCK
     while True:
@@ -72,7 +89,7 @@ def _acquire(folder: Path, asked: str, wait: bool) -> int:
         except FileNotFoundError:  # the folder was renamed or removed by the command that held it
             continue
         try:
-            _lock(handle, folder, asked, wait)
+            _lock(handle, folder, shown, wait)
             if _is_at(handle, path):  # and not the file that the last holder has removed
                 return handle
         except BaseException:
@@ -88,14 +105,14 @@ def _is_at(handle: int, path: Path) -> bool:
         return False
 
 
-def _lock(handle: int, folder: Path, asked: str, wait: bool) -> None:
+def _lock(handle: int, folder: Path, shown: str, wait: bool) -> None:
     try:
         # Windows has no flock: nothing of this project is tested there, and two commands are not kept apart
         import fcntl
     except ImportError:
         return
     try:
-        # opened for writing, which NFS asks for; flock on NFS holds among machines from Linux 2.6.12 on
+        # opened for writing, which NFS requires; flock on NFS holds among machines from Linux 2.6.12 on
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -103,9 +120,9 @@ def _lock(handle: int, folder: Path, asked: str, wait: bool) -> None:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise Busy(
-            f"--out {asked}: another command is writing this folder; wait for its end, or give another folder"
+            f"--out {shown}: another command is writing this folder; wait for its end, or give another folder"
         ) from None
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
-        say(f"note: {folder.parent} has no locks ({error.strerror}); see that no other command writes {asked}")
+        say(f"note: {folder.parent} has no locks ({error.strerror}); see that no other command writes {shown}")

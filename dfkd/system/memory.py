@@ -15,14 +15,14 @@ import torch
 def keep_freed_memory() -> None:
     """Have glibc keep the memory that a layer frees for the next one.
 
-    By itself it asks the system for every block above 32 MiB anew, which is zeroed page by page: a third of the time of
+    By itself it requests every block above 32 MiB anew, which is zeroed page by page: a third of the time of
     a forward pass whose maps are as large (benchmarks/speed/LOG.md). Other C libraries are left as they are.
     """
     trim, above = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
     mallopt = _of_glibc("mallopt")
     if mallopt is None:
         return
-    # older releases refuse more than 32 MiB; asking for the other option first would fix the limit where it stands then
+    # older releases refuse more than 32 MiB; setting the other option first would fix the limit where it stands then
     if any(mallopt(above, size) == 1 for size in (2**31 - 1, 2**25)):
         mallopt(trim, 2**31 - 1)
 

@@ -9,15 +9,16 @@ import ast
 import importlib
 import os
 import sys
-import traceback
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from dfkd.system.errors import RequestError, nearest
+from dfkd.system.foreign import Foreign, place_of
 from dfkd.system.limits import Range
 
 
@@ -89,7 +90,7 @@ def converted(target: Callable[..., Any], options: Mapping[str, Any], name: str)
     annotated = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
     try:
         hints = typing.get_type_hints(annotated, include_extras=True)
-    except (NameError, TypeError, AttributeError):  # annotations of foreign code need not resolve
+    except Exception:  # annotations of foreign code need not resolve
         hints = {}
     return {key: convert(value, hints.get(key), f"{name}:{key}") for key, value in options.items()}
 
@@ -171,7 +172,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     if hint is str:
         if isinstance(value, (list, tuple, dict, set, bytes)) or "\0" in str(value):
             raise RequestError(f"{where}={value} is not text")
-        return str(value)
+        return value if isinstance(value, str) else str(value)  # as it is: an expanded text remembers its spelling
     if hint in (int, float, bool) and type(value) is not hint:
         raise RequestError(f"{where}={value!r} is not {_WORDS[hint]}")
     if origin is tuple and arguments[1:] == (...,):
@@ -180,12 +181,22 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     return value
 
 
-def raised(error: Exception) -> str:
-    """What code of one's own raised, and where."""
-    frames = traceback.extract_tb(error.__traceback__)
-    at = next((frame for frame in reversed(frames) if f"{os.sep}torch{os.sep}" not in frame.filename), frames[-1])
-    file, line = (error.filename, error.lineno) if isinstance(error, SyntaxError) else (at.filename, at.lineno)
-    return f"{type(error).__name__}: {getattr(error, 'msg', error)} ({Path(file or '?').name}, line {line})"
+@contextmanager
+def settings_kept() -> Iterator[None]:
+    """Code of others may silence warnings in the block, but not turn ours into errors, nor change what numbers are."""
+    before, torch, folder = list(warnings.filters), sys.modules.get("torch"), os.getcwd()
+    settings = (torch.get_default_dtype(), torch.is_grad_enabled()) if torch is not None else None
+    try:
+        yield
+    finally:
+        if torch is not None and settings is not None:
+            torch.set_default_dtype(settings[0])
+            torch.set_grad_enabled(settings[1])
+        os.chdir(folder)
+        kept = [found for found in warnings.filters if found[0] != "error" or found in before]
+        if len(kept) < len(warnings.filters):
+            warnings.resetwarnings()  # so that Python forgets what it has looked up
+            warnings.filters[:] = kept  # type: ignore[index]
 
 
 def _imported(name: str, kind: str) -> Callable[..., Any]:
@@ -194,26 +205,33 @@ def _imported(name: str, kind: str) -> Callable[..., Any]:
         sys.path.append(os.getcwd())
     module_name, _, attribute = name.rpartition(".")
     arguments, sys.argv = sys.argv, [module_name]  # those of dfkd are none of the module's
+    what = f"{kind} {name!r} cannot be imported:"
     try:
-        module = importlib.import_module(module_name)
-    except SystemExit as error:
-        mend = "put its script behind if __name__ == '__main__'"
-        why = f"module {module_name!r} ends the program when it is imported (exit {error.code})"
-        raise RequestError(f"{kind} {name!r} cannot be imported: {why}; {mend}") from None
-    except ModuleNotFoundError as error:
-        if error.name is None or not (module_name + ".").startswith(error.name + "."):
-            raise RequestError(f"{kind} {name!r} cannot be imported: {error}") from error
-        raise RequestError(f"{kind} {name!r} cannot be imported: there is no module {error.name!r}") from None
-    except (ImportError, ValueError, TypeError) as error:  # TypeError: a name that begins with dots
-        raise RequestError(f"{kind} {name!r} cannot be imported: {error}") from error
-    except Exception as error:  # foreign code: anything can be raised
-        raise RequestError(f"{kind} {name!r} cannot be imported: {raised(error)}") from error
+        with Foreign(what, always=True), settings_kept():
+            module = _import(module_name, what)
+            if not hasattr(module, attribute):
+                public = [n for n in dir(module) if not n.startswith("_")]
+                raise RequestError(f"module {module_name!r} has no {attribute!r}{nearest(attribute, public)}")
+            return _callable(getattr(module, attribute), name, kind)
     finally:
         sys.argv = arguments
-    if not hasattr(module, attribute):
-        public = [n for n in dir(module) if not n.startswith("_")]
-        raise RequestError(f"module {module_name!r} has no {attribute!r}{nearest(attribute, public)}")
-    return _callable(getattr(module, attribute), name, kind)
+
+
+def _import(module_name: str, what: str) -> types.ModuleType:
+    try:
+        return importlib.import_module(module_name)
+    except SystemExit as error:
+        hint = "put its script behind if __name__ == '__main__'"
+        why = f"module {module_name!r} ends the program when it is imported (exit {error.code})"
+        raise RequestError(f"{what} {why}{place_of(error)}; {hint}") from None
+    except ModuleNotFoundError as error:
+        if error.name is None or not (module_name + ".").startswith(error.name + "."):
+            raise
+        raise RequestError(f"{what} there is no module {error.name!r}") from None
+    except (ValueError, TypeError) as error:
+        if place_of(error):
+            raise
+        raise RequestError(f"{what} {error}") from error  # a name that begins with dots
 
 
 def _callable(found: Any, name: str, kind: str) -> Callable[..., Any]:

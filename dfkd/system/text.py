@@ -2,6 +2,11 @@
 
 import shlex
 from collections.abc import Sequence
+from statistics import median
+
+LISTED_CLASSES = 20
+"""Up to so many classes a line lists the numbers of all; of more it gives the extremes."""
+EXTREMES = 5
 
 
 def visible(text: str) -> str:
@@ -16,6 +21,23 @@ def visible(text: str) -> str:
 def inspect_command(folder: str) -> str:
     """The command that shows a selection, as a shell takes it."""
     return f"dfkd inspect {shlex.quote(folder)} --out {shlex.quote(folder + '.html')}"
+
+
+def of_classes(values: Sequence[float | int | None], all_in: str, form: str = "") -> str:
+    """A number of each class in one line: all where they are few, else a summary; `all_in` says where all are.
+
+    None stands for a class without images. `form` is a format of numbers.
+    """
+    if len(values) <= LISTED_CLASSES:
+        return " ".join("None" if value is None else format(value, form) for value in values)
+    known = [(value, k) for k, value in enumerate(values) if value is not None]
+    missing = f" ({len(values) - len(known):,} without images)" if len(known) < len(values) else ""
+    if not known:
+        return f"{len(values):,} classes{missing}"
+    ranked, middle = sorted(known), median(value for value, _ in known)
+    ends = {"least": ranked[:EXTREMES], "most": sorted(known, key=lambda one: (-one[0], one[1]))[:EXTREMES]}
+    named = (f"{word} {', '.join(f'{value:{form}} (class {k})' for value, k in some)}" for word, some in ends.items())
+    return f"{len(values):,} classes{missing}: {'; '.join(named)}; median {middle:{form}}; all are in {all_in}"
 
 
 def aligned(head: Sequence[str], body: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:

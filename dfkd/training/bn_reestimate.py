@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dfkd.models.features.taps import network_code, run_network
+
 
 def batch_norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     """The layers that keep statistics of what passes through them."""
@@ -23,14 +25,15 @@ def reestimate(module: nn.Module, views: Iterable[Float[Tensor, "batch channels 
     made the students of `dfkd demo`'s digits far worse. Everything but BatchNorm is in evaluation mode, as when the
     student is used: dropout would widen the variances.
     """
-    norms = batch_norms(module.eval())
+    with network_code(module):
+        norms = batch_norms(module.eval())
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # torch's word for the cumulative average
         norm.train()
     for view in views:
-        module(view)
+        run_network(module, view)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()

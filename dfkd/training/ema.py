@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Average:
-    """Exponential moving average of tensors that change in place: mean = d * mean + (1 - d) * tensor after a step.
+    """Exponential moving average of tensors that change in-place: mean = d * mean + (1 - d) * tensor after a step.
 
     Mean teachers are better role models, 2017, https://arxiv.org/abs/1703.01780. The decay warms up as TensorFlow's
     ExponentialMovingAverage has it, d = min(decay, (1 + step) / (10 + step)), so that the first weights do not stay in
@@ -19,7 +19,7 @@ class Average:
     """
 
     def __init__(self, tensors: Iterable[Tensor], decay: float) -> None:
-        """Begin with the tensors as they are; later they must be the same objects, at the same place."""
+        """Begin with the tensors as they are; later they must be the same objects, at the same address."""
         self._live = [tensor.detach() for tensor in tensors if tensor.is_floating_point()]
         self._mean = [tensor.clone() for tensor in self._live]
         self._decay = decay
@@ -32,7 +32,7 @@ class Average:
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Put the means in the tensors' places."""
+        """Copy the means into the tensors."""
         torch._foreach_copy_(self._live, self._mean)
 
     def state_dict(self) -> dict[str, Any]:

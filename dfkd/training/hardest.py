@@ -31,7 +31,7 @@ class HardestOrder:
         self._round = self._shuffled(np.arange(images))
 
     def rows(self, position: int, count: int) -> Int[np.ndarray, " count"]:
-        """The rows at `count` positions from `position` on, where the rows asked for before ended."""
+        """The rows at `count` positions from `position` on, where the rows drawn before ended."""
         parts = [np.empty(0, dtype=np.int64)]
         while count:
             if position == self._start + len(self._round):

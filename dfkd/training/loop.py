@@ -43,7 +43,7 @@ class Learner(Protocol):
         ...
 
     @property
-    def mend(self) -> str:
+    def hint(self) -> str:
         """What to do where a metric or a weight is no longer finite."""
         ...
 
@@ -105,7 +105,7 @@ def train(learner: Learner, record: Progress) -> None:
             if seen is None:
                 break
             if piece % plan.log_every == 0 or stop.signal is not None:
-                _check_finite({name: float(value) for name, value in seen.items()}, learner.step, learner.mend)
+                _check_finite({name: float(value) for name, value in seen.items()}, learner.step, learner.hint)
             if piece % plan.checkpoint_every == 0 or stop.signal is not None:
                 check_weights(learner)
                 learner.seconds = seconds_before + time.perf_counter() - started
@@ -120,7 +120,7 @@ def train(learner: Learner, record: Progress) -> None:
             if step % plan.log_every == 0 or save or last:
                 now = time.perf_counter()
                 row = {name: float(value) for name, value in metrics.items()}
-                _check_finite(row, step, learner.mend)
+                _check_finite(row, step, learner.hint)
                 rate = plan.batch_size * (step - logged_step) / (now - logged_at)
                 if step % plan.log_every == 0 or last:
                     record.log({"step": step, **row, "images_per_second": rate})
@@ -134,13 +134,13 @@ def train(learner: Learner, record: Progress) -> None:
                 raise Interrupted(stop.signal, f"step {step} is saved, the same command goes on from there")
 
 
-def _check_finite(row: Mapping[str, float], step: int, mend: str) -> None:
+def _check_finite(row: Mapping[str, float], step: int, hint: str) -> None:
     wrong = [name for name, value in row.items() if not torch.isfinite(torch.tensor(value))]
     if wrong:
         term = next((name for name in wrong if name != "loss"), "loss")
         raise RequestError(
             f"the loss is no longer finite at step {step} (term {term}); the last checkpoint before it, if any, is "
-            f"kept; {mend}"
+            f"kept; {hint}"
         )
 
 
@@ -151,7 +151,7 @@ def check_weights(learner: Learner) -> None:
             if not torch.isfinite(value).all():
                 raise RequestError(
                     f"the weights are no longer finite at step {learner.step} ({name}); the last checkpoint before it, "
-                    f"if any, is kept; {learner.mend}"
+                    f"if any, is kept; {learner.hint}"
                 )
 
 

@@ -2,7 +2,7 @@
 
 What `--batches` names are the functions `shuffled`, `classes`, `superclasses` and `hardest`; one of one's own has the
 same form, `order(stored, batch, seed, *, parameters...) -> Order`. An order is an endless stream of row numbers that is
-decided by its seed alone: what stands at a position can be asked for at any time, so that a run goes on from a position
+decided by its seed alone: what stands at a position can be computed at any time, so that a run goes on from a position
 as if it had never stopped. One that has the methods of `Following` is told how far the student is from the teacher.
 """
 
@@ -33,7 +33,7 @@ class Order(Protocol):
 
 @runtime_checkable
 class Following(Order, Protocol):
-    """An order that draws from what the student does; it is asked for the rows of every batch once, in turn."""
+    """An order that draws from what the student does; the rows of every batch are drawn from it once, in turn."""
 
     def seen(self, rows: Int[np.ndarray, " batch"], values: Float[Tensor, " batch"]) -> None:
         """After a batch: the teacher's divergence from the student on these rows, on the device."""
@@ -166,7 +166,7 @@ class _Deal:
     """Cards dealt endlessly in hands of one size, so that no hand has a card twice while another is not in it.
 
     A hand has all cards as often as they fit in, and the rest of it from an endless stream of permutations: a
-    permutation that begins amid a hand first deals cards that the hand has not got. Where that falls into place again,
+    permutation that begins amid a hand first deals cards that the hand has not got. Where that is in step again,
     after as many permutations as a hand has cards at the most, a round begins; it is drawn from the seed and its
     number alone.
     """

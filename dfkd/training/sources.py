@@ -15,6 +15,8 @@ from torch import Tensor
 
 from dfkd.formats.shards import Shards
 from dfkd.models.features.outputs import Outputs
+from dfkd.system.errors import RequestError
+from dfkd.system.foreign import Foreign
 from dfkd.training.sampling import Following, Order
 
 Student = Callable[[Float[Tensor, "batch channels height width"]], Outputs]
@@ -29,6 +31,7 @@ class Batch:
     rows: Int[Tensor, " batch"] | None
 
 
+_FAILS = "the order of batches fails:"
 _Rows = tuple[UInt8[Tensor, "batch height width channels"], Int[Tensor, " batch"]]
 """Pixels and rows of a batch of stored images."""
 
@@ -142,7 +145,8 @@ class ShardSource(Still):
     def seen(self, rows: Int[Tensor, " batch"], values: Float[Tensor, " batch"]) -> None:
         """Tell the order."""
         if self._following is not None:
-            self._following.seen(rows.numpy(), values)
+            with Foreign(_FAILS, self._order):
+                self._following.seen(rows.numpy(), values)
 
     def sample(self, count: int) -> Batch:
         """The next `count` images."""
@@ -179,9 +183,19 @@ class ShardSource(Still):
         return pixels[:count], rows[:count]
 
     def _batch(self, position: int, count: int) -> _Rows:
-        rows = self._order.rows(position, count)
+        with Foreign(_FAILS, self._order):
+            rows = self._order.rows(position, count)
+        self._check(rows, count)
         pixels = torch.from_numpy(self._pixels(rows)) if self._resident is None else self._resident(rows, self._pixels)
         return pixels, torch.from_numpy(rows)
+
+    def _check(self, rows: object, count: int) -> None:
+        """Raises: RequestError for what an order of one's own gives in place of rows."""
+        is_rows = isinstance(rows, np.ndarray) and rows.shape == (count,) and rows.dtype.kind in "iu"
+        if not is_rows or (count and not 0 <= rows.min() <= rows.max() < self.images):  # type: ignore[attr-defined]
+            raise RequestError(
+                f"the order of batches gives other than {count} whole numbers from 0 to {self.images - 1} as rows"
+            )
 
     def _pixels(self, rows: Int[np.ndarray, " batch"]) -> UInt8[np.ndarray, "batch height width channels"]:
         which = np.searchsorted(self._starts, rows, side="right") - 1
@@ -198,7 +212,7 @@ class ShardSource(Still):
 
 
 class Resident:
-    """Pixels on a device, where a batch is then gathered: an image is read and copied the first time it is asked for.
+    """Pixels on a device, where a batch is then gathered: an image is read and copied the first time it is needed.
 
     So a training begins at once, whatever the number of images, and from the second pass on nothing is read, decoded
     or moved. They take their size in uint8 there.

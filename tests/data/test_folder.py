@@ -14,7 +14,7 @@ def test_sorted_with_labels(folder: Path, patches: np.ndarray) -> None:
     (folder / "b0").mkdir()  # a class without images keeps its number
     pool = open_pool([str(folder)], image_size=16, channels=3)
     every = np.arange(len(pool))
-    assert pool.sources(every) == [f"photos/{'abc'[i // 4]}/{i:02d}.png" for i in range(12)]
+    assert pool.origins(every) == [f"photos/{'abc'[i // 4]}/{i:02d}.png" for i in range(12)]
     assert np.array_equal(pool.images(every).pixels, patches)
     assert pool.labels().tolist() == [0] * 4 + [1] * 4 + [3] * 4
     assert pool.files(np.array([5])) == [(folder / "b" / "05.png").read_bytes()]
@@ -23,7 +23,7 @@ def test_sorted_with_labels(folder: Path, patches: np.ndarray) -> None:
 def test_no_labels_where_an_image_lies_on_top(folder: Path) -> None:
     (folder / "a" / "00.png").rename(folder / "zero.PNG")
     pool = open_pool([str(folder)], image_size=16, channels=3)
-    assert pool.sources(np.array([11])) == ["photos/zero.PNG"]
+    assert pool.origins(np.array([11])) == ["photos/zero.PNG"]
     with pytest.raises(RequestError, match=r"'zero.PNG' lies in no class subfolder"):
         pool.labels()
 

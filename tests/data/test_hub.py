@@ -32,7 +32,7 @@ def local(tmp_path: Path, patches: np.ndarray, encode: Callable) -> Path:
 def test_a_local_folder_is_loaded(local: Path, patches: np.ndarray, tmp_path: Path) -> None:
     pool = open_pool([f"hf:{local}"], image_size=16, channels=3)
     assert np.array_equal(pool.images(np.arange(8)).pixels, patches[:8])
-    assert pool.sources(np.array([3])) == ["hf:digits:train#3"]
+    assert pool.origins(np.array([3])) == ["hf:digits:train#3"]
     assert str(tmp_path) not in str(pool.identity)
     assert pool.identity == open_pool([f"hf:{local}"], image_size=16, channels=3).identity
     test = open_pool([f"hf:{local}:test[1:3]"], image_size=16, channels=3)

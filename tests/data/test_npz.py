@@ -22,7 +22,7 @@ def test_layouts_give_the_same_pixels(tmp_path: Path, patches: np.ndarray, layou
     assert (pool.image_size, len(pool), pool.encoded) == (16, 12, False)
     order = np.array([7, 0, 11, 7])
     assert np.array_equal(pool.images(order).pixels, patches[order])
-    assert pool.sources(order) == ["pool.npz#7", "pool.npz#0", "pool.npz#11", "pool.npz#7"]
+    assert pool.origins(order) == ["pool.npz#7", "pool.npz#0", "pool.npz#11", "pool.npz#7"]
 
 
 @pytest.mark.parametrize("order", ["C", "F"])

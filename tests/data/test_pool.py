@@ -30,10 +30,10 @@ def test_several_data_are_one_after_the_other(arrays: list[str], folder: Path, p
     both = np.concatenate([patches, patches, 255 - patches])
     assert len(pool) == 36
     assert np.array_equal(pool.images(order).pixels, both[order])
-    assert pool.sources(order) == [
+    assert pool.origins(order) == [
         "pool.npz~2#11", "pool.npz#0", "photos/a/00.png", "photos/c/11.png", "pool.npz~2#0", "pool.npz#11",
     ]  # fmt: skip
-    assert len(set(pool.sources(np.arange(36)))) == 36
+    assert len(set(pool.origins(np.arange(36)))) == 36
     assert np.array_equal(pool.labels(), [*range(12), *np.arange(12) // 4, *range(12)])
     assert [one["name"] for one in pool.identity] == ["pool.npz", "photos", "pool.npz"]
     files = pool.files(order)

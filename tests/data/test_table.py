@@ -29,7 +29,7 @@ def test_parquet_with_encoded_images(tmp_path: Path, patches: np.ndarray, encode
     pool = pool_of(tmp_path / "set.parquet")
     assert np.array_equal(pool.images(ORDER).pixels, patches[ORDER])
     assert pool.files(ORDER) == [files[i] for i in ORDER]
-    assert pool.sources(ORDER[:2]) == ["set.parquet#9", "set.parquet#0"]
+    assert pool.origins(ORDER[:2]) == ["set.parquet#9", "set.parquet#0"]
     assert pool.labels().tolist() == list(range(12))
     with pytest.raises(RequestError, match="holds encoded images, of any size; give --image-size N"):
         pool_of(tmp_path / "set.parquet", None)
@@ -103,7 +103,7 @@ def test_a_shard_folder_of_our_own(tmp_path: Path, patches: np.ndarray) -> None:
         save(patches, tmp_path / name)
     pool = pool_of(tmp_path / "one", None)
     assert np.array_equal(pool.images(ORDER).pixels, patches[ORDER])
-    assert pool.sources(ORDER[:1]) == ["one#9"]
+    assert pool.origins(ORDER[:1]) == ["one#9"]
     with pytest.raises(RequestError, match=r"has no label column .* its columns are image, source"):
         pool.labels()
 

@@ -31,7 +31,7 @@ def test_members_in_every_tar_format(tmp_path: Path, patches: np.ndarray, encode
     write_tar(tmp_path / "x.tar", {"readme.txt": b"x" * 700, **members}, format, mtime=1.5)
     pool = open_pool([str(tmp_path / "x.tar")], image_size=16, channels=3)
     order = np.array([3, 1, 0, 2])
-    assert pool.sources(order) == [f"x.tar/{names[i].removeprefix('./')}" for i in order]
+    assert pool.origins(order) == [f"x.tar/{names[i].removeprefix('./')}" for i in order]
     assert np.array_equal(pool.images(order).pixels, patches[order])
     assert pool.files(order) == [members[names[i]] for i in order]
 
@@ -46,7 +46,7 @@ def test_shards_by_range_and_glob(tmp_path: Path, patches: np.ndarray, encode: C
     pools = [open_pool([text], image_size=16, channels=3) for text in spelled]
     every = np.arange(12)
     for pool in pools:
-        assert pool.sources(every) == [f"x-{i // 4:03d}.tar/{i % 4}.png" for i in range(12)]
+        assert pool.origins(every) == [f"x-{i // 4:03d}.tar/{i % 4}.png" for i in range(12)]
         assert np.array_equal(pool.images(every[::-1]).pixels, patches[::-1])
         assert pool.labels().tolist() == list(range(12))
         assert len(pool.identity) == 1
@@ -117,7 +117,7 @@ def test_where_the_members_lie_is_kept_for_the_next_command(
     assert np.array_equal(images.pixels[0], patches[4])
     assert images.problems == {1: "cannot be read from its tar file: a header is damaged"}
     with pytest.raises(RequestError, match=r"x\.tar' has changed since it was first opened \(a header is damaged\)"):
-        pool.sources(np.arange(2))
+        pool.origins(np.arange(2))
     write_tar(path, {f"{i}.png": encode(patches[i]) for i in (4, 5)})
 
     (tmp_path / "file").touch()

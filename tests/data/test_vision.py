@@ -33,7 +33,7 @@ def test_raw_pixels_of_a_split(mnist: dict[str, np.ndarray], tmp_path: Path) -> 
     assert pool.image_size == 28
     assert np.array_equal(pool.images(np.arange(5)).pixels[..., 0], mnist["t10k"])
     assert pool.labels().tolist() == [0, 1, 2, 3, 4]
-    assert pool.sources(np.array([2])) == ["torchvision:MNIST:test#2"]
+    assert pool.origins(np.array([2])) == ["torchvision:MNIST:test#2"]
     assert str(tmp_path) not in str(pool.identity)
     assert len(open_pool(["torchvision:mnist"], image_size=None, channels=1)) == 12
 

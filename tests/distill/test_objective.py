@@ -164,11 +164,6 @@ def test_objective__says_which_loss_failed_and_where(pair, declaring):
         few.check(*pair)
 
 
-def test_loss__takes_tensors_for_outputs_that_are_logits(pair):
-    student, teacher = (outputs.logits for outputs in pair)
-    assert torch.equal(KD(temperature=2.0)(student, teacher), KD(temperature=2.0)(*pair))
-
-
 @pytest.mark.parametrize(
     ("specs", "said"),
     [

@@ -1,6 +1,7 @@
 """Image files, folders, tars and tables as people have them, through the commands."""
 
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -53,8 +54,8 @@ def test_folder__takes_whole_numbers_as_labels(tmp_path: Path) -> None:
         (tmp_path / str(i)).mkdir()
         (tmp_path / str(i) / "a.png").write_bytes(encode(image))
     pool = open_pool([str(tmp_path)], image_size=16, channels=3)
-    sources = pool.sources(ALL)
-    assert pool.labels().tolist() == [int(source.split("/")[1]) for source in sources]
+    origins = pool.origins(ALL)
+    assert pool.labels().tolist() == [int(origin.split("/")[1]) for origin in origins]
 
 
 def test_folder__may_hold_a_file_state_json(tmp_path: Path) -> None:
@@ -146,7 +147,7 @@ def test_tar__reads_links_to_its_own_members(tmp_path: Path, capsys: pytest.Capt
     path = write_links(tmp_path / "x.tar", members)
     for _ in range(2):  # the second time by the index that the first has kept
         pool = open_pool([str(path)], image_size=16, channels=3)
-        assert pool.sources(np.arange(len(pool))) == [f"x.tar/{n}.png" for n in ("d/0", "e/1", "e/2", "f/3", "f/4")]
+        assert pool.origins(np.arange(len(pool))) == [f"x.tar/{n}.png" for n in ("d/0", "e/1", "e/2", "f/3", "f/4")]
         assert np.array_equal(pool.images(np.arange(5)).pixels, PIXELS[[0, 0, 3, 3, 3]])
         assert pool.labels().tolist() == [5, 5, 7, 7, 7]
         assert "3 links to nothing in it" in capsys.readouterr().err
@@ -168,13 +169,38 @@ def test_content_decides__what_an_image_is(tmp_path: Path, capsys: pytest.Captur
     for name, data in members.items():
         (tmp_path / "f" / name).write_bytes(data)
     tar = write_tar(tmp_path / "x.tar", members)
+    extra: dict[str, dict[str, int]] = {"f": {".cls": 9}, "x.tar": {}}
     for given in (tmp_path / "f", tar, tar):
         pool = open_pool([str(given)], image_size=16, channels=3)
-        assert sorted(source.partition("/")[2] for source in pool.sources(np.arange(len(pool)))) == names
+        assert pool.left_out == {given.name: {".avif": 1, ".heic": 1, ".part": 1, ".zzz": 1, **extra[given.name]}}
+        assert sorted(origin.partition("/")[2] for origin in pool.origins(np.arange(len(pool)))) == names
         assert not pool.images(np.arange(len(pool))).problems
         said = capsys.readouterr().err
         assert all(f"1 {suffix}" in said for suffix in (".heic", ".avif", ".zzz", ".part")), said
     assert pool.labels().tolist() == [0] * 9
+
+
+def test_select__writes_down_what_is_left_out(tmp_path: Path) -> None:
+    """Pools with files that are no images, and files and folders without any, in the manifest."""
+    save_file(cifar_resnet(depth=8, width=4, num_classes=4).state_dict(), tmp_path / "t.safetensors")
+    images = {f"{i}.png": encode(PIXELS[i]) for i in range(6)}
+    write_tar(tmp_path / "s-0.tar", {**images, "a.heic": b"\0\0\0\x18ftypheic", "noname": b"x"})
+    write_tar(tmp_path / "s-1.tar", {"a.json": b"{}"})
+    write_tar(tmp_path / "t.tar", images)
+    (tmp_path / "none").mkdir()
+    model = ("--teacher", f"cifar_resnet:depth=8,width=4@{tmp_path / 't.safetensors'}", "--image-size", "16")
+    pools = {"clean": ["t.tar"], "mixed": ["s-*.tar", "t.tar", "none"]}
+    for name, pool in pools.items():
+        given = ["--pool", *(str(tmp_path / one) for one in pool), "--count", "4", "--out", str(tmp_path / name)]
+        assert cli.main(["select", *model, *given]) == 0
+    manifests = {name: json.loads((tmp_path / name / "manifest.json").read_text()) for name in pools}
+    assert "left_out" not in manifests["clean"]
+    assert manifests["mixed"]["left_out"] == {
+        "none": {"without images": 1},
+        "s-1.tar": {"without images": 1},
+        "s-0.tar": {".heic": 1, "without suffix": 1},
+    }
+    assert cli.main(["inspect", str(tmp_path / "mixed")]) == 0
 
 
 def test_tar__takes_the_member_that_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,7 +218,7 @@ def test_tar__takes_the_member_that_is_named(tmp_path: Path, capsys: pytest.Capt
     pool = open_pool([str(tmp_path / "m-{0..1}.tar#png")], image_size=16, channels=3)
     assert np.array_equal(pool.images(ALL).pixels, PIXELS)
     assert pool.labels().tolist() == [*range(6)] * 2
-    assert pool.sources(ALL[6:7]) == ["m-1.tar/0.png"]
+    assert pool.origins(ALL[6:7]) == ["m-1.tar/0.png"]
     both = [open_pool([one + end], image_size=16, channels=3).identity for end in ("", "#png", "#mask.png")]
     assert both[0] != both[1] != both[2]
     with pytest.raises(RequestError, match=r"holds no images named KEY\.jpg"):

@@ -21,7 +21,7 @@ def test_images_are_made_again_as_they_were_scored(make):
     assert np.allclose(pictures.scores.images.confidence[indices], confidence, atol=1e-5)
     assert np.array_equal(pictures.scores.images.prediction[indices], prediction)
     assert np.array_equal(predictions, pictures.scores.images.prediction)
-    assert pictures.sources(indices[:2]) == ["dafl/0", "dafl/3"]
+    assert pictures.origins(indices[:2]) == ["dafl/0", "dafl/3"]
     assert np.array_equal(decode(pictures.files(indices)[1], 8, 1).pixels, pixels[1])
 
 

@@ -255,7 +255,7 @@ def test_a_given_place_of_a_group_stands_for_the_group():
     assert taps == {"stage1": Tap("layer1.0.bn2"), "last": Tap("linear", "input")}
 
 
-def test_networks_without_maps_are_named_the_mend():
+def test_networks_without_maps_are_told_what_to_write():
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
     with pytest.raises(RequestError, match=r"'stage'.*no map of more than one pixel.*stage1=layer1 stage2=layer2"):
         find_taps(network, torch.rand(1, 3, 2, 2), wanted=("stage",))

@@ -135,7 +135,7 @@ def test_a_place_that_is_not_passed_or_holds_no_tensor_is_refused():
         Tapped(Odd(), {"first": Tap("rnn")})(images)
 
 
-def test_auxiliary_heads_are_refused_with_the_mend():
+def test_auxiliary_heads_are_refused_with_a_hint():
     class Auxiliary(nn.Module):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
             return x.mean((2, 3)), x

@@ -219,8 +219,8 @@ def test_members_of_a_tar_that_lead_out_of_it_are_only_names(lab, tmp_path, rng)
     before = sorted(tmp_path.rglob("*"))
     common = ("--teacher", lab.teacher, *lab.flags, "--pool", tmp_path / "in" / "pool.tar", "--method", "random")
     assert lab.dfkd("select", *common, "--out", tmp_path / "out", "--count", 4) == 0
-    sources = Shards(tmp_path / "out").column("source").tolist()
-    assert sources == ["pool.tar/" + name for name in ("../../up.png", "etc/absolute.png", "a/../b.png", "plain.png")]
+    origins = Shards(tmp_path / "out").column("source").tolist()
+    assert origins == ["pool.tar/" + name for name in ("../../up.png", "etc/absolute.png", "a/../b.png", "plain.png")]
     assert [p for p in sorted(tmp_path.rglob("*")) if tmp_path / "out" not in (p, *p.parents)] == before
 
 

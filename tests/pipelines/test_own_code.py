@@ -145,7 +145,7 @@ def test_gamma__is_the_methods_own_unless_the_flag_says_it(lab, tmp_path, capsys
 def test_an_order_of_ones_own_that_is_none_is_told(lab, selection, tmp_path, capsys):
     (tmp_path / "own_code.py").write_text("def mine(stored, batch, seed):\n    return [1, 2]\n")
     assert lab.distill(selection, tmp_path / "run", *STEPS, "--loss", "kd", "--batches", "own_code.mine") == 2
-    said = "order of batches own_code.mine gives a list, not a dfkd.training.sampling.Order"
+    said = "order of batches own_code.mine gives a list, which has no rows(position, count)"
     assert said in capsys.readouterr().err.splitlines()[-1]
 
 

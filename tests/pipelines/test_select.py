@@ -302,14 +302,15 @@ def test_features_are_kept_by_the_place_they_were_taken_at(lab, tmp_path):
 
 def test_other_code_is_another_teacher(lab, tmp_path, monkeypatch):
     """The same weights in a network that computes something else: its scores are not those in the cache."""
-    from dfkd.system.names import code_of, find
+    from dfkd.system.code import code_of
+    from dfkd.system.names import find
 
     source = "from dfkd.models import cifar_resnet\ndef make():\n    return cifar_resnet(depth=8)\n"
     (tmp_path / "edited_nets.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     make = find("edited_nets.make", [], "model")
     before = code_of(make)
-    (tmp_path / "edited_nets.py").write_text(source + "# edited\n")
+    (tmp_path / "edited_nets.py").write_text(source.replace("depth=8", "depth=8, width=8"))
     assert code_of(make) != before
     assert code_of(cifar_resnet) is None
 

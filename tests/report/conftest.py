@@ -11,10 +11,10 @@ MakeRun = Callable[..., str]
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> MakeRun:
-    """Write a run's folder by hand; keyword arguments are fields of its result, `content` and `asked` change tables."""
+    """Write a run's folder by hand; keyword arguments set its result, `content` and `config` its tables."""
 
     def make(
-        name: str, seed: int = 0, *, content: dict[str, Any] | None = None, asked: Any = None, **result: Any
+        name: str, seed: int = 0, *, content: dict[str, Any] | None = None, config: Any = None, **result: Any
     ) -> str:
         folder = tmp_path / "runs" / f"{len(list(tmp_path.glob('runs/*')))}"
         folder.mkdir(parents=True)
@@ -27,7 +27,7 @@ def make_run(tmp_path: Path) -> MakeRun:
                 "steps": 100,
                 "seed": seed,
                 "loss": ["kd", "relation:1"],
-                **(asked or {}),
+                **(config or {}),
             },
             "model": {},
             "content": {

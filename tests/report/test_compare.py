@@ -31,8 +31,8 @@ class Balanced(HTMLParser):
 
 def test_page_csv_and_terminal(make_run, tmp_path: Path, capsys) -> None:
     names = ("<script>alert(1)</script>", "b")
-    asked = {"loss": ["kd"], "test": "/data/<t>.npz"}
-    folders = [make_run(n, s, top1=0.5 + 0.01 * s, asked=asked if n == "b" else None) for n in names for s in (0, 1)]
+    config = {"loss": ["kd"], "test": "/data/<t>.npz"}
+    folders = [make_run(n, s, top1=0.5 + 0.01 * s, config=config if n == "b" else None) for n in names for s in (0, 1)]
     run(CompareConfig(runs=tuple(folders), out=str(tmp_path / "new" / "report.html")))
     page = (tmp_path / "new" / "report.html").read_text(encoding="utf-8")
     seen = Balanced(page).seen
@@ -58,7 +58,7 @@ def test_page_of_one_untested_run_without_metrics(make_run, tmp_path: Path, caps
 
 def test_no_home_folder_in_page_and_csv(make_run, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    folder = make_run("a", asked={"teacher": f"lenet5@{tmp_path}/t.pt"})
+    folder = make_run("a", config={"teacher": f"lenet5@{tmp_path}/t.pt"})
     run(CompareConfig(runs=(folder,), out=str(tmp_path / "report.html")))
     for name in ("report.html", "report.csv"):
         assert str(tmp_path) not in (tmp_path / name).read_text(encoding="utf-8")
@@ -71,7 +71,7 @@ def test_a_wrong_out_is_refused_before_anything_is_read(tmp_path: Path) -> None:
 
 def test_command_can_be_given_again(monkeypatch) -> None:
     monkeypatch.setenv("HOME", "/home/x")
-    asked = {
+    config = {
         "preset": "quick",
         "teacher": "lenet5@~/my teachers/t.pt",
         "student": "lenet5_half",
@@ -84,7 +84,7 @@ def test_command_can_be_given_again(monkeypatch) -> None:
         "teacher_taps": [],
         "optimizer": "sgd",
     }
-    line = command(asked)
+    line = command(config)
     assert line == (
         "dfkd distill --teacher lenet5@\"$HOME\"/'my teachers/t.pt' --student lenet5_half --samples 'a b' \"$HOME\"/c "
         "--out run --no-flip --lr 0.1 --loss kd:temperature=4 relation:1"

@@ -31,8 +31,8 @@ def test_a_file_that_is_not_what_was_written_is_named(tmp_path):
     assert check_file(path, written) == check_size(path, written) == 5
     path.write_bytes(b"12344")
     assert check_size(path, written) == 5
-    with pytest.raises(RequestError, match=r"/x is damaged: its SHA-256 is not .* written; mend it"):
-        check_file(path, written, "; mend it")
+    with pytest.raises(RequestError, match=r"/x is damaged: its SHA-256 is not .* written; write it again"):
+        check_file(path, written, "; write it again")
     path.write_bytes(b"1234")
     with pytest.raises(RequestError, match="/x is damaged: it has 4 bytes, 5 were written"):
         check_size(path, written)

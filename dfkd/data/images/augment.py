@@ -23,7 +23,7 @@ def draw_crops(
 def crop(
     pixels: Shaped[Tensor, "batch height width channels"], padding: int, crops: Int[Tensor, "batch 3"]
 ) -> Shaped[Tensor, "batch height width channels"]:
-    """The window of each image, padded with black, that begins at its row and column, mirrored where asked.
+    """The window of each image, padded with black, that begins at its row and column, mirrored where `crops` says so.
 
     One gather does it all: for every output pixel the row and column that it comes from. Gradients go back through it.
     """
@@ -105,13 +105,13 @@ def _beta(alpha: float, n: int, device: torch.device, generator: torch.Generator
 def _outside_a_box(
     kept: Float[Tensor, " batch"], height: int, width: int, generator: torch.Generator
 ) -> Float[Tensor, "batch 1 {height} {width}"]:
-    """1 at the share `kept` of the pixels, 0 in a box of the image's own proportions, at any place within it."""
+    """1 at the share `kept` of the pixels, 0 in a box of the image's own proportions, anywhere within it."""
     inside = []
     for length in (height, width):
         size = ((1 - kept).sqrt() * length).round()
         drawn = torch.rand(len(kept), generator=generator, device=kept.device)
         start = (drawn * (length - size + 1)).floor()
-        places = torch.arange(length, device=kept.device)
-        inside.append((places >= start[:, None]) & (places < (start + size)[:, None]))
+        positions = torch.arange(length, device=kept.device)
+        inside.append((positions >= start[:, None]) & (positions < (start + size)[:, None]))
     rows, columns = inside
     return 1 - (rows[:, None, :, None] & columns[:, None, None, :]).float()

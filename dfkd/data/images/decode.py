@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _GRAY = ("1", "L")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
 """Pillow knows many more by their content; of these one starts another program (EPS), and all are more to attack."""
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
 
 
 @dataclass(frozen=True)
@@ -123,10 +125,7 @@ def _load(item: object, size: int) -> tuple["Image", tuple[int, int, int], int |
     if not isinstance(item, bytes | Image.Image):
         raise Unreadable(f"is a {type(item).__name__}, not an image")
     try:
-        with warnings.catch_warnings():  # of a bomb, which is refused below
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            warnings.simplefilter("ignore", UserWarning)  # of a broken EXIF block, which is left out
-            image = Image.open(io.BytesIO(item), formats=_FORMATS) if isinstance(item, bytes) else item
+        image = _opened(item) if isinstance(item, bytes) else item
         width, height = image.size
         if width * height > (Image.MAX_IMAGE_PIXELS or width * height):
             raise Unreadable(f"{width}x{height} pixels: above the limit against decompression bombs")
@@ -143,6 +142,35 @@ def _load(item: object, size: int) -> tuple["Image", tuple[int, int, int], int |
         raise Unreadable("is no PNG, JPEG, WebP, BMP, GIF, TIFF or PPM image") from None
     except Exception as error:  # broken files make Pillow raise nearly anything
         raise Unreadable(f"{type(error).__name__}: {error}") from error
+
+
+def _opened(data: bytes) -> "Image":
+    """The image of a file's bytes, its pixels not yet read; of a PNG without what lies beside them, if that is broken.
+
+    Pillow refuses a PNG for a wrong checksum or more than a megabyte of text or color profile, too.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    with warnings.catch_warnings():  # of a bomb, which is refused later
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore", UserWarning)  # of a broken EXIF block, which is left out
+        try:
+            return Image.open(io.BytesIO(data), formats=_FORMATS)
+        except (UnidentifiedImageError, ValueError, SyntaxError):
+            if not data.startswith(_PNG):
+                raise
+        return Image.open(io.BytesIO(_pixels_of_png(data)), formats=_FORMATS)
+
+
+def _pixels_of_png(data: bytes) -> bytes:
+    """A PNG file without its metadata: the chunks that decide its pixels and how it is turned, as they are."""
+    kept, at = [_PNG], len(_PNG)
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] in _PNG_CHUNKS:
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
 
 
 def _upright(image: "Image") -> "Image":

@@ -45,10 +45,15 @@ def may_be_image(suffix: str) -> bool:
     return not (suffix in IMAGE_SUFFIXES or suffix in DATA_SUFFIXES or suffix in _UNFIT or suffix.endswith("~"))
 
 
+def counted(left_out: Counter[str]) -> dict[str, int]:
+    """Numbers of files by suffix, or by another reason to leave them out, in sorted order."""
+    return {suffix or "without suffix": left_out[suffix] for suffix in sorted(left_out)}
+
+
 def count(left_out: Counter[str]) -> str:
     """`5 .heic, 2 without suffix`: the commonest suffixes first."""
-    ranked = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
-    words = [f"{number:,} {suffix or 'without suffix'}" for suffix, number in ranked[:6]]
+    ranked = sorted(counted(left_out).items(), key=lambda item: (-item[1], item[0]))
+    words = [f"{number:,} {suffix}" for suffix, number in ranked[:6]]
     return ", ".join(words) + (f" and {len(ranked) - 6} suffixes more" if len(ranked) > 6 else "")
 
 

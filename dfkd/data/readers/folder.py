@@ -16,12 +16,16 @@ from dfkd.data.readers.reader import IMAGE_SUFFIXES, Names, NoImages, Unreadable
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 
+_SYSTEM = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+"""Folders that systems and archivers add, with thumbnails or copies in them."""
 _SPLIT = re.compile(r"(train(ing)?|val(id(ation)?)?|test(ing)?|dev|eval(uation)?)([-_ ]?(set|data|images|\d+))?")
 """Names of folders that hold a part of a data set, and no class."""
 
 
 class FolderReader:
-    """Every image file below `path`, in sorted order; hidden files are left out, linked folders are followed.
+    """Every image file below `path`, in sorted order; hidden files and folders of the system are left out.
+
+    Linked folders are followed.
 
     A suffix that images have makes a file one, else its first bytes.
     """
@@ -41,7 +45,8 @@ class FolderReader:
             self._names.append(name)
         self.identity: dict[str, Any] = {"format": "folder", "files": digest.hexdigest()[:16]}
         if not len(self):
-            raise NoImages(f"folder {str(path)!r} holds no images{_mend(path)}")
+            raise NoImages(f"folder {str(path)!r} holds no images{_hint(path)}")
+        self.left_out = content.counted(left_out)
         if left_out:
             say(content.note(f"folder {str(path)!r}", left_out))
 
@@ -62,7 +67,7 @@ class FolderReader:
         Raises: RequestError where an image lies in no subfolder.
         """
         with os.scandir(self._path) as entries:
-            classes = sorted(os.fsencode(e.name) for e in entries if e.is_dir() and not e.name.startswith("."))
+            classes = sorted(os.fsencode(e.name) for e in entries if e.is_dir() and not _hidden(e.name))
         number, seen = _numbered(classes), set[bytes]()
         labels = np.empty(len(self), np.int64)
         for i in range(len(self)):
@@ -88,6 +93,10 @@ class FolderReader:
             return Unreadable(f"cannot be opened: {error.strerror}")
 
 
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name in _SYSTEM
+
+
 def _numbered(classes: list[bytes]) -> dict[bytes, int]:
     """The class of each folder: its name where all names are different whole numbers, else its sorted position."""
     if all(name.isdigit() and len(name) <= 18 for name in classes) and len(set(map(int, classes))) == len(classes):
@@ -109,7 +118,7 @@ def _image_files(
     except PermissionError as error:
         raise RequestError(f"folder {folder!r} may not be read; grant it or leave it out") from error
     for entry in entries:
-        if entry.name.startswith("."):
+        if _hidden(entry.name):
             continue
         if entry.is_dir():
             yield from _image_files(entry.path, left_out, f"{below}{entry.name}{os.sep}", above | {here})
@@ -130,7 +139,7 @@ def _is_image(entry: "os.DirEntry[str]") -> bool:
         return False
 
 
-def _mend(path: Path) -> str:
+def _hint(path: Path) -> str:
     """What to write instead, where the folder holds files of another format."""
     for suffix in (".tar", ".parquet", ".arrow", ".npz"):
         if any(path.glob(f"*{suffix}")):

@@ -11,7 +11,7 @@ _FORM = "hf:REPO[/CONFIG][@REVISION][:SPLIT]"
 
 
 class HubName(NamedTuple):
-    """What `hf:REPO[/CONFIG][@REVISION][:SPLIT]` names; `shown` is the same without a local folder's place."""
+    """What `hf:REPO[/CONFIG][@REVISION][:SPLIT]` names; `shown` is the same without a local folder's path."""
 
     repo: str
     config: str | None
@@ -21,7 +21,7 @@ class HubName(NamedTuple):
 
 
 def open_hub(text: str) -> tuple[str, TableReader]:
-    """The name for sources, and a reader of the data set's Arrow cache. Code from the Hub is never run.
+    """The name for origins, and a reader of the data set's Arrow cache. Code from the Hub is never run.
 
     Raises: RequestError where the text is malformed, or `datasets.load_dataset` fails.
     """
@@ -43,18 +43,18 @@ def open_hub(text: str) -> tuple[str, TableReader]:
 
 def parse_hub(text: str) -> HubName:
     """Take `hf:...` apart; the split is `train` where none is given. Raises: RequestError where it is malformed."""
-    place, colon, split = text.removeprefix("hf:").partition(":")
+    named, colon, split = text.removeprefix("hf:").partition(":")
     split = split or "train"
-    folder = user_path(place)
-    local = place.startswith(("/", ".", "~")) or folder.is_dir()
-    name, at, revision = (place, "", "") if local else place.partition("@")
+    folder = user_path(named)
+    local = named.startswith(("/", ".", "~")) or folder.is_dir()
+    name, at, revision = (named, "", "") if local else named.partition("@")
     parts = name.split("/")
     wrong = not local and (len(parts) > 3 or "" in parts or (at and not revision))
-    if not place or (colon and text.endswith(":")) or wrong:
+    if not named or (colon and text.endswith(":")) or wrong:
         raise RequestError(f"{text!r} is not {_FORM}, with REPO as owner/name or a single name")
     if not local:
         config = parts[2] if len(parts) == 3 else None
-        return HubName("/".join(parts[:2]), config, revision or None, split, f"hf:{place}:{split}")
+        return HubName("/".join(parts[:2]), config, revision or None, split, f"hf:{named}:{split}")
     if folder.is_dir():
         return HubName(str(folder), None, None, split, f"hf:{folder.resolve().name}:{split}")
     if folder.parent.is_dir():

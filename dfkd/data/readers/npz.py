@@ -50,6 +50,8 @@ class NpzReader:
             self.shape = image_shape(self._pixels.shape[1:])
         except NoImages as error:
             raise NoImages(f"images of {str(path)!r}: {error}") from error
+        except RequestError:
+            raise
         except ValueError as error:
             raise RequestError(f"images of {str(path)!r}: {error}") from error
         except _BROKEN as error:
@@ -138,15 +140,15 @@ def _map(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> _Stac
             name_length, extra_length = struct.unpack("<HH", whole.read(4))
             whole.seek(name_length + extra_length, 1)
             return _map_npy(whole, member.file_size)
-        with archive.open(member) as source:
-            shape, _ = _header(source)  # refuse before gigabytes are unpacked
+        with archive.open(member) as file:
+            shape, _ = _header(file)  # refuse before gigabytes are unpacked
             if not 0 <= member.file_size - math.prod(shape) <= _LONGEST_HEADER:
                 raise ValueError(f"shape {list(shape)} does not fit its {member.file_size} bytes; write the file again")
         say(f"{path.name} is compressed: unpacking {member.file_size / 1e9:.2f} GB to {tempfile.gettempdir()}")
         with tempfile.TemporaryFile() as spilled:
             try:
-                with archive.open(member) as source:
-                    shutil.copyfileobj(source, spilled, 1 << 20)
+                with archive.open(member) as file:
+                    shutil.copyfileobj(file, spilled, 1 << 20)
                 spilled.flush()
             except OSError as error:
                 raise RequestError(

@@ -1,4 +1,4 @@
-"""What the pool asks of a format: the `Reader` protocol, and what several readers share."""
+"""What the pool needs of a format: the `Reader` protocol, and what several readers share."""
 
 from array import array
 from math import isqrt
@@ -43,7 +43,7 @@ class Reader(Protocol):
         """Raw pixels, or for each index a file's bytes, a PIL image, or the `Unreadable` that says what is wrong."""
 
     def members(self, indices: Int64[np.ndarray, " n"]) -> list[str]:
-        """What follows the reader's name in a source: `#17` or `/folder/a.png`."""
+        """What follows the reader's name in an origin: `#17` or `/folder/a.png`."""
 
     def labels(self) -> Int64[np.ndarray, " images"]:
         """Raises: RequestError where there are none."""
@@ -86,8 +86,15 @@ def image_shape(stored: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def as_labels(values: Any, count: int, where: str) -> Int64[np.ndarray, " images"]:
-    """Class indices, one an image. Raises: ValueError where `values` are something else."""
+    """Class indices, one an image, also from whole numbers as floats or from truth values.
+
+    Raises: ValueError where `values` are something else.
+    """
     labels = np.asarray(values)
+    if labels.dtype.kind == "f" and np.array_equal(labels, np.trunc(labels)) and (np.abs(labels) < 2**53).all():
+        labels = labels.astype(np.int64)  # as other tools write whole numbers beside missing ones
+    if labels.dtype == bool:
+        labels = labels.astype(np.int64)
     if labels.dtype.kind not in "iu" or labels.size != count:
         raise ValueError(f"{where} is {labels.dtype}{list(labels.shape)}, not {count} integers")
     return labels.reshape(count).astype(np.int64)

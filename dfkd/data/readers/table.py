@@ -29,7 +29,7 @@ class TableReader:
     def __init__(
         self, name: str, chunks: Chunks, identity: dict[str, Any], follow: Sequence[str | os.PathLike[str]] = ()
     ) -> None:
-        """Read `chunks`. Rows that hold a path in place of bytes are read where it lies in a folder of `follow`:
+        """Read `chunks`. Rows that hold a path instead of bytes are read where it lies in a folder of `follow`:
 
         a table from elsewhere must not choose which files of this machine are opened.
         """
@@ -55,7 +55,7 @@ class TableReader:
             items: list[object] = [None] * len(indices)
             for owner in np.unique(owners).tolist():
                 positions = np.flatnonzero(owners == owner)
-                taken = self._load(owner).take(rows[positions])
+                taken = _bytes_of(self._load(owner), rows[positions])
                 for position, cell in zip(positions.tolist(), taken.to_pylist(), strict=True):
                     items[position] = self._encoded(cell)
             return items
@@ -76,7 +76,13 @@ class TableReader:
 
         column = self._find(_LABELS, "label")
         try:
-            return as_labels(self._chunks.whole(column).to_numpy(), len(self), f"column {column!r}")
+            values = self._chunks.whole(column)
+            if values.null_count:
+                row = values.is_null().index(True).as_py()
+                raise ValueError(f"column {column!r} has no label in {values.null_count:,} rows, the first is #{row}")
+            if (words := _words(values)) is not None:
+                raise ValueError(f"column {column!r} holds words ({words}, ...); write each class as its number")
+            return as_labels(values.to_numpy(), len(self), f"column {column!r}")
         except (ValueError, OSError, KeyError, pa.ArrowException) as error:
             raise RequestError(f"labels of {self._name!r}: {error}") from error
 
@@ -125,6 +131,8 @@ class TableReader:
 
         kind = self._chunks.schema.field(self._column).type
         storage = _storage(kind)
+        if pa.types.is_dictionary(storage):
+            storage = storage.value_type
         if _is_binary(storage) or (pa.types.is_struct(storage) and storage.get_field_index("bytes") >= 0):
             return None
         leaf = storage
@@ -181,10 +189,10 @@ def open_arrow(path: Path) -> TableReader:
     import pyarrow as pa
 
     try:
-        with pa.memory_map(str(path)) as source:
-            is_file = source.read(6) == b"ARROW1"
-            source.seek(0)
-            opened = pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
+        with pa.memory_map(str(path)) as file:
+            is_file = file.read(6) == b"ARROW1"
+            file.seek(0)
+            opened = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
             table = opened.read_all()
         table.validate()
         return TableReader(str(path), ArrowChunks(table), {"format": "arrow", **file_state(path)})
@@ -237,6 +245,24 @@ def arrow_table(dataset: Any) -> "pa.Table":
     if dataset._indices is not None:  # rows that were picked or shuffled, not yet written out: no public name for it
         dataset = dataset.flatten_indices()
     return dataset.data.table
+
+
+def _bytes_of(array: "pa.Array", rows: Int64[np.ndarray, " n"]) -> "pa.Array":
+    """Some rows of a column of encoded images. Arrow itself takes none of a view's."""
+    import pyarrow as pa
+
+    if pa.types.is_binary_view(array.type):
+        return pa.array([array[row].as_py() for row in rows.tolist()], pa.large_binary())
+    return array.take(rows)
+
+
+def _words(values: "pa.ChunkedArray") -> str | None:
+    """The first value of a column of text; None for another column."""
+    import pyarrow as pa
+
+    kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return repr(values[0].as_py()) if text else None
 
 
 def _storage(kind: "pa.DataType") -> "pa.DataType":

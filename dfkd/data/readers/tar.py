@@ -1,11 +1,12 @@
 """WebDataset `.tar`: the headers are read once, and where they lie is kept; members by their position after that."""
 
+import json
 import os
 import posixpath
 import tarfile
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -18,16 +19,18 @@ from dfkd.data.readers.reader import IMAGE_SUFFIXES, NoImages, Unreadable, file_
 from dfkd.system.checked_parquet import Damaged, read_columns, write_columns
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
-from dfkd.system.files import cache_folder, hash_of, replacing
+from dfkd.system.files import cache_folder, hash_of, write_json
 
 _BLOCK = tarfile.BLOCKSIZE
 _MOST_EMPTY = 1 << 20
 """Bytes of an archive without members: blocks of zeros, as many as the writer puts in one record."""
 _MOST_STEPS = 8
 """From link to link, which may lead round."""
+_MOST_SPARSE = 1 << 26
+"""Bytes of an image that was stored with holes: they cost an archive nothing, and fill the memory."""
 _MOST_KINDS = 8
 """Images of one sample that are told apart by the ends of their names; more are a collection under one name."""
-_RULES = 3
+_RULES = 4
 """The number of the rules by which a member is an image; an index that was kept under others is not read."""
 
 
@@ -40,6 +43,8 @@ class _Member(NamedTuple):
     next: int
     link: str | None = None
     """The member whose bytes a link stands for."""
+    sparse: bool = False
+    """Whether its bytes lie in pieces, with holes between them."""
 
 
 class TarReader:
@@ -55,7 +60,7 @@ class TarReader:
         self.identity: dict[str, Any] = {"format": "tar", **file_state(path)}
         if member:
             self.identity["member"] = self._only
-        self._positions, self._linked, notes = self._index()
+        self._positions, self._linked, notes, self.left_out = self._index()
         if not len(self):
             wanted = f"named KEY.{member}" if member else f"({' '.join(sorted(IMAGE_SUFFIXES))})"
             raise NoImages(f"{str(path)!r} holds no images {wanted}")
@@ -85,50 +90,71 @@ class TarReader:
         return [f"/{printable(name.encode('utf-8', 'surrogateescape'))}" for name in names]
 
     def labels(self) -> Int64[np.ndarray, " images"]:
-        """The number in the `.cls` member that shares an image's key. Raises: RequestError where one is missing."""
+        """The number in the `.cls` member that shares an image's name up to the last dot, else its key.
+
+        Raises: RequestError where one is missing, or there are several that differ.
+        """
         classes: dict[str, int] = {}
-        keys: list[str] = []
+        of_key: dict[str, set[int]] = {}
+        images: list[tuple[str, str]] = []
         with self._path.open("rb", buffering=0) as file:
             for position, member in self._scan():
-                key, end = _key(member.name or "")
+                name = member.name or ""
+                stem, (key, end) = posixpath.splitext(name)[0], _key(name)
                 if member.link is not None and end == "cls":
-                    if (target := _key(member.link)[0]) in classes:
-                        classes[key] = classes[target]
-                elif content.suffix_of(member.name or "") == ".cls":
+                    if (target := posixpath.splitext(member.link)[0]) in classes:
+                        classes[stem] = classes[target]
+                        of_key.setdefault(key, set()).add(classes[stem])
+                elif content.suffix_of(name) == ".cls":
                     file.seek(member.start)
-                    text = file.read(member.size)
-                    try:
-                        classes[key] = int(text)
-                    except ValueError:
-                        raise RequestError(f"{member.name!r} in {str(self._path)!r} is no class number") from None
-                elif len(keys) < len(self) and self._positions[len(keys)] == position:
-                    keys.append(key)
-        missing = next((key for key in keys if key not in classes), None)
-        if missing is not None:
-            raise RequestError(f"{str(self._path)!r} has no labels: there is no member {missing + '.cls'!r}")
-        return np.array([classes[key] for key in keys], np.int64)
+                    label = self._class(name, file.read(member.size))
+                    if classes.setdefault(stem, label) != label:
+                        raise RequestError(f"{name!r} is twice in {str(self._path)!r}, as {classes[stem]} and {label}")
+                    of_key.setdefault(key, set()).add(label)
+                elif len(images) < len(self) and self._positions[len(images)] == position:
+                    images.append((stem, key))
+        return np.array([self._label(classes, of_key, *image) for image in images], np.int64)
 
-    def _index(self) -> tuple[Int64[np.ndarray, " images"], dict[int, int], list[str]]:
-        """Where the images' headers lie, of links also those that they stand for, and what is to be said of the others.
+    def _class(self, name: str, text: bytes) -> int:
+        try:
+            return int(text)
+        except ValueError:
+            raise RequestError(f"{name!r} in {str(self._path)!r} is no class number") from None
+
+    def _label(self, classes: Mapping[str, int], of_key: Mapping[str, set[int]], stem: str, key: str) -> int:
+        """The class of an image. Keys that have dots in them, as in `22.05.png`, are told apart by the whole name."""
+        if stem in classes:
+            return classes[stem]
+        labels = of_key.get(key, set())
+        if not labels:
+            raise RequestError(f"{str(self._path)!r} has no labels: there is no member {key + '.cls'!r}")
+        if len(labels) > 1:
+            raise RequestError(f"{str(self._path)!r} has several labels for {stem!r}; name its label {stem + '.cls'!r}")
+        return next(iter(labels))
+
+    def _index(self) -> tuple[Int64[np.ndarray, " images"], dict[int, int], list[str], dict[str, int]]:
+        """Where the images' headers lie, of links also those that they stand for, notes, and what is left out.
 
         It is kept in the cache, for every command opens the whole pool.
         """
         kept = cache_folder() / "tars" / f"{hash_of([_RULES, os.path.abspath(self._path), self.identity])}.parquet"
+        said = kept.with_suffix(".json")  # written before: where there is none, there was nothing to say
         with suppress(Damaged):  # or not there
             columns = read_columns(kept, ("position", "data"))
-            said = kept.with_suffix(".txt")  # written before: where there is none, there was nothing to say
-            notes = said.read_text("utf-8").splitlines() if said.exists() else []
-            return columns["position"], _differing(columns["position"], columns["data"]), notes
-        positions, data, notes = self._images()
+            others = json.loads(said.read_text("utf-8")) if said.exists() else {"notes": [], "left_out": {}}
+            linked = _differing(columns["position"], columns["data"])
+            return columns["position"], linked, others["notes"], others["left_out"]
+        positions, data, notes, left_out = self._images()
         with suppress(OSError):  # a cache that cannot be written costs the headers again
             if notes:
-                with replacing(kept.with_suffix(".txt")) as partial:
-                    partial.write_text("\n".join(notes), "utf-8")
+                write_json(said, {"notes": notes, "left_out": left_out})
             write_columns(kept, {"position": positions, "data": data})
-        return positions, _differing(positions, data), notes
+        return positions, _differing(positions, data), notes, left_out
 
-    def _images(self) -> tuple[Int64[np.ndarray, " images"], Int64[np.ndarray, " images"], list[str]]:
-        """The headers of the images, those of their bytes, and notes."""
+    def _images(
+        self,
+    ) -> tuple[Int64[np.ndarray, " images"], Int64[np.ndarray, " images"], list[str], dict[str, int]]:
+        """The headers of the images, those of their bytes, notes, and how many others there are of each kind."""
         positions, data, targets = array("q"), array("q"), dict[int, int]()
         left_out, kinds, several, before = Counter[str](), set[str](), 0, ("", "")
         with self._path.open("rb", buffering=0) as file:
@@ -151,12 +177,13 @@ class TarReader:
                     positions.append(position)
                     data.append(target)
         notes = [content.note(self._path.name, left_out)] if left_out else []
-        if several and 1 < len(kinds) <= _MOST_KINDS and not self._only:
+        again = several >= len(kinds) > 1  # else the ends are of names with dots in them, each there once
+        if again and len(kinds) <= _MOST_KINDS and not self._only:
             notes.append(
                 f"note: {self._path.name} has samples of several images ({', '.join(sorted(kinds))}), and all are "
                 f"taken; '{self._path.name}#{sorted(kinds, key=len)[0]}' takes one member of each sample"
             )
-        return np.array(positions, np.int64), np.array(data, np.int64), notes
+        return np.array(positions, np.int64), np.array(data, np.int64), notes, content.counted(left_out)
 
     def _targets(self) -> dict[int, int]:
         """The headers of the bytes that links stand for, by the links' own; a link out of the archive is not there."""
@@ -200,9 +227,25 @@ def _bytes(file: BinaryIO, position: int) -> bytes | Unreadable:
         member = _member(file, position, check=True)
     except tarfile.TarError as error:
         return Unreadable(f"cannot be read from its tar file: {error}")
+    if member.sparse:
+        return _without_holes(file, position)
     file.seek(member.start)
     data = file.read(member.size)
     return Unreadable("the tar file ends before it") if len(data) < member.size else data
+
+
+def _without_holes(file: BinaryIO, position: int) -> bytes | Unreadable:
+    """What a sparse member at `position` holds."""
+    file.seek(position)
+    try:
+        with tarfile.TarFile(fileobj=file) as tar:
+            info = tar.next()
+            if info is None or info.size > _MOST_SPARSE:
+                return Unreadable("it is stored with holes and above 64 MB without them")
+            content = tar.extractfile(info)
+            return content.read() if content is not None else Unreadable("the tar file ends before it")
+    except tarfile.TarError as error:
+        return Unreadable(f"cannot be read from its tar file: {error}")
 
 
 def _member(file: BinaryIO, position: int, check: bool = False) -> _Member:
@@ -235,12 +278,13 @@ def _member(file: BinaryIO, position: int, check: bool = False) -> _Member:
         info = tar.next()
         if info is None:
             return _Member(None, position, 0, position)
-        regular = info.isreg() and not info.issparse()
+        regular, sparse = info.isreg(), info.issparse()
         link = None
         if info.islnk() or info.issym():  # a hard link's name begins at the top
             link = _plain(posixpath.join(posixpath.dirname(info.name) if info.issym() else "", info.linkname))
         called = _clean(info.name) if regular or link is not None else None
-        return _Member(called, info.offset_data, info.size * regular, tar.offset, link)
+        size = info.size * (regular and not sparse)  # of a sparse one the pieces are shorter
+        return _Member(called, info.offset_data, size, tar.offset, link, sparse)
 
 
 def _is_apple_double(name: str) -> bool:

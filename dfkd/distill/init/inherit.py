@@ -8,6 +8,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from dfkd.models.load import Model
+from dfkd.models.state import tensors_of
 from dfkd.system.errors import RequestError
 
 
@@ -45,7 +46,7 @@ def heir(student: Model, teacher: Model) -> bool:
     With fewer channels, all of its weights have to be those of plain layers: in groups of channels and in the heads of
     an attention, evenly spaced channels are others than they were.
     """
-    ours, theirs = student.module.state_dict(), teacher.module.state_dict()
+    ours, theirs = tensors_of(student.module), tensors_of(teacher.module)
     layers = _layers(student)
     if twins(student, teacher) or len(_shared(layers, _layers(teacher))) < len(layers):
         return False
@@ -58,7 +59,7 @@ def heir(student: Model, teacher: Model) -> bool:
 
 def twins(student: Model, teacher: Model) -> bool:
     """Whether the student is as large as the teacher, so that what `inherit` makes is the teacher itself."""
-    return _shapes(student.module.state_dict()) == _shapes(teacher.module.state_dict())
+    return _shapes(tensors_of(student.module)) == _shapes(tensors_of(teacher.module))
 
 
 Plain = nn.Conv2d | nn.Linear

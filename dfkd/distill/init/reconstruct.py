@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dfkd.distill.init.inherit import Plain, evenly, plain
+from dfkd.models.features.taps import network_code, run_network
 from dfkd.training.bn_reestimate import batch_norms, reestimate
 
 _IMAGES, _FEWEST, _PIXELS = 1024, 64, 2**21
@@ -41,20 +42,22 @@ def reconstruct(
     channels are those of `inherit` (the paper chooses them with LASSO; it also corrects for a shortcut's error, which
     is left out). Where the images say little about a weight, it stays what it was: ours, a ridge, which grows as pairs
     get few, for without it layers with about as many inputs as pairs learn these images by heart. A convolution without
-    bias is fitted up to a constant where the student has BatchNorm, which takes it away. Outputs are compared at places
-    of the maps that are drawn at random. Convolutions in groups stay as they are, and layers whose maps are of another
+    bias is fitted up to a constant where the student has BatchNorm, which takes it away. Outputs are compared at
+    random positions of the maps. Convolutions in groups stay as they are, and layers whose maps are of another
     size or that have more than 8,192 inputs. BatchNorm's statistics become those of `view`; both networks are left in
     evaluation mode.
     Returns: for each layer, in the order of the pass, the share of the outputs' variance that it gives, on these images
     (of their square, for a layer without bias that is not fitted up to a constant).
     """
-    layers = _matched(student, teacher.eval())
+    with network_code(teacher):
+        teacher.eval()
+    layers = _matched(student, teacher)
     wanted = {name: _Wanted(ours, len(view)) for name, (ours, _) in layers.items()}
     with ExitStack() as hooks:
         for name, (_, theirs) in layers.items():
             hooks.enter_context(theirs.register_forward_hook(wanted[name].remember))
         for part in view.split(128) if layers else ():
-            teacher(part)
+            run_network(teacher, part)
     shares: dict[str, float] = {}
     fit = partial(_fit, constant_free=bool(batch_norms(student)), shares=shares)
     with ExitStack() as hooks:
@@ -67,13 +70,13 @@ def reconstruct(
 
 @dataclass
 class _Wanted:
-    """What a layer of the student is to give: the teacher's outputs at some places of the map of every image."""
+    """What a layer of the student is to give: the teacher's outputs at some positions of the map of every image."""
 
     layer: Plain
     images: int
     size: int = 0
-    """Places of a map."""
-    places: list[Int[Tensor, "part some"]] = field(default_factory=list)
+    """Positions of a map."""
+    positions: list[Int[Tensor, "part some"]] = field(default_factory=list)
     outputs: list[Float[Tensor, "part some channels"]] = field(default_factory=list)
 
     def remember(self, _: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -82,16 +85,16 @@ class _Wanted:
         self.size = rows.shape[1]
         pairs = max(_PAIRS, _PAIRS_AN_INPUT * self.layer.weight[0].numel())
         some = min(self.size, -(-pairs // self.images))
-        generator = torch.Generator().manual_seed(len(self.places))  # not the global state: a student's seed is its own
-        places = torch.rand(len(rows), self.size, generator=generator).argsort(dim=1)[:, :some].to(rows.device)
+        generator = torch.Generator().manual_seed(len(self.positions))  # not the global state, which is the student's
+        positions = torch.rand(len(rows), self.size, generator=generator).argsort(dim=1)[:, :some].to(rows.device)
         channels = evenly(rows.shape[2], len(self.layer.weight)).to(rows.device)
-        self.places.append(places)
-        self.outputs.append(_at(rows, places)[..., channels])
+        self.positions.append(positions)
+        self.outputs.append(_at(rows, positions)[..., channels])
 
     def take(self) -> tuple[Int[Tensor, "batch some"], Float[Tensor, "pairs channels"]]:
-        """The places and outputs of all images, which are not kept any longer."""
-        taken = torch.cat(self.places), torch.cat(self.outputs).flatten(0, 1)
-        self.places, self.outputs = [], []
+        """The positions and outputs of all images, which are not kept any longer."""
+        taken = torch.cat(self.positions), torch.cat(self.outputs).flatten(0, 1)
+        self.positions, self.outputs = [], []
         return taken
 
 
@@ -105,12 +108,13 @@ def _fit(
     shares: dict[str, float],
 ) -> None:
     """A hook before the student's layer: give it the weights that make the best of its input."""
-    if not inputs or len(inputs[0]) != sum(map(len, wanted.places)):
+    if not inputs or len(inputs[0]) != sum(map(len, wanted.positions)):
         return  # a layer that is called with keywords, or again, or a teacher's that is not called once
-    x, (places, outputs), width = inputs[0], wanted.take(), layer.weight[0].numel()
+    x, (positions, outputs), width = inputs[0], wanted.take(), layer.weight[0].numel()
     parts = max(1, _PATCH_VALUES // (width * wanted.size))
     moments = _Moments(width, outputs.shape[1], x.device)
-    for part, where, y in zip(x.split(parts), places.split(parts), outputs.split(parts * places.shape[1]), strict=True):
+    split = x.split(parts), positions.split(parts), outputs.split(parts * positions.shape[1])
+    for part, where, y in zip(*split, strict=True):
         rows = _patches(layer, part)
         if rows.shape[1] != wanted.size:
             return
@@ -182,7 +186,7 @@ def _matched(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[Plain, n
     return matched
 
 
-def _patches(layer: Plain, x: Tensor) -> Float[Tensor, "batch places width"]:
+def _patches(layer: Plain, x: Tensor) -> Float[Tensor, "batch positions width"]:
     """What each value of the layer's output is a weighted sum of."""
     if isinstance(layer, nn.Linear):
         return _rows(x, False)
@@ -190,12 +194,12 @@ def _patches(layer: Plain, x: Tensor) -> Float[Tensor, "batch places width"]:
     return F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride).transpose(1, 2)
 
 
-def _rows(x: Tensor, channels_first: bool) -> Float[Tensor, "batch places width"]:
-    """Maps, tokens or vectors as one row a place."""
+def _rows(x: Tensor, channels_first: bool) -> Float[Tensor, "batch positions width"]:
+    """Maps, tokens or vectors as one row a position."""
     return x.flatten(2).transpose(1, 2) if channels_first else x.reshape(len(x), -1, x.shape[-1])
 
 
 def _at(
-    rows: Float[Tensor, "batch places width"], places: Int[Tensor, "batch some"]
+    rows: Float[Tensor, "batch positions width"], positions: Int[Tensor, "batch some"]
 ) -> Float[Tensor, "batch some width"]:
-    return rows.gather(1, places[..., None].expand(-1, -1, rows.shape[2]))
+    return rows.gather(1, positions[..., None].expand(-1, -1, rows.shape[2]))

@@ -28,7 +28,7 @@ class Alpha(Loss):
     Alphas and `clip` are the paper's, and so is `weight`: its students learn from the teacher alone.
 
     Clipping is that of the authors' code. Let w = min((p / q)^alpha, `clip`), the clipped importance ratio. The two
-    values that are compared, the larger of which is the loss, have w in the place of (p / q)^alpha. The gradient is not
+    values that are compared, the larger of which is the loss, have w instead of (p / q)^alpha. The gradient is not
     the derivative of that value: it is -sum_k q_k * (w_k / alpha) * grad log q_k, with q and w as constants (what the
     divergence has without the clip, where it is the derivative). It is the gradient of a divergence all the same, of
     the one that goes on linearly in q beyond the clip, so that w bounds what a class can add to it. At alpha 1, w /

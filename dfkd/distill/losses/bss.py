@@ -115,7 +115,7 @@ def cross(
         gap = logits.gather(1, base[:, None]) - logits.gather(1, target[:, None])
         (slope,) = torch.autograd.grad(-gap.sum(), moved)
         length = torch.linalg.vector_norm(slope, dim=(1, 2, 3), keepdim=True)
-        # no early end when all have crossed: asking would wait for the device at every step
+        # no early end when all have crossed: checking would wait for the device at every step
         stays = logits.argmax(dim=1, keepdim=True) == base[:, None]
         size = torch.where(stays, rate * (gap.detach() + CROSSING), 0.0)
         direction = slope / length.clamp_min(torch.finfo(slope.dtype).tiny)

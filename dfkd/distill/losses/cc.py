@@ -23,7 +23,7 @@ class CC(Loss):
     (2 gamma)^p / p! * (x.y)^p, which holds for vectors of length 1; `bilinear` is x.y. It is 0 at equality.
 
     Gamma 0.4 and order 2 are the paper's. Its instance congruence is `kd`; its batches with several images of a class,
-    or of a cluster of classes, are an option of the source. Other definitions circulate: RepDistiller's `correlation`
+    or of a cluster of classes, are `--batches`. Other definitions circulate: RepDistiller's `correlation`
     (mean over neighbours in the batch of |s_i - t_i| . |s_i+1 - t_i+1|, said there to be by the authors) has no kernel;
     torchdistill does not normalise the features, and takes the norm, not its square. Ours: no embedding. Others put
     learned layers of one width behind both networks; C is [n, n] whatever the widths, and a layer learned behind the

@@ -40,8 +40,8 @@ class CGAN(Loss):
       no larger than what the layer reads.
 
     It is not 0 at equality: where nobody can tell, d is 0, and the class still pulls the student to be sure of it. The
-    discriminator asks for the right distribution over the batch, not for the right logits of an image: add it to a loss
-    that teaches each image, as in `--loss kd cgan`.
+    discriminator checks the distribution over the batch, not the logits of an image: add it to a loss that teaches
+    each image, as in `--loss kd cgan`.
     """
 
     family = "outputs"
@@ -75,7 +75,7 @@ class CGAN(Loss):
         fooling = _cost(_judged(ours, *frozen), target, teachers=True)
         telling = _cost(_judged(theirs, *layers), target, teachers=True)
         telling = telling + _cost(_judged(ours.detach(), *layers), target, teachers=False)
-        if telling.requires_grad:  # 1 in place of the gradient that comes in, which is the loss's weight
+        if telling.requires_grad:  # 1 instead of the gradient that comes in, which is the loss's weight
             telling.register_hook(torch.ones_like)
         return fooling + (telling - telling.detach())
 

@@ -106,7 +106,7 @@ class CRD(Loss):
             partners = memory[rows] if self.positive == "memory" else partners.detach()
             anchors, negatives = anchors / self.temperature, memory[drawn]
             z = self.log_z[side]
-            if not self._z_is_set:  # or it is, and is a resumed run's: asking the device would be to wait for it
+            if not self._z_is_set:  # or it is, and is a resumed run's: reading it would be to wait for the device
                 z = torch.where(z.isnan(), self._estimated(anchors.detach(), negatives), z)
             total = total + self._contrast(anchors, partners, negatives, hits, z)
             log_z.append(z)

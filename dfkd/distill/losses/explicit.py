@@ -11,12 +11,12 @@ from dfkd.system.paper import Paper
 
 
 class Explicit(Loss):
-    """Mean absolute difference of features, summed over two places.
+    """Mean absolute difference of features, summed over two taps.
 
     `first` is the output of the first BatchNorm layer, before its activation; `last` is the input of the last linear
     layer.
 
-    The paper describes the two places and the L1 norm. Ours: mean over elements; where widths differ, a learned
+    The paper describes the two taps and the L1 norm. Ours: mean over elements; where widths differ, a learned
     projection on the student's side (1x1 convolution, or linear); where resolutions differ, both are average-pooled to
     the smaller one; where only one is a map, that map is averaged.
 

@@ -21,12 +21,12 @@ class VID(Loss):
     The negative logarithm of q(t | s) up to its constant: log(σ_c) + (t - μ(s))² / (2 σ_c²), with a mean network μ on
     the student's side and one variance for each channel of the teacher, σ_c² = softplus(α_c) + epsilon; both are
     learned. Maximising the likelihood maximises a lower bound of the mutual information. Averaged over all elements of
-    a place, summed over the places: the last map of every stage, and with `last` the last linear layer's input.
+    a tap, summed over the taps: the last map of every stage, and with `last` the last linear layer's input.
     The loss can be negative. For given variances its minimum is the mean of log(σ_c), at t = μ(s); learned with them it
-    is bounded from below by log(epsilon) / 2 for each place (-5.76).
+    is bounded from below by log(epsilon) / 2 for each tap (-5.76).
 
-    The paper sums over elements and weighs the places; the mean, `variance` (where σ_c² starts), epsilon and the weight
-    1 are those of the public code that names the authors as its source. The mean network is 1x1 convolutions, three
+    The paper sums over elements and weighs the taps; the mean, `variance` (where σ_c² starts), epsilon and the weight
+    1 are those of the public code that credits the authors. The mean network is 1x1 convolutions, three
     with batch normalization and ReLU between them and as many channels as the teacher has, for maps; linear for `last`.
     (The public code has no batch normalization there.) Ours: where resolutions differ, both are average-pooled to the
     smaller one; where `last` is a map, it is averaged.
@@ -50,10 +50,10 @@ class VID(Loss):
         self.alphas = nn.ParameterList()
 
     def setup(self, student: Outputs, teacher: Outputs) -> None:
-        """Build mean networks and variances for every place; the networks are drawn from torch's random state."""
+        """Build mean networks and variances for every tap; the networks are drawn from torch's random state."""
         softplus = self.variance - self.epsilon
         alpha = softplus + math.log(-math.expm1(-softplus))  # its inverse, which does not overflow
-        for ours, theirs in self._places(student, teacher):
+        for ours, theirs in self._tapped(student, teacher):
             width = theirs.shape[1]
             self.means.append(_regressor(ours, width) if ours.ndim == 4 else nn.Linear(ours.shape[1], width))
             self.alphas.append(nn.Parameter(torch.full((width,), alpha)))
@@ -62,22 +62,22 @@ class VID(Loss):
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
         """The loss of a batch."""
         total = student.logits.new_zeros(())
-        places = self._places(student, teacher)
-        for mean, alpha, (ours, theirs) in zip(self.means, self.alphas, places, strict=True):
+        pairs = self._tapped(student, teacher)
+        for mean, alpha, (ours, theirs) in zip(self.means, self.alphas, pairs, strict=True):
             gap = align.apply(mean, ours) - align.full(theirs)
             variance = F.softplus(alpha) + self.epsilon
             square = gap.square().mean(dim=[d for d in range(gap.ndim) if d != 1])
             total = total + (variance.log() + square / variance).mean() / 2
         return total
 
-    def _places(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
+    def _tapped(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
         """The pairs of features, each at one resolution."""
-        places = [align.same_size(*pair) for pair in align.map_pairs("stage", student, teacher)]
+        pairs = [align.same_size(*pair) for pair in align.map_pairs("stage", student, teacher)]
         if "last" in self.taps:
             pair = student.features["last"], teacher.features["last"]
             align.check_shape("last", *pair)
-            places.append((align.averaged(pair[0]), align.averaged(pair[1])))
-        return places
+            pairs.append((align.averaged(pair[0]), align.averaged(pair[1])))
+        return pairs
 
 
 def _regressor(ours: Float[Tensor, "batch channels _ _"], width: int) -> nn.Sequential:

@@ -217,8 +217,8 @@ def _live(
     padding: int,
 ) -> Float[Tensor, "batch classes"]:
     """What the teacher says of these views now."""
-    place = teacher.place.device
-    return teacher(crop(torch.from_numpy(pixels).to(place), padding, crops.to(place))).logits
+    device = teacher.place.device
+    return teacher(crop(torch.from_numpy(pixels).to(device), padding, crops.to(device))).logits
 
 
 def _largest_difference(

@@ -16,7 +16,7 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(planes)
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
-        self.relu = nn.ReLU()  # a module, so that the place before it can be tapped
+        self.relu = nn.ReLU()  # a module, so that its input can be tapped
         self.stride, self.extra = stride, planes - in_planes
 
     def forward(self, x: Float[Tensor, "batch _ _ _"]) -> Float[Tensor, "batch _ _ _"]:

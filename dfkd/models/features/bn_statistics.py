@@ -32,7 +32,7 @@ class BatchStatistics:
     def watched(self) -> Iterator[None]:
         """Take the statistics of every pass through the module within the block."""
         self.seen = []
-        handles = [layer.register_forward_pre_hook(self._take) for layer in self.layers]
+        handles = [layer.register_forward_pre_hook(self._take, with_kwargs=True) for layer in self.layers]
         try:
             yield
         finally:
@@ -47,8 +47,8 @@ class BatchStatistics:
         """
         return [_distance(layer, mean, variance) for layer, mean, variance in self.seen]
 
-    def _take(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.seen.append((layer, *_Moments.apply(inputs[0])))
+    def _take(self, layer: nn.Module, inputs: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> None:
+        self.seen.append((layer, *_Moments.apply(next(iter([*inputs, *named.values()])))))
 
 
 class _Moments(torch.autograd.Function):
@@ -110,8 +110,8 @@ class MovingStatistics:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`."""
-        place = self._statistics.layers[0].running_mean.device  # type: ignore[union-attr]
-        self._before = [(mean.to(place), variance.to(place)) for mean, variance in state["before"]]
+        device = self._statistics.layers[0].running_mean.device  # type: ignore[union-attr]
+        self._before = [(mean.to(device), variance.to(device)) for mean, variance in state["before"]]
 
     def _blended(self) -> list[tuple[Tensor, Tensor]]:
         now = [(mean, variance) for _, mean, variance in self._statistics.seen]

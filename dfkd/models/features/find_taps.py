@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dfkd.models.features.taps import Tap, in_group
+from dfkd.models.features.taps import Tap, in_group, network_code, run_network
 from dfkd.system.errors import RequestError
 
 GROUPS = ("stage", "pre", "begin")
@@ -39,12 +39,12 @@ def find_taps(
     given: Mapping[str, Tap] | None = None,
     wanted: Collection[str] = ("first", "last"),
 ) -> FoundTaps:
-    """The places that losses read, by the order in which `module` runs.
+    """The taps that losses read, by the order in which `module` runs.
 
     `first` is the output of the first BatchNorm, before any activation; without BatchNorm, that of the stem (the first
     convolution, or linear layer where there is none). `last` is the input of the last linear layer that gives as many
     values as there are classes; where a convolution does (SqueezeNet), that convolution's input.
-    Three groups have a place for every resolution, numbered from the shallowest (stage1, stage2, ...): `stage` is the
+    Three groups have a tap for every resolution, numbered from the shallowest (stage1, stage2, ...): `stage` is the
     output of the last of the outermost modules that give it, `pre` the same before its activation, `begin` the first
     map of its shape. Maps of a single pixel do not count. Of the taps that are `wanted`, those `given` are kept and not
     searched; given ones of a group are that group. The module's training flags and statistics stay as they are.
@@ -79,7 +79,7 @@ def group_of(tap: str) -> str:
 
 
 def match_groups(teacher: Mapping[str, Tap], student: Mapping[str, Tap]) -> tuple[dict[str, Tap], dict[str, Tap]]:
-    """The taps of both with as many places in every group: the deepest ones, since networks differ in their stems."""
+    """The taps of both, as many in every group: the deepest ones, since networks differ in their stems."""
     matched: tuple[dict[str, Tap], dict[str, Tap]] = ({}, {})
     groups = dict.fromkeys(group_of(name) for name in teacher)
     for group in groups:
@@ -107,7 +107,7 @@ class _Run:
     output: Any = None
     """What it returned; a tensor that several runs return is the same object."""
     exited: int = -1
-    """Its place in the order of leaving."""
+    """Its position in the order of leaving."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def _group(trace: _Trace, group: str) -> tuple[list[Tap], list[str]]:
     maps = [
         run
         for run in sorted(trace.runs, key=lambda run: run.exited)
-        # the output of a module that runs again is not its last one, and the whole network is no place in it
+        # the output of a module that runs again is not its last one, and the whole network is no position in it
         if run.path and runs_of[run.path] == 1 and _is_map(run.output, trace.aspect)
     ]
     last: dict[tuple[int, int], _Run] = {}
@@ -207,9 +207,7 @@ def _trace(module: nn.Module, example: Tensor) -> _Trace:
         try:
             for path, layer in module.named_modules():
                 handles += _watch(path, layer, runs, order)
-            logits = module(example.to(_device_of(module)))
-        except Exception as error:  # foreign code: anything can be raised for a shape that it cannot take
-            raise RequestError(f"the model cannot take a batch of shape {list(example.shape)}: {error}") from error
+            logits = run_network(module, example.to(_device_of(module)))
         finally:
             for handle in handles:
                 handle.remove()
@@ -231,7 +229,8 @@ def _watch(path: str, layer: nn.Module, runs: list[_Run], order: Iterator[int]) 
 def _evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode for the block, then each module's own flag again."""
     training = [(layer, layer.training) for layer in module.modules()]
-    module.eval()
+    with network_code(module):
+        module.eval()
     try:
         yield
     finally:

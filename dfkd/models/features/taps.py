@@ -1,4 +1,4 @@
-"""Taps: the places in a network where its features are taken. `dfkd.models.features.find_taps` finds them."""
+"""Taps: the positions in a network where its features are taken. `dfkd.models.features.find_taps` finds them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dfkd.system.errors import RequestError, nearest
-from dfkd.system.names import raised
+from dfkd.system.foreign import Foreign, Raised
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Tapped:
 
     A feature is a copy, as the module made or took it: an in-place ReLU behind it does not change it, gradients flow
     through it. Where a module runs twice in one pass, an output is that of its first run and an input that of its last.
-    Raises: RequestError for a path that the module has not, or, when called, for a place that is not passed or whose
+    Raises: RequestError for a path that the module has not, or, when called, for a tap that is not passed or whose
     value is no tensor.
     """
 
@@ -96,29 +96,16 @@ class Tapped:
         Raises: RequestError for whatever else foreign code raises, but not for memory that runs out.
         """
         try:
-            return self.module(x)
-        except (RequestError, torch.OutOfMemoryError, MemoryError):
-            raise
-        except Exception as error:  # foreign code: anything can be raised
-            if not _is_layout(error):
-                raise self._refusal(x, error) from error
+            return run_network(self.module, x)
+        except Raised as raised:
+            if not _is_layout(raised.error):
+                raise
         if self._captured is not None:
             self._captured.clear()
-        self.module.to(memory_format=torch.contiguous_format)
+        with network_code(self.module):
+            self.module.to(memory_format=torch.contiguous_format)
         self.module.register_forward_pre_hook(_contiguous)
-        try:
-            return self.module(x)
-        except RuntimeError as error:
-            if not _is_layout(error):
-                raise
-            raise self._refusal(x, error) from error
-
-    def _refusal(self, x: Tensor, error: Exception) -> RequestError:
-        mode = "training" if self.module.training else "evaluation"
-        said = raised(error).replace("\n", " ")
-        few = "; give a larger --batch-size" if "more than 1 value per channel" in said else ""
-        shape = list(x.shape)
-        return RequestError(f"the model {type(self.module).__name__} fails in {mode} mode on {shape}: {said}{few}")
+        return run_network(self.module, x)
 
     def remove(self) -> None:
         """Take the hooks out of the module; further calls find no features."""
@@ -142,7 +129,25 @@ class Tapped:
         )
 
 
-def _is_layout(error: Exception) -> bool:
+def run_network(module: nn.Module, x: Tensor) -> Any:
+    """What a network returns. Raises: RequestError for whatever it raises, but not for memory that runs out."""
+    mode = "training" if module.training else "evaluation"
+    what = f"the model {type(module).__name__} fails in {mode} mode on {list(x.shape)}:"
+    try:
+        with Foreign(what, module, always=True):
+            return module(x)
+    except Raised as raised:
+        if "more than 1 value per channel" not in raised.said:  # BatchNorm's words for one image of one pixel
+            raise
+        raise RequestError(f"{raised}; give a larger --batch-size") from raised.error
+
+
+def network_code(module: nn.Module) -> Foreign:
+    """Within it a network's own methods besides `forward` may be called: `train`, `to`, `state_dict`."""
+    return Foreign(f"the model {type(module).__name__} fails:", module, always=True)
+
+
+def _is_layout(error: BaseException) -> bool:
     """Whether it is `Tensor.view` that cannot read channels-last memory."""
     return isinstance(error, RuntimeError) and "view size is not compatible" in str(error)
 

@@ -1,0 +1,96 @@
+"""The keys and values of a state dict as a network takes them: prefixes, tied weights, what is no tensor."""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+COUNTER = "num_batches_tracked"
+EXTRA = "_extra_state"
+"""The end of keys behind which modules keep what is no tensor (`get_extra_state`)."""
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # what DataParallel, torch.compile and wrappers put before it
+State = Mapping[str, Any]
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """The state of a network without what is no tensor."""
+    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+
+
+def share(state: State, module: nn.Module) -> float:
+    """The share of the module's own keys that a state dict has; BatchNorm's counters do not count."""
+    own = _deciding(module)
+    return 1.0 if under(state, module) else len(own & fit_prefix(state, module).keys()) / max(len(own), 1)
+
+
+def under(state: State, module: nn.Module) -> list[str]:
+    """The prefixes under which a state dict has all of the module's own keys; what wrappers write comes first."""
+    own = _deciding(module)
+    one = next(iter(own), "")
+    found = [name.removesuffix(one) for name in state if one and name.endswith(f".{one}")]
+    whole = [prefix for prefix in found if all(prefix + key in state for key in own)]
+    return sorted(whole, key=lambda prefix: not usual_prefix(prefix))
+
+
+def usual_prefix(prefix: str) -> bool:
+    """Whether wrappers write such a prefix."""
+    return not prefix or any(prefix.startswith(p) and usual_prefix(prefix.removeprefix(p)) for p in _PREFIXES)
+
+
+def fit_prefix(state: State, module: nn.Module) -> dict[str, Any]:
+    """The state dict without as many shared prefixes as make it fit `module` best (whose own keys may begin so)."""
+    own = module.state_dict().keys()
+    candidates = [part(state, "")]
+    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in candidates[-1])), None):
+        candidates.append(part(candidates[-1], prefix))
+    return max(candidates, key=lambda candidate: len(own & candidate.keys()))
+
+
+def part(state: State, prefix: str) -> dict[str, Any]:
+    """What is under a prefix, by the rest of its keys, with the versions of the modules that torch writes beside."""
+    taken = OrderedDict((key.removeprefix(prefix), value) for key, value in state.items() if key.startswith(prefix))
+    versions = getattr(state, "_metadata", None)
+    if isinstance(versions, Mapping):
+        inside = {f"{name}."[len(prefix) :].removesuffix("."): v for name, v in versions.items() if _in(name, prefix)}
+        taken._metadata = inside  # type: ignore[attr-defined]  # where torch looks for them
+    return taken
+
+
+def only(state: State, keys: Iterable[str]) -> dict[str, Any]:
+    """Some of the keys."""
+    taken, wanted = part(state, ""), {*keys}
+    for key in [key for key in taken if key not in wanted]:
+        del taken[key]
+    return taken
+
+
+def completed(state: State, module: nn.Module) -> dict[str, Any]:
+    """With what need not be in a file: the other names of tied weights, and what is no tensor, as it is."""
+    whole, own = part(state, ""), module.state_dict()
+    places = {_place(own[name]): name for name in whole if _lies_somewhere(own.get(name))}
+    for name, value in own.items():
+        if name not in whole and not isinstance(value, Tensor):
+            whole[name] = value
+        elif name not in whole and _lies_somewhere(value) and _place(value) in places:
+            whole[name] = whole[places[_place(value)]]
+    return whole
+
+
+def _deciding(module: nn.Module) -> dict[str, None]:
+    """The keys without which weights are not the module's, in order."""
+    return {name: None for name in module.state_dict() if not name.endswith((COUNTER, EXTRA))}
+
+
+def _in(name: str, prefix: str) -> bool:
+    return f"{name}.".startswith(prefix)
+
+
+def _lies_somewhere(value: object) -> bool:
+    """Whether it is a tensor with numbers; a lazy module's has none before its first input."""
+    return isinstance(value, Tensor) and not is_lazy(value) and not value.is_meta and value.numel() > 0
+
+
+def _place(value: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    return value.data_ptr(), tuple(value.shape), value.stride()
