@@ -260,7 +260,7 @@ def test_timm_is_reached_by_its_dotted_name():
         ("own_nets.maps", r"returns \[2, 4, 30, 30\] for two images"),
         ("own_nets.broken", r"cannot be built: RuntimeError: no such depth \(own_nets.py, line 29\)"),
         ("own_nets.number", "built a int, not a torch.nn.Module"),
-        ("torch.zeros", "parameters of this model cannot be known"),
+        ("torch.zeros", "model 'torch.zeros' has parameters that cannot be known"),
     ],
 )
 def test_a_wrong_model_is_refused_in_one_line(own: None, text: str, message: str):
