@@ -255,7 +255,7 @@ def test_timm_is_reached_by_its_dotted_name():
         ("lenet5:num_classes=1", "two classes or more"),
         ("own_nets.pair", "returns a tuple, not one tensor of logits"),
         ("own_nets.maps", r"returns \[2, 4, 30, 30\] for two images"),
-        ("own_nets.broken", "cannot be built: ValueError: no such depth"),
+        ("own_nets.broken", "cannot be built: RuntimeError: no such depth"),
         ("own_nets.number", "built a int, not a torch.nn.Module"),
         ("torch.zeros", "model 'torch.zeros' has parameters that cannot be known"),
     ],
