@@ -10,6 +10,7 @@ import torch
 from dfkd.config import DistillConfig
 from dfkd.config.option import is_off, named
 from dfkd.data import Pool, open_pool
+from dfkd.data.labels import ClassNames
 from dfkd.data.locate import DataSource
 from dfkd.distill import supply
 from dfkd.distill.assemble import assemble
@@ -105,7 +106,7 @@ def prepare(
         raise RequestError(f"--teacher-views {config.teacher_views} are all the same without crop and flip; give 1")
     content = _content(config, plan, teacher, student, selections, objective, place) | supply.content(config, generator)
     # opened before the training that it is to judge: a mistake in its name should cost no hours
-    test = _open_test(test_given, teacher) if test_given is not None else None
+    test = _open_test(test_given, config, teacher) if test_given is not None else None
     source = supply.build_source(config, selections, generator, teacher, place)
     fits = config.init == "teacher" and not twins(student, teacher)
     fit_on = real_images(selections, config.seed) if fits else None
@@ -126,6 +127,12 @@ def check_request(config: DistillConfig, student: ModelSource) -> tuple[Componen
 
 
 def _check_options(config: DistillConfig) -> None:
+    if config.classes is not None:
+        ClassNames(config.classes)
+        if config.test is None:
+            say(f"note: --classes {config.classes} changes nothing without --test")
+    if config.bits is not None and config.test is None:
+        say(f"note: --bits {config.bits} changes nothing without --test: a selection knows its own")
     views = f"--teacher-views {config.teacher_views}"
     if config.teacher_views and config.source is not None:
         raise RequestError(f"{views} keeps answers to stored images, and --source makes new ones; leave one out")
@@ -221,8 +228,10 @@ def _content(
     }
 
 
-def _open_test(test: DataSource, teacher: Model) -> Pool:
-    data = open_pool([test], image_size=teacher.image_size, channels=teacher.channels)
+def _open_test(test: DataSource, config: DistillConfig, teacher: Model) -> Pool:
+    data = open_pool(
+        [test], image_size=teacher.image_size, channels=teacher.channels, classes=config.classes, bits=config.bits
+    )
     check_labels(data, teacher.classes)
     return data
 

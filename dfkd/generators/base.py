@@ -1,4 +1,4 @@
-"""What all methods that make images share: what they are given, what they can be asked, and their state."""
+"""What all methods that make images share: what they are given, what they give, and their state."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -76,7 +76,7 @@ class Method(ABC):
     needs_student: ClassVar[bool] = False
     """Whether `update` has to be given the student; then `uses_student` follows."""
     uses_student: ClassVar[bool] = False
-    """Whether it asks the student where there is one."""
+    """Whether it uses the student where there is one; a method that needs it does."""
     needs_real: ClassVar[bool] = False
     """Whether it learns from real images too (`Task.real`)."""
     needs_statistics: ClassVar[bool] = False
@@ -119,7 +119,7 @@ class Method(ABC):
 
     @abstractmethod
     def images(self, start: int, count: int) -> Float[Tensor, "count channels size size"]:
-        """The images number `start` to `start + count` of a method that has finished, the same whenever asked."""
+        """The images number `start` to `start + count` of a method that has finished, the same every time."""
 
     @abstractmethod
     def parts(self) -> Mapping[str, Stateful]:

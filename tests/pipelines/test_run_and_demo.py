@@ -252,7 +252,7 @@ def test_seeds_are_outside_rows(file):
         ("steps = 6", "stesp = 6", r"\[defaults\] has no option 'stesp'; did you mean 'steps'"),
         ("count = 60", 'count = "x"', r"\[select.random\]: count='x' is not a whole number"),
         ('samples = ["random"]', 'samples = ["randm"]', "did you mean 'random'"),
-        ('loss = ["kd"]', "seed = 5", "'seed' has no place in a pipeline"),
+        ('loss = ["kd"]', "seed = 5", "'seed' does not belong in a pipeline"),
         ('samples = ["random"]', "", r"\[distill.plain\]: no samples"),
     ],
 )
