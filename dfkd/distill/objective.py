@@ -172,7 +172,7 @@ def build_objective(specs: Sequence[str]) -> Objective:
             made = component.build()
         else:
             component = replace(component, given=("student", "teacher")).checked()
-            made = functools.partial(target, **component.options)
+            made = functools.partial(target, **(component.calls_with or {}))
         again = sum(term.name.partition("#")[0] == component.name for term in terms)
         name = f"{component.name}#{again + 1}" if again else component.name
         module = made if isinstance(made, nn.Module) else None

@@ -76,6 +76,8 @@ class Component:
     """As it was written or, once `checked`, as it is spelled in full."""
     given: tuple[str, ...] = ()
     """The parameters that the caller gives."""
+    calls_with: Mapping[str, Any] | None = None
+    """The options that were written, once they are `checked`: the target has its defaults itself."""
 
     @property
     def name(self) -> str:
@@ -123,12 +125,12 @@ class Component:
         return {p.name: p.default for p in self.parameters if p.default is not p.empty}
 
     def set(self, **options: Any) -> "Component":
-        """The same with other options."""
-        return replace(self, named=replace(self.named, options={**self.options, **options}))
+        """The same with other options, to be checked again."""
+        return replace(self, calls_with=None, named=replace(self.named, options={**self.options, **options}))
 
     def preset(self, **options: Any) -> "Component":
         """The same with `options` that hold where the text does not say otherwise."""
-        return replace(self, named=replace(self.named, options={**options, **self.options}))
+        return replace(self, calls_with=None, named=replace(self.named, options={**options, **self.options}))
 
     def weighed(self, *numbers: float) -> "Component":
         """The same with other numbers."""
@@ -144,9 +146,10 @@ class Component:
         """
         options = self._checked_options(self.named.numbers[self.kind.numbers :])
         if self.is_own:
-            return replace(self, named=replace(self.named, options=options))
+            return replace(self, named=replace(self.named, options=options), calls_with=options)
         defaults = names.converted(self.target, self.defaults, self.name)
-        return replace(self, named=names.Named(self.target.__name__.lower(), defaults | options, self.named.numbers))
+        full = names.Named(self.target.__name__.lower(), defaults | options, self.named.numbers)
+        return replace(self, named=full, calls_with=options)
 
     def build(self, **given: Any) -> Any:
         """Call the target with its options and what is `given`.
@@ -154,7 +157,7 @@ class Component:
         Raises: RequestError for options that do not fit, for values that the target refuses, and for whatever goes
         wrong in code of one's own.
         """
-        options = self._checked_options()
+        options = self._checked_options() if self.calls_with is None else self.calls_with
         what = f"{self.kind.name} {self.text!r} {self.kind.failure}:"
         try:
             with Foreign(what, self.target), names.settings_kept():

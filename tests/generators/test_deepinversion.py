@@ -43,7 +43,7 @@ def test_a_teacher_without_batch_statistics_is_refused(make):
     for layer in task.teacher.model.module.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.running_mean = layer.running_var = None
-    with pytest.raises(RequestError, match="deepinversion: it reads the statistics of the teacher's BatchNorm layers"):
+    with pytest.raises(RequestError, match=r"^it reads the statistics of the teacher's BatchNorm layers"):
         DeepInversion(task)
 
 

@@ -101,11 +101,13 @@ def test_identity__has_the_code_of_ones_own_and_the_files_that_options_name(own,
     text = f"own_things.make:path={tmp_path / 'data.txt'}"
     first = reading.choose(text)
     assert first.is_own and first.code in first.identity and first.identity.startswith(first.text + " (code ")
-    assert "(file " in first.identity and "(file " not in kind.choose(text).identity
+    before = first.identity
+    assert "(file " in before and "(file " not in kind.choose(text).identity
     (tmp_path / "data.txt").write_text("another")
-    assert reading.choose(text).identity != first.identity
-    file.write_text(file.read_text() + "# edited\n")
-    assert kind.choose(text).code != first.code
+    assert reading.choose(text).identity != before
+    code = first.code
+    file.write_text(file.read_text().replace("return path", "return path + path"))
+    assert kind.choose(text).code != code
     assert Kind("selection method", ("dfkd.select.methods",), ("scores", "rng")).choose("random").identity == "random"
 
 
@@ -119,16 +121,20 @@ def test_build__says_whose_fault_it_is(own):
     with pytest.raises(RequestError, match=r"cannot be built: IndexError: .* \(own_things.py, line 5\)"):
         kind.choose("own_things.breaks").build()
 
-    def defective():
-        raise IndexError
-
     def refuses():
         Range(above=0).check(width=-1)
 
-    with pytest.raises(IndexError):
-        named("defective", defective, kind).build()
     with pytest.raises(RequestError, match=r"^thing refuses: width=-1 is not above 0$"):
         named("refuses", refuses, kind).build()
+
+
+def test_build__leaves_the_defaults_to_the_target():
+    def plain(path: str | None = None, *, width: float = 2):
+        return path, width
+
+    plain.__module__ = "dfkd.plain"
+    component = named("plain:width=3", plain).checked()
+    assert component.build() == (None, 3.0)
 
 
 def test_build__keeps_an_error_that_says_more_than_its_text(own):
