@@ -12,7 +12,7 @@ import pytest
 import dfkd
 from dfkd import generators
 from dfkd.app.pipeline import read_pipeline
-from dfkd.config import DistillConfig
+from dfkd.config.stage_table import STAGES
 from dfkd.config.tables import load_preset
 from dfkd.distill import losses
 from dfkd.distill.objective import build_objective
@@ -46,7 +46,7 @@ def test_the_generators_page_is_up_to_date(make):
 
 @pytest.mark.parametrize("name", sorted({*generators.__all__} - {"AdaptiveDeepInversion"}))
 def test_every_generator_has_its_papers_recipe(name):
-    values = load_preset(name.lower(), "distill", DistillConfig)
+    values = load_preset(name.lower(), STAGES["distill"])
     chosen = choose(values["source"], "--source")
     assert chosen.target is getattr(generators, name)
     assert build_objective(values["loss"]) and values["steps"] >= 10_000

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from dfkd.app import cli
 from dfkd.config import DistillConfig, ModelConfig
 from dfkd.config.option import option
+from dfkd.config.stage_table import STAGES, Stage
 from dfkd.data import open_pool
 from dfkd.distill.objective import build_objective
 from dfkd.distill.trainer import Plan, Trainer
@@ -187,7 +188,7 @@ def _result(trainer, model, test):
 
 def main(arguments):
     """The exit status, as of a command of dfkd."""
-    cli.STAGES[NAME] = cli.Stage(TeacherConfig, f"{__name__}:run")
+    STAGES[NAME] = Stage(NAME, TeacherConfig, f"{__name__}:run")
     return cli.main([NAME, *arguments])
 
 

@@ -108,15 +108,16 @@ def names(data: bytes) -> None:
 
 def toml(data: bytes) -> None:
     """A preset and a pipeline."""
-    from dfkd import config
     from dfkd.app.pipeline import read_pipeline
     from dfkd.config import option, tables
+    from dfkd.config.stage_table import STAGES
 
     path = FOLDER / "file.toml"
     path.write_bytes(data)
-    for stage, kind in (("select", config.SelectConfig), ("distill", config.DistillConfig)):
+    for stage in (STAGES["select"], STAGES["distill"]):
+        kind = stage.options
         try:
-            values = tables.load_preset(str(path), stage, kind)
+            values = tables.load_preset(str(path), stage)
             given = {"teacher": "t", "pool": ("p",), "student": "s", "samples": ("s",), "out": "o"}
             hints = option.field_hints(kind)
             tables.describe(kind(**{k: v for k, v in given.items() if k in hints} | values))

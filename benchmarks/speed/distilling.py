@@ -48,9 +48,8 @@ def make_selection(folder, teacher):
 
 def prepared_trainer(samples, teacher, student, options):
     """A trainer in training mode, its answers kept where that is wanted."""
-    distillation = prepare(
-        DistillConfig(teacher=teacher, student=student, samples=(str(samples),), out="", init="none", **options)
-    )
+    config = DistillConfig(teacher=teacher, student=student, samples=(str(samples),), out="", init="none", **options)
+    distillation = prepare(config, config.teacher, config.student, None)
     record_teacher(distillation)
     distillation.trainer.begin()
     return distillation.trainer

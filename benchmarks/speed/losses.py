@@ -47,7 +47,7 @@ def make_selection(folder):
 def trainer_with(teacher, samples, loss):
     """A trainer in training mode, warmed up by a step."""
     config = DistillConfig(teacher=teacher, student=STUDENT, samples=(str(samples),), out="", init="none", loss=loss)
-    trainer = prepare(config).trainer
+    trainer = prepare(config, config.teacher, config.student, None).trainer
     trainer.student.module.train()
     trainer.advance()
     return trainer

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from dfkd.config import tables
 from dfkd.config.option import Option, field_hints, options
-from dfkd.system.console import say
+from dfkd.config.stage_table import Stage
 from dfkd.system.errors import RequestError, nearest
 
 _SECTIONS = {
@@ -42,13 +42,13 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         return f"{shown} ..." if action.nargs == "*" else shown
 
 
-def parse_arguments(name: str, config: type, arguments: Sequence[str], example: str = "") -> Any:
+def parse_arguments(stage: Stage, arguments: Sequence[str]) -> Any:
     """The configuration of a stage from its command line, over the values of its preset; None when help was printed.
 
     Raises: RequestError for whatever cannot be parsed, in one line.
     """
-    prog = f"dfkd {name}"
-    parser = _parser(prog, config, example)
+    prog, config = f"dfkd {stage.name}", stage.options
+    parser = _parser(prog, config, stage.example)
     found, unknown = parser.parse_known_intermixed_args([_hyphenated(argument) for argument in arguments])
     if found.help:
         print(parser.format_help())
@@ -64,16 +64,9 @@ def parse_arguments(name: str, config: type, arguments: Sequence[str], example: 
         flags = {key: _value(key, value, field_hints(config)[key]) for key, value in given.items()}
     except ValueError as error:
         raise RequestError(f"{error} {hint}") from None
-    values = tables.layered(_preset(name, config, flags.get("preset")), flags)
+    values = tables.over_preset(stage, flags)
     _check_required(config, values, hint)
     return config(**values)
-
-
-def _preset(name: str, config: type, preset: str | None) -> dict[str, Any]:
-    values = tables.load_preset(preset, name, config) if preset else {}
-    if preset and not values and not preset.endswith(".toml"):  # a file of one's own may be for other commands
-        say(f"note: --preset {preset} changes nothing here: it has nothing for {name}")
-    return values
 
 
 def _check_required(config: type, values: Mapping[str, Any], hint: str) -> None:
@@ -82,7 +75,7 @@ def _check_required(config: type, values: Mapping[str, Any], hint: str) -> None:
     if missing:
         raise RequestError(f"missing {', '.join(missing)} {hint}")
     for name in required:
-        if values[name] == ():
+        if values[name] in ((), ""):
             raise RequestError(f"{_shown(config, name)} needs at least one value {hint}")
 
 

@@ -29,16 +29,17 @@ from typing import Any, NoReturn
 
 from dfkd.config import CompareConfig, DistillConfig, GenerateConfig, RunConfig, SelectConfig
 from dfkd.config.option import field_hints, named
+from dfkd.config.stage_table import STAGES, Stage, stage_of
 from dfkd.config.tables import check_mapping, from_mapping, layered, load_preset, load_toml
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError, nearest
 from dfkd.system.files import PARTIAL
-from dfkd.system.foreign import COMMAND, Foreign
-from dfkd.system.locks import Busy, is_held, locked
-from dfkd.system.portable import expand, forget
+from dfkd.system.locks import Busy, locked
+from dfkd.system.portable import below, expand
 
-STAGES = {"select": SelectConfig, "generate": GenerateConfig, "distill": DistillConfig}
-KEYS = ("out", "seeds", "defaults", *STAGES)
+KINDS = {name: stage for name, stage in STAGES.items() if stage.writes is not None}
+"""The stages that a file may have, by the name of their tables."""
+KEYS = ("out", "seeds", "defaults", *KINDS)
 POLL = 1.0
 """Seconds between two looks at the stages that other commands are at."""
 
@@ -88,7 +89,6 @@ class Pipeline:
 
 def run(config: RunConfig) -> Path:
     """Run a pipeline's stages and compare. Returns the report."""
-    forget()
     pipeline = read_pipeline(Path(config.file), config.out)
     part = pipeline.part(config.only) if config.only else pipeline
     stages = [*part.selections, *part.distillations]
@@ -106,19 +106,10 @@ def run(config: RunConfig) -> Path:
 def _check_stages(stages: Sequence[StageConfig], file: str) -> None:
     """Refuse what any stage can be refused for, before the first one takes its hours."""
     from dfkd.data.locate import check_there
-    from dfkd.distill import prepare
-    from dfkd.generators import build
-    from dfkd.select import stage as select
 
     for stage in stages:
         try:
-            match stage:
-                case SelectConfig():
-                    select.check(stage)
-                case GenerateConfig():
-                    build.choose(stage.method, "--method")
-                case DistillConfig():
-                    prepare.check(stage)
+            stage_of(stage).check(stage)
             for data in (*getattr(stage, "pool", ()), getattr(stage, "test", None)):
                 if data is not None and not _is_made(data, stages):
                     check_there(data)
@@ -134,7 +125,7 @@ def _run_stages(stages: Sequence[StageConfig]) -> list[Failure]:
     left, waiting = dict(enumerate(stages, 1)), False
     failures: list[Failure] = []
     while left:
-        ready = (n for n, stage in left.items() if not _needs(stage, left.values()) and not _is_held(stage))
+        ready = (n for n, stage in left.items() if not (_needs(stage, left.values()) or stage_of(stage).is_held(stage)))
         number = next(ready, None)
         if number is None:
             if not waiting:
@@ -144,7 +135,9 @@ def _run_stages(stages: Sequence[StageConfig]) -> list[Failure]:
             continue
         waiting = False
         try:
-            _run_stage(left[number], f"[{number}/{len(stages)}]")
+            stage = left[number]
+            say(f"[{number}/{len(stages)}] {stage_of(stage).name} {Path(stage.out).name}")
+            stage_of(stage).run(stage)
         except Busy:
             say("another command was faster")
             time.sleep(POLL)
@@ -189,41 +182,15 @@ def _raise(failures: Sequence[Failure], stages: int) -> NoReturn:
 
 def _needs(stage: StageConfig, others: Iterable[StageConfig]) -> bool:
     """Whether a stage reads what one of the others makes: a selection, a run as a model, or weights out of one."""
-    reads = named(type(stage), lambda option: option.reads is not None)
-    given = [getattr(stage, name) or () for name in reads]
-    texts = [text for each in given for text in ((each,) if isinstance(each, str) else each)]
     others = [*others]
-    return any(_is_made(path, others) for text in texts for path in (text, text.rpartition("@")[2]))
+    return any(
+        _is_made(path, others) for text in stage_of(stage).reads(stage) for path in (text, text.rpartition("@")[2])
+    )
 
 
 def _is_made(path: str, stages: Iterable[StageConfig]) -> bool:
     """Whether a path leads to, or into, what one of the stages makes."""
     return any(f"{path}/".startswith(f"{stage.out}/") for stage in stages)
-
-
-def _is_held(stage: StageConfig) -> bool:
-    """Whether another command is at a stage: a selection is locked under its temporary name, a run under its own."""
-    out = Path(stage.out).resolve()
-    return is_held(out if isinstance(stage, DistillConfig) else out.with_name(out.name + PARTIAL))
-
-
-def _run_stage(stage: StageConfig, number: str) -> None:
-    from dfkd.distill import stage as distill
-    from dfkd.generators import stage as generate
-    from dfkd.select import stage as select
-
-    name = Path(stage.out).name
-    with Foreign(COMMAND):
-        match stage:
-            case SelectConfig():
-                say(f"{number} select {name}")
-                select.run(stage)
-            case GenerateConfig():
-                say(f"{number} generate {name}")
-                generate.run(stage)
-            case DistillConfig():
-                say(f"{number} distill {name}")
-                distill.run(stage)
 
 
 def _report(pipeline: Pipeline, done: Collection[str], failures: Sequence[Failure]) -> Path:
@@ -237,7 +204,9 @@ def _report(pipeline: Pipeline, done: Collection[str], failures: Sequence[Failur
     runs = tuple(d.out for d in complete if (d.out in done and d.out not in failed) or _is_as_requested(d))
     failed |= {d.out: why for d in pipeline.distillations if (why := read_failure(Path(d.out))) is not None}
     if runs:
-        compare.run(CompareConfig(runs=runs, out=str(report)), {Path(out).name: why for out, why in failed.items()})
+        config = CompareConfig(runs=runs, out=str(report))
+        reasons = {Path(out).name: why for out, why in failed.items()}
+        STAGES["compare"].within(config, compare.run, config, reasons)
     return report
 
 
@@ -269,16 +238,16 @@ def read_pipeline(path: Path, out: str | None = None) -> Pipeline:
     for key in tables:
         if key not in KEYS:
             raise RequestError(f"{path} has {key!r}{nearest(key, KEYS)}")
-    folder = Path(expand(out or _typed(tables, "out", str, path, str(Path("runs") / path.stem))))
+    folder = expand(out or _typed(tables, "out", str, path, str(Path("runs") / path.stem)))
     seeds = _typed(tables, "seeds", list, path, [0])
     if not seeds or not all(type(seed) is int for seed in seeds) or len({*seeds}) < len(seeds):
         raise RequestError(f"{path}: seeds = {seeds} is not a list of different whole numbers")
     defaults = _typed(tables, "defaults", dict, path, {})
-    known = {name for config in STAGES.values() for name in field_hints(config)}
+    known = {name for stage in KINDS.values() for name in field_hints(stage.options)}
     for key in defaults:
         if key.replace("-", "_") not in known:
             raise RequestError(f"{path} [defaults] has no option {key!r}{nearest(key, known)}")
-    made = {stage: _typed(tables, stage, dict, path, {}) for stage in ("select", "generate")}
+    made = {name: _typed(tables, name, dict, path, {}) for name, kind in KINDS.items() if kind.writes == "selection"}
     distills = _typed(tables, "distill", dict, path, {})
     if not distills:
         raise RequestError(f"{path} has no [distill.NAME] table: there is nothing to compare")
@@ -288,23 +257,23 @@ def read_pipeline(path: Path, out: str | None = None) -> Pipeline:
     folders = _Folders(folder, [*made["select"], *made["generate"]])
     selections: list[SelectConfig | GenerateConfig] = []
     for seed in seeds:
-        for stage, tables_of in made.items():
+        for kind, tables_of in made.items():
             for name, table in tables_of.items():
-                where, values = _options(STAGES[stage], stage, name, table, defaults, path)
+                where, values = _options(KINDS[kind], name, table, defaults, path)
                 own = folders.resolved(values, seed, where) | {"seed": seed, "out": folders.samples(name, seed)}
-                selections.append(from_mapping(STAGES[stage], values | own, where))
+                selections.append(from_mapping(KINDS[kind].options, values | own, where))
     distillations = []
     for seed in seeds:  # outside: every row has its first seed before any has its second
         for name, table in distills.items():
-            where, values = _options(DistillConfig, "distill", name, table, defaults, path)
+            where, values = _options(KINDS["distill"], name, table, defaults, path)
             if not values.get("samples") and values.get("source") is None:
                 raise RequestError(f"{where}: no samples; name selections of this file, or folders, or a source")
-            own = {"name": name, "seed": seed, "out": str(folder / "runs" / f"{name}-seed{seed}")}
+            own = {"name": name, "seed": seed, "out": below(folder, "runs", f"{name}-seed{seed}")}
             distillations.append(
                 from_mapping(DistillConfig, values | folders.resolved(values, seed, where) | own, where)
             )
     _check_order([*selections, *distillations], path)
-    return Pipeline(folder, selections, distillations)
+    return Pipeline(Path(folder), selections, distillations)
 
 
 def _check_order(stages: Sequence[StageConfig], path: Path) -> None:
@@ -319,10 +288,10 @@ def _check_order(stages: Sequence[StageConfig], path: Path) -> None:
 
 
 def _options(
-    config: type, stage: str, name: str, table: Any, defaults: Mapping[str, Any], path: Path
+    stage: Stage, name: str, table: Any, defaults: Mapping[str, Any], path: Path
 ) -> tuple[str, dict[str, Any]]:
     """The options of one table over its preset, and both over the defaults that its stage has."""
-    where = f"{path} [{stage}.{name}]"
+    where, config = f"{path} [{stage.name}.{name}]", stage.options
     if not isinstance(table, dict):
         raise RequestError(f"{where} is not a table")
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
@@ -331,8 +300,8 @@ def _options(
     shared = {key: value for key, value in defaults.items() if key.replace("-", "_") in known}
     shared, own = check_mapping(config, shared, f"{path} [defaults]"), check_mapping(config, table, where)
     preset = own.get("preset") or shared.get("preset")
-    recipe = load_preset(preset, stage, config) if preset else {}
-    for key in ("out", "seed", "name" if stage == "distill" else "part"):
+    recipe = load_preset(preset, stage) if preset else {}
+    for key in ("out", "seed", "name" if stage.writes == "run" else "part"):
         if key in shared or key in own or (key in recipe and key == "part"):
             raise RequestError(f"{where}: {key!r} does not belong in a pipeline; take it out")
     below = (shared, recipe) if own.get("preset") else (recipe, shared)  # a preset gives way to what names it
@@ -342,11 +311,11 @@ def _options(
 class _Folders:
     """Where the selections and generated images of a pipeline lie; a text that is no name of one is a folder."""
 
-    def __init__(self, folder: Path, known: Sequence[str]) -> None:
+    def __init__(self, folder: str, known: Sequence[str]) -> None:
         self._folder, self._known = folder, known
 
     def samples(self, name: str, seed: int) -> str:
-        return str(self._folder / "samples" / f"{name}-seed{seed}")
+        return below(self._folder, "samples", f"{name}-seed{seed}")
 
     def resolved(self, values: Mapping[str, Any], seed: int, where: str) -> dict[str, Any]:
         """The options that name such folders, resolved."""

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dfkd.config.option import field_hints
-from dfkd.config.stages import DistillConfig, EvaluateConfig, ExportConfig, GenerateConfig, SelectConfig
+from dfkd.config.stage_table import STAGES, Stage
 from dfkd.system.code import as_before
+from dfkd.system.console import say
 from dfkd.system.errors import RequestError, nearest
 from dfkd.system.names import convert
 from dfkd.system.portable import expand
@@ -56,7 +57,16 @@ def load_toml(path: Path) -> dict[str, Any]:
         raise RequestError(f"{path} cannot be read: {error}") from None
 
 
-def load_preset(name: str, stage: str, config: type) -> dict[str, Any]:
+def over_preset(stage: Stage, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are given for a stage over those of its preset, if they name one."""
+    preset = given.get("preset")
+    values = load_preset(preset, stage) if preset else {}
+    if preset and not values and not preset.endswith(".toml"):  # a file of one's own may be for other commands
+        say(f"note: --preset {preset} changes nothing here: it has nothing for {stage.name}")
+    return layered(values, given)
+
+
+def load_preset(name: str, stage: Stage) -> dict[str, Any]:
     """The values of a preset for one stage: the entries outside any table that this stage has, then its own table.
 
     Raises: RequestError for an unknown preset, table or key.
@@ -70,15 +80,15 @@ def load_preset(name: str, stage: str, config: type) -> dict[str, Any]:
             raise RequestError(f"--preset {name!r} is unknown{nearest(name, known)} (a file of your own ends in .toml)")
         tables = tomllib.loads(known[name].read_text(encoding="utf-8"))
     where = f"preset {name}"
-    stages: dict[str, type] = {"select": SelectConfig, "distill": DistillConfig, "evaluate": EvaluateConfig}
-    stages |= {"generate": GenerateConfig, "export": ExportConfig}
+    stages = {other.name: other.options for other in STAGES.values() if "preset" in field_hints(other.options)}
+    config = stage.options
     values: dict[str, Any] = {}
     for key, value in tables.items():
         if isinstance(value, dict):
             if key not in stages:
                 raise RequestError(f"{where} has a table [{key}]{nearest(key, stages)}")
             table = check_mapping(stages[key], value, f"{where} [{key}]")
-            values |= table if key == stage else {}
+            values |= table if key == stage.name else {}
         else:  # a shared entry must belong to some stage, not to each
             owner = next((c for c in (config, *stages.values()) if key.replace("-", "_") in field_hints(c)), config)
             checked = check_mapping(owner, {key: value}, where)
@@ -110,7 +120,7 @@ def describe(config: Any) -> str:
     return " ".join(
         f"{f.name}={_short(getattr(config, f.name))}"
         for f in dataclasses.fields(config)
-        if getattr(config, f.name) not in (None, ())
+        if getattr(config, f.name) not in (None, (), "")
     )
 
 

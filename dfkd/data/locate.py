@@ -64,6 +64,10 @@ class Data:
         return {"name": self.name, "images": images, "files": len(self.parts), "content": content}
 
 
+DataSource = str | Data
+"""A DATA text, or what is opened already."""
+
+
 def locate(text: str) -> Data:
     """Open what a DATA names. Raises: RequestError where nothing is there, or it cannot be read."""
     scheme = _scheme(text)

@@ -1,5 +1,6 @@
 """The pool: several DATA one after the other, as origins and uint8 images of one size, by index."""
 
+import contextvars
 import copy
 import threading
 from collections import Counter
@@ -14,7 +15,7 @@ from jaxtyping import Int64, Integer, UInt8
 
 from dfkd.data.images.decode import conversions, decode, encode_png, fit, processors
 from dfkd.data.images.filter import Filter
-from dfkd.data.locate import Data, locate, member_of, paths_of, with_images
+from dfkd.data.locate import Data, DataSource, locate, member_of, paths_of, with_images
 from dfkd.data.readers.folder import FolderReader
 from dfkd.data.readers.reader import Reader, Unreadable
 from dfkd.data.readers.tar import TarReader
@@ -163,7 +164,8 @@ class Pool:
             except BaseException as error:
                 queue.put(error)
 
-        thread = threading.Thread(target=read_ahead, name="dfkd-read-ahead", daemon=True)
+        here = contextvars.copy_context()  # whether lines are printed, too
+        thread = threading.Thread(target=here.run, args=(read_ahead,), name="dfkd-read-ahead", daemon=True)
         thread.start()
         try:
             while (item := queue.get()) is not None:
@@ -244,8 +246,12 @@ class Pool:
             say(f"note: {data.name}: of 16-bit images the upper 8 bits are taken; the largest value is {largest}{dark}")
 
 
-def open_pool(specs: Sequence[str], *, image_size: int | None, channels: int, workers: int | None = None) -> Pool:
-    """Open several DATA as one pool. `image_size` None takes the pool's own size, where all of it is raw and square.
+def open_pool(
+    specs: Sequence[DataSource], *, image_size: int | None, channels: int, workers: int | None = None
+) -> Pool:
+    """Open several DATA, of which some may be opened already, as one pool.
+
+    `image_size` None takes the pool's own size, where all of it is raw and square.
 
     Raises: RequestError where a DATA cannot be opened, is empty, or has no size of its own.
     """
@@ -255,10 +261,11 @@ def open_pool(specs: Sequence[str], *, image_size: int | None, channels: int, wo
         raise RequestError(f"{channels} channels: images have 1 (gray) or 3 (RGB)")
     if image_size is not None and image_size < 1:
         raise RequestError(f"--image-size {image_size} is not a number of pixels above 0")
-    found = with_images(specs, locate)
+    found = with_images(specs, lambda one: locate(one) if isinstance(one, str) else one)
     data = [one for one in found if one is not None]
-    empty = [portable(Path(spec).name) for spec, one in zip(specs, found, strict=True) if one is None]
-    _note_doubles(specs)
+    texts = [spec if isinstance(spec, str) else spec.name for spec in specs]
+    empty = [portable(Path(text).name) for text, one in zip(texts, found, strict=True) if one is None]
+    _note_doubles([spec for spec in specs if isinstance(spec, str)])
     return Pool(data, image_size or _own_size(data), channels, workers, empty)
 
 

@@ -12,9 +12,10 @@ from torch import nn
 from dfkd.config import DistillConfig
 from dfkd.config.option import is_off, named
 from dfkd.data import Pool, open_pool
+from dfkd.data.locate import DataSource
 from dfkd.distill import supply
 from dfkd.distill.defaults import default_init, default_losses, example_of
-from dfkd.distill.init.inherit import inherit, twins
+from dfkd.distill.init.inherit import heir, inherit, twins
 from dfkd.distill.objective import Objective, build_objective
 from dfkd.distill.setting import Counted, Setting
 from dfkd.distill.trainer import Plan, Trainer
@@ -25,6 +26,7 @@ from dfkd.models.features.find_taps import GROUPS, find_taps, group_of, match_gr
 from dfkd.models.features.taps import Tap, Tapped, network_code, parse_taps
 from dfkd.models.find import check_name
 from dfkd.models.load import Model, load_model
+from dfkd.models.own import ModelSource, OwnNetwork
 from dfkd.system import names
 from dfkd.system.console import say
 from dfkd.system.device import Place, resolve_place
@@ -70,21 +72,29 @@ class Distillation:
         return hash_of(self.test.identity) if self.test is not None else None
 
 
-def prepare(config: DistillConfig) -> Distillation:
+def prepare(
+    config: DistillConfig,
+    teacher_given: ModelSource,
+    student_given: ModelSource,
+    test_given: DataSource | None,
+) -> Distillation:
     """Open and build everything. Raises: RequestError for whatever can be refused before the first step."""
-    chosen, objective = check(config)  # before anything is opened: a mistake should cost no time
+    torch.manual_seed(config.seed)  # a loss of one's own may draw its parameters when it is built
+    chosen, objective = check_request(config, student_given)  # before anything is opened: a mistake should cost no time
     if not config.class_dropping and any("dropped" in names.parse(loss).options for loss in config.loss):
         say("note: a loss's dropped=... changes nothing without --class-dropping, such as 0.05")
     place = resolve_place(config.device, config.precision)
     selections = open_selections(config.samples, config.normalize, config.image_size)
-    teacher = open_teacher(config.teacher, config.samples, selections, config.normalize, config.image_size)
-    student = _load_student(config, teacher)
+    teacher = open_teacher(teacher_given, config.samples, selections, config.normalize, config.image_size)
+    student = _load_student(config, student_given, teacher)
     if objective is None:
         config = replace(config, loss=default_losses(config, teacher, student))
         say(f"losses: {' '.join(config.loss)}, the default for these networks and images")
         objective = build_objective(config.loss)
     if config.init == "auto":
         config = replace(config, init=default_init(teacher, student))
+        if config.init == "none" and isinstance(student_given, OwnNetwork) and heir(student, teacher):
+            say("note: the student begins with its own weights; --init teacher gives it the teacher's layers")
     if config.init == "teacher":
         say(inherit(student, teacher))
     if config.reestimate and not batch_norms(student.module):
@@ -100,7 +110,7 @@ def prepare(config: DistillConfig) -> Distillation:
         raise RequestError(f"--teacher-views {config.teacher_views} are all the same without crop and flip; give 1")
     content = _content(config, plan, teacher, student, selections, objective, place) | supply.content(config, chosen)
     # opened before the training that it is to judge: a mistake in its name should cost no hours
-    test = _open_test(config.test, teacher) if config.test is not None else None
+    test = _open_test(test_given, teacher) if test_given is not None else None
     source = supply.build_source(config, selections, chosen, teacher, place)
     trainer = _trainer(config, teacher, student, source, objective, place, plan)
     if config.init == "teacher" and not twins(student, teacher):
@@ -108,11 +118,11 @@ def prepare(config: DistillConfig) -> Distillation:
     return Distillation(config, selections, teacher, student, test, trainer, content)
 
 
-def check(config: DistillConfig) -> tuple[Chosen | None, Objective | None]:
+def check_request(config: DistillConfig, student: ModelSource) -> tuple[Chosen | None, Objective | None]:
     """Refuse what can be refused before any work. Returns the generator and the losses that are named."""
-    torch.manual_seed(config.seed)  # a loss of one's own may draw its parameters when it is built
     _check_options(config)
-    check_name(config.student)
+    if isinstance(student, str):
+        check_name(student)
     spelled_order(config.batches)
     objective = build_objective(config.loss) if config.loss else None
     if objective is not None:
@@ -146,10 +156,10 @@ def _check_objective(config: DistillConfig, objective: Objective) -> None:
         )
 
 
-def _load_student(config: DistillConfig, teacher: Model) -> Model:
+def _load_student(config: DistillConfig, given: ModelSource, teacher: Model) -> Model:
     torch.manual_seed(config.seed)  # the student's initial weights
     return load_model(
-        config.student,
+        given,
         normalize=teacher.normalize,
         image_size=teacher.image_size,
         classes=teacher.classes,
@@ -283,7 +293,7 @@ def _taps(
     return found.taps
 
 
-def _open_test(test: str, teacher: Model) -> Pool:
+def _open_test(test: DataSource, teacher: Model) -> Pool:
     data = open_pool([test], image_size=teacher.image_size, channels=teacher.channels)
     check_labels(data, teacher.classes)
     return data

@@ -2,23 +2,27 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from dfkd.config import DistillConfig
-from dfkd.distill.prepare import Distillation, prepare
+from dfkd.data.locate import DataSource
+from dfkd.distill.prepare import Distillation, check_request, prepare
 from dfkd.distill.teacher_cache.views import recorded
 from dfkd.formats.run_folder import RESULT_FIELDS, Run, finished_weights, read_request
 from dfkd.models.classifier import Classifier, examine_pixels
 from dfkd.models.health import CHECKED_IMAGES
+from dfkd.models.own import ModelSource
 from dfkd.models.weights import load_weights, state_to_write
 from dfkd.system import names
 from dfkd.system.console import say
 from dfkd.system.device import Place
-from dfkd.system.files import hash_of, output_path
+from dfkd.system.files import hash_of, output_path, result_folder
+from dfkd.system.locks import once
 from dfkd.system.memory import forget_peak_memory, peak_memory_bytes
 from dfkd.system.portable import portable
 from dfkd.training.evaluate import Measures, measure
@@ -27,24 +31,45 @@ from dfkd.training.loop import train
 
 def run(config: DistillConfig) -> dict[str, Any]:
     """Distill as `config` says, from where an interrupted run of the same request stopped. Returns the result."""
-    prepared = prepare(config)
-    folder = Run(output_path(config.out), config.out, _request(prepared), RESULT_FIELDS)
-    if folder.result is None:
-        with folder.writing():
-            if folder.result is None:  # still: another command may have finished it since
-                forget_peak_memory(prepared.trainer.place.device)
-                if prepared.selections:
-                    first = prepared.selections[0]
-                    pixels = torch.from_numpy(first.pixels(np.arange(min(CHECKED_IMAGES, len(first)))))
-                    examine_pixels(prepared.trainer.teacher, pixels)
-                record_teacher(prepared)
-                train(prepared.trainer, folder)
-                prepared.trainer.finish()
-                result = _result(prepared)
-                folder.finish(state_to_write(prepared.student.module), result)
-                _report(config, result)
-                return result
-    return _complete(prepared, folder)
+    return distill(config, config.teacher, config.student, config.test)[1]
+
+
+def distill(
+    config: DistillConfig, teacher: ModelSource, student: ModelSource, test: DataSource | None
+) -> tuple[Path, dict[str, Any]]:
+    """The same, from networks and labeled data that may be at hand already; without a folder into one of the cache.
+
+    Returns the folder and the result.
+    """
+    prepared = prepare(config, teacher, student, test)
+    out = prepared.config.out or result_folder("runs", prepared.content)
+    prepared = replace(prepared, config=replace(prepared.config, out=out))
+    folder = Run(output_path(out), out, _request(prepared), RESULT_FIELDS)
+    result = once(lambda: folder.result is not None, folder.writing, lambda: _train(prepared, folder))
+    if result is None:
+        return folder.folder, _complete(prepared, folder)
+    _report(prepared.config, result)
+    return folder.folder, result
+
+
+def check(config: DistillConfig) -> None:
+    """Refuse what can be refused before any work."""
+    check_request(config, config.student)
+
+
+def _train(prepared: Distillation, folder: Run) -> dict[str, Any]:
+    """Train and write the student and the result, while the folder is locked."""
+    forget_peak_memory(prepared.trainer.place.device)
+    if prepared.selections:
+        first = prepared.selections[0]
+        pixels = torch.from_numpy(first.pixels(np.arange(min(CHECKED_IMAGES, len(first)))))
+        examine_pixels(prepared.trainer.teacher, pixels)
+    record_teacher(prepared)
+    train(prepared.trainer, folder)
+    prepared.trainer.finish()
+    result = _result(prepared)
+    folder.finish(state_to_write(prepared.student.module), result)
+    return result
 
 
 def record_teacher(prepared: Distillation) -> None:

@@ -240,8 +240,9 @@ def finished_weights(folder: Path) -> Path:
 def read_request(folder: Path) -> dict[str, Any]:
     """The tables of a run's config.toml. Raises: RequestError where they cannot be read, or were changed."""
     path = folder / CONFIG
+    tables = load_toml(path)
     try:
-        request = unsealed(load_toml(path))
+        request = unsealed(tables)
         check_fields(request, dict.fromkeys(("distill", "model", "content"), (*_TABLE, *_NOTHING)))
         return request
     except ValueError as error:

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from dfkd.generators.pictures import BLOCK, GeneratedPictures
 from dfkd.generators.quota import Quota, missing
 from dfkd.models.classifier import Classifier
 from dfkd.models.load import Model, load_trained
+from dfkd.models.own import ModelSource
 from dfkd.select.choose import NON_FINITE, NOT_DRAWN, REASONS, SELECTED, Choice
 from dfkd.select.journal import Journal
 from dfkd.select.methods import ImageScores
@@ -29,8 +30,8 @@ from dfkd.select.selection_writer import Selected, check_partial, is_done, write
 from dfkd.system.console import progress, say
 from dfkd.system.device import Place, resolve_place
 from dfkd.system.errors import RequestError
-from dfkd.system.files import PARTIAL, hash_of, output_path, restore_folder
-from dfkd.system.locks import locked
+from dfkd.system.files import hash_of, output_path, partial_folder, restore_folder, result_folder
+from dfkd.system.locks import locked, once
 from dfkd.system.portable import portable
 from dfkd.system.text import LISTED_CLASSES, inspect_command, of_classes
 from dfkd.system.versions import versions
@@ -62,30 +63,47 @@ class Generation:
 
 def run(config: GenerateConfig) -> Path:
     """Make images as `config` says; a complete folder of the same request is left as it is. Returns its folder."""
-    out = output_path(config.out)
-    prepared = _prepare(config)
-    if is_done(out, config.out, prepared.content):
+    return generate(config, config.teacher, config.student)
+
+
+def generate(config: GenerateConfig, teacher: ModelSource, student: ModelSource | None) -> Path:
+    """The same, from networks that may be at hand already; without a folder into one of the cache."""
+    if config.out:
+        output_path(config.out)
+    prepared = _prepare(config, teacher, student)
+    config, out = prepared.config, output_path(prepared.config.out)
+    selected = once(
+        lambda: is_done(out, config.out, prepared.content),
+        lambda: locked(partial_folder(out), config.out),
+        lambda: _make(prepared, out),
+    )
+    if selected is None:
         say(f"{config.out}: these images are complete already")
-        return out
-    partial = out.with_name(out.name + PARTIAL)
-    with locked(partial, config.out):
-        if is_done(out, config.out, prepared.content):  # another command has finished it since
-            say(f"{config.out}: these images are complete already")
-            return out
-        check_partial(partial)
-        Journal(partial, hash_of(prepared.content), anew=lambda: _forget(partial))
-        restore_folder(partial / CHECKPOINT)
-        method = _method(prepared)
-        with method_code(method):
-            enough = method.updates_for(_needed(prepared))
-        steps = config.steps or enough
-        maker = Maker(method, prepared, Pace(steps, config.batch_size, config.checkpoint_every, config.log_every))
-        record = Progress(partial, f"; delete {partial}, and it starts anew")
-        train(maker, record)
-        selected = _collect(prepared, method)
-        write(partial, out, selected)
-    _report(config, prepared, selected)
+    else:
+        _report(config, prepared, selected)
     return out
+
+
+def check(config: GenerateConfig) -> Chosen:
+    """Refuse what can be refused before any work. Returns the method."""
+    return choose(config.method, "--method")
+
+
+def _make(prepared: Generation, out: Path) -> Selected:
+    """Train the method, make images and write them, while the folder of the temporary name is locked."""
+    config, partial = prepared.config, partial_folder(out)
+    check_partial(partial)
+    Journal(partial, hash_of(prepared.content), anew=lambda: _forget(partial))
+    restore_folder(partial / CHECKPOINT)
+    method = _method(prepared)
+    with method_code(method):
+        enough = method.updates_for(_needed(prepared))
+    steps = config.steps or enough
+    maker = Maker(method, prepared, Pace(steps, config.batch_size, config.checkpoint_every, config.log_every))
+    train(maker, Progress(partial, f"; delete {partial}, and it starts anew"))
+    selected = _collect(prepared, method)
+    write(partial, out, selected)
+    return selected
 
 
 def _forget(partial: Path) -> None:
@@ -146,9 +164,9 @@ class Maker:
         self.step, self.seconds = progress["step"], progress["seconds"]
 
 
-def _prepare(config: GenerateConfig) -> Generation:
+def _prepare(config: GenerateConfig, teacher_given: ModelSource, student_given: ModelSource | None) -> Generation:
     """Open and check everything. Raises: RequestError for whatever can be refused before the first step."""
-    chosen = choose(config.method, "--method")
+    chosen = check(config)
     name = chosen.named.name
     if chosen.target.needs_real != bool(config.samples):
         change = f"--samples changes nothing: {name} learns from the teacher alone"
@@ -156,11 +174,11 @@ def _prepare(config: GenerateConfig) -> Generation:
     place = resolve_place(config.device, config.precision)
     opened = (*config.samples, *((config.fill,) if config.fill is not None else ()))
     selections = open_selections(opened, config.normalize, config.image_size)
-    teacher = open_teacher(config.teacher, opened, selections, config.normalize, config.image_size)
+    teacher = open_teacher(teacher_given, opened, selections, config.normalize, config.image_size)
     samples = selections[: len(config.samples)]
     held = np.array(selections[-1].manifest["per_class"]) if config.fill is not None else None
     quota = Quota(config.count or DEFAULT_COUNT) if held is None else Quota.of(missing(held, config.count))
-    student = _student(config, teacher)
+    student = _student(student_given, teacher)
     content = {
         "teacher": teacher.fingerprint(),
         "preprocess": {"normalize": teacher.normalize, "image_size": teacher.image_size, "channels": teacher.channels},
@@ -179,15 +197,16 @@ def _prepare(config: GenerateConfig) -> Generation:
         "versions": versions("torch", "torchvision", "numpy"),
         "seed": config.seed,
     }
+    config = replace(config, out=config.out or result_folder("selections", content))
     return Generation(config, chosen, teacher, student, place, samples, quota, content)
 
 
-def _student(config: GenerateConfig, teacher: Model) -> Model | None:
+def _student(given: ModelSource | None, teacher: Model) -> Model | None:
     """The student that answers along, as it is."""
-    if config.student is None:
+    if given is None:
         return None
     return load_trained(
-        config.student,
+        given,
         "--student",
         normalize=teacher.normalize,
         image_size=teacher.image_size,

@@ -4,7 +4,7 @@ import inspect
 import tomllib
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,11 @@ from dfkd.system.errors import RequestError
 from dfkd.system.files import hash_file, user_path
 from dfkd.system.foreign import Foreign
 from dfkd.system.names import Named, build, find, parse
-from dfkd.system.portable import expand
+from dfkd.system.portable import expand, names_of
 
 _MODULES = ("dfkd.models", "torchvision.models")
+OBJECT = "object "
+"""How the architecture of a network begins that was an object in Python: no text builds it again."""
 _KNOWN_PACKAGES = ("dfkd", "torchvision", "timm")  # their constructors bring weights only where an option says so
 
 
@@ -49,6 +51,8 @@ class Found:
     has_weights: bool | None = True
     may_bring_weights: bool = False
     """Whether the constructor is code that may load weights unasked."""
+    spelling: Mapping[str, str] = field(default_factory=dict)
+    """The `$NAME` that a run has written in its architecture, by the path that was filled in."""
 
 
 def find_model(text: str, classes: int | None, channels: int | None) -> Found:
@@ -90,7 +94,13 @@ def _from_run(path: Path) -> Found:
     weights = path / WEIGHTS
     if not weights.is_file():
         raise RequestError(f"run {str(path)!r} is not finished (no {WEIGHTS}): start its dfkd distill again")
-    found = _from_name(expand(architecture), None, None)
+    if architecture.startswith(OBJECT):
+        raise RequestError(
+            f"the student of run {str(path)!r} was a Python object ({architecture.removeprefix(OBJECT)}); "
+            f"dfkd.open_run({str(path)!r}, student=module) opens it"
+        )
+    text = expand(architecture)
+    found = _from_name(text, None, None)
     student = (request.get("content") or {}).get("student")
     trained = student.get("code") if isinstance(student, dict) else None
     if trained is not None and as_before(trained) != as_before(found.code):
@@ -107,6 +117,7 @@ def _from_run(path: Path) -> Found:
         normalize=table.get("normalize"),
         normalize_of=None,
         has_weights=True,
+        spelling=names_of(text),
     )
 
 
@@ -169,7 +180,7 @@ def _from_name(text: str, classes: int | None, channels: int | None) -> Found:
         load_state(module, state, path)
     stored = from_safetensors(path) if weights else None
     spec = str(named) + (f"@{Path(weights).name}" if weights else "")
-    size = _made_for(target, used.options, module)
+    size = made_for(target, used.options, module)
     return Found(
         spec,
         module,
@@ -252,7 +263,7 @@ def _counts_in(
     return counts
 
 
-def _made_for(target: Callable[..., Any], options: Mapping[str, Any], module: nn.Module) -> int | None:
+def made_for(target: Callable[..., Any], options: Mapping[str, Any], module: nn.Module) -> int | None:
     """The side of the images that an architecture is made for, or None."""
     told = options.get("image_size", options.get("img_size"))
     if isinstance(told, int):

@@ -15,6 +15,7 @@ from dfkd.models.expected import size_option
 from dfkd.models.features.taps import network_code, run_network
 from dfkd.models.find import Found, find_model
 from dfkd.models.logits import Member, find_member, members
+from dfkd.models.own import ModelSource
 from dfkd.models.state import tensors_of
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
@@ -68,7 +69,7 @@ class Model:
 
 
 def load_trained(
-    text: str, option: str = "--teacher", *, normalize: str | None, image_size: int | None, **known: int
+    text: ModelSource, option: str = "--teacher", *, normalize: str | None, image_size: int | None, **known: int
 ) -> Model:
     """`load_model` for a model that is to answer, under its option. Raises: RequestError also without weights."""
     model = load_model(text, normalize=normalize, image_size=image_size, **known)
@@ -80,14 +81,16 @@ def load_trained(
 
 
 def load_model(
-    text: str,
+    text: ModelSource,
     *,
     normalize: str | None = None,
     image_size: int | None = None,
     classes: int | None = None,
     channels: int | None = None,
 ) -> Model:
-    """The model that a MODEL text names. `classes` and `channels` are the teacher's, given where this is its student.
+    """The model that a MODEL text names, or that is at hand.
+
+    `classes` and `channels` are the teacher's, given where this is its student.
 
     Class and channel counts come from the text, else from the weights' shapes, else from the teacher, else they are
     the constructor's. `image_size` is the given one, else the RUN's, else what the architecture is made for.
@@ -96,9 +99,9 @@ def load_model(
     """
     if image_size is not None and image_size < 1:
         raise RequestError(f"--image-size {image_size} is not a number of pixels (1 or more)")
-    if (user_path(text) / CONFIG).is_file():
+    if isinstance(text, str) and (user_path(text) / CONFIG).is_file():
         check_model(user_path(text))
-    found = find_model(text, classes, channels)
+    found = find_model(text, classes, channels) if isinstance(text, str) else text.found()
     size = image_size or found.image_size
     takes, gives = _counts(found, size)
     if channels not in (None, takes):
@@ -111,8 +114,8 @@ def load_model(
     options = {**found.named.options, **{key: count for key, count in counts.items() if key}}
     kept = {key: options[key] for key in sorted(options) if key not in _WEIGHT_OPTIONS}
     return Model(
-        spec=portable(found.spec),
-        architecture=portable(str(Named(found.named.name, kept))),
+        spec=portable(found.spec, found.spelling),
+        architecture=portable(str(Named(found.named.name, kept)), found.spelling),
         module=found.module,
         preprocess=Preprocess(*parse_normalize(normalize, takes)),
         normalize=normalize,

@@ -1,6 +1,7 @@
 """`dfkd compare`: finished runs -> a table on the terminal, a CSV and a page."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from dfkd.config import CompareConfig
 from dfkd.formats.overwrite import check_output
@@ -8,13 +9,13 @@ from dfkd.report import compare_page
 from dfkd.report.collect import collect
 from dfkd.report.markup import page_path
 from dfkd.report.table import csv_text, reading, terminal_table, warnings
-from dfkd.system.console import say
+from dfkd.system.console import answer, say
 from dfkd.system.files import write_text
 from dfkd.system.text import visible
 
 
-def run(config: CompareConfig, failed: Mapping[str, str] | None = None) -> None:
-    """Compare as `config` says; `failed` are runs that have no result, with the reasons.
+def run(config: CompareConfig, failed: Mapping[str, str] | None = None) -> Path:
+    """Compare as `config` says; `failed` are runs that have no result, with the reasons. Returns the page.
 
     Raises: RequestError for a wrong `--out` or runs that cannot be put side by side.
     """
@@ -22,12 +23,13 @@ def run(config: CompareConfig, failed: Mapping[str, str] | None = None) -> None:
     for written in (path, path.with_suffix(".csv")):
         check_output(str(written), "--out", config.runs)
     rows = collect(config.runs)
-    print(terminal_table(rows))
-    print(visible(reading(rows)))
+    answer(terminal_table(rows))
+    answer(visible(reading(rows)))
     missing = [f"{name} failed and is not in the table: {why}" for name, why in (failed or {}).items()]
     found = [*missing, *warnings(rows)]
     for warning in found:
-        print(visible(f"warning: {warning}"))
+        answer(visible(f"warning: {warning}"))
     write_text(path.with_suffix(".csv"), csv_text(rows))
     compare_page.write(path, rows, found)
     say(f"wrote {path} and {path.with_suffix('.csv')}")
+    return path

@@ -19,7 +19,7 @@ from dfkd.formats.verify import verify
 from dfkd.report.charts import bar, figure, histogram
 from dfkd.report.markup import Html, definitions, page_path, section, table, tag, write_page
 from dfkd.system.checksums import check_file
-from dfkd.system.console import say
+from dfkd.system.console import answer, say
 from dfkd.system.errors import RequestError
 from dfkd.system.text import aligned, visible
 
@@ -68,13 +68,13 @@ def run(config: InspectConfig) -> None:
     if config.verify:
         if config.out is not None:
             raise RequestError(f"--out {config.out} is for a selection's page; --verify makes none")
-        print(verify(Path(config.folder)))
+        answer(verify(Path(config.folder)))
         return
     path = None if config.out is None else page_path(config.out)
     if config.out is not None:
         check_output(config.out, "--out", (config.folder,))
     contents = read(Path(config.folder))
-    print(terminal_text(contents))
+    answer(terminal_text(contents))
     if path is not None:
         write(path, config.folder, contents)
         say(f"wrote {path}")

@@ -3,7 +3,8 @@
 import inspect
 import math
 import shutil
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import torch
 
 from dfkd.config import SelectConfig
 from dfkd.data import Pool, open_pool
+from dfkd.data.locate import DataSource
 from dfkd.formats.manifest import MANIFEST
 from dfkd.models.classifier import Classifier, examine
 from dfkd.models.features.find_taps import find_taps
 from dfkd.models.features.taps import Tap, parse_taps
 from dfkd.models.load import Model, load_trained
+from dfkd.models.own import ModelSource
 from dfkd.select.choose import Choice, Method, TooFew, choose
 from dfkd.select.journal import JOURNAL
 from dfkd.select.methods import ImageScores
@@ -29,9 +32,9 @@ from dfkd.system.code import code_of
 from dfkd.system.console import say
 from dfkd.system.device import Place, resolve_place
 from dfkd.system.errors import RequestError
-from dfkd.system.files import PARTIAL, output_path, request_folder
+from dfkd.system.files import output_path, partial_folder, request_folder, result_folder
 from dfkd.system.foreign import Foreign
-from dfkd.system.locks import locked
+from dfkd.system.locks import locked, once
 from dfkd.system.portable import portable
 from dfkd.system.text import inspect_command, of_classes
 from dfkd.system.versions import versions
@@ -39,18 +42,61 @@ from dfkd.system.versions import versions
 METHODS = ["dfkd.select.methods"]
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a request resolves to, ready to score; nothing is written yet."""
+
+    config: SelectConfig
+    method: names.Named
+    model: Model
+    pool: Pool
+    place: Place
+    tap: Tap | None
+    filter: NamedFilter | None
+    scoring: dict[str, Any]
+    """Everything that decides the scores; the cache's key."""
+    content: dict[str, Any]
+    """Everything that decides the selection."""
+
+
 def run(config: SelectConfig) -> Path:
     """Select as `config` says; a complete selection of the same request is left as it is. Returns its folder."""
-    out = output_path(config.out)
+    return select(config, config.teacher, config.pool)
+
+
+def select(config: SelectConfig, teacher: ModelSource, pool: Sequence[DataSource]) -> Path:
+    """The same, from a teacher and a pool that may be at hand already; without a folder into one of the cache."""
+    if config.out:
+        output_path(config.out)
     method, share = check(config), Share.parse(config.part) if config.part is not None else None
+    request = _resolve(config, method, teacher, pool)
+    config, out = request.config, output_path(request.config.out)
+
+    def done() -> bool:
+        return is_done(out, config.out, request.content)
+
+    if share and not done():  # nothing is written to `out`, so that several commands can score at once
+        _score(request, share)
+        say(f"part {config.part} is scored; the same command without --part selects, when the others are scored too")
+        return out
+    selected = once(done, lambda: locked(partial_folder(out), config.out), lambda: _make(request, out))
+    if selected is None:
+        say(f"{config.out}: this selection is complete already")
+    else:
+        _report(selected)
+    return out
+
+
+def _resolve(config: SelectConfig, method: names.Named, teacher: ModelSource, data: Sequence[DataSource]) -> Request:
+    """Open and check everything."""
     if config.gamma != SelectConfig.gamma and (says := method.options.get("gamma")) != config.gamma:
         why = f"--method {config.method} says it" if says is not None else f"--method {method.name} has none"
         say(f"note: --gamma {config.gamma:g} changes nothing: {why}")
     if config.balance is None:
         config = replace(config, balance="class" if method.name == "threshold" else "none")
     place = resolve_place(config.device, config.precision)
-    model = load_trained(config.teacher, normalize=config.normalize, image_size=config.image_size)
-    pool = open_pool(config.pool, image_size=model.image_size, channels=model.channels)
+    model = load_trained(teacher, normalize=config.normalize, image_size=config.image_size)
+    pool = open_pool(data, image_size=model.image_size, channels=model.channels)
     say(
         f"teacher {model.spec}: {model.classes} classes, input {pool.image_size} pixels, {model.channels} channels, "
         f"normalize {model.normalize}, {place.dtype} on {place.device}; pool: {len(pool):,} images"
@@ -62,30 +108,26 @@ def run(config: SelectConfig) -> Path:
     scoring = _scoring_request(config, model, pool, place)
     options = _options(config, method, tap) | (filter.describe() if filter else {})
     content = {**scoring, "options": options, "seed": config.seed}
-    if is_done(out, config.out, content):
-        say(f"{config.out}: this selection is complete already")
-        return out
-    if share:  # nothing is written to `out`, so that several commands can score at once
-        _score(config, model, pool, place, filter, scoring, tap, share)
-        say(f"part {config.part} is scored; the same command without --part selects, when the others are scored too")
-        return out
-    partial = out.with_name(out.name + PARTIAL)
-    with locked(partial, config.out):
-        if is_done(out, config.out, content):  # another command has finished it since
-            say(f"{config.out}: this selection is complete already")
-            return out
-        check_partial(partial)
-        try:
-            pool, scores, adapted = _score(config, model, pool, place, filter, scoring, tap)
-            choice, found = _choose(config, method, scores), adapted.describe() if adapted else None
-            selected = Selected(config, model, pool, scores, choice, content, filter=found, left_out=pool.left_out)
-            write(partial, out, selected)
-        except RequestError:
-            if not (partial / JOURNAL).exists():  # else a pool that cannot be read just now: shards are kept
-                shutil.rmtree(partial, ignore_errors=True)
-            raise
-    _report(selected)
-    return out
+    config = replace(config, out=config.out or result_folder("selections", content))
+    return Request(config, method, model, pool, place, tap, filter, scoring, content)
+
+
+def _make(request: Request, out: Path) -> Selected:
+    """Score, choose and write, while the folder of the temporary name is locked."""
+    config, partial = request.config, partial_folder(out)
+    check_partial(partial)
+    try:
+        pool, scores, adapted = _score(request)
+        choice, found = _choose(config, request.method, scores), adapted.describe() if adapted else None
+        selected = Selected(
+            config, request.model, pool, scores, choice, request.content, filter=found, left_out=pool.left_out
+        )
+        write(partial, out, selected)
+    except RequestError:
+        if not (partial / JOURNAL).exists():  # else a pool that cannot be read just now: shards are kept
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return selected
 
 
 def check(config: SelectConfig) -> names.Named:
@@ -109,7 +151,6 @@ def _method(named: names.Named) -> Method:
 
 
 def _scoring_request(config: SelectConfig, model: Model, pool: Pool, place: Place) -> dict[str, Any]:
-    """Everything that decides the scores; the cache's key."""
     return {
         "teacher": model.fingerprint(),
         "preprocess": {"normalize": model.normalize, "image_size": pool.image_size, "channels": model.channels},
@@ -119,22 +160,14 @@ def _scoring_request(config: SelectConfig, model: Model, pool: Pool, place: Plac
     }
 
 
-def _score(
-    config: SelectConfig,
-    model: Model,
-    pool: Pool,
-    place: Place,
-    filter: NamedFilter | None,
-    scoring: dict[str, Any],
-    tap: Tap | None,
-    share: Share = WHOLE,
-) -> tuple[Pool, PoolScores, Adapted | None]:
+def _score(request: Request, share: Share = WHOLE) -> tuple[Pool, PoolScores, Adapted | None]:
     """The pool through its filter, the scores of a share of it, and what was found for a filter."""
-    adapted = adapt(filter, model, place, pool, scoring) if filter else None
+    config, model, pool, scoring, tap = request.config, request.model, request.pool, request.scoring, request.tap
+    adapted = adapt(request.filter, model, request.place, pool, scoring) if request.filter else None
     if adapted and adapted.filter:
         pool = pool.filtered(adapted.filter)
         scoring = {**scoring, "filter": adapted.filter.describe()}
-    teacher = Classifier(model, place, {"last": tap} if tap else {}, fold=True)
+    teacher = Classifier(model, request.place, {"last": tap} if tap else {}, fold=True)
     examine(teacher, pool)
     scores = score_pool(
         teacher,

@@ -12,7 +12,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-_WITH_VERSION = frozenset(("dfkd", "torch", "torchvision", "timm"))
+WITH_VERSION = frozenset(("dfkd", "torch", "torchvision", "timm"))
 """Packages whose code is known by their version."""
 _DYNAMIC = frozenset(("globals", "eval", "exec", "__import__"))
 """Functions that reach what no name says."""
@@ -27,7 +27,7 @@ def code_of(target: Callable[..., Any], name: str = "") -> str | None:
     `name` is the dotted name by which it was found. Comments, docstrings, layout and definitions that are not reached
     do not count. Names are followed into other modules, unless these are installed.
     """
-    if target.__module__.partition(".")[0] in _WITH_VERSION:
+    if target.__module__.partition(".")[0] in WITH_VERSION:
         return None
     try:
         file = inspect.getsourcefile(target)
@@ -170,7 +170,7 @@ class _Walk:
 
     def _open(self, name: str) -> _Module | None:
         """The module of that name, if it is one's own."""
-        if not self._follows or name.partition(".")[0] in _WITH_VERSION | sys.stdlib_module_names:
+        if not self._follows or name.partition(".")[0] in WITH_VERSION | sys.stdlib_module_names:
             return None
         path = _source(name)
         if path is None or _is_installed(path):

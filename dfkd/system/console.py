@@ -1,8 +1,9 @@
 """What the user sees while a stage works: one plain line a fact, and a progress bar with rate and time left."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from dfkd.system.text import visible
@@ -11,6 +12,22 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _console: "Console | None" = None
+_quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+_wording: ContextVar[Callable[[str], str]] = ContextVar("wording", default=str)
+
+
+@contextmanager
+def printing(quiet: bool, wording: Callable[[str], str] = str) -> Iterator[None]:
+    """While the block runs, print nothing (no line, no progress bar), or every line as `wording` puts it.
+
+    What another thread prints stays as it is.
+    """
+    tokens = _quiet.set(quiet), _wording.set(wording)
+    try:
+        yield
+    finally:
+        _quiet.reset(tokens[0])
+        _wording.reset(tokens[1])
 
 
 def console() -> "Console":
@@ -25,7 +42,14 @@ def console() -> "Console":
 
 def say(line: str) -> None:
     """Print one line of the log; brackets are literal, and what would move the cursor is written out (file names)."""
-    console().print(visible(line), markup=False)
+    if not _quiet.get():
+        console().print(visible(_wording.get()(line)), markup=False)
+
+
+def answer(text: str) -> None:
+    """Print a result on stdout, for the reader and for a script."""
+    if not _quiet.get():
+        print(_wording.get()(text))
 
 
 class Progress:
@@ -43,6 +67,7 @@ class Progress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}", markup=False),
             console=console(),
+            disable=_quiet.get(),
         )
         self._unit, self._done0 = unit, done
         self._task = self._bar.add_task(what, total=total, completed=done, rate="", note="")

@@ -1,4 +1,4 @@
-"""The one way to say that a request is wrong: `cli.py` prints it as one line and exits with status 2."""
+"""The one way to say that a request is wrong: the command line prints it as one line and exits with status 2."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dfkd.system.text import visible
 
 
-class RequestError(Exception):
+class RequestError(ValueError):
     """What was requested cannot be done. The message names the value, what is allowed and a hint, in one line."""
 
     def __init__(self, message: str) -> None:

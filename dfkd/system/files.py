@@ -20,6 +20,11 @@ STALE_SECONDS = 24 * 3600
 """A temporary file that has not been written to for so long was left by a command that was killed."""
 
 
+def partial_folder(final: Path) -> Path:
+    """Where a folder is written that is renamed to `final` when it is complete."""
+    return final.with_name(final.name + PARTIAL)
+
+
 def cache_folder() -> Path:
     """Where `dfkd` keeps what it can make again: DFKD_CACHE, else `dfkd` in the user's cache folder.
 
@@ -50,6 +55,11 @@ def request_folder(kind: str, request: Mapping[str, Any]) -> Path:
             f"the cache {folder} cannot be written: {error.strerror}; DFKD_CACHE names another folder"
         ) from None
     return folder
+
+
+def result_folder(kind: str, content: Mapping[str, Any]) -> str:
+    """Where the cache keeps the result of a request that names no folder: what decides the result names it."""
+    return str(cache_folder() / kind / hash_of(content))
 
 
 def user_path(text: str) -> Path:

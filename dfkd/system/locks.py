@@ -3,9 +3,10 @@
 import errno
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
@@ -16,8 +17,24 @@ PROBED = 0.2
 """Seconds after which a lock that was only looked at is free again."""
 
 
+_Made = TypeVar("_Made")
+
+
 class Busy(RequestError):
     """Another command is writing the folder."""
+
+
+def once(
+    done: Callable[[], bool], lock: Callable[[], AbstractContextManager[None]], make: Callable[[], _Made]
+) -> _Made | None:
+    """What `make` gives under the lock; None where it is `done` already, by this command or another one.
+
+    `done` is called again under the lock: another command may have finished in between.
+    """
+    if done():
+        return None
+    with lock():
+        return None if done() else make()
 
 
 @contextmanager

@@ -115,6 +115,8 @@ def build(target: Callable[..., Any], named: Named, kind: str, **given: Any) -> 
     try:
         with Foreign(what, target), _settings_kept():
             return target(**given, **options)
+    except RequestError:
+        raise
     except (TypeError, ValueError) as error:  # one of ours
         raise RequestError(f"{what} {error}") from error
 
@@ -225,7 +227,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     if hint is str:
         if isinstance(value, (list, tuple, dict, set, bytes)) or "\0" in str(value):
             raise RequestError(f"{where}={value} is not text")
-        return str(value)
+        return value if isinstance(value, str) else str(value)  # as it is: an expanded text remembers its spelling
     if hint in (int, float, bool) and type(value) is not hint:
         raise RequestError(f"{where}={value!r} is not {_WORDS[hint]}")
     if origin is tuple and arguments[1:] == (...,):

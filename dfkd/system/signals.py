@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -51,17 +52,18 @@ class _Handler:
         return bool(self.blocks) and self.blocks[-1].signal is not None
 
 
-_current: _Handler | None = None
+_current: ContextVar[_Handler | None] = ContextVar("handler", default=None)
+"""Of the command that this thread runs."""
 
 
 @contextmanager
 def handled() -> Iterator[_Handler | None]:
     """Handle both signals while the block runs. Within another such block, or in a thread, nothing changes."""
-    global _current
-    if _current is not None or threading.current_thread() is not threading.main_thread():
-        yield _current
+    if _current.get() is not None or threading.current_thread() is not threading.main_thread():
+        yield _current.get()
         return
-    _current = handler = _Handler()
+    handler = _Handler()
+    token = _current.set(handler)
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
     # a signal that was ignored from the start stays so: a shell starts work in the background without SIGINT
@@ -72,7 +74,7 @@ def handled() -> Iterator[_Handler | None]:
     try:
         yield handler
     finally:
-        _current = None
+        _current.reset(token)
         for number, previous in before.items():
             signal.signal(number, previous)
         signal.set_wakeup_fd(wakeup)
@@ -86,20 +88,21 @@ def handled() -> Iterator[_Handler | None]:
 def stop_request() -> Iterator[StopRequest]:
     """Hold back SIGINT and SIGTERM while the block runs, so that it can stop between two steps.
 
+    Only within `handled`, which the command line begins: elsewhere signals are the caller's, and Python's own
+    KeyboardInterrupt ends the block where it is; what is on the disk is complete then, too.
     Raises: Interrupted at the block's end, where a signal came and the block did not say so itself.
     """
-    with handled() as handler:
-        request = StopRequest()
-        if handler is None or handler.first is not None:  # only the main thread may handle signals
-            yield request
-            return
-        handler.blocks.append(request)
-        try:
-            yield request
-        finally:
-            handler.blocks.remove(request)
-        if request.signal is not None:
-            raise Interrupted(request.signal)
+    handler, request = _current.get(), StopRequest()
+    if handler is None or handler.first is not None:
+        yield request
+        return
+    handler.blocks.append(request)
+    try:
+        yield request
+    finally:
+        handler.blocks.remove(request)
+    if request.signal is not None:
+        raise Interrupted(request.signal)
 
 
 def _watch(read_end: int, handler: _Handler) -> None:

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from dfkd.config import EvaluateConfig
 from dfkd.data import Pool, open_pool
+from dfkd.data.locate import DataSource
 from dfkd.formats.overwrite import check_output
 from dfkd.formats.run_folder import CONFIG
 from dfkd.models.classifier import Classifier, examine
 from dfkd.models.load import load_trained
-from dfkd.system.console import progress, say
+from dfkd.models.own import ModelSource
+from dfkd.system.console import answer, progress, say
 from dfkd.system.device import resolve_place
 from dfkd.system.errors import RequestError
 from dfkd.system.files import output_path, write_json
@@ -123,35 +125,50 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         raise RequestError(f"--json {config.json} is a folder; give a file")
     if config.json is not None:
         check_output(config.json, "--json", (config.data, config.model, config.teacher, config.preset))
-    place = resolve_place(config.device, config.precision)
-    model = load_trained(config.model, "--model", normalize=config.normalize, image_size=config.image_size)
-    data = open_pool([config.data], image_size=model.image_size, channels=model.channels)
-    teacher = None
-    if config.teacher is not None:
-        is_run = (Path(config.model) / CONFIG).exists()  # a student was taught with its teacher's normalization
-        normalize = config.normalize or (model.normalize if is_run else None)
-        taught = load_trained(config.teacher, normalize=normalize, image_size=data.image_size)
-        if (taught.classes, taught.channels) != (model.classes, model.channels):
-            raise RequestError(
-                f"--teacher has {taught.classes} classes and {taught.channels} channels, --model has "
-                f"{model.classes} and {model.channels}: they cannot be compared"
-            )
-        teacher = Classifier(taught, place)
-    evaluated = Classifier(model, place)
-    for classifier in (evaluated, teacher):
-        if classifier is not None:
-            examine(classifier, data)
-    measures = measure(evaluated, data, config.batch_size, teacher)
-    figures = {"model": model.spec, "parameters": model.parameter_count(), **vars(measures), **place.describe()}
-    if teacher is not None:
-        figures["teacher"] = teacher.model.spec
-    say(_line(measures))
+    is_run = (Path(config.model) / CONFIG).exists()  # a student was taught with its teacher's normalization
+    figures = evaluate(config, config.model, config.data, config.teacher, is_run)
     for name, value in figures.items():
         if value is not None:
-            print(visible(f"{name}: {_shown(value, config.json or '--json FILE')}"))
+            answer(visible(f"{name}: {_shown(value, config.json or '--json FILE')}"))
     if config.json is not None:
         write_json(Path(config.json), {**figures, "config": portable(asdict(config))})
         say(f"wrote {config.json}")
+    return figures
+
+
+def evaluate(
+    config: EvaluateConfig,
+    model: ModelSource,
+    data: DataSource,
+    teacher: ModelSource | None = None,
+    as_student: bool = False,
+) -> dict[str, Any]:
+    """The figures of a model, from networks and labeled data that may be at hand already.
+
+    `as_student`: the teacher gets the model's normalization where none is given.
+    """
+    place = resolve_place(config.device, config.precision)
+    loaded = load_trained(model, "--model", normalize=config.normalize, image_size=config.image_size)
+    images = open_pool([data], image_size=loaded.image_size, channels=loaded.channels)
+    taught = None
+    if teacher is not None:
+        normalize = config.normalize or (loaded.normalize if as_student else None)
+        known = load_trained(teacher, normalize=normalize, image_size=images.image_size)
+        if (known.classes, known.channels) != (loaded.classes, loaded.channels):
+            raise RequestError(
+                f"--teacher has {known.classes} classes and {known.channels} channels, --model has "
+                f"{loaded.classes} and {loaded.channels}: they cannot be compared"
+            )
+        taught = Classifier(known, place)
+    evaluated = Classifier(loaded, place)
+    for classifier in (evaluated, taught):
+        if classifier is not None:
+            examine(classifier, images)
+    measures = measure(evaluated, images, config.batch_size, taught)
+    figures = {"model": loaded.spec, "parameters": loaded.parameter_count(), **vars(measures), **place.describe()}
+    if taught is not None:
+        figures["teacher"] = taught.model.spec
+    say(_line(measures))
     return figures
 
 

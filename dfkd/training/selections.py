@@ -12,6 +12,7 @@ from dfkd.config.tables import differences
 from dfkd.formats.manifest import check_samples
 from dfkd.formats.shards import Shards
 from dfkd.models.load import Model, load_trained
+from dfkd.models.own import ModelSource
 from dfkd.models.state import tensors_of
 from dfkd.system import names
 from dfkd.system.console import say
@@ -48,28 +49,32 @@ def open_selections(samples: Sequence[str], normalize: str | None, image_size: i
 
 
 def open_teacher(
-    text: str, samples: Sequence[str], selections: Sequence[Shards], normalize: str | None, image_size: int | None
+    teacher: ModelSource,
+    samples: Sequence[str],
+    selections: Sequence[Shards],
+    normalize: str | None,
+    image_size: int | None,
 ) -> Model:
     """The teacher, whose input is as the selections were made unless a flag says otherwise.
 
     Raises: RequestError where it has other classes or channels than they were made for; another teacher is noted.
     """
     if not selections:
-        return _finite(load_trained(text, normalize=normalize, image_size=image_size))
+        return _finite(load_trained(teacher, normalize=normalize, image_size=image_size))
     first = selections[0].manifest
     image, made_with = first["image"], first["content"]["preprocess"]["normalize"]
-    teacher = _finite(load_trained(text, normalize=normalize or made_with, image_size=image["size"]))
-    if teacher.normalize != made_with:
+    model = _finite(load_trained(teacher, normalize=normalize or made_with, image_size=image["size"]))
+    if model.normalize != made_with:
         say(f"note: the teacher is used with --normalize {normalize}, and {samples[0]} was selected with {made_with}")
-    if (teacher.classes, teacher.channels) != (first["classes"], image["channels"]):
+    if (model.classes, model.channels) != (first["classes"], image["channels"]):
         raise RequestError(
-            f"--teacher has {teacher.classes} classes and {teacher.channels} channels, the selection was made for "
+            f"--teacher has {model.classes} classes and {model.channels} channels, the selection was made for "
             f"{first['classes']} and {image['channels']}"
         )
     for shards, name in zip(selections, samples, strict=True):
-        if differences(shards.manifest["content"]["teacher"], teacher.fingerprint()):
+        if differences(shards.manifest["content"]["teacher"], model.fingerprint()):
             say(f"note: {name} was selected with another teacher ({shards.manifest['teacher']})")
-    return teacher
+    return model
 
 
 def _finite(teacher: Model) -> Model:

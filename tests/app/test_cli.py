@@ -9,11 +9,12 @@ import pytest
 from dfkd import config
 from dfkd.app import arguments, cli
 from dfkd.config import option
+from dfkd.config.stage_table import STAGES, Stage
 from dfkd.system.errors import RequestError
 
 
 def parsed(name, *given):
-    return arguments.parse_arguments(name, cli.STAGES[name].config, [str(a) for a in given])
+    return arguments.parse_arguments(STAGES[name], [str(a) for a in given])
 
 
 SELECT = ("--teacher", "t", "--pool", "a", "b", "--out", "o")
@@ -117,7 +118,7 @@ def test_parse_arguments__takes_what_names_no_option_as_a_value():
     assert parsed("select", *SELECT, "--count", "None").count is None
 
 
-@pytest.mark.parametrize("name", cli.STAGES)
+@pytest.mark.parametrize("name", STAGES)
 def test_help__has_the_required_options_first_then_sections_then_an_example(name, capsys):
     """And no spelling that only a programmer reads."""
     assert cli.main([name, "--help"]) == 0
@@ -127,17 +128,17 @@ def test_help__has_the_required_options_first_then_sections_then_an_example(name
     titles = re.findall(r"^([a-z ]+):$", said, re.MULTILINE)
     assert titles[-1] == "example" and ("required" not in titles or titles[0] == "required")
     assert f"  dfkd {name}" in said.rpartition("example:")[2]
-    for flag in option.field_hints(cli.STAGES[name].config):
+    for flag in option.field_hints(STAGES[name].options):
         assert flag.replace("_", "-") in said or flag.upper() in said or flag.upper().rstrip("S") in said
 
 
 def positional(name):
-    return [key for key, declared in option.options(cli.STAGES[name].config).items() if declared.positional]
+    return [key for key, declared in option.options(STAGES[name].options).items() if declared.positional]
 
 
 def test_the_flags_that_scripts_rely_on():
     """Extend freely, keep what is written."""
-    flags = {name: set(option.field_hints(stage.config)) for name, stage in cli.STAGES.items()}
+    flags = {name: set(option.field_hints(stage.options)) for name, stage in STAGES.items()}
     model = {"normalize", "image_size", "device", "seed", "preset"}
     assert flags["select"] >= model | {"teacher", "pool", "out", "method", "count", "gamma"}
     assert flags["distill"] >= model | {
@@ -154,6 +155,6 @@ def test_the_flags_that_scripts_rely_on():
 
 
 def test_a_defect_of_ours_is_a_traceback_and_not_a_wrong_request(monkeypatch):
-    monkeypatch.setitem(cli.STAGES, "inspect", cli.Stage(config.InspectConfig, "dfkd.system.versions:versions"))
+    monkeypatch.setitem(STAGES, "inspect", Stage("inspect", config.InspectConfig, "dfkd.system.versions:versions"))
     with pytest.raises(Exception, match="InspectConfig"):
         cli.main(["inspect", "x"])

@@ -1,6 +1,7 @@
 import pytest
 
-from dfkd.config import DistillConfig, SelectConfig, tables
+from dfkd.config import SelectConfig, tables
+from dfkd.config.stage_table import STAGES
 from dfkd.system.errors import RequestError
 
 
@@ -31,8 +32,8 @@ def test_preset_file_shared_entries_and_own_table(tmp_path):
     preset.write_text(
         'normalize = "cifar10"\nloss = ["kd"]\nseed = 1\n[select]\ngamma = 0.4\nseed = 5\n[distill]\nsteps = 10\n'
     )
-    assert tables.load_preset(str(preset), "select", SelectConfig) == {"normalize": "cifar10", "seed": 5, "gamma": 0.4}
-    assert tables.load_preset(str(preset), "distill", DistillConfig) == {
+    assert tables.load_preset(str(preset), STAGES["select"]) == {"normalize": "cifar10", "seed": 5, "gamma": 0.4}
+    assert tables.load_preset(str(preset), STAGES["distill"]) == {
         "normalize": "cifar10",
         "loss": ("kd",),
         "seed": 1,
@@ -53,7 +54,7 @@ def test_preset_file_names_what_is_wrong(tmp_path, text, said):
     preset = tmp_path / "mine.toml"
     preset.write_text(text)
     with pytest.raises(RequestError, match=said):
-        tables.load_preset(str(preset), "select", SelectConfig)
+        tables.load_preset(str(preset), STAGES["select"])
 
 
 def test_every_preset_of_the_package_fits_its_stages():
@@ -62,9 +63,9 @@ def test_every_preset_of_the_package_fits_its_stages():
     names = [p.name.removesuffix(".toml") for p in (resources.files("dfkd.config") / "presets").iterdir()]
     assert names
     for name in names:
-        assert tables.load_preset(name, "select", SelectConfig) or tables.load_preset(name, "distill", DistillConfig)
+        assert tables.load_preset(name, STAGES["select"]) or tables.load_preset(name, STAGES["distill"])
     with pytest.raises(RequestError, match="did you mean"):
-        tables.load_preset(names[0] + "x", "select", SelectConfig)
+        tables.load_preset(names[0] + "x", STAGES["select"])
 
 
 def test_differences_names_nested_fields():

@@ -12,9 +12,9 @@ import tomli_w
 import torch
 from safetensors.torch import save_file
 
-from dfkd import config
 from dfkd.app import cli
 from dfkd.app.arguments import parse_arguments
+from dfkd.config.stage_table import STAGES
 from dfkd.formats.manifest import check_samples
 from dfkd.formats.overwrite import check_output
 from dfkd.models import cifar_resnet
@@ -76,19 +76,21 @@ def test_main__summarizes_many_classes(tmp_path, capsys):
 def test_parse_arguments__takes_no_value_for_a_flag():
     """Values that are spelled as an option's name."""
     given = ("--teacher", "t", "--student", "s", "--samples", "d", "--preset", "quick", "--out", "epochs")
-    assert parse_arguments("distill", config.DistillConfig, given).steps == 1000
+    assert parse_arguments(STAGES["distill"], given).steps == 1000
 
 
-def test_main__stores_no_name_that_an_earlier_command_filled_in(place, tmp_path, monkeypatch):
-    """Two commands in one process, of which the first names a folder by a variable."""
+@pytest.mark.parametrize("variable_first", [True, False])
+def test_main__stores_no_name_that_another_command_filled_in(place, tmp_path, monkeypatch, variable_first):
+    """Two commands in one process, of which one names a folder by a variable."""
     monkeypatch.setenv("PLACE", str(place))
     model = ("--model", f"{NET}@{place / 't.safetensors'}", "--image-size", 32)
     preset = tmp_path / "p.toml"
     preset.write_text('[evaluate]\ndata = "$PLACE/data.npz"\n')
-    assert dfkd("evaluate", *model, "--preset", preset, "--json", tmp_path / "1.json") == 0
-    assert dfkd("evaluate", *model, "--data", place / "data.npz", "--json", tmp_path / "2.json") == 0
-    first, second = (json.loads((tmp_path / f"{n}.json").read_text())["config"]["data"] for n in (1, 2))
-    assert (first, second) == ("$PLACE/data.npz", str(place / "data.npz"))
+    data = {"variable": ("--preset", preset), "path": ("--data", place / "data.npz")}
+    for name in ["variable", "path"] if variable_first else ["path", "variable"]:
+        assert dfkd("evaluate", *model, *data[name], "--json", tmp_path / f"{name}.json") == 0
+    stored = [json.loads((tmp_path / f"{name}.json").read_text())["config"]["data"] for name in ("variable", "path")]
+    assert stored == ["$PLACE/data.npz", str(place / "data.npz")]
 
 
 @pytest.mark.parametrize("over", ["data.npz", "t.safetensors", "link.npz"])

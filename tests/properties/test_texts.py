@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from dfkd import config
 from dfkd.config import option, tables
+from dfkd.config.stage_table import STAGES
 from dfkd.data.images.normalize import parse_normalize
 from dfkd.data.locate import locate
 from dfkd.data.readers.hub import parse_hub
@@ -126,5 +127,5 @@ def test_a_preset_of_any_type_is_taken_or_refused(tmp_path, key, value):
     path = tmp_path / "p.toml"
     for table in ({key: value}, {"select": {key: value}}, {"distill": {key: value}}):
         path.write_text(tomli_w.dumps(table), encoding="utf-8")
-        for stage, kind in (("select", config.SelectConfig), ("distill", config.DistillConfig)):
-            refuse(lambda p, stage=stage, kind=kind: tables.load_preset(p, stage, kind), str(path))
+        for stage in (STAGES["select"], STAGES["distill"]):
+            refuse(lambda p, stage=stage: tables.load_preset(p, stage), str(path))

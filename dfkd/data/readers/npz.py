@@ -50,6 +50,8 @@ class NpzReader:
             self.shape = image_shape(self._pixels.shape[1:])
         except NoImages as error:
             raise NoImages(f"images of {str(path)!r}: {error}") from error
+        except RequestError:
+            raise
         except ValueError as error:
             raise RequestError(f"images of {str(path)!r}: {error}") from error
         except _BROKEN as error:

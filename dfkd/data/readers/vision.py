@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class VisionReader:
             if values is not None and len(values) == len(self):
                 break
         else:
-            values = [self._dataset[i][1] for i in range(len(self))]
+            values = [label_in(self._dataset[i]) for i in range(len(self))]
         try:
             return as_labels(values, len(self), "its target")
         except ValueError as error:
@@ -61,10 +61,24 @@ class VisionReader:
 
     def _image(self, index: int) -> object:
         try:
-            return self._dataset[index][0]
+            return image_in(self._dataset[index])
         except Exception as error:  # the data set's own decoding: anything may come
             why = (isinstance(error, OSError) and error.strerror) or error  # without its file's path
             return Unreadable(f"{type(error).__name__}: {why}")
+
+
+def image_in(item: Any) -> Any:
+    """The image of one item of a data set: the item itself, or the first of (image, label), or of a table."""
+    if isinstance(item, Mapping):
+        return next((item[key] for key in ("image", "img") if key in item), item)
+    return item[0] if isinstance(item, (tuple, list)) and item else item
+
+
+def label_in(item: Any) -> Any:
+    """The label beside it; -1 where there is none."""
+    if isinstance(item, Mapping):
+        return next((item[key] for key in ("label", "labels") if key in item), -1)
+    return item[1] if isinstance(item, (tuple, list)) and len(item) > 1 else -1
 
 
 def open_vision(text: str) -> tuple[str, VisionReader]:
@@ -84,6 +98,8 @@ def open_vision(text: str) -> tuple[str, VisionReader]:
         raise RequestError(f"{text!r}: {name} is not a data set of images alone (it needs {', '.join(missing)})")
     try:
         return text, VisionReader(text, _build(target, given, "download" in parameters, text))
+    except RequestError:
+        raise
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise RequestError(f"{text!r} cannot be had: {error}") from error
 
@@ -129,5 +145,5 @@ def _raw(dataset: Any) -> UInt8[np.ndarray, "n *stored"] | None:
         first = as_nhwc(pixels[:1])[0]
     except ValueError:
         return None
-    item = np.asarray(dataset[0][0])
+    item = np.asarray(image_in(dataset[0]))
     return pixels if item.size == first.size and np.array_equal(item.reshape(first.shape), first) else None

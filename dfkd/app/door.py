@@ -1,0 +1,135 @@
+"""Between a call in Python and a stage: options from keywords, networks as objects, errors in Python's words."""
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from dfkd.config.option import field_hints, options
+from dfkd.config.stage_table import STAGES, Stage, as_parameters
+from dfkd.config.tables import check_mapping, describe, over_preset
+from dfkd.data.locate import DataSource
+from dfkd.models.find import OBJECT
+from dfkd.models.own import ModelSource, OwnNetwork
+from dfkd.system.console import printing, say
+from dfkd.system.errors import RequestError, nearest
+
+TEACHERS = ("teacher", "normalize", "image_size", "device")
+"""What a Teacher has, and its methods therefore do not take."""
+_turn = threading.RLock()
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+@contextmanager
+def opened(verbose: bool) -> Iterator[None]:
+    """A call's surroundings: what is printed, and its errors.
+
+    Raises: RequestError whose text names parameters, where otherwise it names options of the command line.
+    """
+    try:
+        with printing(not verbose, as_parameters):
+            yield
+    except RequestError as error:
+        error.args = (as_parameters(str(error)),)
+        raise
+
+
+@contextmanager
+def computing(verbose: bool) -> Iterator[None]:
+    """The same for a call that builds or runs a network; the caller's random state and settings stay as they are.
+
+    torch has one random state for all threads: a second call waits for the end of the first.
+    """
+    with opened(verbose), _turn:
+        cudnn = torch.backends.cudnn
+        settings = cudnn.allow_tf32, cudnn.deterministic
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        try:
+            with torch.random.fork_rng(devices=list(devices)):
+                yield
+        finally:
+            cudnn.allow_tf32, cudnn.deterministic = settings
+
+
+def configured(stage: Stage, given: Mapping[str, Any], own: Mapping[str, Any]) -> Any:
+    """The configuration of a stage from keywords and what the call has found itself, over the values of a preset.
+
+    Raises: RequestError for an unknown keyword, with the nearest one, or a value that its declaration does not allow.
+    """
+    where = f"{stage.name}()"
+    allowed = [name for name in field_hints(stage.options) if name not in own]
+    for name in given:
+        if name in TEACHERS and name in own:
+            raise RequestError(f"{where} takes no {name}: it is given to dfkd.Teacher({name}=...)")
+        if name not in allowed:
+            raise RequestError(f"{where} has no parameter {name!r}{nearest(name, allowed)}")
+    texts = {name: _plain(value) for name, value in given.items()}
+    keywords = check_mapping(stage.options, texts, where)
+    values = over_preset(stage, {**keywords, **{name: value for name, value in own.items() if value is not None}})
+    lacking = [f.name for f in fields(stage.options) if f.default is MISSING and values.get(f.name, ()) == ()]
+    if lacking:
+        raise RequestError(f"{where} lacks {', '.join(lacking)}")
+    config = stage.options(**values)
+    say(f"{stage.name}: {describe(config)}")
+    return config
+
+
+def network(value: Any, option: str) -> ModelSource:
+    """A MODEL text, a folder as text, or the caller's module. Raises: RequestError for anything else."""
+    if isinstance(value, nn.Module):
+        return OwnNetwork(value)
+    if isinstance(value, (str, Path)):
+        return str(value)
+    raise RequestError(f"--{option} is a {type(value).__name__}, not a MODEL text or a torch.nn.Module")
+
+
+def model_text(model: ModelSource) -> str:
+    """How a configuration writes a model."""
+    return model if isinstance(model, str) else OBJECT + model.name
+
+
+def data_text(data: DataSource) -> str:
+    """How a configuration writes DATA."""
+    return data if isinstance(data, str) else f"{OBJECT}{data.name}"
+
+
+def with_options(name: str, *found: str) -> Callable[[_Method], _Method]:
+    """Show the options of a stage as parameters of a method, but for those that its Teacher has or that are `found`."""
+    stage = STAGES[name]
+
+    def documented(method: _Method) -> _Method:
+        signature = inspect.signature(method)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        hints, declared = field_hints(stage.options), options(stage.options)
+        names = [f for f in fields(stage.options) if f.name not in (*signature.parameters, *TEACHERS, *found)]
+        more = [
+            inspect.Parameter(
+                f.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if f.default is MISSING else f.default,
+                annotation=hints[f.name],
+            )
+            for f in names
+        ]
+        method.__signature__ = signature.replace(parameters=[*own, *more])  # type: ignore[attr-defined]
+        shown = [f"    {f.name}: {as_parameters(declared[f.name].help)}" for f in names]
+        method.__doc__ = "\n".join([inspect.getdoc(method) or "", "", "Options:", *shown])
+        return method
+
+    return documented
+
+
+def _plain(value: Any) -> Any:
+    """A keyword's value as a table of options has it: Python's own numbers, and paths as text."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,195 @@
+"""What a call in Python gives: a selection and a run, opened, and their comparison."""
+
+import copy
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dfkd.app.door import computing, configured, opened
+from dfkd.config.stage_table import STAGES
+from dfkd.formats.run_folder import METRICS, finished_weights, read_request, read_result
+from dfkd.formats.shards import Shards
+from dfkd.models.find import OBJECT
+from dfkd.models.load import load_model
+from dfkd.models.own import ModelSource, OwnNetwork
+from dfkd.models.weights import load_weights
+from dfkd.report.collect import read_run
+from dfkd.system.errors import RequestError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Selection:
+    """A selection: a map-style data set of (image, teacher's logits), for torch's DataLoader too.
+
+    An image is uint8 [channels, height, width], as the pool had it (after `filter`); logits are float32 [classes], of
+    that image as it is.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """Open a folder. Raises: RequestError where it is no complete selection."""
+        with opened(verbose=False):
+            self._opened: tuple[int, Shards] = os.getpid(), Shards(Path(folder))
+        self.folder = Path(folder)
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What it holds and what decided it."""
+        return self._shards.manifest
+
+    @cached_property
+    def scores(self) -> "pd.DataFrame | dict[str, np.ndarray]":
+        """A row for every image of the pool: source, prediction, confidence, entropy, and the reason.
+
+        A pandas table where pandas is installed, else arrays by their names.
+        """
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(self.folder / "scores.parquet")
+        return as_table({name: table[name].to_numpy() for name in table.column_names})
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """One image and the teacher's logits."""
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """Several at once: what a DataLoader asks for."""
+        rows = np.array([self._row(index) for index in indices], dtype=np.int64)
+        images = torch.from_numpy(self._shards.pixels(rows)).permute(0, 3, 1, 2)
+        logits = torch.from_numpy(self._logits[rows].astype(np.float32))
+        return list(zip(images, logits, strict=True))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return (self[index] for index in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"<dfkd.Selection {str(self.folder)!r}: {len(self):,} images, {self.manifest['classes']} classes>"
+
+    def _row(self, index: int) -> int:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} of a selection of {len(self)} images")
+        return int(index) % len(self)
+
+    @cached_property
+    def _logits(self) -> np.ndarray:
+        return self._shards.column("logits")
+
+    @property
+    def _shards(self) -> Shards:
+        """The shards of this process: the threads that decode are lost where a DataLoader forks it."""
+        process, shards = self._opened
+        if process != os.getpid():
+            shards = Shards(self.folder)
+            self._opened = os.getpid(), shards
+        return shards
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__init__(state["folder"])  # type: ignore[misc]
+
+
+class Run:
+    """A finished distillation."""
+
+    def __init__(self, folder: str | Path, student: nn.Module | None = None) -> None:
+        """Open a folder; `student` is a module of the class that was trained, where that was a Python object.
+
+        Raises: RequestError where it is no finished run, or its student cannot be built.
+        """
+        self.folder, self._given = Path(folder), student
+        with opened(verbose=False):
+            read_run(str(folder))
+            self._architecture: str = read_request(self.folder)["model"]["architecture"]
+            if student is not None and self._architecture.startswith(OBJECT):
+                self._check_class(student)
+            elif student is not None:
+                raise RequestError(f"the student of run {str(folder)!r} is {self._architecture}; leave student out")
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The figures of `result.json`: accuracy, cost, and what the student learnt from."""
+        return read_result(self.folder)
+
+    @cached_property
+    def metrics(self) -> "pd.DataFrame | dict[str, np.ndarray]":
+        """The rows of `metrics.jsonl`: a pandas table where pandas is installed, else arrays by their names."""
+        rows = [json.loads(line) for line in (self.folder / METRICS).read_text(encoding="utf-8").splitlines()]
+        names = dict.fromkeys(name for row in rows for name in row)
+        return as_table({name: np.array([row.get(name, np.nan) for row in rows]) for name in names})
+
+    @cached_property
+    def student(self) -> nn.Module:
+        """The trained network, on the processor, in evaluation mode.
+
+        Raises: RequestError where it was a Python object and none is given to `open_run`.
+        """
+        with computing(verbose=False):
+            if self._given is None:
+                return load_model(str(self.folder)).module.eval()
+            student = copy.deepcopy(self._given).to("cpu", torch.float32)
+            load_weights(student, finished_weights(self.folder))
+            return student.eval()
+
+    @property
+    def model(self) -> ModelSource:
+        """The student, where a stage asks for a MODEL."""
+        return str(self.folder) if self._given is None else OwnNetwork(self.student)
+
+    @property
+    def input(self) -> dict[str, Any]:
+        """What the student expects: `normalize` and `image_size`."""
+        table = read_request(self.folder)["model"]
+        return {name: table.get(name) for name in ("normalize", "image_size")}
+
+    def _check_class(self, student: nn.Module) -> None:
+        name, given = self._architecture.removeprefix(OBJECT), OwnNetwork(student).name
+        if given.rpartition(".")[2] != name.rpartition(".")[2]:
+            raise RequestError(f"the student of run {str(self.folder)!r} was a {name}; student is a {given}")
+
+    def __repr__(self) -> str:
+        top1 = self.result["top1"]
+        return f"<dfkd.Run {str(self.folder)!r}: {'not tested' if top1 is None else f'top-1 {top1:.2%}'}>"
+
+
+def open_selection(folder: str | Path) -> Selection:
+    """Open the folder of a selection. Raises: RequestError where it is none."""
+    return Selection(folder)
+
+
+def open_run(folder: str | Path, student: nn.Module | None = None) -> Run:
+    """Open the folder of a finished run. Raises: RequestError where it is none.
+
+    Where the student was a Python object, `student` is a module like it; its weights are replaced in a copy.
+    """
+    return Run(folder, student)
+
+
+def compare(runs: Sequence[Run | str | Path], out: str | Path = "report.html", verbose: bool = True) -> Path:
+    """Put runs side by side: a page, and a CSV beside it. Runs of one name are its seeds. Returns the page."""
+    with opened(verbose):
+        folders = tuple(str(run.folder if isinstance(run, Run) else run) for run in runs)
+        stage = STAGES["compare"]
+        page: Path = stage.run(configured(stage, {"runs": folders, "out": out}, {}))
+        return page
+
+
+def as_table(columns: dict[str, np.ndarray]) -> "pd.DataFrame | dict[str, np.ndarray]":
+    """Columns as a pandas table, where pandas is installed."""
+    try:
+        import pandas as pd
+    except ImportError:
+        return columns
+    return pd.DataFrame(columns)

@@ -1,0 +1,132 @@
+"""The table of stages: one record for each, which the command line, pipelines and Python use alike."""
+
+import importlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from dfkd.config import stages
+from dfkd.config.option import options
+from dfkd.system.files import partial_folder
+from dfkd.system.foreign import COMMAND, Foreign
+from dfkd.system.locks import is_held
+from dfkd.system.portable import spelled_as
+
+_TEACHER = "dfkd {} --teacher my_nets.make_net@teacher.pt"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command: its options, what runs it, what it reads and what it writes."""
+
+    name: str
+    options: type
+    """The class of its configuration."""
+    target: str
+    """`module:function`; the module is imported when the stage runs, because that takes seconds.
+
+    A function `check` of that module refuses what can be refused before anything is opened.
+    """
+    example: str = ""
+    """A command for its help."""
+    writes: Literal["selection", "run"] | None = None
+    """The kind of folder that its option `out` names; None where it writes something else."""
+
+    def run(self, config: Any) -> Any:
+        """Do what `config` asks for."""
+        return self.within(config, self._function(self.target.partition(":")[2]), config)
+
+    def within(self, config: Any, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function of this stage. What it stores is spelled as `config` is."""
+        with spelled_as(vars(config)), Foreign(COMMAND):
+            return function(*arguments)
+
+    def check(self, config: Any) -> None:
+        """Refuse what can be refused before anything is opened. Raises: RequestError."""
+        if check := self._function("check"):
+            self.within(config, check, config)
+
+    def reads(self, config: Any) -> list[str]:
+        """The texts of the models, data and selections that it opens."""
+        named = [getattr(config, name) or () for name, option in options(self.options).items() if option.reads]
+        return [text for given in named for text in ((given,) if isinstance(given, str) else given)]
+
+    def lock(self, config: Any) -> Path:
+        """The folder that is locked while it runs: a selection is written under a temporary name, a run is not."""
+        out = Path(config.out).resolve()
+        return partial_folder(out) if self.writes == "selection" else out
+
+    def is_held(self, config: Any) -> bool:
+        """Whether another command is at it."""
+        return is_held(self.lock(config))
+
+    def _function(self, name: str) -> Any:
+        return getattr(importlib.import_module(self.target.partition(":")[0]), name, None)
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            "select",
+            stages.SelectConfig,
+            "dfkd.select.stage:run",
+            f"{_TEACHER.format('select')} --pool photos/ --out selection",
+            "selection",
+        ),
+        Stage(
+            "generate",
+            stages.GenerateConfig,
+            "dfkd.generators.stage:run",
+            f"{_TEACHER.format('generate')} --method deepinversion --out made",
+            "selection",
+        ),
+        Stage(
+            "distill",
+            stages.DistillConfig,
+            "dfkd.distill.stage:run",
+            f"{_TEACHER.format('distill')} --student resnet18_small --samples selection --out run",
+            "run",
+        ),
+        Stage(
+            "evaluate",
+            stages.EvaluateConfig,
+            "dfkd.training.evaluate:run",
+            "dfkd evaluate --model run --data labeled-photos/",
+        ),
+        Stage(
+            "inspect",
+            stages.InspectConfig,
+            "dfkd.report.inspection:run",
+            "dfkd inspect selection --out selection.html",
+        ),
+        Stage(
+            "compare", stages.CompareConfig, "dfkd.report.compare:run", "dfkd compare run other-run --out report.html"
+        ),
+        Stage("export", stages.ExportConfig, "dfkd.models.export:run", "dfkd export --model run --out student.onnx"),
+        Stage("run", stages.RunConfig, "dfkd.app.pipeline:run", "dfkd run pipelines/quick.toml"),
+        Stage("demo", stages.DemoConfig, "dfkd.app.demo:run", "dfkd demo --out demo"),
+    )
+}
+
+
+def stage_of(config: Any) -> Stage:
+    """The stage that a configuration is for."""
+    return next(stage for stage in STAGES.values() if stage.options is type(config))
+
+
+def as_parameters(text: str) -> str:
+    """A message whose options are written as parameters: `image_size` for `--image-size`. Commands stay as they are."""
+    known = {name for stage in STAGES.values() for name in options(stage.options)}
+
+    def parameter(found: "re.Match[str]") -> str:
+        name = found[2].replace("-", "_")
+        if name not in known:
+            return found[0]
+        return f"{name}=False" if found[1] else name
+
+    pieces = re.split(rf"(dfkd (?:{'|'.join(STAGES)}) (?!command)[^;,]*)", text)
+    pieces[::2] = [re.sub(r"(?<![\w-])--(no-)?([a-z][a-z0-9-]*)", parameter, piece) for piece in pieces[::2]]
+    return "".join(pieces)

@@ -1,0 +1,160 @@
+"""Images that are at hand in Python, an array or a data set of the caller's, where otherwise a DATA text names some."""
+
+import hashlib
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from dfkd.data.locate import Data, DataSource
+from dfkd.data.readers.reader import Unreadable, as_labels, as_nhwc, image_shape, row_numbers
+from dfkd.data.readers.vision import VisionReader, image_in, label_in
+from dfkd.system.errors import RequestError
+
+IDENTITY = "identity"
+"""The attribute with which a data set says in a text what it holds; else all of its images are hashed."""
+
+
+def data_of(value: Any, option: str) -> DataSource:
+    """A DATA text as it is, a path as text, and an array, (array, labels) or a map-style data set as opened DATA.
+
+    Raises: RequestError, under the option's name, for anything else.
+    """
+    if isinstance(value, (str, Data)):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    pair = isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], (np.ndarray, Tensor))
+    if pair or isinstance(value, (np.ndarray, Tensor)):
+        images, labels = value if pair else (value, None)
+        return Data("array", [("array", ArrayReader(images, labels, option))])
+    if hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, (bytes, dict, list)):
+        name = type(value).__name__
+        return Data(name, [(name, DatasetReader(name, value, option))])
+    raise RequestError(
+        f"--{option} is a {type(value).__name__}, not a DATA text, an array of uint8 images, a pair (array, labels) "
+        "or a data set with len() and [index]"
+    )
+
+
+class ArrayReader:
+    """An array or tensor of uint8 images, and labels where they are wanted."""
+
+    def __init__(self, images: Any, labels: Any = None, option: str = "pool") -> None:
+        pixels = images.detach().cpu().numpy() if isinstance(images, Tensor) else images
+        if pixels.dtype != np.uint8:
+            raise RequestError(f"--{option} is an array of {pixels.dtype}, not uint8; give pixels of 0 to 255 as uint8")
+        try:
+            self.shape = image_shape(pixels.shape[1:])
+        except ValueError as error:
+            raise RequestError(f"--{option}: {error}") from None
+        if not len(pixels):
+            raise RequestError(f"--{option} is an array without images")
+        self._pixels, self._labels, self._option = pixels, labels, option
+        self.identity: dict[str, Any] = {
+            "format": "array",
+            "shape": list(pixels.shape),
+            "pixels": _hash([np.ascontiguousarray(pixels).data]),
+        }
+        if labels is not None:
+            self.identity["labels"] = _hash([self.labels().tobytes()])
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def read(self, indices: Int64[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"]:
+        """A copy of the pixels."""
+        return np.ascontiguousarray(as_nhwc(self._pixels[indices]))
+
+    def members(self, indices: Int64[np.ndarray, " n"]) -> list[str]:
+        """`#17`."""
+        return row_numbers(indices)
+
+    def labels(self) -> Int64[np.ndarray, " images"]:
+        """Raises: RequestError where none were given, or they do not fit."""
+        if self._labels is None:
+            raise RequestError(f"--{self._option} is an array without labels; give a pair (images, labels)")
+        labels = self._labels.cpu().numpy() if isinstance(self._labels, Tensor) else self._labels
+        try:
+            return as_labels(labels, len(self), "the second of the pair")
+        except ValueError as error:
+            raise RequestError(f"labels of --{self._option}: {error}") from None
+
+
+class DatasetReader(VisionReader):
+    """A map-style data set of the caller's: images, or (image, label), or tables with `image` and `label`.
+
+    An image is a PIL image, an encoded file's bytes, or uint8 pixels as an array or tensor.
+    """
+
+    def __init__(self, name: str, dataset: Any, option: str = "pool") -> None:
+        self._lock = threading.Lock()  # a data set may read from one open file
+        super().__init__(name, dataset)
+        first, again = self._image(0), self._image(0)
+        if isinstance(first, Unreadable) and isinstance(image_in(dataset[0]), (np.ndarray, Tensor)):
+            raise RequestError(f"image 0 of --{option} {first}")
+        if _content(first) != _content(again):
+            raise RequestError(f"--{option}: {name} gives another image 0 each time; take its random transforms out")
+        said = getattr(dataset, IDENTITY, None)
+        content = {IDENTITY: said} if isinstance(said, str) else {"content": _hash(self._everything())}
+        self.identity = {"format": "data set", **content}
+
+    def _image(self, index: int) -> object:
+        with self._lock:
+            return _picture(super()._image(index))
+
+    def _everything(self) -> Iterator[bytes]:
+        """All images and labels."""
+        for values in (getattr(self._dataset, attribute, None) for attribute in ("targets", "labels")):
+            yield str(None if values is None else np.asarray(values).tolist()).encode()
+        if self._pixels is not None:
+            yield np.ascontiguousarray(self._pixels).tobytes()
+            return
+        for index in range(len(self)):
+            with self._lock:
+                try:
+                    item = self._dataset[index]
+                except Exception as error:  # told, with its line, when the image is read
+                    item = Unreadable(type(error).__name__)
+            yield _content(_picture(image_in(item)))
+            yield str(label_in(item)).encode()
+
+
+def _picture(item: object) -> object:
+    """Pixels as a PIL image, and why they are none; other images as they are."""
+    if not isinstance(item, (np.ndarray, Tensor)):
+        return item
+    pixels = item.detach().cpu().numpy() if isinstance(item, Tensor) else item
+    if pixels.dtype != np.uint8:
+        return Unreadable(f"is {pixels.dtype}, not uint8; leave out ToTensor and Normalize: give pixels of 0 to 255")
+    try:
+        return _as_picture(as_nhwc(pixels[None])[0])
+    except ValueError as error:
+        return Unreadable(f"is no image: {error}")
+
+
+def _as_picture(pixels: UInt8[np.ndarray, "height width channels"]) -> Any:
+    from PIL import Image
+
+    return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
+
+
+def _content(image: object) -> bytes:
+    """What an image holds, as bytes."""
+    from PIL import Image
+
+    if isinstance(image, Image.Image):
+        return f"{image.mode} {image.size} ".encode() + image.tobytes()
+    return image if isinstance(image, bytes) else str(image).encode()
+
+
+def _hash(parts: Iterable[bytes | memoryview]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(b"%d " % memoryview(part).nbytes)
+        digest.update(part)
+    return digest.hexdigest()[:16]

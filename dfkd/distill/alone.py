@@ -1,0 +1,56 @@
+"""The losses as they are used alone: on plain logits, without a teacher, a student or a training.
+
+`KD(temperature=4)(student_logits, teacher_logits)`. A loss that reads features takes `Outputs` instead of logits.
+"""
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from dfkd.distill import losses
+from dfkd.distill.losses import __all__ as _losses
+from dfkd.models.features.outputs import Outputs
+from dfkd.system.errors import RequestError
+
+if TYPE_CHECKING:
+    from dfkd.distill.losses import *  # noqa: F403
+
+__all__ = [*_losses, "Outputs"]
+
+
+class _Alone(nn.Module):
+    """What is put before a loss: logits become outputs, and its own layers are built from the first batch."""
+
+    _ready = False
+
+    def __call__(self, student: Tensor | Outputs, teacher: Tensor | Outputs) -> Tensor:
+        """The loss of a batch of logits, or of outputs."""
+        ours, theirs = (x if isinstance(x, Outputs) else Outputs(x) for x in (student, teacher))
+        if not self._ready:
+            self._begin(ours, theirs)
+        return super().__call__(ours, theirs)
+
+    def _begin(self, student: Outputs, teacher: Outputs) -> None:
+        name = type(self).__name__
+        if hasattr(self, "bind"):
+            raise RequestError(f"{name} asks the networks themselves; it works within Teacher.distill alone")
+        missing = [tap for tap in getattr(self, "taps", ()) if not (student.group(tap) or tap in student.features)]
+        if missing:
+            raise RequestError(f"{name} reads the features {', '.join(missing)}: give Outputs(logits, features)")
+        setup = getattr(self, "setup", None)
+        if setup is not None:
+            setup(student, teacher)
+        self._ready = True
+
+
+@functools.cache
+def __getattr__(name: str) -> Any:
+    if name not in _losses:
+        raise AttributeError(f"module 'dfkd.losses' has no attribute {name!r}")
+    loss = getattr(losses, name)
+    return type(name, (_Alone, loss), {"__doc__": loss.__doc__, "__module__": __name__})
+
+
+def __dir__() -> list[str]:
+    return __all__
