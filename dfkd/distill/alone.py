@@ -1,6 +1,6 @@
 """The losses as they are used alone: on plain logits, without a teacher, a student or a training.
 
-`KD(temperature=4)(student_logits, teacher_logits)`. A loss that reads features takes `Outputs` in place of logits.
+`KD(temperature=4)(student_logits, teacher_logits)`. A loss that reads features takes `Outputs` instead of logits.
 """
 
 import functools
