@@ -9,8 +9,8 @@ import dataclasses
 from pathlib import Path
 
 from dfkd.app.arguments import _SECTIONS, _default, _flag, _kind, _metavar
-from dfkd.app.cli import STAGES
 from dfkd.config.option import field_hints, options
+from dfkd.config.stage_table import STAGES
 
 PAGE = Path(__file__).resolve().parent / "options.md"
 INTRO = """# Options
