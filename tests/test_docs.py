@@ -11,7 +11,7 @@ import pytest
 
 import dfkd
 from dfkd import generators
-from dfkd.app.pipeline import read_pipeline
+from dfkd.app.pipeline_file import read_pipeline
 from dfkd.config.stage_table import STAGES
 from dfkd.config.tables import load_preset
 from dfkd.distill import losses
