@@ -496,7 +496,7 @@ def test_losses__alone_say_what_they_need():
     logits = torch.randn(5, 4)
     with pytest.raises(dfkd.RequestError, match=r"Explicit reads the features first, last: give Outputs"):
         dfkd.losses.Explicit()(logits, logits)
-    with pytest.raises(dfkd.RequestError, match="asks the networks themselves"):
+    with pytest.raises(dfkd.RequestError, match="runs the networks themselves"):
         dfkd.losses.CRD()(logits, logits)
     outputs = dfkd.losses.Outputs
     narrow, wide = (outputs(logits, {n: torch.randn(5, w) for n in ("first", "last")}) for w in (3, 6))
