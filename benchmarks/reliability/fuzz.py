@@ -24,7 +24,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 INSTRUMENTED = ["dfkd", "PIL", "tarfile", "zipfile", "tomllib"]
-READERS = ("dfkd.data", "dfkd.report.inspection", "dfkd.models.program", "dfkd.models.weights", "dfkd.app.pipeline")
+READERS = (
+    "dfkd.data",
+    "dfkd.report.inspection",
+    "dfkd.models.program",
+    "dfkd.models.weights",
+    "dfkd.app.pipeline_file",
+)
 PACKAGES = ("atheris", "numpy", "pillow", "pyarrow", "safetensors", "torch")
 
 
@@ -103,7 +109,7 @@ def run_target(name: str, seconds: int, seed: int, findings: Path) -> dict[str, 
 
 def table(result: dict[str, Any]) -> str:
     """The figures of a run as the table of docs/reliability.md."""
-    rows = ["| target | inputs tried | places reached | findings |", "| --- | ---: | ---: | ---: |"]
+    rows = ["| target | inputs tried | branches reached | findings |", "| --- | ---: | ---: | ---: |"]
     for name, one in result["targets"].items():
         rows.append(f"| {name} | {one['inputs']:,} | {one['places_reached']:,} | {one['findings']} |")
     rows.append(f"| all, in {result['seconds'] / 60:.0f} minutes | {result['inputs']:,} | | {result['findings']} |")

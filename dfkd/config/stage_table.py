@@ -19,7 +19,7 @@ _TEACHER = "dfkd {} --teacher my_nets.make_net@teacher.pt"
 
 @dataclass(frozen=True)
 class Stage:
-    """One thing that can be asked for: its options, what runs it, what it reads and what it writes."""
+    """One command: its options, what runs it, what it reads and what it writes."""
 
     name: str
     options: type
@@ -35,7 +35,7 @@ class Stage:
     """The kind of folder that its option `out` names; None where it writes something else."""
 
     def run(self, config: Any) -> Any:
-        """Do what `config` asks for."""
+        """Do what `config` says."""
         return self.within(config, self._function(self.target.partition(":")[2]), config)
 
     def within(self, config: Any, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -23,11 +23,13 @@ _Threshold = Annotated[float, Holds(lambda x: abs(x) < 2**40, "a confidence")]
 
 @dataclass(frozen=True)
 class ImageShape:
-    """What the images of a selection are: raw pixels or encoded files, pixels a side, channels."""
+    """What the images of a selection are: raw or encoded files, pixels a side, channels."""
 
     encoded: bool
     size: _AtLeastOne
     channels: Annotated[int, Holds(lambda n: n in (1, 3), "1 or 3")]
+    bits: Annotated[int, Holds(lambda n: 8 <= n <= 16, "from 8 to 16")] | None = None
+    """Of encoded images with 16 bits, those in use."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dfkd.models.expected import size_option
 from dfkd.models.features.taps import network_code, run_network
 from dfkd.models.find import Found, find_model
 from dfkd.models.logits import Member, find_member, members
-from dfkd.models.own import ModelSource
+from dfkd.models.own import GivenModel
 from dfkd.models.state import tensors_of
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
@@ -67,7 +67,7 @@ class Model:
 
 
 def load_trained(
-    text: ModelSource, option: str = "--teacher", *, normalize: str | None, image_size: int | None, **known: int
+    text: GivenModel, option: str = "--teacher", *, normalize: str | None, image_size: int | None, **known: int
 ) -> Model:
     """`load_model` for a model that is to answer, under its option. Raises: RequestError also without weights."""
     model = load_model(text, normalize=normalize, image_size=image_size, **known)
@@ -79,7 +79,7 @@ def load_trained(
 
 
 def load_model(
-    text: ModelSource,
+    text: GivenModel,
     *,
     normalize: str | None = None,
     image_size: int | None = None,
@@ -170,7 +170,7 @@ def _counts(found: Found, image_size: int | None) -> tuple[int, int]:
             sets = builds if key and image_size else _SETS_SIZE
             kinds = (RuntimeError, ValueError, AssertionError)
             of_size = isinstance(raised.error, kinds) and bool(_ON_SIZES.search(raised.said))
-            why = f"{raised.said}{raised.place}{f' {sets}' if of_size else ''}"
+            why = f"{raised.said}{raised.line}{f' {sets}' if of_size else ''}"
             refusals[channels] = of_size, f"an input of [batch, {channels}, {size}, {size}]: {why}"
             continue
         if black._version:  # the student would learn from what the teacher has made of the images

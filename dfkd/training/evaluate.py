@@ -11,12 +11,12 @@ from torch import Tensor
 
 from dfkd.config import EvaluateConfig
 from dfkd.data import Pool, open_pool
-from dfkd.data.locate import DataSource
+from dfkd.data.locate import GivenData
 from dfkd.formats.overwrite import check_output
 from dfkd.formats.run_records import CONFIG
 from dfkd.models.classifier import Classifier, examine
 from dfkd.models.load import load_trained
-from dfkd.models.own import ModelSource
+from dfkd.models.own import GivenModel
 from dfkd.system.console import answer, progress, say
 from dfkd.system.device import resolve_place
 from dfkd.system.errors import RequestError
@@ -95,7 +95,7 @@ def _named_classes(logits: Float[Tensor, "batch classes"]) -> Int[np.ndarray, " 
 
 def check_labels(data: Pool, classes: int) -> Int[np.ndarray, " images"]:
     """The labels of `data`. Raises: RequestError where there are none, or one is not among the model's classes."""
-    labels = data.labels()
+    labels = data.labels(classes)
     if len(labels) and (labels.min() < 0 or labels.max() >= classes):
         one_more = labels.min() > 0 and labels.max() == classes
         hint = "; count them from 0 (a class folder whose name is a number is that class)" if one_more else ""
@@ -103,10 +103,7 @@ def check_labels(data: Pool, classes: int) -> Int[np.ndarray, " images"]:
             f"the data has labels from {labels.min()} to {labels.max()}; the model has classes 0 to {classes - 1}{hint}"
         )
     if (seen := len(np.unique(labels))) < classes:
-        say(
-            f"note: there are images of {seen} of the model's {classes} classes; class folders count in sorted order"
-            " (a folder whose name is a number is that class, where all are)"
-        )
+        say(f"note: there are images of {seen} of the model's {classes} classes")
     return labels
 
 
@@ -124,7 +121,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     if config.json is not None and output_path(config.json, "--json").is_dir():
         raise RequestError(f"--json {config.json} is a folder; give a file")
     if config.json is not None:
-        check_output(config.json, "--json", (config.data, config.model, config.teacher, config.preset))
+        check_output(config.json, "--json", (config.data, config.model, config.teacher, config.preset, config.classes))
     is_run = (Path(config.model) / CONFIG).exists()  # a student was taught with its teacher's normalization
     figures = evaluate(config, config.model, config.data, config.teacher, is_run)
     for name, value in figures.items():
@@ -138,34 +135,36 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
 
 def evaluate(
     config: EvaluateConfig,
-    model: ModelSource,
-    data: DataSource,
-    teacher: ModelSource | None = None,
+    model: GivenModel,
+    data: GivenData,
+    teacher: GivenModel | None = None,
     as_student: bool = False,
 ) -> dict[str, Any]:
     """The figures of a model, from networks and labeled data that may be at hand already.
 
-    `as_student`: the teacher is asked with the model's normalization where none is given.
+    `as_student`: the teacher gets the model's normalization where none is given.
     """
     place = resolve_place(config.device, config.precision)
-    asked = load_trained(model, "--model", normalize=config.normalize, image_size=config.image_size)
-    images = open_pool([data], image_size=asked.image_size, channels=asked.channels)
+    loaded = load_trained(model, "--model", normalize=config.normalize, image_size=config.image_size)
+    images = open_pool(
+        [data], image_size=loaded.image_size, channels=loaded.channels, classes=config.classes, bits=config.bits
+    )
     taught = None
     if teacher is not None:
-        normalize = config.normalize or (asked.normalize if as_student else None)
+        normalize = config.normalize or (loaded.normalize if as_student else None)
         known = load_trained(teacher, normalize=normalize, image_size=images.image_size)
-        if (known.classes, known.channels) != (asked.classes, asked.channels):
+        if (known.classes, known.channels) != (loaded.classes, loaded.channels):
             raise RequestError(
                 f"--teacher has {known.classes} classes and {known.channels} channels, --model has "
-                f"{asked.classes} and {asked.channels}: they cannot be compared"
+                f"{loaded.classes} and {loaded.channels}: they cannot be compared"
             )
         taught = Classifier(known, place)
-    evaluated = Classifier(asked, place)
+    evaluated = Classifier(loaded, place)
     for classifier in (evaluated, taught):
         if classifier is not None:
             examine(classifier, images)
     measures = measure(evaluated, images, config.batch_size, taught)
-    figures = {"model": asked.spec, "parameters": asked.parameter_count(), **vars(measures), **place.describe()}
+    figures = {"model": loaded.spec, "parameters": loaded.parameter_count(), **vars(measures), **place.describe()}
     if taught is not None:
         figures["teacher"] = taught.model.spec
     say(_line(measures))

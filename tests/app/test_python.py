@@ -455,7 +455,8 @@ def test_keyboard_interrupt__leaves_a_run_that_goes_on(teacher, selection, monke
 
 def test_methods__show_the_options_of_their_stage():
     parameters = inspect.signature(dfkd.Teacher.select).parameters
-    assert parameters["gamma"].default == 0.7 and "normalize" not in parameters and "verbose" in parameters
+    assert parameters["max_unreadable"].default == 0.01 and parameters["gamma"].default is None
+    assert "normalize" not in parameters and "verbose" in parameters
     assert "gamma: " in dfkd.Teacher.select.__doc__ and "--" not in dfkd.Teacher.distill.__doc__
     assert "count" in inspect.signature(dfkd.Teacher.generate).parameters
 
@@ -495,7 +496,7 @@ def test_losses__alone_say_what_they_need():
     logits = torch.randn(5, 4)
     with pytest.raises(dfkd.RequestError, match=r"Explicit reads the features first, last: give Outputs"):
         dfkd.losses.Explicit()(logits, logits)
-    with pytest.raises(dfkd.RequestError, match="asks the networks themselves"):
+    with pytest.raises(dfkd.RequestError, match="runs the networks themselves"):
         dfkd.losses.CRD()(logits, logits)
     outputs = dfkd.losses.Outputs
     narrow, wide = (outputs(logits, {n: torch.randn(5, w) for n in ("first", "last")}) for w in (3, 6))

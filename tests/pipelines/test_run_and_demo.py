@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dfkd.app import pipeline
-from dfkd.app.pipeline import read_pipeline
+from dfkd.app.pipeline_file import read_pipeline
 from dfkd.config import GenerateConfig
 from dfkd.config.stage_table import Stage
 from dfkd.distill.trainer import Trainer
@@ -252,7 +252,7 @@ def test_seeds_are_outside_rows(file):
         ("steps = 6", "stesp = 6", r"\[defaults\] has no option 'stesp'; did you mean 'steps'"),
         ("count = 60", 'count = "x"', r"\[select.random\]: count='x' is not a whole number"),
         ('samples = ["random"]', 'samples = ["randm"]', "did you mean 'random'"),
-        ('loss = ["kd"]', "seed = 5", "'seed' has no place in a pipeline"),
+        ('loss = ["kd"]', "seed = 5", "'seed' does not belong in a pipeline"),
         ('samples = ["random"]', "", r"\[distill.plain\]: no samples"),
     ],
 )
