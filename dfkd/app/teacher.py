@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from dfkd.app.door import computing, configured, data_text, model_text, network, opened, with_options
+from dfkd.app.calls import computing, configured, data_text, model_text, network, opened, with_options
 from dfkd.app.results import Run, Selection
 from dfkd.config import ModelConfig
 from dfkd.config.stage_table import STAGES

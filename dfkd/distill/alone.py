@@ -33,7 +33,7 @@ class _Alone(nn.Module):
 
     def _begin(self, student: Outputs, teacher: Outputs) -> None:
         name = type(self).__name__
-        if hasattr(self, "bind"):
+        if getattr(self, "uses_networks", hasattr(self, "bind")):
             raise RequestError(f"{name} asks the networks themselves; it works within Teacher.distill alone")
         missing = [tap for tap in getattr(self, "taps", ()) if not (student.group(tap) or tap in student.features)]
         if missing:

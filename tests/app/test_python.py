@@ -455,7 +455,8 @@ def test_keyboard_interrupt__leaves_a_run_that_goes_on(teacher, selection, monke
 
 def test_methods__show_the_options_of_their_stage():
     parameters = inspect.signature(dfkd.Teacher.select).parameters
-    assert parameters["gamma"].default == 0.7 and "normalize" not in parameters and "verbose" in parameters
+    assert parameters["class_dropping"].default == 0.05 and {"gamma", "verbose"} <= parameters.keys()
+    assert not {"normalize", "teacher"} & parameters.keys()
     assert "gamma: " in dfkd.Teacher.select.__doc__ and "--" not in dfkd.Teacher.distill.__doc__
     assert "count" in inspect.signature(dfkd.Teacher.generate).parameters
 
