@@ -32,7 +32,7 @@ Where there is no pool, images are made from the teacher.
     dfkd generate --teacher TEACHER --method dafl --out made --count 10000     # a folder like any selection
     dfkd distill  --teacher TEACHER --student STUDENT --source dfad --out run  # or generator and student together
 
-`generate` is for methods that ask nothing but the teacher. What it writes is a selection: `distill --samples made`,
+`generate` is for methods that need nothing but the teacher. What it writes is a selection: `distill --samples made`,
 `inspect made`, `select --pool made` (to score, threshold and class-drop what was made) take it as one. A method that
 looks for what a student does not know yet learns along with the student (`distill --source`), or is given one that
 stays as it is (`generate --student RUN`). `NAME:key=value,...` sets a method's options; a class of your own (a
@@ -90,7 +90,7 @@ def classes():
     return {name.lower(): getattr(generators, name) for name in sorted(generators.__all__, key=str.lower)}
 
 
-def asks(kind):
+def needs(kind):
     """What a method learns from."""
     student = "the student" if kind.needs_student else "the student if there is one"
     needs = [student] * kind.uses_student + ["real images"] * kind.needs_real
@@ -104,7 +104,7 @@ def table():
     found = {s: {row.name: row for file in FILES[s] for row in rows_if_any(file)} for s in SETTINGS}
     controls = {"random": "the pool", "untrained": "nothing: a generator's first weights"}
     for name, kind in [*dict.fromkeys(controls).items(), *classes().items()]:
-        cells = [f"[`{name}`](#{name})", asks(kind)] if kind else [f"`{name}`", controls[name]]
+        cells = [f"[`{name}`](#{name})", needs(kind)] if kind else [f"`{name}`", controls[name]]
         for rows in found.values():
             row = rows.get(name)
             cells += ["-"] * 3

@@ -41,9 +41,9 @@ with the student, is saved in the checkpoint, and is no part of the student.
   makes the images or the teacher's answers are kept beforehand (`--teacher-views`), it is `kd` alone: that reads
   nothing but the outputs, works on any pair of networks (also a `.pt2` teacher), and every other row of the table is
   measured against it.
-- A loss on features asks more of the pair: maps or a linear head that `dfkd` can find. It pairs the stages of both
+- A loss on features needs more of the pair: maps or a linear head that `dfkd` can find. It pairs the stages of both
   networks from the deepest, one for each resolution, pools the larger map and learns a projection where widths differ.
-  It finds the places by running the networks; `--teacher-taps stage1=layer2 stage2=layer3 --student-taps ...` names
+  It finds the taps by running the networks; `--teacher-taps stage1=layer2 stage2=layer3 --student-taps ...` names
   them by hand.
 - The papers' weights were found with labeled images of the teacher's own domain and hundreds of epochs. On other
   images and short runs a smaller weight can be better: look at the loss's column in `metrics.jsonl` beside `kd`'s.

@@ -1,14 +1,84 @@
+import fcntl
+import itertools
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jaxtyping
 import numpy as np
 import pytest
 import torch
 
 torch.set_num_threads(1)  # two threads that wait for each other are slower on networks of this size
 
+_jaxtyped = jaxtyping.jaxtyped
+_numbers = itertools.count()
+
+
+def _outer_alone(**options: Any) -> Callable[[Any], Any]:
+    """Check the types of a function within another one statically alone: its check is compiled at every call of that.
+
+    That took half the time of some tests. No such function of dfkd has an array's shape among its annotations.
+    """
+
+    def decorate(function: Any) -> Any:
+        return function if "<locals>" in function.__qualname__ else _jaxtyped(function, **options)
+
+    return decorate
+
+
+jaxtyping.jaxtyped = _outer_alone  # looked up by every module of dfkd when it is imported
+
+
+def pytest_configure() -> None:
+    """Tests send SIGINT: a shell that starts pytest in the background has it ignored, in the tests' children too."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Any:
+    """Fail a test that an interrupt escapes from: it would end the worker, and pytest-xdist then waits at its end."""
+    try:
+        return (yield)
+    except KeyboardInterrupt as error:
+        if "PYTEST_XDIST_WORKER" not in os.environ:  # the terminal's
+            raise
+        raise RuntimeError("an interrupt has escaped from the test") from error
+
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
-    """No test reads or fills the user's cache, and none sees another's."""
-    monkeypatch.setenv("DFKD_CACHE", str(tmp_path_factory.mktemp("cache")))
+    """No test reads or fills the user's cache, and none sees another's; the folder is made where it is needed."""
+    monkeypatch.setenv("DFKD_CACHE", str(tmp_path_factory.getbasetemp() / f"cache-{next(_numbers)}"))
+
+
+@pytest.fixture(autouse=True)
+def _no_hurry(monkeypatch):
+    """A test that is slow to react to a signal fails; the process that runs it is not ended."""
+    monkeypatch.setattr("dfkd.system.signals.GRACE", 300.0)
+
+
+@pytest.fixture(scope="session")
+def digits_teacher(tmp_path_factory) -> Path:
+    """The weights of a `demo.TEACHER` of the first 1,000 digits, trained once for all workers."""
+    from safetensors.torch import save_file
+
+    from dfkd.app import demo
+
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    weights = folder / "digits-teacher.safetensors"
+    with (folder / "digits-teacher.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not weights.exists():
+            images, labels = demo.digits()
+            teacher = demo.train_teacher(images[:1000], labels[:1000], epochs=6)
+            save_file(teacher.state_dict(), weights.with_suffix(".partial"))
+            weights.with_suffix(".partial").rename(weights)
+    return weights
 
 
 @pytest.fixture

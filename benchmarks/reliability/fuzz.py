@@ -103,7 +103,7 @@ def run_target(name: str, seconds: int, seed: int, findings: Path) -> dict[str, 
 
 def table(result: dict[str, Any]) -> str:
     """The figures of a run as the table of docs/reliability.md."""
-    rows = ["| target | inputs tried | places reached | findings |", "| --- | ---: | ---: | ---: |"]
+    rows = ["| target | inputs tried | branches reached | findings |", "| --- | ---: | ---: | ---: |"]
     for name, one in result["targets"].items():
         rows.append(f"| {name} | {one['inputs']:,} | {one['places_reached']:,} | {one['findings']} |")
     rows.append(f"| all, in {result['seconds'] / 60:.0f} minutes | {result['inputs']:,} | | {result['findings']} |")

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise RequestError(f"there is no command {name!r}{nearest(name, STAGES)}")
         stage = STAGES[name]
         resolved = parse_arguments(stage, arguments[1:])
-        if resolved is None:  # help was asked for, and printed
+        if resolved is None:  # help was requested, and printed
             return 0
         say(f"{prog}: {tables.describe(resolved)}")
         with signals.handled():
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _file_trouble(error: OSError) -> str:
-    """What is wrong with a file of the user's, and where the disk is full the mend."""
+    """What is wrong with a file of the user's, and where the disk is full a hint."""
     name = visible(str(error.filename or "a file"))
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         said = "the disk is full" if error.errno == errno.ENOSPC else "the quota is used up"

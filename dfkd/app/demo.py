@@ -61,7 +61,7 @@ def patches(count: int, seed: int = 0) -> UInt8[np.ndarray, "count 16 16 1"]:
 def train_teacher(
     images: UInt8[np.ndarray, "images side side 1"], labels: Int[np.ndarray, " images"], epochs: int = 12
 ) -> nn.Module:
-    """A small ResNet trained on labeled images: the only place where `dfkd` learns from labels."""
+    """A small ResNet trained on labeled images: nothing else of `dfkd` learns from labels."""
     from dfkd.data.images.augment import crop_and_flip
     from dfkd.data.images.normalize import Preprocess, parse_normalize
     from dfkd.models import cifar_resnet
@@ -156,4 +156,4 @@ def run(config: DemoConfig) -> None:
     say(f"the runs:        {folder}/runs; each is a MODEL:")
     say(f"                 dfkd evaluate --model {folder}/runs/ours-seed0 --data {folder}/heldout.npz")
     say(f"the pipeline:    {file}; copy it, change it, and: dfkd run FILE.toml --out FOLDER")
-    say("next:            your own teacher and photos: the README's 'Your own teacher'")
+    say("next:            your own teacher and photos: the README's quickstart")

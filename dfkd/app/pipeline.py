@@ -201,7 +201,7 @@ def _report(pipeline: Pipeline, done: Collection[str], failures: Sequence[Failur
     report = pipeline.out / "report.html"
     failed = {failure.stage.out: failure.why for failure in failures}
     complete = [d for d in pipeline.distillations if (Path(d.out) / RESULT).exists()]
-    runs = tuple(d.out for d in complete if (d.out in done and d.out not in failed) or _is_as_asked(d))
+    runs = tuple(d.out for d in complete if (d.out in done and d.out not in failed) or _is_as_requested(d))
     failed |= {d.out: why for d in pipeline.distillations if (why := read_failure(Path(d.out))) is not None}
     if runs:
         config = CompareConfig(runs=runs, out=str(report))
@@ -210,7 +210,7 @@ def _report(pipeline: Pipeline, done: Collection[str], failures: Sequence[Failur
     return report
 
 
-def _is_as_asked(distillation: DistillConfig) -> bool:
+def _is_as_requested(distillation: DistillConfig) -> bool:
     """Whether an earlier command's run is that of the file as it is now. One that is not is told."""
     from dfkd.formats.run_folder import read_request
 
@@ -220,10 +220,10 @@ def _is_as_asked(distillation: DistillConfig) -> bool:
     except (RequestError, KeyError):  # of another version
         then = {}
     decide = named(DistillConfig, lambda option: option.role != "none" and not option.machine)
-    left_open = named(DistillConfig, lambda option: option.open)  # the run names what it took in their place
+    left_open = named(DistillConfig, lambda option: option.open)  # the run names what it took instead
     defaults = {field.name: field.default for field in fields(DistillConfig) if field.name in left_open}
-    asked = {name for name in decide if name not in defaults or now[name] != defaults[name]}
-    changed = [name for name in now if name in asked and then.get(name) != now[name]]
+    wanted = {name for name in decide if name not in defaults or now[name] != defaults[name]}
+    changed = [name for name in now if name in wanted and then.get(name) != now[name]]
     if changed:
         say(f"{distillation.out} is left out: the file has another {', '.join(changed)} now; run that row again")
     return not changed
@@ -254,13 +254,13 @@ def read_pipeline(path: Path, out: str | None = None) -> Pipeline:
     twice = made["select"].keys() & made["generate"].keys()
     if twice:
         raise RequestError(f"{path}: {min(twice)!r} is the name of a selection and of generated images")
-    places = _Places(folder, [*made["select"], *made["generate"]])
+    folders = _Folders(folder, [*made["select"], *made["generate"]])
     selections: list[SelectConfig | GenerateConfig] = []
     for seed in seeds:
         for kind, tables_of in made.items():
             for name, table in tables_of.items():
                 where, values = _options(KINDS[kind], name, table, defaults, path)
-                own = places.resolved(values, seed, where) | {"seed": seed, "out": places.samples(name, seed)}
+                own = folders.resolved(values, seed, where) | {"seed": seed, "out": folders.samples(name, seed)}
                 selections.append(from_mapping(KINDS[kind].options, values | own, where))
     distillations = []
     for seed in seeds:  # outside: every row has its first seed before any has its second
@@ -270,7 +270,7 @@ def read_pipeline(path: Path, out: str | None = None) -> Pipeline:
                 raise RequestError(f"{where}: no samples; name selections of this file, or folders, or a source")
             own = {"name": name, "seed": seed, "out": below(folder, "runs", f"{name}-seed{seed}")}
             distillations.append(
-                from_mapping(DistillConfig, values | places.resolved(values, seed, where) | own, where)
+                from_mapping(DistillConfig, values | folders.resolved(values, seed, where) | own, where)
             )
     _check_order([*selections, *distillations], path)
     return Pipeline(Path(folder), selections, distillations)
@@ -303,12 +303,12 @@ def _options(
     recipe = load_preset(preset, stage) if preset else {}
     for key in ("out", "seed", "name" if stage.writes == "run" else "part"):
         if key in shared or key in own or (key in recipe and key == "part"):
-            raise RequestError(f"{where}: {key!r} has no place in a pipeline; take it out")
+            raise RequestError(f"{where}: {key!r} does not belong in a pipeline; take it out")
     below = (shared, recipe) if own.get("preset") else (recipe, shared)  # a preset gives way to what names it
     return where, reduce(layered, (*below, own))
 
 
-class _Places:
+class _Folders:
     """Where the selections and generated images of a pipeline lie; a text that is no name of one is a folder."""
 
     def __init__(self, folder: str, known: Sequence[str]) -> None:
@@ -318,7 +318,7 @@ class _Places:
         return below(self._folder, "samples", f"{name}-seed{seed}")
 
     def resolved(self, values: Mapping[str, Any], seed: int, where: str) -> dict[str, Any]:
-        """The options that name such folders, with the folders in their place."""
+        """The options that name such folders, resolved."""
         found: dict[str, Any] = {}
         if "samples" in values:
             found["samples"] = [self._one(name, "samples", seed, where) for name in values["samples"]]

@@ -8,6 +8,15 @@ from dfkd.config.option import Checked, option
 Precision = Literal["auto", "bf16", "fp32"]
 
 _MODEL = "MODEL: NAME[:key=value,...][@WEIGHTS], a RUN folder or a .pt2 file."
+_CLASSES = (
+    "FILE with the names of the model's classes, one per line in its order, or JSON. The class folders of {} are found "
+    "in it by name. Default: names that are whole numbers are the labels; others count in sorted order if they are as "
+    "many as the model's classes."
+)
+_BITS = (
+    "Bits in use (such as 12) of the gray images with 16 bits in {}: of these the upper 8 are taken. Default: what the "
+    "files say, else 16."
+)
 _OWN_TAPS = "Positions of the features, such as last=fc:input. Default: found by tracing the network."
 
 
@@ -120,6 +129,9 @@ class SelectConfig(ModelConfig):
     max_unreadable: float = option(
         "Stop if more than this share of the pool cannot be read.", "data", default=0.01, least=0, most=1
     )
+    bits: int | None = option(
+        _BITS.format("--pool"), "data", default=None, least=8, most=16, role="resolved", stored=False
+    )
     batch_size: int = option(
         "Images per teacher forward pass. Another size computes the scores anew.", "machine", default=256, least=1
     )
@@ -227,6 +239,8 @@ class DistillConfig(ModelConfig):
         role="none",
         reads="data",
     )
+    classes: str | None = option(_CLASSES.format("--test"), "data", default=None, role="none")
+    bits: int | None = option(_BITS.format("--test"), "data", default=None, least=8, most=16, role="none")
     loss: tuple[str, ...] = option(
         "Weighted sum of losses: NAME[:WEIGHT,key=value,...] (docs/losses.md), or your own class or function by its "
         "dotted name. Default: kd ofd up to 64 pixels for networks with feature maps of several resolutions, else kd; "
@@ -341,6 +355,8 @@ class EvaluateConfig(ModelConfig):
 
     model: str = option(_MODEL, "models", reads="model")
     data: str = option("Labeled DATA.", "data", reads="data")
+    classes: str | None = option(_CLASSES.format("--data"), "data", default=None)
+    bits: int | None = option(_BITS.format("--data"), "data", default=None, least=8, most=16)
     teacher: str | None = option("MODEL to measure the agreement with.", "models", default=None, reads="model")
     json: str | None = option("FILE for the figures. They are printed in any case.", "output", default=None)
     batch_size: int = option("Images per forward pass.", "machine", default=256, least=1)

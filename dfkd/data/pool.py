@@ -15,9 +15,11 @@ from jaxtyping import Int64, Integer, UInt8
 
 from dfkd.data.images.decode import conversions, decode, encode_png, fit, processors
 from dfkd.data.images.filter import Filter
+from dfkd.data.labels import ClassNames, labels_of_names
 from dfkd.data.locate import Data, DataSource, locate, member_of, paths_of, with_images
 from dfkd.data.readers.folder import FolderReader
 from dfkd.data.readers.reader import Reader, Unreadable
+from dfkd.data.readers.table import TableReader
 from dfkd.data.readers.tar import TarReader
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
@@ -54,10 +56,14 @@ class Pool:
         channels: int,
         workers: int | None = None,
         empty: Sequence[str] = (),
+        class_names: ClassNames | None = None,
+        bits: int | None = None,
     ) -> None:
-        """`empty` are further DATA, which hold no images."""
-        self.image_size, self.channels = image_size, channels
-        self.identity = [one.identity() for one in data]
+        """`empty` are further DATA, without images; `class_names` are a model's; `bits` are those of 16 in use."""
+        self.image_size, self.channels, self.bits = image_size, channels, bits
+        given = {"classes": class_names.identity if class_names is not None else None, "bits": bits}
+        given = {name: value for name, value in given.items() if value is not None}
+        self.identity = [one.identity() | given for one in data]
         self.left_out = {name: {NO_IMAGES: 1} for name in (*empty, *(name for one in data for name in one.empty))}
         self._parts: list[tuple[str, Reader, Data]] = []
         names: set[str] = set()
@@ -74,6 +80,7 @@ class Pool:
         self._threads = ThreadPoolExecutor(self._workers, "dfkd-decode")
         self._said: set[tuple[int, str]] = set()
         self._filter: Filter | None = None
+        self._class_names = class_names
 
     def filtered(self, by: Filter) -> "Pool":
         """The same pool, whose images are filtered; its files are as they came."""
@@ -130,16 +137,32 @@ class Pool:
                 found[position] = item if isinstance(item, bytes) else encode_png(item)
         return found
 
-    def labels(self) -> Int64[np.ndarray, " images"]:
-        """The class of every image. Nothing else reads labels. Raises: RequestError where a DATA has none."""
+    def labels(self, classes: int | None = None) -> Int64[np.ndarray, " images"]:
+        """The class of every image, for a model of so many classes. Nothing else reads labels.
+
+        Raises: RequestError where a DATA has none, or names classes of which nobody knows which they are.
+        """
+        if self._class_names is not None and classes is not None:
+            self._class_names.check(classes)
         labels = []
         for name, reader, _ in self._parts:
-            labels.append(reader.labels())
+            labels.append(self._labels(name, reader, classes))
             if labels[-1].min() < 0:
                 raise RequestError(
                     f"{name!r} has images without a label ({labels[-1].min()}); give a split that has them"
                 )
         return np.concatenate(labels)
+
+    def _labels(self, name: str, reader: Reader, classes: int | None) -> Int64[np.ndarray, " images"]:
+        known = self._class_names
+        named = reader.named_labels() if isinstance(reader, FolderReader) else None
+        if known is not None and isinstance(reader, TableReader):
+            named = reader.named_labels()
+        if named is not None:
+            return labels_of_names(*named, repr(name), known, classes)
+        if known is not None:
+            say(f"note: --classes changes nothing for {name!r}, whose labels are numbers")
+        return reader.labels()
 
     def batches(
         self, size: int, start: int = 0, stop: int | None = None
@@ -209,7 +232,7 @@ class Pool:
         def some(where: np.ndarray, which: np.ndarray) -> None:
             for position, item in zip(where.tolist(), reader.read(which), strict=True):
                 try:
-                    decoded = decode(item, self.image_size, self.channels)
+                    decoded = decode(item, self.image_size, self.channels, self.bits)
                 except Unreadable as problem:
                     problems[position] = str(problem)
                 else:
@@ -240,18 +263,35 @@ class Pool:
 
     def _say_bits(self, data: Data, largest: int | None) -> None:
         """Say once for each DATA what becomes of images with 16 bits, whose values often use fewer."""
-        if largest is not None and (id(data), "bits") not in self._said:
-            self._said.add((id(data), "bits"))
-            dark = "; they come out dark: write them scaled, so that white is 65535" if largest < 32768 else ""
-            say(f"note: {data.name}: of 16-bit images the upper 8 bits are taken; the largest value is {largest}{dark}")
+        if largest is None or (id(data), "bits") in self._said:
+            return
+        self._said.add((id(data), "bits"))
+        if self.bits is not None:
+            if largest >= 2**self.bits:
+                say(f"note: {data.name}: values up to {largest} need more than --bits {self.bits}; they become white")
+            return
+        dark = ""
+        if largest < 32768:
+            used = max(8, largest.bit_length())
+            dark = f"; they come out dark: --bits {used} scales gray, or write them so that white is 65535"
+        say(f"note: {data.name}: of 16-bit images the upper 8 bits are taken; the largest value is {largest}{dark}")
 
 
 def open_pool(
-    specs: Sequence[DataSource], *, image_size: int | None, channels: int, workers: int | None = None
+    specs: Sequence[DataSource],
+    *,
+    image_size: int | None,
+    channels: int,
+    workers: int | None = None,
+    classes: str | None = None,
+    bits: int | None = None,
 ) -> Pool:
     """Open several DATA, of which some may be opened already, as one pool.
 
     `image_size` None takes the pool's own size, where all of it is raw and square.
+
+    `classes` is a file with the names of a model's classes, by which labels are found. Of gray images with 16 bits the
+    upper 8 of `bits` are taken.
 
     Raises: RequestError where a DATA cannot be opened, is empty, or has no size of its own.
     """
@@ -266,7 +306,8 @@ def open_pool(
     texts = [spec if isinstance(spec, str) else spec.name for spec in specs]
     empty = [portable(Path(text).name) for text, one in zip(texts, found, strict=True) if one is None]
     _note_doubles([spec for spec in specs if isinstance(spec, str)])
-    return Pool(data, image_size or _own_size(data), channels, workers, empty)
+    names = ClassNames(classes) if classes else None
+    return Pool(data, image_size or _own_size(data), channels, workers, empty, names, bits)
 
 
 def _own_size(data: Sequence[Data]) -> int:

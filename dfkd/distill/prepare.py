@@ -12,6 +12,7 @@ from torch import nn
 from dfkd.config import DistillConfig
 from dfkd.config.option import is_off, named
 from dfkd.data import Pool, open_pool
+from dfkd.data.labels import ClassNames
 from dfkd.data.locate import DataSource
 from dfkd.distill import supply
 from dfkd.distill.defaults import default_init, default_losses, example_of
@@ -110,7 +111,7 @@ def prepare(
         raise RequestError(f"--teacher-views {config.teacher_views} are all the same without crop and flip; give 1")
     content = _content(config, plan, teacher, student, selections, objective, place) | supply.content(config, chosen)
     # opened before the training that it is to judge: a mistake in its name should cost no hours
-    test = _open_test(test_given, teacher) if test_given is not None else None
+    test = _open_test(test_given, config, teacher) if test_given is not None else None
     source = supply.build_source(config, selections, chosen, teacher, place)
     trainer = _trainer(config, teacher, student, source, objective, place, plan)
     if config.init == "teacher" and not twins(student, teacher):
@@ -131,6 +132,12 @@ def check_request(config: DistillConfig, student: ModelSource) -> tuple[Chosen |
 
 
 def _check_options(config: DistillConfig) -> None:
+    if config.classes is not None:
+        ClassNames(config.classes)
+        if config.test is None:
+            say(f"note: --classes {config.classes} changes nothing without --test")
+    if config.bits is not None and config.test is None:
+        say(f"note: --bits {config.bits} changes nothing without --test: a selection knows its own")
     views = f"--teacher-views {config.teacher_views}"
     if config.teacher_views and config.source is not None:
         raise RequestError(f"{views} keeps answers to stored images, and --source makes new ones; leave one out")
@@ -293,8 +300,10 @@ def _taps(
     return found.taps
 
 
-def _open_test(test: DataSource, teacher: Model) -> Pool:
-    data = open_pool([test], image_size=teacher.image_size, channels=teacher.channels)
+def _open_test(test: DataSource, config: DistillConfig, teacher: Model) -> Pool:
+    data = open_pool(
+        [test], image_size=teacher.image_size, channels=teacher.channels, classes=config.classes, bits=config.bits
+    )
     check_labels(data, teacher.classes)
     return data
 

@@ -105,7 +105,7 @@ class Trainer:
         """Fit the student's layers on views like those that it will learn from."""
         started = time.perf_counter()
         say(f"fitting the student's layers to the teacher's on {self.fitted_on:,} images")
-        view = self.view(images.sample(self.fitted_on))
+        view = self.augment(images.sample(self.fitted_on))
         shares = reconstruct(self.student.module, self.teacher.model.module, view).values()
         if shares:
             what = f"{min(shares):.0%} to {max(shares):.0%} of the variance of the teacher's"
@@ -114,11 +114,11 @@ class Trainer:
             say("no layer could be fitted; the student begins with what was copied")
         self.seconds += time.perf_counter() - started
 
-    def view(self, batch: Batch) -> Float[Tensor, "batch channels height width"]:
-        """A batch as teacher and student both see it."""
+    def augment(self, batch: Batch) -> Float[Tensor, "batch channels height width"]:
+        """The view of a batch that teacher and student both see."""
         plan = self.plan
         pixels = batch.pixels.to(self.place.device, non_blocking=True)
-        view = self.teacher.view(crop_and_flip(pixels, plan.crop_padding, plan.flip, self.generator))
+        view = self.teacher.preprocess(crop_and_flip(pixels, plan.crop_padding, plan.flip, self.generator))
         view = enlarge(view, plan.crop_area, self.generator)
         return mix(view, plan.mixup, plan.cutmix, self.generator)
 
@@ -129,12 +129,12 @@ class Trainer:
     def lesson(self, batch: Batch) -> tuple[Float[Tensor, "batch channels height width"], Outputs]:
         """A batch as the student sees it, with the teacher's answer to the very same view."""
         if self.recorded is None:
-            view = self.view(batch)
+            view = self.augment(batch)
             return view, self.teach(view, batch)
         assert batch.rows is not None
         crops, logits = self.recorded.take(batch.rows)
         pixels, crops, logits = (x.to(self.place.device, non_blocking=True) for x in (batch.pixels, crops, logits))
-        view = self.teacher.view(crop(pixels, self.plan.crop_padding, crops))
+        view = self.teacher.preprocess(crop(pixels, self.plan.crop_padding, crops))
         return view, self._completed(Outputs(logits), view, batch)
 
     def _completed(self, outputs: Outputs, view: Float[Tensor, "batch channels height width"], batch: Batch) -> Outputs:
@@ -202,7 +202,7 @@ class Trainer:
         self.objective.finish()
         if self.plan.reestimate:
             batches = (self.source.sample(self.plan.batch_size) for _ in range(self.plan.reestimate))
-            reestimate(self.student.module, map(self.view, batches))
+            reestimate(self.student.module, map(self.augment, batches))
         self.seconds += time.perf_counter() - started
         check_weights(self)
 

@@ -60,6 +60,7 @@ def _check_manifest(manifest: Mapping[str, Any]) -> None:
     check(
         _is_count(image["size"], 1) and image["channels"] in (1, 3), "image has no size, or other than 1 or 3 channels"
     )
+    check(image.get("bits") is None or image["bits"] in range(8, 17), "image.bits is not 8 to 16")
     check(isinstance(files, list), "files is no list")
     for file in files:
         # a shard lies in the folder: a name that leads out of it could be any file of this machine

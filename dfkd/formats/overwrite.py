@@ -1,4 +1,4 @@
-"""An output never takes the place of an input, nor of a file that a run or a selection keeps a checksum of."""
+"""An output never replaces an input, nor of a file that a run or a selection keeps a checksum of."""
 
 import os
 from collections.abc import Iterable, Iterator

@@ -64,9 +64,9 @@ _UNREADABLE = (OSError, ValueError, KeyError, EOFError, RuntimeError, pickle.Unp
 class Progress:
     """What is written down while something trains: rows of metrics, and the last complete checkpoint."""
 
-    def __init__(self, folder: Path, mend: str) -> None:
-        """`mend` ends the message of a damaged checkpoint."""
-        self.folder, self._mend = folder, mend
+    def __init__(self, folder: Path, hint: str) -> None:
+        """`hint` ends the message of a damaged checkpoint."""
+        self.folder, self._hint = folder, hint
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append a row to the metrics."""
@@ -105,7 +105,7 @@ class Progress:
                 step = progress["step"]
             except (RequestError, *_UNREADABLE) as error:
                 what = str(error).partition("\n")[0] or type(error).__name__
-                raise RequestError(f"{folder} is damaged ({what}){self._mend}") from None
+                raise RequestError(f"{folder} is damaged ({what}){self._hint}") from None
         if metrics.exists():
             rows = [line for line in _lines(metrics) if _step(line) <= step]
             write_text(metrics, "".join(row + "\n" for row in rows))
@@ -118,18 +118,18 @@ class Run(Progress):
     def __init__(
         self,
         folder: Path,
-        asked: str,
+        shown: str,
         request: Mapping[str, Any],
         fields: Mapping[str, tuple[type, ...]] | None = None,
     ) -> None:
         """Name a new run or one that was begun; `request` is `config.toml`, whose table `content` decides the result.
 
-        `asked` is the folder's name in messages; `fields` are those that a result must have, with their types.
+        `shown` is the folder's name in messages; `fields` are those that a result must have, with their types.
         Nothing is written before `writing`.
         Raises: RequestError where the folder holds another run, with the fields that differ, or something else.
         """
         super().__init__(folder, "; delete it, and the run starts anew")
-        self.asked, self.request, self._fields = asked, _plain(request), fields or {}
+        self.shown, self.request, self._fields = shown, _plain(request), fields or {}
         self._check()
 
     def _check(self) -> str | None:
@@ -147,9 +147,9 @@ class Run(Progress):
             if different and (failed := read_failure(folder)) is not None:
                 return failed
             if different:
-                raise RequestError(f"--out {self.asked} holds another run: {'; '.join(different)}; give another folder")
+                raise RequestError(f"--out {self.shown} holds another run: {'; '.join(different)}; give another folder")
         elif others or (folder.exists() and not folder.is_dir()):
-            raise RequestError(f"--out {self.asked} holds something that is no run; give another folder")
+            raise RequestError(f"--out {self.shown} holds something that is no run; give another folder")
         return None
 
     @contextlib.contextmanager
@@ -159,16 +159,16 @@ class Run(Progress):
         A RequestError that ends the block before there is a result is written down.
         Raises: RequestError where another command writes it.
         """
-        with locked(self.folder, self.asked):
+        with locked(self.folder, self.shown):
             failed = self._check()  # another command may have been here since
             if failed is not None:
-                say(f"{self.asked}: another request failed there ({failed}); the run starts anew")
+                say(f"{self.shown}: another request failed there ({failed}); the run starts anew")
                 self._forget()
             for file in self.folder.iterdir():
                 if _is_leftover(file) and file.name != LOCK:
                     shutil.rmtree(file) if file.is_dir() else file.unlink()
             restore_folder(self.folder / CHECKPOINT)
-            if not (self.folder / RESULT).exists():  # one that was begun is finished as it is asked for now
+            if not (self.folder / RESULT).exists():  # one that was begun is finished as this request has it
                 write_text(self.folder / CONFIG, tomli_w.dumps(sealed(self.request)))
             (self.folder / FAILED).unlink(missing_ok=True)
             try:
@@ -180,7 +180,7 @@ class Run(Progress):
                 raise
 
     def _forget(self) -> None:
-        """Remove what another request has left; that it failed, and what it asked for, is replaced last."""
+        """Remove what another request has left; that it failed, and its request, is replaced last."""
         for folder in self.folder.glob(f"{CHECKPOINT}*"):
             shutil.rmtree(folder)
         (self.folder / METRICS).unlink(missing_ok=True)
@@ -206,7 +206,7 @@ class Run(Progress):
             raise RequestError(f"{path} is damaged ({error}); delete it, and the run ends anew") from None
 
     def update(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Replace the result of a finished run, and then what was asked for it: a kill between costs a measurement."""
+        """Replace the result of a finished run, and then the request for it: a kill between costs a measurement."""
         write_json(self.folder / RESULT, sealed(result))
         write_text(self.folder / CONFIG, tomli_w.dumps(sealed(self.request)))
         return result

@@ -118,7 +118,8 @@ class Shards:
             if self._threads is not None:
                 column = self._tables[shard]["image"].chunk(0).field("bytes").take(local)
                 decoded = self._threads.map(
-                    lambda file: decode(file, image["size"], image["channels"]).pixels, column.to_pylist()
+                    lambda file: decode(file, image["size"], image["channels"], image.get("bits")).pixels,
+                    column.to_pylist(),
                 )
                 for i, pixels in zip(where, decoded, strict=True):
                     out[i] = pixels

@@ -1,4 +1,4 @@
-"""What all methods that make images share: what they are given, what they can be asked, and their state."""
+"""What all methods that make images share: what they are given, what they give, and their state."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -74,7 +74,7 @@ class Method(ABC):
     needs_student: ClassVar[bool] = False
     """Whether `update` has to be given the student."""
     uses_student: ClassVar[bool] = False
-    """Whether it asks the student where there is one; a method that needs it does."""
+    """Whether it uses the student where there is one; a method that needs it does."""
     needs_real: ClassVar[bool] = False
     """Whether it learns from real images too (`Task.real`)."""
     needs_statistics: ClassVar[bool] = False
@@ -113,20 +113,20 @@ class Method(ABC):
 
     @abstractmethod
     def images(self, start: int, count: int) -> Float[Tensor, "count channels size size"]:
-        """The images number `start` to `start + count` of a method that has finished, the same whenever asked."""
+        """The images number `start` to `start + count` of a method that has finished, the same every time."""
 
     @abstractmethod
     def parts(self) -> Mapping[str, Stateful]:
         """Everything that changes while it learns, by name."""
 
-    def view(self, images: Float[Tensor, "batch channels size size"]) -> Float[Tensor, "batch channels size size"]:
+    def normalize(self, images: Float[Tensor, "batch channels size size"]) -> Float[Tensor, "batch channels size size"]:
         """Images in [0, 1] as the teacher's input, with gradients."""
         return self.task.teacher.model.preprocess.normalized(images)
 
     def teach(self, images: Float[Tensor, "batch channels size size"]) -> Outputs:
         """The teacher's answer to images in [0, 1], with gradients to them; it is counted."""
         self.teacher_forwards += len(images)
-        return self.task.teacher.answer(self.view(images))
+        return self.task.teacher.answer(self.normalize(images))
 
     def real(self, count: int) -> Float[Tensor, "count channels size size"]:
         """The next real images, in [0, 1]."""

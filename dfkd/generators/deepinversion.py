@@ -75,7 +75,7 @@ class DeepInversion(BankMethod):
         self._steps, self._jitter = steps, jitter
         self.canvas = Canvas(task)
         black = torch.zeros(1, task.channels, 1, 1, device=task.device)
-        self._black, self._white = self.view(black), self.view(black + 1)
+        self._black, self._white = self.normalize(black), self.normalize(black + 1)
         self.optimizer = Adam([self.canvas.view], lr=lr)
         self.weights = {"one_hot": one_hot, "statistics": statistics, "variation": variation, "l2": l2}
 

@@ -47,5 +47,5 @@ class DFAD(GeneratorMethod):
         """One step of the generator."""
         assert student is not None
         images = self.make(self.task.batch)
-        term = logit_difference(self.teach(images).logits, student(self.view(images)).logits)
+        term = logit_difference(self.teach(images).logits, student(self.normalize(images)).logits)
         return self.learn({"logit_difference": -torch.log1p(-term) if self._log else term}, {"logit_difference": 1.0})

@@ -174,5 +174,5 @@ class InversionMethod(BankMethod):
             "statistics": torch.stack(self.moving.distances()).sum(),
         }
         if student is not None and self.recipe.adversarial and self.batches >= self.recipe.warmup:
-            terms["adversarial"] = adversarial(answer.logits, student(self.view(view)).logits)
+            terms["adversarial"] = adversarial(answer.logits, student(self.normalize(view)).logits)
         return terms | self.more_terms(images, answer)

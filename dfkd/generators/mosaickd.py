@@ -78,7 +78,7 @@ class MosaicKD(GeneratorMethod):
         """One step of the discriminator and one of the generator."""
         assert student is not None
         images = self.make(self.task.batch)
-        view, real = self.view(images), self.view(self.real(self.task.batch))
+        view, real = self.normalize(images), self.normalize(self.real(self.task.batch))
         separation = (patches(self.critic(view.detach()), real=False) + patches(self.critic(real), real=True)) / 2
         descend(self.critic_optimizer, self.weights["local"] * separation)
         logits = self.teach(images).logits

@@ -51,7 +51,7 @@ class ZSKT(GeneratorMethod):
         assert student is not None
         latent = noise(self.task.batch, self.network.latent, self.random)
         images = render(self.network, latent, self.task)
-        term = -divergence(self.teach(images).logits, student(self.view(images)).logits)
+        term = -divergence(self.teach(images).logits, student(self.normalize(images)).logits)
         learned = self.learn({"divergence": term}, {"divergence": 1.0})
         with torch.no_grad():
             self._held.images = render(self.network, latent, self.task)

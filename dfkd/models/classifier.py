@@ -40,7 +40,7 @@ class Classifier:
             module = folded(module, taps or {}, views).to(memory_format=torch.channels_last)
         self._run = Tapped(module, taps or {})
 
-    def view(
+    def preprocess(
         self, pixels: UInt8[Tensor, "batch height width channels"]
     ) -> Float[Tensor, "batch channels height width"]:
         """Pixels on this classifier's device, as its input."""
@@ -49,7 +49,7 @@ class Classifier:
     def _noise(self, count: int, size: int) -> Float[Tensor, "{count} channels {size} {size}"]:
         random = torch.Generator().manual_seed(0)  # the global state is a student's seed
         shape = (count, size, size, self.model.channels)
-        return self.view(torch.randint(0, 256, shape, generator=random, dtype=torch.uint8))
+        return self.preprocess(torch.randint(0, 256, shape, generator=random, dtype=torch.uint8))
 
     @torch.no_grad()
     def outputs(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:
@@ -62,7 +62,7 @@ class Classifier:
 
     def __call__(self, pixels: UInt8[Tensor, "batch height width channels"]) -> Outputs:
         """Logits in float32 and features of a batch of pixels."""
-        return self.outputs(self.view(pixels))
+        return self.outputs(self.preprocess(pixels))
 
 
 def examine(classifier: Classifier, data: Pool) -> None:
@@ -74,4 +74,4 @@ def examine(classifier: Classifier, data: Pool) -> None:
 def examine_pixels(classifier: Classifier, pixels: UInt8[Tensor, "batch height width channels"]) -> None:
     """The same for images that are at hand."""
     exact = classifier.place.dtype == torch.float32
-    check_health(lambda some: classifier.outputs(classifier.view(some)).logits, pixels, classifier.model.spec, exact)
+    check_health(lambda some: classifier(some).logits, pixels, classifier.model.spec, exact)

@@ -174,7 +174,7 @@ def _counts(found: Found, image_size: int | None) -> tuple[int, int]:
             sets = builds if key and image_size else _SETS_SIZE
             kinds = (RuntimeError, ValueError, AssertionError)
             of_size = isinstance(raised.error, kinds) and bool(_ON_SIZES.search(raised.said))
-            why = f"{raised.said}{raised.place}{f' {sets}' if of_size else ''}"
+            why = f"{raised.said}{raised.line}{f' {sets}' if of_size else ''}"
             refusals[channels] = of_size, f"an input of [batch, {channels}, {size}, {size}]: {why}"
             continue
         if black._version:  # the student would learn from what the teacher has made of the images

@@ -69,12 +69,12 @@ def only(state: State, keys: Iterable[str]) -> dict[str, Any]:
 def completed(state: State, module: nn.Module) -> dict[str, Any]:
     """With what need not be in a file: the other names of tied weights, and what is no tensor, as it is."""
     whole, own = part(state, ""), module.state_dict()
-    places = {_place(own[name]): name for name in whole if _lies_somewhere(own.get(name))}
+    addresses = {_address(own[name]): name for name in whole if _lies_somewhere(own.get(name))}
     for name, value in own.items():
         if name not in whole and not isinstance(value, Tensor):
             whole[name] = value
-        elif name not in whole and _lies_somewhere(value) and _place(value) in places:
-            whole[name] = whole[places[_place(value)]]
+        elif name not in whole and _lies_somewhere(value) and _address(value) in addresses:
+            whole[name] = whole[addresses[_address(value)]]
     return whole
 
 
@@ -92,5 +92,5 @@ def _lies_somewhere(value: object) -> bool:
     return isinstance(value, Tensor) and not is_lazy(value) and not value.is_meta and value.numel() > 0
 
 
-def _place(value: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+def _address(value: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
     return value.data_ptr(), tuple(value.shape), value.stride()

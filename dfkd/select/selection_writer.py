@@ -94,6 +94,8 @@ class Selected:
     """What the images went through, as the manifest says it."""
     left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Of the pool's files and folders, what is no image: how many, by suffix or another reason."""
+    bits: int | None = None
+    """Of images with 16 bits, those in use."""
 
 
 def is_done(out: Path, shown: str, content: dict[str, Any]) -> bool:
@@ -156,12 +158,14 @@ def _manifest(selected: Selected, files: list[dict[str, Any]]) -> dict[str, Any]
     unreadable = np.array([*scores.problems], dtype=np.int64)
     stored = named(type(selected.config), lambda option: option.stored)
     request = {k: v for k, v in portable(asdict(selected.config)).items() if k in stored}
+    # raw images are scaled already
+    bits = {"bits": selected.bits} if selected.bits is not None and pool.encoded else {}
     return {
         "fingerprint": hash_of(selected.content),
         "teacher": model.spec,
         "source": selected.source,
         "count": len(choice.indices),
-        "image": {"encoded": pool.encoded, "size": pool.image_size, "channels": model.channels},
+        "image": {"encoded": pool.encoded, "size": pool.image_size, "channels": model.channels, **bits},
         "classes": model.classes,
         "per_class": np.bincount(predictions, minlength=model.classes).tolist(),
         "threshold": choice.threshold,

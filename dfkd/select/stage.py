@@ -96,7 +96,7 @@ def _resolve(config: SelectConfig, method: names.Named, teacher: ModelSource, da
         config = replace(config, balance="class" if method.name == "threshold" else "none")
     place = resolve_place(config.device, config.precision)
     model = load_trained(teacher, normalize=config.normalize, image_size=config.image_size)
-    pool = open_pool(data, image_size=model.image_size, channels=model.channels)
+    pool = open_pool(data, image_size=model.image_size, channels=model.channels, bits=config.bits)
     say(
         f"teacher {model.spec}: {model.classes} classes, input {pool.image_size} pixels, {model.channels} channels, "
         f"normalize {model.normalize}, {place.dtype} on {place.device}; pool: {len(pool):,} images"
@@ -119,9 +119,8 @@ def _make(request: Request, out: Path) -> Selected:
     try:
         pool, scores, adapted = _score(request)
         choice, found = _choose(config, request.method, scores), adapted.describe() if adapted else None
-        selected = Selected(
-            config, request.model, pool, scores, choice, request.content, filter=found, left_out=pool.left_out
-        )
+        of_pool = Selected(config, request.model, pool, scores, choice, request.content, filter=found)
+        selected = replace(of_pool, left_out=pool.left_out, bits=pool.bits)
         write(partial, out, selected)
     except RequestError:
         if not (partial / JOURNAL).exists():  # else a pool that cannot be read just now: shards are kept

@@ -44,7 +44,7 @@ def request_folder(kind: str, request: Mapping[str, Any]) -> Path:
     What an earlier version has kept for the same code is found.
     Raises: RequestError where the cache cannot be written.
     """
-    folder, before = (cache_folder() / kind / hash_of(asked) for asked in (request, as_before(request)))
+    folder, before = (cache_folder() / kind / hash_of(one) for one in (request, as_before(request)))
     folder = before if before.exists() and not folder.exists() else folder
     try:
         if not (folder / "request.json").exists():

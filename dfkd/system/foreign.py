@@ -31,10 +31,10 @@ _LONGEST = 300
 class Raised(RequestError):
     """What code of others raised, in one line."""
 
-    def __init__(self, what: str, error: BaseException, place: str, hint: str = "") -> None:
+    def __init__(self, what: str, error: BaseException, line: str, hint: str = "") -> None:
         """`error` is the exception itself, `said` its kind and text."""
-        self.error, self.said, self.place = error, _told(error), place
-        super().__init__(f"{what} {self.said}{place}{hint}")
+        self.error, self.said, self.line = error, _told(error), line
+        super().__init__(f"{what} {self.said}{line}{hint}")
 
 
 class Foreign:
@@ -59,15 +59,15 @@ class Foreign:
         if error is None or _stays(error):
             return
         own = _file(self._target) if self._always else None
-        place = _place(error, trace.tb_next if trace else None, own)  # without the frame of the block itself
-        if place is None and not self._always and not is_theirs(self._target):
+        line = _line(error, trace.tb_next if trace else None, own)  # without the frame of the block itself
+        if line is None and not self._always and not is_theirs(self._target):
             return
-        raise Raised(self._what, error, place or _defined(self._target), self._hint) from error
+        raise Raised(self._what, error, line or _defined(self._target), self._hint) from error
 
 
-def place_of(error: BaseException) -> str:
+def line_of(error: BaseException) -> str:
     """Where code of others raised it; empty where none did."""
-    return _place(error, error.__traceback__, None) or ""
+    return _line(error, error.__traceback__, None) or ""
 
 
 def _stays(error: BaseException) -> bool:
@@ -95,7 +95,7 @@ def _told(error: BaseException) -> str:
     return f"{name}: {text}" if text else name
 
 
-def _place(error: BaseException, trace: TracebackType | None, own: str | None) -> str | None:
+def _line(error: BaseException, trace: TracebackType | None, own: str | None) -> str | None:
     """The last line of theirs that an exception has passed; of an installed package where there is no other.
 
     `own` is a file that counts as theirs, too.

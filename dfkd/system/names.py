@@ -19,7 +19,7 @@ from typing import Any
 
 from dfkd.system.code import code_of
 from dfkd.system.errors import RequestError, nearest
-from dfkd.system.foreign import Foreign, place_of
+from dfkd.system.foreign import Foreign, line_of
 
 
 @dataclass(frozen=True)
@@ -278,13 +278,13 @@ def _import(module_name: str, what: str) -> types.ModuleType:
     except SystemExit as error:
         hint = "put its script behind if __name__ == '__main__'"
         why = f"module {module_name!r} ends the program when it is imported (exit {error.code})"
-        raise RequestError(f"{what} {why}{place_of(error)}; {hint}") from None
+        raise RequestError(f"{what} {why}{line_of(error)}; {hint}") from None
     except ModuleNotFoundError as error:
         if error.name is None or not (module_name + ".").startswith(error.name + "."):
             raise
         raise RequestError(f"{what} there is no module {error.name!r}") from None
     except (ValueError, TypeError) as error:
-        if place_of(error):
+        if line_of(error):
             raise
         raise RequestError(f"{what} {error}") from error  # a name that begins with dots
 

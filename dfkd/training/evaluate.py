@@ -95,7 +95,7 @@ def _named_classes(logits: Float[Tensor, "batch classes"]) -> Int[np.ndarray, " 
 
 def check_labels(data: Pool, classes: int) -> Int[np.ndarray, " images"]:
     """The labels of `data`. Raises: RequestError where there are none, or one is not among the model's classes."""
-    labels = data.labels()
+    labels = data.labels(classes)
     if len(labels) and (labels.min() < 0 or labels.max() >= classes):
         one_more = labels.min() > 0 and labels.max() == classes
         hint = "; count them from 0 (a class folder whose name is a number is that class)" if one_more else ""
@@ -103,10 +103,7 @@ def check_labels(data: Pool, classes: int) -> Int[np.ndarray, " images"]:
             f"the data has labels from {labels.min()} to {labels.max()}; the model has classes 0 to {classes - 1}{hint}"
         )
     if (seen := len(np.unique(labels))) < classes:
-        say(
-            f"note: there are images of {seen} of the model's {classes} classes; class folders count in sorted order"
-            " (a folder whose name is a number is that class, where all are)"
-        )
+        say(f"note: there are images of {seen} of the model's {classes} classes")
     return labels
 
 
@@ -124,7 +121,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     if config.json is not None and output_path(config.json, "--json").is_dir():
         raise RequestError(f"--json {config.json} is a folder; give a file")
     if config.json is not None:
-        check_output(config.json, "--json", (config.data, config.model, config.teacher, config.preset))
+        check_output(config.json, "--json", (config.data, config.model, config.teacher, config.preset, config.classes))
     is_run = (Path(config.model) / CONFIG).exists()  # a student was taught with its teacher's normalization
     figures = evaluate(config, config.model, config.data, config.teacher, is_run)
     for name, value in figures.items():
@@ -149,7 +146,9 @@ def evaluate(
     """
     place = resolve_place(config.device, config.precision)
     asked = load_trained(model, "--model", normalize=config.normalize, image_size=config.image_size)
-    images = open_pool([data], image_size=asked.image_size, channels=asked.channels)
+    images = open_pool(
+        [data], image_size=asked.image_size, channels=asked.channels, classes=config.classes, bits=config.bits
+    )
     taught = None
     if teacher is not None:
         normalize = config.normalize or (asked.normalize if as_student else None)

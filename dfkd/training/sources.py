@@ -167,7 +167,7 @@ class ShardSource(Still):
         return pixels, torch.from_numpy(rows)
 
     def _check(self, rows: object, count: int) -> None:
-        """Raises: RequestError for what an order of one's own gives in place of rows."""
+        """Raises: RequestError for what an order of one's own gives instead of rows."""
         is_rows = isinstance(rows, np.ndarray) and rows.shape == (count,) and rows.dtype.kind in "iu"
         if not is_rows or (count and not 0 <= rows.min() <= rows.max() < self.images):  # type: ignore[attr-defined]
             raise RequestError(f"--batches gives other than {count} whole numbers from 0 to {self.images - 1} as rows")

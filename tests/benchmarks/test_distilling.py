@@ -13,7 +13,7 @@ def test_rows_for_losses_and_for_kept_answers(tmp_path, data, script, monkeypatc
     distilling = script("distilling", "speed")
     monkeypatch.setattr(distilling, "TEACHER", "cifar_resnet:depth=14,width=8@{}/teacher.pt")
     monkeypatch.setattr(distilling, "STUDENT", "cifar_resnet:depth=8,width=4")
-    monkeypatch.setattr(distilling, "ROUNDS", 2)
+    monkeypatch.setattr(distilling, "ROUNDS", 1)
     monkeypatch.setenv("DFKD_DATA", str(data))
     monkeypatch.setenv("DFKD_TEACHERS", str(tmp_path))
     monkeypatch.setenv("DFKD_CACHE", str(tmp_path / "cache"))  # the script sets its own: back to this one afterwards
@@ -21,7 +21,7 @@ def test_rows_for_losses_and_for_kept_answers(tmp_path, data, script, monkeypatc
     distilling.main()
     rows = {row["what"]: row for row in json.loads((tmp_path / "distilling.json").read_text())["rows"]}
     assert len(rows) == 7
-    assert all(row["dfkd"] > 0 < row["bare"] and len(row["ratios"]) == 2 for row in rows.values())
+    assert all(row["dfkd"] > 0 < row["bare"] and len(row["ratios"]) == 1 for row in rows.values())
     # what runs no teacher is faster than what does: the teacher has most of the arithmetic
     kept, with_maps = (rows[f"distill {name}, against a step of kd"] for name in ("kd, kept answers", "kd ofd"))
     assert kept["ratio"] > with_maps["ratio"]

@@ -225,47 +225,6 @@ def test_tar__takes_the_member_that_is_named(tmp_path: Path, capsys: pytest.Capt
         open_pool([one + "#jpg"], image_size=16, channels=3)
 
 
-@pytest.mark.parametrize(("bits", "dark"), [(8, True), (12, True), (16, False)])
-def test_decode__notes_the_largest_value_of_16_bits(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], bits: int, dark: bool
-) -> None:
-    """Gray PNG and TIFF files with 16 bits, of which the camera used fewer."""
-    for i, suffix in enumerate((".png", ".tif", ".png")):
-        values = (PIXELS[i, ..., 0].astype(np.uint16) << 8) >> (16 - bits)
-        values[0, 0] = 2**bits - 1
-        Image.fromarray(values).save(tmp_path / f"{i}{suffix}")
-    pool = open_pool([str(tmp_path)], image_size=16, channels=1)
-    assert np.array_equal(pool.images(ALL[:3]).pixels[:, 1:, :, 0], PIXELS[:3, 1:, :, 0] >> (16 - bits))
-    said = capsys.readouterr().err
-    assert f"the largest value is {2**bits - 1}" in said and ("come out dark" in said) == dark
-
-
-@pytest.mark.parametrize(
-    ("folders", "status", "said"),
-    [
-        (["train", "val"], 0, "look like splits"),
-        (["Training_set", "test2017", "extra"], 0, "look like splits"),
-        (["test"], 0, "look like splits"),
-        (["train", "tram", "valley"], 0, "images of 3 of the model's 4 classes"),
-        (["1", "2", "3", "4"], 2, "labels from 1 to 4; the model has classes 0 to 3; count them from 0"),
-        (["3", "1"], 0, "images of 2 of the model's 4 classes"),
-    ],
-)
-def test_evaluate__says_what_class_folders_stand_for(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], folders: list[str], status: int, said: str
-) -> None:
-    """Class folders that are splits, that count from 1, and that hold some of the model's classes."""
-    save_file(cifar_resnet(depth=8, width=4, num_classes=4).state_dict(), tmp_path / "t.safetensors")
-    for i, folder in enumerate(folders):
-        (tmp_path / "d" / folder).mkdir(parents=True)
-        (tmp_path / "d" / folder / "a.png").write_bytes(encode(PIXELS[i]))
-    model = f"cifar_resnet:depth=8,width=4@{tmp_path / 't.safetensors'}"
-    given = ("--model", model, "--image-size", "32", "--data", str(tmp_path / "d"))
-    assert cli.main(["evaluate", *given]) == status
-    shown = capsys.readouterr().err
-    assert said in shown and ("splits" in said) == ("splits" in shown)
-
-
 @pytest.mark.parametrize("kind", ["binary", "struct", "raw"])
 def test_parquet__reads_a_large_row_group_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Row groups above the 2 GB that Arrow's arrays hold; here a few hundred bytes are that much."""

@@ -31,7 +31,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(make, student):
     with again.statistics.watched():
         answer = again.teach(view)
     loss = 0.7 * one_hot(answer.logits, labels) + 3 * torch.stack(again.statistics.distances()).sum()
-    loss = loss + 2 * adversarial(answer.logits, student(again.view(view)).logits)
+    loss = loss + 2 * adversarial(answer.logits, student(again.normalize(view)).logits)
     expected = torch.autograd.grad(loss, [*again.common.parameters(), latent])
 
     method.update(student)

@@ -24,8 +24,8 @@ def test_it_needs_real_images(make):
 def test_the_generator_descends_the_weighted_sum_after_the_discriminators_step(make, student):
     text = f"{SMALL},local=0.5,align=2,adv=3,balance=4"
     method, again = make(text, real=True), make(text, real=True)
-    made = again.view(again.make(again.task.batch))
-    real = again.view(again.real(again.task.batch))
+    made = again.normalize(again.make(again.task.batch))
+    real = again.normalize(again.real(again.task.batch))
     with torch.no_grad():
         ours, theirs = again.critic(made), again.critic(real)
         before = (torch.log1p(ours.exp()).sum() + torch.log1p((-theirs).exp()).sum()) / (2 * again.task.batch)
@@ -48,7 +48,7 @@ def test_the_discriminator_learns_to_tell_patches_apart(make, student):
     @torch.no_grad()
     def gap():
         real, made = method.real(100), method.sample(100, torch.Generator().manual_seed(0))
-        return method.critic(method.view(real)).mean() - method.critic(method.view(made)).mean()
+        return method.critic(method.normalize(real)).mean() - method.critic(method.normalize(made)).mean()
 
     before = gap()
     for _ in range(20):

@@ -22,7 +22,7 @@ def test_it_takes_one_step_to_every_so_many_of_the_student(make):
 def test_the_loss_is_minus_the_divergence(make, student):
     method, again = make(SMALL), make(SMALL)
     images = again.make(again.task.batch)
-    p, q = (x.logits.softmax(dim=1) for x in (again.teach(images), student(again.view(images))))
+    p, q = (x.logits.softmax(dim=1) for x in (again.teach(images), student(again.normalize(images))))
     loss = -(p * (p / q).log()).sum(dim=1).mean()
     loss.backward()
     expected = [p.grad for p in again.network.parameters()]

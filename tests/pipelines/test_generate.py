@@ -87,7 +87,7 @@ def test_it_makes_a_folder_that_every_other_command_takes(lab, generate, tmp_pat
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["source"] == "dafl" and result["selection_fingerprint"] == shards.manifest["fingerprint"]
     assert shards.manifest["cost"] == {"teacher_forwards": 6 * 32 + 70, "generator_steps": 6}
-    assert result["generator_steps"] == 6 and result["teacher_forwards"] == 3 * 16 + 1024 + 6 * 32 + 70
+    assert result["generator_steps"] == 6 and result["teacher_forwards"] == 3 * 16 + lab.fitted_on + 6 * 32 + 70
     # scored, thresholded and dropped from like pool images
     again = ("--pool", tmp_path / "made", "--count", 20, "--out", tmp_path / "picked")
     assert lab.dfkd("select", "--teacher", lab.teacher, *lab.flags, *again) == 0

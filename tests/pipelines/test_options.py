@@ -70,7 +70,7 @@ def test_statistics_are_reestimated_with_the_weights_that_are_written(lab, selec
     first = torch.cat([torch.nn.functional.conv2d(view, ours["conv1.weight"], padding=1).double() for view in views])
     torch.testing.assert_close(ours["bn1.running_mean"].double(), first.mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert (result["images_seen"], result["teacher_forwards"]) == (12 * 32, 12 * 32 + 1024)
+    assert (result["images_seen"], result["teacher_forwards"]) == (12 * 32, 12 * 32 + lab.fitted_on)
 
 
 def _kept(views, into):
@@ -118,7 +118,7 @@ def test_the_layers_are_fitted_on_images_of_the_selection_before_the_first_step_
 
     monkeypatch.setattr(trainer, "reconstruct", keep)
     assert lab.distill(selection, tmp_path / "run", *QUICK, *whole) == 0
-    assert seen == [((1024, 1, 16, 16), 400)]  # 400 images are selected
+    assert seen == [((lab.fitted_on, 1, 16, 16), 400)]  # 400 images are selected
     (tmp_path / "run" / "result.json").unlink()
     (tmp_path / "run" / "student.safetensors").unlink()
     assert lab.distill(selection, tmp_path / "run", *QUICK, *whole) == 0

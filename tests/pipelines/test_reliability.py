@@ -52,6 +52,7 @@ def finished(lab, selection, tmp_path):
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_a_sample_of_all_kill_points_is_survived(tmp_path):
     """In a process of its own, that has started no threads: children are forked from it."""
     small = ("--kills", "2", "--share", "0.015", "--races", "1", "--flips", "0", "--disks", "0", "--seed", "7")

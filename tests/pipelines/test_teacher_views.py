@@ -103,7 +103,7 @@ def test_seeds_share_the_answers_and_more_views_ask_for_the_new_ones_alone(lab, 
 def test_the_result_says_what_the_teacher_was_asked(lab, selection, tmp_path):
     assert lab.distill(selection, tmp_path / "run", *QUICK, "--teacher-views", 2, "--test", lab.heldout) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert (result["teacher_forwards"], result["images_seen"]) == (800 + 1024, 640)
+    assert (result["teacher_forwards"], result["images_seen"]) == (800 + lab.fitted_on, 640)
     assert result["test_images"] == 797
     assert "teacher_views = 2" in (tmp_path / "run" / "config.toml").read_text()
 

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
@@ -10,6 +9,7 @@ from dfkd.data.images.filter import Filter
 from dfkd.models.classifier import Classifier
 from dfkd.models.features.bn_statistics import BatchStatistics
 from dfkd.models.load import load_model
+from dfkd.select import filters
 from dfkd.select.filters import blur, divergence, fitted, inception_score
 from dfkd.system.device import resolve_place
 from dfkd.system.errors import RequestError
@@ -27,11 +27,8 @@ def unseen(digits):
 
 
 @pytest.fixture(scope="module")
-def teacher(digits, tmp_path_factory):
-    images, labels = digits
-    weights = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
-    save_file(demo.train_teacher(images[:1000], labels[:1000], epochs=6).state_dict(), weights)
-    model = load_model(f"{demo.TEACHER}@{weights}", normalize=demo.NORMALIZE)
+def teacher(digits_teacher):
+    model = load_model(f"{demo.TEACHER}@{digits_teacher}", normalize=demo.NORMALIZE)
     return Classifier(model, resolve_place("cpu", "fp32"))
 
 
@@ -139,7 +136,8 @@ def test_a_fitted_filter_takes_back_what_was_done_to_the_digits(
     assert measure(back, unseen[1::2]) < differ_after * measure(pool[1::2], unseen[1::2])
 
 
-def test_a_fit_depends_on_nothing_else_and_leaves_the_teacher_as_it_was(teacher, unseen):
+def test_a_fit_depends_on_nothing_else_and_leaves_the_teacher_as_it_was(teacher, unseen, monkeypatch):
+    monkeypatch.setattr(filters, "_STEPS", 8)
     state = {key: value.clone() for key, value in teacher.model.module.state_dict().items()}
     torch.manual_seed(3)
     first = fitted(teacher, torch.from_numpy(unseen[:200]), size=3)

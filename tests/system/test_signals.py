@@ -1,7 +1,9 @@
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -27,20 +29,32 @@ UNINTERRUPTIBLE = (
 )
 
 
-def started(body):
-    process = subprocess.Popen([sys.executable, "-c", WAITING.format(body=body)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "ready\n"
-    return process
+@pytest.fixture
+def started():
+    """Start a process; none outlives its test, nor waits for longer than 60 s, as a pipe without a timeout would."""
+    with contextlib.ExitStack() as at_the_end:
+
+        def start(body):
+            command = [sys.executable, "-c", WAITING.format(body=body)]
+            process = at_the_end.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+            timer = threading.Timer(60, process.kill)
+            timer.start()
+            at_the_end.callback(process.kill)
+            at_the_end.callback(timer.cancel)
+            assert process.stdout.readline() == "ready\n"
+            return process
+
+        yield start
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_the_first_signal_interrupts_with_its_status(number, status):
+def test_the_first_signal_interrupts_with_its_status(started, number, status):
     process = started(PLAIN)
     process.send_signal(number)
     assert (process.communicate(timeout=20)[0], process.returncode) == ("interrupted\n", status)
 
 
-def test_a_second_signal_ends_a_block_that_finishes_its_step():
+def test_a_second_signal_ends_a_block_that_finishes_its_step(started):
     body = (
         "with signals.stop_request() as stop:\n"
         '            print("ready", flush=True)\n'
@@ -57,7 +71,7 @@ def test_a_second_signal_ends_a_block_that_finishes_its_step():
     assert (process.communicate(timeout=20)[0], process.returncode) == ("", 143)
 
 
-def test_a_process_within_a_librarys_call_is_ended_after_the_grace():
+def test_a_process_within_a_librarys_call_is_ended_after_the_grace(started):
     process = started(UNINTERRUPTIBLE)
     time.sleep(0.5)  # until it is within the call
     process.send_signal(signal.SIGTERM)

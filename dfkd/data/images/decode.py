@@ -27,7 +27,8 @@ _PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
 class Decoded:
     """One image at the pool's size, and the height, width and channels (4: with alpha) that it had.
 
-    `largest` is the largest value of an image that has 16 bits.
+    `largest` is the largest value of an image that has 16 bits and does not say its range; of color the lower 8 bits
+    are not known.
     """
 
     pixels: UInt8[np.ndarray, "size size channels"]
@@ -35,16 +36,17 @@ class Decoded:
     largest: int | None = None
 
 
-def decode(item: object, size: int, channels: int) -> Decoded:
+def decode(item: object, size: int, channels: int, bits: int | None = None) -> Decoded:
     """Decode a file's bytes (or take a PIL image) to [size, size, channels].
 
     The content decides the format, not the name. EXIF orientation is applied, alpha laid over white, 16-bit gray cut
-    to its upper 8 bits, of an animation the first frame is taken.
-    Raises: Unreadable for anything that Pillow cannot read to its end, and for more pixels than its bomb limit.
+    to its upper 8 bits (of `bits`, where a camera used so many), of an animation the first frame is taken.
+    Raises: Unreadable for anything that Pillow cannot read to its end, for more pixels than its bomb limit, and for
+    16-bit color with `bits`.
     """
     from PIL import Image
 
-    image, shape, largest = _load(item, size)
+    image, shape, largest = _load(item, size, bits)
     height, width = shape[:2]
     wanted = "L" if channels == 1 else "RGB"
     if image.mode != wanted:
@@ -113,7 +115,7 @@ def conversions(shape: tuple[int, int, int], size: int, channels: int) -> dict[s
     return found
 
 
-def _load(item: object, size: int) -> tuple["Image", tuple[int, int, int], int | None]:
+def _load(item: object, size: int, bits: int | None) -> tuple["Image", tuple[int, int, int], int | None]:
     """The image in mode L or RGB (or one that converts to them), upright, without alpha; the shape it had, and of
 
     16 bits the largest value.
@@ -129,13 +131,18 @@ def _load(item: object, size: int) -> tuple["Image", tuple[int, int, int], int |
         width, height = image.size
         if width * height > (Image.MAX_IMAGE_PIXELS or width * height):
             raise Unreadable(f"{width}x{height} pixels: above the limit against decompression bombs")
+        deep = image.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+        if deep and bits is not None:
+            raise Unreadable("is color of 16 bits, of which only the upper 8 are read: write it with 8 bits")
+        own = _own_bits(image)
         image.draft(None, (2 * size, 2 * size))  # JPEG alone: decodes at 1/2, 1/4 or 1/8, never below twice the size
         image.load()
         upright = _upright(image)
         if upright.size != image.size and image.size[0] != image.size[1]:
             width, height = height, width
-        largest = int(np.asarray(upright).max()) if upright.mode.startswith("I") else None
-        return *_flat(upright, (height, width)), largest
+        unsaid = deep or (own is None and upright.mode.startswith("I"))
+        largest = int(np.asarray(upright).max()) if unsaid else None
+        return *_flat(upright, (height, width), own or bits or 16), 256 * largest + 255 if largest and deep else largest
     except Unreadable:
         raise
     except UnidentifiedImageError:  # its own text holds a memory address
@@ -185,12 +192,21 @@ def _upright(image: "Image") -> "Image":
         return image
 
 
-def _flat(image: "Image", extent: tuple[int, int]) -> tuple["Image", tuple[int, int, int]]:
+def _own_bits(image: "Image") -> int | None:
+    """The bits in use of 16, where the format says so."""
+    if image.format == "PPM":  # Pillow scales to 16
+        return 16
+    own = image.tag_v2.get(258) if image.format == "TIFF" and hasattr(image, "tag_v2") else None  # BitsPerSample
+    return 12 if own == (12,) else None
+
+
+def _flat(image: "Image", extent: tuple[int, int], bits: int) -> tuple["Image", tuple[int, int, int]]:
     """`image` without alpha and 16-bit pixels, and its shape."""
     from PIL import Image
 
     if image.mode.startswith("I"):  # 16 bits of gray: PNG and TIFF say I;16, PGM says I
-        image = Image.fromarray((np.asarray(image).clip(0, 65535).astype(np.uint16) >> 8).astype(np.uint8))
+        values = np.asarray(image).clip(0, 2**bits - 1).astype(np.uint16)
+        image = Image.fromarray((values >> (bits - 8)).astype(np.uint8))
     if image.mode == "F":
         raise Unreadable("has floating-point pixels, whose range nobody knows")
     if image.has_transparency_data:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from dfkd.data.labels import labels_of_names
 from dfkd.data.readers import content
 from dfkd.data.readers.reader import IMAGE_SUFFIXES, Names, NoImages, Unreadable, printable
 from dfkd.system.console import say
@@ -61,30 +62,35 @@ class FolderReader:
         """`/sub/a.png`."""
         return [f"/{printable(self._names[i])}" for i in indices.tolist()]
 
-    def labels(self) -> Int64[np.ndarray, " images"]:
-        """The class of each image's first-level subfolder: its number, where all are numbers, else its sorted position.
+    def named_labels(self) -> tuple[list[str], Int64[np.ndarray, " images"]]:
+        """The names of the first-level subfolders, sorted, and the position in them of each image's.
 
         Raises: RequestError where an image lies in no subfolder.
         """
         with os.scandir(self._path) as entries:
             classes = sorted(os.fsencode(e.name) for e in entries if e.is_dir() and not _hidden(e.name))
-        number, seen = _numbered(classes), set[bytes]()
-        labels = np.empty(len(self), np.int64)
+        number = {name: i for i, name in enumerate(classes)}
+        positions = np.empty(len(self), np.int64)
         for i in range(len(self)):
             first, slash, _ = self._names[i].partition(os.fsencode(os.sep))
             if not slash:
                 raise RequestError(
                     f"folder {str(self._path)!r} has no labels: {printable(first)!r} lies in no class subfolder"
                 )
-            labels[i] = number[first]
-            seen.add(first)
-        splits = sorted(name.decode() for name in seen if _SPLIT.fullmatch(name.decode("utf-8", "replace").lower()))
+            positions[i] = number[first]
+        names = [printable(name) for name in classes]
+        seen = [names[i] for i in np.unique(positions)]
+        splits = [name for name in seen if _SPLIT.fullmatch(name.lower())]
         if len(splits) > 1 or len(splits) == len(seen):
             say(
                 f"note: folder {str(self._path)!r} holds {', '.join(splits)}, which look like splits and are taken as "
                 f"classes; for one split give '{self._path / splits[0]}'"
             )
-        return labels
+        return names, positions
+
+    def labels(self) -> Int64[np.ndarray, " images"]:
+        """The class of each image's first-level subfolder, for a model of as many classes. Raises: RequestError."""
+        return labels_of_names(*self.named_labels(), f"folder {str(self._path)!r}")
 
     def _file(self, index: int) -> bytes | Unreadable:
         try:
@@ -95,13 +101,6 @@ class FolderReader:
 
 def _hidden(name: str) -> bool:
     return name.startswith(".") or name in _SYSTEM
-
-
-def _numbered(classes: list[bytes]) -> dict[bytes, int]:
-    """The class of each folder: its name where all names are different whole numbers, else its sorted position."""
-    if all(name.isdigit() and len(name) <= 18 for name in classes) and len(set(map(int, classes))) == len(classes):
-        return {name: int(name) for name in classes}
-    return {name: i for i, name in enumerate(classes)}
 
 
 def _image_files(

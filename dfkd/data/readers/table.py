@@ -86,6 +86,24 @@ class TableReader:
         except (ValueError, OSError, KeyError, pa.ArrowException) as error:
             raise RequestError(f"labels of {self._name!r}: {error}") from error
 
+    def named_labels(self) -> tuple[list[str], Int64[np.ndarray, " images"]] | None:
+        """The names of the classes and the position in them of each image's; None where the table has none."""
+        import pyarrow as pa
+
+        column = self._find(_LABELS, "label")
+        kind = self._chunks.schema.field(column).type
+        if pa.types.is_dictionary(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            names, positions = np.unique(self._chunks.whole(column).to_pylist(), return_inverse=True)
+            return names.tolist(), positions.astype(np.int64)
+        try:
+            about = json.loads((self._chunks.schema.metadata or {})[b"huggingface"])
+            listed = about["info"]["features"][column]["names"]
+        except (KeyError, ValueError, TypeError):
+            return None
+        labels = self.labels()
+        fits = isinstance(listed, list) and all(isinstance(name, str) for name in listed)
+        return (listed, labels) if fits and len(labels) and 0 <= labels.min() <= labels.max() < len(listed) else None
+
     def _find(self, names: Sequence[str], kind: str) -> str:
         """The first of `names` that is a column, in any case."""
         columns = {column.lower(): column for column in reversed(self._chunks.schema.names)}
@@ -228,10 +246,13 @@ def open_saved(path: Path) -> TableReader:
         known: Any = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {"fingerprint": None}
         fingerprint = known["fingerprint"]
         unfiltered = "kernel" in known.get("filter", {}) and known["image"]["encoded"]
+        bits = (known.get("image") or {}).get("bits")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RequestError(f"{str(manifest)!r} is no manifest with a fingerprint; write the selection again") from error
     if unfiltered:
         say(f"{path}: the files of this selection are read as they came, without the filter that it was made with")
+    if bits is not None:
+        say(f"{path}: the files of this selection are read as they came; it was made with --bits {bits}")
     if fingerprint is None:
         files = [Path(file["filename"]) for file in dataset.cache_files]
         identity["files"] = [[file.name, file_state(file)] for file in files]

@@ -1,0 +1,168 @@
+"""Names of classes -> labels: which of a model's classes a folder, or a name in a table, stands for."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from dfkd.system.errors import RequestError, nearest
+from dfkd.system.files import hash_of, user_path
+
+_FORM = "one class a line in the model's order, or JSON: a list, or a table of numbers and names"
+_NUMBERED = re.compile(r"(\d+)[\s:,;]+(\S.*)|(\S.*?)[\s:,;]+(\d+)")
+"""`0: tench` or `tench 0`."""
+_KEY = re.compile(r"([a-z]\d{6,})[\s:,;]+(\S.*)")
+"""`n01440764 tench`: a key of WordNet before the name."""
+
+
+class ClassNames:
+    """The names of a model's classes, as a file lists them: every class has one or more."""
+
+    def __init__(self, text: str) -> None:
+        """Read the FILE of `--classes`. Raises: RequestError where it cannot be read, or is no list of classes."""
+        self._text = text
+        try:
+            content = user_path(text).read_text(encoding="utf-8-sig")
+        except (OSError, ValueError) as error:
+            raise RequestError(
+                f"--classes {text} cannot be read: {getattr(error, 'strerror', None) or error}"
+            ) from None
+        listed = _of_json(content) if content.lstrip()[:1] in ("{", "[") else _of_lines(content)
+        if not listed:
+            raise RequestError(f"--classes {text} lists no classes: it holds {_FORM}")
+        self.count = max(listed) + 1
+        self.identity = hash_of([[k, names] for k, names in sorted(listed.items())])
+        self._exact = _unique((name, k) for k, names in listed.items() for name in names)
+        self._alike = _unique((_alike(name), k) for name, ks in self._exact.items() for k in ks)
+
+    def check(self, classes: int) -> None:
+        """Raises: RequestError for another number of classes than a model has."""
+        if self.count != classes:
+            raise RequestError(f"--classes {self._text} lists {self.count} classes, and the model has {classes}")
+
+    def has(self, name: str) -> bool:
+        """Whether a class has exactly that name."""
+        return name in self._exact
+
+    def find(self, name: str, where: str) -> int:
+        """The class of that name, exactly or but for case, spaces and underscores.
+
+        Raises: RequestError where there is none, or several.
+        """
+        found = self._exact.get(name) or self._alike.get(_alike(name)) or []
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise RequestError(f"--classes {self._text} gives the name {name!r} to classes {_listed(found)}; {where}")
+        raise RequestError(f"--classes {self._text} lists no class {name!r} of {where}{nearest(name, self._exact)}")
+
+
+def labels_of_names(
+    names: Sequence[str],
+    positions: Int64[np.ndarray, " images"],
+    where: str,
+    known: ClassNames | None = None,
+    classes: int | None = None,
+) -> Int64[np.ndarray, " images"]:
+    """The labels of images whose classes have names, by the positions of these in `names`, which are sorted.
+
+    A name is looked up in `known`. Without that whole numbers are the labels; other names count in sorted order where
+    they are as many as the model has `classes`. Raises: RequestError where they are not, so that nobody knows which is
+    which.
+    """
+    numbers, used = _numbers(names), np.unique(positions).tolist()
+    if known is not None and not (numbers and not any(known.has(names[k]) for k in used)):
+        of_name = {k: known.find(names[k], where) for k in used}
+    elif numbers is not None:
+        of_name = {k: numbers[k] for k in used}
+    elif classes in (None, len(names)):
+        return positions
+    elif classes == len(used):
+        of_name = {k: label for label, k in enumerate(used)}
+    else:
+        shown = ", ".join(repr(names[k]) for k in used[:4]) + (", ..." if used[4:] else "")
+        raise RequestError(
+            f"{where} has {len(used)} named classes ({shown}) and the model {classes}: which is which is not known; "
+            f"--classes FILE names the model's classes: {_FORM}"
+        )
+    table = np.full(len(names), -1, np.int64)
+    table[list(of_name)] = list(of_name.values())
+    return table[positions]
+
+
+def _numbers(names: Sequence[str]) -> list[int] | None:
+    """The names as numbers, where they are different whole numbers."""
+    if not all(name.isascii() and name.isdigit() and len(name) <= 18 for name in names):
+        return None
+    numbers = [int(name) for name in names]
+    return numbers if len({*numbers}) == len(numbers) else None
+
+
+def _of_json(content: str) -> dict[int, list[str]]:
+    try:
+        value: Any = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    if isinstance(value, dict):  # a configuration of a Hugging Face model
+        value = next((value[key] for key in ("id2label", "label2id") if isinstance(value.get(key), dict)), value)
+    if isinstance(value, list):
+        return _checked(dict(enumerate(value)))
+    if not isinstance(value, dict):
+        return {}
+    if all(key.isascii() and key.isdigit() for key in value):
+        return _checked({int(key): names for key, names in value.items()})
+    if all(type(number) is int for number in value.values()):
+        turned: dict[int, Any] = {}
+        for name, number in value.items():
+            turned.setdefault(number, []).append(name)
+        return _checked(turned)
+    return {}
+
+
+def _of_lines(content: str) -> dict[int, list[str]]:
+    lines = [line.strip() for line in content.splitlines() if line.strip()]
+    pairs = [match for line in lines if (match := _NUMBERED.fullmatch(line))]
+    for number, name in ((1, 2), (4, 3)):
+        by_number = {int(pair[number]): [pair[name], pair[0]] for pair in pairs if pair[number]}
+        if sorted(by_number) == [*range(len(lines))]:
+            return _checked(by_number)
+    return _checked(dict(enumerate(lines)))
+
+
+def _checked(listed: Mapping[int, Any]) -> dict[int, list[str]]:
+    """Every class with all its names; nothing where something else is listed."""
+    found: dict[int, list[str]] = {}
+    for number, value in listed.items():
+        names = [value] if isinstance(value, str) else value
+        if number < 0 or not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+            return {}
+        found[number] = [part for name in names for part in _all_names(name.strip())]
+    return found
+
+
+def _all_names(name: str) -> list[str]:
+    """`n01440764 tench, Tinca tinca` -> itself, the key, what follows it, and each of the synonyms."""
+    key = _KEY.fullmatch(name)
+    names = [name, key[1], key[2]] if key else [name]
+    synonyms = [part.strip() for part in names[-1].split(",")]
+    return list(dict.fromkeys([*names, *(synonyms if len(synonyms) > 1 else ())]))
+
+
+def _unique(pairs: Any) -> dict[str, list[int]]:
+    """By name the classes that have it."""
+    found: dict[str, list[int]] = {}
+    for name, number in pairs:
+        if number not in found.setdefault(name, []):
+            found[name].append(number)
+    return found
+
+
+def _alike(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name.casefold()).strip()
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:-1])) + f" and {numbers[-1]}"
