@@ -19,7 +19,7 @@ _HOMES = {
     "Teacher": "dfkd.app.teacher",
     **dict.fromkeys(("Run", "Selection", "compare", "open_run", "open_selection"), "dfkd.app.results"),
 }
-"""Where each name is defined. It is imported when it is asked for: torch alone takes seconds."""
+"""Where each name is defined. It is imported on its first use: torch alone takes seconds."""
 
 
 def __getattr__(name: str) -> Any:

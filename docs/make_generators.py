@@ -7,7 +7,7 @@ import inspect
 import sys
 from pathlib import Path
 
-from make_losses import HERE, QUALITY, about, machine_text, paper, rows_of
+from make_losses import HERE, QUALITY, about, machine_text, rows_of
 
 from dfkd import generators
 from dfkd.report.table import with_deviation
@@ -35,8 +35,8 @@ Where there is no pool, images are made from the teacher.
 `generate` is for methods that need nothing but the teacher. What it writes is a selection: `distill --samples made`,
 `inspect made`, `select --pool made` (to score, threshold and class-drop what was made) take it as one. A method that
 looks for what a student does not know yet learns along with the student (`distill --source`), or is given one that
-stays as it is (`generate --student RUN`). `NAME:key=value,...` sets a method's options; a class of your own (a
-`dfkd.generators.base.Method`) is named with dots.
+stays as it is (`generate --student RUN`). `NAME:key=value,...` sets a method's options; a class of your own is
+named with dots ([own.md](own.md) shows one).
 
 ## A pool and a generator together
 
@@ -168,8 +168,8 @@ def section(name, kind):
     """A method's docstring with its options."""
     parameters = list(inspect.signature(kind).parameters.values())[1:]
     options = ",".join(f"{p.name}={p.default}" for p in parameters)
-    doc = inspect.getdoc(kind)
-    return f"## {name}\n\n`{name}:{options}` spells its defaults out. {paper(doc)}.\n\n{doc}\n"
+    head = f"`{name}:{options}` spells its defaults out. {kind.paper}."
+    return f"## {name}\n\n{head}\n\n{inspect.getdoc(kind)}\n"
 
 
 def page():

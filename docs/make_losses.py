@@ -5,7 +5,6 @@ python docs/make_losses.py [FILE]       default: docs/losses.md beside this file
 
 import inspect
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -19,20 +18,19 @@ SETTINGS = {
 }
 QUALITY, SPEED = HERE.parent / "benchmarks/quality", HERE.parent / "benchmarks/speed"
 FAMILIES = {
-    "What the teacher answers": ("kd", "dkd", "dist", "standardized", "logits", "alpha", "noise", "cgan"),
-    "What it answers near its boundaries": ("bss",),
-    "Its features": (
-        *("explicit", "fitnet", "at", "nst", "fsp", "ft", "ab", "vid", "cwd", "ofd", "reviewkd", "simkd"),
-    ),
-    "How it relates the images of a batch": ("relation", "rkd", "sp", "cc", "pkt", "crd"),
+    "outputs": "What the teacher answers",
+    "boundaries": "What it answers near its boundaries",
+    "features": "Its features",
+    "relations": "How it relates the images of a batch",
 }
+"""The headings of the families that losses name."""
 INTRO = """# Losses
 
 Written by `python docs/make_losses.py` from the docstrings and the result files; edit those.
 
 `dfkd distill --loss NAME[:WEIGHT,key=value,...] ...` sums what is named: `--loss kd at rkd:10,angle=0`. A weight that
 is not written is the loss's own, from its paper. What a loss learns for itself (projections, critics, memories) trains
-with the student, is saved in the checkpoint, and is no part of the student.
+with the student, is saved in the checkpoint, and is no part of the student. [own.md](own.md) shows how to write one.
 
 ## How to choose
 
@@ -77,17 +75,17 @@ def about(name):
     return json.loads((QUALITY / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def paper(doc):
-    """The first paper that a docstring names: title, year and URL."""
-    pattern = r"([^.,;:()][^.;()]*?), ((?:19|20)\d\d), (https://\S+?)[.,;:)]?(?= |$)"
-    found = re.search(pattern, " ".join(doc.split()))
-    return f"[{found[1].strip()}, {found[2]}]({found[3]})"
+def of_family(classes, family):
+    """The losses of a family by name, the oldest first."""
+    found = [(kind.paper.year, name) for name, kind in classes.items() if kind.family == family]
+    return [name for _, name in sorted(found)]
 
 
 def reads(kind):
     """What a loss needs beside the logits."""
-    needs = [f"`{tap}`" for tap in getattr(kind, "taps", ())]
-    return ", ".join([*needs, *(["the networks"] if hasattr(kind, "bind") else [])]) or "the logits"
+    loss = kind()
+    needs = [f"`{tap}`" for tap in loss.taps]
+    return ", ".join([*needs, *(["the networks"] if loss.uses_networks else [])]) or "the logits"
 
 
 def table(classes):
@@ -95,10 +93,10 @@ def table(classes):
     speed = json.loads((SPEED / "losses.json").read_text(encoding="utf-8"))["losses"]
     columns = [{row.name: with_deviation(row, "top1") for row in rows_of(f"losses-{name}")} for name in SETTINGS]
     lines = []
-    for family, names in FAMILIES.items():
-        lines += [f"### {family}", "", "| loss | matches | reads | own parameters | step | digits % | CIFAR-10 % |"]
+    for family, heading in FAMILIES.items():
+        lines += [f"### {heading}", "", "| loss | matches | reads | own parameters | step | digits % | CIFAR-10 % |"]
         lines += ["| --- | --- | --- | ---: | ---: | ---: | ---: |"]
-        for name in names:
+        for name in of_family(classes, family):
             kind = classes[name]
             what = inspect.getdoc(kind).splitlines()[0].rstrip(".").replace("|", "\\|")
             cost = speed.get(name)
@@ -138,17 +136,14 @@ def machine_text(on):
 def section(name, kind):
     """A loss's docstring with its options."""
     options = [str(p).split(":")[0] + f"={p.default}" for p in inspect.signature(kind).parameters.values()]
-    weight = f"{getattr(kind, 'weight', 1.0):g}"
-    head = f"`--loss {name}:{','.join([weight, *options])}` spells its defaults out. {paper(inspect.getdoc(kind))}."
+    head = f"`--loss {name}:{','.join([f'{kind.weight:g}', *options])}` spells its defaults out. {kind.paper}."
     return f"## {name}\n\n{head}\n\n{inspect.getdoc(kind)}\n"
 
 
 def page():
     """The whole page."""
     classes = {name.lower(): getattr(losses, name) for name in losses.__all__}
-    names = [name for family in FAMILIES.values() for name in family]
-    if sorted(names) != sorted(classes):
-        raise SystemExit(f"FAMILIES does not hold every loss once: {sorted({*names} ^ {*classes})}")
+    names = [name for family in FAMILIES for name in of_family(classes, family)]
     parts = [INTRO.format(measured=measured(), table=table(classes)), *(section(name, classes[name]) for name in names)]
     return "\n".join(parts)
 

@@ -9,8 +9,8 @@ import dataclasses
 from pathlib import Path
 
 from dfkd.app.arguments import _SECTIONS, _default, _flag, _kind, _metavar
-from dfkd.app.cli import STAGES
 from dfkd.config.option import field_hints, options
+from dfkd.config.stage_table import STAGES
 
 PAGE = Path(__file__).resolve().parent / "options.md"
 INTRO = """# Options
@@ -28,16 +28,16 @@ def page():
 
 
 def _command(name, stage):
-    hints = field_hints(stage.config)
+    hints = field_hints(stage.options)
     sections = {"required": [], **{title: [] for title in _SECTIONS.values()}}
-    for field in dataclasses.fields(stage.config):
-        declared = options(stage.config)[field.name]
+    for field in dataclasses.fields(stage.options):
+        declared = options(stage.options)[field.name]
         needed = field.default is dataclasses.MISSING
         sections["required" if needed else _SECTIONS[declared.section]].append(
             f"| `{_spelled(field.name, declared, *_kind(hints[field.name]))}` | {_text(declared.help)}"
             f"{_text(_default(field, declared))} |"
         )
-    lines = [f"## dfkd {name}", "", (stage.config.__doc__ or "").strip(), ""]
+    lines = [f"## dfkd {name}", "", (stage.options.__doc__ or "").strip(), ""]
     for title, rows in sections.items():
         if rows:
             lines += [f"| {title} | |", "| --- | --- |", *rows, ""]

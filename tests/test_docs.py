@@ -11,7 +11,7 @@ import pytest
 
 import dfkd
 from dfkd import generators
-from dfkd.app.pipeline import read_pipeline
+from dfkd.app.pipeline_file import read_pipeline
 from dfkd.config.stage_table import STAGES
 from dfkd.config.tables import load_preset
 from dfkd.distill import losses
@@ -47,7 +47,7 @@ def test_the_generators_page_is_up_to_date(make):
 @pytest.mark.parametrize("name", sorted({*generators.__all__} - {"AdaptiveDeepInversion"}))
 def test_every_generator_has_its_papers_recipe(name):
     values = load_preset(name.lower(), STAGES["distill"])
-    chosen = choose(values["source"], "--source")
+    chosen = choose(values["source"])
     assert chosen.target is getattr(generators, name)
     assert build_objective(values["loss"]) and values["steps"] >= 10_000
 

@@ -24,7 +24,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 INSTRUMENTED = ["dfkd", "PIL", "tarfile", "zipfile", "tomllib"]
-READERS = ("dfkd.data", "dfkd.report.inspection", "dfkd.models.program", "dfkd.models.weights", "dfkd.app.pipeline")
+READERS = (
+    "dfkd.data",
+    "dfkd.report.inspection",
+    "dfkd.models.program",
+    "dfkd.models.weights",
+    "dfkd.app.pipeline_file",
+)
 PACKAGES = ("atheris", "numpy", "pillow", "pyarrow", "safetensors", "torch")
 
 

@@ -108,7 +108,7 @@ def names(data: bytes) -> None:
 
 def toml(data: bytes) -> None:
     """A preset and a pipeline."""
-    from dfkd.app.pipeline import read_pipeline
+    from dfkd.app.pipeline_file import read_pipeline
     from dfkd.config import option, tables
     from dfkd.config.stage_table import STAGES
 

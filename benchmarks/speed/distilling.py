@@ -21,7 +21,6 @@ from ratios import images, report, row, seconds, untrained
 
 from dfkd.config import DistillConfig, SelectConfig
 from dfkd.distill.prepare import prepare
-from dfkd.distill.stage import record_teacher
 from dfkd.select import stage as select
 from dfkd.training.optim import make_optimizer, set_rate
 
@@ -50,7 +49,6 @@ def prepared_trainer(samples, teacher, student, options):
     """A trainer in training mode, its answers kept where that is wanted."""
     config = DistillConfig(teacher=teacher, student=student, samples=(str(samples),), out="", init="none", **options)
     distillation = prepare(config, config.teacher, config.student, None)
-    record_teacher(distillation)
     distillation.trainer.begin()
     return distillation.trainer
 

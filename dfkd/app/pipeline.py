@@ -1,18 +1,5 @@
 """`dfkd run FILE.toml`: selections, distillations of them and their comparison, for several seeds.
 
-    out = "runs/quick"                      the pipeline's folder
-    seeds = [0, 1, 2]
-    [defaults]                              options of both stages: teacher, pool, normalize, student, steps, test, ...
-    [select.confident]                      a selection and its own options
-    method = "confidence"
-    [generate.made]                         images made from the teacher, used by name as a selection is
-    method = "deepinversion"
-    [distill.confident-kd]                  a row of the comparison: which selections, and its own options
-    samples = ["confident"]                 names of selections above, or folders
-    loss = ["kd"]
-    [distill.adversarial]                   or a generator that learns along with the student
-    source = "dfad"
-
 Selections go to OUT/samples/NAME-seedN, runs to OUT/runs/NAME-seedN, the comparison to OUT/report.html. A stage that is
 complete is not done again, and one that was interrupted goes on: the stages see to that themselves. So one file can be
 given to several machines at once: each takes the next stage that nobody is at. Where a stage fails, those that do not
@@ -21,30 +8,23 @@ need it are done all the same, and the report names it.
 
 import time
 import traceback
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import reduce
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from dfkd.config import CompareConfig, DistillConfig, GenerateConfig, RunConfig, SelectConfig
-from dfkd.config.option import field_hints, named
-from dfkd.config.stage_table import STAGES, Stage, stage_of
-from dfkd.config.tables import check_mapping, from_mapping, layered, load_preset, load_toml
+from dfkd.app.pipeline_file import Pipeline, StageConfig, is_made, needs, read_pipeline
+from dfkd.config import CompareConfig, DistillConfig, RunConfig
+from dfkd.config.option import named
+from dfkd.config.stage_table import STAGES, stage_of
+from dfkd.config.tables import from_mapping
 from dfkd.system.console import say
-from dfkd.system.errors import RequestError, nearest
+from dfkd.system.errors import RequestError
 from dfkd.system.files import PARTIAL
 from dfkd.system.locks import Busy, locked
-from dfkd.system.portable import below, expand
 
-KINDS = {name: stage for name, stage in STAGES.items() if stage.writes is not None}
-"""The stages that a file may have, by the name of their tables."""
-KEYS = ("out", "seeds", "defaults", *KINDS)
 POLL = 1.0
 """Seconds between two looks at the stages that other commands are at."""
-
-
-StageConfig = SelectConfig | GenerateConfig | DistillConfig
 
 
 @dataclass(frozen=True)
@@ -62,29 +42,6 @@ class Failure:
     def name(self) -> str:
         """The stage's folder."""
         return Path(self.stage.out).name
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """The stages of a file, in order, each fully configured."""
-
-    out: Path
-    selections: list[SelectConfig | GenerateConfig]
-    distillations: list[DistillConfig]
-
-    def part(self, rows: Sequence[str]) -> "Pipeline":
-        """The distillations of some rows, with the stages that they need. Raises: RequestError for an unknown row."""
-        names = {d.name or "" for d in self.distillations}
-        for row in rows:
-            if row not in names:
-                raise RequestError(f"--only {row!r} is no [distill.NAME] of the file{nearest(row, sorted(names))}")
-        stages: list[StageConfig] = [*self.selections, *self.distillations]
-        wanted: list[StageConfig] = [d for d in self.distillations if d.name in rows]
-        while more := [s for s in stages if s not in wanted and any(_needs(w, [s]) for w in wanted)]:
-            wanted += more
-        return Pipeline(
-            self.out, [s for s in self.selections if s in wanted], [d for d in self.distillations if d in wanted]
-        )
 
 
 def run(config: RunConfig) -> Path:
@@ -111,7 +68,7 @@ def _check_stages(stages: Sequence[StageConfig], file: str) -> None:
         try:
             stage_of(stage).check(stage)
             for data in (*getattr(stage, "pool", ()), getattr(stage, "test", None)):
-                if data is not None and not _is_made(data, stages):
+                if data is not None and not is_made(data, stages):
                     check_there(data)
         except RequestError as error:
             raise RequestError(f"{file}, {Path(stage.out).name}: {error}") from None
@@ -125,7 +82,7 @@ def _run_stages(stages: Sequence[StageConfig]) -> list[Failure]:
     left, waiting = dict(enumerate(stages, 1)), False
     failures: list[Failure] = []
     while left:
-        ready = (n for n, stage in left.items() if not (_needs(stage, left.values()) or stage_of(stage).is_held(stage)))
+        ready = (n for n, stage in left.items() if not (needs(stage, left.values()) or stage_of(stage).is_held(stage)))
         number = next(ready, None)
         if number is None:
             if not waiting:
@@ -159,7 +116,7 @@ def _without(left: dict[int, StageConfig], failed: Failure) -> list[Failure]:
     """Take out of the stages that are left those that need one that has failed, also by way of others."""
     found: list[Failure] = []
     gone = [failed.stage]
-    while lost := [n for n, stage in left.items() if stage not in gone and _needs(stage, gone)]:
+    while lost := [n for n, stage in left.items() if stage not in gone and needs(stage, gone)]:
         for number in lost:
             gone.append(left.pop(number))
             found.append(Failure(gone[-1], f"it needs {failed.name}, which failed", needs=True))
@@ -178,19 +135,6 @@ def _raise(failures: Sequence[Failure], stages: int) -> NoReturn:
         f"of {stages} stages {stages - len(failures)} are complete; failed: {failed}{more}. Change the file and give "
         "the same command again: only these are done anew"
     )
-
-
-def _needs(stage: StageConfig, others: Iterable[StageConfig]) -> bool:
-    """Whether a stage reads what one of the others makes: a selection, a run as a model, or weights out of one."""
-    others = [*others]
-    return any(
-        _is_made(path, others) for text in stage_of(stage).reads(stage) for path in (text, text.rpartition("@")[2])
-    )
-
-
-def _is_made(path: str, stages: Iterable[StageConfig]) -> bool:
-    """Whether a path leads to, or into, what one of the stages makes."""
-    return any(f"{path}/".startswith(f"{stage.out}/") for stage in stages)
 
 
 def _report(pipeline: Pipeline, done: Collection[str], failures: Sequence[Failure]) -> Path:
@@ -227,117 +171,3 @@ def _is_as_requested(distillation: DistillConfig) -> bool:
     if changed:
         say(f"{distillation.out} is left out: the file has another {', '.join(changed)} now; run that row again")
     return not changed
-
-
-def read_pipeline(path: Path, out: str | None = None) -> Pipeline:
-    """Read and check a whole file before anything runs.
-
-    Raises: RequestError for an unknown key, a wrong or missing value, or no distillation at all, naming the table.
-    """
-    tables = load_toml(path)
-    for key in tables:
-        if key not in KEYS:
-            raise RequestError(f"{path} has {key!r}{nearest(key, KEYS)}")
-    folder = expand(out or _typed(tables, "out", str, path, str(Path("runs") / path.stem)))
-    seeds = _typed(tables, "seeds", list, path, [0])
-    if not seeds or not all(type(seed) is int for seed in seeds) or len({*seeds}) < len(seeds):
-        raise RequestError(f"{path}: seeds = {seeds} is not a list of different whole numbers")
-    defaults = _typed(tables, "defaults", dict, path, {})
-    known = {name for stage in KINDS.values() for name in field_hints(stage.options)}
-    for key in defaults:
-        if key.replace("-", "_") not in known:
-            raise RequestError(f"{path} [defaults] has no option {key!r}{nearest(key, known)}")
-    made = {name: _typed(tables, name, dict, path, {}) for name, kind in KINDS.items() if kind.writes == "selection"}
-    distills = _typed(tables, "distill", dict, path, {})
-    if not distills:
-        raise RequestError(f"{path} has no [distill.NAME] table: there is nothing to compare")
-    twice = made["select"].keys() & made["generate"].keys()
-    if twice:
-        raise RequestError(f"{path}: {min(twice)!r} is the name of a selection and of generated images")
-    folders = _Folders(folder, [*made["select"], *made["generate"]])
-    selections: list[SelectConfig | GenerateConfig] = []
-    for seed in seeds:
-        for kind, tables_of in made.items():
-            for name, table in tables_of.items():
-                where, values = _options(KINDS[kind], name, table, defaults, path)
-                own = folders.resolved(values, seed, where) | {"seed": seed, "out": folders.samples(name, seed)}
-                selections.append(from_mapping(KINDS[kind].options, values | own, where))
-    distillations = []
-    for seed in seeds:  # outside: every row has its first seed before any has its second
-        for name, table in distills.items():
-            where, values = _options(KINDS["distill"], name, table, defaults, path)
-            if not values.get("samples") and values.get("source") is None:
-                raise RequestError(f"{where}: no samples; name selections of this file, or folders, or a source")
-            own = {"name": name, "seed": seed, "out": below(folder, "runs", f"{name}-seed{seed}")}
-            distillations.append(
-                from_mapping(DistillConfig, values | folders.resolved(values, seed, where) | own, where)
-            )
-    _check_order([*selections, *distillations], path)
-    return Pipeline(Path(folder), selections, distillations)
-
-
-def _check_order(stages: Sequence[StageConfig], path: Path) -> None:
-    """Raises: RequestError for stages that need each other, or themselves."""
-    left = list(stages)
-    while left:
-        blocked = [stage for stage in left if _needs(stage, left)]
-        if len(blocked) == len(left):
-            names = ", ".join(Path(stage.out).name for stage in left)
-            raise RequestError(f"{path}: of {names} none can be made before the others")
-        left = blocked
-
-
-def _options(
-    stage: Stage, name: str, table: Any, defaults: Mapping[str, Any], path: Path
-) -> tuple[str, dict[str, Any]]:
-    """The options of one table over its preset, and both over the defaults that its stage has."""
-    where, config = f"{path} [{stage.name}.{name}]", stage.options
-    if not isinstance(table, dict):
-        raise RequestError(f"{where} is not a table")
-    if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-        raise RequestError(f"{where}: a name is a folder's name: letters, digits, '-', '_' and '.'")
-    known = named(config, lambda option: option.shared)
-    shared = {key: value for key, value in defaults.items() if key.replace("-", "_") in known}
-    shared, own = check_mapping(config, shared, f"{path} [defaults]"), check_mapping(config, table, where)
-    preset = own.get("preset") or shared.get("preset")
-    recipe = load_preset(preset, stage) if preset else {}
-    for key in ("out", "seed", "name" if stage.writes == "run" else "part"):
-        if key in shared or key in own or (key in recipe and key == "part"):
-            raise RequestError(f"{where}: {key!r} does not belong in a pipeline; take it out")
-    below = (shared, recipe) if own.get("preset") else (recipe, shared)  # a preset gives way to what names it
-    return where, reduce(layered, (*below, own))
-
-
-class _Folders:
-    """Where the selections and generated images of a pipeline lie; a text that is no name of one is a folder."""
-
-    def __init__(self, folder: str, known: Sequence[str]) -> None:
-        self._folder, self._known = folder, known
-
-    def samples(self, name: str, seed: int) -> str:
-        return below(self._folder, "samples", f"{name}-seed{seed}")
-
-    def resolved(self, values: Mapping[str, Any], seed: int, where: str) -> dict[str, Any]:
-        """The options that name such folders, resolved."""
-        found: dict[str, Any] = {}
-        if "samples" in values:
-            found["samples"] = [self._one(name, "samples", seed, where) for name in values["samples"]]
-        if values.get("fill") is not None:
-            found["fill"] = self._one(values["fill"], "fill", seed, where)
-        return found
-
-    def _one(self, name: str, key: str, seed: int, where: str) -> str:
-        if name in self._known:
-            return self.samples(name, seed)
-        if not Path(name).exists():
-            raise RequestError(
-                f"{where}: {key} names {name!r}, no selection of this file and no folder{nearest(name, self._known)}"
-            )
-        return name
-
-
-def _typed(tables: Mapping[str, Any], key: str, kind: type, path: Path, default: Any) -> Any:
-    value = tables.get(key, default)
-    if not isinstance(value, kind):
-        raise RequestError(f"{path}: {key} is not a {kind.__name__}")
-    return value

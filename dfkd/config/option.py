@@ -1,13 +1,13 @@
 """One declaration per option: everything about it that is not its type stands where it is declared."""
 
 import dataclasses
-import math
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from dfkd.system.errors import RequestError
+from dfkd.system.limits import Range
 
 Section = Literal["data", "models", "selection", "learning", "training", "augmentation", "output", "machine"]
 """A section of `--help`."""
@@ -21,31 +21,6 @@ Reads = Literal["model", "data", "selection"]
 """What the text of an option names, where it names something to open."""
 
 _NOTHING = object()
-
-
-@dataclass(frozen=True)
-class Range:
-    """The numbers that an option allows: finite, and within its bounds."""
-
-    least: int | float | None = None
-    above: int | float | None = None
-    most: int | float | None = None
-    below: int | float | None = None
-
-    def holds(self, value: int | float) -> bool:
-        """Whether `value` is one of them."""
-        return (
-            math.isfinite(value)
-            and (self.least is None or value >= self.least)
-            and (self.above is None or value > self.above)
-            and (self.most is None or value <= self.most)
-            and (self.below is None or value < self.below)
-        )
-
-    def __str__(self) -> str:
-        """Such as `above 0 and at most 1`."""
-        words = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
-        return " and ".join(f"{word} {bound}" for word, bound in words.items() if bound is not None)
 
 
 @dataclass(frozen=True)
@@ -81,10 +56,14 @@ def option(
     above: int | float | None = None,
     most: int | float | None = None,
     below: int | float | None = None,
+    range: Range | None = None,
     **declared: Any,
 ) -> Any:
-    """A field of a stage's configuration; one without a default is required. `declared` as the fields of `Option`."""
-    bounds = Range(least, above, most, below)
+    """A field of a stage's configuration; one without a default is required. `declared` as the fields of `Option`.
+
+    The bounds stand here or, where a parameter has the same, in a `range` of `dfkd.system.limits`.
+    """
+    bounds = range or Range(least, above, most, below)
     made = Option(help, section, None if bounds == Range() else bounds, **declared)
     return dataclasses.field(default=default, metadata={"option": made})
 

@@ -19,7 +19,7 @@ _TEACHER = "dfkd {} --teacher my_nets.make_net@teacher.pt"
 
 @dataclass(frozen=True)
 class Stage:
-    """One thing that can be asked for: its options, what runs it, what it reads and what it writes."""
+    """One command: its options, what runs it, what it reads and what it writes."""
 
     name: str
     options: type

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dfkd.config.option import Checked, option
+from dfkd.system.limits import SHARE
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -86,8 +87,11 @@ class SelectConfig(ModelConfig):
         default=None,
         least=1,
     )
-    gamma: float = option(
-        "Keep the most confident fraction GAMMA of the pool (0 to 1).", "selection", default=0.7, above=0, most=1
+    gamma: float | None = option(
+        "Keep the most confident fraction GAMMA of the pool (0 to 1). Default: the method's own, 0.7 for threshold.",
+        "selection",
+        default=None,
+        range=SHARE,
     )
     class_dropping: float = option(
         "Stored mask: keep the classes whose probability is at least this value. 0 keeps all.",

@@ -32,7 +32,6 @@ _HINTS = {
     (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"): "unpack it to a plain .tar: images are compressed already",
     (".zip", ".7z", ".rar"): "unpack it and name the folder",
     (".npy",): "write it with np.savez(..., images=..., labels=...)",
-    (".csv", ".tsv", ".txt", ".json", ".jsonl"): "it lists images: name the folder or archive that holds them",
 }
 _SCHEMES: dict[str, Callable[[str], tuple[str, Reader]]] = {"hf": open_hub, "torchvision": open_vision}
 _FORMS = (

@@ -118,7 +118,7 @@ class DatasetReader(VisionReader):
             with self._lock:
                 try:
                     item = self._dataset[index]
-                except Exception as error:  # told, with its place, when the image is read
+                except Exception as error:  # told, with its line, when the image is read
                     item = Unreadable(type(error).__name__)
             yield _content(_picture(image_in(item)))
             yield str(label_in(item)).encode()

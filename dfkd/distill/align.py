@@ -19,15 +19,15 @@ def full(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-def check_shape(loss: str, tap: str, *features: Tensor, dimensions: tuple[int, ...] = (2, 4)) -> None:
+def check_shape(tap: str, *features: Tensor, dimensions: tuple[int, ...] = (2, 4)) -> None:
     """Raises: RequestError for a feature that is neither [batch, width] nor a map, as far as the loss takes them."""
     words = {2: "[batch, width]", 4: "[batch, channels, height, width]"}
     for feature in features:
         if feature.ndim not in dimensions:
             wanted = " or ".join(words[d] for d in dimensions)
             raise RequestError(
-                f"{loss}: the feature {tap!r} has shape {list(feature.shape)}, it has to be {wanted}; "
-                "name another tap with --student-taps or --teacher-taps"
+                f"the feature {tap!r} has shape {list(feature.shape)}, it has to be {wanted}; "
+                "name another tap in student_taps or teacher_taps"
             )
 
 
@@ -84,7 +84,7 @@ class BatchNorm(nn.BatchNorm2d):
         if x.numel() == x.shape[1]:
             raise RequestError(
                 "a loss normalizes its features by the batch, and a batch of one image with maps of one pixel has no "
-                "variance; use --batch-size 2 or more"
+                "variance; take batches of 2 images or more"
             )
         return super().forward(x)
 
@@ -94,36 +94,36 @@ def connector(ours: Float[Tensor, "batch channels _ _"], width: int) -> nn.Seque
     return nn.Sequential(nn.Conv2d(ours.shape[1], width, 1, bias=False), BatchNorm(width)).to(ours.device)
 
 
-def map_pairs(loss: str, group: str, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
+def map_pairs(group: str, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
     """The maps of a group of taps, student's and teacher's, from the shallowest to the deepest.
 
     Raises: RequestError where one is no map.
     """
     pairs = list(zip(student.group(group), teacher.group(group), strict=True))
     for pair in pairs:
-        check_shape(loss, group, *pair, dimensions=(4,))
+        check_shape(group, *pair, dimensions=(4,))
     return pairs
 
 
-def one_stage(loss: str, stage: Stage, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
+def one_stage(stage: Stage, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
     """The maps of one stage, student's and teacher's; of an even number of stages two are middle, this is the first.
 
     Raises: RequestError where there is no such stage, or it is no map.
     """
-    pairs = map_pairs(loss, "stage", student, teacher)
+    pairs = map_pairs("stage", student, teacher)
     count = len(pairs)
     number = {"middle": (count + 1) // 2, "last": count}.get(stage, 0) if isinstance(stage, str) else stage
     if not 1 <= number <= count:
         raise RequestError(
-            f"{loss}:stage={stage} is not one of the {count} stages that student and teacher share; "
+            f"stage={stage} is not one of the {count} stages that student and teacher share; "
             f"write a number from 1 to {count}, middle or last"
         )
     return pairs[number - 1]
 
 
-def vectors(loss: str, outputs: Outputs, tap: str = "last") -> Float[Tensor, "batch width"]:
+def vectors(outputs: Outputs, tap: str = "last") -> Float[Tensor, "batch width"]:
     """A feature as one vector a sample, `full` and maps averaged, for losses that relate samples to each other."""
-    check_shape(loss, tap, outputs.features[tap])
+    check_shape(tap, outputs.features[tap])
     return averaged(full(outputs.features[tap]))
 
 

@@ -1,14 +1,15 @@
 """The losses as they are used alone: on plain logits, without a teacher, a student or a training.
 
-`KD(temperature=4)(student_logits, teacher_logits)`. A loss that reads features takes `Outputs` in place of logits.
+`KD(temperature=4)(student_logits, teacher_logits)`. A loss that reads features takes `Outputs` instead of logits.
 """
 
 import functools
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from dfkd.distill import losses
+from dfkd.distill.loss import Loss
 from dfkd.distill.losses import __all__ as _losses
 from dfkd.models.features.outputs import Outputs
 from dfkd.system.errors import RequestError
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = [*_losses, "Outputs"]
 
 
-class _Alone(nn.Module):
+class _Alone(Loss):
     """What is put before a loss: logits become outputs, and its own layers are built from the first batch."""
 
     _ready = False
@@ -33,14 +34,12 @@ class _Alone(nn.Module):
 
     def _begin(self, student: Outputs, teacher: Outputs) -> None:
         name = type(self).__name__
-        if getattr(self, "uses_networks", hasattr(self, "bind")):
+        if self.uses_networks:
             raise RequestError(f"{name} asks the networks themselves; it works within Teacher.distill alone")
-        missing = [tap for tap in getattr(self, "taps", ()) if not (student.group(tap) or tap in student.features)]
+        missing = [tap for tap in self.taps if not (student.group(tap) or tap in student.features)]
         if missing:
             raise RequestError(f"{name} reads the features {', '.join(missing)}: give Outputs(logits, features)")
-        setup = getattr(self, "setup", None)
-        if setup is not None:
-            setup(student, teacher)
+        self.setup(student, teacher)
         self._ready = True
 
 

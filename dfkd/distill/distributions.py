@@ -4,6 +4,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+TEMPERATURE = 4.0
+"""By which `kd` softens the outputs where nothing else is said, and what else speaks of its target."""
+
 
 def kl(p: Float[Tensor, "batch classes"], log_q: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
     """KL divergence from the distributions `p` to those whose logarithms are `log_q`, averaged over the batch."""

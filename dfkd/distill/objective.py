@@ -1,113 +1,156 @@
 """The weighted sum of losses, as written in `--loss kd explicit:0.5 relation:1`."""
 
 import functools
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dfkd.distill.loss import Loss, as_loss, default_weight
 from dfkd.distill.setting import Setting
 from dfkd.models.features.outputs import Outputs
-from dfkd.system import names
+from dfkd.system.components import Kind
 from dfkd.system.errors import RequestError
-from dfkd.system.foreign import Foreign
+from dfkd.system.foreign import Foreign, Raised
+from dfkd.system.limits import Range
 
-LOSSES = ["dfkd.distill.losses"]
+LOSS = Kind("loss", ("dfkd.distill.losses",), numbers=1)
 _UNFIT = (TypeError, AttributeError, KeyError)
 """What a loss raises for outputs that lack what it reads."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """A loss with its weight and the name of its metric."""
+
+    name: str
+    weight: float
+    loss: Loss
+    module: nn.Module | None
+    """What learns and is kept: the loss itself or, of a plain one, the module that it was."""
+    written: Callable[..., Any]
+    """What was named: whose code it is."""
+    identity: str
+    """Its canonical spelling, with everything that decides it."""
+
+    def prepare(self, student: Outputs, teacher: Outputs, setting: Setting) -> None:
+        """Show it the networks, and let it build its parameters. Raises: RequestError that names it."""
+        with self._named():
+            self.loss.bind(setting)
+            self.loss.setup(student, teacher)
+
+    def check(self, student: Outputs, teacher: Outputs) -> None:
+        """Raises: RequestError for one that does not take these outputs or gives no number."""
+        what = "cannot take the outputs of student and teacher"
+        try:
+            with self._named(what):
+                value = self.loss(student, teacher)
+        except _UNFIT as error:  # of our own losses another error is a defect
+            raise RequestError(f"loss {self.name} {what}: {error}") from error
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            found = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise RequestError(f"loss {self.name} gives {found}, not one number as a tensor")
+
+    def value(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
+        """Of a batch. Raises: RequestError for what code of one's own raises."""
+        with self._foreign("fails"):
+            value: Tensor = self.loss(student, teacher)
+        return value
+
+    def finish(self) -> None:
+        """After the last step. Raises: RequestError that names it."""
+        with self._named():
+            self.loss.finish()
+
+    def _foreign(self, what: str) -> Foreign:
+        return Foreign(f"loss {self.name} {what}:", self.written)
+
+    @contextmanager
+    def _named(self, what: str = "fails") -> Iterator[None]:
+        """Say of an error of which loss it is."""
+        try:
+            with self._foreign(what):
+                yield
+        except Raised:
+            raise
+        except RequestError as error:
+            raise RequestError(f"loss {self.name}: {error}") from error
 
 
 class Objective(nn.Module):
     """Named losses and their weights. The parameters of the losses train with the student."""
 
-    def __init__(
-        self, terms: Sequence[tuple[str, float, Callable[[Outputs, Outputs], Tensor]]], spelled: Sequence[str]
-    ) -> None:
-        """Sum `terms` (name, weight, loss); `spelled` writes them canonically, with everything that decides them."""
+    def __init__(self, terms: Sequence[Term]) -> None:
         super().__init__()
-        self._terms, self.spelled = list(terms), list(spelled)
+        self._terms = list(terms)
         # registered under positions: a loss's own name may hold dots, which module names may not
-        self.losses = nn.ModuleList(loss for _, _, loss in terms if isinstance(loss, nn.Module))
+        self.losses = nn.ModuleList(term.module for term in terms if term.module is not None)
 
     @property
-    def parts(self) -> list[Callable[[Outputs, Outputs], Tensor]]:
-        """The losses themselves."""
-        return [loss for _, _, loss in self._terms]
+    def spelled(self) -> list[str]:
+        """The losses as canonical texts, with everything that decides them."""
+        return [term.identity for term in self._terms]
+
+    @property
+    def written(self) -> list[Callable[..., Any]]:
+        """The classes and functions that were named."""
+        return [term.written for term in self._terms]
 
     @property
     def taps(self) -> frozenset[str]:
         """The features that the losses read."""
-        return frozenset(tap for _, _, loss in self._terms for tap in getattr(loss, "taps", ()))
+        return frozenset(tap for term in self._terms for tap in term.loss.taps)
 
     @property
     def beyond_logits(self) -> list[str]:
         """The losses, by name, that need more of the teacher than its logits: features, or answers to other views."""
-        return [n for n, _, loss in self._terms if getattr(loss, "taps", ()) or getattr(loss, "asks_teacher", False)]
+        return [term.name for term in self._terms if term.loss.taps or term.loss.asks_teacher]
 
     @property
     def binds(self) -> bool:
         """Whether a loss asks for the networks themselves."""
-        return any(hasattr(loss, "bind") for _, _, loss in self._terms)
+        return any(term.loss.uses_networks for term in self._terms)
 
     @property
     def preparation(self) -> dict[str, int]:
         """The losses, by name, that begin with so many steps for layers of their own: they teach nothing meanwhile."""
-        return {n: loss.preparation for n, _, loss in self._terms if hasattr(loss, "preparation")}
+        return {term.name: term.loss.preparation for term in self._terms if term.loss.preparation}
 
     @property
     def reads_kept(self) -> bool:
         """Whether a loss heeds the classes that are dropped (`Outputs.kept`)."""
-        return any(getattr(loss, "reads_kept", False) for _, _, loss in self._terms)
+        return any(term.loss.reads_kept for term in self._terms)
 
     def setup(self, student: Outputs, teacher: Outputs, setting: Setting) -> None:
         """Show the losses the networks, and let them build their parameters from the outputs of a first batch."""
-        for name, _, loss in self._terms:
-            if hasattr(loss, "bind"):
-                with _code(name, loss):
-                    loss.bind(setting)
-            if hasattr(loss, "setup"):
-                with _code(name, loss):
-                    loss.setup(student, teacher)
+        for term in self._terms:
+            term.prepare(student, teacher, setting)
 
     @torch.no_grad()
     def finish(self) -> None:
         """After the last step: losses whose parameters become part of the student put them there."""
-        for name, _, loss in self._terms:
-            if hasattr(loss, "finish"):
-                with _code(name, loss):
-                    loss.finish()
+        for term in self._terms:
+            term.finish()
 
     @torch.no_grad()
     def check(self, student: Outputs, teacher: Outputs) -> None:
         """Try every loss on a batch. Raises: RequestError for one that does not take outputs or gives no number."""
-        for name, _, loss in self._terms:
-            what = f"--loss {name} cannot take the outputs of student and teacher:"
-            try:
-                with Foreign(what, loss):
-                    value = loss(student, teacher)
-            except _UNFIT as error:  # of our own losses another error is a defect
-                raise RequestError(f"{what} {error}") from error
-            if not isinstance(value, Tensor) or value.numel() != 1:
-                found = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-                raise RequestError(f"--loss {name} gives {found}, not one number as a tensor")
+        for term in self._terms:
+            term.check(student, teacher)
 
     def forward(self, student: Outputs, teacher: Outputs) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """The total, and each loss before its weight (detached, for the metrics)."""
         total = student.logits.new_zeros(())
         values = {}
-        for name, weight, loss in self._terms:
-            with _code(name, loss):
-                value = loss(student, teacher)
-            total = total + weight * value
-            values[name] = value.detach()
+        for term in self._terms:
+            value = term.value(student, teacher)
+            total = total + term.weight * value
+            values[term.name] = value.detach()
         return total, values
-
-
-def _code(name: str, loss: object) -> Foreign:
-    return Foreign(f"--loss {name} fails:", loss)
 
 
 def build_objective(specs: Sequence[str]) -> Objective:
@@ -115,26 +158,27 @@ def build_objective(specs: Sequence[str]) -> Objective:
 
     Raises: RequestError for no loss at all, an unknown one, or two weights.
     """
-    terms: list[tuple[str, float, Callable[[Outputs, Outputs], Tensor]]] = []
-    spelled = []
+    terms: list[Term] = []
     for spec in specs:
-        named = names.parse(spec)
-        if len(named.numbers) > 1:
-            raise RequestError(f"--loss {spec!r} has {len(named.numbers)} weights; write one number")
-        target = names.find(named.name, LOSSES, "loss")
-        weight = named.numbers[0] if named.numbers else float(getattr(target, "weight", 1.0))
-        if not 0 <= weight < math.inf:
-            raise RequestError(f"--loss {spec!r}: the weight {weight:g} is not at least 0")
-        given = () if isinstance(target, type) else ("student", "teacher")
-        named = names.spelled(target, replace(named, numbers=()), "loss", given)
+        component = LOSS.look_up(spec)
+        written, target = component.named.numbers, component.target
+        if len(written) > 1:
+            raise RequestError(f"loss {spec!r} has {len(written)} weights; write one number")
+        weight = written[0] if written else default_weight(target)
+        if not Range(least=0).holds(weight):
+            raise RequestError(f"loss {spec!r}: the weight {weight:g} is not at least 0")
         if isinstance(target, type):
-            loss = names.build(target, named, "loss")
+            component = component.checked()
+            made = component.build()
         else:
-            loss = functools.partial(target, **named.options)
-        again = sum(name.partition("#")[0] == named.name for name, _, _ in terms)
-        name = f"{named.name}#{again + 1}" if again else named.name
-        terms.append((name, weight, loss))
-        spelled.append(names.with_code(target, replace(named, numbers=(weight,))))
+            component = replace(component, given=("student", "teacher")).checked()
+            made = functools.partial(target, **(component.calls_with or {}))
+        again = sum(term.name.partition("#")[0] == component.name for term in terms)
+        name = f"{component.name}#{again + 1}" if again else component.name
+        module = made if isinstance(made, nn.Module) else None
+        with Foreign(f"loss {name} fails:", target):
+            loss = as_loss(made, target)
+        terms.append(Term(name, weight, loss, module, target, component.weighed(weight).identity))
     if not terms:
-        raise RequestError("--loss names no loss; kd is the usual one")
-    return Objective(terms, spelled)
+        raise RequestError("there is no loss to learn from; kd is the usual one")
+    return Objective(terms)

@@ -3,11 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 
 from dfkd.config import DistillConfig
 from dfkd.config.option import is_off, named
@@ -15,20 +13,17 @@ from dfkd.data import Pool, open_pool
 from dfkd.data.labels import ClassNames
 from dfkd.data.locate import DataSource
 from dfkd.distill import supply
-from dfkd.distill.defaults import default_init, default_losses, example_of
+from dfkd.distill.assemble import assemble
+from dfkd.distill.defaults import default_init, default_losses
 from dfkd.distill.init.inherit import heir, inherit, twins
 from dfkd.distill.objective import Objective, build_objective
-from dfkd.distill.setting import Counted, Setting
 from dfkd.distill.trainer import Plan, Trainer
 from dfkd.formats.shards import Shards
-from dfkd.generators.build import Chosen
-from dfkd.models.classifier import Classifier, answer
-from dfkd.models.features.find_taps import GROUPS, find_taps, group_of, match_groups
-from dfkd.models.features.taps import Tap, Tapped, network_code, parse_taps
 from dfkd.models.find import check_name
 from dfkd.models.load import Model, load_model
 from dfkd.models.own import ModelSource, OwnNetwork
 from dfkd.system import names
+from dfkd.system.components import Component
 from dfkd.system.console import say
 from dfkd.system.device import Place, resolve_place
 from dfkd.system.errors import RequestError
@@ -37,9 +32,8 @@ from dfkd.system.portable import portable
 from dfkd.system.versions import versions
 from dfkd.training.bn_reestimate import batch_norms
 from dfkd.training.evaluate import check_labels
-from dfkd.training.optim import SCHEDULE_WARMUP, default_rate, make_optimizer
-from dfkd.training.selections import open_selections, open_teacher, real_images, spelled_order
-from dfkd.training.sources import Source
+from dfkd.training.optim import SCHEDULE_WARMUP, default_rate
+from dfkd.training.selections import ORDER, open_selections, open_teacher, real_images
 
 DEFAULT_STEPS = 4000
 DECIDING = named(DistillConfig, lambda option: option.role == "decides")
@@ -81,7 +75,8 @@ def prepare(
 ) -> Distillation:
     """Open and build everything. Raises: RequestError for whatever can be refused before the first step."""
     torch.manual_seed(config.seed)  # a loss of one's own may draw its parameters when it is built
-    chosen, objective = check_request(config, student_given)  # before anything is opened: a mistake should cost no time
+    # before anything is opened: a mistake should cost no time
+    generator, objective = check_request(config, student_given)
     if not config.class_dropping and any("dropped" in names.parse(loss).options for loss in config.loss):
         say("note: a loss's dropped=... changes nothing without --class-dropping, such as 0.05")
     place = resolve_place(config.device, config.precision)
@@ -97,7 +92,7 @@ def prepare(
         if config.init == "none" and isinstance(student_given, OwnNetwork) and heir(student, teacher):
             say("note: the student begins with its own weights; --init teacher gives it the teacher's layers")
     if config.init == "teacher":
-        say(inherit(student, teacher))
+        _inherit(student, teacher)
     if config.reestimate and not batch_norms(student.module):
         raise RequestError(f"--reestimate {config.reestimate} changes nothing: the student has no BatchNorm statistics")
     plan = _plan(config, selections, student)
@@ -109,22 +104,22 @@ def prepare(
             )
     if config.teacher_views > 1 and not plan.crop_padding and not plan.flip:
         raise RequestError(f"--teacher-views {config.teacher_views} are all the same without crop and flip; give 1")
-    content = _content(config, plan, teacher, student, selections, objective, place) | supply.content(config, chosen)
+    content = _content(config, plan, teacher, student, selections, objective, place) | supply.content(config, generator)
     # opened before the training that it is to judge: a mistake in its name should cost no hours
     test = _open_test(test_given, config, teacher) if test_given is not None else None
-    source = supply.build_source(config, selections, chosen, teacher, place)
-    trainer = _trainer(config, teacher, student, source, objective, place, plan)
-    if config.init == "teacher" and not twins(student, teacher):
-        trainer.fit_on(real_images(selections, config.seed))
+    source = supply.build_source(config, selections, generator, teacher, place)
+    fits = config.init == "teacher" and not twins(student, teacher)
+    fit_on = real_images(selections, config.seed) if fits else None
+    trainer = assemble(config, teacher, student, source, objective, place, plan, selections, fit_on)
     return Distillation(config, selections, teacher, student, test, trainer, content)
 
 
-def check_request(config: DistillConfig, student: ModelSource) -> tuple[Chosen | None, Objective | None]:
+def check_request(config: DistillConfig, student: ModelSource) -> tuple[Component | None, Objective | None]:
     """Refuse what can be refused before any work. Returns the generator and the losses that are named."""
     _check_options(config)
     if isinstance(student, str):
         check_name(student)
-    spelled_order(config.batches)
+    ORDER.choose(config.batches)
     objective = build_objective(config.loss) if config.loss else None
     if objective is not None:
         _check_objective(config, objective)
@@ -174,6 +169,14 @@ def _load_student(config: DistillConfig, given: ModelSource, teacher: Model) -> 
     )
 
 
+def _inherit(student: Model, teacher: Model) -> None:
+    option = "--init teacher"
+    try:
+        say(f"{option}: {inherit(student, teacher)}")
+    except RequestError as error:
+        raise RequestError(f"{option}: {error}") from None
+
+
 def _plan(config: DistillConfig, selections: Sequence[Shards], student: Model) -> Plan:
     images = sum(map(len, selections))
     steps = config.steps or DEFAULT_STEPS
@@ -209,7 +212,7 @@ def _content(
 ) -> dict[str, Any]:
     """Everything that decides the student."""
     options = {k: v for k, v in portable(asdict(config)).items() if k in DECIDING}
-    options["batches"] = spelled_order(config.batches)
+    options["batches"] = ORDER.choose(config.batches).identity
     resolved = named(DistillConfig, lambda option: option.role != "decides")  # the plan has fields of its own besides
     decided = {k: v for k, v in asdict(plan).items() if k not in resolved}
     return {
@@ -223,81 +226,6 @@ def _content(
         "compute": place.describe(),
         "versions": versions("torch", "torchvision"),
     }
-
-
-def _trainer(
-    config: DistillConfig,
-    teacher: Model,
-    student: Model,
-    source: Source,
-    objective: Objective,
-    place: Place,
-    plan: Plan,
-) -> Trainer:
-    """Put the pieces together: taps on both models, projections built from a first batch, optimizer over all."""
-    example = example_of(teacher)
-    taps = match_groups(
-        _taps(teacher, config.teacher_taps, objective.taps, example, "teacher", source.taps),
-        _taps(student, config.student_taps, objective.taps, example, "student"),
-    )
-    classifier = Classifier(teacher, place, taps[0], fold=True)
-    with network_code(student.module):
-        module = student.module.to(place.device).to(memory_format=torch.channels_last)
-    tapped = Tapped(module, taps[1])
-    asked = Counted(classifier.answer)
-    setting = Setting(
-        student=partial(answer, tapped, place),
-        teacher=asked,
-        student_head=_head(module, taps[1], example) if objective.binds else None,
-        teacher_head=_head(teacher.module, taps[0], example) if objective.binds else None,
-        images=source.images,
-    )
-    with torch.no_grad():  # in evaluation mode: no statistics move
-        probe = example.expand(2, -1, -1, -1).to(place.device)
-        ours, theirs = setting.student(probe), setting.teacher(probe)
-        objective.setup(ours, theirs, setting)
-        whole = source.images is not None and not (plan.mixup or plan.cutmix)  # a mixed view is of two images
-        rows = torch.zeros(2, dtype=torch.int64, device=place.device) if whole else None
-        objective.to(place.device).check(ours, replace(theirs, view=probe, rows=rows))
-    asked.images = 0  # of the training
-    optimizer = make_optimizer([module, objective], config.optimizer, config.weight_decay)
-    return Trainer(classifier, tapped, source, objective, optimizer, plan, asked)
-
-
-def _head(module: nn.Module, taps: Mapping[str, Tap], example: torch.Tensor) -> nn.Linear | None:
-    """The linear layer that gives the logits from the feature `last`, or None where there is none to be seen."""
-    try:
-        tap = find_taps(module, example.to(next(module.parameters()).device), wanted=("last",)).taps["last"]
-    except RequestError:
-        return None
-    layer = module.get_submodule(tap.path)
-    return layer if isinstance(layer, nn.Linear) and taps.get("last", tap) == tap else None
-
-
-def _taps(
-    model: Model,
-    by_hand: Sequence[str],
-    wanted: frozenset[str],
-    example: torch.Tensor,
-    who: str,
-    others: frozenset[str] = frozenset(),
-) -> dict[str, Tap]:
-    """The taps that the losses read: those named by hand, and the others found by tracing the model.
-
-    `others` may be named besides: a generator reads them.
-    """
-    given = parse_taps(by_hand)
-    for name in [*given]:
-        if group_of(name) in others - wanted:
-            del given[name]
-        elif group_of(name) not in wanted or name in GROUPS:
-            numbered = [f"{tap}1, {tap}2, ..." if tap in GROUPS else tap for tap in sorted(wanted)]
-            read = f"the losses read {', '.join(numbered)}" if wanted else "no loss reads features"
-            raise RequestError(f"--{who}-taps names {name!r}; {read}")
-    found = find_taps(model.module, example, given, wanted)
-    for note in found.notes:
-        say(f"{who} {model.spec}: {note}")
-    return found.taps
 
 
 def _open_test(test: DataSource, config: DistillConfig, teacher: Model) -> Pool:

@@ -1,6 +1,5 @@
 """`dfkd distill`: teacher, student and selections -> a run's folder."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,7 +11,6 @@ import torch
 from dfkd.config import DistillConfig
 from dfkd.data.locate import DataSource
 from dfkd.distill.prepare import Distillation, check_request, prepare
-from dfkd.distill.teacher_cache.views import recorded
 from dfkd.formats.run_folder import RESULT_FIELDS, Run, finished_weights, read_request
 from dfkd.models.classifier import Classifier, examine_pixels
 from dfkd.models.health import CHECKED_IMAGES
@@ -64,25 +62,11 @@ def _train(prepared: Distillation, folder: Run) -> dict[str, Any]:
         first = prepared.selections[0]
         pixels = torch.from_numpy(first.pixels(np.arange(min(CHECKED_IMAGES, len(first)))))
         examine_pixels(prepared.trainer.teacher, pixels)
-    record_teacher(prepared)
     train(prepared.trainer, folder)
     prepared.trainer.finish()
     result = _result(prepared)
     folder.finish(state_to_write(prepared.student.module), result)
     return result
-
-
-def record_teacher(prepared: Distillation) -> None:
-    """Have the teacher's answers beforehand, where they are requested.
-
-    The time that this command takes for them is part of the run's seconds; what is in the cache already costs none.
-    """
-    trainer, views = prepared.trainer, prepared.config.teacher_views
-    if views:
-        started = time.perf_counter()
-        plan = trainer.plan
-        trainer.recorded = recorded(trainer.teacher, prepared.selections, views, plan.crop_padding, plan.flip)
-        trainer.seconds += time.perf_counter() - started
 
 
 def _request(prepared: Distillation) -> dict[str, Any]:
@@ -148,15 +132,12 @@ def _figures(prepared: Distillation) -> dict[str, Any]:
 def _result(prepared: Distillation) -> dict[str, Any]:
     config, trainer = prepared.config, prepared.trainer
     images = trainer.plan.steps * trainer.plan.batch_size
-    # answers that were kept count whether this run made them or found them: they are what the student learnt from
-    answers = trainer.recorded.views * trainer.recorded.images if trainer.recorded is not None else images
-    answers += trainer.fitted_on + trainer.asked.images
     manifests = [shards.manifest for shards in prepared.selections]
     return {
         **_figures(prepared),
         "steps": trainer.plan.steps,
         "images_seen": images,
-        "teacher_forwards": answers + trainer.source.teacher_forwards + _made(manifests, "teacher_forwards"),
+        "teacher_forwards": trainer.teacher_forwards + _made(manifests, "teacher_forwards"),
         "generator_steps": trainer.source.generator_steps + _made(manifests, "generator_steps"),
         "seconds": round(trainer.seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(trainer.place.device),

@@ -5,9 +5,10 @@ from typing import Any
 
 from dfkd.config import DistillConfig
 from dfkd.formats.shards import Shards
-from dfkd.generators.build import Chosen, build, choose
+from dfkd.generators.build import build, choose
 from dfkd.generators.source import GeneratedSource
 from dfkd.models.load import Model
+from dfkd.system.components import Component
 from dfkd.system.device import Place
 from dfkd.system.errors import RequestError
 from dfkd.system.portable import portable
@@ -15,26 +16,26 @@ from dfkd.training.selections import real_images, stored_images
 from dfkd.training.sources import MixedSource, Source
 
 
-def check(config: DistillConfig) -> Chosen | None:
+def check(config: DistillConfig) -> Component | None:
     """Refuse what can be refused before anything is opened. Returns the generator that `--source` names."""
     if not config.samples and config.source is None:
         raise RequestError("there is nothing to learn from: --samples names selections, --source a generator")
-    chosen = choose(config.source, "--source") if config.source is not None else None
-    parts = len(config.samples) + (chosen is not None)
+    generator = choose(config.source) if config.source is not None else None
+    parts = len(config.samples) + (generator is not None)
     if config.weights and len(config.weights) != parts:
         raise RequestError(f"--weights has {len(config.weights)} numbers for {parts} of --samples and --source")
     if config.epochs is not None and not config.samples:
         raise RequestError(f"--epochs {config.epochs} counts passes over --samples, and there are none; give --steps")
-    if config.batches != "shuffled" and (config.weights or chosen is not None):
+    if config.batches != "shuffled" and (config.weights or generator is not None):
         raise RequestError(
             f"--batches {config.batches} orders whole batches of --samples; leave out --weights and --source"
         )
-    return chosen
+    return generator
 
 
-def content(config: DistillConfig, chosen: Chosen | None) -> dict[str, Any]:
+def content(config: DistillConfig, generator: Component | None) -> dict[str, Any]:
     """What of the generator and the shares decides the student; nothing where there is neither."""
-    source = {"source": portable(chosen.spelled)} if chosen is not None else {}
+    source = {"source": portable(generator.identity)} if generator is not None else {}
     return source | ({"weights": list(config.weights)} if config.weights else {})
 
 
@@ -46,20 +47,20 @@ def stored_share(config: DistillConfig) -> float:
 
 
 def build_source(
-    config: DistillConfig, selections: Sequence[Shards], chosen: Chosen | None, teacher: Model, place: Place
+    config: DistillConfig, selections: Sequence[Shards], generator: Component | None, teacher: Model, place: Place
 ) -> Source:
     """The source of a run: the selections as one, a generator, or both in the shares that `--weights` gives."""
     stored = stored_images(config, selections, place)
-    mixed = chosen is not None or len(stored) > 1 or config.mixup or config.cutmix
+    mixed = generator is not None or len(stored) > 1 or config.mixup or config.cutmix
     if mixed and any(source.follows for source in stored):
         raise RequestError(
             f"--batches {config.batches} has to know which stored image every view is of: it does not go with "
             "--mixup, --cutmix, --weights or --source"
         )
-    if chosen is None:
+    if generator is None:
         return MixedSource(stored, config.weights) if len(stored) > 1 else stored[0]
     method = build(
-        chosen,
+        generator,
         teacher,
         place,
         batch=config.batch_size,

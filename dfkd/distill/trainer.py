@@ -1,7 +1,7 @@
 """What learns in a distillation: a step is images from a source, a view, teacher, student, objective, optimizer."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dfkd.data.images.augment import crop, crop_and_flip, enlarge, mix
-from dfkd.distill.distributions import kl_of_each
+from dfkd.distill.distributions import TEMPERATURE, kl_of_each
 from dfkd.distill.init.reconstruct import images_for, reconstruct
 from dfkd.distill.objective import Objective
 from dfkd.distill.setting import Counted
@@ -26,9 +26,9 @@ from dfkd.system.errors import RequestError
 from dfkd.system.foreign import Foreign, is_theirs
 from dfkd.training.bn_reestimate import batch_norms, reestimate
 from dfkd.training.ema import Average
-from dfkd.training.loop import Pace, check_weights
+from dfkd.training.loop import Pace, check_weights, joined
 from dfkd.training.optim import learning_rate, set_rate
-from dfkd.training.sources import Batch, ShardSource, Source
+from dfkd.training.sources import Batch, Source
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,15 @@ class Trainer:
         objective: Objective,
         optimizer: torch.optim.Optimizer,
         plan: Plan,
+        *,
         asked: Counted | None = None,
+        fit_on: Source | None = None,
+        record: Callable[[], TeacherViews] | None = None,
     ) -> None:
-        """`asked` counts what losses ask of the teacher themselves."""
+        """`asked` counts what losses ask of the teacher themselves. Before the first step the student's layers are
+        fitted to the teacher's on some images of `fit_on`; `record` has the teacher answer beforehand, and the student
+        then learns from these answers alone.
+        """
         self.teacher, self.student, self.source = teacher, student, source
         self.asked = asked or Counted(teacher.answer)
         self.objective, self.optimizer, self.plan = objective, optimizer, plan
@@ -70,19 +76,28 @@ class Trainer:
         self.average: Average | None = None
         if plan.ema:  # the losses' own parameters too: some end up in the student
             self.average = Average([*tensors_of(student.module).values(), *objective.parameters()], plan.ema)
-        self.fitted_on = 0
-        """Images that the teacher answers before the first step, so that layers of the student can be fitted."""
-        self._sampler: Source | None = None
+        self._sampler, self._record = fit_on, record
+        self._fitted_on = images_for(teacher.model.image_size or 1) if fit_on is not None else 0
         self.recorded: TeacherViews | None = None
-        """Where the teacher's answers were kept beforehand: the views to learn on, and those answers."""
-        self.follower = source if isinstance(source, ShardSource) and source.follows else None
+        """Where the teacher answers beforehand: the views to learn on, and those answers, once there are some."""
         self.step, self.seconds = 0, 0.0
 
     @property
     def hint(self) -> str:
         """What to do when it blows up."""
         made = " or a lower rate of the generator (NAME:lr=...)" if self.source.images is None else ""
-        return f"give a lower --lr{made}: the run then starts anew"
+        return f"give a lower lr{made}: the run then starts anew"
+
+    @property
+    def teacher_forwards(self) -> int:
+        """The images that the teacher has answered for the whole training.
+
+        Answers that were kept count whether this run made them or found them: they are what the student learnt from.
+        """
+        lessons = self.plan.steps * self.plan.batch_size
+        if self.recorded is not None:
+            lessons = self.recorded.views * self.recorded.images
+        return lessons + self._fitted_on + self.asked.images + self.source.teacher_forwards
 
     def warm_up(self) -> Mapping[str, Tensor] | None:
         """A piece of what the source does before the student's first step."""
@@ -90,22 +105,28 @@ class Trainer:
 
     def begin(self) -> None:
         """Before the first step: the student learns."""
+        self._have_recorded()
         if self._sampler is not None:
             self._reconstruct(self._sampler)
             self._sampler = None
         with network_code(self.student.module):
             self.student.module.train()
 
-    def fit_on(self, images: Source | None) -> None:
-        """Have the student's layers fitted to the teacher's before the first step, on some of these images."""
-        self._sampler = images
-        self.fitted_on = images_for(self.teacher.model.image_size or 1) if images is not None else 0
+    def _have_recorded(self) -> None:
+        """Have the teacher's answers, where they are to be kept beforehand.
+
+        The time that this command takes for them is part of the run's seconds; what is in the cache costs none.
+        """
+        if self._record is not None and self.recorded is None:
+            started = time.perf_counter()
+            self.recorded = self._record()
+            self.seconds += time.perf_counter() - started
 
     def _reconstruct(self, images: Source) -> None:
         """Fit the student's layers on views like those that it will learn from."""
         started = time.perf_counter()
-        say(f"fitting the student's layers to the teacher's on {self.fitted_on:,} images")
-        view = self.augment(images.sample(self.fitted_on))
+        say(f"fitting the student's layers to the teacher's on {self._fitted_on:,} images")
+        view = self.augment(images.sample(self._fitted_on))
         shares = reconstruct(self.student.module, self.teacher.model.module, view).values()
         if shares:
             what = f"{min(shares):.0%} to {max(shares):.0%} of the variance of the teacher's"
@@ -161,7 +182,7 @@ class Trainer:
 
     def _learnt_from(self) -> object:
         """What is not of this package in the backward pass: torch blames nobody for a tensor that was overwritten."""
-        return next(filter(is_theirs, (self.student.module, *self.objective.parts)), None)
+        return next(filter(is_theirs, (self.student.module, *self.objective.written)), None)
 
     def advance(self) -> dict[str, Tensor | float]:
         """One optimizer step. Returns metrics as tensors: reading them here would wait for the device at every step."""
@@ -175,8 +196,8 @@ class Trainer:
         total, values = self.objective(ours, theirs)
         if not total.requires_grad:
             raise RequestError(f"no gradient leads from the losses ({', '.join(values)}) to the student")
-        if self.follower is not None and batch.rows is not None:
-            self.follower.seen(batch.rows, _distances(ours, theirs))
+        if self.source.follows and batch.rows is not None:
+            self.source.seen(batch.rows, _distances(ours, theirs))
         self.optimizer.zero_grad(set_to_none=True)
         with Foreign("the backward pass of student and losses fails:", self._learnt_from()):
             total.backward()
@@ -184,7 +205,8 @@ class Trainer:
         if self.average is not None:
             self.average.update(self.step)
         self.step += 1
-        return {"loss": total.detach(), **values, **_observed(ours, theirs), **learned, "learning_rate": rate}
+        measured = {"loss": total.detach(), **values, **_observed(ours, theirs)}
+        return {**joined(measured, learned), "learning_rate": rate}
 
     def tell(self, row: Mapping[str, float]) -> str:
         """What the progress bar says."""
@@ -229,11 +251,12 @@ class Trainer:
             part.load_state_dict(state[name])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+        self._have_recorded()
         if self.recorded is not None:
             self.recorded.load_state_dict(state["teacher_views"])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["torch"])
-        self.asked.images = state.get("asked", 0)  # it was not counted once
+        self.asked.resume(state.get("asked", 0))  # it was not counted once
         if "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"], self.place.device)
         self.step, self.seconds = progress["step"], progress["seconds"]
@@ -250,7 +273,8 @@ def _observed(ours: Outputs, theirs: Outputs) -> dict[str, Tensor]:
 @torch.no_grad()
 def _distances(ours: Outputs, theirs: Outputs) -> Float[Tensor, " batch"]:
     """How far the student is from the teacher on each image, whatever the losses are: the divergence in plain `kd`."""
-    return kl_of_each((theirs.logits / 4).softmax(dim=1), (ours.logits / 4).log_softmax(dim=1))
+    target, logits = (outputs.logits / TEMPERATURE for outputs in (theirs, ours))
+    return kl_of_each(target.softmax(dim=1), logits.log_softmax(dim=1))
 
 
 def _entropy(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:

@@ -13,6 +13,7 @@ from dfkd.models.classifier import Classifier
 from dfkd.models.features.outputs import Outputs
 from dfkd.system.errors import RequestError
 from dfkd.system.foreign import Foreign
+from dfkd.system.paper import Paper
 from dfkd.training.sources import Source, Student
 
 
@@ -64,15 +65,16 @@ class Task:
 class Method(ABC):
     """A way to make images from a teacher.
 
-    A subclass is built from the `Task` and keyword-only options of its own; its docstring says where their defaults are
-    not its paper's. It sets what the class variables say, and names its networks, optimizers and banks in `parts`, so
-    that a checkpoint has them.
+    A subclass is built from the `Task` and keyword-only options of its own, each with a type and a default: they are
+    what `NAME:key=value` sets. Its docstring says where their defaults are not its paper's. It sets those class
+    variables that differ from their defaults, and names its networks, optimizers and banks in `parts`, so that a
+    checkpoint has them. Random numbers are drawn with `self.random`, which the run's seed decides.
     """
 
     taps: ClassVar[frozenset[str]] = frozenset()
     """The teacher's features that are read."""
     needs_student: ClassVar[bool] = False
-    """Whether `update` has to be given the student."""
+    """Whether `update` has to be given the student; then `uses_student` follows."""
     uses_student: ClassVar[bool] = False
     """Whether it uses the student where there is one; a method that needs it does."""
     needs_real: ClassVar[bool] = False
@@ -85,12 +87,16 @@ class Method(ABC):
     """Calls of `update` in a turn."""
     first: int = 1
     """Calls of `update` before the student's first step."""
+    paper: ClassVar[Paper | None] = None
+    """Where it is from."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.uses_student = cls.uses_student or cls.needs_student
 
     def __init__(self, task: Task) -> None:
         if self.needs_real and task.real is None:
-            raise RequestError(
-                f"{type(self).__name__} learns from real images too; give a selection of a pool with --samples"
-            )
+            raise RequestError("it learns from real images too, and there are none; give it a selection of a pool")
         self.task = task
         self.random = torch.Generator(task.device).manual_seed(task.seed)
         self.updates, self.teacher_forwards = 0, 0

@@ -1,7 +1,7 @@
 """CMI: batches of images that can be told from each other, and from the batches before."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +15,7 @@ from dfkd.generators.inversion import BETAS, InversionMethod, Recipe
 from dfkd.models.features.outputs import Outputs
 from dfkd.models.features.taps import in_group
 from dfkd.system.limits import check_above, check_at_least
+from dfkd.system.paper import Paper
 from dfkd.system.torch_optim import Adam
 
 LEAST_AREA = 0.25
@@ -22,7 +23,7 @@ LEAST_AREA = 0.25
 
 
 class CMI(InversionMethod):
-    """Contrastive model inversion for data-free knowledge distillation, 2021, https://arxiv.org/abs/2105.08584.
+    """Batches of images that can be told from each other, and from the batches before.
 
     Every batch begins with a newly drawn generator and fresh noise; `steps` of Adam on `one_hot` * cross-entropy with
     random classes + `statistics` * distance of the BatchNorm statistics + `adversarial` * adversarial + `contrast` *
@@ -37,7 +38,8 @@ class CMI(InversionMethod):
     kept. Its features are those at all BatchNorm layers, for ResNet-34 at its stages.
     """
 
-    taps: ClassVar[frozenset[str]] = frozenset({"stage"})
+    paper = Paper("Contrastive model inversion for data-free knowledge distillation", 2021, "2105.08584")
+    taps = frozenset({"stage"})
 
     def __init__(
         self,
@@ -63,9 +65,9 @@ class CMI(InversionMethod):
         weights of the terms; `projected` numbers of a projected view, `latent` of noise an image. Raises: RequestError
         for a teacher without BatchNorm.
         """
-        check_at_least("cmi", contrast=contrast, negatives=negatives)
-        check_at_least("cmi", 1, memory=memory, projected=projected)
-        check_above("cmi", temperature=temperature)
+        check_at_least(contrast=contrast, negatives=negatives)
+        check_at_least(1, memory=memory, projected=projected)
+        check_above(temperature=temperature)
         self._rate, self._temperature, self._negatives = lr, temperature, negatives
         network = build_generator(task, latent, width)
         example = torch.zeros(1, task.channels, task.size, task.size, device=task.device)

@@ -1,17 +1,16 @@
 """DAFL: a generator whose images the teacher is sure of, in all classes alike."""
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from dfkd.generators.base import Task
 from dfkd.generators.generator import GeneratorMethod
 from dfkd.generators.terms import activation, class_entropy, one_hot
+from dfkd.system.paper import Paper
 from dfkd.training.sources import Student
 
 
 class DAFL(GeneratorMethod):
-    """Data-free learning of student networks, 2019, https://arxiv.org/abs/1904.01186.
+    """A generator whose images the teacher is sure of, in all classes alike.
 
     Minimises `one_hot` * cross-entropy with the teacher's own largest class - `activation` * mean absolute feature -
     `entropy` * entropy of the batch's mean prediction, as a share of the largest possible. The student is not needed.
@@ -21,7 +20,8 @@ class DAFL(GeneratorMethod):
     generator's BatchNorm layers have an eps of 0.8, here they have torch's 1e-5.
     """
 
-    taps: ClassVar[frozenset[str]] = frozenset({"last"})
+    paper = Paper("Data-free learning of student networks", 2019, "1904.01186")
+    taps = frozenset({"last"})
 
     def __init__(
         self,

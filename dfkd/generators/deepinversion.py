@@ -5,7 +5,6 @@ Adaptive DeepInversion looks besides for what the student does not know yet.
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -16,6 +15,7 @@ from dfkd.generators.base import Stateful, Task, descend, total
 from dfkd.generators.terms import between, one_hot
 from dfkd.models.features.bn_statistics import require_statistics
 from dfkd.system.limits import check_at_least
+from dfkd.system.paper import Paper
 from dfkd.system.torch_optim import Adam
 from dfkd.training.sources import Student
 
@@ -36,7 +36,7 @@ class Canvas(nn.Module):
 
 
 class DeepInversion(BankMethod):
-    """Dreaming to distill: data-free knowledge transfer via DeepInversion, 2019, https://arxiv.org/abs/1912.08795.
+    """Pixels that are changed until the teacher sees the classes and the statistics that it was trained on.
 
     Every batch begins as normal noise and takes `steps` updates of Adam on its pixels down `one_hot` * cross-entropy
     with random classes + `statistics` * distance to the teacher's BatchNorm statistics + `variation` * total variation
@@ -49,7 +49,8 @@ class DeepInversion(BankMethod):
     image can hold.
     """
 
-    needs_statistics: ClassVar[bool] = True
+    paper = Paper("Dreaming to distill: data-free knowledge transfer via DeepInversion", 2019, "1912.08795")
+    needs_statistics = True
 
     def __init__(
         self,
@@ -66,11 +67,10 @@ class DeepInversion(BankMethod):
         l2: float = 0.0,
     ) -> None:
         """Raises: RequestError for a teacher without BatchNorm, and for options below what they mean."""
-        name = type(self).__name__.lower()
-        check_at_least(name, 1, steps=steps, batches=batches, every=every)
-        check_at_least(name, jitter=jitter)
+        check_at_least(1, steps=steps, batches=batches, every=every)
+        check_at_least(jitter=jitter)
         super().__init__(task, per_batch=steps)
-        self._statistics = require_statistics(task.teacher.model.module, name)
+        self._statistics = require_statistics(task.teacher.model.module)
         self.every, self.turns, self.first = every, steps, batches * steps
         self._steps, self._jitter = steps, jitter
         self.canvas = Canvas(task)
@@ -136,12 +136,11 @@ class AdaptiveDeepInversion(DeepInversion):
     JS is the Jensen-Shannon divergence of the predictions at temperature 3, large where they disagree. The authors'
     code has the two arguments of its divergences exchanged and clamps all probabilities to [0.01, 0.99], which takes
     the gradient from classes below a hundredth; here it is the divergence itself. Their weights: 10 for CIFAR, 0.2 for
-    ImageNet. The student answers as in training, theirs in evaluation mode. Dreaming to distill: data-free knowledge
-    transfer via DeepInversion, 2019, https://arxiv.org/abs/1912.08795.
+    ImageNet. The student answers as in training, theirs in evaluation mode.
     """
 
-    needs_student: ClassVar[bool] = True
-    uses_student: ClassVar[bool] = True
+    paper = Paper("Dreaming to distill: data-free knowledge transfer via DeepInversion", 2019, "1912.08795")
+    needs_student = True
 
     def __init__(
         self,

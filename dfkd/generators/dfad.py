@@ -1,7 +1,5 @@
 """DFAD: a generator that looks for the images on which the student's logits are furthest from the teacher's."""
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -9,11 +7,12 @@ from dfkd.generators.base import Task
 from dfkd.generators.generator import GeneratorMethod
 from dfkd.generators.terms import logit_difference
 from dfkd.system.limits import check_at_least
+from dfkd.system.paper import Paper
 from dfkd.training.sources import Student
 
 
 class DFAD(GeneratorMethod):
-    """Data-free adversarial distillation, 2019, https://arxiv.org/abs/1912.11006.
+    """A generator that looks for the images on which the student's logits are furthest from the teacher's.
 
     Minimises minus the mean absolute difference of the teacher's and the student's logits (over images and classes),
     which the student minimises in turn: `every` steps of it, each with fresh images, to one of the generator. There is
@@ -24,8 +23,8 @@ class DFAD(GeneratorMethod):
     it is too fast for the student: its images are soon of one class, and far from the teacher's statistics.
     """
 
-    needs_student: ClassVar[bool] = True
-    uses_student: ClassVar[bool] = True
+    paper = Paper("Data-free adversarial distillation", 2019, "1912.11006")
+    needs_student = True
 
     def __init__(
         self,
@@ -39,7 +38,7 @@ class DFAD(GeneratorMethod):
         log: bool = False,
     ) -> None:
         """`latent` numbers of noise an image; Adam's `lr`; `every` so many steps of the student one of `steps`."""
-        check_at_least("dfad", 1, every=every)
+        check_at_least(1, every=every)
         super().__init__(task, latent=latent, width=width, lr=lr, steps=steps, contrast=True)
         self.every, self._log = every, log
 

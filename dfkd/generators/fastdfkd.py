@@ -9,11 +9,12 @@ from torch import Tensor
 from dfkd.generators.base import Stateful, Task
 from dfkd.generators.generator import build_generator
 from dfkd.generators.inversion import BETAS, InversionMethod, Recipe
+from dfkd.system.paper import Paper
 from dfkd.system.torch_optim import Adam
 
 
 class FastDFKD(InversionMethod):
-    """Up to 100x faster data-free knowledge distillation, 2021, https://arxiv.org/abs/2112.06253.
+    """A generator that has learnt to be fitted quickly, so that a batch of images takes a few steps.
 
     A batch begins with a copy of the common generator and fresh noise. `steps` of Adam on `one_hot` * cross-entropy
     with random classes + `statistics` * distance of the BatchNorm statistics + `adversarial` * adversarial fit both.
@@ -27,6 +28,8 @@ class FastDFKD(InversionMethod):
     authors' code also re-initialises the generator's first layer once, 120 batches after the warm-up, which is left
     out here, as is its other meta-learner (Reptile).
     """
+
+    paper = Paper("Up to 100x faster data-free knowledge distillation", 2021, "2112.06253")
 
     def __init__(
         self,

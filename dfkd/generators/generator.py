@@ -97,9 +97,8 @@ class GeneratorMethod(Method):
 
     def __init__(self, task: Task, *, latent: int, width: int, lr: float, steps: int, contrast: bool = False) -> None:
         """`steps`: how many updates a training by itself takes where nothing else is said; the rest as `Generator`."""
-        name = type(self).__name__.lower()
-        check_at_least(name, 1, latent=latent, width=width, steps=steps)
-        check_at_least(name, lr=lr)
+        check_at_least(1, latent=latent, width=width, steps=steps)
+        check_at_least(lr=lr)
         super().__init__(task)
         self.network = build_generator(task, latent, width, contrast)
         self.optimizer = Adam(self.network.parameters(), lr=lr, betas=(0.5, 0.999))

@@ -3,7 +3,6 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -16,8 +15,7 @@ from dfkd.generators.generator import noise, render
 from dfkd.generators.terms import adversarial, one_hot
 from dfkd.models.features.bn_statistics import MovingStatistics, require_statistics
 from dfkd.models.features.outputs import Outputs
-from dfkd.system.errors import RequestError
-from dfkd.system.limits import check_at_least
+from dfkd.system.limits import Range, check_at_least
 from dfkd.training.sources import Student
 
 BETAS = (0.5, 0.999)
@@ -84,20 +82,18 @@ class InversionMethod(BankMethod):
     Subclasses give the network, say in `renew` how it starts a batch, and may add terms, and learn from a batch.
     """
 
-    uses_student: ClassVar[bool] = True
-    needs_statistics: ClassVar[bool] = True
+    uses_student = True
+    needs_statistics = True
 
     def __init__(self, task: Task, recipe: Recipe, network: nn.Module, latent: int) -> None:
         """`latent`: the width of the network's input. Raises: RequestError for a teacher without BatchNorm."""
-        name = type(self).__name__.lower()
-        check_at_least(name, 1, steps=recipe.steps, every=recipe.every, warmup=recipe.warmup, latent=latent)
-        if not 0 <= recipe.momentum < 1:
-            raise RequestError(f"{name}:momentum={recipe.momentum:g} is not at least 0 and below 1")
-        check_at_least(name, one_hot=recipe.one_hot, statistics=recipe.statistics, adversarial=recipe.adversarial)
+        check_at_least(1, steps=recipe.steps, every=recipe.every, warmup=recipe.warmup, latent=latent)
+        Range(least=0, below=1).check(momentum=recipe.momentum)
+        check_at_least(one_hot=recipe.one_hot, statistics=recipe.statistics, adversarial=recipe.adversarial)
         super().__init__(task, per_batch=recipe.steps)
         self.recipe, self.network = recipe, network
         self.every, self.turns, self.first = recipe.every, recipe.steps, recipe.warmup * recipe.steps
-        self.statistics = require_statistics(task.teacher.model.module, name)
+        self.statistics = require_statistics(task.teacher.model.module)
         self.moving = MovingStatistics(self.statistics, recipe.momentum)
         self.underway = Underway(task, latent)
         self.optimizer = self.fresh_optimizer()

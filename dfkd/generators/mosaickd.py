@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from dfkd.generators.base import Stateful, Task, descend
 from dfkd.generators.generator import SLOPE, GeneratorMethod
 from dfkd.generators.terms import class_entropy, divergence
 from dfkd.system.limits import check_at_least
+from dfkd.system.paper import Paper
 from dfkd.system.torch_optim import Adam
 from dfkd.training.sources import Student
 
@@ -35,7 +35,7 @@ class PatchDiscriminator(nn.Sequential):
 
 
 class MosaicKD(GeneratorMethod):
-    """MosaicKD: mosaicking to distill, knowledge distillation from out-of-domain data, 2021, https://arxiv.org/abs/2110.15094.
+    """A generator whose images are of the teacher's classes, put together from patches of other images.
 
     A step of the discriminator, which tells patches of real images from patches of made ones, then one of the generator
     on the same images: `local` * patches that pass for real + `align` * entropy of the teacher's predictions - `adv` *
@@ -47,9 +47,9 @@ class MosaicKD(GeneratorMethod):
     These defaults are the authors' CIFAR recipe; their generator is twice as wide at its start.
     """
 
-    needs_student: ClassVar[bool] = True
-    uses_student: ClassVar[bool] = True
-    needs_real: ClassVar[bool] = True
+    paper = Paper("Mosaicking to distill: knowledge distillation from out-of-domain data", 2021, "2110.15094")
+    needs_student = True
+    needs_real = True
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class MosaicKD(GeneratorMethod):
         balance: float = 10.0,
     ) -> None:
         """Weights of the terms; `latent` numbers of noise an image; `lr` of Adam for both networks."""
-        check_at_least("mosaickd", 1, every=every)
+        check_at_least(1, every=every)
         super().__init__(task, latent=latent, width=width, lr=lr, steps=steps)
         self.every = every
         bits = math.log2(max(task.classes, 2))  # class_entropy is a share of so many

@@ -13,12 +13,12 @@ from dfkd.generators.generator import build_generator
 from dfkd.generators.inversion import BETAS, InversionMethod, Recipe
 from dfkd.system.errors import RequestError
 from dfkd.system.limits import check_at_least
+from dfkd.system.paper import Paper
 from dfkd.system.torch_optim import Adam
 
 
 class NAYER(InversionMethod):
-    """NAYER: Noisy layer data generation for efficient and effective data-free knowledge distillation, 2023,
-    https://arxiv.org/abs/2310.00258.
+    """Images from what is known of the classes, varied by a layer of noise that is drawn anew for every batch.
 
     An image is made from its class's embedding and not from noise: normalized over the batch, through a noisy layer
     (linear, to `hidden` values, its weights drawn from N(0, 1) for every batch), through the generator. One noisy layer
@@ -36,6 +36,12 @@ class NAYER(InversionMethod):
     400 steps of it. `every` and `warmup` are for short runs. The best images of a batch are chosen among its own steps;
     the authors' code compares with those of earlier batches too, and may keep images that are hardly fitted.
     """
+
+    paper = Paper(
+        "NAYER: Noisy layer data generation for efficient and effective data-free knowledge distillation",
+        2023,
+        "2310.00258",
+    )
 
     def __init__(
         self,
@@ -59,7 +65,7 @@ class NAYER(InversionMethod):
         weights of the terms. Raises: RequestError for a teacher without BatchNorm, or an embedding file that does not
         fit.
         """
-        check_at_least("nayer", 1, life=life, hidden=hidden)
+        check_at_least(1, life=life, hidden=hidden)
         self._rate, self._life, self._width = lr, life, width
         found = from_file(embeddings, task.classes) if embeddings is not None else from_teacher(task)
         self.embeddings = found.to(task.device)
@@ -137,10 +143,10 @@ def from_file(file: str, classes: int) -> Float[Tensor, "classes width"]:
     try:
         values = np.load(Path(file), allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise RequestError(f"nayer:embeddings={file} cannot be read as .npy: {error}") from None
+        raise RequestError(f"embeddings={file} cannot be read as .npy: {error}") from None
     if not isinstance(values, np.ndarray) or values.ndim != 2 or len(values) != classes or not values.size:
         shape = list(values.shape) if isinstance(values, np.ndarray) else "no single array"
-        raise RequestError(f"nayer:embeddings={file} has {shape}; save numbers [{classes}, width], a row a class")
+        raise RequestError(f"embeddings={file} has {shape}; save numbers [{classes}, width], a row a class")
     if not np.issubdtype(values.dtype, np.number) or not np.isfinite(values).all():
-        raise RequestError(f"nayer:embeddings={file} has values that are no finite numbers")
+        raise RequestError(f"embeddings={file} has values that are no finite numbers")
     return torch.from_numpy(values.astype(np.float32))

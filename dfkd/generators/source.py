@@ -8,10 +8,10 @@ from torch import Tensor
 
 from dfkd.generators.base import Method, checked_images, checked_terms, method_code, quantize
 from dfkd.generators.health import Health
-from dfkd.training.sources import Batch, Student
+from dfkd.training.sources import Batch, Deaf, Student
 
 
-class GeneratedSource:
+class GeneratedSource(Deaf):
     """Images that a method makes while the student learns from them."""
 
     images = None

@@ -16,7 +16,7 @@ from dfkd.formats.manifest import MANIFEST
 from dfkd.formats.run_folder import CHECKPOINT, Progress
 from dfkd.formats.shards import Shards
 from dfkd.generators.base import Method, checked_terms, method_code
-from dfkd.generators.build import Chosen, build, choose
+from dfkd.generators.build import build, choose, method_class
 from dfkd.generators.health import Health
 from dfkd.generators.pictures import BLOCK, GeneratedPictures
 from dfkd.generators.quota import Quota, missing
@@ -27,6 +27,7 @@ from dfkd.select.choose import NON_FINITE, NOT_DRAWN, REASONS, SELECTED, Choice
 from dfkd.select.journal import Journal
 from dfkd.select.methods import ImageScores
 from dfkd.select.selection_writer import Selected, check_partial, is_done, write
+from dfkd.system.components import Component
 from dfkd.system.console import progress, say
 from dfkd.system.device import Place, resolve_place
 from dfkd.system.errors import RequestError
@@ -35,7 +36,7 @@ from dfkd.system.locks import locked, once
 from dfkd.system.portable import portable
 from dfkd.system.text import LISTED_CLASSES, inspect_command, of_classes
 from dfkd.system.versions import versions
-from dfkd.training.loop import Pace, train
+from dfkd.training.loop import Pace, joined, train
 from dfkd.training.selections import open_selections, open_teacher, real_images
 from dfkd.training.sources import Student
 
@@ -51,7 +52,7 @@ class Generation:
     """What a request resolves to, ready to learn; nothing is written yet."""
 
     config: GenerateConfig
-    chosen: Chosen
+    component: Component
     teacher: Model
     student: Model | None
     place: Place
@@ -84,9 +85,9 @@ def generate(config: GenerateConfig, teacher: ModelSource, student: ModelSource 
     return out
 
 
-def check(config: GenerateConfig) -> Chosen:
+def check(config: GenerateConfig) -> Component:
     """Refuse what can be refused before any work. Returns the method."""
-    return choose(config.method, "--method")
+    return choose(config.method)
 
 
 def _make(prepared: Generation, out: Path) -> Selected:
@@ -116,7 +117,7 @@ class Maker:
     """A method that learns by itself, or from a student that stays as it is."""
 
     def __init__(self, method: Method, prepared: Generation, plan: Pace) -> None:
-        self.method, self.plan, self._name = method, plan, prepared.chosen.named.name
+        self.method, self.plan, self._name = method, plan, prepared.component.name
         self.step, self.seconds = 0, 0.0
         self._student: Student | None = None
         if prepared.student is not None:
@@ -143,7 +144,7 @@ class Maker:
         self.step += 1
         if self.step >= self.method.first:
             self._seen |= self._health.observe(self.step)
-        return dict(self._seen)
+        return joined({}, self._seen)
 
     def tell(self, row: Mapping[str, float]) -> str:
         """The terms of the method."""
@@ -166,9 +167,9 @@ class Maker:
 
 def _prepare(config: GenerateConfig, teacher_given: ModelSource, student_given: ModelSource | None) -> Generation:
     """Open and check everything. Raises: RequestError for whatever can be refused before the first step."""
-    chosen = check(config)
-    name = chosen.named.name
-    if chosen.target.needs_real != bool(config.samples):
+    component = check(config)
+    name = component.name
+    if method_class(component).needs_real != bool(config.samples):
         change = f"--samples changes nothing: {name} learns from the teacher alone"
         raise RequestError(change if config.samples else f"{name} learns from real images too; --samples names them")
     place = resolve_place(config.device, config.precision)
@@ -177,13 +178,13 @@ def _prepare(config: GenerateConfig, teacher_given: ModelSource, student_given: 
     teacher = open_teacher(teacher_given, opened, selections, config.normalize, config.image_size)
     samples = selections[: len(config.samples)]
     held = np.array(selections[-1].manifest["per_class"]) if config.fill is not None else None
-    quota = Quota(config.count or DEFAULT_COUNT) if held is None else Quota.of(missing(held, config.count))
+    quota = Quota(config.count or DEFAULT_COUNT) if held is None else _lacking(config, held)
     student = _student(student_given, teacher)
     content = {
         "teacher": teacher.fingerprint(),
         "preprocess": {"normalize": teacher.normalize, "image_size": teacher.image_size, "channels": teacher.channels},
         "options": {
-            "method": portable(chosen.spelled),
+            "method": portable(component.identity),
             "count": config.count,
             "steps": config.steps,
             "batch_size": config.batch_size,
@@ -198,7 +199,15 @@ def _prepare(config: GenerateConfig, teacher_given: ModelSource, student_given: 
         "seed": config.seed,
     }
     config = replace(config, out=config.out or result_folder("selections", content))
-    return Generation(config, chosen, teacher, student, place, samples, quota, content)
+    return Generation(config, component, teacher, student, place, samples, quota, content)
+
+
+def _lacking(config: GenerateConfig, held: Int[np.ndarray, " classes"]) -> Quota:
+    """What the selection of `--fill` lacks."""
+    try:
+        return Quota.of(missing(held, config.count))
+    except RequestError as error:
+        raise RequestError(f"--fill {config.fill}: {error}") from None
 
 
 def _student(given: ModelSource | None, teacher: Model) -> Model | None:
@@ -217,10 +226,10 @@ def _student(given: ModelSource | None, teacher: Model) -> Model | None:
 
 def _method(prepared: Generation) -> Method:
     config, wanted = prepared.config, prepared.quota.per_class
-    if config.teacher_taps and not prepared.chosen.target.taps:
-        say(f"note: --teacher-taps changes nothing: {prepared.chosen.named.name} reads no features")
+    if config.teacher_taps and not method_class(prepared.component).taps:
+        say(f"note: --teacher-taps changes nothing: {prepared.component.name} reads no features")
     method = build(
-        prepared.chosen,
+        prepared.component,
         prepared.teacher,
         prepared.place,
         batch=config.batch_size,
@@ -229,7 +238,7 @@ def _method(prepared: Generation) -> Method:
         wanted=None if wanted is None else torch.from_numpy(wanted / wanted.sum()).float(),
         real=real_images(prepared.samples, config.seed),
     )
-    name = prepared.chosen.named.name
+    name = prepared.component.name
     if method.needs_student and prepared.student is None:
         raise RequestError(
             f"{name} needs a student: --student names one that is trained, or train both: dfkd distill --source {name}"
@@ -245,7 +254,7 @@ def _needed(prepared: Generation) -> int:
 
 def _collect(prepared: Generation, method: Method) -> Selected:
     """Make images until the quota is filled, and choose."""
-    quota, pictures = prepared.quota, GeneratedPictures(method, prepared.chosen.named.name)
+    quota, pictures = prepared.quota, GeneratedPictures(method, prepared.component.name)
     teacher = Classifier(prepared.teacher, prepared.place)
     most = quota.count if quota.per_class is None else ATTEMPTS * quota.count
     with method_code(method):
@@ -271,7 +280,7 @@ def _collect(prepared: Generation, method: Method) -> Selected:
         pictures.scores,
         choice,
         prepared.content,
-        source=prepared.chosen.named.name,
+        source=prepared.component.name,
         cost={"teacher_forwards": method.teacher_forwards + len(pictures), "generator_steps": method.updates},
     )
 

@@ -1,7 +1,6 @@
 """ZSKT: a generator that looks for the images on which the student's prediction is furthest from the teacher's."""
 
 from collections.abc import Mapping
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -11,11 +10,12 @@ from dfkd.generators.base import Stateful, Task
 from dfkd.generators.generator import GeneratorMethod, noise, render
 from dfkd.generators.terms import divergence
 from dfkd.system.limits import check_at_least
+from dfkd.system.paper import Paper
 from dfkd.training.sources import Student
 
 
 class ZSKT(GeneratorMethod):
-    """Zero-shot knowledge transfer via adversarial belief matching, 2019, https://arxiv.org/abs/1905.09768.
+    """A generator that looks for the images on which the student's prediction is furthest from the teacher's.
 
     Minimises -KL(teacher || student) of the predictions at temperature 1, which the student minimises in turn: `every`
     steps to one of the generator, all on the batch of that step, made again by the generator as it is afterwards. The
@@ -26,8 +26,8 @@ class ZSKT(GeneratorMethod):
     lets the generator's rate fall along a cosine, where the rate of every generator here stays as it is.
     """
 
-    needs_student: ClassVar[bool] = True
-    uses_student: ClassVar[bool] = True
+    paper = Paper("Zero-shot knowledge transfer via adversarial belief matching", 2019, "1905.09768")
+    needs_student = True
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class ZSKT(GeneratorMethod):
         every: int = 10,
     ) -> None:
         """`latent` numbers of noise an image; Adam's `lr`; `every` so many steps of the student one of `steps`."""
-        check_at_least("zskt", 1, every=every)
+        check_at_least(1, every=every)
         super().__init__(task, latent=latent, width=width, lr=lr, steps=steps, contrast=True)
         self.every = every
         self._held = nn.Module()

@@ -1,6 +1,5 @@
 """The text of a MODEL -> the network that it names, before anything runs through it."""
 
-import inspect
 import tomllib
 import warnings
 from collections.abc import Callable, Mapping
@@ -18,15 +17,16 @@ from dfkd.models.program import check_evaluates, check_program
 from dfkd.models.state import fit_prefix, tensors_of
 from dfkd.models.weights import load_state, load_weights, names_weights, read_state_dict, require_file
 from dfkd.system.checksums import unsealed
-from dfkd.system.code import as_before, code_of
+from dfkd.system.code import as_before
+from dfkd.system.components import Component, Kind
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import hash_file, user_path
 from dfkd.system.foreign import Foreign
-from dfkd.system.names import Named, build, find, parse
+from dfkd.system.names import Named
 from dfkd.system.portable import expand, names_of
 
-_MODULES = ("dfkd.models", "torchvision.models")
+MODEL = Kind("model", ("dfkd.models", "torchvision.models"))
 OBJECT = "object "
 """How the architecture of a network begins that was an object in Python: no text builds it again."""
 _KNOWN_PACKAGES = ("dfkd", "torchvision", "timm")  # their constructors bring weights only where an option says so
@@ -80,7 +80,7 @@ def check_name(text: str) -> None:
     if name == text and names_weights(text):  # weights without their architecture, which must not be imported
         return
     if "/" not in name.partition(":")[0] and not user_path(text).exists():
-        find(parse(name).name, _MODULES, "model")
+        MODEL.look_up(name)
 
 
 def _from_run(path: Path) -> Found:
@@ -160,52 +160,52 @@ def _from_name(text: str, classes: int | None, channels: int | None) -> Found:
     architecture, at, weights = text.partition("@")
     if at and not weights:
         raise RequestError(f"{text!r} names no weights after the @")
-    named = parse(architecture)
-    if named.numbers:
-        raise RequestError(f"in model {architecture!r}, {named.numbers[0]:g} is for no parameter: write key=value")
-    target = find(named.name, _MODULES, "model")
-    if "." not in named.name:
-        named = replace(named, name=target.__name__)
-    class_key, channel_key = _count_keys(target, named.options)
+    model = MODEL.look_up(architecture)
+    if model.named.numbers:
+        number = model.named.numbers[0]
+        raise RequestError(f"in model {architecture!r}, {number:g} is for no parameter: write key=value")
+    if not model.is_own:
+        model = replace(model, named=replace(model.named, name=model.target.__name__))
+    class_key, channel_key = _count_keys(model)
     teachers = {key: n for key, n in ((class_key, classes), (channel_key, channels)) if key and n is not None}
-    used = replace(named, options={**teachers, **named.options})
-    module = _construct(target, used)
+    used = model.preset(**teachers)
+    module = _construct(used)
     if weights:
         path = user_path(weights)
         state = read_state_dict(path, module)
         seen = _counts_in(fit_prefix(state, module), module, class_key, channel_key)
-        if seen.keys() - named.options.keys():
-            used = replace(named, options={**used.options, **seen, **named.options})
-            module = _construct(target, used)
+        if seen.keys() - model.options.keys():
+            used = used.set(**(seen | dict(model.options)))
+            module = _construct(used)
         load_state(module, state, path)
     stored = from_safetensors(path) if weights else None
-    spec = str(named) + (f"@{Path(weights).name}" if weights else "")
-    size = made_for(target, used.options, module)
+    spec = model.text + (f"@{Path(weights).name}" if weights else "")
+    size = made_for(model.target, used.options, module)
     return Found(
         spec,
         module,
-        used,
+        used.named,
         class_key,
         channel_key,
         used.options.get(channel_key or ""),
         size,
         stored or from_timm(module),
         "its file" if stored else "timm",
-        code=code_of(target, named.name),
-        has_weights=True if weights else None if "." in named.name else False,
-        may_bring_weights=target.__module__.partition(".")[0] not in _KNOWN_PACKAGES,
+        code=model.code,
+        has_weights=True if weights else None if model.is_own else False,
+        may_bring_weights=model.target.__module__.partition(".")[0] not in _KNOWN_PACKAGES,
     )
 
 
-def _construct(target: Callable[..., Any], named: Named) -> nn.Module:
-    module = build(target, named, "model")
+def _construct(model: Component) -> nn.Module:
+    module = model.build()
     if not isinstance(module, nn.Module):
-        raise RequestError(f"model {named.name!r} built a {type(module).__name__}, not a torch.nn.Module")
-    with Foreign(f"model {str(named)!r} cannot be made ready:", module, always=True):
+        raise RequestError(f"model {model.name!r} built a {type(module).__name__}, not a torch.nn.Module")
+    with Foreign(f"model {model.text!r} cannot be made ready:", module, always=True):
         module = _unwrapped(module)
         if isinstance(module, torch.jit.ScriptModule):
             raise RequestError(
-                f"model {named.name!r} built a TorchScript program, whose layers nobody can watch; build the network "
+                f"model {model.name!r} built a TorchScript program, whose layers nobody can watch; build the network "
                 "itself, or export it with torch.export as .pt2"
             )
         if any(value.is_complex() for value in (*module.parameters(), *module.buffers())):
@@ -229,17 +229,14 @@ def _real_in_float32(module: nn.Module) -> nn.Module:
     return module
 
 
-def _count_keys(target: Callable[..., Any], options: Mapping[str, Any]) -> tuple[str | None, str | None]:
+def _count_keys(model: Component) -> tuple[str | None, str | None]:
     """The names of the constructor's parameters for the class count and the input channels, where it has them."""
-    try:
-        parameters = inspect.signature(target).parameters.values()
-    except ValueError as error:  # some functions written in C
-        raise RequestError(f"the parameters of this model cannot be known: {error}") from None
-    taken = {parameter.name for parameter in parameters} | options.keys()
+    parameters = model.parameters
+    taken = {parameter.name for parameter in parameters} | model.options.keys()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         # what **kwargs stands for cannot be seen; these two packages are known
         passed_on = {"torchvision": {"num_classes"}, "timm": {"num_classes", "in_chans"}}
-        taken |= passed_on.get(target.__module__.partition(".")[0], set())
+        taken |= passed_on.get(model.target.__module__.partition(".")[0], set())
     return (
         next((key for key in ("num_classes",) if key in taken), None),
         next((key for key in ("in_channels", "in_chans") if key in taken), None),

@@ -106,7 +106,7 @@ def _ranked(
 def _called(method: Method, scores: ImageScores, rng: np.random.Generator) -> Ranking:
     ranking = method(scores, rng)
     if not isinstance(ranking, Ranking):
-        raise RequestError(f"--method gives a {type(ranking).__name__}, not a dfkd.select.methods.Ranking")
+        raise RequestError(f"the method gives a {type(ranking).__name__}, not a dfkd.select.methods.Ranking")
     return ranking
 
 
@@ -119,7 +119,7 @@ def _checked(rows: np.ndarray, images: int) -> Int[np.ndarray, " ranked"]:
     if within:
         seen[rows.astype(np.int64)] = True
     if not within or np.count_nonzero(seen) != len(rows):
-        raise RequestError(f"--method ranks rows that are not different numbers from 0 to {images - 1}, or a mask")
+        raise RequestError(f"the method ranks rows that are not different numbers from 0 to {images - 1}, or a mask")
     return rows.astype(np.int64, copy=False)
 
 
@@ -129,4 +129,4 @@ class TooFew(RequestError):
     def __init__(self, wanted: int, left: int, admitted: int, usable: int) -> None:
         self.wanted, self.left, self.admitted, self.usable = wanted, left, admitted, usable
         removed = "" if left == admitted else f" ({admitted} before near-duplicates were removed)"
-        super().__init__(f"--count {wanted} is above the {left} images that are left{removed} of {usable} usable ones")
+        super().__init__(f"count={wanted} is above the {left} images that are left{removed} of {usable} usable ones")

@@ -2,10 +2,12 @@
 
 A pool's photos may be sharper or softer, or of other colors and contrast, than what the teacher learnt from, by no more
 than the filter with which somebody once made them smaller. A filter of one's own has the same form:
-`my_filter(teacher, pixels, *, parameters...) -> Filter`.
+`my_filter(teacher, pixels, *, parameters...) -> Filter`. Its parameters are what `NAME:key=value` sets; `Traits`
+declares the rest.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, UInt8
@@ -14,17 +16,28 @@ from torch import Tensor, nn
 from dfkd.data.images.filter import Filter, filtered
 from dfkd.models.classifier import Classifier
 from dfkd.models.features.bn_statistics import BatchStatistics, require_statistics
+from dfkd.system import components
 from dfkd.system.console import progress
 from dfkd.system.errors import RequestError
 from dfkd.system.torch_optim import Adam
 
 __all__ = ["blur", "fitted"]
 
+
+@dataclass(frozen=True)
+class Traits(components.Traits):
+    """What a filter can declare: `@Traits(rise=1.05)` above it."""
+
+    rise: float | None = None
+    """By so much must the teacher's Inception Score of the pool rise for the filter to be kept; None: it is kept."""
+
+
 _SIZES = range(1, 17, 2)
 _STEPS, _BATCH, _RATE = 60, 64, 5e-3
 """Half of the steps come nearly as far, twice as many no farther (benchmarks/quality/LOG.md)."""
 
 
+@Traits(rise=1.05)
 def fitted(teacher: Classifier, pixels: UInt8[Tensor, "images height width channels"], *, size: int = 5) -> Filter:
     """The filter with which images are most like the teacher's own to its BatchNorm layers.
 
@@ -38,8 +51,8 @@ def fitted(teacher: Classifier, pixels: UInt8[Tensor, "images height width chann
     size that is not odd.
     """
     if size not in _SIZES:
-        raise RequestError(f"--filter fitted:size={size} is not odd and from 1 to {_SIZES[-1]}")
-    statistics = require_statistics(teacher.model.module, "--filter fitted", "blur works")
+        raise RequestError(f"size={size} is not odd and from 1 to {_SIZES[-1]}")
+    statistics = require_statistics(teacher.model.module, "blur works")
     images = pixels.permute(0, 3, 1, 2) / 255
     learnt = _Centered(images, size)
     optimizer = Adam(learnt.parameters(), lr=_RATE, betas=(0.9, 0.99))
@@ -87,7 +100,7 @@ def blur(teacher: Classifier, pixels: UInt8[Tensor, "images height width channel
     Raises: RequestError for one of less than 0.1 or more than 3 pixels.
     """
     if not 0.1 <= abs(sigma) <= 3:
-        raise RequestError(f"--filter blur:sigma={sigma} is not from 0.1 to 3, or from -3 to -0.1")
+        raise RequestError(f"sigma={sigma} is not from 0.1 to 3, or from -3 to -0.1")
     reach = math.ceil(4 * abs(sigma))
     row = torch.exp(-(torch.arange(-reach, reach + 1).float() ** 2) / (2 * sigma**2))
     row /= row.sum()

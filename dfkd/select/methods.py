@@ -2,19 +2,35 @@
 
 A method of one's own has the same form: `method(scores, rng, *, parameters...) -> Ranking`. It sees usable rows only:
 every score is finite. The scores may be read-only. Rows are numbered within the scores that it is given. Ties fall to
-the earlier row, so that a result depends on nothing but its input.
+the earlier row, so that a result depends on nothing but its input. `rng` is seeded by `--seed`.
+
+Its parameters are what `NAME:key=value` sets: each has a type, where it is wanted a `Range` (`Annotated`), and a
+default. One that is called `gamma` is set by `--gamma` too. `Traits` declares the rest.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from dfkd.system.errors import RequestError
+from dfkd.system import components
+from dfkd.system.limits import SHARE
 
 __all__ = ["confidence", "entropy", "random", "threshold"]
+
+
+Balance = Literal["none", "class", "cluster"]
+"""Over what images are picked evenly."""
+
+
+@dataclass(frozen=True)
+class Traits(components.Traits):
+    """What a method can declare: `@Traits(balance="class")` above it."""
+
+    balance: Balance = "none"
+    """The balance where `--balance` is not given."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +50,12 @@ class Ranking:
     threshold: float | None = None
 
 
+@Traits(balance="class")
 def threshold(
     scores: ImageScores,
     rng: np.random.Generator,
     *,
-    gamma: float = 0.7,
+    gamma: Annotated[float, SHARE] = 0.7,
     draw: Literal["confidence", "random", "entropy"] = "confidence",
 ) -> Ranking:
     """Adaptive confidence threshold: among the share `gamma` of the pool that the teacher is surest of, `draw` first.
@@ -50,8 +67,7 @@ def threshold(
 
     Raises: RequestError unless 0 < gamma <= 1.
     """
-    if not 0 < gamma <= 1:
-        raise RequestError(f"--gamma {gamma} is not above 0 and at most 1")
+    SHARE.check(gamma=gamma)
     rows = len(scores.confidence)
     share = max(1, math.ceil(round(gamma * rows, 6)))  # rounded first: 0.07 * 100 is a little above 7
     delta = float(np.partition(scores.confidence, rows - share)[rows - share])

@@ -1,7 +1,7 @@
 """Pool -> the same pool through the filter that `--filter` names, found once for a teacher and a pool."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,35 +19,32 @@ from dfkd.models.load import Model
 from dfkd.select import filters
 from dfkd.system import names
 from dfkd.system.checksums import sealed, unsealed
-from dfkd.system.code import code_of
+from dfkd.system.components import Component, Kind
 from dfkd.system.console import say
 from dfkd.system.device import Place
 from dfkd.system.errors import RequestError
 from dfkd.system.files import request_folder, write_json
 from dfkd.system.portable import portable
 
-KIND = "filter"
+FILTER = Kind("filter", (filters.__name__,), given=("teacher", "pixels"), failure="failed")
 FORMAT = 1
 """Of our own filters: what a later version would find in another way is found anew."""
 IMAGES = 2048
 """Images of the pool that a filter is found with: one half shows it to the filter, the other measures it."""
 LEAST = 512
-"""Images of a pool from which on a filter is fitted automatic: of fewer, statistics say little."""
-RISE = 1.05
-"""By so much the teacher's Inception Score must rise for a fitted filter to be kept."""
+"""Images of a pool from which on a filter is fitted where nobody names one: of fewer, statistics say little."""
 
 
 @dataclass(frozen=True)
 class NamedFilter:
     """A filter by its name, with its options spelled out; `automatic`: nobody named it."""
 
-    named: names.Named
-    target: Callable[..., Any]
+    component: Component
     automatic: bool
 
     def describe(self) -> dict[str, Any]:
         """What of it decides a selection."""
-        return {KIND: portable(str(self.named)), "filter_code": code_of(self.target, self.named.name) or FORMAT}
+        return {"filter": portable(self.component.text), "filter_code": self.component.code or FORMAT}
 
 
 @dataclass(frozen=True)
@@ -72,14 +69,14 @@ def parse_filter(text: str, model: Model, pool: Pool) -> NamedFilter | None:
         raise RequestError(f"--filter {text}: {named.name} has no parameters")
     if automatic:
         can = pool.image_size <= ENCODED_ABOVE and len(pool) >= LEAST and BatchStatistics(model.module).layers
-        named, none = names.Named("fitted"), not can
+        text, none = "fitted", not can
     if none:
         return None
     try:
-        target = names.find(named.name, [filters.__name__], KIND)
+        component = FILTER.look_up(text)
     except RequestError as error:
         raise RequestError(f"{error}; or none") from None
-    return NamedFilter(names.spelled(target, named, KIND, ("teacher", "pixels")), target, automatic)
+    return NamedFilter(component.checked(), automatic)
 
 
 def adapt(filter: NamedFilter, model: Model, place: Place, pool: Pool, scoring: Mapping[str, Any]) -> Adapted | None:
@@ -103,29 +100,30 @@ def adapt(filter: NamedFilter, model: Model, place: Place, pool: Pool, scoring: 
         write_json(file, sealed(found.describe()), first=True)
         found = _read(file, model.channels) or found
     scores = f"the teacher's Inception Score of the pool is {found.before:.2f}, and {found.after:.2f} filtered"
-    say(f"filter {filter.named}: {scores}{'' if found.filter else '; not kept'}")
+    say(f"filter {filter.component.text}: {scores}{'' if found.filter else '; not kept'}")
     return found
 
 
 def find(filter: NamedFilter, teacher: Classifier, pool: Pool) -> Adapted:
     """Find the filter and judge it. Raises: RequestError as `adapt`."""
-    named = filter.named
+    component, what = filter.component, f"filter {filter.component.text}"
     drawn = np.random.default_rng(0).choice(len(pool), min(IMAGES, len(pool)), replace=False)
     images = pool.images(np.sort(drawn))
     readable = np.delete(images.pixels, list(images.problems), axis=0)
     if len(readable) < 2:
-        raise RequestError(f"--filter {named} needs at least 2 readable images of the pool; give --filter none")
+        raise RequestError(f"{what} needs at least 2 readable images of the pool; give none")
     shown, held = readable[::2], readable[1::2]
-    found: Any = names.build(filter.target, named, KIND, teacher=teacher, pixels=torch.from_numpy(shown))
+    found: Any = component.build(teacher=teacher, pixels=torch.from_numpy(shown))
     if not isinstance(found, Filter):
-        raise RequestError(f"--filter {named} gives a {type(found).__name__}, not a dfkd.data.images.filter.Filter")
+        raise RequestError(f"{what} gives a {type(found).__name__}, not a dfkd.data.images.filter.Filter")
     try:
         found = read_filter(found.describe(), pool.channels)  # as every later reader will see it
     except ValueError as error:
-        raise RequestError(f"--filter {named} cannot be used: {error}") from None
+        raise RequestError(f"{what} cannot be used: {error}") from None
     assert found is not None
     before, after = (_score(teacher, pixels) for pixels in (held, found(held)))
-    keep = filter.target is not filters.fitted or after >= RISE * before
+    rise = filters.Traits.of(component.target).rise
+    keep = rise is None or after >= rise * before
     return Adapted(found if keep else None, before, after)
 
 

@@ -140,14 +140,14 @@ def score_pool(
                 columns = _score_part(teacher, pool, part, batch_size, head, bar.advance, stop)
                 problems |= _problems(part, columns)
                 if len(problems) > max_unreadable * len(pool):
-                    raise _unreadable(pool, problems, max_unreadable)
+                    raise TooManyUnreadable(pool, problems, max_unreadable)
                 whole = len(columns["confidence"]) == _rows(pool, part)
                 _write_part(folder, part, columns, tap, head=not whole)
                 if stop.signal is not None:
                     raise Interrupted(stop.signal, "the scores so far are kept, the same command goes on from there")
                 _keep(whole_pool, part, columns)
     if len(problems) > max_unreadable * len(pool):
-        raise _unreadable(pool, problems, max_unreadable)
+        raise TooManyUnreadable(pool, problems, max_unreadable)
     return PoolScores(folder, tap, whole_pool, dict(sorted(problems.items())))
 
 
@@ -286,10 +286,13 @@ def features_file(folder: Path, part: int, tap: Tap | None, head: bool = False) 
     return folder / f"features-{hash_of(str(tap))}-{part:06d}{'.head' if head else ''}.parquet"
 
 
-def _unreadable(pool: Pool, problems: dict[int, str], share: float) -> RequestError:
-    first = sorted(problems)[:3]
-    named = "; ".join(f"{name} ({problems[i]})" for i, name in zip(first, pool.origins(np.array(first)), strict=True))
-    return RequestError(
-        f"{len(problems)} of {len(pool)} images cannot be read, above --max-unreadable {share:g}: {named}; "
-        "remove them or raise the limit"
-    )
+class TooManyUnreadable(RequestError):
+    """More of a pool cannot be read than is allowed; holds the parts of its text: a caller can name a flag."""
+
+    def __init__(self, pool: Pool, problems: dict[int, str], share: float) -> None:
+        first = sorted(problems)[:3]
+        origins = pool.origins(np.array(first))
+        named = "; ".join(f"{name} ({problems[i]})" for i, name in zip(first, origins, strict=True))
+        self.count, self.share = f"{len(problems)} of {len(pool)} images cannot be read", share
+        self.rest = f"{named}; remove them or raise the limit"
+        super().__init__(f"{self.count}, above max_unreadable={share:g}: {self.rest}")

@@ -1,6 +1,5 @@
 """`dfkd select`: teacher and pool -> a selection folder."""
 
-import inspect
 import math
 import shutil
 from collections.abc import Sequence
@@ -21,25 +20,23 @@ from dfkd.models.features.find_taps import find_taps
 from dfkd.models.features.taps import Tap, parse_taps
 from dfkd.models.load import Model, load_trained
 from dfkd.models.own import ModelSource
-from dfkd.select.choose import Choice, Method, TooFew, choose
+from dfkd.select.choose import Choice, TooFew, choose
 from dfkd.select.journal import JOURNAL
-from dfkd.select.methods import ImageScores
+from dfkd.select.methods import Traits
 from dfkd.select.pool_filter import Adapted, NamedFilter, adapt, parse_filter
-from dfkd.select.score import SCORE_FORMAT, WHOLE, PoolScores, Share, score_pool
+from dfkd.select.score import SCORE_FORMAT, WHOLE, PoolScores, Share, TooManyUnreadable, score_pool
 from dfkd.select.selection_writer import Selected, check_partial, is_done, write
-from dfkd.system import names
-from dfkd.system.code import code_of
+from dfkd.system.components import Component, Kind
 from dfkd.system.console import say
 from dfkd.system.device import Place, resolve_place
 from dfkd.system.errors import RequestError
 from dfkd.system.files import output_path, partial_folder, request_folder, result_folder
-from dfkd.system.foreign import Foreign
 from dfkd.system.locks import locked, once
 from dfkd.system.portable import portable
 from dfkd.system.text import inspect_command, of_classes
 from dfkd.system.versions import versions
 
-METHODS = ["dfkd.select.methods"]
+METHOD = Kind("selection method", ("dfkd.select.methods",), given=("scores", "rng"), failure="failed")
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class Request:
     """What a request resolves to, ready to score; nothing is written yet."""
 
     config: SelectConfig
-    method: names.Named
+    method: Component
     model: Model
     pool: Pool
     place: Place
@@ -87,13 +84,12 @@ def select(config: SelectConfig, teacher: ModelSource, pool: Sequence[DataSource
     return out
 
 
-def _resolve(config: SelectConfig, method: names.Named, teacher: ModelSource, data: Sequence[DataSource]) -> Request:
+def _resolve(config: SelectConfig, method: Component, teacher: ModelSource, data: Sequence[DataSource]) -> Request:
     """Open and check everything."""
-    if config.gamma != SelectConfig.gamma and (says := method.options.get("gamma")) != config.gamma:
+    if config.gamma is not None and (says := method.options.get("gamma")) != config.gamma:
         why = f"--method {config.method} says it" if says is not None else f"--method {method.name} has none"
         say(f"note: --gamma {config.gamma:g} changes nothing: {why}")
-    if config.balance is None:
-        config = replace(config, balance="class" if method.name == "threshold" else "none")
+    config = _with_defaults(config, method)
     place = resolve_place(config.device, config.precision)
     model = load_trained(teacher, normalize=config.normalize, image_size=config.image_size)
     pool = open_pool(data, image_size=model.image_size, channels=model.channels, bits=config.bits)
@@ -129,24 +125,22 @@ def _make(request: Request, out: Path) -> Selected:
     return selected
 
 
-def check(config: SelectConfig) -> names.Named:
-    """Refuse what can be refused before any work. Returns the parsed method."""
+def check(config: SelectConfig) -> Component:
+    """Refuse what can be refused before any work. Returns the method, with the `gamma` of `--gamma` or its own."""
     parse_taps(config.teacher_taps)
-    named = names.parse(config.method)
-    target = names.find(named.name, METHODS, "selection method")
-    if "gamma" in inspect.signature(target).parameters:
-        named = replace(named, options={"gamma": config.gamma, **named.options})
-    return names.spelled(target, named, "selection method", ("scores", "rng"))
+    method = METHOD.look_up(config.method)
+    if any(parameter.name == "gamma" for parameter in method.parameters):
+        gamma = method.defaults.get("gamma") if config.gamma is None else config.gamma
+        method = method.preset(**({"gamma": gamma} if gamma is not None else {}))
+    return method.checked()
 
 
-def _method(named: names.Named) -> Method:
-    target = names.find(named.name, METHODS, "selection method")
-
-    def method(scores: ImageScores, rng: np.random.Generator) -> Any:
-        with Foreign(f"--method {named.name} raised", target):
-            return target(scores=scores, rng=rng, **named.options)
-
-    return method
+def _with_defaults(config: SelectConfig, method: Component) -> SelectConfig:
+    """The request with what stands for options that were not given."""
+    balance = Traits.of(method.target).balance if config.balance is None else config.balance
+    # in a manifest's `config` a number stands, whatever the method: that of the default method
+    gamma = METHOD.choose(SelectConfig.method).options["gamma"] if config.gamma is None else config.gamma
+    return replace(config, balance=balance, gamma=gamma)
 
 
 def _scoring_request(config: SelectConfig, model: Model, pool: Pool, place: Place) -> dict[str, Any]:
@@ -168,28 +162,30 @@ def _score(request: Request, share: Share = WHOLE) -> tuple[Pool, PoolScores, Ad
         scoring = {**scoring, "filter": adapted.filter.describe()}
     teacher = Classifier(model, request.place, {"last": tap} if tap else {}, fold=True)
     examine(teacher, pool)
-    scores = score_pool(
-        teacher,
-        pool,
-        request_folder("scores", scoring),
-        batch_size=config.batch_size,
-        tap=tap,
-        max_unreadable=config.max_unreadable,
-        share=share,
-    )
+    try:
+        scores = score_pool(
+            teacher,
+            pool,
+            request_folder("scores", scoring),
+            batch_size=config.batch_size,
+            tap=tap,
+            max_unreadable=config.max_unreadable,
+            share=share,
+        )
+    except TooManyUnreadable as many:
+        raise RequestError(f"{many.count}, above --max-unreadable {many.share:g}: {many.rest}") from None
     return pool, scores, adapted
 
 
-def _options(config: SelectConfig, method: names.Named, tap: Tap | None) -> dict[str, Any]:
-    target = names.find(method.name, METHODS, "selection method")
+def _options(config: SelectConfig, method: Component, tap: Tap | None) -> dict[str, Any]:
     return {
-        "method": portable(str(method)),
+        "method": portable(method.text),
         "count": config.count,
         "class_dropping": config.class_dropping,
         "balance": config.balance,
         "deduplicate": config.deduplicate,
         **({"features": str(tap), "faiss": version("faiss-cpu")} if tap else {}),
-        **({"code": code} if (code := code_of(target, method.name)) else {}),
+        **({"code": code} if (code := method.code) else {}),
     }
 
 
@@ -203,12 +199,12 @@ def _features_tap(config: SelectConfig, model: Model, pool: Pool) -> Tap | None:
     return find_taps(model.module, example, parse_taps(config.teacher_taps), ("last",)).taps["last"]
 
 
-def _choose(config: SelectConfig, method: names.Named, scores: PoolScores) -> Choice:
+def _choose(config: SelectConfig, method: Component, scores: PoolScores) -> Choice:
     try:
         return choose(
             scores.images,
             scores.readable,
-            _method(method),
+            lambda scores, rng: method.build(scores=scores, rng=rng),
             count=config.count,
             seed=config.seed,
             features=scores.features,
@@ -216,11 +212,11 @@ def _choose(config: SelectConfig, method: names.Named, scores: PoolScores) -> Ch
             deduplicate=config.deduplicate,
         )
     except TooFew as few:
-        own_gamma = "gamma" in names.parse(config.method).options  # then the flag would change nothing
-        if "gamma" in method.options and not own_gamma and few.wanted <= few.usable and few.left == few.admitted:
+        in_its_text = "gamma" in METHOD.look_up(config.method).options  # then the flag would change nothing
+        if "gamma" in method.options and not in_its_text and few.wanted <= few.usable and few.left == few.admitted:
             enough = math.ceil(1000 * few.wanted / few.usable) / 1000
-            raise RequestError(f"{few}; --gamma {enough:g} admits enough, or ask for {few.left}") from None
-        raise RequestError(f"{few}; ask for {few.left}") from None
+            raise RequestError(f"--{few}; --gamma {enough:g} admits enough, or ask for {few.left}") from None
+        raise RequestError(f"--{few}; ask for {few.left}") from None
 
 
 def _report(selected: Selected) -> None:

@@ -1,23 +1,56 @@
-"""What the numbers of a NAME:key=value may be."""
+"""The numbers that a parameter or an option allows."""
 
 import math
+from dataclasses import dataclass
 
 from dfkd.system.errors import RequestError
 
 
-def check_above(name: str, floor: float | int = 0, **values: float | int) -> None:
+@dataclass(frozen=True)
+class Range:
+    """Finite numbers within bounds.
+
+    `Annotated[float, Range(above=0)]` declares it for a parameter: a `NAME:key=value` is checked when it is parsed.
+    """
+
+    least: int | float | None = None
+    above: int | float | None = None
+    most: int | float | None = None
+    below: int | float | None = None
+
+    def holds(self, value: int | float) -> bool:
+        """Whether `value` is one of them."""
+        return (
+            math.isfinite(value)
+            and (self.least is None or value >= self.least)
+            and (self.above is None or value > self.above)
+            and (self.most is None or value <= self.most)
+            and (self.below is None or value < self.below)
+        )
+
+    def check(self, **values: int | float) -> None:
+        """Raises: RequestError that names the first parameter whose value is not one of them."""
+        for name, value in values.items():
+            if not self.holds(value):
+                unbounded = self.most is None and self.below is None
+                finite = " and finite" if unbounded and not math.isfinite(value) else ""
+                raise RequestError(f"{name}={value:g} is not {self}{finite}")
+
+    def __str__(self) -> str:
+        """Such as `above 0 and at most 1`."""
+        words = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
+        return " and ".join(f"{word} {bound}" for word, bound in words.items() if bound is not None)
+
+
+SHARE = Range(above=0, most=1)
+"""A part of a whole that is not empty."""
+
+
+def check_above(floor: int | float = 0, /, **values: int | float) -> None:
     """Raises: RequestError for one of the `values` that is not above `floor`, or not finite."""
-    for key, value in values.items():
-        if not floor < value < math.inf:
-            raise RequestError(f"{name}:{key}={value:g} is not above {floor:g}{_and_finite(value)}")
+    Range(above=floor).check(**values)
 
 
-def check_at_least(name: str, floor: float | int = 0, **values: float | int) -> None:
+def check_at_least(floor: int | float = 0, /, **values: int | float) -> None:
     """Raises: RequestError for one of the `values` that is below `floor`, or not finite."""
-    for key, value in values.items():
-        if not floor <= value < math.inf:
-            raise RequestError(f"{name}:{key}={value:g} is not at least {floor:g}{_and_finite(value)}")
-
-
-def _and_finite(value: float | int) -> str:
-    return "" if math.isfinite(value) else " and finite"
+    Range(least=floor).check(**values)

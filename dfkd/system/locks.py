@@ -29,7 +29,7 @@ def once(
 ) -> _Made | None:
     """What `make` gives under the lock; None where it is `done` already, by this command or another one.
 
-    `done` is asked again under the lock: another command may have finished in between.
+    `done` is called again under the lock: another command may have finished in between.
     """
     if done():
         return None

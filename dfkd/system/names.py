@@ -1,25 +1,25 @@
-"""`NAME[:key=value,...]` -> an imported class or function, built. One rule for models, losses and selection methods.
+"""The text `NAME[:key=value,...]`: parsed, its values converted, and the class or function that NAME imports.
 
 A NAME without a dot is looked up in the modules that the caller names; a NAME with dots is imported. So the import is
 the registration, and something of one's own is used without an edit of this package. Importing runs that module's code.
+What is done with it is in `components`.
 """
 
 import ast
 import importlib
-import inspect
 import os
 import sys
 import types
 import typing
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from dfkd.system.code import code_of
 from dfkd.system.errors import RequestError, nearest
 from dfkd.system.foreign import Foreign, line_of
+from dfkd.system.limits import Range
 
 
 @dataclass(frozen=True)
@@ -85,72 +85,11 @@ def find(name: str, modules: Sequence[str], kind: str) -> Callable[..., Any]:
     )
 
 
-def spelled(target: Callable[..., Any], named: Named, kind: str, given: Iterable[str] = ()) -> Named:
-    """`named` by the target's own name, in lower case, and with the defaults of what is not `given` besides: one that
-    changes requests another thing. All values have the types of their parameters.
-
-    What is named with dots keeps to what is written: its code decides the rest. Raises: RequestError as `build`.
-    """
-    options = check_options(target, named, kind, given)
-    if "." in named.name:
-        return Named(named.name, options)
-    parameters = inspect.signature(target).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in given}
-    return Named(target.__name__.lower(), _converted(target, defaults, named.name) | options)
-
-
-def with_code(target: Callable[..., Any], named: Named) -> str:
-    """The canonical spelling, and of something of one's own a hash of its code: what decides what is done."""
-    code = code_of(target, named.name)
-    return str(named) + (f" (code {code})" if code else "")
-
-
-def build(target: Callable[..., Any], named: Named, kind: str, **given: Any) -> Any:
-    """Call `target` with the options of `named`, checked against its signature, and what is `given` besides.
-
-    Raises: RequestError for an unknown or missing key, a value of the wrong type, or a value that `target` refuses.
-    """
-    options = check_options(target, named, kind, given)
-    what = f"{kind} {str(named)!r} cannot be built:"
+def converted(target: Callable[..., Any], options: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Each value as the type that its parameter is annotated with. Raises: RequestError as `convert`."""
+    annotated = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
     try:
-        with Foreign(what, target), _settings_kept():
-            return target(**given, **options)
-    except RequestError:
-        raise
-    except (TypeError, ValueError) as error:  # one of ours
-        raise RequestError(f"{what} {error}") from error
-
-
-def check_options(target: Callable[..., Any], named: Named, kind: str, given: Iterable[str]) -> dict[str, Any]:
-    """The options of `named`, each converted to the annotated type of the parameter that it sets.
-
-    Raises: RequestError as `build`, and for a number without a key: what takes one (a loss its weight) takes it out.
-    """
-    with Foreign(f"{kind} {named.name!r} has parameters that cannot be known:", target):
-        signature = inspect.signature(target)
-    parameters = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-    allowed = {p.name for p in parameters} - set(given)
-    if named.numbers:
-        number, keys = named.numbers[0], ", ".join(name for name in signature.parameters if name in allowed)
-        raise RequestError(
-            f"{kind} '{named.name}:{number:g}': {number:g} is for no parameter"
-            + (f"; write {named.name}:key={number:g} with one of {keys}" if keys else f": {named.name} has none")
-        )
-    for key in named.options:
-        if key not in allowed and not takes_any:
-            raise RequestError(f"{kind} {named.name!r} has no parameter {key!r}{nearest(key, allowed)}")
-    required = [p.name for p in parameters if p.default is p.empty and p.name not in given]
-    missing = [name for name in required if name not in named.options]
-    if missing:
-        raise RequestError(f"{kind} {named.name!r} needs {', '.join(missing)}: {named.name}:{missing[0]}=...")
-    return _converted(target, named.options, named.name)
-
-
-def _converted(target: Callable[..., Any], options: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Each value as the type that its parameter is annotated with."""
-    try:
-        hints = typing.get_type_hints(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
+        hints = typing.get_type_hints(annotated, include_extras=True)
     except Exception:  # annotations of foreign code need not resolve
         hints = {}
     return {key: convert(value, hints.get(key), f"{name}:{key}") for key, value in options.items()}
@@ -203,9 +142,15 @@ _WORDS = {int: "a whole number", float: "a number", bool: "true or false"}
 def convert(value: Any, hint: Any, where: str) -> Any:
     """`value` as the annotated simple type; a hint that is no simple type lets everything through.
 
-    Raises: RequestError that begins with `where` and names the value and the type.
+    Raises: RequestError that begins with `where` and names the value and the type, or the `Range` that it is out of.
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        number = convert(value, arguments[0], where)
+        for declared in arguments[1:]:
+            if isinstance(declared, Range):
+                declared.check(**{where: number})
+        return number
     if origin is typing.Literal:
         if value in arguments:
             return value
@@ -237,7 +182,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
 
 
 @contextmanager
-def _settings_kept() -> Iterator[None]:
+def settings_kept() -> Iterator[None]:
     """Code of others may silence warnings in the block, but not turn ours into errors, nor change what numbers are."""
     before, torch, folder = list(warnings.filters), sys.modules.get("torch"), os.getcwd()
     settings = (torch.get_default_dtype(), torch.is_grad_enabled()) if torch is not None else None
@@ -262,7 +207,7 @@ def _imported(name: str, kind: str) -> Callable[..., Any]:
     arguments, sys.argv = sys.argv, [module_name]  # those of dfkd are none of the module's
     what = f"{kind} {name!r} cannot be imported:"
     try:
-        with Foreign(what, always=True), _settings_kept():
+        with Foreign(what, always=True), settings_kept():
             module = _import(module_name, what)
             if not hasattr(module, attribute):
                 public = [n for n in dir(module) if not n.startswith("_")]

@@ -15,16 +15,16 @@ from typing import Any
 _BEFORE = r"(?<![^@=,:\s])"
 """Where a path may begin within a MODEL, a DATA or a list of them."""
 _spelling: ContextVar[Mapping[str, str]] = ContextVar("spelling")
-"""For the request that runs: the paths that stand in the place of `$NAME`, each with that `$NAME`."""
+"""For the request that runs: the paths that stand for `$NAME`, each with that `$NAME`."""
 
 
 class Expanded(str):
-    """A text in which `$NAME` was filled in, with the path that stands in the place of each `$NAME`."""
+    """A text in which `$NAME` was filled in, with the path that stands for each `$NAME`."""
 
     names: Mapping[str, str]
 
     def __new__(cls, text: str, names: Mapping[str, str] | None = None) -> "Expanded":
-        """`names` has `$NAME` by the path that stands in its place; a copy gets it with the rest of its state."""
+        """`names` has `$NAME` by the path that stands for it; a copy gets it with the rest of its state."""
         made = super().__new__(cls, text)
         made.names = dict(names or {})
         return made

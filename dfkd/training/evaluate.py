@@ -142,29 +142,29 @@ def evaluate(
 ) -> dict[str, Any]:
     """The figures of a model, from networks and labeled data that may be at hand already.
 
-    `as_student`: the teacher is asked with the model's normalization where none is given.
+    `as_student`: the teacher gets the model's normalization where none is given.
     """
     place = resolve_place(config.device, config.precision)
-    asked = load_trained(model, "--model", normalize=config.normalize, image_size=config.image_size)
+    loaded = load_trained(model, "--model", normalize=config.normalize, image_size=config.image_size)
     images = open_pool(
-        [data], image_size=asked.image_size, channels=asked.channels, classes=config.classes, bits=config.bits
+        [data], image_size=loaded.image_size, channels=loaded.channels, classes=config.classes, bits=config.bits
     )
     taught = None
     if teacher is not None:
-        normalize = config.normalize or (asked.normalize if as_student else None)
+        normalize = config.normalize or (loaded.normalize if as_student else None)
         known = load_trained(teacher, normalize=normalize, image_size=images.image_size)
-        if (known.classes, known.channels) != (asked.classes, asked.channels):
+        if (known.classes, known.channels) != (loaded.classes, loaded.channels):
             raise RequestError(
                 f"--teacher has {known.classes} classes and {known.channels} channels, --model has "
-                f"{asked.classes} and {asked.channels}: they cannot be compared"
+                f"{loaded.classes} and {loaded.channels}: they cannot be compared"
             )
         taught = Classifier(known, place)
-    evaluated = Classifier(asked, place)
+    evaluated = Classifier(loaded, place)
     for classifier in (evaluated, taught):
         if classifier is not None:
             examine(classifier, images)
     measures = measure(evaluated, images, config.batch_size, taught)
-    figures = {"model": asked.spec, "parameters": asked.parameter_count(), **vars(measures), **place.describe()}
+    figures = {"model": loaded.spec, "parameters": loaded.parameter_count(), **vars(measures), **place.describe()}
     if taught is not None:
         figures["teacher"] = taught.model.spec
     say(_line(measures))

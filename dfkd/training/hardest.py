@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dfkd.system.errors import RequestError
+from dfkd.system.limits import SHARE
 
 
 class HardestOrder:
@@ -23,8 +23,7 @@ class HardestOrder:
 
     def __init__(self, images: int, share: float, seed: int) -> None:
         """Order `images` rows. Raises: RequestError unless 0 < share <= 1."""
-        if not 0 < share <= 1:
-            raise RequestError(f"--batches hardest:share={share:g} is not above 0 and at most 1")
+        SHARE.check(share=share)
         self._size, self._seed = max(1, round(share * images)), seed
         self._values = np.full(images, np.finfo(np.float32).max, dtype=np.float32)  # not seen yet: the first to be
         self._told: list[tuple[Int[np.ndarray, " batch"], Float[Tensor, " batch"]]] = []

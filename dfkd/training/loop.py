@@ -25,6 +25,11 @@ class Pace:
     log_every: int
 
 
+Measured = Tensor | float
+_WRITTEN = ("step", "learning_rate", "images_per_second")
+"""What rows of metrics.jsonl have of the loop itself."""
+
+
 @runtime_checkable
 class Learner(Protocol):
     """Everything that changes in a training, with one step of it."""
@@ -69,6 +74,15 @@ class Learner(Protocol):
     def load_state_dict(self, state: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
         """Go on from a checkpoint: its state, and the step and seconds in `progress`."""
         ...
+
+
+def joined(learner: Mapping[str, Measured], source: Mapping[str, Measured]) -> dict[str, Tensor | float]:
+    """One row of metrics of a learner and of the source that it learns from, whose names it does not know.
+
+    A name of the source that is taken is written as `source.NAME`.
+    """
+    taken = {*learner, *_WRITTEN}
+    return {**learner, **{f"source.{name}" if name in taken else name: value for name, value in source.items()}}
 
 
 def train(learner: Learner, record: Progress) -> None:

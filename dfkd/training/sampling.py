@@ -1,21 +1,22 @@
 """In which order stored images are learnt from: shuffled, or with several images of a class in every batch.
 
 What `--batches` names are the functions `shuffled`, `classes`, `superclasses` and `hardest`; one of one's own has the
-same form. An order is an endless stream of row numbers that is decided by its seed alone: what stands at a position can
-be computed at any time, so that a run goes on from a position as if it had never stopped. One that follows the student
-(`Following`) has a state beside it.
+same form, `order(stored, batch, seed, *, parameters...) -> Order`. An order is an endless stream of row numbers that is
+decided by its seed alone: what stands at a position can be computed at any time, so that a run goes on from a position
+as if it had never stopped. One that has the methods of `Following` is told how far the student is from the teacher.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from dfkd.system.errors import RequestError
+from dfkd.system.limits import SHARE, check_at_least
 from dfkd.training.hardest import HardestOrder
 
 __all__ = ["classes", "hardest", "shuffled", "superclasses"]
@@ -71,7 +72,7 @@ def superclasses(stored: Stored, batch: int, seed: int, *, each: int = 8, count:
     return GroupedOrder(clusters_of(stored.column("logits").astype(np.float32), count, seed), batch, each, seed)
 
 
-def hardest(stored: Stored, batch: int, seed: int, *, share: float = 0.5) -> Order:
+def hardest(stored: Stored, batch: int, seed: int, *, share: Annotated[float, SHARE] = 0.5) -> Order:
     """After a first pass, again and again the `share` of the images that the student knows least."""
     return HardestOrder(stored.images, share, seed)
 
@@ -114,12 +115,11 @@ class GroupedOrder:
 
         Raises: RequestError unless `each` is at least 1 and divides `batch`, or without images.
         """
-        if each < 1:
-            raise RequestError(f"{each} images of a group in a batch are not at least 1")
+        check_at_least(1, each=each)
         if batch < 1 or batch % each:
             raise RequestError(
-                f"--batch-size {batch} is not a multiple of {each}, the images of a group in a batch; "
-                f"{max(1, round(batch / each)) * each} is"
+                f"batches of {batch} images cannot hold groups of each={each}; "
+                f"{max(1, round(batch / each)) * each} images can"
             )
         if len(groups) == 0:
             raise RequestError("there are no images to draw batches from")

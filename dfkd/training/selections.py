@@ -1,8 +1,7 @@
 """Stored images to learn on: selections, opened and checked with the teacher that they are for, and their order."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +13,15 @@ from dfkd.formats.shards import Shards
 from dfkd.models.load import Model, load_trained
 from dfkd.models.own import ModelSource
 from dfkd.models.state import tensors_of
-from dfkd.system import names
+from dfkd.system.components import Kind
 from dfkd.system.console import say
 from dfkd.system.device import Place
 from dfkd.system.errors import RequestError
 from dfkd.training import sampling
 from dfkd.training.sources import Resident, ShardSource, Source
 
+ORDER = Kind("order of batches", (sampling.__name__,), given=("stored", "batch", "seed"), failure="failed")
+"""What `--batches` names."""
 RESIDENT_SHARE = 0.5
 """Of a GPU's free memory, the most that the images may take; the rest is the networks'."""
 
@@ -116,20 +117,9 @@ def _order(config: DistillConfig, selections: Sequence[Shards]) -> sampling.Orde
     stored = sampling.Stored(
         sum(map(len, selections)), lambda column: np.concatenate([shards.column(column) for shards in selections])
     )
-    target, named = _named_order(config.batches)
-    given = {"stored": stored, "batch": config.batch_size, "seed": config.seed}
-    order = names.build(target, named, "--batches", **given)
+    component = ORDER.choose(config.batches)
+    order = component.build(stored=stored, batch=config.batch_size, seed=config.seed)
     if not isinstance(order, sampling.Order):
-        raise RequestError(f"--batches {named} gives a {type(order).__name__}, which has no rows(position, count)")
+        what = f"{ORDER.name} {component.name} gives a {type(order).__name__}"
+        raise RequestError(f"{what}, which has no rows(position, count)")
     return order
-
-
-def spelled_order(batches: str) -> str:
-    """What `--batches` names, with everything that decides the order. Raises: RequestError for one that cannot be."""
-    return names.with_code(*_named_order(batches))
-
-
-def _named_order(batches: str) -> tuple[Callable[..., Any], names.Named]:
-    named = names.parse(batches)
-    target = names.find(named.name, ["dfkd.training.sampling"], "order of batches")
-    return target, names.spelled(target, named, "--batches", ("stored", "batch", "seed"))

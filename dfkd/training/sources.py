@@ -31,6 +31,7 @@ class Batch:
     rows: Int[Tensor, " batch"] | None
 
 
+_FAILS = "the order of batches fails:"
 _Rows = tuple[UInt8[Tensor, "batch height width channels"], Int[Tensor, " batch"]]
 """Pixels and rows of a batch of stored images."""
 
@@ -67,6 +68,15 @@ class Source(Protocol):
         """What the source does before a step of the student, and its metrics; nothing for stored images."""
         ...
 
+    @property
+    def follows(self) -> bool:
+        """Whether it wants to be told, after every batch, how far the student is from the teacher (`seen`)."""
+        ...
+
+    def seen(self, rows: Int[Tensor, " batch"], values: Float[Tensor, " batch"]) -> None:
+        """Told of a batch: the divergence of the student from the teacher on each of its images."""
+        ...
+
     def sample(self, count: int) -> Batch:
         """The next `count` images."""
         ...
@@ -80,7 +90,19 @@ class Source(Protocol):
         ...
 
 
-class Still:
+class Deaf:
+    """What a source answers that does not want to be told of the student."""
+
+    @property
+    def follows(self) -> bool:
+        """It does not."""
+        return False
+
+    def seen(self, rows: Int[Tensor, " batch"], values: Float[Tensor, " batch"]) -> None:
+        """Nothing changes."""
+
+
+class Still(Deaf):
     """What a source answers that has no generator: images that are there already follow no student."""
 
     teacher_forwards = generator_steps = 0
@@ -104,6 +126,7 @@ class ShardSource(Still):
     def __init__(self, selections: Sequence[Shards], order: Order, resident: "Resident | None" = None) -> None:
         """With `resident`, pixels are kept on its device from the first time that they are learnt from."""
         self._selections, self._order, self._position = list(selections), order, 0
+        self._following = order if isinstance(order, Following) else None
         self._starts, self._resident = np.cumsum([0, *map(len, selections)]), resident
         ahead = any(shards.encoded for shards in selections) and not self.follows
         self._reader = ThreadPoolExecutor(1) if ahead else None
@@ -116,14 +139,14 @@ class ShardSource(Still):
 
     @property
     def follows(self) -> bool:
-        """Whether the order wants to be told, after a batch, how far the student is from the teacher (`seen`)."""
-        return isinstance(self._order, Following)
+        """Whether its order does."""
+        return self._following is not None
 
     def seen(self, rows: Int[Tensor, " batch"], values: Float[Tensor, " batch"]) -> None:
         """Tell the order."""
-        assert isinstance(self._order, Following)
-        with Foreign("--batches fails:", self._order):
-            self._order.seen(rows.numpy(), values)
+        if self._following is not None:
+            with Foreign(_FAILS, self._order):
+                self._following.seen(rows.numpy(), values)
 
     def sample(self, count: int) -> Batch:
         """The next `count` images."""
@@ -136,14 +159,14 @@ class ShardSource(Still):
 
     def state_dict(self) -> dict[str, Any]:
         """The position in the endless order, and the state of one that follows the student."""
-        order = {"order": self._order.state_dict()} if isinstance(self._order, Following) else {}
+        order = {"order": self._following.state_dict()} if self._following is not None else {}
         return {"position": self._position, **order}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a position."""
         self._position = int(state["position"])
-        if isinstance(self._order, Following):
-            self._order.load_state_dict(state["order"])
+        if self._following is not None:
+            self._following.load_state_dict(state["order"])
 
     def _read(self, position: int, count: int) -> _Rows:
         """The batch at a position, as far as it was read ahead: within a mixture its size differs from step to step."""
@@ -160,7 +183,7 @@ class ShardSource(Still):
         return pixels[:count], rows[:count]
 
     def _batch(self, position: int, count: int) -> _Rows:
-        with Foreign("--batches fails:", self._order):
+        with Foreign(_FAILS, self._order):
             rows = self._order.rows(position, count)
         self._check(rows, count)
         pixels = torch.from_numpy(self._pixels(rows)) if self._resident is None else self._resident(rows, self._pixels)
@@ -170,7 +193,9 @@ class ShardSource(Still):
         """Raises: RequestError for what an order of one's own gives instead of rows."""
         is_rows = isinstance(rows, np.ndarray) and rows.shape == (count,) and rows.dtype.kind in "iu"
         if not is_rows or (count and not 0 <= rows.min() <= rows.max() < self.images):  # type: ignore[attr-defined]
-            raise RequestError(f"--batches gives other than {count} whole numbers from 0 to {self.images - 1} as rows")
+            raise RequestError(
+                f"the order of batches gives other than {count} whole numbers from 0 to {self.images - 1} as rows"
+            )
 
     def _pixels(self, rows: Int[np.ndarray, " batch"]) -> UInt8[np.ndarray, "batch height width channels"]:
         which = np.searchsorted(self._starts, rows, side="right") - 1
@@ -212,7 +237,7 @@ class Resident:
         return self._pixels[torch.from_numpy(rows).to(self._pixels.device, non_blocking=True)]
 
 
-class MixedSource:
+class MixedSource(Deaf):
     """Batches of several sources in fixed shares, to the image: over any number of batches each has its share."""
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[float]) -> None:

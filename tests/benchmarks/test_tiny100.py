@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dfkd.app.pipeline import read_pipeline
+from dfkd.app.pipeline_file import read_pipeline
 from dfkd.data import open_pool
 from dfkd.system.errors import RequestError
 

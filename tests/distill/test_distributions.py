@@ -30,11 +30,11 @@ def test_others_are_the_classes_but_one_in_their_order():
 
 @pytest.mark.parametrize("value", [0, -1.0, float("inf"), float("nan")])
 def test_what_is_not_above(value):
-    with pytest.raises(RequestError, match=f"^loss:b={value:g} is not above 0"):
-        check_above("loss", a=1.0, b=value)
+    with pytest.raises(RequestError, match=f"^b={value:g} is not above 0"):
+        check_above(a=1.0, b=value)
 
 
 @pytest.mark.parametrize("value", [0, float("inf"), float("nan")])
 def test_what_is_not_at_least(value):
-    with pytest.raises(RequestError, match=f"^loss:b={value:g} is not at least 1"):
-        check_at_least("loss", 1, a=1, b=value)
+    with pytest.raises(RequestError, match=f"^b={value:g} is not at least 1"):
+        check_at_least(1, a=1, b=value)

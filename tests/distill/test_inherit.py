@@ -34,7 +34,7 @@ def test_a_shallower_student_begins_with_the_first_blocks_of_every_stage(models)
         assert torch.equal(value, theirs[name])
         assert value.data_ptr() != theirs[name].data_ptr()
     layers = 2 + 3 * 4 + 1  # stem and its norm, two convolutions and norms a block, the classifier
-    assert said == f"--init teacher: {layers} of the student's {layers} layers begin as the teacher's"
+    assert said == f"{layers} of the student's {layers} layers begin as the teacher's"
 
 
 def test_a_layer_with_other_tensors_or_kernels_stays_whole(models):
@@ -70,7 +70,7 @@ def test_a_narrower_student_begins_with_the_same_channels_everywhere(models):
 def test_a_wider_student_shares_nothing_though_some_biases_would_fit(models):
     student, teacher = models("cifar_resnet:depth=8,width=8", "cifar_resnet:depth=8,width=4")
     before = {name: value.clone() for name, value in student.module.state_dict().items()}
-    with pytest.raises(RequestError, match="no layer of --student cifar_resnet:depth=8,width=8 has the name"):
+    with pytest.raises(RequestError, match="no layer of the student cifar_resnet:depth=8,width=8 has the name"):
         inherit(student, teacher)
     assert all(torch.equal(value, before[name]) for name, value in student.module.state_dict().items())
 

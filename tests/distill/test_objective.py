@@ -80,10 +80,94 @@ def test_a_loss_has_its_own_weight_taps_and_calls(pair, tmp_path, monkeypatch):
     assert not (plain.taps or plain.binds or plain.reads_kept)
 
 
+DECLARING = """
+import torch
+from dfkd.distill.loss import Loss
+
+class Whole(Loss):
+    taps = ("last",)
+    weight = 3.0
+    reads_kept = True
+
+    def __init__(self, quick: bool = False):
+        super().__init__()
+        self.preparation = 0 if quick else 5
+        self.register_buffer("seen", torch.zeros(()))
+
+    def bind(self, setting):
+        self.setting = setting
+
+    def forward(self, student, teacher):
+        self.seen += len(student.logits)
+        return student.logits.sum()
+
+    def finish(self):
+        self.seen.zero_()
+
+class Faulty(Loss):
+    def setup(self, student, teacher):
+        raise KeyError("pre9")
+
+    def forward(self, student, teacher):
+        return student.logits.sum()
+
+class Few(Loss):
+    def forward(self, student, teacher):
+        return 1 / 0
+
+class Strange(torch.nn.Module):
+    taps = (1, 2)
+
+    def forward(self, student, teacher):
+        return student.logits.sum()
+
+def told(student, teacher):
+    return student.logits.sum()
+
+told.weight, told.taps, told.asks_teacher = 0.5, ["stage"], True
+"""
+
+
+@pytest.fixture
+def declaring(tmp_path, monkeypatch):
+    (tmp_path / "declaring_losses.py").write_text(DECLARING)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_loss__declares_by_attributes(pair, declaring):
+    whole = build_objective(["declaring_losses.Whole"])
+    assert whole.taps == {"last"} and whole.reads_kept and whole.binds
+    assert whole.preparation == {"declaring_losses.Whole": 5} and whole.beyond_logits == ["declaring_losses.Whole"]
+    assert whole.spelled[0].startswith("declaring_losses.Whole:3 (code ")
+    assert not build_objective(["declaring_losses.Whole:quick=true"]).preparation
+    whole.setup(*pair, Setting(print, print, None, None, images=9))
+    whole(*pair)
+    assert whole.state_dict()["losses.0.seen"] == 5
+    whole.finish()
+    assert whole.state_dict()["losses.0.seen"] == 0
+
+
+def test_plain_loss__may_declare_the_same(pair, declaring):
+    objective = build_objective(["kd", "declaring_losses.told"])
+    assert objective.taps == {"stage"} and objective.beyond_logits == ["declaring_losses.told"] and not objective.binds
+    total, values = objective(*pair)
+    assert total.item() == pytest.approx((values["kd"] + 0.5 * pair[0].logits.sum()).item())
+    with pytest.raises(RequestError, match=r"taps=\(1, 2\) are not names of features"):
+        build_objective(["declaring_losses.Strange"])
+
+
+def test_objective__says_which_loss_failed_and_where(pair, declaring):
+    faulty, few = (build_objective([f"declaring_losses.{name}"]) for name in ("Faulty", "Few"))
+    with pytest.raises(RequestError, match=r"^loss declaring_losses.Faulty fails: KeyError: 'pre9' \(decl"):
+        faulty.setup(*pair, Setting(print, print, None, None, None))
+    with pytest.raises(RequestError, match=r"^loss declaring_losses.Few cannot take .*ZeroDivisionError.*line 34\)"):
+        few.check(*pair)
+
+
 @pytest.mark.parametrize(
     ("specs", "said"),
     [
-        ([], "names no loss"),
+        ([], "there is no loss"),
         (["kdd"], "did you mean"),
         (["kd:1,2"], "has 2 weights"),
         (["kd:temp=4"], "no parameter 'temp'"),

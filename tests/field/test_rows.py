@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dfkd.app import cli, pipeline
+from dfkd.app import cli
+from dfkd.config.stage_table import Stage
 from dfkd.distill.trainer import Trainer
 from dfkd.models import cifar_resnet
 
@@ -90,17 +91,18 @@ def test_run__does_the_rows_that_do_not_need_what_failed(file, capsys, monkeypat
     (file.parent / "own_choice.py").write_text("def mine(scores, rng):\n    raise ValueError('not today')\n")
     monkeypatch.syspath_prepend(file.parent)
     if kind == "defect":
-        ours = {"__name__": "dfkd.broken", "run_stage": pipeline._run_stage}
-        exec("def broken(stage, n):\n    {'': 0}['not today' * ('others' in stage.out)]\n    run_stage(stage, n)", ours)
-        monkeypatch.setattr(pipeline, "_run_stage", ours["broken"])
-        with pytest.raises(KeyError, match="not today"):
+        ours = {"__name__": "dfkd.broken", "run": Stage.run}
+        key = "'today' * (s.name == 'select' and 'others' in c.out)"
+        exec(f"def broken(s, c):\n    {{'': 0}}[{key}]\n    return run(s, c)", ours)
+        monkeypatch.setattr(Stage, "run", ours["broken"])
+        with pytest.raises(KeyError, match="today"):
             cli.main(["run", str(file)])
     else:
         assert cli.main(["run", str(file)]) == 2
         assert "; second-seed0 need what failed" in capsys.readouterr().err.splitlines()[-1]
     assert complete(file) == ["sound-seed0"]
     page = (file.parent / "out/report.html").read_text()
-    assert "others-seed0 failed" in page and "not today" in page and "it needs others-seed0" in page
+    assert "others-seed0 failed" in page and "today" in page and "it needs others-seed0" in page
 
 
 def test_distill__keeps_a_run_that_did_not_fail(file, capsys):

@@ -66,7 +66,7 @@ def make():
         if real:
             torch.manual_seed(3)
             task["real"] = RealImages(channels)
-        return build(choose(text, "--method"), teacher, PLACE, batch=batch, seed=seed, **task)
+        return build(choose(text), teacher, PLACE, batch=batch, seed=seed, **task)
 
     return build_it
 

@@ -11,9 +11,11 @@ from dfkd.system.errors import RequestError
 @pytest.mark.parametrize("name", sorted(generators.__all__))
 def test_a_method_works_without_batchnorm_or_says_that_it_cannot(make, name):
     kind = getattr(generators, name)
-    assert issubclass(kind, Method) and kind.__doc__ and "arxiv.org" in kind.__doc__
+    assert issubclass(kind, Method) and kind.__doc__ and kind.paper is not None
     if kind.needs_statistics:
-        with pytest.raises(RequestError, match=f"{name.lower()} reads the statistics .* has none; dafl, dfad and zskt"):
+        with pytest.raises(
+            RequestError, match=f"^generator {name.lower()}: it reads the statistics .* has none; dafl, dfad"
+        ):
             make(name.lower(), real=kind.needs_real, architecture="lenet5", size=32)
     else:
         assert make(name.lower(), real=kind.needs_real, architecture="lenet5", size=32).updates == 0
@@ -24,8 +26,18 @@ def test_the_methods_that_the_message_names_work_without():
         assert not getattr(generators, name).needs_statistics
 
 
+def test_method__that_needs_the_student_uses_it():
+    class Needing(Method):
+        needs_student = True
+
+    class Plain(Method):
+        pass
+
+    assert Needing.uses_student and not Plain.uses_student
+
+
 def test_names_are_found_in_any_case_and_spelled_in_one():
-    assert choose("FastDFKD:steps=5", "--source").spelled == choose("fastdfkd:steps=5", "--source").spelled
+    assert choose("FastDFKD:steps=5").identity == choose("fastdfkd:steps=5").identity
 
 
 def test_a_method_of_ones_own_is_named_with_dots_and_its_code_decides(tmp_path, monkeypatch):
@@ -33,10 +45,10 @@ def test_a_method_of_ones_own_is_named_with_dots_and_its_code_decides(tmp_path, 
         "from dfkd.generators.dafl import DAFL\n\nclass Mine(DAFL):\n    '''My own.'''\n", encoding="utf-8"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    chosen = choose("mine.Mine:latent=5", "--method")
-    assert chosen.named.name == "mine.Mine" and "(code " in chosen.spelled
+    component = choose("mine.Mine:latent=5")
+    assert component.name == "mine.Mine" and "(code " in component.identity
 
 
 def test_a_method_that_learns_from_real_images_asks_for_them(make):
-    with pytest.raises(RequestError, match="MosaicKD learns from real images too; give a selection of a pool"):
+    with pytest.raises(RequestError, match="generator mosaickd: it learns from real images too, and there are none"):
         make("mosaickd", real=False)

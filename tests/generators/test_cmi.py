@@ -106,5 +106,5 @@ def test_the_kept_images_are_those_that_are_remembered(make):
 
 @pytest.mark.parametrize("option", ["contrast=-1", "negatives=-1", "memory=0", "projected=0", "temperature=0"])
 def test_options_out_of_range_are_named(make, option):
-    with pytest.raises(RequestError, match=f"cmi:{option} is not"):
+    with pytest.raises(RequestError, match=f"cmi: {option} is not"):
         make("cmi:" + option)

@@ -5,7 +5,7 @@ import torch
 
 from dfkd.system.errors import RequestError
 
-SMALL = "dfad:latent=10,width=4"
+SMALL = "dfad: latent=10,width=4"
 
 
 def test_it_stands_what_every_method_has_to(check_method):
@@ -14,7 +14,7 @@ def test_it_stands_what_every_method_has_to(check_method):
 
 def test_it_takes_one_step_to_every_so_many_of_the_student(make):
     assert (make(SMALL).every, make(SMALL + ",every=3").every) == (5, 3)
-    with pytest.raises(RequestError, match="dfad:every=0 is not at least 1"):
+    with pytest.raises(RequestError, match="dfad: every=0 is not at least 1"):
         make(SMALL + ",every=0")
 
 
@@ -34,7 +34,7 @@ def test_the_loss_is_minus_the_difference_or_its_logarithm(make, student, log):
 
 
 def test_the_generator_learns_where_they_differ(make, student):
-    method = make("dfad:latent=10,width=8,lr=0.01")
+    method = make("dfad: latent=10,width=8,lr=0.01")
     first = method.update(student)["logit_difference"]
     for _ in range(40):
         last = method.update(student)["logit_difference"]

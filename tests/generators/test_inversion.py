@@ -67,12 +67,14 @@ def test_views_are_shifted_and_gradients_come_back(make):
 @pytest.mark.parametrize("option", ["steps=0", "every=0", "warmup=0", "one_hot=-1", "statistics=-1", "adversarial=-1"])
 def test_options_out_of_range_are_named(make, option):
     name, value = option.split("=")
-    with pytest.raises(RequestError, match=f"fastdfkd:{name}={value} is not at least"):
+    with pytest.raises(RequestError, match=f"fastdfkd: {name}={value} is not at least"):
         make(f"fastdfkd:latent=6,width=4,{option}")
 
 
 def test_a_teacher_without_batchnorm_is_refused(make):
-    with pytest.raises(RequestError, match="fastdfkd reads the statistics of the teacher's BatchNorm layers") as error:
+    with pytest.raises(
+        RequestError, match="fastdfkd: it reads the statistics of the teacher's BatchNorm layers"
+    ) as error:
         make(SMALL, architecture="tests.generators.test_inversion.plain")
     assert "\n" not in str(error.value)
 

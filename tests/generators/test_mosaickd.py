@@ -15,9 +15,9 @@ def test_it_stands_what_every_method_has_to(check_method):
 
 
 def test_it_needs_real_images(make):
-    with pytest.raises(RequestError, match="MosaicKD learns from real images too; give a selection"):
+    with pytest.raises(RequestError, match="it learns from real images too, and there are none"):
         make(SMALL)
-    with pytest.raises(RequestError, match="mosaickd:every=0 is not at least 1"):
+    with pytest.raises(RequestError, match="every=0 is not at least 1"):
         make(SMALL + ",every=0", real=True)
 
 

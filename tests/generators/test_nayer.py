@@ -122,5 +122,5 @@ def test_the_noise_is_drawn_anew_and_the_generator_lives_for_some_batches(make):
 
 @pytest.mark.parametrize("option", ["life=0", "hidden=0"])
 def test_options_out_of_range_are_named(make, option):
-    with pytest.raises(RequestError, match=f"nayer:{option} is not at least 1"):
+    with pytest.raises(RequestError, match=f"nayer: {option} is not at least 1"):
         make("nayer:" + option)

@@ -6,7 +6,7 @@ import torch
 from dfkd.generators.generator import noise
 from dfkd.system.errors import RequestError
 
-SMALL = "zskt:latent=10,width=4"
+SMALL = "zskt: latent=10,width=4"
 
 
 def test_it_stands_what_every_method_has_to(check_method):
@@ -15,7 +15,7 @@ def test_it_stands_what_every_method_has_to(check_method):
 
 def test_it_takes_one_step_to_every_so_many_of_the_student(make):
     assert (make(SMALL).every, make(SMALL + ",every=3").every) == (10, 3)
-    with pytest.raises(RequestError, match="zskt:every=0 is not at least 1"):
+    with pytest.raises(RequestError, match="zskt: every=0 is not at least 1"):
         make(SMALL + ",every=0")
 
 
@@ -48,7 +48,7 @@ def test_the_student_has_the_batch_of_the_step_as_the_generator_makes_it_afterwa
 
 
 def test_the_generator_learns_where_they_differ(make, student):
-    method = make("zskt:latent=10,width=8,lr=0.01")
+    method = make("zskt: latent=10,width=8,lr=0.01")
     first = method.update(student)["divergence"]
     for _ in range(40):
         last = method.update(student)["divergence"]

@@ -170,7 +170,7 @@ def test_epochs_count_the_stored_images_alone(along, selection, tmp_path, monkey
 
 def test_the_seconds_of_a_warm_up_outlive_an_interruption(along, tmp_path, stop_at_5, monkeypatch):
     source, few = RESUMED["fastdfkd"], ("--steps", 4, "--checkpoint-every", 1)
-    kind = choose(source, "--source").target
+    kind = choose(source).target
     update = kind.update
 
     def slow(self, student):
@@ -209,7 +209,7 @@ def test_every_kind_of_generator_resumes_from_the_disk(along, tmp_path, stop_at_
     source = RESUMED[name]
     few = ("--steps", 20, "--checkpoint-every", 1)
     assert along(tmp_path / "whole", *few, source=source) == 0
-    calls = stop_at_5(choose(source, "--source").target, at)
+    calls = stop_at_5(choose(source).target, at)
     assert along(tmp_path / "again", *few, source=source) == 130
     assert along(tmp_path / "again", *few, source=source) == 0
     assert calls[at] > 0, "it did not begin anew"
@@ -222,7 +222,7 @@ def test_a_run_that_stopped_in_a_warm_up_does_not_fit_the_student_again(
 ):
     source, few = RESUMED["fastdfkd"], ("--steps", 4, "--samples", selection)
     assert along(tmp_path / "whole", *few, source=source) == 0
-    stop_at_5(choose(source, "--source").target, 4)
+    stop_at_5(choose(source).target, 4)
     assert along(tmp_path / "again", *few, source=source) == 130
     assert json.loads((tmp_path / "again" / "checkpoint" / "progress.json").read_text())["step"] == 0
     monkeypatch.setattr(trainer, "reconstruct", lambda *_: pytest.fail("it was fitted again"))

@@ -94,8 +94,11 @@ def test_an_order_that_was_edited_is_another_run(lab, selection, tmp_path, capsy
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("def mine(scores, rng):\n    return [1, 2]", "--method gives a list, not a dfkd.select.methods.Ranking"),
-        ("def mine(scores, rng):\n    1 / 0", "raised ZeroDivisionError: division by zero (own_code.py, line 2)"),
+        ("def mine(scores, rng):\n    return [1, 2]", "the method gives a list, not a dfkd.select.methods.Ranking"),
+        (
+            "def mine(scores, rng):\n    1 / 0",
+            "'own_code.mine' failed: ZeroDivisionError: division by zero (own_code.py, line 2)",
+        ),
         ("def mine(scores, rng:\n", "imported: SyntaxError: '(' was never closed (own_code.py, line 1)"),
         ("1 / 0", "cannot be imported: ZeroDivisionError: division by zero (own_code.py, line 1)"),
     ],
@@ -121,3 +124,36 @@ def test_what_a_loss_of_ones_own_does_wrong_is_told(lab, selection, tmp_path, ca
     (tmp_path / "own_code.py").write_text(f"def mine(student, teacher):\n    {body}\n")
     assert lab.distill(selection, tmp_path / "run", *STEPS, "--loss", "own_code.mine") == 2
     assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_gamma__is_the_methods_own_unless_the_flag_says_it(lab, tmp_path, capsys):
+    """The default of a method of one's own is not replaced by that of ours."""
+    code = "from dfkd.select.methods import Ranking\n\n\n"
+    code += "def mine(scores, rng, *, gamma: float = 0.25):\n"
+    code += "    return Ranking(scores.confidence.argsort()[: int(400 * gamma)])\n"
+    (tmp_path / "own_code.py").write_text(code)
+    for name, flags, text in (
+        ("a", (), "own_code.mine:gamma=0.25"),
+        ("b", ("--gamma", 0.5), "own_code.mine:gamma=0.5"),
+    ):
+        assert lab.select(tmp_path / name, "--method", "own_code.mine", *flags, "--count", 50) == 0
+        manifest = json.loads((tmp_path / name / "manifest.json").read_text())
+        assert manifest["content"]["options"]["method"] == text
+    assert "changes nothing" not in capsys.readouterr().err
+
+
+def test_an_order_of_ones_own_that_is_none_is_told(lab, selection, tmp_path, capsys):
+    (tmp_path / "own_code.py").write_text("def mine(stored, batch, seed):\n    return [1, 2]\n")
+    assert lab.distill(selection, tmp_path / "run", *STEPS, "--loss", "kd", "--batches", "own_code.mine") == 2
+    said = "order of batches own_code.mine gives a list, which has no rows(position, count)"
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_generators_metric_does_not_replace_the_loss(lab, tmp_path):
+    code = "from dfkd.generators.dafl import DAFL\n\n\nclass Mine(DAFL):\n    def update(self, student):\n"
+    code += "        return {**super().update(student), 'loss': self.network[0].weight.new_zeros(())}\n"
+    (tmp_path / "own_code.py").write_text(code)
+    shape = ("--normalize", "0.5/0.5", "--image-size", 16, "--source", "own_code.Mine:width=4", "--samples")
+    assert lab.distill(None, tmp_path / "run", *STEPS, "--loss", "kd", *shape) == 0
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert row["loss"] > 0 and row["source.loss"] == 0 and row["one_hot"] > 0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dfkd.app import pipeline
-from dfkd.app.pipeline import read_pipeline
+from dfkd.app.pipeline_file import read_pipeline
 from dfkd.config import GenerateConfig
 from dfkd.config.stage_table import Stage
 from dfkd.distill.trainer import Trainer

@@ -55,7 +55,7 @@ def test_the_default_count_is_half_or_what_there_is(pool):
 
 def test_too_many_says_how_many_there_are(pool):
     scores, readable = pool
-    with pytest.raises(TooFew, match=r"--count 197 is above the 196 images") as refused:
+    with pytest.raises(TooFew, match=r"^count=197 is above the 196 images") as refused:
         choose(scores, readable, methods.random, count=197, seed=0, features=no_features)
     assert (refused.value.left, refused.value.usable) == (196, 196)
 

@@ -160,5 +160,5 @@ def test_a_kernel_without_a_middle_is_refused(teacher, unseen, size):
 
 def test_a_teacher_without_statistics_is_refused(unseen):
     bare = Classifier(load_model("lenet5:in_channels=1"), resolve_place("cpu", "fp32"))
-    with pytest.raises(RequestError, match=r"--filter fitted reads the statistics .* has none; blur works without"):
+    with pytest.raises(RequestError, match=r"^it reads the statistics .* has none; blur works without"):
         fitted(bare, torch.from_numpy(unseen))

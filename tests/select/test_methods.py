@@ -1,6 +1,10 @@
+import inspect
+
 import numpy as np
 import pytest
 
+from dfkd.config import SelectConfig
+from dfkd.config.option import options
 from dfkd.select import methods
 from dfkd.select.methods import ImageScores
 from dfkd.system.errors import RequestError
@@ -48,6 +52,11 @@ def test_threshold_takes_neither_the_unsure_nor_the_nearly_one_hot(scores, rng):
 def test_threshold_refuses_gamma(scores, rng, gamma):
     with pytest.raises(RequestError, match="gamma"):
         methods.threshold(scores, rng, gamma=gamma)
+
+
+def test_gamma__help_says_the_methods_default():
+    default = inspect.signature(methods.threshold).parameters["gamma"].default
+    assert f"{default:g} for threshold" in options(SelectConfig)["gamma"].help
 
 
 def test_equal_scores_admit_all_in_the_pools_order(rng):

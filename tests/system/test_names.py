@@ -1,17 +1,10 @@
 import sys
-from typing import Literal
 
 import pytest
 
 from dfkd.system import names
 from dfkd.system.errors import RequestError
 from dfkd.system.names import Named
-
-
-def target(
-    depth: int, width: float = 1.0, kind: Literal["a", "b"] = "a", tag: str | None = None, many: tuple[int, ...] = ()
-):
-    return depth, width, kind, tag, many
 
 
 @pytest.mark.parametrize(
@@ -40,45 +33,6 @@ def test_text_round_trip(text):
 def test_parse_refuses(text):
     with pytest.raises(RequestError):
         names.parse(text)
-
-
-def test_build_converts_to_the_annotated_types():
-    assert names.build(target, names.parse("t:depth=3,width=2,kind=b,tag=5,many=[1,2]"), "thing") == (
-        3,
-        2.0,
-        "b",
-        "5",
-        (1, 2),
-    )
-    assert isinstance(names.build(target, names.parse("t:depth=3,width=2"), "thing")[1], float)
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("t:dept=3", "did you mean 'depth'"),
-        ("t:width=3", "needs depth"),
-        ("t:depth=2.5", "t:depth=2.5 is not a whole number"),
-        ("t:depth=true", "is not a whole number"),
-        ("t:depth=1,kind=c", "not one of a, b"),
-    ],
-)
-def test_build_names_what_is_wrong(text, said):
-    with pytest.raises(RequestError, match=said):
-        names.build(target, names.parse(text), "thing")
-
-
-def test_the_canonical_spelling_has_the_defaults_and_the_types_of_the_parameters():
-    def thing(given, width: float = 2, *, kind: Literal["a", "b"] = "a"):
-        return given, width, kind
-
-    def spelled(text):
-        return str(names.spelled(thing, names.parse(text), "thing", ("given",)))
-
-    assert spelled("Thing") == spelled("thing:width=2") == spelled("thing:kind=a,width=2.0") == "thing:width=2.0,kind=a"
-    assert spelled("my.own:width=3") == "my.own:width=3.0", "its code says the rest"
-    with pytest.raises(RequestError, match="did you mean 'width'"):
-        spelled("thing:widht=2")
 
 
 def test_find_looks_in_modules_exactly_then_by_case():

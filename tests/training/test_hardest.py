@@ -89,5 +89,5 @@ def test_its_state_is_finite_before_all_is_seen():
 
 @pytest.mark.parametrize("share", [0.0, -0.5, 1.5, float("nan")])
 def test_shares_that_are_none(share):
-    with pytest.raises(RequestError, match=f"hardest:share={share:g} is not above 0 and at most 1"):
+    with pytest.raises(RequestError, match=f"^share={share:g} is not above 0 and at most 1"):
         HardestOrder(IMAGES, share, seed=0)

@@ -92,10 +92,10 @@ def test_a_batch_is_random_in_its_groups_and_its_images(rng):
 @pytest.mark.parametrize(
     ("batch", "each", "message"),
     [
-        (8, 0, "0 images of a group in a batch are not at least 1"),
-        (10, 4, "--batch-size 10 is not a multiple of 4, the images of a group in a batch; 8 is"),
-        (3, 4, "--batch-size 3 is not a multiple of 4, the images of a group in a batch; 4 is"),
-        (1, 4, "4 is"),
+        (8, 0, "^each=0 is not at least 1"),
+        (10, 4, "batches of 10 images cannot hold groups of each=4; 8 images can"),
+        (3, 4, "batches of 3 images cannot hold groups of each=4; 4 images can"),
+        (1, 4, "4 images can"),
     ],
 )
 def test_batches_that_cannot_be_filled_evenly_are_refused(batch, each, message):

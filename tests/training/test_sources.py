@@ -4,7 +4,7 @@ import torch
 from dfkd.formats.shards import Shards
 from dfkd.training.hardest import HardestOrder
 from dfkd.training.sampling import ShuffledOrder
-from dfkd.training.sources import Batch, MixedSource, Resident, ShardSource, Source
+from dfkd.training.sources import Batch, Deaf, MixedSource, Resident, ShardSource, Source
 
 
 class Numbered(Shards):
@@ -153,7 +153,7 @@ def test_a_mixture_goes_on_from_its_state():
 
 
 def test_a_mixture_with_images_that_are_not_stored_has_no_rows():
-    class Unstored:
+    class Unstored(Deaf):
         images, teacher_forwards, generator_steps, taps = None, 7, 3, frozenset({"last"})
 
         def warm_up(self, student):

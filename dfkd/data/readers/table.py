@@ -74,26 +74,20 @@ class TableReader:
         """The label column. Raises: RequestError where there is none, or it does not hold integers."""
         import pyarrow as pa
 
-        column = self._find(_LABELS, "label")
+        column, values = self._label_column()
+        if (words := _words(values)) is not None:
+            hint = "--classes FILE names the model's classes, or write each class as its number"
+            raise RequestError(f"labels of {self._name!r}: column {column!r} holds words ({words}, ...); {hint}")
         try:
-            values = self._chunks.whole(column)
-            if values.null_count:
-                row = values.is_null().index(True).as_py()
-                raise ValueError(f"column {column!r} has no label in {values.null_count:,} rows, the first is #{row}")
-            if (words := _words(values)) is not None:
-                raise ValueError(f"column {column!r} holds words ({words}, ...); write each class as its number")
             return as_labels(values.to_numpy(), len(self), f"column {column!r}")
-        except (ValueError, OSError, KeyError, pa.ArrowException) as error:
+        except (ValueError, pa.ArrowException) as error:
             raise RequestError(f"labels of {self._name!r}: {error}") from error
 
     def named_labels(self) -> tuple[list[str], Int64[np.ndarray, " images"]] | None:
         """The names of the classes and the position in them of each image's; None where the table has none."""
-        import pyarrow as pa
-
-        column = self._find(_LABELS, "label")
-        kind = self._chunks.schema.field(column).type
-        if pa.types.is_dictionary(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
-            names, positions = np.unique(self._chunks.whole(column).to_pylist(), return_inverse=True)
+        column, values = self._label_column()
+        if _words(values) is not None:
+            names, positions = np.unique(values.to_pylist(), return_inverse=True)
             return names.tolist(), positions.astype(np.int64)
         try:
             about = json.loads((self._chunks.schema.metadata or {})[b"huggingface"])
@@ -103,6 +97,20 @@ class TableReader:
         labels = self.labels()
         fits = isinstance(listed, list) and all(isinstance(name, str) for name in listed)
         return (listed, labels) if fits and len(labels) and 0 <= labels.min() <= labels.max() < len(listed) else None
+
+    def _label_column(self) -> tuple[str, "pa.ChunkedArray"]:
+        """The name and the values of the label column. Raises: RequestError where rows have none."""
+        import pyarrow as pa
+
+        column = self._find(_LABELS, "label")
+        try:
+            values = self._chunks.whole(column)
+            if values.null_count:
+                row = values.is_null().index(True).as_py()
+                raise ValueError(f"column {column!r} has no label in {values.null_count:,} rows, the first is #{row}")
+        except (ValueError, OSError, KeyError, pa.ArrowException) as error:
+            raise RequestError(f"labels of {self._name!r}: {error}") from error
+        return column, values
 
     def _find(self, names: Sequence[str], kind: str) -> str:
         """The first of `names` that is a column, in any case."""

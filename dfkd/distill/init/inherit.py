@@ -28,8 +28,8 @@ def inherit(student: Model, teacher: Model) -> str:
     shared = _shared(layers, theirs)
     if not shared:
         raise RequestError(
-            f"--init teacher: no layer of --student {student.spec} has the name of one of the teacher's "
-            f"({teacher.spec}) and is a part of it; take a student of its family that is no wider, or leave --init out"
+            f"no layer of the student {student.spec} has the name of one of the teacher's "
+            f"({teacher.spec}) and is a part of it; take a student of its family that is no wider, or random weights"
         )
     with torch.no_grad():
         for layer in shared:
@@ -37,7 +37,7 @@ def inherit(student: Model, teacher: Model) -> str:
                 value.copy_(thinned(theirs[layer][name], value.shape))
     thinner = sum(_shapes(layers[name]) != _shapes(theirs[name]) for name in shared)
     rest = f", {thinner} of them as evenly spaced channels" if thinner else ""
-    return f"--init teacher: {len(shared)} of the student's {len(layers)} layers begin as the teacher's{rest}"
+    return f"{len(shared)} of the student's {len(layers)} layers begin as the teacher's{rest}"
 
 
 def heir(student: Model, teacher: Model) -> bool:

@@ -1,19 +1,10 @@
 """What a student can learn from a teacher, one file a loss; `--loss` finds them here by name, in any case.
 
-A loss is an nn.Module (or a function) of the student's and the teacher's `Outputs` that returns a scalar, the mean over
-the batch. What else it may have:
-
-- `taps`: the features that it reads. `first` and `last` are single taps (the first BatchNorm's output, the last
-  linear layer's input); `stage`, `pre` and `begin` are groups (`Outputs.group`): the last map of every resolution, the
-  same before its activation, and the first map of that resolution and width.
-- `weight`: its default weight, from its paper; 1 where it has none.
-- `setup(student, teacher)`: called once with the outputs of a first batch, to build parameters of its own; they train
-  with the student, are saved in the checkpoint, and are not part of the student.
-- `bind(setting)`: called before that with the two networks, for losses that run them on images of their own.
-- `finish()`: called once after the last step.
-- `reads_kept = True`: it heeds `Outputs.kept`.
+Each is a `dfkd.distill.loss.Loss`. A new one is a file here and its line below: the documentation, the benchmarks and
+the tests find it through `__all__`.
 """
 
+from dfkd.distill.loss import Loss
 from dfkd.distill.losses.ab import AB
 from dfkd.distill.losses.alpha import Alpha
 from dfkd.distill.losses.at import AT
@@ -42,32 +33,5 @@ from dfkd.distill.losses.sp import SP
 from dfkd.distill.losses.standardized import Standardized
 from dfkd.distill.losses.vid import VID
 
-__all__ = [
-    "AB",
-    "AT",
-    "BSS",
-    "CC",
-    "CGAN",
-    "CRD",
-    "CWD",
-    "DIST",
-    "DKD",
-    "FSP",
-    "FT",
-    "KD",
-    "NST",
-    "OFD",
-    "PKT",
-    "RKD",
-    "SP",
-    "VID",
-    "Alpha",
-    "Explicit",
-    "FitNet",
-    "Logits",
-    "Noise",
-    "Relation",
-    "ReviewKD",
-    "SimKD",
-    "Standardized",
-]
+__all__ = sorted(name for name, kind in globals().items() if isinstance(kind, type) and issubclass(kind, Loss))
+__all__.remove("Loss")

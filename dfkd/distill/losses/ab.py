@@ -1,17 +1,16 @@
 """Activation boundaries: which neurons of the teacher fire."""
 
-import math
-from typing import ClassVar
-
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dfkd.distill import align
+from dfkd.distill.loss import Loss
 from dfkd.models.features.outputs import Outputs
-from dfkd.system.errors import RequestError
+from dfkd.system.limits import check_above
+from dfkd.system.paper import Paper
 
 
-class AB(nn.Module):
+class AB(Loss):
     """Which neurons fire: the student's are pushed past a margin to the side of zero where the teacher's are.
 
     With the teacher's pre-activation t and the student's s, behind its connector: (margin - s)² where t > 0 and
@@ -19,36 +18,38 @@ class AB(nn.Module):
     batch, summed over the stages; each stage counts half of the next deeper one, whose maps are about half as large.
     It is 0 where the student is past the margin on the teacher's side everywhere.
 
-    Knowledge transfer via distillation of activation boundaries formed by hidden neurons, 2018,
-    https://arxiv.org/abs/1811.03233. The halving and the weight are those of its authors' code for CIFAR; other code
-    averages over the elements. Where widths differ, the connector is a 1x1 convolution and a batch normalization on the
-    student's side, else none. Ours: where resolutions differ, both are average-pooled to the smaller one. The paper
-    initialises the student by this loss alone and only then trains it by KD: `--loss ab`, then `--student THAT_RUN
-    --loss kd`; alone it never reaches the student's last layer.
+    The halving and the weight are those of the authors' code for CIFAR; other code averages over the elements. Where
+    widths differ, the connector is a 1x1 convolution and a batch normalization on the student's side, else none. Ours:
+    where resolutions differ, both are average-pooled to the smaller one. The paper initialises the student by this loss
+    alone and only then trains it by KD: `--loss ab`, then `--student THAT_RUN --loss kd`; alone it never reaches the
+    student's last layer.
 
     Raises: RequestError unless margin > 0, or for features that are not maps.
     """
 
-    taps: ClassVar[tuple[str, ...]] = ("pre",)
-    weight: ClassVar[float] = 0.003
+    family = "features"
+    paper = Paper(
+        "Knowledge transfer via distillation of activation boundaries formed by hidden neurons", 2018, "1811.03233"
+    )
+    taps = ("pre",)
+    weight = 0.003
 
     def __init__(self, margin: float = 1.0) -> None:
         super().__init__()
-        if not 0 < margin < math.inf:
-            raise RequestError(f"ab:margin={margin:g} is not above 0")
+        check_above(margin=margin)
         self.margin = margin
         self.connectors = nn.ModuleList()
 
     def setup(self, student: Outputs, teacher: Outputs) -> None:
         """Build a connector for every stage whose widths differ; they are drawn from torch's random state."""
-        for ours, theirs in align.map_pairs("ab", "pre", student, teacher):
+        for ours, theirs in align.map_pairs("pre", student, teacher):
             width = theirs.shape[1]
             self.connectors.append(nn.Identity() if ours.shape[1] == width else align.connector(ours, width))
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
         """The loss of a batch."""
         total = student.logits.new_zeros(())
-        pairs = align.map_pairs("ab", "pre", student, teacher)
+        pairs = align.map_pairs("pre", student, teacher)
         for connector, (ours, theirs) in zip(self.connectors, pairs, strict=True):
             ours, theirs = align.same_size(ours, theirs)
             s = align.apply(connector, ours)

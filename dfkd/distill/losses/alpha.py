@@ -1,22 +1,23 @@
 """The larger of two alpha-divergences: one that punishes a student for too much certainty, one for too little."""
 
 import math
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from dfkd.distill.align import full
+from dfkd.distill.loss import Loss
 from dfkd.models.features.outputs import Outputs
 from dfkd.system.errors import RequestError
 from dfkd.system.limits import check_above
+from dfkd.system.paper import Paper
 
 LIMIT = 1e-3
 """Closer than this to 0 or 1 an alpha is that number: the formula's denominator is lost in rounding there."""
 
 
-class Alpha(nn.Module):
+class Alpha(Loss):
     """The teacher's distribution, by whichever of two alpha-divergences is larger on an image.
 
     max(D of `alpha_minus`, D of `alpha_plus`) per image, averaged over the batch, where, with p the teacher's and q the
@@ -24,8 +25,7 @@ class Alpha(nn.Module):
     are KL(p || q) at alpha 1, which a student cannot escape that gives a class of the teacher's too little, and KL(q ||
     p) at alpha 0; alpha -1 is half the sum of q^2 / p, less 1/2, which is large where it gives a class too much.
 
-    AlphaNet: improved training of supernets with alpha-divergence, 2021, https://arxiv.org/abs/2102.07954; alphas and
-    `clip` are the paper's, and so is `weight`: its students learn from the teacher alone.
+    Alphas and `clip` are the paper's, and so is `weight`: its students learn from the teacher alone.
 
     Clipping is that of the authors' code. Let w = min((p / q)^alpha, `clip`), the clipped importance ratio. The two
     values that are compared, the larger of which is the loss, have w instead of (p / q)^alpha. The gradient is not
@@ -38,14 +38,14 @@ class Alpha(nn.Module):
     Raises: RequestError unless alpha_minus <= alpha_plus and clip > 1 (at 1 the teacher itself is clipped).
     """
 
-    taps: ClassVar[tuple[str, ...]] = ()
-    weight: ClassVar[float] = 1.0
+    family = "outputs"
+    paper = Paper("AlphaNet: improved training of supernets with alpha-divergence", 2021, "2102.07954")
 
     def __init__(self, alpha_minus: float = -1.0, alpha_plus: float = 1.0, clip: float = 5.0) -> None:
         super().__init__()
-        check_above("alpha", 1, clip=clip)
+        check_above(1, clip=clip)
         if not -math.inf < alpha_minus <= alpha_plus < math.inf:
-            raise RequestError(f"alpha:alpha_minus={alpha_minus:g} is not at most alpha_plus={alpha_plus:g} and finite")
+            raise RequestError(f"alpha_minus={alpha_minus:g} is not at most alpha_plus={alpha_plus:g} and finite")
         self.alphas, self.clip = (alpha_minus, alpha_plus), clip
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:

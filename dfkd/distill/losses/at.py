@@ -1,24 +1,21 @@
 """Attention transfer: where in the image a stage is active."""
 
-import math
-from typing import ClassVar
-
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from dfkd.distill import align
+from dfkd.distill.loss import Loss
 from dfkd.models.features.outputs import Outputs
-from dfkd.system.errors import RequestError
+from dfkd.system.limits import check_at_least
+from dfkd.system.paper import Paper
 
 
-class AT(nn.Module):
+class AT(Loss):
     """Distance between the attention maps of student and teacher, the energy of all channels at each pixel, per stage.
 
-    Q = the sum over channels of |A|^p, flattened and divided by its L2 norm; the loss is the sum over stages of
-    ||Q_S - Q_T||_2 / (h w), averaged over the batch. Paying more attention to attention: Improving the performance of
-    convolutional neural networks via attention transfer, 2016, https://arxiv.org/abs/1612.03928, the activation-based
-    form, with p = 2.
+    Q = the sum over channels of |A|^p, flattened and divided by its L2 norm; the loss is the sum over stages of ||Q_S -
+    Q_T||_2 / (h w), averaged over the batch. It is the paper's activation-based form, with p = 2.
 
     This is the paper's formula: beta/2 times the norm, not squared, with beta = 1000 divided by the number of elements
     of the attention map and by the batch size. So `weight` is 500, and the division is in the loss. The authors' code
@@ -28,19 +25,25 @@ class AT(nn.Module):
     Raises: RequestError unless p >= 1, and for a stage that is no map [batch, channels, height, width].
     """
 
-    taps: ClassVar[tuple[str, ...]] = ("stage",)
-    weight: ClassVar[float] = 500.0
+    family = "features"
+    paper = Paper(
+        "Paying more attention to attention: Improving the performance of "
+        "convolutional neural networks via attention transfer",
+        2016,
+        "1612.03928",
+    )
+    taps = ("stage",)
+    weight = 500.0
 
     def __init__(self, p: float = 2.0, squared: bool = False) -> None:
         super().__init__()
-        if not 1 <= p < math.inf:
-            raise RequestError(f"at:p={p:g} is not a number from 1")
+        check_at_least(1, p=p)
         self.p, self.squared = p, squared
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
         """The loss of a batch."""
         total = student.logits.new_zeros(())
-        for pair in align.map_pairs("at", "stage", student, teacher):
+        for pair in align.map_pairs("stage", student, teacher):
             ours, theirs = (align.unit(q.flatten(1)) for q in align.same_size(*map(self._attention, pair)))
             gap = ours - theirs
             # the norm has gradient 0 at 0, where a square root would have none

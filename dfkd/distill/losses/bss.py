@@ -1,24 +1,25 @@
 """Boundary-supporting samples: images pushed over the teacher's decision boundary, made as the student learns."""
 
 from collections.abc import Callable
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from dfkd.distill.align import full
 from dfkd.distill.distributions import kl
+from dfkd.distill.loss import Loss
 from dfkd.distill.setting import Setting
 from dfkd.models.features.outputs import Outputs
 from dfkd.system.errors import RequestError
 from dfkd.system.limits import check_above, check_at_least
+from dfkd.system.paper import Paper
 
 CROSSING = 1e-4
 """Added to the gap between the two logits, so that a step can cross the boundary and not only come near it."""
 
 
-class BSS(nn.Module):
+class BSS(Loss):
     """The teacher's softened distribution on images that are pushed just over its decision boundary.
 
     KL(softmax(t(x') / temperature) || softmax(s(x') / temperature)), averaged over the boundary samples x', which are
@@ -30,14 +31,12 @@ class BSS(nn.Module):
     - up to `steps` steps x' <- x' + `rate` * (t_b - t_k + 0.0001) * g / |g|_2, where g is the gradient of t_k - t_b by
       x', until the teacher no longer says b; pixels stay within the range that their channel has in the batch.
 
-    Knowledge distillation with adversarial samples supporting decision boundary, 2018,
-    https://arxiv.org/abs/1805.05532. It is a term beside kd. Steps, draws and constants are those of the authors' code,
-    in which t are logits (a well-known collection has probabilities), g is divided by its norm and not by the norm's
-    square, samples count whether or not they reached k, and there is no factor temperature^2. Its base class is the
-    label, of samples that the teacher has right; images are unlabelled here, and the teacher's most probable class
-    stands in for it, so that all qualify. It keeps pixels within -2.5 and 2.5, which fits one normalization; ours fits
-    any. `weight` is the paper's first one; it goes down to 0 over three quarters of the training there, and is constant
-    here.
+    It is a term beside kd. Steps, draws and constants are those of the authors' code, in which t are logits (a
+    well-known collection has probabilities), g is divided by its norm and not by the norm's square, samples count
+    whether or not they reached k, and there is no factor temperature^2. Its base class is the label, of samples that
+    the teacher has right; images are unlabelled here, and the teacher's most probable class stands in for it, so that
+    all qualify. It keeps pixels within -2.5 and 2.5, which fits one normalization; ours fits any. `weight` is the
+    paper's first one; it goes down to 0 over three quarters of the training there, and is constant here.
 
     x' are constants for the student. It runs on them in training mode, as in the authors' code: they are normalized by
     statistics of their own, and BatchNorm's running statistics, which the student is used with, take in both sorts of
@@ -47,14 +46,15 @@ class BSS(nn.Module):
     Raises: RequestError unless temperature and rate > 0, samples and steps >= 1, and for outputs without the view.
     """
 
-    taps: ClassVar[tuple[str, ...]] = ()
-    asks_teacher: ClassVar[bool] = True
-    weight: ClassVar[float] = 2.0
+    family = "boundaries"
+    paper = Paper("Knowledge distillation with adversarial samples supporting decision boundary", 2018, "1805.05532")
+    asks_teacher = True
+    weight = 2.0
 
     def __init__(self, temperature: float = 3.0, steps: int = 10, rate: float = 0.3, samples: int = 64) -> None:
         super().__init__()
-        check_above("bss", temperature=temperature, rate=rate)
-        check_at_least("bss", 1, steps=steps, samples=samples)
+        check_above(temperature=temperature, rate=rate)
+        check_at_least(1, steps=steps, samples=samples)
         self.temperature, self.steps, self.rate, self.samples = temperature, steps, rate, samples
 
     def bind(self, setting: Setting) -> None:
@@ -64,7 +64,7 @@ class BSS(nn.Module):
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
         """The loss of a batch."""
         if teacher.view is None:
-            raise RequestError("bss: the images are not at hand, from which it makes its samples; leave out bss")
+            raise RequestError("the images are not at hand, from which it makes its samples; leave it out")
         chosen = base_samples(student.logits.detach(), teacher.logits, self.samples)
         told = teacher.logits[chosen]
         base = told.argmax(dim=1)

@@ -1,19 +1,19 @@
 """Conditional adversarial distillation: a discriminator learns to tell student from teacher by their logits."""
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dfkd.distill.align import full, unit
+from dfkd.distill.loss import Loss
 from dfkd.models.features.outputs import Outputs
+from dfkd.system.paper import Paper
 
 _LEAST_SCALE = 1e-3
 
 
-class CGAN(nn.Module):
+class CGAN(Loss):
     """The distribution of the teacher's logits, by a discriminator that learns to tell the student's from them.
 
     For logits z the discriminator gives d(z), the log-odds that they are the teacher's, and c(z), logits of the class.
@@ -23,15 +23,14 @@ class CGAN(nn.Module):
     in the same step, each for the other as it stands. `weight` scales what the student learns from it and not how the
     discriminator learns.
 
-    Training shallow and thin networks for acceleration via knowledge distillation with conditional adversarial
-    networks, 2017, https://arxiv.org/abs/1709.00513. Its formulas were not at hand. By summaries of it the student is a
-    generator conditioned on the image, which the name refers to, and the discriminator a perceptron on logits. The rest
-    is that of public code with a discriminator of this kind (Compressing deep graph neural networks via adversarial
-    knowledge distillation, 2022, https://arxiv.org/abs/2205.11678): it is not told the class but names it, c beside d
-    in one output; one hidden layer, as wide as there are classes, with a shortcut and ReLU; the halves and `weight` 1;
-    and for the student -log of the probability to fool, whose gradient does not vanish where the discriminator is sure.
-    The class is the image's label there; images are unlabelled here, and the teacher's most probable class stands in
-    for it. That code updates the two in turns, and adds the L1 distance of the logits, which is `logits:norm=l1` here.
+    The paper's formulas were not at hand. By summaries of it the student is a generator conditioned on the image, which
+    the name refers to, and the discriminator a perceptron on logits. The rest is that of public code with a
+    discriminator of this kind (Compressing deep graph neural networks via adversarial knowledge distillation, 2022,
+    https://arxiv.org/abs/2205.11678): it is not told the class but names it, c beside d in one output; one hidden
+    layer, as wide as there are classes, with a shortcut and ReLU; the halves and `weight` 1; and for the student -log
+    of the probability to fool, whose gradient does not vanish where the discriminator is sure. The class is the image's
+    label there; images are unlabelled here, and the teacher's most probable class stands in for it. That code updates
+    the two in turns, and adds the L1 distance of the logits, which is `logits:norm=l1` here.
 
     Ours, since one optimizer trains both, by SGD at rates as high as 0.4:
     - the logits are centered for every image, and divided by the root mean square of the batch's teacher logits (at
@@ -45,8 +44,13 @@ class CGAN(nn.Module):
     each image, as in `--loss kd cgan`.
     """
 
-    taps: ClassVar[tuple[str, ...]] = ()
-    weight: ClassVar[float] = 1.0
+    family = "outputs"
+    paper = Paper(
+        "Training shallow and thin networks for acceleration via knowledge "
+        "distillation with conditional adversarial networks",
+        2017,
+        "1709.00513",
+    )
     hidden: nn.Parameter
     """[classes, classes + 1]: the hidden layer's rows, each with its bias behind."""
     output: nn.Parameter

@@ -1,7 +1,7 @@
 """Contrastive representation distillation: of many images, which one did the other network see?"""
 
 import math
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,12 +9,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from dfkd.distill import align
+from dfkd.distill.loss import Loss
 from dfkd.distill.setting import Setting
 from dfkd.models.features.outputs import Outputs
 from dfkd.system.errors import RequestError
+from dfkd.system.limits import Range, check_above, check_at_least
+from dfkd.system.paper import Paper
 
 
-class CRD(nn.Module):
+class CRD(Loss):
     """The student's last feature tells which of many images the teacher's feature is of, and the other way round.
 
     With v = unit(W x + b) for the student's features x of the tap `last` and u likewise for the teacher's, `width`
@@ -24,9 +27,9 @@ class CRD(nn.Module):
     over the images drawn for the first batch, a constant from then on. After a step the memories of the batch's images
     become unit(momentum * m + (1 - momentum) * v).
 
-    Contrastive representation distillation, 2019, https://arxiv.org/abs/1910.10699. Both embeddings learn, as in the
-    paper. They do not collapse: where all images had one embedding, an image could not be told from its negatives,
-    which is what the loss measures; and a side learns against the other's constant values, never by moving both.
+    Both embeddings learn, as in the paper. They do not collapse: where all images had one embedding, an image could not
+    be told from its negatives, which is what the loss measures; and a side learns against the other's constant values,
+    never by moving both.
 
     What differs. The paper's better negatives are images of other labels; there are none here, these are all images
     but the one itself, drawn with replacement. One set of negatives serves the batch, as a matrix product: the
@@ -42,8 +45,10 @@ class CRD(nn.Module):
     Raises: RequestError for options out of range, and where images are not stored or only one is.
     """
 
-    taps: ClassVar[tuple[str, ...]] = ("last",)
-    weight: ClassVar[float] = 0.8
+    family = "relations"
+    paper = Paper("Contrastive representation distillation", 2019, "1910.10699")
+    taps = ("last",)
+    weight = 0.8
     student_memory: Tensor
     teacher_memory: Tensor
     log_z: Tensor
@@ -57,13 +62,9 @@ class CRD(nn.Module):
         positive: Literal["batch", "memory"] = "batch",
     ) -> None:
         super().__init__()
-        for name, value in {"negatives": negatives, "width": width}.items():
-            if value < 1:
-                raise RequestError(f"crd:{name}={value} is not at least 1")
-        if temperature <= 0:
-            raise RequestError(f"crd:temperature={temperature:g} is not above 0")
-        if not 0 <= momentum < 1:
-            raise RequestError(f"crd:momentum={momentum:g} is not at least 0 and below 1")
+        check_at_least(1, negatives=negatives, width=width)
+        check_above(temperature=temperature)
+        Range(least=0, below=1).check(momentum=momentum)
         self.negatives, self.temperature, self.momentum = negatives, temperature, momentum
         self.width, self.positive = width, positive
         self.images, self._z_is_set = 0, False
@@ -71,15 +72,15 @@ class CRD(nn.Module):
     def bind(self, setting: Setting) -> None:
         """Learn how many images there are. Raises: RequestError where they are not stored, or fewer than two."""
         if setting.images is None:
-            raise RequestError("crd remembers every image and needs stored ones: --samples, not images made on the fly")
+            raise RequestError("it remembers every image and needs stored ones, not images made on the fly")
         if setting.images < 2:
-            raise RequestError(f"crd tells images apart and there is {setting.images}; select two or more")
+            raise RequestError(f"it tells images apart and there is {setting.images}; select two or more")
         self.images = setting.images
         self.negatives = min(self.negatives, self.images - 1)
 
     def setup(self, student: Outputs, teacher: Outputs) -> None:
         """Build the embeddings and the memories, of random vectors of about length 1."""
-        ours, theirs = (align.vectors("crd", outputs) for outputs in (student, teacher))
+        ours, theirs = (align.vectors(outputs) for outputs in (student, teacher))
         self.student_embedding = align.projection(ours, self.width, always=True, bias=True)
         self.teacher_embedding = align.projection(theirs, self.width, always=True, bias=True)
         bound = math.sqrt(3 / self.width)
@@ -93,7 +94,7 @@ class CRD(nn.Module):
         """The loss of a batch; where gradients are on, the memories move, and the first batch sets Z."""
         if teacher.rows is None:
             raise RequestError(
-                "crd has to know which stored image a view is of: it does not go with --source, --mixup or --cutmix"
+                "it has to know which stored image a view is of: it does not go with a generator, Mixup or CutMix"
             )
         v = self._embedded(self.student_embedding, student)
         u = self._embedded(self.teacher_embedding, teacher)
@@ -118,7 +119,7 @@ class CRD(nn.Module):
         return torch.randint(self.images, (self.negatives,), device=self.log_z.device)
 
     def _embedded(self, embedding: nn.Module, outputs: Outputs) -> Float[Tensor, "batch width"]:
-        align.check_shape("crd", "last", outputs.features["last"])
+        align.check_shape("last", outputs.features["last"])
         return align.unit(align.apply(embedding, align.averaged(outputs.features["last"])))
 
     def _estimated(

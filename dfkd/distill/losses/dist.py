@@ -1,14 +1,14 @@
 """Relations of a batch's probabilities, among the classes of an image and among the images of a class."""
 
-from typing import ClassVar
-
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from dfkd.distill.align import full
+from dfkd.distill.loss import Loss
 from dfkd.models.features.outputs import Outputs
 from dfkd.system.limits import check_above, check_at_least
+from dfkd.system.paper import Paper
 
 CONSTANT = 1e-4
 """Probabilities whose distance from their mean has a smaller norm are constant: rounding has no relation to teach."""
@@ -16,17 +16,16 @@ FLATTEST = 0.01
 """Probabilities of the student that vary less than this share of the teacher's are not scaled up further."""
 
 
-class DIST(nn.Module):
+class DIST(Loss):
     """The probabilities of an image's classes, and of a class over the batch's images, up to scale and shift.
 
     temperature^2 * (`beta` * mean over images of (1 - r(row)) + `gamma` * mean over classes of (1 - r(column))): rows
     and columns are those of the [batch, classes] softened probabilities, r is Pearson's correlation of the teacher's
     with the student's. Zero also where they differ by a positive factor and a shift.
 
-    Knowledge distillation from a stronger teacher, 2022, https://arxiv.org/abs/2205.10536. The factor temperature^2 is
-    that of the authors' code. `beta` and `gamma` (2 each) and `temperature` (4) are the paper's for CIFAR-100, which
-    adds cross-entropy to the label with weight 1: labels are not known here, and `weight` is 1. The class in the
-    authors' code has 1 for all three.
+    The factor temperature^2 is that of the authors' code. `beta` and `gamma` (2 each) and `temperature` (4) are the
+    paper's for CIFAR-100, which adds cross-entropy to the label with weight 1: labels are not known here, and `weight`
+    is 1. The class in the authors' code has 1 for all three.
 
     Correlations of constants are undefined. The authors add 1e-8 to the product of the norms, which makes a constant
     row cost 1 even at equality, and its gradient by them as large as 1e8. Ours: rows and columns in which the teacher
@@ -37,13 +36,13 @@ class DIST(nn.Module):
     Raises: RequestError unless temperature > 0, beta and gamma >= 0.
     """
 
-    taps: ClassVar[tuple[str, ...]] = ()
-    weight: ClassVar[float] = 1.0
+    family = "outputs"
+    paper = Paper("Knowledge distillation from a stronger teacher", 2022, "2205.10536")
 
     def __init__(self, beta: float = 2.0, gamma: float = 2.0, temperature: float = 4.0) -> None:
         super().__init__()
-        check_above("dist", temperature=temperature)
-        check_at_least("dist", beta=beta, gamma=gamma)
+        check_above(temperature=temperature)
+        check_at_least(beta=beta, gamma=gamma)
         self.beta, self.gamma, self.temperature = beta, gamma, temperature
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:

@@ -1,30 +1,31 @@
 """Explicit features: L1 between teacher and student where images enter and where the classifier begins."""
 
-from typing import ClassVar
-
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dfkd.distill import align
+from dfkd.distill.loss import Loss
 from dfkd.models.features.outputs import Outputs
+from dfkd.system.paper import Paper
 
 
-class Explicit(nn.Module):
+class Explicit(Loss):
     """Mean absolute difference of features, summed over two taps.
 
     `first` is the output of the first BatchNorm layer, before its activation; `last` is the input of the last linear
     layer.
 
-    Explicit and implicit knowledge distillation via unlabeled data, 2023, https://arxiv.org/abs/2302.08771, which
-    describes the two taps and the L1 norm. Ours: mean over elements; where widths differ, a learned projection
-    on the student's side (1x1 convolution, or linear); where resolutions differ, both are average-pooled to the smaller
-    one; where only one is a map, that map is averaged.
+    The paper describes the two taps and the L1 norm. Ours: mean over elements; where widths differ, a learned
+    projection on the student's side (1x1 convolution, or linear); where resolutions differ, both are average-pooled to
+    the smaller one; where only one is a map, that map is averaged.
 
     Raises: RequestError for features that are neither [batch, width] nor [batch, channels, height, width].
     """
 
-    taps: ClassVar[tuple[str, ...]] = ("first", "last")
+    family = "features"
+    paper = Paper("Explicit and implicit knowledge distillation via unlabeled data", 2023, "2302.08771")
+    taps = ("first", "last")
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +48,7 @@ class Explicit(nn.Module):
 
 def _aligned(ours: Tensor, theirs: Tensor, tap: str) -> tuple[Tensor, Tensor]:
     """The two features at one resolution; channels may still differ."""
-    align.check_shape("explicit", tap, ours, theirs)
+    align.check_shape(tap, ours, theirs)
     if ours.ndim != theirs.ndim:
         return align.averaged(ours), align.averaged(theirs)
     return align.same_size(ours, theirs) if ours.ndim == 4 else (ours, theirs)

@@ -1,22 +1,23 @@
 """FitNet: the student's middle map matches the teacher's, through a regressor that trains with it."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dfkd.distill import align
+from dfkd.distill.loss import Loss
 from dfkd.models.features.outputs import Outputs
+from dfkd.system.paper import Paper
 
 
-class FitNet(nn.Module):
+class FitNet(Loss):
     """Half the squared difference between the teacher's map at one stage and the student's, seen through a regressor.
 
-    1/2 ||u_h - r(v_g)||^2 with the teacher's hint u_h, the student's guided map v_g and the regressor r. FitNets: Hints
-    for thin deep nets, 2014, https://arxiv.org/abs/1412.6550. The mean over the batch and over all elements of the map
-    (the paper writes the sum, whose size depends on the resolution); well-known public code leaves out the half and
-    weighs 100, which is fitnet:200 here.
+    1/2 ||u_h - r(v_g)||^2 with the teacher's hint u_h, the student's guided map v_g and the regressor r. It is the mean
+    over the batch and over all elements of the map (the paper writes the sum, whose size depends on the resolution);
+    well-known public code leaves out the half and weighs 100, which is fitnet:200 here.
 
     The paper's regressor is a convolution without padding whose kernel is as large as it takes to bring the student's
     map to the teacher's resolution, followed by the activation of the teacher's layer. Here both maps are
@@ -29,8 +30,9 @@ class FitNet(nn.Module):
     Raises: RequestError for a stage that there is not, or one that is no map [batch, channels, height, width].
     """
 
-    taps: ClassVar[tuple[str, ...]] = ("stage",)
-    weight: ClassVar[float] = 1.0
+    family = "features"
+    paper = Paper("FitNets: Hints for thin deep nets", 2014, "1412.6550")
+    taps = ("stage",)
 
     def __init__(self, stage: align.Stage = "middle", activation: Literal["none", "relu"] = "none") -> None:
         super().__init__()
@@ -39,11 +41,11 @@ class FitNet(nn.Module):
 
     def setup(self, student: Outputs, teacher: Outputs) -> None:
         """Build the regressor from a batch of maps."""
-        ours, theirs = align.one_stage("fitnet", self.stage, student, teacher)
+        ours, theirs = align.one_stage(self.stage, student, teacher)
         self.regressor = align.projection(ours, theirs.shape[1], bias=True)
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
         """The loss of a batch."""
-        ours, theirs = align.same_size(*align.one_stage("fitnet", self.stage, student, teacher))
+        ours, theirs = align.same_size(*align.one_stage(self.stage, student, teacher))
         ours = align.apply(self.regressor, ours)
         return F.mse_loss(ours.relu() if self.activation == "relu" else ours, align.full(theirs)) / 2

@@ -1,38 +1,43 @@
 """Flow of solution procedure: how a stage turns its first map into its last one."""
 
-from typing import ClassVar
-
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dfkd.distill import align
+from dfkd.distill.loss import Loss
 from dfkd.models.features.outputs import Outputs
 from dfkd.system.errors import RequestError
+from dfkd.system.paper import Paper
 
 
-class FSP(nn.Module):
+class FSP(Loss):
     """Squared difference of the FSP matrices, the products of a stage's first and last map averaged over the pixels.
 
     G = F1 F2^T / (h w), [channels of the first map, channels of the last], with F1 and F2 as [channels, pixels], for
     every image and stage. The loss is the sum over stages of ||G_T - G_S||^2, the sum of the squared entries, averaged
     over the batch.
 
-    A gift from knowledge distillation: Fast optimization, network minimization and transfer learning, 2017,
-    https://openaccess.thecvf.com/content_cvpr_2017/papers/Yim_A_Gift_From_CVPR_2017_paper.pdf. Well-known public code
-    takes other matrices, of the last maps of consecutive stages, pooled to the smaller one, and the mean over entries
-    instead of their sum. The paper has the same channels in both networks; where they differ here, the student's maps
-    go through learned 1x1 convolutions. Resolutions may differ between the networks, since G does not depend on them;
-    where they differ between the two maps of one stage, the larger is max-pooled, as in the paper.
-    The paper trains this loss alone, and then the task alone: a run with `--loss fsp`, and another with `--student
-    THAT_RUN`. It gives all stages one weight and does not say which; `weight` is ours, for learning rates of 0.4
-    where the paper has 0.001. The sum over entries grows with the product of the widths: narrow networks stand 0.0001.
+    Well-known public code takes other matrices, of the last maps of consecutive stages, pooled to the smaller one, and
+    the mean over entries instead of their sum. The paper has the same channels in both networks; where they differ
+    here, the student's maps go through learned 1x1 convolutions. Resolutions may differ between the networks, since G
+    does not depend on them; where they differ between the two maps of one stage, the larger is max-pooled, as in the
+    paper. The paper trains this loss alone, and then the task alone: a run with `--loss fsp`, and another with
+    `--student THAT_RUN`. It gives all stages one weight and does not say which; `weight` is ours, for learning rates of
+    0.4 where the paper has 0.001. The sum over entries grows with the product of the widths: narrow networks stand
+    0.0001.
 
     Raises: RequestError for a feature that is no map, or as many first maps as there are not last ones.
     """
 
-    taps: ClassVar[tuple[str, ...]] = ("begin", "stage")
-    weight: ClassVar[float] = 0.00001
+    family = "features"
+    paper = Paper(
+        "A gift from knowledge distillation: Fast optimization, network minimization and transfer learning",
+        2017,
+        "https://openaccess.thecvf.com/content_cvpr_2017/papers/Yim_A_Gift_From_CVPR_2017_paper.pdf",
+    )
+    taps = ("begin", "stage")
+    weight = 0.00001
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,11 +63,11 @@ class FSP(nn.Module):
 
 def _stages(student: Outputs, teacher: Outputs) -> list[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:
     """For each stage its first and its last map, each of the student and of the teacher."""
-    first, last = (align.map_pairs("fsp", group, student, teacher) for group in ("begin", "stage"))
+    first, last = (align.map_pairs(group, student, teacher) for group in ("begin", "stage"))
     if len(first) != len(last):
         raise RequestError(
-            f"fsp: there are {len(first)} maps that begin a stage and {len(last)} that end one; "
-            "name as many of begin1, begin2, ... as of stage1, stage2, ... with --student-taps and --teacher-taps"
+            f"there are {len(first)} maps that begin a stage and {len(last)} that end one; "
+            "name as many of begin1, begin2, ... as of stage1, stage2, ... in student_taps and teacher_taps"
         )
     return list(zip(first, last, strict=True))
 

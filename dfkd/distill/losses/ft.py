@@ -1,8 +1,6 @@
 """Factor transfer: what a paraphraser says of the teacher's last map, and a translator of the student's."""
 
 import itertools
-import math
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,13 +8,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dfkd.distill import align
+from dfkd.distill.loss import Loss
 from dfkd.models.features.outputs import Outputs
-from dfkd.system.errors import RequestError
+from dfkd.system.limits import check_above, check_at_least
+from dfkd.system.paper import Paper
 
 _LEAK = 0.1
 
 
-class FT(nn.Module):
+class FT(Loss):
     """Absolute difference of the factors that convolutions draw from the last map of the teacher and of the student.
 
     mean |F_T / ||F_T||_2 - F_S / ||F_S||_2| over the elements and the batch, each factor flattened per image. F_T is
@@ -24,9 +24,8 @@ class FT(nn.Module):
     channels; F_S is the translator's, three 3x3 convolutions like the encoder's on the student's map, each followed by
     a leaky ReLU of slope 0.1.
 
-    Paraphrasing complex network: Network compression via factor transfer, 2018, https://arxiv.org/abs/1802.04977, with
-    p = 1. The paper writes the norm, a sum; the mean and `weight` 500 are those of the authors' code, and belong
-    together. Other public code squares the factors and averages them over channels first.
+    It is the paper's form with p = 1. The paper writes the norm, a sum; the mean and `weight` 500 are those of the
+    authors' code, and belong together. Other public code squares the factors and averages them over channels first.
 
     The paper trains the paraphraser before, alone and unsupervised. Here the first `paraphraser` steps do that: the
     loss is then the mean absolute difference between the teacher's map and its reconstruction, as in the authors' code,
@@ -37,27 +36,22 @@ class FT(nn.Module):
     Raises: RequestError unless rate > 0 and paraphraser >= 1, for a stage that there is not, or one that is no map.
     """
 
-    taps: ClassVar[tuple[str, ...]] = ("stage",)
-    weight: ClassVar[float] = 500.0
+    family = "features"
+    paper = Paper("Paraphrasing complex network: Network compression via factor transfer", 2018, "1802.04977")
+    taps = ("stage",)
+    weight = 500.0
 
     def __init__(self, rate: float = 0.5, paraphraser: int = 500, stage: align.Stage = "last") -> None:
         super().__init__()
-        if not 0 < rate < math.inf:
-            raise RequestError(f"ft:rate={rate:g} is not above 0")
-        if paraphraser < 1:
-            raise RequestError(f"ft:paraphraser={paraphraser} is not at least 1")
-        self.rate, self.paraphraser, self.stage = rate, paraphraser, stage
+        check_above(rate=rate)
+        check_at_least(1, paraphraser=paraphraser)
+        self.rate, self.preparation, self.stage = rate, paraphraser, stage
         self.encoder, self.decoder, self.translator = nn.Sequential(), nn.Sequential(), nn.Sequential()
         self.steps = 0  # on the host, so that no step waits for the device; part of the state all the same
 
-    @property
-    def preparation(self) -> int:
-        """The first steps, in which the student is taught nothing."""
-        return self.paraphraser
-
     def setup(self, student: Outputs, teacher: Outputs) -> None:
         """Build paraphraser and translator from a batch of maps."""
-        ours, theirs = align.one_stage("ft", self.stage, student, teacher)
+        ours, theirs = align.one_stage(self.stage, student, teacher)
         width = theirs.shape[1]
         factors = max(1, round(self.rate * width))
         self.encoder = _convolutions(width, width, factors, factors).to(theirs.device)
@@ -66,8 +60,8 @@ class FT(nn.Module):
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
         """The loss of a batch; where gradients are recorded, this counts as a step."""
-        ours, theirs = align.same_size(*align.one_stage("ft", self.stage, student, teacher))
-        if self.steps < self.paraphraser:
+        ours, theirs = align.same_size(*align.one_stage(self.stage, student, teacher))
+        if self.steps < self.preparation:
             self.steps += torch.is_grad_enabled()
             with align.precision_of(theirs):
                 reconstruction = self.decoder(self.encoder(theirs))

@@ -5,22 +5,24 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from dfkd.distill.distributions import kl
+from dfkd.distill.distributions import TEMPERATURE, kl
+from dfkd.distill.loss import Loss
 from dfkd.models.features.outputs import Outputs
 from dfkd.system.limits import check_above, check_at_least
+from dfkd.system.paper import Paper
 
 
-class KD(nn.Module):
+class KD(Loss):
     """The teacher's softened distribution over the classes and, where wanted, its most probable class.
 
     temperature^2 * KL(softmax(t / temperature) || softmax(s / temperature)) + `hard` * cross-entropy of softmax(s) to
     argmax t, averaged over the batch; t and s are the teacher's and the student's logits.
 
-    Distilling the knowledge in a neural network, 2015, https://arxiv.org/abs/1503.02531, which adds the cross-entropy
-    to the label, at temperature 1, with a considerably lower weight than the soft part's. Images are unlabelled here:
-    the teacher's most probable class stands in for the label, and `hard` is 0 unless it is given.
+    The paper adds the cross-entropy to the label, at temperature 1, with a considerably lower weight than the soft
+    part's. Images are unlabelled here: the teacher's most probable class stands in for the label, and `hard` is 0
+    unless it is given.
 
     Where the teacher's outputs carry a class-dropping mask (https://arxiv.org/abs/2302.08771, whose formula is not at
     hand; both rules are our reading), `dropped` says what becomes of the classes outside it:
@@ -31,14 +33,16 @@ class KD(nn.Module):
     Raises: RequestError unless temperature > 0 and hard >= 0.
     """
 
+    family = "outputs"
+    paper = Paper("Distilling the knowledge in a neural network", 2015, "1503.02531")
     reads_kept = True
 
     def __init__(
-        self, temperature: float = 4.0, dropped: Literal["bucket", "renormalize"] = "bucket", hard: float = 0.0
+        self, temperature: float = TEMPERATURE, dropped: Literal["bucket", "renormalize"] = "bucket", hard: float = 0.0
     ) -> None:
         super().__init__()
-        check_above("kd", temperature=temperature)
-        check_at_least("kd", hard=hard)
+        check_above(temperature=temperature)
+        check_at_least(hard=hard)
         self.temperature, self.dropped, self.hard = temperature, dropped, hard
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:

@@ -1,24 +1,26 @@
 """Matching of the logits themselves, without a softmax."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from dfkd.distill.align import full
+from dfkd.distill.loss import Loss
 from dfkd.models.features.outputs import Outputs
+from dfkd.system.paper import Paper
 
 
-class Logits(nn.Module):
+class Logits(Loss):
     """The teacher's logits as they are.
 
     The squared difference of the logits (`norm=l2`), or the absolute one (`norm=l1`), averaged over classes and batch.
     Every class counts alike, whatever its probability or rank.
 
-    Do deep nets really need to be deep?, 2013, https://arxiv.org/abs/1312.6184, trains by l2 regression on the logits;
-    Comparing Kullback-Leibler divergence and mean squared error loss in knowledge distillation, 2021,
-    https://arxiv.org/abs/2105.08919, finds it the better of the two and uses it alone, with `weight` 1. Both write the
-    sum over classes (the former with 1/2); the mean is the code's of the latter. The l1 form is neither's.
+    The paper trains by l2 regression on the logits; Comparing Kullback-Leibler divergence and mean squared error loss
+    in knowledge distillation, 2021, https://arxiv.org/abs/2105.08919, finds it the better of the two and uses it alone,
+    with `weight` 1. Both write the sum over classes (the former with 1/2); the mean is the code's of the latter. The l1
+    form is neither's.
 
     A constant added to all logits of an image says nothing of it. `centered` subtracts each image's mean logit first;
     half of that l2 form is the limit of kd at high temperatures (https://arxiv.org/abs/2105.08919, and
@@ -26,8 +28,8 @@ class Logits(nn.Module):
     matched, too, and the second paper sees its advantage over kd in that.
     """
 
-    taps: ClassVar[tuple[str, ...]] = ()
-    weight: ClassVar[float] = 1.0
+    family = "outputs"
+    paper = Paper("Do deep nets really need to be deep?", 2013, "1312.6184")
 
     def __init__(self, norm: Literal["l1", "l2"] = "l2", centered: bool = False) -> None:
         super().__init__()

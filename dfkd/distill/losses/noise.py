@@ -1,7 +1,6 @@
 """Label-noise adaptation: the teacher's predictions on foreign images as labels of which some are wrong."""
 
 import math
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -9,11 +8,13 @@ from torch import Tensor, nn
 
 from dfkd.distill.align import full
 from dfkd.distill.distributions import others
+from dfkd.distill.loss import Loss
 from dfkd.models.features.outputs import Outputs
-from dfkd.system.errors import RequestError
+from dfkd.system.limits import Range
+from dfkd.system.paper import Paper
 
 
-class Noise(nn.Module):
+class Noise(Loss):
     """The teacher's most probable class, through a learned matrix of how the teacher errs.
 
     Negative log-likelihood of the teacher's most probable class under softmax(s) Q, averaged over the batch: s are the
@@ -21,13 +22,10 @@ class Noise(nn.Module):
     - `accuracy`) * softmax(W_i) beside it. W [classes, classes - 1] is learned from zeros: errors are even at first.
     The student's own answer is thus what is left of the teacher's once its errors are taken out.
 
-    Learning student networks in the wild, 2021,
-    https://openaccess.thecvf.com/content/CVPR2021/html/Chen_Learning_Student_Networks_in_the_Wild_CVPR_2021_paper.html.
-    This is the noise term of its method (DFND) alone; the method is `--loss kd noise`, both with `weight` 1 and kd at
-    temperature 4. W trains with the student's optimizer, weight decay included; the authors' code gives it Adam at rate
-    0.001.
-    `accuracy` is the teacher's on its own data (their code: 0.9523 for CIFAR-10, 0.7774 for CIFAR-100): give yours
-    where you know it.
+    This is the noise term of the paper's method (DFND) alone; the method is `--loss kd noise`, both with `weight` 1 and
+    kd at temperature 4. W trains with the student's optimizer, weight decay included; the authors' code gives it Adam
+    at rate 0.001. `accuracy` is the teacher's on its own data (their code: 0.9523 for CIFAR-10, 0.7774 for CIFAR-100):
+    give yours where you know it.
 
     The minimum is not 0 but -log accuracy (for accuracies of at least a half), at a student certain of the teacher's
     class. With two classes there is one way to err, and nothing to learn in W. Logarithms throughout.
@@ -35,15 +33,18 @@ class Noise(nn.Module):
     Raises: RequestError unless 0 < accuracy < 1.
     """
 
-    taps: ClassVar[tuple[str, ...]] = ()
-    weight: ClassVar[float] = 1.0
+    family = "outputs"
+    paper = Paper(
+        "Learning student networks in the wild",
+        2021,
+        "https://openaccess.thecvf.com/content/CVPR2021/html/Chen_Learning_Student_Networks_in_the_Wild_CVPR_2021_paper.html",
+    )
     errors: nn.Parameter
     """W, before the softmax of its rows; class i's row leaves out class i."""
 
     def __init__(self, accuracy: float = 0.95) -> None:
         super().__init__()
-        if not 0 < accuracy < 1:
-            raise RequestError(f"noise:accuracy={accuracy:g} is not between 0 and 1, both left out")
+        Range(above=0, below=1).check(accuracy=accuracy)
         self.accuracy = accuracy
 
     def setup(self, student: Outputs, teacher: Outputs) -> None:

@@ -1,15 +1,17 @@
 """Neuron selectivity transfer: what the channels respond to, as a distribution."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from dfkd.distill import align
+from dfkd.distill.loss import Loss
 from dfkd.models.features.outputs import Outputs
+from dfkd.system.paper import Paper
 
 
-class NST(nn.Module):
+class NST(Loss):
     """Squared maximum mean discrepancy between the channels of teacher and student, by where in the image they respond.
 
     Every channel of an image is a vector over the pixels, divided by its L2 norm: x_1, ..., x_C of the teacher, y_1,
@@ -17,7 +19,6 @@ class NST(nn.Module):
     averaged over the batch. Widths may differ; where resolutions do, both maps are average-pooled to the smaller one.
     A channel that is 0 everywhere stays 0.
 
-    Like what you like: Knowledge distill via neuron selectivity transfer, 2017, https://arxiv.org/abs/1707.01219.
     Kernels: `poly` (x·y)^2, the paper's best; `linear` x·y; `gaussian` exp(-|x - y|^2 / (2 s^2)) with s^2 the mean of
     |x - y|^2. Ours: that mean is over an image's pairs of a teacher's with a student's channel, and gets no gradient.
     `stage` is the last by default, as in the authors' code; well-known public code adds up all of them. `weight` 50 is
@@ -26,8 +27,10 @@ class NST(nn.Module):
     Raises: RequestError for a stage that there is not, or one that is no map [batch, channels, height, width].
     """
 
-    taps: ClassVar[tuple[str, ...]] = ("stage",)
-    weight: ClassVar[float] = 50.0
+    family = "features"
+    paper = Paper("Like what you like: Knowledge distill via neuron selectivity transfer", 2017, "1707.01219")
+    taps = ("stage",)
+    weight = 50.0
 
     def __init__(self, kernel: Literal["poly", "linear", "gaussian"] = "poly", stage: align.Stage = "last") -> None:
         super().__init__()
@@ -35,7 +38,7 @@ class NST(nn.Module):
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
         """The loss of a batch."""
-        y, x = map(_neurons, align.same_size(*align.one_stage("nst", self.stage, student, teacher)))
+        y, x = map(_neurons, align.same_size(*align.one_stage(self.stage, student, teacher)))
         if self.kernel == "linear":  # the kernel's means are the dot products of the means
             return (x.mean(dim=1) - y.mean(dim=1)).square().sum(dim=1).mean()
         if self.kernel == "poly" and x.shape[2] ** 2 < x.shape[1] * y.shape[1]:

@@ -1,6 +1,6 @@
 """Overhaul of feature distillation: pre-activations, without what the teacher's activation takes away."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -8,10 +8,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from dfkd.distill import align
+from dfkd.distill.loss import Loss
 from dfkd.models.features.outputs import Outputs
+from dfkd.system.paper import Paper
 
 
-class OFD(nn.Module):
+class OFD(Loss):
     """The teacher's pre-activations that are positive, and for the others that the student's are no higher.
 
     The teacher's map x goes through the margin ReLU, t = max(x, m_c), where m_c <= 0 is the mean of the channel's
@@ -19,18 +21,19 @@ class OFD(nn.Module):
     over channels and pixels, averaged over the batch, summed over the stages; each stage counts half of the next deeper
     one, whose maps are about half as large. It is 0 where s = t.
 
-    A comprehensive overhaul of feature distillation, 2019, https://arxiv.org/abs/1904.01866; the halving and the weight
-    are those of its authors' code for CIFAR-100. They compute m_c from the BatchNorm before the activation, as the
-    expectation under a normal distribution; ours is the mean over all batches seen, this one included, so that it
-    needs no BatchNorm; a channel without negative values has m_c = 0. The connector on the student's side is a 1x1
-    convolution and a batch normalization. Where resolutions differ, the student's map and the teacher's behind the
-    margin ReLU are average-pooled to the smaller one.
+    The halving and the weight are those of the authors' code for CIFAR-100. They compute m_c from the BatchNorm before
+    the activation, as the expectation under a normal distribution; ours is the mean over all batches seen, this one
+    included, so that it needs no BatchNorm; a channel without negative values has m_c = 0. The connector on the
+    student's side is a 1x1 convolution and a batch normalization. Where resolutions differ, the student's map and the
+    teacher's behind the margin ReLU are average-pooled to the smaller one.
 
     Raises: RequestError for features that are not maps.
     """
 
-    taps: ClassVar[tuple[str, ...]] = ("pre",)
-    weight: ClassVar[float] = 0.001
+    family = "features"
+    paper = Paper("A comprehensive overhaul of feature distillation", 2019, "1904.01866")
+    taps = ("pre",)
+    weight = 0.001
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,14 +41,14 @@ class OFD(nn.Module):
 
     def setup(self, student: Outputs, teacher: Outputs) -> None:
         """Build the connectors, which are drawn from torch's random state, and margins that have seen nothing."""
-        for ours, theirs in align.map_pairs("ofd", "pre", student, teacher):
+        for ours, theirs in align.map_pairs("pre", student, teacher):
             self.connectors.append(align.connector(ours, theirs.shape[1]))
             self.margins.append(_Margin(theirs.shape[1]).to(ours.device))
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
         """The loss of a batch. Where gradients are recorded, the margins learn from it."""
         total = student.logits.new_zeros(())
-        pairs = align.map_pairs("ofd", "pre", student, teacher)
+        pairs = align.map_pairs("pre", student, teacher)
         for connector, margin, (ours, theirs) in zip(self.connectors, self.margins, pairs, strict=True):
             theirs = align.full(theirs)
             ours, t = align.same_size(ours, theirs.maximum(margin(theirs)))

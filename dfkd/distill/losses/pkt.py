@@ -1,18 +1,18 @@
 """Probabilistic knowledge transfer: which samples of a batch are a sample's likely neighbours."""
 
-from typing import ClassVar
-
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from dfkd.distill import align
+from dfkd.distill.loss import Loss
 from dfkd.models.features.outputs import Outputs
+from dfkd.system.paper import Paper
 
 EPSILON = 1e-7
 
 
-class PKT(nn.Module):
+class PKT(Loss):
     """KL divergence from the teacher's to the student's distribution of every sample over the others of its batch.
 
     The mean over samples i of sum over j of p_j|i log(p_j|i / q_j|i), where p_j|i = K(t_i, t_j) / sum over k of K(t_i,
@@ -20,10 +20,9 @@ class PKT(nn.Module):
     p_i|j differ: rows are not made symmetric. It is 0 at equality, and the features' scale does not matter, nor their
     width.
 
-    Learning deep representations with probabilistic knowledge transfer, 2018, https://arxiv.org/abs/1803.10837; the
-    cosine kernel is the one that it recommends. `diagonal` counts a sample as its own neighbour (K = 1), as the
-    authors' code does, and all collections after it; the paper's sums leave it out. Ours: the mean over samples, not
-    the sum; 1e-7 is added to K. Batches of one or two have nothing to divide and cost 0.
+    The cosine kernel is the one that the paper recommends. `diagonal` counts a sample as its own neighbour (K = 1), as
+    the authors' code does, and all collections after it; the paper's sums leave it out. Ours: the mean over samples,
+    not the sum; 1e-7 is added to K. Batches of one or two have nothing to divide and cost 0.
 
     `weight`: 30,000 / 64. The paper learns from this loss alone. RepDistiller gives 30,000 for CIFAR-100 to the mean
     over all entries of the N x N array in batches of 64, which is this mean over rows divided by 64.
@@ -31,8 +30,10 @@ class PKT(nn.Module):
     Raises: RequestError for features that are neither [batch, width] nor [batch, channels, height, width].
     """
 
-    taps: ClassVar[tuple[str, ...]] = ("last",)
-    weight: ClassVar[float] = 30_000 / 64
+    family = "relations"
+    paper = Paper("Learning deep representations with probabilistic knowledge transfer", 2018, "1803.10837")
+    taps = ("last",)
+    weight = 30_000 / 64
 
     def __init__(self, diagonal: bool = False) -> None:
         super().__init__()
@@ -42,7 +43,7 @@ class PKT(nn.Module):
         """The loss of a batch."""
         if len(student.logits) < 2:
             return student.logits.sum() * 0
-        q, p = (self._conditional(align.unit(align.vectors("pkt", x))) for x in (student, teacher))
+        q, p = (self._conditional(align.unit(align.vectors(x))) for x in (student, teacher))
         left_out = p == 0  # the diagonal
         ratio = q.masked_fill(left_out, 1) / p.masked_fill(left_out, 1)
         # the same sum as of -log(ratio), both being distributions, but terms that are small one by one: it is exact

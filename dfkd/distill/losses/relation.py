@@ -4,21 +4,26 @@ from typing import Literal
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from dfkd.distill.loss import Loss
 from dfkd.models.features.outputs import Outputs
+from dfkd.system.paper import Paper
 
 
-class Relation(nn.Module):
+class Relation(Loss):
     """The distances among a batch's predictions, each divided by its mean, by the Huber loss.
 
     Delta is 1, pairs are averaged.
 
-    Explicit and implicit knowledge distillation via unlabeled data, 2023, https://arxiv.org/abs/2302.08771, describes a
-    relation among predictions matched with the Huber loss. Which relation is our reading: the distance of Relational
-    knowledge distillation, https://arxiv.org/abs/1904.05068, on `of` = probabilities or logits. Pairs are the distinct
-    ones, each once. A batch of one has no pairs and costs 0; identical predictions have distance 0 and gradient 0.
+    The paper describes a relation among predictions matched with the Huber loss. Which relation is our reading: the
+    distance of Relational knowledge distillation, https://arxiv.org/abs/1904.05068, on `of` = probabilities or logits.
+    Pairs are the distinct ones, each once. A batch of one has no pairs and costs 0; identical predictions have distance
+    0 and gradient 0.
     """
+
+    family = "relations"
+    paper = Paper("Explicit and implicit knowledge distillation via unlabeled data", 2023, "2302.08771")
 
     def __init__(self, of: Literal["probabilities", "logits"] = "probabilities") -> None:
         super().__init__()

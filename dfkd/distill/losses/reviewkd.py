@@ -1,19 +1,19 @@
 """Knowledge review: each stage of the teacher taught to the student's stages from there to the deepest."""
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dfkd.distill import align
+from dfkd.distill.loss import Loss
 from dfkd.models.features.outputs import Outputs
+from dfkd.system.paper import Paper
 
 _LEVELS = (4, 2, 1)
 
 
-class ReviewKD(nn.Module):
+class ReviewKD(Loss):
     """The teacher's map of every stage, from the student's map of that stage fused with its deeper ones.
 
     From the deepest stage to the shallowest, an attention based fusion (ABF) on the student's side: the stage's map,
@@ -24,18 +24,19 @@ class ReviewKD(nn.Module):
     1x1 where that is smaller, weighed 1, 1/2, 1/4, 1/8 and divided by the sum of the weights that took part. Summed
     over the stages. It is 0 where the fused maps equal the teacher's.
 
-    Distilling knowledge via knowledge review, 2021, https://arxiv.org/abs/2104.09044. The widths within the fusion (the
-    student's deepest, at most 512) and what goes on to the next stage are those of its authors' code. That code also
-    reviews the pooled last feature, a map of one pixel, before the deepest stage: `last` does. It takes the teacher's
-    maps before the activation, and raises the weight from 0 to its full value over the first 20 of 240 epochs: not done
-    here, where the learning rate rises slowly and a loss does not know how long a run is. The weight is that of most of
-    its CIFAR-100 scripts (they have 0.6 to 8).
+    The widths within the fusion (the student's deepest, at most 512) and what goes on to the next stage are those of
+    the authors' code. That code also reviews the pooled last feature, a map of one pixel, before the deepest stage:
+    `last` does. It takes the teacher's maps before the activation, and raises the weight from 0 to its full value over
+    the first 20 of 240 epochs: not done here, where the learning rate rises slowly and a loss does not know how long a
+    run is. The weight is that of most of its CIFAR-100 scripts (they have 0.6 to 8).
 
     Raises: RequestError for features of another shape, or, with `last`, for a batch of one.
     """
 
+    family = "features"
+    paper = Paper("Distilling knowledge via knowledge review", 2021, "2104.09044")
     taps: tuple[str, ...] = ("stage",)
-    weight: ClassVar[float] = 5.0
+    weight = 5.0
 
     def __init__(self, last: bool = False) -> None:
         super().__init__()
@@ -64,10 +65,10 @@ class ReviewKD(nn.Module):
 
     def _pairs(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
         """The maps of every stage and, behind them, the last features as maps of one pixel."""
-        pairs = align.map_pairs("reviewkd", "stage", student, teacher)
+        pairs = align.map_pairs("stage", student, teacher)
         if "last" in self.taps:
             pair = student.features["last"], teacher.features["last"]
-            align.check_shape("reviewkd", "last", *pair)
+            align.check_shape("last", *pair)
             ours, theirs = (align.averaged(feature)[:, :, None, None] for feature in pair)
             pairs.append((ours, theirs))
         return pairs

@@ -5,12 +5,15 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from dfkd.distill import align
+from dfkd.distill.loss import Loss
 from dfkd.distill.losses.relation import relative_distances
 from dfkd.models.features.outputs import Outputs
 from dfkd.system.errors import RequestError
+from dfkd.system.limits import check_at_least
+from dfkd.system.paper import Paper
 
 ENTRIES = 2**21
 """Angles that are held at a time, 8 MiB for each of some ten tensors: all of a batch of 128. More at once is slower."""
@@ -18,19 +21,19 @@ COINCIDENT = 1e-4
 """Two samples closer than this share of the mean distance have no direction between them that is more than rounding."""
 
 
-class RKD(nn.Module):
+class RKD(Loss):
     """Distances of all pairs of samples, and angles of all triplets, are as among the teacher's features.
 
     `distance` * mean over pairs of huber(d_S, d_T) + `angle` * mean over triplets of huber(cos_S, cos_T), Huber's
     delta being 1: d is the Euclidean distance of two samples divided by its mean over the batch's pairs, cos the
     cosine of the angle at the sample j between i and k. `of` features (the tap `last`) or logits.
 
-    Relational knowledge distillation, 2019, https://arxiv.org/abs/1904.05068. Pairs and triplets are of distinct
-    samples, as in the paper, which writes sums where its weights are for means. The authors' code, and all that
-    follows it, averages over the full N x N and N x N x N arrays, whose entries with equal indices are 0: (N - 1) / N
-    and (N - 1)(N - 2) / N^2 of the values here; and it takes the mean distance over those that are not 0. Ours: an
-    angle with a side below 1/10,000 of the mean distance counts 0, since it is rounding and its gradient has no bound;
-    batches of one cost 0, of two have no angle. The features' scale does not matter, nor do their widths.
+    Pairs and triplets are of distinct samples, as in the paper, which writes sums where its weights are for means. The
+    authors' code, and all that follows it, averages over the full N x N and N x N x N arrays, whose entries with equal
+    indices are 0: (N - 1) / N and (N - 1)(N - 2) / N^2 of the values here; and it takes the mean distance over those
+    that are not 0. Ours: an angle with a side below 1/10,000 of the mean distance counts 0, since it is rounding and
+    its gradient has no bound; batches of one cost 0, of two have no angle. The features' scale does not matter, nor do
+    their widths.
 
     `weight` and its parts are the paper's for classification: 25 for distances, 50 for angles (the latter 25 x 2).
     Angles take time with the cube of the batch: 2 million of them at 128, a billion at 1024, where `angle=0` leaves
@@ -39,18 +42,18 @@ class RKD(nn.Module):
     Raises: RequestError for a negative `distance` or `angle`, or both 0.
     """
 
+    family = "relations"
+    paper = Paper("Relational knowledge distillation", 2019, "1904.05068")
     taps: tuple[str, ...] = ("last",)
-    weight: float = 25.0
+    weight = 25.0
 
     def __init__(
         self, distance: float = 1.0, angle: float = 2.0, of: Literal["features", "logits"] = "features"
     ) -> None:
         super().__init__()
-        for name, value in {"distance": distance, "angle": angle}.items():
-            if value < 0:
-                raise RequestError(f"rkd:{name}={value:g} is not at least 0")
+        check_at_least(distance=distance, angle=angle)
         if distance == angle == 0:
-            raise RequestError("rkd:distance=0,angle=0 leaves nothing to learn; give one of them a weight")
+            raise RequestError("distance=0 and angle=0 leave nothing to learn; give one of them a weight")
         self.distance, self.angle = distance, angle
         self.taps = ("last",) if of == "features" else ()
 
@@ -58,7 +61,7 @@ class RKD(nn.Module):
         """The loss of a batch."""
         if len(student.logits) < 2:
             return student.logits.sum() * 0
-        ours, theirs = (align.vectors("rkd", x) if self.taps else x.logits for x in (student, teacher))
+        ours, theirs = (align.vectors(x) if self.taps else x.logits for x in (student, teacher))
         d, target = relative_distances(ours), relative_distances(theirs)
         total = self.distance * F.huber_loss(d, target)
         if self.angle and len(ours) > 2:

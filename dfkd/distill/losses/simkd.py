@@ -8,19 +8,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dfkd.distill import align
+from dfkd.distill.loss import Loss
 from dfkd.distill.setting import Setting
 from dfkd.models.features.outputs import Outputs
 from dfkd.system.errors import RequestError
+from dfkd.system.limits import check_at_least
+from dfkd.system.paper import Paper
 
 
-class SimKD(nn.Module):
+class SimKD(Loss):
     """The teacher's last feature, by a projector on the student's side; its classifier can be reused as well.
 
     The mean squared difference of the projected student's feature and the teacher's; 0 where they are equal.
 
-    Knowledge distillation with the reused teacher classifier, 2022, https://arxiv.org/abs/2203.14001. There the student
-    is run with projector and teacher's classifier behind it and trained by this loss alone. Here the exported student
-    keeps its architecture, so there are two ways:
+    In the paper the student is run with projector and teacher's classifier behind it and trained by this loss alone.
+    Here the exported student keeps its architecture, so there are two ways:
     - by default (`projector=conv`) the paper's projector, 1x1, 3x3 and 1x1 convolutions with batch normalization and
       ReLU and a bottleneck of the teacher's width / `factor`, on the deepest stage's map. It trains the features only:
       add a loss that trains the student's last layer, as in `--loss kd simkd`;
@@ -36,16 +38,17 @@ class SimKD(nn.Module):
     shape.
     """
 
-    taps: tuple[str, ...] = ("stage",)
+    family = "features"
+    paper = Paper("Knowledge distillation with the reused teacher classifier", 2022, "2203.14001")
+    taps = ("stage",)
 
     def __init__(
         self, reuse: bool = False, projector: Literal["conv", "linear"] | None = None, factor: int = 2
     ) -> None:
         super().__init__()
         if reuse and projector == "conv":
-            raise RequestError("simkd:reuse=true cannot put projector=conv into the student's last layer; use linear")
-        if factor < 1:
-            raise RequestError(f"simkd:factor={factor} is not at least 1")
+            raise RequestError("reuse=true cannot put projector=conv into the student's last layer; use linear")
+        check_at_least(1, factor=factor)
         self.reuse, self.factor = reuse, factor
         self.linear = reuse or projector == "linear"
         if self.linear:
@@ -60,15 +63,15 @@ class SimKD(nn.Module):
         for head, who in ((ours, "student"), (theirs, "teacher")):
             if head is None:
                 raise RequestError(
-                    f"simkd:reuse=true needs a {who} whose logits come from a linear layer with the tap 'last' as its "
+                    f"reuse=true needs a {who} whose logits come from a linear layer with the tap 'last' as its "
                     "input; leave reuse out and add kd"
                 )
         assert ours is not None and theirs is not None
         if ours.bias is None:
-            raise RequestError("simkd:reuse=true needs a bias in the student's last layer; leave reuse out and add kd")
+            raise RequestError("reuse=true needs a bias in the student's last layer; leave reuse out and add kd")
         if ours.out_features != theirs.out_features:
             raise RequestError(
-                f"simkd:reuse=true cannot put the teacher's {theirs.out_features} classes into the student's "
+                f"reuse=true cannot put the teacher's {theirs.out_features} classes into the student's "
                 f"{ours.out_features}; give the student as many"
             )
         self._heads = ours, theirs
@@ -81,8 +84,8 @@ class SimKD(nn.Module):
             for feature, head, who in zip((ours, theirs), self._heads, ("student", "teacher"), strict=True):
                 if feature.shape[1] != head.in_features:
                     raise RequestError(
-                        f"simkd:reuse=true: the {who}'s feature 'last' has {feature.shape[1]} values, its last layer "
-                        f"takes {head.in_features}; leave last out of --{who}-taps"
+                        f"reuse=true: the {who}'s feature 'last' has {feature.shape[1]} values, its last layer "
+                        f"takes {head.in_features}; leave last out of {who}_taps"
                     )
         if self.linear:
             self.projector = align.projection(ours, width, always=True, bias=True)
@@ -109,9 +112,9 @@ class SimKD(nn.Module):
     def _pair(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
         if self.linear:
             pair = student.features["last"], teacher.features["last"]
-            align.check_shape("simkd", "last", *pair)
+            align.check_shape("last", *pair)
             return align.averaged(pair[0]), align.averaged(pair[1])
-        return align.same_size(*align.map_pairs("simkd", "stage", student, teacher)[-1])
+        return align.same_size(*align.map_pairs("stage", student, teacher)[-1])
 
 
 def _convolutions(width: int, middle: int, out: int) -> nn.Sequential:

@@ -1,27 +1,27 @@
 """Knowledge distillation on standardized logits: what is taught is their order and proportions, not their scale."""
 
-from typing import ClassVar
-
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from dfkd.distill.align import full
 from dfkd.distill.distributions import kl
+from dfkd.distill.loss import Loss
 from dfkd.models.features.outputs import Outputs
 from dfkd.system.limits import check_above
+from dfkd.system.paper import Paper
 
 
-class Standardized(nn.Module):
+class Standardized(Loss):
     """The teacher's logits up to scale and shift: the softened distribution over z-scores.
 
     temperature^2 * KL(softmax(z(t) / temperature) || softmax(z(s) / temperature)), averaged over the batch, where z
     subtracts a logit vector's mean and divides by its standard deviation over the classes: every image has a
     temperature of its own, in proportion to the spread of its logits, in teacher and student apart.
 
-    Logit standardization in knowledge distillation, 2024, https://arxiv.org/abs/2403.01427. The standard deviation is
-    the paper's, with 1 / classes under the root; the authors' code has 1 / (classes - 1), which for 10 classes is as if
-    the temperature were 5 % higher, and not defined for one class. `temperature` (2) and `weight` (9) are those of the
-    authors' commands for CIFAR-100, where cross-entropy to the label is added; labels are not known here.
+    The standard deviation is the paper's, with 1 / classes under the root; the authors' code has 1 / (classes - 1),
+    which for 10 classes is as if the temperature were 5 % higher, and not defined for one class. `temperature` (2) and
+    `weight` (9) are those of the authors' commands for CIFAR-100, where cross-entropy to the label is added; labels are
+    not known here.
 
     Below `epsilon` the standard deviation counts as `epsilon`, so that equal logits have a defined, flat distribution;
     above it nothing is added (the code adds 1e-7 to it). The gradient grows as 1 / standard deviation, and a student
@@ -30,12 +30,13 @@ class Standardized(nn.Module):
     Raises: RequestError unless temperature and epsilon > 0.
     """
 
-    taps: ClassVar[tuple[str, ...]] = ()
-    weight: ClassVar[float] = 9.0
+    family = "outputs"
+    paper = Paper("Logit standardization in knowledge distillation", 2024, "2403.01427")
+    weight = 9.0
 
     def __init__(self, temperature: float = 2.0, epsilon: float = 1e-3) -> None:
         super().__init__()
-        check_above("standardized", temperature=temperature, epsilon=epsilon)
+        check_above(temperature=temperature, epsilon=epsilon)
         self.temperature, self.epsilon = temperature, epsilon
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:

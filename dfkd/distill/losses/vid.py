@@ -8,11 +8,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dfkd.distill import align
+from dfkd.distill.loss import Loss
 from dfkd.models.features.outputs import Outputs
 from dfkd.system.errors import RequestError
+from dfkd.system.limits import check_above
+from dfkd.system.paper import Paper
 
 
-class VID(nn.Module):
+class VID(Loss):
     """How well the teacher's features can be predicted from the student's: their Gaussian likelihood.
 
     The negative logarithm of q(t | s) up to its constant: log(σ_c) + (t - μ(s))² / (2 σ_c²), with a mean network μ on
@@ -22,24 +25,24 @@ class VID(nn.Module):
     The loss can be negative. For given variances its minimum is the mean of log(σ_c), at t = μ(s); learned with them it
     is bounded from below by log(epsilon) / 2 for each tap (-5.76).
 
-    Variational information distillation for knowledge transfer, 2019, https://arxiv.org/abs/1904.05835. The paper sums
-    over elements and weighs the taps; the mean, `variance` (where σ_c² starts), epsilon and the weight 1 are those of
-    the public code that credits the authors. The mean network is 1x1 convolutions, three with batch
-    normalization and ReLU between them and as many channels as the teacher has, for maps; linear for `last`. (The
-    public code has no batch normalization there.) Ours: where resolutions differ, both are average-pooled to the
+    The paper sums over elements and weighs the taps; the mean, `variance` (where σ_c² starts), epsilon and the weight
+    1 are those of the public code that credits the authors. The mean network is 1x1 convolutions, three
+    with batch normalization and ReLU between them and as many channels as the teacher has, for maps; linear for `last`.
+    (The public code has no batch normalization there.) Ours: where resolutions differ, both are average-pooled to the
     smaller one; where `last` is a map, it is averaged.
 
     Raises: RequestError unless variance > epsilon > 0, or for features of another shape.
     """
 
+    family = "features"
+    paper = Paper("Variational information distillation for knowledge transfer", 2019, "1904.05835")
     taps: tuple[str, ...] = ("stage",)
 
     def __init__(self, variance: float = 5.0, epsilon: float = 1e-5, last: bool = False) -> None:
         super().__init__()
-        if not 0 < epsilon < math.inf:
-            raise RequestError(f"vid:epsilon={epsilon:g} is not above 0")
+        check_above(epsilon=epsilon)
         if not epsilon < variance < math.inf:
-            raise RequestError(f"vid:variance={variance:g} is not above epsilon={epsilon:g}")
+            raise RequestError(f"variance={variance:g} is not above epsilon={epsilon:g}")
         self.variance, self.epsilon = variance, epsilon
         if last:
             self.taps = ("stage", "last")
@@ -69,10 +72,10 @@ class VID(nn.Module):
 
     def _tapped(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
         """The pairs of features, each at one resolution."""
-        pairs = [align.same_size(*pair) for pair in align.map_pairs("vid", "stage", student, teacher)]
+        pairs = [align.same_size(*pair) for pair in align.map_pairs("stage", student, teacher)]
         if "last" in self.taps:
             pair = student.features["last"], teacher.features["last"]
-            align.check_shape("vid", "last", *pair)
+            align.check_shape("last", *pair)
             pairs.append((align.averaged(pair[0]), align.averaged(pair[1])))
         return pairs
 

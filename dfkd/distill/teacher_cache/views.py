@@ -206,7 +206,7 @@ def _answers(teacher: Classifier, file: _File, padding: int, flip: bool) -> Iter
         some = slice(start, start + BATCH)
         logits = _live(teacher, file.shards.pixels(rows[some]), crops[some], padding)
         if not logits.isfinite().all():
-            raise RequestError("the teacher's logits of a view of --samples are not finite; select again")
+            raise RequestError("the teacher's logits of a view of the selection are not finite; select again")
         yield {"crops": crops[some].numpy(), **compact(logits)}
 
 

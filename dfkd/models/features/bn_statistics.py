@@ -128,12 +128,11 @@ def _distance(layer: nn.Module, mean: Float[Tensor, " channels"], variance: Floa
     return (mean - layer.running_mean).norm() + (variance - layer.running_var).norm()  # type: ignore[operator]
 
 
-def require_statistics(module: nn.Module, method: str, without: str = "dafl, dfad and zskt work") -> BatchStatistics:
+def require_statistics(module: nn.Module, without: str = "dafl, dfad and zskt work") -> BatchStatistics:
     """The statistics of a teacher. Raises: RequestError where no layer remembers any; it says what does `without`."""
     found = BatchStatistics(module)
     if not found.layers:
         raise RequestError(
-            f"{method} reads the statistics of the teacher's BatchNorm layers, and this teacher has none; "
-            f"{without} without"
+            f"it reads the statistics of the teacher's BatchNorm layers, and this teacher has none; {without} without"
         )
     return found

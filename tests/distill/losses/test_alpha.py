@@ -124,7 +124,7 @@ def test_it_is_finite_with_its_gradient(extreme, check_finite, alphas):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"clip": 1.0}, "alpha:clip=1 is not above 1"),
+        ({"clip": 1.0}, "^clip=1 is not above 1"),
         ({"alpha_minus": 2.0}, "alpha_minus=2 is not at most alpha_plus=1"),
         ({"alpha_plus": 1e999}, "finite"),
     ],

@@ -52,7 +52,7 @@ def test_is_finite_with_a_bounded_gradient(pair, check_survives):
 
 @pytest.mark.parametrize("p", [0.5, float("nan"), float("inf")])
 def test_refuses_a_power(p):
-    with pytest.raises(RequestError, match=f"at:p={p:g}"):
+    with pytest.raises(RequestError, match=f"^p={p:g}"):
         AT(p)
 
 

@@ -226,11 +226,11 @@ def test_there_are_never_more_negatives_than_other_images():
 
 def test_wrong_options_and_sources_are_refused(pair, make, outputs):
     for options, message in [
-        ({"negatives": 0}, "crd:negatives=0"),
-        ({"width": 0}, "crd:width=0"),
-        ({"temperature": 0.0}, "crd:temperature=0"),
-        ({"momentum": 1.0}, "crd:momentum=1"),
-        ({"momentum": -0.1}, r"crd:momentum=-0\.1"),
+        ({"negatives": 0}, "^negatives=0"),
+        ({"width": 0}, "^width=0"),
+        ({"temperature": 0.0}, "^temperature=0"),
+        ({"momentum": 1.0}, "^momentum=1"),
+        ({"momentum": -0.1}, r"^momentum=-0\.1"),
     ]:
         with pytest.raises(RequestError, match=message):
             CRD(**options)
@@ -241,5 +241,5 @@ def test_wrong_options_and_sources_are_refused(pair, make, outputs):
     with pytest.raises(RequestError, match="which stored image a view is of"):
         make(*pair)(*(outputs(side) for side in pair))
     odd = outputs({"last": np.zeros((2, 3, 4))})
-    with pytest.raises(RequestError, match="crd: the feature 'last'"):
+    with pytest.raises(RequestError, match=r"^the feature 'last'"):
         CRD().setup(odd, odd)

@@ -72,7 +72,7 @@ def test_is_finite_on_far_pixels_and_on_one(outputs, check_finite, case):
 
 
 def test_refuses(pair, build):
-    with pytest.raises(RequestError, match="cwd:temperature=0"):
+    with pytest.raises(RequestError, match=r"^temperature=0"):
         CWD(0.0)
-    with pytest.raises(RequestError, match="cwd:stage=3 is not one of the 2 stages"):
+    with pytest.raises(RequestError, match=r"^stage=3 is not one of the 2 stages"):
         build(CWD, *pair, stage=3)

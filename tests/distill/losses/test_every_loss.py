@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import typing
 from dataclasses import replace
 from functools import partial
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from dfkd.distill import losses
+from dfkd.distill.loss import Family, Loss
 from dfkd.distill.objective import Objective, build_objective
 from dfkd.distill.setting import Setting
 from dfkd.models import cifar_resnet, wide_resnet
@@ -44,7 +46,7 @@ class Pair:
             self.objective.setup(*probe, setting)
             self.objective.check(*probe)
         for loss in self.objective.losses:
-            loss.steps = getattr(loss, "preparation", 0)  # the preparation is over: now it teaches
+            loss.steps = loss.preparation  # the preparation is over: now it teaches
 
     def outputs(self, view: torch.Tensor) -> tuple[Outputs, Outputs]:
         """The student's and the teacher's answers."""
@@ -131,11 +133,11 @@ class TestEveryLoss:
 
     def test_says_what_it_is_and_where_it_is_from(self, name, view):
         kind = next(getattr(losses, n) for n in losses.__all__ if n.lower() == name)
-        doc = inspect.getdoc(kind)
-        assert re.match(r"[A-Z].*\.(\n|$)", doc), "the first line is a sentence"
-        assert re.search(r",\s(19|20)\d\d,\s+https://", doc), "a paper: title, year, URL"
-        assert getattr(kind, "weight", 1.0) > 0
-        assert {*getattr(kind, "taps", ())} <= {"first", "last", *GROUPS}
+        assert issubclass(kind, Loss)
+        assert re.match(r"[A-Z].*\.(\n|$)", inspect.getdoc(kind)), "the first line is a sentence"
+        assert kind.family in typing.get_args(Family)
+        assert kind.paper.title and kind.paper.url.startswith("https://") and 2000 < kind.paper.year < 2100
+        assert kind.weight > 0 and {*kind().taps} <= {"first", "last", *GROUPS}
         assert kind.__module__ == f"dfkd.distill.losses.{name}"
 
 

@@ -55,7 +55,7 @@ def test_of_two_stages_the_first_is_the_middle(pair, build, outputs):
 
 @pytest.mark.parametrize("stage", [0, 4, -1, "deep"])
 def test_refuses_a_stage_that_there_is_not(pair, build, stage):
-    with pytest.raises(RequestError, match=f"fitnet:stage={stage} is not one of the 3 stages"):
+    with pytest.raises(RequestError, match=f"^stage={stage} is not one of the 3 stages"):
         build(FitNet, *pair, stage=stage)
 
 

@@ -157,8 +157,8 @@ def test_bf16_is_close_to_float32_once_the_paraphraser_has_learnt(pair, build, o
 
 
 def test_refuses(pair, build):
-    for options, match in (({"rate": 0.0}, "ft:rate=0"), ({"paraphraser": 0}, "ft:paraphraser=0 is not at least 1")):
+    for options, match in (({"rate": 0.0}, "^rate=0"), ({"paraphraser": 0}, "^paraphraser=0 is not at least 1")):
         with pytest.raises(RequestError, match=match):
             FT(**options)
-    with pytest.raises(RequestError, match="ft:stage=2 is not one of the 1 stages"):
+    with pytest.raises(RequestError, match=r"^stage=2 is not one of the 1 stages"):
         build(FT, *pair, stage=2)

@@ -96,5 +96,5 @@ def test_it_is_finite_with_its_gradient(loss, extreme, check_finite):
     [({"temperature": 0.0}, "temperature=0"), ({"temperature": 1e999}, "finite"), ({"hard": -0.1}, "hard=-0.1")],
 )
 def test_it_refuses(options, said):
-    with pytest.raises(RequestError, match=f"^kd:.*{said}"):
+    with pytest.raises(RequestError, match=said):
         KD(**options)

@@ -88,5 +88,5 @@ def test_the_matrix_is_in_the_checkpoint_and_trains(trained):
 
 @pytest.mark.parametrize("accuracy", [0.0, 1.0, -0.5, 95.23])
 def test_it_refuses(accuracy):
-    with pytest.raises(RequestError, match=f"^noise:accuracy={accuracy:g} is not between 0 and 1"):
+    with pytest.raises(RequestError, match=f"^accuracy={accuracy:g} is not above 0 and below 1"):
         Noise(accuracy)

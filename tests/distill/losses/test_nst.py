@@ -86,5 +86,5 @@ def test_is_finite_with_a_bounded_gradient(pair, check_survives, kernel):
 
 
 def test_refuses_a_stage_that_there_is_not(pair, outputs):
-    with pytest.raises(RequestError, match="nst:stage=3 is not one of the 2 stages"):
+    with pytest.raises(RequestError, match=r"^stage=3 is not one of the 2 stages"):
         NST(stage=3)(*map(outputs, pair))

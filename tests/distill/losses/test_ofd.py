@@ -102,6 +102,6 @@ def test_one_image_of_one_pixel_is_refused(check_refuses_one_pixel):
 
 def test_features_that_are_not_maps_are_refused(rng, outputs):
     flat = outputs({"pre1": rng.normal(size=(2, 3))})
-    with pytest.raises(RequestError, match="ofd: the feature 'pre'"):
+    with pytest.raises(RequestError, match=r"^the feature 'pre'"):
         OFD().setup(flat, flat)
     assert OFD().weight == 0.001

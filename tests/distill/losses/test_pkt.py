@@ -92,5 +92,5 @@ def test_is_finite_in_small_batches_and_between_opposites(diagonal, kind, output
 
 def test_a_feature_of_another_shape_is_refused(rng, outputs):
     odd = outputs({"last": rng.normal(size=(2, 3, 4))})
-    with pytest.raises(RequestError, match="pkt: the feature 'last'"):
+    with pytest.raises(RequestError, match=r"^the feature 'last'"):
         PKT()(odd, odd)

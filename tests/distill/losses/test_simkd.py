@@ -143,9 +143,9 @@ def test_bfloat16_is_close_with_a_linear_projector(pair, build, check_close_in_b
 
 
 def test_wrong_options_are_refused():
-    with pytest.raises(RequestError, match="simkd:reuse=true"):
+    with pytest.raises(RequestError, match=r"^reuse=true"):
         SimKD(reuse=True, projector="conv")
-    with pytest.raises(RequestError, match="simkd:factor=0"):
+    with pytest.raises(RequestError, match=r"^factor=0"):
         SimKD(factor=0)
 
 
@@ -174,7 +174,7 @@ def test_a_last_feature_that_is_not_the_heads_input_is_refused(pair, outputs, se
 
 def test_features_of_another_shape_are_refused(rng, outputs):
     flat = outputs({"stage1": rng.normal(size=(2, 3)), "last": rng.normal(size=(2, 3, 4))})
-    with pytest.raises(RequestError, match="simkd: the feature 'stage'"):
+    with pytest.raises(RequestError, match=r"^the feature 'stage'"):
         SimKD().setup(flat, flat)
-    with pytest.raises(RequestError, match="simkd: the feature 'last'"):
+    with pytest.raises(RequestError, match=r"^the feature 'last'"):
         SimKD(projector="linear").setup(flat, flat)

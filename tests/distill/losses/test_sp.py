@@ -54,5 +54,5 @@ def test_is_finite_with_a_bounded_gradient(pair, check_survives, normalize):
 
 def test_a_feature_that_is_no_map_is_refused(rng, outputs):
     flat = outputs({"stage1": rng.normal(size=(4, 3))})
-    with pytest.raises(RequestError, match="sp: the feature 'stage'"):
+    with pytest.raises(RequestError, match=r"^the feature 'stage'"):
         SP()(flat, flat)

@@ -61,5 +61,5 @@ def test_one_class_costs_nothing(check_finite):
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"epsilon": 0.0}])
 def test_it_refuses(options):
-    with pytest.raises(RequestError, match=f"^standardized:{next(iter(options))}=0 is not above 0"):
+    with pytest.raises(RequestError, match=f"^{next(iter(options))}=0 is not above 0"):
         Standardized(**options)

@@ -1,0 +1,107 @@
+"""Networks, losses and images that are opened -> a trainer, ready for its first step."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import nn
+
+from dfkd.config import DistillConfig
+from dfkd.distill.defaults import example_of
+from dfkd.distill.objective import Objective
+from dfkd.distill.setting import Counted, Setting
+from dfkd.distill.teacher_cache.views import recorded
+from dfkd.distill.trainer import Plan, Trainer
+from dfkd.formats.shards import Shards
+from dfkd.models.classifier import Classifier, answer
+from dfkd.models.features.find_taps import GROUPS, find_taps, group_of, match_groups
+from dfkd.models.features.taps import Tap, Tapped, network_code, parse_taps
+from dfkd.models.load import Model
+from dfkd.system.console import say
+from dfkd.system.device import Place
+from dfkd.system.errors import RequestError
+from dfkd.training.optim import make_optimizer
+from dfkd.training.sources import Source
+
+
+def assemble(
+    config: DistillConfig,
+    teacher: Model,
+    student: Model,
+    source: Source,
+    objective: Objective,
+    place: Place,
+    plan: Plan,
+    selections: Sequence[Shards],
+    fit_on: Source | None,
+) -> Trainer:
+    """Put the pieces together: taps on both models, projections built from a first batch, optimizer over all.
+
+    The student's layers are fitted on some images of `fit_on`, where it is given.
+    """
+    example = example_of(teacher)
+    taps = match_groups(
+        _taps(teacher, config.teacher_taps, objective.taps, example, "teacher", source.taps),
+        _taps(student, config.student_taps, objective.taps, example, "student"),
+    )
+    classifier = Classifier(teacher, place, taps[0], fold=True)
+    with network_code(student.module):
+        module = student.module.to(place.device).to(memory_format=torch.channels_last)
+    tapped = Tapped(module, taps[1])
+    asked = Counted(classifier.answer)
+    setting = Setting(
+        student=partial(answer, tapped, place),
+        teacher=asked,
+        student_head=_head(module, taps[1], example) if objective.binds else None,
+        teacher_head=_head(teacher.module, taps[0], example) if objective.binds else None,
+        images=source.images,
+    )
+    with torch.no_grad(), asked.uncounted():  # in evaluation mode: no statistics move
+        probe = example.expand(2, -1, -1, -1).to(place.device)
+        ours, theirs = setting.student(probe), setting.teacher(probe)
+        objective.setup(ours, theirs, setting)
+        whole = source.images is not None and not (plan.mixup or plan.cutmix)  # a mixed view is of two images
+        rows = torch.zeros(2, dtype=torch.int64, device=place.device) if whole else None
+        objective.to(place.device).check(ours, replace(theirs, view=probe, rows=rows))
+    optimizer = make_optimizer([module, objective], config.optimizer, config.weight_decay)
+    record = None
+    if config.teacher_views:
+        record = partial(recorded, classifier, selections, config.teacher_views, plan.crop_padding, plan.flip)
+    return Trainer(classifier, tapped, source, objective, optimizer, plan, asked=asked, fit_on=fit_on, record=record)
+
+
+def _head(module: nn.Module, taps: Mapping[str, Tap], example: torch.Tensor) -> nn.Linear | None:
+    """The linear layer that gives the logits from the feature `last`, or None where there is none to be seen."""
+    try:
+        tap = find_taps(module, example.to(next(module.parameters()).device), wanted=("last",)).taps["last"]
+    except RequestError:
+        return None
+    layer = module.get_submodule(tap.path)
+    return layer if isinstance(layer, nn.Linear) and taps.get("last", tap) == tap else None
+
+
+def _taps(
+    model: Model,
+    by_hand: Sequence[str],
+    wanted: frozenset[str],
+    example: torch.Tensor,
+    who: str,
+    others: frozenset[str] = frozenset(),
+) -> dict[str, Tap]:
+    """The taps that the losses read: those named by hand, and the others found by tracing the model.
+
+    `others` may be named besides: a generator reads them.
+    """
+    given = parse_taps(by_hand)
+    for name in [*given]:
+        if group_of(name) in others - wanted:
+            del given[name]
+        elif group_of(name) not in wanted or name in GROUPS:
+            numbered = [f"{tap}1, {tap}2, ..." if tap in GROUPS else tap for tap in sorted(wanted)]
+            read = f"the losses read {', '.join(numbered)}" if wanted else "no loss reads features"
+            raise RequestError(f"--{who}-taps names {name!r}; {read}")
+    found = find_taps(model.module, example, given, wanted)
+    for note in found.notes:
+        say(f"{who} {model.spec}: {note}")
+    return found.taps
