@@ -1,7 +1,6 @@
 """What a call in Python gives: a selection and a run, opened, and their comparison."""
 
 import copy
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -12,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dfkd.app.door import computing, configured, opened
+from dfkd.app.calls import computing, configured, opened
 from dfkd.config.stage_table import STAGES
-from dfkd.formats.run_folder import METRICS, finished_weights, read_request, read_result
+from dfkd.formats.run_folder import check_model, finished_weights, read_request
 from dfkd.formats.shards import Shards
 from dfkd.models.find import OBJECT
 from dfkd.models.load import load_model
 from dfkd.models.own import GivenModel, OwnNetwork
 from dfkd.models.weights import load_weights
-from dfkd.report.collect import read_run
+from dfkd.report.collect import FinishedRun, read_run
 from dfkd.system.errors import RequestError
 
 if TYPE_CHECKING:
@@ -112,6 +111,7 @@ class Run:
         self.folder, self._given = Path(folder), student
         with opened(verbose=False):
             read_run(str(folder))
+            check_model(self.folder)
             self._architecture: str = read_request(self.folder)["model"]["architecture"]
             if student is not None and self._architecture.startswith(OBJECT):
                 self._check_class(student)
@@ -121,12 +121,12 @@ class Run:
     @property
     def result(self) -> dict[str, Any]:
         """The figures of `result.json`: accuracy, cost, and what the student learnt from."""
-        return read_result(self.folder)
+        return self._read().result
 
     @cached_property
     def metrics(self) -> "pd.DataFrame | dict[str, np.ndarray]":
         """The rows of `metrics.jsonl`: a pandas table where pandas is installed, else arrays by their names."""
-        rows = [json.loads(line) for line in (self.folder / METRICS).read_text(encoding="utf-8").splitlines()]
+        rows = self._read().metrics
         names = dict.fromkeys(name for row in rows for name in row)
         return as_table({name: np.array([row.get(name, np.nan) for row in rows]) for name in names})
 
@@ -153,6 +153,10 @@ class Run:
         """What the student expects: `normalize` and `image_size`."""
         table = read_request(self.folder)["model"]
         return {name: table.get(name) for name in ("normalize", "image_size")}
+
+    def _read(self) -> FinishedRun:
+        with opened(verbose=False):
+            return read_run(str(self.folder))
 
     def _check_class(self, student: nn.Module) -> None:
         name, given = self._architecture.removeprefix(OBJECT), OwnNetwork(student).name
