@@ -291,8 +291,8 @@ def test_calls__do_not_see_each_others_names(teacher, pool, tmp_path, monkeypatc
 def test_run__keeps_the_names_in_its_students_architecture(teacher, selection, tmp_path, monkeypatch):
     """A run as a MODEL, also after other calls and in other orders: its identity does not depend on them."""
     (tmp_path / "spelled_nets.py").write_text(
-        "from dfkd.models import cifar_resnet\n\n\ndef make(file: str, num_classes: int = 3, in_channels: int = 1):\n"
-        "    return cifar_resnet(8, int(open(file).read()), num_classes, in_channels)\n"
+        "from pathlib import Path\nfrom dfkd.models import cifar_resnet\n\n\ndef make(file: str, num_classes: int = 3, in_channels: int = 1):\n"
+        "    return cifar_resnet(8, int(Path(file).read_text()), num_classes, in_channels)\n"
     )
     (tmp_path / "width.txt").write_text("2")
     monkeypatch.syspath_prepend(tmp_path)
