@@ -15,9 +15,9 @@ from torch import nn
 from dfkd.config.option import field_hints, options
 from dfkd.config.stage_table import STAGES, Stage, as_parameters
 from dfkd.config.tables import check_mapping, describe, over_preset
-from dfkd.data.locate import DataSource
+from dfkd.data.locate import GivenData
 from dfkd.models.find import OBJECT
-from dfkd.models.own import ModelSource, OwnNetwork
+from dfkd.models.own import GivenModel, OwnNetwork
 from dfkd.system.console import printing, say
 from dfkd.system.errors import RequestError, nearest
 from dfkd.system.portable import expand
@@ -82,7 +82,7 @@ def configured(stage: Stage, given: Mapping[str, Any], own: Mapping[str, Any]) -
     return config
 
 
-def network(value: Any, option: str) -> ModelSource:
+def network(value: Any, option: str) -> GivenModel:
     """A MODEL text, a folder as text, or the caller's module. Raises: RequestError for anything else."""
     if isinstance(value, nn.Module):
         return OwnNetwork(value)
@@ -92,12 +92,12 @@ def network(value: Any, option: str) -> ModelSource:
     raise RequestError(f"--{option} is a {type(value).__name__}, not a MODEL text or a torch.nn.Module")
 
 
-def model_text(model: ModelSource) -> str:
+def model_text(model: GivenModel) -> str:
     """How a configuration writes a model."""
     return model if isinstance(model, str) else OBJECT + model.name
 
 
-def data_text(data: DataSource) -> str:
+def data_text(data: GivenData) -> str:
     """How a configuration writes DATA."""
     return data if isinstance(data, str) else f"{OBJECT}{data.name}"
 

@@ -17,7 +17,7 @@ from dfkd.formats.run_folder import check_model, finished_weights, read_request
 from dfkd.formats.shards import Shards
 from dfkd.models.find import OBJECT
 from dfkd.models.load import load_model
-from dfkd.models.own import ModelSource, OwnNetwork
+from dfkd.models.own import GivenModel, OwnNetwork
 from dfkd.models.weights import load_weights
 from dfkd.report.collect import FinishedRun, read_run
 from dfkd.system.errors import RequestError
@@ -63,7 +63,7 @@ class Selection:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        """Several at once: what a DataLoader asks for."""
+        """Several at once: what a DataLoader calls."""
         rows = np.array([self._row(index) for index in indices], dtype=np.int64)
         images = torch.from_numpy(self._shards.pixels(rows)).permute(0, 3, 1, 2)
         logits = torch.from_numpy(self._logits[rows].astype(np.float32))
@@ -144,8 +144,8 @@ class Run:
             return student.eval()
 
     @property
-    def model(self) -> ModelSource:
-        """The student, where a stage asks for a MODEL."""
+    def model(self) -> GivenModel:
+        """The student, where a stage takes a MODEL."""
         return str(self.folder) if self._given is None else OwnNetwork(self.student)
 
     @property

@@ -10,10 +10,10 @@ from dfkd.app.calls import computing, configured, data_text, model_text, network
 from dfkd.app.results import Run, Selection
 from dfkd.config import ModelConfig
 from dfkd.config.stage_table import STAGES
-from dfkd.data.locate import DataSource
+from dfkd.data.locate import GivenData
 from dfkd.data.own import data_of
 from dfkd.models.find import check_name
-from dfkd.models.own import ModelSource
+from dfkd.models.own import GivenModel
 from dfkd.system.errors import RequestError
 from dfkd.system.portable import expand
 
@@ -128,13 +128,13 @@ class Teacher:
         return {**self._options, "teacher": model_text(self._model), "out": expand(str(out or "")), **found}
 
 
-def _model(value: Any, option: str) -> ModelSource:
+def _model(value: Any, option: str) -> GivenModel:
     if isinstance(value, Run):
         return value.model
     return value._model if isinstance(value, Teacher) else network(value, option)
 
 
-def _data(value: Any, option: str) -> DataSource:
+def _data(value: Any, option: str) -> GivenData:
     return str(value.folder) if isinstance(value, Selection) else expand(data_of(value, option))
 
 

@@ -35,7 +35,7 @@ class Stage:
     """The kind of folder that its option `out` names; None where it writes something else."""
 
     def run(self, config: Any) -> Any:
-        """Do what `config` asks for."""
+        """Do what `config` says."""
         return self.within(config, self._function(self.target.partition(":")[2]), config)
 
     def within(self, config: Any, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -63,7 +63,7 @@ class Data:
         return {"name": self.name, "images": images, "files": len(self.parts), "content": content}
 
 
-DataSource = str | Data
+GivenData = str | Data
 """A DATA text, or what is opened already."""
 
 

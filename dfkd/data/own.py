@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from dfkd.data.locate import Data, DataSource
+from dfkd.data.locate import Data, GivenData
 from dfkd.data.readers.reader import Unreadable, as_labels, as_nhwc, image_shape, row_numbers
 from dfkd.data.readers.vision import VisionReader, image_in, label_in
 from dfkd.system.errors import RequestError
@@ -19,7 +19,7 @@ IDENTITY = "identity"
 """The attribute with which a data set says in a text what it holds; else all of its images are hashed."""
 
 
-def data_of(value: Any, option: str) -> DataSource:
+def data_of(value: Any, option: str) -> GivenData:
     """A DATA text as it is, a path as text, and an array, (array, labels) or a map-style data set as opened DATA.
 
     Raises: RequestError, under the option's name, for anything else.

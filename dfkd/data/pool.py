@@ -16,7 +16,7 @@ from jaxtyping import Int64, Integer, UInt8
 from dfkd.data.images.decode import conversions, decode, encode_png, fit, processors
 from dfkd.data.images.filter import Filter
 from dfkd.data.labels import ClassNames, labels_of_names
-from dfkd.data.locate import Data, DataSource, locate, member_of, paths_of, with_images
+from dfkd.data.locate import Data, GivenData, locate, member_of, paths_of, with_images
 from dfkd.data.readers.folder import FolderReader
 from dfkd.data.readers.reader import Reader, Unreadable
 from dfkd.data.readers.table import TableReader
@@ -278,7 +278,7 @@ class Pool:
 
 
 def open_pool(
-    specs: Sequence[DataSource],
+    specs: Sequence[GivenData],
     *,
     image_size: int | None,
     channels: int,

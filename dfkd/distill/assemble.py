@@ -49,15 +49,15 @@ def assemble(
     with network_code(student.module):
         module = student.module.to(place.device).to(memory_format=torch.channels_last)
     tapped = Tapped(module, taps[1])
-    asked = Counted(classifier.answer)
+    counted = Counted(classifier.answer)
     setting = Setting(
         student=partial(answer, tapped, place),
-        teacher=asked,
+        teacher=counted,
         student_head=_head(module, taps[1], example) if objective.binds else None,
         teacher_head=_head(teacher.module, taps[0], example) if objective.binds else None,
         images=source.images,
     )
-    with torch.no_grad(), asked.uncounted():  # in evaluation mode: no statistics move
+    with torch.no_grad(), counted.uncounted():  # in evaluation mode: no statistics move
         probe = example.expand(2, -1, -1, -1).to(place.device)
         ours, theirs = setting.student(probe), setting.teacher(probe)
         objective.setup(ours, theirs, setting)
@@ -68,7 +68,9 @@ def assemble(
     record = None
     if config.teacher_views:
         record = partial(recorded, classifier, selections, config.teacher_views, plan.crop_padding, plan.flip)
-    return Trainer(classifier, tapped, source, objective, optimizer, plan, asked=asked, fit_on=fit_on, record=record)
+    return Trainer(
+        classifier, tapped, source, objective, optimizer, plan, counted=counted, fit_on=fit_on, record=record
+    )
 
 
 def _head(module: nn.Module, taps: Mapping[str, Tap], example: torch.Tensor) -> nn.Linear | None:

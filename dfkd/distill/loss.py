@@ -39,7 +39,7 @@ class Loss(nn.Module):
     weight: ClassVar[float] = 1.0
     """The weight where `--loss` gives none."""
     asks_teacher: bool = False
-    """Whether it asks the teacher for more than the outputs of the batch (`Setting.teacher`): answers that were kept
+    """Whether it needs more of the teacher than the outputs of the batch (`Setting.teacher`): answers that were kept
     beforehand (`--teacher-views`) are then not enough."""
     reads_kept: bool = False
     """Whether it heeds `Outputs.kept`, the classes that `--class-dropping` leaves."""
@@ -52,7 +52,7 @@ class Loss(nn.Module):
     """Where it is from."""
 
     def bind(self, setting: Setting) -> None:
-        """Called once, before `setup`: the two networks, to keep or to ask. Modules that are kept as attributes would
+        """Called once, before `setup`: the two networks, to keep or to run. Modules that are kept as attributes would
         become the loss's own: keep `setting` itself.
         """
 

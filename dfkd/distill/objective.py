@@ -112,7 +112,7 @@ class Objective(nn.Module):
 
     @property
     def binds(self) -> bool:
-        """Whether a loss asks for the networks themselves."""
+        """Whether a loss needs the networks themselves."""
         return any(term.loss.uses_networks for term in self._terms)
 
     @property

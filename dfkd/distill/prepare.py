@@ -11,7 +11,7 @@ from dfkd.config import DistillConfig
 from dfkd.config.option import is_off, named
 from dfkd.data import Pool, open_pool
 from dfkd.data.labels import ClassNames
-from dfkd.data.locate import DataSource
+from dfkd.data.locate import GivenData
 from dfkd.distill import supply
 from dfkd.distill.assemble import assemble
 from dfkd.distill.defaults import default_init, default_losses
@@ -21,7 +21,7 @@ from dfkd.distill.trainer import Plan, Trainer
 from dfkd.formats.shards import Shards
 from dfkd.models.find import check_name
 from dfkd.models.load import Model, load_model
-from dfkd.models.own import ModelSource, OwnNetwork
+from dfkd.models.own import GivenModel, OwnNetwork
 from dfkd.system import names
 from dfkd.system.components import Component
 from dfkd.system.console import say
@@ -69,9 +69,9 @@ class Distillation:
 
 def prepare(
     config: DistillConfig,
-    teacher_given: ModelSource,
-    student_given: ModelSource,
-    test_given: DataSource | None,
+    teacher_given: GivenModel,
+    student_given: GivenModel,
+    test_given: GivenData | None,
 ) -> Distillation:
     """Open and build everything. Raises: RequestError for whatever can be refused before the first step."""
     torch.manual_seed(config.seed)  # a loss of one's own may draw its parameters when it is built
@@ -114,7 +114,7 @@ def prepare(
     return Distillation(config, selections, teacher, student, test, trainer, content)
 
 
-def check_request(config: DistillConfig, student: ModelSource) -> tuple[Component | None, Objective | None]:
+def check_request(config: DistillConfig, student: GivenModel) -> tuple[Component | None, Objective | None]:
     """Refuse what can be refused before any work. Returns the generator and the losses that are named."""
     _check_options(config)
     if isinstance(student, str):
@@ -158,7 +158,7 @@ def _check_objective(config: DistillConfig, objective: Objective) -> None:
         )
 
 
-def _load_student(config: DistillConfig, given: ModelSource, teacher: Model) -> Model:
+def _load_student(config: DistillConfig, given: GivenModel, teacher: Model) -> Model:
     torch.manual_seed(config.seed)  # the student's initial weights
     return load_model(
         given,
@@ -228,7 +228,7 @@ def _content(
     }
 
 
-def _open_test(test: DataSource, config: DistillConfig, teacher: Model) -> Pool:
+def _open_test(test: GivenData, config: DistillConfig, teacher: Model) -> Pool:
     data = open_pool(
         [test], image_size=teacher.image_size, channels=teacher.channels, classes=config.classes, bits=config.bits
     )

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from dfkd.config import DistillConfig
-from dfkd.data.locate import DataSource
+from dfkd.data.locate import GivenData
 from dfkd.distill.prepare import Distillation, check_request, prepare
 from dfkd.formats.run_folder import RESULT_FIELDS, Run, finished_weights, read_request
 from dfkd.models.classifier import Classifier, examine_pixels
 from dfkd.models.health import CHECKED_IMAGES
-from dfkd.models.own import ModelSource
+from dfkd.models.own import GivenModel
 from dfkd.models.weights import load_weights, state_to_write
 from dfkd.system import names
 from dfkd.system.console import say
@@ -33,7 +33,7 @@ def run(config: DistillConfig) -> dict[str, Any]:
 
 
 def distill(
-    config: DistillConfig, teacher: ModelSource, student: ModelSource, test: DataSource | None
+    config: DistillConfig, teacher: GivenModel, student: GivenModel, test: GivenData | None
 ) -> tuple[Path, dict[str, Any]]:
     """The same, from networks and labeled data that may be at hand already; without a folder into one of the cache.
 

@@ -60,16 +60,16 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         plan: Plan,
         *,
-        asked: Counted | None = None,
+        counted: Counted | None = None,
         fit_on: Source | None = None,
         record: Callable[[], TeacherViews] | None = None,
     ) -> None:
-        """`asked` counts what losses ask of the teacher themselves. Before the first step the student's layers are
+        """`counted` counts the teacher's answers to losses themselves. Before the first step the student's layers are
         fitted to the teacher's on some images of `fit_on`; `record` has the teacher answer beforehand, and the student
         then learns from these answers alone.
         """
         self.teacher, self.student, self.source = teacher, student, source
-        self.asked = asked or Counted(teacher.answer)
+        self.counted = counted or Counted(teacher.answer)
         self.objective, self.optimizer, self.plan = objective, optimizer, plan
         self.place: Place = teacher.place
         self.generator = torch.Generator(self.place.device).manual_seed(plan.seed)
@@ -97,7 +97,7 @@ class Trainer:
         lessons = self.plan.steps * self.plan.batch_size
         if self.recorded is not None:
             lessons = self.recorded.views * self.recorded.images
-        return lessons + self._fitted_on + self.asked.images + self.source.teacher_forwards
+        return lessons + self._fitted_on + self.counted.images + self.source.teacher_forwards
 
     def warm_up(self) -> Mapping[str, Tensor] | None:
         """A piece of what the source does before the student's first step."""
@@ -159,7 +159,7 @@ class Trainer:
         return view, self._completed(Outputs(logits), view, batch)
 
     def _completed(self, outputs: Outputs, view: Float[Tensor, "batch channels height width"], batch: Batch) -> Outputs:
-        """The teacher's outputs with what losses may ask of the batch itself."""
+        """The teacher's outputs with what losses may read of the batch itself."""
         kept = kept_classes(outputs.logits, self.plan.class_dropping) if self.plan.class_dropping else None
         rows = None if self.plan.mixup or self.plan.cutmix else batch.rows  # a mixed view is of two images
         rows = None if rows is None else rows.to(self.place.device, non_blocking=True)
@@ -237,7 +237,7 @@ class Trainer:
             "source": self.source.state_dict(),
             "generator": self.generator.get_state(),
             "torch": torch.get_rng_state(),
-            "asked": self.asked.images,
+            "asked": self.counted.images,
             **({"teacher_views": self.recorded.state_dict()} if self.recorded is not None else {}),
             **({"average": self.average.state_dict()} if self.average is not None else {}),
             **({"cuda": torch.cuda.get_rng_state(self.place.device)} if self.place.device.type == "cuda" else {}),
@@ -256,7 +256,7 @@ class Trainer:
             self.recorded.load_state_dict(state["teacher_views"])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["torch"])
-        self.asked.resume(state.get("asked", 0))  # it was not counted once
+        self.counted.resume(state.get("asked", 0))  # it was not counted once
         if "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"], self.place.device)
         self.step, self.seconds = progress["step"], progress["seconds"]

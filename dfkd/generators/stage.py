@@ -22,7 +22,7 @@ from dfkd.generators.pictures import BLOCK, GeneratedPictures
 from dfkd.generators.quota import Quota, missing
 from dfkd.models.classifier import Classifier
 from dfkd.models.load import Model, load_trained
-from dfkd.models.own import ModelSource
+from dfkd.models.own import GivenModel
 from dfkd.select.choose import NON_FINITE, NOT_DRAWN, REASONS, SELECTED, Choice
 from dfkd.select.journal import Journal
 from dfkd.select.methods import ImageScores
@@ -67,7 +67,7 @@ def run(config: GenerateConfig) -> Path:
     return generate(config, config.teacher, config.student)
 
 
-def generate(config: GenerateConfig, teacher: ModelSource, student: ModelSource | None) -> Path:
+def generate(config: GenerateConfig, teacher: GivenModel, student: GivenModel | None) -> Path:
     """The same, from networks that may be at hand already; without a folder into one of the cache."""
     if config.out:
         output_path(config.out)
@@ -165,7 +165,7 @@ class Maker:
         self.step, self.seconds = progress["step"], progress["seconds"]
 
 
-def _prepare(config: GenerateConfig, teacher_given: ModelSource, student_given: ModelSource | None) -> Generation:
+def _prepare(config: GenerateConfig, teacher_given: GivenModel, student_given: GivenModel | None) -> Generation:
     """Open and check everything. Raises: RequestError for whatever can be refused before the first step."""
     component = check(config)
     name = component.name
@@ -210,7 +210,7 @@ def _lacking(config: GenerateConfig, held: Int[np.ndarray, " classes"]) -> Quota
         raise RequestError(f"--fill {config.fill}: {error}") from None
 
 
-def _student(given: ModelSource | None, teacher: Model) -> Model | None:
+def _student(given: GivenModel | None, teacher: Model) -> Model | None:
     """The student that answers along, as it is."""
     if given is None:
         return None

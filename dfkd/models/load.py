@@ -15,7 +15,7 @@ from dfkd.models.expected import size_option
 from dfkd.models.features.taps import network_code, run_network
 from dfkd.models.find import Found, find_model
 from dfkd.models.logits import Member, find_member, members
-from dfkd.models.own import ModelSource
+from dfkd.models.own import GivenModel
 from dfkd.models.state import tensors_of
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
@@ -69,7 +69,7 @@ class Model:
 
 
 def load_trained(
-    text: ModelSource, option: str = "--teacher", *, normalize: str | None, image_size: int | None, **known: int
+    text: GivenModel, option: str = "--teacher", *, normalize: str | None, image_size: int | None, **known: int
 ) -> Model:
     """`load_model` for a model that is to answer, under its option. Raises: RequestError also without weights."""
     model = load_model(text, normalize=normalize, image_size=image_size, **known)
@@ -81,7 +81,7 @@ def load_trained(
 
 
 def load_model(
-    text: ModelSource,
+    text: GivenModel,
     *,
     normalize: str | None = None,
     image_size: int | None = None,

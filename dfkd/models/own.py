@@ -42,5 +42,5 @@ class OwnNetwork:
         )
 
 
-ModelSource = str | OwnNetwork
+GivenModel = str | OwnNetwork
 """A MODEL text, or a network that is at hand."""

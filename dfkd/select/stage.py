@@ -13,13 +13,13 @@ import torch
 
 from dfkd.config import SelectConfig
 from dfkd.data import Pool, open_pool
-from dfkd.data.locate import DataSource
+from dfkd.data.locate import GivenData
 from dfkd.formats.manifest import MANIFEST
 from dfkd.models.classifier import Classifier, examine
 from dfkd.models.features.find_taps import find_taps
 from dfkd.models.features.taps import Tap, parse_taps
 from dfkd.models.load import Model, load_trained
-from dfkd.models.own import ModelSource
+from dfkd.models.own import GivenModel
 from dfkd.select.choose import Choice, TooFew, choose
 from dfkd.select.journal import JOURNAL
 from dfkd.select.methods import Traits
@@ -61,7 +61,7 @@ def run(config: SelectConfig) -> Path:
     return select(config, config.teacher, config.pool)
 
 
-def select(config: SelectConfig, teacher: ModelSource, pool: Sequence[DataSource]) -> Path:
+def select(config: SelectConfig, teacher: GivenModel, pool: Sequence[GivenData]) -> Path:
     """The same, from a teacher and a pool that may be at hand already; without a folder into one of the cache."""
     if config.out:
         output_path(config.out)
@@ -84,7 +84,7 @@ def select(config: SelectConfig, teacher: ModelSource, pool: Sequence[DataSource
     return out
 
 
-def _resolve(config: SelectConfig, method: Component, teacher: ModelSource, data: Sequence[DataSource]) -> Request:
+def _resolve(config: SelectConfig, method: Component, teacher: GivenModel, data: Sequence[GivenData]) -> Request:
     """Open and check everything."""
     if config.gamma is not None and (says := method.options.get("gamma")) != config.gamma:
         why = f"--method {config.method} says it" if says is not None else f"--method {method.name} has none"

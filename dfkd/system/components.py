@@ -138,7 +138,7 @@ class Component:
 
     def checked(self) -> "Component":
         """The same by the target's own name, in lower case, with the defaults of what is not written: one that changes
-        asks for another thing. Values have the types of their parameters.
+        requests another thing. Values have the types of their parameters.
 
         What is named with dots keeps to what is written: its code decides the rest.
         Raises: RequestError for an unknown or missing key, a value of the wrong type or out of its range, and for a

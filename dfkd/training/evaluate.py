@@ -11,12 +11,12 @@ from torch import Tensor
 
 from dfkd.config import EvaluateConfig
 from dfkd.data import Pool, open_pool
-from dfkd.data.locate import DataSource
+from dfkd.data.locate import GivenData
 from dfkd.formats.overwrite import check_output
 from dfkd.formats.run_folder import CONFIG
 from dfkd.models.classifier import Classifier, examine
 from dfkd.models.load import load_trained
-from dfkd.models.own import ModelSource
+from dfkd.models.own import GivenModel
 from dfkd.system.console import answer, progress, say
 from dfkd.system.device import resolve_place
 from dfkd.system.errors import RequestError
@@ -135,9 +135,9 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
 
 def evaluate(
     config: EvaluateConfig,
-    model: ModelSource,
-    data: DataSource,
-    teacher: ModelSource | None = None,
+    model: GivenModel,
+    data: GivenData,
+    teacher: GivenModel | None = None,
     as_student: bool = False,
 ) -> dict[str, Any]:
     """The figures of a model, from networks and labeled data that may be at hand already.

@@ -11,7 +11,7 @@ from dfkd.config.tables import differences
 from dfkd.formats.manifest import check_samples
 from dfkd.formats.shards import Shards
 from dfkd.models.load import Model, load_trained
-from dfkd.models.own import ModelSource
+from dfkd.models.own import GivenModel
 from dfkd.models.state import tensors_of
 from dfkd.system.components import Kind
 from dfkd.system.console import say
@@ -50,7 +50,7 @@ def open_selections(samples: Sequence[str], normalize: str | None, image_size: i
 
 
 def open_teacher(
-    teacher: ModelSource,
+    teacher: GivenModel,
     samples: Sequence[str],
     selections: Sequence[Shards],
     normalize: str | None,

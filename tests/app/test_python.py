@@ -291,7 +291,8 @@ def test_calls__do_not_see_each_others_names(teacher, pool, tmp_path, monkeypatc
 def test_run__keeps_the_names_in_its_students_architecture(teacher, selection, tmp_path, monkeypatch):
     """A run as a MODEL, also after other calls and in other orders: its identity does not depend on them."""
     (tmp_path / "spelled_nets.py").write_text(
-        "from pathlib import Path\nfrom dfkd.models import cifar_resnet\n\n\ndef make(file: str, num_classes: int = 3, in_channels: int = 1):\n"
+        "from pathlib import Path\n\nfrom dfkd.models import cifar_resnet\n\n\n"
+        "def make(file: str, num_classes: int = 3, in_channels: int = 1):\n"
         "    return cifar_resnet(8, int(Path(file).read_text()), num_classes, in_channels)\n"
     )
     (tmp_path / "width.txt").write_text("2")
@@ -493,7 +494,7 @@ def test_losses__alone_say_what_they_need():
     logits = torch.randn(5, 4)
     with pytest.raises(dfkd.RequestError, match=r"Explicit reads the features first, last: give Outputs"):
         dfkd.losses.Explicit()(logits, logits)
-    with pytest.raises(dfkd.RequestError, match="asks the networks themselves"):
+    with pytest.raises(dfkd.RequestError, match="runs the networks themselves"):
         dfkd.losses.CRD()(logits, logits)
     outputs = dfkd.losses.Outputs
     narrow, wide = (outputs(logits, {n: torch.randn(5, w) for n in ("first", "last")}) for w in (3, 6))
