@@ -17,7 +17,6 @@ from dfkd.models.program import check_evaluates, check_program
 from dfkd.models.state import fit_prefix, tensors_of
 from dfkd.models.weights import load_state, load_weights, names_weights, read_state_dict, require_file
 from dfkd.system.checksums import unsealed
-from dfkd.system.code import as_before
 from dfkd.system.components import Component, Kind
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
@@ -103,7 +102,7 @@ def _from_run(path: Path) -> Found:
     found = _from_name(text, None, None)
     student = (request.get("content") or {}).get("student")
     trained = student.get("code") if isinstance(student, dict) else None
-    if trained is not None and as_before(trained) != as_before(found.code):
+    if trained is not None and trained != found.code:
         say(
             f"note: the code of {found.named.name} has changed since run {path.name} was trained: it may answer "
             "differently with the same weights"
