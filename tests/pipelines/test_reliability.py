@@ -90,7 +90,6 @@ def test_the_figures_in_the_documentation_are_those_of_the_last_run():
 def test_a_scoring_that_is_interrupted_keeps_every_batch(
     lab, tmp_path, monkeypatch, capsys, small_pieces, number, status, more
 ):
-    monkeypatch.setattr("dfkd.select.stage.examine", lambda *of: None)  # the health check's images are no scores
     flags = ("--count", 250, "--batch-size", 64, *more)
     whole, forwards = Classifier.__call__, []
 
