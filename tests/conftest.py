@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from dfkd.system.foreign import _LIBRARIES
+
 torch.set_num_threads(1)  # two threads that wait for each other are slower on networks of this size
 
 _jaxtyped = jaxtyping.jaxtyped
@@ -53,6 +55,12 @@ def pytest_runtest_call() -> Any:
 def _own_cache(tmp_path_factory, monkeypatch):
     """No test reads or fills the user's cache, and none sees another's; the folder is made where it is needed."""
     monkeypatch.setenv("DFKD_CACHE", str(tmp_path_factory.getbasetemp() / f"cache-{next(_numbers)}"))
+
+
+@pytest.fixture(autouse=True)
+def _own_patches(monkeypatch):
+    """What a test puts into the code and raises there is not an error of a user's network or loss."""
+    monkeypatch.setattr("dfkd.system.foreign._LIBRARIES", _LIBRARIES | {"tests", "_pytest", "pytest"})
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 """What a call in Python gives: a selection and a run, opened, and their comparison."""
 
 import copy
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -12,16 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dfkd.app.door import computing, configured, opened
+from dfkd.app.calls import computing, configured, opened
 from dfkd.config.stage_table import STAGES
-from dfkd.formats.run_folder import METRICS
-from dfkd.formats.run_records import Result, finished_weights, read_request, read_result
+from dfkd.formats.run_records import finished_weights, read_request
 from dfkd.formats.shards import Shards
 from dfkd.models.find import OBJECT
 from dfkd.models.load import load_model
 from dfkd.models.own import GivenModel, OwnNetwork
 from dfkd.models.weights import load_weights
-from dfkd.report.collect import read_run
+from dfkd.report.collect import FinishedRun, read_run
 from dfkd.system.errors import RequestError
 
 if TYPE_CHECKING:
@@ -122,12 +120,12 @@ class Run:
     @property
     def result(self) -> dict[str, Any]:
         """The figures of `result.json`: accuracy, cost, and what the student learnt from."""
-        return dict(read_result(self.folder, Result).table)
+        return dict(self._read().result.table)
 
     @cached_property
     def metrics(self) -> "pd.DataFrame | dict[str, np.ndarray]":
         """The rows of `metrics.jsonl`: a pandas table where pandas is installed, else arrays by their names."""
-        rows = [json.loads(line) for line in (self.folder / METRICS).read_text(encoding="utf-8").splitlines()]
+        rows = self._read().metrics
         names = dict.fromkeys(name for row in rows for name in row)
         return as_table({name: np.array([row.get(name, np.nan) for row in rows]) for name in names})
 
@@ -154,6 +152,10 @@ class Run:
         """What the student expects: `normalize` and `image_size`."""
         model = read_request(self.folder).model
         return {"normalize": model.normalize, "image_size": model.image_size}
+
+    def _read(self) -> FinishedRun:
+        with opened(verbose=False):
+            return read_run(str(self.folder))
 
     def _check_class(self, student: nn.Module) -> None:
         name, given = self._architecture.removeprefix(OBJECT), OwnNetwork(student).name

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from dfkd.app.door import computing, configured, data_text, model_text, network, opened, with_options
+from dfkd.app.calls import computing, configured, data_text, model_text, network, opened, with_options
 from dfkd.app.results import Run, Selection
 from dfkd.config import ModelConfig
 from dfkd.config.stage_table import STAGES
@@ -15,6 +15,7 @@ from dfkd.data.own import data_of
 from dfkd.models.find import check_name
 from dfkd.models.own import GivenModel
 from dfkd.system.errors import RequestError
+from dfkd.system.portable import expand
 
 
 class Teacher:
@@ -72,7 +73,7 @@ class Teacher:
             named |= {"samples": _folders(options["samples"])} if options.get("samples") is not None else {}
             named |= {"fill": _folders(options["fill"])[0]} if options.get("fill") is not None else {}
             named |= {"student": model_text(student)} if student is not None else {}
-            own = self._own(out, method=method)
+            own = self._own(out, method=expand(method))
             config = configured(stage := STAGES["generate"], {**options, **named}, own)
             return Selection(stage.within(config, generate, config, self._model, student or config.student))
 
@@ -124,7 +125,7 @@ class Teacher:
 
     def _own(self, out: str | Path | None, **found: Any) -> dict[str, Any]:
         """The options that a call has by itself."""
-        return {**self._options, "teacher": model_text(self._model), "out": str(out or ""), **found}
+        return {**self._options, "teacher": model_text(self._model), "out": expand(str(out or "")), **found}
 
 
 def _model(value: Any, option: str) -> GivenModel:
@@ -134,7 +135,7 @@ def _model(value: Any, option: str) -> GivenModel:
 
 
 def _data(value: Any, option: str) -> GivenData:
-    return str(value.folder) if isinstance(value, Selection) else data_of(value, option)
+    return str(value.folder) if isinstance(value, Selection) else expand(data_of(value, option))
 
 
 def _folders(samples: Any) -> list[str]:
@@ -143,4 +144,4 @@ def _folders(samples: Any) -> list[str]:
     for one in several:
         if not isinstance(one, (Selection, str, Path)):
             raise RequestError(f"--samples is a {type(one).__name__}, not a selection or its folder")
-    return [str(one.folder if isinstance(one, Selection) else one) for one in several]
+    return [str(one.folder) if isinstance(one, Selection) else expand(str(one)) for one in several]

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 from dfkd.config.option import field_hints
 from dfkd.config.stage_table import STAGES, Stage
-from dfkd.system.code import as_before
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError, nearest
 from dfkd.system.names import convert
@@ -104,13 +103,13 @@ def layered(weaker: Mapping[str, Any], stronger: Mapping[str, Any]) -> dict[str,
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The fields in which two nested requests differ, as `name (old, now new)`, but for one code under two hashes."""
+    """The fields in which two nested requests differ, as `name (old, now new)`."""
     found = []
     for key in [*old, *(k for k in new if k not in old)]:
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             found += differences(a, b, f"{prefix}{key}.")
-        elif as_before(a) != as_before(b):
+        elif a != b:
             found.append(f"{prefix}{key} ({_short(a)}, now {_short(b)})")
     return found
 

@@ -15,7 +15,6 @@ from dfkd.models.expected import NOTES, from_program, from_safetensors, from_tim
 from dfkd.models.program import check_evaluates, check_program
 from dfkd.models.state import fit_prefix, tensors_of
 from dfkd.models.weights import load_state, load_weights, names_weights, read_state_dict, require_file
-from dfkd.system.code import as_before
 from dfkd.system.components import Component, Kind
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
@@ -97,7 +96,7 @@ def _from_run(path: Path) -> Found:
     found = _from_name(text, None, None)
     student = request.content.get("student")
     trained = student.get("code") if isinstance(student, Mapping) else None
-    if trained is not None and as_before(trained) != as_before(found.code):
+    if trained is not None and trained != found.code:
         say(
             f"note: the code of {found.named.name} has changed since run {path.name} was trained: it may answer "
             "differently with the same weights"

@@ -17,8 +17,6 @@ WITH_VERSION = frozenset(("dfkd", "torch", "torchvision", "timm"))
 _DYNAMIC = frozenset(("globals", "eval", "exec", "__import__"))
 """Functions that reach what no name says."""
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-_earlier: dict[str, str] = {}
-"""For each hash that this process has computed, the one that earlier versions gave: of the whole file."""
 
 
 def code_of(target: Callable[..., Any], name: str = "") -> str | None:
@@ -44,21 +42,7 @@ def code_of(target: Callable[..., Any], name: str = "") -> str | None:
         return whole
     if not walk.written:
         return whole
-    code = hashlib.sha256("\n".join(sorted(walk.written)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    _earlier[code] = whole
-    return code
-
-
-def as_before(value: Any) -> Any:
-    """A JSON value with the hashes that earlier versions gave to the code that is in use now."""
-    if isinstance(value, dict):
-        return {key: as_before(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [as_before(item) for item in value]
-    if isinstance(value, str):
-        for code, before in _earlier.items():
-            value = value.replace(code, before)
-    return value
+    return hashlib.sha256("\n".join(sorted(walk.written)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 class _Module:

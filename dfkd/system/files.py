@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from dfkd.system.code import as_before
 from dfkd.system.errors import RequestError
 
 PARTIAL = ".partial"
@@ -41,11 +40,9 @@ def cache_folder() -> Path:
 def request_folder(kind: str, request: Mapping[str, Any]) -> Path:
     """Where the cache keeps what is decided by `request`: a folder of that kind, with the request as JSON in it.
 
-    What an earlier version has kept for the same code is found.
     Raises: RequestError where the cache cannot be written.
     """
-    folder, before = (cache_folder() / kind / hash_of(one) for one in (request, as_before(request)))
-    folder = before if before.exists() and not folder.exists() else folder
+    folder = cache_folder() / kind / hash_of(request)
     try:
         if not (folder / "request.json").exists():
             write_json(folder / "request.json", request)

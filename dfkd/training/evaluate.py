@@ -43,12 +43,12 @@ class Measures:
 
 
 def measure(model: Classifier, data: Pool, batch_size: int, teacher: Classifier | None = None) -> Measures:
-    """Measure `model` on labeled data, and its agreement with `teacher` where there is one.
+    """Measure `model` on labeled data that `check_labels` takes, and its agreement with `teacher` where there is one.
 
-    Raises: RequestError for missing labels or labels outside the model's classes, and an image that cannot be read.
+    Raises: RequestError for missing labels, and an image that cannot be read.
     """
     classes = model.model.classes
-    labels = check_labels(data, classes)
+    labels = data.labels(classes)
     answers, theirs = [], []
     with progress("evaluating", len(data), "images") as bar:
         for indices, images in data.batches(batch_size):
@@ -159,6 +159,7 @@ def evaluate(
                 f"{loaded.classes} and {loaded.channels}: they cannot be compared"
             )
         taught = Classifier(known, place)
+    check_labels(images, loaded.classes)
     evaluated = Classifier(loaded, place)
     for classifier in (evaluated, taught):
         if classifier is not None:

@@ -270,32 +270,30 @@ def test_commands__and_calls_compute_the_same_bytes(pool, tmp_path):
     assert first["content"] == selection.manifest["content"]
 
 
-@pytest.mark.parametrize("preset_first", [True, False])
-def test_calls__do_not_see_each_others_names(teacher, pool, tmp_path, monkeypatch, preset_first):
+@pytest.mark.parametrize("variable_first", [True, False])
+def test_calls__do_not_see_each_others_names(teacher, pool, tmp_path, monkeypatch, variable_first):
     """One call names the pool by a variable, the other by its path: each stores what it was given."""
     (tmp_path / "data").mkdir()
     np.savez(tmp_path / "data" / "pool.npz", images=pool)
     monkeypatch.setenv("PHOTOS", str(tmp_path / "data"))
     given = {"variable": "$PHOTOS", "path": str(tmp_path / "data")}
-    stored = {}
-    for name in ["variable", "path"] if preset_first else ["path", "variable"]:
-        run = teacher.distill(
-            "cifar_resnet:depth=8,width=2",
-            teacher.select(pool, **PICK),
-            out=tmp_path / name,
-            name=f"{given[name]}/x",
-            **SHORT,
-        )
+    network, stored, named = "cifar_resnet:depth=8,width=2", {}, {}
+    for name in ["variable", "path"] if variable_first else ["path", "variable"]:
+        selection = teacher.select(f"{given[name]}/pool.npz", **PICK)
+        run = teacher.distill(network, selection, out=tmp_path / name, name=f"{given[name]}/x", **SHORT)
         stored[name] = (run.folder / "config.toml").read_text()
+        named[name] = teacher.select(given[name] + "/{pool,pool}.npz", **PICK).manifest["content"]["pool"]
     assert 'name = "$PHOTOS/x"' in stored["variable"] and "$PHOTOS" not in stored["path"]
     assert f'name = "{tmp_path / "data"}/x"' in stored["path"]
+    assert named["variable"] == named["path"]
 
 
 def test_run__keeps_the_names_in_its_students_architecture(teacher, selection, tmp_path, monkeypatch):
     """A run as a MODEL, also after other calls and in other orders: its identity does not depend on them."""
     (tmp_path / "spelled_nets.py").write_text(
-        "from dfkd.models import cifar_resnet\n\n\ndef make(file: str, num_classes: int = 3, in_channels: int = 1):\n"
-        "    return cifar_resnet(8, int(open(file).read()), num_classes, in_channels)\n"
+        "from pathlib import Path\n\nfrom dfkd.models import cifar_resnet\n\n\n"
+        "def make(file: str, num_classes: int = 3, in_channels: int = 1):\n"
+        "    return cifar_resnet(8, int(Path(file).read_text()), num_classes, in_channels)\n"
     )
     (tmp_path / "width.txt").write_text("2")
     monkeypatch.syspath_prepend(tmp_path)
@@ -456,7 +454,7 @@ def test_keyboard_interrupt__leaves_a_run_that_goes_on(teacher, selection, monke
 def test_methods__show_the_options_of_their_stage():
     parameters = inspect.signature(dfkd.Teacher.select).parameters
     assert parameters["max_unreadable"].default == 0.01 and parameters["gamma"].default is None
-    assert "normalize" not in parameters and "verbose" in parameters
+    assert not {"normalize", "teacher"} & parameters.keys() and "verbose" in parameters
     assert "gamma: " in dfkd.Teacher.select.__doc__ and "--" not in dfkd.Teacher.distill.__doc__
     assert "count" in inspect.signature(dfkd.Teacher.generate).parameters
 

@@ -1,6 +1,5 @@
 """Networks of one's own whose code changes, elsewhere or in what they compute, between two commands."""
 
-import hashlib
 import importlib
 import sys
 
@@ -10,9 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from dfkd.app import cli
-from dfkd.config.tables import differences
 from dfkd.system.code import code_of
-from dfkd.system.files import request_folder
 
 NETS = '''
 """Networks of mine."""
@@ -131,20 +128,6 @@ def test_code_of__heeds_all_that_a_network_reaches(own, old, new, tmp_path):
     (tmp_path / "my_functional.py").write_text("from torch.nn.functional import *\n")
     before = code_of(own().Net, "nets.Net")
     assert code_of(own((old, new)).Net, "nets.Net") != before
-
-
-def test_code_of__is_what_earlier_versions_kept(own, tmp_path):
-    """Selections, runs and caches from when the whole file was hashed."""
-    net = own().Net
-    whole = hashlib.sha256((tmp_path / "nets.py").read_bytes()).hexdigest()[:16]
-    code = code_of(net, "nets.Net")
-    assert code != whole
-    old, new = ({"teacher": {"code": c}, "loss": [f"x.Loss:1 (code {c})"]} for c in (whole, code))
-    assert not differences(old, new) and not differences(new, old)
-    assert differences({"code": whole[::-1]}, {"code": code})
-    kept = request_folder("scores", old)
-    assert request_folder("scores", new) == kept
-    assert request_folder("scores", {"other": code}) != request_folder("scores", {"other": whole[::-1]})
 
 
 def dfkd(*arguments):

@@ -328,11 +328,11 @@ def test_foreign__is_told_where_no_line_of_it_ran(bench, capsys, old, new, argum
             "return np.arange(position, position + count) % 20",
             "return [0] * count",
             ORDER,
-            "--batches gives other than",
+            "order of batches gives other than",
         ),
         ("return np.arange(position, position + count) % 20", "return np.full(count, 99)", ORDER, "from 0 to 11"),
         ("return Ranking(np.arange(len(scores.confidence)))", "return None", SELECT, "gives a NoneType"),
-        ("return Order()", "return None", ORDER, "--batches"),
+        ("return Order()", "return None", ORDER, "order of batches"),
         (
             "return torch.rand(count, 3, 8, 8)\n\n    def parts",
             "return None\n\n    def parts",

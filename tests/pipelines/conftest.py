@@ -13,12 +13,17 @@ FITTED_ON = 128
 """Images on which a student's layers are fitted: an eighth of the default, which took half the time of a short run."""
 
 
-@pytest.fixture(autouse=True)
-def _quick_fits(monkeypatch):
-    """Fit a student's layers on fewer images, and a filter in a quarter of the steps, each four times as long."""
-    monkeypatch.setattr("dfkd.distill.init.reconstruct._IMAGES", FITTED_ON)
-    monkeypatch.setattr("dfkd.select.filters._STEPS", 15)
-    monkeypatch.setattr("dfkd.select.filters._RATE", 2e-2)
+@pytest.fixture(autouse=True, scope="module")
+def _quick_fits():
+    """Fit a student's layers on fewer images, and a filter in a quarter of the steps, each four times as long.
+
+    For a module, because runs that its tests share are made before the first of them begins.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dfkd.distill.init.reconstruct._IMAGES", FITTED_ON)
+        patch.setattr("dfkd.select.filters._STEPS", 15)
+        patch.setattr("dfkd.select.filters._RATE", 2e-2)
+        yield
 
 
 @dataclass(frozen=True)

@@ -194,8 +194,8 @@ def test_a_filter_of_your_own(lab, tmp_path, monkeypatch, capsys):
         ("blur", "filter 'blur' needs sigma: blur:sigma=..."),
         ("blur:0.5", "filter 'blur:0.5': 0.5 is for no parameter; write blur:key=0.5 with one of sigma"),
         ("blur:sigma=0", "filter blur: sigma=0.0 is not from 0.1 to 3, or from -3 to -0.1"),
-        ("fitted:size=4", "--filter fitted:size=4 is not odd and from 1 to 15"),
-        ("fitted:size=17", "--filter fitted:size=17 is not odd and from 1 to 15"),
+        ("fitted:size=4", "filter fitted: size=4 is not odd and from 1 to 15"),
+        ("fitted:size=17", "filter fitted: size=17 is not odd and from 1 to 15"),
         ("fitted:width=3", "filter 'fitted' has no parameter 'width'"),
         ("none:1", "--filter none:1: none has no parameters"),
         ("Auto:size=3", "--filter Auto:size=3: Auto has no parameters"),
@@ -270,7 +270,7 @@ def test_a_teacher_whose_statistics_lead_nowhere_is_taken_as_it_is(lab, pale, tm
     flags = ("--teacher", f"own_teachers.{name}@{tmp_path / 't.safetensors'}", *lab.flags, "--pool", pale)
     assert lab.dfkd("select", *flags, "--count", 10, "--out", tmp_path / "s") == 0
     why = "no gradient leads from the teacher's BatchNorm layers to its input"
-    assert f"the images are not filtered: {why}" in capsys.readouterr().err
+    assert f"the images are not filtered: filter fitted: {why}" in capsys.readouterr().err
     assert "filter" not in manifest(tmp_path / "s")
     assert lab.dfkd("select", *flags, "--count", 10, "--out", tmp_path / "t", "--filter", "fitted") == 2
     assert why in capsys.readouterr().err
@@ -291,7 +291,7 @@ def test_a_teacher_that_answers_nothing_finite_is_told_as_such(lab, pale, tmp_pa
     teacher = f"{demo.TEACHER}@{tmp_path / 'broken.safetensors'}"
     assert lab.dfkd("select", "--teacher", teacher, *lab.flags, "--pool", pale, "--out", tmp_path / "s") == 2
     told = capsys.readouterr().err
-    assert "the images are not filtered: --filter fitted:size=5 cannot be used: filter has numbers that are not" in told
+    assert "the images are not filtered: filter fitted:size=5 cannot be used: filter has numbers that are not" in told
     assert "no image of the pool can be used" in told
 
 

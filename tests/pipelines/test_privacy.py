@@ -63,7 +63,7 @@ def workplace(lab, tmp_path):
 
 def run(home, lines, **more):
     environment = {"HOME": str(home), "USER": "somebody", "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", **more}
-    repository = str(Path(demo.__file__).parents[1])
+    repository = str(Path(demo.__file__).parents[2])
     return subprocess.run(
         [sys.executable, "-c", HOOK, str(home / "work" / "private")],
         input="".join("\t".join(line) + "\n" for line in lines),
@@ -142,7 +142,7 @@ def test_no_file_tells_of_the_machine_or_its_user(workplace, lab):
     for path in written:
         found = text_of(path)
         assert "somebody" not in found and "a-secret-value" not in found, path
-        for secret in (str(store.parents[1]), str(Path(demo.__file__).parents[1])):
+        for secret in (str(store.parents[1]), str(Path(demo.__file__).parents[2])):
             assert secret not in found.replace("&quot;", "").replace(given, ""), path
     asked = (work / "pipeline" / "runs" / "b-seed0" / "config.toml").read_text()
     assert "@$SECRET_PLACE/teacher.safetensors" in asked and given in asked

@@ -20,6 +20,7 @@ from dfkd.models.find import OBJECT
 from dfkd.models.own import GivenModel, OwnNetwork
 from dfkd.system.console import printing, say
 from dfkd.system.errors import RequestError, nearest
+from dfkd.system.portable import expand
 
 TEACHERS = ("teacher", "normalize", "image_size", "device")
 """What a Teacher has, and its methods therefore do not take."""
@@ -86,7 +87,8 @@ def network(value: Any, option: str) -> GivenModel:
     if isinstance(value, nn.Module):
         return OwnNetwork(value)
     if isinstance(value, (str, Path)):
-        return str(value)
+        text: str = expand(str(value))
+        return text
     raise RequestError(f"--{option} is a {type(value).__name__}, not a MODEL text or a torch.nn.Module")
 
 
