@@ -59,7 +59,7 @@ def measure_raw(folder, name, teacher, normalize, count):
     pool = images(count)
     np.savez(folder / "pool.npz", images=pool)
     model = Classifier(load_model(teacher, normalize=normalize), resolve_place("auto", "auto"))
-    views = model.view(torch.from_numpy(pool)).split(BATCH)
+    views = model.preprocess(torch.from_numpy(pool)).split(BATCH)
     rounds = []
     for _ in range(ROUNDS):
         ours = seconds(command(folder, teacher, normalize, folder / "pool.npz"))
@@ -87,7 +87,7 @@ def measure_jpeg(folder, count):
     teacher = f"resnet18@{folder / 'resnet18.safetensors'}"
     model = Classifier(load_model(teacher, normalize="imagenet"), resolve_place("auto", "auto"))
     pool = open_pool([str(folder / "photos")], image_size=JPEG_SIDE, channels=3)
-    views = [model.view(torch.from_numpy(batch.pixels)) for _, batch in pool.batches(JPEG_BATCH)]
+    views = [model.preprocess(torch.from_numpy(batch.pixels)) for _, batch in pool.batches(JPEG_BATCH)]
     options = {"image_size": JPEG_SIDE, "batch_size": JPEG_BATCH}
     rounds, alone = [], []
     for _ in range(ROUNDS):

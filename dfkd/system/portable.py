@@ -81,7 +81,7 @@ def expand(value: Any) -> Any:
         return tuple(expand(item) for item in value)
     if not isinstance(value, str):
         return value
-    names = {}
+    names = names_of(value)  # of a text that was expanded before
     for name in re.findall(r"\$(\w+|\{\w+\})", value):
         path = os.environ.get(name.strip("{}"), "")
         if path.startswith("/") and path.rstrip("/"):

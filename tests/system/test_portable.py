@@ -37,3 +37,10 @@ def test_expanded__remembers_its_spelling_in_copies_and_folders(monkeypatch):
         assert (copied, portable(copied)) == ("net@/volumes/3/data/t.pt", "net@${DATA}/t.pt")
     assert portable(below(expand("$DATA/"), "runs", "a")) == "$DATA/runs/a"
     assert type(expand("plain")) is type(below("plain", "a")) is str
+
+
+def test_expand__of_an_expanded_text_keeps_its_names(monkeypatch):
+    """A pipeline's table is checked before and after its own options are added: its texts are expanded twice."""
+    monkeypatch.setenv("POOLS", "/data/pools")
+    twice = expand(expand("$POOLS/photos"))
+    assert twice == "/data/pools/photos" and portable(twice) == "$POOLS/photos"
