@@ -1,17 +1,17 @@
 import fcntl
+import inspect
 import itertools
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jaxtyping
 import numpy as np
 import pytest
 import torch
-
-from dfkd.system.foreign import _LIBRARIES
+from beartype import beartype
 
 torch.set_num_threads(1)  # two threads that wait for each other are slower on networks of this size
 
@@ -19,19 +19,31 @@ _jaxtyped = jaxtyping.jaxtyped
 _numbers = itertools.count()
 
 
-def _outer_alone(**options: Any) -> Callable[[Any], Any]:
-    """Check the types of a function within another one statically alone: its check is compiled at every call of that.
+def _checked(**options: Any) -> Callable[[Any], Any]:
+    """`jaxtyping.jaxtyped` where there are shapes to compare; beartype alone, which is quicker, where there are none.
 
-    That took half the time of some tests. No such function of dfkd has an array's shape among its annotations.
+    A function within another one is left to mypy: its check would be compiled at every call of that. No such function
+    of dfkd has an array's shape among its annotations. Both took a third of the time of the tests.
     """
 
-    def decorate(function: Any) -> Any:
-        return function if "<locals>" in function.__qualname__ else _jaxtyped(function, **options)
+    def decorate(checked: Any) -> Any:
+        if "<locals>" in checked.__qualname__:
+            return checked
+        if inspect.isclass(checked) or any(map(_may_have_shape, checked.__annotations__.values())):
+            return _jaxtyped(checked, **options)
+        return beartype(checked)
 
     return decorate
 
 
-jaxtyping.jaxtyped = _outer_alone  # looked up by every module of dfkd when it is imported
+def _may_have_shape(annotation: Any) -> bool:
+    if isinstance(annotation, str):
+        return True
+    array = inspect.isclass(annotation) and issubclass(annotation, jaxtyping.AbstractArray)
+    return array or any(map(_may_have_shape, get_args(annotation)))
+
+
+jaxtyping.jaxtyped = _checked  # looked up by every module of dfkd when it is imported
 
 
 def pytest_configure() -> None:
@@ -60,7 +72,9 @@ def _own_cache(tmp_path_factory, monkeypatch):
 @pytest.fixture(autouse=True)
 def _own_patches(monkeypatch):
     """What a test puts into the code and raises there is not an error of a user's network or loss."""
-    monkeypatch.setattr("dfkd.system.foreign._LIBRARIES", _LIBRARIES | {"tests", "_pytest", "pytest"})
+    from dfkd.system import foreign  # not above: modules are imported after `_checked` is in its place
+
+    monkeypatch.setattr(foreign, "_LIBRARIES", foreign._LIBRARIES | {"tests", "_pytest", "pytest"})
 
 
 @pytest.fixture(autouse=True)

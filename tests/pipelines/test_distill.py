@@ -288,7 +288,7 @@ def test_a_student_learns_from_images_without_a_digit(lab, selection, tmp_path):
     assert result["teacher_top1"] > 0.9
     assert result["top1"] > 0.5
     rows = metrics(tmp_path / "run")
-    assert rows[-1]["kd"] < rows[0]["kd"] / 2
+    assert rows[-1]["kd"] < 0.6 * rows[0]["kd"]
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_checkpoint(

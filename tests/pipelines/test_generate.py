@@ -207,7 +207,7 @@ def test_every_kind_of_generator_resumes_from_the_disk(along, tmp_path, stop_at_
     source = RESUMED[name]
     few = ("--steps", 14, "--checkpoint-every", 1)
     assert along(tmp_path / "whole", *few, source=source) == 0
-    for at in (4, 10):
+    for at in (4, 7 if name == "zskt" else 10):  # which has no warm-up
         again = tmp_path / f"again-{at}"
         calls = stop_at_5(choose(source).target, at)
         assert along(again, *few, source=source) == 130
