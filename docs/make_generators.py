@@ -134,8 +134,8 @@ def measured():
             many = "one seed" if seeds == 1 else f"{seeds} seeds"
             only = "" if file == FILES[setting][0] else f", {', '.join(f'`{row.name}`' for row in rows)}"
             lines.append(
-                f"- {words}{only}: top-1 of the last of {first['steps']:,} steps, {many}, the teacher's is "
-                f"{100 * first['teacher_top1']:.2f} (`python {on['command']} OUT`; {machine_text(on)})."
+                f"- {words}{only}: top-1 of the last of {first.steps:,} steps, {many}, the teacher's is "
+                f"{100 * (first.teacher_top1 or 0):.2f} (`python {on['command']} OUT`; {machine_text(on)})."
             )
     return "\n".join(lines)
 

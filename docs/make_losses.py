@@ -115,8 +115,8 @@ def measured():
         seeds, first = max(len(row.runs) for row in rows), rows[0].runs[0].result
         many = "one seed" if seeds == 1 else f"{seeds} seeds"
         lines.append(
-            f"- {words}: top-1 of the last of {first['steps']:,} steps, {many}, the teacher's is "
-            f"{100 * first['teacher_top1']:.2f} (`python {on['command']} OUT`; {machine_text(on)})."
+            f"- {words}: top-1 of the last of {first.steps:,} steps, {many}, the teacher's is "
+            f"{100 * (first.teacher_top1 or 0):.2f} (`python {on['command']} OUT`; {machine_text(on)})."
         )
     speed = json.loads((SPEED / "losses.json").read_text(encoding="utf-8"))
     lines.append(

@@ -1,17 +1,17 @@
 import fcntl
+import inspect
 import itertools
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jaxtyping
 import numpy as np
 import pytest
 import torch
-
-from dfkd.system.foreign import _LIBRARIES
+from beartype import beartype
 
 torch.set_num_threads(1)  # two threads that wait for each other are slower on networks of this size
 
@@ -19,19 +19,31 @@ _jaxtyped = jaxtyping.jaxtyped
 _numbers = itertools.count()
 
 
-def _outer_alone(**options: Any) -> Callable[[Any], Any]:
-    """Check the types of a function within another one statically alone: its check is compiled at every call of that.
+def _checked(**options: Any) -> Callable[[Any], Any]:
+    """`jaxtyping.jaxtyped` where there are shapes to compare; beartype alone, which is quicker, where there are none.
 
-    That took half the time of some tests. No such function of dfkd has an array's shape among its annotations.
+    A function within another one is left to mypy: its check would be compiled at every call of that. No such function
+    of dfkd has an array's shape among its annotations. Both took a third of the time of the tests.
     """
 
-    def decorate(function: Any) -> Any:
-        return function if "<locals>" in function.__qualname__ else _jaxtyped(function, **options)
+    def decorate(checked: Any) -> Any:
+        if "<locals>" in checked.__qualname__:
+            return checked
+        if inspect.isclass(checked) or any(map(_may_have_shape, checked.__annotations__.values())):
+            return _jaxtyped(checked, **options)
+        return beartype(checked)
 
     return decorate
 
 
-jaxtyping.jaxtyped = _outer_alone  # looked up by every module of dfkd when it is imported
+def _may_have_shape(annotation: Any) -> bool:
+    if isinstance(annotation, str):
+        return True
+    array = inspect.isclass(annotation) and issubclass(annotation, jaxtyping.AbstractArray)
+    return array or any(map(_may_have_shape, get_args(annotation)))
+
+
+jaxtyping.jaxtyped = _checked  # looked up by every module of dfkd when it is imported
 
 
 def pytest_configure() -> None:
@@ -60,7 +72,9 @@ def _own_cache(tmp_path_factory, monkeypatch):
 @pytest.fixture(autouse=True)
 def _own_patches(monkeypatch):
     """What a test puts into the code and raises there is not an error of a user's network or loss."""
-    monkeypatch.setattr("dfkd.system.foreign._LIBRARIES", _LIBRARIES | {"tests", "_pytest", "pytest"})
+    from dfkd.system import foreign  # not above: modules are imported after `_checked` is in its place
+
+    monkeypatch.setattr(foreign, "_LIBRARIES", foreign._LIBRARIES | {"tests", "_pytest", "pytest"})
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +101,38 @@ def digits_teacher(tmp_path_factory) -> Path:
             save_file(teacher.state_dict(), weights.with_suffix(".partial"))
             weights.with_suffix(".partial").rename(weights)
     return weights
+
+
+@pytest.fixture(scope="session")
+def manifest_of() -> Callable[..., dict[str, Any]]:
+    """A manifest of shards with every field that one has, for `write_manifest`; keyword arguments replace fields."""
+
+    def make(files: list[dict[str, Any]], size: int, classes: int, channels: int = 3, **more: Any) -> dict[str, Any]:
+        count = sum(file["rows"] for file in files)
+        return {
+            "fingerprint": "0123456789abcdef",
+            "teacher": "lenet5@t.pt",
+            "source": "selection",
+            "count": count,
+            "image": {"encoded": False, "size": size, "channels": channels},
+            "classes": classes,
+            "per_class": [count, *[0] * (classes - 1)],
+            "threshold": 0.5,
+            "admitted": count,
+            "reasons": {"selected": count},
+            "unreadable": [],
+            "config": {},
+            "content": {
+                "teacher": {"architecture": "lenet5", "weights": "0" * 64},
+                "preprocess": {"normalize": "none", "image_size": size, "channels": channels},
+                "options": {"method": "threshold:gamma=0.7"},
+                "seed": 0,
+            },
+            "files": files,
+            **more,
+        }
+
+    return make
 
 
 @pytest.fixture

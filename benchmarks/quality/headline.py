@@ -23,7 +23,7 @@ import train_teacher
 from keep import keep
 
 from dfkd.app import cli
-from dfkd.formats.run_folder import RESULT
+from dfkd.formats.run_records import RESULT
 from dfkd.system.console import say
 from dfkd.system.files import make_folder, write_text
 

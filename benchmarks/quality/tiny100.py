@@ -24,9 +24,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dfkd.system.checksums import check_file, entry, sealed, unsealed
+from dfkd.system.checksums import Entry, check_file, entry, sealed, unsealed
 from dfkd.system.errors import RequestError
 from dfkd.system.files import replacing, write_json
+from dfkd.system.records import parse
 
 PRIVATE, HELD_OUT = 100, 100
 """Classes of the task, and photos of each that are held out."""
@@ -53,8 +54,8 @@ def split(classes):
 def is_whole(path, written):
     """Whether a file is the one that was written."""
     try:
-        return bool(check_file(path, written))
-    except RequestError:
+        return bool(check_file(path, parse(Entry, written)))
+    except (RequestError, ValueError):
         return False
 
 

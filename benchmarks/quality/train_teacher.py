@@ -23,6 +23,7 @@ from dfkd.data import open_pool
 from dfkd.distill.objective import build_objective
 from dfkd.distill.trainer import Plan, Trainer
 from dfkd.formats.run_folder import Run
+from dfkd.formats.run_records import Finished
 from dfkd.models.classifier import Classifier
 from dfkd.models.features.outputs import Outputs
 from dfkd.models.features.taps import Tapped
@@ -121,13 +122,13 @@ def run(config):
     check_labels(test, model.classes)
     plan = _plan(config, model, data)
     folder = Run(output_path(config.out), config.out, _request(config, plan, model, data, place))
-    if folder.result is None:
+    if folder.result(Finished) is None:
         with folder.writing():
             trainer = _trainer(config, plan, model, data, labels, place)
             train(trainer, folder)
             trainer.finish()
             folder.finish(state_to_write(model.module), _result(trainer, model, test))
-    result = folder.result
+    result = folder.result(Finished).table
     say(f"{config.out}: top-1 {result['top1']:.2%} on {result['images']:,} images, {result['seconds']:.0f} s")
     return result
 

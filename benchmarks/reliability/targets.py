@@ -4,6 +4,7 @@ A target returns for input that is read and for input that is refused as documen
 finding. `tests/regressions` runs the findings that were mended through the same functions.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -64,11 +65,14 @@ def arrow(data: bytes) -> None:
 
 
 def manifest(data: bytes) -> None:
-    """A selection whose shard is whole and whose manifest is anything."""
+    """A selection whose shard is whole and whose manifest is anything, with the right checksum if it can have one."""
     from dfkd.formats.manifest import MANIFEST
     from dfkd.report.inspection import read, terminal_text
+    from dfkd.system.checksums import sealed
 
     folder = selection()
+    with contextlib.suppress(ValueError, AttributeError, RecursionError):
+        data = json.dumps(sealed(json.loads(data))).encode()
     (folder / MANIFEST).write_bytes(data)
     try:
         terminal_text(read(folder))

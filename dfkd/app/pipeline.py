@@ -139,7 +139,7 @@ def _raise(failures: Sequence[Failure], stages: int) -> NoReturn:
 
 def _report(pipeline: Pipeline, done: Collection[str], failures: Sequence[Failure]) -> Path:
     """Compare the runs that are `done`, with the others of the file that are complete, and name those that failed."""
-    from dfkd.formats.run_folder import RESULT, read_failure
+    from dfkd.formats.run_records import RESULT, read_failure
     from dfkd.report import compare
 
     report = pipeline.out / "report.html"
@@ -156,12 +156,13 @@ def _report(pipeline: Pipeline, done: Collection[str], failures: Sequence[Failur
 
 def _is_as_requested(distillation: DistillConfig) -> bool:
     """Whether an earlier command's run is that of the file as it is now. One that is not is told."""
-    from dfkd.formats.run_folder import read_request
+    from dfkd.formats.run_records import read_distillation
 
     now = asdict(distillation)
     try:
-        then = asdict(from_mapping(DistillConfig, read_request(Path(distillation.out))["distill"], distillation.out))
-    except (RequestError, KeyError):  # of another version
+        options = read_distillation(Path(distillation.out)).distill.table
+        then = asdict(from_mapping(DistillConfig, options, distillation.out))
+    except RequestError:  # of another version
         then = {}
     decide = named(DistillConfig, lambda option: option.role != "none" and not option.machine)
     left_open = named(DistillConfig, lambda option: option.open)  # the run names what it took instead

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dfkd.app.calls import computing, configured, opened
 from dfkd.config.stage_table import STAGES
-from dfkd.formats.run_folder import check_model, finished_weights, read_request
+from dfkd.formats.run_records import finished_weights, read_request
 from dfkd.formats.shards import Shards
 from dfkd.models.find import OBJECT
 from dfkd.models.load import load_model
@@ -42,7 +42,7 @@ class Selection:
     @property
     def manifest(self) -> dict[str, Any]:
         """What it holds and what decided it."""
-        return self._shards.manifest
+        return dict(self._shards.manifest.table)
 
     @cached_property
     def scores(self) -> "pd.DataFrame | dict[str, np.ndarray]":
@@ -73,7 +73,7 @@ class Selection:
         return (self[index] for index in range(len(self)))
 
     def __repr__(self) -> str:
-        return f"<dfkd.Selection {str(self.folder)!r}: {len(self):,} images, {self.manifest['classes']} classes>"
+        return f"<dfkd.Selection {str(self.folder)!r}: {len(self):,} images, {self._shards.manifest.classes} classes>"
 
     def _row(self, index: int) -> int:
         if not -len(self) <= index < len(self):
@@ -111,8 +111,7 @@ class Run:
         self.folder, self._given = Path(folder), student
         with opened(verbose=False):
             read_run(str(folder))
-            check_model(self.folder)
-            self._architecture: str = read_request(self.folder)["model"]["architecture"]
+            self._architecture: str = read_request(self.folder).model.architecture
             if student is not None and self._architecture.startswith(OBJECT):
                 self._check_class(student)
             elif student is not None:
@@ -121,7 +120,7 @@ class Run:
     @property
     def result(self) -> dict[str, Any]:
         """The figures of `result.json`: accuracy, cost, and what the student learnt from."""
-        return self._read().result
+        return dict(self._read().result.table)
 
     @cached_property
     def metrics(self) -> "pd.DataFrame | dict[str, np.ndarray]":
@@ -151,8 +150,8 @@ class Run:
     @property
     def input(self) -> dict[str, Any]:
         """What the student expects: `normalize` and `image_size`."""
-        table = read_request(self.folder)["model"]
-        return {name: table.get(name) for name in ("normalize", "image_size")}
+        model = read_request(self.folder).model
+        return {"normalize": model.normalize, "image_size": model.image_size}
 
     def _read(self) -> FinishedRun:
         with opened(verbose=False):

@@ -11,7 +11,9 @@ import torch
 from dfkd.config import DistillConfig
 from dfkd.data.locate import GivenData
 from dfkd.distill.prepare import Distillation, check_request, prepare
-from dfkd.formats.run_folder import RESULT_FIELDS, Run, finished_weights, read_request
+from dfkd.formats.manifest import Manifest
+from dfkd.formats.run_folder import Run
+from dfkd.formats.run_records import Result, finished_weights, read_distillation
 from dfkd.models.classifier import Classifier, examine_pixels
 from dfkd.models.health import CHECKED_IMAGES
 from dfkd.models.own import GivenModel
@@ -42,8 +44,8 @@ def distill(
     prepared = prepare(config, teacher, student, test)
     out = prepared.config.out or result_folder("runs", prepared.content)
     prepared = replace(prepared, config=replace(prepared.config, out=out))
-    folder = Run(output_path(out), out, _request(prepared), RESULT_FIELDS)
-    result = once(lambda: folder.result is not None, folder.writing, lambda: _train(prepared, folder))
+    folder = Run(output_path(out), out, _request(prepared))
+    result = once(lambda: folder.result(Result) is not None, folder.writing, lambda: _train(prepared, folder))
     if result is None:
         return folder.folder, _complete(prepared, folder)
     _report(prepared.config, result)
@@ -85,24 +87,25 @@ def _request(prepared: Distillation) -> dict[str, Any]:
 
 def _complete(prepared: Distillation, folder: Run) -> dict[str, Any]:
     """The result of a run that is complete, under the name of this request, tested on the data of this request."""
-    result, config, changed = folder.result, prepared.config, {}
+    result, config, changed = folder.result(Result), prepared.config, {}
     assert result is not None
-    tested = read_request(folder.folder)["distill"].get("test")
+    tested = read_distillation(folder.folder).distill.test
     folder.tidy()
-    if config.name not in (None, result["name"]):
+    if config.name not in (None, result.name):
         changed["name"] = config.name
-    known = (portable(config.test), result.get("test_fingerprint", prepared.test_fingerprint))
-    if prepared.test is not None and (result["top1"] is None or known != (tested, prepared.test_fingerprint)):
+    known = (portable(config.test), result.test_fingerprint)
+    if prepared.test is not None and (result.top1 is None or known != (tested, prepared.test_fingerprint)):
         load_weights(prepared.student.module, finished_weights(folder.folder))
         changed |= _figures(prepared)
     elif prepared.test is None and tested is not None:
         folder.request["distill"]["test"] = tested  # the figures stay, and so does what they are of
+    table = {**result.table, **changed}
     if changed:
         with folder.writing():
-            result = folder.update(result | changed)
-    _report(config, result)
+            folder.update(table)
+    _report(config, table)
     say(f"{config.out}: the run was complete already (dfkd evaluate measures it on other data)")
-    return result
+    return table
 
 
 def _measure(prepared: Distillation) -> Measures | None:
@@ -141,8 +144,8 @@ def _result(prepared: Distillation) -> dict[str, Any]:
         "generator_steps": trainer.source.generator_steps + _made(manifests, "generator_steps"),
         "seconds": round(trainer.seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(trainer.place.device),
-        "source": "+".join(dict.fromkeys([*(m["source"] for m in manifests), *_methods(config)])),
-        "selection_fingerprint": "+".join(manifest["fingerprint"] for manifest in manifests) or None,
+        "source": "+".join(dict.fromkeys([*(m.source for m in manifests), *_methods(config)])),
+        "selection_fingerprint": "+".join(manifest.fingerprint for manifest in manifests) or None,
         "seed": config.seed,
         "begins": prepared.begins,
         "student_parameters": prepared.student.parameter_count(),
@@ -151,13 +154,13 @@ def _result(prepared: Distillation) -> dict[str, Any]:
     }
 
 
-def _made(manifests: Sequence[Mapping[str, Any]], cost: str) -> int:
+def _made(manifests: Sequence[Manifest], cost: str) -> int:
     """What it cost to make the samples that a generator made beforehand."""
-    return sum(manifest.get("cost", {}).get(cost, 0) for manifest in manifests)
+    return sum(manifest.cost.get(cost, 0) for manifest in manifests)
 
 
-def _row_name(config: DistillConfig, manifests: Sequence[Mapping[str, Any]]) -> str:
-    selected = ((manifest["source"], manifest["content"]["options"]["method"]) for manifest in manifests)
+def _row_name(config: DistillConfig, manifests: Sequence[Manifest]) -> str:
+    selected = ((manifest.source, manifest.content.options.method) for manifest in manifests)
     methods = [method if source == "selection" else source for source, method in selected]
     return f"{' + '.join([*methods, *_methods(config)])} | {' '.join(config.loss)}"
 

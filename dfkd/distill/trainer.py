@@ -15,6 +15,7 @@ from dfkd.distill.init.reconstruct import images_for, reconstruct
 from dfkd.distill.objective import Objective
 from dfkd.distill.setting import Counted
 from dfkd.distill.teacher_cache.views import TeacherViews
+from dfkd.formats.run_records import Checkpoint
 from dfkd.models.classifier import Classifier, answer
 from dfkd.models.features.outputs import Outputs
 from dfkd.models.features.taps import Tapped, network_code
@@ -243,7 +244,7 @@ class Trainer:
             **({"cuda": torch.cuda.get_rng_state(self.place.device)} if self.place.device.type == "cuda" else {}),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], progress: Checkpoint) -> None:
         """Go on from a checkpoint."""
         self._sampler = None  # its layers were fitted before they were written
         for name in ("student", "objective", "optimizer", "source"):
@@ -256,10 +257,10 @@ class Trainer:
             self.recorded.load_state_dict(state["teacher_views"])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["torch"])
-        self.counted.resume(state.get("asked", 0))  # it was not counted once
+        self.counted.resume(state["asked"])
         if "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"], self.place.device)
-        self.step, self.seconds = progress["step"], progress["seconds"]
+        self.step, self.seconds = progress.step, progress.seconds
 
 
 def _observed(ours: Outputs, theirs: Outputs) -> dict[str, Tensor]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from dfkd.data.locate import paths_of
 from dfkd.formats.manifest import MANIFEST
-from dfkd.formats.run_folder import CHECKPOINT, CONFIG, METRICS, RESULT, STATE, WEIGHTS
+from dfkd.formats.run_folder import CHECKPOINT, METRICS, STATE
+from dfkd.formats.run_records import CONFIG, RESULT, WEIGHTS
 from dfkd.system.errors import RequestError
 from dfkd.system.files import user_path
 

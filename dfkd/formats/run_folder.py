@@ -7,14 +7,26 @@ import pickle
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tomli_w
 import torch
 from torch import Tensor
 
-from dfkd.config.tables import differences, load_toml
-from dfkd.system.checksums import check_fields, check_file, entry, sealed, unsealed
+from dfkd.config.tables import differences
+from dfkd.formats.run_records import (
+    CONFIG,
+    FAILED,
+    RESULT,
+    RUN_FORMAT,
+    WEIGHTS,
+    Checkpoint,
+    parse_progress,
+    read_failure,
+    read_request,
+    read_result,
+)
+from dfkd.system.checksums import check_file, entry, sealed
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import (
@@ -29,36 +41,11 @@ from dfkd.system.files import (
 )
 from dfkd.system.locks import LOCK, locked
 
-CONFIG, METRICS, CHECKPOINT, WEIGHTS, RESULT = (
-    "config.toml",
-    "metrics.jsonl",
-    "checkpoint",
-    "student.safetensors",
-    "result.json",
-)
+METRICS, CHECKPOINT = "metrics.jsonl", "checkpoint"
 STATE, PROGRESS = "state.pt", "progress.json"
 """The files of a checkpoint."""
-FAILED = "failed.json"
-"""Why a run ended before its last step. Another request may take its folder."""
-_TEXT, _NUMBER, _TABLE, _NOTHING = (str,), (int, float), (dict,), (type(None),)
-RESULT_FIELDS: dict[str, tuple[type, ...]] = {
-    "name": _TEXT,
-    "seed": _NUMBER,
-    "source": _TEXT,
-    "student_parameters": _NUMBER,
-    "top1": (*_NUMBER, *_NOTHING),
-    **dict.fromkeys(("agreement", "teacher_top1", "test_images"), (*_NUMBER, *_NOTHING)),
-    **dict.fromkeys(("steps", "images_seen", "teacher_forwards", "seconds"), _NUMBER),
-}
-"""The fields that every result has, with their types; one without a test has None for its figures."""
-MODEL_FIELDS: dict[str, tuple[type, ...]] = {
-    "model.architecture": _TEXT,
-    "model.normalize": (*_TEXT, *_NOTHING),
-    "model.image_size": (int, *_NOTHING),
-}
-"""What makes a run a MODEL, of its config.toml."""
-MEND = "; distill again into another folder"
-_UNREADABLE = (OSError, ValueError, KeyError, EOFError, RuntimeError, pickle.UnpicklingError)
+R = TypeVar("R")
+_UNREADABLE = (OSError, ValueError, KeyError, EOFError, RuntimeError, RecursionError, pickle.UnpicklingError)
 
 
 class Progress:
@@ -85,10 +72,11 @@ class Progress:
         torch.save(dict(state), buffer)
         with replacing(partial / STATE) as file:
             file.write_bytes(buffer.getbuffer())
-        write_json(partial / PROGRESS, sealed({**progress, "state": entry(partial / STATE)}))
+        table = {"format": RUN_FORMAT, **progress, "state": entry(partial / STATE)}
+        write_json(partial / PROGRESS, sealed(table))
         replace_folder(partial, self.folder / CHECKPOINT)
 
-    def load(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    def load(self) -> tuple[dict[str, Any], Checkpoint] | None:
         """The last complete checkpoint's state and progress; rows of metrics past its step are dropped.
 
         Raises: RequestError for a damaged checkpoint.
@@ -98,11 +86,10 @@ class Progress:
         step, found = 0, None
         if folder is not None:
             try:
-                progress = unsealed(json.loads((folder / PROGRESS).read_text(encoding="utf-8")))
-                if "state" in progress:  # else it is from a version that wrote no checksums
-                    check_file(folder / STATE, progress["state"])
+                progress = parse_progress((folder / PROGRESS).read_text(encoding="utf-8"))
+                check_file(folder / STATE, progress.state)
                 found = torch.load(folder / STATE, map_location="cpu", weights_only=True), progress
-                step = progress["step"]
+                step = progress.step
             except (RequestError, *_UNREADABLE) as error:
                 what = str(error).partition("\n")[0] or type(error).__name__
                 raise RequestError(f"{folder} is damaged ({what}){self._hint}") from None
@@ -115,21 +102,14 @@ class Progress:
 class Run(Progress):
     """One distillation's folder. Opening it again with the same request goes on from its last checkpoint."""
 
-    def __init__(
-        self,
-        folder: Path,
-        shown: str,
-        request: Mapping[str, Any],
-        fields: Mapping[str, tuple[type, ...]] | None = None,
-    ) -> None:
+    def __init__(self, folder: Path, shown: str, request: Mapping[str, Any]) -> None:
         """Name a new run or one that was begun; `request` is `config.toml`, whose table `content` decides the result.
 
-        `shown` is the folder's name in messages; `fields` are those that a result must have, with their types.
-        Nothing is written before `writing`.
+        `shown` is the folder's name in messages. Nothing is written before `writing`.
         Raises: RequestError where the folder holds another run, with the fields that differ, or something else.
         """
         super().__init__(folder, "; delete it, and the run starts anew")
-        self.shown, self.request, self._fields = shown, _plain(request), fields or {}
+        self.shown, self.request = shown, {"format": RUN_FORMAT, **_plain(request)}
         self._check()
 
     def _check(self) -> str | None:
@@ -138,12 +118,7 @@ class Run(Progress):
         # before the question for the first file: another command may be writing it
         others = folder.is_dir() and any(not _is_leftover(file) for file in folder.iterdir())
         if (folder / CONFIG).exists():
-            written = read_request(folder)
-            try:
-                check_fields(written, {name: _TABLE for name, table in self.request.items() if isinstance(table, dict)})
-            except ValueError as error:
-                raise RequestError(f"{folder / CONFIG} is damaged ({error}){MEND}") from None
-            different = differences(written["content"], self.request["content"])
+            different = differences(read_request(folder).content, self.request["content"])
             if different and (failed := read_failure(folder)) is not None:
                 return failed
             if different:
@@ -192,24 +167,16 @@ class Run(Progress):
             with contextlib.suppress(RequestError, OSError), self.writing():
                 pass
 
-    @property
-    def result(self) -> dict[str, Any] | None:
+    def result(self, kind: type[R]) -> R | None:
         """The result of a finished run. Raises: RequestError where it cannot be read."""
-        path = self.folder / RESULT
-        try:
-            if not path.exists():
-                return None
-            result = read_result(self.folder)
-            check_fields(result, self._fields)
-            return result
-        except ValueError as error:
-            raise RequestError(f"{path} is damaged ({error}); delete it, and the run ends anew") from None
+        if not (self.folder / RESULT).exists():
+            return None
+        return read_result(self.folder, kind, "; delete it, and the run ends anew")
 
-    def update(self, result: dict[str, Any]) -> dict[str, Any]:
+    def update(self, result: Mapping[str, Any]) -> None:
         """Replace the result of a finished run, and then the request for it: a kill between costs a measurement."""
         write_json(self.folder / RESULT, sealed(result))
         write_text(self.folder / CONFIG, tomli_w.dumps(sealed(self.request)))
-        return result
 
     def finish(self, weights: dict[str, Tensor], result: Mapping[str, Any]) -> None:
         """Write the student's weights and, last, the result."""
@@ -220,62 +187,6 @@ class Run(Progress):
         sync(self.folder / METRICS)
         files = {name: entry(self.folder / name) for name in (WEIGHTS, METRICS)}
         write_json(self.folder / RESULT, sealed({**result, "files": files}))
-
-
-def finished_weights(folder: Path) -> Path:
-    """The weights of a run's student. Raises: RequestError where they are not those that were written."""
-    path = folder / WEIGHTS
-    if (folder / RESULT).exists():
-        try:
-            written = (read_result(folder).get("files") or {}).get(WEIGHTS)
-        except OSError as error:
-            raise RequestError(f"{folder / RESULT} cannot be read: {error.strerror or error}") from None
-        except ValueError as error:
-            raise RequestError(f"{folder / RESULT} is damaged ({error}){MEND}") from None
-        if written is not None:
-            check_file(path, written, MEND)
-    return path
-
-
-def read_request(folder: Path) -> dict[str, Any]:
-    """The tables of a run's config.toml. Raises: RequestError where they cannot be read, or were changed."""
-    path = folder / CONFIG
-    tables = load_toml(path)
-    try:
-        request = unsealed(tables)
-        check_fields(request, dict.fromkeys(("distill", "model", "content"), (*_TABLE, *_NOTHING)))
-        return request
-    except ValueError as error:
-        raise RequestError(f"{path} is damaged ({error}){MEND}") from None
-
-
-def read_failure(folder: Path) -> str | None:
-    """Why the run in a folder ended before its last step; None where it did not, or nothing is known of it."""
-    if (folder / RESULT).exists():
-        return None
-    try:
-        failure = unsealed(json.loads((folder / FAILED).read_text(encoding="utf-8")))
-        check_fields(failure, {"why": _TEXT})
-        return str(failure["why"])
-    except (OSError, ValueError):
-        return None
-
-
-def read_result(folder: Path) -> dict[str, Any]:
-    """A run's result.json. Raises: ValueError or OSError where it cannot be read, or was changed."""
-    result = unsealed(json.loads((folder / RESULT).read_text(encoding="utf-8")))
-    check_fields(result, {"files": (*_TABLE, *_NOTHING)})
-    return result
-
-
-def check_model(folder: Path) -> None:
-    """Raises: RequestError, naming the field, for a run whose table `model` has a field of another type or lacks it."""
-    path = folder / CONFIG
-    request = read_request(folder)
-    try:
-        check_fields(request, MODEL_FIELDS)
-    except ValueError as error:
-        raise RequestError(f"{str(path)!r} is not the configuration of a RUN: {error}") from None
 
 
 def _plain(value: Any) -> Any:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from dfkd.data.images.decode import decode, processors
 from dfkd.data.images.filter import read_filter
-from dfkd.formats.manifest import MANIFEST, MEND, read_manifest
+from dfkd.formats.manifest import HINT, MANIFEST, ImageShape, ShardFile, read_manifest
 from dfkd.system.checksums import check_file, check_size, entry
 from dfkd.system.errors import RequestError
 from dfkd.system.files import make_folder, replacing, write_json
@@ -47,7 +47,7 @@ def write_shards(
     folder: Path,
     shards: Iterable[Rows],
     fingerprint: str,
-    done: Sequence[Mapping[str, Any]] = (),
+    done: Sequence[ShardFile] = (),
     written: Callable[[Mapping[str, Any]], None] = lambda file: None,
 ) -> list[dict[str, Any]]:
     """Write one Arrow file for each element of `shards` and the two files with which `datasets` opens the folder.
@@ -59,7 +59,7 @@ def write_shards(
     from datasets import DatasetInfo
 
     make_folder(folder)
-    files = [dict(file) for file in done]
+    files = [file.describe() for file in done]
     features = _features_of(folder / files[0]["name"]) if files else None
     for number, rows in enumerate(shards, len(files)):
         features = features or _features(rows)
@@ -88,23 +88,23 @@ class Shards:
         """Open `folder`. Raises: RequestError for an incomplete selection or a shard that is not as it was written."""
         self.folder = folder
         self.manifest = read_manifest(folder)
-        sizes = [check_size(folder / file["name"], file, MEND) for file in self.manifest["files"]]
+        sizes = [check_size(folder / file.name, file, HINT) for file in self.manifest.files]
         if sum(sizes) <= HASHED_WHEN_OPENED:
             self.verify()
-        self._tables = [_open_arrow(folder / file["name"], file["rows"]) for file in self.manifest["files"]]
+        self._tables = [_open_arrow(folder / file.name, file.rows) for file in self.manifest.files]
         self._starts = np.cumsum([0, *(len(table) for table in self._tables)])
-        self.encoded: bool = self.manifest["image"]["encoded"]
+        self.encoded = self.manifest.image.encoded
         self._threads = ThreadPoolExecutor(processors()) if self.encoded else None
-        known = self.manifest.get("filter", {}) if self.encoded else {}  # raw images are filtered already
-        self._filter = read_filter(known, self.manifest["image"]["channels"])
+        known = self.manifest.filter if self.encoded else {}  # raw images are filtered already
+        self._filter = read_filter(known, self.manifest.image.channels)
         try:
-            self._raw = [] if self.encoded else [_pixels(table, self.manifest["image"]) for table in self._tables]
+            self._raw = [] if self.encoded else [_pixels(table, self.manifest.image) for table in self._tables]
             classes = {self._check_columns(table) for table in self._tables}
         except (ValueError, KeyError, AttributeError, TypeError) as error:  # Arrow's own are ValueErrors, but for one
             raise RequestError(
                 f"{folder} holds other columns than its {MANIFEST} says ({error}); make it again"
             ) from None
-        if classes - {self.manifest["classes"]}:
+        if classes - {self.manifest.classes}:
             raise RequestError(f"{folder} has logits of other classes than its {MANIFEST} says; select again")
 
     def __len__(self) -> int:
@@ -112,14 +112,13 @@ class Shards:
 
     def pixels(self, rows: Int[np.ndarray, " batch"]) -> UInt8[np.ndarray, "batch height width channels"]:
         """The images of some rows: copied out of the shards, or decoded by one thread a core."""
-        image = self.manifest["image"]
-        out = np.empty((len(rows), image["size"], image["size"], image["channels"]), dtype=np.uint8)
+        image = self.manifest.image
+        out = np.empty((len(rows), image.size, image.size, image.channels), dtype=np.uint8)
         for where, shard, local in self._locate(rows):
             if self._threads is not None:
                 column = self._tables[shard]["image"].chunk(0).field("bytes").take(local)
                 decoded = self._threads.map(
-                    lambda file: decode(file, image["size"], image["channels"], image.get("bits")).pixels,
-                    column.to_pylist(),
+                    lambda file: decode(file, image.size, image.channels, image.bits).pixels, column.to_pylist()
                 )
                 for i, pixels in zip(where, decoded, strict=True):
                     out[i] = pixels
@@ -152,8 +151,8 @@ class Shards:
 
     def verify(self) -> None:
         """Read every shard again. Raises: RequestError naming the first one whose bytes have changed."""
-        for file in self.manifest["files"]:
-            check_file(self.folder / file["name"], file, MEND)
+        for file in self.manifest.files:
+            check_file(self.folder / file.name, file, HINT)
 
     def _locate(self, rows: Int[np.ndarray, " batch"]) -> list[tuple[np.ndarray, int, np.ndarray]]:
         """(positions in `rows`, shard, rows within the shard) for each shard that is touched."""
@@ -229,13 +228,13 @@ def _open_arrow(path: Path, rows: int) -> Any:
     try:
         table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
     except (OSError, pa.ArrowInvalid) as error:
-        raise RequestError(f"{path} cannot be read ({error}){MEND}") from None
+        raise RequestError(f"{path} cannot be read ({error}){HINT}") from None
     if len(table) != rows:
-        raise RequestError(f"{path} has {len(table)} rows, the manifest says {rows}{MEND}")
+        raise RequestError(f"{path} has {len(table)} rows, the manifest says {rows}{HINT}")
     return table
 
 
-def _pixels(table: Any, image: Mapping[str, Any]) -> UInt8[np.ndarray, "rows channels height width"]:
+def _pixels(table: Any, image: ImageShape) -> UInt8[np.ndarray, "rows channels height width"]:
     """The images of a shard as a view of its file: three levels of lists, flattened."""
     import pyarrow as pa
 
@@ -251,7 +250,7 @@ def _pixels(table: Any, image: Mapping[str, Any]) -> UInt8[np.ndarray, "rows cha
         raise ValueError(f"column image is of {flat.type} with {flat.null_count} empty values, not uint8")
     # the buffer and not to_numpy(), which imports pandas
     pixels = np.frombuffer(flat.buffers()[1], np.uint8, len(flat), flat.offset)
-    return pixels.reshape(-1, image["channels"], image["size"], image["size"])
+    return pixels.reshape(-1, image.channels, image.size, image.size)
 
 
 def _to_numpy(array: Any) -> np.ndarray:

@@ -1,19 +1,16 @@
 """`dfkd inspect --verify`: every byte of a selection, a run or a pipeline's folder against its checksums."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from dfkd.config.tables import load_toml
 from dfkd.formats.manifest import MANIFEST, read_manifest
-from dfkd.system.checksums import CHECKSUM, check_file, unsealed
+from dfkd.formats.run_folder import CHECKPOINT, PROGRESS, STATE
+from dfkd.formats.run_records import CONFIG, RESULT, Finished, parse_progress, read_request, read_result
+from dfkd.system.checksums import Entry, check_file
 from dfkd.system.errors import RequestError
 
-Entry = tuple[Path, Mapping[str, Any] | None]
-"""A file and what was written of it, size and SHA-256; None where the file is a table with a checksum of its own, which
-was compared when it was read; nothing where an older version wrote no checksum."""
-_RUN = ("config.toml", "result.json", "checkpoint")
+Written = tuple[Path, Entry | None]
+"""A file and what was written of it; None where it is a table with a checksum of its own, compared when it is read."""
 
 
 def verify(folder: Path) -> str:
@@ -32,62 +29,43 @@ def verify(folder: Path) -> str:
     if wrong:
         count = f"{len(wrong):,} of {len(entries):,} files in {folder} are not what was written"
         raise RequestError(f"{count}: {'; '.join(wrong[:3])}{', ...' if wrong[3:] else ''}")
-    bare = [path.name for path, written in entries if written is not None and not written]
-    more = f"; written without checksums by an older version, and not compared: {', '.join(bare)}" if bare else ""
-    return f"{folder}: {len(entries):,} files, {read:,} bytes, as they were written{more}"
+    return f"{folder}: {len(entries):,} files, {read:,} bytes, as they were written"
 
 
-def _entries(folder: Path) -> Iterator[Entry]:
+def _entries(folder: Path) -> Iterator[Written]:
     """The files of a folder, with those in a pipeline's selections and runs."""
     if (folder / MANIFEST).exists():
         yield from _of_selection(folder)
         return
-    if (folder / _RUN[0]).exists():
+    if (folder / CONFIG).exists():
         yield from _of_run(folder)
         return
-    parts = [*sorted(folder.glob(f"samples/*/{MANIFEST}")), *sorted(folder.glob(f"runs/*/{_RUN[0]}"))]
+    parts = [*sorted(folder.glob(f"samples/*/{MANIFEST}")), *sorted(folder.glob(f"runs/*/{CONFIG}"))]
     if not parts:
         raise RequestError(f"{folder} is no selection, no run and no pipeline's folder: there is nothing to verify")
     for part in parts:
         yield from _entries(part.parent)
 
 
-def _of_selection(folder: Path) -> Iterator[Entry]:
+def _of_selection(folder: Path) -> Iterator[Written]:
     manifest = read_manifest(folder)
-    yield folder / MANIFEST, None if manifest["format"] > 1 else {}
-    for file in (*manifest["files"], *manifest.get("beside", ())):
-        yield folder / file["name"], file
+    yield folder / MANIFEST, None
+    yield from ((folder / file.name, file) for file in (*manifest.files, *manifest.beside))
 
 
-def _of_run(folder: Path) -> Iterator[Entry]:
+def _of_run(folder: Path) -> Iterator[Written]:
     """A run's files; of an unfinished one those that there are: it has neither student nor result."""
-    config, result, checkpoint = (folder / name for name in _RUN)
-    yield config, _own(config, load_toml(config))
-    if result.exists():
-        value = _json(result)
-        yield result, _own(result, value)
-        files = value.get("files") or {"student.safetensors": {}, "metrics.jsonl": {}}
-        yield from ((folder / name, written) for name, written in files.items())
+    read_request(folder)
+    yield folder / CONFIG, None
+    if (folder / RESULT).exists():
+        result = read_result(folder, Finished)
+        yield folder / RESULT, None
+        yield from ((folder / name, written) for name, written in result.files.items())
+    checkpoint = folder / CHECKPOINT
     if checkpoint.exists():
-        progress = checkpoint / "progress.json"
-        value = _json(progress)
-        yield progress, _own(progress, value)
-        yield checkpoint / "state.pt", value.get("state", {})
-
-
-def _own(path: Path, value: Any) -> dict[str, Any] | None:
-    try:
-        unsealed(value)
-    except ValueError as error:
-        raise RequestError(f"{path} is damaged: {error}") from None
-    return None if CHECKSUM in value else {}
-
-
-def _json(path: Path) -> Any:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{path} is damaged: {error}") from None
-    if not isinstance(value, dict):
-        raise RequestError(f"{path} is damaged: it is no table")
-    return value
+        try:
+            progress = parse_progress((checkpoint / PROGRESS).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise RequestError(f"{checkpoint / PROGRESS} cannot be read ({error})") from None
+        yield checkpoint / PROGRESS, None
+        yield checkpoint / STATE, progress.state

@@ -14,6 +14,7 @@ from torch import Tensor
 from dfkd.config import GenerateConfig
 from dfkd.formats.manifest import MANIFEST
 from dfkd.formats.run_folder import CHECKPOINT, Progress
+from dfkd.formats.run_records import Checkpoint
 from dfkd.formats.shards import Shards
 from dfkd.generators.base import Method, checked_terms, method_code
 from dfkd.generators.build import build, choose, method_class
@@ -158,11 +159,11 @@ class Maker:
         """The method, and what was last seen of it."""
         return {"method": self.method.state_dict(), "seen": self._seen}
 
-    def load_state_dict(self, state: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], progress: Checkpoint) -> None:
         """Go on from a checkpoint."""
         self.method.load_state_dict(state["method"])
         self._seen = dict(state["seen"])
-        self.step, self.seconds = progress["step"], progress["seconds"]
+        self.step, self.seconds = progress.step, progress.seconds
 
 
 def _prepare(config: GenerateConfig, teacher_given: GivenModel, student_given: GivenModel | None) -> Generation:
@@ -177,7 +178,7 @@ def _prepare(config: GenerateConfig, teacher_given: GivenModel, student_given: G
     selections = open_selections(opened, config.normalize, config.image_size)
     teacher = open_teacher(teacher_given, opened, selections, config.normalize, config.image_size)
     samples = selections[: len(config.samples)]
-    held = np.array(selections[-1].manifest["per_class"]) if config.fill is not None else None
+    held = np.array(selections[-1].manifest.per_class) if config.fill is not None else None
     quota = Quota(config.count or DEFAULT_COUNT) if held is None else _lacking(config, held)
     student = _student(student_given, teacher)
     content = {
@@ -192,8 +193,8 @@ def _prepare(config: GenerateConfig, teacher_given: GivenModel, student_given: G
             **({"teacher_taps": list(config.teacher_taps)} if config.teacher_taps else {}),
         },
         **({"student": student.fingerprint()} if student is not None else {}),
-        **({"samples": [shards.manifest["fingerprint"] for shards in samples]} if samples else {}),
-        **({"fill": selections[-1].manifest["fingerprint"]} if held is not None else {}),
+        **({"samples": [shards.manifest.fingerprint for shards in samples]} if samples else {}),
+        **({"fill": selections[-1].manifest.fingerprint} if held is not None else {}),
         "compute": place.describe(),
         "versions": versions("torch", "torchvision", "numpy"),
         "seed": config.seed,

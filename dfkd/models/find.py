@@ -1,6 +1,5 @@
 """The text of a MODEL -> the network that it names, before anything runs through it."""
 
-import tomllib
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -10,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dfkd.formats.run_folder import CONFIG, WEIGHTS, finished_weights
+from dfkd.formats.run_records import CONFIG, WEIGHTS, finished_weights, read_request
 from dfkd.models import DEFAULT_IMAGE_SIZE
 from dfkd.models.expected import NOTES, from_program, from_safetensors, from_timm
 from dfkd.models.program import check_evaluates, check_program
 from dfkd.models.state import fit_prefix, tensors_of
 from dfkd.models.weights import load_state, load_weights, names_weights, read_state_dict, require_file
-from dfkd.system.checksums import unsealed
 from dfkd.system.components import Component, Kind
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
@@ -84,12 +82,8 @@ def check_name(text: str) -> None:
 
 def _from_run(path: Path) -> Found:
     """The student of a finished run: `[model]` of its config.toml and student.safetensors."""
-    try:
-        request: dict[str, Any] = unsealed(tomllib.loads((path / CONFIG).read_text(encoding="utf-8")))
-        table: dict[str, Any] = request["model"]
-        architecture: str = table["architecture"]
-    except (ValueError, KeyError, TypeError) as error:  # neither TOML nor UTF-8, changed, or without the table
-        raise RequestError(f"{str(path / CONFIG)!r} is not the configuration of a RUN: {error}") from error
+    request = read_request(path)
+    table, architecture = request.model, request.model.architecture
     weights = path / WEIGHTS
     if not weights.is_file():
         raise RequestError(f"run {str(path)!r} is not finished (no {WEIGHTS}): start its dfkd distill again")
@@ -100,20 +94,19 @@ def _from_run(path: Path) -> Found:
         )
     text = expand(architecture)
     found = _from_name(text, None, None)
-    student = (request.get("content") or {}).get("student")
-    trained = student.get("code") if isinstance(student, dict) else None
+    student = request.content.get("student")
+    trained = student.get("code") if isinstance(student, Mapping) else None
     if trained is not None and trained != found.code:
         say(
             f"note: the code of {found.named.name} has changed since run {path.name} was trained: it may answer "
             "differently with the same weights"
         )
     load_weights(found.module, finished_weights(path))
-    size = table.get("image_size", found.image_size)
     return replace(
         found,
         spec=path.resolve().name,
-        image_size=size,
-        normalize=table.get("normalize"),
+        image_size=found.image_size if table.image_size is None else table.image_size,
+        normalize=table.normalize,
         normalize_of=None,
         has_weights=True,
         spelling=names_of(text),

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from dfkd.data.images.normalize import NORMALIZATIONS, Preprocess, parse_normalize
-from dfkd.formats.run_folder import CONFIG, check_model
 from dfkd.models import DEFAULT_IMAGE_SIZE
 from dfkd.models.expected import size_option
 from dfkd.models.features.taps import network_code, run_network
@@ -19,7 +18,6 @@ from dfkd.models.own import GivenModel
 from dfkd.models.state import tensors_of
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
-from dfkd.system.files import user_path
 from dfkd.system.foreign import Raised
 from dfkd.system.names import Named
 from dfkd.system.portable import portable
@@ -99,8 +97,6 @@ def load_model(
     """
     if image_size is not None and image_size < 1:
         raise RequestError(f"--image-size {image_size} is not a number of pixels (1 or more)")
-    if isinstance(text, str) and (user_path(text) / CONFIG).is_file():
-        check_model(user_path(text))
     found = find_model(text, classes, channels) if isinstance(text, str) else text.found()
     size = image_size or found.image_size
     takes, gives = _counts(found, size)

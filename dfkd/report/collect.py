@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -11,22 +11,24 @@ from typing import Any
 from dfkd.config import DistillConfig
 from dfkd.config.option import named
 from dfkd.config.tables import differences
-from dfkd.formats.run_folder import CONFIG, MEND, METRICS, RESULT, RESULT_FIELDS, read_request, read_result
-from dfkd.system.checksums import check_fields, check_file
+from dfkd.formats.run_folder import METRICS
+from dfkd.formats.run_records import (
+    CONFIG,
+    HINT,
+    RESULT,
+    DistillContent,
+    Result,
+    read_distillation,
+    read_result,
+)
+from dfkd.system.checksums import check_file
 from dfkd.system.errors import RequestError
 
-_NONE = type(None)
-NEEDED = tuple(RESULT_FIELDS)
-"""Fields that a comparison reads; a result may have more."""
-LATER = ("generator_steps",)
-"""Fields that came later: a comparison reads them where a result has them."""
-REQUEST_FIELDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("distill", "content"), (dict,)),
-    **dict.fromkeys((f"content.{t}" for t in ("teacher", "student", "options", "compute", "versions")), (dict, _NONE)),
-    "content.teacher.weights": (str, _NONE),
-    "content.selections": (list, _NONE),
-}
-"""Of a config.toml, what a comparison reads, with its types."""
+NEEDED = (
+    *("name", "seed", "source", "student_parameters", "top1", "agreement", "teacher_top1", "test_images"),
+    *("steps", "images_seen", "teacher_forwards", "seconds", "generator_steps"),
+)
+"""Fields of a result that a comparison reads; a result may have more."""
 WORDS = ("name", "source")
 """The fields that are text; the others are numbers."""
 CURVED = ("loss", "agreement")
@@ -35,19 +37,13 @@ CURVED = ("loss", "agreement")
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a finished run's folder says: the tables `distill` and `content` of its request, its result, its metrics."""
+    """What a finished run's folder says: its options, what decided it (neither from a CSV), its result, its metrics."""
 
     folder: str
-    config: dict[str, Any]
-    content: dict[str, Any]
-    result: dict[str, Any]
+    config: Mapping[str, Any]
+    content: DistillContent | None
+    result: Result
     metrics: list[dict[str, Any]]
-
-    @property
-    def begins(self) -> str:
-        """`teacher`, `given` or `random`; results of once do not say it, but `given` was rare."""
-        teachers = self.content.get("options", {}).get("init") == "teacher"
-        return str(self.result.get("begins", "teacher" if teachers else "random"))
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ class Row:
 
     def values(self, field: str) -> list[Any]:
         """A field of the result over the runs, without those that lack it (no accuracy without a test)."""
-        return [value for run in self.runs if (value := run.result.get(field)) is not None]
+        return [value for run in self.runs if (value := getattr(run.result, field)) is not None]
 
     def mean(self, field: str) -> float | None:
         """Its mean, or None where no run has it."""
@@ -83,7 +79,7 @@ def collect(folders: Sequence[str]) -> list[Row]:
     names: dict[str, list[FinishedRun]] = {}
     for folder in folders:
         run = read_run(folder)
-        names.setdefault(run.result["name"], []).append(run)
+        names.setdefault(run.result.name, []).append(run)
     return best_first([_row(name, runs) for name, runs in names.items()])
 
 
@@ -102,21 +98,10 @@ def read_run(folder: str) -> FinishedRun:
         raise RequestError(
             f"{folder} is not finished: leave it out, or give its dfkd distill command again: it goes on where it was"
         )
-    request = read_request(path)
-    try:
-        result = read_result(path)
-        check_fields(result, RESULT_FIELDS | {"generator_steps": (int, float, type(None))})
-    except OSError as error:
-        raise RequestError(f"{path / RESULT} cannot be read: {error.strerror or error}") from None
-    except (ValueError, TypeError, RecursionError) as error:
-        raise RequestError(f"{path / RESULT} cannot be read ({error}){MEND}") from None
-    try:
-        check_fields(request, REQUEST_FIELDS)
-    except ValueError as error:
-        raise RequestError(f"{path / CONFIG} cannot be read ({error}){MEND}") from None
-    if METRICS in (result.get("files") or {}):
-        check_file(path / METRICS, result["files"][METRICS], MEND)
-    return FinishedRun(folder, request["distill"], request["content"], result, _read_metrics(path / METRICS))
+    request, result = read_distillation(path), read_result(path, Result)
+    if METRICS in result.files:
+        check_file(path / METRICS, result.files[METRICS], HINT)
+    return FinishedRun(folder, request.distill.table, request.content, result, _read_metrics(path / METRICS))
 
 
 def curve(row: Row, field: str) -> list[tuple[float, float]]:
@@ -141,10 +126,10 @@ def _row(name: str, runs: Sequence[FinishedRun]) -> Row:
     seeds: dict[int, FinishedRun] = {}
     first = runs[0]
     for run in runs:
-        twin = seeds.setdefault(run.result["seed"], run)
+        twin = seeds.setdefault(run.result.seed, run)
         if twin is not run:
             raise RequestError(
-                f"{twin.folder} and {run.folder} are both seed {run.result['seed']} of {name!r}; leave one out, or "
+                f"{twin.folder} and {run.folder} are both seed {run.result.seed} of {name!r}; leave one out, or "
                 "give the dfkd distill command of one again with another --name, which trains nothing"
             )
         different = differences(_beside_seeds(first), _beside_seeds(run))
@@ -158,21 +143,26 @@ def _row(name: str, runs: Sequence[FinishedRun]) -> Row:
 
 def _beside_seeds(run: FinishedRun) -> dict[str, Any]:
     """What the runs of one row have in common: all but seeds, random weights and the selections' fingerprints."""
-    content, given = run.content, run.begins == "given"
-    options = {key: value for key, value in content.get("options", {}).items() if key not in ("seed", "student")}
-    student = {key: value for key, value in content.get("student", {}).items() if key != "weights" or given}
-    own = {"options": options, "student": student, "selections": len(content.get("selections", ()))}
-    return {**content, **own, "begins": run.begins}
+    content = run.content
+    if content is None:
+        return {}
+    given = run.result.begins == "given"
+    options = {key: value for key, value in content.options.items() if key not in ("seed", "student")}
+    student = {key: value for key, value in content.student.table.items() if key != "weights" or given}
+    own = {"options": options, "student": student, "selections": len(content.selections)}
+    return {**content.table, **own, "begins": run.result.begins}
 
 
 def _settings(run: FinishedRun) -> dict[str, str]:
+    content = run.content
+    if content is None:
+        return {}
     hidden = named(DistillConfig, lambda option: not option.shown)
-    options = {**run.config, **run.content.get("options", {}), "normalize": run.content.get("normalize", "")}
+    options = {**run.config, **content.options, "normalize": content.normalize}
     shown = {name: value for name, value in options.items() if name not in hidden}
-    shown["selected"] = run.content.get("selected", "")
-    shown["teacher weights"] = run.content.get("teacher", {}).get("weights", "")[:12]
-    for group in ("compute", "versions"):
-        shown |= run.content.get(group, {})
+    shown["selected"] = list(content.selected)
+    shown["teacher weights"] = content.teacher.weights[:12]
+    shown |= {**content.compute.table, **content.versions}
     return {name: ", ".join(map(str, v)) if isinstance(v, list) else str(v) for name, v in shown.items()}
 
 

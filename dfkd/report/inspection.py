@@ -5,14 +5,13 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from dfkd.config import InspectConfig
 from dfkd.data.images.filter import read_scores
-from dfkd.formats.manifest import MEND
+from dfkd.formats.manifest import HINT, Manifest
 from dfkd.formats.overwrite import check_output
 from dfkd.formats.shards import Shards
 from dfkd.formats.verify import verify
@@ -85,7 +84,7 @@ def read(folder: Path) -> Contents:
     shards = Shards(folder)
     if len(shards) == 0:
         raise RequestError(f"{folder} holds no image; make the selection again")
-    prediction, classes = shards.column("prediction"), shards.manifest["classes"]
+    prediction, classes = shards.column("prediction"), shards.manifest.classes
     if not 0 <= prediction.min() <= prediction.max() < classes:
         raise RequestError(f"{folder} holds predictions outside its {classes} classes; make the selection again")
     return Contents(
@@ -104,7 +103,7 @@ def terminal_text(contents: Contents) -> str:
     width = max(len(name) for name, _ in facts) + 2
     counts = contents.per_class
     bars = [[str(k), f"{counts[k]:,}", "#" * round(30 * counts[k] / max(counts))] for k in contents.shown_classes]
-    reasons = [[reason, f"{n:,}"] for reason, n in manifest.get("reasons", {}).items()]
+    reasons = [[reason, f"{n:,}"] for reason, n in manifest.reasons.items()]
     parts = [
         "\n".join(f"{name + ':':<{width}}{visible(value)}" for name, value in facts),
         aligned(["reason", "pool images"], reasons) if reasons else "",
@@ -118,7 +117,7 @@ def terminal_text(contents: Contents) -> str:
 def write(path: Path, folder: str, contents: Contents) -> None:
     """Write the page."""
     manifest, counts = contents.shards.manifest, contents.per_class
-    reasons = manifest.get("reasons", {})
+    reasons = manifest.reasons
     total = sum(reasons.values())
     body = [
         [k, tag("td", bar(counts[k] / max(counts)), class_="bar"), f"{counts[k]:,}", f"{counts[k] / sum(counts):.1%}"]
@@ -151,28 +150,28 @@ def write(path: Path, folder: str, contents: Contents) -> None:
 
 def _facts(contents: Contents) -> list[tuple[str, str]]:
     manifest = contents.shards.manifest
-    content = manifest.get("content", {})
-    threshold, kept = manifest.get("threshold"), contents.kept.sum(axis=1)
-    image, kind = manifest["image"], "encoded files" if contents.shards.encoded else "raw"
+    threshold, kept = manifest.threshold, contents.kept.sum(axis=1)
+    image, kind = manifest.image, "encoded files" if contents.shards.encoded else "raw"
+    options = manifest.content.options.table
     facts = [
         ("images", f"{len(contents.shards):,}"),
-        ("image", f"{image['size']} x {image['size']} pixels, {image['channels']} channels, {kind}"),
-        ("teacher", str(manifest.get("teacher", "-"))),
-        ("options", ", ".join(f"{name} {v}" for name, v in content.get("options", {}).items() if v is not None)),
-        ("seed", str(content.get("seed", "-"))),
+        ("image", f"{image.size} x {image.size} pixels, {image.channels} channels, {kind}"),
+        ("teacher", manifest.teacher),
+        ("options", ", ".join(f"{name} {v}" for name, v in options.items() if v is not None)),
+        ("seed", str(manifest.content.seed)),
     ]
-    if manifest.get("filter"):
-        before, after = read_scores(manifest["filter"])
-        unused = "" if "kernel" in manifest["filter"] else "; not kept"
+    if manifest.filter:
+        before, after = read_scores(manifest.filter)
+        unused = "" if "kernel" in manifest.filter else "; not kept"
         facts.append(
             ("filter", f"the teacher's Inception Score of the pool: {before:.2f}, {after:.2f} with it{unused}")
         )
     if threshold is not None:
-        facts.append(("threshold", f"confidence at least {threshold:.4f}; it admits {manifest['admitted']:,} images"))
-    if manifest.get("unreadable"):
-        facts.append(("unreadable", f"{len(manifest['unreadable']):,} pool images; the manifest names them"))
-    if manifest.get("left_out"):
-        total = sum(sum(counts.values()) for counts in manifest["left_out"].values())
+        facts.append(("threshold", f"confidence at least {threshold:.4f}; it admits {manifest.admitted:,} images"))
+    if manifest.unreadable:
+        facts.append(("unreadable", f"{len(manifest.unreadable):,} pool images; the manifest names them"))
+    if manifest.left_out:
+        total = sum(sum(counts.values()) for counts in manifest.left_out.values())
         facts.append(("left out", f"{total:,} files that are no images; the manifest counts them by suffix"))
     facts.append(("kept classes", f"{kept.mean():.2f} of {contents.kept.shape[1]} an image, the mean"))
     return facts
@@ -197,7 +196,7 @@ def _left_out(contents: Contents) -> str:
 
 def _histograms(contents: Contents) -> Html:
     charts = []
-    threshold = contents.shards.manifest.get("threshold")
+    threshold = contents.shards.manifest.threshold
     for score in SCORES:
         selected = _counts(contents.selected[score])
         pool = _counts(contents.pool[score]) if contents.pool else [0] * len(selected)
@@ -263,16 +262,16 @@ def _data_uri(pixels: UInt8[np.ndarray, "height width channels"], raw: bool) -> 
     return f"data:image/{'png' if raw else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _pool_scores(path: Path, manifest: Mapping[str, Any]) -> dict[str, Float[np.ndarray, " pool"]] | None:
+def _pool_scores(path: Path, manifest: Manifest) -> dict[str, Float[np.ndarray, " pool"]] | None:
     """The scores of all readable pool images; None where the samples do not come from a pool.
 
     Raises: RequestError where the file is not what was written.
     """
     if not path.exists():
         return None
-    for written in manifest.get("beside", ()):
-        if written["name"] == path.name:
-            check_file(path, written, MEND)
+    for written in manifest.beside:
+        if written.name == path.name:
+            check_file(path, written, HINT)
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -280,6 +279,9 @@ def _pool_scores(path: Path, manifest: Mapping[str, Any]) -> dict[str, Float[np.
     usable = ~pc.field("reason").cast("string").isin(UNSCORED)
     try:
         scores = pq.read_table(path, columns=list(SCORES), filters=usable)
+        for name in SCORES:
+            if not pa.types.is_floating(scores[name].type):
+                raise ValueError(f"its {name} is {scores[name].type}, not numbers")
         return {name: scores[name].to_numpy().astype(np.float32) for name in SCORES} if len(scores) else None
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise RequestError(f"{path} cannot be read ({error}); make the selection again") from None

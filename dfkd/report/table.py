@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
-from dfkd.report.collect import LATER, NEEDED, WORDS, FinishedRun, Row, best_first
+from dfkd.formats.run_records import Result
+from dfkd.report.collect import NEEDED, WORDS, FinishedRun, Row, best_first
 from dfkd.system.portable import portable
 from dfkd.system.text import aligned, visible
 
@@ -32,7 +33,7 @@ HEAD = (
 def cells(row: Row) -> list[str]:
     """A row of the table, a text for each name in `HEAD`; `-` where there is nothing to say."""
     to_teacher = teacher_difference(row)
-    rates = [r.result["images_seen"] / r.result["seconds"] for r in row.runs if r.result["seconds"] > 0]
+    rates = [r.result.images_seen / r.result.seconds for r in row.runs if r.result.seconds > 0]
     return [
         row.name,
         str(len(row.runs)),
@@ -56,8 +57,9 @@ def with_deviation(row: Row, field: str) -> str:
 
 def teacher_difference(row: Row) -> float | None:
     """How far the student is from its teacher in points of top-1, the mean over seeds."""
-    tested = [run.result for run in row.runs if None not in (run.result["top1"], run.result["teacher_top1"])]
-    return fmean(100 * (r["top1"] - r["teacher_top1"]) for r in tested) if tested else None
+    both = [(run.result.top1, run.result.teacher_top1) for run in row.runs]
+    apart = [100 * (ours - theirs) for ours, theirs in both if ours is not None and theirs is not None]
+    return fmean(apart) if apart else None
 
 
 def terminal_table(rows: Sequence[Row]) -> str:
@@ -112,14 +114,14 @@ def warnings(rows: Sequence[Row]) -> list[str]:
         return lambda row: [f"{value:.4%}" for value in row.values(field)]
 
     def teachers(row: Row) -> list[str]:
-        prints = [run.content.get("teacher", {}) for run in row.runs]
-        return [f"{p.get('architecture', '?')} {p.get('weights', '?')[:8]}" for p in prints]
+        prints = [run.content.teacher for run in row.runs if run.content is not None]
+        return [f"{teacher.architecture} {teacher.weights[:8]}" for teacher in prints]
 
     def beginnings(row: Row) -> list[str]:
-        return [BEGINNINGS.get(run.begins, run.begins) for run in row.runs]
+        return [BEGINNINGS.get(begins, begins) for begins in row.values("begins")]
 
     def precisions(row: Row) -> list[str]:
-        return [p for run in row.runs if (p := run.content.get("compute", {}).get("precision"))]
+        return [run.content.compute.precision for run in row.runs if run.content is not None]
 
     if not differ("not compared at equal optimizer steps", numbers("steps")):
         differ("not compared at equal numbers of images seen", numbers("images_seen"))
@@ -142,14 +144,14 @@ def csv_text(rows: Sequence[Row]) -> str:
     """One line a run: its row, seed and folder, then every single value of its result."""
     runs = [run for row in rows for run in row.runs]
     first = ("name", "seed", "folder")
-    fields = dict.fromkeys(f for run in runs for f, v in run.result.items() if not isinstance(v, (list, dict)))
+    fields = dict.fromkeys(f for run in runs for f, v in run.result.table.items() if not isinstance(v, (list, dict)))
     file = io.StringIO()
     writer = csv.DictWriter(
         file, [*first, *(f for f in fields if f not in first)], extrasaction="ignore", lineterminator="\n"
     )
     writer.writeheader()
     for run in runs:
-        row = run.result | {"folder": run.folder}
+        row = {**run.result.table, "folder": run.folder}
         writer.writerow({key: _cell(row[key]) for key in row})
     return file.getvalue()
 
@@ -158,9 +160,11 @@ def read_csv(text: str) -> list[Row]:
     """The rows of a comparison's CSV, with what `cells` needs of each run: for tables that are made of kept results."""
     names: dict[str, list[FinishedRun]] = {}
     for line in csv.DictReader(io.StringIO(text)):
-        fields = [*NEEDED, *(field for field in LATER if field in line)]
-        result = {field: line[field] if field in WORDS else _number(line[field]) for field in fields}
-        names.setdefault(line["name"], []).append(FinishedRun(line["folder"], {}, {}, result, []))
+        values: dict[str, Any] = {
+            field: line[field] if field in WORDS else _number(line.get(field, "")) for field in NEEDED
+        }
+        result = Result(**values, begins=line.get("begins"), files={}, table=values)
+        names.setdefault(line["name"], []).append(FinishedRun(line["folder"], {}, None, result, []))
     return best_first([Row(name, tuple(runs)) for name, runs in names.items()])
 
 

@@ -1,16 +1,24 @@
 """Which shards of a selection are written: what lets a killed `select` go on with the next one."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dfkd.formats.manifest import MANIFEST, read_manifest
+from dfkd.formats.manifest import MANIFEST, ShardFile, read_manifest
 from dfkd.system.checksums import check_file, sealed, unsealed
 from dfkd.system.errors import RequestError
 from dfkd.system.files import write_text
+from dfkd.system.records import parse
 
 JOURNAL = "journal.jsonl"
+
+
+@dataclass(frozen=True)
+class _Line:
+    fingerprint: str
+    file: Mapping[str, Any]
 
 
 class Journal:
@@ -23,17 +31,17 @@ class Journal:
         """`anew` is called before the list of another selection, or of none, is replaced."""
         self._path, self.fingerprint = folder / JOURNAL, fingerprint
         self._is_new = True
-        self.done: list[dict[str, Any]] = []
+        self.done: list[ShardFile] = []
         """The files that need not be written again, as the manifest lists them: read and compared just now."""
         for file in self._listed():
             try:
-                check_file(folder / file["name"], file)
+                check_file(folder / file.name, file)
             except RequestError:  # lost in a power cut, or damaged: from here on it is written again
                 break
             self.done.append(file)
         if self._is_new:
             anew()
-        write_text(self._path, "".join(self._line(file) for file in ({}, *self.done)))
+        write_text(self._path, "".join(self._line(file) for file in ({}, *(file.describe() for file in self.done))))
 
     def add(self, file: Mapping[str, Any]) -> None:
         """Note a shard that was written."""
@@ -47,7 +55,7 @@ class Journal:
     def _line(self, file: Mapping[str, Any]) -> str:
         return json.dumps(sealed({"fingerprint": self.fingerprint, "file": file})) + "\n"
 
-    def _listed(self) -> list[dict[str, Any]]:
+    def _listed(self) -> Sequence[ShardFile]:
         """The shards of this selection up to the first line that a kill has cut off; all, where it has a manifest."""
         if not self._path.exists():
             if not (self._path.parent / MANIFEST).exists():
@@ -56,16 +64,16 @@ class Journal:
                 manifest = read_manifest(self._path.parent)
             except RequestError:
                 return []
-            self._is_new = manifest.get("fingerprint") != self.fingerprint
-            return [] if self._is_new else manifest["files"]
-        found: list[dict[str, Any]] = []
+            self._is_new = manifest.fingerprint != self.fingerprint
+            return [] if self._is_new else manifest.files
+        found: list[ShardFile] = []
         for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                value = unsealed(json.loads(line))
-                if value["fingerprint"] != self.fingerprint:
+                read = parse(_Line, unsealed(json.loads(line)))
+                if read.fingerprint != self.fingerprint:
                     return []
                 self._is_new = False
-                found += [value["file"]] if value["file"] else []
-            except (ValueError, KeyError, TypeError):
+                found += [parse(ShardFile, read.file, "file")] if read.file else []
+            except (ValueError, RecursionError):
                 break
         return found

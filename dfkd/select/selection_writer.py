@@ -104,7 +104,7 @@ def is_done(out: Path, shown: str, content: dict[str, Any]) -> bool:
         return False
     if not (out / MANIFEST).exists():
         raise RequestError(f"--out {shown} holds something that is no selection; give another folder")
-    different = differences(Shards(out).manifest["content"], content)
+    different = differences(Shards(out).manifest.content.table, content)
     if different:
         raise RequestError(f"--out {shown} holds another selection: {'; '.join(different)}; give another folder")
     with suppress(OSError):  # a command that was killed just after its last step
@@ -120,11 +120,11 @@ def write(partial: Path, out: Path, selected: Selected) -> None:
     # with the filter: one that was found anew since a kill is another, by its last bits
     journal = Journal(partial, hash_of([selected.content, selected.filter] if selected.filter else selected.content))
     done = journal.done
-    keep = {LOCK, JOURNAL, CHECKPOINT, METRICS, *(file["name"] for file in done)}
+    keep = {LOCK, JOURNAL, CHECKPOINT, METRICS, *(file.name for file in done)}
     for file in partial.iterdir():  # half written, or of another selection that was not finished
         if file.name not in keep:
             shutil.rmtree(file) if file.is_dir() else file.unlink()
-    start = sum(file["rows"] for file in done)
+    start = sum(file.rows for file in done)
     if done:
         say(f"{start:,} images were written before, in {len(done):,} shards")
     with closing(_rows(selected, start)) as rows:  # with its progress bar, before an error is told

@@ -33,7 +33,7 @@ def write_columns(file: Path, columns: Mapping[str, np.ndarray]) -> None:
 
 
 def read_columns(file: Path, names: Sequence[str]) -> Columns:
-    """Some columns of a file; a column without a hash is from a version that wrote none, and taken as it is.
+    """Some columns of a file.
 
     Raises: Damaged where there is no such file, it cannot be read, or the values are not those that were written.
     """
@@ -44,7 +44,7 @@ def read_columns(file: Path, names: Sequence[str]) -> Columns:
             table = stored.read(columns=list(names), use_threads=False)
         columns = {name: _values(table[name].combine_chunks()) for name in names}
         written = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-        changed = [name for name, v in columns.items() if written.get(f"sha256:{name}", "") not in ("", _hash(v))]
+        changed = [name for name, v in columns.items() if written.get(f"sha256:{name}") != _hash(v)]
     except Exception as error:  # a damaged file can raise anything at all from the reader
         what = str(error).partition("\n")[0] or type(error).__name__
         raise Damaged(f"{file} is damaged ({what})") from None

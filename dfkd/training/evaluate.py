@@ -13,7 +13,7 @@ from dfkd.config import EvaluateConfig
 from dfkd.data import Pool, open_pool
 from dfkd.data.locate import GivenData
 from dfkd.formats.overwrite import check_output
-from dfkd.formats.run_folder import CONFIG
+from dfkd.formats.run_records import CONFIG
 from dfkd.models.classifier import Classifier, examine
 from dfkd.models.load import load_trained
 from dfkd.models.own import GivenModel

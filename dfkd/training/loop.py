@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dfkd.formats.run_folder import Progress
+from dfkd.formats.run_records import Checkpoint
 from dfkd.system.console import progress
 from dfkd.system.errors import RequestError
 from dfkd.system.signals import Interrupted, stop_request
@@ -71,7 +72,7 @@ class Learner(Protocol):
         """Everything that a resumed training needs to go on as if it had not stopped."""
         ...
 
-    def load_state_dict(self, state: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], progress: Checkpoint) -> None:
         """Go on from a checkpoint: its state, and the step and seconds in `progress`."""
         ...
 

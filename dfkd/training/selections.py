@@ -8,7 +8,6 @@ import torch
 
 from dfkd.config import DistillConfig
 from dfkd.config.tables import differences
-from dfkd.formats.manifest import check_samples
 from dfkd.formats.shards import Shards
 from dfkd.models.load import Model, load_trained
 from dfkd.models.own import GivenModel
@@ -29,21 +28,19 @@ RESIDENT_SHARE = 0.5
 def open_selections(samples: Sequence[str], normalize: str | None, image_size: int | None) -> list[Shards]:
     """The selections of `--samples`. Raises: RequestError where they cannot be mixed, or one is empty."""
     selections = [Shards(Path(folder)) for folder in samples]
-    for shards in selections:
-        check_samples(shards.manifest, shards.folder)
     for shards, name in zip(selections, samples, strict=True):
         first = selections[0].manifest
-        firsts, own = (s["content"]["preprocess"]["normalize"] for s in (first, shards.manifest))
+        firsts, own = (manifest.content.preprocess.normalize for manifest in (first, shards.manifest))
         if own != firsts and normalize is None:
             raise RequestError(
                 f"--samples {name} was selected with --normalize {own}, {samples[0]} with {firsts}; "
                 "say which the teacher expects"
             )
-        if shards.manifest["classes"] != first["classes"] or shards.manifest["image"] != first["image"]:
+        if (shards.manifest.classes, shards.manifest.image) != (first.classes, first.image):
             raise RequestError(f"--samples {name} has other images or classes than {samples[0]}: they cannot be mixed")
         if len(shards) == 0:
             raise RequestError(f"--samples {name} is empty")
-    size = selections[0].manifest["image"]["size"] if selections else image_size
+    size = selections[0].manifest.image.size if selections else image_size
     if image_size not in (None, size):
         raise RequestError(f"--image-size {image_size} is not the selection's {size}; select again so")
     return selections
@@ -63,18 +60,18 @@ def open_teacher(
     if not selections:
         return _finite(load_trained(teacher, normalize=normalize, image_size=image_size))
     first = selections[0].manifest
-    image, made_with = first["image"], first["content"]["preprocess"]["normalize"]
-    model = _finite(load_trained(teacher, normalize=normalize or made_with, image_size=image["size"]))
+    image, made_with = first.image, first.content.preprocess.normalize
+    model = _finite(load_trained(teacher, normalize=normalize or made_with, image_size=image.size))
     if model.normalize != made_with:
         say(f"note: the teacher is used with --normalize {normalize}, and {samples[0]} was selected with {made_with}")
-    if (model.classes, model.channels) != (first["classes"], image["channels"]):
+    if (model.classes, model.channels) != (first.classes, image.channels):
         raise RequestError(
             f"--teacher has {model.classes} classes and {model.channels} channels, the selection was made for "
-            f"{first['classes']} and {image['channels']}"
+            f"{first.classes} and {image.channels}"
         )
     for shards, name in zip(selections, samples, strict=True):
-        if differences(shards.manifest["content"]["teacher"], model.fingerprint()):
-            say(f"note: {name} was selected with another teacher ({shards.manifest['teacher']})")
+        if differences(shards.manifest.content.teacher.table, model.fingerprint()):
+            say(f"note: {name} was selected with another teacher ({shards.manifest.teacher})")
     return model
 
 
@@ -97,9 +94,9 @@ def stored_images(config: DistillConfig, selections: Sequence[Shards], place: Pl
         room = int(RESIDENT_SHARE * torch.cuda.mem_get_info(place.device)[0])
     stored: list[ShardSource] = []
     for group in groups:
-        image, images = group[0].manifest["image"], sum(map(len, group))
-        size = images * image["size"] ** 2 * image["channels"]
-        resident = Resident(images, image["size"], image["channels"], place.device) if size <= room else None
+        image, images = group[0].manifest.image, sum(map(len, group))
+        size = images * image.size**2 * image.channels
+        resident = Resident(images, image.size, image.channels, place.device) if size <= room else None
         room -= size if resident is not None else 0
         stored.append(ShardSource(group, _order(config, group), resident))
     return stored

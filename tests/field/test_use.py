@@ -1,24 +1,17 @@
-"""Commands as users give them: values that look like options, outputs over inputs, damaged tables, many classes."""
+"""Commands as users give them: values that look like options, outputs over inputs, many classes."""
 
 import json
-import shutil
-import tomllib
-from functools import reduce
-from pathlib import Path
 
 import numpy as np
 import pytest
-import tomli_w
 import torch
 from safetensors.torch import save_file
 
 from dfkd.app import cli
 from dfkd.app.arguments import parse_arguments
 from dfkd.config.stage_table import STAGES
-from dfkd.formats.manifest import check_samples
 from dfkd.formats.overwrite import check_output
 from dfkd.models import cifar_resnet
-from dfkd.system.checksums import unsealed
 from dfkd.system.errors import RequestError
 from dfkd.system.text import of_classes
 
@@ -118,72 +111,3 @@ def test_check_output__refuses_the_files_of_a_run_and_of_a_selection(tmp_path):
         with pytest.raises(RequestError, match="would replace a file of the"):
             check_output(str(tmp_path / name), "--out", ())
     check_output(str(tmp_path / "run/test.json"), "--json", (str(tmp_path / "run"),))
-
-
-@pytest.mark.parametrize(
-    ("edit", "said"),
-    [
-        ({"content": {}}, "content.teacher"),
-        ({"source": None}, "source"),
-        ({"content": {"teacher": {}, "options": {"method": "m"}}}, "content.preprocess.normalize"),
-        ({"content": {"teacher": {}, "preprocess": "x", "options": {}}}, "content.preprocess.normalize"),
-        ({"content": {"teacher": {}, "preprocess": {"normalize": "unit"}, "options": {}}}, "content.options.method"),
-        ({"content": {"content": {"teacher": {}}}}, "content.teacher"),
-        ({"per_class": "x"}, "per_class"),
-    ],
-)
-def test_check_samples__names_the_field(edit, said):
-    """Manifests with fields that are missing, of another type or in another table."""
-    content = {"teacher": {}, "preprocess": {"normalize": "unit"}, "options": {"method": "m"}}
-    good = {"source": "selection", "teacher": "t", "per_class": [1], "content": content}
-    check_samples(good, Path("s"))
-    with pytest.raises(RequestError, match=rf"s/manifest.json cannot be read \(.* {said}\)"):
-        check_samples(good | edit, Path("s"))
-
-
-def drop(table, name):
-    """Take a field out of nested tables."""
-    *path, last = name.split(".")
-    for key in path:
-        table = table[key]
-    del table[last]
-
-
-EDITS = {
-    "result.json": ["files", "name", "steps", "seed"],
-    "config.toml": ["model", "model.architecture", "content", "content.options", "content.teacher", "distill"],
-}
-
-
-@pytest.fixture(scope="module")
-def run(place):
-    """A run of two steps, and the arguments that made it."""
-    given = ("--image-size", 32, "--normalize", "none")
-    teacher = f"{NET}@{place / 't.safetensors'}"
-    pool = ("--pool", place / "data.npz", "--count", 8)
-    assert dfkd("select", "--teacher", teacher, *pool, "--out", place / "s", *given) == 0
-    made = ("--teacher", teacher, "--student", NET, "--samples", place / "s", "--steps", 2, "--batch-size", 4)
-    made += ("--loss", "kd", "--init", "none", "--out", place / "r")
-    assert dfkd("distill", *made) == 0
-    return made
-
-
-@pytest.mark.parametrize(("file", "field"), [(file, field) for file, fields in EDITS.items() for field in fields])
-@pytest.mark.parametrize("how", ["missing", "of another type"])
-def test_runs__name_a_damaged_field(place, run, tmp_path, capsys, file, field, how):
-    """Runs whose tables another tool has written: no checksum, and a field missing or of another type."""
-    shutil.copytree(place / "r", folder := tmp_path / "r")
-    reads, writes = (json.loads, json.dumps) if file.endswith("json") else (tomllib.loads, tomli_w.dumps)
-    table = unsealed(reads((folder / file).read_text()))
-    drop(table, field)
-    if how == "of another type":
-        *path, last = field.split(".")
-        reduce(lambda t, key: t[key], path, table)[last] = [1]
-    (folder / file).write_text(writes(table))
-    for command in (
-        ("evaluate", "--model", folder, "--data", place / "data.npz"),
-        ("compare", folder, "--out", tmp_path / "x.html"),
-        ("distill", *run[:-1], folder),
-    ):
-        status, said = dfkd(*command), capsys.readouterr().err
-        assert status in (0, 2) and (status == 0 or field.split(".")[-1] in said.splitlines()[-1])

@@ -20,16 +20,11 @@ def rows(rng, count, start=0, size=5, channels=3):
     )
 
 
-def manifest(files, size):
-    image = {"encoded": False, "size": size, "channels": 3}
-    return {"files": files, "image": image, "classes": 4, "content": {}, "fingerprint": "0123456789abcdef"}
-
-
 @pytest.fixture
-def written(rng, tmp_path):
+def written(rng, tmp_path, manifest_of):
     parts = [rows(rng, 7), rows(rng, 7, 7), rows(rng, 3, 14)]
     files = write_shards(tmp_path / "s", parts, "0123456789abcdef")
-    write_manifest(tmp_path / "s", manifest(files, 5))
+    write_manifest(tmp_path / "s", manifest_of(files, 5, 4))
     return tmp_path / "s", parts
 
 
@@ -56,9 +51,9 @@ def test_datasets_opens_it_and_sees_the_same(written):
     assert np.array_equal(row["logits"], parts[1].logits[2])
 
 
-def test_pixels_are_a_view_of_the_file_and_not_a_copy(rng, tmp_path):
+def test_pixels_are_a_view_of_the_file_and_not_a_copy(rng, tmp_path, manifest_of):
     files = write_shards(tmp_path / "s", [rows(rng, 600, size=32), rows(rng, 600, 600, size=32)], "0123456789abcdef")
-    write_manifest(tmp_path / "s", manifest(files, 32))
+    write_manifest(tmp_path / "s", manifest_of(files, 32, 4))
     before = pa.total_allocated_bytes()
     shards = Shards(tmp_path / "s")
     shards.pixels(np.array([3, 700]))
@@ -80,7 +75,7 @@ def test_an_incomplete_or_damaged_folder_is_named(written, tmp_path):
     with pytest.raises(RequestError, match="cannot be read"):
         Shards(folder)
     (folder / "manifest.json").write_text('{"format": 99}')
-    with pytest.raises(RequestError, match="has format 99; this version reads"):
+    with pytest.raises(RequestError, match="has format 99; this version of dfkd reads"):
         Shards(folder)
     (folder / "manifest.json").unlink()
     with pytest.raises(RequestError, match="is no selection"):

@@ -2,16 +2,18 @@ import json
 
 import numpy as np
 import pytest
+import tomli_w
 
 from dfkd.formats.manifest import write_manifest
+from dfkd.formats.run_records import RUN_FORMAT
 from dfkd.formats.shards import Rows, Shards, write_shards
 from dfkd.formats.verify import verify
-from dfkd.system.checksums import sealed
+from dfkd.system.checksums import entry, sealed
 from dfkd.system.errors import RequestError
 
 
 @pytest.fixture
-def selection(tmp_path, rng):
+def selection(tmp_path, rng, manifest_of):
     rows = Rows(
         image=rng.integers(0, 256, (6, 4, 4, 1), dtype=np.uint8),
         source=[f"pool#{i}" for i in range(6)],
@@ -24,8 +26,7 @@ def selection(tmp_path, rng):
     folder = tmp_path / "out" / "samples" / "a-seed0"
     files = write_shards(folder, [rows], "0" * 16)
     (folder / "scores.parquet").write_bytes(b"scores")
-    image = {"encoded": False, "size": 4, "channels": 1}
-    write_manifest(folder, {"files": files, "image": image, "classes": 3, "content": {}, "fingerprint": "0" * 16})
+    write_manifest(folder, manifest_of(files, 4, 3, channels=1))
     return folder
 
 
@@ -56,16 +57,18 @@ def test_a_changed_manifest_is_named(selection):
             reader(selection)
 
 
-def test_a_selection_of_format_1_opens_and_says_what_is_not_compared(selection):
+def test_a_selection_of_another_format_is_refused_with_what_to_do(selection):
     path = selection / "manifest.json"
-    old = json.loads(path.read_text()) | {"format": 1}
-    del old["checksum"], old["beside"], old["files"][0]["bytes"]
-    path.write_text(json.dumps(old))
-    assert len(Shards(selection)) == 6
-    assert verify(selection).endswith("by an older version, and not compared: manifest.json")
-    flip(selection / "data-00000.arrow", -300)
-    with pytest.raises(RequestError, match=r"data-00000.arrow is damaged"):
-        Shards(selection)
+    table = json.loads(path.read_text())
+    for other, said in ((1, "1"), (3, "3"), ("2", "'2'"), (True, "True")):
+        path.write_text(json.dumps(sealed(table | {"format": other})))
+        line = f"it has format {said}; this version of dfkd reads 2.; delete the folder and select again"
+        with pytest.raises(RequestError, match=line):
+            Shards(selection)
+    del table["format"]
+    path.write_text(json.dumps(sealed(table)))
+    with pytest.raises(RequestError, match="it has no format"):
+        verify(selection)
 
 
 def test_large_selections_are_not_hashed_when_they_are_opened(selection, monkeypatch):
@@ -82,19 +85,26 @@ def test_large_selections_are_not_hashed_when_they_are_opened(selection, monkeyp
         Shards(selection)
 
 
-def test_an_unfinished_run_of_an_older_version(tmp_path):
-    (tmp_path / "config.toml").write_text('[content]\nseed = "0"\n')
+def test_an_unfinished_run_has_a_request_and_a_checkpoint(tmp_path):
+    tables = {"format": RUN_FORMAT, "model": {"architecture": "lenet5"}, "content": {"seed": "0"}}
+    (tmp_path / "config.toml").write_text(tomli_w.dumps(sealed(tables)))
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "state.pt").write_bytes(b"state")
-    (tmp_path / "checkpoint" / "progress.json").write_text('{"step": 3}')
+    written = tmp_path / "checkpoint" / "progress.json"
+    progress = {"format": RUN_FORMAT, "step": 3, "seconds": 1, "state": entry(tmp_path / "checkpoint" / "state.pt")}
+    written.write_text(json.dumps(sealed(progress)))
     assert "3 files" in verify(tmp_path)
-    assert verify(tmp_path).endswith("not compared: config.toml, progress.json, state.pt")
-    progress = sealed({"step": 3, "state": {"bytes": 5, "sha256": "0" * 64}})
-    (tmp_path / "checkpoint" / "progress.json").write_text(json.dumps(progress))
+    (tmp_path / "checkpoint" / "state.pt").write_bytes(b"stale")
     with pytest.raises(RequestError, match=r"state.pt is damaged"):
         verify(tmp_path)
-    (tmp_path / "checkpoint" / "progress.json").write_text(json.dumps(progress | {"step": 4}))
-    with pytest.raises(RequestError, match=r"progress.json is damaged: its checksum differs"):
+    written.write_text(json.dumps(sealed(progress) | {"step": 4}))
+    with pytest.raises(RequestError, match=r"progress.json cannot be read \(its checksum differs"):
+        verify(tmp_path)
+    written.write_text(json.dumps(progress))
+    with pytest.raises(RequestError, match=r"progress.json cannot be read \(it has no checksum"):
+        verify(tmp_path)
+    written.write_text(json.dumps(sealed(progress | {"format": 2})))
+    with pytest.raises(RequestError, match=r"progress.json cannot be read \(it has format 2; this version"):
         verify(tmp_path)
 
 

@@ -3,13 +3,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import tomli_w
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from dfkd import models
 from dfkd.data.images.normalize import Preprocess, parse_normalize
+from dfkd.formats.run_records import RUN_FORMAT
 from dfkd.models.load import load_model
+from dfkd.system.checksums import sealed
 from dfkd.system.errors import RequestError
 
 OWN = """
@@ -63,10 +66,9 @@ def save(module: nn.Module, path: Path) -> str:
 
 def write_run(folder: Path, module: nn.Module, architecture: str) -> str:
     folder.mkdir()
-    (folder / "config.toml").write_text(
-        f'[model]\narchitecture = "{architecture}"\nnormalize = "cifar10"\n'
-        "image_size = 24\nclasses = 10\nchannels = 3\n"
-    )
+    shape = {"normalize": "cifar10", "image_size": 24, "classes": 10, "channels": 3}
+    tables = {"format": RUN_FORMAT, "model": {"architecture": architecture, **shape}, "content": {}}
+    (folder / "config.toml").write_text(tomli_w.dumps(sealed(tables)))
     save_file(module.state_dict(), folder / "student.safetensors")
     return str(folder)
 
@@ -172,7 +174,7 @@ def test_a_run_that_is_unfinished_or_none_is_refused(tmp_path: Path):
     with pytest.raises(RequestError, match=r"run1' is not finished \(no student.safetensors\)"):
         load_model(str(run))
     (run / "config.toml").write_text("[other]\n")
-    with pytest.raises(RequestError, match="is not the configuration of a RUN"):
+    with pytest.raises(RequestError, match=r"config.toml cannot be read \(it has no format\)"):
         load_model(str(run))
     with pytest.raises(RequestError, match="is not a finished RUN"):
         load_model(str(tmp_path / "run2"))

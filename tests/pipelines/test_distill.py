@@ -202,7 +202,7 @@ def test_the_first_losses_are_pinned(lab, selection, tmp_path):
     losses = ("--loss", "kd", "explicit:0.5", "relation:1")
     assert lab.dfkd("distill", *teacher, *student, *run, *losses, "--lr", 0.05, "--init", "none") == 0
     got = [[row[name] for name in ("loss", "kd", "explicit", "relation")] for row in metrics(tmp_path / "r")]
-    np.testing.assert_allclose(got, PINNED, rtol=2e-3)
+    np.testing.assert_allclose(got, PINNED, rtol=1e-4)
 
 
 PINNED = [
@@ -282,13 +282,13 @@ def test_several_selections_are_mixed(lab, selection, tmp_path):
 
 
 def test_a_student_learns_from_images_without_a_digit(lab, selection, tmp_path):
-    flags = ("--steps", 250, "--batch-size", 64, "--test", lab.heldout, "--checkpoint-every", 1000)
+    flags = ("--steps", 100, "--batch-size", 64, "--test", lab.heldout, "--checkpoint-every", 1000)
     assert lab.distill(selection, tmp_path / "run", *flags) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["teacher_top1"] > 0.9
     assert result["top1"] > 0.5
     rows = metrics(tmp_path / "run")
-    assert rows[-1]["kd"] < rows[0]["kd"] / 2
+    assert rows[-1]["kd"] < 0.6 * rows[0]["kd"]
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_checkpoint(

@@ -318,7 +318,7 @@ def test_a_filter_that_is_damaged_in_the_manifest_is_told(lab, pale, tmp_path, c
     for filter, why in (
         ({**whole["filter"], "bias": [0.0, 0.0]}, "filter has a kernel of [1, 1, 5, 5] and a bias of [2]"),
         ({**whole["filter"], "inception_score": [1.0]}, "filter has no scores"),
-        ([1], "filter is no table"),
+        ([1], "filter is not a table"),
     ):
         (tmp_path / "s" / "manifest.json").write_text(json.dumps(sealed({**whole, "filter": filter})))
         assert lab.dfkd("inspect", tmp_path / "s") == 2

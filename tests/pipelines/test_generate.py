@@ -45,10 +45,9 @@ def along(lab):
 @pytest.fixture
 def stop_at_5(monkeypatch):
     """Let the fifth update of the generator be interrupted, once; the list counts the updates."""
-    calls = []
 
     def begin(kind=DAFL, at=5):
-        update = kind.update
+        update, calls = kind.update, []
 
         def counted(self, student):
             calls.append(self.updates)
@@ -73,8 +72,8 @@ def test_it_makes_a_folder_that_every_other_command_takes(lab, generate, tmp_pat
 
     assert len(load_from_disk(str(tmp_path / "made"))) == 70
     shards = Shards(tmp_path / "made")
-    assert shards.manifest["source"] == "dafl" and shards.manifest["count"] == 70
-    assert sum(shards.manifest["per_class"]) == 70
+    assert shards.manifest.source == "dafl" and shards.manifest.count == 70
+    assert sum(shards.manifest.per_class) == 70
     assert shards.column("source")[0] == "dafl/0"
     assert not (tmp_path / "made" / "checkpoint").exists()
     steps = [json.loads(line)["step"] for line in (tmp_path / "made" / "metrics.jsonl").read_text().splitlines()]
@@ -85,8 +84,8 @@ def test_it_makes_a_folder_that_every_other_command_takes(lab, generate, tmp_pat
     few = ("--steps", 3, "--batch-size", 16)
     assert lab.distill(tmp_path / "made", tmp_path / "run", *few, "--test", lab.heldout) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["source"] == "dafl" and result["selection_fingerprint"] == shards.manifest["fingerprint"]
-    assert shards.manifest["cost"] == {"teacher_forwards": 6 * 32 + 70, "generator_steps": 6}
+    assert result["source"] == "dafl" and result["selection_fingerprint"] == shards.manifest.fingerprint
+    assert shards.manifest.cost == {"teacher_forwards": 6 * 32 + 70, "generator_steps": 6}
     assert result["generator_steps"] == 6 and result["teacher_forwards"] == 3 * 16 + lab.fitted_on + 6 * 32 + 70
     # scored, thresholded and dropped from like pool images
     again = ("--pool", tmp_path / "made", "--count", 20, "--out", tmp_path / "picked")
@@ -128,9 +127,9 @@ def test_another_requests_checkpoint_is_not_gone_on_with(generate, tmp_path, sto
 def test_fill_adds_what_a_selection_lacks(lab, generate, tmp_path, capsys):
     sure = ("--method", "confidence", "--count", 100, "--out", tmp_path / "picked")
     assert lab.select(sure[-1], *sure[:-2]) == 0
-    held = np.array(Shards(tmp_path / "picked").manifest["per_class"])
+    held = np.array(Shards(tmp_path / "picked").manifest.per_class)
     assert generate(tmp_path / "made", "--steps", 30, "--fill", tmp_path / "picked") == 0
-    made = np.array(Shards(tmp_path / "made").manifest["per_class"])
+    made = np.array(Shards(tmp_path / "made").manifest.per_class)
     assert (made <= np.clip(10 - held, 0, None)).all() and made.sum() > 0
     if (made < np.clip(10 - held, 0, None)).any():
         assert "are missing after" in capsys.readouterr().err
@@ -202,19 +201,20 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("at", [4, 10])
 @pytest.mark.parametrize("name", sorted(RESUMED))
-def test_every_kind_of_generator_resumes_from_the_disk(along, tmp_path, stop_at_5, name, at):
+def test_every_kind_of_generator_resumes_from_the_disk(along, tmp_path, stop_at_5, name):
     """Within the warm-up of those that have one, and amid a later batch."""
     source = RESUMED[name]
-    few = ("--steps", 20, "--checkpoint-every", 1)
+    few = ("--steps", 14, "--checkpoint-every", 1)
     assert along(tmp_path / "whole", *few, source=source) == 0
-    calls = stop_at_5(choose(source).target, at)
-    assert along(tmp_path / "again", *few, source=source) == 130
-    assert along(tmp_path / "again", *few, source=source) == 0
-    assert calls[at] > 0, "it did not begin anew"
-    weights = [(tmp_path / run / "student.safetensors").read_bytes() for run in ("whole", "again")]
-    assert weights[0] == weights[1]
+    for at in (4, 7 if name == "zskt" else 10):  # which has no warm-up
+        again = tmp_path / f"again-{at}"
+        calls = stop_at_5(choose(source).target, at)
+        assert along(again, *few, source=source) == 130
+        assert along(again, *few, source=source) == 0
+        assert calls[at] > 0, "it did not begin anew"
+        weights = [(run / "student.safetensors").read_bytes() for run in (tmp_path / "whole", again)]
+        assert weights[0] == weights[1]
 
 
 def test_a_run_that_stopped_in_a_warm_up_does_not_fit_the_student_again(

@@ -189,9 +189,9 @@ def test_images_of_every_kind_are_decoded_or_skipped_and_counted(lab, tmp_path, 
     common = ("--teacher", lab.teacher, *lab.flags, "--pool", folder, "--method", "random")
     assert lab.dfkd("select", *common, "--out", tmp_path / "out", "--max-unreadable", 1, "--count", len(expected)) == 0
     shards = Shards(tmp_path / "out")
-    assert {image["source"] for image in shards.manifest["unreadable"]} == {f"photos/{name}" for name in skipped}
-    assert not any(str(tmp_path) in image["why"] for image in shards.manifest["unreadable"])
-    assert shards.manifest["reasons"]["unreadable"] == len(skipped)
+    assert {image.source for image in shards.manifest.unreadable} == {f"photos/{name}" for name in skipped}
+    assert not any(str(tmp_path) in image.why for image in shards.manifest.unreadable)
+    assert shards.manifest.reasons["unreadable"] == len(skipped)
     stored = dict(zip(shards.column("source"), shards.pixels(np.arange(len(shards)))[..., 0].astype(int), strict=True))
     for name, (_, gray) in expected.items():
         assert gray is None or np.abs(stored[f"photos/{name}"] - gray).max() <= 2, name

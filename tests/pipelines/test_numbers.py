@@ -72,7 +72,7 @@ def pool(tmp_path, rng):
 def test_images_without_a_finite_answer_are_never_selected(nets, pool, tmp_path, kind):
     assert nets("select", kind, "--pool", pool(20), "--out", tmp_path / "s", "--gamma", 1, "--count", 10) == 0
     shards = Shards(tmp_path / "s")
-    assert shards.manifest["reasons"]["non_finite"] == 10
+    assert shards.manifest.reasons["non_finite"] == 10
     assert shards.column("source").tolist() == [f"p.npz#{i}" for i in range(0, 20, 2)]
     assert np.isfinite(shards.column("logits")).all()
 
@@ -109,7 +109,7 @@ def test_a_constant_teacher_and_equal_images_give_ties_and_no_error(nets, pool, 
         count = () if "--deduplicate" in more else ("--count", 7)
         assert nets("select", kind, "--pool", pool(20, equal), "--out", out, *count, *more) == 0
         shards = Shards(out)
-        assert shards.manifest["admitted"] == 20  # a tie with the threshold is admitted
+        assert shards.manifest.admitted == 20  # a tie with the threshold is admitted
         if "--deduplicate" in more and equal:
             assert shards.column("source").tolist() == ["p.npz#0"]
         elif count:
@@ -121,7 +121,7 @@ def test_one_class_is_refused_and_one_predicted_class_is_none(nets, pool, tmp_pa
     assert nets("select", "linear", "--pool", pool(4), "--out", tmp_path / "s", classes=1) == 2
     assert "logits [batch, classes] of two classes or more" in capsys.readouterr().err
     assert nets("select", "constant", "--pool", pool(9), "--out", tmp_path / "s", "--balance", "class") == 0
-    assert Shards(tmp_path / "s").manifest["per_class"] == [0] * 9 + [4]
+    assert Shards(tmp_path / "s").manifest.per_class == (*[0] * 9, 4)
 
 
 def test_ten_thousand_classes(nets, pool, tmp_path, capsys):
@@ -135,7 +135,7 @@ def test_ten_thousand_classes(nets, pool, tmp_path, capsys):
 
 def test_a_pool_of_one_image_and_batches_larger_than_it(nets, pool, tmp_path):
     assert nets("select", "linear", "--pool", pool(1), "--out", tmp_path / "s", "--batch-size", 4096) == 0
-    assert Shards(tmp_path / "s").manifest["count"] == 1
+    assert Shards(tmp_path / "s").manifest.count == 1
     assert nets("distill", "linear", "--samples", tmp_path / "s", "--out", tmp_path / "r", "--steps", 3) == 0
     assert json.loads((tmp_path / "r" / "result.json").read_text())["images_seen"] == 24
 
@@ -143,7 +143,7 @@ def test_a_pool_of_one_image_and_batches_larger_than_it(nets, pool, tmp_path):
 @pytest.mark.parametrize(("gamma", "admitted"), [(1, 20), (1e-9, 1), (0.05, 1), (0.1, 2)])
 def test_gamma_at_its_ends(nets, pool, tmp_path, gamma, admitted):
     assert nets("select", "linear", "--pool", pool(20), "--out", tmp_path / "s", "--gamma", gamma) == 0
-    assert Shards(tmp_path / "s").manifest["admitted"] == admitted
+    assert Shards(tmp_path / "s").manifest.admitted == admitted
 
 
 def test_logits_beyond_float16_are_cut_and_keep_their_class(nets, pool, tmp_path):

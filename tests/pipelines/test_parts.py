@@ -142,8 +142,9 @@ def test_a_part_in_a_preset_has_no_place_in_a_pipeline_either(lab, tmp_path, cap
 def test_real_commands_at_once(lab, tmp_path):
     environment = {**os.environ, "DFKD_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     flags = ("--teacher", lab.teacher, *lab.flags, "--out", tmp_path / "s", "--count", 300)
-    np.savez(tmp_path / "pool.npz", images=np.tile(np.load(lab.pool)["images"], (30, 1, 1, 1)))
-    command = [sys.executable, "-m", "dfkd", "select", *map(str, flags), "--pool", str(tmp_path / "pool.npz")]
+    small = "from dfkd.select import filters, score; score.PART_ROWS, filters._STEPS = 500, 5"
+    program = f"from dfkd.app.cli import entry; {small}; entry()"
+    command = [sys.executable, "-c", program, "select", *map(str, flags), "--pool", lab.pool]
     at_once = [
         subprocess.Popen([*command, "--part", f"{k}/3"], env=environment, stderr=subprocess.PIPE, text=True)
         for k in (1, 2, 3)
@@ -151,4 +152,4 @@ def test_real_commands_at_once(lab, tmp_path):
     said = [process.communicate()[1] for process in at_once]
     assert [process.returncode for process in at_once] == [0, 0, 0], said
     last = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=True)
-    assert "all 36,000 are cached, the teacher is not run" in last.stderr  # so that all went on with one filter
+    assert "all 1,200 are cached, the teacher is not run" in last.stderr  # so that all went on with one filter

@@ -31,6 +31,9 @@ def watch(event, arguments):
                     raise PermissionError(f"private data touched by {event}: {path}")
 
 from dfkd.app import cli
+from dfkd.distill.init import reconstruct
+from dfkd.select import filters
+reconstruct._IMAGES, filters._STEPS = 128, 8
 sys.addaudithook(watch)
 for line in sys.stdin:
     status = cli.main(line.rstrip("\\n").split("\\t"))

@@ -197,7 +197,7 @@ def test_large_photos_stay_encoded_and_teach(lab, tmp_path, rng, monkeypatch):
     assert lab.dfkd("select", *teacher, *where, "--seed", 1) == 0
     shards = Shards(tmp_path / "selection")
     assert shards.encoded
-    sizes = [file["rows"] for file in shards.manifest["files"]]
+    sizes = [file.rows for file in shards.manifest.files]
     assert sum(sizes) == 20
     assert 1 < len(sizes) < 20
     by_name = {f"photos/{path.name}": path.read_bytes() for path in folder.iterdir()}

@@ -144,7 +144,7 @@ def test_of_near_duplicates_the_first_stays_and_no_two_stay(features, similarity
 
 @pytest.mark.parametrize("channels", [1, 3])
 @given(data=st.data())
-def test_a_shard_gives_back_what_was_written(tmp_path_factory, channels, data):
+def test_a_shard_gives_back_what_was_written(tmp_path_factory, manifest_of, channels, data):
     side, classes = data.draw(st.integers(1, 6)), data.draw(st.integers(2, 5))
     lengths = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=3))
     names = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -163,8 +163,7 @@ def test_a_shard_gives_back_what_was_written(tmp_path_factory, channels, data):
     ]
     folder = tmp_path_factory.mktemp("shards") / "s"
     files = write_shards(folder, parts, "0" * 16)
-    image = {"encoded": False, "size": side, "channels": channels}
-    write_manifest(folder, {"files": files, "image": image, "classes": classes, "content": {}, "fingerprint": "0" * 16})
+    write_manifest(folder, manifest_of(files, side, classes, channels))
     shards = Shards(folder)
     shards.verify()
     order = rng.permutation(sum(lengths))

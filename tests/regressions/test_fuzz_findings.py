@@ -66,7 +66,7 @@ def places(value, path=()):
 
 def test_any_value_of_a_manifest_may_be_wrong_or_missing(targets, seeds):
     whole = json.loads(seeds["manifest"]()[0])
-    del whole["checksum"]  # which would tell of it first
+    del whole["checksum"]  # the target puts it right
     tried = 0
     for *above, last in places(whole):
         for wrong in (*WRONG, places):

@@ -6,6 +6,9 @@ from typing import Any
 import pytest
 import tomli_w
 
+from dfkd.formats.run_records import RUN_FORMAT
+from dfkd.system.checksums import sealed
+
 MakeRun = Callable[..., str]
 
 
@@ -29,19 +32,20 @@ def make_run(tmp_path: Path) -> MakeRun:
                 "loss": ["kd", "relation:1"],
                 **(config or {}),
             },
-            "model": {},
+            "model": {"architecture": "lenet5_half"},
             "content": {
                 "teacher": {"architecture": "lenet5", "weights": "f" * 64},
                 "student": {"architecture": "lenet5_half", "weights": f"{seed}" * 64},
                 "normalize": "none",
                 "selections": [f"fingerprint{seed}"],
+                "selected": ["method=random"],
                 "options": {"student": "lenet5_half", "seed": seed, "steps": 100, "peak_rate": 0.4},
                 "compute": {"device": "cpu", "precision": "float32"},
                 "versions": {"dfkd": "0.1.0", "torch": "2.15.0"},
                 **(content or {}),
             },
         }
-        (folder / "config.toml").write_text(tomli_w.dumps(tables), encoding="utf-8")
+        (folder / "config.toml").write_text(tomli_w.dumps(sealed({"format": RUN_FORMAT, **tables})), encoding="utf-8")
         found = {
             "top1": 0.8,
             "top5": 0.99,
@@ -52,13 +56,16 @@ def make_run(tmp_path: Path) -> MakeRun:
             "steps": 100,
             "images_seen": 12800,
             "teacher_forwards": 12800,
+            "generator_steps": 0,
+            "begins": "random",
+            "files": {},
             "seconds": 4.0,
             "source": "selection",
             "seed": seed,
             "student_parameters": 1234,
             "name": name,
         } | result
-        (folder / "result.json").write_text(json.dumps(found), encoding="utf-8")
+        (folder / "result.json").write_text(json.dumps(sealed(found)), encoding="utf-8")
         rows = [{"step": step, "loss": 1.0 / step + seed, "agreement": 0.1 * seed} for step in (50, 100)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         return str(folder)

@@ -1,8 +1,10 @@
+import json
 from pathlib import Path
 
 import pytest
 
 from dfkd.report.collect import collect, curve, settings
+from dfkd.system.checksums import sealed
 from dfkd.system.errors import RequestError
 
 
@@ -10,7 +12,7 @@ def test_runs_of_one_name_are_seeds_in_order_and_the_best_row_is_first(make_run)
     folders = [make_run("a", 1, top1=0.5), make_run("b", 0, top1=0.6), make_run("a", 0, top1=0.75)]
     folders += [make_run("untested", 0, top1=None, teacher_top1=None), make_run("zero", 0, top1=0.0)]
     rows = collect(folders)
-    assert [(row.name, [run.result["seed"] for run in row.runs]) for row in rows] == [
+    assert [(row.name, [run.result.seed for run in row.runs]) for row in rows] == [
         ("a", [0, 1]),
         ("b", [0]),
         ("zero", [0]),
@@ -73,7 +75,9 @@ def test_folders_that_are_no_finished_run_are_refused(make_run, tmp_path: Path) 
         collect([])
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "cannot be read"), ('{"name": "a"}', "it lacks seed")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "cannot be read"), (json.dumps(sealed({"name": "a"})), "it has no seed")]
+)
 def test_a_damaged_result_is_refused(make_run, text: str, message: str) -> None:
     folder = make_run("a")
     (Path(folder) / "result.json").write_text(text)

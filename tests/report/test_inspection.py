@@ -48,9 +48,17 @@ def make_selection(
         "classes": classes,
         "threshold": 0.5,
         "admitted": n + 1,
+        "source": "selection",
+        "count": n,
+        "per_class": np.bincount(predictions, minlength=classes).tolist(),
         "reasons": {"selected": n, "unreadable": 1, "not_drawn": 1},
         "unreadable": [{"source": "x", "why": "y"}],
-        "content": {"options": {"method": "threshold:gamma=0.7", "count": n, "deduplicate": None}, "seed": 5},
+        "content": {
+            "teacher": {"architecture": "lenet5", "weights": "0"},
+            "preprocess": {"normalize": "none"},
+            "options": {"method": "threshold:gamma=0.7", "count": n, "deduplicate": None},
+            "seed": 5,
+        },
     }
     files = write_shards(folder, [rows], "0" * 16)
     write_manifest(folder, manifest | {"files": files})

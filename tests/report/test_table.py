@@ -11,7 +11,7 @@ def test_cells(make_run) -> None:
     folders = [make_run("a", s, top1=t, agreement=t, seconds=sec) for s, t, sec in ((0, 0.7, 4.0), (1, 0.8, 8.0))]
     (row,) = collect(folders)
     # deviation of 70 and 80: sqrt(50) = 7.07; the teacher's 95 less 75; 12,800 images in 4 s and in 8 s
-    expected = ["a", "2", "75.00 ± 7.07", "75.00 ± 7.07", "-20.00", "100", "6", "12,800", "-", "2,400", "1,234"]
+    expected = ["a", "2", "75.00 ± 7.07", "75.00 ± 7.07", "-20.00", "100", "6", "12,800", "0", "2,400", "1,234"]
     expected.append("selection")
     assert dict(zip(HEAD, cells(row), strict=True)) == dict(zip(HEAD, expected, strict=True))
 
@@ -72,7 +72,7 @@ def test_equal_rows_with_seeds_have_no_warning(make_run) -> None:
         ({"teacher_top1": 0.9}, "one teacher with different accuracies, so the test images differ: 95.0000% (a)"),
         ({"student_parameters": 99}, "students of different size: 1,234 (a); 99 (b)"),
         (
-            {"content": {"options": {"student": "lenet5_half", "seed": 0, "steps": 100, "init": "teacher"}}},
+            {"begins": "teacher"},
             "students that begin differently: random weights (a); the teacher's layers (b)",
         ),
         (

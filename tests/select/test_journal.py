@@ -19,7 +19,7 @@ def folder(tmp_path):
 
 
 def names(journal):
-    return [file["name"] for file in journal.done]
+    return [file.name for file in journal.done]
 
 
 ALL = [f"data-{number:05d}.arrow" for number in range(3)]
@@ -47,10 +47,9 @@ def test_a_damaged_line_ends_the_list(folder, end):
     assert names(Journal(folder, "aa")) == (ALL[:2] if end == "cut off" else [])
 
 
-def test_a_folder_that_only_had_to_be_renamed_is_known_by_its_manifest(folder):
-    files = Journal(folder, "aa").done
-    image = {"encoded": False, "size": 2, "channels": 1}
-    write_manifest(folder, {"fingerprint": "aa", "files": files, "image": image, "content": {}, "classes": 3})
+def test_a_folder_that_only_had_to_be_renamed_is_known_by_its_manifest(folder, manifest_of):
+    files = [file.describe() for file in Journal(folder, "aa").done]
+    write_manifest(folder, manifest_of(files, 2, 3, channels=1, fingerprint="aa"))
     (folder / JOURNAL).unlink()
     assert names(Journal(folder, "aa")) == ALL
     (folder / JOURNAL).unlink()

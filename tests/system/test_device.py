@@ -19,7 +19,15 @@ def test_precision_and_device():
         assert torch.nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2)).dtype == torch.bfloat16
     with resolve_place("cpu", "fp32").autocast():
         assert torch.nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2)).dtype == torch.float32
-    assert resolve_place("auto", "auto").dtype in (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize(("pays", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_resolve_place__is_in_bfloat16_where_it_pays(monkeypatch, pays, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(device, "_multiplies_bf16", lambda device: True)
+    monkeypatch.setattr(device, "_bf16_pays", lambda: pays)
+    assert resolve_place("auto", "auto").dtype == expected
+    assert resolve_place("cpu", "bf16").dtype == torch.bfloat16, "whoever names it gets it"
 
 
 def test_a_gpu_computes_float32_in_full_and_the_same_again(monkeypatch):
@@ -45,10 +53,27 @@ def forget():
     device._bf16_pays.cache_clear()
 
 
-def test_the_probe_measures_and_leaves_the_random_numbers_alone():
+def test_bf16_speed__is_the_ratio_of_the_best_rounds_and_draws_nothing(monkeypatch):
+    """Times stand in for those of this machine: of bfloat16 and of float32, round by round."""
+    clock, took = [0.0], iter([9.0, 9.0, 2.0, 8.0, 4.0, 6.0])
+    conv, seen = torch.nn.functional.conv2d, []
+
+    def timed(images, *arguments, **options):
+        clock[0] += next(took)
+        answer = conv(images[:1, :, :4, :4], *arguments, **options)
+        seen.append(answer.dtype)
+        return answer
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", timed)
+    monkeypatch.setattr(device.time, "thread_time", lambda: clock[0])
     before = torch.get_rng_state()
-    assert 0.05 < bf16_speed(rounds=2) < 50
+    assert bf16_speed(rounds=2) == 6 / 2
+    assert seen == [torch.bfloat16, torch.float32] * 3
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_bf16_speed__measures_this_machine():
+    assert 0.05 < bf16_speed(rounds=1) < 50
 
 
 @pytest.mark.parametrize(("found", "expected"), [(2.0, torch.bfloat16), (0.5, torch.float32)])

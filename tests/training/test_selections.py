@@ -1,9 +1,12 @@
 """Which images stay on a GPU; there is none here, so that its memory and the pixels' place are stood in for."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from dfkd.config import DistillConfig
+from dfkd.formats.manifest import ImageShape
 from dfkd.formats.shards import Shards
 from dfkd.system.device import Place
 from dfkd.training import selections
@@ -14,7 +17,7 @@ class Selection(Shards):
     """Stands for an opened selection of images of 4x4 pixels in 3 channels: 48 bytes each."""
 
     def __init__(self, count):
-        self.count, self.encoded, self.manifest = count, False, {"image": {"size": 4, "channels": 3}}
+        self.count, self.encoded, self.manifest = count, False, SimpleNamespace(image=ImageShape(False, 4, 3))
 
     def __len__(self):
         return self.count

@@ -20,7 +20,7 @@ class Numbered(Shards):
         return np.broadcast_to(self.numbers[rows, None, None, None], (len(rows), 2, 2, 1)).astype(np.uint8)
 
 
-def no_student(view):
+def no_student(*_):
     raise AssertionError("stored images ask no student")
 
 
@@ -105,7 +105,16 @@ def test_pixels_that_stay_on_the_device_are_read_once_and_are_the_same():
 
 
 def test_stored_images_do_not_follow_the_student():
-    assert source().update(torch.nn.Linear(1, 1)) == {}
+    """An update asks the student nothing, moves nothing of it, and changes no later batch."""
+    student, stored = torch.nn.Linear(1, 1), source()
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    student.register_forward_hook(no_student)
+    whole, updated = drawn(source(), 5, 5, 5), []
+    for _ in range(3):
+        assert stored.update(student) == {}
+        updated += drawn(stored, 5)
+    assert updated == whole
+    assert all(torch.equal(before[name], value) for name, value in student.state_dict().items())
 
 
 def told(source, *counts):

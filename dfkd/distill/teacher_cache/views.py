@@ -144,7 +144,7 @@ def _request(teacher: Classifier, shards: Shards, padding: int, flip: bool) -> d
     return {
         "teacher": teacher.model.fingerprint(),
         "normalize": teacher.model.normalize,
-        "images": [file["sha256"] for file in shards.manifest["files"]],
+        "images": [file.sha256 for file in shards.manifest.files],
         "crop_padding": padding,
         "flip": flip,
         "compute": {**teacher.place.describe(), "batch_size": BATCH, "view_format": VIEW_FORMAT},

@@ -1,0 +1,99 @@
+"""Records of JSON and TOML tables: a frozen dataclass is read from a table, and the field that is wrong is named."""
+
+import dataclasses
+import math
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+R = TypeVar("R")
+TABLE = "table"
+"""The field of a record that holds the whole table, with the fields that the record does not know."""
+_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "nothing"}
+
+
+@dataclass(frozen=True)
+class Holds:
+    """What a value of the right type must be besides, for `Annotated`: a predicate, and what the message says."""
+
+    predicate: Callable[[Any], bool]
+    what: str
+
+
+Count = Annotated[int, Holds(lambda n: 0 <= n < 2**40, "from 0 to 2^40")]
+FileName = Annotated[
+    str, Holds(lambda s: "/" not in s and s not in ("", ".", ".."), "the name of a file in the folder")
+]
+"""A name that leads out of the folder could be any file of this machine."""
+
+
+def parse(kind: type[R], table: object, within: str = "") -> R:
+    """Read a record. Fields that it does not know stay in its field `table`, if it has one.
+
+    Raises: ValueError, naming the field, for one that is missing and has no default, of another type or not allowed.
+    """
+    if not isinstance(table, Mapping):
+        raise ValueError(f"{within or 'it'} is not a table")
+    values: dict[str, Any] = {}
+    for name, hint, required in _fields(kind):  # type: ignore[arg-type]
+        if name == TABLE:
+            values[name] = table
+        elif name in table:
+            values[name] = _value(hint, table[name], f"{within}.{name}" if within else name)
+        elif required:
+            raise ValueError(f"it has no {within}.{name}" if within else f"it has no {name}")
+    return kind(**values)
+
+
+def check_format(table: object, known: int) -> None:
+    """Raises: ValueError where a table is of another version of its format, or says none."""
+    if not isinstance(table, Mapping):
+        raise ValueError("it is not a table")
+    if "format" not in table:
+        raise ValueError("it has no format")
+    found = table["format"]
+    if type(found) is not int or found != known:
+        raise ValueError(f"it has format {found!r}; this version of dfkd reads {known}")
+
+
+@cache
+def _fields(kind: type) -> list[tuple[str, Any, bool]]:
+    hints = get_type_hints(kind, include_extras=True)
+    missing = dataclasses.MISSING
+    return [
+        (field.name, hints[field.name], field.default is missing and field.default_factory is missing)
+        for field in dataclasses.fields(kind)
+    ]
+
+
+def _value(hint: Any, value: Any, name: str) -> Any:
+    """The value as the type says: tuples for lists, records for tables. Raises: ValueError as `parse`."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin is Annotated:
+        found = _value(arguments[0], value, name)
+        for rule in arguments[1:]:
+            if not rule.predicate(found):
+                raise ValueError(f"{name} is not {rule.what}")
+        return found
+    if origin in (types.UnionType, Union):
+        (other,) = (argument for argument in arguments if argument is not type(None))
+        return None if value is None else _value(other, value, name)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ValueError(f"{name} is not a list")
+        return tuple(_value(arguments[0], item, f"{name}[{number}]") for number, item in enumerate(value))
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{name} is not a table")
+        return {key: _value(arguments[1], item, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return parse(hint, value, name)
+    if hint is float and type(value) in (int, float) and abs(value) < 2**1000 and math.isfinite(value):
+        return float(value)
+    if hint is float or type(value) is not hint:
+        raise ValueError(f"{name} is not {_WORDS[hint]}")
+    return value
