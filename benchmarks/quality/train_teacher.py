@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from dfkd.app import cli
 from dfkd.config import DistillConfig, ModelConfig
 from dfkd.config.option import option
-from dfkd.config.stage_table import STAGES, Stage
+from dfkd.config.stage_table import Stage
 from dfkd.data import open_pool
 from dfkd.distill.objective import build_objective
 from dfkd.distill.trainer import Plan, Trainer
@@ -189,8 +189,7 @@ def _result(trainer, model, test):
 
 def main(arguments):
     """The exit status, as of a command of dfkd."""
-    STAGES[NAME] = Stage(NAME, TeacherConfig, f"{__name__}:run")
-    return cli.main([NAME, *arguments])
+    return cli.main([NAME, *arguments], {NAME: Stage(NAME, TeacherConfig, f"{__name__}:run")})
 
 
 if __name__ == "__main__":

@@ -3,12 +3,12 @@
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dfkd import __version__
 from dfkd.app.arguments import parse_arguments
 from dfkd.config import tables
-from dfkd.config.stage_table import STAGES
+from dfkd.config.stage_table import STAGES, Stage
 from dfkd.system import signals
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError, nearest
@@ -22,18 +22,21 @@ def entry() -> None:
     sys.exit(main())
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status is 0 done, 2 the request is wrong, 130 or 143 interrupted. A defect raises."""
+def main(argv: Sequence[str] | None = None, stages: Mapping[str, Stage] = STAGES) -> int:
+    """Run one command; the exit status is 0 done, 2 the request is wrong, 130 or 143 interrupted. A defect raises.
+
+    A script with a command of its own gives its `stages`.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help", "--version"):
         print(f"dfkd {__version__}" if name == "--version" else _overview())
         return 0
-    prog = f"dfkd {name}" if name in STAGES else "dfkd"
+    prog = f"dfkd {name}" if name in stages else "dfkd"
     try:
-        if name not in STAGES:
-            raise RequestError(f"there is no command {name!r}{nearest(name, STAGES)}")
-        stage = STAGES[name]
+        if name not in stages:
+            raise RequestError(f"there is no command {name!r}{nearest(name, stages)}")
+        stage = stages[name]
         resolved = parse_arguments(stage, arguments[1:])
         if resolved is None:  # help was requested, and printed
             return 0

@@ -2,9 +2,10 @@
 
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from dfkd.config import stages
@@ -66,50 +67,57 @@ class Stage:
         return getattr(importlib.import_module(self.target.partition(":")[0]), name, None)
 
 
-STAGES = {
-    stage.name: stage
-    for stage in (
-        Stage(
-            "select",
-            stages.SelectConfig,
-            "dfkd.select.stage:run",
-            f"{_TEACHER.format('select')} --pool photos/ --out selection",
-            "selection",
-        ),
-        Stage(
-            "generate",
-            stages.GenerateConfig,
-            "dfkd.generators.stage:run",
-            f"{_TEACHER.format('generate')} --method deepinversion --out made",
-            "selection",
-        ),
-        Stage(
-            "distill",
-            stages.DistillConfig,
-            "dfkd.distill.stage:run",
-            f"{_TEACHER.format('distill')} --student resnet18_small --samples selection --out run",
-            "run",
-        ),
-        Stage(
-            "evaluate",
-            stages.EvaluateConfig,
-            "dfkd.training.evaluate:run",
-            "dfkd evaluate --model run --data labeled-photos/",
-        ),
-        Stage(
-            "inspect",
-            stages.InspectConfig,
-            "dfkd.report.inspection:run",
-            "dfkd inspect selection --out selection.html",
-        ),
-        Stage(
-            "compare", stages.CompareConfig, "dfkd.report.compare:run", "dfkd compare run other-run --out report.html"
-        ),
-        Stage("export", stages.ExportConfig, "dfkd.models.export:run", "dfkd export --model run --out student.onnx"),
-        Stage("run", stages.RunConfig, "dfkd.app.pipeline:run", "dfkd run pipelines/quick.toml"),
-        Stage("demo", stages.DemoConfig, "dfkd.app.demo:run", "dfkd demo --out demo"),
-    )
-}
+STAGES: Mapping[str, Stage] = MappingProxyType(
+    {
+        stage.name: stage
+        for stage in (
+            Stage(
+                "select",
+                stages.SelectConfig,
+                "dfkd.select.stage:run",
+                f"{_TEACHER.format('select')} --pool photos/ --out selection",
+                "selection",
+            ),
+            Stage(
+                "generate",
+                stages.GenerateConfig,
+                "dfkd.generators.stage:run",
+                f"{_TEACHER.format('generate')} --method deepinversion --out made",
+                "selection",
+            ),
+            Stage(
+                "distill",
+                stages.DistillConfig,
+                "dfkd.distill.stage:run",
+                f"{_TEACHER.format('distill')} --student resnet18_small --samples selection --out run",
+                "run",
+            ),
+            Stage(
+                "evaluate",
+                stages.EvaluateConfig,
+                "dfkd.training.evaluate:run",
+                "dfkd evaluate --model run --data labeled-photos/",
+            ),
+            Stage(
+                "inspect",
+                stages.InspectConfig,
+                "dfkd.report.inspection:run",
+                "dfkd inspect selection --out selection.html",
+            ),
+            Stage(
+                "compare",
+                stages.CompareConfig,
+                "dfkd.report.compare:run",
+                "dfkd compare run other-run --out report.html",
+            ),
+            Stage(
+                "export", stages.ExportConfig, "dfkd.models.export:run", "dfkd export --model run --out student.onnx"
+            ),
+            Stage("run", stages.RunConfig, "dfkd.app.pipeline:run", "dfkd run pipelines/quick.toml"),
+            Stage("demo", stages.DemoConfig, "dfkd.app.demo:run", "dfkd demo --out demo"),
+        )
+    }
+)
 
 
 def stage_of(config: Any) -> Stage:

@@ -79,8 +79,9 @@ def load_preset(name: str, stage: Stage) -> dict[str, Any]:
             raise RequestError(f"--preset {name!r} is unknown{nearest(name, known)} (a file of your own ends in .toml)")
         tables = tomllib.loads(known[name].read_text(encoding="utf-8"))
     where = f"preset {name}"
-    stages = {other.name: other.options for other in STAGES.values() if "preset" in field_hints(other.options)}
     config = stage.options
+    stages = {other.name: other.options for other in STAGES.values() if "preset" in field_hints(other.options)}
+    stages[stage.name] = config  # also one of a script's own
     values: dict[str, Any] = {}
     for key, value in tables.items():
         if isinstance(value, dict):

@@ -154,7 +154,7 @@ def test_the_flags_that_scripts_rely_on():
     assert flags["export"] >= {"model", "format", "out", "normalize", "image_size"}
 
 
-def test_a_defect_of_ours_is_a_traceback_and_not_a_wrong_request(monkeypatch):
-    monkeypatch.setitem(STAGES, "inspect", Stage("inspect", config.InspectConfig, "dfkd.system.versions:versions"))
+def test_a_defect_of_ours_is_a_traceback_and_not_a_wrong_request():
+    broken = Stage("inspect", config.InspectConfig, "dfkd.system.versions:versions")
     with pytest.raises(Exception, match="InspectConfig"):
-        cli.main(["inspect", "x"])
+        cli.main(["inspect", "x"], {"inspect": broken})
