@@ -16,9 +16,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dfkd.system import components
+from dfkd.system.errors import RequestError
 from dfkd.system.limits import SHARE
 
-__all__ = ["confidence", "entropy", "random", "threshold"]
+__all__ = ["confidence", "entropy", "random", "statistics", "threshold"]
 
 
 Balance = Literal["none", "class", "cluster"]
@@ -31,6 +32,8 @@ class Traits(components.Traits):
 
     balance: Balance = "none"
     """The balance where `--balance` is not given."""
+    reach: float | None = None
+    """Images are picked evenly among the best `reach` times as many as are wanted; None: among all admitted ones."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class ImageScores:
     confidence: Float[np.ndarray, " rows"]
     entropy: Float[np.ndarray, " rows"]
     prediction: Int[np.ndarray, " rows"]
+    distance: Float[np.ndarray, " rows"] | None = None
+    """From what the teacher's BatchNorm layers remember (`statistics`); NaN where it has none."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,22 @@ def threshold(
         return Ranking(rng.permutation(admitted), delta)
     value = scores.entropy if draw == "entropy" else scores.confidence
     return Ranking(admitted[_largest_first(value[admitted])], delta)
+
+
+@Traits(balance="class", reach=1.5)
+def statistics(scores: ImageScores, rng: np.random.Generator) -> Ranking:
+    """Nearest first to what the teacher's BatchNorm layers remember of its training data.
+
+    A network is often sure of what it never saw: text, screenshots, noise. The statistics of its layers tell such
+    images from photographs where confidence cannot (docs/results.md). The distance is that of
+    `dfkd.models.features.image_distance.ImageDistances`.
+
+    Raises: RequestError for a teacher without such layers.
+    """
+    if scores.distance is None or np.isnan(scores.distance).all():
+        raise RequestError("it reads the teacher's BatchNorm layers, and this teacher has none; threshold needs none")
+    known = np.flatnonzero(~np.isnan(scores.distance))
+    return Ranking(known[np.argsort(scores.distance[known], kind="stable")])
 
 
 def random(scores: ImageScores, rng: np.random.Generator) -> Ranking:

@@ -210,6 +210,7 @@ def _choose(config: SelectConfig, method: Component, scores: PoolScores) -> Choi
             features=scores.features,
             balance=config.balance or "none",
             deduplicate=config.deduplicate,
+            reach=Traits.of(method.target).reach,
         )
     except TooFew as few:
         in_its_text = "gamma" in METHOD.look_up(config.method).options  # then the flag would change nothing
