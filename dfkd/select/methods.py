@@ -34,6 +34,8 @@ class Traits(components.Traits):
     """The balance where `--balance` is not given."""
     reach: float | None = None
     """Images are picked evenly among the best `reach` times as many as are wanted; None: among all admitted ones."""
+    typical: bool = False
+    """It selects by `ImageScores.distance`: the pool's filter is fitted to the nearest images alone."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def threshold(
     return Ranking(admitted[_largest_first(value[admitted])], delta)
 
 
-@Traits(balance="class", reach=1.5)
+@Traits(balance="class", reach=1.5, typical=True)
 def statistics(scores: ImageScores, rng: np.random.Generator) -> Ranking:
     """Nearest first to what the teacher's BatchNorm layers remember of its training data.
 
