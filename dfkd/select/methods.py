@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from dfkd.system import components
 from dfkd.system.errors import RequestError
-from dfkd.system.limits import SHARE
+from dfkd.system.limits import SHARE, Range
 
 __all__ = ["confidence", "entropy", "random", "statistics", "threshold"]
 
@@ -86,19 +86,24 @@ def threshold(
 
 
 @Traits(balance="class", reach=1.5, typical=True)
-def statistics(scores: ImageScores, rng: np.random.Generator) -> Ranking:
-    """Nearest first to what the teacher's BatchNorm layers remember of its training data.
+def statistics(
+    scores: ImageScores, rng: np.random.Generator, *, weight: Annotated[float, Range(least=0)] = 0.0
+) -> Ranking:
+    """The images most like the teacher's training data to its BatchNorm layers, those of a large c**weight / d first.
 
-    A network is often sure of what it never saw: text, screenshots, noise. The statistics of its layers tell such
-    images from photographs where confidence cannot (docs/results.md). The distance is that of
-    `dfkd.models.features.image_distance.ImageDistances`.
+    d is the distance of `dfkd.models.features.image_distance.ImageDistances`, c the confidence; `weight=0` ranks by the
+    distance alone. A network is often sure of what it never saw: text, screenshots, noise. The statistics of its layers
+    tell such images from photographs where confidence cannot (docs/results.md).
 
-    Raises: RequestError for a teacher without such layers.
+    Raises: RequestError for a teacher without such layers, or a weight below 0.
     """
+    Range(least=0).check(weight=weight)
     if scores.distance is None or np.isnan(scores.distance).all():
         raise RequestError("it reads the teacher's BatchNorm layers, and this teacher has none; threshold needs none")
     known = np.flatnonzero(~np.isnan(scores.distance))
-    return Ranking(known[np.argsort(scores.distance[known], kind="stable")])
+    tiny = np.finfo(np.float32).tiny
+    value = weight * np.log(scores.confidence[known]) - np.log(np.maximum(scores.distance[known], tiny))
+    return Ranking(known[_largest_first(value)])
 
 
 def random(scores: ImageScores, rng: np.random.Generator) -> Ranking:

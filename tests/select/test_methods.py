@@ -80,9 +80,13 @@ def test_statistics_ranks_the_nearest_first_and_leaves_out_what_has_no_distance(
     ranking = methods.statistics(replace(scores, distance=distance), rng)
     assert sorted(ranking.rows) == sorted({*range(1000)} - {3, 700}) and ranking.threshold is None
     assert (np.diff(distance[ranking.rows]) >= 0).all()
+    both = methods.statistics(replace(scores, distance=distance), rng, weight=2.0).rows
+    assert (np.diff((scores.confidence.astype(float) ** 2 / distance)[both]) <= 1e-6).all()
 
 
 @pytest.mark.parametrize("distance", [None, np.full(1000, np.nan, np.float32)])
 def test_statistics_needs_a_teacher_that_remembers_some(scores, rng, distance):
     with pytest.raises(RequestError, match="threshold needs none"):
         methods.statistics(replace(scores, distance=distance), rng)
+    with pytest.raises(RequestError, match="weight"):
+        methods.statistics(scores, rng, weight=-1.0)
