@@ -78,9 +78,10 @@ class SelectConfig(ModelConfig):
     out: str = option("Folder of the selection.", "output", role="none", shown=False, stored=False)
     method: str = option(
         "threshold, statistics, random, confidence, entropy, or your own function by its dotted name; "
-        "NAME:key=value,...",
+        "NAME:key=value,... auto: statistics for a teacher with BatchNorm, unless --gamma is given; else threshold.",
         "selection",
-        default="threshold",
+        default="auto",
+        open=True,
     )
     count: int | None = option(
         "Number of images to select. Default: half of the pool, or all that the method admits if fewer.",

@@ -6,10 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from dfkd.app import demo
 from dfkd.formats.shards import Shards
-from dfkd.models import cifar_resnet
+from dfkd.models import cifar_resnet, lenet5
 from dfkd.models.classifier import Classifier
 from dfkd.select import stage
 from dfkd.select.class_dropping import kept_classes
@@ -80,6 +81,24 @@ def test_what_is_stored_is_what_the_teacher_says_of_the_stored_pixels(lab, selec
     assert shards.column("prediction").tolist() == prediction.tolist()
     stored = torch.from_numpy(shards.column("logits"))
     assert shards.column("kept_classes").tolist() == kept_classes(stored, 0.05).tolist()
+
+
+def test_method__is_by_default_what_the_teacher_allows(lab, tmp_path, monkeypatch):
+    """Statistics for a teacher that remembers some; the threshold for another one, and where its option is given."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    save_file(dict(lenet5(num_classes=10, in_channels=1).state_dict()), "lenet.safetensors")
+    flags = ("--normalize", "0.5/0.5", "--pool", lab.pool, "--count", 20, "--filter", "none")
+    for out, model, size, more, method in (
+        ("a", lab.teacher, 16, (), "statistics"),
+        ("b", lab.teacher, 16, ("--gamma", 0.5), "threshold:gamma=0.5"),
+        ("c", "lenet5@lenet.safetensors", 32, (), "threshold:gamma=0.7"),
+    ):
+        assert lab.dfkd("select", "--teacher", model, "--image-size", size, *flags, *more, "--out", out) == 0
+        manifest = json.loads((tmp_path / out / "manifest.json").read_text())
+        assert manifest["content"]["options"]["method"].startswith(method)
+        assert manifest["config"]["method"] == method.partition(":")[0]
+        assert (manifest["threshold"] is None) == (method == "statistics")
 
 
 def test_statistics__takes_digits_from_a_heap_of_noise(lab, tmp_path, rng):
