@@ -32,8 +32,8 @@ SELECTED = 2_000
 TEACHER = "cifar_resnet:depth=8,width=16,num_classes=10,in_channels=1"
 STUDENT = "cifar_resnet:depth=8,width=8"
 NORMALIZE = "0.5/0.5"
-GENERATOR, GENERATED = "deepinversion:steps=50", 512
-"""How images are made from the teacher alone, and how many: four batches."""
+GENERATOR, GENERATED = "deepinversion:steps=50", 256
+"""How images are made from the teacher alone, and how many: two batches."""
 SELECTIONS = {"random": "random", "confident": "confidence", "ours": "threshold"}
 MARK, KINDS = "demo.json", "pool-kinds.npz"
 
