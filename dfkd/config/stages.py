@@ -421,5 +421,5 @@ class DemoConfig(Checked):
     """The whole thing on images that come with scikit-learn, offline, in a few minutes."""
 
     out: str = option("Folder of everything that the demo writes.", "output", default="demo")
-    seeds: int = option("Number of seeds per row.", "training", default=3, least=1)
-    steps: int = option("Optimizer steps per run.", "training", default=400, least=1)
+    seeds: int = option("Number of seeds per row.", "training", default=2, least=1)
+    steps: int = option("Optimizer steps per run.", "training", default=150, least=1)
