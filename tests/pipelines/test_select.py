@@ -47,9 +47,9 @@ def test_the_folder_holds_what_the_contract_says(lab, selection):
     ]
     manifest = json.loads((selection / "manifest.json").read_text())
     assert manifest["count"] == sum(manifest["per_class"]) == manifest["reasons"]["selected"] == 400
-    assert manifest["admitted"] == 840
+    assert manifest["admitted"] == 1200
     assert manifest["image"] == {"encoded": False, "size": 16, "channels": 1}
-    assert manifest["content"]["options"]["method"] == "threshold:gamma=0.7,draw=confidence"
+    assert manifest["content"]["options"]["method"] == "statistics:weight=0.0"
     assert str(lab.folder) not in (selection / "manifest.json").read_text()
 
     opened = datasets.load_from_disk(str(selection))
@@ -64,6 +64,16 @@ def test_the_folder_holds_what_the_contract_says(lab, selection):
     assert len(scores["source"]) == 1200
     chosen = [i for i, reason in enumerate(scores["reason"]) if reason == "selected"]
     assert [scores["source"][i] for i in chosen] == opened["source"][:]
+    assert manifest["threshold"] is None
+
+
+def test_the_threshold_is_in_the_manifest(lab, tmp_path):
+    assert lab.select(tmp_path / "s", "--count", 400, "--method", "threshold") == 0
+    manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
+    assert manifest["content"]["options"]["method"] == "threshold:gamma=0.7,draw=confidence"
+    assert manifest["admitted"] == 840
+    scores = pq.read_table(tmp_path / "s" / "scores.parquet").to_pydict()
+    chosen = [i for i, reason in enumerate(scores["reason"]) if reason == "selected"]
     assert min(scores["confidence"][i] for i in chosen) >= manifest["threshold"]
 
 
