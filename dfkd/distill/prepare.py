@@ -9,6 +9,7 @@ import torch
 
 from dfkd.config import DistillConfig
 from dfkd.config.option import is_off, named
+from dfkd.config.tables import differences
 from dfkd.data import Pool, open_pool
 from dfkd.data.labels import ClassNames
 from dfkd.data.locate import GivenData
@@ -22,13 +23,14 @@ from dfkd.formats.shards import Shards
 from dfkd.models.find import check_name
 from dfkd.models.load import Model, load_model
 from dfkd.models.own import GivenModel, OwnNetwork
-from dfkd.system import names
+from dfkd.system import names, ranks
 from dfkd.system.components import Component
 from dfkd.system.console import say
 from dfkd.system.device import Place, resolve_place
 from dfkd.system.errors import RequestError
 from dfkd.system.files import hash_of
 from dfkd.system.portable import portable
+from dfkd.system.shares import check_batch
 from dfkd.system.versions import versions
 from dfkd.training.bn_reestimate import batch_norms
 from dfkd.training.evaluate import check_labels
@@ -79,6 +81,7 @@ def prepare(
     generator, objective = check_request(config, student_given)
     if not config.class_dropping and any("dropped" in names.parse(loss).options for loss in config.loss):
         say("note: a loss's dropped=... changes nothing without --class-dropping, such as 0.05")
+    check_batch(config.batch_size)
     place = resolve_place(config.device, config.precision)
     selections = open_selections(config.samples, config.normalize, config.image_size)
     teacher = open_teacher(teacher_given, config.samples, selections, config.normalize, config.image_size)
@@ -105,6 +108,7 @@ def prepare(
     if config.teacher_views > 1 and not plan.crop_padding and not plan.flip:
         raise RequestError(f"--teacher-views {config.teacher_views} are all the same without crop and flip; give 1")
     content = _content(config, plan, teacher, student, selections, objective, place) | supply.content(config, generator)
+    ranks.check_same(content, differences)
     # opened before the training that it is to judge: a mistake in its name should cost no hours
     test = _open_test(test_given, config, teacher) if test_given is not None else None
     source = supply.build_source(config, selections, generator, teacher, place)

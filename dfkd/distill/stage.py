@@ -18,7 +18,7 @@ from dfkd.models.classifier import Classifier, examine_pixels
 from dfkd.models.health import CHECKED_IMAGES
 from dfkd.models.own import GivenModel
 from dfkd.models.weights import load_weights, state_to_write
-from dfkd.system import names
+from dfkd.system import names, ranks
 from dfkd.system.console import say
 from dfkd.system.device import Place
 from dfkd.system.files import hash_of, output_path, result_folder
@@ -47,7 +47,7 @@ def distill(
     folder = Run(output_path(out), out, _request(prepared))
     result = once(lambda: folder.result(Result) is not None, folder.writing, lambda: _train(prepared, folder))
     if result is None:
-        return folder.folder, _complete(prepared, folder)
+        return folder.folder, ranks.from_first(lambda: _complete(prepared, folder))
     _report(prepared.config, result)
     return folder.folder, result
 
@@ -65,8 +65,14 @@ def _train(prepared: Distillation, folder: Run) -> dict[str, Any]:
         pixels = torch.from_numpy(first.pixels(np.arange(min(CHECKED_IMAGES, len(first)))))
         examine_pixels(prepared.trainer.teacher, pixels)
     train(prepared.trainer, folder)
+    processes = ranks.count()
+    return ranks.from_first(lambda: _finish(prepared, folder, processes))
+
+
+def _finish(prepared: Distillation, folder: Run, processes: int) -> dict[str, Any]:
+    """Measure the student and write it, with the result."""
     prepared.trainer.finish()
-    result = _result(prepared)
+    result = _result(prepared) | ({"processes": processes} if processes > 1 else {})
     folder.finish(state_to_write(prepared.student.module), result)
     return result
 
