@@ -98,6 +98,8 @@ def prepare(
         _inherit(student, teacher)
     if config.reestimate and not batch_norms(student.module):
         raise RequestError(f"--reestimate {config.reestimate} changes nothing: the student has no BatchNorm statistics")
+    if config.sync_batchnorm:
+        student = _synchronized(student, place)
     plan = _plan(config, selections, student)
     for name, steps in objective.preparation.items():
         if steps >= plan.steps:
@@ -179,6 +181,16 @@ def _inherit(student: Model, teacher: Model) -> None:
         say(f"{option}: {inherit(student, teacher)}")
     except RequestError as error:
         raise RequestError(f"{option}: {error}") from None
+
+
+def _synchronized(student: Model, place: Place) -> Model:
+    """Have the student's BatchNorm layers take the statistics of all processes. Raises: RequestError without GPUs."""
+    if ranks.count() == 1:
+        say("note: --sync-batchnorm changes nothing with one process")
+        return student
+    if place.device.type != "cuda":
+        raise RequestError("--sync-batchnorm needs GPUs, and the device is cpu; leave it out")
+    return replace(student, module=torch.nn.SyncBatchNorm.convert_sync_batchnorm(student.module))
 
 
 def _plan(config: DistillConfig, selections: Sequence[Shards], student: Model) -> Plan:

@@ -65,13 +65,13 @@ def _train(prepared: Distillation, folder: Run) -> dict[str, Any]:
         pixels = torch.from_numpy(first.pixels(np.arange(min(CHECKED_IMAGES, len(first)))))
         examine_pixels(prepared.trainer.teacher, pixels)
     train(prepared.trainer, folder)
+    prepared.trainer.finish()
     processes = ranks.count()
     return ranks.from_first(lambda: _finish(prepared, folder, processes))
 
 
 def _finish(prepared: Distillation, folder: Run, processes: int) -> dict[str, Any]:
     """Measure the student and write it, with the result."""
-    prepared.trainer.finish()
     result = _result(prepared) | ({"processes": processes} if processes > 1 else {})
     folder.finish(state_to_write(prepared.student.module), result)
     return result

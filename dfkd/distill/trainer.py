@@ -196,7 +196,7 @@ class Trainer:
     def judge(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:
         """The student's answer as in training, for a source that learns from it; no statistics of it move.
 
-        Each rank answers its rows of the view. The student's gradients are not asked for, and none are exchanged.
+        Each rank answers its rows of the view. The source takes no gradients of the student, and none are exchanged.
         """
         layers = batch_norms(self.student.module)
         for layer in layers:  # in training it normalizes by the batch then, and remembers nothing

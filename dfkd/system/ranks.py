@@ -121,8 +121,8 @@ def _told(store: Any, more: int) -> int:
 
     try:
         return int(PrefixStore("dfkd", store).add("ended", more))
-    except RuntimeError:  # the store has gone with the process that kept it
-        return more
+    except RuntimeError:  # the store has gone with rank 0, where that keeps it: with torchrun the launcher does
+        return more + 1
 
 
 def _is_lost(error: BaseException) -> bool:

@@ -94,10 +94,12 @@ def pooled(mean: Tensor, variance: Tensor, number: Tensor | float) -> tuple[Tens
     """Mean and variance over the values of all ranks, from those over `number` values here; with gradients."""
     if ranks.count() == 1:
         return mean, variance
-    numbers = torch.as_tensor(number, dtype=mean.dtype, device=mean.device).expand_as(mean)
-    total, totals = summed(torch.stack([numbers * mean, numbers]))
-    together = total / totals
-    return together, summed(numbers / totals * (variance + (mean - together).square()))
+    numbers = torch.as_tensor(number, dtype=torch.float64, device=mean.device).expand_as(mean)
+    # in one exchange: what cancels in the difference of squares is not missed in float64
+    sums = torch.stack([numbers * mean, numbers * (variance + mean.double().square()), numbers])
+    first, second, count = summed(sums)
+    together = first / count
+    return together.to(mean.dtype), (second / count - together.square()).clamp_min(0).to(variance.dtype)
 
 
 def means(row: dict[str, float]) -> dict[str, float]:

@@ -6,6 +6,7 @@ It is a program of its own, because children are forked from it once all is impo
 one.pt, and rank0.pt and rank1.pt of the two processes.
 """
 
+import inspect
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
@@ -13,12 +14,18 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
+from benchmarks.reliability.networks import Plain
 from benchmarks.reliability.scenarios import in_ranks
 from dfkd import generators
+from dfkd.config import DistillConfig
 from dfkd.distill import losses
 from dfkd.distill.objective import build_objective
+from dfkd.distill.prepare import prepare
 from dfkd.distill.setting import Setting
 from dfkd.generators.build import build, choose
 from dfkd.models import cifar_resnet
@@ -48,30 +55,12 @@ GENERATORS = [name.lower() for name in generators.__all__]
 UPDATES = 3
 
 
-class Plain(nn.Module):
-    """A student with maps of three resolutions and without BatchNorm."""
-
-    def __init__(self, classes=CLASSES, channels=3):
-        super().__init__()
-        widths = (channels, 6, 8, 12)
-        self.layers = nn.ModuleList(
-            nn.Conv2d(a, b, 3, 1 if a == channels else 2, 1) for a, b in zip(widths, widths[1:], strict=False)
-        )
-        self.active = nn.ModuleList(nn.ReLU() for _ in self.layers)
-        self.linear = nn.Linear(widths[-1], classes)
-
-    def forward(self, x):
-        for layer, active in zip(self.layers, self.active, strict=True):
-            x = active(layer(x))
-        return self.linear(x.mean(dim=(2, 3)))
-
-
 def of_loss(name):
     """Losses and gradients of two steps, and what the loss remembers after them."""
     specs = name.removesuffix(" in preparation").split()
     torch.manual_seed(1)
     teacher = cifar_resnet(8, 8, CLASSES).eval().requires_grad_(False)
-    student, objective = Plain(), build_objective(specs)
+    student, objective = Plain(CLASSES), build_objective(specs)
     taps = match_groups(
         *(find_taps(n, torch.zeros(1, 3, 16, 16), None, objective.taps).taps for n in (teacher, student))
     )
@@ -147,7 +136,7 @@ def of_generator(name):
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.2)
             module.running_var.uniform_(0.5, 1.5)
-    student = Plain(channels=1)
+    student = Plain(CLASSES, in_channels=1)
     component = choose(name + SHORT.get(name, ""))
     real = RealImages() if component.target.needs_real else None
     method = build(component, teacher, PLACE, batch=BATCH, seed=0, real=real)
@@ -159,6 +148,45 @@ def of_generator(name):
     found |= flat(method.state_dict())
     assert all(p.grad is None for p in student.parameters()), "the generator's step asks for no gradient of the student"
     return found
+
+
+class Counting(nn.parallel.DistributedDataParallel):
+    """Counts the numbers whose mean is taken over the ranks in a backward pass."""
+
+    numbers = 0
+
+    def __init__(self, *given, **options):
+        super().__init__(*given, **options)
+        self.register_comm_hook(None, self.count)
+
+    __init__.__signature__ = inspect.signature(nn.parallel.DistributedDataParallel.__init__)
+
+    @staticmethod
+    def count(state, bucket):
+        Counting.numbers += bucket.buffer().numel()
+        return default_hooks.allreduce_hook(dist.group.WORLD, bucket)
+
+
+def of_source(folder):
+    """How many numbers go between the ranks as gradients, in a generator's step and in the student's."""
+    teacher = f"cifar_resnet:depth=8,width=4,in_channels=1@{folder / 'teacher.safetensors'}"
+    config = DistillConfig(
+        teacher=teacher, student="cifar_resnet:depth=8,width=2", source="dfad:latent=4,width=2,every=1", loss=("kd",),
+        image_size=12, normalize="0.5/0.5", batch_size=8, precision="fp32", device="cpu", init="none", out="",
+    )  # fmt: skip
+    nn.parallel.DistributedDataParallel = Counting
+    trainer = prepare(config, config.teacher, config.student, None).trainer
+    trainer.warm_up()
+    trainer.begin()
+    found = {}
+    trainer.source.update(trainer.judge)
+    trainer.source.update(trainer.judge)
+    assert trainer.source.generator_steps == 2
+    for what in ("generator", "student"):
+        found[what] = torch.tensor(Counting.numbers)
+        trainer.advance()
+    parameters = sum(p.numel() for p in trainer.student.module.parameters())
+    return found | {"parameters": torch.tensor(parameters)}
 
 
 def flat(state, name="state"):
@@ -175,11 +203,14 @@ def results(file):
     with together:
         found = {("loss", name): of_loss(name) for name in LOSSES}
         found |= {("generator", name): of_generator(name) for name in GENERATORS}
+        found["source", "dfad"] = of_source(file.parent)
         torch.save(found, file.with_name(file.name.format(ranks.rank())))
 
 
 def main(out):
     out.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    save_file(cifar_resnet(depth=8, width=4, in_channels=1).state_dict(), out / "teacher.safetensors")
     log = out / "log"
     statuses = in_ranks(lambda: results(out / "rank{}.pt"), log)
     if statuses != [0, 0]:
