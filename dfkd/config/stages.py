@@ -344,6 +344,7 @@ class DistillConfig(ModelConfig):
         role="none",
         machine=True,
         shown=False,
+        off=False,
     )
     teacher_taps: tuple[str, ...] = option(_OWN_TAPS, "models", default=())
     student_taps: tuple[str, ...] = option("The same for the student.", "models", default=())

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from dfkd.config import DistillConfig
+from dfkd.config.option import is_off, named
 from dfkd.data.locate import GivenData
 from dfkd.distill.prepare import Distillation, check_request, prepare
 from dfkd.formats.manifest import Manifest
@@ -80,7 +81,9 @@ def _finish(prepared: Distillation, folder: Run, processes: int) -> dict[str, An
 def _request(prepared: Distillation) -> dict[str, Any]:
     """The tables of config.toml: the request, the student (so that the run is a MODEL), and what decides it."""
     config, student = prepared.config, prepared.student
-    options = portable(asdict(config))
+    unused = named(DistillConfig, lambda option: option.role == "none")
+    given = {k: v for k, v in asdict(config).items() if k not in unused or not is_off(DistillConfig, k, v)}
+    options = portable(given)
     model = {
         "architecture": student.architecture,
         "normalize": student.normalize,
