@@ -28,7 +28,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a forked child must find no thr
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.reliability.scenarios import Lab, clear, different, in_ranks, outcome
+from benchmarks.reliability.scenarios import Lab, clear, different, ended, in_ranks, outcome
 from dfkd.distill.trainer import Trainer
 from dfkd.system.errors import RequestError
 
@@ -52,16 +52,20 @@ class Together(Lab):
 
     def arguments(self, scenario, work):
         if scenario != "plain":
-            return super().arguments(scenario, work)
+            return [*super().arguments(scenario, work), *self.more]
         given = super().arguments("distill", work)
         return [*given, "--student", "benchmarks.reliability.networks.Plain", "--lr", 0.02, "--loss", "kd", "relation"]
 
-    def ranks(self, scenario, work, count=2, wait=True, act=None):
+    more = ()
+    """Options that a command gets besides."""
+
+    def ranks(self, scenario, work, count=2, wait=True, act=None, more=()):
         """Start the command in ranks; `act` changes something in them first."""
         work.mkdir(exist_ok=True)
         log = work.with_name(work.name + ".log")
 
         def command():
+            self.more = more
             if act:
                 act()
             return self.command(scenario, work)
@@ -124,7 +128,7 @@ class Trials:
             started = time.perf_counter()
             for child in hit:
                 os.kill(child, signal.SIGKILL if kind == "killed" else signal.SIGTERM)
-            statuses = [_ended(child) for child in children]
+            statuses = [ended(child) for child in children]
             took = time.perf_counter() - started
             self.slowest = max(self.slowest, took)
             allowed = {0, 2, 137} if kind == "killed" else {0, 143, 2}
@@ -146,11 +150,11 @@ class Trials:
 
     def launched(self, count):
         """A rank of torchrun is killed after the first checkpoint: torchrun starts both again, and they go on."""
-        longer = ("--steps", 60)
+        longer = ("--steps", 40)
         whole = self.folder / "launched-whole"
         if count:
-            assert self.lab.launch(self.scenario, whole, *longer).wait() == 0, self.lab.said(whole)
-        for number in range(2 * count):
+            assert self.lab.ranks(self.scenario, whole, more=longer) == [0, 0], self.lab.said(whole)
+        for number in range(count):
             kind, work = ("launched", "launcher")[number % 2], self.folder / "launched"
             process = self.lab.launch(self.scenario, work, *longer)
             wrong = _wait_for(work / "out" / "checkpoint", process)
@@ -170,12 +174,6 @@ class Trials:
                 wrong += [f"given again it ended with {status}"] if status else []
             expected, found = (outcome(self.scenario, where) for where in (whole, work))
             self.judge(kind, work, wrong or [f"differs in {name}" for name in different(expected, found)])
-
-
-def _ended(child):
-    from benchmarks.reliability.scenarios import ended
-
-    return ended(child)
 
 
 def _spoil(bad):
@@ -221,7 +219,7 @@ def moved(trials, count):
                 children = lab.ranks("plain", work, wait=False, act=None if work.exists() else _stop_itself)
             else:
                 children = [lab.start("plain", work, wait=False)]
-            statuses = [_ended(child) for child in children]
+            statuses = [ended(child) for child in children]
         trials.judge("moved", work, [f"ended with {statuses}"] if any(statuses) else _apart(whole, work))
 
 
@@ -263,7 +261,7 @@ def measure(options):
             trials.disturbed("killed", options.kills)
             trials.disturbed("stopped", options.kills // 2)
             if scenario == "distill":
-                trials.wrong(2)
+                trials.wrong(options.wrong)
                 moved(trials, options.moved)
                 trials.launched(options.launched)
             found[scenario] = {
@@ -282,7 +280,8 @@ def main():
     parser.add_argument("out", type=Path)
     parser.add_argument("--kills", type=int, default=10, help="SIGKILLs of a rank; half as many SIGTERMs")
     parser.add_argument("--moved", type=int, default=4, help="runs that change their number of processes")
-    parser.add_argument("--launched", type=int, default=2, help="torchrun whose worker is killed, and that is stopped")
+    parser.add_argument("--wrong", type=int, default=2, help="errors on one rank")
+    parser.add_argument("--launched", type=int, default=4, help="torchrun whose worker is killed, or that is stopped")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scenarios", nargs="+", default=SCENARIOS, choices=SCENARIOS)
     options = parser.parse_args()

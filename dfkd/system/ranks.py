@@ -100,11 +100,11 @@ def joined() -> Iterator[None]:
         yield
         meet()
     except KeyboardInterrupt as interrupt:  # the launcher's, where another rank has ended
-        if _told(store, 0) > 0:
+        if _told(store, 0):
             raise Ended("another rank has said why") from interrupt
         raise
     except Exception as error:
-        if _told(store, 1) > 1:
+        if _told(store, 1) != 1:
             raise Ended("another rank has said why") from error
         if _is_lost(error):
             raise RequestError(f"another rank has ended without a word; {SAVED}") from error
@@ -115,14 +115,14 @@ def joined() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def _told(store: Any, more: int) -> int:
-    """How many ranks have an error to tell, with so many more of this one."""
+def _told(store: Any, more: int) -> int | None:
+    """How many ranks have an error to tell, with so many more of this one; None where that cannot be known any more."""
     from torch.distributed import PrefixStore
 
     try:
         return int(PrefixStore("dfkd", store).add("ended", more))
     except RuntimeError:  # the store has gone with rank 0, where that keeps it: with torchrun the launcher does
-        return more + 1
+        return None
 
 
 def _is_lost(error: BaseException) -> bool:
@@ -246,9 +246,4 @@ def refuse(command: str, hint: str) -> None:
 
 def _number(variable: str, default: int) -> int:
     text = os.environ.get(variable, "")
-    if not text:
-        return default
-    try:
-        return int(text)
-    except ValueError:
-        raise RequestError(f"{variable}={text} is not a whole number; torchrun sets it") from None
+    return int(text) if text.isdecimal() else default
