@@ -5,8 +5,8 @@
 Images a second of the training loop, from metrics.jsonl, without the first rows: of torchrun with one process against
 no torchrun, each with one thread; and of two processes with one thread each against one process with two threads. The
 teacher is a ResNet-8 of width 32, the student one of width 16, the losses are `kd` and `kd ofd`. Rounds alternate;
-medians are shown. Last, seconds from the kill of one of two processes to the first step after the checkpoint, and from a start
-to the first step.
+medians are shown. Last, seconds from the kill of one of two processes to the first step after the checkpoint, and from
+a start to the first step.
 """
 
 import json
