@@ -91,6 +91,7 @@ def joined() -> Iterator[None]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
         store, number, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        store = dist.PrefixStore(_attempt(), store)
         dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         where = f"MASTER_ADDR={os.environ['MASTER_ADDR']} and MASTER_PORT={os.environ['MASTER_PORT']}"
@@ -113,6 +114,15 @@ def joined() -> Iterator[None]:
     finally:
         _ranks = _Ranks()
     dist.destroy_process_group()
+
+
+def _attempt() -> str:
+    """Of which start of torchrun this process is: its store still has the addresses of processes that were killed.
+
+    Several machines count their restarts each for themselves, and get a new store.
+    """
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if _number("GROUP_WORLD_SIZE", 1) == 1 else "0"
+    return f"dfkd-{restarts}"
 
 
 def _told(store: Any, more: int) -> int | None:
