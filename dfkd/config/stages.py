@@ -344,6 +344,16 @@ class DistillConfig(ModelConfig):
         least=0,
         off=0,
     )
+    sync_batchnorm: bool = option(
+        "With several processes on GPUs (torchrun): the student's BatchNorm layers take the statistics of the whole "
+        "batch. Otherwise those of the process's own images.",
+        "machine",
+        default=False,
+        role="none",
+        machine=True,
+        shown=False,
+        off=False,
+    )
     teacher_taps: tuple[str, ...] = option(_OWN_TAPS, "models", default=())
     student_taps: tuple[str, ...] = option("The same for the student.", "models", default=())
     checkpoint_every: int = option(

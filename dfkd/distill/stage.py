@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from dfkd.config import DistillConfig
+from dfkd.config.option import is_off, named
 from dfkd.data.locate import GivenData
 from dfkd.distill.prepare import Distillation, check_request, prepare
 from dfkd.formats.manifest import Manifest
@@ -18,7 +19,7 @@ from dfkd.models.classifier import Classifier, examine_pixels
 from dfkd.models.health import CHECKED_IMAGES
 from dfkd.models.own import GivenModel
 from dfkd.models.weights import load_weights, state_to_write
-from dfkd.system import names
+from dfkd.system import names, ranks
 from dfkd.system.console import say
 from dfkd.system.device import Place
 from dfkd.system.files import hash_of, output_path, result_folder
@@ -47,7 +48,7 @@ def distill(
     folder = Run(output_path(out), out, _request(prepared))
     result = once(lambda: folder.result(Result) is not None, folder.writing, lambda: _train(prepared, folder))
     if result is None:
-        return folder.folder, _complete(prepared, folder)
+        return folder.folder, ranks.from_first(lambda: _complete(prepared, folder))
     _report(prepared.config, result)
     return folder.folder, result
 
@@ -66,7 +67,13 @@ def _train(prepared: Distillation, folder: Run) -> dict[str, Any]:
         examine_pixels(prepared.trainer.teacher, pixels)
     train(prepared.trainer, folder)
     prepared.trainer.finish()
-    result = _result(prepared)
+    processes = ranks.count()
+    return ranks.from_first(lambda: _finish(prepared, folder, processes))
+
+
+def _finish(prepared: Distillation, folder: Run, processes: int) -> dict[str, Any]:
+    """Measure the student and write it, with the result."""
+    result = _result(prepared) | ({"processes": processes} if processes > 1 else {})
     folder.finish(state_to_write(prepared.student.module), result)
     return result
 
@@ -74,7 +81,9 @@ def _train(prepared: Distillation, folder: Run) -> dict[str, Any]:
 def _request(prepared: Distillation) -> dict[str, Any]:
     """The tables of config.toml: the request, the student (so that the run is a MODEL), and what decides it."""
     config, student = prepared.config, prepared.student
-    options = portable(asdict(config))
+    unused = named(DistillConfig, lambda option: option.role == "none")
+    given = {k: v for k, v in asdict(config).items() if k not in unused or not is_off(DistillConfig, k, v)}
+    options = portable(given)
     model = {
         "architecture": student.architecture,
         "normalize": student.normalize,
