@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dfkd.data.images.augment import crop, crop_and_flip, enlarge, mix
+from dfkd.data.images.augment import crop, crop_and_flip, enlarge, jitter, mix
 from dfkd.distill.distributions import TEMPERATURE, kl_of_each
 from dfkd.distill.init.reconstruct import images_for, reconstruct
 from dfkd.distill.objective import Objective
@@ -41,6 +41,7 @@ class Plan(Pace):
     crop_padding: int
     crop_area: float
     flip: bool
+    color_jitter: float | None
     mixup: float
     cutmix: float
     ema: float
@@ -64,10 +65,11 @@ class Trainer:
         counted: Counted | None = None,
         fit_on: Source | None = None,
         record: Callable[[], TeacherViews] | None = None,
+        cropped: bool = False,
     ) -> None:
         """`counted` counts the teacher's answers to losses themselves. Before the first step the student's layers are
         fitted to the teacher's on some images of `fit_on`; `record` has the teacher answer beforehand, and the student
-        then learns from these answers alone.
+        then learns from these answers alone. `cropped`: the source's images are random crops already.
         """
         self.teacher, self.student, self.source = teacher, student, source
         self.counted = counted or Counted(teacher.answer)
@@ -78,6 +80,7 @@ class Trainer:
         if plan.ema:  # the losses' own parameters too: some end up in the student
             self.average = Average([*tensors_of(student.module).values(), *objective.parameters()], plan.ema)
         self._sampler, self._record = fit_on, record
+        self._area = 1.0 if cropped else plan.crop_area
         self._fitted_on = images_for(teacher.model.image_size or 1) if fit_on is not None else 0
         self.recorded: TeacherViews | None = None
         """Where the teacher answers beforehand: the views to learn on, and those answers, once there are some."""
@@ -140,8 +143,13 @@ class Trainer:
         """The view of a batch that teacher and student both see."""
         plan = self.plan
         pixels = batch.pixels.to(self.place.device, non_blocking=True)
-        view = self.teacher.preprocess(crop_and_flip(pixels, plan.crop_padding, plan.flip, self.generator))
-        view = enlarge(view, plan.crop_area, self.generator)
+        pixels = crop_and_flip(pixels, plan.crop_padding, plan.flip, self.generator)
+        if plan.color_jitter:
+            images = jitter(pixels.permute(0, 3, 1, 2) / 255, plan.color_jitter, self.generator)
+            view = self.teacher.model.preprocess.normalized(images)
+        else:
+            view = self.teacher.preprocess(pixels)
+        view = enlarge(view, self._area, self.generator)
         return mix(view, plan.mixup, plan.cutmix, self.generator)
 
     def teach(self, view: Float[Tensor, "batch channels height width"], batch: Batch) -> Outputs:

@@ -13,6 +13,7 @@ import torch
 
 from dfkd.config import SelectConfig
 from dfkd.data import Pool, open_pool
+from dfkd.data.images.frame import PHOTO_FORMAT
 from dfkd.data.locate import GivenData
 from dfkd.formats.manifest import MANIFEST
 from dfkd.models.classifier import Classifier, examine
@@ -91,8 +92,14 @@ def _resolve(config: SelectConfig, method: Component, teacher: GivenModel, data:
         say(f"note: --gamma {config.gamma:g} changes nothing: {why}")
     config = _with_defaults(config, method)
     place = resolve_place(config.device, config.precision)
-    model = load_trained(teacher, normalize=config.normalize, image_size=config.image_size)
-    pool = open_pool(data, image_size=model.image_size, channels=model.channels, bits=config.bits)
+    model = load_trained(
+        teacher,
+        normalize=config.normalize,
+        image_size=config.image_size,
+        crop_pct=config.crop_pct,
+        interpolation=config.interpolation,
+    )
+    pool = open_pool(data, image_size=model.image_size, channels=model.channels, bits=config.bits, frame=model.frame)
     say(
         f"teacher {model.spec}: {model.classes} classes, input {pool.image_size} pixels, {model.channels} channels, "
         f"normalize {model.normalize}, {place.dtype} on {place.device}; pool: {len(pool):,} images"
@@ -146,9 +153,19 @@ def _with_defaults(config: SelectConfig, method: Component) -> SelectConfig:
 def _scoring_request(config: SelectConfig, model: Model, pool: Pool, place: Place) -> dict[str, Any]:
     return {
         "teacher": model.fingerprint(),
-        "preprocess": {"normalize": model.normalize, "image_size": pool.image_size, "channels": model.channels},
+        "preprocess": {
+            "normalize": model.normalize,
+            "image_size": pool.image_size,
+            "channels": model.channels,
+            **pool.frame.describe(),
+        },
         "pool": pool.identity,
-        "compute": {**place.describe(), "batch_size": config.batch_size, "score_format": SCORE_FORMAT},
+        "compute": {
+            **place.describe(),
+            "batch_size": config.batch_size,
+            "score_format": SCORE_FORMAT,
+            **({"photo_format": PHOTO_FORMAT} if pool.encoded else {}),
+        },
         "versions": versions("torch", "torchvision", "numpy", "pillow"),
     }
 
