@@ -6,6 +6,7 @@ from typing import Literal
 from dfkd.config.option import Checked, option
 from dfkd.system.limits import SHARE
 
+Interpolation = Literal["bilinear", "bicubic"]
 Precision = Literal["auto", "bf16", "fp32"]
 
 _MODEL = "MODEL: NAME[:key=value,...][@WEIGHTS], a RUN folder or a .pt2 file."
@@ -60,6 +61,24 @@ class ModelConfig(Checked):
         default=None,
         least=1,
         role="resolved",
+    )
+    crop_pct: float | None = option(
+        "Photographs are resized so that their shorter side is the image size divided by this ratio, then cropped at "
+        "the center. Default: above 64 pixels what the model says (RUN, timm, torchvision's weights), else 1.",
+        "models",
+        default=None,
+        above=0,
+        most=1,
+        role="resolved",
+        stored=False,
+    )
+    interpolation: Interpolation | None = option(
+        "How photographs are resized: bilinear or bicubic, with antialiasing. Default: above 64 pixels what the model "
+        "says, else bilinear.",
+        "models",
+        default=None,
+        role="resolved",
+        stored=False,
     )
 
 
@@ -298,21 +317,32 @@ class DistillConfig(ModelConfig):
         "Share of the steps for the warm-up. Default: that of the schedule.", "training", default=None, least=0, below=1
     )
     crop_padding: int | None = option(
-        "Random crop after padding by this number of pixels. 0: no crop. Default: an eighth of the image size.",
+        "Random crop after padding by this number of pixels. 0: no crop. Default: an eighth of the image size, or 0 "
+        "with --crop-area of photographs.",
         "augmentation",
         default=None,
         least=0,
     )
-    crop_area: float = option(
-        "Random resized crop: smallest share of the image's area, such as 0.4. 1: no such crop. It blurs the images, "
-        "which lowers accuracy on a filtered pool.",
+    crop_area: float | None = option(
+        "Random resized crop: smallest share of the image's area, such as 0.4. 1: no such crop. Above 64 pixels the "
+        "crop is taken from the whole file. Default: 0.35 there, without --source, --teacher-views and --crop-padding; "
+        "else 1.",
         "augmentation",
-        default=1.0,
+        default=None,
         above=0,
         most=1,
         off=1.0,
+        open=True,
     )
     flip: bool = option("Random horizontal flip.", "augmentation", default=True)
+    color_jitter: float | None = option(
+        "Random brightness, contrast and saturation: factors from 1 - X to 1 + X, such as 0.4. Default: off.",
+        "augmentation",
+        default=None,
+        above=0,
+        below=1,
+        off=None,
+    )
     mixup: float = option("Parameter a of Mixup's Beta(a, a). 0: off.", "augmentation", default=0.0, least=0)
     cutmix: float = option(
         "Parameter a of CutMix's Beta(a, a). 0: off. With --mixup, each image takes one of the two.",

@@ -36,10 +36,12 @@ def assemble(
     plan: Plan,
     selections: Sequence[Shards],
     fit_on: Source | None,
+    cropped: bool = False,
 ) -> Trainer:
     """Put the pieces together: taps on both models, projections built from a first batch, optimizer over all.
 
-    The student's layers are fitted on some images of `fit_on`, where it is given.
+    The student's layers are fitted on some images of `fit_on`, where it is given. `cropped`: the source's images are
+    random crops already.
     """
     example = example_of(teacher)
     taps = match_groups(
@@ -70,7 +72,16 @@ def assemble(
     if config.teacher_views:
         record = partial(recorded, classifier, selections, config.teacher_views, plan.crop_padding, plan.flip)
     return Trainer(
-        classifier, tapped, source, objective, optimizer, plan, counted=counted, fit_on=fit_on, record=record
+        classifier,
+        tapped,
+        source,
+        objective,
+        optimizer,
+        plan,
+        counted=counted,
+        fit_on=fit_on,
+        record=record,
+        cropped=cropped,
     )
 
 

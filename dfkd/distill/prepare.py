@@ -15,7 +15,7 @@ from dfkd.data.labels import ClassNames
 from dfkd.data.locate import GivenData
 from dfkd.distill import supply
 from dfkd.distill.assemble import assemble
-from dfkd.distill.defaults import begins_trained, default_init, default_losses
+from dfkd.distill.defaults import begins_trained, crops_of_files, default_area, default_init, default_losses
 from dfkd.distill.init.inherit import heir, inherit, twins
 from dfkd.distill.objective import Objective, build_objective
 from dfkd.distill.trainer import Plan, Trainer
@@ -84,7 +84,7 @@ def prepare(
     check_batch(config.batch_size)
     place = resolve_place(config.device, config.precision)
     selections = open_selections(config.samples, config.normalize, config.image_size)
-    teacher = open_teacher(teacher_given, config.samples, selections, config.normalize, config.image_size)
+    teacher = open_teacher(teacher_given, config.samples, selections, config)
     student = _load_student(config, student_given, teacher)
     if objective is None:
         config = replace(config, loss=default_losses(config, teacher, student))
@@ -100,12 +100,15 @@ def prepare(
         raise RequestError(f"--reestimate {config.reestimate} changes nothing: the student has no BatchNorm statistics")
     if config.sync_batchnorm:
         student = _synchronized(student, place)
+    if config.crop_area is None:
+        config = replace(config, crop_area=default_area(config, selections))
+    crops = crops_of_files(config, selections)
     trained = begins_trained(student, student_given, config.init)
     if config.optimizer == "auto":
         config = replace(config, optimizer="adamw" if trained else "sgd")
         if trained:
             say("optimizer: adamw, the default for a student that begins trained")
-    plan = _plan(config, selections, student, trained)
+    plan = _plan(config, selections, student, trained, crops is not None)
     for name, steps in objective.preparation.items():
         if steps >= plan.steps:
             raise RequestError(
@@ -118,10 +121,12 @@ def prepare(
     ranks.check_same(content, differences)
     # opened before the training that it is to judge: a mistake in its name should cost no hours
     test = _open_test(test_given, config, teacher) if test_given is not None else None
-    source = supply.build_source(config, selections, generator, teacher, place)
+    source = supply.build_source(config, selections, generator, teacher, place, crops)
     fits = config.init == "teacher" and not twins(student, teacher)
-    fit_on = real_images(selections, config.seed) if fits else None
-    trainer = assemble(config, teacher, student, source, objective, place, plan, selections, fit_on)
+    fit_on = real_images(selections, config.seed, crops) if fits else None
+    trainer = assemble(
+        config, teacher, student, source, objective, place, plan, selections, fit_on, cropped=crops is not None
+    )
     return Distillation(config, selections, teacher, student, test, trainer, content)
 
 
@@ -147,8 +152,10 @@ def _check_options(config: DistillConfig) -> None:
     views = f"--teacher-views {config.teacher_views}"
     if config.teacher_views and config.source is not None:
         raise RequestError(f"{views} keeps answers to stored images, and --source makes new ones; leave one out")
-    if config.teacher_views and (config.mixup or config.cutmix or config.crop_area < 1):
-        raise RequestError(f"{views} keeps answers to shifted images; leave out --mixup, --cutmix and --crop-area")
+    if config.teacher_views and (config.mixup or config.cutmix or config.color_jitter or (config.crop_area or 1) < 1):
+        raise RequestError(
+            f"{views} keeps answers to shifted images; leave out --mixup, --cutmix, --color-jitter and --crop-area"
+        )
     if config.epochs is not None and config.steps is not None:
         raise RequestError(f"--epochs {config.epochs} and --steps {config.steps} are two lengths; give one")
     if config.student.endswith(".pt2"):
@@ -175,6 +182,8 @@ def _load_student(config: DistillConfig, given: GivenModel, teacher: Model) -> M
         given,
         normalize=teacher.normalize,
         image_size=teacher.image_size,
+        crop_pct=teacher.frame.crop_pct,
+        interpolation=teacher.frame.interpolation,
         classes=teacher.classes,
         channels=teacher.channels,
         new_classifier=True,
@@ -199,7 +208,8 @@ def _synchronized(student: Model, place: Place) -> Model:
     return replace(student, module=torch.nn.SyncBatchNorm.convert_sync_batchnorm(student.module))
 
 
-def _plan(config: DistillConfig, selections: Sequence[Shards], student: Model, trained: bool) -> Plan:
+def _plan(config: DistillConfig, selections: Sequence[Shards], student: Model, trained: bool, cropped: bool) -> Plan:
+    padding = 0 if cropped else (student.image_size or 0) // 8
     images = sum(map(len, selections))
     steps = config.steps or DEFAULT_STEPS
     if config.epochs is not None:
@@ -209,9 +219,10 @@ def _plan(config: DistillConfig, selections: Sequence[Shards], student: Model, t
         batch_size=config.batch_size,
         lr=config.lr if config.lr is not None else default_rate(config.optimizer, student.module, config.init, trained),
         warmup=SCHEDULE_WARMUP[config.schedule] if config.warmup is None else config.warmup,
-        crop_padding=(student.image_size or 0) // 8 if config.crop_padding is None else config.crop_padding,
-        crop_area=config.crop_area,
+        crop_padding=padding if config.crop_padding is None else config.crop_padding,
+        crop_area=1.0 if config.crop_area is None else config.crop_area,
         flip=config.flip,
+        color_jitter=config.color_jitter,
         mixup=config.mixup,
         cutmix=config.cutmix,
         ema=config.ema,
@@ -252,7 +263,12 @@ def _content(
 
 def _open_test(test: GivenData, config: DistillConfig, teacher: Model) -> Pool:
     data = open_pool(
-        [test], image_size=teacher.image_size, channels=teacher.channels, classes=config.classes, bits=config.bits
+        [test],
+        image_size=teacher.image_size,
+        channels=teacher.channels,
+        classes=config.classes,
+        bits=config.bits,
+        frame=teacher.frame,
     )
     check_labels(data, teacher.classes)
     return data

@@ -88,6 +88,7 @@ def _request(prepared: Distillation) -> dict[str, Any]:
         "architecture": student.architecture,
         "normalize": student.normalize,
         "image_size": student.image_size,
+        **student.frame.describe(),
         "classes": student.classes,
         "channels": student.channels,
     }

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dfkd.data.images.augment import crop, crop_and_flip, enlarge, mix
+from dfkd.data.images.augment import crop, crop_and_flip, enlarge, jitter, mix
 from dfkd.distill.distributions import TEMPERATURE, kl_of_each
 from dfkd.distill.init.reconstruct import images_for, reconstruct
 from dfkd.distill.objective import Objective
@@ -45,6 +45,7 @@ class Plan(Pace):
     crop_padding: int
     crop_area: float
     flip: bool
+    color_jitter: float | None
     mixup: float
     cutmix: float
     ema: float
@@ -68,10 +69,11 @@ class Trainer:
         counted: Counted | None = None,
         fit_on: Source | None = None,
         record: Callable[[], TeacherViews] | None = None,
+        cropped: bool = False,
     ) -> None:
         """`counted` counts the teacher's answers to losses themselves. Before the first step the student's layers are
         fitted to the teacher's on some images of `fit_on`; `record` has the teacher answer beforehand, and the student
-        then learns from these answers alone.
+        then learns from these answers alone. `cropped`: the source's images are random crops already.
         """
         self.teacher, self.student, self.source = teacher, student, source
         self.counted = counted or Counted(teacher.answer)
@@ -82,6 +84,7 @@ class Trainer:
         if plan.ema:  # the losses' own parameters too: some end up in the student
             self.average = Average([*tensors_of(student.module).values(), *objective.parameters()], plan.ema)
         self._sampler, self._record = fit_on, record
+        self._area = 1.0 if cropped else plan.crop_area
         self._fitted_on = images_for(teacher.model.image_size or 1) if fit_on is not None else 0
         self._compute: Compute = self._loss
         self.recorded: TeacherViews | None = None
@@ -149,8 +152,13 @@ class Trainer:
         """
         plan, part = self.plan, batch.share
         pixels = batch.pixels.to(self.place.device, non_blocking=True)
-        view = self.teacher.preprocess(crop_and_flip(pixels, plan.crop_padding, plan.flip, self.generator, part))
-        view = enlarge(view, plan.crop_area, self.generator, part)
+        pixels = crop_and_flip(pixels, plan.crop_padding, plan.flip, self.generator, part)
+        if plan.color_jitter:
+            images = jitter(pixels.permute(0, 3, 1, 2) / 255, plan.color_jitter, self.generator, part)
+            view = self.teacher.model.preprocess.normalized(images)
+        else:
+            view = self.teacher.preprocess(pixels)
+        view = enlarge(view, self._area, self.generator, part)
         if part is None or not (plan.mixup or plan.cutmix):
             return mix(view, plan.mixup, plan.cutmix, self.generator)
         return mix(whole(view, part.of), plan.mixup, plan.cutmix, self.generator)[part.rows]

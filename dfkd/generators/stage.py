@@ -191,7 +191,7 @@ def _prepare(config: GenerateConfig, teacher_given: GivenModel, student_given: G
     place = resolve_place(config.device, config.precision)
     opened = (*config.samples, *((config.fill,) if config.fill is not None else ()))
     selections = open_selections(opened, config.normalize, config.image_size)
-    teacher = open_teacher(teacher_given, opened, selections, config.normalize, config.image_size)
+    teacher = open_teacher(teacher_given, opened, selections, config)
     samples = selections[: len(config.samples)]
     held = np.array(selections[-1].manifest.per_class) if config.fill is not None else None
     quota = Quota(config.count or DEFAULT_COUNT) if held is None else _lacking(config, held)

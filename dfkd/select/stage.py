@@ -14,6 +14,7 @@ from torch import nn
 
 from dfkd.config import SelectConfig
 from dfkd.data import Pool, open_pool
+from dfkd.data.images.frame import PHOTO_FORMAT
 from dfkd.data.locate import GivenData
 from dfkd.formats.manifest import MANIFEST
 from dfkd.models.classifier import Classifier, examine
@@ -89,7 +90,13 @@ def select(config: SelectConfig, teacher: GivenModel, pool: Sequence[GivenData])
 def _resolve(config: SelectConfig, method: Component, teacher: GivenModel, data: Sequence[GivenData]) -> Request:
     """Open and check everything."""
     place = resolve_place(config.device, config.precision)
-    model = load_trained(teacher, normalize=config.normalize, image_size=config.image_size)
+    model = load_trained(
+        teacher,
+        normalize=config.normalize,
+        image_size=config.image_size,
+        crop_pct=config.crop_pct,
+        interpolation=config.interpolation,
+    )
     if config.method == AUTO:
         config = replace(config, method=_default_method(config, model))
         method = check(config)
@@ -97,7 +104,7 @@ def _resolve(config: SelectConfig, method: Component, teacher: GivenModel, data:
         why = f"--method {config.method} says it" if says is not None else f"--method {method.name} has none"
         say(f"note: --gamma {config.gamma:g} changes nothing: {why}")
     config = _with_defaults(config, method)
-    pool = open_pool(data, image_size=model.image_size, channels=model.channels, bits=config.bits)
+    pool = open_pool(data, image_size=model.image_size, channels=model.channels, bits=config.bits, frame=model.frame)
     say(
         f"teacher {model.spec}: {model.classes} classes, input {pool.image_size} pixels, {model.channels} channels, "
         f"normalize {model.normalize}, {place.dtype} on {place.device}; pool: {len(pool):,} images"
@@ -158,9 +165,19 @@ def _with_defaults(config: SelectConfig, method: Component) -> SelectConfig:
 def _scoring_request(config: SelectConfig, model: Model, pool: Pool, place: Place) -> dict[str, Any]:
     return {
         "teacher": model.fingerprint(),
-        "preprocess": {"normalize": model.normalize, "image_size": pool.image_size, "channels": model.channels},
+        "preprocess": {
+            "normalize": model.normalize,
+            "image_size": pool.image_size,
+            "channels": model.channels,
+            **pool.frame.describe(),
+        },
         "pool": pool.identity,
-        "compute": {**place.describe(), "batch_size": config.batch_size, "score_format": SCORE_FORMAT},
+        "compute": {
+            **place.describe(),
+            "batch_size": config.batch_size,
+            "score_format": SCORE_FORMAT,
+            **({"photo_format": PHOTO_FORMAT} if pool.encoded else {}),
+        },
         "versions": versions("torch", "torchvision", "numpy", "pillow"),
     }
 

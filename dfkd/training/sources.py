@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from dfkd.data.images.frame import Crops, Window
 from dfkd.formats.shards import Shards
 from dfkd.models.features.outputs import Outputs
 from dfkd.system.errors import RequestError
@@ -128,9 +129,18 @@ class ShardSource(Still):
     follows the student: then this one decides it.
     """
 
-    def __init__(self, selections: Sequence[Shards], order: Order, resident: "Resident | None" = None) -> None:
-        """With `resident`, pixels are kept on its device from the first time that they are learnt from."""
-        self._selections, self._order, self._position = list(selections), order, 0
+    def __init__(
+        self,
+        selections: Sequence[Shards],
+        order: Order,
+        resident: "Resident | None" = None,
+        crops: Crops | None = None,
+    ) -> None:
+        """With `resident`, pixels are kept on its device from the first time that they are learnt from.
+
+        With `crops`, every image is a random window of its file.
+        """
+        self._selections, self._order, self._position, self._crops = list(selections), order, 0, crops
         self._following = order if isinstance(order, Following) else None
         self._starts, self._resident = np.cumsum([0, *map(len, selections)]), resident
         ahead = any(shards.encoded for shards in selections) and not self.follows
@@ -194,8 +204,12 @@ class ShardSource(Still):
             rows = self._order.rows(position, count)
         self._check(rows, count)
         own = rows if share is None else rows[share.rows]
-        pixels = torch.from_numpy(self._pixels(own)) if self._resident is None else self._resident(own, self._pixels)
-        return pixels, torch.from_numpy(rows)
+        if self._resident is not None:
+            return self._resident(own, self._pixels), torch.from_numpy(rows)
+        windows = None if self._crops is None else self._crops.at(position, count)
+        if windows is not None and share is not None:
+            windows = windows[share.rows]
+        return torch.from_numpy(self._pixels(own, windows)), torch.from_numpy(rows)
 
     def _check(self, rows: object, count: int) -> None:
         """Raises: RequestError for what an order of one's own gives instead of rows."""
@@ -205,14 +219,17 @@ class ShardSource(Still):
                 f"the order of batches gives other than {count} whole numbers from 0 to {self.images - 1} as rows"
             )
 
-    def _pixels(self, rows: Int[np.ndarray, " batch"]) -> UInt8[np.ndarray, "batch height width channels"]:
+    def _pixels(
+        self, rows: Int[np.ndarray, " batch"], windows: Sequence[Window] | None = None
+    ) -> UInt8[np.ndarray, "batch height width channels"]:
         if not len(rows):  # of a mixture, whose share has none of this source
             return self._selections[0].pixels(rows)
         which = np.searchsorted(self._starts, rows, side="right") - 1
         parts = []
         for number in np.unique(which):
             where = np.flatnonzero(which == number)
-            parts.append((where, self._selections[number].pixels(rows[where] - self._starts[number])))
+            given = () if windows is None else ([windows[i] for i in where.tolist()],)
+            parts.append((where, self._selections[number].pixels(rows[where] - self._starts[number], *given)))
         if len(parts) == 1:
             return parts[0][1]
         out = np.empty((len(rows), *parts[0][1].shape[1:]), dtype=np.uint8)

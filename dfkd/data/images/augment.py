@@ -85,6 +85,32 @@ def enlarge(
     return found.contiguous(memory_format=torch.channels_last)
 
 
+def jitter(
+    images: Float[Tensor, "batch channels height width"],
+    strength: float,
+    generator: torch.Generator,
+    share: Share | None = None,
+) -> Float[Tensor, "batch channels height width"]:
+    """Images in [0, 1] of other brightness, contrast and, in color, saturation.
+
+    `share` as in `crop_and_flip`.
+
+    Each factor is uniform from 1 - `strength` to 1 + `strength` for every image. torchvision's ColorJitter has a random
+    order of the three; here it is this one. The luma is that of ITU-R 601.
+    """
+    channels, share = images.shape[1], share or all_of(len(images))
+    factors = torch.empty(3, share.of, device=images.device).uniform_(1 - strength, 1 + strength, generator=generator)
+    brightness, contrast, saturation = factors[:, share.rows, None, None, None].unbind()
+    weights = images.new_tensor([0.299, 0.587, 0.114] if channels == 3 else [1 / channels] * channels)
+
+    def luma(images: Tensor) -> Tensor:
+        return (images * weights[:, None, None]).sum(dim=1, keepdim=True)
+
+    images = (images * brightness).clamp(0, 1)
+    images = torch.lerp(luma(images).mean(dim=(2, 3), keepdim=True), images, contrast).clamp(0, 1)
+    return torch.lerp(luma(images), images, saturation).clamp(0, 1) if channels == 3 else images
+
+
 def mix(
     view: Float[Tensor, "batch channels height width"], mixup: float, cutmix: float, generator: torch.Generator
 ) -> Float[Tensor, "batch channels height width"]:
