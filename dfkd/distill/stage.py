@@ -26,6 +26,7 @@ from dfkd.system.locks import once
 from dfkd.system.memory import forget_peak_memory, peak_memory_bytes
 from dfkd.system.portable import portable
 from dfkd.training.evaluate import Measures, measure
+from dfkd.training.log import check_loggers, logged
 from dfkd.training.loop import train
 
 
@@ -54,6 +55,7 @@ def distill(
 
 def check(config: DistillConfig) -> None:
     """Refuse what can be refused before any work."""
+    check_loggers(config.log)
     check_request(config, config.student)
 
 
@@ -64,10 +66,14 @@ def _train(prepared: Distillation, folder: Run) -> dict[str, Any]:
         first = prepared.selections[0]
         pixels = torch.from_numpy(first.pixels(np.arange(min(CHECKED_IMAGES, len(first)))))
         examine_pixels(prepared.trainer.teacher, pixels)
-    train(prepared.trainer, folder)
-    prepared.trainer.finish()
-    result = _result(prepared)
-    folder.finish(state_to_write(prepared.student.module), result)
+    config, trainer = prepared.config, prepared.trainer
+    pace, options = (trainer.plan.steps, config.log_every), portable(asdict(config))
+    with logged(config.log, folder, folder.folder, options, pace, trainer.pictures) as log:
+        train(trainer, folder)
+        trainer.finish()
+        result = _result(prepared)
+        folder.finish(state_to_write(prepared.student.module), result)
+        log.result(result)
     return result
 
 
@@ -128,6 +134,7 @@ def _figures(prepared: Distillation) -> dict[str, Any]:
         "test_images": measures and measures.images,
         "calibration_error": measures and measures.calibration_error,
         "per_class": measures and measures.per_class,
+        "teacher_per_class": measures and measures.teacher_per_class,
         "test_fingerprint": prepared.test_fingerprint,
     }
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -27,6 +28,7 @@ from dfkd.system.errors import RequestError
 from dfkd.system.foreign import Foreign, is_theirs
 from dfkd.training.bn_reestimate import batch_norms, reestimate
 from dfkd.training.ema import Average
+from dfkd.training.log import SHOWN
 from dfkd.training.loop import Pace, check_weights, joined
 from dfkd.training.optim import learning_rate, set_rate
 from dfkd.training.sources import Batch, Source
@@ -82,6 +84,8 @@ class Trainer:
         self.recorded: TeacherViews | None = None
         """Where the teacher answers beforehand: the views to learn on, and those answers, once there are some."""
         self.step, self.seconds = 0, 0.0
+        self.batch: Batch | None = None
+        """That of the last step."""
 
     @property
     def hint(self) -> str:
@@ -191,7 +195,7 @@ class Trainer:
         learned = self.source.update(self.judge)
         rate = learning_rate(self.step, plan.steps, plan.lr, plan.warmup)
         set_rate(self.optimizer, rate)
-        batch = self.source.sample(plan.batch_size)
+        batch = self.batch = self.source.sample(plan.batch_size)
         view, theirs = self.lesson(batch)
         ours = self.answer(view)
         total, values = self.objective(ours, theirs)
@@ -212,6 +216,13 @@ class Trainer:
     def tell(self, row: Mapping[str, float]) -> str:
         """What the progress bar says."""
         return f"loss {row['loss']:.4f}, agreement {row['agreement']:.3f}"
+
+    def pictures(self) -> dict[str, np.ndarray]:
+        """Images of the last batch, for a log: of the selections, or of a generator that learns along."""
+        if self.batch is None:
+            return {}
+        name = "generated" if self.source.images is None else "batch"
+        return {name: self.batch.pixels[:SHOWN].cpu().numpy()}
 
     def learnt(self) -> Iterable[Mapping[str, Any]]:
         """The state that has to stay finite."""

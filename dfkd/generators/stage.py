@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ from torch import Tensor
 
 from dfkd.config import GenerateConfig
 from dfkd.formats.manifest import MANIFEST
-from dfkd.formats.run_folder import CHECKPOINT, Progress
+from dfkd.formats.run_folder import CHECKPOINT, LOGS, Progress
 from dfkd.formats.run_records import Checkpoint
 from dfkd.formats.shards import Shards
-from dfkd.generators.base import Method, checked_terms, method_code
+from dfkd.generators.base import Method, checked_terms, method_code, quantize
 from dfkd.generators.build import build, choose, method_class
 from dfkd.generators.health import Health
 from dfkd.generators.pictures import BLOCK, GeneratedPictures
@@ -37,6 +37,7 @@ from dfkd.system.locks import locked, once
 from dfkd.system.portable import portable
 from dfkd.system.text import LISTED_CLASSES, inspect_command, of_classes
 from dfkd.system.versions import versions
+from dfkd.training.log import SHOWN, check_loggers, logged
 from dfkd.training.loop import Pace, joined, train
 from dfkd.training.selections import open_selections, open_teacher, real_images
 from dfkd.training.sources import Student
@@ -88,6 +89,7 @@ def generate(config: GenerateConfig, teacher: GivenModel, student: GivenModel | 
 
 def check(config: GenerateConfig) -> Component:
     """Refuse what can be refused before any work. Returns the method."""
+    check_loggers(config.log)
     return choose(config.method)
 
 
@@ -102,8 +104,11 @@ def _make(prepared: Generation, out: Path) -> Selected:
         enough = method.updates_for(_needed(prepared))
     steps = config.steps or enough
     maker = Maker(method, prepared, Pace(steps, config.batch_size, config.checkpoint_every, config.log_every))
-    train(maker, Progress(partial, f"; delete {partial}, and it starts anew"))
-    selected = _collect(prepared, method)
+    record, options = Progress(partial, f"; delete {partial}, and it starts anew"), portable(asdict(config))
+    with logged(config.log, record, out, options, (steps, config.log_every), maker.pictures) as log:
+        train(maker, record)
+        selected = _collect(prepared, method)
+        log.result({"images": len(selected.choice.indices), **selected.cost, "seconds": round(maker.seconds, 3)})
     write(partial, out, selected)
     return selected
 
@@ -112,6 +117,7 @@ def _forget(partial: Path) -> None:
     """Remove another request's checkpoint, also one that a kill has left half replaced."""
     for folder in partial.glob(f"{CHECKPOINT}*"):
         shutil.rmtree(folder)
+    shutil.rmtree(partial / LOGS, ignore_errors=True)
 
 
 class Maker:
@@ -150,6 +156,11 @@ class Maker:
     def tell(self, row: Mapping[str, float]) -> str:
         """The terms of the method."""
         return ", ".join(f"{name} {value:.3f}" for name, value in [*row.items()][:3])
+
+    def pictures(self) -> dict[str, np.ndarray]:
+        """Images of the last look at it, for a log."""
+        seen = self._health.images
+        return {} if seen is None else {"generated": quantize(seen[:SHOWN]).cpu().numpy()}
 
     def learnt(self) -> Iterable[Mapping[str, Any]]:
         """The method's networks."""
