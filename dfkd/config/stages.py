@@ -8,6 +8,7 @@ from dfkd.system.limits import SHARE
 
 Interpolation = Literal["bilinear", "bicubic"]
 Precision = Literal["auto", "bf16", "fp32"]
+Logger = Literal["tensorboard", "wandb", "mlflow"]
 
 _MODEL = "MODEL: NAME[:key=value,...][@WEIGHTS], a RUN folder or a .pt2 file."
 _CLASSES = (
@@ -216,6 +217,14 @@ class GenerateConfig(ModelConfig):
     batch_size: int = option("Images per step of the method.", "training", default=128, least=1, shared=False)
     checkpoint_every: int = option("Steps between checkpoints.", "output", default=500, least=1, role="none")
     log_every: int = option("Steps between rows of metrics.jsonl.", "output", default=50, least=1, role="none")
+    log: tuple[Logger, ...] = option(
+        "Also log to tensorboard, wandb or mlflow (docs/reference.md#logs).",
+        "output",
+        default=(),
+        role="none",
+        shown=False,
+        stored=False,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -391,6 +400,14 @@ class DistillConfig(ModelConfig):
     )
     log_every: int = option(
         "Steps between rows of metrics.jsonl.", "output", default=50, least=1, role="none", shown=False
+    )
+    log: tuple[Logger, ...] = option(
+        "Also log to tensorboard, wandb or mlflow (docs/reference.md#logs).",
+        "output",
+        default=(),
+        role="none",
+        shown=False,
+        stored=False,
     )
     name: str | None = option(
         "Row of the run in `dfkd compare`. Runs of one name are its seeds. Default: made from method and losses.",

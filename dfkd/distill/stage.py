@@ -27,6 +27,7 @@ from dfkd.system.locks import once
 from dfkd.system.memory import forget_peak_memory, peak_memory_bytes
 from dfkd.system.portable import portable
 from dfkd.training.evaluate import Measures, measure
+from dfkd.training.log import Log, check_loggers, logged
 from dfkd.training.loop import train
 
 
@@ -55,6 +56,7 @@ def distill(
 
 def check(config: DistillConfig) -> None:
     """Refuse what can be refused before any work."""
+    check_loggers(config.log)
     check_request(config, config.student)
 
 
@@ -65,16 +67,20 @@ def _train(prepared: Distillation, folder: Run) -> dict[str, Any]:
         first = prepared.selections[0]
         pixels = torch.from_numpy(first.pixels(np.arange(min(CHECKED_IMAGES, len(first)))))
         examine_pixels(prepared.trainer.teacher, pixels)
-    train(prepared.trainer, folder)
-    prepared.trainer.finish()
-    processes = ranks.count()
-    return ranks.from_first(lambda: _finish(prepared, folder, processes))
+    config, trainer, processes = prepared.config, prepared.trainer, ranks.count()
+    pace, options = (trainer.plan.steps, config.log_every), portable(asdict(config))
+    loggers = config.log if ranks.first() else ()
+    with logged(loggers, folder, folder.folder, options, pace, trainer.pictures) as log:
+        train(trainer, folder)
+        trainer.finish()
+        return ranks.from_first(lambda: _finish(prepared, folder, processes, log))
 
 
-def _finish(prepared: Distillation, folder: Run, processes: int) -> dict[str, Any]:
+def _finish(prepared: Distillation, folder: Run, processes: int, log: Log) -> dict[str, Any]:
     """Measure the student and write it, with the result."""
     result = _result(prepared) | ({"processes": processes} if processes > 1 else {})
     folder.finish(state_to_write(prepared.student.module), result)
+    log.result(result)
     return result
 
 
@@ -138,6 +144,7 @@ def _figures(prepared: Distillation) -> dict[str, Any]:
         "test_images": measures and measures.images,
         "calibration_error": measures and measures.calibration_error,
         "per_class": measures and measures.per_class,
+        "teacher_per_class": measures and measures.teacher_per_class,
         "test_fingerprint": prepared.test_fingerprint,
     }
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -31,6 +32,7 @@ from dfkd.system.shares import own_random, share, weight, whole
 from dfkd.training.bn_reestimate import batch_norms, reestimate
 from dfkd.training.data_parallel import Compute, data_parallel
 from dfkd.training.ema import Average
+from dfkd.training.log import SHOWN
 from dfkd.training.loop import Pace, check_weights, joined
 from dfkd.training.optim import learning_rate, set_rate
 from dfkd.training.sources import Batch, Source
@@ -90,6 +92,8 @@ class Trainer:
         self.recorded: TeacherViews | None = None
         """Where the teacher answers beforehand: the views to learn on, and those answers, once there are some."""
         self.step, self.seconds = 0, 0.0
+        self.batch: Batch | None = None
+        """That of the last step."""
 
     @property
     def hint(self) -> str:
@@ -225,7 +229,7 @@ class Trainer:
         learned = self.source.update(self.judge)
         rate = learning_rate(self.step, plan.steps, plan.lr, plan.warmup)
         set_rate(self.optimizer, rate)
-        batch = self.source.sample(plan.batch_size, share(plan.batch_size) if ranks.count() > 1 else None)
+        batch = self.batch = self.source.sample(plan.batch_size, share(plan.batch_size) if ranks.count() > 1 else None)
         view, theirs = self.lesson(batch)
         total, (ours, values) = self._compute(view, theirs)
         if not total.requires_grad:
@@ -248,6 +252,13 @@ class Trainer:
     def tell(self, row: Mapping[str, float]) -> str:
         """What the progress bar says."""
         return f"loss {row['loss']:.4f}, agreement {row['agreement']:.3f}"
+
+    def pictures(self) -> dict[str, np.ndarray]:
+        """Images of the last batch, for a log: of the selections, or of a generator that learns along."""
+        if self.batch is None:
+            return {}
+        name = "generated" if self.source.images is None else "batch"
+        return {name: self.batch.pixels[:SHOWN].cpu().numpy()}
 
     def learnt(self) -> Iterable[Mapping[str, Any]]:
         """The state that has to stay finite."""

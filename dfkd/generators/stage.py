@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ from torch import Tensor
 from dfkd.config import GenerateConfig
 from dfkd.config.tables import differences
 from dfkd.formats.manifest import MANIFEST
-from dfkd.formats.run_folder import CHECKPOINT, Progress
+from dfkd.formats.run_folder import CHECKPOINT, LOGS, Progress
 from dfkd.formats.run_records import Checkpoint
 from dfkd.formats.shards import Shards
-from dfkd.generators.base import Method, checked_terms, method_code
+from dfkd.generators.base import Method, checked_terms, method_code, quantize
 from dfkd.generators.build import build, choose, method_class
 from dfkd.generators.health import Health
 from dfkd.generators.pictures import BLOCK, GeneratedPictures
@@ -41,6 +41,7 @@ from dfkd.system.portable import portable
 from dfkd.system.shares import check_batch
 from dfkd.system.text import LISTED_CLASSES, inspect_command, of_classes
 from dfkd.system.versions import versions
+from dfkd.training.log import SHOWN, Log, check_loggers, logged
 from dfkd.training.loop import Pace, joined, train
 from dfkd.training.selections import open_selections, open_teacher, real_images
 from dfkd.training.sources import Student
@@ -92,6 +93,7 @@ def generate(config: GenerateConfig, teacher: GivenModel, student: GivenModel | 
 
 def check(config: GenerateConfig) -> Component:
     """Refuse what can be refused before any work. Returns the method."""
+    check_loggers(config.log)
     return choose(config.method)
 
 
@@ -104,8 +106,11 @@ def _make(prepared: Generation, out: Path) -> Selected | None:
         enough = method.updates_for(_needed(prepared))
     steps = config.steps or enough
     maker = Maker(method, prepared, Pace(steps, config.batch_size, config.checkpoint_every, config.log_every))
-    train(maker, Progress(partial, f"; delete {partial}, and it starts anew"))
-    return ranks.on_first(lambda: _write(prepared, method, partial, out))
+    record, options = Progress(partial, f"; delete {partial}, and it starts anew"), portable(asdict(config))
+    loggers = config.log if ranks.first() else ()
+    with logged(loggers, record, out, options, (steps, config.log_every), maker.pictures) as log:
+        train(maker, record)
+        return ranks.on_first(lambda: _write(prepared, maker, partial, out, log))
 
 
 def _begin(prepared: Generation, partial: Path) -> None:
@@ -115,9 +120,10 @@ def _begin(prepared: Generation, partial: Path) -> None:
     restore_folder(partial / CHECKPOINT)
 
 
-def _write(prepared: Generation, method: Method, partial: Path, out: Path) -> Selected:
+def _write(prepared: Generation, maker: "Maker", partial: Path, out: Path, log: Log) -> Selected:
     """Make the images of a method that has learnt, and write them."""
-    selected = _collect(prepared, method)
+    selected = _collect(prepared, maker.method)
+    log.result({"images": len(selected.choice.indices), **selected.cost, "seconds": round(maker.seconds, 3)})
     write(partial, out, selected)
     return selected
 
@@ -126,6 +132,7 @@ def _forget(partial: Path) -> None:
     """Remove another request's checkpoint, also one that a kill has left half replaced."""
     for folder in partial.glob(f"{CHECKPOINT}*"):
         shutil.rmtree(folder)
+    shutil.rmtree(partial / LOGS, ignore_errors=True)
 
 
 class Maker:
@@ -164,6 +171,11 @@ class Maker:
     def tell(self, row: Mapping[str, float]) -> str:
         """The terms of the method."""
         return ", ".join(f"{name} {value:.3f}" for name, value in [*row.items()][:3])
+
+    def pictures(self) -> dict[str, np.ndarray]:
+        """Images of the last look at it, for a log."""
+        seen = self._health.images
+        return {} if seen is None else {"generated": quantize(seen[:SHOWN]).cpu().numpy()}
 
     def learnt(self) -> Iterable[Mapping[str, Any]]:
         """The method's networks."""
