@@ -118,7 +118,7 @@ TABLES = [
     {"title": "ResNet-34 to ResNet-18, one GPU, up to 200 passes over 50,000 images", "files": ["headline"]},
     {"title": "ResNet-34 to ResNet-18, one GPU, 40 passes over 50,000 images", "files": ["headline-short"]},
     {
-        "title": "digits: 5,000 of the demo's 20,000 patches; 400 steps of the defaults",
+        "title": "digits: 5,000 of 20,000 patches of photographs; 400 steps of the defaults",
         "files": ["digits-selection"],
         "rows": {
             "random": "random",

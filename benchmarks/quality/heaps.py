@@ -36,12 +36,11 @@ import torch
 import torch.nn.functional as F
 
 import dfkd
-from dfkd.app import junk
+from dfkd.app import demo, junk
 from dfkd.data import open_pool
 from dfkd.models.load import load_model
 from dfkd.system.console import progress
 from dfkd.system.errors import RequestError
-from dfkd.system.files import replacing
 
 IMAGES, SINGLES = 100_000, 200
 """Images of a pool, and photos that textures are cut out of."""
@@ -56,9 +55,8 @@ STARTS = (junk.text, junk.glyph, junk.screen, junk.gradient, junk.noise)
 
 
 def save(path, **arrays):
-    """Write an .npz file."""
-    with replacing(path) as partial, partial.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+    """Write an .npz file unless it is there."""
+    demo.save(path, lambda: arrays)
     print(path, flush=True)
 
 
@@ -124,7 +122,7 @@ def craft(model, start, target):
 
 def craft_all(model, count, rng):
     """Crafted images [count, 32, 32, 3], evenly of all classes and beginnings."""
-    per_start = np.diff(np.rint(np.linspace(0, count, len(STARTS) + 1)).astype(np.int64))
+    per_start = np.diff(np.rint(np.linspace(0, count, len(STARTS) + 1)).astype(np.int64)).tolist()
     start = np.concatenate([make(rng, n, 32) for make, n in zip(STARTS, per_start, strict=True)])
     pixels, targets = torch.from_numpy(start).permute(0, 3, 1, 2).float(), torch.from_numpy(np.arange(count) % 10)
     with progress("craft", count, "images") as shown:

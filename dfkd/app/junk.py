@@ -9,6 +9,7 @@ import string
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -16,6 +17,8 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 Images: TypeAlias = UInt8[np.ndarray, "images side side 3"]
+Photos: TypeAlias = UInt8[np.ndarray, "photos width width 3"]
+"""Others, of any number and size."""
 Plane: TypeAlias = Float[np.ndarray, "images side side"]
 AT_ONCE = 1_000
 """Images of one kind that are made at once: it bounds the memory."""
@@ -171,12 +174,13 @@ def screen(rng: np.random.Generator, count: int, side: int) -> Images:
     parts += [_box(rng, count, side, 0.1) for _ in range(4)]
     for box in parts:
         shown = _within(side, *box) & (rng.random(count) < 0.8)[:, None, None]
-        out = _blend(shown, _colors(rng, count), out)
+        out = _blend(shown.astype(np.float32), _colors(rng, count), out)
     for _ in range(2):
         box, pitch = _box(rng, count, side, 0.3), _each(rng.integers(2, 6, count))
         dashes = rng.random((count, side, side)) < _each(rng.uniform(0.4, 0.95, count))
         lines = (np.arange(side)[:, None] - box[0]) % pitch < np.maximum(pitch // 2, 1)
-        out = _blend(_within(side, *box) & lines & dashes, _colors(rng, count), out)
+        shown = _within(side, *box) & lines & dashes
+        out = _blend(shown.astype(np.float32), _colors(rng, count), out)
     return _pixels(out)
 
 
@@ -248,7 +252,7 @@ def noise(rng: np.random.Generator, count: int, side: int) -> Images:
 # ---- from photos
 
 
-def texture(photos: Images, rng: np.random.Generator, count: int, side: int) -> Images:
+def texture(photos: Photos, rng: np.random.Generator, count: int, side: int) -> Images:
     """Small windows of photos, enlarged, or repeated as mirrored tiles."""
     which, repeats = rng.integers(len(photos), size=count), _each(rng.integers(1, 5, count))
     size = photos.shape[1]
@@ -309,14 +313,14 @@ COPIES_OF = 40
 class Heap:
     """Images in random order, and what each of them is: for a report, never for a selection."""
 
-    images: Images
+    images: UInt8[np.ndarray, "images side side channels"]
     kind: Int[np.ndarray, " images"]
     """Positions in `KINDS`."""
     original: Int[np.ndarray, " images"]
     """For a near-copy the row of its photo in the heap, for a photo its number among `photos`, else -1."""
 
 
-def heap(photos: Images, singles: Images, count: int, seed: int, characters: str = ALL_CHARACTERS) -> Heap:
+def heap(photos: Images, singles: Photos, count: int, seed: int, characters: str = ALL_CHARACTERS) -> Heap:
     """All `photos` among so much junk that there are `count` images. Textures are cut out of `singles`."""
     side, share = photos.shape[1], count - len(photos)
     ends = len(photos) + np.rint(np.cumsum([0, *JUNK.values()]) / sum(JUNK.values()) * share).astype(np.int64)
@@ -344,3 +348,11 @@ def heap(photos: Images, singles: Images, count: int, seed: int, characters: str
             else:
                 found.images[rows] = makers[kind](rng, len(rows), side)
     return found
+
+
+def kinds_of(scores: Path, kind: Int[np.ndarray, " images"]) -> Int[np.ndarray, " kinds"]:
+    """How many images of each kind are selected, by the `scores.parquet` of a selection from the heap."""
+    import pyarrow.parquet as pq
+
+    selected = pq.read_table(scores, columns=["reason"])["reason"].to_numpy() == "selected"
+    return np.bincount(kind[selected], minlength=len(KINDS))

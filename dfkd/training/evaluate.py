@@ -40,6 +40,8 @@ class Measures:
     agreement: float | None
     """Share of images on which the model and its teacher predict the same class."""
     teacher_top1: float | None
+    teacher_per_class: list[float | None] | None = None
+    """The teacher's top-1 of each class."""
 
 
 def measure(model: Classifier, data: Pool, batch_size: int, teacher: Classifier | None = None) -> Measures:
@@ -82,10 +84,17 @@ def measure(model: Classifier, data: Pool, batch_size: int, teacher: Classifier 
         top1=float(right.mean()),
         top5=float((top5 == labels[:, None]).any(axis=1).mean()),
         calibration_error=calibration_error(confidence, right),
-        per_class=[float(right[labels == k].mean()) if (labels == k).any() else None for k in range(classes)],
+        per_class=_by_class(right, labels, classes),
         agreement=None if taught is None else float((predicted == taught).mean()),
         teacher_top1=None if taught is None else float((taught == labels).mean()),
+        teacher_per_class=None if taught is None else _by_class(taught == labels, labels, classes),
     )
+
+
+def _by_class(
+    right: Bool[np.ndarray, " images"], labels: Int[np.ndarray, " images"], classes: int
+) -> list[float | None]:
+    return [float(right[labels == k].mean()) if (labels == k).any() else None for k in range(classes)]
 
 
 def _named_classes(logits: Float[Tensor, "batch classes"]) -> Int[np.ndarray, " batch"]:
@@ -145,14 +154,33 @@ def evaluate(
     `as_student`: the teacher gets the model's normalization where none is given.
     """
     place = resolve_place(config.device, config.precision)
-    loaded = load_trained(model, "--model", normalize=config.normalize, image_size=config.image_size)
+    loaded = load_trained(
+        model,
+        "--model",
+        normalize=config.normalize,
+        image_size=config.image_size,
+        crop_pct=config.crop_pct,
+        interpolation=config.interpolation,
+    )
     images = open_pool(
-        [data], image_size=loaded.image_size, channels=loaded.channels, classes=config.classes, bits=config.bits
+        [data],
+        image_size=loaded.image_size,
+        channels=loaded.channels,
+        classes=config.classes,
+        bits=config.bits,
+        frame=loaded.frame,
     )
     taught = None
     if teacher is not None:
         normalize = config.normalize or (loaded.normalize if as_student else None)
-        known = load_trained(teacher, normalize=normalize, image_size=images.image_size)
+        frame = loaded.frame  # both see the same images
+        known = load_trained(
+            teacher,
+            normalize=normalize,
+            image_size=images.image_size,
+            crop_pct=frame.crop_pct,
+            interpolation=frame.interpolation,
+        )
         if (known.classes, known.channels) != (loaded.classes, loaded.channels):
             raise RequestError(
                 f"--teacher has {known.classes} classes and {known.channels} channels, --model has "
