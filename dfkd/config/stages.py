@@ -77,7 +77,8 @@ class SelectConfig(ModelConfig):
     )
     out: str = option("Folder of the selection.", "output", role="none", shown=False, stored=False)
     method: str = option(
-        "threshold, random, confidence, entropy, or your own function by its dotted name; NAME:key=value,...",
+        "threshold, statistics, random, confidence, entropy, or your own function by its dotted name; "
+        "NAME:key=value,...",
         "selection",
         default="threshold",
     )
@@ -269,10 +270,16 @@ class DistillConfig(ModelConfig):
         "training",
         default="shuffled",
     )
-    optimizer: Literal["sgd", "adamw"] = option("sgd uses Nesterov momentum 0.9.", "training", default="sgd")
+    optimizer: Literal["auto", "sgd", "adamw"] = option(
+        "sgd uses Nesterov momentum 0.9. auto: adamw if the student has weights of its own and the images are above 64 "
+        "pixels or its classifier is new, else sgd.",
+        "training",
+        default="auto",
+        open=True,
+    )
     lr: float | None = option(
-        "Peak learning rate. Default: 0.002 for adamw; for sgd 0.4, 0.1 with the teacher's layers, or 0.02 without "
-        "BatchNorm.",
+        "Peak learning rate. Default: for adamw 0.002, or 0.0005 where auto chose it; for sgd 0.4, 0.1 with the "
+        "teacher's layers, or 0.02 without BatchNorm.",
         "training",
         default=None,
         least=0,

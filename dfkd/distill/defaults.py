@@ -3,6 +3,7 @@
 from typing import Literal
 
 import torch
+from torch import nn
 
 from dfkd.config import DistillConfig
 from dfkd.data.pool import ENCODED_ABOVE
@@ -10,6 +11,7 @@ from dfkd.distill.init.inherit import heir
 from dfkd.models.features.find_taps import find_taps
 from dfkd.models.features.taps import in_group
 from dfkd.models.load import Model
+from dfkd.models.own import GivenModel
 from dfkd.system.errors import RequestError
 
 
@@ -35,6 +37,21 @@ def default_losses(config: DistillConfig, teacher: Model, student: Model) -> tup
 def default_init(teacher: Model, student: Model) -> Literal["none", "teacher"]:
     """What docs/results.md supports: the teacher's layers, where they make a whole student."""
     return "teacher" if heir(student, teacher) and student.has_weights is False else "none"
+
+
+def begins_trained(student: Model, given: GivenModel, init: str) -> bool:
+    """Whether the student is to be fine-tuned: it has weights of its own, and they are not for small images.
+
+    Up to 64 pixels the rates of docs/results.md hold, unless the classifier is new. A module that is at hand, and code
+    that loads weights unasked, is trained if its normalization layers are no longer as they began.
+    """
+    if init == "teacher" or not ((student.image_size or 0) > ENCODED_ABOVE or student.new_classifier):
+        return False
+    if isinstance(given, str) and student.has_weights is not None:
+        return student.has_weights
+    norms = nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm
+    layers = [layer for layer in student.module.modules() if isinstance(layer, norms)]
+    return any(layer.weight is not None and len(layer.weight.unique()) > 1 for layer in layers)
 
 
 def example_of(teacher: Model) -> torch.Tensor:

@@ -14,7 +14,7 @@ from dfkd.data.labels import ClassNames
 from dfkd.data.locate import GivenData
 from dfkd.distill import supply
 from dfkd.distill.assemble import assemble
-from dfkd.distill.defaults import default_init, default_losses
+from dfkd.distill.defaults import begins_trained, default_init, default_losses
 from dfkd.distill.init.inherit import heir, inherit, twins
 from dfkd.distill.objective import Objective, build_objective
 from dfkd.distill.trainer import Plan, Trainer
@@ -95,7 +95,12 @@ def prepare(
         _inherit(student, teacher)
     if config.reestimate and not batch_norms(student.module):
         raise RequestError(f"--reestimate {config.reestimate} changes nothing: the student has no BatchNorm statistics")
-    plan = _plan(config, selections, student)
+    trained = begins_trained(student, student_given, config.init)
+    if config.optimizer == "auto":
+        config = replace(config, optimizer="adamw" if trained else "sgd")
+        if trained:
+            say("optimizer: adamw, the default for a student that begins trained")
+    plan = _plan(config, selections, student, trained)
     for name, steps in objective.preparation.items():
         if steps >= plan.steps:
             raise RequestError(
@@ -166,6 +171,7 @@ def _load_student(config: DistillConfig, given: GivenModel, teacher: Model) -> M
         image_size=teacher.image_size,
         classes=teacher.classes,
         channels=teacher.channels,
+        new_classifier=True,
     )
 
 
@@ -177,7 +183,7 @@ def _inherit(student: Model, teacher: Model) -> None:
         raise RequestError(f"{option}: {error}") from None
 
 
-def _plan(config: DistillConfig, selections: Sequence[Shards], student: Model) -> Plan:
+def _plan(config: DistillConfig, selections: Sequence[Shards], student: Model, trained: bool) -> Plan:
     images = sum(map(len, selections))
     steps = config.steps or DEFAULT_STEPS
     if config.epochs is not None:
@@ -185,7 +191,7 @@ def _plan(config: DistillConfig, selections: Sequence[Shards], student: Model) -
     return Plan(
         steps=steps,
         batch_size=config.batch_size,
-        lr=default_rate(config.optimizer, student.module, config.init) if config.lr is None else config.lr,
+        lr=config.lr if config.lr is not None else default_rate(config.optimizer, student.module, config.init, trained),
         warmup=SCHEDULE_WARMUP[config.schedule] if config.warmup is None else config.warmup,
         crop_padding=(student.image_size or 0) // 8 if config.crop_padding is None else config.crop_padding,
         crop_area=config.crop_area,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dfkd.formats.run_records import CONFIG, WEIGHTS, finished_weights, read_request
 from dfkd.models import DEFAULT_IMAGE_SIZE
 from dfkd.models.expected import NOTES, from_program, from_safetensors, from_timm
+from dfkd.models.new_classifier import WEIGHT_OPTIONS, keep_layers, loads_weights
 from dfkd.models.program import check_evaluates, check_program
 from dfkd.models.state import fit_prefix, tensors_of
 from dfkd.models.weights import load_state, load_weights, names_weights, read_state_dict, require_file
@@ -48,12 +49,16 @@ class Found:
     has_weights: bool | None = True
     may_bring_weights: bool = False
     """Whether the constructor is code that may load weights unasked."""
+    new_layers: tuple[str, ...] = ()
+    """The classifiers, where the weights are of another class count."""
     spelling: Mapping[str, str] = field(default_factory=dict)
     """The `$NAME` that a run has written in its architecture, by the path that was filled in."""
 
 
-def find_model(text: str, classes: int | None, channels: int | None) -> Found:
+def find_model(text: str, classes: int | None, channels: int | None, new_classifier: bool = False) -> Found:
     """Read or build it. Counts that neither the text nor the weights say are those given, of a student's teacher.
+
+    With `new_classifier` the layers of weights with another class count are kept, and the classifier is new.
 
     Raises: RequestError as `dfkd.models.load.load_model`.
     """
@@ -68,7 +73,7 @@ def find_model(text: str, classes: int | None, channels: int | None) -> Found:
         raise RequestError(f"{text!r} names weights without their architecture: NAME[:key=value,...]@{text}")
     if "/" in text.partition("@")[0].partition(":")[0]:
         raise RequestError(f"{text!r} is not a finished RUN (no {CONFIG} there), nor a .pt2 file, nor a model's name")
-    return _from_name(text, classes, channels)
+    return _from_name(text, classes, channels, new_classifier)
 
 
 def check_name(text: str) -> None:
@@ -148,7 +153,7 @@ def _from_export(path: Path) -> Found:
     )
 
 
-def _from_name(text: str, classes: int | None, channels: int | None) -> Found:
+def _from_name(text: str, classes: int | None, channels: int | None, new_classifier: bool = False) -> Found:
     architecture, at, weights = text.partition("@")
     if at and not weights:
         raise RequestError(f"{text!r} names no weights after the @")
@@ -160,16 +165,26 @@ def _from_name(text: str, classes: int | None, channels: int | None) -> Found:
         model = replace(model, named=replace(model.named, name=model.target.__name__))
     class_key, channel_key = _count_keys(model)
     teachers = {key: n for key, n in ((class_key, classes), (channel_key, channels)) if key and n is not None}
-    used = model.preset(**teachers)
-    module = _construct(used)
+    used, new = model.preset(**teachers), []
+    renews = new_classifier and class_key is not None and classes is not None
+    if renews and loads_weights(used.options):
+        module = _construct(used.without(*WEIGHT_OPTIONS))  # first: the seed decides its new layers
+        new = keep_layers(module, _construct(used.without(class_key or "")))
+    else:
+        module = _construct(used)
     if weights:
         path = user_path(weights)
         state = read_state_dict(path, module)
         seen = _counts_in(fit_prefix(state, module), module, class_key, channel_key)
-        if seen.keys() - model.options.keys():
-            used = used.set(**(seen | dict(model.options)))
-            module = _construct(used)
-        load_state(module, state, path)
+        other, loaded = used.set(**(seen | dict(model.options))), module
+        if renews and class_key in seen.keys() - model.options.keys():
+            loaded = _construct(other)
+        elif seen.keys() - model.options.keys():
+            used = other
+            loaded = module = _construct(used)
+        load_state(loaded, state, path)
+        if loaded is not module:
+            new = keep_layers(module, loaded)
     stored = from_safetensors(path) if weights else None
     spec = model.text + (f"@{Path(weights).name}" if weights else "")
     size = made_for(model.target, used.options, module)
@@ -186,6 +201,7 @@ def _from_name(text: str, classes: int | None, channels: int | None) -> Found:
         code=model.code,
         has_weights=True if weights else None if model.is_own else False,
         may_bring_weights=model.target.__module__.partition(".")[0] not in _KNOWN_PACKAGES,
+        new_layers=tuple(new),
     )
 
 

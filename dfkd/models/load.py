@@ -13,7 +13,9 @@ from dfkd.models import DEFAULT_IMAGE_SIZE
 from dfkd.models.expected import size_option
 from dfkd.models.features.taps import network_code, run_network
 from dfkd.models.find import Found, find_model
+from dfkd.models.health import are_probabilities
 from dfkd.models.logits import Member, find_member, members
+from dfkd.models.new_classifier import WEIGHT_OPTIONS, loads_weights
 from dfkd.models.own import GivenModel
 from dfkd.models.state import tensors_of
 from dfkd.system.console import say
@@ -26,7 +28,6 @@ DEFAULT_NORMALIZE = "imagenet"
 _PROBE_SIZES = (DEFAULT_IMAGE_SIZE, 64, 224)
 _ON_SIZES = re.compile(r"(?i)size(?!.*to have \d+ channels)|shape|height|width|resolution|dimension")
 _SETS_SIZE = "(--image-size sets the size)"
-_WEIGHT_OPTIONS = {"weights", "weights_backbone", "pretrained", "checkpoint_path"}  # they decide no shape
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Model:
     """False where a bare name has no weights; None where a dotted name, or an option like weights=none, gives none."""
     may_bring_weights: bool = False
     """Whether the constructor is code that may load weights unasked."""
+    new_classifier: bool = False
+    """Whether its weights were of another class count, so that its classifier has none."""
 
     def fingerprint(self) -> dict[str, str]:
         """What decides the outputs: the architecture, and a SHA-256 of the state's names, types, shapes and bytes."""
@@ -67,10 +70,16 @@ class Model:
 
 
 def load_trained(
-    text: GivenModel, option: str = "--teacher", *, normalize: str | None, image_size: int | None, **known: int
+    text: GivenModel,
+    option: str = "--teacher",
+    *,
+    normalize: str | None,
+    image_size: int | None,
+    classes: int | None = None,
+    channels: int | None = None,
 ) -> Model:
     """`load_model` for a model that is to answer, under its option. Raises: RequestError also without weights."""
-    model = load_model(text, normalize=normalize, image_size=image_size, **known)
+    model = load_model(text, normalize=normalize, image_size=image_size, classes=classes, channels=channels)
     if not model.has_weights and model.may_bring_weights:
         say(f"note: {option} {model.spec} names no weights: unless its own code loads some, it answers at random")
     elif not model.has_weights:
@@ -85,10 +94,12 @@ def load_model(
     image_size: int | None = None,
     classes: int | None = None,
     channels: int | None = None,
+    new_classifier: bool = False,
 ) -> Model:
     """The model that a MODEL text names, or that is at hand.
 
-    `classes` and `channels` are the teacher's, given where this is its student.
+    `classes` and `channels` are the teacher's, given where this is its student. With `new_classifier` weights may be of
+    another class count: the classifier is then new.
 
     Class and channel counts come from the text, else from the weights' shapes, else from the teacher, else they are
     the constructor's. `image_size` is the given one, else the RUN's, else what the architecture is made for.
@@ -97,18 +108,22 @@ def load_model(
     """
     if image_size is not None and image_size < 1:
         raise RequestError(f"--image-size {image_size} is not a number of pixels (1 or more)")
-    found = find_model(text, classes, channels) if isinstance(text, str) else text.found()
+    found = find_model(text, classes, channels, new_classifier) if isinstance(text, str) else text.found()
     size = image_size or found.image_size
     takes, gives = _counts(found, size)
     if channels not in (None, takes):
         fixed = "" if found.channel_key else "; its constructor has no in_channels to change that"
         raise RequestError(f"model {found.spec!r} takes {takes} input channels, the teacher {channels}{fixed}")
     if classes not in (None, gives):
-        raise RequestError(f"model {found.spec!r} has {gives} classes, the teacher {classes}")
+        fixed = "" if found.class_key or found.code is None else "; its constructor has no num_classes to change that"
+        raise RequestError(f"model {found.spec!r} has {gives} classes, the teacher {classes}{fixed}")
+    if found.new_layers:
+        layers = ", ".join(found.new_layers)
+        say(f"note: model {found.spec}: its weights are of other classes; {layers} is new, with {gives} classes")
     normalize = normalize or _own_normalize(found, takes) or DEFAULT_NORMALIZE
     counts = {found.class_key: gives, found.channel_key: takes}
     options = {**found.named.options, **{key: count for key, count in counts.items() if key}}
-    kept = {key: options[key] for key in sorted(options) if key not in _WEIGHT_OPTIONS}
+    kept = {key: options[key] for key in sorted(options) if key not in WEIGHT_OPTIONS}
     return Model(
         spec=portable(found.spec, found.spelling),
         architecture=portable(str(Named(found.named.name, kept)), found.spelling),
@@ -121,6 +136,7 @@ def load_model(
         code=found.code,
         has_weights=_has_weights(found),
         may_bring_weights=found.may_bring_weights,
+        new_classifier=bool(found.new_layers),
     )
 
 
@@ -140,10 +156,9 @@ def _own_normalize(found: Found, channels: int) -> str | None:
 
 def _has_weights(found: Found) -> bool | None:
     """As `Model.has_weights`: those of the MODEL's file, or those that an option of the constructor loads."""
-    loads = [found.named.options[key] for key in found.named.options.keys() & _WEIGHT_OPTIONS]
-    if found.has_weights or any(loads):
+    if found.has_weights or loads_weights(found.named.options):
         return True
-    return None if loads else found.has_weights
+    return None if found.named.options.keys() & WEIGHT_OPTIONS else found.has_weights
 
 
 def _channel_counts(found: Found) -> tuple[int, ...]:
@@ -185,6 +200,9 @@ def _counts(found: Found, image_size: int | None) -> tuple[int, int]:
                 f"model {found.spec!r} returns {list(logits.shape)} for two images, not logits [batch, classes] "
                 "of two classes or more"
             )
+        if are_probabilities(logits):
+            module.register_forward_hook(_logarithms)
+            say(f"note: model {found.spec!r} gives probabilities (softmax); their logarithms are taken as its logits")
         return channels, logits.shape[1]
     _, first = max(refusals.values(), key=lambda refusal: refusal[0])
     raise RequestError(f"model {found.spec!r} cannot take {first}")
@@ -198,6 +216,11 @@ def _copied(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]
 def _flattened(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     """A hook on a network that gives its logits as maps of one pixel."""
     return output.flatten(1)
+
+
+def _logarithms(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """A hook on a network that ends in a softmax: a later one undoes the logarithm."""
+    return output.clamp_min(torch.finfo(output.dtype).tiny).log()
 
 
 def _take_member(found: Found, output: object) -> Tensor:

@@ -128,6 +128,11 @@ class Component:
         """The same with other options, to be checked again."""
         return replace(self, calls_with=None, named=replace(self.named, options={**self.options, **options}))
 
+    def without(self, *keys: str) -> "Component":
+        """The same without some options, to be checked again."""
+        kept = {key: value for key, value in self.options.items() if key not in keys}
+        return replace(self, calls_with=None, named=replace(self.named, options=kept))
+
     def preset(self, **options: Any) -> "Component":
         """The same with `options` that hold where the text does not say otherwise."""
         return replace(self, calls_with=None, named=replace(self.named, options={**options, **self.options}))
