@@ -36,7 +36,7 @@ import torch
 import torch.nn.functional as F
 
 import dfkd
-from dfkd.app import demo, junk
+from dfkd.app import demo, heaps, junk
 from dfkd.data import open_pool
 from dfkd.models.load import load_model
 from dfkd.system.console import progress
@@ -78,10 +78,10 @@ def drawn(photos, *counts, seed):
 def make_heap(out, name, photos, images, seed):
     """Photos among junk."""
     rows, singles = drawn(photos, round(SHARES[name] * images), SINGLES, seed=seed)
-    found = junk.heap(photos.images(rows).pixels, photos.images(singles).pixels, images, seed)
+    found = heaps.heap(photos.images(rows).pixels, photos.images(singles).pixels, images, seed)
     original = found.original.copy()
     original[found.kind == 0] = rows[found.original[found.kind == 0]]
-    save(out / f"{name}-kinds.npz", names=np.array(junk.KINDS), kind=found.kind, original=original)
+    save(out / f"{name}-kinds.npz", names=np.array(heaps.KINDS), kind=found.kind, original=original)
     save(out / f"{name}-photos.npz", images=found.images[found.kind == 0])
     save(out / f"{name}.npz", images=found.images)
 

@@ -4,8 +4,8 @@
 
 POOL is heap-20, heap-2, long-tail or adversarial (heaps.py has made them in DFKD_DATA/heaps), photos (the Tiny-ImageNet
 photos alone), or digits (the demo's heap, made in OUT). All but digits need DFKD_DATA and DFKD_TEACHERS. Of a pool
-10,000 images are selected, of heap-2 and digits 2,000. A ROW is a name of the table `ROWS` below, or any METHOD of
-`dfkd select` with further options behind it:
+10,000 images are selected, of heap-2 and digits 2,000. A ROW is a name of the table `ROWS` below (all methods of
+`dfkd`, `clean`, `dfnd` and two more draws of `threshold`), or any METHOD with further options behind it:
 
     threshold:draw=random+balance=none+gamma=0.3
     my_methods.margin:power=2+deduplicate=0.99
@@ -22,7 +22,7 @@ OUT/POOL/methods.csv gets a line for every run, or for a selection that no run h
 
 methods.json has the command, the date and the machine. Every line that OUT has is in the table, also from earlier
 commands: rows can be measured one by one, an interrupted command goes on, and several can share the work.
---no-training fills all columns but those of the students, in a minute for each row after the first pass of the teacher.
+--no-training fills all columns but those of the students, in some 20 seconds for each row after one pass of the teacher.
 """
 
 import argparse
@@ -47,6 +47,7 @@ from dfkd.app.pipeline_file import read_pipeline
 from dfkd.config.stage_table import stage_of
 from dfkd.data import open_pool
 from dfkd.formats.run_records import RESULT, Result, read_result
+from dfkd.select import methods
 from dfkd.system.device import machine, resolve_place
 from dfkd.system.errors import RequestError
 from dfkd.system.files import replacing, write_json, write_text
@@ -54,11 +55,8 @@ from dfkd.system.text import aligned
 
 ROWS = {
     "clean": "random",  # of the pool's photos alone: what a perfect selection gives
-    "random": "random",
-    "confidence": "confidence",
-    "entropy": "entropy",
+    **{name: name for name in methods.__all__},
     "dfnd": "confidence",
-    "threshold": "threshold",
     "threshold-random": "threshold:draw=random",
     "threshold-entropy": "threshold:draw=entropy",
 }

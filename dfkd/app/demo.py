@@ -1,7 +1,7 @@
 """`dfkd demo`: the whole pipeline on what comes with scikit-learn, offline.
 
 A convolutional teacher learns the 8x8 handwritten digits; then the digits are put away. The pool is a heap: patches of
-many scales, cut from the two photographs that scikit-learn ships, among nine times as much junk (`dfkd.app.junk`).
+many scales, cut from the two photographs that scikit-learn ships, among nine times as much junk (`dfkd.app.heaps`).
 """
 
 import json
@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Int, UInt8
 from torch import nn
 
-from dfkd.app import junk
-from dfkd.config import DemoConfig, RunConfig
+from dfkd.app import heaps, junk
+from dfkd.config import DemoConfig, RunConfig, SelectConfig
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import output_path, replacing, write_json, write_text
@@ -34,7 +34,7 @@ STUDENT = "cifar_resnet:depth=8,width=8"
 NORMALIZE = "0.5/0.5"
 GENERATOR, GENERATED = "deepinversion:steps=50", 256
 """How images are made from the teacher alone, and how many: two batches."""
-SELECTIONS = {"random": "random", "confident": "confidence", "ours": "threshold"}
+SELECTIONS = {"random": "random", "confident": "confidence", "ours": SelectConfig.method}
 MARK, KINDS = "demo.json", "pool-kinds.npz"
 
 
@@ -67,10 +67,10 @@ def patches(count: int, seed: int = 0) -> UInt8[np.ndarray, "count 16 16 1"]:
     return out
 
 
-def heap(count: int) -> junk.Heap:
+def heap(count: int) -> heaps.Heap:
     """Patches of photographs among junk, in gray. Its text is letters: it shows no digit."""
     photos = patches(round(PATCHES * count) + SINGLES).repeat(3, axis=-1)
-    found = junk.heap(photos[SINGLES:], photos[:SINGLES], count, seed=0, characters=junk.LETTERS)
+    found = heaps.heap(photos[SINGLES:], photos[:SINGLES], count, seed=0, characters=junk.LETTERS)
     gray = np.rint(found.images @ np.array([0.299, 0.587, 0.114], dtype=np.float32))
     return replace(found, images=gray.astype(np.uint8)[..., None])
 
@@ -108,7 +108,7 @@ def prepare(folder: Path) -> None:
     if not (folder / "pool.npz").exists():
         say(f"making a pool of {POOL_IMAGES:,} images: one patch of a photograph for nine images of junk")
         pool = heap(POOL_IMAGES)
-        save(folder / KINDS, lambda: {"names": np.array(junk.KINDS), "kind": pool.kind})
+        save(folder / KINDS, lambda: {"names": np.array(heaps.KINDS), "kind": pool.kind})
         save(folder / "pool.npz", lambda: {"images": pool.images})
 
 
@@ -166,7 +166,7 @@ def _patches_selected(folder: Path, seeds: int) -> str:
     shares = {}
     for name in SELECTIONS:
         files = [folder / "samples" / f"{name}-seed{seed}" / "scores.parquet" for seed in range(seeds)]
-        selected = np.sum([junk.kinds_of(file, kind) for file in files], axis=0)
+        selected = np.sum([heaps.kinds_of(file, kind) for file in files], axis=0)
         shares[name] = selected[0] / selected.sum()
     return ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
 

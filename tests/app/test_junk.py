@@ -3,7 +3,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from dfkd.app import junk
+from dfkd.app import heaps, junk
 
 DRAWN = (junk.text, junk.glyph, junk.screen, junk.gradient, junk.noise)
 MAKERS = (*DRAWN, partial(junk.texture, np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)))
@@ -36,7 +36,7 @@ def test_texture__has_only_what_its_photo_has():
     assert {*(low // 10 * 10).tolist()} == {50, 100, 200} and (high - low < 10).all()
 
 
-@pytest.mark.parametrize("copy", junk.COPIED.values())
+@pytest.mark.parametrize("copy", heaps.COPIED.values())
 def test_copy__is_near_its_photo_and_not_the_same(copy):
     originals = photos(30, side=32)
     near = copy(originals, np.random.default_rng(0)).astype(float)
@@ -48,25 +48,25 @@ def test_copy__is_near_its_photo_and_not_the_same(copy):
 
 def test_heap__has_every_photo_once_and_junk_of_every_kind():
     real = photos(80)
-    heap = junk.heap(real, photos(5), 400, seed=0)
+    heap = heaps.heap(real, photos(5), 400, seed=0)
     found = heap.images[heap.kind == 0]
     assert np.array_equal(found, real[heap.original[heap.kind == 0]])
     assert sorted(heap.original[heap.kind == 0]) == list(range(80))
-    weights = np.array([*junk.JUNK.values()]) / sum(junk.JUNK.values())
+    weights = np.array([*heaps.JUNK.values()]) / sum(heaps.JUNK.values())
     assert np.abs(np.bincount(heap.kind)[1:] - 320 * weights).max() <= 1
     assert np.flatnonzero(heap.kind == 0).max() > 300  # in random order
-    of_a_kind = np.array([kind in junk.COPIED for kind in junk.KINDS])
+    of_a_kind = np.array([kind in heaps.COPIED for kind in heaps.KINDS])
     assert (heap.kind[heap.original[of_a_kind[heap.kind]]] == 0).all()
     assert (heap.original[~of_a_kind[heap.kind] & (heap.kind > 0)] == -1).all()
-    assert len(np.unique(heap.original[of_a_kind[heap.kind]])) == 80 // junk.COPIES_OF
-    again = junk.heap(real, photos(5), 400, seed=0)
+    assert len(np.unique(heap.original[of_a_kind[heap.kind]])) == 80 // heaps.COPIES_OF
+    again = heaps.heap(real, photos(5), 400, seed=0)
     assert np.array_equal(heap.images, again.images) and np.array_equal(heap.original, again.original)
-    assert not np.array_equal(heap.images, junk.heap(real, photos(5), 400, seed=1).images)
+    assert not np.array_equal(heap.images, heaps.heap(real, photos(5), 400, seed=1).images)
 
 
 def test_heap__of_photos_alone_and_in_several_blocks(monkeypatch):
-    assert (junk.heap(photos(8), photos(1), 8, seed=0).kind == 0).all()
-    monkeypatch.setattr(junk, "AT_ONCE", 7)
-    heap = junk.heap(photos(8), photos(1), 200, seed=0)
+    assert (heaps.heap(photos(8), photos(1), 8, seed=0).kind == 0).all()
+    monkeypatch.setattr(heaps, "AT_ONCE", 7)
+    heap = heaps.heap(photos(8), photos(1), 200, seed=0)
     assert heap.images.std(axis=(1, 2, 3)).min() >= 0 and (np.bincount(heap.kind) > 0).all()
     assert (heap.images.max(axis=(1, 2, 3)) > 0).mean() > 0.95  # no row was left out
