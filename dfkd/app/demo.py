@@ -99,7 +99,7 @@ def prepare(folder: Path) -> None:
             with replacing(folder / name) as partial, partial.open("wb") as file:
                 np.savez(file, allow_pickle=False, **arrays())
     if not (folder / "teacher.safetensors").exists():
-        say("training the demo's teacher on handwritten digits; then they are put away")
+        say("training the demo's teacher on handwritten digits; then the digits are discarded")
         teacher = train_teacher(images[~held_out], labels[~held_out])
         with replacing(folder / "teacher.safetensors") as partial:
             save_file(teacher.state_dict(), partial)
