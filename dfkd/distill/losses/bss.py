@@ -72,7 +72,7 @@ class BSS(Loss):
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
         """The loss of a batch."""
         if teacher.view is None:
-            raise RequestError("the images are not at hand, from which it makes its samples; leave it out")
+            raise RequestError("it makes its samples from the images, which are not available here; leave it out")
         chosen = base_samples(student.logits.detach(), teacher.logits, self.samples)
         told = teacher.logits[chosen]
         base = told.argmax(dim=1)

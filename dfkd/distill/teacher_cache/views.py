@@ -258,7 +258,7 @@ def _largest_difference(
     largest = float(np.max(differences))  # NaN where there is one
     if not largest <= max(limits):
         raise RequestError(
-            f"what is kept of the teacher's answers differs from what it says now by {largest:.3g}; delete "
+            f"the kept answers of the teacher differ from its present ones by {largest:.3g}; delete "
             f"{' and '.join(map(str, folders))}"
         )
     return largest
