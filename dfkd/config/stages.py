@@ -438,6 +438,12 @@ class InspectConfig(Checked):
 
     folder: str = option("Folder of a selection; with --verify also of a run or a pipeline.", "data", positional=True)
     out: str | None = option("FILE.html with the scores and a gallery.", "output", default=None)
+    pool: tuple[str, ...] = option(
+        "DATA that the selection was made from: the page also shows images that are out.",
+        "data",
+        default=(),
+        reads="data",
+    )
     verify: bool = option("Read every file instead, and compare it with its checksum.", "output", default=False)
 
 
