@@ -149,6 +149,14 @@ class SelectConfig(ModelConfig):
         "selection",
         default="auto",
     )
+    store: int | None = option(
+        "Store photographs as JPEG files whose shorter side has this number of pixels, such as 256, unless they are "
+        "smaller. distill then reads and decodes less. Default: the files as they are.",
+        "output",
+        default=None,
+        least=1,
+        stored=False,
+    )
     max_unreadable: float = option(
         "Stop if more than this share of the pool cannot be read.", "data", default=0.01, least=0, most=1
     )
