@@ -51,12 +51,12 @@ best; others make what they make, and most of it is left out.
 
 ## When images go bad
 
-`metrics.jsonl` has each term of the generator's loss and, every 50 steps, three signs of the images themselves:
-`generated_classes` (how many classes the teacher sees in 64 images, even ones counted whole), `generated_distance`
-(root mean square difference of two images, pixels from 0 to 1) and `statistics_distance` (from the means and variances
-that the teacher's BatchNorm layers remember; it should fall). A warning names the sign when a batch shows hardly more
-than one class, or images that the eye cannot tell apart. Where a term or a weight is no longer finite the command
-stops with the step and the term, and the last good checkpoint stays.
+`metrics.jsonl` has each term of the generator's loss. Every 50 steps it also has three signs of the images themselves.
+`generated_classes` says how many classes the teacher sees in 64 images, even ones counted whole. `generated_distance`
+is the root mean square difference of two images, with pixels from 0 to 1. `statistics_distance` is that from the means
+and variances that the teacher's BatchNorm layers remember; it should fall. A warning names the sign when a batch shows
+hardly more than one class, or images that the eye cannot tell apart. Where a term or a weight is no longer finite the
+command stops with the step and the term, and the last good checkpoint stays.
 
 Teacher forwards and generator steps of images that were made beforehand count in every run that learns from their
 folder (not through `select --pool made`, as the scoring of a pool does not); `seconds` are those of the run.

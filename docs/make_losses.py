@@ -53,10 +53,10 @@ with the student, is saved in the checkpoint, and is no part of the student. [ow
 
 ## What they gave here
 
-A loss that teaches the outputs stands alone, every other one is added to `kd` (also `noise` and `cgan`), all at their
-default weights, options and learning rate, but for `ft:paraphraser=100`, whose own preparation would be all of a short
-run; the rows differ in nothing else. Students begin with random weights and see no windows (`--init none --crop-area
-1`). Where there is one seed, a point is noise.
+A loss that teaches the outputs stands alone. Every other one, and `noise` and `cgan`, is added to `kd`. All have their
+default weights, options and learning rate. The one exception is `ft:paraphraser=100`, whose own preparation would take
+all of a short run. The rows differ in nothing else. Students begin with random weights and see no windows (`--init none
+--crop-area 1`). Where there is one seed, a point is noise.
 A dash: not run.
 
 {measured}

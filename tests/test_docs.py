@@ -77,6 +77,25 @@ def test_readme__has_at_most_150_lines_and_no_sentence_over_30_words():
     assert not [sentence for sentence in sentences(text) if len(sentence.split()) > 30]
 
 
+WORDY = ("losses.md", "reliability.md")
+
+
+@pytest.mark.parametrize("page", sorted(page.name for page in (ROOT / "docs").glob("*.md") if page.name not in WORDY))
+def test_pages__have_no_sentence_over_40_words(page):
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert not [sentence for sentence in sentences(text) if len(sentence.split()) > 40]
+
+
+REPLACED = ("costs time for nothing", "all are off", "surest", "mend", "asked for", "comes to the same", "one's own")
+"""Words of older texts that a stranger stumbled over."""
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md"])
+def test_words__that_were_replaced_stay_out(page):
+    text = (ROOT / page).read_text(encoding="utf-8").lower()
+    assert not [word for word in REPLACED if word in text]
+
+
 def test_version__is_the_same_in_every_file():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     citation = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)

@@ -96,7 +96,8 @@ class SelectConfig(ModelConfig):
     )
     out: str = option("Folder of the selection.", "output", role="none", shown=False, stored=False)
     method: str = option(
-        "threshold, random, confidence, entropy, or your own function by its dotted name; NAME:key=value,...",
+        "threshold, statistics, random, confidence, entropy, or your own function by its dotted name; "
+        "NAME:key=value,...",
         "selection",
         default="threshold",
     )

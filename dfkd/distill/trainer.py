@@ -246,7 +246,7 @@ class Trainer:
             "source": self.source.state_dict(),
             "generator": self.generator.get_state(),
             "torch": torch.get_rng_state(),
-            "asked": self.counted.images,
+            "teacher_forwards": self.counted.images,
             **({"teacher_views": self.recorded.state_dict()} if self.recorded is not None else {}),
             **({"average": self.average.state_dict()} if self.average is not None else {}),
             **({"cuda": torch.cuda.get_rng_state(self.place.device)} if self.place.device.type == "cuda" else {}),
@@ -265,7 +265,7 @@ class Trainer:
             self.recorded.load_state_dict(state["teacher_views"])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["torch"])
-        self.counted.resume(state["asked"])
+        self.counted.resume(state["teacher_forwards"])
         if "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"], self.place.device)
         self.step, self.seconds = progress.step, progress.seconds

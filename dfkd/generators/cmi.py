@@ -33,7 +33,7 @@ class CMI(InversionMethod):
     ones before, whose features are remembered, `memory` of them at most.
 
     The paper takes 200 steps at the rate 0.001 for a batch of 256, one every 2,000 steps of the student, after 50,000
-    images that are made without the student; the defaults make the fewer and shorter batches of a short run. The
+    images that are made without the student. The defaults make the fewer and shorter batches of a short run. The
     authors' code remembers the features of the very views of an image's best step; here, new views of the image that is
     kept. Its features are those at all BatchNorm layers, for ResNet-34 at its stages.
     """

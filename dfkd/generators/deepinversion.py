@@ -38,10 +38,10 @@ class Canvas(nn.Module):
 class DeepInversion(BankMethod):
     """Pixels that are changed until the teacher sees the classes and the statistics that it was trained on.
 
-    Every batch begins as normal noise and takes `steps` updates of Adam on its pixels down `one_hot` * cross-entropy
+    Every batch begins as normal noise. Adam makes `steps` updates of its pixels. They reduce `one_hot` * cross-entropy
     with random classes + `statistics` * distance to the teacher's BatchNorm statistics + `variation` * total variation
-    + `l2` * norm, each time seen through a shift of up to `jitter` pixels that comes in again at the other side. The
-    last step's images go to the bank: the authors' code means to keep the best ones and keeps the last, too.
+    + `l2` * norm. Each update sees the images cyclically shifted by up to `jitter` pixels. The last step's images go to
+    the bank: the authors' code means to keep the best ones and keeps the last, too.
 
     `batches` are made before the student's first step and one more before every `every` of its steps; in the paper all
     are made before. Its CIFAR settings are these weights with batches of 256 and 2000 steps at lr 0.05, twenty times

@@ -37,12 +37,12 @@ class PatchDiscriminator(nn.Sequential):
 class MosaicKD(GeneratorMethod):
     """A generator whose images are of the teacher's classes, put together from patches of other images.
 
-    A step of the discriminator, which tells patches of real images from patches of made ones, then one of the generator
-    on the same images: `local` * patches that pass for real + `align` * entropy of the teacher's predictions - `adv` *
-    KL(teacher || student) - `balance` * entropy in bits of the batch's mean prediction. Patch terms are summed over
-    patches and averaged over images, as in the authors' code: their force grows with the number of patches, 64 for 32
-    pixels. The student learns from made and real images, half and half where `--weights` does not say otherwise, and
-    takes `every` steps to one of the generator.
+    Each step is one of the discriminator, which tells patches of real images from patches of made ones. Then comes one
+    of the generator on the same images, along `local` * patches that pass for real + `align` * entropy of the teacher's
+    predictions - `adv` * KL(teacher || student) - `balance` * entropy in bits of the batch's mean prediction. Patch
+    terms are summed over patches and averaged over images, as in the authors' code: their force grows with the number
+    of patches, 64 for 32 pixels. The student learns from made and real images, half and half where `--weights` does not
+    say otherwise, and takes `every` steps to one of the generator.
 
     These defaults are the authors' CIFAR recipe; their generator is twice as wide at its start.
     """

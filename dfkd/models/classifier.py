@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from dfkd.data import Pool
 from dfkd.models.features.fold_batchnorm import folded
@@ -39,6 +39,8 @@ class Classifier:
             views = self._noise(4, model.image_size).split(2)
             module = folded(module, taps or {}, views).to(memory_format=torch.channels_last)
         self._run = Tapped(module, taps or {})
+        self.network: nn.Module = module
+        """What runs: the model's module, or its folded copy."""
 
     def preprocess(
         self, pixels: UInt8[Tensor, "batch height width channels"]

@@ -71,11 +71,13 @@ def _kind(answers: Float[Tensor, "batch classes"]) -> str | None:
     if not answers.isfinite().all():
         return None
     least, most = float(answers.min()), float(answers.max())
-    if least >= 0 and most <= 1 + 1e-3:
-        if bool(((answers.sum(dim=1) - 1).abs() < 1e-2).all()):
-            return "gives probabilities (softmax), not logits: confidences are too low; remove its last softmax"
-        if most > least:
-            return "gives values in [0, 1] (sigmoid?), not logits: confidences are too low; remove its last sigmoid"
+    if least >= 0 and least < most <= 1 + 1e-3:
+        return "gives values in [0, 1] (sigmoid?), not logits: confidences are too low; remove its last sigmoid"
     if most <= 0 and bool(((answers.exp().sum(dim=1) - 1).abs() < 1e-2).all()):
         return "gives log-probabilities (log-softmax), not logits: their softmax is right, other losses may differ"
     return None
+
+
+def are_probabilities(answers: Float[Tensor, "batch classes"]) -> bool:
+    """Whether each row is the result of a softmax: no value is below 0, and their sum is 1 up to rounding."""
+    return bool((answers >= 0).all() and ((answers.float().sum(dim=1) - 1).abs() < 1e-3).all())

@@ -14,6 +14,7 @@ from dfkd.models import DEFAULT_IMAGE_SIZE
 from dfkd.models.expected import size_option
 from dfkd.models.features.taps import network_code, run_network
 from dfkd.models.find import Found, find_model
+from dfkd.models.health import are_probabilities
 from dfkd.models.logits import Member, find_member, members
 from dfkd.models.new_classifier import WEIGHT_OPTIONS, loads_weights
 from dfkd.models.own import GivenModel
@@ -238,6 +239,9 @@ def _counts(found: Found, image_size: int | None) -> tuple[int, int]:
                 f"model {found.spec!r} returns {list(logits.shape)} for two images, not logits [batch, classes] "
                 "of two classes or more"
             )
+        if are_probabilities(logits):
+            module.register_forward_hook(_logarithms)
+            say(f"note: model {found.spec!r} gives probabilities (softmax); their logarithms are taken as its logits")
         return channels, logits.shape[1]
     _, first = max(refusals.values(), key=lambda refusal: refusal[0])
     raise RequestError(f"model {found.spec!r} cannot take {first}")
@@ -251,6 +255,11 @@ def _copied(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]
 def _flattened(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
     """A hook on a network that gives its logits as maps of one pixel."""
     return output.flatten(1)
+
+
+def _logarithms(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """A hook on a network that ends in a softmax: a later one undoes the logarithm."""
+    return output.clamp_min(torch.finfo(output.dtype).tiny).log()
 
 
 def _take_member(found: Found, output: object) -> Tensor:

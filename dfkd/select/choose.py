@@ -3,6 +3,7 @@
 Every row of the pool gets the reason for which it is in or out.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -50,10 +51,12 @@ def choose(
     features: Features,
     balance: str = "none",
     deduplicate: float | None = None,
+    reach: float | None = None,
 ) -> Choice:
     """Pick `count` rows (None: half of the usable ones, or all that are left if that is less).
 
-    `features` gives the teacher's penultimate features of pool rows; it is called only where they are needed.
+    `features` gives the teacher's penultimate features of pool rows; it is called only where they are needed. With
+    `reach`, a balance picks among the best `reach * count` rows.
     Raises: RequestError when no row is usable, or fewer than `count` are left; it says how many there are.
     """
     reasons = np.full(len(readable), REASONS.index(NOT_ADMITTED), dtype=np.int8)
@@ -78,6 +81,7 @@ def choose(
     if balance == "none":
         rows = rows[:wanted]
     else:
+        rows = rows[: len(rows) if reach is None else math.ceil(reach * wanted)]
         groups = scores.prediction[rows]
         if balance == "cluster":
             groups = clusters(features(rows), max(1, min(100, len(rows) // 40)), seed)
@@ -90,7 +94,7 @@ def _ranked(
     scores: ImageScores, usable: Bool[np.ndarray, " rows"], method: Method, rng: np.random.Generator
 ) -> Ranking:
     """The method's ranking of the usable rows, numbered within the pool."""
-    columns = (scores.confidence, scores.entropy, scores.prediction)
+    columns = [column for column in vars(scores).values() if column is not None]
     if usable.all():  # nearly always; copies of the scores and of the rows would be the most that a large pool takes
         views = [column.view() for column in columns]
         for view in views:

@@ -16,9 +16,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dfkd.system import components
-from dfkd.system.limits import SHARE
+from dfkd.system.errors import RequestError
+from dfkd.system.limits import SHARE, Range
 
-__all__ = ["confidence", "entropy", "random", "threshold"]
+__all__ = ["confidence", "entropy", "random", "statistics", "threshold"]
 
 
 Balance = Literal["none", "class", "cluster"]
@@ -31,6 +32,10 @@ class Traits(components.Traits):
 
     balance: Balance = "none"
     """The balance where `--balance` is not given."""
+    reach: float | None = None
+    """Images are picked evenly among the best `reach` times as many as are wanted; None: among all admitted ones."""
+    typical: bool = False
+    """It selects by `ImageScores.distance`: the pool's filter is fitted to the nearest images alone."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class ImageScores:
     confidence: Float[np.ndarray, " rows"]
     entropy: Float[np.ndarray, " rows"]
     prediction: Int[np.ndarray, " rows"]
+    distance: Float[np.ndarray, " rows"] | None = None
+    """From what the teacher's BatchNorm layers remember (`statistics`); NaN where it has none."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,27 @@ def threshold(
         return Ranking(rng.permutation(admitted), delta)
     value = scores.entropy if draw == "entropy" else scores.confidence
     return Ranking(admitted[_largest_first(value[admitted])], delta)
+
+
+@Traits(balance="class", reach=1.5, typical=True)
+def statistics(
+    scores: ImageScores, rng: np.random.Generator, *, weight: Annotated[float, Range(least=0)] = 0.0
+) -> Ranking:
+    """The images most like the teacher's training data to its BatchNorm layers, those of a large c**weight / d first.
+
+    d is the distance of `dfkd.models.features.image_distance.ImageDistances`, c the confidence; `weight=0` ranks by the
+    distance alone. A network is often sure of what it never saw: text, screenshots, noise. The statistics of its layers
+    tell such images from photographs where confidence cannot (docs/results.md).
+
+    Raises: RequestError for a teacher without such layers, or a weight below 0.
+    """
+    Range(least=0).check(weight=weight)
+    if scores.distance is None or np.isnan(scores.distance).all():
+        raise RequestError("it reads the teacher's BatchNorm layers, and this teacher has none; threshold needs none")
+    known = np.flatnonzero(~np.isnan(scores.distance))
+    tiny = np.finfo(np.float32).tiny
+    value = weight * np.log(scores.confidence[known]) - np.log(np.maximum(scores.distance[known], tiny))
+    return Ranking(known[_largest_first(value)])
 
 
 def random(scores: ImageScores, rng: np.random.Generator) -> Ranking:

@@ -15,6 +15,7 @@ from dfkd.data.images.filter import Filter, read_filter, read_scores
 from dfkd.data.pool import ENCODED_ABOVE
 from dfkd.models.classifier import Classifier
 from dfkd.models.features.bn_statistics import BatchStatistics
+from dfkd.models.features.image_distance import ImageDistances
 from dfkd.models.load import Model
 from dfkd.select import filters
 from dfkd.system import names
@@ -33,6 +34,8 @@ IMAGES = 2048
 """Images of the pool that a filter is found with: one half shows it to the filter, the other measures it."""
 LEAST = 512
 """Images of a pool from which on a filter is fitted where nobody names one: of fewer, statistics say little."""
+SEARCHED = 4 * IMAGES
+"""Images of the pool among which the nearest ones are found, for a selection of those."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +82,27 @@ def parse_filter(text: str, model: Model, pool: Pool) -> NamedFilter | None:
     return NamedFilter(component.checked(), automatic)
 
 
-def adapt(filter: NamedFilter, model: Model, place: Place, pool: Pool, scoring: Mapping[str, Any]) -> Adapted | None:
+def adapt(
+    filter: NamedFilter,
+    model: Model,
+    place: Place,
+    pool: Pool,
+    scoring: Mapping[str, Any],
+    nearest: float | None = None,
+) -> Adapted | None:
     """The filter, from the cache or found anew; None for one that nobody named and that cannot be found.
 
-    `scoring` is what decides the scores of the pool without one.
+    `scoring` is what decides the scores of the pool without one. With `nearest`, it is found for the images that are
+    nearest to the statistics of the teacher's BatchNorm layers, such a share of the pool: others would decide the
+    filter of a pool that is mostly something else.
     Raises: RequestError for a pool of which less than two images can be read, or what the filter itself refuses.
     """
-    request = {**scoring, **filter.describe(), "images": IMAGES}
+    request = {**scoring, **filter.describe(), "images": IMAGES, **({"nearest": nearest} if nearest else {})}
     file = request_folder("filters", request) / "filter.json"
     found = _read(file, model.channels)
     if found is None:
         try:
-            found = find(filter, Classifier(model, place), pool)
+            found = find(filter, Classifier(model, place), pool, nearest)
         except RequestError as error:
             if not filter.automatic:
                 raise
@@ -104,12 +116,14 @@ def adapt(filter: NamedFilter, model: Model, place: Place, pool: Pool, scoring: 
     return found
 
 
-def find(filter: NamedFilter, teacher: Classifier, pool: Pool) -> Adapted:
+def find(filter: NamedFilter, teacher: Classifier, pool: Pool, nearest: float | None = None) -> Adapted:
     """Find the filter and judge it. Raises: RequestError as `adapt`."""
     component, what = filter.component, f"filter {filter.component.text}"
-    drawn = np.random.default_rng(0).choice(len(pool), min(IMAGES, len(pool)), replace=False)
+    drawn = np.random.default_rng(0).choice(len(pool), min(SEARCHED if nearest else IMAGES, len(pool)), replace=False)
     images = pool.images(np.sort(drawn))
     readable = np.delete(images.pixels, list(images.problems), axis=0)
+    if nearest:
+        readable = _nearest(teacher, readable, min(IMAGES, max(LEAST, round(nearest * len(readable)))))
     if len(readable) < 2:
         raise RequestError(f"{what} needs at least 2 readable images of the pool; give none")
     shown, held = readable[::2], readable[1::2]
@@ -125,6 +139,19 @@ def find(filter: NamedFilter, teacher: Classifier, pool: Pool) -> Adapted:
     rise = filters.Traits.of(component.target).rise
     keep = rise is None or after >= rise * before
     return Adapted(found if keep else None, before, after)
+
+
+def _nearest(
+    teacher: Classifier, pixels: UInt8[np.ndarray, "images height width channels"], count: int
+) -> UInt8[np.ndarray, "nearest height width channels"]:
+    """The `count` images nearest to the teacher's statistics, in their order."""
+    distances = ImageDistances(teacher.network)
+    found = []
+    for part in torch.from_numpy(pixels).split(256):
+        with distances.watched():
+            teacher(part)
+        found.append(distances.take(len(part)).cpu())
+    return pixels[np.sort(torch.cat(found).argsort(stable=True)[:count].numpy())]
 
 
 def _score(teacher: Classifier, pixels: UInt8[np.ndarray, "images height width channels"]) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dfkd.data import Images, Pool
 from dfkd.models.classifier import Classifier
+from dfkd.models.features.image_distance import ImageDistances
 from dfkd.models.features.outputs import half
 from dfkd.models.features.taps import Tap
 from dfkd.select.methods import ImageScores
@@ -22,11 +23,11 @@ from dfkd.system.errors import RequestError
 from dfkd.system.files import hash_of
 from dfkd.system.signals import Interrupted, StopRequest, stop_request
 
-SCORE_FORMAT = 2
+SCORE_FORMAT = 3
 PART_ROWS = 16_384
 """Images a part: a killed scoring goes on from its last complete part, an interrupted one from its last batch."""
-SCORES = {"confidence": np.float32, "entropy": np.float32, "prediction": np.int32}
-"""The columns that are held for the whole pool, in the order of `ImageScores`: 12 bytes an image."""
+SCORES = {"confidence": np.float32, "entropy": np.float32, "prediction": np.int32, "distance": np.float32}
+"""The columns that are held for the whole pool, in the order of `ImageScores`: 16 bytes an image."""
 
 
 def score_logits(
@@ -157,6 +158,7 @@ def _score_part(
     """The columns of a part, of which `head` is scored already; fewer rows where a signal came."""
     start, rows, scored = part * PART_ROWS, _rows(pool, part), 0
     part_columns: Columns = {}
+    distances = ImageDistances(teacher.network)
 
     def keep(columns: Columns) -> None:
         nonlocal scored
@@ -172,19 +174,21 @@ def _score_part(
         keep(head)
     for indices, images in pool.batches(batch_size, start + scored, start + rows):
         problems = np.array([images.problems.get(i) for i in range(len(indices))], dtype=object)
-        keep({**_score_batch(teacher, images), "problem": problems})
+        keep({**_score_batch(teacher, distances, images), "problem": problems})
         if stop.signal is not None:
             break
     return {name: values[:scored] for name, values in part_columns.items()}
 
 
-def _score_batch(teacher: Classifier, images: Images) -> dict[str, np.ndarray]:
-    outputs = teacher(torch.from_numpy(images.pixels))
+def _score_batch(teacher: Classifier, distances: ImageDistances, images: Images) -> dict[str, np.ndarray]:
+    with distances.watched():
+        outputs = teacher(torch.from_numpy(images.pixels))
     confidence, entropy, prediction = score_logits(outputs.logits)
     columns = {
         "confidence": confidence,
         "entropy": entropy,
         "prediction": prediction.int(),
+        "distance": distances.take(len(prediction)),
         "logits": half(outputs.logits),
     }
     if "last" in outputs.features:

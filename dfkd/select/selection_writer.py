@@ -264,6 +264,7 @@ def _write_scores(path: Path, selected: Selected) -> None:
             "prediction": images.prediction[rows],
             "confidence": images.confidence[rows],
             "entropy": images.entropy[rows],
+            **({} if images.distance is None else {"distance": images.distance[rows]}),
             "reason": pa.DictionaryArray.from_arrays(pa.array(choice.reasons[rows]), pa.array(REASONS)),
         }
         return pa.table(columns)

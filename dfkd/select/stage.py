@@ -185,7 +185,9 @@ def _scoring_request(config: SelectConfig, model: Model, pool: Pool, place: Plac
 def _score(request: Request, share: Share = WHOLE) -> tuple[Pool, PoolScores, Adapted | None]:
     """The pool through its filter, the scores of a share of it, and what was found for a filter."""
     config, model, pool, scoring, tap = request.config, request.model, request.pool, request.scoring, request.tap
-    adapted = adapt(request.filter, model, request.place, pool, scoring) if request.filter else None
+    share_selected = (config.count or len(pool) / 2) / len(pool)
+    nearest = share_selected if Traits.of(request.method.target).typical else None
+    adapted = adapt(request.filter, model, request.place, pool, scoring, nearest) if request.filter else None
     if adapted and adapted.filter:
         pool = pool.filtered(adapted.filter)
         scoring = {**scoring, "filter": adapted.filter.describe()}
@@ -240,6 +242,7 @@ def _choose(config: SelectConfig, method: Component, scores: PoolScores) -> Choi
             features=scores.features,
             balance=config.balance or "none",
             deduplicate=config.deduplicate,
+            reach=Traits.of(method.target).reach,
         )
     except TooFew as few:
         in_its_text = "gamma" in METHOD.look_up(config.method).options  # then the flag would change nothing

@@ -1,4 +1,5 @@
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import torch
 
 from dfkd.app import cli
 from dfkd.data.images.normalize import parse_normalize
+from dfkd.formats.shards import Shards
 from dfkd.models import cifar_resnet, lenet5, lenet5_half
 from dfkd.models.health import check_health
 from dfkd.models.load import load_model
@@ -59,7 +61,7 @@ def select(model, *more):
 @pytest.mark.parametrize(
     ("last", "said"),
     [
-        ("softmax", "probabilities (softmax), not logits"),
+        ("softmax", "probabilities (softmax); their logarithms are taken as its logits"),
         ("log", "log-probabilities (log-softmax), not logits"),
         ("sigmoid", "(sigmoid?), not logits"),
         ("dropout", "differently each time"),
@@ -71,6 +73,15 @@ def test_health__notes_what_answers_are_not(data, capsys, command, last, said):
     """Teachers whose answers are no logits, random, or another in another batch."""
     assert command(f"field_nets.Net:last={last}@net.pt") == 0
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("last", ["softmax", "log"])
+def test_scores__of_a_teacher_that_ends_in_a_softmax_are_those_without_it(data, last):
+    """Teachers that give probabilities, or their logarithms: confidence is that of the logits before."""
+    for model, out in (("field_nets.Net@net.pt", "plain"), (f"field_nets.Net:last={last}@net.pt", "ended")):
+        assert select(model, "--out", out) == 0
+    plain, ended = (Shards(Path(out)).column("confidence") for out in ("plain", "ended"))
+    assert np.allclose(plain, ended, atol=1e-5)
 
 
 def test_health__says_in_one_line_that_all_is_well(data, capsys):

@@ -82,6 +82,19 @@ def test_what_is_stored_is_what_the_teacher_says_of_the_stored_pixels(lab, selec
     assert shards.column("kept_classes").tolist() == kept_classes(stored, 0.05).tolist()
 
 
+def test_statistics__takes_digits_from_a_heap_of_noise(lab, tmp_path, rng):
+    """And the pool's scores say how far each image is."""
+    digits = np.load(lab.heldout)["images"][:60]
+    noise = rng.integers(0, 256, (240, *digits.shape[1:]), dtype=np.uint8)
+    np.savez(tmp_path / "heap.npz", images=np.concatenate([noise, digits]))
+    heap = ("--pool", tmp_path / "heap.npz", "--method", "statistics", "--balance", "none", "--count", 60)
+    assert lab.select(tmp_path / "s", *heap) == 0
+    table = pq.read_table(tmp_path / "s" / "scores.parquet").to_pydict()
+    distance, selected = np.array(table["distance"]), np.array([reason == "selected" for reason in table["reason"]])
+    assert selected[240:].mean() >= 0.9
+    assert distance[selected].max() <= distance[~selected].min()
+
+
 def test_the_teacher_is_folded_where_it_answers_for_many_images_and_not_where_it_is_measured(
     lab, tmp_path, monkeypatch
 ):

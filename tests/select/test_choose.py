@@ -74,6 +74,19 @@ def test_balance_over_classes_and_near_duplicates(pool):
     assert all(scores.confidence[row] <= scores.confidence[row ^ 1] for row in dropped)
 
 
+def test_balance__with_a_reach_picks_among_the_best_alone():
+    """Of a class that has hardly anything good, what is far down is not taken for the sake of balance."""
+    prediction = np.zeros(400, np.int64)
+    prediction[[5, 90, *range(200, 400)]] = 1
+    scores = ImageScores(np.linspace(1, 0.1, 400, dtype=np.float32), np.zeros(400, np.float32), prediction)
+    for reach, ones in ((None, 50), (1.5, 2), (1.0, 2), (4.0, 50)):
+        choice = choose(
+            scores, np.ones(400, bool), methods.confidence, count=100, seed=0, features=no_features, balance="class",
+            reach=reach,
+        )  # fmt: skip
+        assert len(choice.indices) == 100 and int(prediction[choice.indices].sum()) == ones, reach
+
+
 def test_balance_over_clusters(rng):
     truth = np.repeat([0, 1, 2], [200, 60, 20])
     features = np.eye(3)[truth] + rng.normal(size=(280, 3)) * 0.01

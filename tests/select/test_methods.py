@@ -1,4 +1,5 @@
 import inspect
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -71,3 +72,21 @@ def test_baselines(scores, rng):
     assert sorted(drawn) == list(range(1000))
     assert drawn.tolist() == methods.random(scores, np.random.default_rng(3)).rows.tolist()
     assert drawn.tolist() != methods.random(scores, np.random.default_rng(4)).rows.tolist()
+
+
+def test_statistics_ranks_the_nearest_first_and_leaves_out_what_has_no_distance(scores, rng):
+    distance = rng.random(1000).astype(np.float32)
+    distance[[3, 700]] = np.nan
+    ranking = methods.statistics(replace(scores, distance=distance), rng)
+    assert sorted(ranking.rows) == sorted({*range(1000)} - {3, 700}) and ranking.threshold is None
+    assert (np.diff(distance[ranking.rows]) >= 0).all()
+    both = methods.statistics(replace(scores, distance=distance), rng, weight=2.0).rows
+    assert (np.diff((scores.confidence.astype(float) ** 2 / distance)[both]) <= 1e-6).all()
+
+
+@pytest.mark.parametrize("distance", [None, np.full(1000, np.nan, np.float32)])
+def test_statistics_needs_a_teacher_that_remembers_some(scores, rng, distance):
+    with pytest.raises(RequestError, match="threshold needs none"):
+        methods.statistics(replace(scores, distance=distance), rng)
+    with pytest.raises(RequestError, match="weight"):
+        methods.statistics(scores, rng, weight=-1.0)

@@ -31,9 +31,9 @@ class BSS(Loss):
     - up to `steps` steps x' <- x' + `rate` * (t_b - t_k + 0.0001) * g / |g|_2, where g is the gradient of t_k - t_b by
       x', until the teacher no longer says b; pixels stay within the range that their channel has in the batch.
 
-    It is a term beside kd. Steps, draws and constants are those of the authors' code, in which t are logits (a
-    well-known collection has probabilities), g is divided by its norm and not by the norm's square, samples count
-    whether or not they reached k, and there is no factor temperature^2. Its base class is the label, of samples that
+    It is a term beside kd. Steps, draws and constants are those of the authors' code. There t are logits (a well-known
+    collection has probabilities), and g is divided by its norm and not by the norm's square. Samples count whether or
+    not they reached k, and there is no factor temperature^2. Its base class is the label, of samples that
     the teacher has right; images are unlabelled here, and the teacher's most probable class stands in for it, so that
     all qualify. It keeps pixels within -2.5 and 2.5, which fits one normalization; ours fits any. `weight` is the
     paper's first one; it goes down to 0 over three quarters of the training there, and is constant here.

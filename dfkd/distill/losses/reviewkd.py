@@ -16,13 +16,14 @@ _LEVELS = (4, 2, 1)
 class ReviewKD(Loss):
     """The teacher's map of every stage, from the student's map of that stage fused with its deeper ones.
 
-    From the deepest stage to the shallowest, an attention based fusion (ABF) on the student's side: the stage's map,
-    by a 1x1 convolution and batch normalization x, and what came from the deeper stages, resized to it, y, are added,
-    each multiplied by an attention map in 0..1 that a 1x1 convolution of both makes: x a_1 + y a_2. That goes on to the
-    next stage, and by a 3x3 convolution and batch normalization, in the teacher's resolution, to the loss: the
-    hierarchical context loss (HCL), the mean squared difference of the maps as they are, and averaged to 4x4, 2x2 and
-    1x1 where that is smaller, weighed 1, 1/2, 1/4, 1/8 and divided by the sum of the weights that took part. Summed
-    over the stages. It is 0 where the fused maps equal the teacher's.
+    An attention based fusion (ABF) goes from the student's deepest stage to its shallowest. x is the stage's map behind
+    a 1x1 convolution and batch normalization. y is what came from the deeper stages, resized to it. Their sum is x a_1
+    + y a_2, with attention maps a in 0..1 that a 1x1 convolution of both makes. The sum goes on to the next stage. It
+    also goes, by a 3x3 convolution and batch normalization in the teacher's resolution, to the loss.
+
+    The loss is the hierarchical context loss (HCL): the mean squared difference of the maps as they are, and averaged
+    to 4x4, 2x2 and 1x1 where that is smaller. The weights are 1, 1/2, 1/4, 1/8, divided by the sum of those that took
+    part. It is summed over the stages, and 0 where the fused maps equal the teacher's.
 
     The widths within the fusion (the student's deepest, at most 512) and what goes on to the next stage are those of
     the authors' code. That code also reviews the pooled last feature, a map of one pixel, before the deepest stage:

@@ -33,9 +33,9 @@ class SimKD(Loss):
     The default is the former because it is the paper's projector and works on any pair of networks. Where resolutions
     differ, both maps are average-pooled to the smaller one, as in the authors' code.
 
-    Raises: RequestError for reuse with projector=conv, for reuse where a network's logits do not come from a linear
-    layer with the tap `last` as its input or the student's has no bias, for factor < 1, and for features of another
-    shape.
+    Raises: RequestError for reuse with projector=conv, for factor < 1, and for features of another shape. Also for
+    reuse where a network's logits do not come from a linear layer with the tap `last` as its input, or the student's
+    layer has no bias.
     """
 
     family = "features"

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from dfkd.models.features.image_distance import FoldedNorm
 from dfkd.models.features.taps import Tap, Tapped
 
 _SAME = 1e-4
@@ -46,7 +47,7 @@ def _twin(module: nn.Module, taps: Mapping[str, Tap], traced: Tensor, compared: 
         layers = cast(nn.Conv2d, twin.get_submodule(conv)), cast(nn.BatchNorm2d, twin.get_submodule(norm))
         fused = fuse_conv_bn_eval(*layers)
         twin.set_submodule(conv, fused.requires_grad_(False))
-        twin.set_submodule(norm, nn.Identity())
+        twin.set_submodule(norm, FoldedNorm(layers[1]))
     return twin if _agree(*(_said(network, taps, compared) for network in (module, twin))) else None
 
 

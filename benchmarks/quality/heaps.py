@@ -1,0 +1,171 @@
+"""Pools as they are found: photos among junk, photos of which most show few classes, images that deceive the teacher.
+
+    DFKD_DATA=data DFKD_TEACHERS=../shared/teachers python benchmarks/quality/heaps.py [OPTION ...] POOL ...
+
+DFKD_DATA is where `python ../shared/tools/unpack_data.py data` wrote its files. POOL is one of
+
+    heap-20      100,000 images of 32 pixels, of which 20 % are Tiny-ImageNet photos. The rest are junk.
+    heap-2       The same with 2 % photos.
+    long-tail    Photos alone. Of the class that the teacher predicts k-th most often there are n / k**2, where n is the
+                 number of the first. These are fewer than 100,000, as no photo is there twice.
+    adversarial  90 % photos and 10 % crafted images. Crafting begins with junk and takes steps of 8 gray values along
+                 the gradient's sign, until the teacher gives 0.99 to a chosen class, or 12 steps are done.
+
+Junk is text, single glyphs, layouts of screens, gradients, noise, textures that are cut out of 200 photos which are not
+in the pool, and near-copies of one photo in 40: recompressed, shifted, recolored. `dfkd/app/junk.py` draws it.
+long-tail and adversarial need DFKD_TEACHERS, the folder of cifar10_resnet20_w32_train40k.pt.
+
+For each POOL the folder gets
+
+    POOL.npz         `images`, for `--pool`
+    POOL-photos.npz  The photos of it alone: what the rows `clean` learn from. long-tail has none.
+    POOL-kinds.npz   `names` and, for each image, `kind` (a position in `names`) and `original`: for a near-copy the row
+                     of its photo, for a photo its row in pool_tiny_imagenet_32.npz, else -1. No selection reads it.
+
+The same versions of numpy and Pillow give the same bytes of heap-20 and heap-2. The other two also depend on torch and
+the processor. A pool that is there is kept. A heap takes half a minute on one core and 1 GB of memory.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import dfkd
+from dfkd.app import junk
+from dfkd.data import open_pool
+from dfkd.models.load import load_model
+from dfkd.system.console import progress
+from dfkd.system.errors import RequestError
+from dfkd.system.files import replacing
+
+IMAGES, SINGLES = 100_000, 200
+"""Images of a pool, and photos that textures are cut out of."""
+POOL = "pool_tiny_imagenet_32.npz"
+SHARES = {"heap-20": 0.2, "heap-2": 0.02, "adversarial": 0.9}
+"""The share of photos in the pools."""
+POWER = 2.0
+"""How fast the classes of `long-tail` become rare."""
+STEP, STEPS, SURE, BATCH = 8, 12, 0.99, 250
+"""Crafting: gray values a step, most steps, the confidence that ends it, images at once."""
+STARTS = (junk.text, junk.glyph, junk.screen, junk.gradient, junk.noise)
+
+
+def save(path, **arrays):
+    """Write an .npz file."""
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+    print(path, flush=True)
+
+
+def teacher():
+    """The MODEL text of the teacher that predicts and is deceived."""
+    folder = os.environ.get("DFKD_TEACHERS")
+    if not folder:
+        raise RequestError("DFKD_TEACHERS is not set; it names the folder of the teacher's weights")
+    return f"cifar_resnet:depth=20,width=32@{folder}/cifar10_resnet20_w32_train40k.pt"
+
+
+def drawn(photos, *counts, seed):
+    """Rows of the photo pool in random order: so many for each count, none twice."""
+    if sum(counts) > len(photos):
+        raise RequestError(f"{sum(counts):,} photos are needed and the pool has {len(photos):,}; lower --images")
+    return np.split(np.random.default_rng(seed).permutation(len(photos))[: sum(counts)], np.cumsum(counts)[:-1])
+
+
+def make_heap(out, name, photos, images, seed):
+    """Photos among junk."""
+    rows, singles = drawn(photos, round(SHARES[name] * images), SINGLES, seed=seed)
+    found = junk.heap(photos.images(rows).pixels, photos.images(singles).pixels, images, seed)
+    original = found.original.copy()
+    original[found.kind == 0] = rows[found.original[found.kind == 0]]
+    save(out / f"{name}-kinds.npz", names=np.array(junk.KINDS), kind=found.kind, original=original)
+    save(out / f"{name}-photos.npz", images=found.images[found.kind == 0])
+    save(out / f"{name}.npz", images=found.images)
+
+
+def tail(predictions, seed):
+    """Rows of which the k-th most frequent class has n / k**POWER, in random order."""
+    rng, counts = np.random.default_rng(seed), np.bincount(predictions)
+    order = np.argsort(-counts, kind="stable")
+    wanted = np.rint(counts.max() / np.arange(1, len(counts) + 1) ** POWER).astype(np.int64)
+    classes = zip(order, np.minimum(wanted, counts[order]), strict=True)
+    return rng.permutation(np.concatenate([rng.permutation(np.flatnonzero(predictions == k))[:n] for k, n in classes]))
+
+
+def make_long_tail(out, name, photos, images, seed):
+    """Photos of which the teacher predicts few classes often."""
+    options = {"method": "random", "filter": "none", "count": 1, "verbose": False}
+    pixels = photos.images(np.arange(min(images, len(photos)))).pixels
+    scores = dfkd.Teacher(teacher(), normalize="cifar10", image_size=32).select(pixels, **options).scores
+    rows = tail(np.asarray(scores["prediction"]), seed)
+    save(out / f"{name}-kinds.npz", names=np.array(["photo"]), kind=np.zeros(len(rows), np.int8), original=rows)
+    save(out / f"{name}.npz", images=pixels[rows])
+
+
+def craft(model, start, target):
+    """Gray values [n, 3, side, side] that the model takes for the target, made from other images."""
+    images, left = start.clone(), torch.arange(len(start))
+    for _ in range(STEPS):
+        view = images[left].requires_grad_()
+        logits = model.module(model.preprocess.normalized(view / 255))
+        unsure = logits.detach().softmax(1).gather(1, target[left, None])[:, 0] < SURE
+        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, target[left], reduction="sum"), view)
+        left, gradient = left[unsure], gradient[unsure]
+        if not len(left):
+            break
+        images[left] = (images[left] - STEP * gradient.sign()).clamp(0, 255)
+    return images
+
+
+def craft_all(model, count, rng):
+    """Crafted images [count, 32, 32, 3], evenly of all classes and beginnings."""
+    per_start = np.diff(np.rint(np.linspace(0, count, len(STARTS) + 1)).astype(np.int64))
+    start = np.concatenate([make(rng, n, 32) for make, n in zip(STARTS, per_start, strict=True)])
+    pixels, targets = torch.from_numpy(start).permute(0, 3, 1, 2).float(), torch.from_numpy(np.arange(count) % 10)
+    with progress("craft", count, "images") as shown:
+        for rows in torch.arange(count).split(BATCH):
+            pixels[rows] = craft(model, pixels[rows], targets[rows])
+            shown.advance(len(rows))
+    return pixels.permute(0, 2, 3, 1).byte().numpy()
+
+
+def make_adversarial(out, name, photos, images, seed):
+    """Photos, and images that are made to be confidently wrong."""
+    model = load_model(teacher(), normalize="cifar10")
+    (rows,) = drawn(photos, round(SHARES[name] * images), seed=seed)
+    rng, pixels = np.random.default_rng(seed), photos.images(rows).pixels
+    made = craft_all(model, images - len(rows), rng)
+    order = rng.permutation(images)
+    kind, original = (np.arange(images) >= len(rows)).astype(np.int8), np.append(rows, np.full(len(made), -1))
+    save(out / f"{name}-kinds.npz", names=np.array(["photo", "crafted"]), kind=kind[order], original=original[order])
+    save(out / f"{name}-photos.npz", images=pixels)
+    save(out / f"{name}.npz", images=np.concatenate([pixels, made])[order])
+
+
+MAKERS = {"heap-20": make_heap, "heap-2": make_heap, "long-tail": make_long_tail, "adversarial": make_adversarial}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pools", nargs="+", metavar="POOL", choices=MAKERS)
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the pools go (default: heaps in DFKD_DATA)")
+    parser.add_argument("--images", type=int, default=IMAGES, metavar="N", help="images of a pool (default 100,000)")
+    args = parser.parse_args()
+    data = Path(os.environ.get("DFKD_DATA", "data"))
+    out = args.out or data / "heaps"
+    try:
+        photos = open_pool([str(data / POOL)], image_size=32, channels=3)
+        for seed, (name, make) in enumerate(MAKERS.items(), 1):
+            if name in args.pools and not (out / f"{name}.npz").exists():
+                make(out, name, photos, args.images, seed)
+    except RequestError as error:
+        sys.exit(f"heaps.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

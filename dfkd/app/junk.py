@@ -1,0 +1,346 @@
+"""Heaps as they are found: images that say little to a teacher, mixed with photos. For the demo and the benchmarks.
+
+Every maker draws `count` uint8 images [count, side, side, 3] at once from a numpy generator. The same seed gives the
+same images with one version of numpy and Pillow.
+"""
+
+import io
+import string
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+Images: TypeAlias = UInt8[np.ndarray, "images side side 3"]
+Plane: TypeAlias = Float[np.ndarray, "images side side"]
+AT_ONCE = 1_000
+"""Images of one kind that are made at once: it bounds the memory."""
+LETTERS, ALL_CHARACTERS = string.ascii_letters, string.ascii_letters + string.digits + string.punctuation
+PAGES, PAGE, GLYPH = 96, 128, 64
+"""Pages of text to cut from, the side of one and that of a single glyph's mask, in pixels."""
+
+
+# ---- helpers
+
+
+def _plane(side: int) -> tuple[Float[np.ndarray, "side 1"], Float[np.ndarray, "1 side"]]:
+    """The pixels' coordinates from -1 to 1: down, right."""
+    line = (2 * np.arange(side, dtype=np.float32) + 1) / side - 1
+    return line[:, None], line[None]
+
+
+def _each(values: np.ndarray) -> np.ndarray:
+    """One value an image, to be computed with planes."""
+    return values.astype(np.float32)[:, None, None]
+
+
+def _colors(rng: np.random.Generator, count: int) -> Float[np.ndarray, "images 1 1 3"]:
+    """Random colors; a third of them gray, as most pages and windows are."""
+    colors = rng.random((count, 1, 1, 3), dtype=np.float32) * 255
+    gray = rng.random(count) < 1 / 3
+    colors[gray] = colors[gray, :, :, :1]
+    return colors
+
+
+def _blend(
+    mask: Plane, of: Float[np.ndarray, "images 1 1 3"], on: Float[np.ndarray, "images #side #side 3"]
+) -> Float[np.ndarray, "images side side 3"]:
+    return on + mask[..., None] * (of - on)
+
+
+def _pixels(values: Float[np.ndarray, "images side side 3"]) -> Images:
+    return np.rint(values.clip(0, 255)).astype(np.uint8)
+
+
+def _sampled(
+    stack: UInt8[np.ndarray, "sheets height width *channels"],
+    which: Int[np.ndarray, " images"],
+    down: Plane,
+    right: Plane,
+) -> Float[np.ndarray, "images side side *channels"]:
+    """Bilinear samples of one sheet an image, at its own coordinates in pixels; outside, the edge goes on."""
+    height, width = stack.shape[1:3]
+    down, right = down.clip(0, height - 1), right.clip(0, width - 1)
+    top, left = down.astype(np.int64).clip(0, height - 2), right.astype(np.int64).clip(0, width - 2)
+    rows, extra = which[:, None, None], (None,) * (stack.ndim - 3)
+    y = (down - top.astype(np.float32))[(..., *extra)]
+    x = (right - left.astype(np.float32))[(..., *extra)]
+    above = stack[rows, top, left] * (1 - x) + stack[rows, top, left + 1] * x
+    below = stack[rows, top + 1, left] * (1 - x) + stack[rows, top + 1, left + 1] * x
+    return (above * (1 - y) + below * y).astype(np.float32)
+
+
+def _turned(
+    side: int, angle: np.ndarray, scale: np.ndarray, down: np.ndarray, right: np.ndarray
+) -> tuple[Plane, Plane]:
+    """Coordinates of a window around one center an image; `scale` are source pixels for each of the image's."""
+    y, x = _plane(side)
+    half, cos, sin = _each(scale * side / 2), _each(np.cos(angle)), _each(np.sin(angle))
+    return _each(down) + half * (cos * y + sin * x), _each(right) + half * (cos * x - sin * y)
+
+
+# ---- text and glyphs
+
+
+def _word(rng: np.random.Generator, characters: str) -> str:
+    return "".join(rng.choice(list(characters), rng.integers(1, 11)))
+
+
+@cache
+def _pages(characters: str) -> UInt8[np.ndarray, "pages page page"]:
+    """Masks of pages of random words, in sizes from 7 to 30 pixels."""
+    rng, pages = np.random.default_rng(len(characters)), []
+    for _ in range(PAGES):
+        size = int(np.exp(rng.uniform(np.log(7), np.log(30))))
+        lines = (" ".join(_word(rng, characters) for _ in range(8)) for _ in range(PAGE // size + 1))
+        page = Image.new("L", (PAGE, PAGE))
+        text = "\n".join(lines)
+        ImageDraw.Draw(page).multiline_text((-2, -2), text, 255, ImageFont.load_default(size), spacing=size // 4)
+        pages.append(np.asarray(page))
+    return np.stack(pages)
+
+
+@cache
+def _glyphs(characters: str) -> UInt8[np.ndarray, "glyphs glyph glyph"]:
+    """Masks of single characters, centered."""
+    font, glyphs = ImageFont.load_default(GLYPH * 0.8), []
+    for character in characters:
+        glyph = Image.new("L", (GLYPH, GLYPH))
+        ImageDraw.Draw(glyph).text((GLYPH / 2, GLYPH / 2), character, 255, font, anchor="mm")
+        glyphs.append(np.asarray(glyph))
+    return np.stack(glyphs)
+
+
+def text(rng: np.random.Generator, count: int, side: int, characters: str = ALL_CHARACTERS) -> Images:
+    """Cuttings of pages of random words, most of them level and dark on light."""
+    pages = _pages(characters)
+    angle = rng.normal(0, np.where(rng.random(count) < 0.8, 0.02, 0.4))
+    scale = np.exp(rng.uniform(np.log(0.6), np.log(1.6), count))
+    room = (scale * side / 2).clip(max=PAGE / 2)
+    down, right = (rng.uniform(room, PAGE - room) for _ in range(2))
+    mask = _sampled(pages, rng.integers(len(pages), size=count), *_turned(side, angle, scale, down, right)) / 255
+    ink, paper = _colors(rng, count), _colors(rng, count)
+    usual = rng.random(count) < 0.6
+    ink[usual], paper[usual] = ink[usual] / 3, 255 - paper[usual] / 4
+    return _pixels(_blend(mask, ink, paper))
+
+
+def glyph(rng: np.random.Generator, count: int, side: int, characters: str = ALL_CHARACTERS) -> Images:
+    """One character an image, on a plain ground or on a gradient."""
+    glyphs = _glyphs(characters)
+    angle = rng.normal(0, 0.2, count)
+    scale = GLYPH / side * np.exp(rng.uniform(np.log(0.7), np.log(1.8), count))
+    down, right = (GLYPH / 2 + rng.normal(0, 4, count) for _ in range(2))
+    mask = _sampled(glyphs, rng.integers(len(glyphs), size=count), *_turned(side, angle, scale, down, right)) / 255
+    ground = np.broadcast_to(_colors(rng, count), (count, side, side, 3)).copy()
+    shaded = np.flatnonzero(rng.random(count) < 0.4)
+    ground[shaded] = gradient(rng, len(shaded), side)
+    return _pixels(_blend(mask, _colors(rng, count), ground))
+
+
+# ---- layouts, gradients, noise
+
+
+def _box(rng: np.random.Generator, count: int, side: int, least: float) -> tuple[np.ndarray, ...]:
+    """Top, bottom, left and right of one box an image, in pixels."""
+    size = rng.uniform(least, 0.9, (2, count)) * side
+    near = rng.random((2, count)) * (side - size)
+    edges = (near[0], near[0] + size[0], near[1], near[1] + size[1])
+    return tuple(_each(np.rint(edge)) for edge in edges)
+
+
+def _within(side: int, top: np.ndarray, bottom: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    line = np.arange(side)
+    return (top <= line[:, None]) & (line[:, None] < bottom) & (left <= line) & (line < right)
+
+
+def screen(rng: np.random.Generator, count: int, side: int) -> Images:
+    """Layouts as on a screen: a window, bars, panels, and lines of dashes for text."""
+    out = np.broadcast_to(255 - _colors(rng, count) / 3, (count, side, side, 3)).copy()
+    dark = rng.random(count) < 0.25
+    out[dark] = 255 - out[dark]
+    whole, nothing = np.full(count, side), np.zeros(count)
+    bar = rng.uniform(0, 0.2, count) * side
+    column = np.where(rng.random(count) < 0.5, rng.uniform(0, 0.35, count) * side, 0)
+    edges = (nothing, bar, nothing, whole), (bar, whole, nothing, column)
+    parts = [tuple(_each(np.rint(edge)) for edge in box) for box in edges]
+    parts += [_box(rng, count, side, 0.1) for _ in range(4)]
+    for box in parts:
+        shown = _within(side, *box) & (rng.random(count) < 0.8)[:, None, None]
+        out = _blend(shown, _colors(rng, count), out)
+    for _ in range(2):
+        box, pitch = _box(rng, count, side, 0.3), _each(rng.integers(2, 6, count))
+        dashes = rng.random((count, side, side)) < _each(rng.uniform(0.4, 0.95, count))
+        lines = (np.arange(side)[:, None] - box[0]) % pitch < np.maximum(pitch // 2, 1)
+        out = _blend(_within(side, *box) & lines & dashes, _colors(rng, count), out)
+    return _pixels(out)
+
+
+def gradient(rng: np.random.Generator, count: int, side: int) -> Images:
+    """Linear, radial and angular gradients between three colors; some in steps, some plain."""
+    y, x = _plane(side)
+    y, x = y - _each(rng.uniform(-0.7, 0.7, count)), x - _each(rng.uniform(-0.7, 0.7, count))
+    angle = _each(rng.uniform(0, 2 * np.pi, count))
+    linear = (np.cos(angle) * x + np.sin(angle) * y) / 2 + 0.5
+    angular = (np.arctan2(y, x) + angle) / (2 * np.pi) % 1
+    kinds = np.stack([linear, np.hypot(x, y) / 1.5, angular])
+    value = kinds[rng.integers(3, size=count), np.arange(count)].clip(0, 1)
+    steps = _each(rng.integers(2, 9, count))
+    value = np.where(_each(rng.random(count)) < 0.3, np.floor(value * steps) / steps, value)
+    value *= _each(rng.random(count) < 0.9)  # the rest is one color
+    first, middle, last = (_colors(rng, count) for _ in range(3))
+    turn = _each(rng.uniform(0.2, 0.8, count))
+    early, late = (value / turn).clip(0, 1), ((value - turn) / (1 - turn)).clip(0, 1)
+    return _pixels(first + early[..., None] * (middle - first) + late[..., None] * (last - middle))
+
+
+def _white(rng: np.random.Generator, count: int, side: int) -> np.ndarray:
+    return rng.normal(0, 1, (count, side, side, 3)).astype(np.float32)
+
+
+def _even(rng: np.random.Generator, count: int, side: int) -> np.ndarray:
+    return rng.uniform(-1.7, 1.7, (count, side, side, 3)).astype(np.float32)
+
+
+def _rare(rng: np.random.Generator, count: int, side: int) -> np.ndarray:
+    """Salt and pepper."""
+    share = rng.uniform(0.02, 0.4, (count, 1, 1, 1))
+    return np.sign(rng.normal(size=(count, side, side, 1))) * 3 * (rng.random((count, side, side, 1)) < share)
+
+
+def _spectrum(rng: np.random.Generator, count: int, side: int) -> np.ndarray:
+    """Noise of which the amplitude falls with a power of the frequency: from nearly white to clouds."""
+    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None])
+    frequency[0, 0] = 1 / side
+    power = rng.uniform(0.3, 2.5, (count, 1, 1, 1))
+    waves = np.fft.rfft2(_white(rng, count, side), axes=(1, 2)) * frequency[None, :, :, None] ** -power
+    clouds = np.fft.irfft2(waves, s=(side, side), axes=(1, 2))
+    return clouds / clouds.std(axis=(1, 2, 3), keepdims=True)
+
+
+def _waves(rng: np.random.Generator, count: int, side: int) -> np.ndarray:
+    """Sine gratings, two over each other, half of them cut to stripes and checkers."""
+    y, x = _plane(side)
+    total = np.ones((count, side, side), np.float32)
+    for one in range(2):
+        angle, frequency = rng.uniform(0, np.pi, count), rng.uniform(2, side * 0.7, count)
+        wave = np.cos(_each(np.cos(angle) * frequency) * x + _each(np.sin(angle) * frequency) * y)
+        total = np.where(_each(rng.random(count) < (1, 0.5)[one]), total * wave, total)
+    total = np.where(_each(rng.random(count) < 0.5), np.sign(total), total)
+    return total[..., None] * rng.normal(0, 1.2, (count, 1, 1, 3))
+
+
+def noise(rng: np.random.Generator, count: int, side: int) -> Images:
+    """Five kinds of noise around a color, in color or gray: white, even, salt and pepper, clouds, waves."""
+    out, kind = np.empty((count, side, side, 3), np.float32), rng.integers(5, size=count)
+    for number, make in enumerate((_white, _even, _rare, _spectrum, _waves)):
+        rows = np.flatnonzero(kind == number)
+        out[rows] = make(rng, len(rows), side)
+    gray = rng.random(count) < 0.3
+    out[gray] = out[gray, :, :, :1]
+    return _pixels(_colors(rng, count) + out * rng.uniform(10, 110, (count, 1, 1, 1)).astype(np.float32))
+
+
+# ---- from photos
+
+
+def texture(photos: Images, rng: np.random.Generator, count: int, side: int) -> Images:
+    """Small windows of photos, enlarged, or repeated as mirrored tiles."""
+    which, repeats = rng.integers(len(photos), size=count), _each(rng.integers(1, 5, count))
+    size = photos.shape[1]
+    window = rng.uniform(0.15, 0.4, count) * size
+    corner = [_each(rng.uniform(0, size - 1 - window)) for _ in range(2)]
+    phase = np.arange(side, dtype=np.float32) / side * repeats  # [count, 1, side]
+    mirrored = _each(window) * (1 - np.abs(1 - phase % 2))
+    down, right = corner[0] + mirrored.swapaxes(1, 2), corner[1] + mirrored
+    shape = (count, side, side)
+    return _pixels(_sampled(photos, which, np.broadcast_to(down, shape), np.broadcast_to(right, shape)))
+
+
+def recompressed(photos: Images, rng: np.random.Generator) -> Images:
+    """The same photos as JPEG files of low quality."""
+    out = np.empty_like(photos)
+    for i, quality in enumerate(rng.integers(10, 70, len(photos))):
+        file = io.BytesIO()
+        Image.fromarray(photos[i]).save(file, "JPEG", quality=int(quality))
+        out[i] = np.asarray(Image.open(file))
+    return out
+
+
+def shifted(photos: Images, rng: np.random.Generator) -> Images:
+    """The same photos moved by up to a tenth of their side, a little enlarged; half of them mirrored."""
+    count, side = photos.shape[:2]
+    scale, center = rng.uniform(0.9, 1.0, (count,)), np.full(count, (side - 1) / 2)
+    down, right = (center + rng.uniform(-0.1, 0.1, count) * side for _ in range(2))
+    moved = _pixels(_sampled(photos, np.arange(count), *_turned(side, np.zeros(count), scale, down, right)))
+    mirrored = rng.random(count) < 0.5
+    moved[mirrored] = moved[mirrored, :, ::-1]
+    return moved
+
+
+def recolored(photos: Images, rng: np.random.Generator) -> Images:
+    """The same photos in other colors: each channel through a gain, an offset and a power."""
+    shape = (len(photos), 1, 1, 3)
+    power = np.exp(rng.normal(0, 0.3, shape)).astype(np.float32)
+    gain, offset = rng.normal(1, 0.2, shape).astype(np.float32), rng.normal(0, 20, shape).astype(np.float32)
+    return _pixels((photos.astype(np.float32) / 255) ** power * 255 * gain + offset)
+
+
+# ---- a heap
+
+COPIED: dict[str, Callable[[Images, np.random.Generator], Images]] = {
+    "recompressed": recompressed,
+    "shifted": shifted,
+    "recolored": recolored,
+}
+DRAWN = {"text": 15, "glyph": 10, "screen": 15, "gradient": 10, "noise": 15, "texture": 10}
+JUNK = DRAWN | dict.fromkeys(COPIED, 5 / 3)
+"""How much there is of every kind of junk, as weights."""
+KINDS = ("photo", *JUNK)
+COPIES_OF = 40
+"""One photo in so many is the original of all near-copies."""
+
+
+@dataclass(frozen=True)
+class Heap:
+    """Images in random order, and what each of them is: for a report, never for a selection."""
+
+    images: Images
+    kind: Int[np.ndarray, " images"]
+    """Positions in `KINDS`."""
+    original: Int[np.ndarray, " images"]
+    """For a near-copy the row of its photo in the heap, for a photo its number among `photos`, else -1."""
+
+
+def heap(photos: Images, singles: Images, count: int, seed: int, characters: str = ALL_CHARACTERS) -> Heap:
+    """All `photos` among so much junk that there are `count` images. Textures are cut out of `singles`."""
+    side, share = photos.shape[1], count - len(photos)
+    ends = len(photos) + np.rint(np.cumsum([0, *JUNK.values()]) / sum(JUNK.values()) * share).astype(np.int64)
+    order = np.random.default_rng([seed, len(KINDS)]).permutation(count)
+    found = Heap(np.empty((count, side, side, 3), np.uint8), np.zeros(count, np.int8), np.full(count, -1, np.int32))
+    found.images[order[: len(photos)]] = photos
+    found.original[order[: len(photos)]] = np.arange(len(photos))
+    makers: dict[str, Callable[[np.random.Generator, int, int], Images]] = {
+        "text": partial(text, characters=characters),
+        "glyph": partial(glyph, characters=characters),
+        "screen": screen,
+        "gradient": gradient,
+        "noise": noise,
+        "texture": partial(texture, singles),
+    }
+    for number, (kind, first, last) in enumerate(zip(JUNK, ends[:-1], ends[1:], strict=True), 1):
+        rng = np.random.default_rng([seed, number])
+        for start in range(first, last, AT_ONCE):
+            rows = order[start : min(start + AT_ONCE, last)]
+            found.kind[rows] = number
+            if kind in COPIED:
+                of = rng.integers(max(len(photos) // COPIES_OF, 1), size=len(rows))
+                found.original[rows] = order[of]
+                found.images[rows] = COPIED[kind](photos[of], rng)
+            else:
+                found.images[rows] = makers[kind](rng, len(rows), side)
+    return found

@@ -1,0 +1,131 @@
+"""How far each image is from what a teacher's BatchNorm layers remember of its training data."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+_USED = 1e-4
+"""Of a layer's largest scale: a channel with less is constant behind the layer, whatever the images."""
+_CACHE = 2**21
+"""Bytes of an activation that are squared at once."""
+
+
+class FoldedNorm(nn.Identity):
+    """What stays of a BatchNorm that is part of the convolution before it: what it would say of its output."""
+
+    mean: Tensor
+    variance: Tensor
+    floor: Tensor
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        assert norm.running_var is not None
+        known = norm.running_var + norm.eps
+        scale = torch.ones_like(known) if norm.weight is None else norm.weight.detach()
+        shift = torch.zeros_like(known) if norm.bias is None else norm.bias.detach()
+        for name, value in (("mean", shift), ("variance", scale**2), ("floor", norm.eps / known)):
+            self.register_buffer(name, value.clone())
+
+
+@dataclass(frozen=True)
+class _Remembered:
+    """The statistics of a layer's input over the training data, one value for each channel that the layer uses."""
+
+    mean: Float[Tensor, " channels"]
+    variance: Float[Tensor, " channels"]
+    floor: Float[Tensor, " channels"]
+    """BatchNorm's epsilon over the variance: what a channel of one value has."""
+    used: Float[Tensor, " channels"]
+    """1 for a channel that the layer uses, else 0."""
+
+
+class ImageDistances:
+    """Measures each image of a batch, while `watched`, against the statistics of a teacher's BatchNorm layers.
+
+    The distance in a layer is the mean over its channels of KL(N(m, v) || N(m', v')): m and v are the mean and the
+    variance of the channel over the positions of one image, m' and v' those that the layer remembers. The distance of
+    an image is the root of the mean square over the layers. A channel whose scale is 0 is left out, and so is a layer
+    of fewer than 2 positions. DeepInversion (https://arxiv.org/abs/1912.08795) draws a batch of made images to the same
+    statistics; to measure single images of a pool by them is ours.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        """Find the layers in a network that may be folded (`dfkd.models.features.fold_batchnorm`)."""
+        self._layers = {layer: known for layer in module.modules() if (known := _remembered(layer)) is not None}
+        self._squares: list[Tensor] = []
+
+    def __bool__(self) -> bool:
+        """Whether the network remembers anything."""
+        return bool(self._layers)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Measure the images of the pass within the block."""
+        self._squares = []
+        handles = [layer.register_forward_pre_hook(self._measure, with_kwargs=True) for layer in self._layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def take(self, images: int) -> Float[Tensor, " batch"]:
+        """The distances of the images that were seen last, in nats; NaN where no layer did, or one saw other images."""
+        squares, self._squares = self._squares, []
+        if not squares or any(len(layer) != images for layer in squares):
+            return torch.full((images,), torch.nan)
+        return torch.stack(squares).mean(dim=0).sqrt()
+
+    def _measure(self, layer: nn.Module, inputs: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> None:
+        x, known = next(iter([*inputs, *named.values()])), self._layers[layer]
+        if x.ndim < 3 or x[0, 0].numel() < 2:
+            return
+        self._squares.append(_divergence(x.detach(), known).square())
+
+
+def _remembered(layer: nn.Module) -> _Remembered | None:
+    """What a layer remembers of its input; of a folded one, of the output of the convolution that it is part of."""
+    if isinstance(layer, FoldedNorm):
+        mean, variance, floor = layer.mean, layer.variance, layer.floor
+        scale = variance.sqrt()
+    elif isinstance(layer, nn.modules.batchnorm._BatchNorm) and isinstance(layer.running_mean, Tensor):
+        assert isinstance(layer.running_var, Tensor)
+        mean, variance = layer.running_mean, layer.running_var + layer.eps
+        floor = layer.eps / variance
+        scale = torch.ones_like(variance) if layer.weight is None else layer.weight.detach().abs()
+    else:
+        return None
+    used = (scale > _USED * scale.max()).float()
+    if not used.any():
+        return None
+    return _Remembered(mean.float(), torch.where(used > 0, variance, 1.0).float(), floor.float(), used)
+
+
+@torch.no_grad()
+def _divergence(x: Float[Tensor, "batch channels ..."], known: _Remembered) -> Float[Tensor, " batch"]:
+    mean, square = _moments(x)
+    ratio = (square - mean.square()).clamp_min(0) / known.variance + known.floor
+    apart = (mean - known.mean).square() / known.variance
+    divergence = (ratio - ratio.log() + apart - 1) / 2
+    return divergence @ known.used / known.used.sum()
+
+
+def _moments(x: Float[Tensor, "batch channels ..."]) -> tuple[Tensor, Tensor]:
+    """The mean of each channel of each image, and that of its square, in float32.
+
+    `torch.var_mean` took half as long as the network on a CPU, and a square of the whole batch left its cache.
+    """
+    rows, over = (x.permute(0, 2, 3, 1).flatten(1, 2), 1) if _is_channels_last(x) else (x.flatten(2), 2)
+    size = len(x) if x.is_cuda else max(1, _CACHE // (4 * x[0].numel()))
+    means, squares = zip(
+        *((part.mean(over), part.square().mean(over)) for part in map(Tensor.float, rows.split(size))), strict=True
+    )
+    return torch.cat(means), torch.cat(squares)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
