@@ -22,7 +22,7 @@ OUT/POOL/methods.csv gets a line for every run, or for a selection that no run h
 
 methods.json has the command, the date and the machine. Every line that OUT has is in the table, also from earlier
 commands: rows can be measured one by one, an interrupted command goes on, and several can share the work.
---no-training fills all columns but those of the students, in some 20 seconds for each row after one pass of the teacher.
+--no-training fills all columns but those of the students, in 20 seconds for each row after one pass of the teacher.
 """
 
 import argparse
@@ -125,7 +125,8 @@ def cost(options, select):
     images = open_pool([os.path.expandvars(pool)], image_size=size, channels=3 if size == 32 else 1)
     pixels = images.images(np.arange(min(COST_IMAGES, len(images)))).pixels
     teacher = dfkd.Teacher(os.path.expandvars(options["teacher"]), normalize=options["normalize"], image_size=size)
-    keywords = {key.replace("-", "_"): value for key, value in select.items()} | {"filter": "none"}
+    given = {key.replace("-", "_"): value for key, value in select.items() if key not in ("pool", "count")}
+    keywords = given | {"filter": "none"}
     before, found = os.environ.get("DFKD_CACHE"), []
     try:
         for _ in range(2):
