@@ -302,9 +302,10 @@ def demo():
         if "wall_seconds" in on
         else f"`{on['command']}`"
     )
+    note = f"; {on['note']}" if "note" in on else ""
     return (
         f"{re.sub('^', '    ', said, flags=re.MULTILINE)}\n\n({took}; "
-        f"{machine_text(on)}; the runs are in\n[`demo.csv`](../benchmarks/quality/demo.csv).)"
+        f"{machine_text(on)}{note}; the runs are in\n[`demo.csv`](../benchmarks/quality/demo.csv).)"
     )
 
 
