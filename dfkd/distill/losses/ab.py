@@ -33,6 +33,7 @@ class AB(Loss):
     """
 
     family = "features"
+    per_image = True
     paper = Paper(
         "Knowledge transfer via distillation of activation boundaries formed by hidden neurons", 2018, "1811.03233"
     )

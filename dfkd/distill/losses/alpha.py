@@ -47,6 +47,7 @@ class Alpha(Loss):
     """
 
     family = "outputs"
+    per_image = True
     paper = Paper("AlphaNet: improved training of supernets with alpha-divergence", 2021, "2102.07954")
 
     def __init__(self, alpha_minus: float = -1.0, alpha_plus: float = 1.0, clip: float = 5.0) -> None:

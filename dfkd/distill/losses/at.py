@@ -29,6 +29,7 @@ class AT(Loss):
     """
 
     family = "features"
+    per_image = True
     paper = Paper(
         "Paying more attention to attention: Improving the performance of "
         "convolutional neural networks via attention transfer",

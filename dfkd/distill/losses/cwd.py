@@ -28,6 +28,7 @@ class CWD(Loss):
     """
 
     family = "features"
+    per_image = True
     paper = Paper("Channel-wise knowledge distillation for dense prediction", 2020, "2011.13256")
     taps = ("stage",)
     weight = 50.0

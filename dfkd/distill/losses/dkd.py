@@ -40,6 +40,7 @@ class DKD(Loss):
     """
 
     family = "outputs"
+    per_image = True
     paper = Paper("Decoupled knowledge distillation", 2022, "2203.08679")
 
     def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> None:

@@ -28,6 +28,7 @@ class Explicit(Loss):
     """
 
     family = "features"
+    per_image = True
     paper = Paper("Explicit and implicit knowledge distillation via unlabeled data", 2023, "2302.08771")
     taps = ("first", "last")
 

@@ -36,6 +36,7 @@ class FitNet(Loss):
     """
 
     family = "features"
+    per_image = True
     paper = Paper("FitNets: Hints for thin deep nets", 2014, "1412.6550")
     taps = ("stage",)
 

@@ -35,6 +35,7 @@ class FSP(Loss):
     """
 
     family = "features"
+    per_image = True
     paper = Paper(
         "A gift from knowledge distillation: Fast optimization, network minimization and transfer learning",
         2017,

@@ -39,6 +39,7 @@ class FT(Loss):
     """
 
     family = "features"
+    per_image = True
     paper = Paper("Paraphrasing complex network: Network compression via factor transfer", 2018, "1802.04977")
     taps = ("stage",)
     weight = 500.0

@@ -37,6 +37,7 @@ class KD(Loss):
     """
 
     family = "outputs"
+    per_image = True
     paper = Paper("Distilling the knowledge in a neural network", 2015, "1503.02531")
     reads_kept = True
 

@@ -32,6 +32,7 @@ class Logits(Loss):
     """
 
     family = "outputs"
+    per_image = True
     paper = Paper("Do deep nets really need to be deep?", 2013, "1312.6184")
 
     def __init__(self, norm: Literal["l1", "l2"] = "l2", centered: bool = False) -> None:

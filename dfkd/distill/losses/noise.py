@@ -38,6 +38,7 @@ class Noise(Loss):
     """
 
     family = "outputs"
+    per_image = True
     paper = Paper(
         "Learning student networks in the wild",
         2021,

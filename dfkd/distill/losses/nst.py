@@ -32,6 +32,7 @@ class NST(Loss):
     """
 
     family = "features"
+    per_image = True
     paper = Paper("Like what you like: Knowledge distill via neuron selectivity transfer", 2017, "1707.01219")
     taps = ("stage",)
     weight = 50.0

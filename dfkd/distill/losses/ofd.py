@@ -11,6 +11,7 @@ from dfkd.distill import align
 from dfkd.distill.loss import Loss
 from dfkd.models.features.outputs import Outputs
 from dfkd.system.paper import Paper
+from dfkd.system.shares import summed
 
 
 class OFD(Loss):
@@ -34,6 +35,7 @@ class OFD(Loss):
     """
 
     family = "features"
+    per_image = True
     paper = Paper("A comprehensive overhaul of feature distillation", 2019, "1904.01866")
     taps = ("pre",)
     weight = 0.001
@@ -97,8 +99,9 @@ class _Margin(nn.Module):
     @torch.no_grad()
     def _with(self, x: Float[Tensor, "batch channels h w"]) -> tuple[Tensor, Tensor]:
         negative = x.clamp_max(0)
-        total = self.total + negative.sum(dim=(0, 2, 3))
-        return total, self.count - negative.sign_().sum(dim=(0, 2, 3))
+        sums = negative.sum(dim=(0, 2, 3))
+        sums, signs = summed(torch.stack([sums, negative.sign_().sum(dim=(0, 2, 3))]))
+        return self.total + sums, self.count - signs
 
     def forward(self, x: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "channels 1 1"]:
         """The margins with the batch `x` in them; they are kept where gradients are recorded (not in a mere check)."""

@@ -39,6 +39,7 @@ class ReviewKD(Loss):
     """
 
     family = "features"
+    per_image = True
     paper = Paper("Distilling knowledge via knowledge review", 2021, "2104.09044")
     taps: tuple[str, ...] = ("stage",)
     weight = 5.0

@@ -43,6 +43,7 @@ class SimKD(Loss):
     """
 
     family = "features"
+    per_image = True
     paper = Paper("Knowledge distillation with the reused teacher classifier", 2022, "2203.14001")
     taps = ("stage",)
 

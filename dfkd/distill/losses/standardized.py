@@ -34,6 +34,7 @@ class Standardized(Loss):
     """
 
     family = "outputs"
+    per_image = True
     paper = Paper("Logit standardization in knowledge distillation", 2024, "2403.01427")
     weight = 9.0
 

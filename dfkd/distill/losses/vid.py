@@ -38,6 +38,7 @@ class VID(Loss):
     """
 
     family = "features"
+    per_image = True
     paper = Paper("Variational information distillation for knowledge transfer", 2019, "1904.05835")
     taps: tuple[str, ...] = ("stage",)
 
