@@ -6,6 +6,7 @@ from typing import Literal
 from dfkd.config.option import Checked, option
 from dfkd.system.limits import SHARE
 
+Interpolation = Literal["bilinear", "bicubic"]
 Precision = Literal["auto", "bf16", "fp32"]
 Logger = Literal["tensorboard", "wandb", "mlflow"]
 
@@ -62,6 +63,24 @@ class ModelConfig(Checked):
         least=1,
         role="resolved",
     )
+    crop_pct: float | None = option(
+        "Photographs are resized so that their shorter side is the image size divided by this ratio, then cropped at "
+        "the center. Default: above 64 pixels what the model says (RUN, timm, torchvision's weights), else 1.",
+        "models",
+        default=None,
+        above=0,
+        most=1,
+        role="resolved",
+        stored=False,
+    )
+    interpolation: Interpolation | None = option(
+        "How photographs are resized: bilinear or bicubic, with antialiasing. Default: above 64 pixels what the model "
+        "says, else bilinear.",
+        "models",
+        default=None,
+        role="resolved",
+        stored=False,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +98,10 @@ class SelectConfig(ModelConfig):
     out: str = option("Folder of the selection.", "output", role="none", shown=False, stored=False)
     method: str = option(
         "threshold, statistics, random, confidence, entropy, or your own function by its dotted name; "
-        "NAME:key=value,...",
+        "NAME:key=value,... auto: statistics for a teacher with BatchNorm, unless --gamma is given; else threshold.",
         "selection",
-        default="threshold",
+        default="auto",
+        open=True,
     )
     count: int | None = option(
         "Number of images to select. Default: half of the pool, or all that the method admits if fewer.",
@@ -306,21 +326,32 @@ class DistillConfig(ModelConfig):
         "Share of the steps for the warm-up. Default: that of the schedule.", "training", default=None, least=0, below=1
     )
     crop_padding: int | None = option(
-        "Random crop after padding by this number of pixels. 0: no crop. Default: an eighth of the image size.",
+        "Random crop after padding by this number of pixels. 0: no crop. Default: an eighth of the image size, or 0 "
+        "with --crop-area of photographs.",
         "augmentation",
         default=None,
         least=0,
     )
-    crop_area: float = option(
-        "Random resized crop: smallest share of the image's area, such as 0.4. 1: no such crop. It blurs the images, "
-        "which lowers accuracy on a filtered pool.",
+    crop_area: float | None = option(
+        "Random resized crop: smallest share of the image's area, such as 0.4. 1: no such crop. Above 64 pixels the "
+        "crop is taken from the whole file. Default: 0.35 there, without --source, --teacher-views and --crop-padding; "
+        "else 1.",
         "augmentation",
-        default=1.0,
+        default=None,
         above=0,
         most=1,
         off=1.0,
+        open=True,
     )
     flip: bool = option("Random horizontal flip.", "augmentation", default=True)
+    color_jitter: float | None = option(
+        "Random brightness, contrast and saturation: factors from 1 - X to 1 + X, such as 0.4. Default: off.",
+        "augmentation",
+        default=None,
+        above=0,
+        below=1,
+        off=None,
+    )
     mixup: float = option("Parameter a of Mixup's Beta(a, a). 0: off.", "augmentation", default=0.0, least=0)
     cutmix: float = option(
         "Parameter a of CutMix's Beta(a, a). 0: off. With --mixup, each image takes one of the two.",
@@ -351,6 +382,16 @@ class DistillConfig(ModelConfig):
         default=0,
         least=0,
         off=0,
+    )
+    sync_batchnorm: bool = option(
+        "With several processes on GPUs (torchrun): the student's BatchNorm layers take the statistics of the whole "
+        "batch. Otherwise those of the process's own images.",
+        "machine",
+        default=False,
+        role="none",
+        machine=True,
+        shown=False,
+        off=False,
     )
     teacher_taps: tuple[str, ...] = option(_OWN_TAPS, "models", default=())
     student_taps: tuple[str, ...] = option("The same for the student.", "models", default=())
@@ -443,5 +484,5 @@ class DemoConfig(Checked):
     """The whole thing on images that come with scikit-learn, offline, in a few minutes."""
 
     out: str = option("Folder of everything that the demo writes.", "output", default="demo")
-    seeds: int = option("Number of seeds per row.", "training", default=3, least=1)
-    steps: int = option("Optimizer steps per run.", "training", default=400, least=1)
+    seeds: int = option("Number of seeds per row.", "training", default=2, least=1)
+    steps: int = option("Optimizer steps per run.", "training", default=150, least=1)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dfkd.config.tables import load_toml
-from dfkd.formats.manifest import NetworkPrint
+from dfkd.data.images.frame import Interpolation
+from dfkd.formats.manifest import CropShare, NetworkPrint
 from dfkd.system.checksums import Entry, check_file, unsealed
 from dfkd.system.errors import RequestError
 from dfkd.system.records import Count, check_format, parse
@@ -26,6 +27,8 @@ class ModelTable:
     architecture: str
     normalize: str | None = None
     image_size: int | None = None
+    crop_pct: CropShare = 1.0
+    interpolation: Interpolation = "bilinear"
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,14 @@ def run(config: ExportConfig) -> Path:
     form = config.format or out.suffix.removeprefix(".")
     if form not in FORMATS:
         raise RequestError(f"--out {config.out} does not end in .{', .'.join(FORMATS)}; name its --format")
-    model = load_trained(config.model, "--model", normalize=config.normalize, image_size=config.image_size)
+    model = load_trained(
+        config.model,
+        "--model",
+        normalize=config.normalize,
+        image_size=config.image_size,
+        crop_pct=config.crop_pct,
+        interpolation=config.interpolation,
+    )
     content = FORMATS[form](model)
     with replacing(out) as partial:
         partial.write_bytes(content)

@@ -154,14 +154,33 @@ def evaluate(
     `as_student`: the teacher gets the model's normalization where none is given.
     """
     place = resolve_place(config.device, config.precision)
-    loaded = load_trained(model, "--model", normalize=config.normalize, image_size=config.image_size)
+    loaded = load_trained(
+        model,
+        "--model",
+        normalize=config.normalize,
+        image_size=config.image_size,
+        crop_pct=config.crop_pct,
+        interpolation=config.interpolation,
+    )
     images = open_pool(
-        [data], image_size=loaded.image_size, channels=loaded.channels, classes=config.classes, bits=config.bits
+        [data],
+        image_size=loaded.image_size,
+        channels=loaded.channels,
+        classes=config.classes,
+        bits=config.bits,
+        frame=loaded.frame,
     )
     taught = None
     if teacher is not None:
         normalize = config.normalize or (loaded.normalize if as_student else None)
-        known = load_trained(teacher, normalize=normalize, image_size=images.image_size)
+        frame = loaded.frame  # both see the same images
+        known = load_trained(
+            teacher,
+            normalize=normalize,
+            image_size=images.image_size,
+            crop_pct=frame.crop_pct,
+            interpolation=frame.interpolation,
+        )
         if (known.classes, known.channels) != (loaded.classes, loaded.channels):
             raise RequestError(
                 f"--teacher has {known.classes} classes and {known.channels} channels, --model has "

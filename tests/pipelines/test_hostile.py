@@ -318,7 +318,7 @@ def test_a_name_that_is_no_utf8_is_stored_and_shown(lab, tmp_path, rng, capsys, 
     assert lab.dfkd("select", *common, "--pool", folder, "--out", tmp_path / "out") == 0
     assert Shards(tmp_path / "out").column("source").tolist() == [r"p\udcff/a\xfe.png", r"p\udcff/b.png"]
     assert lab.dfkd("inspect", tmp_path / "out", "--out", tmp_path / "x.html") == 0
-    assert "is no UTF-8" in refused("select", *common, "--pool", folder, "--out", f"{folder}/out")
+    assert "is not UTF-8" in refused("select", *common, "--pool", folder, "--out", f"{folder}/out")
 
 
 @pytest.mark.parametrize(
