@@ -46,6 +46,7 @@ def costs(rows: Sequence[Row], styles: Mapping[str, int]) -> Html:
     note = (
         "Top-1 accuracy, upwards, over a cost. A sign is the mean over seeds, its lines one standard deviation. The "
         "grey steps are the Pareto front: the best accuracy that a cost buys."
+        + (" Broken line: the teacher." if teacher is not None else "")
     )
     signs = (tag("li", marker(styles[row.name]), tag("span", row.name)) for row in tested)
     return section(
@@ -115,12 +116,11 @@ def classes(rows: Sequence[Row]) -> Html:
     body = []
     for k in shown:
         mine = [means[k] for means in of_row.values()]
-        best = max((value for value in mine if value is not None), default=None)
-        cells = [
-            tag("td", _percent(value), class_="best" if value == best and len(mine) > 1 else None) for value in mine
-        ]
+        known = [value for value in mine if value is not None]
+        best = max(known) if len({*known}) > 1 else None
+        cells = [tag("td", _percent(v), class_="best" if v is not None and v == best else None) for v in mine]
         teacher = [_percent(theirs[k])] if theirs is not None else []
-        body.append([str(k), *teacher, *cells, f"{-100 * lost(k):+.1f}" if best is not None else "-"])
+        body.append([str(k), *teacher, *cells, f"{-100 * lost(k):+.1f}" if known else "-"])
     head = [
         "class",
         *(["teacher"] if theirs is not None else []),
