@@ -125,7 +125,7 @@ TABLES = [
         },
     },
     {
-        "title": "digits: 2,000 of the 20,000 images of the demo's heap, a tenth of them patches; 150 steps of the defaults",
+        "title": "digits: 2,000 of the demo's 20,000 images, a tenth of them patches; 150 steps of the defaults",
         "files": ["heap-digits"],
         "rows": {
             "statistics-150": "`statistics`",
