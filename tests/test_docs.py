@@ -67,8 +67,8 @@ def sentences(text):
 
 
 def test_sentences__are_split_at_their_ends_and_leave_out_code():
-    text = "# A head\n\nOne two\nthree. Four!\n\n    code here\n\n```\nmore\n```\n\n- an item\n- another. One\n  more\n\n"
-    text += "| a | b c |"
+    text = "# A head\n\nOne two\nthree. Four!\n\n    code here\n\n```\nmore\n```\n\n- an item\n- another. One\n"
+    text += "  more\n\n| a | b c |"
     found = [sentence.split() for sentence in sentences(f"{text}\n<!-- a comment -->\n")]
     assert [len(words) for words in found] == [3, 1, 3, 2, 2, 1, 2]
 
