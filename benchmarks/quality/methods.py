@@ -22,7 +22,7 @@ OUT/POOL/methods.csv gets a line for every run, or for a selection that no run h
 
 methods.json has the command, the date and the machine. Every line that OUT has is in the table, also from earlier
 commands: rows can be measured one by one, an interrupted command goes on, and several can share the work.
---no-training fills all columns but those of the students, in some 20 seconds for each row after one pass of the teacher.
+--no-training fills all columns but those of the students: some 20 seconds for a row, after one pass of the teacher.
 """
 
 import argparse
@@ -125,7 +125,8 @@ def cost(options, select):
     images = open_pool([os.path.expandvars(pool)], image_size=size, channels=3 if size == 32 else 1)
     pixels = images.images(np.arange(min(COST_IMAGES, len(images)))).pixels
     teacher = dfkd.Teacher(os.path.expandvars(options["teacher"]), normalize=options["normalize"], image_size=size)
-    keywords = {key.replace("-", "_"): value for key, value in select.items()} | {"filter": "none"}
+    given = {key.replace("-", "_"): value for key, value in select.items() if key not in ("pool", "count")}
+    keywords = given | {"filter": "none"}
     before, found = os.environ.get("DFKD_CACHE"), []
     try:
         for _ in range(2):
@@ -209,7 +210,7 @@ def summary(table):
     return aligned(["row", "steps", "seeds", "top-1 %", "photos", "covered", "effective", "cost"], body)
 
 
-def run(pool, out, rows, steps, seeds, training):
+def run(command, pool, out, rows, steps, seeds, training):
     """Run the rows that are not complete, as a pipeline, and write the table; the exit status."""
     options, photos, kinds = digits(out / "data") if pool == "digits" else cifar10(pool)
     named = dict(parsed(row) for row in rows)
@@ -238,7 +239,6 @@ def run(pool, out, rows, steps, seeds, training):
             costs[name] = costs["random"] if name == "clean" and "random" in costs else round(cost(options, select), 3)
             write_json(measured, costs)
     table = [*lines(pool, out, kinds and Path(os.path.expandvars(kinds)), costs)]
-    command = f"python benchmarks/quality/methods.py {shlex.join([pool, 'OUT', *rows])}"
     write(table, out / "methods.csv", command)
     print(f"{summary(table)}\n\nwrote {out / 'methods.csv'}")
     return status
@@ -268,7 +268,9 @@ def main():
     rows = args.rows or [row for row in ROWS if row != "clean" or args.pool in (*HEAPS, "digits")]
     steps = args.steps or (DIGITS_STEPS if args.pool == "digits" else STEPS)
     try:
-        sys.exit(run(args.pool, args.out / args.pool, rows, steps, args.seeds, not args.no_training))
+        words = ["OUT" if word == str(args.out) else word for word in sys.argv[1:]]
+        command = f"python benchmarks/quality/methods.py {shlex.join(words)}"
+        sys.exit(run(command, args.pool, args.out / args.pool, rows, steps, args.seeds, not args.no_training))
     except RequestError as error:
         sys.exit(f"methods.py: {error}")
 

@@ -152,6 +152,14 @@ class SelectConfig(ModelConfig):
         "selection",
         default="auto",
     )
+    store: int | None = option(
+        "Store photographs as JPEG files whose shorter side has this number of pixels, such as 256, unless they are "
+        "smaller. distill then reads and decodes less. Default: the files as they are.",
+        "output",
+        default=None,
+        least=1,
+        stored=False,
+    )
     max_unreadable: float = option(
         "Stop if more than this share of the pool cannot be read.", "data", default=0.01, least=0, most=1
     )
@@ -464,6 +472,23 @@ class ExportConfig(ModelConfig):
         "Default: the suffix of the file. onnx needs pip install 'dfkd[onnx]'.", "output", default=None
     )
     out: str = option("The file.", "output")
+    dtype: Literal["float32", "float16", "int8"] = option(
+        "Numbers of the file. int8: convolutions and linear layers, calibrated on --samples; for .onnx and .pt2.",
+        "output",
+        default="float32",
+    )
+    with_normalize: bool = option(
+        "Put the normalization into the file: its input are pixels in [0, 1].", "output", default=False
+    )
+    samples: str | None = option(
+        "Selection folder. The file is checked against the model on some of its images. int8 is calibrated on others.",
+        "data",
+        default=None,
+        reads="selection",
+    )
+    classes: str | None = option(
+        "FILE with the names of the model's classes, which are stored in the exported file.", "data", default=None
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

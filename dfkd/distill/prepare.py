@@ -177,8 +177,9 @@ def _check_objective(config: DistillConfig, objective: Objective) -> None:
 
 
 def _load_student(config: DistillConfig, given: GivenModel, teacher: Model) -> Model:
+    names = teacher.class_names if config.classes is None else ClassNames(config.classes).names
     torch.manual_seed(config.seed)  # the student's initial weights
-    return load_model(
+    student = load_model(
         given,
         normalize=teacher.normalize,
         image_size=teacher.image_size,
@@ -188,6 +189,7 @@ def _load_student(config: DistillConfig, given: GivenModel, teacher: Model) -> M
         channels=teacher.channels,
         new_classifier=True,
     )
+    return replace(student, class_names=names if len(names) == student.classes else ())
 
 
 def _inherit(student: Model, teacher: Model) -> None:

@@ -95,6 +95,7 @@ def _request(prepared: Distillation) -> dict[str, Any]:
         "normalize": student.normalize,
         "image_size": student.image_size,
         **student.frame.describe(),
+        **({"class_names": list(student.class_names)} if student.class_names else {}),
         "classes": student.classes,
         "channels": student.channels,
     }

@@ -29,6 +29,7 @@ class ModelTable:
     image_size: int | None = None
     crop_pct: CropShare = 1.0
     interpolation: Interpolation = "bilinear"
+    class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

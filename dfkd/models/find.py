@@ -110,7 +110,7 @@ def _from_run(path: Path) -> Found:
         found,
         spec=path.resolve().name,
         image_size=found.image_size if table.image_size is None else table.image_size,
-        expected=Expected(table.normalize, Frame(table.crop_pct, table.interpolation)),
+        expected=Expected(table.normalize, Frame(table.crop_pct, table.interpolation), classes=table.class_names),
         has_weights=True,
         spelling=names_of(text),
     )

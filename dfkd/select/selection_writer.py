@@ -1,9 +1,11 @@
 """A selection's folder, written: shards, scores and, last, the manifest that makes it complete."""
 
 import shutil
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,6 +17,7 @@ from dfkd.config import GenerateConfig, SelectConfig
 from dfkd.config.option import named
 from dfkd.config.tables import differences
 from dfkd.data import Images
+from dfkd.data.images.decode import processors, reencoded
 from dfkd.formats.manifest import MANIFEST, write_manifest
 from dfkd.formats.run_folder import CHECKPOINT, LOGS, METRICS
 from dfkd.formats.shards import BYTES_PER_SHARD, ROWS_PER_SHARD, Rows, Shards, write_shards
@@ -96,6 +99,8 @@ class Selected:
     """Of the pool's files and folders, what is no image: how many, by suffix or another reason."""
     bits: int | None = None
     """Of images with 16 bits, those in use."""
+    store: int | None = None
+    """The shorter side in pixels at which encoded images are written; None: the files as they are."""
 
 
 def is_done(out: Path, shown: str, content: dict[str, Any]) -> bool:
@@ -189,7 +194,7 @@ def _rows(selected: Selected, start: int) -> Generator[Rows, None, None]:
     pool, scores, picked = selected.pool, selected.scores, selected.choice.indices
     floor = selected.config.class_dropping
     with progress("writing", len(picked), "images", start) as bar:
-        for indices, image in _images(pool, picked[start:]):
+        for indices, image in _images(pool, picked[start:], selected.store, selected.bits):
             logits = scores.logits(indices)
             yield Rows(
                 image=image,
@@ -213,7 +218,7 @@ def _kept(
 
 
 def _images(
-    pool: Pictures, indices: Int[np.ndarray, " selected"]
+    pool: Pictures, indices: Int[np.ndarray, " selected"], store: int | None, bits: int | None
 ) -> Iterator[tuple[Int[np.ndarray, " rows"], UInt8[np.ndarray, "rows size size channels"] | list[bytes]]]:
     """The selected images, cut into shards: at most so many rows, and of encoded files at most so many bytes."""
     if not pool.encoded:
@@ -223,8 +228,10 @@ def _images(
         return
     files: list[bytes] = []
     first = size = 0
+    threads = ThreadPoolExecutor(processors())
     for start in range(0, len(indices), FILES_AT_ONCE):
-        for file in pool.files(indices[start : start + FILES_AT_ONCE]):
+        some: Iterable[bytes] = pool.files(indices[start : start + FILES_AT_ONCE])
+        for file in some if store is None else threads.map(partial(reencoded, side=store, bits=bits), some):
             if files and (size + len(file) > BYTES_PER_SHARD or len(files) == ROWS_PER_SHARD):
                 yield indices[first : first + len(files)], files
                 first, files, size = first + len(files), [], 0

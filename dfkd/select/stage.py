@@ -111,6 +111,7 @@ def _resolve(config: SelectConfig, method: Component, teacher: GivenModel, data:
     )
     if config.count is not None and config.count > len(pool):
         raise RequestError(f"--count {config.count} is above the pool's {len(pool)} images; give as many or fewer")
+    _check_store(config, pool)
     tap = _features_tap(config, model, pool)
     filter = parse_filter(config.filter, model, pool)
     scoring = _scoring_request(config, model, pool, place)
@@ -128,7 +129,7 @@ def _make(request: Request, out: Path) -> Selected:
         pool, scores, adapted = _score(request)
         choice, found = _choose(config, request.method, scores), adapted.describe() if adapted else None
         of_pool = Selected(config, request.model, pool, scores, choice, request.content, filter=found)
-        selected = replace(of_pool, left_out=pool.left_out, bits=pool.bits)
+        selected = replace(of_pool, left_out=pool.left_out, bits=pool.bits, store=config.store)
         write(partial, out, selected)
     except RequestError:
         if not (partial / JOURNAL).exists():  # else a pool that cannot be read just now: shards are kept
@@ -152,6 +153,17 @@ def _default_method(config: SelectConfig, model: Model) -> str:
     layers = nn.BatchNorm2d, nn.SyncBatchNorm
     remembers = any(isinstance(layer, layers) and layer.track_running_stats for layer in model.module.modules())
     return STATISTICS if remembers and config.gamma is None else THRESHOLD
+
+
+def _check_store(config: SelectConfig, pool: Pool) -> None:
+    if config.store is None:
+        return
+    if not pool.encoded:
+        raise RequestError(
+            f"--store {config.store} is for photographs; up to 64 pixels the pixels themselves are stored"
+        )
+    if config.store < (least := pool.frame.resized(pool.image_size)):
+        raise RequestError(f"--store {config.store} is less than the {least} pixels that the teacher's input needs")
 
 
 def _with_defaults(config: SelectConfig, method: Component) -> SelectConfig:
@@ -215,6 +227,7 @@ def _options(config: SelectConfig, method: Component, tap: Tap | None) -> dict[s
         "class_dropping": config.class_dropping,
         "balance": config.balance,
         "deduplicate": config.deduplicate,
+        **({"store": config.store} if config.store is not None else {}),
         **({"features": str(tap), "faiss": version("faiss-cpu")} if tap else {}),
         **({"code": code} if (code := method.code) else {}),
     }
@@ -255,10 +268,11 @@ def _report(selected: Selected) -> None:
     out, choice, scores, pool = selected.config.out, selected.choice, selected.scores, selected.pool
     counts = {reason: n for reason, n in choice.counts().items() if n}
     per_class = np.bincount(scores.images.prediction[choice.indices], minlength=selected.model.classes)
+    names = selected.model.class_names
     if choice.threshold is not None:
         say(f"threshold: confidence >= {choice.threshold:.4f} admits {choice.admitted:,} of {len(pool):,} images")
     say(f"images by reason: {', '.join(f'{n:,} {reason}' for reason, n in counts.items())}")
-    say(f"selected by predicted class: {of_classes(per_class.tolist(), MANIFEST, ',')}")
+    say(f"selected by predicted class: {of_classes(per_class.tolist(), MANIFEST, ',', names)}")
     if scores.problems:
         say(f"unreadable and skipped: {len(scores.problems):,}; {MANIFEST} names them")
     say(f"{out}: {len(choice.indices):,} images; look at them with: {inspect_command(str(out))}")

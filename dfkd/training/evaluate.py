@@ -1,5 +1,6 @@
 """`dfkd evaluate`, and the one function through which teacher and student are both measured."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from dfkd.config import EvaluateConfig
 from dfkd.data import Pool, open_pool
+from dfkd.data.labels import ClassNames
 from dfkd.data.locate import GivenData
 from dfkd.formats.overwrite import check_output
 from dfkd.formats.run_records import CONFIG
@@ -133,9 +135,10 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         check_output(config.json, "--json", (config.data, config.model, config.teacher, config.preset, config.classes))
     is_run = (Path(config.model) / CONFIG).exists()  # a student was taught with its teacher's normalization
     figures = evaluate(config, config.model, config.data, config.teacher, is_run)
+    names = figures.get("class_names", ())
     for name, value in figures.items():
-        if value is not None:
-            answer(visible(f"{name}: {_shown(value, config.json or '--json FILE')}"))
+        if value is not None and name != "class_names":
+            answer(visible(f"{name}: {_shown(value, config.json or '--json FILE', names)}"))
     if config.json is not None:
         write_json(Path(config.json), {**figures, "config": portable(asdict(config))})
         say(f"wrote {config.json}")
@@ -194,6 +197,8 @@ def evaluate(
             examine(classifier, images)
     measures = measure(evaluated, images, config.batch_size, taught)
     figures = {"model": loaded.spec, "parameters": loaded.parameter_count(), **vars(measures), **place.describe()}
+    names = loaded.class_names if config.classes is None else ClassNames(config.classes).names
+    figures |= {"class_names": list(names)} if names else {}
     if taught is not None:
         figures["teacher"] = taught.model.spec
     say(_line(measures))
@@ -207,7 +212,7 @@ def _line(measures: Measures) -> str:
     return ", ".join(parts)
 
 
-def _shown(value: Any, all_in: str) -> str:
+def _shown(value: Any, all_in: str, names: Sequence[str]) -> str:
     if isinstance(value, list):
-        return of_classes(value, all_in, ".4f")
+        return of_classes(value, all_in, ".4f", names)
     return f"{value:.4f}" if isinstance(value, float) else str(value)

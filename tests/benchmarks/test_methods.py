@@ -49,7 +49,10 @@ def test_rows_are_measured_one_by_one_and_the_table_has_all(methods, tmp_path):
     assert 0 < float(second["dfnd", "0", "2"]["top1"]) < 1
     assert [second[key] for key in first] == [*first.values()]
     about = json.loads((tmp_path / "digits" / "methods.json").read_text())
-    assert about["command"].endswith(f"methods.py digits OUT {own} dfnd") and {"date", "hardware"} <= {*about}
+    assert about["command"].endswith(f"methods.py digits OUT {own} dfnd --seeds 0 --steps 2") and {
+        "date",
+        "hardware",
+    } <= {*about}
 
 
 def test_a_refused_row_leaves_the_others(methods, tmp_path, capsys):

@@ -17,6 +17,8 @@ from dfkd.data.readers.reader import Unreadable
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+STORED_QUALITY = 90
+"""Of JPEG files that are written at a working size."""
 _GRAY = ("1", "L")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
 """Pillow knows many more by their content; of these one starts another program (EPS), and all are more to attack."""
@@ -109,6 +111,22 @@ def encode_png(item: object) -> bytes:
     assert isinstance(item, Image.Image), type(item)
     file = io.BytesIO()
     item.save(file, "PNG")
+    return file.getvalue()
+
+
+def reencoded(data: bytes, side: int, bits: int | None = None) -> bytes:
+    """A file as a JPEG file whose shorter side has `side` pixels, upright; one that is not larger stays as it is.
+
+    Raises: Unreadable as `decode`.
+    """
+    from PIL import Image
+
+    image, (height, width, _), _ = _load(data, lambda width, height: (2 * side,) * 2, bits)
+    if min(height, width) <= side:
+        return data
+    image = image if image.mode in ("L", "RGB") else image.convert("RGB")
+    file = io.BytesIO()
+    image.resize(resized(*image.size, side), Image.Resampling.BICUBIC).save(file, "JPEG", quality=STORED_QUALITY)
     return file.getvalue()
 
 
