@@ -23,7 +23,10 @@ class MLflow(Logger):
     def __init__(self, training: Training, step: int) -> None:
         from mlflow.tracking import MlflowClient
 
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or (training.folder.parent.parent / "mlruns").resolve().as_uri()
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        if not uri:
+            uri = (training.folder.parent.parent / "mlruns").resolve().as_uri()
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow refuses such a store unless told
         self._client = MlflowClient(uri)
         self._run, begun = training.remembered("mlflow", lambda: self._new(training))
         self._last = -1

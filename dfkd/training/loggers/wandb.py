@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from jaxtyping import UInt8
@@ -18,7 +19,7 @@ class WeightsAndBiases(Logger):
     def __init__(self, training: Training, step: int) -> None:
         import wandb
 
-        identity, _ = training.remembered("wandb", wandb.util.generate_id)
+        identity, _ = training.remembered("wandb", lambda: uuid4().hex[:8])
         self._wandb = wandb
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "dfkd"),
