@@ -59,7 +59,7 @@ def test_options_page__is_up_to_date(make):
 
 def sentences(text):
     """The sentences of a Markdown text, without code blocks, comments and headings; a list item or a cell is one."""
-    text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
     prose = [line for line in text.splitlines() if not re.match(r" {4}|<!--|#", line)]
     blocks = re.split(r"\n\s*\n|\n(?=- |\d+\. )|\|", "\n".join(prose))
     for block in blocks:
@@ -67,8 +67,8 @@ def sentences(text):
 
 
 def test_sentences__are_split_at_their_ends_and_leave_out_code():
-    text = "# A head\n\nOne two\nthree. Four!\n\n    code here\n\n```\nmore\n```\n\n- an item\n- another. One\n"
-    text += "  more\n\n| a | b c |"
+    text = "# A head\n\nOne two\nthree. Four!\n\n    code here\n\n```sh\nmore code\n```\n"
+    text += "\n- an item\n- another. One\n  more\n\n| a | b c |"
     found = [sentence.split() for sentence in sentences(f"{text}\n<!-- a comment -->\n")]
     assert [len(words) for words in found] == [3, 1, 3, 2, 2, 1, 2]
 
