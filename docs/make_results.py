@@ -115,6 +115,27 @@ TABLES = [
         "files": ["filter-16000-steps", "area-16000-steps", "steps-16000"],
     },
     {"title": f"{FIFTY}; losses; 1,000 steps more, after 16,000", "files": ["further-1000-steps"]},
+    {
+        "title": "10,000 of the 100,000 images of a heap, a fifth of them photos; 500 steps of the defaults",
+        "files": ["heap-20-500-steps"],
+        "rows": {
+            "heap-20-statistics-500": "`statistics`",
+            "heap-20-threshold-500": "`threshold`",
+            "photos-statistics-500": "`statistics`, of the 20,000 photos alone",
+        },
+    },
+    {
+        "title": "digits: 2,000 of the demo's 20,000 images, a tenth of them patches; 150 steps of the defaults",
+        "files": ["heap-digits"],
+        "rows": {
+            "statistics-150": "`statistics`",
+            "statistics-weight-0.5-150": "`statistics:weight=0.5`",
+            "threshold-150": "`threshold`",
+            "clean-150": "the patches alone",
+            "random-150": "random",
+            "confidence-150": "the most confident",
+        },
+    },
     {"title": "ResNet-34 to ResNet-18, one GPU, up to 200 passes over 50,000 images", "files": ["headline"]},
     {"title": "ResNet-34 to ResNet-18, one GPU, 40 passes over 50,000 images", "files": ["headline-short"]},
     {
@@ -198,7 +219,7 @@ CURVES = {
 """Accuracy against steps: the result file and the row of every point."""
 SUMMARY = {
     "random images, KL divergence (`--loss kd`)": CURVES["random; `kd`"],
-    "the defaults of `dfkd`": CURVES[f"{CONFIDENT}, of {FILTERED}; `kd ofd`; {BEGUN}"],
+    "`select --method threshold`, else the defaults": CURVES[f"{CONFIDENT}, of {FILTERED}; `kd ofd`; {BEGUN}"],
 }
 SUMMARY_STEPS = (500, 4000, 16000)
 

@@ -125,7 +125,8 @@ def cost(options, select):
     images = open_pool([os.path.expandvars(pool)], image_size=size, channels=3 if size == 32 else 1)
     pixels = images.images(np.arange(min(COST_IMAGES, len(images)))).pixels
     teacher = dfkd.Teacher(os.path.expandvars(options["teacher"]), normalize=options["normalize"], image_size=size)
-    keywords = {key.replace("-", "_"): value for key, value in select.items()} | {"filter": "none"}
+    given = {key.replace("-", "_"): value for key, value in select.items() if key not in ("pool", "count")}
+    keywords = given | {"filter": "none"}
     before, found = os.environ.get("DFKD_CACHE"), []
     try:
         for _ in range(2):

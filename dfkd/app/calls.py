@@ -22,7 +22,7 @@ from dfkd.system.console import printing, say
 from dfkd.system.errors import RequestError, nearest
 from dfkd.system.portable import expand
 
-TEACHERS = ("teacher", "normalize", "image_size", "device")
+TEACHERS = ("teacher", "normalize", "image_size", "crop_pct", "interpolation", "device")
 """What a Teacher has, and its methods therefore do not take."""
 _turn = threading.RLock()
 _Method = TypeVar("_Method", bound=Callable[..., Any])

@@ -120,7 +120,7 @@ def prepare_teacher(folder: Path) -> None:
     held_out = np.random.default_rng(0).random(len(images)) < 0.4
     save(folder / "heldout.npz", lambda: {"images": images[held_out], "labels": labels[held_out]})
     if not (folder / "teacher.safetensors").exists():
-        say("training the demo's teacher on handwritten digits; then they are put away")
+        say("training the demo's teacher on handwritten digits; then the digits are discarded")
         teacher = train_teacher(images[~held_out], labels[~held_out])
         with replacing(folder / "teacher.safetensors") as partial:
             save_file(teacher.state_dict(), partial)

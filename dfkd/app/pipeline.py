@@ -87,7 +87,7 @@ def _run_stages(stages: Sequence[StageConfig], brief: bool) -> list[Failure]:
         number = next(ready, None)
         if number is None:
             if not waiting:
-                say(f"{len(left)} of {len(stages)} stages are left, and other commands are at them: waiting")
+                say(f"{len(left)} of {len(stages)} stages are left, and other commands run them: waiting")
             waiting = True
             time.sleep(POLL)
             continue
@@ -144,7 +144,7 @@ def _raise(failures: Sequence[Failure], stages: int) -> NoReturn:
     more = f"; {waiting} need what failed" if waiting else ""
     raise RequestError(
         f"of {stages} stages {stages - len(failures)} are complete; failed: {failed}{more}. Change the file and give "
-        "the same command again: only these are done anew"
+        "the same command again: only these run again"
     )
 
 

@@ -149,9 +149,9 @@ class Run:
 
     @property
     def input(self) -> dict[str, Any]:
-        """What the student expects: `normalize` and `image_size`."""
+        """What the student expects: `normalize`, `image_size`, `crop_pct` and `interpolation`."""
         model = read_request(self.folder).model
-        return {"normalize": model.normalize, "image_size": model.image_size}
+        return {name: getattr(model, name) for name in ("normalize", "image_size", "crop_pct", "interpolation")}
 
     def _read(self) -> FinishedRun:
         with opened(verbose=False):

@@ -10,6 +10,7 @@ from dfkd.app.calls import computing, configured, data_text, model_text, network
 from dfkd.app.results import Run, Selection
 from dfkd.config import ModelConfig
 from dfkd.config.stage_table import STAGES
+from dfkd.config.stages import Interpolation
 from dfkd.data.locate import GivenData
 from dfkd.data.own import data_of
 from dfkd.models.find import check_name
@@ -31,6 +32,8 @@ class Teacher:
         *,
         normalize: str | None = None,
         image_size: int | None = None,
+        crop_pct: float | None = None,
+        interpolation: Interpolation | None = None,
         device: str = "auto",
     ) -> None:
         """`network` is an nn.Module, a MODEL text, or a Run, whose student it is then. Raises: RequestError."""
@@ -38,6 +41,7 @@ class Teacher:
             self._model = _model(network, "teacher")
             expected = network.input if isinstance(network, Run) else {}
             own: dict[str, Any] = {"normalize": normalize, "image_size": image_size}
+            own |= {"crop_pct": crop_pct, "interpolation": interpolation}
             own = {name: expected.get(name) if value is None else value for name, value in own.items()}
             self._options = {**own, "device": device}
             ModelConfig(**self._options)

@@ -6,7 +6,9 @@ from typing import Literal
 from dfkd.config.option import Checked, option
 from dfkd.system.limits import SHARE
 
+Interpolation = Literal["bilinear", "bicubic"]
 Precision = Literal["auto", "bf16", "fp32"]
+Logger = Literal["tensorboard", "wandb", "mlflow"]
 
 _MODEL = "MODEL: NAME[:key=value,...][@WEIGHTS], a RUN folder or a .pt2 file."
 _CLASSES = (
@@ -61,6 +63,24 @@ class ModelConfig(Checked):
         least=1,
         role="resolved",
     )
+    crop_pct: float | None = option(
+        "Photographs are resized so that their shorter side is the image size divided by this ratio, then cropped at "
+        "the center. Default: above 64 pixels what the model says (RUN, timm, torchvision's weights), else 1.",
+        "models",
+        default=None,
+        above=0,
+        most=1,
+        role="resolved",
+        stored=False,
+    )
+    interpolation: Interpolation | None = option(
+        "How photographs are resized: bilinear or bicubic, with antialiasing. Default: above 64 pixels what the model "
+        "says, else bilinear.",
+        "models",
+        default=None,
+        role="resolved",
+        stored=False,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +98,10 @@ class SelectConfig(ModelConfig):
     out: str = option("Folder of the selection.", "output", role="none", shown=False, stored=False)
     method: str = option(
         "threshold, statistics, random, confidence, entropy, or your own function by its dotted name; "
-        "NAME:key=value,...",
+        "NAME:key=value,... auto: statistics for a teacher with BatchNorm, unless --gamma is given; else threshold.",
         "selection",
-        default="threshold",
+        default="auto",
+        open=True,
     )
     count: int | None = option(
         "Number of images to select. Default: half of the pool, or all that the method admits if fewer.",
@@ -130,6 +151,14 @@ class SelectConfig(ModelConfig):
         "dotted name. auto: fitted for a teacher with BatchNorm, up to 64 pixels and from 512 images on.",
         "selection",
         default="auto",
+    )
+    store: int | None = option(
+        "Store photographs as JPEG files whose shorter side has this number of pixels, such as 256, unless they are "
+        "smaller. distill then reads and decodes less. Default: the files as they are.",
+        "output",
+        default=None,
+        least=1,
+        stored=False,
     )
     max_unreadable: float = option(
         "Stop if more than this share of the pool cannot be read.", "data", default=0.01, least=0, most=1
@@ -196,6 +225,14 @@ class GenerateConfig(ModelConfig):
     batch_size: int = option("Images per step of the method.", "training", default=128, least=1, shared=False)
     checkpoint_every: int = option("Steps between checkpoints.", "output", default=500, least=1, role="none")
     log_every: int = option("Steps between rows of metrics.jsonl.", "output", default=50, least=1, role="none")
+    log: tuple[Logger, ...] = option(
+        "Also log to tensorboard, wandb or mlflow (docs/reference.md#logs).",
+        "output",
+        default=(),
+        role="none",
+        shown=False,
+        stored=False,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,21 +334,32 @@ class DistillConfig(ModelConfig):
         "Share of the steps for the warm-up. Default: that of the schedule.", "training", default=None, least=0, below=1
     )
     crop_padding: int | None = option(
-        "Random crop after padding by this number of pixels. 0: no crop. Default: an eighth of the image size.",
+        "Random crop after padding by this number of pixels. 0: no crop. Default: an eighth of the image size, or 0 "
+        "with --crop-area of photographs.",
         "augmentation",
         default=None,
         least=0,
     )
-    crop_area: float = option(
-        "Random resized crop: smallest share of the image's area, such as 0.4. 1: no such crop. It blurs the images, "
-        "which lowers accuracy on a filtered pool.",
+    crop_area: float | None = option(
+        "Random resized crop: smallest share of the image's area, such as 0.4. 1: no such crop. Above 64 pixels the "
+        "crop is taken from the whole file. Default: 0.35 there, without --source, --teacher-views and --crop-padding; "
+        "else 1.",
         "augmentation",
-        default=1.0,
+        default=None,
         above=0,
         most=1,
         off=1.0,
+        open=True,
     )
     flip: bool = option("Random horizontal flip.", "augmentation", default=True)
+    color_jitter: float | None = option(
+        "Random brightness, contrast and saturation: factors from 1 - X to 1 + X, such as 0.4. Default: off.",
+        "augmentation",
+        default=None,
+        above=0,
+        below=1,
+        off=None,
+    )
     mixup: float = option("Parameter a of Mixup's Beta(a, a). 0: off.", "augmentation", default=0.0, least=0)
     cutmix: float = option(
         "Parameter a of CutMix's Beta(a, a). 0: off. With --mixup, each image takes one of the two.",
@@ -343,6 +391,16 @@ class DistillConfig(ModelConfig):
         least=0,
         off=0,
     )
+    sync_batchnorm: bool = option(
+        "With several processes on GPUs (torchrun): the student's BatchNorm layers take the statistics of the whole "
+        "batch. Otherwise those of the process's own images.",
+        "machine",
+        default=False,
+        role="none",
+        machine=True,
+        shown=False,
+        off=False,
+    )
     teacher_taps: tuple[str, ...] = option(_OWN_TAPS, "models", default=())
     student_taps: tuple[str, ...] = option("The same for the student.", "models", default=())
     checkpoint_every: int = option(
@@ -350,6 +408,14 @@ class DistillConfig(ModelConfig):
     )
     log_every: int = option(
         "Steps between rows of metrics.jsonl.", "output", default=50, least=1, role="none", shown=False
+    )
+    log: tuple[Logger, ...] = option(
+        "Also log to tensorboard, wandb or mlflow (docs/reference.md#logs).",
+        "output",
+        default=(),
+        role="none",
+        shown=False,
+        stored=False,
     )
     name: str | None = option(
         "Row of the run in `dfkd compare`. Runs of one name are its seeds. Default: made from method and losses.",
@@ -380,6 +446,12 @@ class InspectConfig(Checked):
 
     folder: str = option("Folder of a selection; with --verify also of a run or a pipeline.", "data", positional=True)
     out: str | None = option("FILE.html with the scores and a gallery.", "output", default=None)
+    pool: tuple[str, ...] = option(
+        "DATA that the selection was made from: the page also shows images that are out.",
+        "data",
+        default=(),
+        reads="data",
+    )
     verify: bool = option("Read every file instead, and compare it with its checksum.", "output", default=False)
 
 
@@ -400,6 +472,23 @@ class ExportConfig(ModelConfig):
         "Default: the suffix of the file. onnx needs pip install 'dfkd[onnx]'.", "output", default=None
     )
     out: str = option("The file.", "output")
+    dtype: Literal["float32", "float16", "int8"] = option(
+        "Numbers of the file. int8: convolutions and linear layers, calibrated on --samples; for .onnx and .pt2.",
+        "output",
+        default="float32",
+    )
+    with_normalize: bool = option(
+        "Put the normalization into the file: its input are pixels in [0, 1].", "output", default=False
+    )
+    samples: str | None = option(
+        "Selection folder. The file is checked against the model on some of its images. int8 is calibrated on others.",
+        "data",
+        default=None,
+        reads="selection",
+    )
+    classes: str | None = option(
+        "FILE with the names of the model's classes, which are stored in the exported file.", "data", default=None
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

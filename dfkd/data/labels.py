@@ -34,6 +34,8 @@ class ClassNames:
         if not listed:
             raise RequestError(f"--classes {text} lists no classes: it holds {_FORM}")
         self.count = max(listed) + 1
+        self.names = tuple(listed[k][0] if k in listed else str(k) for k in range(self.count))
+        """The first name of every class."""
         self.identity = hash_of([[k, names] for k, names in sorted(listed.items())])
         self._exact = _unique((name, k) for k, names in listed.items() for name in names)
         self._alike = _unique((_alike(name), k) for name, ks in self._exact.items() for k in ks)

@@ -15,6 +15,7 @@ from jaxtyping import Int64, Integer, UInt8
 
 from dfkd.data.images.decode import conversions, decode, encode_png, fit, processors
 from dfkd.data.images.filter import Filter
+from dfkd.data.images.frame import ENCODED_ABOVE, WHOLE, Frame
 from dfkd.data.labels import ClassNames, labels_of_names
 from dfkd.data.locate import Data, GivenData, locate, member_of, paths_of, with_images
 from dfkd.data.readers.folder import FolderReader
@@ -25,8 +26,6 @@ from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.system.portable import portable
 
-ENCODED_ABOVE = 64
-"""The largest side in pixels at which a selection holds raw pixels."""
 NO_IMAGES = "without images"
 _AHEAD = 2
 _SMALL = 64 * 64
@@ -58,9 +57,10 @@ class Pool:
         empty: Sequence[str] = (),
         class_names: ClassNames | None = None,
         bits: int | None = None,
+        frame: Frame = WHOLE,
     ) -> None:
         """`empty` are further DATA, without images; `class_names` are a model's; `bits` are those of 16 in use."""
-        self.image_size, self.channels, self.bits = image_size, channels, bits
+        self.image_size, self.channels, self.bits, self.frame = image_size, channels, bits, frame
         given = {"classes": class_names.identity if class_names is not None else None, "bits": bits}
         given = {name: value for name, value in given.items() if value is not None}
         self.identity = [one.identity() | given for one in data]
@@ -120,7 +120,8 @@ class Pool:
             self._say(data, {reader.shape}, encoded=False)
             raw = reader.read(local)
             assert isinstance(raw, np.ndarray)
-            fitted = raw if raw.shape[1:] == pixels.shape[1:] else fit(raw, self.image_size, self.channels)
+            as_they_are = raw.shape[1:] == pixels.shape[1:] and self.frame == WHOLE
+            fitted = raw if as_they_are else fit(raw, self.image_size, self.channels, self.frame)
             if len(fitted) == len(pixels):  # the whole batch is one reader's
                 return Images(fitted, problems)
             pixels[positions] = fitted
@@ -232,7 +233,7 @@ class Pool:
         def some(where: np.ndarray, which: np.ndarray) -> None:
             for position, item in zip(where.tolist(), reader.read(which), strict=True):
                 try:
-                    decoded = decode(item, self.image_size, self.channels, self.bits)
+                    decoded = decode(item, self.image_size, self.channels, self.bits, self.frame)
                 except Unreadable as problem:
                     problems[position] = str(problem)
                 else:
@@ -256,7 +257,7 @@ class Pool:
         """Say what is converted, each kind once for each DATA."""
         others = ", and those of other sizes," if encoded else ""
         for shape in sorted(shapes):
-            for kind, words in conversions(shape, self.image_size, self.channels).items():
+            for kind, words in conversions(shape, self.image_size, self.channels, self.frame).items():
                 if (id(data), kind) not in self._said:
                     self._said.add((id(data), kind))
                     say(f"{data.name}: {words.replace('images', 'images' + others)}")
@@ -285,6 +286,7 @@ def open_pool(
     workers: int | None = None,
     classes: str | None = None,
     bits: int | None = None,
+    frame: Frame = WHOLE,
 ) -> Pool:
     """Open several DATA, of which some may be opened already, as one pool.
 
@@ -307,7 +309,7 @@ def open_pool(
     empty = [portable(Path(text).name) for text, one in zip(texts, found, strict=True) if one is None]
     _note_doubles([spec for spec in specs if isinstance(spec, str)])
     names = ClassNames(classes) if classes else None
-    return Pool(data, image_size or _own_size(data), channels, workers, empty, names, bits)
+    return Pool(data, image_size or _own_size(data), channels, workers, empty, names, bits, frame)
 
 
 def _own_size(data: Sequence[Data]) -> int:

@@ -16,6 +16,7 @@ from dfkd.distill.trainer import Plan, Trainer
 from dfkd.formats.shards import Shards
 from dfkd.models.classifier import Classifier, answer
 from dfkd.models.features.find_taps import GROUPS, find_taps, group_of, match_groups
+from dfkd.models.features.spread import spread
 from dfkd.models.features.taps import Tap, Tapped, network_code, parse_taps
 from dfkd.models.load import Model
 from dfkd.system.console import say
@@ -35,10 +36,12 @@ def assemble(
     plan: Plan,
     selections: Sequence[Shards],
     fit_on: Source | None,
+    cropped: bool = False,
 ) -> Trainer:
     """Put the pieces together: taps on both models, projections built from a first batch, optimizer over all.
 
-    The student's layers are fitted on some images of `fit_on`, where it is given.
+    The student's layers are fitted on some images of `fit_on`, where it is given. `cropped`: the source's images are
+    random crops already.
     """
     example = example_of(teacher)
     taps = match_groups(
@@ -49,9 +52,9 @@ def assemble(
     with network_code(student.module):
         module = student.module.to(place.device).to(memory_format=torch.channels_last)
     tapped = Tapped(module, taps[1])
-    counted = Counted(classifier.answer)
+    counted = Counted(spread(classifier.answer))
     setting = Setting(
-        student=partial(answer, tapped, place),
+        student=spread(partial(answer, tapped, place)),
         teacher=counted,
         student_head=_head(module, taps[1], example) if objective.binds else None,
         teacher_head=_head(teacher.module, taps[0], example) if objective.binds else None,
@@ -69,7 +72,16 @@ def assemble(
     if config.teacher_views:
         record = partial(recorded, classifier, selections, config.teacher_views, plan.crop_padding, plan.flip)
     return Trainer(
-        classifier, tapped, source, objective, optimizer, plan, counted=counted, fit_on=fit_on, record=record
+        classifier,
+        tapped,
+        source,
+        objective,
+        optimizer,
+        plan,
+        counted=counted,
+        fit_on=fit_on,
+        record=record,
+        cropped=cropped,
     )
 
 

@@ -1,18 +1,23 @@
 """What a distillation takes where no option says it and it depends on the networks; the rate's is in `optim`."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import nn
 
 from dfkd.config import DistillConfig
-from dfkd.data.pool import ENCODED_ABOVE
+from dfkd.data.images.frame import ENCODED_ABOVE, Crops
 from dfkd.distill.init.inherit import heir
+from dfkd.formats.shards import Shards
 from dfkd.models.features.find_taps import find_taps
 from dfkd.models.features.taps import in_group
 from dfkd.models.load import Model
 from dfkd.models.own import GivenModel
 from dfkd.system.errors import RequestError
+
+PHOTO_AREA = 0.35
+"""The smallest share of a photograph that a random crop takes."""
 
 
 def default_losses(config: DistillConfig, teacher: Model, student: Model) -> tuple[str, ...]:
@@ -37,6 +42,24 @@ def default_losses(config: DistillConfig, teacher: Model, student: Model) -> tup
 def default_init(teacher: Model, student: Model) -> Literal["none", "teacher"]:
     """What docs/results.md supports: the teacher's layers, where they make a whole student."""
     return "teacher" if heir(student, teacher) and student.has_weights is False else "none"
+
+
+def default_area(config: DistillConfig, selections: Sequence[Shards]) -> float:
+    """The smallest share of a random crop's area: photographs are cropped from their files.
+
+    Answers that are kept beforehand are to shifted images, and so is the batch beside a generator's images.
+    """
+    if config.source is not None or config.teacher_views or config.crop_padding is not None:
+        return 1.0
+    return PHOTO_AREA if any(shards.encoded for shards in selections) else 1.0
+
+
+def crops_of_files(config: DistillConfig, selections: Sequence[Shards]) -> Crops | None:
+    """The random crops of encoded files, where no generator's images are beside them."""
+    area = 1.0 if config.crop_area is None else config.crop_area
+    if area == 1 or config.source is not None or not selections or not all(shards.encoded for shards in selections):
+        return None
+    return Crops(area, config.seed)
 
 
 def begins_trained(student: Model, given: GivenModel, init: str) -> bool:

@@ -9,12 +9,13 @@ import torch
 
 from dfkd.config import DistillConfig
 from dfkd.config.option import is_off, named
+from dfkd.config.tables import differences
 from dfkd.data import Pool, open_pool
 from dfkd.data.labels import ClassNames
 from dfkd.data.locate import GivenData
 from dfkd.distill import supply
 from dfkd.distill.assemble import assemble
-from dfkd.distill.defaults import begins_trained, default_init, default_losses
+from dfkd.distill.defaults import begins_trained, crops_of_files, default_area, default_init, default_losses
 from dfkd.distill.init.inherit import heir, inherit, twins
 from dfkd.distill.objective import Objective, build_objective
 from dfkd.distill.trainer import Plan, Trainer
@@ -22,13 +23,14 @@ from dfkd.formats.shards import Shards
 from dfkd.models.find import check_name
 from dfkd.models.load import Model, load_model
 from dfkd.models.own import GivenModel, OwnNetwork
-from dfkd.system import names
+from dfkd.system import names, ranks
 from dfkd.system.components import Component
 from dfkd.system.console import say
 from dfkd.system.device import Place, resolve_place
 from dfkd.system.errors import RequestError
 from dfkd.system.files import hash_of
 from dfkd.system.portable import portable
+from dfkd.system.shares import check_batch
 from dfkd.system.versions import versions
 from dfkd.training.bn_reestimate import batch_norms
 from dfkd.training.evaluate import check_labels
@@ -79,9 +81,10 @@ def prepare(
     generator, objective = check_request(config, student_given)
     if not config.class_dropping and any("dropped" in names.parse(loss).options for loss in config.loss):
         say("note: a loss's dropped=... changes nothing without --class-dropping, such as 0.05")
+    check_batch(config.batch_size)
     place = resolve_place(config.device, config.precision)
     selections = open_selections(config.samples, config.normalize, config.image_size)
-    teacher = open_teacher(teacher_given, config.samples, selections, config.normalize, config.image_size)
+    teacher = open_teacher(teacher_given, config.samples, selections, config)
     student = _load_student(config, student_given, teacher)
     if objective is None:
         config = replace(config, loss=default_losses(config, teacher, student))
@@ -95,12 +98,17 @@ def prepare(
         _inherit(student, teacher)
     if config.reestimate and not batch_norms(student.module):
         raise RequestError(f"--reestimate {config.reestimate} changes nothing: the student has no BatchNorm statistics")
+    if config.sync_batchnorm:
+        student = _synchronized(student, place)
+    if config.crop_area is None:
+        config = replace(config, crop_area=default_area(config, selections))
+    crops = crops_of_files(config, selections)
     trained = begins_trained(student, student_given, config.init)
     if config.optimizer == "auto":
         config = replace(config, optimizer="adamw" if trained else "sgd")
         if trained:
             say("optimizer: adamw, the default for a student that begins trained")
-    plan = _plan(config, selections, student, trained)
+    plan = _plan(config, selections, student, trained, crops is not None)
     for name, steps in objective.preparation.items():
         if steps >= plan.steps:
             raise RequestError(
@@ -110,12 +118,15 @@ def prepare(
     if config.teacher_views > 1 and not plan.crop_padding and not plan.flip:
         raise RequestError(f"--teacher-views {config.teacher_views} are all the same without crop and flip; give 1")
     content = _content(config, plan, teacher, student, selections, objective, place) | supply.content(config, generator)
+    ranks.check_same(content, differences)
     # opened before the training that it is to judge: a mistake in its name should cost no hours
     test = _open_test(test_given, config, teacher) if test_given is not None else None
-    source = supply.build_source(config, selections, generator, teacher, place)
+    source = supply.build_source(config, selections, generator, teacher, place, crops)
     fits = config.init == "teacher" and not twins(student, teacher)
-    fit_on = real_images(selections, config.seed) if fits else None
-    trainer = assemble(config, teacher, student, source, objective, place, plan, selections, fit_on)
+    fit_on = real_images(selections, config.seed, crops) if fits else None
+    trainer = assemble(
+        config, teacher, student, source, objective, place, plan, selections, fit_on, cropped=crops is not None
+    )
     return Distillation(config, selections, teacher, student, test, trainer, content)
 
 
@@ -141,8 +152,10 @@ def _check_options(config: DistillConfig) -> None:
     views = f"--teacher-views {config.teacher_views}"
     if config.teacher_views and config.source is not None:
         raise RequestError(f"{views} keeps answers to stored images, and --source makes new ones; leave one out")
-    if config.teacher_views and (config.mixup or config.cutmix or config.crop_area < 1):
-        raise RequestError(f"{views} keeps answers to shifted images; leave out --mixup, --cutmix and --crop-area")
+    if config.teacher_views and (config.mixup or config.cutmix or config.color_jitter or (config.crop_area or 1) < 1):
+        raise RequestError(
+            f"{views} keeps answers to shifted images; leave out --mixup, --cutmix, --color-jitter and --crop-area"
+        )
     if config.epochs is not None and config.steps is not None:
         raise RequestError(f"--epochs {config.epochs} and --steps {config.steps} are two lengths; give one")
     if config.student.endswith(".pt2"):
@@ -164,15 +177,19 @@ def _check_objective(config: DistillConfig, objective: Objective) -> None:
 
 
 def _load_student(config: DistillConfig, given: GivenModel, teacher: Model) -> Model:
+    names = teacher.class_names if config.classes is None else ClassNames(config.classes).names
     torch.manual_seed(config.seed)  # the student's initial weights
-    return load_model(
+    student = load_model(
         given,
         normalize=teacher.normalize,
         image_size=teacher.image_size,
+        crop_pct=teacher.frame.crop_pct,
+        interpolation=teacher.frame.interpolation,
         classes=teacher.classes,
         channels=teacher.channels,
         new_classifier=True,
     )
+    return replace(student, class_names=names if len(names) == student.classes else ())
 
 
 def _inherit(student: Model, teacher: Model) -> None:
@@ -183,7 +200,18 @@ def _inherit(student: Model, teacher: Model) -> None:
         raise RequestError(f"{option}: {error}") from None
 
 
-def _plan(config: DistillConfig, selections: Sequence[Shards], student: Model, trained: bool) -> Plan:
+def _synchronized(student: Model, place: Place) -> Model:
+    """Have the student's BatchNorm layers take the statistics of all processes. Raises: RequestError without GPUs."""
+    if ranks.count() == 1:
+        say("note: --sync-batchnorm changes nothing with one process")
+        return student
+    if place.device.type != "cuda":
+        raise RequestError("--sync-batchnorm needs GPUs, and the device is cpu; leave it out")
+    return replace(student, module=torch.nn.SyncBatchNorm.convert_sync_batchnorm(student.module))
+
+
+def _plan(config: DistillConfig, selections: Sequence[Shards], student: Model, trained: bool, cropped: bool) -> Plan:
+    padding = 0 if cropped else (student.image_size or 0) // 8
     images = sum(map(len, selections))
     steps = config.steps or DEFAULT_STEPS
     if config.epochs is not None:
@@ -193,9 +221,10 @@ def _plan(config: DistillConfig, selections: Sequence[Shards], student: Model, t
         batch_size=config.batch_size,
         lr=config.lr if config.lr is not None else default_rate(config.optimizer, student.module, config.init, trained),
         warmup=SCHEDULE_WARMUP[config.schedule] if config.warmup is None else config.warmup,
-        crop_padding=(student.image_size or 0) // 8 if config.crop_padding is None else config.crop_padding,
-        crop_area=config.crop_area,
+        crop_padding=padding if config.crop_padding is None else config.crop_padding,
+        crop_area=1.0 if config.crop_area is None else config.crop_area,
         flip=config.flip,
+        color_jitter=config.color_jitter,
         mixup=config.mixup,
         cutmix=config.cutmix,
         ema=config.ema,
@@ -236,7 +265,12 @@ def _content(
 
 def _open_test(test: GivenData, config: DistillConfig, teacher: Model) -> Pool:
     data = open_pool(
-        [test], image_size=teacher.image_size, channels=teacher.channels, classes=config.classes, bits=config.bits
+        [test],
+        image_size=teacher.image_size,
+        channels=teacher.channels,
+        classes=config.classes,
+        bits=config.bits,
+        frame=teacher.frame,
     )
     check_labels(data, teacher.classes)
     return data

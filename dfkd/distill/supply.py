@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dfkd.config import DistillConfig
+from dfkd.data.images.frame import Crops
 from dfkd.formats.shards import Shards
 from dfkd.generators.build import build, choose
 from dfkd.generators.source import GeneratedSource
@@ -47,10 +48,15 @@ def stored_share(config: DistillConfig) -> float:
 
 
 def build_source(
-    config: DistillConfig, selections: Sequence[Shards], generator: Component | None, teacher: Model, place: Place
+    config: DistillConfig,
+    selections: Sequence[Shards],
+    generator: Component | None,
+    teacher: Model,
+    place: Place,
+    crops: Crops | None = None,
 ) -> Source:
     """The source of a run: the selections as one, a generator, or both in the shares that `--weights` gives."""
-    stored = stored_images(config, selections, place)
+    stored = stored_images(config, selections, place, crops)
     mixed = generator is not None or len(stored) > 1 or config.mixup or config.cutmix
     if mixed and any(source.follows for source in stored):
         raise RequestError(

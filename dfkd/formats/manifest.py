@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from dfkd.data.images.filter import read_filter, read_scores
+from dfkd.data.images.frame import Frame, Interpolation
 from dfkd.system.checksums import Entry, entry, sealed, unsealed
 from dfkd.system.errors import RequestError
 from dfkd.system.files import write_json
@@ -18,6 +19,7 @@ MANIFEST = "manifest.json"
 HINT = "; delete the folder and select again"
 
 _AtLeastOne = Annotated[Count, Holds(lambda n: n > 0, "at least 1")]
+CropShare = Annotated[float, Holds(lambda x: 0 < x <= 1, "above 0 and at most 1")]
 _Threshold = Annotated[float, Holds(lambda x: abs(x) < 2**40, "a confidence")]
 
 
@@ -72,6 +74,13 @@ class Preprocess:
     """How the images went into the teacher."""
 
     normalize: str
+    crop_pct: CropShare = 1.0
+    interpolation: Interpolation = "bilinear"
+
+    @property
+    def frame(self) -> Frame:
+        """What of a photograph the teacher saw."""
+        return Frame(self.crop_pct, self.interpolation)
 
 
 @dataclass(frozen=True)

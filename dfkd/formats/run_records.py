@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dfkd.config.tables import load_toml
-from dfkd.formats.manifest import NetworkPrint
+from dfkd.data.images.frame import Interpolation
+from dfkd.formats.manifest import CropShare, NetworkPrint
 from dfkd.system.checksums import Entry, check_file, unsealed
 from dfkd.system.errors import RequestError
 from dfkd.system.records import Count, check_format, parse
@@ -26,6 +27,9 @@ class ModelTable:
     architecture: str
     normalize: str | None = None
     image_size: int | None = None
+    crop_pct: CropShare = 1.0
+    interpolation: Interpolation = "bilinear"
+    class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,9 @@ class Result:
     files: Mapping[str, Entry]
     table: Mapping[str, Any]
     test_fingerprint: str | None = None
+    per_class: tuple[float | None, ...] | None = None
+    """Top-1 of each class; None for a class without test images."""
+    teacher_per_class: tuple[float | None, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from dfkd.data.images.decode import decode, processors
 from dfkd.data.images.filter import read_filter
+from dfkd.data.images.frame import Window
 from dfkd.formats.manifest import HINT, MANIFEST, ImageShape, ShardFile, read_manifest
 from dfkd.system.checksums import check_file, check_size, entry
 from dfkd.system.errors import RequestError
@@ -97,6 +98,7 @@ class Shards:
         self._threads = ThreadPoolExecutor(processors()) if self.encoded else None
         known = self.manifest.filter if self.encoded else {}  # raw images are filtered already
         self._filter = read_filter(known, self.manifest.image.channels)
+        self._frame = self.manifest.content.preprocess.frame
         try:
             self._raw = [] if self.encoded else [_pixels(table, self.manifest.image) for table in self._tables]
             classes = {self._check_columns(table) for table in self._tables}
@@ -110,21 +112,29 @@ class Shards:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def pixels(self, rows: Int[np.ndarray, " batch"]) -> UInt8[np.ndarray, "batch height width channels"]:
-        """The images of some rows: copied out of the shards, or decoded by one thread a core."""
+    def pixels(
+        self, rows: Int[np.ndarray, " batch"], windows: Sequence[Window] | None = None
+    ) -> UInt8[np.ndarray, "batch height width channels"]:
+        """The images of some rows: copied out of the shards, or decoded by one thread a core.
+
+        Of encoded images `windows` are decoded, one each, where they are given.
+        """
         image = self.manifest.image
         out = np.empty((len(rows), image.size, image.size, image.channels), dtype=np.uint8)
         for where, shard, local in self._locate(rows):
             if self._threads is not None:
                 column = self._tables[shard]["image"].chunk(0).field("bytes").take(local)
-                decoded = self._threads.map(
-                    lambda file: decode(file, image.size, image.channels, image.bits).pixels, column.to_pylist()
-                )
+                parts: Sequence[Window | None] = [None] * len(where) if windows is None else [windows[i] for i in where]
+                decoded = self._threads.map(self._decoded, column.to_pylist(), parts)
                 for i, pixels in zip(where, decoded, strict=True):
                     out[i] = pixels
             else:
                 out[where] = self._raw[shard][local].transpose(0, 2, 3, 1)
         return out if self._filter is None else self._filter(out)
+
+    def _decoded(self, file: bytes, window: Window | None) -> UInt8[np.ndarray, "height width channels"]:
+        image = self.manifest.image
+        return decode(file, image.size, image.channels, image.bits, self._frame, window).pixels
 
     def column(self, name: str) -> np.ndarray:
         """A whole column of numbers or strings (not the images), rows first."""

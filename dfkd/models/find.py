@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dfkd.data.images.frame import Frame
 from dfkd.formats.run_records import CONFIG, WEIGHTS, finished_weights, read_request
 from dfkd.models import DEFAULT_IMAGE_SIZE
-from dfkd.models.expected import NOTES, from_program, from_safetensors, from_timm
+from dfkd.models.expected import NOTES, UNKNOWN, Expected, from_program, from_safetensors, of_network
 from dfkd.models.new_classifier import WEIGHT_OPTIONS, keep_layers, loads_weights
 from dfkd.models.program import check_evaluates, check_program
 from dfkd.models.state import fit_prefix, tensors_of
@@ -42,9 +43,7 @@ class Found:
     channel_key: str | None = None
     channels: int | None = None
     image_size: int | None = None
-    normalize: str | None = None
-    normalize_of: str | None = None
-    """What says the normalization, where that is not a run."""
+    expected: Expected = UNKNOWN
     code: str | None = None
     has_weights: bool | None = True
     may_bring_weights: bool = False
@@ -111,8 +110,7 @@ def _from_run(path: Path) -> Found:
         found,
         spec=path.resolve().name,
         image_size=found.image_size if table.image_size is None else table.image_size,
-        normalize=table.normalize,
-        normalize_of=None,
+        expected=Expected(table.normalize, Frame(table.crop_pct, table.interpolation), classes=table.class_names),
         has_weights=True,
         spelling=names_of(text),
     )
@@ -147,8 +145,7 @@ def _from_export(path: Path) -> Found:
         Named(path.name),
         channels=channels,
         image_size=height,
-        normalize=from_program(notes[NOTES]),
-        normalize_of="its file",
+        expected=from_program(notes[NOTES]),
         code=hash_file(path),
     )
 
@@ -187,7 +184,7 @@ def _from_name(text: str, classes: int | None, channels: int | None, new_classif
             new = keep_layers(module, loaded)
     stored = from_safetensors(path) if weights else None
     spec = model.text + (f"@{Path(weights).name}" if weights else "")
-    size = made_for(model.target, used.options, module)
+    expected = stored or of_network(model.target, used.options, module)
     return Found(
         spec,
         module,
@@ -195,9 +192,8 @@ def _from_name(text: str, classes: int | None, channels: int | None, new_classif
         class_key,
         channel_key,
         used.options.get(channel_key or ""),
-        size,
-        stored or from_timm(module),
-        "its file" if stored else "timm",
+        expected.size or made_for(model.target, used.options, module),
+        expected,
         code=model.code,
         has_weights=True if weights else None if model.is_own else False,
         may_bring_weights=model.target.__module__.partition(".")[0] not in _KNOWN_PACKAGES,
@@ -213,7 +209,7 @@ def _construct(model: Component) -> nn.Module:
         module = _unwrapped(module)
         if isinstance(module, torch.jit.ScriptModule):
             raise RequestError(
-                f"model {model.name!r} built a TorchScript program, whose layers nobody can watch; build the network "
+                f"model {model.name!r} built a TorchScript program, whose layers cannot be read; build the network "
                 "itself, or export it with torch.export as .pt2"
             )
         if any(value.is_complex() for value in (*module.parameters(), *module.buffers())):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dfkd.data.images.frame import ENCODED_ABOVE, WHOLE, Frame, Interpolation
 from dfkd.data.images.normalize import NORMALIZATIONS, Preprocess, parse_normalize
 from dfkd.models import DEFAULT_IMAGE_SIZE
 from dfkd.models.expected import size_option
@@ -52,6 +53,10 @@ class Model:
     """False where a bare name has no weights; None where a dotted name, or an option like weights=none, gives none."""
     may_bring_weights: bool = False
     """Whether the constructor is code that may load weights unasked."""
+    frame: Frame = WHOLE
+    """What of a photograph it sees."""
+    class_names: tuple[str, ...] = ()
+    """The names of the classes, where its file holds them."""
     new_classifier: bool = False
     """Whether its weights were of another class count, so that its classifier has none."""
 
@@ -75,11 +80,21 @@ def load_trained(
     *,
     normalize: str | None,
     image_size: int | None,
+    crop_pct: float | None = None,
+    interpolation: Interpolation | None = None,
     classes: int | None = None,
     channels: int | None = None,
 ) -> Model:
     """`load_model` for a model that is to answer, under its option. Raises: RequestError also without weights."""
-    model = load_model(text, normalize=normalize, image_size=image_size, classes=classes, channels=channels)
+    model = load_model(
+        text,
+        normalize=normalize,
+        image_size=image_size,
+        crop_pct=crop_pct,
+        interpolation=interpolation,
+        classes=classes,
+        channels=channels,
+    )
     if not model.has_weights and model.may_bring_weights:
         say(f"note: {option} {model.spec} names no weights: unless its own code loads some, it answers at random")
     elif not model.has_weights:
@@ -92,6 +107,8 @@ def load_model(
     *,
     normalize: str | None = None,
     image_size: int | None = None,
+    crop_pct: float | None = None,
+    interpolation: Interpolation | None = None,
     classes: int | None = None,
     channels: int | None = None,
     new_classifier: bool = False,
@@ -120,7 +137,10 @@ def load_model(
     if found.new_layers:
         layers = ", ".join(found.new_layers)
         say(f"note: model {found.spec}: its weights are of other classes; {layers} is new, with {gives} classes")
-    normalize = normalize or _own_normalize(found, takes) or DEFAULT_NORMALIZE
+    frame = _frame(found, size, crop_pct, interpolation)
+    said = [] if normalize is not None else _own_normalize(found, takes)
+    normalize = normalize or next(iter(said), DEFAULT_NORMALIZE)
+    _say_expected(found, [name for name in said if name != DEFAULT_NORMALIZE], frame, size, crop_pct or interpolation)
     counts = {found.class_key: gives, found.channel_key: takes}
     options = {**found.named.options, **{key: count for key, count in counts.items() if key}}
     kept = {key: options[key] for key in sorted(options) if key not in WEIGHT_OPTIONS}
@@ -136,22 +156,41 @@ def load_model(
         code=found.code,
         has_weights=_has_weights(found),
         may_bring_weights=found.may_bring_weights,
+        frame=frame,
+        class_names=found.expected.classes if len(found.expected.classes) == gives else (),
         new_classifier=bool(found.new_layers),
     )
 
 
-def _own_normalize(found: Found, channels: int) -> str | None:
-    """The normalization that the model says, by its name where it has one."""
-    if found.normalize is None or found.normalize_of is None:
-        return found.normalize
+def _own_normalize(found: Found, channels: int) -> list[str]:
+    """The normalization that the model says, by its name where it has one; none where it says none."""
+    said = found.expected.normalize
+    if said is None or found.expected.said_by is None:
+        return [] if said is None else [said]
     try:
-        values = parse_normalize(found.normalize, channels)
+        values = parse_normalize(said, channels)
     except RequestError:  # three colours' values for a gray network: nothing is known of it
-        return None
-    name = next((name for name in NORMALIZATIONS if parse_normalize(name, channels) == values), found.normalize)
-    if name != DEFAULT_NORMALIZE:
-        say(f"model {found.spec}: normalization {name}, as {found.normalize_of} says; --normalize overrides it")
-    return name
+        return []
+    return [next((name for name in NORMALIZATIONS if parse_normalize(name, channels) == values), said)]
+
+
+def _frame(found: Found, size: int | None, crop_pct: float | None, interpolation: Interpolation | None) -> Frame:
+    """What is given, else what the model says, which up to 64 pixels a run's alone decides."""
+    of_photos = (size or 0) > ENCODED_ABOVE or found.expected.said_by is None
+    said = found.expected.frame if of_photos else WHOLE
+    return Frame(crop_pct or said.crop_pct, interpolation or said.interpolation)
+
+
+def _say_expected(found: Found, normalize: list[str], frame: Frame, size: int | None, given: object) -> None:
+    """Say in one line what the model says of its input, and which options override it."""
+    says, overrides = [f"normalization {name}" for name in normalize], ["--normalize"] * len(normalize)
+    if frame != WHOLE and not given and size is not None:
+        side = frame.resized(size)
+        says.append(f"photographs are resized to {side} pixels ({frame.interpolation}) and cropped to {size}")
+        overrides += ["--crop-pct", "--interpolation"]
+    if says and found.expected.said_by is not None:
+        last = f" and {overrides.pop()} override" if overrides[1:] else " overrides"
+        say(f"model {found.spec}: {', '.join(says)}, as {found.expected.said_by}; {', '.join(overrides)}{last} it")
 
 
 def _has_weights(found: Found) -> bool | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from dfkd.models.expected import from_timm
+from dfkd.models.expected import of_network
 from dfkd.models.find import OBJECT, Found, made_for
 from dfkd.models.identity import code_identity
 from dfkd.system.errors import RequestError
@@ -36,8 +36,7 @@ class OwnNetwork:
             module.to("cpu", torch.float32).eval(),
             Named(OBJECT + self.name),
             image_size=made_for(type(self.module), {}, module),
-            normalize=from_timm(module),
-            normalize_of="timm",
+            expected=of_network(None, {}, module),
             code=code_identity(self.module),
         )
 

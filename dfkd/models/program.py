@@ -18,7 +18,10 @@ import torch
 
 from dfkd.system.errors import RequestError
 
-_OPERATORS = re.compile(r"(torch\.ops\.(aten|higher_order)\.\w+(\.\w+)*|torch\.sym_\w+|_operator\.\w+|math\.\w+)\Z")
+_QUANTIZED = "quantized_decomposed"
+_OPERATORS = re.compile(
+    rf"(torch\.ops\.(aten|higher_order|{_QUANTIZED})\.\w+(\.\w+)*|torch\.sym_\w+|_operator\.\w+|math\.\w+)\Z"
+)
 _FILE_OPERATORS = "torch.ops.aten.from_file"
 _NAME = re.compile(r"[\w.\-*]*\Z")
 _CALLED = re.compile(
@@ -36,7 +39,10 @@ _MOST = 10_000
 
 
 def check_program(path: Path) -> None:
-    """Raises: RequestError for a `.pt2` file that holds anything but tensor operators, or cannot be read."""
+    """Make the operators known that a quantized program names.
+
+    Raises: RequestError for a `.pt2` file that holds anything but tensor operators, or cannot be read.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
@@ -71,6 +77,8 @@ def check_description(value: Any, path: str = "the program") -> None:
             if not _is_arithmetic(text):
                 raise RequestError(f"{path!r} has the size {text[:80]!r}, which is no arithmetic and could run code")
         elif key == "target" and "nodes" in keys:
+            if text.startswith(f"torch.ops.{_QUANTIZED}."):
+                import torch.ao.quantization.fx._decomposed  # noqa: F401  # it registers them
             if not _OPERATORS.match(text) or text.startswith(_FILE_OPERATORS):
                 raise RequestError(f"{path!r} uses {text[:80]!r}; only tensor operators (torch.ops.aten) are run")
         elif key == "path_name":

@@ -1,9 +1,11 @@
 """A selection's folder, written: shards, scores and, last, the manifest that makes it complete."""
 
 import shutil
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,8 +17,9 @@ from dfkd.config import GenerateConfig, SelectConfig
 from dfkd.config.option import named
 from dfkd.config.tables import differences
 from dfkd.data import Images
+from dfkd.data.images.decode import processors, reencoded
 from dfkd.formats.manifest import MANIFEST, write_manifest
-from dfkd.formats.run_folder import CHECKPOINT, METRICS
+from dfkd.formats.run_folder import CHECKPOINT, LOGS, METRICS
 from dfkd.formats.shards import BYTES_PER_SHARD, ROWS_PER_SHARD, Rows, Shards, write_shards
 from dfkd.models.load import Model
 from dfkd.select.choose import REASONS, Choice
@@ -30,7 +33,7 @@ from dfkd.system.locks import LOCK
 from dfkd.system.portable import portable
 
 FILES_AT_ONCE = 64
-OWN = (LOCK, JOURNAL, CHECKPOINT, METRICS, "data-", "dataset_info.json", "scores.parquet", "state.json", MANIFEST)
+OWN = (LOCK, JOURNAL, CHECKPOINT, METRICS, LOGS, "data-", "dataset_info.json", "scores.parquet", "state.json", MANIFEST)
 """How the names begin in a folder in which a selection is written."""
 
 
@@ -96,6 +99,8 @@ class Selected:
     """Of the pool's files and folders, what is no image: how many, by suffix or another reason."""
     bits: int | None = None
     """Of images with 16 bits, those in use."""
+    store: int | None = None
+    """The shorter side in pixels at which encoded images are written; None: the files as they are."""
 
 
 def is_done(out: Path, shown: str, content: dict[str, Any]) -> bool:
@@ -120,7 +125,7 @@ def write(partial: Path, out: Path, selected: Selected) -> None:
     # with the filter: one that was found anew since a kill is another, by its last bits
     journal = Journal(partial, hash_of([selected.content, selected.filter] if selected.filter else selected.content))
     done = journal.done
-    keep = {LOCK, JOURNAL, CHECKPOINT, METRICS, *(file.name for file in done)}
+    keep = {LOCK, JOURNAL, CHECKPOINT, METRICS, LOGS, *(file.name for file in done)}
     for file in partial.iterdir():  # half written, or of another selection that was not finished
         if file.name not in keep:
             shutil.rmtree(file) if file.is_dir() else file.unlink()
@@ -189,7 +194,7 @@ def _rows(selected: Selected, start: int) -> Generator[Rows, None, None]:
     pool, scores, picked = selected.pool, selected.scores, selected.choice.indices
     floor = selected.config.class_dropping
     with progress("writing", len(picked), "images", start) as bar:
-        for indices, image in _images(pool, picked[start:]):
+        for indices, image in _images(pool, picked[start:], selected.store, selected.bits):
             logits = scores.logits(indices)
             yield Rows(
                 image=image,
@@ -213,7 +218,7 @@ def _kept(
 
 
 def _images(
-    pool: Pictures, indices: Int[np.ndarray, " selected"]
+    pool: Pictures, indices: Int[np.ndarray, " selected"], store: int | None, bits: int | None
 ) -> Iterator[tuple[Int[np.ndarray, " rows"], UInt8[np.ndarray, "rows size size channels"] | list[bytes]]]:
     """The selected images, cut into shards: at most so many rows, and of encoded files at most so many bytes."""
     if not pool.encoded:
@@ -223,8 +228,10 @@ def _images(
         return
     files: list[bytes] = []
     first = size = 0
+    threads = ThreadPoolExecutor(processors())
     for start in range(0, len(indices), FILES_AT_ONCE):
-        for file in pool.files(indices[start : start + FILES_AT_ONCE]):
+        some: Iterable[bytes] = pool.files(indices[start : start + FILES_AT_ONCE])
+        for file in some if store is None else threads.map(partial(reencoded, side=store, bits=bits), some):
             if files and (size + len(file) > BYTES_PER_SHARD or len(files) == ROWS_PER_SHARD):
                 yield indices[first : first + len(files)], files
                 first, files, size = first + len(files), [], 0

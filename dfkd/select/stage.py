@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from dfkd.config import SelectConfig
 from dfkd.data import Pool, open_pool
+from dfkd.data.images.frame import PHOTO_FORMAT
 from dfkd.data.locate import GivenData
 from dfkd.formats.manifest import MANIFEST
 from dfkd.models.classifier import Classifier, examine
@@ -36,6 +38,7 @@ from dfkd.system.portable import portable
 from dfkd.system.text import inspect_command, of_classes
 from dfkd.system.versions import versions
 
+AUTO, STATISTICS, THRESHOLD = "auto", "statistics", "threshold"
 METHOD = Kind("selection method", ("dfkd.select.methods",), given=("scores", "rng"), failure="failed")
 
 
@@ -86,19 +89,29 @@ def select(config: SelectConfig, teacher: GivenModel, pool: Sequence[GivenData])
 
 def _resolve(config: SelectConfig, method: Component, teacher: GivenModel, data: Sequence[GivenData]) -> Request:
     """Open and check everything."""
+    place = resolve_place(config.device, config.precision)
+    model = load_trained(
+        teacher,
+        normalize=config.normalize,
+        image_size=config.image_size,
+        crop_pct=config.crop_pct,
+        interpolation=config.interpolation,
+    )
+    if config.method == AUTO:
+        config = replace(config, method=_default_method(config, model))
+        method = check(config)
     if config.gamma is not None and (says := method.options.get("gamma")) != config.gamma:
         why = f"--method {config.method} says it" if says is not None else f"--method {method.name} has none"
         say(f"note: --gamma {config.gamma:g} changes nothing: {why}")
     config = _with_defaults(config, method)
-    place = resolve_place(config.device, config.precision)
-    model = load_trained(teacher, normalize=config.normalize, image_size=config.image_size)
-    pool = open_pool(data, image_size=model.image_size, channels=model.channels, bits=config.bits)
+    pool = open_pool(data, image_size=model.image_size, channels=model.channels, bits=config.bits, frame=model.frame)
     say(
         f"teacher {model.spec}: {model.classes} classes, input {pool.image_size} pixels, {model.channels} channels, "
         f"normalize {model.normalize}, {place.dtype} on {place.device}; pool: {len(pool):,} images"
     )
     if config.count is not None and config.count > len(pool):
         raise RequestError(f"--count {config.count} is above the pool's {len(pool)} images; give as many or fewer")
+    _check_store(config, pool)
     tap = _features_tap(config, model, pool)
     filter = parse_filter(config.filter, model, pool)
     scoring = _scoring_request(config, model, pool, place)
@@ -116,7 +129,7 @@ def _make(request: Request, out: Path) -> Selected:
         pool, scores, adapted = _score(request)
         choice, found = _choose(config, request.method, scores), adapted.describe() if adapted else None
         of_pool = Selected(config, request.model, pool, scores, choice, request.content, filter=found)
-        selected = replace(of_pool, left_out=pool.left_out, bits=pool.bits)
+        selected = replace(of_pool, left_out=pool.left_out, bits=pool.bits, store=config.store)
         write(partial, out, selected)
     except RequestError:
         if not (partial / JOURNAL).exists():  # else a pool that cannot be read just now: shards are kept
@@ -128,27 +141,55 @@ def _make(request: Request, out: Path) -> Selected:
 def check(config: SelectConfig) -> Component:
     """Refuse what can be refused before any work. Returns the method, with the `gamma` of `--gamma` or its own."""
     parse_taps(config.teacher_taps)
-    method = METHOD.look_up(config.method)
+    method = METHOD.look_up(THRESHOLD if config.method == AUTO else config.method)
     if any(parameter.name == "gamma" for parameter in method.parameters):
         gamma = method.defaults.get("gamma") if config.gamma is None else config.gamma
         method = method.preset(**({"gamma": gamma} if gamma is not None else {}))
     return method.checked()
 
 
+def _default_method(config: SelectConfig, model: Model) -> str:
+    """What `auto` stands for: `--gamma` is an option of the threshold, and statistics are those of BatchNorm layers."""
+    layers = nn.BatchNorm2d, nn.SyncBatchNorm
+    remembers = any(isinstance(layer, layers) and layer.track_running_stats for layer in model.module.modules())
+    return STATISTICS if remembers and config.gamma is None else THRESHOLD
+
+
+def _check_store(config: SelectConfig, pool: Pool) -> None:
+    if config.store is None:
+        return
+    if not pool.encoded:
+        raise RequestError(
+            f"--store {config.store} is for photographs; up to 64 pixels the pixels themselves are stored"
+        )
+    if config.store < (least := pool.frame.resized(pool.image_size)):
+        raise RequestError(f"--store {config.store} is less than the {least} pixels that the teacher's input needs")
+
+
 def _with_defaults(config: SelectConfig, method: Component) -> SelectConfig:
     """The request with what stands for options that were not given."""
     balance = Traits.of(method.target).balance if config.balance is None else config.balance
     # in a manifest's `config` a number stands, whatever the method: that of the default method
-    gamma = METHOD.choose(SelectConfig.method).options["gamma"] if config.gamma is None else config.gamma
+    gamma = METHOD.choose(THRESHOLD).options["gamma"] if config.gamma is None else config.gamma
     return replace(config, balance=balance, gamma=gamma)
 
 
 def _scoring_request(config: SelectConfig, model: Model, pool: Pool, place: Place) -> dict[str, Any]:
     return {
         "teacher": model.fingerprint(),
-        "preprocess": {"normalize": model.normalize, "image_size": pool.image_size, "channels": model.channels},
+        "preprocess": {
+            "normalize": model.normalize,
+            "image_size": pool.image_size,
+            "channels": model.channels,
+            **pool.frame.describe(),
+        },
         "pool": pool.identity,
-        "compute": {**place.describe(), "batch_size": config.batch_size, "score_format": SCORE_FORMAT},
+        "compute": {
+            **place.describe(),
+            "batch_size": config.batch_size,
+            "score_format": SCORE_FORMAT,
+            **({"photo_format": PHOTO_FORMAT} if pool.encoded else {}),
+        },
         "versions": versions("torch", "torchvision", "numpy", "pillow"),
     }
 
@@ -186,6 +227,7 @@ def _options(config: SelectConfig, method: Component, tap: Tap | None) -> dict[s
         "class_dropping": config.class_dropping,
         "balance": config.balance,
         "deduplicate": config.deduplicate,
+        **({"store": config.store} if config.store is not None else {}),
         **({"features": str(tap), "faiss": version("faiss-cpu")} if tap else {}),
         **({"code": code} if (code := method.code) else {}),
     }
@@ -226,10 +268,11 @@ def _report(selected: Selected) -> None:
     out, choice, scores, pool = selected.config.out, selected.choice, selected.scores, selected.pool
     counts = {reason: n for reason, n in choice.counts().items() if n}
     per_class = np.bincount(scores.images.prediction[choice.indices], minlength=selected.model.classes)
+    names = selected.model.class_names
     if choice.threshold is not None:
         say(f"threshold: confidence >= {choice.threshold:.4f} admits {choice.admitted:,} of {len(pool):,} images")
     say(f"images by reason: {', '.join(f'{n:,} {reason}' for reason, n in counts.items())}")
-    say(f"selected by predicted class: {of_classes(per_class.tolist(), MANIFEST, ',')}")
+    say(f"selected by predicted class: {of_classes(per_class.tolist(), MANIFEST, ',', names)}")
     if scores.problems:
         say(f"unreadable and skipped: {len(scores.problems):,}; {MANIFEST} names them")
     say(f"{out}: {len(choice.indices):,} images; look at them with: {inspect_command(str(out))}")

@@ -6,7 +6,7 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 R = TypeVar("R")
 TABLE = "table"
@@ -79,6 +79,10 @@ def _value(hint: Any, value: Any, name: str) -> Any:
             if not rule.predicate(found):
                 raise ValueError(f"{name} is not {rule.what}")
         return found
+    if origin is Literal:
+        if not isinstance(value, str) or value not in arguments:
+            raise ValueError(f"{name} is not {' or '.join(arguments)}")
+        return value
     if origin in (types.UnionType, Union):
         (other,) = (argument for argument in arguments if argument is not type(None))
         return None if value is None else _value(other, value, name)

@@ -23,11 +23,14 @@ def inspect_command(folder: str) -> str:
     return f"dfkd inspect {shlex.quote(folder)} --out {shlex.quote(folder + '.html')}"
 
 
-def of_classes(values: Sequence[float | int | None], all_in: str, form: str = "") -> str:
+def of_classes(values: Sequence[float | int | None], all_in: str, form: str = "", names: Sequence[str] = ()) -> str:
     """A number of each class in one line: all where they are few, else a summary; `all_in` says where all are.
 
-    None stands for a class without images. `form` is a format of numbers.
+    None stands for a class without images. `form` is a format of numbers, `names` are those of the classes if known.
     """
+    if len(values) <= LISTED_CLASSES and names:
+        cells = ("None" if value is None else format(value, form) for value in values)
+        return ", ".join(f"{name} {cell}" for name, cell in zip(names, cells, strict=True))
     if len(values) <= LISTED_CLASSES:
         return " ".join("None" if value is None else format(value, form) for value in values)
     known = [(value, k) for k, value in enumerate(values) if value is not None]
@@ -36,7 +39,8 @@ def of_classes(values: Sequence[float | int | None], all_in: str, form: str = ""
         return f"{len(values):,} classes{missing}"
     ranked, middle = sorted(known), median(value for value, _ in known)
     ends = {"least": ranked[:EXTREMES], "most": sorted(known, key=lambda one: (-one[0], one[1]))[:EXTREMES]}
-    named = (f"{word} {', '.join(f'{value:{form}} (class {k})' for value, k in some)}" for word, some in ends.items())
+    called = names or [f"class {k}" for k in range(len(values))]
+    named = (f"{word} {', '.join(f'{value:{form}} ({called[k]})' for value, k in some)}" for word, some in ends.items())
     return f"{len(values):,} classes{missing}: {'; '.join(named)}; median {middle:{form}}; all are in {all_in}"
 
 

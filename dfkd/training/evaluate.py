@@ -1,5 +1,6 @@
 """`dfkd evaluate`, and the one function through which teacher and student are both measured."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from dfkd.config import EvaluateConfig
 from dfkd.data import Pool, open_pool
+from dfkd.data.labels import ClassNames
 from dfkd.data.locate import GivenData
 from dfkd.formats.overwrite import check_output
 from dfkd.formats.run_records import CONFIG
@@ -40,6 +42,8 @@ class Measures:
     agreement: float | None
     """Share of images on which the model and its teacher predict the same class."""
     teacher_top1: float | None
+    teacher_per_class: list[float | None] | None = None
+    """The teacher's top-1 of each class."""
 
 
 def measure(model: Classifier, data: Pool, batch_size: int, teacher: Classifier | None = None) -> Measures:
@@ -82,10 +86,17 @@ def measure(model: Classifier, data: Pool, batch_size: int, teacher: Classifier 
         top1=float(right.mean()),
         top5=float((top5 == labels[:, None]).any(axis=1).mean()),
         calibration_error=calibration_error(confidence, right),
-        per_class=[float(right[labels == k].mean()) if (labels == k).any() else None for k in range(classes)],
+        per_class=_by_class(right, labels, classes),
         agreement=None if taught is None else float((predicted == taught).mean()),
         teacher_top1=None if taught is None else float((taught == labels).mean()),
+        teacher_per_class=None if taught is None else _by_class(taught == labels, labels, classes),
     )
+
+
+def _by_class(
+    right: Bool[np.ndarray, " images"], labels: Int[np.ndarray, " images"], classes: int
+) -> list[float | None]:
+    return [float(right[labels == k].mean()) if (labels == k).any() else None for k in range(classes)]
 
 
 def _named_classes(logits: Float[Tensor, "batch classes"]) -> Int[np.ndarray, " batch"]:
@@ -124,9 +135,10 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         check_output(config.json, "--json", (config.data, config.model, config.teacher, config.preset, config.classes))
     is_run = (Path(config.model) / CONFIG).exists()  # a student was taught with its teacher's normalization
     figures = evaluate(config, config.model, config.data, config.teacher, is_run)
+    names = figures.get("class_names", ())
     for name, value in figures.items():
-        if value is not None:
-            answer(visible(f"{name}: {_shown(value, config.json or '--json FILE')}"))
+        if value is not None and name != "class_names":
+            answer(visible(f"{name}: {_shown(value, config.json or '--json FILE', names)}"))
     if config.json is not None:
         write_json(Path(config.json), {**figures, "config": portable(asdict(config))})
         say(f"wrote {config.json}")
@@ -145,14 +157,33 @@ def evaluate(
     `as_student`: the teacher gets the model's normalization where none is given.
     """
     place = resolve_place(config.device, config.precision)
-    loaded = load_trained(model, "--model", normalize=config.normalize, image_size=config.image_size)
+    loaded = load_trained(
+        model,
+        "--model",
+        normalize=config.normalize,
+        image_size=config.image_size,
+        crop_pct=config.crop_pct,
+        interpolation=config.interpolation,
+    )
     images = open_pool(
-        [data], image_size=loaded.image_size, channels=loaded.channels, classes=config.classes, bits=config.bits
+        [data],
+        image_size=loaded.image_size,
+        channels=loaded.channels,
+        classes=config.classes,
+        bits=config.bits,
+        frame=loaded.frame,
     )
     taught = None
     if teacher is not None:
         normalize = config.normalize or (loaded.normalize if as_student else None)
-        known = load_trained(teacher, normalize=normalize, image_size=images.image_size)
+        frame = loaded.frame  # both see the same images
+        known = load_trained(
+            teacher,
+            normalize=normalize,
+            image_size=images.image_size,
+            crop_pct=frame.crop_pct,
+            interpolation=frame.interpolation,
+        )
         if (known.classes, known.channels) != (loaded.classes, loaded.channels):
             raise RequestError(
                 f"--teacher has {known.classes} classes and {known.channels} channels, --model has "
@@ -166,6 +197,8 @@ def evaluate(
             examine(classifier, images)
     measures = measure(evaluated, images, config.batch_size, taught)
     figures = {"model": loaded.spec, "parameters": loaded.parameter_count(), **vars(measures), **place.describe()}
+    names = loaded.class_names if config.classes is None else ClassNames(config.classes).names
+    figures |= {"class_names": list(names)} if names else {}
     if taught is not None:
         figures["teacher"] = taught.model.spec
     say(_line(measures))
@@ -179,7 +212,7 @@ def _line(measures: Measures) -> str:
     return ", ".join(parts)
 
 
-def _shown(value: Any, all_in: str) -> str:
+def _shown(value: Any, all_in: str, names: Sequence[str]) -> str:
     if isinstance(value, list):
-        return of_classes(value, all_in, ".4f")
+        return of_classes(value, all_in, ".4f", names)
     return f"{value:.4f}" if isinstance(value, float) else str(value)

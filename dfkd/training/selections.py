@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from dfkd.config import DistillConfig
+from dfkd.config import DistillConfig, ModelConfig
 from dfkd.config.tables import differences
+from dfkd.data.images.frame import Crops
 from dfkd.formats.shards import Shards
 from dfkd.models.load import Model, load_trained
 from dfkd.models.own import GivenModel
@@ -42,7 +44,7 @@ def open_selections(samples: Sequence[str], normalize: str | None, image_size: i
             raise RequestError(f"--samples {name} is empty")
     size = selections[0].manifest.image.size if selections else image_size
     if image_size not in (None, size):
-        raise RequestError(f"--image-size {image_size} is not the selection's {size}; select again so")
+        raise RequestError(f"--image-size {image_size} is not the selection's {size}; select again with it")
     return selections
 
 
@@ -50,20 +52,25 @@ def open_teacher(
     teacher: GivenModel,
     samples: Sequence[str],
     selections: Sequence[Shards],
-    normalize: str | None,
-    image_size: int | None,
+    config: ModelConfig,
 ) -> Model:
-    """The teacher, whose input is as the selections were made unless a flag says otherwise.
+    """The teacher, whose input is as the selections were made unless an option says otherwise.
 
     Raises: RequestError where it has other classes or channels than they were made for; another teacher is noted.
     """
+    given: dict[str, Any] = {"crop_pct": config.crop_pct, "interpolation": config.interpolation}
     if not selections:
-        return _finite(load_trained(teacher, normalize=normalize, image_size=image_size))
+        return _finite(load_trained(teacher, normalize=config.normalize, image_size=config.image_size, **given))
     first = selections[0].manifest
     image, made_with = first.image, first.content.preprocess.normalize
-    model = _finite(load_trained(teacher, normalize=normalize or made_with, image_size=image.size))
+    # a generator's images are of the input's size: they say nothing of photographs
+    photos = next((shards.manifest for shards in selections if shards.manifest.source == "selection"), None)
+    seen = {} if photos is None else vars(photos.content.preprocess.frame)
+    given = {name: seen.get(name) if value is None else value for name, value in given.items()}
+    model = _finite(load_trained(teacher, normalize=config.normalize or made_with, image_size=image.size, **given))
     if model.normalize != made_with:
-        say(f"note: the teacher is used with --normalize {normalize}, and {samples[0]} was selected with {made_with}")
+        flag = f"--normalize {config.normalize}"
+        say(f"note: the teacher is used with {flag}, and {samples[0]} was selected with {made_with}")
     if (model.classes, model.channels) != (first.classes, image.channels):
         raise RequestError(
             f"--teacher has {model.classes} classes and {model.channels} channels, the selection was made for "
@@ -83,10 +90,13 @@ def _finite(teacher: Model) -> Model:
     return teacher
 
 
-def stored_images(config: DistillConfig, selections: Sequence[Shards], place: Place) -> list[ShardSource]:
+def stored_images(
+    config: DistillConfig, selections: Sequence[Shards], place: Place, crops: Crops | None = None
+) -> list[ShardSource]:
     """The selections as one source, or as one each where they have shares of their own.
 
-    On a GPU their pixels stay there from their first use on, as far as `RESIDENT_SHARE` of its free memory goes.
+    With `crops` images are random windows of their files, another one whenever they are read. Otherwise their pixels
+    stay on a GPU from their first use on, as far as `RESIDENT_SHARE` of its free memory goes.
     """
     groups = [[s] for s in selections] if config.weights and len(selections) > 1 else [selections] if selections else []
     room = 0  # in main memory the shards are mapped already
@@ -96,17 +106,18 @@ def stored_images(config: DistillConfig, selections: Sequence[Shards], place: Pl
     for group in groups:
         image, images = group[0].manifest.image, sum(map(len, group))
         size = images * image.size**2 * image.channels
-        resident = Resident(images, image.size, image.channels, place.device) if size <= room else None
+        kept = size <= room and crops is None
+        resident = Resident(images, image.size, image.channels, place.device) if kept else None
         room -= size if resident is not None else 0
-        stored.append(ShardSource(group, _order(config, group), resident))
+        stored.append(ShardSource(group, _order(config, group), resident, crops))
     return stored
 
 
-def real_images(selections: Sequence[Shards], seed: int) -> Source | None:
+def real_images(selections: Sequence[Shards], seed: int, crops: Crops | None = None) -> Source | None:
     """The images of the selections for a generator that learns from such too, in an order of its own."""
     if not selections:
         return None
-    return ShardSource(selections, sampling.ShuffledOrder(sum(map(len, selections)), seed + 1))
+    return ShardSource(selections, sampling.ShuffledOrder(sum(map(len, selections)), seed + 1), crops=crops)
 
 
 def _order(config: DistillConfig, selections: Sequence[Shards]) -> sampling.Order:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dfkd.data.images.augment import crop_and_flip, enlarge, mix
+from dfkd.data.images.augment import crop_and_flip, enlarge, jitter, mix
 
 
 def seeded(seed=0):
@@ -119,3 +119,18 @@ def test_a_window_of_a_ramp_is_a_ramp_of_its_size():
     assert 0.24 < areas.min() < 0.3 and 0.9 < areas.max() < 1.01
     assert (wide / high).max() < 4 / 3 + 0.02 and (wide / high).min() > 3 / 4 - 0.02
     assert enlarge(view, 1.0, seeded()) is view
+
+
+def test_jitter__changes_brightness_contrast_and_saturation():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(64, 3, 8, 8, generator=generator) / 2 + 0.25
+    found = jitter(images, 0.2, generator)
+    assert found.min() >= 0 and found.max() <= 1
+    ratios = found.mean(dim=(1, 2, 3)) / images.mean(dim=(1, 2, 3))
+    assert 0.75 < ratios.min() < 0.85 and 1.15 < ratios.max() < 1.25  # brightness; the others keep the mean luma
+    spread = found.std(dim=(1, 2, 3)) / images.std(dim=(1, 2, 3))
+    assert spread.min() < 0.8 and spread.max() > 1.2
+    gray = images[:, :1].expand(-1, 3, -1, -1)
+    one = jitter(gray, 0.5, torch.Generator().manual_seed(2))
+    assert torch.allclose(one[:, 0], one[:, 2])  # gray stays gray
+    assert jitter(images[:, :1], 0.5, generator).shape == (64, 1, 8, 8)

@@ -104,7 +104,7 @@ def test_a_stage_that_another_command_is_at_is_done_later(lab, file, tmp_path, m
     stages = [line.split()[0] for line in said.splitlines() if line.startswith("[")]
     assert stages == [f"[{number}/8]" for number in (2, 4, 1, 3, 5, 6, 7, 8)]
     assert slept == [pipeline.POLL]
-    assert said.count("6 of 8 stages are left, and other commands are at them: waiting") == 1
+    assert said.count("6 of 8 stages are left, and other commands run them: waiting") == 1
 
 
 def test_a_stage_that_another_command_has_just_begun_is_done_later(lab, file, tmp_path, monkeypatch, capsys):

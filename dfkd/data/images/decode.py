@@ -1,24 +1,30 @@
-"""Files and raw arrays -> uint8 pixels of one size: shorter side resized (antialiased bilinear), center crop."""
+"""Files and raw arrays -> uint8 pixels of one size: shorter side resized with antialiasing, center crop or window."""
 
 import io
+import math
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
-from torch.nn.functional import interpolate
 
+from dfkd.data.images.frame import ENCODED_ABOVE, WHOLE, Frame, Window, framed, margin, resized, windowed
 from dfkd.data.readers.reader import Unreadable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+STORED_QUALITY = 90
+"""Of JPEG files that are written at a working size."""
 _GRAY = ("1", "L")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
 """Pillow knows many more by their content; of these one starts another program (EPS), and all are more to attack."""
+_ORIENTATION = 0x0112
+_FINER = 1.5
+"""How much finer than a window's pixels those of its file are at the least. What the DCT scales is softer."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
 
@@ -36,9 +42,17 @@ class Decoded:
     largest: int | None = None
 
 
-def decode(item: object, size: int, channels: int, bits: int | None = None) -> Decoded:
-    """Decode a file's bytes (or take a PIL image) to [size, size, channels].
+def decode(
+    item: object,
+    size: int,
+    channels: int,
+    bits: int | None = None,
+    frame: Frame = WHOLE,
+    window: Window | None = None,
+) -> Decoded:
+    """Decode a file's bytes (or take a PIL image) to [size, size, channels]: what `frame` keeps, or a `window`.
 
+    JPEG files are decoded at 1/2, 1/4 or 1/8: never below twice the size, of a window never below 1.5 times.
     The content decides the format, not the name. EXIF orientation is applied, alpha laid over white, 16-bit gray cut
     to its upper 8 bits (of `bits`, where a camera used so many), of an animation the first frame is taken.
     Raises: Unreadable for anything that Pillow cannot read to its end, for more pixels than its bomb limit, and for
@@ -46,16 +60,27 @@ def decode(item: object, size: int, channels: int, bits: int | None = None) -> D
     """
     from PIL import Image
 
-    image, shape, largest = _load(item, size, bits)
-    height, width = shape[:2]
+    small = size <= ENCODED_ABOVE and frame == WHOLE and window is None
+
+    def needed(width: int, height: int) -> tuple[int, int]:
+        if window is None:
+            return (2 * frame.resized(size),) * 2
+        _, _, rows, columns = window.box(height, width)
+        return math.ceil(_FINER * size * width / columns), math.ceil(_FINER * size * height / rows)
+
+    image, shape, largest = _load(item, needed, bits)
     wanted = "L" if channels == 1 else "RGB"
     if image.mode != wanted:
         image = image.convert(wanted)
+    if not small:
+        pixels = np.array(image).reshape(*image.size[::-1], channels)
+        of_frame = framed(pixels[None], size, frame)[0] if window is None else windowed(pixels, size, frame, window)
+        return Decoded(of_frame, shape, largest)
     width, height = image.size
     if (width, height) != (size, size):
         # Resizing only the box that the crop keeps is resizing all and cropping, also for a strip of 50,000 x 1 pixels.
-        new_width, new_height = _resized(width, height, size)
-        left, top = _margin(new_width, size), _margin(new_height, size)
+        new_width, new_height = resized(width, height, size)
+        left, top = margin(new_width, size), margin(new_height, size)
         sx, sy = width / new_width, height / new_height
         box = (left * sx, top * sy, min((left + size) * sx, width), min((top + size) * sy, height))
         image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
@@ -63,7 +88,7 @@ def decode(item: object, size: int, channels: int, bits: int | None = None) -> D
 
 
 def fit(
-    pixels: UInt8[np.ndarray, "batch height width stored"], size: int, channels: int
+    pixels: UInt8[np.ndarray, "batch height width stored"], size: int, channels: int, frame: Frame = WHOLE
 ) -> UInt8[np.ndarray, "batch size size channels"]:
     """Raw pixels at another size and channel count, a batch at a time; the same rules as `decode`."""
     if pixels.shape[3] == 4:
@@ -72,13 +97,8 @@ def fit(
     if pixels.shape[3] == 3 and channels == 1:  # ITU-R 601 luma in 16 bits of fraction, as Pillow computes it
         red, green, blue = (pixels[..., i].astype(np.uint32) for i in range(3))
         pixels = ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).astype(np.uint8)[..., None]
-    height, width = pixels.shape[1:3]
-    if (height, width) != (size, size):
-        new_width, new_height = _resized(width, height, size)
-        left, top = _margin(new_width, size), _margin(new_height, size)
-        planes = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
-        planes = interpolate(planes, (new_height, new_width), mode="bilinear", antialias=True)
-        pixels = planes[:, :, top : top + size, left : left + size].permute(0, 2, 3, 1).contiguous().numpy()
+    if pixels.shape[1:3] != (size, size) or frame != WHOLE:
+        pixels = framed(np.ascontiguousarray(pixels), size, frame)
     return np.repeat(pixels, channels, axis=3) if pixels.shape[3] < channels else pixels
 
 
@@ -94,16 +114,35 @@ def encode_png(item: object) -> bytes:
     return file.getvalue()
 
 
+def reencoded(data: bytes, side: int, bits: int | None = None) -> bytes:
+    """A file as a JPEG file whose shorter side has `side` pixels, upright; one that is not larger stays as it is.
+
+    Raises: Unreadable as `decode`.
+    """
+    from PIL import Image
+
+    image, (height, width, _), _ = _load(data, lambda width, height: (2 * side,) * 2, bits)
+    if min(height, width) <= side:
+        return data
+    image = image if image.mode in ("L", "RGB") else image.convert("RGB")
+    file = io.BytesIO()
+    image.resize(resized(*image.size, side), Image.Resampling.BICUBIC).save(file, "JPEG", quality=STORED_QUALITY)
+    return file.getvalue()
+
+
 def processors() -> int:
     """How many this process may use, a thread to decode for each: a cluster's job often gets some of a machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def conversions(shape: tuple[int, int, int], size: int, channels: int) -> dict[str, str]:
+def conversions(shape: tuple[int, int, int], size: int, channels: int, frame: Frame = WHOLE) -> dict[str, str]:
     """What happens to an image of `shape` on its way to [size, size, channels]: kind of conversion -> a sentence."""
     height, width, stored = shape
     found = {}
-    if (height, width) != (size, size):
+    if frame != WHOLE:
+        how = f"resized to {frame.resized(size)} pixels (antialiased {frame.interpolation})"
+        found["size"] = f"{width}x{height} images are {how} and cropped to {size}x{size}"
+    elif (height, width) != (size, size):
         crop = "" if height == width else ", the center is kept"
         found["size"] = f"{width}x{height} images are resized to {size}x{size} (antialiased bilinear{crop})"
     if stored == 4:
@@ -115,10 +154,12 @@ def conversions(shape: tuple[int, int, int], size: int, channels: int) -> dict[s
     return found
 
 
-def _load(item: object, size: int, bits: int | None) -> tuple["Image", tuple[int, int, int], int | None]:
+def _load(
+    item: object, needed: Callable[[int, int], tuple[int, int]], bits: int | None
+) -> tuple["Image", tuple[int, int, int], int | None]:
     """The image in mode L or RGB (or one that converts to them), upright, without alpha; the shape it had, and of
 
-    16 bits the largest value.
+    16 bits the largest value. `needed` gives the least width and height to which a JPEG file is decoded.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -135,7 +176,7 @@ def _load(item: object, size: int, bits: int | None) -> tuple["Image", tuple[int
         if deep and bits is not None:
             raise Unreadable("is color of 16 bits, of which only the upper 8 are read: write it with 8 bits")
         own = _own_bits(image)
-        image.draft(None, (2 * size, 2 * size))  # JPEG alone: decodes at 1/2, 1/4 or 1/8, never below twice the size
+        image.draft(None, _as_stored(image, needed))  # JPEG alone
         image.load()
         upright = _upright(image)
         if upright.size != image.size and image.size[0] != image.size[1]:
@@ -180,6 +221,19 @@ def _pixels_of_png(data: bytes) -> bytes:
     return b"".join(kept)
 
 
+def _as_stored(image: "Image", needed: Callable[[int, int], tuple[int, int]]) -> tuple[int, int]:
+    """The width and height that are needed of an image that is turned once its pixels are read."""
+    width, height = image.size
+    least = needed(width, height)
+    if image.format != "JPEG" or least[0] == least[1]:
+        return least
+    try:
+        turned = image.getexif().get(_ORIENTATION, 1) > 4
+    except Exception:  # as in `_upright`
+        turned = False
+    return needed(height, width)[::-1] if turned else least
+
+
 def _upright(image: "Image") -> "Image":
     """`image` turned as its EXIF block says; as it is stored where that block is broken."""
     from PIL import ImageOps
@@ -214,14 +268,3 @@ def _flat(image: "Image", extent: tuple[int, int], bits: int) -> tuple["Image", 
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB"), (*extent, 4)
     return image, (*extent, 1 if image.mode in _GRAY else 3)
-
-
-def _resized(width: int, height: int, size: int) -> tuple[int, int]:
-    """Width and height once the shorter side is `size`; the longer is rounded down, as by torchvision's Resize."""
-    short = min(width, height)
-    return size * width // short, size * height // short
-
-
-def _margin(length: int, size: int) -> int:
-    """Pixels before a centered crop, rounded as by torchvision's CenterCrop."""
-    return round((length - size) / 2)

@@ -1,0 +1,127 @@
+"""A photograph of any size -> a square: its shorter side resized and the center cropped, or a random window of it."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+ENCODED_ABOVE = 64
+"""The largest side in pixels at which a selection holds raw pixels. Above it images are treated as photographs."""
+PHOTO_FORMAT = 1
+"""Of how photographs are decoded and resized: pixels of another one are others, by a level or two."""
+Interpolation = Literal["bilinear", "bicubic"]
+_STRIP = 16
+"""The proportions from which on what the crop drops is cut off before resizing: a strip of 1 pixel would grow."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What of a photograph a model sees: the shorter side becomes size / `crop_pct` pixels, and the center is kept."""
+
+    crop_pct: float = 1.0
+    interpolation: Interpolation = "bilinear"
+
+    def resized(self, size: int) -> int:
+        """The shorter side before the crop."""
+        return math.floor(size / self.crop_pct + 1e-6)  # 224 / (224 / 232) is a little less than 232
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON: what differs from a plain resize of the shorter side to the input's."""
+        return {name: value for name, value in vars(self).items() if value != getattr(WHOLE, name)}
+
+
+WHOLE = Frame()
+
+
+@dataclass(frozen=True)
+class Window:
+    """A random part of an image, by four numbers from 0 to 1; `area` is the smallest share of the image."""
+
+    area: float
+    share: float
+    factor: float
+    down: float
+    right: float
+
+    def box(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Top, left, height and width in an image.
+
+        The share of the area is uniform from `area` to 1, width / height from 3/4 to 4/3, uniform in the logarithm:
+        Going deeper with convolutions, 2014, https://arxiv.org/abs/1409.4842. What would stand out is cut off.
+        """
+        pixels = (self.area + (1 - self.area) * self.share) * height * width
+        factor = math.exp(math.log(4 / 3) * (2 * self.factor - 1))
+        rows = min(max(1, round(math.sqrt(pixels / factor))), height)
+        columns = min(max(1, round(math.sqrt(pixels * factor))), width)
+        return int(self.down * (height - rows + 1)), int(self.right * (width - columns + 1)), rows, columns
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Random windows of stored images. They depend on the position in the order of images and on the seed alone."""
+
+    area: float
+    seed: int
+
+    def at(self, position: int, count: int) -> list[Window]:
+        """Those of `count` positions from `position` on: Philox gives four numbers for every value of its counter."""
+        raw = np.random.Philox(counter=position, key=self.seed).random_raw(4 * count)
+        numbers = (raw >> np.uint64(11)).reshape(count, 4) * 2.0**-53
+        return [Window(self.area, *row) for row in numbers.tolist()]
+
+
+def framed(
+    pixels: UInt8[np.ndarray, "batch height width channels"], size: int, frame: Frame
+) -> UInt8[np.ndarray, "batch size size channels"]:
+    """Images of one shape, resized with antialiasing and cropped at the center, as by torchvision's transforms."""
+    height, width = pixels.shape[1:3]
+    short = min(height, width)
+    if max(height, width) > _STRIP * short:
+        top, left = ((length - min(length, _STRIP * short)) // 2 for length in (height, width))
+        pixels = pixels[:, top : top + _STRIP * short, left : left + _STRIP * short]
+        height, width = pixels.shape[1:3]
+    side = frame.resized(size)
+    new_width, new_height = resized(width, height, side)
+    top, left = margin(new_height, size), margin(new_width, size)
+    planes = _scaled(pixels, new_height, new_width, frame.interpolation)
+    return _rows_first(planes[:, :, top : top + size, left : left + size])
+
+
+def windowed(
+    pixels: UInt8[np.ndarray, "height width channels"], size: int, frame: Frame, window: Window
+) -> UInt8[np.ndarray, "size size channels"]:
+    """A part of an image, resized with antialiasing."""
+    top, left, rows, columns = window.box(*pixels.shape[:2])
+    part = pixels[None, top : top + rows, left : left + columns]
+    return _rows_first(_scaled(part, size, size, frame.interpolation))[0]
+
+
+def resized(width: int, height: int, size: int) -> tuple[int, int]:
+    """Width and height once the shorter side is `size`; the longer is rounded down, as by torchvision's Resize."""
+    short = min(width, height)
+    return size * width // short, size * height // short
+
+
+def margin(length: int, size: int) -> int:
+    """Pixels before a centered crop, rounded as by torchvision's CenterCrop."""
+    return round((length - size) / 2)
+
+
+def _scaled(
+    pixels: UInt8[np.ndarray, "batch height width channels"], height: int, width: int, mode: str
+) -> UInt8[Tensor, "batch channels {height} {width}"]:
+    planes = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    if planes.shape[2:] == (height, width):
+        return planes
+    return interpolate(planes, (height, width), mode=mode, antialias=True)
+
+
+def _rows_first(
+    planes: UInt8[Tensor, "batch channels height width"],
+) -> UInt8[np.ndarray, "batch height width channels"]:
+    return planes.permute(0, 2, 3, 1).contiguous().numpy()

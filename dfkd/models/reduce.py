@@ -1,0 +1,112 @@
+"""A network in fewer bits: float16, or int8 with scales that are calibrated on images."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dfkd.models.features.fold_batchnorm import folded
+from dfkd.models.features.taps import run_network
+from dfkd.system.errors import RequestError
+
+_LOW, _HIGH = -128, 127
+_LAYERS = (nn.Conv2d, nn.Linear)
+
+
+class Half(nn.Module):
+    """A network that computes in float16, between an input and logits in float32."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network).half()
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """The logits."""
+        logits: Tensor = self.network(images.half())
+        return logits.float()
+
+
+class Int8(nn.Module):
+    """A convolution or linear layer with int8 weights, one scale a channel, whose input is rounded to 8 bits.
+
+    The operators are those of PyTorch's quantization, which ONNX and its runtimes know as pairs of QuantizeLinear and
+    DequantizeLinear: a runtime with int8 kernels computes in them.
+    """
+
+    def __init__(self, layer: nn.Module, scale: float, zero: int) -> None:
+        super().__init__()
+        import torch.ao.quantization.fx._decomposed  # it registers the operators
+
+        given = cast(nn.Conv2d, layer)
+        weight = given.weight.detach()
+        scales = (weight.abs().flatten(1).amax(dim=1) / _HIGH).clamp_min(1e-12)
+        rounded = (weight / scales.view(-1, *[1] * (weight.ndim - 1))).round()
+        self.register_buffer("weight", rounded.clamp(-_HIGH, _HIGH).to(torch.int8))
+        self.register_buffer("scales", scales)
+        self.register_buffer("zeros", torch.zeros(len(scales), dtype=torch.int64))
+        self.register_buffer("bias", None if given.bias is None else given.bias.detach().clone())
+        self._scale, self._zero = scale, zero
+        self._geometry: Any = None
+        if isinstance(layer, nn.Conv2d):
+            self._geometry = layer.stride, layer.padding, layer.dilation, layer.groups
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The layer's output in float32."""
+        ops = torch.ops.quantized_decomposed
+        given = (self._scale, self._zero, _LOW, _HIGH, torch.int8)
+        images = ops.dequantize_per_tensor(ops.quantize_per_tensor(images, *given), *given)
+        weight = ops.dequantize_per_channel(self.weight, self.scales, self.zeros, 0, -_HIGH, _HIGH, torch.int8)
+        if self._geometry is None:
+            return F.linear(images, weight, cast(Tensor, self.bias))
+        return F.conv2d(images, weight, cast(Tensor, self.bias), *self._geometry)
+
+
+def to_int8(network: nn.Module, views: Sequence[Float[Tensor, "batch channels height width"]], spec: str) -> nn.Module:
+    """A copy whose convolutions and linear layers compute on 8 bits. BatchNorms are folded into them before.
+
+    `views` are at least two batches as the network sees them: PyTorch's histogram observer finds from all of them the
+    scale of every layer's input. What is no such layer, or is run in another way, stays in float32.
+    Raises: RequestError where there is no layer to convert.
+    """
+    network = copy.deepcopy(folded(network.eval(), {}, views[:2]))
+    ranges = _input_ranges(network, views)
+    for name, (scale, zero) in ranges.items():
+        network.set_submodule(name, Int8(network.get_submodule(name), scale, zero))
+    if not ranges:
+        raise RequestError(f"model {spec!r} has no convolution or linear layer that int8 could take; leave out --dtype")
+    return network.eval()
+
+
+@torch.no_grad()
+def _input_ranges(network: nn.Module, views: Sequence[Tensor]) -> dict[str, tuple[float, int]]:
+    """Scale and zero point for the input of every layer that is run as a module."""
+    from torch.ao.quantization.observer import HistogramObserver
+
+    observers: dict[str, HistogramObserver] = {}
+    handles = []
+
+    def observe(name: str) -> Any:
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if name not in observers:
+                observers[name] = HistogramObserver(dtype=torch.qint8, quant_min=_LOW, quant_max=_HIGH)
+            observers[name](inputs[0].detach())
+
+        return hook
+
+    for name, layer in network.named_modules():
+        plain = not isinstance(layer, nn.Conv2d) or (layer.padding_mode == "zeros" and layer.padding != "same")
+        if type(layer) in _LAYERS and name and plain:
+            handles.append(layer.register_forward_pre_hook(observe(name)))
+    for view in views:
+        run_network(network, view)
+    for handle in handles:
+        handle.remove()
+    found = {}
+    for name, observer in observers.items():
+        scale, zero = observer.calculate_qparams()
+        found[name] = float(scale), int(zero)
+    return found
