@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-import dfkd
 from dfkd.app import pipeline
 from dfkd.app.pipeline_file import read_pipeline
-from dfkd.config import DemoConfig, GenerateConfig
+from dfkd.config import GenerateConfig
 from dfkd.config.stage_table import Stage
 from dfkd.distill.trainer import Trainer
 from dfkd.system.errors import RequestError
@@ -319,20 +318,6 @@ def test_the_demo_from_nothing_to_its_report(lab, tmp_path, capsys, monkeypatch)
     assert lab.dfkd("demo", "--out", tmp_path / "demo", "--seeds", 2, "--steps", 5) == 2
     assert "holds a demo with other --seeds or --steps" in capsys.readouterr().err
     assert lab.dfkd("demo", "--out", tmp_path) == 2
-
-
-@pytest.mark.slow
-def test_the_demo_shows_that_selecting_pays(lab, tmp_path):
-    """The demo's own sizes, one seed: ours was 4 to 15 points above random, and confident 50 below, over four seeds."""
-    from dfkd.app import demo
-
-    teacher = dfkd.Teacher(lab.teacher, normalize=demo.NORMALIZE, image_size=demo.SIDE)
-    pool, top1 = demo.heap(demo.POOL_IMAGES).images, {}
-    for method in ("random", "threshold"):
-        selection = teacher.select(pool, method=method, count=demo.SELECTED, verbose=False)
-        run = teacher.distill(demo.STUDENT, selection, steps=DemoConfig.steps, test=lab.heldout, verbose=False)
-        top1[method] = run.result["top1"]
-    assert top1["threshold"] > top1["random"] + 0.02, top1
 
 
 def test_inspect_shows_the_selection(lab, selection, tmp_path, capsys):
