@@ -14,6 +14,7 @@ import os
 import sys
 import tarfile
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,9 @@ def with_pillow(data, size, draft):
 
 
 def with_torchvision(data, size):
-    planes = torchvision.io.decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+    with warnings.catch_warnings():  # torchvision 0.29 is going to drop it
+        warnings.simplefilter("ignore", DeprecationWarning)
+        planes = torchvision.io.decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
     return v2.functional.center_crop(v2.functional.resize(planes, size, antialias=True), size)
 
 
@@ -84,7 +87,7 @@ def rate(function, files, size):
     started = time.process_time()
     for data in files:
         function(data, size)
-    return len(files) / (time.process_time() - started)
+    return len(files) / max(time.process_time() - started, 1e-9)
 
 
 def main():

@@ -17,6 +17,11 @@ CENTER = Window(area=0.25, share=0.0, factor=0.5, down=0.5, right=0.5)
 """A quarter of the image, of the proportions of a square."""
 
 
+@pytest.fixture
+def photo(photo):
+    return photo.copy()  # the one that scikit-learn reads cannot be written, of which torch warns
+
+
 def jpeg(pixels, **options):
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=95, subsampling=0, **options)
