@@ -34,8 +34,8 @@ IMAGES = 2048
 """Images of the pool that a filter is found with: one half shows it to the filter, the other measures it."""
 LEAST = 512
 """Images of a pool from which on a filter is fitted where nobody names one: of fewer, statistics say little."""
-SEARCHED = 4 * IMAGES
-"""Images of the pool among which the nearest ones are found, for a selection of those."""
+SEARCHED, NEAREST = 4 * IMAGES, 0.1
+"""Images of the pool among which the nearest share is found, for a selection of those: the same for every count."""
 
 
 @dataclass(frozen=True)
@@ -88,16 +88,17 @@ def adapt(
     place: Place,
     pool: Pool,
     scoring: Mapping[str, Any],
-    nearest: float | None = None,
+    nearest: bool = False,
 ) -> Adapted | None:
     """The filter, from the cache or found anew; None for one that nobody named and that cannot be found.
 
-    `scoring` is what decides the scores of the pool without one. With `nearest`, it is found for the images that are
-    nearest to the statistics of the teacher's BatchNorm layers, such a share of the pool: others would decide the
-    filter of a pool that is mostly something else.
+    `scoring` is what decides the scores of the pool without one. With `nearest`, it is found for the tenth of them that
+    is nearest to the statistics of the teacher's BatchNorm layers: others would decide the filter of a pool that is
+    mostly something else.
+
     Raises: RequestError for a pool of which less than two images can be read, or what the filter itself refuses.
     """
-    request = {**scoring, **filter.describe(), "images": IMAGES, **({"nearest": nearest} if nearest else {})}
+    request = {**scoring, **filter.describe(), "images": IMAGES, **({"nearest": NEAREST} if nearest else {})}
     file = request_folder("filters", request) / "filter.json"
     found = _read(file, model.channels)
     if found is None:
@@ -116,14 +117,14 @@ def adapt(
     return found
 
 
-def find(filter: NamedFilter, teacher: Classifier, pool: Pool, nearest: float | None = None) -> Adapted:
+def find(filter: NamedFilter, teacher: Classifier, pool: Pool, nearest: bool = False) -> Adapted:
     """Find the filter and judge it. Raises: RequestError as `adapt`."""
     component, what = filter.component, f"filter {filter.component.text}"
     drawn = np.random.default_rng(0).choice(len(pool), min(SEARCHED if nearest else IMAGES, len(pool)), replace=False)
     images = pool.images(np.sort(drawn))
     readable = np.delete(images.pixels, list(images.problems), axis=0)
     if nearest:
-        readable = _nearest(teacher, readable, min(IMAGES, max(LEAST, round(nearest * len(readable)))))
+        readable = _nearest(teacher, readable, min(IMAGES, max(LEAST, round(NEAREST * len(readable)))))
     if len(readable) < 2:
         raise RequestError(f"{what} needs at least 2 readable images of the pool; give none")
     shown, held = readable[::2], readable[1::2]

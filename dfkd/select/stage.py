@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from dfkd.config import SelectConfig
 from dfkd.data import Pool, open_pool
@@ -19,7 +18,8 @@ from dfkd.data.locate import GivenData
 from dfkd.formats.manifest import MANIFEST
 from dfkd.models.classifier import Classifier, examine
 from dfkd.models.features.find_taps import find_taps
-from dfkd.models.features.taps import Tap, parse_taps
+from dfkd.models.features.image_distance import ImageDistances
+from dfkd.models.features.taps import Tap, parse_taps, run_network
 from dfkd.models.load import Model, load_trained
 from dfkd.models.own import GivenModel
 from dfkd.select.choose import Choice, TooFew, choose
@@ -97,14 +97,14 @@ def _resolve(config: SelectConfig, method: Component, teacher: GivenModel, data:
         crop_pct=config.crop_pct,
         interpolation=config.interpolation,
     )
+    pool = open_pool(data, image_size=model.image_size, channels=model.channels, bits=config.bits, frame=model.frame)
     if config.method == AUTO:
-        config = replace(config, method=_default_method(config, model))
+        config = replace(config, method=_default_method(config, model, pool))
         method = check(config)
     if config.gamma is not None and (says := method.options.get("gamma")) != config.gamma:
         why = f"--method {config.method} says it" if says is not None else f"--method {method.name} has none"
         say(f"note: --gamma {config.gamma:g} changes nothing: {why}")
     config = _with_defaults(config, method)
-    pool = open_pool(data, image_size=model.image_size, channels=model.channels, bits=config.bits, frame=model.frame)
     say(
         f"teacher {model.spec}: {model.classes} classes, input {pool.image_size} pixels, {model.channels} channels, "
         f"normalize {model.normalize}, {place.dtype} on {place.device}; pool: {len(pool):,} images"
@@ -148,11 +148,14 @@ def check(config: SelectConfig) -> Component:
     return method.checked()
 
 
-def _default_method(config: SelectConfig, model: Model) -> str:
+@torch.no_grad()
+def _default_method(config: SelectConfig, model: Model, pool: Pool) -> str:
     """What `auto` stands for: `--gamma` is an option of the threshold, and statistics are those of BatchNorm layers."""
-    layers = nn.BatchNorm2d, nn.SyncBatchNorm
-    remembers = any(isinstance(layer, layers) and layer.track_running_stats for layer in model.module.modules())
-    return STATISTICS if remembers and config.gamma is None else THRESHOLD
+    if config.gamma is not None:
+        return THRESHOLD
+    with (distances := ImageDistances(model.module)).watched():
+        run_network(model.module, torch.zeros(2, model.channels, pool.image_size, pool.image_size))
+    return STATISTICS if distances.take(2).isfinite().all() else THRESHOLD
 
 
 def _check_store(config: SelectConfig, pool: Pool) -> None:
@@ -197,8 +200,7 @@ def _scoring_request(config: SelectConfig, model: Model, pool: Pool, place: Plac
 def _score(request: Request, share: Share = WHOLE) -> tuple[Pool, PoolScores, Adapted | None]:
     """The pool through its filter, the scores of a share of it, and what was found for a filter."""
     config, model, pool, scoring, tap = request.config, request.model, request.pool, request.scoring, request.tap
-    share_selected = (config.count or len(pool) / 2) / len(pool)
-    nearest = share_selected if Traits.of(request.method.target).typical else None
+    nearest = Traits.of(request.method.target).typical
     adapted = adapt(request.filter, model, request.place, pool, scoring, nearest) if request.filter else None
     if adapted and adapted.filter:
         pool = pool.filtered(adapted.filter)

@@ -38,11 +38,11 @@ def pale(tmp_path_factory):
 
 
 @pytest.fixture
-def no_fit(monkeypatch):
+def no_fit():
     def refuse(self, images, size):
         raise AssertionError("a filter was fitted")
 
-    return lambda: monkeypatch.setattr(filters._Centered, "__init__", refuse)
+    return lambda patch: patch.setattr(filters._Centered, "__init__", refuse)
 
 
 def test_a_filter_is_fitted_and_what_is_stored_has_gone_through_it(lab, pale, tmp_path, capsys):
@@ -66,13 +66,16 @@ def test_a_filter_is_fitted_and_what_is_stored_has_gone_through_it(lab, pale, tm
     assert fact in capsys.readouterr().out
 
 
-def test_a_filter_is_fitted_once_for_a_teacher_and_a_pool(lab, pale, tmp_path, no_fit, capsys):
-    assert select(lab, tmp_path / "a", pale, "--count", 300) == 0
-    no_fit()
-    assert select(lab, tmp_path / "b", pale, "--count", 200, "--method", "random") == 0
-    assert manifest(tmp_path / "a")["filter"] == manifest(tmp_path / "b")["filter"]
-    assert "scores: all 797 are cached" in capsys.readouterr().err
-    assert select(lab, tmp_path / "a", pale, "--count", 300) == 0
+def test_a_filter_is_fitted_once_for_a_teacher_and_a_pool(lab, pale, tmp_path, no_fit, monkeypatch, capsys):
+    """For statistics, whatever the count, and for all other methods."""
+    for given, other in ((), ()), (("--method", "threshold"), ("--method", "random")):
+        assert select(lab, tmp_path / f"a{len(given)}", pale, "--count", 300, *given) == 0
+        with monkeypatch.context() as patch:
+            no_fit(patch)
+            assert select(lab, tmp_path / f"b{len(given)}", pale, "--count", 200, *other) == 0
+        assert manifest(tmp_path / f"a{len(given)}")["filter"] == manifest(tmp_path / f"b{len(given)}")["filter"]
+        assert "scores: all 797 are cached" in capsys.readouterr().err
+    assert select(lab, tmp_path / "a0", pale, "--count", 300) == 0
     assert "this selection is complete already" in capsys.readouterr().err
 
 
