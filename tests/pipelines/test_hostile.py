@@ -21,6 +21,7 @@ from safetensors.torch import save
 from dfkd.formats.shards import Shards
 from dfkd.models import cifar_resnet
 from dfkd.models.load import load_model
+from dfkd.system.checksums import sealed
 
 SIDE = 16
 EVIL_NAME = "\x1b[2J<script>alert(1)\n=cmd|\u202e.png"
@@ -348,15 +349,16 @@ def test_presets_of_wrong_types_are_refused(lab, tmp_path, refused, text, said):
 
 def test_a_manifest_may_not_lead_out_of_its_folder(lab, selection, tmp_path, refused):
     manifest = json.loads((selection / "manifest.json").read_text())
-    del manifest["checksum"]  # whoever edits a manifest in bad faith can do that too
+    del manifest["checksum"]  # whoever edits a manifest in bad faith can compute another one
     for file in manifest["files"]:
         (tmp_path / file["name"]).write_bytes((selection / file["name"]).read_bytes())
     folder = tmp_path / "s"
     folder.mkdir()
     for name in ("../data-00000.arrow", str(tmp_path / "data-00000.arrow"), "..", "", 5):
         changed = manifest | {"files": [manifest["files"][0] | {"name": name}]}
-        (folder / "manifest.json").write_text(json.dumps(changed))
-        assert "files lists what is no shard" in refused("inspect", folder)
+        (folder / "manifest.json").write_text(json.dumps(sealed(changed)))
+        said = refused("inspect", folder)
+        assert "files[0].name is not the name of a file in the folder" in said or "files[0].name is not text" in said
     for edit in (
         {"content": []},
         {"image": {}},
@@ -368,7 +370,7 @@ def test_a_manifest_may_not_lead_out_of_its_folder(lab, selection, tmp_path, ref
         (selection_copy := tmp_path / "copy").mkdir(exist_ok=True)
         for file in selection.iterdir():
             (selection_copy / file.name).write_bytes(file.read_bytes())
-        (selection_copy / "manifest.json").write_text(json.dumps(manifest | edit))
+        (selection_copy / "manifest.json").write_text(json.dumps(sealed(manifest | edit)))
         assert refused("inspect", selection_copy), edit
         assert refused(
             "distill",
