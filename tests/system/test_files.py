@@ -70,5 +70,5 @@ def test_a_user_without_a_home_needs_a_cache_of_another_name(monkeypatch, tmp_pa
     assert files.cache_folder() == tmp_path
     monkeypatch.delenv("DFKD_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    with pytest.raises(files.RequestError, match="no home folder for the cache; DFKD_CACHE names another"):
+    with pytest.raises(files.RequestError, match="no home folder for the cache; set DFKD_CACHE to another folder"):
         files.cache_folder()
