@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all same check setup clean
+.PHONY: demo test test-all test-distributed same check docs setup clean
 
 demo: setup
 	$(BIN)/dfkd demo --out demo
@@ -18,6 +18,10 @@ test: setup
 test-all: setup
 	$(PYTEST)
 
+# the tests that start several processes, with one thread each; test-all runs them, too
+test-distributed: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 0 tests/distributed
+
 # does the working tree compute the same bytes as a revision?
 BASE ?= HEAD
 same: setup
@@ -29,6 +33,16 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/codespell README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md docs dfkd benchmarks pipelines
 
+# the pages of docs/ as a site, in an environment that has nothing but the builder; a broken link is an error
+docs: .venv-docs/ready
+	.venv-docs/bin/mkdocs build --strict
+
+.venv-docs/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	$(PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])" \
+	  | xargs .venv-docs/bin/pip install --quiet --disable-pip-version-check
+	touch $@
+
 setup: .venv/ready
 
 # uv, because it finds matching builds of torch and torchvision; its own lock file is not kept
@@ -39,4 +53,4 @@ setup: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv demo build *.egg-info
+	rm -rf .venv .venv-docs demo build site *.egg-info

@@ -27,16 +27,18 @@ INTRO = """# Generators
 
 Written by `python docs/make_generators.py` from the docstrings and the result files; edit those.
 
-Where there is no pool, images are made from the teacher.
+Without a pool, images are made from the teacher.
 
     dfkd generate --teacher TEACHER --method dafl --out made --count 10000     # a folder like any selection
     dfkd distill  --teacher TEACHER --student STUDENT --source dfad --out run  # or generator and student together
 
-`generate` is for methods that need nothing but the teacher. What it writes is a selection: `distill --samples made`,
-`inspect made`, `select --pool made` (to score, threshold and class-drop what was made) take it as one. A method that
-looks for what a student does not know yet learns along with the student (`distill --source`), or is given one that
-stays as it is (`generate --student RUN`). `NAME:key=value,...` sets a method's options; a class of your own is
-named with dots ([own.md](own.md) shows one).
+`generate` writes a selection. `distill --samples made` and `inspect made` take it as one. `select --pool made` scores
+it, applies thresholds and drops classes.
+
+Some methods need only the teacher. Others look for images that the student does not know yet. They train along with
+the student (`distill --source`), or are given a fixed one (`generate --student RUN`).
+
+`NAME:key=value,...` sets a method's options. A class of your own is named with dots ([own.md](own.md) shows one).
 
 ## A pool and a generator together
 
@@ -44,33 +46,38 @@ named with dots ([own.md](own.md) shows one).
     dfkd distill ... --samples selected --source dafl --weights 3 1 # the generator learns meanwhile
     dfkd generate ... --method fastdfkd --fill selected --out more  # images of the classes that `selected` lacks
 
-`--fill` counts the selection's images by the teacher's prediction and adds what each class lacks to the mean, or with
-`--count N` raises the lowest classes together by N images. It keeps what the teacher takes for a missing class, and
-says which stay short. Methods that are told the class to make (their docstrings speak of classes of the batch) fill
-best; others make what they make, and most of it is left out.
+`--fill` counts the selection's images by the teacher's prediction. It adds what each class lacks to the mean. With
+`--count N` it raises the lowest classes together by N images. It keeps the images that the teacher assigns to a lacking
+class, and reports the classes that stay short. Methods that are told the class to make fill best. Their docstrings
+speak of wanted or drawn classes y. Most images of the other methods are discarded.
 
 ## When images go bad
 
-`metrics.jsonl` has each term of the generator's loss. Every 50 steps it also has three signs of the images themselves.
-`generated_classes` says how many classes the teacher sees in 64 images, even ones counted whole. `generated_distance`
-is the root mean square difference of two images, with pixels from 0 to 1. `statistics_distance` is that from the means
-and variances that the teacher's BatchNorm layers remember; it should fall. A warning names the sign when a batch shows
-hardly more than one class, or images that the eye cannot tell apart. Where a term or a weight is no longer finite the
-command stops with the step and the term, and the last good checkpoint stays.
+`metrics.jsonl` has each term of the generator's loss. Every 50 steps it also has three measures of the images:
 
-Teacher forwards and generator steps of images that were made beforehand count in every run that learns from their
-folder (not through `select --pool made`, as the scoring of a pool does not); `seconds` are those of the run.
+- `generated_classes` is the effective number of classes that the teacher sees in 64 images.
+- `generated_distance` is the root mean square difference of two images, with pixels from 0 to 1.
+- `statistics_distance` is the distance to the means and variances of the teacher's BatchNorm layers. It should fall.
 
-Images belong to their run: what a method keeps (a bank of images, a memory) is part of the run's checkpoint and of
-nothing else. A run goes on exactly where it stopped.
+A warning names the measure when a batch shows hardly more than one class, or images that look the same. Where a term or
+a weight is no longer finite, the command stops and names the step and the term. The last good checkpoint stays.
+
+Images that were made beforehand have a cost, too: teacher forwards and generator steps. They count in every run that
+learns from their folder. They do not count through `select --pool made`, as the scoring of a pool does not. `seconds`
+are those of the run.
+
+Images belong to their run. What a method keeps (a bank of images, a memory) is part of that run's checkpoint only. A
+run resumes exactly where it stopped.
 
 ## What they gave here
 
-Every row is trained with the loss `kd` for the same number of the student's steps; what differs is where the images
+Every row is trained with the loss `kd` for the same number of the student's steps. The rows differ in where the images
 come from. `random` learns from random images of the pool, `untrained` from a generator that never learns. Seconds
-have the generator's work in them; networks of generators have `width=32` here. One teacher is not all: `dafl:width=16`
-gave 95.8 on the teacher of the digits' column (one seed) and 79.0 ± 5.9 on another training of the same network (three
-seeds; benchmarks/quality/LOG.md). A figure without a deviation is one seed's. Seconds had other work beside them.
+include the generator's work; other work ran beside it. Networks of generators have `width=32` here. A figure without a
+deviation is one seed's.
+
+Results depend on the teacher. `dafl:width=16` gave 95.8 on the teacher of the digits' column (one seed). It gave
+79.0 ± 5.9 on another training of the same network (three seeds; benchmarks/quality/LOG.md).
 
 {measured}
 
@@ -78,10 +85,10 @@ seeds; benchmarks/quality/LOG.md). A figure without a deviation is one seed's. S
 
 {equal}
 
-A teacher without BatchNorm: {without} work; the others read its statistics and say so.
+Without BatchNorm in the teacher, {without} work. The others need its statistics and refuse.
 
-`dfkd distill --preset dfad ...`, and so for each but the adaptive form, is the papers' own recipe for student and
-generator; none was run here at its length.
+`dfkd distill --preset dfad ...` is the paper's own recipe for student and generator. Each method but the adaptive form
+has such a preset. None was run here at its full length.
 """
 
 
@@ -134,7 +141,7 @@ def measured():
             many = "one seed" if seeds == 1 else f"{seeds} seeds"
             only = "" if file == FILES[setting][0] else f", {', '.join(f'`{row.name}`' for row in rows)}"
             lines.append(
-                f"- {words}{only}: top-1 of the last of {first.steps:,} steps, {many}, the teacher's is "
+                f"- {words}{only}: top-1 after {first.steps:,} steps, {many}. The teacher has "
                 f"{100 * (first.teacher_top1 or 0):.2f} (`python {on['command']} OUT`; {machine_text(on)})."
             )
     return "\n".join(lines)
@@ -148,7 +155,7 @@ def equal_time():
         for row in rows_if_any(file)
         if row.name == name
     )
-    lines = ["At equal time on CIFAR-10, a step on random images of the pool being measured on the same machine:", ""]
+    lines = ["Equal time on CIFAR-10; steps on random images of the pool are timed on the same machine:", ""]
     for file in FILES["cifar10"]:
         rows, hardware = rows_if_any(file), about(file)["hardware"]
         own = [(row.mean("seconds"), row.mean("steps")) for row in rows if row.name == "random"]
@@ -159,7 +166,7 @@ def equal_time():
                 around = [f"{steps:,.0f} steps give {top1}" for steps, top1, _, _ in pool]
                 lines.append(
                     f"- `{row.name}`: {with_deviation(row, 'top1')} in {row.mean('seconds'):,.0f} s, the time of "
-                    f"{row.mean('seconds') / rate:,.0f} such steps ({hardware}); {', '.join(around)}."
+                    f"{row.mean('seconds') / rate:,.0f} such steps ({hardware}). {', '.join(around)}."
                 )
     return "\n".join(lines)
 
@@ -168,7 +175,7 @@ def section(name, kind):
     """A method's docstring with its options."""
     parameters = list(inspect.signature(kind).parameters.values())[1:]
     options = ",".join(f"{p.name}={p.default}" for p in parameters)
-    head = f"`{name}:{options}` spells its defaults out. {kind.paper}."
+    head = f"Defaults: `{name}:{options}`. Paper: {kind.paper}."
     return f"## {name}\n\n{head}\n\n{inspect.getdoc(kind)}\n"
 
 

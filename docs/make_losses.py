@@ -18,46 +18,46 @@ SETTINGS = {
 }
 QUALITY, SPEED = HERE.parent / "benchmarks/quality", HERE.parent / "benchmarks/speed"
 FAMILIES = {
-    "outputs": "What the teacher answers",
-    "boundaries": "What it answers near its boundaries",
-    "features": "Its features",
-    "relations": "How it relates the images of a batch",
+    "outputs": "Losses on the outputs",
+    "boundaries": "Losses near the decision boundaries",
+    "features": "Losses on features",
+    "relations": "Losses on relations within a batch",
 }
 """The headings of the families that losses name."""
 INTRO = """# Losses
 
 Written by `python docs/make_losses.py` from the docstrings and the result files; edit those.
 
-`dfkd distill --loss NAME[:WEIGHT,key=value,...] ...` sums what is named: `--loss kd at rkd:10,angle=0`. A weight that
-is not written is the loss's own, from its paper. What a loss learns for itself (projections, critics, memories) trains
-with the student, is saved in the checkpoint, and is no part of the student. [own.md](own.md) shows how to write one.
+`dfkd distill --loss NAME[:WEIGHT,key=value,...] ...` sums the named losses: `--loss kd at rkd:10,angle=0`. Where no
+WEIGHT is given, the loss has its own, from its paper. A loss may learn projections, critics or memories. They train
+with the student and are saved in the checkpoint. They are no part of the student. [own.md](own.md) shows how to write
+a loss.
 
 ## How to choose
 
 - Begin with the default. It is `kd ofd` for images of up to 64 pixels where both networks have feature maps of several
-  resolutions: where it was run here it was ahead, on CIFAR-10 by far, for a moderate cost. Else, and where a generator
-  makes the images or the teacher's answers are kept beforehand (`--teacher-views`), it is `kd` alone: that reads
-  nothing but the outputs, works on any pair of networks (also a `.pt2` teacher), and every other row of the table is
+  resolutions. In the runs here it was ahead, on CIFAR-10 by far, at a moderate cost.
+- Otherwise the default is `kd` alone. So it is where a generator makes the images, and with `--teacher-views`. `kd`
+  reads only the outputs and works on any pair of networks, also with a `.pt2` teacher. Every other row of the tables is
   measured against it.
-- A loss on features needs more of the pair: maps or a linear head that `dfkd` can find. It pairs the stages of both
-  networks from the deepest, one for each resolution, pools the larger map and learns a projection where widths differ.
-  It finds the taps by running the networks; `--teacher-taps stage1=layer2 stage2=layer3 --student-taps ...` names
-  them by hand.
-- The papers' weights were found with labeled images of the teacher's own domain and hundreds of epochs. On other
-  images and short runs a smaller weight can be better: look at the loss's column in `metrics.jsonl` beside `kd`'s.
-  Some papers warm their weight up, or learn at a rate of 0.05: `dkd` fails at SGD's 0.4 here and wants `dkd:0.2` or
+- A loss on features needs maps or a linear head that `dfkd` can find. It pairs the stages of both networks from the
+  deepest, one for each resolution. It pools the larger map and learns a projection where widths differ. `dfkd` finds
+  the taps by running the networks. `--teacher-taps stage1=layer2 stage2=layer3 --student-taps ...` names them by hand.
+- The papers found their weights with labeled images of the teacher's own domain and hundreds of epochs. On other images
+  and in short runs a smaller weight can be better. Compare the loss's column in `metrics.jsonl` with that of `kd`.
+- Some papers warm their weight up, or learn at a rate of 0.05. `dkd` fails at SGD's 0.4 here; use `dkd:0.2` or
   `--lr 0.05`.
-- Losses that their papers use before the distillation proper (`fitnet`, `ab`, `fsp`) can have a run of their own:
+- Some papers use their loss before the distillation proper (`fitnet`, `ab`, `fsp`). Such a loss can have its own run:
   `dfkd distill --loss ab --out first`, then `dfkd distill --student first --loss kd --out second`.
 - `--class-dropping` changes what `kd` learns from, and no other loss.
 
 ## What they gave here
 
-A loss that teaches the outputs stands alone. Every other one, and `noise` and `cgan`, is added to `kd`. All have their
-default weights, options and learning rate. The one exception is `ft:paraphraser=100`, whose own preparation would take
-all of a short run. The rows differ in nothing else. Students begin with random weights and see no windows (`--init none
---crop-area 1`). Where there is one seed, a point is noise.
-A dash: not run.
+A loss that teaches the outputs stands alone. Every other loss, and `noise` and `cgan`, is added to `kd`. All have their
+default weights, options and learning rate, with one exception. `ft:paraphraser=100` is used because the default
+preparation would take all of a short run. The rows differ in nothing else. Students begin with random weights and see
+no windows (`--init none --crop-area 1`). Where there is one seed, differences of a point are noise. A dash means: not
+run.
 
 {measured}
 
@@ -115,14 +115,14 @@ def measured():
         seeds, first = max(len(row.runs) for row in rows), rows[0].runs[0].result
         many = "one seed" if seeds == 1 else f"{seeds} seeds"
         lines.append(
-            f"- {words}: top-1 of the last of {first.steps:,} steps, {many}, the teacher's is "
+            f"- {words}: top-1 after {first.steps:,} steps, {many}. The teacher has "
             f"{100 * (first.teacher_top1 or 0):.2f} (`python {on['command']} OUT`; {machine_text(on)})."
         )
     speed = json.loads((SPEED / "losses.json").read_text(encoding="utf-8"))
     lines.append(
-        "- step: the time of a step of `kd` with the loss over that of `kd` alone; ResNet-20 of width 32 teaches one "
-        "of width 16, 32 pixels, batch 128. Other work ran beside it: 0.1 is noise. Own parameters: those for that "
-        f"pair (`python {speed['command']} OUT`; {machine_text(speed)})."
+        "- step: the time of a step of `kd` with the loss, divided by that of `kd` alone. ResNet-20 of width 32 "
+        "teaches one of width 16 on 32 pixels, batch 128. Other work ran beside it: differences of 0.1 are noise. Own "
+        f"parameters: those for that pair (`python {speed['command']} OUT`; {machine_text(speed)})."
     )
     return "\n".join(lines)
 
@@ -136,7 +136,7 @@ def machine_text(on):
 def section(name, kind):
     """A loss's docstring with its options."""
     options = [str(p).split(":")[0] + f"={p.default}" for p in inspect.signature(kind).parameters.values()]
-    head = f"`--loss {name}:{','.join([f'{kind.weight:g}', *options])}` spells its defaults out. {kind.paper}."
+    head = f"Defaults: `--loss {name}:{','.join([f'{kind.weight:g}', *options])}`. Paper: {kind.paper}."
     return f"## {name}\n\n{head}\n\n{inspect.getdoc(kind)}\n"
 
 

@@ -59,6 +59,7 @@ def test_options_page__is_up_to_date(make):
 
 def sentences(text):
     """The sentences of a Markdown text, without code blocks, comments and headings; a list item or a cell is one."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
     prose = [line for line in text.splitlines() if not re.match(r" {4}|<!--|#", line)]
     blocks = re.split(r"\n\s*\n|\n(?=- |\d+\. )|\|", "\n".join(prose))
     for block in blocks:
@@ -66,24 +67,38 @@ def sentences(text):
 
 
 def test_sentences__are_split_at_their_ends_and_leave_out_code():
-    text = "# A head\n\nOne two\nthree. Four!\n\n    code here\n\n- an item\n- another. One\n  more\n\n| a | b c |"
+    text = "# A head\n\nOne two\nthree. Four!\n\n    code here\n\n```sh\nmore code\n```\n"
+    text += "\n- an item\n- another. One\n  more\n\n| a | b c |"
     found = [sentence.split() for sentence in sentences(f"{text}\n<!-- a comment -->\n")]
     assert [len(words) for words in found] == [3, 1, 3, 2, 2, 1, 2]
 
 
-def test_readme__has_at_most_150_lines_and_no_sentence_over_30_words():
+def test_readme__is_short_and_needs_nothing_but_the_repository():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 150
-    assert not [sentence for sentence in sentences(text) if len(sentence.split()) > 30]
+    assert len(text.splitlines()) <= 130 and "shared" not in text
+    assert not [sentence for sentence in sentences(text) if len(sentence.split()) > 25]
 
 
-WORDY = ("losses.md", "reliability.md")
-
-
-@pytest.mark.parametrize("page", sorted(page.name for page in (ROOT / "docs").glob("*.md") if page.name not in WORDY))
+@pytest.mark.parametrize("page", sorted(page.name for page in (ROOT / "docs").glob("*.md")))
 def test_pages__have_no_sentence_over_40_words(page):
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     assert not [sentence for sentence in sentences(text) if len(sentence.split()) > 40]
+
+
+def anchor(heading):
+    """The anchor of a heading, as GitHub and the site make it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/*.md", "benchmarks/*/LOG.md"])
+def test_links__lead_to_files_and_headings_that_are_there(page):
+    for file in ROOT.glob(page):
+        for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", file.read_text(encoding="utf-8")):
+            path, _, heading = link.partition("#")
+            target = file.parent / path if path else file
+            assert target.exists(), f"{file.name}: {link}"
+            headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE) if heading else []
+            assert not heading or heading in map(anchor, headings), f"{file.name}: {link}"
 
 
 REPLACED = ("costs time for nothing", "all are off", "surest", "mend", "asked for", "comes to the same", "one's own")

@@ -36,12 +36,11 @@ import torch
 import torch.nn.functional as F
 
 import dfkd
-from dfkd.app import junk
+from dfkd.app import demo, heaps, junk
 from dfkd.data import open_pool
 from dfkd.models.load import load_model
 from dfkd.system.console import progress
 from dfkd.system.errors import RequestError
-from dfkd.system.files import replacing
 
 IMAGES, SINGLES = 100_000, 200
 """Images of a pool, and photos that textures are cut out of."""
@@ -56,9 +55,8 @@ STARTS = (junk.text, junk.glyph, junk.screen, junk.gradient, junk.noise)
 
 
 def save(path, **arrays):
-    """Write an .npz file."""
-    with replacing(path) as partial, partial.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+    """Write an .npz file unless it is there."""
+    demo.save(path, lambda: arrays)
     print(path, flush=True)
 
 
@@ -80,10 +78,10 @@ def drawn(photos, *counts, seed):
 def make_heap(out, name, photos, images, seed):
     """Photos among junk."""
     rows, singles = drawn(photos, round(SHARES[name] * images), SINGLES, seed=seed)
-    found = junk.heap(photos.images(rows).pixels, photos.images(singles).pixels, images, seed)
+    found = heaps.heap(photos.images(rows).pixels, photos.images(singles).pixels, images, seed)
     original = found.original.copy()
     original[found.kind == 0] = rows[found.original[found.kind == 0]]
-    save(out / f"{name}-kinds.npz", names=np.array(junk.KINDS), kind=found.kind, original=original)
+    save(out / f"{name}-kinds.npz", names=np.array(heaps.KINDS), kind=found.kind, original=original)
     save(out / f"{name}-photos.npz", images=found.images[found.kind == 0])
     save(out / f"{name}.npz", images=found.images)
 
@@ -124,7 +122,7 @@ def craft(model, start, target):
 
 def craft_all(model, count, rng):
     """Crafted images [count, 32, 32, 3], evenly of all classes and beginnings."""
-    per_start = np.diff(np.rint(np.linspace(0, count, len(STARTS) + 1)).astype(np.int64))
+    per_start = np.diff(np.rint(np.linspace(0, count, len(STARTS) + 1)).astype(np.int64)).tolist()
     start = np.concatenate([make(rng, n, 32) for make, n in zip(STARTS, per_start, strict=True)])
     pixels, targets = torch.from_numpy(start).permute(0, 3, 1, 2).float(), torch.from_numpy(np.arange(count) % 10)
     with progress("craft", count, "images") as shown:

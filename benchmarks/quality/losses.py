@@ -13,6 +13,7 @@ import sys
 from datetime import date
 from pathlib import Path
 
+import digits
 import tomli_w
 
 from dfkd.app import cli, demo
@@ -29,7 +30,7 @@ SETTINGS = {
         "normalize": demo.NORMALIZE,
         "image_size": demo.SIDE,
         "pool": ["{out}/pool.npz"],
-        "count": demo.POOL_PATCHES // 4,
+        "count": digits.PATCHES // 4,
         "student": demo.STUDENT,
         "steps": 400,
         "init": "none",
@@ -59,7 +60,7 @@ def measure(script, setting, out, rows, **changed):
     values = SETTINGS[setting] | changed
     out.mkdir(parents=True, exist_ok=True)
     if setting == "digits":
-        demo.prepare(out)
+        digits.prepare(out)
     tables = {
         "out": str(out),
         "seeds": values["seeds"],

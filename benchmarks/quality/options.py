@@ -12,8 +12,7 @@ from pathlib import Path
 
 from losses import SETTINGS, measure
 
-from dfkd.app.demo import GENERATOR
-
+GENERATOR = "dafl:width=16"
 ROWS = {
     "plain": {},
     "mixup": {"mixup": 1.0},

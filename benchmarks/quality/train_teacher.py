@@ -79,7 +79,7 @@ class LabeledImages(Still):
     def images(self):
         return len(self._pool)
 
-    def sample(self, count):
+    def sample(self, count, share=None):
         rows = self._order.rows(self._position, count)
         self._position += count
         found = self._pool.images(rows)

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 INSTRUMENTED = ["dfkd", "PIL", "tarfile", "zipfile", "tomllib"]
 READERS = (
     "dfkd.data",
-    "dfkd.report.inspection",
+    "dfkd.report.contents",
     "dfkd.models.program",
     "dfkd.models.weights",
     "dfkd.app.pipeline_file",

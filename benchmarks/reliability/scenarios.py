@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -80,6 +81,25 @@ def in_child(work, log, *, fault=None, wait=True):
             sys.stderr.flush()
         os._exit(status)
     return ended(child) if wait else child
+
+
+def in_ranks(work, log, count=2, wait=True):
+    """Call `work` in several forked children that find each other as those of torchrun do.
+
+    The output of rank 1 goes to the file `log`.1. Returns their exit statuses, or their process numbers.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
+    children = []
+    for rank in range(count):
+
+        def ranked(rank=rank):
+            os.environ.update(address, RANK=str(rank), LOCAL_RANK=str(rank))
+            return work()
+
+        children.append(in_child(ranked, log.with_name(f"{log.name}.{rank}") if rank else log, wait=False))
+    return [ended(child) for child in children] if wait else children
 
 
 def ended(child):

@@ -67,7 +67,7 @@ def arrow(data: bytes) -> None:
 def manifest(data: bytes) -> None:
     """A selection whose shard is whole and whose manifest is anything, with the right checksum if it can have one."""
     from dfkd.formats.manifest import MANIFEST
-    from dfkd.report.inspection import read, terminal_text
+    from dfkd.report.contents import read, terminal_text
     from dfkd.system.checksums import sealed
 
     folder = selection()

@@ -3,18 +3,21 @@
 import errno
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from dfkd import __version__
 from dfkd.app.arguments import parse_arguments
 from dfkd.config import tables
 from dfkd.config.stage_table import STAGES, Stage
-from dfkd.system import signals
-from dfkd.system.console import say
+from dfkd.system import ranks, signals
+from dfkd.system.console import printing, say
 from dfkd.system.errors import RequestError, nearest
 from dfkd.system.text import visible
 
 INTERRUPTED = 130
+TOGETHER = 2.0
+"""Seconds in which several signals count as one, where a launcher passes on what the terminal sends to all."""
 
 
 def entry() -> None:
@@ -33,30 +36,50 @@ def main(argv: Sequence[str] | None = None, stages: Mapping[str, Stage] = STAGES
         print(f"dfkd {__version__}" if name == "--version" else _overview())
         return 0
     prog = f"dfkd {name}" if name in stages else "dfkd"
+    silent = False
     try:
+        silent = ranks.quiet()  # what is wrong with the arguments is so on every rank
         if name not in stages:
             raise RequestError(f"there is no command {name!r}{nearest(name, stages)}")
         stage = stages[name]
         resolved = parse_arguments(stage, arguments[1:])
         if resolved is None:  # help was requested, and printed
             return 0
-        say(f"{prog}: {tables.describe(resolved)}")
-        with signals.handled():
+        with _surroundings(stage, silent):
+            say(f"{prog}: {tables.describe(resolved)}")
+            silent = False  # an error of this rank alone
             stage.run(resolved)
+    except ranks.Ended:
+        return 2
     except RequestError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        if not silent:
+            print(f"{prog}: {ranks.named()}{error}", file=sys.stderr)
         return 2
     except OSError as error:
         if error.filename is None and error.errno != errno.ENOSPC:  # no file of the user's: a defect of ours
             raise
-        print(f"{prog}: {_file_trouble(error)}", file=sys.stderr)
+        print(f"{prog}: {ranks.named()}{_file_trouble(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        print(f"{prog}: interrupted; {visible(str(interrupt)) or 'what was complete is kept'}", file=sys.stderr)
+        if not ranks.quiet():
+            print(f"{prog}: interrupted; {visible(str(interrupt)) or 'what was complete is kept'}", file=sys.stderr)
         return getattr(interrupt, "exit_status", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+@contextmanager
+def _surroundings(stage: Stage, silent: bool) -> Iterator[None]:
+    """Signals; and where torchrun has started several processes, their working together."""
+    if not ranks.launched():
+        with signals.handled():
+            yield
+        return
+    if stage.alone is not None:
+        ranks.refuse(f"dfkd {stage.name}", stage.alone)
+    with signals.handled(TOGETHER), printing(silent), ranks.joined():
+        yield
 
 
 def _file_trouble(error: OSError) -> str:

@@ -1,11 +1,14 @@
 """`dfkd demo`: the whole pipeline on what comes with scikit-learn, offline.
 
-A convolutional teacher learns the 8x8 handwritten digits; then the digits are put away. The pool is patches of many
-scales, cut from the two photographs that scikit-learn ships: no digit among them.
+A convolutional teacher learns the 8x8 handwritten digits; then the digits are put away. The pool is a heap: patches of
+many scales, cut from the two photographs that scikit-learn ships, among nine times as much junk (`dfkd.app.heaps`).
 """
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tomli_w
@@ -14,19 +17,25 @@ import torch.nn.functional as F
 from jaxtyping import Int, UInt8
 from torch import nn
 
-from dfkd.config import DemoConfig, RunConfig
+from dfkd.app import heaps, junk
+from dfkd.config import DemoConfig, RunConfig, SelectConfig
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import output_path, replacing, write_json, write_text
 from dfkd.system.portable import portable
 
 SIDE = 16
-POOL_PATCHES = 20_000
+POOL_IMAGES = 20_000
+PATCHES, SINGLES = 0.1, 50
+"""The share of patches in the pool, and how many more the textures of the junk are cut out of."""
+SELECTED = 2_000
 TEACHER = "cifar_resnet:depth=8,width=16,num_classes=10,in_channels=1"
 STUDENT = "cifar_resnet:depth=8,width=8"
 NORMALIZE = "0.5/0.5"
-GENERATOR = "dafl:width=16"
-MARK = "demo.json"
+GENERATOR, GENERATED = "deepinversion:steps=50", 256
+"""How images are made from the teacher alone, and how many: two batches."""
+SELECTIONS = {"random": "random", "confident": "confidence", "ours": SelectConfig.method}
+MARK, KINDS = "demo.json", "pool-kinds.npz"
 
 
 def digits() -> tuple[UInt8[np.ndarray, "images 16 16 1"], Int[np.ndarray, " images"]]:
@@ -58,6 +67,14 @@ def patches(count: int, seed: int = 0) -> UInt8[np.ndarray, "count 16 16 1"]:
     return out
 
 
+def heap(count: int) -> heaps.Heap:
+    """Patches of photographs among junk, in gray. Its text is letters: it shows no digit."""
+    photos = patches(round(PATCHES * count) + SINGLES).repeat(3, axis=-1)
+    found = heaps.heap(photos[SINGLES:], photos[:SINGLES], count, seed=0, characters=junk.LETTERS)
+    gray = np.rint(found.images @ np.array([0.299, 0.587, 0.114], dtype=np.float32))
+    return replace(found, images=gray.astype(np.uint8)[..., None])
+
+
 def train_teacher(
     images: UInt8[np.ndarray, "images side side 1"], labels: Int[np.ndarray, " images"], epochs: int = 12
 ) -> nn.Module:
@@ -87,50 +104,71 @@ def train_teacher(
 
 def prepare(folder: Path) -> None:
     """Write the demo's pool, held-out digits and teacher to `folder`, where they are not there yet."""
+    prepare_teacher(folder)
+    if not (folder / "pool.npz").exists():
+        say(f"making a pool of {POOL_IMAGES:,} images: one patch of a photograph for nine images of junk")
+        pool = heap(POOL_IMAGES)
+        save(folder / KINDS, lambda: {"names": np.array(heaps.KINDS), "kind": pool.kind})
+        save(folder / "pool.npz", lambda: {"images": pool.images})
+
+
+def prepare_teacher(folder: Path) -> None:
+    """Write the held-out digits and the teacher alone."""
     from safetensors.torch import save_file
 
     images, labels = digits()
     held_out = np.random.default_rng(0).random(len(images)) < 0.4
-    for name, arrays in {
-        "heldout.npz": lambda: {"images": images[held_out], "labels": labels[held_out]},
-        "pool.npz": lambda: {"images": patches(POOL_PATCHES)},
-    }.items():
-        if not (folder / name).exists():
-            with replacing(folder / name) as partial, partial.open("wb") as file:
-                np.savez(file, allow_pickle=False, **arrays())
+    save(folder / "heldout.npz", lambda: {"images": images[held_out], "labels": labels[held_out]})
     if not (folder / "teacher.safetensors").exists():
-        say("training the demo's teacher on handwritten digits; then they are put away")
+        say("training the demo's teacher on handwritten digits; then the digits are discarded")
         teacher = train_teacher(images[~held_out], labels[~held_out])
         with replacing(folder / "teacher.safetensors") as partial:
             save_file(teacher.state_dict(), partial)
 
 
+def save(path: Path, arrays: Callable[[], dict[str, np.ndarray]]) -> None:
+    """Write an .npz file that is not there yet."""
+    if not path.exists():
+        with replacing(path) as partial, partial.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays())
+
+
+def options(folder: Path) -> dict[str, Any]:
+    """What all rows have in common: what `prepare` has written, and what is learned from it."""
+    return {
+        "teacher": f"{TEACHER}@{folder / 'teacher.safetensors'}",
+        "normalize": NORMALIZE,
+        "image_size": SIDE,
+        "pool": [str(folder / "pool.npz")],
+        "student": STUDENT,
+        "test": str(folder / "heldout.npz"),
+    }
+
+
 def pipeline_text(folder: Path, seeds: int, steps: int) -> str:
-    """The demo's pipeline file: three selections and a generator, one way to learn from them."""
+    """The demo's pipeline file: three selections and generated images, one way to learn from them."""
+    made = [*SELECTIONS, "generated"]
     tables = {
         "out": str(folder),
         "seeds": list(range(seeds)),
-        "defaults": {
-            "teacher": f"{TEACHER}@{folder / 'teacher.safetensors'}",
-            "normalize": NORMALIZE,
-            "image_size": SIDE,
-            "pool": [str(folder / "pool.npz")],
-            "count": POOL_PATCHES // 4,
-            "student": STUDENT,
-            "steps": steps,
-            "test": str(folder / "heldout.npz"),
-        },
-        "select": {
-            "random": {"method": "random"},
-            "confident": {"method": "confidence"},
-            "ours": {"method": "threshold"},
-        },
-        "distill": {
-            **{name: {"samples": [name]} for name in ("random", "confident", "ours")},
-            "generated": {"source": GENERATOR},
-        },
+        "defaults": {**options(folder), "count": SELECTED, "steps": steps},
+        "select": {name: {"method": method} for name, method in SELECTIONS.items()},
+        "generate": {"generated": {"method": GENERATOR, "count": GENERATED}},
+        "distill": {name: {"samples": [name]} for name in made},
     }
     return tomli_w.dumps(portable(tables))
+
+
+def _patches_selected(folder: Path, seeds: int) -> str:
+    """How many of the selected images are patches of photographs, in percent, the mean over seeds."""
+    with np.load(folder / KINDS, allow_pickle=False) as kinds:
+        kind = kinds["kind"]
+    shares = {}
+    for name in SELECTIONS:
+        files = [folder / "samples" / f"{name}-seed{seed}" / "scores.parquet" for seed in range(seeds)]
+        selected = np.sum([heaps.kinds_of(file, kind) for file in files], axis=0)
+        shares[name] = selected[0] / selected.sum()
+    return ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
 
 
 def run(config: DemoConfig) -> None:
@@ -139,18 +177,20 @@ def run(config: DemoConfig) -> None:
 
     output_path(config.out)
     folder = Path(config.out)
-    request = {"seeds": config.seeds, "steps": config.steps}
+    request = {"seeds": config.seeds, "steps": config.steps, "pool": POOL_IMAGES}
     mark = folder / MARK
     if mark.exists() and json.loads(mark.read_text(encoding="utf-8")) != request:
-        raise RequestError(f"--out {folder} holds a demo with other --seeds or --steps; give another folder")
+        others = "with other --seeds or --steps, or of another version"
+        raise RequestError(f"--out {folder} holds a demo {others}; give another folder")
     if not mark.exists() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RequestError(f"--out {folder} holds something that is no demo; give another folder")
     write_json(mark, request)
     prepare(folder)
     file = folder / "demo.toml"
     write_text(file, pipeline_text(folder, config.seeds, config.steps))
-    report = pipeline.run(RunConfig(file=str(file)))
+    report = pipeline.run(RunConfig(file=str(file)), brief=True)
     say("")
+    say(f"patches:         {_patches_selected(folder, config.seeds)}, of those selected; {PATCHES:.0%} of the pool")
     say(f"the report:      {report}")
     say(f"the selections:  {folder}/samples; look at one: dfkd inspect {folder}/samples/ours-seed0 --out ours.html")
     say(f"the runs:        {folder}/runs; each is a MODEL:")

@@ -1,4 +1,4 @@
-"""Heaps as they are found: images that say little to a teacher, mixed with photos. For the demo and the benchmarks.
+"""Junk: images that say little to a teacher, as heaps of found images have them. For the demo and the benchmarks.
 
 Every maker draws `count` uint8 images [count, side, side, 3] at once from a numpy generator. The same seed gives the
 same images with one version of numpy and Pillow.
@@ -6,9 +6,7 @@ same images with one version of numpy and Pillow.
 
 import io
 import string
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import TypeAlias
 
 import numpy as np
@@ -16,9 +14,9 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 Images: TypeAlias = UInt8[np.ndarray, "images side side 3"]
+Photos: TypeAlias = UInt8[np.ndarray, "photos width width 3"]
+"""Others, of any number and size."""
 Plane: TypeAlias = Float[np.ndarray, "images side side"]
-AT_ONCE = 1_000
-"""Images of one kind that are made at once: it bounds the memory."""
 LETTERS, ALL_CHARACTERS = string.ascii_letters, string.ascii_letters + string.digits + string.punctuation
 PAGES, PAGE, GLYPH = 96, 128, 64
 """Pages of text to cut from, the side of one and that of a single glyph's mask, in pixels."""
@@ -171,12 +169,13 @@ def screen(rng: np.random.Generator, count: int, side: int) -> Images:
     parts += [_box(rng, count, side, 0.1) for _ in range(4)]
     for box in parts:
         shown = _within(side, *box) & (rng.random(count) < 0.8)[:, None, None]
-        out = _blend(shown, _colors(rng, count), out)
+        out = _blend(shown.astype(np.float32), _colors(rng, count), out)
     for _ in range(2):
         box, pitch = _box(rng, count, side, 0.3), _each(rng.integers(2, 6, count))
         dashes = rng.random((count, side, side)) < _each(rng.uniform(0.4, 0.95, count))
         lines = (np.arange(side)[:, None] - box[0]) % pitch < np.maximum(pitch // 2, 1)
-        out = _blend(_within(side, *box) & lines & dashes, _colors(rng, count), out)
+        shown = _within(side, *box) & lines & dashes
+        out = _blend(shown.astype(np.float32), _colors(rng, count), out)
     return _pixels(out)
 
 
@@ -248,7 +247,7 @@ def noise(rng: np.random.Generator, count: int, side: int) -> Images:
 # ---- from photos
 
 
-def texture(photos: Images, rng: np.random.Generator, count: int, side: int) -> Images:
+def texture(photos: Photos, rng: np.random.Generator, count: int, side: int) -> Images:
     """Small windows of photos, enlarged, or repeated as mirrored tiles."""
     which, repeats = rng.integers(len(photos), size=count), _each(rng.integers(1, 5, count))
     size = photos.shape[1]
@@ -288,59 +287,3 @@ def recolored(photos: Images, rng: np.random.Generator) -> Images:
     power = np.exp(rng.normal(0, 0.3, shape)).astype(np.float32)
     gain, offset = rng.normal(1, 0.2, shape).astype(np.float32), rng.normal(0, 20, shape).astype(np.float32)
     return _pixels((photos.astype(np.float32) / 255) ** power * 255 * gain + offset)
-
-
-# ---- a heap
-
-COPIED: dict[str, Callable[[Images, np.random.Generator], Images]] = {
-    "recompressed": recompressed,
-    "shifted": shifted,
-    "recolored": recolored,
-}
-DRAWN = {"text": 15, "glyph": 10, "screen": 15, "gradient": 10, "noise": 15, "texture": 10}
-JUNK = DRAWN | dict.fromkeys(COPIED, 5 / 3)
-"""How much there is of every kind of junk, as weights."""
-KINDS = ("photo", *JUNK)
-COPIES_OF = 40
-"""One photo in so many is the original of all near-copies."""
-
-
-@dataclass(frozen=True)
-class Heap:
-    """Images in random order, and what each of them is: for a report, never for a selection."""
-
-    images: Images
-    kind: Int[np.ndarray, " images"]
-    """Positions in `KINDS`."""
-    original: Int[np.ndarray, " images"]
-    """For a near-copy the row of its photo in the heap, for a photo its number among `photos`, else -1."""
-
-
-def heap(photos: Images, singles: Images, count: int, seed: int, characters: str = ALL_CHARACTERS) -> Heap:
-    """All `photos` among so much junk that there are `count` images. Textures are cut out of `singles`."""
-    side, share = photos.shape[1], count - len(photos)
-    ends = len(photos) + np.rint(np.cumsum([0, *JUNK.values()]) / sum(JUNK.values()) * share).astype(np.int64)
-    order = np.random.default_rng([seed, len(KINDS)]).permutation(count)
-    found = Heap(np.empty((count, side, side, 3), np.uint8), np.zeros(count, np.int8), np.full(count, -1, np.int32))
-    found.images[order[: len(photos)]] = photos
-    found.original[order[: len(photos)]] = np.arange(len(photos))
-    makers: dict[str, Callable[[np.random.Generator, int, int], Images]] = {
-        "text": partial(text, characters=characters),
-        "glyph": partial(glyph, characters=characters),
-        "screen": screen,
-        "gradient": gradient,
-        "noise": noise,
-        "texture": partial(texture, singles),
-    }
-    for number, (kind, first, last) in enumerate(zip(JUNK, ends[:-1], ends[1:], strict=True), 1):
-        rng = np.random.default_rng([seed, number])
-        for start in range(first, last, AT_ONCE):
-            rows = order[start : min(start + AT_ONCE, last)]
-            found.kind[rows] = number
-            if kind in COPIED:
-                of = rng.integers(max(len(photos) // COPIES_OF, 1), size=len(rows))
-                found.original[rows] = order[of]
-                found.images[rows] = COPIED[kind](photos[of], rng)
-            else:
-                found.images[rows] = makers[kind](rng, len(rows), side)
-    return found

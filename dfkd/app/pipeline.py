@@ -9,6 +9,7 @@ need it are done all the same, and the report names it.
 import time
 import traceback
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import NoReturn
@@ -18,7 +19,7 @@ from dfkd.config import CompareConfig, DistillConfig, RunConfig
 from dfkd.config.option import named
 from dfkd.config.stage_table import STAGES, stage_of
 from dfkd.config.tables import from_mapping
-from dfkd.system.console import say
+from dfkd.system.console import printing, say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import PARTIAL
 from dfkd.system.locks import Busy, locked
@@ -44,13 +45,13 @@ class Failure:
         return Path(self.stage.out).name
 
 
-def run(config: RunConfig) -> Path:
-    """Run a pipeline's stages and compare. Returns the report."""
+def run(config: RunConfig, brief: bool = False) -> Path:
+    """Run a pipeline's stages and compare. With `brief` a stage prints one line. Returns the report."""
     pipeline = read_pipeline(Path(config.file), config.out)
     part = pipeline.part(config.only) if config.only else pipeline
     stages = [*part.selections, *part.distillations]
     _check_stages(stages, config.file)
-    failures = _run_stages(stages)
+    failures = _run_stages(stages, brief)
     with locked(pipeline.out, str(pipeline.out), wait=True):
         for half_written in pipeline.out.glob(f"report.*{PARTIAL}"):
             half_written.unlink()
@@ -74,7 +75,7 @@ def _check_stages(stages: Sequence[StageConfig], file: str) -> None:
             raise RequestError(f"{file}, {Path(stage.out).name}: {error}") from None
 
 
-def _run_stages(stages: Sequence[StageConfig]) -> list[Failure]:
+def _run_stages(stages: Sequence[StageConfig], brief: bool) -> list[Failure]:
     """Every stage, in order; one that another command is at, and what needs it, when that has ended.
 
     Returns: those that failed, and those that need one of them.
@@ -86,15 +87,14 @@ def _run_stages(stages: Sequence[StageConfig]) -> list[Failure]:
         number = next(ready, None)
         if number is None:
             if not waiting:
-                say(f"{len(left)} of {len(stages)} stages are left, and other commands are at them: waiting")
+                say(f"{len(left)} of {len(stages)} stages are left, and other commands run them: waiting")
             waiting = True
             time.sleep(POLL)
             continue
         waiting = False
         try:
             stage = left[number]
-            say(f"[{number}/{len(stages)}] {stage_of(stage).name} {Path(stage.out).name}")
-            stage_of(stage).run(stage)
+            _run_stage(stage, f"[{number}/{len(stages)}] {stage_of(stage).name} {Path(stage.out).name}", brief)
         except Busy:
             say("another command was faster")
             time.sleep(POLL)
@@ -110,6 +110,17 @@ def _run_stages(stages: Sequence[StageConfig]) -> list[Failure]:
             failures += _without(left, failures[-1])
         left.pop(number, None)
     return failures
+
+
+def _run_stage(stage: StageConfig, title: str, brief: bool) -> None:
+    """Run one stage below its title, or say the title and the seconds that it took."""
+    if not brief:
+        say(title)
+    began = time.monotonic()
+    with printing(quiet=True) if brief else nullcontext():
+        stage_of(stage).run(stage)
+    if brief:
+        say(f"{title}: {time.monotonic() - began:.0f} s")
 
 
 def _without(left: dict[int, StageConfig], failed: Failure) -> list[Failure]:
@@ -133,7 +144,7 @@ def _raise(failures: Sequence[Failure], stages: int) -> NoReturn:
     more = f"; {waiting} need what failed" if waiting else ""
     raise RequestError(
         f"of {stages} stages {stages - len(failures)} are complete; failed: {failed}{more}. Change the file and give "
-        "the same command again: only these are done anew"
+        "the same command again: only these run again"
     )
 
 

@@ -34,6 +34,8 @@ class Stage:
     """A command for its help."""
     writes: Literal["selection", "run"] | None = None
     """The kind of folder that its option `out` names; None where it writes something else."""
+    alone: str | None = "start it without torchrun"
+    """What to do instead of starting it in several processes with torchrun; None where that works."""
 
     def run(self, config: Any) -> Any:
         """Do what `config` says."""
@@ -77,6 +79,7 @@ STAGES: Mapping[str, Stage] = MappingProxyType(
                 "dfkd.select.stage:run",
                 f"{_TEACHER.format('select')} --pool photos/ --out selection",
                 "selection",
+                "give --part K/N to N commands, which share the scoring, and then one command without --part",
             ),
             Stage(
                 "generate",
@@ -84,6 +87,7 @@ STAGES: Mapping[str, Stage] = MappingProxyType(
                 "dfkd.generators.stage:run",
                 f"{_TEACHER.format('generate')} --method deepinversion --out made",
                 "selection",
+                None,
             ),
             Stage(
                 "distill",
@@ -91,6 +95,7 @@ STAGES: Mapping[str, Stage] = MappingProxyType(
                 "dfkd.distill.stage:run",
                 f"{_TEACHER.format('distill')} --student resnet18_small --samples selection --out run",
                 "run",
+                None,
             ),
             Stage(
                 "evaluate",
@@ -113,7 +118,13 @@ STAGES: Mapping[str, Stage] = MappingProxyType(
             Stage(
                 "export", stages.ExportConfig, "dfkd.models.export:run", "dfkd export --model run --out student.onnx"
             ),
-            Stage("run", stages.RunConfig, "dfkd.app.pipeline:run", "dfkd run pipelines/quick.toml"),
+            Stage(
+                "run",
+                stages.RunConfig,
+                "dfkd.app.pipeline:run",
+                "dfkd run pipelines/quick.toml",
+                alone="give the command several times without torchrun: they share the work",
+            ),
             Stage("demo", stages.DemoConfig, "dfkd.app.demo:run", "dfkd demo --out demo"),
         )
     }

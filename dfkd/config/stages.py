@@ -8,6 +8,7 @@ from dfkd.system.limits import SHARE
 
 Interpolation = Literal["bilinear", "bicubic"]
 Precision = Literal["auto", "bf16", "fp32"]
+Logger = Literal["tensorboard", "wandb", "mlflow"]
 
 _MODEL = "MODEL: NAME[:key=value,...][@WEIGHTS], a RUN folder or a .pt2 file."
 _CLASSES = (
@@ -97,9 +98,10 @@ class SelectConfig(ModelConfig):
     out: str = option("Folder of the selection.", "output", role="none", shown=False, stored=False)
     method: str = option(
         "threshold, statistics, random, confidence, entropy, or your own function by its dotted name; "
-        "NAME:key=value,...",
+        "NAME:key=value,... auto: statistics for a teacher with BatchNorm, unless --gamma is given; else threshold.",
         "selection",
-        default="threshold",
+        default="auto",
+        open=True,
     )
     count: int | None = option(
         "Number of images to select. Default: half of the pool, or all that the method admits if fewer.",
@@ -223,6 +225,14 @@ class GenerateConfig(ModelConfig):
     batch_size: int = option("Images per step of the method.", "training", default=128, least=1, shared=False)
     checkpoint_every: int = option("Steps between checkpoints.", "output", default=500, least=1, role="none")
     log_every: int = option("Steps between rows of metrics.jsonl.", "output", default=50, least=1, role="none")
+    log: tuple[Logger, ...] = option(
+        "Also log to tensorboard, wandb or mlflow (docs/reference.md#logs).",
+        "output",
+        default=(),
+        role="none",
+        shown=False,
+        stored=False,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -381,6 +391,16 @@ class DistillConfig(ModelConfig):
         least=0,
         off=0,
     )
+    sync_batchnorm: bool = option(
+        "With several processes on GPUs (torchrun): the student's BatchNorm layers take the statistics of the whole "
+        "batch. Otherwise those of the process's own images.",
+        "machine",
+        default=False,
+        role="none",
+        machine=True,
+        shown=False,
+        off=False,
+    )
     teacher_taps: tuple[str, ...] = option(_OWN_TAPS, "models", default=())
     student_taps: tuple[str, ...] = option("The same for the student.", "models", default=())
     checkpoint_every: int = option(
@@ -388,6 +408,14 @@ class DistillConfig(ModelConfig):
     )
     log_every: int = option(
         "Steps between rows of metrics.jsonl.", "output", default=50, least=1, role="none", shown=False
+    )
+    log: tuple[Logger, ...] = option(
+        "Also log to tensorboard, wandb or mlflow (docs/reference.md#logs).",
+        "output",
+        default=(),
+        role="none",
+        shown=False,
+        stored=False,
     )
     name: str | None = option(
         "Row of the run in `dfkd compare`. Runs of one name are its seeds. Default: made from method and losses.",
@@ -418,6 +446,12 @@ class InspectConfig(Checked):
 
     folder: str = option("Folder of a selection; with --verify also of a run or a pipeline.", "data", positional=True)
     out: str | None = option("FILE.html with the scores and a gallery.", "output", default=None)
+    pool: tuple[str, ...] = option(
+        "DATA that the selection was made from: the page also shows images that are out.",
+        "data",
+        default=(),
+        reads="data",
+    )
     verify: bool = option("Read every file instead, and compare it with its checksum.", "output", default=False)
 
 
@@ -475,5 +509,5 @@ class DemoConfig(Checked):
     """The whole thing on images that come with scikit-learn, offline, in a few minutes."""
 
     out: str = option("Folder of everything that the demo writes.", "output", default="demo")
-    seeds: int = option("Number of seeds per row.", "training", default=3, least=1)
-    steps: int = option("Optimizer steps per run.", "training", default=400, least=1)
+    seeds: int = option("Number of seeds per row.", "training", default=2, least=1)
+    steps: int = option("Optimizer steps per run.", "training", default=150, least=1)

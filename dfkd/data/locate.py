@@ -127,7 +127,7 @@ def _open(path: Path, member: str) -> Reader:
     except OSError as error:
         raise RequestError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
     hint = next((hint for ends, hint in _HINTS.items() if path.name.lower().endswith(ends)), None)
-    raise RequestError(f"{str(path)!r} is in no format that is known{f'; {hint}' if hint else f': {_FORMS}'}")
+    raise RequestError(f"{str(path)!r} is in no known format{f'; {hint}' if hint else f': {_FORMS}'}")
 
 
 def check_there(text: str) -> None:

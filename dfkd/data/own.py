@@ -98,7 +98,7 @@ class DatasetReader(VisionReader):
         if isinstance(first, Unreadable) and isinstance(image_in(dataset[0]), (np.ndarray, Tensor)):
             raise RequestError(f"image 0 of --{option} {first}")
         if _content(first) != _content(again):
-            raise RequestError(f"--{option}: {name} gives another image 0 each time; take its random transforms out")
+            raise RequestError(f"--{option}: {name} gives another image 0 each time; remove its random transforms")
         said = getattr(dataset, IDENTITY, None)
         content = {IDENTITY: said} if isinstance(said, str) else {"content": _hash(self._everything())}
         self.identity = {"format": "data set", **content}

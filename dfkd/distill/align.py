@@ -8,7 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dfkd.models.features.outputs import Outputs
+from dfkd.system import ranks
 from dfkd.system.errors import RequestError
+from dfkd.system.shares import pooled
 
 Stage = int | str
 """Which of the stages a loss reads: a number from 1, the shallowest, or `middle`, or `last`."""
@@ -73,6 +75,7 @@ def precision_of(feature: Tensor) -> AbstractContextManager[object]:
 class BatchNorm(nn.BatchNorm2d):
     """Batch normalization in a loss's own layers, which only ever train: by the batch, without running statistics.
 
+    The batch is the whole one, also where several processes share it.
     Raises: RequestError for one value per channel (a batch of one, maps of one pixel), which has no variance.
     """
 
@@ -86,7 +89,12 @@ class BatchNorm(nn.BatchNorm2d):
                 "a loss normalizes its features by the batch, and a batch of one image with maps of one pixel has no "
                 "variance; take batches of 2 images or more"
             )
-        return super().forward(x)
+        if ranks.count() == 1:
+            return super().forward(x)
+        variance, mean = torch.var_mean(full(x), dim=(0, 2, 3), correction=0)
+        mean, variance = (v[:, None, None] for v in pooled(mean, variance, x.numel() / x.shape[1]))
+        normalized = (full(x) - mean) * (variance + self.eps).rsqrt()
+        return (normalized * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 def connector(ours: Float[Tensor, "batch channels _ _"], width: int) -> nn.Sequential:

@@ -16,6 +16,7 @@ from dfkd.distill.trainer import Plan, Trainer
 from dfkd.formats.shards import Shards
 from dfkd.models.classifier import Classifier, answer
 from dfkd.models.features.find_taps import GROUPS, find_taps, group_of, match_groups
+from dfkd.models.features.spread import spread
 from dfkd.models.features.taps import Tap, Tapped, network_code, parse_taps
 from dfkd.models.load import Model
 from dfkd.system.console import say
@@ -51,9 +52,9 @@ def assemble(
     with network_code(student.module):
         module = student.module.to(place.device).to(memory_format=torch.channels_last)
     tapped = Tapped(module, taps[1])
-    counted = Counted(classifier.answer)
+    counted = Counted(spread(classifier.answer))
     setting = Setting(
-        student=partial(answer, tapped, place),
+        student=spread(partial(answer, tapped, place)),
         teacher=counted,
         student_head=_head(module, taps[1], example) if objective.binds else None,
         teacher_head=_head(teacher.module, taps[0], example) if objective.binds else None,

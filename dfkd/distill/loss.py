@@ -43,6 +43,11 @@ class Loss(nn.Module):
     beforehand (`--teacher-views`) are then not enough."""
     reads_kept: bool = False
     """Whether it heeds `Outputs.kept`, the classes that `--class-dropping` leaves."""
+    per_image: bool = False
+    """Whether it is the mean over the batch of a number that each image has by itself.
+
+    Where several processes share a batch, each then computes its own images' part. Otherwise each is given the outputs
+    of the whole batch, which is right for any loss, and takes longer."""
     preparation: int = 0
     """The first steps that it takes for layers of its own: it teaches the student nothing meanwhile."""
 
@@ -75,6 +80,14 @@ class Loss(nn.Module):
         """Whether it wants the networks themselves: a `Setting` takes a while to make."""
         return type(self).bind is not Loss.bind
 
+    @property
+    def divisible(self) -> bool:
+        """`per_image`, unless the class has a `forward` of its own and does not say."""
+        if "per_image" in vars(self):
+            return self.per_image
+        declaring = next(kind for kind in type(self).__mro__ if {"per_image", "forward"} & vars(kind).keys())
+        return "per_image" in vars(declaring) and self.per_image
+
 
 class PlainLoss(Loss):
     """A module or function that is no `Loss`, with what it declares. It stays what it was: its state is its own."""
@@ -90,6 +103,7 @@ class PlainLoss(Loss):
         self.taps = _taps(getattr(where, "taps", ()))
         self.asks_teacher = bool(getattr(where, "asks_teacher", False))
         self.reads_kept = bool(getattr(where, "reads_kept", False))
+        self.per_image = bool(getattr(where, "per_image", False))
         self.preparation = int(getattr(where, "preparation", 0))
         self._hooks: dict[str, Callable[..., Any]] = {
             name: hook for name in ("bind", "setup", "finish") if callable(hook := getattr(where, name, None))

@@ -10,13 +10,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dfkd.distill.loss import Loss, as_loss, default_weight
+from dfkd.distill.loss import Loss, PlainLoss, as_loss, default_weight
 from dfkd.distill.setting import Setting
 from dfkd.models.features.outputs import Outputs
+from dfkd.models.features.spread import gathered
+from dfkd.system import ranks
 from dfkd.system.components import Kind
 from dfkd.system.errors import RequestError
-from dfkd.system.foreign import Foreign, Raised
+from dfkd.system.foreign import Foreign, Raised, is_theirs
 from dfkd.system.limits import Range
+from dfkd.system.shares import weight
 
 LOSS = Kind("loss", ("dfkd.distill.losses",), numbers=1)
 _UNFIT = (TypeError, AttributeError, KeyError)
@@ -142,15 +145,37 @@ class Objective(nn.Module):
         for term in self._terms:
             term.check(student, teacher)
 
-    def forward(self, student: Outputs, teacher: Outputs) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """The total, and each loss before its weight (detached, for the metrics)."""
+    def forward(
+        self, student: Outputs, teacher: Outputs, of: int | None = None
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """The total, and each loss before its weight (detached, for the metrics).
+
+        Where several processes share a batch of `of` images, the outputs are those of this one's share. The mean over
+        the processes is then the loss of the whole batch.
+        """
         total = student.logits.new_zeros(())
         values = {}
+        shared = of is not None and ranks.count() > 1
+        batch = self._of_all_ranks(student, teacher, of) if of is not None and shared else (student, teacher)
         for term in self._terms:
-            value = term.value(student, teacher)
+            if not shared:
+                value = term.value(student, teacher)
+            elif term.loss.divisible:
+                value = term.value(student, teacher) * weight(of or 1)
+            else:
+                value = term.value(*batch)
             total = total + term.weight * value
             values[term.name] = value.detach()
         return total, values
+
+    def _of_all_ranks(self, student: Outputs, teacher: Outputs, of: int) -> tuple[Outputs, Outputs]:
+        """What the losses that look at the whole batch read of it."""
+        losses = [term.loss for term in self._terms if not term.loss.divisible]
+        if not losses:
+            return student, teacher
+        taps = {tap for loss in losses for tap in loss.taps}
+        view = any(loss.asks_teacher or is_theirs(loss) or isinstance(loss, PlainLoss) for loss in losses)
+        return gathered(student, of, taps), gathered(teacher, of, taps, view)
 
 
 def build_objective(specs: Sequence[str]) -> Objective:

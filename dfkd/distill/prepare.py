@@ -9,6 +9,7 @@ import torch
 
 from dfkd.config import DistillConfig
 from dfkd.config.option import is_off, named
+from dfkd.config.tables import differences
 from dfkd.data import Pool, open_pool
 from dfkd.data.labels import ClassNames
 from dfkd.data.locate import GivenData
@@ -22,13 +23,14 @@ from dfkd.formats.shards import Shards
 from dfkd.models.find import check_name
 from dfkd.models.load import Model, load_model
 from dfkd.models.own import GivenModel, OwnNetwork
-from dfkd.system import names
+from dfkd.system import names, ranks
 from dfkd.system.components import Component
 from dfkd.system.console import say
 from dfkd.system.device import Place, resolve_place
 from dfkd.system.errors import RequestError
 from dfkd.system.files import hash_of
 from dfkd.system.portable import portable
+from dfkd.system.shares import check_batch
 from dfkd.system.versions import versions
 from dfkd.training.bn_reestimate import batch_norms
 from dfkd.training.evaluate import check_labels
@@ -79,6 +81,7 @@ def prepare(
     generator, objective = check_request(config, student_given)
     if not config.class_dropping and any("dropped" in names.parse(loss).options for loss in config.loss):
         say("note: a loss's dropped=... changes nothing without --class-dropping, such as 0.05")
+    check_batch(config.batch_size)
     place = resolve_place(config.device, config.precision)
     selections = open_selections(config.samples, config.normalize, config.image_size)
     teacher = open_teacher(teacher_given, config.samples, selections, config)
@@ -95,6 +98,8 @@ def prepare(
         _inherit(student, teacher)
     if config.reestimate and not batch_norms(student.module):
         raise RequestError(f"--reestimate {config.reestimate} changes nothing: the student has no BatchNorm statistics")
+    if config.sync_batchnorm:
+        student = _synchronized(student, place)
     if config.crop_area is None:
         config = replace(config, crop_area=default_area(config, selections))
     crops = crops_of_files(config, selections)
@@ -113,6 +118,7 @@ def prepare(
     if config.teacher_views > 1 and not plan.crop_padding and not plan.flip:
         raise RequestError(f"--teacher-views {config.teacher_views} are all the same without crop and flip; give 1")
     content = _content(config, plan, teacher, student, selections, objective, place) | supply.content(config, generator)
+    ranks.check_same(content, differences)
     # opened before the training that it is to judge: a mistake in its name should cost no hours
     test = _open_test(test_given, config, teacher) if test_given is not None else None
     source = supply.build_source(config, selections, generator, teacher, place, crops)
@@ -192,6 +198,16 @@ def _inherit(student: Model, teacher: Model) -> None:
         say(f"{option}: {inherit(student, teacher)}")
     except RequestError as error:
         raise RequestError(f"{option}: {error}") from None
+
+
+def _synchronized(student: Model, place: Place) -> Model:
+    """Have the student's BatchNorm layers take the statistics of all processes. Raises: RequestError without GPUs."""
+    if ranks.count() == 1:
+        say("note: --sync-batchnorm changes nothing with one process")
+        return student
+    if place.device.type != "cuda":
+        raise RequestError("--sync-batchnorm needs GPUs, and the device is cpu; leave it out")
+    return replace(student, module=torch.nn.SyncBatchNorm.convert_sync_batchnorm(student.module))
 
 
 def _plan(config: DistillConfig, selections: Sequence[Shards], student: Model, trained: bool, cropped: bool) -> Plan:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from dfkd.config import DistillConfig
+from dfkd.config.option import is_off, named
 from dfkd.data.locate import GivenData
 from dfkd.distill.prepare import Distillation, check_request, prepare
 from dfkd.formats.manifest import Manifest
@@ -18,7 +19,7 @@ from dfkd.models.classifier import Classifier, examine_pixels
 from dfkd.models.health import CHECKED_IMAGES
 from dfkd.models.own import GivenModel
 from dfkd.models.weights import load_weights, state_to_write
-from dfkd.system import names
+from dfkd.system import names, ranks
 from dfkd.system.console import say
 from dfkd.system.device import Place
 from dfkd.system.files import hash_of, output_path, result_folder
@@ -26,6 +27,7 @@ from dfkd.system.locks import once
 from dfkd.system.memory import forget_peak_memory, peak_memory_bytes
 from dfkd.system.portable import portable
 from dfkd.training.evaluate import Measures, measure
+from dfkd.training.log import Log, check_loggers, logged
 from dfkd.training.loop import train
 
 
@@ -47,13 +49,14 @@ def distill(
     folder = Run(output_path(out), out, _request(prepared))
     result = once(lambda: folder.result(Result) is not None, folder.writing, lambda: _train(prepared, folder))
     if result is None:
-        return folder.folder, _complete(prepared, folder)
+        return folder.folder, ranks.from_first(lambda: _complete(prepared, folder))
     _report(prepared.config, result)
     return folder.folder, result
 
 
 def check(config: DistillConfig) -> None:
     """Refuse what can be refused before any work."""
+    check_loggers(config.log)
     check_request(config, config.student)
 
 
@@ -64,17 +67,29 @@ def _train(prepared: Distillation, folder: Run) -> dict[str, Any]:
         first = prepared.selections[0]
         pixels = torch.from_numpy(first.pixels(np.arange(min(CHECKED_IMAGES, len(first)))))
         examine_pixels(prepared.trainer.teacher, pixels)
-    train(prepared.trainer, folder)
-    prepared.trainer.finish()
-    result = _result(prepared)
+    config, trainer, processes = prepared.config, prepared.trainer, ranks.count()
+    pace, options = (trainer.plan.steps, config.log_every), portable(asdict(config))
+    loggers = config.log if ranks.first() else ()
+    with logged(loggers, folder, folder.folder, options, pace, trainer.pictures) as log:
+        train(trainer, folder)
+        trainer.finish()
+        return ranks.from_first(lambda: _finish(prepared, folder, processes, log))
+
+
+def _finish(prepared: Distillation, folder: Run, processes: int, log: Log) -> dict[str, Any]:
+    """Measure the student and write it, with the result."""
+    result = _result(prepared) | ({"processes": processes} if processes > 1 else {})
     folder.finish(state_to_write(prepared.student.module), result)
+    log.result(result)
     return result
 
 
 def _request(prepared: Distillation) -> dict[str, Any]:
     """The tables of config.toml: the request, the student (so that the run is a MODEL), and what decides it."""
     config, student = prepared.config, prepared.student
-    options = portable(asdict(config))
+    unused = named(DistillConfig, lambda option: option.role == "none")
+    given = {k: v for k, v in asdict(config).items() if k not in unused or not is_off(DistillConfig, k, v)}
+    options = portable(given)
     model = {
         "architecture": student.architecture,
         "normalize": student.normalize,
@@ -130,6 +145,7 @@ def _figures(prepared: Distillation) -> dict[str, Any]:
         "test_images": measures and measures.images,
         "calibration_error": measures and measures.calibration_error,
         "per_class": measures and measures.per_class,
+        "teacher_per_class": measures and measures.teacher_per_class,
         "test_fingerprint": prepared.test_fingerprint,
     }
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -18,15 +19,20 @@ from dfkd.distill.teacher_cache.views import TeacherViews
 from dfkd.formats.run_records import Checkpoint
 from dfkd.models.classifier import Classifier, answer
 from dfkd.models.features.outputs import Outputs
+from dfkd.models.features.spread import spread
 from dfkd.models.features.taps import Tapped, network_code
 from dfkd.models.state import tensors_of
 from dfkd.select.class_dropping import kept_classes
+from dfkd.system import ranks
 from dfkd.system.console import say
 from dfkd.system.device import Place
 from dfkd.system.errors import RequestError
 from dfkd.system.foreign import Foreign, is_theirs
+from dfkd.system.shares import own_random, share, weight, whole
 from dfkd.training.bn_reestimate import batch_norms, reestimate
+from dfkd.training.data_parallel import Compute, data_parallel
 from dfkd.training.ema import Average
+from dfkd.training.log import SHOWN
 from dfkd.training.loop import Pace, check_weights, joined
 from dfkd.training.optim import learning_rate, set_rate
 from dfkd.training.sources import Batch, Source
@@ -82,9 +88,12 @@ class Trainer:
         self._sampler, self._record = fit_on, record
         self._area = 1.0 if cropped else plan.crop_area
         self._fitted_on = images_for(teacher.model.image_size or 1) if fit_on is not None else 0
+        self._compute: Compute = self._loss
         self.recorded: TeacherViews | None = None
         """Where the teacher answers beforehand: the views to learn on, and those answers, once there are some."""
         self.step, self.seconds = 0, 0.0
+        self.batch: Batch | None = None
+        """That of the last step."""
 
     @property
     def hint(self) -> str:
@@ -115,6 +124,7 @@ class Trainer:
             self._sampler = None
         with network_code(self.student.module):
             self.student.module.train()
+        self._compute = data_parallel([self.student.module, self.objective], self._loss, self.place.device)
 
     def _have_recorded(self) -> None:
         """Have the teacher's answers, where they are to be kept beforehand.
@@ -140,17 +150,22 @@ class Trainer:
         self.seconds += time.perf_counter() - started
 
     def augment(self, batch: Batch) -> Float[Tensor, "batch channels height width"]:
-        """The view of a batch that teacher and student both see."""
-        plan = self.plan
+        """The view of a batch, or of its share, that teacher and student both see.
+
+        Random numbers are drawn for the whole batch. Images are mixed with those of all ranks.
+        """
+        plan, part = self.plan, batch.share
         pixels = batch.pixels.to(self.place.device, non_blocking=True)
-        pixels = crop_and_flip(pixels, plan.crop_padding, plan.flip, self.generator)
+        pixels = crop_and_flip(pixels, plan.crop_padding, plan.flip, self.generator, part)
         if plan.color_jitter:
-            images = jitter(pixels.permute(0, 3, 1, 2) / 255, plan.color_jitter, self.generator)
+            images = jitter(pixels.permute(0, 3, 1, 2) / 255, plan.color_jitter, self.generator, part)
             view = self.teacher.model.preprocess.normalized(images)
         else:
             view = self.teacher.preprocess(pixels)
-        view = enlarge(view, self._area, self.generator)
-        return mix(view, plan.mixup, plan.cutmix, self.generator)
+        view = enlarge(view, self._area, self.generator, part)
+        if part is None or not (plan.mixup or plan.cutmix):
+            return mix(view, plan.mixup, plan.cutmix, self.generator)
+        return mix(whole(view, part.of), plan.mixup, plan.cutmix, self.generator)[part.rows]
 
     def teach(self, view: Float[Tensor, "batch channels height width"], batch: Batch) -> Outputs:
         """The teacher's answer; classes are dropped on the very view that the student learns from."""
@@ -162,7 +177,8 @@ class Trainer:
             view = self.augment(batch)
             return view, self.teach(view, batch)
         assert batch.rows is not None
-        crops, logits = self.recorded.take(batch.rows)
+        answers = self.recorded.take(batch.rows)
+        crops, logits = answers if batch.share is None else (answer[batch.share.rows] for answer in answers)
         pixels, crops, logits = (x.to(self.place.device, non_blocking=True) for x in (batch.pixels, crops, logits))
         view = self.teacher.preprocess(crop(pixels, self.plan.crop_padding, crops))
         return view, self._completed(Outputs(logits), view, batch)
@@ -171,20 +187,34 @@ class Trainer:
         """The teacher's outputs with what losses may read of the batch itself."""
         kept = kept_classes(outputs.logits, self.plan.class_dropping) if self.plan.class_dropping else None
         rows = None if self.plan.mixup or self.plan.cutmix else batch.rows  # a mixed view is of two images
-        rows = None if rows is None else rows.to(self.place.device, non_blocking=True)
+        if rows is not None:
+            own = rows if batch.share is None else rows[batch.share.rows]
+            rows = own.to(self.place.device, non_blocking=True)
         return replace(outputs, kept=kept, view=view, rows=rows)
 
     def answer(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:
         """The student's answer."""
         return answer(self.student, self.place, view)
 
+    def _loss(
+        self, view: Float[Tensor, "batch channels height width"], theirs: Outputs
+    ) -> tuple[Float[Tensor, ""], tuple[Outputs, dict[str, Tensor]]]:
+        """The number that is minimised; the student's answer, and each loss by its name."""
+        with own_random(view.device):
+            ours = self.answer(view)
+        total, values = self.objective(ours, theirs, self.plan.batch_size)
+        return total, (ours, values)
+
     def judge(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:
-        """The student's answer as in training, for a source that learns from it; no statistics of it move."""
+        """The student's answer as in training, for a source that learns from it; no statistics of it move.
+
+        Each rank answers its rows of the view. The source takes no gradients of the student, and none are exchanged.
+        """
         layers = batch_norms(self.student.module)
         for layer in layers:  # in training it normalizes by the batch then, and remembers nothing
             layer.track_running_stats = False
         try:
-            return self.answer(view)
+            return spread(self.answer)(view)
         finally:
             for layer in layers:
                 layer.track_running_stats = True
@@ -199,14 +229,13 @@ class Trainer:
         learned = self.source.update(self.judge)
         rate = learning_rate(self.step, plan.steps, plan.lr, plan.warmup)
         set_rate(self.optimizer, rate)
-        batch = self.source.sample(plan.batch_size)
+        batch = self.batch = self.source.sample(plan.batch_size, share(plan.batch_size) if ranks.count() > 1 else None)
         view, theirs = self.lesson(batch)
-        ours = self.answer(view)
-        total, values = self.objective(ours, theirs)
+        total, (ours, values) = self._compute(view, theirs)
         if not total.requires_grad:
             raise RequestError(f"no gradient leads from the losses ({', '.join(values)}) to the student")
         if self.source.follows and batch.rows is not None:
-            self.source.seen(batch.rows, _distances(ours, theirs))
+            self.source.seen(batch.rows, whole(_distances(ours, theirs), plan.batch_size))
         self.optimizer.zero_grad(set_to_none=True)
         with Foreign("the backward pass of student and losses fails:", self._learnt_from()):
             total.backward()
@@ -214,12 +243,22 @@ class Trainer:
         if self.average is not None:
             self.average.update(self.step)
         self.step += 1
-        measured = {"loss": total.detach(), **values, **_observed(ours, theirs)}
+        observed = _observed(ours, theirs)
+        if ranks.count() > 1:  # the mean over the ranks is then that over the batch
+            observed = {name: value * weight(plan.batch_size) for name, value in observed.items()}
+        measured = {"loss": total.detach(), **values, **observed}
         return {**joined(measured, learned), "learning_rate": rate}
 
     def tell(self, row: Mapping[str, float]) -> str:
         """What the progress bar says."""
         return f"loss {row['loss']:.4f}, agreement {row['agreement']:.3f}"
+
+    def pictures(self) -> dict[str, np.ndarray]:
+        """Images of the last batch, for a log: of the selections, or of a generator that learns along."""
+        if self.batch is None:
+            return {}
+        name = "generated" if self.source.images is None else "batch"
+        return {name: self.batch.pixels[:SHOWN].cpu().numpy()}
 
     def learnt(self) -> Iterable[Mapping[str, Any]]:
         """The state that has to stay finite."""

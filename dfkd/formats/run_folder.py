@@ -5,7 +5,7 @@ import io
 import json
 import pickle
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,7 +41,7 @@ from dfkd.system.files import (
 )
 from dfkd.system.locks import LOCK, locked
 
-METRICS, CHECKPOINT = "metrics.jsonl", "checkpoint"
+METRICS, CHECKPOINT, LOGS = "metrics.jsonl", "checkpoint", "logs"
 STATE, PROGRESS = "state.pt", "progress.json"
 """The files of a checkpoint."""
 R = TypeVar("R")
@@ -54,11 +54,15 @@ class Progress:
     def __init__(self, folder: Path, hint: str) -> None:
         """`hint` ends the message of a damaged checkpoint."""
         self.folder, self._hint = folder, hint
+        self.follower: Callable[[Mapping[str, Any]], None] | None = None
+        """Is told every row, after it was written."""
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append a row to the metrics."""
         with (self.folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        if self.follower is not None:
+            self.follower(row)
 
     def save(self, state: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
         """Replace the checkpoint: tensors in state.pt, and what a reader wants to know in progress.json."""
@@ -159,6 +163,7 @@ class Run(Progress):
         for folder in self.folder.glob(f"{CHECKPOINT}*"):
             shutil.rmtree(folder)
         (self.folder / METRICS).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / LOGS, ignore_errors=True)
 
     def tidy(self) -> None:
         """Remove what a command has left that was killed just after its last step, if nobody is writing."""

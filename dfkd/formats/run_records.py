@@ -113,6 +113,9 @@ class Result:
     files: Mapping[str, Entry]
     table: Mapping[str, Any]
     test_fingerprint: str | None = None
+    per_class: tuple[float | None, ...] | None = None
+    """Top-1 of each class; None for a class without test images."""
+    teacher_per_class: tuple[float | None, ...] | None = None
 
 
 @dataclass(frozen=True)

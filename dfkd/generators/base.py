@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dfkd.models.classifier import Classifier
 from dfkd.models.features.outputs import Outputs
+from dfkd.models.features.spread import spread
 from dfkd.system.errors import RequestError
 from dfkd.system.foreign import Foreign
 from dfkd.system.paper import Paper
@@ -130,9 +131,12 @@ class Method(ABC):
         return self.task.teacher.model.preprocess.normalized(images)
 
     def teach(self, images: Float[Tensor, "batch channels size size"]) -> Outputs:
-        """The teacher's answer to images in [0, 1], with gradients to them; it is counted."""
+        """The teacher's answer to images in [0, 1], with gradients to them; it is counted.
+
+        Where several processes work together, each has the same images, and answers its share of them.
+        """
         self.teacher_forwards += len(images)
-        return self.task.teacher.answer(self.normalize(images))
+        return spread(self.task.teacher.answer)(self.normalize(images))
 
     def real(self, count: int) -> Float[Tensor, "count channels size size"]:
         """The next real images, in [0, 1]."""

@@ -23,19 +23,23 @@ LEAST_AREA = 0.25
 
 
 class CMI(InversionMethod):
-    """Batches of images that can be told from each other, and from the batches before.
+    """Batches of images that differ from each other and from earlier batches.
 
-    Every batch begins with a newly drawn generator and fresh noise; `steps` of Adam on `one_hot` * cross-entropy with
-    random classes + `statistics` * distance of the BatchNorm statistics + `adversarial` * adversarial + `contrast` *
-    contrast fit both. A view's features are the teacher's at the ends of its stages, averaged over the positions, one
-    behind the other; a small network that learns all along projects them to unit vectors. The contrast is `contrast`
-    below: a close-up of an image is to be recognised among the whole views of the batch's images and of `negatives`
-    ones before, whose features are remembered, `memory` of them at most.
+        one_hot * CE(t, y) + statistics * distance of BatchNorm statistics
+            + adversarial * adversarial term + contrast * contrastive term
 
-    The paper takes 200 steps at the rate 0.001 for a batch of 256, one every 2,000 steps of the student, after 50,000
-    images that are made without the student. The defaults make the fewer and shorter batches of a short run. The
-    authors' code remembers the features of the very views of an image's best step; here, new views of the image that is
-    kept. Its features are those at all BatchNorm layers, for ResNet-34 at its stages.
+    t are the teacher's logits [batch, classes] and y randomly drawn classes. Every batch begins with a newly drawn
+    generator and fresh noise. `steps` of Adam fit both.
+
+    A view's features are the teacher's at the ends of its stages, averaged over the positions and concatenated. A small
+    network that trains along projects them to unit vectors. The contrastive term is `contrast` below. It identifies a
+    close-up of an image among whole views: those of the batch's images and of `negatives` earlier ones. The features of
+    at most `memory` earlier views are remembered.
+
+    The paper takes 200 steps at the rate 0.001 for a batch of 256. It makes one every 2,000 steps of the student, after
+    50,000 images that are made without the student. The defaults make fewer and shorter batches, for short runs. The
+    authors' code remembers the features of the views of an image's best step. Here they are those of new views of the
+    image that is kept. Its features are those at all BatchNorm layers, for ResNet-34 at its stages.
     """
 
     paper = Paper("Contrastive model inversion for data-free knowledge distillation", 2021, "2105.08584")

@@ -10,14 +10,17 @@ from dfkd.training.sources import Student
 
 
 class DAFL(GeneratorMethod):
-    """A generator whose images the teacher is sure of, in all classes alike.
+    """A generator of images that the teacher classifies confidently, with all classes equally often.
 
-    Minimises `one_hot` * cross-entropy with the teacher's own largest class - `activation` * mean absolute feature -
-    `entropy` * entropy of the batch's mean prediction, as a share of the largest possible. The student is not needed.
-    The authors' code takes the entropy's logarithm to the base 10, which for ten classes is the share of the largest
-    possible entropy that is taken here for any number of them. Its CIFAR settings are batch 1024, latent 1000, lr 0.02
-    and the weights 0.05, 0.01, 5; the defaults are its MNIST weights, with the rate that most later papers have. Its
-    generator's BatchNorm layers have an eps of 0.8, here they have torch's 1e-5.
+        one_hot * CE(t, argmax t) - activation * mean |f| - entropy * H(mean prediction) / log(classes)
+
+    t are the teacher's logits [batch, classes] and f its features. H is the entropy of the batch's mean prediction. The
+    student is not needed.
+
+    The authors' code takes the entropy's logarithm to the base 10. For ten classes this is the share of the largest
+    possible entropy, which is used here for any number. Its CIFAR settings are batch 1024, latent 1000, lr 0.02 and the
+    weights 0.05, 0.01, 5. The defaults are its MNIST weights, with the rate of most later papers. Its generator's
+    BatchNorm layers have an eps of 0.8. Here they have torch's 1e-5.
     """
 
     paper = Paper("Data-free learning of student networks", 2019, "1904.01186")

@@ -36,17 +36,19 @@ class Canvas(nn.Module):
 
 
 class DeepInversion(BankMethod):
-    """Pixels that are changed until the teacher sees the classes and the statistics that it was trained on.
+    """Pixels that are optimized until the teacher sees the wanted classes and its training statistics.
 
-    Every batch begins as normal noise. Adam makes `steps` updates of its pixels. They reduce `one_hot` * cross-entropy
-    with random classes + `statistics` * distance to the teacher's BatchNorm statistics + `variation` * total variation
-    + `l2` * norm. Each update sees the images cyclically shifted by up to `jitter` pixels. The last step's images go to
-    the bank: the authors' code means to keep the best ones and keeps the last, too.
+        one_hot * CE(t, y) + statistics * distance of BatchNorm statistics + variation * TV(x) + l2 * norm of x
 
-    `batches` are made before the student's first step and one more before every `every` of its steps; in the paper all
-    are made before. Its CIFAR settings are these weights with batches of 256 and 2000 steps at lr 0.05, twenty times
-    the work of the defaults. As its code for ImageNet does, and that for CIFAR does not, pixels are kept within what an
-    image can hold.
+    x are the pixels [batch, channels, size, size], t the teacher's logits and y randomly drawn classes. TV is the total
+    variation. Every batch begins as normal noise. Adam makes `steps` updates of its pixels. Each update sees the images
+    cyclically shifted by up to `jitter` pixels. The last step's images go to the bank. The authors' code intends to
+    keep the best ones and keeps the last, too.
+
+    `batches` are made before the student's first step, and one more before every `every` of its steps. In the paper all
+    are made before. Its CIFAR settings are these weights with batches of 256 and 2000 steps at lr 0.05. That is twenty
+    times the work of the defaults. Pixels are limited to what an image can hold. The authors' code for ImageNet does
+    so, that for CIFAR does not.
     """
 
     paper = Paper("Dreaming to distill: data-free knowledge transfer via DeepInversion", 2019, "1912.08795")
@@ -131,12 +133,16 @@ class DeepInversion(BankMethod):
 
 
 class AdaptiveDeepInversion(DeepInversion):
-    """Adaptive DeepInversion: `competition` * (1 - JS) of the teacher's and the student's predictions besides.
+    """Adaptive DeepInversion: DeepInversion that also looks for disagreement of student and teacher.
 
-    JS is the Jensen-Shannon divergence of the predictions at temperature 3, large where they disagree. The authors'
-    code has the two arguments of its divergences exchanged and clamps all probabilities to [0.01, 0.99], which takes
-    the gradient from classes below a hundredth; here it is the divergence itself. Their weights: 10 for CIFAR, 0.2 for
-    ImageNet. The student answers as in training, theirs in evaluation mode.
+        loss of deepinversion + competition * (1 - JS(p_t, p_s))
+
+    p_t and p_s are the predictions [batch, classes] of teacher and student at temperature 3. JS is their Jensen-Shannon
+    divergence, which is large where they disagree.
+
+    The authors' code exchanges the two arguments of its divergences. It also clamps all probabilities to [0.01, 0.99],
+    which removes the gradient from classes below a hundredth. Here it is the divergence itself. Their weights of the
+    term are 10 for CIFAR and 0.2 for ImageNet. The student here answers in training mode, theirs in evaluation mode.
     """
 
     paper = Paper("Dreaming to distill: data-free knowledge transfer via DeepInversion", 2019, "1912.08795")

@@ -12,15 +12,18 @@ from dfkd.training.sources import Student
 
 
 class DFAD(GeneratorMethod):
-    """A generator that looks for the images on which the student's logits are furthest from the teacher's.
+    """A generator of images on which the student's logits are furthest from the teacher's.
 
-    Minimises minus the mean absolute difference of the teacher's and the student's logits (over images and classes),
-    which the student minimises in turn: `every` steps of it, each with fresh images, to one of the generator. There is
-    no other term. With `log` it is -log(1 + difference), which the paper has as the steadier choice and the authors'
-    code leaves out for CIFAR. The student's own loss there is `logits:norm=l1`; the preset `dfad` has their recipe.
+        log=False:   -mean over images and classes of |t - s|
+        log=True:    -log(1 + mean over images and classes of |t - s|)
 
-    Their generator learns at 1e-3, with Adam's usual betas (0.9, 0.999), for 25,000 steps. In a run of a few hundred
-    it is too fast for the student: its images are soon of one class, and far from the teacher's statistics.
+    t and s are the logits [batch, classes] of teacher and student. The student in turn minimizes the difference. It
+    takes `every` steps, each with fresh images, to one of the generator. There is no other term. The paper calls `log`
+    the steadier choice, and the authors' code omits it for CIFAR. The student's own loss there is `logits:norm=l1`. The
+    preset `dfad` has their recipe.
+
+    Their generator learns at 1e-3, with Adam's usual betas (0.9, 0.999), for 25,000 steps. In a run of a few hundred it
+    is too fast for the student. Its images are soon of one class, and far from the teacher's statistics.
     """
 
     paper = Paper("Data-free adversarial distillation", 2019, "1912.11006")

@@ -14,19 +14,20 @@ from dfkd.system.torch_optim import Adam
 
 
 class FastDFKD(InversionMethod):
-    """A generator that has learnt to be fitted quickly, so that a batch of images takes a few steps.
+    """A generator that has learned to be fitted quickly, so that a batch of images takes a few steps.
 
-    A batch begins with a copy of the common generator and fresh noise. `steps` of Adam on `one_hot` * cross-entropy
-    with random classes + `statistics` * distance of the BatchNorm statistics + `adversarial` * adversarial fit both.
-    The common generator then takes one step of Adam along the sum of the copy's gradients, at the rate `steps` * `lr`:
-    first-order meta-learning, by which it gathers what all batches have in common. Statistics are those of the batch
-    with a share of 1 - `momentum`, the rest is of the batches before.
+        one_hot * CE(t, y) + statistics * distance of BatchNorm statistics + adversarial * adversarial term
 
-    The paper's Fast-10 has these defaults, but it makes a batch of 256 every 400 steps of the student, for 80,000 of
-    them; `every` is for short runs. With fewer steps its rates are (lr, latent_lr) = (0.003, 0.01) for 5 steps and
-    (0.005, 0.015) for 2; its weights of one_hot and adversarial are 0.4 and 1.1 for wide residual networks. The
-    authors' code also re-initialises the generator's first layer once, 120 batches after the warm-up, which is left
-    out here, as is its other meta-learner (Reptile).
+    t are the teacher's logits [batch, classes] and y randomly drawn classes. A batch begins with a copy of the common
+    generator and fresh noise. `steps` of Adam fit both. The common generator then takes one step of Adam along the sum
+    of the copy's gradients, at the rate `steps` * `lr`. This is first-order meta-learning: it collects what all batches
+    have in common. Statistics are those of the batch with a share of 1 - `momentum`. The rest is of the batches before.
+
+    The defaults are the paper's Fast-10, but it makes a batch of 256 every 400 steps of the student, for 80,000 of
+    them. `every` is for short runs. With fewer steps its rates (lr, latent_lr) are (0.003, 0.01) for 5 steps and
+    (0.005, 0.015) for 2. Its weights of one_hot and adversarial are 0.4 and 1.1 for wide residual networks. Two things
+    are omitted here. The authors' code re-initializes the generator's first layer once, 120 batches after the warm-up.
+    It also has another meta-learner (Reptile).
     """
 
     paper = Paper("Up to 100x faster data-free knowledge distillation", 2021, "2112.06253")

@@ -37,6 +37,8 @@ class Health:
         self._method = method
         self._statistics = BatchStatistics(method.task.teacher.model.module)
         self._warned: set[str] = set()
+        self.images: Tensor | None = None
+        """Those of the last look."""
 
     @torch.no_grad()
     def observe(self, step: int) -> dict[str, Tensor]:
@@ -47,7 +49,7 @@ class Health:
         random = torch.Generator(method.task.device).manual_seed(step)  # apart from the run's own random numbers
         with method_code(method):
             images = method.sample(OBSERVED, random)
-        images = checked_images(method, images, OBSERVED)
+        images = self.images = checked_images(method, images, OBSERVED)
         with self._statistics.watched():
             answer = method.teach(images)
         seen = {

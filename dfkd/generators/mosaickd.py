@@ -35,16 +35,20 @@ class PatchDiscriminator(nn.Sequential):
 
 
 class MosaicKD(GeneratorMethod):
-    """A generator whose images are of the teacher's classes, put together from patches of other images.
+    """A generator of images of the teacher's classes, composed of patches of other images.
 
-    Each step is one of the discriminator, which tells patches of real images from patches of made ones. Then comes one
-    of the generator on the same images, along `local` * patches that pass for real + `align` * entropy of the teacher's
-    predictions - `adv` * KL(teacher || student) - `balance` * entropy in bits of the batch's mean prediction. Patch
-    terms are summed over patches and averaged over images, as in the authors' code: their force grows with the number
-    of patches, 64 for 32 pixels. The student learns from made and real images, half and half where `--weights` does not
-    say otherwise, and takes `every` steps to one of the generator.
+        local * patch term + align * H(t) - adv * KL(t || s) - balance * H(mean of t)
 
-    These defaults are the authors' CIFAR recipe; their generator is twice as wide at its start.
+    t and s are the predictions [batch, classes] of teacher and student. H is the entropy; that of the batch's mean
+    prediction is in bits. The patch term is low where the discriminator takes patches of made images for real ones.
+    Each step first trains the discriminator to tell the two apart. Then the generator takes one step on the same
+    images.
+
+    Patch terms are summed over patches and averaged over images, as in the authors' code. Their force grows with the
+    number of patches, 64 for 32 pixels. The student learns from made and real images, half and half unless `--weights`
+    says otherwise. It takes `every` steps to one of the generator.
+
+    These defaults are the authors' CIFAR recipe. Their generator is twice as wide at its start.
     """
 
     paper = Paper("Mosaicking to distill: knowledge distillation from out-of-domain data", 2021, "2110.15094")

@@ -18,23 +18,26 @@ from dfkd.system.torch_optim import Adam
 
 
 class NAYER(InversionMethod):
-    """Images from what is known of the classes, varied by a layer of noise that is drawn anew for every batch.
+    """Images from embeddings of the classes, varied by a layer of noise that is drawn anew for every batch.
 
-    An image is made from its class's embedding and not from noise: normalized over the batch, through a noisy layer
-    (linear, to `hidden` values, its weights drawn from N(0, 1) for every batch), through the generator. One noisy layer
-    serves as many images as there are classes, one of each, so that no two images have both in common. For every batch
-    Adam fits noisy layers and generator in `steps` on `one_hot` * cross-entropy with the classes + `statistics` *
-    distance of the BatchNorm statistics, those of the batches before included (`momentum`) + `adversarial` *
-    adversarial. The generator goes on from batch to batch, and after `life` batches a fresh one replaces it.
+        one_hot * CE(t, y) + statistics * distance of BatchNorm statistics + adversarial * adversarial term
 
-    This departs from the paper in what it knows of the classes. There, the embedding is a language model's (CLIP's) of
-    the class's name, and neither names nor model are at hand here. `embeddings` = FILE.npy with numbers [classes,
-    width] gives such; without, a class is embedded as its row of the teacher's last linear layer, or where that has
-    none, as one of so many random orthogonal directions. How much accuracy that costs against the paper's is not known.
+    t are the teacher's logits [batch, classes] and y the wanted classes. An image is made from its class's embedding
+    and not from noise. The embedding is normalized over the batch. It passes a noisy layer and then the generator. A
+    noisy layer is linear, to `hidden` values, and its weights are drawn from N(0, 1) for every batch. One noisy layer
+    serves as many images as there are classes, one of each. So no two images have both in common. For every batch,
+    `steps` of Adam fit noisy layers and generator. The statistics include those of earlier batches (`momentum`). The
+    generator continues from batch to batch. After `life` batches a fresh one replaces it.
 
-    The paper makes batches of 400 in 30 steps (40 for 100 classes), 200 of them before the student begins and two every
-    400 steps of it. `every` and `warmup` are for short runs. The best images of a batch are chosen among its own steps;
-    the authors' code compares with those of earlier batches too, and may keep images that are hardly fitted.
+    This departs from the paper in the embeddings. There, a language model (CLIP) embeds the class's name. Neither names
+    nor model are available here. `embeddings=FILE.npy` with numbers [classes, width] supplies them. Without it, a class
+    is embedded as its row of the teacher's last linear layer. If there is none, classes are random orthogonal
+    directions. How much accuracy this costs against the paper's embeddings is not known.
+
+    The paper makes batches of 400 in 30 steps (40 for 100 classes). It makes 200 of them before the student begins and
+    two every 400 steps of it. `every` and `warmup` are for short runs. The best images of a batch are chosen among its
+    own steps. The authors' code compares with those of earlier batches, too, and may keep images that are hardly
+    fitted.
     """
 
     paper = Paper(

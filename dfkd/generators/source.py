@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dfkd.generators.base import Method, checked_images, checked_terms, method_code, quantize
 from dfkd.generators.health import Health
+from dfkd.system.shares import Share
 from dfkd.training.sources import Batch, Deaf, Student
 
 
@@ -38,11 +39,12 @@ class GeneratedSource(Deaf):
         """Updates of the method."""
         return self.method.updates
 
-    def sample(self, count: int) -> Batch:
-        """The next `count` images."""
+    def sample(self, count: int, share: Share | None = None) -> Batch:
+        """The next `count` images: every process makes all of them, and learns from its share."""
         with method_code(self.method):
             images = self.method.sample(count, self._random)
-        return Batch(quantize(checked_images(self.method, images, count)), None)
+        images = checked_images(self.method, images, count)
+        return Batch(quantize(images if share is None else images[share.rows]), None, share)
 
     def warm_up(self, student: Student) -> dict[str, Tensor] | None:
         """An update of the method's first turn; None when it is over."""

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +12,25 @@ from jaxtyping import Int
 from torch import Tensor
 
 from dfkd.config import GenerateConfig
+from dfkd.config.tables import differences
 from dfkd.formats.manifest import MANIFEST
-from dfkd.formats.run_folder import CHECKPOINT, Progress
+from dfkd.formats.run_folder import CHECKPOINT, LOGS, Progress
 from dfkd.formats.run_records import Checkpoint
 from dfkd.formats.shards import Shards
-from dfkd.generators.base import Method, checked_terms, method_code
+from dfkd.generators.base import Method, checked_terms, method_code, quantize
 from dfkd.generators.build import build, choose, method_class
 from dfkd.generators.health import Health
 from dfkd.generators.pictures import BLOCK, GeneratedPictures
 from dfkd.generators.quota import Quota, missing
 from dfkd.models.classifier import Classifier
+from dfkd.models.features.spread import spread
 from dfkd.models.load import Model, load_trained
 from dfkd.models.own import GivenModel
 from dfkd.select.choose import NON_FINITE, NOT_DRAWN, REASONS, SELECTED, Choice
 from dfkd.select.journal import Journal
 from dfkd.select.methods import ImageScores
 from dfkd.select.selection_writer import Selected, check_partial, is_done, write
+from dfkd.system import ranks
 from dfkd.system.components import Component
 from dfkd.system.console import progress, say
 from dfkd.system.device import Place, resolve_place
@@ -35,8 +38,10 @@ from dfkd.system.errors import RequestError
 from dfkd.system.files import hash_of, output_path, partial_folder, restore_folder, result_folder
 from dfkd.system.locks import locked, once
 from dfkd.system.portable import portable
+from dfkd.system.shares import check_batch
 from dfkd.system.text import LISTED_CLASSES, inspect_command, of_classes
 from dfkd.system.versions import versions
+from dfkd.training.log import SHOWN, Log, check_loggers, logged
 from dfkd.training.loop import Pace, joined, train
 from dfkd.training.selections import open_selections, open_teacher, real_images
 from dfkd.training.sources import Student
@@ -88,22 +93,37 @@ def generate(config: GenerateConfig, teacher: GivenModel, student: GivenModel | 
 
 def check(config: GenerateConfig) -> Component:
     """Refuse what can be refused before any work. Returns the method."""
+    check_loggers(config.log)
     return choose(config.method)
 
 
-def _make(prepared: Generation, out: Path) -> Selected:
+def _make(prepared: Generation, out: Path) -> Selected | None:
     """Train the method, make images and write them, while the folder of the temporary name is locked."""
     config, partial = prepared.config, partial_folder(out)
-    check_partial(partial)
-    Journal(partial, hash_of(prepared.content), anew=lambda: _forget(partial))
-    restore_folder(partial / CHECKPOINT)
+    ranks.from_first(lambda: _begin(prepared, partial))
     method = _method(prepared)
     with method_code(method):
         enough = method.updates_for(_needed(prepared))
     steps = config.steps or enough
     maker = Maker(method, prepared, Pace(steps, config.batch_size, config.checkpoint_every, config.log_every))
-    train(maker, Progress(partial, f"; delete {partial}, and it starts anew"))
-    selected = _collect(prepared, method)
+    record, options = Progress(partial, f"; delete {partial}, and it starts anew"), portable(asdict(config))
+    loggers = config.log if ranks.first() else ()
+    with logged(loggers, record, out, options, (steps, config.log_every), maker.pictures) as log:
+        train(maker, record)
+        return ranks.on_first(lambda: _write(prepared, maker, partial, out, log))
+
+
+def _begin(prepared: Generation, partial: Path) -> None:
+    """Make the folder ready for this request."""
+    check_partial(partial)
+    Journal(partial, hash_of(prepared.content), anew=lambda: _forget(partial))
+    restore_folder(partial / CHECKPOINT)
+
+
+def _write(prepared: Generation, maker: "Maker", partial: Path, out: Path, log: Log) -> Selected:
+    """Make the images of a method that has learnt, and write them."""
+    selected = _collect(prepared, maker.method)
+    log.result({"images": len(selected.choice.indices), **selected.cost, "seconds": round(maker.seconds, 3)})
     write(partial, out, selected)
     return selected
 
@@ -112,6 +132,7 @@ def _forget(partial: Path) -> None:
     """Remove another request's checkpoint, also one that a kill has left half replaced."""
     for folder in partial.glob(f"{CHECKPOINT}*"):
         shutil.rmtree(folder)
+    shutil.rmtree(partial / LOGS, ignore_errors=True)
 
 
 class Maker:
@@ -122,7 +143,7 @@ class Maker:
         self.step, self.seconds = 0, 0.0
         self._student: Student | None = None
         if prepared.student is not None:
-            self._student = Classifier(prepared.student, prepared.place).answer
+            self._student = spread(Classifier(prepared.student, prepared.place).answer)
         self._health, self._seen = Health(method), dict[str, Tensor]()
 
     @property
@@ -151,6 +172,11 @@ class Maker:
         """The terms of the method."""
         return ", ".join(f"{name} {value:.3f}" for name, value in [*row.items()][:3])
 
+    def pictures(self) -> dict[str, np.ndarray]:
+        """Images of the last look at it, for a log."""
+        seen = self._health.images
+        return {} if seen is None else {"generated": quantize(seen[:SHOWN]).cpu().numpy()}
+
     def learnt(self) -> Iterable[Mapping[str, Any]]:
         """The method's networks."""
         return (self.method.state_dict(),)
@@ -173,6 +199,7 @@ def _prepare(config: GenerateConfig, teacher_given: GivenModel, student_given: G
     if method_class(component).needs_real != bool(config.samples):
         change = f"--samples changes nothing: {name} learns from the teacher alone"
         raise RequestError(change if config.samples else f"{name} learns from real images too; --samples names them")
+    check_batch(config.batch_size)
     place = resolve_place(config.device, config.precision)
     opened = (*config.samples, *((config.fill,) if config.fill is not None else ()))
     selections = open_selections(opened, config.normalize, config.image_size)
@@ -199,6 +226,7 @@ def _prepare(config: GenerateConfig, teacher_given: GivenModel, student_given: G
         "versions": versions("torch", "torchvision", "numpy"),
         "seed": config.seed,
     }
+    ranks.check_same(content, differences)
     config = replace(config, out=config.out or result_folder("selections", content))
     return Generation(config, component, teacher, student, place, samples, quota, content)
 

@@ -15,15 +15,17 @@ from dfkd.training.sources import Student
 
 
 class ZSKT(GeneratorMethod):
-    """A generator that looks for the images on which the student's prediction is furthest from the teacher's.
+    """A generator of images on which the student's prediction is furthest from the teacher's.
 
-    Minimises -KL(teacher || student) of the predictions at temperature 1, which the student minimises in turn: `every`
-    steps to one of the generator, all on the batch of that step, made again by the generator as it is afterwards. The
-    student's own loss there is the same divergence and the attention of four stages; the preset `zskt` has it.
+        -KL(softmax(t) || softmax(s))
 
-    The authors' code averages the divergence over the classes too, clips both gradients to norm 5, has Adam's usual
-    betas (0.9, 0.999) and a generator that ends in a BatchNorm; none of the first two is in the paper's formulas. It
-    lets the generator's rate fall along a cosine, where the rate of every generator here stays as it is.
+    t and s are the logits [batch, classes] of teacher and student. The student in turn minimizes the divergence. It
+    takes `every` steps to one of the generator. All are on that step's batch, made again by the updated generator. The
+    student's own loss there is the same divergence and the attention of four stages. The preset `zskt` has it.
+
+    The authors' code also averages the divergence over the classes. It clips both gradients to norm 5. Neither is in
+    the paper's formulas. It has Adam's usual betas (0.9, 0.999) and a generator that ends in a BatchNorm. Its
+    generator's rate falls along a cosine. Here, the rate of every generator is constant.
     """
 
     paper = Paper("Zero-shot knowledge transfer via adversarial belief matching", 2019, "1905.09768")

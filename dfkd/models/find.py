@@ -209,7 +209,7 @@ def _construct(model: Component) -> nn.Module:
         module = _unwrapped(module)
         if isinstance(module, torch.jit.ScriptModule):
             raise RequestError(
-                f"model {model.name!r} built a TorchScript program, whose layers nobody can watch; build the network "
+                f"model {model.name!r} built a TorchScript program, whose layers cannot be read; build the network "
                 "itself, or export it with torch.export as .pt2"
             )
         if any(value.is_complex() for value in (*module.parameters(), *module.buffers())):

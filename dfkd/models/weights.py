@@ -105,7 +105,9 @@ def read_state_dict(path: Path, module: nn.Module | None = None) -> dict[str, An
         raise RequestError(f"weights {str(path)!r} hold quantized tensors ({_few(quantized)}); save the float network")
     swollen = [name for name, value in tensors.items() if value.numel() > 1 and not _is_stored(value)]
     if swollen:
-        raise RequestError(f"weights {str(path)!r} claim more numbers than they hold ({_few(swollen)}); save them anew")
+        raise RequestError(
+            f"weights {str(path)!r} claim more numbers than they hold ({_few(swollen)}); save them again"
+        )
     if choice.unusual:
         say(
             f"note: weights {path.name!r}: the {len(found):,} tensors of {choice.name!r} are taken, which fit the model"

@@ -8,32 +8,49 @@ from pathlib import Path
 from typing import Any
 
 from dfkd.config import DistillConfig
-from dfkd.report.charts import figure, legend, lines, strips
-from dfkd.report.collect import Row, curve, settings
+from dfkd.report import compare_figures
+from dfkd.report.collect import Row, settings
 from dfkd.report.markup import Html, definitions, join, section, table, tag, write_page
-from dfkd.report.table import HEAD, cells, reading
+from dfkd.report.table import markdown_table, reading, shown_table
 from dfkd.system.portable import portable
 
-CURVES = (
-    ("loss", "Total loss. Rows with other losses have other totals: their heights cannot be compared."),
-    ("agreement", "Share of the training views on which student and teacher name the same class."),
-)
+MACHINE = ("device", "precision", "dfkd", "torch")
+"""Settings that say with what a run was computed."""
 
 
 def write(path: Path, rows: Sequence[Row], found: Sequence[str]) -> None:
     """Write the comparison's page, with the warnings that were `found`."""
     styles = {row.name: number for number, row in enumerate(rows)}
+    shown = shown_table(rows)
+    of_row = {row.name: settings(row) for row in rows}
     write_page(
         path,
         "Comparison of runs",
+        tag("p", _machines(of_row), class_="note"),
         tag("p", reading(rows), class_="lead"),
         _warnings(found),
-        section("Summary", table("Mean ± standard deviation over seeds", HEAD, map(cells, rows))),
-        _accuracies(rows),
-        _curves(rows, styles),
-        _settings(rows),
+        section(
+            "Summary",
+            table("Mean ± standard deviation over seeds", shown.head, shown.body),
+            tag("p", f"{shown.same[:1].upper()}{shown.same[1:]}.", class_="note") if shown.same else Html(),
+            tag("details", tag("summary", "The table as Markdown"), tag("pre", markdown_table(rows), class_="copied")),
+        ),
+        _different(of_row),
+        compare_figures.costs(rows, styles),
+        compare_figures.seeds(rows),
+        compare_figures.curves(rows, styles),
+        compare_figures.classes(rows),
+        _same(of_row),
         _commands(rows),
     )
+
+
+def _machines(of_row: Mapping[str, Mapping[str, str]]) -> str:
+    """On what the runs were computed."""
+    used = dict.fromkeys(
+        ", ".join(f"{name} {values[name]}" for name in MACHINE if name in values) for values in of_row.values()
+    )
+    return f"{len(of_row):,} rows. Computed with {'; '.join(filter(None, used)) or 'versions that are not known'}."
 
 
 def command(config: Mapping[str, Any]) -> str:
@@ -56,41 +73,31 @@ def _warnings(found: Sequence[str]) -> Html:
     return tag("ul", *items, class_="warnings", aria_label="Warnings") if found else Html()
 
 
-def _accuracies(rows: Sequence[Row]) -> Html:
-    tested = {row.name: row.values("top1") for row in rows if row.values("top1")}
-    if not tested:
-        return Html()
-    teachers = {value for row in rows for value in row.values("teacher_top1")}
-    teacher = teachers.pop() if len(teachers) == 1 else None
-    line = f" Broken line: the teacher, {teacher:.2%}." if teacher is not None else ""
-    caption = f"A dot for each seed, a bar at their mean, a thin line one standard deviation to both sides.{line}"
-    return section("Top-1 accuracy of every seed", figure(caption, strips(tested, teacher, lambda v: f"{v:.1%}")))
-
-
-def _curves(rows: Sequence[Row], styles: Mapping[str, int]) -> Html:
-    charts = []
-    for field, words in CURVES:
-        series = {row.name: points for row in rows if (points := curve(row, field))}
-        if series:
-            ends = "; ".join(
-                f"{name}: {points[-1][1]:.3g} at step {points[-1][0]:,.0f}" for name, points in series.items()
-            )
-            charts.append(figure(f"{words} Mean over seeds.", lines(f"{field} over steps", ends, series, styles)))
-    if not charts:
-        return Html()
-    return section("Training, over optimizer steps", tag("div", *charts, class_="charts"), legend(styles))
-
-
-def _settings(rows: Sequence[Row]) -> Html:
-    of_row = {row.name: settings(row) for row in rows}
+def _split(of_row: Mapping[str, Mapping[str, str]]) -> tuple[list[str], list[str]]:
+    """The options in which rows differ, and the others."""
     names = list(dict.fromkeys(name for values in of_row.values() for name in values))
     different = [name for name in names if len({values.get(name) for values in of_row.values()}) > 1]
-    body = ([name, *(values.get(name, "-") for values in of_row.values())] for name in different)
-    same = [(name, of_row[rows[0].name][name]) for name in names if name not in different]
+    return different, [name for name in names if name not in different]
+
+
+def _different(of_row: Mapping[str, Mapping[str, str]]) -> Html:
+    different, _ = _split(of_row)
+    if not different:
+        return Html()
+    # a row of the table for each of ours: there are more options than fit side by side in the other direction
+    body = [[name, *(values.get(name, "-") for values in of_row.values())] for name in different]
+    found = table("Options in which rows differ", ["option", *of_row], body, words=True)
+    return section("What differs", found)
+
+
+def _same(of_row: Mapping[str, Mapping[str, str]]) -> Html:
+    _, same = _split(of_row)
+    if not same:
+        return Html()
+    first = next(iter(of_row.values()))
     return section(
-        "What each row was",
-        table("Options in which rows differ", ["option", *of_row], body, words=True) if different else Html(),
-        tag("details", tag("summary", "Options that all rows share"), definitions(same)) if same else Html(),
+        "What is the same",
+        tag("details", tag("summary", "Options that all rows share"), definitions((k, first[k]) for k in same)),
     )
 
 

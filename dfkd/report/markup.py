@@ -1,12 +1,18 @@
 """What the HTML pages share: markup in which text is always escaped, the frame with its style sheet, and tables.
 
-A page is one file: its policy forbids it scripts and every request, so it can be mailed and opened anywhere.
+A page is one file: its policy allows it no request and no script but ours, which it knows by their hashes. It can be
+mailed and opened anywhere.
 """
 
-from collections.abc import Iterable, Sequence
+import base64
+import datetime
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from dfkd import __version__
 from dfkd.system.errors import RequestError
@@ -14,8 +20,10 @@ from dfkd.system.files import output_path, write_text
 from dfkd.system.portable import portable
 from dfkd.system.text import visible
 
-VOID = ("img", "meta")
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+VOID = ("img", "input", "meta")
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {}"
+SCRIPT = "page.js"
+"""What every page can do."""
 
 
 class Html(str):
@@ -85,23 +93,45 @@ def page_path(out: str) -> Path:
     return path
 
 
-def write_page(path: Path, title: str, *content: object) -> None:
-    """Write a whole page, or leave what was there."""
+def data(name: str, values: Mapping[str, Any]) -> Html:
+    """Values for a script of the page, as JSON under an id. It is never run: `<` ends no element in it."""
+    text = json.dumps(values, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    return Html(f'<script type="application/json" id="{html(name)}">{text}</script>')
+
+
+def write_page(path: Path, title: str, *content: object, scripts: Sequence[str] = ()) -> None:
+    """Write a whole page, or leave what was there; `scripts` are files beside this one that it runs, too."""
+    codes = [_resource(name) for name in (SCRIPT, *scripts)]
+    hashes = (base64.b64encode(hashlib.sha256(code.encode()).digest()).decode() for code in codes)
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag(
+            "meta",
+            http_equiv="Content-Security-Policy",
+            content=POLICY.format(" ".join(f"'sha256-{one}'" for one in hashes)),
+        ),
         tag("title", title),
-        tag("style", Html((resources.files("dfkd.report") / "markup.css").read_text(encoding="utf-8"))),
+        tag("style", _resource("markup.css")),
+        *(tag("script", code) for code in codes),
     )
     body = tag(
         "body",
-        tag("header", tag("h1", title)),
+        tag("header", tag("h1", title), tag("p", _when(), class_="note")),
         tag("main", *content),
         tag("footer", f"Written by dfkd {__version__}. This file is complete in itself: it loads nothing."),
     )
     write_text(path, f"<!doctype html>\n{tag('html', head, body, lang='en')}\n")
+
+
+def _resource(name: str) -> Html:
+    return Html((resources.files("dfkd.report") / name).read_text(encoding="utf-8"))
+
+
+def _when() -> str:
+    """When the page was written, and by which version."""
+    return f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %Z}, dfkd {__version__}"
 
 
 def _is_cell(value: object) -> bool:

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -62,16 +63,43 @@ def teacher_difference(row: Row) -> float | None:
     return fmean(apart) if apart else None
 
 
-def terminal_table(rows: Sequence[Row]) -> str:
-    """The table as aligned text. Costs that are the same in all of several rows are said once, below it."""
+@dataclass(frozen=True)
+class Shown:
+    """The table without the columns that say nothing, and in words the costs that are the same in all rows."""
+
+    head: list[str]
+    body: list[list[str]]
+    same: str
+
+
+def shown_table(rows: Sequence[Row]) -> Shown:
+    """The table; costs that are the same in all of several rows are said once, beside it."""
     body = [cells(row) for row in rows]
     named = ("steps", "teacher forwards", "generator steps", "student parameters", "source")
     costs = [HEAD.index(name) for name in named]
     none = [k for k in costs if {line[k] for line in body} <= {"0", "-"}]  # no generator anywhere
     same = [k for k in costs if len(rows) > 1 and len({line[k] for line in body}) == 1 and k not in none]
     kept = [k for k in range(len(HEAD)) if k not in (*same, *none)]
-    text = aligned([HEAD[k] for k in kept], [[line[k] for k in kept] for line in body])
-    return text + (f"\nin all rows: {', '.join(f'{HEAD[k]} {body[0][k]}' for k in same)}" if same else "")
+    words = f"in all rows: {', '.join(f'{HEAD[k]} {body[0][k]}' for k in same)}" if same else ""
+    return Shown([HEAD[k] for k in kept], [[line[k] for k in kept] for line in body], words)
+
+
+def terminal_table(rows: Sequence[Row]) -> str:
+    """The table as aligned text."""
+    shown = shown_table(rows)
+    return "\n".join(filter(None, (aligned(shown.head, shown.body), shown.same)))
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """The table as Markdown, for a README."""
+    shown = shown_table(rows)
+
+    def line(values: Sequence[str]) -> str:
+        texts = (visible(portable(value)).replace("\\", "\\\\").replace("|", "\\|") for value in values)
+        return f"| {' | '.join(texts)} |"
+
+    ruler = ["---" if name in ("name", "source") else "---:" for name in shown.head]
+    return "\n".join([line(shown.head), line(ruler), *map(line, shown.body), *(["", shown.same] if shown.same else [])])
 
 
 def reading(rows: Sequence[Row]) -> str:

@@ -19,7 +19,7 @@ from dfkd.config.tables import differences
 from dfkd.data import Images
 from dfkd.data.images.decode import processors, reencoded
 from dfkd.formats.manifest import MANIFEST, write_manifest
-from dfkd.formats.run_folder import CHECKPOINT, METRICS
+from dfkd.formats.run_folder import CHECKPOINT, LOGS, METRICS
 from dfkd.formats.shards import BYTES_PER_SHARD, ROWS_PER_SHARD, Rows, Shards, write_shards
 from dfkd.models.load import Model
 from dfkd.select.choose import REASONS, Choice
@@ -33,7 +33,7 @@ from dfkd.system.locks import LOCK
 from dfkd.system.portable import portable
 
 FILES_AT_ONCE = 64
-OWN = (LOCK, JOURNAL, CHECKPOINT, METRICS, "data-", "dataset_info.json", "scores.parquet", "state.json", MANIFEST)
+OWN = (LOCK, JOURNAL, CHECKPOINT, METRICS, LOGS, "data-", "dataset_info.json", "scores.parquet", "state.json", MANIFEST)
 """How the names begin in a folder in which a selection is written."""
 
 
@@ -125,7 +125,7 @@ def write(partial: Path, out: Path, selected: Selected) -> None:
     # with the filter: one that was found anew since a kill is another, by its last bits
     journal = Journal(partial, hash_of([selected.content, selected.filter] if selected.filter else selected.content))
     done = journal.done
-    keep = {LOCK, JOURNAL, CHECKPOINT, METRICS, *(file.name for file in done)}
+    keep = {LOCK, JOURNAL, CHECKPOINT, METRICS, LOGS, *(file.name for file in done)}
     for file in partial.iterdir():  # half written, or of another selection that was not finished
         if file.name not in keep:
             shutil.rmtree(file) if file.is_dir() else file.unlink()

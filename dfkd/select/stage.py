@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from dfkd.config import SelectConfig
 from dfkd.data import Pool, open_pool
@@ -37,6 +38,7 @@ from dfkd.system.portable import portable
 from dfkd.system.text import inspect_command, of_classes
 from dfkd.system.versions import versions
 
+AUTO, STATISTICS, THRESHOLD = "auto", "statistics", "threshold"
 METHOD = Kind("selection method", ("dfkd.select.methods",), given=("scores", "rng"), failure="failed")
 
 
@@ -87,10 +89,6 @@ def select(config: SelectConfig, teacher: GivenModel, pool: Sequence[GivenData])
 
 def _resolve(config: SelectConfig, method: Component, teacher: GivenModel, data: Sequence[GivenData]) -> Request:
     """Open and check everything."""
-    if config.gamma is not None and (says := method.options.get("gamma")) != config.gamma:
-        why = f"--method {config.method} says it" if says is not None else f"--method {method.name} has none"
-        say(f"note: --gamma {config.gamma:g} changes nothing: {why}")
-    config = _with_defaults(config, method)
     place = resolve_place(config.device, config.precision)
     model = load_trained(
         teacher,
@@ -99,6 +97,13 @@ def _resolve(config: SelectConfig, method: Component, teacher: GivenModel, data:
         crop_pct=config.crop_pct,
         interpolation=config.interpolation,
     )
+    if config.method == AUTO:
+        config = replace(config, method=_default_method(config, model))
+        method = check(config)
+    if config.gamma is not None and (says := method.options.get("gamma")) != config.gamma:
+        why = f"--method {config.method} says it" if says is not None else f"--method {method.name} has none"
+        say(f"note: --gamma {config.gamma:g} changes nothing: {why}")
+    config = _with_defaults(config, method)
     pool = open_pool(data, image_size=model.image_size, channels=model.channels, bits=config.bits, frame=model.frame)
     say(
         f"teacher {model.spec}: {model.classes} classes, input {pool.image_size} pixels, {model.channels} channels, "
@@ -136,11 +141,18 @@ def _make(request: Request, out: Path) -> Selected:
 def check(config: SelectConfig) -> Component:
     """Refuse what can be refused before any work. Returns the method, with the `gamma` of `--gamma` or its own."""
     parse_taps(config.teacher_taps)
-    method = METHOD.look_up(config.method)
+    method = METHOD.look_up(THRESHOLD if config.method == AUTO else config.method)
     if any(parameter.name == "gamma" for parameter in method.parameters):
         gamma = method.defaults.get("gamma") if config.gamma is None else config.gamma
         method = method.preset(**({"gamma": gamma} if gamma is not None else {}))
     return method.checked()
+
+
+def _default_method(config: SelectConfig, model: Model) -> str:
+    """What `auto` stands for: `--gamma` is an option of the threshold, and statistics are those of BatchNorm layers."""
+    layers = nn.BatchNorm2d, nn.SyncBatchNorm
+    remembers = any(isinstance(layer, layers) and layer.track_running_stats for layer in model.module.modules())
+    return STATISTICS if remembers and config.gamma is None else THRESHOLD
 
 
 def _check_store(config: SelectConfig, pool: Pool) -> None:
@@ -158,7 +170,7 @@ def _with_defaults(config: SelectConfig, method: Component) -> SelectConfig:
     """The request with what stands for options that were not given."""
     balance = Traits.of(method.target).balance if config.balance is None else config.balance
     # in a manifest's `config` a number stands, whatever the method: that of the default method
-    gamma = METHOD.choose(SelectConfig.method).options["gamma"] if config.gamma is None else config.gamma
+    gamma = METHOD.choose(THRESHOLD).options["gamma"] if config.gamma is None else config.gamma
     return replace(config, balance=balance, gamma=gamma)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from dfkd.system import ranks
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import cache_folder, make_folder, write_json
@@ -48,6 +49,8 @@ def resolve_place(device: str, precision: str) -> Place:
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if ranks.count() > 1:
+        device = _of_rank(device)
     if device.partition(":")[0] not in ("cpu", "cuda"):
         raise RequestError(f"--device {device!r} is not auto, cpu, cuda or cuda:N")
     try:
@@ -58,8 +61,23 @@ def resolve_place(device: str, precision: str) -> Place:
     _settle(found)
     bf16 = precision == "bf16" or (precision == "auto" and _multiplies_bf16(found))
     if bf16 and precision == "auto" and found.type == "cpu":
-        bf16 = _bf16_pays()
+        bf16 = ranks.from_first(_bf16_pays)
     return Place(found, torch.bfloat16 if bf16 else torch.float32)
+
+
+def _of_rank(device: str) -> str:
+    """The GPU of this process among those of its machine. Raises: RequestError where there is none for it."""
+    if device.partition(":")[0] != "cuda":
+        return device
+    if device != "cuda":
+        raise RequestError(f"--device {device} is one GPU for {ranks.count()} processes; give cuda: each takes its own")
+    if ranks.on_machine() >= torch.cuda.device_count():
+        raise RequestError(
+            f"--device cuda: there are {torch.cuda.device_count()} GPUs here and more processes; start as many "
+            "processes (--nproc-per-node)"
+        )
+    torch.cuda.set_device(ranks.on_machine())
+    return f"cuda:{ranks.on_machine()}"
 
 
 def _settle(device: torch.device) -> None:

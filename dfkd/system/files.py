@@ -34,7 +34,7 @@ def cache_folder() -> Path:
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dfkd"
     except RuntimeError:
-        raise RequestError("this user has no home folder for the cache; DFKD_CACHE names another folder") from None
+        raise RequestError("this user has no home folder for the cache; set DFKD_CACHE to another folder") from None
 
 
 def request_folder(kind: str, request: Mapping[str, Any]) -> Path:
@@ -49,7 +49,7 @@ def request_folder(kind: str, request: Mapping[str, Any]) -> Path:
         remove_stale(folder)
     except OSError as error:
         raise RequestError(
-            f"the cache {folder} cannot be written: {error.strerror}; DFKD_CACHE names another folder"
+            f"the cache {folder} cannot be written: {error.strerror}; set DFKD_CACHE to another folder"
         ) from None
     return folder
 
@@ -148,7 +148,7 @@ def output_path(text: str, flag: str = "--out") -> Path:
     """The path that a flag names, with links resolved. Raises: RequestError where nothing can be written there."""
     path = Path(text).resolve()
     if not _is_utf8(str(path)):
-        raise RequestError(f"{flag} {text} is no UTF-8, as Arrow wants the names of files to be; give another name")
+        raise RequestError(f"{flag} {text} is not UTF-8, which Arrow requires of file names; give another name")
     above = next(folder for folder in path.parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         what = "may not be written to" if above.is_dir() else "is a file"

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
+from dfkd.system import ranks
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import make_folder
@@ -29,12 +30,13 @@ def once(
 ) -> _Made | None:
     """What `make` gives under the lock; None where it is `done` already, by this command or another one.
 
-    `done` is called again under the lock: another command may have finished in between.
+    `done` is called again under the lock: another command may have finished in between. Of several ranks the first
+    one asks and locks for all; `make` is called on each.
     """
-    if done():
+    if ranks.from_first(done):
         return None
-    with lock():
-        return None if done() else make()
+    with ranks.held(lock):
+        return None if ranks.from_first(done) else make()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import os
 import selectors
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -34,14 +35,17 @@ class StopRequest:
 class _Handler:
     """What happens at a signal: the innermost block of `stop_request` is told, or the work is interrupted here."""
 
-    def __init__(self) -> None:
+    def __init__(self, together: float) -> None:
         self.first: int | None = None
         self.blocks: list[StopRequest] = []
+        self.together, self._at = together, 0.0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.first is not None:
+            if time.monotonic() < self._at + self.together:
+                return
             os._exit(128 + number)
-        self.first = number
+        self.first, self._at = number, time.monotonic()
         if not self.blocks:
             raise Interrupted(number)
         self.blocks[-1].signal = number
@@ -57,12 +61,15 @@ _current: ContextVar[_Handler | None] = ContextVar("handler", default=None)
 
 
 @contextmanager
-def handled() -> Iterator[_Handler | None]:
-    """Handle both signals while the block runs. Within another such block, or in a thread, nothing changes."""
+def handled(together: float = 0.0) -> Iterator[_Handler | None]:
+    """Handle both signals while the block runs. Within another such block, or in a thread, nothing changes.
+
+    Signals within `together` seconds of the first count as one: of a terminal's interrupt a launcher sends another.
+    """
     if _current.get() is not None or threading.current_thread() is not threading.main_thread():
         yield _current.get()
         return
-    handler = _Handler()
+    handler = _Handler(together)
     token = _current.set(handler)
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
@@ -113,8 +120,9 @@ def _watch(read_end: int, handler: _Handler) -> None:
     first = _next(read_end, None)
     if first == 0:
         return
+    until = time.monotonic() + handler.together
     second = _next(read_end, GRACE)
-    while second is None and handler.finishing:
+    while (second is None and handler.finishing) or (second and time.monotonic() < until):
         second = _next(read_end, GRACE)
     if second != 0:
         os.write(2, b"dfkd: ended at once; the same command goes on from what was complete\n")

@@ -42,6 +42,8 @@ class Measures:
     agreement: float | None
     """Share of images on which the model and its teacher predict the same class."""
     teacher_top1: float | None
+    teacher_per_class: list[float | None] | None = None
+    """The teacher's top-1 of each class."""
 
 
 def measure(model: Classifier, data: Pool, batch_size: int, teacher: Classifier | None = None) -> Measures:
@@ -84,10 +86,17 @@ def measure(model: Classifier, data: Pool, batch_size: int, teacher: Classifier 
         top1=float(right.mean()),
         top5=float((top5 == labels[:, None]).any(axis=1).mean()),
         calibration_error=calibration_error(confidence, right),
-        per_class=[float(right[labels == k].mean()) if (labels == k).any() else None for k in range(classes)],
+        per_class=_by_class(right, labels, classes),
         agreement=None if taught is None else float((predicted == taught).mean()),
         teacher_top1=None if taught is None else float((taught == labels).mean()),
+        teacher_per_class=None if taught is None else _by_class(taught == labels, labels, classes),
     )
+
+
+def _by_class(
+    right: Bool[np.ndarray, " images"], labels: Int[np.ndarray, " images"], classes: int
+) -> list[float | None]:
+    return [float(right[labels == k].mean()) if (labels == k).any() else None for k in range(classes)]
 
 
 def _named_classes(logits: Float[Tensor, "batch classes"]) -> Int[np.ndarray, " batch"]:

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from dfkd.formats.run_folder import Progress
 from dfkd.formats.run_records import Checkpoint
+from dfkd.system import ranks
 from dfkd.system.console import progress
 from dfkd.system.errors import RequestError
+from dfkd.system.shares import means
 from dfkd.system.signals import Interrupted, stop_request
 
 
@@ -89,50 +91,60 @@ def joined(learner: Mapping[str, Measured], source: Mapping[str, Measured]) -> d
 def train(learner: Learner, record: Progress) -> None:
     """Train to the last step, from the record's checkpoint if it has one.
 
+    Where several processes work together each takes every step; rank 0 writes.
     Raises: RequestError when a metric or the weights are no longer finite, naming step and term: the checkpoint before
     is kept. KeyboardInterrupt after SIGINT or SIGTERM, once the checkpoint is written from which the same command goes
     on.
     """
     plan = learner.plan
-    found = record.load()
+    found = ranks.from_first(record.load)
     if found is not None:
         learner.load_state_dict(*found)
     learner.begin()
     started, seconds_before = time.perf_counter(), learner.seconds
     total = plan.steps
     with progress("training", total, "steps", learner.step) as bar, stop_request() as stop:
+        vote = ranks.Vote(stop)
         for piece in itertools.count(1):
+            vote.cast()
             seen = learner.warm_up()
+            signal = vote.result()
             if seen is None:
                 break
-            if piece % plan.log_every == 0 or stop.signal is not None:
+            if piece % plan.log_every == 0 or signal is not None:
                 _check_finite({name: float(value) for name, value in seen.items()}, learner.step, learner.hint)
-            if piece % plan.checkpoint_every == 0 or stop.signal is not None:
-                check_weights(learner)
+            if piece % plan.checkpoint_every == 0 or signal is not None:
                 learner.seconds = seconds_before + time.perf_counter() - started
-                record.save(learner.state_dict(), {"step": learner.step, "seconds": learner.seconds})
-            if stop.signal is not None:
-                raise Interrupted(stop.signal, "what was made so far is saved, the same command goes on from there")
+                _save(learner, record)
+            if signal is not None:
+                raise Interrupted(signal, "what was made so far is saved, the same command goes on from there")
         logged_at, logged_step = time.perf_counter(), learner.step
         while learner.step < total:
+            vote.cast()
             metrics = learner.advance()
-            step = learner.step
-            last, save = step == total, step % plan.checkpoint_every == 0 or stop.signal is not None
+            signal, step = vote.result(), learner.step
+            last, save = step == total, step % plan.checkpoint_every == 0 or signal is not None
             if step % plan.log_every == 0 or save or last:
                 now = time.perf_counter()
-                row = {name: float(value) for name, value in metrics.items()}
+                row = means({name: float(value) for name, value in metrics.items()})
                 _check_finite(row, step, learner.hint)
                 rate = plan.batch_size * (step - logged_step) / (now - logged_at)
-                if step % plan.log_every == 0 or last:
+                if ranks.first() and (step % plan.log_every == 0 or last):
                     record.log({"step": step, **row, "images_per_second": rate})
                 bar.advance(step - logged_step, learner.tell(row))
                 logged_at, logged_step = now, step
                 learner.seconds = seconds_before + now - started
             if save or last:
-                check_weights(learner)
-                record.save(learner.state_dict(), {"step": step, "seconds": learner.seconds})
-            if stop.signal is not None:
-                raise Interrupted(stop.signal, f"step {step} is saved, the same command goes on from there")
+                _save(learner, record)
+            if signal is not None:
+                raise Interrupted(signal, f"step {step} is saved, the same command goes on from there")
+
+
+def _save(learner: Learner, record: Progress) -> None:
+    """Write a checkpoint, on rank 0; the others wait for it, so that none ends before it is there."""
+    check_weights(learner)
+    progress = {"step": learner.step, "seconds": learner.seconds}
+    ranks.from_first(lambda: record.save(learner.state_dict(), progress))
 
 
 def _check_finite(row: Mapping[str, float], step: int, hint: str) -> None:

@@ -122,7 +122,7 @@ class GroupedOrder:
                 f"{max(1, round(batch / each)) * each} images can"
             )
         if len(groups) == 0:
-            raise RequestError("there are no images to draw batches from")
+            raise RequestError("there are no images to draw batches from: the selection is empty")
         self._batch, self._each, self._seed = batch, each, seed
         by_group = np.argsort(groups, kind="stable")
         self._members = np.split(by_group, np.flatnonzero(np.diff(groups[by_group])) + 1)

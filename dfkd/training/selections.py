@@ -44,7 +44,7 @@ def open_selections(samples: Sequence[str], normalize: str | None, image_size: i
             raise RequestError(f"--samples {name} is empty")
     size = selections[0].manifest.image.size if selections else image_size
     if image_size not in (None, size):
-        raise RequestError(f"--image-size {image_size} is not the selection's {size}; select again so")
+        raise RequestError(f"--image-size {image_size} is not the selection's {size}; select again with it")
     return selections
 
 

@@ -18,6 +18,7 @@ from dfkd.formats.shards import Shards
 from dfkd.models.features.outputs import Outputs
 from dfkd.system.errors import RequestError
 from dfkd.system.foreign import Foreign
+from dfkd.system.shares import Share
 from dfkd.training.sampling import Following, Order
 
 Student = Callable[[Float[Tensor, "batch channels height width"]], Outputs]
@@ -26,14 +27,18 @@ Student = Callable[[Float[Tensor, "batch channels height width"]], Outputs]
 
 @dataclass(frozen=True)
 class Batch:
-    """Images, and which stored image each one is; None where some are not stored."""
+    """Images, and which stored image each one is; None where some are not stored.
 
-    pixels: UInt8[Tensor, "batch height width channels"]
+    Where several processes share the batch, `pixels` are those of `share`, and `rows` are of all.
+    """
+
+    pixels: UInt8[Tensor, "images height width channels"]
     rows: Int[Tensor, " batch"] | None
+    share: Share | None = None
 
 
 _FAILS = "the order of batches fails:"
-_Rows = tuple[UInt8[Tensor, "batch height width channels"], Int[Tensor, " batch"]]
+_Rows = tuple[UInt8[Tensor, "images height width channels"], Int[Tensor, " batch"]]
 """Pixels and rows of a batch of stored images."""
 
 
@@ -78,8 +83,8 @@ class Source(Protocol):
         """Told of a batch: the divergence of the student from the teacher on each of its images."""
         ...
 
-    def sample(self, count: int) -> Batch:
-        """The next `count` images."""
+    def sample(self, count: int, share: Share | None = None) -> Batch:
+        """The next `count` images; the pixels only of the `share`, where it is given."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -140,7 +145,7 @@ class ShardSource(Still):
         self._starts, self._resident = np.cumsum([0, *map(len, selections)]), resident
         ahead = any(shards.encoded for shards in selections) and not self.follows
         self._reader = ThreadPoolExecutor(1) if ahead else None
-        self._ahead: tuple[int, Future[_Rows]] | None = None
+        self._ahead: tuple[int, Share | None, Future[_Rows]] | None = None
 
     @property
     def images(self) -> int:
@@ -158,13 +163,13 @@ class ShardSource(Still):
             with Foreign(_FAILS, self._order):
                 self._following.seen(rows.numpy(), values)
 
-    def sample(self, count: int) -> Batch:
-        """The next `count` images."""
+    def sample(self, count: int, share: Share | None = None) -> Batch:
+        """The next `count` images; the pixels only of the `share`, where it is given."""
         position, self._position = self._position, self._position + count
         if self._reader is None:
-            return Batch(*self._batch(position, count))
-        batch = Batch(*self._read(position, count))
-        self._ahead = (self._position, self._reader.submit(self._batch, self._position, count))
+            return Batch(*self._batch(position, count, share), share)
+        batch = Batch(*self._read(position, count, share), share)
+        self._ahead = (self._position, share, self._reader.submit(self._batch, self._position, count, share))
         return batch
 
     def state_dict(self) -> dict[str, Any]:
@@ -178,28 +183,33 @@ class ShardSource(Still):
         if self._following is not None:
             self._following.load_state_dict(state["order"])
 
-    def _read(self, position: int, count: int) -> _Rows:
+    def _read(self, position: int, count: int, share: Share | None) -> _Rows:
         """The batch at a position, as far as it was read ahead: within a mixture its size differs from step to step."""
         if self._ahead is None:
-            return self._batch(position, count)
-        start, future = self._ahead
+            return self._batch(position, count, share)
+        start, ahead, future = self._ahead
         pixels, rows = future.result()  # waited for in any case: one thread at a time reads
-        if start != position:
-            return self._batch(position, count)
-        here = len(pixels)
+        if start != position or ahead != share:
+            return self._batch(position, count, share)
+        here = len(rows)
+        if here == count:
+            return pixels, rows
         if here < count:
             more = self._batch(position + here, count - here)
             return torch.cat([pixels, more[0]]), torch.cat([rows, more[1]])
         return pixels[:count], rows[:count]
 
-    def _batch(self, position: int, count: int) -> _Rows:
+    def _batch(self, position: int, count: int, share: Share | None = None) -> _Rows:
         with Foreign(_FAILS, self._order):
             rows = self._order.rows(position, count)
         self._check(rows, count)
+        own = rows if share is None else rows[share.rows]
         if self._resident is not None:
-            return self._resident(rows, self._pixels), torch.from_numpy(rows)
+            return self._resident(own, self._pixels), torch.from_numpy(rows)
         windows = None if self._crops is None else self._crops.at(position, count)
-        return torch.from_numpy(self._pixels(rows, windows)), torch.from_numpy(rows)
+        if windows is not None and share is not None:
+            windows = windows[share.rows]
+        return torch.from_numpy(self._pixels(own, windows)), torch.from_numpy(rows)
 
     def _check(self, rows: object, count: int) -> None:
         """Raises: RequestError for what an order of one's own gives instead of rows."""
@@ -212,6 +222,8 @@ class ShardSource(Still):
     def _pixels(
         self, rows: Int[np.ndarray, " batch"], windows: Sequence[Window] | None = None
     ) -> UInt8[np.ndarray, "batch height width channels"]:
+        if not len(rows):  # of a mixture, whose share has none of this source
+            return self._selections[0].pixels(rows)
         which = np.searchsorted(self._starts, rows, side="right") - 1
         parts = []
         for number in np.unique(which):
@@ -289,20 +301,25 @@ class MixedSource(Deaf):
         """Every source in turn."""
         return {name: value for source in self._sources for name, value in source.update(student).items()}
 
-    def sample(self, count: int) -> Batch:
-        """The next `count` images: each source's share of them, one behind the other."""
+    def sample(self, count: int, share: Share | None = None) -> Batch:
+        """The next `count` images: each source's part of them, one behind the other."""
         start, self._position = self._position, self._position + count
         ends = [np.floor(self._edges * position + 1e-9).astype(np.int64) for position in (start, self._position)]
         counts = np.diff(ends[1] - ends[0]).tolist()
-        batches = [source.sample(n) for source, n in zip(self._sources, counts, strict=True) if n]
+        starts = np.cumsum([0, *counts]).tolist()
+        batches = [
+            source.sample(n, share and share.within(start, start + n))
+            for source, n, start in zip(self._sources, counts, starts, strict=False)
+            if n
+        ]
         device = next((b.pixels.device for b in batches if b.pixels.device.type != "cpu"), torch.device("cpu"))
         pixels = torch.cat([batch.pixels.to(device, non_blocking=True) for batch in batches])
         if self.images is None:
-            return Batch(pixels, None)
+            return Batch(pixels, None, share)
         offsets = np.cumsum([0, *(source.images for source in self._sources)])
         used = [offset for offset, n in zip(offsets.tolist(), counts, strict=False) if n]
         rows = [batch.rows + offset for batch, offset in zip(batches, used, strict=True) if batch.rows is not None]
-        return Batch(pixels, torch.cat(rows))
+        return Batch(pixels, torch.cat(rows), share)
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and every source."""

@@ -144,7 +144,7 @@ def test_bad_requests(arrays: list[str], tmp_path: Path) -> None:
         (str(tmp_path / "one" / "pol.npz"), r"there is no file or folder '.*pol\.npz'; did you mean 'pool\.npz'\?"),
         (str(tmp_path / "on" / "pool.npz"), r"has no 'on'; did you mean 'one'\?"),
         (str(tmp_path / "zebra"), "there is no file or folder '.*zebra'$"),
-        (str(tmp_path / "notes.txt"), "is in no format that is known: a folder of images"),
+        (str(tmp_path / "notes.txt"), "is in no known format: a folder of images"),
         ("https://example.org/x.tar", "DATA is a folder of images"),
         (str(tmp_path / "x-{5..2}.tar"), "write the smaller number first"),
         ("", "there is no file or folder ''"),

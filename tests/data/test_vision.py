@@ -85,9 +85,9 @@ def test_bad_requests(mnist: dict[str, np.ndarray]) -> None:
         ("torchvision:MNIST:val", "split 'val' is not train or test"),
         ("torchvision:MNIST:train:test", "split 'test' is not train or test"),
         ("torchvision:FakeData:train", "this data set has no splits"),
-        ("torchvision:SVHN:nosuch", "cannot be had: .*nosuch"),
+        ("torchvision:SVHN:nosuch", "is not available: .*nosuch"),
         ("torchvision:CocoDetection", "needs annFile"),
-        ("torchvision:ImageNet:val", "cannot be had: .*ILSVRC2012"),
+        ("torchvision:ImageNet:val", "is not available: .*ILSVRC2012"),
     ):
         with pytest.raises(RequestError, match=f"(?i){pattern}"):
             open_pool([text], image_size=32, channels=3)

@@ -146,7 +146,7 @@ def test_tar__reads_files_with_holes(tmp_path, format):
 def test_open_pool__says_what_to_do_with_other_files(tmp_path, name, said):
     """Packed archives and single arrays in the place of data."""
     (tmp_path / name).write_bytes(b"x")
-    with pytest.raises(RequestError, match=f"is in no format that is known; .*{said}"):
+    with pytest.raises(RequestError, match=f"is in no known format; .*{said}"):
         open_pool([str(tmp_path / name)], image_size=16, channels=3)
 
 

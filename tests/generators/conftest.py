@@ -45,7 +45,7 @@ class RealImages(Still):
         self._pixels = torch.randint(0, 256, (100, SIZE, SIZE, channels), dtype=torch.uint8)
         self._order, self._position = ShuffledOrder(100, 0), 0
 
-    def sample(self, count):
+    def sample(self, count, share=None):
         rows = torch.from_numpy(self._order.rows(self._position, count))
         self._position += count
         return Batch(self._pixels[rows], rows)

@@ -64,7 +64,7 @@ def test_the_folder_holds_what_the_contract_says(lab, selection, finished):
     config = tomllib.loads((finished / "config.toml").read_text())
     assert config["model"]["architecture"] == "cifar_resnet:depth=8,in_channels=1,num_classes=10,width=4"
     (selected,) = config["content"]["selected"]
-    assert selected == "method=threshold:gamma=0.7,draw=confidence count=400 class_dropping=0.05 balance=class"
+    assert selected == "method=statistics:weight=0.0 count=400 class_dropping=0.05 balance=class"
     # the connectors of ofd learn with the student and are no part of it
     assert set(load_file(finished / "student.safetensors")) == set(cifar_resnet(depth=8, width=4).state_dict())
 
@@ -288,7 +288,7 @@ def test_a_student_learns_from_images_without_a_digit(lab, selection, tmp_path):
     assert result["teacher_top1"] > 0.9
     assert result["top1"] > 0.5
     rows = metrics(tmp_path / "run")
-    assert rows[-1]["kd"] < 0.6 * rows[0]["kd"]
+    assert rows[-1]["kd"] < 0.85 * rows[0]["kd"]
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_checkpoint(

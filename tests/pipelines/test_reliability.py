@@ -268,7 +268,7 @@ def test_a_cache_that_cannot_be_written_is_named(lab, tmp_path, monkeypatch, cap
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DFKD_CACHE", str(tmp_path / "file" / "cache"))
     assert lab.select(tmp_path / "out", "--count", 50) == 2
-    assert "cannot be written: File exists; DFKD_CACHE names another folder" in capsys.readouterr().err
+    assert "cannot be written: File exists; set DFKD_CACHE to another folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["student.safetensors", "result.json", "config.toml", "metrics.jsonl"])

@@ -104,7 +104,7 @@ def test_a_stage_that_another_command_is_at_is_done_later(lab, file, tmp_path, m
     stages = [line.split()[0] for line in said.splitlines() if line.startswith("[")]
     assert stages == [f"[{number}/8]" for number in (2, 4, 1, 3, 5, 6, 7, 8)]
     assert slept == [pipeline.POLL]
-    assert said.count("6 of 8 stages are left, and other commands are at them: waiting") == 1
+    assert said.count("6 of 8 stages are left, and other commands run them: waiting") == 1
 
 
 def test_a_stage_that_another_command_has_just_begun_is_done_later(lab, file, tmp_path, monkeypatch, capsys):
@@ -296,13 +296,21 @@ def test_the_pipelines_that_come_along_are_valid(monkeypatch):
 def test_the_demo_from_nothing_to_its_report(lab, tmp_path, capsys, monkeypatch):
     from dfkd.app import demo
 
-    monkeypatch.setattr(demo, "POOL_PATCHES", 1200)
-    monkeypatch.setattr(demo, "GENERATOR", "dafl:latent=4,width=2")
+    monkeypatch.setattr(demo, "POOL_IMAGES", 1200)
+    monkeypatch.setattr(demo, "SELECTED", 200)
+    monkeypatch.setattr(demo, "GENERATOR", "deepinversion:steps=2")
+    monkeypatch.setattr(demo, "GENERATED", 128)
     monkeypatch.setattr(demo, "train_teacher", partial(demo.train_teacher, epochs=6))
     assert lab.dfkd("demo", "--out", tmp_path / "demo", "--seeds", 1, "--steps", 5) == 0
     said = capsys.readouterr()
     assert str(tmp_path / "demo" / "report.html") in said.err
     assert all(name in said.out for name in ("random", "confident", "ours", "generated"))
+    lines = [line for line in said.err.splitlines() if line.startswith("[")]
+    assert [line.partition("]")[0] for line in lines] == [f"[{n}/8" for n in range(1, 9)]
+    before, _, after = said.err.partition(lines[0])
+    assert len(before.splitlines()) <= 3 and "training" not in after  # no line or bar of a stage beside its own
+    shares = {name: float(share) for name, share in re.findall(r"(\w+) ([\d.]+)%", said.err.split("patches: ")[1])}
+    assert 5 < shares["random"] < 15 and shares["ours"] > 1.5 * shares["random"]
     for name in ("random", "confident", "ours", "generated"):
         result = json.loads((tmp_path / "demo" / "runs" / f"{name}-seed0" / "result.json").read_text())
         assert (result["steps"], result["test_images"]) == (5, 714)

@@ -6,10 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from dfkd.app import demo
 from dfkd.formats.shards import Shards
-from dfkd.models import cifar_resnet
+from dfkd.models import cifar_resnet, lenet5
 from dfkd.models.classifier import Classifier
 from dfkd.select import stage
 from dfkd.select.class_dropping import kept_classes
@@ -46,9 +47,9 @@ def test_the_folder_holds_what_the_contract_says(lab, selection):
     ]
     manifest = json.loads((selection / "manifest.json").read_text())
     assert manifest["count"] == sum(manifest["per_class"]) == manifest["reasons"]["selected"] == 400
-    assert manifest["admitted"] == 840
+    assert manifest["admitted"] == 1200
     assert manifest["image"] == {"encoded": False, "size": 16, "channels": 1}
-    assert manifest["content"]["options"]["method"] == "threshold:gamma=0.7,draw=confidence"
+    assert manifest["content"]["options"]["method"] == "statistics:weight=0.0"
     assert str(lab.folder) not in (selection / "manifest.json").read_text()
 
     opened = datasets.load_from_disk(str(selection))
@@ -63,6 +64,16 @@ def test_the_folder_holds_what_the_contract_says(lab, selection):
     assert len(scores["source"]) == 1200
     chosen = [i for i, reason in enumerate(scores["reason"]) if reason == "selected"]
     assert [scores["source"][i] for i in chosen] == opened["source"][:]
+    assert manifest["threshold"] is None
+
+
+def test_the_threshold_is_in_the_manifest(lab, tmp_path):
+    assert lab.select(tmp_path / "s", "--count", 400, "--method", "threshold") == 0
+    manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
+    assert manifest["content"]["options"]["method"] == "threshold:gamma=0.7,draw=confidence"
+    assert manifest["admitted"] == 840
+    scores = pq.read_table(tmp_path / "s" / "scores.parquet").to_pydict()
+    chosen = [i for i, reason in enumerate(scores["reason"]) if reason == "selected"]
     assert min(scores["confidence"][i] for i in chosen) >= manifest["threshold"]
 
 
@@ -80,6 +91,24 @@ def test_what_is_stored_is_what_the_teacher_says_of_the_stored_pixels(lab, selec
     assert shards.column("prediction").tolist() == prediction.tolist()
     stored = torch.from_numpy(shards.column("logits"))
     assert shards.column("kept_classes").tolist() == kept_classes(stored, 0.05).tolist()
+
+
+def test_method__is_by_default_what_the_teacher_allows(lab, tmp_path, monkeypatch):
+    """Statistics for a teacher that remembers some; the threshold for another one, and where its option is given."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    save_file(dict(lenet5(num_classes=10, in_channels=1).state_dict()), "lenet.safetensors")
+    flags = ("--normalize", "0.5/0.5", "--pool", lab.pool, "--count", 20, "--filter", "none")
+    for out, model, size, more, method in (
+        ("a", lab.teacher, 16, (), "statistics"),
+        ("b", lab.teacher, 16, ("--gamma", 0.5), "threshold:gamma=0.5"),
+        ("c", "lenet5@lenet.safetensors", 32, (), "threshold:gamma=0.7"),
+    ):
+        assert lab.dfkd("select", "--teacher", model, "--image-size", size, *flags, *more, "--out", out) == 0
+        manifest = json.loads((tmp_path / out / "manifest.json").read_text())
+        assert manifest["content"]["options"]["method"].startswith(method)
+        assert manifest["config"]["method"] == method.partition(":")[0]
+        assert (manifest["threshold"] is None) == (method == "statistics")
 
 
 def test_statistics__takes_digits_from_a_heap_of_noise(lab, tmp_path, rng):

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 
 from dfkd.config import CompareConfig
+from dfkd.report.collect import collect, curve
 from dfkd.report.compare import run
+from dfkd.report.compare_figures import over_seconds
 from dfkd.report.compare_page import command
+from dfkd.report.markup import VOID
 from dfkd.system.errors import RequestError
 
 
@@ -23,7 +26,7 @@ class Balanced(HTMLParser):
 
     def handle_starttag(self, tag, attrs) -> None:
         self.seen.append(tag)
-        self.open += [] if tag in ("meta", "img") else [tag]
+        self.open += [] if tag in VOID else [tag]
 
     def handle_endtag(self, tag) -> None:
         assert self.open.pop() == tag
@@ -36,8 +39,8 @@ def test_page_csv_and_terminal(make_run, tmp_path: Path, capsys) -> None:
     run(CompareConfig(runs=tuple(folders), out=str(tmp_path / "new" / "report.html")))
     page = (tmp_path / "new" / "report.html").read_text(encoding="utf-8")
     seen = Balanced(page).seen
-    assert "script" not in seen and "&lt;script&gt;alert(1)" in page
-    assert seen.count("h2") == 5 and seen.count("pre") == 4 and seen.count("polyline") == 4
+    assert seen.count("script") == 1 and "&lt;script&gt;alert(1)" in page
+    assert seen.count("h2") == 7 and seen.count("pre") == 5 and seen.count("polyline") == 4
     assert seen.count("circle") == 4 + 4  # a seed each, and the ends of four lines
     assert "50.50 ± 0.71" in page and "/data/&lt;t&gt;.npz" in page
     differing = page[page.index("Options in which rows differ") :].partition("</table>")[0]
@@ -48,12 +51,53 @@ def test_page_csv_and_terminal(make_run, tmp_path: Path, capsys) -> None:
 
 
 def test_page_of_one_untested_run_without_metrics(make_run, tmp_path: Path, capsys) -> None:
-    folder = make_run("a", top1=None, agreement=None, teacher_top1=None, test_images=None)
+    folder = make_run("a", top1=None, agreement=None, teacher_top1=None, test_images=None, per_class=None)
     (Path(folder) / "metrics.jsonl").unlink()
     run(CompareConfig(runs=(folder,), out=str(tmp_path / "report.html")))
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert Balanced(page).seen.count("h2") == 3 and "No run was tested" in page
     assert "warning: one seed" in capsys.readouterr().out
+
+
+def section(page: str, heading: str) -> str:
+    return page.partition(f"<h2>{heading}</h2>")[2].partition("</section>")[0]
+
+
+def test_page__shows_what_accuracy_costs_and_every_class(make_run, tmp_path: Path) -> None:
+    classes = {"teacher_per_class": [0.9, 1.0, None]}
+    folders = [
+        make_run("slow", s, top1=0.8 + 0.02 * s, seconds=900.0 + s, per_class=[0.6, 0.9 + 0.1 * s, None], **classes)
+        for s in (0, 1)
+    ]
+    folders += [make_run("quick", top1=0.7, seconds=9.0, per_class=[0.5, 0.9, None], **classes)]
+    folders += [make_run("poor", top1=0.6, seconds=90.0, per_class=[0.5, 0.7, None], **classes)]
+    run(CompareConfig(runs=tuple(folders), out=str(tmp_path / "report.html")))
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    costs = section(page, "What accuracy costs")
+    # teacher forwards and parameters are the same in all rows: there is one chart
+    assert re.findall(r'role="img" aria-label="([^"]+)"', costs) == ["Seconds of training"]
+    assert "Pareto front: quick, slow" in costs and "logarithmic" in costs
+    rows = re.findall(r'scope="row">(\d)</th>(.*?)</tr>', section(page, "Classes"))
+    cells = {name: re.findall(r"<td[^>]*>([^<]+)", row) for name, row in rows}
+    assert cells == {
+        "0": ["90.0", "60.0", "50.0", "50.0", "-36.7"],
+        "1": ["100.0", "95.0", "90.0", "70.0", "-15.0"],
+        "2": ["-", "-", "-", "-", "-"],
+    }
+
+
+def test_over_seconds__adds_up_the_time_of_the_steps(make_run) -> None:
+    folder = make_run("a")  # batches of 128 images
+    rows = [(50, 6400.0), (100, 3200.0)]
+    text = "".join(f'{{"step": {s}, "loss": {s}.5, "images_per_second": {rate}}}\n' for s, rate in rows)
+    (Path(folder) / "metrics.jsonl").write_text(text)
+    (row,) = collect([folder])
+    assert over_seconds(row, curve(row, "loss")) == [(1.0, 50.5), (3.0, 100.5)]
+
+
+def test_over_seconds__without_rates_there_is_no_curve(make_run) -> None:
+    (row,) = collect([make_run("a")])
+    assert over_seconds(row, curve(row, "loss")) == []
 
 
 def test_no_home_folder_in_page_and_csv(make_run, tmp_path: Path, monkeypatch) -> None:
@@ -82,7 +126,7 @@ def test_command_can_be_given_again(monkeypatch) -> None:
         "lr": 0.1,
         "loss": ["kd:temperature=4", "relation:1"],
         "teacher_taps": [],
-        "optimizer": "sgd",
+        "optimizer": "auto",
     }
     line = command(config)
     assert line == (

@@ -1,5 +1,6 @@
 import base64
 import io
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from PIL import Image
 from dfkd.config import InspectConfig
 from dfkd.formats.manifest import write_manifest
 from dfkd.formats.shards import Rows, write_shards
-from dfkd.report import inspection
+from dfkd.report import explore, inspection
+from dfkd.report.filter_picture import drawn, response
 from dfkd.system.errors import RequestError
+
+COLUMNS = {"confidence": "<f4", "prediction": "<u4", "reason": "u1", "row": "<u4"}
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -64,6 +68,8 @@ def make_selection(
     write_manifest(folder, manifest | {"files": files})
     reasons = pa.array(["selected"] * n + ["unreadable", "not_drawn"]).dictionary_encode()
     scores = {
+        "source": [*rows.source, "x", "y"],
+        "prediction": np.array([*predictions, 0, classes - 1], np.int32),
         "confidence": np.concatenate([rows.confidence, np.float32([1.0, 0.1])]),
         "entropy": np.concatenate([rows.entropy, np.float32([0.0, 0.9])]),
         "reason": reasons,
@@ -108,7 +114,11 @@ def test_page(tmp_path: Path) -> None:
     page = (tmp_path / "s.html").read_text(encoding="utf-8")
     assert [image.tolist() for image in images(page)] == [[[[i] * 3] * 4] * 4 for i in range(3)]
     assert 'class="pixelated"' in page and "<t>" not in page and 'title="pool/&lt;0&gt;.png"' in page
-    assert re.findall(r"<h3>([^<]+)", page) == ["Class 0, 2 images", "Class 2, 1 image"]
+    assert re.findall(r"<h3>([^<]+)", page) == [
+        "Classes before balance (grey) and after (blue)",
+        "Class 0, 2 images",
+        "Class 2, 1 image",
+    ]
     assert re.findall(r"<figcaption>(0[^<]+)", page) == [
         "0.50, entropy 0.40, keeps all",
         "0.52, entropy 0.39, keeps 0",
@@ -165,3 +175,72 @@ def test_what_is_no_selection_is_refused(tmp_path: Path) -> None:
     folder = make_selection(tmp_path / "s", [0], 2)
     with pytest.raises(RequestError, match=r"give FILE\.html"):
         inspection.run(InspectConfig(folder=str(folder), out=str(tmp_path / "s.pdf")))
+
+
+def test_page__shows_images_that_are_out_by_reason(tmp_path: Path) -> None:
+    folder = make_selection(tmp_path / "s", [0, 0, 2], 3)
+    pixels = np.arange(5, dtype=np.uint8)[:, None, None, None] * 50 + np.zeros((5, 4, 4, 3), np.uint8)
+    np.savez(tmp_path / "pool.npz", images=pixels)
+    inspection.run(InspectConfig(folder=str(folder), out=str(tmp_path / "s.html"), pool=(str(tmp_path / "pool.npz"),)))
+    page = (tmp_path / "s.html").read_text(encoding="utf-8")
+    out = page.partition("<h2>Images that are out</h2>")[2]
+    assert re.findall(r"<h3>([^<]+)", out) == ["Admitted and not drawn, 1 images"]
+    assert [int(image[0, 0, 0]) for image in images(out)] == [200] and 'data-row="4"' in out
+    assert re.findall(r'data-row="(\d)"', page) == ["0", "1", "2", "4"]
+
+
+def test_a_pool_that_is_another_one_is_refused(tmp_path: Path) -> None:
+    folder = make_selection(tmp_path / "s", [0, 0, 2], 3)
+    np.savez(tmp_path / "pool.npz", images=np.zeros((9, 4, 4, 3), np.uint8))
+    config = InspectConfig(folder=str(folder), out=str(tmp_path / "s.html"), pool=(str(tmp_path / "pool.npz"),))
+    with pytest.raises(RequestError, match="--pool has 9 images, and the selection is of a pool of 5"):
+        inspection.run(config)
+    with pytest.raises(RequestError, match="changes nothing without --out"):
+        inspection.run(InspectConfig(folder=str(folder), pool=("p",)))
+    (folder / "scores.parquet").unlink()
+    with pytest.raises(RequestError, match="are not from a pool"):
+        inspection.run(config)
+
+
+def test_explorer__has_the_stored_scores_of_usable_images(tmp_path: Path) -> None:
+    folder = make_selection(tmp_path / "s", [0, 0, 2], 3)
+    inspection.run(InspectConfig(folder=str(folder), out=str(tmp_path / "s.html")))
+    page = (tmp_path / "s.html").read_text(encoding="utf-8")
+    pool = json.loads(re.search(r'id="pool">(.*?)</script>', page)[1])
+    column = {name: np.frombuffer(base64.b64decode(pool[name]), kind) for name, kind in COLUMNS.items()}
+    assert column["confidence"].tolist() == pytest.approx([0.5, 0.52, 0.54, 0.1])
+    assert column["row"].tolist() == [0, 1, 2, 4] and column["prediction"].tolist() == [0, 0, 2, 2]
+    assert [pool["reasons"][k] for k in column["reason"]] == ["selected"] * 3 + ["not_drawn"]
+    assert pool["scale"] == 1 and pool["classes"] == 3 and pool["distance"] is None
+    assert "statistics" not in page.partition("<form>")[2].partition("</form>")[0]  # there are no distances
+
+
+def test_explorer__has_a_sample_of_a_large_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explore, "MOST", 50)
+    rows = np.arange(1000)
+    scores = explore.PoolScores(rows / 1000, rows / 1000, rows % 3, rows * 0, rows, 1000)
+    found = explore._sample(scores, np.array([3, 4]))
+    assert {3, 4} <= {*found.tolist()} and 50 <= len(found) <= 52 and sorted({*found}) == found.tolist()
+
+
+def test_filter__its_kernel_and_its_gain() -> None:
+    same, mean = np.zeros((3, 3), np.float32), np.full((3, 3), 1 / 9, np.float32)
+    same[1, 1] = 1
+    assert [gain for _, gain in response(same)] == pytest.approx([1] * 17)
+    gains = [gain for _, gain in response(mean)]
+    assert gains[0] == pytest.approx(1) and min(gains) < 0.2
+    sheet = drawn(np.stack([np.stack([same, -same]), np.stack([same * 0, same / 2])]))
+    assert sheet.shape == (7, 7, 3)
+    assert sheet[1, 1].tolist() == [29, 95, 168] and sheet[5, 1].tolist() == [194, 65, 12]  # from the second channel
+    assert sheet[1, 5].tolist() == [255] * 3 and sheet[5, 5].tolist() == [142, 175, 212] and sheet[3, 0, 0] == 128
+
+
+def test_page__shows_the_filter(tmp_path: Path) -> None:
+    folder = make_selection(tmp_path / "s", [0, 1], 2, channels=1)
+    table = json.loads((folder / "manifest.json").read_text())
+    kernel = {"kernel": [[[[0.0, 0, 0], [0, 1, 0], [0, 0, 0]]]], "bias": [0.0], "inception_score": [2.0, 3.0]}
+    del table["checksum"], table["beside"]
+    write_manifest(folder, {**table, "filter": kernel})
+    inspection.run(InspectConfig(folder=str(folder), out=str(tmp_path / "s.html")))
+    page = (tmp_path / "s.html").read_text(encoding="utf-8")
+    assert "<h2>Filter</h2>" in page and "gray: 1.00 at 0, 1.00 at the highest" in page

@@ -1,6 +1,11 @@
+import base64
+import hashlib
+import json
+import re
+
 import pytest
 
-from dfkd.report.markup import Html, html, page_path, table, tag, write_page
+from dfkd.report.markup import Html, data, html, page_path, table, tag, write_page
 from dfkd.system.errors import RequestError
 from dfkd.system.text import aligned
 
@@ -33,8 +38,18 @@ def test_page_is_complete_and_loads_nothing(tmp_path) -> None:
     assert text.startswith('<!doctype html>\n<html lang="en">')
     assert "<title>&lt;T&gt;</title>" in text and "<h1>&lt;T&gt;</h1>" in text and "<main><p>x</p></main>" in text
     assert "prefers-color-scheme: dark" in text and "default-src" in text
-    assert "http://" not in text and "https://" not in text and "<script" not in text
+    assert "http://" not in text and "https://" not in text
+    code = text.partition("<script>")[2].partition("</script>")[0]
+    hashed = base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
+    assert text.count("<script") == 1 and f"script-src &#x27;sha256-{hashed}&#x27;" in text
     assert isinstance(tag("p"), Html)
+
+
+def test_data__ends_no_element_and_is_read_back() -> None:
+    values = {"a": "</script><script>alert(1)", "n": [1, None]}
+    made = data("x", values)
+    assert made.count("<") == 2
+    assert json.loads(re.search(r">(.*)<", made)[1]) == values
 
 
 @pytest.mark.parametrize("out", ["report.csv", "report", "folder.html"])

@@ -4,7 +4,7 @@ import io
 import pytest
 
 from dfkd.report.collect import collect
-from dfkd.report.table import HEAD, cells, csv_text, read_csv, reading, terminal_table, warnings
+from dfkd.report.table import HEAD, cells, csv_text, markdown_table, read_csv, reading, terminal_table, warnings
 
 
 def test_cells(make_run) -> None:
@@ -19,6 +19,14 @@ def test_cells(make_run) -> None:
 def test_cells_of_a_single_untested_run(make_run) -> None:
     (row,) = collect([make_run("a", top1=None, agreement=None, teacher_top1=None, test_images=None, seconds=0.0)])
     assert cells(row)[1:7] == ["1", "-", "-", "-", "100", "0"] and cells(row)[9] == "-"
+
+
+def test_markdown_table__keeps_pipes_of_names_in_their_cells(make_run) -> None:
+    lines = markdown_table(collect([make_run("random | kd", top1=0.7), make_run("b", top1=0.6)])).splitlines()
+    assert lines[0].startswith("| name | seeds | top-1 % | agreement % |")
+    assert lines[1].startswith("| --- | ---: |")
+    assert lines[2].startswith("| random \\| kd | 1 | 70.00 |") and lines[3].startswith("| b | 1 | 60.00 |")
+    assert lines[5] == "in all rows: steps 100, teacher forwards 12,800, student parameters 1,234, source selection"
 
 
 def test_generator_steps_are_shown_where_there_are_any(make_run) -> None:

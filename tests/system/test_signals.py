@@ -15,7 +15,7 @@ import sys, time
 from dfkd.system import signals
 signals.GRACE = 1.0
 try:
-    with signals.handled():
+    with signals.handled({how}):
         {body}
 except KeyboardInterrupt as stop:
     print("interrupted", flush=True)
@@ -34,8 +34,8 @@ def started():
     """Start a process; none outlives its test, nor waits for longer than 60 s, as a pipe without a timeout would."""
     with contextlib.ExitStack() as at_the_end:
 
-        def start(body):
-            command = [sys.executable, "-c", WAITING.format(body=body)]
+        def start(body, how=""):
+            command = [sys.executable, "-c", WAITING.format(body=body, how=how)]
             process = at_the_end.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
             timer = threading.Timer(60, process.kill)
             timer.start()
@@ -98,3 +98,18 @@ def test_handlers_are_put_back_and_an_ignored_signal_stays_ignored():
         assert signal.getsignal(signal.SIGTERM) is before
     finally:
         signal.signal(signal.SIGINT, ignored)
+
+
+def test_handled__signals_together_count_as_one(started):
+    """A terminal's Ctrl-C reaches all processes, and their launcher passes it on."""
+    body = (
+        "with signals.stop_request() as stop:\n"
+        '            print("ready", flush=True)\n'
+        "            while stop.signal is None: time.sleep(0.05)\n"
+        "            time.sleep(0.6); print('finished', flush=True)"
+    )
+    process = started(body, "together=30")
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    assert (process.communicate(timeout=20)[0], process.returncode) == ("finished\ninterrupted\n", 130)

@@ -168,7 +168,7 @@ def test_a_mixture_with_images_that_are_not_stored_has_no_rows():
         def warm_up(self, student):
             return None
 
-        def sample(self, count):
+        def sample(self, count, share=None):
             return Batch(torch.full((count, 2, 2, 1), 99, dtype=torch.uint8), None)
 
         def update(self, student):

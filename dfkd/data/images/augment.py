@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from dfkd.system.shares import Share, all_of
+
 
 def draw_crops(
     images: int, padding: int, flip: bool, generator: torch.Generator, device: torch.device
@@ -39,16 +41,29 @@ def crop(
 
 
 def crop_and_flip(
-    pixels: Shaped[Tensor, "batch height width channels"], padding: int, flip: bool, generator: torch.Generator
+    pixels: Shaped[Tensor, "batch height width channels"],
+    padding: int,
+    flip: bool,
+    generator: torch.Generator,
+    share: Share | None = None,
 ) -> Shaped[Tensor, "batch height width channels"]:
-    """Each image shifted by up to `padding` pixels both ways (black comes in), and mirrored with chance 1/2."""
-    return crop(pixels, padding, draw_crops(len(pixels), padding, flip, generator, pixels.device))
+    """Each image shifted by up to `padding` pixels both ways (black comes in), and mirrored with chance 1/2.
+
+    `share`: which images of a batch they are. Random numbers are drawn for all of it.
+    """
+    share = share or all_of(len(pixels))
+    return crop(pixels, padding, draw_crops(share.of, padding, flip, generator, pixels.device)[share.rows])
 
 
 def enlarge(
-    view: Float[Tensor, "batch channels height width"], area: float, generator: torch.Generator
+    view: Float[Tensor, "batch channels height width"],
+    area: float,
+    generator: torch.Generator,
+    share: Share | None = None,
 ) -> Float[Tensor, "batch channels height width"]:
     """A random window of each image, of the share `area` of it to all of it, resized to the whole; 1 changes nothing.
+
+    `share` as in `crop_and_flip`.
 
     The window's area is uniform from `area` to 1, its proportions are those of the image times a factor from 3/4 to
     4/3, uniform in the logarithm, and what would stand out of the image is cut off, so that where `area` is above 3/4
@@ -57,7 +72,9 @@ def enlarge(
     """
     if area >= 1:
         return view
-    shares, factors, down, right = torch.rand(4, len(view), generator=generator, device=view.device)
+    share = share or all_of(len(view))
+    drawn = torch.rand(4, share.of, generator=generator, device=view.device)
+    shares, factors, down, right = drawn[:, share.rows]
     shares, factors = area + (1 - area) * shares, torch.exp(math.log(4 / 3) * (2 * factors - 1))
     height, width = (shares / factors).sqrt().clamp_max(1), (shares * factors).sqrt().clamp_max(1)
     y, x = (2 * down - 1) * (1 - height), (2 * right - 1) * (1 - width)  # of the middle, where the edges are -1 and 1
@@ -69,16 +86,21 @@ def enlarge(
 
 
 def jitter(
-    images: Float[Tensor, "batch channels height width"], strength: float, generator: torch.Generator
+    images: Float[Tensor, "batch channels height width"],
+    strength: float,
+    generator: torch.Generator,
+    share: Share | None = None,
 ) -> Float[Tensor, "batch channels height width"]:
     """Images in [0, 1] of other brightness, contrast and, in color, saturation.
+
+    `share` as in `crop_and_flip`.
 
     Each factor is uniform from 1 - `strength` to 1 + `strength` for every image. torchvision's ColorJitter has a random
     order of the three; here it is this one. The luma is that of ITU-R 601.
     """
-    n, channels = images.shape[:2]
-    factors = torch.empty(3, n, device=images.device).uniform_(1 - strength, 1 + strength, generator=generator)
-    brightness, contrast, saturation = factors[:, :, None, None, None].unbind()
+    channels, share = images.shape[1], share or all_of(len(images))
+    factors = torch.empty(3, share.of, device=images.device).uniform_(1 - strength, 1 + strength, generator=generator)
+    brightness, contrast, saturation = factors[:, share.rows, None, None, None].unbind()
     weights = images.new_tensor([0.299, 0.587, 0.114] if channels == 3 else [1 / channels] * channels)
 
     def luma(images: Tensor) -> Tensor:

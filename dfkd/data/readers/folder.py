@@ -115,7 +115,7 @@ def _image_files(
         with os.scandir(folder) as found:
             entries = sorted(found, key=lambda entry: os.fsencode(entry.name))
     except PermissionError as error:
-        raise RequestError(f"folder {folder!r} may not be read; grant it or leave it out") from error
+        raise RequestError(f"folder {folder!r} may not be read; grant permission or leave it out") from error
     for entry in entries:
         if _hidden(entry.name):
             continue

@@ -84,7 +84,7 @@ class NpzReader:
         except (ValueError, *_BROKEN) as error:
             raise RequestError(f"labels of {str(self._path)!r}: {error}") from error
         if len(self._pixels.shape) == 2 and labels.min() >= 1:
-            say(f"{self._path.name}: labels start at 1 in the flat layout; 1 is taken off")
+            say(f"{self._path.name}: labels start at 1 in the flat layout; 1 is subtracted")
             return labels - 1
         return labels
 

@@ -101,7 +101,7 @@ def open_vision(text: str) -> tuple[str, VisionReader]:
     except RequestError:
         raise
     except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise RequestError(f"{text!r} cannot be had: {error}") from error
+        raise RequestError(f"{text!r} is not available: {error}") from error
 
 
 def data_folder() -> Path:

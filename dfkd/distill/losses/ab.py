@@ -11,23 +11,29 @@ from dfkd.system.paper import Paper
 
 
 class AB(Loss):
-    """Which neurons fire: the student's are pushed past a margin to the side of zero where the teacher's are.
+    """Activation boundaries: every pre-activation of the student is on the teacher's side of zero.
 
-    With the teacher's pre-activation t and the student's s, behind its connector: (margin - s)² where t > 0 and
-    s < margin, (margin + s)² where t <= 0 and s > -margin, else 0. Summed over channels and pixels, averaged over the
-    batch, summed over the stages; each stage counts half of the next deeper one, whose maps are about half as large.
-    It is 0 where the student is past the margin on the teacher's side everywhere.
+        (margin - s)^2   where t > 0 and s < margin
+        (margin + s)^2   where t <= 0 and s > -margin
+        0                elsewhere
 
-    The halving and the weight are those of the authors' code for CIFAR; other code averages over the elements. Where
-    widths differ, the connector is a 1x1 convolution and a batch normalization on the student's side, else none. Ours:
-    where resolutions differ, both are average-pooled to the smaller one. The paper initialises the student by this loss
-    alone and only then trains it by KD: `--loss ab`, then `--student THAT_RUN --loss kd`; alone it never reaches the
-    student's last layer.
+    s and t are the pre-activations [batch, channels, height, width] of student and teacher; s is taken behind a
+    connector. The value is summed over channels and pixels, averaged over the batch and summed over the stages. Each
+    stage counts half of the next deeper one, whose maps are about half as large. The loss is 0 where the student is
+    past the margin on the teacher's side everywhere.
+
+    The halving and the weight are those of the authors' code for CIFAR. Other code averages over the elements. Where
+    widths differ, the connector is a 1x1 convolution and a batch normalization on the student's side. Ours: maps of
+    different resolution are average-pooled to the smaller one.
+
+    The paper initializes the student by this loss alone and then trains it by KD. That is `--loss ab`, then `--student
+    THAT_RUN --loss kd`. Alone, the loss never reaches the student's last layer.
 
     Raises: RequestError unless margin > 0, or for features that are not maps.
     """
 
     family = "features"
+    per_image = True
     paper = Paper(
         "Knowledge transfer via distillation of activation boundaries formed by hidden neurons", 2018, "1811.03233"
     )

@@ -18,27 +18,36 @@ LIMIT = 1e-3
 
 
 class Alpha(Loss):
-    """The teacher's distribution, by whichever of two alpha-divergences is larger on an image.
+    """The teacher's distribution, by the larger of two alpha-divergences on each image.
 
-    max(D of `alpha_minus`, D of `alpha_plus`) per image, averaged over the batch, where, with p the teacher's and q the
-    student's probabilities (temperature 1), D = sum_k q_k * ((p_k / q_k)^alpha - 1) / (alpha * (alpha - 1)). Its limits
-    are KL(p || q) at alpha 1, which a student cannot escape that gives a class of the teacher's too little, and KL(q ||
-    p) at alpha 0; alpha -1 is half the sum of q^2 / p, less 1/2, which is large where it gives a class too much.
+        max(D(alpha_minus), D(alpha_plus))
+        D(alpha) = sum over classes of q * ((p / q)^alpha - 1) / (alpha * (alpha - 1))
 
-    Alphas and `clip` are the paper's, and so is `weight`: its students learn from the teacher alone.
+    p and q are the probabilities [batch, classes] of teacher and student, at temperature 1. The maximum is taken for
+    each image and averaged over the batch.
 
-    Clipping is that of the authors' code. Let w = min((p / q)^alpha, `clip`), the clipped importance ratio. The two
-    values that are compared, the larger of which is the loss, have w instead of (p / q)^alpha. The gradient is not
-    the derivative of that value: it is -sum_k q_k * (w_k / alpha) * grad log q_k, with q and w as constants (what the
-    divergence has without the clip, where it is the derivative). It is the gradient of a divergence all the same, of
-    the one that goes on linearly in q beyond the clip, so that w bounds what a class can add to it. At alpha 1, w /
-    alpha is p / q and not clipped, since q times it is p: cross-entropy. At alpha 0, w / alpha is log min(p / q,
-    `clip`). The value at alphas above 1 can be negative once it is clipped.
+    - The limit at alpha 1 is KL(p || q). It is large where the student gives a class of the teacher's too little.
+    - The limit at alpha 0 is KL(q || p).
+    - Alpha -1 is half the sum of q^2 / p, less 1/2. It is large where the student gives a class too much.
 
-    Raises: RequestError unless alpha_minus <= alpha_plus and clip > 1 (at 1 the teacher itself is clipped).
+    The alphas and `clip` are the paper's. So is `weight`: the paper's students learn from the teacher alone.
+
+    Clipping follows the authors' code. w = min((p / q)^alpha, `clip`) is the clipped importance ratio.
+
+        value:      D(alpha) with w in place of (p / q)^alpha
+        gradient:   -sum over classes of q * (w / alpha) * grad log q, with q and w as constants
+
+    The loss compares the two values and takes the larger. The gradient is not the derivative of that value. Without the
+    clip it is the derivative of the divergence. With the clip it is the gradient of another divergence, which continues
+    linearly in q beyond the clip. So w bounds what a class can add. At alpha 1, w / alpha is p / q and not clipped: q
+    times it is p, as in cross-entropy. At alpha 0, w / alpha is log min(p / q, `clip`). The value at alphas above 1 can
+    be negative once it is clipped.
+
+    Raises: RequestError unless alpha_minus <= alpha_plus and clip > 1. At clip 1 the teacher itself would be clipped.
     """
 
     family = "outputs"
+    per_image = True
     paper = Paper("AlphaNet: improved training of supernets with alpha-divergence", 2021, "2102.07954")
 
     def __init__(self, alpha_minus: float = -1.0, alpha_plus: float = 1.0, clip: float = 5.0) -> None:

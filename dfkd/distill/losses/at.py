@@ -12,20 +12,24 @@ from dfkd.system.paper import Paper
 
 
 class AT(Loss):
-    """Distance between the attention maps of student and teacher, the energy of all channels at each pixel, per stage.
+    """The attention maps of every stage: the energy of all channels at each pixel.
 
-    Q = the sum over channels of |A|^p, flattened and divided by its L2 norm; the loss is the sum over stages of ||Q_S -
-    Q_T||_2 / (h w), averaged over the batch. It is the paper's activation-based form, with p = 2.
+        sum over stages of ||Q_s - Q_t||_2 / (h w)
+        Q = sum over channels of |A|^p, flattened, divided by its L2 norm
 
-    This is the paper's formula: beta/2 times the norm, not squared, with beta = 1000 divided by the number of elements
-    of the attention map and by the batch size. So `weight` is 500, and the division is in the loss. The authors' code
-    and what was made after it take the squared norm with beta = 1000 without the half: `at:1000,squared=true` is that.
-    Attention maps of different resolution are average-pooled to the smaller one before they are normalized.
+    A is a stage's last map [batch, channels, h, w]; s is the student's, t the teacher's. The value is averaged over the
+    batch. It is the paper's activation-based form, with p = 2. Maps of different resolution are average-pooled to the
+    smaller one before they are normalized.
+
+    The paper's formula is beta/2 times the norm, not squared. Its beta is 1000 divided by the number of elements of the
+    attention map and by the batch size. So `weight` is 500, and the division is in the loss. The authors' code and
+    later code take the squared norm with beta = 1000 without the half. That is `at:1000,squared=true`.
 
     Raises: RequestError unless p >= 1, and for a stage that is no map [batch, channels, height, width].
     """
 
     family = "features"
+    per_image = True
     paper = Paper(
         "Paying more attention to attention: Improving the performance of "
         "convolutional neural networks via attention transfer",

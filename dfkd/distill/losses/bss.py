@@ -22,28 +22,36 @@ CROSSING = 1e-4
 class BSS(Loss):
     """The teacher's softened distribution on images that are pushed just over its decision boundary.
 
-    KL(softmax(t(x') / temperature) || softmax(s(x') / temperature)), averaged over the boundary samples x', which are
-    made from the batch at every step:
+        KL(softmax(t(x') / T) || softmax(s(x') / T))
+        x' <- x' + rate * (t_b - t_k + 0.0001) * g / |g|_2,   g = gradient of t_k - t_b by x'
 
-    - base samples: the `samples` images on which student and teacher differ most, by the squared difference of their
-      probabilities summed over the classes other than the base class b; all of a batch that is not larger;
-    - target class k, drawn with the teacher's probability among the classes other than b;
-    - up to `steps` steps x' <- x' + `rate` * (t_b - t_k + 0.0001) * g / |g|_2, where g is the gradient of t_k - t_b by
-      x', until the teacher no longer says b; pixels stay within the range that their channel has in the batch.
+    s and t give the logits [batch, classes] of student and teacher, and T is the `temperature`. The value is averaged
+    over the boundary samples x' [samples, channels, height, width]. They are made from the batch at every step:
 
-    It is a term beside kd. Steps, draws and constants are those of the authors' code. There t are logits (a well-known
-    collection has probabilities), and g is divided by its norm and not by the norm's square. Samples count whether or
-    not they reached k, and there is no factor temperature^2. Its base class is the label, of samples that
-    the teacher has right; images are unlabelled here, and the teacher's most probable class stands in for it, so that
-    all qualify. It keeps pixels within -2.5 and 2.5, which fits one normalization; ours fits any. `weight` is the
-    paper's first one; it goes down to 0 over three quarters of the training there, and is constant here.
+    - Base samples are the `samples` images on which student and teacher differ most. The measure is the squared
+      difference of their probabilities, summed over all classes but the base class b. A batch that is not larger is
+      used whole.
+    - The target class k is drawn with the teacher's probability among the classes other than b.
+    - The second line is repeated up to `steps` times, until the teacher no longer predicts b. Pixels stay within the
+      range of their channel in the batch.
 
-    x' are constants for the student. It runs on them in training mode, as in the authors' code: they are normalized by
-    statistics of their own, and BatchNorm's running statistics, which the student is used with, take in both sorts of
-    batches in equal parts. A step costs `steps` + 1 more passes of the teacher and one of the student, on `samples`
+    The loss is a term beside kd. Steps, draws and constants are those of the authors' code:
+
+    - t are logits, where a well-known collection has probabilities.
+    - g is divided by its norm, not by the norm's square.
+    - Samples count whether or not they reached k. There is no factor T^2.
+    - Their base class is the label of samples that the teacher classifies correctly. Images are unlabeled here. The
+      teacher's most probable class stands in for the label, so that all samples qualify.
+    - They keep pixels within -2.5 and 2.5, which fits one normalization. Ours fits any.
+    - `weight` is the paper's initial one. It falls to 0 over three quarters of the training there, and is constant
+      here.
+
+    x' are constants for the student. The student runs on them in training mode, as in the authors' code. They are
+    normalized by their own statistics. BatchNorm's running statistics, which the finished student uses, take in both
+    kinds of batches equally. A step costs `steps` + 1 more passes of the teacher and one of the student, on `samples`
     images.
 
-    Raises: RequestError unless temperature and rate > 0, samples and steps >= 1, and for outputs without the view.
+    Raises: RequestError unless temperature and rate > 0, samples and steps >= 1. Also for outputs without the view.
     """
 
     family = "boundaries"
@@ -64,7 +72,7 @@ class BSS(Loss):
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
         """The loss of a batch."""
         if teacher.view is None:
-            raise RequestError("the images are not at hand, from which it makes its samples; leave it out")
+            raise RequestError("it makes its samples from the images, which are not available here; leave it out")
         chosen = base_samples(student.logits.detach(), teacher.logits, self.samples)
         told = teacher.logits[chosen]
         base = told.argmax(dim=1)

@@ -16,21 +16,28 @@ from dfkd.system.paper import Paper
 
 
 class CC(Loss):
-    """The correlations of every two samples of a batch, by a kernel on the last feature, are the teacher's.
+    """The correlations of every two samples of a batch, by a kernel on the last feature.
 
-    || C_T - C_S ||_F^2 / n^2 with C_ij = k(x_i, x_j), x being the features of the tap `last` at length 1. `kernel`:
-    `gaussian` is exp(-gamma |x - y|^2) by its Taylor expansion in x.y up to `order`, exp(-2 gamma) * sum over p of
-    (2 gamma)^p / p! * (x.y)^p, which holds for vectors of length 1; `bilinear` is x.y. It is 0 at equality.
+        ||C_t - C_s||_F^2 / n^2,   C_ij = k(x_i, x_j)
 
-    Gamma 0.4 and order 2 are the paper's. Its instance congruence is `kd`; its batches with several images of a class,
-    or of a cluster of classes, are `--batches`. Other definitions circulate: RepDistiller's `correlation`
-    (mean over neighbours in the batch of |s_i - t_i| . |s_i+1 - t_i+1|, said there to be by the authors) has no kernel;
-    torchdistill does not normalise the features, and takes the norm, not its square. Ours: no embedding. Others put
-    learned layers of one width behind both networks; C is [n, n] whatever the widths, and a layer learned behind the
-    teacher can make both sides constant.
+        kernel=gaussian:   exp(-2 gamma) * sum over p <= order of (2 gamma)^p / p! * (x . y)^p
+        kernel=bilinear:   x . y
 
-    `weight`: 100, which Knowledge-Distillation-Zoo gives this very definition. The 0.003 that torchdistill's
-    configuration of the paper has is for features of any length; with length 1 it leaves next to nothing of the loss.
+    x are the features of the tap `last` [batch, width], divided by their length; n is the batch. `gaussian` is
+    exp(-gamma |x - y|^2) by its Taylor expansion in x . y, which holds for vectors of length 1. The loss is 0 at
+    equality.
+
+    Gamma 0.4 and order 2 are the paper's. Its instance congruence is `kd`. Its batches with several images of a class,
+    or of a cluster of classes, are `--batches`. Other definitions exist:
+
+    - RepDistiller's `correlation` has no kernel. It is the mean over neighbors in the batch of |s_i - t_i| . |s_i+1 -
+      t_i+1|, and is said there to be by the authors.
+    - torchdistill does not normalize the features. It takes the norm, not its square.
+    - Others put learned layers of one width behind both networks. Ours has none. C is [n, n] whatever the widths, and a
+      layer learned behind the teacher can make both sides constant.
+
+    `weight` 100 is that of Knowledge-Distillation-Zoo for this definition. The 0.003 of torchdistill's configuration of
+    the paper is for features of any length. With length 1 it would leave almost nothing of the loss.
 
     Raises: RequestError unless gamma > 0 and order >= 1.
     """

@@ -14,34 +14,40 @@ _LEAST_SCALE = 1e-3
 
 
 class CGAN(Loss):
-    """The distribution of the teacher's logits, by a discriminator that learns to tell the student's from them.
+    """The distribution of the teacher's logits, by a discriminator that tells the student's from them.
 
-    For logits z the discriminator gives d(z), the log-odds that they are the teacher's, and c(z), logits of the class.
-    With y the teacher's most probable class, and averages over the batch of student's logits s and teacher's t,
-    - the student minimizes (softplus(-d(s)) + cross-entropy of softmax(c(s)) to y) / 2: this is the loss's value;
-    - the discriminator minimizes (softplus(-d(t)) + softplus(d(s)) + the cross-entropies of c(t) and c(s) to y) / 2,
-    in the same step, each for the other as it stands. `weight` scales what the student learns from it and not how the
-    discriminator learns.
+        student:         (softplus(-d(s)) + CE(c(s), y)) / 2
+        discriminator:   (softplus(-d(t)) + softplus(d(s)) + CE(c(t), y) + CE(c(s), y)) / 2
 
-    The paper's formulas were not at hand. By summaries of it the student is a generator conditioned on the image, which
-    the name refers to, and the discriminator a perceptron on logits. The rest is that of public code with a
-    discriminator of this kind (Compressing deep graph neural networks via adversarial knowledge distillation, 2022,
-    https://arxiv.org/abs/2205.11678): it is not told the class but names it, c beside d in one output; one hidden
-    layer, as wide as there are classes, with a shortcut and ReLU; the halves and `weight` 1; and for the student -log
-    of the probability to fool, whose gradient does not vanish where the discriminator is sure. The class is the image's
-    label there; images are unlabelled here, and the teacher's most probable class stands in for it. That code updates
-    the two in turns, and adds the L1 distance of the logits, which is `logits:norm=l1` here.
+    s and t are the logits [batch, classes] of student and teacher. y is the teacher's most probable class. For logits
+    z, d(z) is the log-odds that they are the teacher's, and c(z) are logits of the class. CE is the cross-entropy. Both
+    lines are averaged over the batch. The first is the value of the loss. Both are minimized in the same step, each
+    with the other held fixed. `weight` scales the student's part, not the discriminator's.
 
-    Ours, since one optimizer trains both, by SGD at rates as high as 0.4:
-    - the logits are centered for every image, and divided by the root mean square of the batch's teacher logits (at
-      least 0.001): a shift says nothing of an image, and the game is that of any teacher's scale;
-    - a row of the two layers' weights, its bias included, counts by its direction alone. Its gradient is then
-      orthogonal to it and falls with its length, which every step adds to: no rate makes it diverge, and c and d are
-      no larger than what the layer reads.
+    The paper's formulas were not available. Summaries of it describe the student as a generator conditioned on the
+    image, hence the name. They describe the discriminator as a perceptron on logits. The rest follows public code with
+    such a discriminator (Compressing deep graph neural networks via adversarial knowledge distillation, 2022,
+    https://arxiv.org/abs/2205.11678):
 
-    It is not 0 at equality: where nobody can tell, d is 0, and the class still pulls the student to be sure of it. The
-    discriminator checks the distribution over the batch, not the logits of an image: add it to a loss that teaches
-    each image, as in `--loss kd cgan`.
+    - The discriminator is not told the class but predicts it: c and d are one output.
+    - It has one hidden layer, as wide as there are classes, with a shortcut and ReLU.
+    - The halves and `weight` 1 are from there.
+    - The student minimizes -log of the probability to fool. Its gradient does not vanish where the discriminator is
+      certain.
+    - There, y is the image's label. Images are unlabeled here, and the teacher's most probable class stands in for it.
+    - There, the two are updated in turns. The L1 distance of the logits is added, which is `logits:norm=l1` here.
+
+    Ours, because one optimizer trains both, by SGD at rates as high as 0.4:
+
+    - The logits of each image are centered and divided by a scale. It is the root mean square of the batch's teacher
+      logits, and at least 0.001. A shift carries no information, and the teacher's scale does not matter.
+    - Each row of the two layers' weights, with its bias, counts by its direction alone. Its gradient is then orthogonal
+      to it and falls with its length, to which every step adds. No rate makes it diverge. c and d are no larger than
+      the layer's input.
+
+    The loss is not 0 at equality. Where student and teacher cannot be told apart, d is 0. The class term still pulls
+    the student to be certain of y. The discriminator checks the distribution over the batch, not the logits of an
+    image. Add `cgan` to a loss that teaches each image, as in `--loss kd cgan`.
     """
 
     family = "outputs"

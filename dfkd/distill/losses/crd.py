@@ -18,29 +18,38 @@ from dfkd.system.paper import Paper
 
 
 class CRD(Loss):
-    """The student's last feature tells which of many images the teacher's feature is of, and the other way round.
+    """The student's last feature identifies the teacher's feature of the same image among many, and vice versa.
 
-    With v = unit(W x + b) for the student's features x of the tap `last` and u likewise for the teacher's, `width`
-    wide: the mean over images i of -log h(v_i . u_i) - sum over negatives k of log(1 - h(v_i . m_k)), m being a memory
-    of the teacher's u for every image, plus the same from the teacher's side with a memory of the student's v. h(s) =
-    P / (P + K / M), P = exp(s / temperature) / Z, K negatives, M images; Z is M times the mean of exp(s / temperature)
-    over the images drawn for the first batch, a constant from then on. After a step the memories of the batch's images
-    become unit(momentum * m + (1 - momentum) * v).
+        mean over i of -log h(v_i . u_i) - sum over negatives k of log(1 - h(v_i . m_k))
+        + the same with the sides exchanged
+        v = unit(W x + b)
+        h(s) = P / (P + K / M),   P = exp(s / temperature) / Z
+        m <- unit(momentum * m + (1 - momentum) * v)
 
-    Both embeddings learn, as in the paper. They do not collapse: where all images had one embedding, an image could not
-    be told from its negatives, which is what the loss measures; and a side learns against the other's constant values,
-    never by moving both.
+    x are the student's features of the tap `last` [batch, features]; v [batch, width] is their embedding. u is that of
+    the teacher's features. m [M, width] is a memory of the teacher's u for each of M images. The exchanged part has a
+    memory of the student's v. K is the number of negatives. Z is M times the mean of exp(s / temperature) over the
+    images drawn for the first batch, and constant from then on. The last line updates the memories of the batch's
+    images after a step.
 
-    What differs. The paper's better negatives are images of other labels; there are none here, these are all images
-    but the one itself, drawn with replacement. One set of negatives serves the batch, as a matrix product: the
-    expectation of loss and gradient is that of drawing anew for each image, which the authors' code does (its gather
-    is 128 x 16384 x 128 numbers, 1 GB a step). `positive` = batch is the paper's formula: the pair is what both
-    networks say of the very view. The authors' code takes it from the memory instead (`positive=memory`), which at an
-    image's first visit is a random vector: of use only for many epochs.
+    Both embeddings learn, as in the paper. They do not collapse: with one embedding for all, an image could not be told
+    from its negatives, which is what the loss measures. Each side learns against the other's constant values, never by
+    moving both.
 
-    `weight`, `width`, `temperature`, `momentum` and `negatives` are the authors' for CIFAR-100; more negatives than
-    there are other images are cut to their number. The memories are float32 and part of every checkpoint: a million
-    images take 2 x 128 x 4 bytes x 10^6 = 1 GB on the device.
+    What differs from the paper:
+
+    - Its better negatives are images of other labels. There are no labels here. Negatives are all images but the one
+      itself, drawn with replacement.
+    - One set of negatives serves the batch, as a matrix product. Loss and gradient have the same expectation as with a
+      new draw for each image. The authors' code draws for each image. Its gather is 128 x 16384 x 128 numbers, 1 GB a
+      step.
+    - `positive=batch` is the paper's formula: the pair is what both networks say of the same view. The authors' code
+      takes it from the memory (`positive=memory`). At an image's first visit that is a random vector, so it suits many
+      epochs only.
+
+    `weight`, `width`, `temperature`, `momentum` and `negatives` are the authors' for CIFAR-100. `negatives` is limited
+    to the number of other images. The memories are float32 and part of every checkpoint. A million images take 2 x 128
+    x 4 bytes x 10^6 = 1 GB on the device.
 
     Raises: RequestError for options out of range, and where images are not stored or only one is.
     """
@@ -72,7 +81,7 @@ class CRD(Loss):
     def bind(self, setting: Setting) -> None:
         """Learn how many images there are. Raises: RequestError where they are not stored, or fewer than two."""
         if setting.images is None:
-            raise RequestError("it remembers every image and needs stored ones, not images made on the fly")
+            raise RequestError("it remembers every image: it needs stored ones, not images made on the fly")
         if setting.images < 2:
             raise RequestError(f"it tells images apart and there is {setting.images}; select two or more")
         self.images = setting.images

@@ -12,20 +12,23 @@ from dfkd.system.paper import Paper
 
 
 class CWD(Loss):
-    """KL divergence between the distributions over the pixels that each channel of teacher and student gives.
+    """The distribution over the pixels that each channel of the teacher gives.
 
-    T^2 / C times the sum over the C channels of KL(softmax(y_T / T) || softmax(y_S / T)), the softmax over the pixels
-    of one channel, at one stage; averaged over the batch. T = 4 is the paper's. Where the widths differ, a learned 1x1
-    convolution on the student's side, as in the paper; where resolutions differ, both are average-pooled to the smaller
-    one.
+        T^2 / C * sum over C channels of KL(softmax(y_t / T) || softmax(y_s / T))
 
-    The paper is on segmentation; `weight` 50 is its weight for feature maps there (3 for maps of logits). `stage` is
-    the last by default. A softmax does not see a constant that is added to a channel.
+    y_t and y_s are the maps [batch, C, height, width] of teacher and student at one stage. The softmax is over the
+    pixels of one channel. T is the `temperature`; 4 is the paper's. The value is averaged over the batch. Where the
+    widths differ, a learned 1x1 convolution follows the student's map, as in the paper. Maps of different resolution
+    are average-pooled to the smaller one.
 
-    Raises: RequestError unless temperature > 0, for a stage that there is not, or one that is no map.
+    The paper is on segmentation. `weight` 50 is its weight for feature maps (3 for maps of logits). `stage` is the last
+    by default. A softmax does not see a constant that is added to a channel.
+
+    Raises: RequestError unless temperature > 0. Also for a stage that does not exist, or that is no map.
     """
 
     family = "features"
+    per_image = True
     paper = Paper("Channel-wise knowledge distillation for dense prediction", 2020, "2011.13256")
     taps = ("stage",)
     weight = 50.0

@@ -17,21 +17,26 @@ FLATTEST = 0.01
 
 
 class DIST(Loss):
-    """The probabilities of an image's classes, and of a class over the batch's images, up to scale and shift.
+    """The probabilities of each image over classes, and of each class over images, up to scale and shift.
 
-    temperature^2 * (`beta` * mean over images of (1 - r(row)) + `gamma` * mean over classes of (1 - r(column))): rows
-    and columns are those of the [batch, classes] softened probabilities, r is Pearson's correlation of the teacher's
-    with the student's. Zero also where they differ by a positive factor and a shift.
+        T^2 * (beta * mean over rows of (1 - r) + gamma * mean over columns of (1 - r))
 
-    The factor temperature^2 is that of the authors' code. `beta` and `gamma` (2 each) and `temperature` (4) are the
-    paper's for CIFAR-100, which adds cross-entropy to the label with weight 1: labels are not known here, and `weight`
-    is 1. The class in the authors' code has 1 for all three.
+    Rows and columns are those of the softened probabilities [batch, classes] at `temperature` T. r is Pearson's
+    correlation of the teacher's row or column with the student's. The loss is also 0 where they differ by a positive
+    factor and a shift.
 
-    Correlations of constants are undefined. The authors add 1e-8 to the product of the norms, which makes a constant
-    row cost 1 even at equality, and its gradient by them as large as 1e8. Ours: rows and columns in which the teacher
-    is constant (norm of the distance from the mean at most 0.0001) cost 0, so that equality does and a batch of one has
-    rows alone; a student's norm below 1 % of the teacher's, or below 0.0001, counts as that, so that a student that
-    starts with equal logits gets a gradient it survives. Elsewhere this is Pearson's correlation without an epsilon.
+    The factor T^2 is that of the authors' code. `beta` and `gamma` (2 each) and `temperature` (4) are the paper's for
+    CIFAR-100. The paper adds cross-entropy to the label with weight 1. Labels are not known here, and `weight` is 1.
+    The class in the authors' code has 1 for all three.
+
+    The correlation of a constant is undefined. The authors add 1e-8 to the product of the norms. A constant row then
+    costs 1 even at equality, and its gradient reaches 1e8. Ours:
+
+    - Rows and columns in which the teacher is constant cost 0 (norm of the distance from the mean at most 0.0001). So
+      equality costs 0, and a batch of one has rows alone.
+    - A student's norm counts as at least 1 % of the teacher's, and at least 0.0001. So a student that begins with equal
+      logits gets a finite gradient.
+    - Elsewhere this is Pearson's correlation without an epsilon.
 
     Raises: RequestError unless temperature > 0, beta and gamma >= 0.
     """

@@ -13,28 +13,34 @@ from dfkd.system.paper import Paper
 
 
 class DKD(Loss):
-    """The probability of the teacher's most probable class, and the distribution over the other classes, apart.
+    """The probability of the teacher's most probable class and the distribution over the others, separately.
 
-    temperature^2 * (`alpha` * KL(b_T || b_S) + `beta` * KL(r_T || r_S)), averaged over the batch: b holds two values,
-    the softened probability of the target class and of all others together; r is the softmax over the others alone. KL
-    of the whole distributions is KL(b_T || b_S) + (1 - b_T of the target) * KL(r_T || r_S); here a confident teacher
-    does not silence the second part.
+        T^2 * (alpha * KL(b_t || b_s) + beta * KL(r_t || r_s))
 
-    The target class is the label in the paper; images are unlabelled here, and the teacher's most probable class stands
-    in for it. The authors' code (mdistiller) takes the target out of r by subtracting 1000 from its logit, which leaves
-    it a probability where logits are far apart, and takes the logarithm of b, which is infinite where a probability
-    underflows. Ours is exact: the target's column is left out, and b is the softmax of the target's logit and the
-    logsumexp of the others. `alpha`, `beta` (the paper's for most pairs on CIFAR-100; it is larger where the teacher is
-    surer) and `temperature` are the paper's. `weight` 1 is that of its CIFAR-100 setting, which adds cross-entropy to
-    the label and raises the loss from 0 over 20 epochs at a rate of 0.05; neither is done here, and the loss is several
-    times as steep as kd: at the default rate of SGD take a weight near 0.2, or give a lower `--lr`.
+    b [batch, 2] holds the softened probability of the target class and that of all others together. r [batch, classes -
+    1] is the softmax over the others alone. T is the `temperature`. The value is averaged over the batch.
 
-    With two classes r is one value, and its part is 0.
+        KL of the whole distributions = KL(b_t || b_s) + (1 - b_t of the target) * KL(r_t || r_s)
+
+    So in kd a confident teacher silences the second part; here it does not. With two classes r is one value, and its
+    part is 0.
+
+    The target class is the label in the paper. Images are unlabeled here, and the teacher's most probable class stands
+    in for it. The authors' code (mdistiller) removes the target from r by subtracting 1000 from its logit. The target
+    keeps a probability where logits are far apart. It also takes the logarithm of b, which is infinite where a
+    probability underflows. Ours is exact: it leaves out the target's column. Its b is the softmax of the target's logit
+    and the logsumexp of the others.
+
+    `alpha`, `beta` and `temperature` are the paper's for most pairs on CIFAR-100. Its beta is larger for a more
+    confident teacher. `weight` 1 is that of its CIFAR-100 setting. That setting adds cross-entropy to the label. It
+    raises the loss from 0 over 20 epochs at a rate of 0.05. Neither is done here, and the loss is several times as
+    steep as kd. At SGD's default rate use a weight near 0.2, or a lower `--lr`.
 
     Raises: RequestError unless temperature > 0, alpha and beta >= 0.
     """
 
     family = "outputs"
+    per_image = True
     paper = Paper("Decoupled knowledge distillation", 2022, "2203.08679")
 
     def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> None:

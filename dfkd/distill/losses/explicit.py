@@ -11,19 +11,24 @@ from dfkd.system.paper import Paper
 
 
 class Explicit(Loss):
-    """Mean absolute difference of features, summed over two taps.
+    """The features of two taps, by their mean absolute difference.
 
-    `first` is the output of the first BatchNorm layer, before its activation; `last` is the input of the last linear
-    layer.
+        mean |s - t| at `first` + mean |s - t| at `last`
 
-    The paper describes the two taps and the L1 norm. Ours: mean over elements; where widths differ, a learned
-    projection on the student's side (1x1 convolution, or linear); where resolutions differ, both are average-pooled to
-    the smaller one; where only one is a map, that map is averaged.
+    `first` is the output of the first BatchNorm layer, before its activation. `last` is the input of the last linear
+    layer. Features are [batch, width] or [batch, channels, height, width].
+
+    The paper describes the two taps and the L1 norm. Ours:
+
+    - The mean is over elements.
+    - Where widths differ, the student's side has a learned projection: a 1x1 convolution, or a linear layer.
+    - Maps of different resolution are average-pooled to the smaller one. Where only one is a map, that map is averaged.
 
     Raises: RequestError for features that are neither [batch, width] nor [batch, channels, height, width].
     """
 
     family = "features"
+    per_image = True
     paper = Paper("Explicit and implicit knowledge distillation via unlabeled data", 2023, "2302.08771")
     taps = ("first", "last")
 

@@ -13,24 +13,30 @@ from dfkd.system.paper import Paper
 
 
 class FitNet(Loss):
-    """Half the squared difference between the teacher's map at one stage and the student's, seen through a regressor.
+    """Half the squared difference between the teacher's map at one stage and a regression from the student's.
 
-    1/2 ||u_h - r(v_g)||^2 with the teacher's hint u_h, the student's guided map v_g and the regressor r. It is the mean
-    over the batch and over all elements of the map (the paper writes the sum, whose size depends on the resolution);
-    well-known public code leaves out the half and weighs 100, which is fitnet:200 here.
+        1/2 ||u_h - r(v_g)||^2
 
-    The paper's regressor is a convolution without padding whose kernel is as large as it takes to bring the student's
-    map to the teacher's resolution, followed by the activation of the teacher's layer. Here both maps are
-    average-pooled to the smaller resolution, at which that kernel is 1x1; where the widths agree too there is none, as
-    in the authors' code. A map does not tell which activation made it: with `activation=none` the regressor is linear,
-    `activation=relu` is the paper's for teachers with ReLU. `stage` says which stage is the hint; the paper's is the
-    middle one. `weight` is 1: the paper trains this loss alone, up to the guided layer, and then the whole student with
-    KD. That is one run with `--loss fitnet`, and a second that starts from it with `--student THAT_RUN`.
+    u_h is the teacher's hint, v_g the student's guided map and r the regressor. Maps are [batch, channels, height,
+    width]. The value is the mean over the batch and all elements. The paper writes the sum, whose size depends on the
+    resolution. Well-known public code omits the half and has weight 100, which is `fitnet:200` here.
 
-    Raises: RequestError for a stage that there is not, or one that is no map [batch, channels, height, width].
+    The paper's regressor is a convolution without padding. Its kernel is large enough to bring the student's map to the
+    teacher's resolution. The activation of the teacher's layer follows. Here both maps are average-pooled to the
+    smaller resolution, at which that kernel is 1x1. Where the widths agree, too, there is no regressor, as in the
+    authors' code.
+
+    A map does not tell which activation made it. With `activation=none` the regressor is linear. `activation=relu` is
+    the paper's for teachers with ReLU. `stage` says which stage is the hint; the paper's is the middle one.
+
+    `weight` is 1. The paper trains this loss alone, up to the guided layer, and then the whole student with KD. That is
+    one run with `--loss fitnet`, and a second with `--student THAT_RUN`.
+
+    Raises: RequestError for a stage that does not exist, or that is no map [batch, channels, height, width].
     """
 
     family = "features"
+    per_image = True
     paper = Paper("FitNets: Hints for thin deep nets", 2014, "1412.6550")
     taps = ("stage",)
 

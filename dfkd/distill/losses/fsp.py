@@ -12,25 +12,30 @@ from dfkd.system.paper import Paper
 
 
 class FSP(Loss):
-    """Squared difference of the FSP matrices, the products of a stage's first and last map averaged over the pixels.
+    """The FSP matrices: products of a stage's first and last map, averaged over the pixels.
 
-    G = F1 F2^T / (h w), [channels of the first map, channels of the last], with F1 and F2 as [channels, pixels], for
-    every image and stage. The loss is the sum over stages of ||G_T - G_S||^2, the sum of the squared entries, averaged
-    over the batch.
+        sum over stages of ||G_t - G_s||^2,   G = F1 F2^T / (h w)
 
-    Well-known public code takes other matrices, of the last maps of consecutive stages, pooled to the smaller one, and
-    the mean over entries instead of their sum. The paper has the same channels in both networks; where they differ
-    here, the student's maps go through learned 1x1 convolutions. Resolutions may differ between the networks, since G
-    does not depend on them; where they differ between the two maps of one stage, the larger is max-pooled, as in the
-    paper. The paper trains this loss alone, and then the task alone: a run with `--loss fsp`, and another with
-    `--student THAT_RUN`. It gives all stages one weight and does not say which; `weight` is ours, for learning rates of
-    0.4 where the paper has 0.001. The sum over entries grows with the product of the widths: narrow networks stand
+    F1 and F2 are the first and the last map of a stage as [channels, pixels]. G is [channels of F1, channels of F2],
+    for each image and stage. ||.||^2 is the sum of the squared entries. The value is averaged over the batch.
+
+    Well-known public code uses other matrices: those of the last maps of consecutive stages, pooled to the smaller one.
+    It takes the mean over entries instead of the sum.
+
+    The paper has the same channels in both networks. Where they differ here, the student's maps pass learned 1x1
+    convolutions. Resolutions may differ between the networks, because G does not depend on them. Where the two maps of
+    one stage differ in resolution, the larger is max-pooled, as in the paper.
+
+    The paper trains this loss alone, and then the task alone. That is a run with `--loss fsp`, and another with
+    `--student THAT_RUN`. It gives all stages one weight and does not say which. `weight` is ours, for learning rates of
+    0.4 where the paper has 0.001. The sum over entries grows with the product of the widths. Narrow networks tolerate
     0.0001.
 
-    Raises: RequestError for a feature that is no map, or as many first maps as there are not last ones.
+    Raises: RequestError for a feature that is no map, or for unequal numbers of first and last maps.
     """
 
     family = "features"
+    per_image = True
     paper = Paper(
         "A gift from knowledge distillation: Fast optimization, network minimization and transfer learning",
         2017,

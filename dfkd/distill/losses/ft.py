@@ -17,26 +17,29 @@ _LEAK = 0.1
 
 
 class FT(Loss):
-    """Absolute difference of the factors that convolutions draw from the last map of the teacher and of the student.
+    """The factors that convolutions extract from the last map of teacher and student.
 
-    mean |F_T / ||F_T||_2 - F_S / ||F_S||_2| over the elements and the batch, each factor flattened per image. F_T is
-    the code of the paraphraser, a convolutional autoencoder on the teacher's map whose code has `rate` times its
-    channels; F_S is the translator's, three 3x3 convolutions like the encoder's on the student's map, each followed by
-    a leaky ReLU of slope 0.1.
+        mean over elements and batch of |F_t / ||F_t||_2 - F_s / ||F_s||_2|
 
-    It is the paper's form with p = 1. The paper writes the norm, a sum; the mean and `weight` 500 are those of the
+    F_t is the code of the paraphraser, a convolutional autoencoder on the teacher's map [batch, channels, height,
+    width]. The code has `rate` times the channels of the map. F_s is the output of the translator on the student's map.
+    Like the encoder, it has three 3x3 convolutions, each followed by a leaky ReLU of slope 0.1. Each factor is
+    flattened per image. Maps of different resolution are first average-pooled to the smaller one.
+
+    It is the paper's form with p = 1. The paper writes the norm, a sum. The mean and `weight` 500 are those of the
     authors' code, and belong together. Other public code squares the factors and averages them over channels first.
 
-    The paper trains the paraphraser before, alone and unsupervised. Here the first `paraphraser` steps do that: the
-    loss is then the mean absolute difference between the teacher's map and its reconstruction, as in the authors' code,
-    divided by 500 so that it counts once, and the student learns from other losses only. After them the paraphraser
-    stands still, and translator and student learn; so a run has to be longer than that. Where resolutions differ, both
-    maps are first average-pooled to the smaller one.
+    The paper trains the paraphraser before, alone and unsupervised. Here the first `paraphraser` steps do that:
 
-    Raises: RequestError unless rate > 0 and paraphraser >= 1, for a stage that there is not, or one that is no map.
+    - The loss is then the mean absolute difference between the teacher's map and its reconstruction, as in the authors'
+      code. It is divided by 500 so that it counts once. The student learns from other losses only.
+    - After these steps the paraphraser is fixed, and translator and student learn. So a run must be longer than that.
+
+    Raises: RequestError unless rate > 0 and paraphraser >= 1. Also for a stage that does not exist, or that is no map.
     """
 
     family = "features"
+    per_image = True
     paper = Paper("Paraphrasing complex network: Network compression via factor transfer", 2018, "1802.04977")
     taps = ("stage",)
     weight = 500.0

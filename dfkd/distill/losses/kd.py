@@ -15,25 +15,29 @@ from dfkd.system.paper import Paper
 
 
 class KD(Loss):
-    """The teacher's softened distribution over the classes and, where wanted, its most probable class.
+    """The teacher's softened distribution over the classes and, if `hard` is set, its most probable class.
 
-    temperature^2 * KL(softmax(t / temperature) || softmax(s / temperature)) + `hard` * cross-entropy of softmax(s) to
-    argmax t, averaged over the batch; t and s are the teacher's and the student's logits.
+        T^2 * KL(softmax(t / T) || softmax(s / T)) + hard * CE(softmax(s), argmax t)
 
-    The paper adds the cross-entropy to the label, at temperature 1, with a considerably lower weight than the soft
-    part's. Images are unlabelled here: the teacher's most probable class stands in for the label, and `hard` is 0
-    unless it is given.
+    s and t are the logits [batch, classes] of student and teacher, and T is the `temperature`. CE is the cross-entropy.
+    The value is averaged over the batch.
 
-    Where the teacher's outputs carry a class-dropping mask (https://arxiv.org/abs/2302.08771, whose formula is not at
-    hand; both rules are our reading), `dropped` says what becomes of the classes outside it:
-    `bucket` adds them up to one class, in teacher and student alike: how much they hold is taught, its split is not;
-    `renormalize` takes them out of the teacher's distribution and leaves the student its full softmax, which drives
-    them to 0: at temperatures above 1 this takes out much of what the teacher says.
+    The paper adds the cross-entropy to the label, at temperature 1. Its weight is considerably lower than that of the
+    soft part. Images are unlabeled here: the teacher's most probable class stands in for the label. `hard` is 0 unless
+    it is given.
+
+    The teacher's outputs may carry a class-dropping mask (https://arxiv.org/abs/2302.08771). That paper's formula was
+    not available; both rules are our reading. `dropped` says what becomes of the classes outside the mask:
+
+    - `bucket` adds them up to one class, in teacher and student alike. The student learns their sum, not its split.
+    - `renormalize` removes them from the teacher's distribution only. The student keeps its full softmax, which drives
+      them to 0. At temperatures above 1 this removes much of what the teacher says.
 
     Raises: RequestError unless temperature > 0 and hard >= 0.
     """
 
     family = "outputs"
+    per_image = True
     paper = Paper("Distilling the knowledge in a neural network", 2015, "1503.02531")
     reads_kept = True
 

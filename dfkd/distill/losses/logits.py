@@ -14,21 +14,25 @@ from dfkd.system.paper import Paper
 class Logits(Loss):
     """The teacher's logits as they are.
 
-    The squared difference of the logits (`norm=l2`), or the absolute one (`norm=l1`), averaged over classes and batch.
-    Every class counts alike, whatever its probability or rank.
+        norm=l2:   mean over classes and batch of (s - t)^2
+        norm=l1:   mean over classes and batch of |s - t|
 
-    The paper trains by l2 regression on the logits; Comparing Kullback-Leibler divergence and mean squared error loss
-    in knowledge distillation, 2021, https://arxiv.org/abs/2105.08919, finds it the better of the two and uses it alone,
-    with `weight` 1. Both write the sum over classes (the former with 1/2); the mean is the code's of the latter. The l1
-    form is neither's.
+    s and t are the logits [batch, classes] of student and teacher. Every class counts alike, whatever its probability
+    or rank.
 
-    A constant added to all logits of an image says nothing of it. `centered` subtracts each image's mean logit first;
-    half of that l2 form is the limit of kd at high temperatures (https://arxiv.org/abs/2105.08919, and
-    https://arxiv.org/abs/1503.02531, which assumes it). The default is the papers': logits as they are, whose mean is
-    matched, too, and the second paper sees its advantage over kd in that.
+    The paper trains by l2 regression on the logits. Comparing Kullback-Leibler divergence and mean squared error loss
+    in knowledge distillation (2021, https://arxiv.org/abs/2105.08919) finds l2 the better of the two. It uses l2 alone,
+    with `weight` 1. Both papers write the sum over classes, the first with 1/2. The mean is that of the second's code.
+    The l1 form is from neither.
+
+    A constant that is added to all logits of an image carries no information. `centered` subtracts each image's mean
+    logit first. Half of that l2 form is the limit of kd at high temperatures (https://arxiv.org/abs/2105.08919;
+    https://arxiv.org/abs/1503.02531 assumes it). The papers do not center, and neither does the default. It matches the
+    mean logit, too, in which the second paper sees the advantage over kd.
     """
 
     family = "outputs"
+    per_image = True
     paper = Paper("Do deep nets really need to be deep?", 2013, "1312.6184")
 
     def __init__(self, norm: Literal["l1", "l2"] = "l2", centered: bool = False) -> None:

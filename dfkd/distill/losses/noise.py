@@ -15,25 +15,30 @@ from dfkd.system.paper import Paper
 
 
 class Noise(Loss):
-    """The teacher's most probable class, through a learned matrix of how the teacher errs.
+    """The teacher's most probable class, through a learned matrix of the teacher's errors.
 
-    Negative log-likelihood of the teacher's most probable class under softmax(s) Q, averaged over the batch: s are the
-    student's logits, row i of Q says as what the teacher sees images of class i, with `accuracy` on the diagonal and (1
-    - `accuracy`) * softmax(W_i) beside it. W [classes, classes - 1] is learned from zeros: errors are even at first.
-    The student's own answer is thus what is left of the teacher's once its errors are taken out.
+        -log (softmax(s) Q)_y
+        Q_ii = accuracy,   Q_ij = (1 - accuracy) * softmax(W_i)_j
 
-    This is the noise term of the paper's method (DFND) alone; the method is `--loss kd noise`, both with `weight` 1 and
-    kd at temperature 4. W trains with the student's optimizer, weight decay included; the authors' code gives it Adam
-    at rate 0.001. `accuracy` is the teacher's on its own data (their code: 0.9523 for CIFAR-10, 0.7774 for CIFAR-100):
-    give yours where you know it.
+    s are the student's logits [batch, classes]. y is the teacher's most probable class. The value is averaged over the
+    batch. Row i of Q says which classes the teacher predicts for images of class i. W [classes, classes - 1] is learned
+    and begins as zeros, so that errors are even at first. The student's own answer is what remains without the
+    teacher's errors.
 
-    The minimum is not 0 but -log accuracy (for accuracies of at least a half), at a student certain of the teacher's
-    class. With two classes there is one way to err, and nothing to learn in W. Logarithms throughout.
+    This is the noise term of the paper's method (DFND). The whole method is `--loss kd noise`, both with `weight` 1 and
+    kd at temperature 4. W trains with the student's optimizer, including weight decay. The authors' code trains it with
+    Adam at rate 0.001. `accuracy` is the teacher's on its own data; their code has 0.9523 for CIFAR-10 and 0.7774 for
+    CIFAR-100. Give yours if you know it.
+
+    The minimum is -log accuracy, not 0, for accuracies of at least a half. It is reached by a student that is certain
+    of the teacher's class. With two classes there is one kind of error, and W has nothing to learn. The computation
+    uses logarithms throughout.
 
     Raises: RequestError unless 0 < accuracy < 1.
     """
 
     family = "outputs"
+    per_image = True
     paper = Paper(
         "Learning student networks in the wild",
         2021,

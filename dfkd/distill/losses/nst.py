@@ -12,22 +12,27 @@ from dfkd.system.paper import Paper
 
 
 class NST(Loss):
-    """Squared maximum mean discrepancy between the channels of teacher and student, by where in the image they respond.
+    """Squared maximum mean discrepancy between the channels of teacher and student over the pixels.
 
-    Every channel of an image is a vector over the pixels, divided by its L2 norm: x_1, ..., x_C of the teacher, y_1,
-    ..., y_D of the student. The loss is mean k(x_i, x_j) + mean k(y_i, y_j) - 2 mean k(x_i, y_j) over all pairs i, j,
-    averaged over the batch. Widths may differ; where resolutions do, both maps are average-pooled to the smaller one.
-    A channel that is 0 everywhere stays 0.
+        mean over i, j of k(x_i, x_j) + k(y_i, y_j) - 2 k(x_i, y_j)
 
-    Kernels: `poly` (x·y)^2, the paper's best; `linear` x·y; `gaussian` exp(-|x - y|^2 / (2 s^2)) with s^2 the mean of
-    |x - y|^2. Ours: that mean is over an image's pairs of a teacher's with a student's channel, and gets no gradient.
-    `stage` is the last by default, as in the authors' code; well-known public code adds up all of them. `weight` 50 is
-    that of both, for `poly`.
+        kernel=poly:       (x . y)^2
+        kernel=linear:     x . y
+        kernel=gaussian:   exp(-|x - y|^2 / (2 s^2)),   s^2 = mean of |x - y|^2
 
-    Raises: RequestError for a stage that there is not, or one that is no map [batch, channels, height, width].
+    x_1 ... x_C are the channels of the teacher's map [batch, C, height, width], y_1 ... y_D those of the student's.
+    Each is a vector over the pixels, divided by its L2 norm. The value is averaged over the batch. Widths may differ.
+    Maps of different resolution are average-pooled to the smaller one. A channel that is 0 everywhere stays 0.
+
+    `poly` is the paper's best kernel. Ours: s^2 averages an image's pairs of a teacher's with a student's channel, and
+    gets no gradient. `stage` is the last by default, as in the authors' code. Well-known public code sums over all
+    stages. `weight` 50 is that of both, for `poly`.
+
+    Raises: RequestError for a stage that does not exist, or that is no map [batch, channels, height, width].
     """
 
     family = "features"
+    per_image = True
     paper = Paper("Like what you like: Knowledge distill via neuron selectivity transfer", 2017, "1707.01219")
     taps = ("stage",)
     weight = 50.0

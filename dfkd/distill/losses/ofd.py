@@ -11,26 +11,31 @@ from dfkd.distill import align
 from dfkd.distill.loss import Loss
 from dfkd.models.features.outputs import Outputs
 from dfkd.system.paper import Paper
+from dfkd.system.shares import summed
 
 
 class OFD(Loss):
-    """The teacher's pre-activations that are positive, and for the others that the student's are no higher.
+    """The teacher's positive pre-activations; where they are negative, the student's are no higher.
 
-    The teacher's map x goes through the margin ReLU, t = max(x, m_c), where m_c <= 0 is the mean of the channel's
-    negative values. The distance to the student's s, behind its connector, is (t - s)², but 0 where s <= t <= 0. Summed
-    over channels and pixels, averaged over the batch, summed over the stages; each stage counts half of the next deeper
-    one, whose maps are about half as large. It is 0 where s = t.
+        0             where s <= t <= 0
+        (s - t)^2     elsewhere,   t = max(x, m),   m <= 0
 
-    The halving and the weight are those of the authors' code for CIFAR-100. They compute m_c from the BatchNorm before
-    the activation, as the expectation under a normal distribution; ours is the mean over all batches seen, this one
-    included, so that it needs no BatchNorm; a channel without negative values has m_c = 0. The connector on the
-    student's side is a 1x1 convolution and a batch normalization. Where resolutions differ, the student's map and the
-    teacher's behind the margin ReLU are average-pooled to the smaller one.
+    x is the teacher's pre-activation [batch, channels, height, width]. t is x behind the margin ReLU. m is the mean of
+    the channel's negative values. s is the student's pre-activation behind a connector. The value is summed over
+    channels and pixels, averaged over the batch and summed over the stages. Each stage counts half of the next deeper
+    one, whose maps are about half as large. The loss is 0 where s = t.
+
+    The halving and the weight are those of the authors' code for CIFAR-100. They compute m from the BatchNorm before
+    the activation, as the expectation under a normal distribution. Ours is the mean over all batches seen, with the
+    present one. It needs no BatchNorm. A channel without negative values has m = 0. The connector on the student's side
+    is a 1x1 convolution and a batch normalization. Where resolutions differ, s and t are average-pooled to the smaller
+    one.
 
     Raises: RequestError for features that are not maps.
     """
 
     family = "features"
+    per_image = True
     paper = Paper("A comprehensive overhaul of feature distillation", 2019, "1904.01866")
     taps = ("pre",)
     weight = 0.001
@@ -94,8 +99,9 @@ class _Margin(nn.Module):
     @torch.no_grad()
     def _with(self, x: Float[Tensor, "batch channels h w"]) -> tuple[Tensor, Tensor]:
         negative = x.clamp_max(0)
-        total = self.total + negative.sum(dim=(0, 2, 3))
-        return total, self.count - negative.sign_().sum(dim=(0, 2, 3))
+        sums = negative.sum(dim=(0, 2, 3))
+        sums, signs = summed(torch.stack([sums, negative.sign_().sum(dim=(0, 2, 3))]))
+        return self.total + sums, self.count - signs
 
     def forward(self, x: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "channels 1 1"]:
         """The margins with the batch `x` in them; they are kept where gradients are recorded (not in a mere check)."""

@@ -13,19 +13,21 @@ EPSILON = 1e-7
 
 
 class PKT(Loss):
-    """KL divergence from the teacher's to the student's distribution of every sample over the others of its batch.
+    """The distribution of every sample over the other samples of its batch, by KL divergence.
 
-    The mean over samples i of sum over j of p_j|i log(p_j|i / q_j|i), where p_j|i = K(t_i, t_j) / sum over k of K(t_i,
-    t_k), and q likewise of the student; K(x, y) = (1 + cos(x, y)) / 2 on the features of the tap `last`. p_j|i and
-    p_i|j differ: rows are not made symmetric. It is 0 at equality, and the features' scale does not matter, nor their
-    width.
+        mean over i of sum over j of p_j|i log(p_j|i / q_j|i)
+        p_j|i = K(t_i, t_j) / sum over k of K(t_i, t_k),   q likewise of the student
+        K(x, y) = (1 + cos(x, y)) / 2
 
-    The cosine kernel is the one that the paper recommends. `diagonal` counts a sample as its own neighbour (K = 1), as
-    the authors' code does, and all collections after it; the paper's sums leave it out. Ours: the mean over samples,
-    not the sum; 1e-7 is added to K. Batches of one or two have nothing to divide and cost 0.
+    t_i are the teacher's features of the tap `last`, [batch, width]. p_j|i and p_i|j differ: rows are not made
+    symmetric. The loss is 0 at equality. Neither scale nor width of the features matters.
 
-    `weight`: 30,000 / 64. The paper learns from this loss alone. RepDistiller gives 30,000 for CIFAR-100 to the mean
-    over all entries of the N x N array in batches of 64, which is this mean over rows divided by 64.
+    The paper recommends the cosine kernel. `diagonal` counts a sample as its own neighbor (K = 1), as the authors' code
+    and all later collections do. The paper's sums leave it out. Ours: the mean over samples, not the sum, and 1e-7
+    added to K. Batches of one or two have nothing to divide and cost 0.
+
+    `weight` is 30,000 / 64. The paper learns from this loss alone. RepDistiller gives 30,000 for CIFAR-100 to the mean
+    over all entries of the [batch, batch] array, in batches of 64. That is this mean over rows divided by 64.
 
     Raises: RequestError for features that are neither [batch, width] nor [batch, channels, height, width].
     """

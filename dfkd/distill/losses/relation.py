@@ -12,14 +12,16 @@ from dfkd.system.paper import Paper
 
 
 class Relation(Loss):
-    """The distances among a batch's predictions, each divided by its mean, by the Huber loss.
+    """The distances among a batch's predictions, by the Huber loss.
 
-    Delta is 1, pairs are averaged.
+        mean over pairs of huber(d_s, d_t)
 
-    The paper describes a relation among predictions matched with the Huber loss. Which relation is our reading: the
-    distance of Relational knowledge distillation, https://arxiv.org/abs/1904.05068, on `of` = probabilities or logits.
-    Pairs are the distinct ones, each once. A batch of one has no pairs and costs 0; identical predictions have distance
-    0 and gradient 0.
+    d is the Euclidean distance of two samples' predictions [batch, classes], divided by its mean over the batch's
+    pairs. Huber's delta is 1. Each pair of distinct samples counts once.
+
+    The paper describes a relation among predictions, matched with the Huber loss. Which relation is our reading: the
+    distance of Relational knowledge distillation (https://arxiv.org/abs/1904.05068), on `of` = probabilities or logits.
+    A batch of one has no pairs and costs 0. Identical predictions have distance 0 and gradient 0.
     """
 
     family = "relations"

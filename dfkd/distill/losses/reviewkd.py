@@ -16,25 +16,30 @@ _LEVELS = (4, 2, 1)
 class ReviewKD(Loss):
     """The teacher's map of every stage, from the student's map of that stage fused with its deeper ones.
 
-    An attention based fusion (ABF) goes from the student's deepest stage to its shallowest. x is the stage's map behind
-    a 1x1 convolution and batch normalization. y is what came from the deeper stages, resized to it. Their sum is x a_1
-    + y a_2, with attention maps a in 0..1 that a 1x1 convolution of both makes. The sum goes on to the next stage. It
-    also goes, by a 3x3 convolution and batch normalization in the teacher's resolution, to the loss.
+        fused = x a_1 + y a_2
+        sum over stages of HCL(conv(fused), t)
+        HCL = mean squared difference at full size, 4x4, 2x2 and 1x1, with weights 1, 1/2, 1/4, 1/8
 
-    The loss is the hierarchical context loss (HCL): the mean squared difference of the maps as they are, and averaged
-    to 4x4, 2x2 and 1x1 where that is smaller. The weights are 1, 1/2, 1/4, 1/8, divided by the sum of those that took
-    part. It is summed over the stages, and 0 where the fused maps equal the teacher's.
+    An attention-based fusion (ABF) goes from the student's deepest stage to its shallowest. All maps are [batch,
+    channels, height, width]. x is the stage's map behind a 1x1 convolution and batch normalization. y comes from the
+    deeper stages, resized to it. A 1x1 convolution of both makes the attention maps a_1 and a_2, between 0 and 1. The
+    fused map goes on to the next stage. It also passes a 3x3 convolution and batch normalization at the teacher's
+    resolution, into the loss.
+
+    HCL is the hierarchical context loss. It averages the maps to those sizes that are smaller than the map. The weights
+    are divided by the sum of those that took part. The loss is 0 where the fused maps equal the teacher's.
 
     The widths within the fusion (the student's deepest, at most 512) and what goes on to the next stage are those of
-    the authors' code. That code also reviews the pooled last feature, a map of one pixel, before the deepest stage:
-    `last` does. It takes the teacher's maps before the activation, and raises the weight from 0 to its full value over
-    the first 20 of 240 epochs: not done here, where the learning rate rises slowly and a loss does not know how long a
+    the authors' code. That code also reviews the pooled last feature, a map of one pixel, before the deepest stage.
+    `last` does so here. That code takes the teacher's maps before the activation. It raises the weight from 0 over the
+    first 20 of 240 epochs. This is not done here: the learning rate rises slowly, and a loss does not know how long a
     run is. The weight is that of most of its CIFAR-100 scripts (they have 0.6 to 8).
 
     Raises: RequestError for features of another shape, or, with `last`, for a batch of one.
     """
 
     family = "features"
+    per_image = True
     paper = Paper("Distilling knowledge via knowledge review", 2021, "2104.09044")
     taps: tuple[str, ...] = ("stage",)
     weight = 5.0

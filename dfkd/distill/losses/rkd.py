@@ -22,22 +22,25 @@ COINCIDENT = 1e-4
 
 
 class RKD(Loss):
-    """Distances of all pairs of samples, and angles of all triplets, are as among the teacher's features.
+    """The distances of all pairs of samples and the angles of all triplets.
 
-    `distance` * mean over pairs of huber(d_S, d_T) + `angle` * mean over triplets of huber(cos_S, cos_T), Huber's
-    delta being 1: d is the Euclidean distance of two samples divided by its mean over the batch's pairs, cos the
-    cosine of the angle at the sample j between i and k. `of` features (the tap `last`) or logits.
+        distance * mean over pairs of huber(d_s, d_t) + angle * mean over triplets of huber(cos_s, cos_t)
 
-    Pairs and triplets are of distinct samples, as in the paper, which writes sums where its weights are for means. The
-    authors' code, and all that follows it, averages over the full N x N and N x N x N arrays, whose entries with equal
-    indices are 0: (N - 1) / N and (N - 1)(N - 2) / N^2 of the values here; and it takes the mean distance over those
-    that are not 0. Ours: an angle with a side below 1/10,000 of the mean distance counts 0, since it is rounding and
-    its gradient has no bound; batches of one cost 0, of two have no angle. The features' scale does not matter, nor do
-    their widths.
+    d is the Euclidean distance of two samples divided by its mean over the batch's pairs. cos is the cosine of the
+    angle at sample j between i and k. Huber's delta is 1. Samples are `of` features (the tap `last`, [batch, width]) or
+    logits. Neither scale nor width of the features matters.
 
-    `weight` and its parts are the paper's for classification: 25 for distances, 50 for angles (the latter 25 x 2).
-    Angles take time with the cube of the batch: 2 million of them at 128, a billion at 1024, where `angle=0` leaves
-    them out. Their memory is bounded: above batches of 128 they are made in chunks.
+    Pairs and triplets are of distinct samples, as in the paper. The paper writes sums where its weights are for means.
+    The authors' code and its successors average over the full N x N and N x N x N arrays. Their entries with equal
+    indices are 0. Their values are thus (N - 1) / N and (N - 1)(N - 2) / N^2 of those here. The mean distance there is
+    that over entries that are not 0.
+
+    Ours: an angle with a side below 1/10,000 of the mean distance counts 0. It is rounding, and its gradient has no
+    bound. Batches of one cost 0; batches of two have no angle.
+
+    `weight` and its parts are the paper's for classification: 25 for distances, 50 for angles (25 x 2). The time for
+    angles grows with the cube of the batch: 2 million at 128, a billion at 1024. `angle=0` leaves them out. Their
+    memory is bounded: above batches of 128 they are computed in chunks.
 
     Raises: RequestError for a negative `distance` or `angle`, or both 0.
     """

@@ -17,28 +17,33 @@ from dfkd.system.paper import Paper
 
 
 class SimKD(Loss):
-    """The teacher's last feature, by a projector on the student's side; its classifier can be reused as well.
+    """The teacher's last feature, by a projector on the student's side; its classifier can be reused.
 
-    The mean squared difference of the projected student's feature and the teacher's; 0 where they are equal.
+        mean of (P(s) - t)^2
 
-    In the paper the student is run with projector and teacher's classifier behind it and trained by this loss alone.
-    Here the exported student keeps its architecture, so there are two ways:
-    - by default (`projector=conv`) the paper's projector, 1x1, 3x3 and 1x1 convolutions with batch normalization and
-      ReLU and a bottleneck of the teacher's width / `factor`, on the deepest stage's map. It trains the features only:
-      add a loss that trains the student's last layer, as in `--loss kd simkd`;
-    - `reuse=true` (then `projector=linear`, on the last linear layer's input): when training ends, the student's last
-      layer becomes the teacher's behind the projector, W = W_t P and b = W_t p + b_t, which is exact. Until then this
-      loss does not train the student's last layer, so the agreement and other losses on the logits are of a layer that
-      is replaced; `--loss simkd:reuse=true` alone is the paper's way.
-    The default is the former because it is the paper's projector and works on any pair of networks. Where resolutions
-    differ, both maps are average-pooled to the smaller one, as in the authors' code.
+    s and t are the features of student and teacher, and P is the projector. The loss is 0 where they are equal.
+
+    In the paper the student runs with the projector and the teacher's classifier behind it. It is trained by this loss
+    alone. Here the exported student keeps its architecture, so there are two ways:
+
+    - `projector=conv`, the default, is the paper's: 1x1, 3x3 and 1x1 convolutions on the deepest stage's map [batch,
+      channels, height, width]. They have batch normalization, ReLU and a bottleneck of the teacher's width / `factor`.
+      It trains the features only. Add a loss for the student's last layer, as in `--loss kd simkd`.
+    - `reuse=true` needs `projector=linear`, on the last linear layer's input [batch, width]. When training ends, the
+      student's last layer becomes the teacher's behind the projector, W = W_t P and b = W_t p + b_t. This is exact.
+      Until then this loss does not train the student's last layer. So the agreement and other losses on the logits are
+      of a layer that is replaced. `--loss simkd:reuse=true` alone is the paper's way.
+
+    The first is the default because it is the paper's projector and works on any pair of networks. Maps of different
+    resolution are average-pooled to the smaller one, as in the authors' code.
 
     Raises: RequestError for reuse with projector=conv, for factor < 1, and for features of another shape. Also for
-    reuse where a network's logits do not come from a linear layer with the tap `last` as its input, or the student's
-    layer has no bias.
+    reuse where a network's logits do not come from a linear layer with the tap `last` as its input. Also for reuse
+    where the student's layer has no bias.
     """
 
     family = "features"
+    per_image = True
     paper = Paper("Knowledge distillation with the reused teacher classifier", 2022, "2203.14001")
     taps = ("stage",)
 

@@ -13,15 +13,17 @@ from dfkd.system.paper import Paper
 
 
 class SP(Loss):
-    """The similarities among the samples of a batch, in the deepest map, are the teacher's.
+    """The similarities among the samples of a batch, in the deepest map.
 
-    || G_T - G_S ||_F^2 / b^2 with G = Q Q^T, where Q [b, channels * height * width] is the last map of the deepest
-    resolution, flattened, and b the batch; G is normalised before. Each map keeps its own channels and resolution: G
-    is [b, b] in any case. It is 0 at equality, and the scale of the features does not matter.
+        ||G_t - G_s||_F^2 / b^2,   G = Q Q^T, normalized
 
-    `normalize` says how: `row` divides every row of G by its L2 norm, which is the paper's (and RepDistiller's, checked
-    by its authors); `frobenius` divides G by its Frobenius norm, which circulates too and gives values about b times
-    smaller. `weight`: 3000, the paper's.
+    Q is the last map of the deepest resolution, flattened to [b, channels * height * width]; b is the batch. Each
+    network keeps its own channels and resolution: G is [b, b] in any case. The loss is 0 at equality. The scale of the
+    features does not matter.
+
+    `normalize=row` divides every row of G by its L2 norm. This is the paper's form, and RepDistiller's, which its
+    authors checked. `normalize=frobenius` divides G by its Frobenius norm. It is also in use, with values about b times
+    smaller. `weight` 3000 is the paper's.
 
     Raises: RequestError for a feature that is no map.
     """

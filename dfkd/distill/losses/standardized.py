@@ -12,25 +12,29 @@ from dfkd.system.paper import Paper
 
 
 class Standardized(Loss):
-    """The teacher's logits up to scale and shift: the softened distribution over z-scores.
+    """The teacher's logits up to scale and shift, by the softened distribution over z-scores.
 
-    temperature^2 * KL(softmax(z(t) / temperature) || softmax(z(s) / temperature)), averaged over the batch, where z
-    subtracts a logit vector's mean and divides by its standard deviation over the classes: every image has a
-    temperature of its own, in proportion to the spread of its logits, in teacher and student apart.
+        T^2 * KL(softmax(z(t) / T) || softmax(z(s) / T))
+        z(x) = (x - mean of x) / standard deviation of x
 
-    The standard deviation is the paper's, with 1 / classes under the root; the authors' code has 1 / (classes - 1),
-    which for 10 classes is as if the temperature were 5 % higher, and not defined for one class. `temperature` (2) and
-    `weight` (9) are those of the authors' commands for CIFAR-100, where cross-entropy to the label is added; labels are
-    not known here.
+    s and t are the logits [batch, classes] of student and teacher, and T is the `temperature`. Mean and standard
+    deviation are those over the classes of one image. The value is averaged over the batch. So each image has its own
+    temperature, in proportion to the spread of its logits, in teacher and student separately.
 
-    Below `epsilon` the standard deviation counts as `epsilon`, so that equal logits have a defined, flat distribution;
-    above it nothing is added (the code adds 1e-7 to it). The gradient grows as 1 / standard deviation, and a student
-    that starts with equal logits needs that to be bounded: with 0.001 it is 1000 times that of z.
+    The standard deviation is the paper's, with 1 / classes under the root. The authors' code has 1 / (classes - 1). For
+    10 classes this equals a temperature 5 % higher, and it is undefined for one class. `temperature` (2) and `weight`
+    (9) are those of the authors' commands for CIFAR-100. They add cross-entropy to the label; labels are not known
+    here.
+
+    A standard deviation below `epsilon` counts as `epsilon`. So equal logits have a defined, flat distribution. Above
+    `epsilon` nothing is added; the authors' code adds 1e-7. The gradient grows as 1 / standard deviation. A student
+    that begins with equal logits needs a bound: with 0.001 it is 1000 times the gradient of z.
 
     Raises: RequestError unless temperature and epsilon > 0.
     """
 
     family = "outputs"
+    per_image = True
     paper = Paper("Logit standardization in knowledge distillation", 2024, "2403.01427")
     weight = 9.0
 

@@ -18,23 +18,27 @@ from dfkd.system.paper import Paper
 class VID(Loss):
     """How well the teacher's features can be predicted from the student's: their Gaussian likelihood.
 
-    The negative logarithm of q(t | s) up to its constant: log(σ_c) + (t - μ(s))² / (2 σ_c²), with a mean network μ on
-    the student's side and one variance for each channel of the teacher, σ_c² = softplus(α_c) + epsilon; both are
-    learned. Maximising the likelihood maximises a lower bound of the mutual information. Averaged over all elements of
-    a tap, summed over the taps: the last map of every stage, and with `last` the last linear layer's input.
-    The loss can be negative. For given variances its minimum is the mean of log(σ_c), at t = μ(s); learned with them it
-    is bounded from below by log(epsilon) / 2 for each tap (-5.76).
+        log(σ_c) + (t - μ(s))² / (2 σ_c²),   σ_c² = softplus(α_c) + epsilon
 
-    The paper sums over elements and weighs the taps; the mean, `variance` (where σ_c² starts), epsilon and the weight
-    1 are those of the public code that credits the authors. The mean network is 1x1 convolutions, three
-    with batch normalization and ReLU between them and as many channels as the teacher has, for maps; linear for `last`.
-    (The public code has no batch normalization there.) Ours: where resolutions differ, both are average-pooled to the
-    smaller one; where `last` is a map, it is averaged.
+    It is -log q(t | s) up to a constant. s and t are features of student and teacher, [batch, channels, height, width]
+    or [batch, width]. μ is a mean network on the student's side. σ_c² is one variance for each channel of the teacher.
+    Both are learned. Maximizing the likelihood maximizes a lower bound of the mutual information.
+
+    The value is averaged over all elements of a tap and summed over the taps. The taps are the last map of every stage,
+    and with `last` the input of the last linear layer. The loss can be negative. For given variances its minimum is the
+    mean of log(σ_c), at t = μ(s). With learned variances its lower bound is log(epsilon) / 2 for each tap (-5.76).
+
+    The paper sums over elements and weights the taps. Four values are those of the public code that credits the
+    authors: the mean, `variance` (where σ_c² starts), epsilon and the weight 1. For maps the mean network is three 1x1
+    convolutions with batch normalization and ReLU between them. They have as many channels as the teacher. For `last`
+    it is linear, without the batch normalization, which the public code does not have for maps either. Ours: maps of
+    different resolution are average-pooled to the smaller one. Where `last` is a map, it is averaged.
 
     Raises: RequestError unless variance > epsilon > 0, or for features of another shape.
     """
 
     family = "features"
+    per_image = True
     paper = Paper("Variational information distillation for knowledge transfer", 2019, "1904.05835")
     taps: tuple[str, ...] = ("stage",)
 

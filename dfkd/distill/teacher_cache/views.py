@@ -22,6 +22,7 @@ from dfkd.data.images.augment import crop, draw_crops
 from dfkd.distill.teacher_cache.compact import ALL_UP_TO, compact, expand
 from dfkd.formats.shards import Shards
 from dfkd.models.classifier import Classifier
+from dfkd.system import ranks
 from dfkd.system.checked_parquet import Columns, Damaged, read_columns, write_columns
 from dfkd.system.console import progress, say
 from dfkd.system.errors import RequestError
@@ -180,7 +181,7 @@ def _columns(
     total = shape[0] * shape[1]
     done = total - sum(len(file.rows) for file in missing)
     with progress("teacher's answers", total, "views", done) as bar, stop_request() as stop:
-        for file in missing:
+        for file in ranks.dealt(missing):
             blocks = []
             for columns in _answers(teacher, file, padding, flip):
                 blocks.append(columns)
@@ -193,7 +194,21 @@ def _columns(
                 keep(file, made)
             if stop.signal is not None:
                 raise Interrupted(stop.signal, "the answers so far are kept, the same command goes on from there")
+        ranks.meet()
+        for file in missing if ranks.count() > 1 else ():
+            keep(file, _of_another_rank(file, names))
     return kept
+
+
+def _of_another_rank(file: _File, names: Sequence[str]) -> Columns:
+    """What a file holds that another process has made. Raises: RequestError where the cache is not shared with it."""
+    try:
+        return read_columns(file.path, names)
+    except Damaged as error:
+        raise RequestError(
+            f"{file.path}, which another rank has made, is not here ({error}); let DFKD_CACHE name a folder that all "
+            "machines share"
+        ) from None
 
 
 def _answers(teacher: Classifier, file: _File, padding: int, flip: bool) -> Iterator[Columns]:
@@ -243,7 +258,7 @@ def _largest_difference(
     largest = float(np.max(differences))  # NaN where there is one
     if not largest <= max(limits):
         raise RequestError(
-            f"what is kept of the teacher's answers differs from what it says now by {largest:.3g}; delete "
+            f"the kept answers of the teacher differ from its present ones by {largest:.3g}; delete "
             f"{' and '.join(map(str, folders))}"
         )
     return largest

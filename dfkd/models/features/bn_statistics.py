@@ -9,7 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from dfkd.system import ranks
 from dfkd.system.errors import RequestError
+from dfkd.system.shares import pooled
 
 _CONSTANT = 1e-12
 """Added to a variance: one of 0 has a gradient, of 0."""
@@ -27,17 +29,21 @@ class BatchStatistics:
         ]
         self.seen: list[tuple[nn.Module, Tensor, Tensor]] = []
         """Layer, mean and variance, in the order in which the layers ran."""
+        self._numbers: list[int] = []
+        """The values of a channel in each."""
 
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Take the statistics of every pass through the module within the block."""
-        self.seen = []
+        self.seen, self._numbers = [], []
         handles = [layer.register_forward_pre_hook(self._take, with_kwargs=True) for layer in self.layers]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+        if ranks.count() > 1 and self.seen:
+            self._exchange()
 
     def distances(self) -> list[Float[Tensor, ""]]:
         """For every layer that was passed: |mean - running mean|_2 + |variance - running variance|_2.
@@ -48,7 +54,17 @@ class BatchStatistics:
         return [_distance(layer, mean, variance) for layer, mean, variance in self.seen]
 
     def _take(self, layer: nn.Module, inputs: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> None:
-        self.seen.append((layer, *_Moments.apply(next(iter([*inputs, *named.values()])))))
+        x = next(iter([*inputs, *named.values()]))
+        self.seen.append((layer, *_Moments.apply(x)))
+        self._numbers.append(x.numel() // x.shape[1])
+
+    def _exchange(self) -> None:
+        """Make the statistics of each rank's rows those of the whole batch, for all layers at once."""
+        layers, means, variances = zip(*self.seen, strict=True)
+        sizes = [len(mean) for mean in means]
+        of_channels = [mean.new_full((len(mean),), float(n)) for mean, n in zip(means, self._numbers, strict=True)]
+        mean, variance = pooled(torch.cat(means), torch.cat(variances), torch.cat(of_channels))
+        self.seen = list(zip(layers, mean.split(sizes), variance.split(sizes), strict=True))
 
 
 class _Moments(torch.autograd.Function):

@@ -254,7 +254,7 @@ def test_it_refuses_outputs_without_the_view(world):
     view, student, teacher = world(3)
     loss = bound(linear(*student, trains=True), linear(*teacher, trains=False))
     ours = loss.setting.student(torch.tensor(view))
-    with pytest.raises(RequestError, match=r"^the images are not at hand"):
+    with pytest.raises(RequestError, match=r"^it makes its samples from the images, which are not available here"):
         loss(ours, ours)
 
 

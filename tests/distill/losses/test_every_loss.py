@@ -134,7 +134,9 @@ class TestEveryLoss:
     def test_says_what_it_is_and_where_it_is_from(self, name, view):
         kind = next(getattr(losses, n) for n in losses.__all__ if n.lower() == name)
         assert issubclass(kind, Loss)
-        assert re.match(r"[A-Z].*\.(\n|$)", inspect.getdoc(kind)), "the first line is a sentence"
+        assert re.match(r"[A-Z].{,110}\.\n\n(    .+\n)+", inspect.getdoc(kind)), (
+            "a sentence in one line, then the formula"
+        )
         assert kind.family in typing.get_args(Family)
         assert kind.paper.title and kind.paper.url.startswith("https://") and 2000 < kind.paper.year < 2100
         assert kind.weight > 0 and {*kind().taps} <= {"first", "last", *GROUPS}

@@ -1,4 +1,4 @@
-"""The examples of docs/own.md, run through the real commands as they stand there."""
+"""The examples of docs/own.md and docs/five_minutes.md, run through the real commands as they stand there."""
 
 import json
 import re
@@ -6,11 +6,24 @@ import shlex
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "own.md").read_text(encoding="utf-8")
-CODE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+from dfkd.app import cli
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def blocks(page):
+    """The Python blocks of a page, and the lines of its shell blocks."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    code, shell = (re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL) for kind in ("python", "sh"))
+    return code, [line for block in shell for line in block.splitlines()]
+
+
+CODE, COMMANDS = blocks("own.md")
 SHORT = {
     "select": ("--normalize", "0.5/0.5", "--image-size", 16, "--filter", "none"),
     "generate": ("--normalize", "0.5/0.5", "--image-size", 16, "--batch-size", 8, "--steps", 2),
@@ -61,3 +74,24 @@ def test_own_page__method_declares_its_balance(run):
     command = next(command for command in COMMANDS if "own.near" in command)
     options = json.loads((run(command) / "manifest.json").read_text())["content"]["options"]
     assert options["balance"] == "class" and options["method"] == "own.near:center=0.7" and len(options["code"]) == 16
+
+
+def test_five_minutes__every_block_works(tmp_path, monkeypatch):
+    (network, python), commands = blocks("five_minutes.md")
+    (tmp_path / "my_nets.py").write_text(network, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    import my_nets
+
+    torch.save(my_nets.make_net().state_dict(), "teacher.pt")
+    rng = np.random.default_rng(0)
+    for name in ["photos/0", *(f"labeled/{k}" for k in range(10))]:
+        Path(name).mkdir(parents=True)
+        for i in range(40 if name == "photos/0" else 2):
+            Image.fromarray(rng.integers(0, 256, (36, 40, 3), dtype=np.uint8)).save(f"{name}/{i}.png")
+    for command in commands:
+        assert cli.main(shlex.split(command.replace("--steps 500", "--steps 2 --batch-size 16"))[1:]) == 0, command
+    made = {"selection.html", "report.html", "student.pt2", "run", "selection"}
+    assert made <= {path.name for path in tmp_path.iterdir()}
+    exec(python.replace("steps=500", "steps=2, batch_size=16"), {})
+    monkeypatch.delitem(sys.modules, "my_nets")

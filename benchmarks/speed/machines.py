@@ -1,0 +1,118 @@
+"""A training that torchrun starts, against the same command in one process; and what a killed process costs.
+
+    python benchmarks/speed/machines.py OUT.json [STEPS] [ROUNDS]      default: 24 steps, 3 rounds
+
+Images a second of the training loop, from metrics.jsonl, without the first rows: of torchrun with one process against
+no torchrun, each with one thread; and of two processes with one thread each against one process with two threads. The
+teacher is a ResNet-8 of width 32, the student one of width 16, the losses are `kd` and `kd ofd`. Rounds alternate;
+medians are shown. Last, seconds from the kill of one of two processes to the first step after the checkpoint, and from
+a start to the first step.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from distilling import make_selection
+from ratios import report, row, untrained
+
+TEACHER = "cifar_resnet:depth=8,width=32,num_classes=10,in_channels=3"
+STUDENT = "cifar_resnet:depth=8"
+PYTHON = (sys.executable, "-m")
+LAUNCHER = (*PYTHON, "torch.distributed.run", "--standalone", "--max-restarts", "2", "--nproc-per-node")
+LOSSES = {"kd": ("kd",), "kd ofd": ("kd", "ofd")}
+
+
+def start(command, out, options, threads, processes=0):
+    """A distillation; with torchrun, unless `processes` is 0."""
+    launcher = (*LAUNCHER, str(processes), "-m") if processes else PYTHON
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    log = out.with_suffix(".log").open("w")
+    given = [*launcher, "dfkd", *map(str, (*command, "--out", out, *options))]
+    return subprocess.Popen(given, env=environment, stdout=log, stderr=log)
+
+
+def rows_of(out):
+    """The rows of the metrics, as far as they are written."""
+    file = out / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def rate(*given, **more):
+    """Images a second of a whole training: the median of its rows but the first two."""
+    process, out = start(*given, **more), given[1]
+    if process.wait():
+        raise RuntimeError(out.with_suffix(".log").read_text())
+    return median(r["images_per_second"] for r in rows_of(out)[2:])
+
+
+def wait_for_step(out, step, process):
+    """When the first row after a step is written."""
+    while not any(r["step"] > step for r in rows_of(out)):
+        if process.poll() is not None:
+            raise RuntimeError(out.with_suffix(".log").read_text())
+        time.sleep(0.05)
+    return time.perf_counter()
+
+
+def restarted(command, out, options):
+    """Seconds of a start and of a restart, each to the end of the first step after."""
+    started = time.perf_counter()
+    process = start(command, out, options, 1, processes=2)
+    begun = wait_for_step(out, 0, process) - started
+    wait_for_step(out, 12, process)  # the checkpoint of step 10 is written
+    file = (out / "metrics.jsonl").stat().st_ino
+    child = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[-1])
+    os.kill(child, signal.SIGKILL)
+    killed = time.perf_counter()
+    while (out / "metrics.jsonl").stat().st_ino == file:  # rows past the checkpoint are dropped: another file
+        if process.poll() is not None:
+            raise RuntimeError(out.with_suffix(".log").read_text())
+        time.sleep(0.02)
+    again = wait_for_step(out, max((r["step"] for r in rows_of(out)), default=0), process) - killed
+    process.terminate()
+    process.wait()
+    return begun, again
+
+
+def main():
+    if not 2 <= len(sys.argv) <= 4:
+        sys.exit(__doc__)
+    steps = int(sys.argv[2]) if len(sys.argv) > 2 else 24
+    rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 3
+    rows = []
+    with tempfile.TemporaryDirectory() as top:
+        folder = Path(top)
+        teacher = untrained(TEACHER, folder)
+        samples = make_selection(folder, teacher)
+        command = ("distill", "--teacher", teacher, "--student", STUDENT, "--samples", samples)
+        command += ("--init", "none", "--log-every", 3, "--device", "cpu")
+        for name, losses in LOSSES.items():
+            options = ("--steps", steps, "--loss", *losses)
+            found = {"launched": [], "shared": []}
+            for number in range(rounds):
+                what = f"{name.replace(' ', '-')}-{number}"
+                pairs = {"launched": ((1, 1), (1, 0)), "shared": ((1, 2), (2, 0))}
+                for key, sides in pairs.items():
+                    rates = [
+                        rate(command, folder / f"{what}-{threads}-{processes}", options, threads, processes=processes)
+                        for threads, processes in sides
+                    ]
+                    found[key].append(tuple(rates))
+            rows.append(row(f"{name}, torchrun with one process; without torchrun, images/s", found["launched"]))
+            rows.append(row(f"{name}, two processes of one thread; one of two, images/s", found["shared"]))
+        options = ("--steps", 100_000, "--loss", "kd", "--log-every", 1, "--checkpoint-every", 10)
+        times = [restarted(command, folder / f"killed{number}", options) for number in range(rounds)]
+        rows.append(row("seconds to the first step after a kill; after a start", [(b, a) for a, b in times]))
+    report(Path(sys.argv[1]), "benchmarks/speed/machines.py", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""What a selection holds, as values and as aligned text."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from dfkd.data.images.filter import read_scores
+from dfkd.formats.shards import Shards
+from dfkd.report.explore import PoolScores, read_pool_scores
+from dfkd.system.errors import RequestError
+from dfkd.system.text import aligned, visible
+
+QUANTILES = {"min": 0.0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "max": 1.0}
+SHOWN_CLASSES = 20
+"""Classes whose bars and images are shown; a page of a thousand classes could not be read."""
+SCORES = ("confidence", "entropy")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A selection's columns of scores, and the scores of the pool it was taken from (None without a pool)."""
+
+    shards: Shards
+    selected: Mapping[str, Float[np.ndarray, " images"]]
+    scored: PoolScores | None
+    prediction: Int[np.ndarray, " images"]
+    kept: Bool[np.ndarray, "images classes"]
+
+    @property
+    def pool(self) -> Mapping[str, Float[np.ndarray, " pool"]] | None:
+        """The two scores of the pool."""
+        return None if self.scored is None else self.scored.table()
+
+    @property
+    def per_class(self) -> list[int]:
+        """Images of every predicted class."""
+        return np.bincount(self.prediction, minlength=self.kept.shape[1]).tolist()
+
+    @property
+    def shown_classes(self) -> list[int]:
+        """The classes with the most images, in their own order."""
+        counts = self.per_class
+        return sorted(sorted(range(len(counts)), key=lambda k: -counts[k])[:SHOWN_CLASSES])
+
+
+def read(folder: Path) -> Contents:
+    """Open a selection and read its scores. Raises: RequestError where it is none, or empty."""
+    shards = Shards(folder)
+    if len(shards) == 0:
+        raise RequestError(f"{folder} holds no image; make the selection again")
+    prediction, classes = shards.column("prediction"), shards.manifest.classes
+    if not 0 <= prediction.min() <= prediction.max() < classes:
+        raise RequestError(f"{folder} holds predictions outside its {classes} classes; make the selection again")
+    return Contents(
+        shards,
+        {name: shards.column(name) for name in SCORES},
+        read_pool_scores(folder / "scores.parquet", shards.manifest),
+        prediction,
+        shards.column("kept_classes"),
+    )
+
+
+def terminal_text(contents: Contents) -> str:
+    """Everything but the gallery, as aligned text."""
+    manifest = contents.shards.manifest
+    facts = facts_of(contents)
+    width = max(len(name) for name, _ in facts) + 2
+    counts = contents.per_class
+    bars = [[str(k), f"{counts[k]:,}", "#" * round(30 * counts[k] / max(counts))] for k in contents.shown_classes]
+    reasons = [[reason, f"{n:,}"] for reason, n in manifest.reasons.items()]
+    parts = [
+        "\n".join(f"{name + ':':<{width}}{visible(value)}" for name, value in facts),
+        aligned(["reason", "pool images"], reasons) if reasons else "",
+        aligned(["scores", *QUANTILES], quantiles(contents)),
+        aligned(["class", "images", ""], bars, left=(0, 2)),
+        left_out(contents),
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
+def facts_of(contents: Contents) -> list[tuple[str, str]]:
+    """What it is, by name."""
+    manifest = contents.shards.manifest
+    threshold, kept = manifest.threshold, contents.kept.sum(axis=1)
+    image, kind = manifest.image, "encoded files" if contents.shards.encoded else "raw"
+    options = manifest.content.options.table
+    facts = [
+        ("images", f"{len(contents.shards):,}"),
+        ("image", f"{image.size} x {image.size} pixels, {image.channels} channels, {kind}"),
+        ("teacher", manifest.teacher),
+        ("options", ", ".join(f"{name} {v}" for name, v in options.items() if v is not None)),
+        ("seed", str(manifest.content.seed)),
+    ]
+    if manifest.filter:
+        before, after = read_scores(manifest.filter)
+        unused = "" if "kernel" in manifest.filter else "; not kept"
+        facts.append(
+            ("filter", f"the teacher's Inception Score of the pool: {before:.2f}, {after:.2f} with it{unused}")
+        )
+    if threshold is not None:
+        facts.append(("threshold", f"confidence at least {threshold:.4f}; it admits {manifest.admitted:,} images"))
+    if manifest.unreadable:
+        facts.append(("unreadable", f"{len(manifest.unreadable):,} pool images; the manifest names them"))
+    if manifest.left_out:
+        total = sum(sum(counts.values()) for counts in manifest.left_out.values())
+        facts.append(("left out", f"{total:,} files that are no images; the manifest counts them by suffix"))
+    facts.append(("kept classes", f"{kept.mean():.2f} of {contents.kept.shape[1]} an image, the mean"))
+    return facts
+
+
+def quantiles(contents: Contents) -> list[list[str]]:
+    """Rows of a table: each score of the selection and of the pool."""
+    sets = [("selected", contents.selected), *([("pool", contents.pool)] if contents.pool else [])]
+    return [
+        [f"{score}, {name}", *(f"{value:.3f}" for value in np.quantile(scores[score], [*QUANTILES.values()]))]
+        for score in SCORES
+        for name, scores in sets
+    ]
+
+
+def left_out(contents: Contents) -> str:
+    """Which classes are not shown; empty where all are."""
+    counts = contents.per_class
+    empty = f"; {counts.count(0):,} have none" if 0 in counts else ""
+    if len(counts) <= SHOWN_CLASSES:
+        return ""
+    return f"The {SHOWN_CLASSES} classes with the most images are shown, of {len(counts):,}{empty}."

@@ -1,0 +1,243 @@
+"use strict";
+// Methods, count, gamma and balance tried on the stored scores: the same rules as dfkd.select, in the page.
+const explore = {
+  /** A column from base64, little-endian. */
+  column(text, type) {
+    const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+    return new type(bytes.buffer);
+  },
+
+  /** Rows by a column, stable: ties fall to the earlier row. */
+  order(values, sign) {
+    const rows = Uint32Array.from(values.keys()).filter((row) => !Number.isNaN(values[row]));
+    return rows.sort((a, b) => sign * (values[a] - values[b]) || a - b);
+  },
+
+  /** A permutation that the seed decides; not that of `--seed`, which numpy draws. */
+  shuffled(count, seed) {
+    const rows = Uint32Array.from({ length: count }, (_, k) => k);
+    let state = seed + 1;
+    for (let k = count - 1; k > 0; k--) {
+      state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+      const other = Math.floor((state / 4294967296) * (k + 1));
+      [rows[k], rows[other]] = [rows[other], rows[k]];
+    }
+    return rows;
+  },
+
+  /** How many to take of each group: the smallest share as large as can be, what is left over to the first ones. */
+  quotas(sizes, count) {
+    const wanted = Math.min(count, sizes.reduce((a, b) => a + b, 0));
+    const taken = (level) => sizes.reduce((sum, size) => sum + Math.min(size, level), 0);
+    let low = 0, high = Math.max(0, ...sizes);
+    while (low < high) {
+      const level = Math.floor((low + high + 1) / 2);
+      if (taken(level) <= wanted) low = level;
+      else high = level - 1;
+    }
+    let left = wanted - taken(low);
+    return sizes.map((size) => (size > low && left > 0 ? (left--, low + 1) : Math.min(size, low)));
+  },
+
+  /** The rows that a method picks, with its threshold and how many it admits. */
+  choose(pool, { method, gamma, count, balance }) {
+    const total = pool.confidence.length;
+    let rows = explore.ranked(pool, method), threshold = null;
+    if (method === "threshold") {
+      const share = Math.min(total, Math.max(1, Math.ceil(Number((gamma * total).toFixed(6)))));
+      threshold = pool.confidence[rows[share - 1]];
+      let admitted = share;
+      while (admitted < total && pool.confidence[rows[admitted]] >= threshold) admitted++;
+      rows = rows.subarray(0, admitted);
+    }
+    const admitted = rows;
+    const wanted = Math.min(count, rows.length);
+    let picked = rows.subarray(0, wanted);
+    if (balance === "class") {
+      if (method === "statistics") rows = rows.subarray(0, Math.ceil(1.5 * wanted));
+      const sizes = explore.perClass(pool, rows);
+      const left = explore.quotas(sizes, wanted);
+      picked = rows.filter((row) => left[pool.prediction[row]]-- > 0);
+    }
+    return { picked, admitted, threshold };
+  },
+
+  ranked(pool, method) {
+    pool.orders ??= {};
+    pool.orders[method] ??= {
+      threshold: () => explore.ranked(pool, "confidence"),
+      confidence: () => explore.order(pool.confidence, -1),
+      entropy: () => explore.order(pool.entropy, -1),
+      statistics: () => explore.order(pool.distance, 1),
+      random: () => explore.shuffled(pool.confidence.length, 0),
+    }[method]();
+    return pool.orders[method];
+  },
+
+  perClass(pool, rows) {
+    const sizes = new Array(pool.classes).fill(0);
+    for (const row of rows) sizes[pool.prediction[row]]++;
+    return sizes;
+  },
+
+  /** The command for what is shown, of the pool's full size. */
+  command(pool, { method, gamma, count, balance }) {
+    const share = method === "threshold" ? ` --gamma ${gamma}` : "";
+    const full = Math.max(1, Math.round(count * pool.scale));
+    return `dfkd select --teacher TEACHER --pool POOL --method ${method}${share} --count ${full} --balance ${balance} --out selection`;
+  },
+
+  ready() {
+    const stored = document.getElementById("pool");
+    if (!stored) return;
+    const given = JSON.parse(stored.textContent);
+    const pool = { ...given };
+    for (const [name, type] of Object.entries({ confidence: Float32Array, entropy: Float32Array, distance: Float32Array, prediction: Uint32Array, reason: Uint8Array, row: Uint32Array }))
+      pool[name] = given[name] === null ? null : explore.column(given[name], type);
+    const form = document.querySelector(".explore form");
+    const view = new View(pool, form);
+    form.addEventListener("input", () => view.update());
+    form.addEventListener("submit", (event) => event.preventDefault());
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => view.draw());
+    addEventListener("resize", () => view.draw());
+    form.closest(".explore").hidden = false;
+    view.update();
+  },
+};
+
+class View {
+  constructor(pool, form) {
+    this.pool = pool;
+    this.form = form;
+    this.at = new Map(Array.from(pool.row, (row, k) => [row, k]));
+    this.thumbs = [...document.querySelectorAll("img[data-row]")].filter((image) => this.at.has(Number(image.dataset.row)));
+    this.ofRow = new Map(this.thumbs.map((image) => [this.at.get(Number(image.dataset.row)), image]));
+    this.plane = document.getElementById("plane");
+    this.plane.addEventListener("pointermove", (event) => this.point(event));
+  }
+
+  get options() {
+    const fields = this.form.elements;
+    return { method: fields.method.value, gamma: Number(fields.gamma.value), count: Number(fields.count.value), balance: fields.balance.value };
+  }
+
+  update() {
+    const { pool, form } = this, options = this.options;
+    form.elements.gamma.disabled = options.method !== "threshold";
+    this.chosen = explore.choose(pool, options);
+    const { picked, admitted, threshold } = this.chosen;
+    this.isPicked = new Uint8Array(pool.confidence.length);
+    for (const row of picked) this.isPicked[row] = 1;
+    const stored = pool.reason.reduce((sum, reason, row) => sum + (reason === pool.selected && this.isPicked[row]), 0);
+    const full = (n) => Math.round(n * pool.scale).toLocaleString("en");
+    form.elements.gammaShown.value = options.gamma;
+    form.elements.countShown.value = full(options.count);
+    const parts = [`${full(picked.length)} picked of ${full(admitted.length)} admitted`];
+    if (threshold !== null) parts.push(`threshold ${threshold.toFixed(4)}`);
+    parts.push(`${picked.length ? Math.round((100 * stored) / picked.length) : 0} % of them are in this selection`);
+    document.getElementById("explore-says").textContent = parts.join("; ") + ".";
+    document.getElementById("explore-command").textContent = explore.command(pool, options);
+    for (const image of this.thumbs) image.closest("li").classList.toggle("in", this.isPicked[this.at.get(Number(image.dataset.row))] === 1);
+    this.bars();
+    this.draw();
+  }
+
+  /** The classes before balance, the best of the same number, and after. */
+  bars() {
+    const { pool } = this, { picked, admitted } = this.chosen;
+    const before = explore.perClass(pool, admitted.subarray(0, picked.length));
+    const after = explore.perClass(pool, picked);
+    const most = Math.max(1, ...before, ...after);
+    const shown = [...after.keys()].sort((a, b) => before[b] - before[a] || a - b).slice(0, 40).sort((a, b) => a - b);
+    const bar = (count, name) => {
+      const made = document.createElement("span");
+      made.className = name;
+      made.style.width = `${(100 * count) / most}%`;
+      return made;
+    };
+    document.getElementById("explore-classes").replaceChildren(
+      ...shown.map((k) => {
+        const item = document.createElement("li"), name = document.createElement("b"), both = document.createElement("span");
+        name.textContent = k;
+        both.append(bar(before[k], "before"), bar(after[k], "after"));
+        item.title = `class ${k}: ${before[k]} before balance, ${after[k]} after`;
+        item.append(name, both);
+        return item;
+      }),
+    );
+  }
+
+  /** The plane: what is picked last, so that it is seen. */
+  draw() {
+    const { pool, plane } = this;
+    const box = plane.getBoundingClientRect(), dense = devicePixelRatio || 1;
+    if (!box.width) return;
+    plane.width = box.width * dense;
+    plane.height = box.height * dense;
+    const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+    const pen = plane.getContext("2d");
+    pen.scale(dense, dense);
+    const values = this.form.elements.up.value === "distance" ? pool.distance : pool.entropy;
+    const logs = values === pool.distance;
+    let low = 0, high = 1;
+    if (logs) {
+      const seen = values.filter((v) => v > 0).map(Math.log).sort();
+      low = seen[0] ?? 0;
+      high = seen[seen.length - 1] ?? 1;
+    }
+    const left = 30, bottom = 24;
+    this.x = (row) => left + pool.confidence[row] * (box.width - left - 6);
+    this.y = (row) => {
+      const value = logs ? Math.log(values[row]) : values[row];
+      return box.height - bottom - ((value - low) / (high - low || 1)) * (box.height - bottom - 6);
+    };
+    const size = pool.confidence.length > 20000 ? 1.5 : 3;
+    for (const [wanted, name] of [[0, "--rule-dark"], [1, "--c0"]]) {
+      pen.fillStyle = colour(name);
+      for (let row = 0; row < values.length; row++)
+        if (this.isPicked[row] === wanted) pen.fillRect(this.x(row) - size / 2, this.y(row) - size / 2, size, size);
+    }
+    pen.fillStyle = pen.strokeStyle = colour("--ink");
+    pen.font = "12px system-ui, sans-serif";
+    pen.fillText("confidence 0", left, box.height - 6);
+    pen.textAlign = "right";
+    pen.fillText("1", box.width - 6, box.height - 6);
+    pen.save();
+    pen.translate(14, 6);
+    pen.rotate(-Math.PI / 2);
+    pen.fillText(logs ? "distance (log)" : "entropy", 0, 0);
+    pen.restore();
+    if (this.chosen.threshold !== null) {
+      const at = left + this.chosen.threshold * (box.width - left - 6);
+      pen.setLineDash([5, 4]);
+      pen.beginPath();
+      pen.moveTo(at, 0);
+      pen.lineTo(at, box.height - bottom);
+      pen.stroke();
+    }
+  }
+
+  /** What the dot under the pointer is; with its image where the page has it. */
+  point(event) {
+    const { pool } = this, box = this.plane.getBoundingClientRect();
+    const x = event.clientX - box.left, y = event.clientY - box.top;
+    let best = -1, least = 100;
+    for (let row = 0; row < pool.confidence.length; row++) {
+      const away = (this.x(row) - x) ** 2 + (this.y(row) - y) ** 2;
+      const bonus = this.ofRow.has(row) ? 30 : 0;
+      if (away - bonus < least) [best, least] = [row, away - bonus];
+    }
+    const told = document.getElementById("explore-dot");
+    told.replaceChildren();
+    if (best < 0) return;
+    if (this.ofRow.has(best)) {
+      const image = this.ofRow.get(best).cloneNode();
+      image.removeAttribute("data-row");
+      image.loading = "eager";
+      told.append(image);
+    }
+    const distance = pool.distance ? `, distance ${pool.distance[best].toPrecision(3)}` : "";
+    told.append(`Image ${pool.row[best]}: class ${pool.prediction[best]}, confidence ${pool.confidence[best].toFixed(3)}, entropy ${pool.entropy[best].toFixed(3)}${distance}; ${pool.reasons[pool.reason[best]]}`);
+  }
+}
+document.addEventListener("DOMContentLoaded", explore.ready);

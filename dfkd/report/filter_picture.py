@@ -1,0 +1,68 @@
+"""The filter of a pool as a picture: its kernel, and what it does to frequencies."""
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from dfkd.data.images.filter import read_filter
+from dfkd.formats.manifest import Manifest
+from dfkd.report.charts import figure, legend, lines
+from dfkd.report.gallery import data_uri
+from dfkd.report.markup import Html, section, tag
+
+CHANNELS = {1: ("gray",), 3: ("red", "green", "blue")}
+RESOLUTION = 32
+"""Frequencies along a side at which the response is computed."""
+
+
+def filter_section(manifest: Manifest, examples: Html | None) -> Html:
+    """The section of the page; nothing where the selection's images went through no filter."""
+    found = read_filter(manifest.filter, manifest.image.channels) if manifest.filter else None
+    if found is None:
+        return Html()
+    kernel = found.kernel.numpy()
+    names = CHANNELS[manifest.image.channels]
+    styles = dict(zip(names, {1: (7,), 3: (1, 2, 0)}[len(names)], strict=True))
+    gains = {name: response(kernel[k, k]) for k, name in enumerate(names)}
+    series = {name: [(100 * f, g) for f, g in curve] for name, curve in gains.items()}
+    words = "; ".join(
+        f"{name}: {curve[0][1]:.2f} at 0, {curve[-1][1]:.2f} at the highest" for name, curve in gains.items()
+    )
+    picture = tag("img", src=data_uri(drawn(kernel), True), alt="the filter's kernel", class_="pixelated kernel")
+    return section(
+        "Filter",
+        tag(
+            "div",
+            figure("The kernel: blue adds, orange subtracts. Rows: from a channel; columns: to a channel.", picture),
+            figure(
+                "Gain over frequency, from 0 to 100 % of the highest one; the mean over directions.",
+                lines("Frequency response", words, series, styles),
+                legend(styles),
+            ),
+            class_="charts",
+        ),
+        examples or Html(),
+    )
+
+
+def response(kernel: Float[np.ndarray, "size size"]) -> list[tuple[float, float]]:
+    """The mean gain over directions at each frequency, as a share of the highest one."""
+    gain = np.abs(np.fft.fft2(kernel, (RESOLUTION, RESOLUTION)))
+    one = np.fft.fftfreq(RESOLUTION) * 2
+    away = np.hypot(one[:, None], one[None, :])
+    rings = np.rint(away * RESOLUTION / 2).astype(int)
+    last = RESOLUTION // 2
+    return [(ring / last, float(gain[rings == ring].mean())) for ring in range(last + 1)]
+
+
+def drawn(kernel: Float[np.ndarray, "to from size size"]) -> UInt8[np.ndarray, "height width 3"]:
+    """Kernels side by side: white is 0, blue above it, orange below, as strong as the largest weight."""
+    channels, size = kernel.shape[0], kernel.shape[-1]
+    share = kernel / max(float(np.abs(kernel).max()), 1e-12)
+    ends = np.where(share[..., None] > 0, np.array([29, 95, 168]), np.array([194, 65, 12]))
+    colour = 255 + (ends - 255) * np.abs(share)[..., None]
+    sheet = np.full((channels * (size + 1) - 1, channels * (size + 1) - 1, 3), 128, np.uint8)
+    for to in range(channels):
+        for source in range(channels):
+            top, left = source * (size + 1), to * (size + 1)
+            sheet[top : top + size, left : left + size] = colour[to, source].round().astype(np.uint8)
+    return sheet

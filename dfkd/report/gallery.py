@@ -1,0 +1,157 @@
+"""Images in a page: those of a selection by class, and those of its pool by the reason why they are out."""
+
+import base64
+import io
+
+import numpy as np
+from jaxtyping import Bool, Int, UInt8
+
+from dfkd.data import Pool
+from dfkd.data.images.filter import read_filter
+from dfkd.report.contents import SCORES, Contents
+from dfkd.report.explore import PoolScores
+from dfkd.report.markup import Html, tag
+from dfkd.select.choose import NEAR_DUPLICATE, NON_FINITE, NOT_ADMITTED, NOT_DRAWN, REASONS, SELECTED
+
+IMAGES_A_CLASS = 12
+THUMBNAIL = 96
+"""The side of a larger image, in pixels."""
+GALLERY_NOTE = (
+    f"Up to {IMAGES_A_CLASS} images of a class, from the least to the most confident. Below each: the teacher's "
+    "confidence, the entropy of its prediction (0: sure of one class, 1: all alike), and the classes that are kept."
+)
+OUT = {
+    NOT_DRAWN: "Admitted and not drawn",
+    NEAR_DUPLICATE: "Near-duplicates of better images",
+    NOT_ADMITTED: "Not admitted",
+    NON_FINITE: "The teacher gives no finite answer",
+}
+"""Why an image that can be shown is out."""
+NEAREST = FAR = 12
+"""Images of a reason: those that are nearly in, and some of the others."""
+
+
+def pool_rows(contents: Contents) -> Int[np.ndarray, " images"] | None:
+    """Where the selected images are in the pool: both are in the pool's order. None without a pool."""
+    scored = contents.scored
+    if scored is None:
+        return None
+    rows = scored.row[scored.reason == REASONS.index(SELECTED)]
+    return rows if len(rows) == len(contents.shards) else None
+
+
+def gallery(contents: Contents) -> list[Html]:
+    """Each shown class with images that are spread evenly over its range of confidence."""
+    parts = []
+    confidence, entropy = (contents.selected[name] for name in SCORES)
+    origins = contents.shards.column("source")
+    raw = not contents.shards.encoded
+    places = pool_rows(contents)
+    for k in contents.shown_classes:
+        rows = np.flatnonzero(contents.prediction == k)
+        if len(rows) == 0:
+            continue
+        rows = rows[np.argsort(confidence[rows], kind="stable")]
+        picked = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), IMAGES_A_CLASS)).round().astype(int))]
+        items = []
+        for row, pixels in zip(picked, contents.shards.pixels(picked), strict=True):
+            scores = f"{confidence[row]:.2f}, entropy {entropy[row]:.2f}"
+            alt = f"predicted {k} with confidence {scores}: {origins[row]}"
+            place = None if places is None else int(places[row])
+            picture = _picture(pixels, raw, alt, str(origins[row]), place)
+            caption = tag("figcaption", f"{scores}, keeps {_kept(contents.kept[row])}")
+            items.append(tag("li", tag("figure", picture, caption)))
+        heading = tag("h3", f"Class {k}, {len(rows):,} image{'s' if len(rows) > 1 else ''}")
+        parts += [heading, tag("ul", *items, class_="gallery")]
+    return parts
+
+
+def _kept(mask: Bool[np.ndarray, " classes"], most: int = 6) -> str:
+    kept = np.flatnonzero(mask).tolist()
+    return "all" if len(kept) == len(mask) else ", ".join(map(str, kept[:most])) + (" ..." if len(kept) > most else "")
+
+
+def data_uri(pixels: UInt8[np.ndarray, "height width channels"], raw: bool) -> str:
+    """An image within the page: small raw ones without loss, larger ones as thumbnails."""
+    from PIL import Image
+
+    image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
+    file = io.BytesIO()
+    if raw:
+        image.save(file, "PNG")
+    else:
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        image.save(file, "JPEG", quality=85)
+    return f"data:image/{'png' if raw else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def left_out_images(contents: Contents, pool: Pool) -> list[Html]:
+    """Of each reason the images that are nearly in, by the score of the method, and some of the others."""
+    scored = contents.scored
+    assert scored is not None
+    parts = []
+    for reason, heading in OUT.items():
+        rows = np.flatnonzero(scored.reason == REASONS.index(reason))
+        if len(rows) == 0:
+            continue
+        rows = rows[np.argsort(_rank(contents, scored)[rows], kind="stable")]
+        others = rows[NEAREST:]
+        spread = np.unique(np.linspace(0, len(others) - 1, min(len(others), FAR)).round().astype(int))
+        shown = np.concatenate([rows[:NEAREST], others[spread]])
+        order = np.argsort(scored.row[shown])  # a pool is read in its order
+        images = pool.images(scored.row[shown[order]])
+        origins = pool.origins(scored.row[shown[order]])
+        items = [Html()] * len(shown)
+        for position, place in enumerate(order):
+            row = shown[place]
+            words = f"{scored.confidence[row]:.2f}, entropy {scored.entropy[row]:.2f}"
+            words += "" if scored.distance is None else f", distance {scored.distance[row]:.3g}"
+            alt = f"predicted {scored.prediction[row]} with confidence {words}: {origins[position]}"
+            if position in images.problems:
+                continue
+            picture = _picture(images.pixels[position], not pool.encoded, alt, origins[position], int(scored.row[row]))
+            caption = tag("figcaption", f"{words}, class {scored.prediction[row]}")
+            items[place] = tag("li", tag("figure", picture, caption))
+        parts.append(tag("h3", f"{heading}, {len(rows):,} images"))
+        parts.append(tag("ul", *items, class_="gallery"))
+    return parts
+
+
+def before_and_after(contents: Contents, pool: Pool, count: int = 8) -> Html:
+    """Images of the selection as the pool has them, above the same ones through its filter."""
+    manifest = contents.shards.manifest
+    places = pool_rows(contents)
+    kernel = read_filter(manifest.filter, manifest.image.channels) if manifest.filter else None
+    if places is None or kernel is None:
+        return Html()
+    picked = np.unique(np.linspace(0, len(places) - 1, min(len(places), count)).round().astype(int))
+    before = pool.images(places[picked]).pixels
+    raw = not pool.encoded
+    rows = [
+        tag("ul", *(tag("li", _picture(p, raw, f"{what} the filter", what, None)) for p in pixels), class_="gallery")
+        for what, pixels in (("before", before), ("after", kernel(before)))
+    ]
+    return tag("div", tag("p", "Images before the filter, and after it.", class_="note"), *rows)
+
+
+def _rank(contents: Contents, scored: PoolScores) -> np.ndarray:
+    """The lower, the nearer to being picked, by the score that the method reads."""
+    method = contents.shards.manifest.content.options.method.partition(":")[0]
+    if method == "statistics" and scored.distance is not None:
+        return scored.distance
+    return -scored.entropy if method == "entropy" else -scored.confidence
+
+
+def _picture(
+    pixels: UInt8[np.ndarray, "height width channels"], raw: bool, alt: str, title: str, place: int | None
+) -> Html:
+    """An image; `place` is its number in the pool, by which a script finds it."""
+    return tag(
+        "img",
+        src=data_uri(pixels, raw),
+        alt=alt,
+        title=title,
+        class_="pixelated" if raw else None,
+        data_row=place,
+        loading="lazy",
+    )

@@ -1,0 +1,101 @@
+"use strict";
+// What every page can do: a click on a table's head sorts it, figures are saved as SVG, tables as CSV. Without scripts
+// the page is complete, too.
+const dfkd = {
+  /** The number that a cell begins with, `NaN` where there is none. */
+  number(text) {
+    const found = text.replace(/[\s,%]/g, "").replace("\u2212", "-").match(/^[+-]?\d+(\.\d+)?(e[+-]?\d+)?/i);
+    return found ? Number(found[0]) : NaN;
+  },
+
+  /** Sort a table's rows by a column; cells without a number come last, texts by their letters. */
+  sort(table, column, descending) {
+    const rows = [...table.tBodies[0].rows].map((row) => {
+      const cell = row.cells[column];
+      const text = cell ? cell.dataset.value || cell.textContent : "";
+      return { row, text, value: dfkd.number(text) };
+    });
+    const numeric = rows.some((r) => !Number.isNaN(r.value)) && rows.every((r) => !Number.isNaN(r.value) || r.text.length < 2);
+    const sign = descending ? -1 : 1;
+    rows.sort((a, b) => {
+      if (!numeric) return sign * a.text.localeCompare(b.text, undefined, { numeric: true });
+      if (Number.isNaN(a.value) || Number.isNaN(b.value)) return Number.isNaN(a.value) - Number.isNaN(b.value);
+      return sign * (a.value - b.value);
+    });
+    for (const { row } of rows) table.tBodies[0].append(row);
+    [...table.tHead.rows[0].cells].forEach((cell, k) => {
+      if (k === column) cell.setAttribute("aria-sort", descending ? "descending" : "ascending");
+      else cell.removeAttribute("aria-sort");
+    });
+  },
+
+  /** A table as CSV; text that a spreadsheet would take for a formula gets a quote before it. */
+  csv(table) {
+    const safe = (text) => (/^[=@+\-]/.test(text) && Number.isNaN(Number(text.replace(/[,%\s]/g, ""))) && text !== "-" ? "'" + text : text);
+    const quoted = (text) => (/[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+    const line = (row) => [...row.cells].map((cell) => quoted(safe(cell.textContent.trim()))).join(",");
+    return [...table.rows].map(line).join("\n") + "\n";
+  },
+
+  /** A chart as a file of its own: with its size, and with the styles that the page gives it. */
+  svg(chart) {
+    const box = chart.getBoundingClientRect();
+    const copy = chart.cloneNode(true);
+    const kept = ["fill", "fill-opacity", "stroke", "stroke-width", "stroke-dasharray", "font-size", "font-family", "text-anchor", "paint-order", "vector-effect", "opacity"];
+    const from = [chart, ...chart.querySelectorAll("*")];
+    [copy, ...copy.querySelectorAll("*")].forEach((element, k) => {
+      if (!("style" in element) || ["title", "desc"].includes(element.tagName)) return;
+      const style = getComputedStyle(from[k]);
+      element.setAttribute("style", kept.map((name) => `${name}:${style.getPropertyValue(name)}`).join(";"));
+    });
+    copy.setAttribute("width", Math.round(box.width));
+    copy.setAttribute("height", Math.round(box.height));
+    copy.style.background = getComputedStyle(document.body).backgroundColor;
+    copy.setAttribute("overflow", "visible");
+    return new XMLSerializer().serializeToString(copy);
+  },
+
+  download(name, text, type) {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([text], { type }));
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  },
+
+  fileName(text) {
+    return text.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "").slice(0, 60) || "dfkd";
+  },
+
+  button(text, action) {
+    const made = document.createElement("button");
+    made.type = "button";
+    made.textContent = text;
+    made.addEventListener("click", action);
+    return made;
+  },
+
+  ready() {
+    for (const table of document.querySelectorAll("table")) {
+      [...table.tHead.rows[0].cells].forEach((cell, column) => {
+        const name = cell.textContent;
+        cell.replaceChildren(dfkd.button(name, () => dfkd.sort(table, column, cell.getAttribute("aria-sort") === "ascending" ? true : cell.getAttribute("aria-sort") !== "descending" && !cell.matches(":first-child"))));
+      });
+      const words = table.caption ? table.caption.textContent : "table";
+      table.closest(".scroll").after(dfkd.button("Save as CSV", () => dfkd.download(`${dfkd.fileName(words)}.csv`, dfkd.csv(table), "text/csv")));
+      table.closest(".scroll").nextSibling.className = "save";
+    }
+    for (const figure of document.querySelectorAll("figure")) {
+      const chart = figure.querySelector(":scope > svg[role=img]");
+      if (!chart) continue;
+      const name = chart.getAttribute("aria-label") || "figure";
+      figure.append(dfkd.button("Save as SVG", () => dfkd.download(`${dfkd.fileName(name)}.svg`, dfkd.svg(chart), "image/svg+xml")));
+      figure.lastChild.className = "save";
+    }
+    for (const block of document.querySelectorAll("pre.copied")) {
+      block.after(dfkd.button("Copy", () => navigator.clipboard.writeText(block.textContent)));
+      block.nextSibling.className = "save";
+    }
+  },
+};
+document.addEventListener("DOMContentLoaded", dfkd.ready);

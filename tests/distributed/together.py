@@ -1,0 +1,223 @@
+"""What losses and generators compute in one process, and in two that share the batch; `results` starts the two once.
+
+    python tests/distributed/together.py OUT
+
+It is a program of its own, because children are forked from it once all is imported. OUT gets three files of tensors:
+one.pt, and rank0.pt and rank1.pt of the two processes.
+"""
+
+import inspect
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+from benchmarks.reliability.networks import Plain
+from benchmarks.reliability.scenarios import in_ranks
+from dfkd import generators
+from dfkd.config import DistillConfig
+from dfkd.distill import losses
+from dfkd.distill.objective import build_objective
+from dfkd.distill.prepare import prepare
+from dfkd.distill.setting import Setting
+from dfkd.generators.build import build, choose
+from dfkd.models import cifar_resnet
+from dfkd.models.classifier import answer
+from dfkd.models.features.find_taps import find_taps, match_groups
+from dfkd.models.features.spread import spread
+from dfkd.models.features.taps import Tapped
+from dfkd.models.load import load_model
+from dfkd.select.class_dropping import kept_classes
+from dfkd.system import ranks
+from dfkd.system.device import Place
+from dfkd.system.shares import all_of, own_random, share
+from dfkd.training.data_parallel import data_parallel
+from dfkd.training.sampling import ShuffledOrder
+from dfkd.training.sources import Batch, Still
+
+PLACE = Place(torch.device("cpu"), torch.float32)
+IMAGES, BATCH, CLASSES = 40, 7, 5
+"""Seven images: two processes have three and four."""
+OPTIONS = (
+    "kd:hard=0.5", "kd:dropped=renormalize", "relation:of=logits", "rkd:of=logits", "cc:kernel=bilinear",
+    "sp:normalize=frobenius", "pkt:diagonal=true", "crd:positive=memory", "bss:samples=4", "logits:norm=l1",
+    "nst:kernel=gaussian", "simkd:projector=linear", "vid:last=true", "reviewkd:last=true", "at:squared=true",
+)  # fmt: skip
+LOSSES = [*(name.lower() for name in losses.__all__), *OPTIONS, "ft in preparation", "kd rkd ofd"]
+GENERATORS = [name.lower() for name in generators.__all__]
+UPDATES = 3
+
+
+def of_loss(name):
+    """Losses and gradients of two steps, and what the loss remembers after them."""
+    specs = name.removesuffix(" in preparation").split()
+    torch.manual_seed(1)
+    teacher = cifar_resnet(8, 8, CLASSES).eval().requires_grad_(False)
+    student, objective = Plain(CLASSES), build_objective(specs)
+    taps = match_groups(
+        *(find_taps(n, torch.zeros(1, 3, 16, 16), None, objective.taps).taps for n in (teacher, student))
+    )
+    tapped = Tapped(student, taps[1])
+    theirs_of = partial(answer, Tapped(teacher, taps[0]), PLACE)
+    answers = [spread(partial(answer, tapped, PLACE)), spread(theirs_of)]
+    with torch.no_grad():
+        probe = [run(torch.zeros(2, 3, 16, 16)) for run in answers]
+        objective.setup(*probe, Setting(*answers, student.linear, teacher.linear, IMAGES))
+    for loss in objective.losses if name == specs[0] else ():
+        loss.steps = loss.preparation  # it is over: now the student learns
+
+    def compute(view, theirs):
+        with own_random(view.device):
+            ours = answer(tapped, PLACE, view)
+        total, values = objective(ours, theirs, BATCH)
+        return total, values
+
+    step = data_parallel([student, objective], compute, PLACE.device)
+    found = {}
+    for number in range(2):
+        view = torch.randn(BATCH, 3, 16, 16, generator=torch.Generator().manual_seed(number))
+        rows = (torch.arange(BATCH) * 3 + number) % IMAGES
+        part = share(BATCH) if ranks.count() > 1 else all_of(BATCH)
+        view, rows = view[part.rows], rows[part.rows]
+        theirs = theirs_of(view)
+        theirs = replace(theirs, view=view, rows=rows, kept=kept_classes(theirs.logits, 0.1))
+        total, _ = step(view, theirs)
+        total.backward()
+        found[f"loss {number}"] = total.detach()
+        for what, module in (("student", student), ("objective", objective)):
+            for path, p in module.named_parameters():
+                if p.grad is not None:
+                    found[f"gradient {number} of {what}.{path}"] = p.grad.clone()
+                    p.grad = None
+    return found | {f"kept {path}": buffer.clone() for path, buffer in objective.named_buffers()}
+
+
+class RealImages(Still):
+    """A source of images that are there already."""
+
+    images = IMAGES
+
+    def __init__(self):
+        self._pixels = torch.randint(0, 256, (IMAGES, 8, 8, 1), dtype=torch.uint8)
+        self._order, self._position = ShuffledOrder(IMAGES, 0), 0
+
+    def sample(self, count, share=None):
+        rows = torch.from_numpy(self._order.rows(self._position, count))
+        self._position += count
+        return Batch(self._pixels[rows], rows)
+
+    def state_dict(self):
+        return {"position": self._position}
+
+    def load_state_dict(self, state):
+        self._position = state["position"]
+
+
+SHORT = {
+    "deepinversion": ":steps=2,every=1", "adaptivedeepinversion": ":steps=2,every=1", "cmi": ":steps=2,warmup=1",
+    "fastdfkd": ":steps=2,warmup=1", "nayer": ":steps=2,warmup=1,hidden=20",
+}  # fmt: skip
+"""Batches of two steps, so that the updates cross one's end."""
+
+
+def of_generator(name):
+    """The terms of some updates, and the state after them."""
+    torch.manual_seed(5)
+    spec = f"cifar_resnet:depth=8,width=4,num_classes={CLASSES},in_channels=1"
+    teacher = load_model(spec, normalize="0.5/0.5", image_size=8)
+    for module in teacher.module.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
+    student = Plain(CLASSES, in_channels=1)
+    component = choose(name + SHORT.get(name, ""))
+    real = RealImages() if component.target.needs_real else None
+    method = build(component, teacher, PLACE, batch=BATCH, seed=0, real=real)
+    judge = spread(partial(answer, Tapped(student, {}), PLACE)) if method.uses_student else None
+    found = {}
+    for number in range(UPDATES):
+        for term, value in method.update(judge).items():
+            found[f"{term} {number}"] = value
+    found |= flat(method.state_dict())
+    assert all(p.grad is None for p in student.parameters()), "the generator's step asks for no gradient of the student"
+    return found
+
+
+class Counting(nn.parallel.DistributedDataParallel):
+    """Counts the numbers whose mean is taken over the ranks in a backward pass."""
+
+    numbers = 0
+
+    def __init__(self, *given, **options):
+        super().__init__(*given, **options)
+        self.register_comm_hook(None, self.count)
+
+    __init__.__signature__ = inspect.signature(nn.parallel.DistributedDataParallel.__init__)
+
+    @staticmethod
+    def count(state, bucket):
+        Counting.numbers += bucket.buffer().numel()
+        return default_hooks.allreduce_hook(dist.group.WORLD, bucket)
+
+
+def of_source(folder):
+    """How many numbers go between the ranks as gradients, in a generator's step and in the student's."""
+    teacher = f"cifar_resnet:depth=8,width=4,in_channels=1@{folder / 'teacher.safetensors'}"
+    config = DistillConfig(
+        teacher=teacher, student="cifar_resnet:depth=8,width=2", source="dfad:latent=4,width=2,every=1", loss=("kd",),
+        image_size=12, normalize="0.5/0.5", batch_size=8, precision="fp32", device="cpu", init="none", out="",
+    )  # fmt: skip
+    nn.parallel.DistributedDataParallel = Counting
+    trainer = prepare(config, config.teacher, config.student, None).trainer
+    trainer.warm_up()
+    trainer.begin()
+    found = {}
+    trainer.source.update(trainer.judge)
+    trainer.source.update(trainer.judge)
+    assert trainer.source.generator_steps == 2
+    for what in ("generator", "student"):
+        found[what] = torch.tensor(Counting.numbers)
+        trainer.advance()
+    parameters = sum(p.numel() for p in trainer.student.module.parameters())
+    return found | {"parameters": torch.tensor(parameters)}
+
+
+def flat(state, name="state"):
+    """The tensors of nested state, by their keys."""
+    if isinstance(state, torch.Tensor):
+        return {name: state.detach().clone()}
+    parts = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, (list, tuple)) else ()
+    return {key: value for part, inner in parts for key, value in flat(inner, f"{name}.{part}").items()}
+
+
+def results(file):
+    """Everything, in this process or as one of its ranks."""
+    together = ranks.joined() if ranks.launched() else nullcontext()
+    with together:
+        found = {("loss", name): of_loss(name) for name in LOSSES}
+        found |= {("generator", name): of_generator(name) for name in GENERATORS}
+        found["source", "dfad"] = of_source(file.parent)
+        torch.save(found, file.with_name(file.name.format(ranks.rank())))
+
+
+def main(out):
+    out.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    save_file(cifar_resnet(depth=8, width=4, in_channels=1).state_dict(), out / "teacher.safetensors")
+    log = out / "log"
+    statuses = in_ranks(lambda: results(out / "rank{}.pt"), log)
+    if statuses != [0, 0]:
+        sys.exit(f"the ranks ended with {statuses}: {log.read_text()} {log.with_name('log.1').read_text()}")
+    torch.set_num_threads(1)
+    results(out / "one.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
