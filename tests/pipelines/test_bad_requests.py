@@ -50,7 +50,7 @@ BASE = {"--teacher": "TEACHER", "--pool": "POOL", "--out": "out", "--normalize":
         ({"--gamma": 0}, "--gamma 0.0 is not above 0"),
         ({"--method": "threshold:gamma=2"}, "threshold:gamma=2 is not above 0 and at most 1"),
         ({"--gamma": 0.25, "--count": 700}, "300 images that are left of 1200 usable ones; --gamma 0.584"),
-        ({"--count": 1000}, "840 images that are left of 1200 usable ones; --gamma 0.834 admits enough, or ask for"),
+        ({"--method": "threshold", "--count": 1000}, "840 images that are left of 1200 usable ones; --gamma 0.834"),
         ({"--count": 5000}, "--count 5000 is above the pool's 1200 images; give as many or fewer"),
         ({"--count": 0}, "--count 0 is not at least 1"),
         ({"--count": "many"}, "--count: 'many' is not INT"),
