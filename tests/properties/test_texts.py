@@ -88,7 +88,9 @@ def fields(kind):
         "balance": st.sampled_from(["none", "class", "cluster"]), "optimizer": st.sampled_from(["sgd", "adamw"]),
         "init": st.sampled_from(["none", "teacher"]), "ema": st.floats(0, 0.99), "crop_area": st.floats(0.001, 1),
         "weights": st.lists(st.floats(0.1, 9), max_size=3).map(tuple),
-        "bits": st.integers(8, 16),
+        "bits": st.integers(8, 16), "crop_pct": st.floats(0.01, 1), "color_jitter": st.floats(0.001, 0.99),
+        "interpolation": st.sampled_from(["bilinear", "bicubic"]),
+        "log": st.lists(st.sampled_from(["tensorboard", "wandb", "mlflow"]), max_size=3).map(tuple),
         "schedule": st.sampled_from(["onecycle", "cosine"]), "precision": st.sampled_from(["auto", "bf16", "fp32"]),
     }  # fmt: skip
     kinds = {int: st.integers(1, 10**6), float: st.floats(0, 10), bool: st.booleans(), str: word}
