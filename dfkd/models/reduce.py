@@ -65,7 +65,7 @@ class Int8(nn.Module):
         return F.conv2d(images, weight, cast(Tensor, self.bias), *self._geometry)
 
 
-def to_int8(network: nn.Module, views: Sequence[Float[Tensor, "batch channels height width"]], spec: str) -> nn.Module:
+def to_int8(network: nn.Module, views: Sequence[Float[Tensor, "_ channels height width"]], spec: str) -> nn.Module:
     """A copy whose convolutions and linear layers compute on 8 bits. BatchNorms are folded into them before.
 
     `views` are at least two batches as the network sees them: PyTorch's histogram observer finds from all of them the

@@ -21,7 +21,7 @@ _SAME = 1e-4
 
 @torch.no_grad()
 def folded(
-    module: nn.Module, taps: Mapping[str, Tap], views: Sequence[Float[Tensor, "batch channels height width"]]
+    module: nn.Module, taps: Mapping[str, Tap], views: Sequence[Float[Tensor, "_ channels height width"]]
 ) -> nn.Module:
     """A copy of a network in evaluation mode whose BatchNorms are part of the convolutions that feed them.
 
