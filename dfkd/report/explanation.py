@@ -2,6 +2,7 @@
 
 import csv
 import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from dfkd.formats.run_records import CONFIG, read_distillation
 from dfkd.models.classifier import Classifier, examine
 from dfkd.models.features.grad_cam import deepest_map, grad_cam
 from dfkd.models.features.pixel_entropy import pixel_entropy
+from dfkd.models.features.taps import Tap
 from dfkd.report import explanation_page
 from dfkd.report.explanation_page import Answers, Explanation, Knowledge
 from dfkd.report.markup import page_path
@@ -129,10 +131,10 @@ def _pixels(data: Pool, indices: Int[np.ndarray, " shown"]) -> UInt8[np.ndarray,
     return pixels[np.argsort(order)]
 
 
-def _mapped(classifier: Classifier) -> Classifier | None:
-    """The same network, with its deepest map as a feature; None, with a note, where it has none."""
+def _deepest(classifier: Classifier) -> Tap | None:
+    """Where its deepest map is; None, with a note, where it has none."""
     try:
-        return Classifier(classifier.model, classifier.place, {"map": deepest_map(classifier)})
+        return deepest_map(classifier)
     except RequestError as error:
         say(f"note: no maps of {classifier.model.spec}: {error}")
         return None
@@ -148,14 +150,14 @@ def _cams(
     """Grad-CAM of the student's and of the teacher's own class of each image; None for a network without maps."""
     found: list[Float[np.ndarray, "shown height width"] | None] = []
     for classifier, classes in ((student, answers.student), (teacher, answers.teacher)):
-        mapped = _mapped(classifier) if len(shown) else None
-        if mapped is None:
+        tap = _deepest(classifier) if len(shown) else None
+        if tap is None:
             found.append(None)
             continue
         pieces = zip(
             torch.from_numpy(pixels).split(32), torch.from_numpy(classes[shown]).clamp_min(0).split(32), strict=True
         )
-        maps = [grad_cam(mapped, mapped.preprocess(some), of).cpu() for some, of in pieces]
+        maps = [grad_cam(classifier, tap, classifier.preprocess(some), of).cpu() for some, of in pieces]
         found.append(torch.cat(maps).numpy())
     return found
 
@@ -166,13 +168,13 @@ def _knowledge(
     """Pixel-wise entropies of both networks, on images spread over the data."""
     indices = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int))
     pixels = _pixels(data, indices)
-    mapped = [_mapped(classifier) for classifier in (student, teacher)]
-    if None in mapped:
-        return None
+    taps = [_deepest(classifier) for classifier in (student, teacher)]
     say(f"learning pixel-wise entropies of {len(indices):,} images")
     entropies = []
-    for classifier in mapped:
-        assert classifier is not None
+    for bare, tap in zip((student, teacher), taps, strict=True):
+        if tap is None:
+            return None
+        classifier = Classifier(bare.model, bare.place, {"map": tap})
         views = classifier.preprocess(torch.from_numpy(pixels))
         entropies.append(np.concatenate([pixel_entropy(classifier, v, GRID).cpu().numpy() for v in views.split(16)]))
     return Knowledge(pixels, entropies[0], entropies[1], None if masks is None else masks[indices])
@@ -181,9 +183,9 @@ def _knowledge(
 def _masks(file: str, images: int) -> Bool[np.ndarray, "images height width"]:
     """The foreground of every image. Raises: RequestError for a file that is not one mask an image."""
     try:
-        with np.load(file, allow_pickle=False) as loaded:
-            array = loaded if isinstance(loaded, np.ndarray) else loaded[loaded.files[0]]
-    except (OSError, ValueError, IndexError, AttributeError, TypeError) as error:
+        loaded = np.load(file, allow_pickle=False)
+        array = loaded if isinstance(loaded, np.ndarray) else loaded[loaded.files[0]]
+    except (OSError, EOFError, ValueError, IndexError, zipfile.BadZipFile) as error:
         raise RequestError(f"--foreground {file} is no .npy or .npz file of masks ({error})") from None
     if array.ndim != 3 or len(array) != images:
         shape = list(array.shape)

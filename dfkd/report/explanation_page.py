@@ -126,7 +126,7 @@ def facts(found: Explanation) -> list[tuple[str, str]]:
     ]
     if answers.labels is None:
         return lines
-    cases = Counter(answers.case(row) for row in np.flatnonzero(answers.differ))
+    cases = Counter(map(answers.case, np.flatnonzero(answers.differ).tolist()))
     for name, predicted, sure in (
         ("student", answers.student, answers.student_confidence),
         ("teacher", answers.teacher, answers.teacher_confidence),

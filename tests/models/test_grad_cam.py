@@ -30,13 +30,13 @@ class Pooled(nn.Module):
 @pytest.fixture
 def classifier():
     model = load_model(OwnNetwork(Pooled()), normalize="none", image_size=6)
-    return Classifier(model, resolve_place("cpu", "fp32"), {"map": Tap("conv")})
+    return Classifier(model, resolve_place("cpu", "fp32"))
 
 
 def test_grad_cam__is_the_class_activation_map_of_pooled_maps(classifier):
     view = torch.randn(5, 1, 6, 6, generator=torch.Generator().manual_seed(1))
     classes = torch.tensor([0, 1, 2, 0, 1])
-    found = grad_cam(classifier, view, classes).numpy()
+    found = grad_cam(classifier, Tap("conv"), view, classes).numpy()
     module = classifier.model.module
     maps = module.conv(view).detach().numpy()
     cams = np.maximum(np.einsum("nk,nkhw->nhw", module.linear.weight.detach().numpy()[classes], maps), 0)
@@ -47,7 +47,7 @@ def test_grad_cam__is_the_class_activation_map_of_pooled_maps(classifier):
 def test_grad_cam__without_a_positive_value_is_zero(classifier):
     with torch.no_grad():
         classifier.model.module.linear.weight.zero_()
-    assert not grad_cam(classifier, torch.randn(2, 1, 6, 6), torch.tensor([0, 1])).any()
+    assert not grad_cam(classifier, Tap("conv"), torch.randn(2, 1, 6, 6), torch.tensor([0, 1])).any()
 
 
 def test_deepest_map__is_the_last_of_several_resolutions():

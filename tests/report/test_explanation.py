@@ -2,39 +2,55 @@
 
 import csv
 import re
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from dfkd.app import demo
 from dfkd.app.cli import main
 from dfkd.config import ExplainConfig
+from dfkd.data import open_pool
 from dfkd.models import lenet5
+from dfkd.models.classifier import Classifier
+from dfkd.models.features.pixel_entropy import pixel_entropy
+from dfkd.models.load import load_model
+from dfkd.models.own import OwnNetwork
 from dfkd.report import explanation
 from dfkd.report.explanation_page import Answers, Explanation, Knowledge, facts, gray, heated, shrunk
+from dfkd.system.device import resolve_place
 from dfkd.system.errors import RequestError
 
 HOSTILE = "<script>alert(1)</script>"
 
 
-def make_lenet(path, seed):
+def make_lenet(path, images, seed):
+    """A LeNet whose classes are even on these images."""
     torch.manual_seed(seed)
-    save_file(lenet5(num_classes=3, in_channels=1).state_dict(), path)
-    return f"lenet5:num_classes=3,in_channels=1@{path}"
+    network = lenet5(num_classes=3, in_channels=1).eval()
+    with torch.no_grad():
+        logits = network(torch.from_numpy(images).permute(0, 3, 1, 2) / 255)
+        last = [layer for layer in network.modules() if isinstance(layer, nn.Linear)][-1]
+        last.bias -= logits.mean(dim=0)
+        last.bias *= 50
+        last.weight *= 50
+    save_file(network.state_dict(), path)
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Two LeNets that differ, and 40 images of 16 pixels with labels."""
+    """Two LeNets that differ, and 40 images of 28 pixels, with labels and without."""
     folder = tmp_path_factory.mktemp("explain")
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (40, 28, 28, 1), dtype=np.uint8)
     np.savez(folder / "data.npz", images=images, labels=np.arange(40) % 3)
     np.savez(folder / "plain.npz", images=images)
     (folder / "names.txt").write_text(f"zero\n{HOSTILE}\ntwo\n")
-    make_lenet(folder / "a.safetensors", 0), make_lenet(folder / "b.safetensors", 1)
+    for seed, name in enumerate(("a.safetensors", "b.safetensors")):
+        make_lenet(folder / name, images, seed)
     return folder
 
 
@@ -54,8 +70,6 @@ def options(place, tmp_path, **more):
 def answered(place, name):
     """By hand, what a network says of the images."""
     network = lenet5(num_classes=3, in_channels=1)
-    from safetensors.torch import load_file
-
     network.load_state_dict(load_file(place / name))
     with np.load(place / "data.npz") as data:
         pixels = torch.from_numpy(data["images"]).permute(0, 3, 1, 2) / 255
@@ -102,7 +116,7 @@ def test_explain__data_without_labels_and_names_that_are_only_text(place, tmp_pa
 
 
 def test_explain__entropies_and_concepts(place, tmp_path, monkeypatch):
-    monkeypatch.setattr("dfkd.models.features.pixel_entropy.STEPS", 2)
+    monkeypatch.setattr(explanation, "pixel_entropy", partial(pixel_entropy, steps=2))
     masks = np.zeros((40, 28, 28), bool)
     masks[:, :14] = True
     np.save(tmp_path / "masks.npy", masks)
@@ -113,17 +127,15 @@ def test_explain__entropies_and_concepts(place, tmp_path, monkeypatch):
 
 
 def test_explain__a_run_knows_its_teacher_and_data(tmp_path, digits_teacher):
-    from dfkd.app import demo
-
     images, labels = demo.digits()
     np.savez(tmp_path / "test.npz", images=images[1000:1060], labels=labels[1000:1060])
     np.savez(tmp_path / "pool.npz", images=images[:200])
     teacher = f"{demo.TEACHER}@{digits_teacher}"
-    shared = ["--teacher", teacher, "--normalize", demo.NORMALIZE, "--device", "cpu"]
+    shared = ["--teacher", teacher, "--normalize", demo.NORMALIZE, "--image-size", "16", "--device", "cpu"]
     selection, run = str(tmp_path / "selection"), str(tmp_path / "run")
     pool = ["--pool", str(tmp_path / "pool.npz"), "--filter", "none", "--count", "100", "--out", selection]
     assert main(["select", *shared, *pool]) == 0
-    learn = ["--samples", selection, "--steps", "2", "--student", "lenet5", "--test", str(tmp_path / "test.npz")]
+    learn = ["--samples", selection, "--steps", "2", "--student", demo.STUDENT, "--test", str(tmp_path / "test.npz")]
     assert main(["distill", *shared, *learn, "--out", run]) == 0
     assert main(["explain", "--model", run, "--out", str(tmp_path / "page.html"), "--count", "3"]) == 0
     with (tmp_path / "page.csv").open() as file:
@@ -163,20 +175,12 @@ def test_explain__answers_that_are_not_finite_count_as_parted(place, tmp_path, c
         def forward(self, x):
             return self.linear(x.flatten(1)) / (x.mean(dim=(1, 2, 3)) > 0.5)[:, None]
 
-    from dfkd.models.classifier import Classifier
-    from dfkd.models.load import load_model
-    from dfkd.models.own import OwnNetwork
-    from dfkd.report.explanation import answer_all
-    from dfkd.system.device import resolve_place
-
     model = load_model(OwnNetwork(Broken()), normalize="none", image_size=28, channels=1)
     both = Classifier(model, resolve_place("cpu", "fp32"))
-    from dfkd.data import open_pool
-
     data = open_pool([str(place / "data.npz")], image_size=28, channels=1)
     with np.load(place / "data.npz") as loaded:
         broken = loaded["images"].mean(axis=(1, 2, 3)) / 255 <= 0.5
-    answers = answer_all(both, both, data, 16, None)
+    answers = explanation.answer_all(both, both, data, 16, None)
     assert 0 < broken.sum() < 40
     np.testing.assert_array_equal(answers.differ, broken)
     assert f"of {broken.sum()} images student or teacher gives no finite answer" in capsys.readouterr().err
@@ -192,7 +196,7 @@ def test_facts__who_is_right_where_they_part():
         labels=np.array([0, 0, 1, 2, 1]),
     )
     assert answers.parted().tolist() == [1, 4, 3]
-    assert [answers.case(row) for row in answers.parted()] == ["lost", "both", "won"]
+    assert [answers.case(row) for row in answers.parted().tolist()] == ["lost", "both", "won"]
     empty = np.zeros((0, 4, 4, 1), np.uint8)
     found = dict(facts(Explanation("s", "t", "d", answers, (), (), empty, True, (None, None), None)))
     assert found["agreement"] == "40.00%; they part on 3 images"
