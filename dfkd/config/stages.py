@@ -445,7 +445,9 @@ class ExplainConfig(ModelConfig):
     """Show where a student and its teacher part, class by class and image by image, and what they look at."""
 
     model: str = option("The student: a RUN or another MODEL.", "models", reads="model")
-    teacher: str | None = option("MODEL of its teacher. Default: that of the RUN.", "models", default=None, reads="model")
+    teacher: str | None = option(
+        "MODEL of its teacher. Default: that of the RUN.", "models", default=None, reads="model"
+    )
     data: str | None = option(
         "DATA, labeled or not. Default: the labeled data of the RUN (its --test).", "data", default=None, reads="data"
     )

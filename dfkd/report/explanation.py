@@ -87,11 +87,11 @@ def answer_all(
             column.append(values)
 
     show_all(data, batch_size, take)
-    values = [torch.cat(column).numpy() for column in columns]
-    unknown = int(((values[0] < 0) | (values[1] < 0)).sum())
+    ours, theirs, *rest = (torch.cat(column).numpy() for column in columns)
+    unknown = int(((ours < 0) | (theirs < 0)).sum())
     if unknown:
         say(f"warning: of {unknown:,} images student or teacher gives no finite answer; they count as parted")
-    return Answers(*values, labels=labels)
+    return Answers(ours, theirs, rest[0], rest[1], rest[2], labels)
 
 
 def _named(config: ExplainConfig) -> tuple[str, str]:

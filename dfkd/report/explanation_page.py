@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -109,7 +110,7 @@ def class_name(number: int, names: Sequence[str]) -> str:
 def shrunk(mask: Bool[np.ndarray, "height width"], size: Sequence[int]) -> Bool[np.ndarray, "rows columns"]:
     """A mask at a lower resolution: true where at least half of the pixels are. Each part has a pixel or more."""
     edges = [np.linspace(0, length, parts + 1) for length, parts in zip(mask.shape, size, strict=True)]
-    spans = [[(int(a), max(int(np.ceil(b)), int(a) + 1)) for a, b in zip(e, e[1:], strict=False)] for e in edges]
+    spans = [[(int(a), max(int(np.ceil(b)), int(a) + 1)) for a, b in pairwise(e)] for e in edges]
     return np.array([[mask[top:end, left:right].mean() >= 0.5 for left, right in spans[1]] for top, end in spans[0]])
 
 
@@ -202,7 +203,9 @@ def _pair_table(found: Explanation) -> Html:
     return section(
         "Where they part",
         table(
-            f"The most frequent of {len(pairs):,} pairs of classes", ["teacher says", "student says", "", "images"], body
+            f"The most frequent of {len(pairs):,} pairs of classes",
+            ["teacher says", "student says", "", "images"],
+            body,
         ),
     )
 
@@ -224,7 +227,9 @@ def _reliability(answers: Answers) -> Html:
         ]
     series["confidence = accuracy"] = [(0.0, 0.0), (1.0, 1.0)]
     styles = {name: number for number, name in enumerate(series)}
-    words = f"Accuracy over confidence in {CALIBRATION_BINS} bins of equal width; above the diagonal, a network is too unsure."
+    words = (
+        f"Accuracy over confidence in {CALIBRATION_BINS} bins of equal width. Below the diagonal a network is too sure."
+    )
     return section(
         "Reliability",
         tag("p", words, class_="note"),

@@ -87,9 +87,7 @@ def measure(model: Classifier, data: Pool, batch_size: int, teacher: Classifier 
     )
 
 
-def show_all(
-    data: Pool, batch_size: int, take: Callable[[UInt8[Tensor, "batch height width channels"]], None]
-) -> None:
+def show_all(data: Pool, batch_size: int, take: Callable[[UInt8[Tensor, "batch height width channels"]], None]) -> None:
     """Give all images to `take`, in batches. Raises: RequestError for an image that cannot be read."""
     with progress("evaluating", len(data), "images") as bar:
         for indices, images in data.batches(batch_size):

@@ -28,7 +28,8 @@ def pixel_entropy(
 ) -> Float[Tensor, "batch rows columns"]:
     """The entropy in nats of the noise that each part of an image can bear: high where its content is discarded.
 
-    An image is cut into squares, `grid` of them on its longer side. Part i gets normal noise of deviation sigma_i. The deviations minimize
+    An image is cut into squares, `grid` of them on its longer side. Part i gets normal noise of deviation sigma_i. The
+    deviations minimize
 
         E |f(x + noise) - f(x)|^2 / s  -  beta * sum over i of log sigma_i
 
