@@ -243,6 +243,26 @@ class DistillConfig(ModelConfig):
     student: str = option(
         "MODEL. The class count and channels default to the teacher's.", "models", role="resolved", reads="model"
     )
+    also: tuple[str, ...] = option(
+        "Further students that learn beside this one, for one answer of the teacher: for each the options in which it "
+        "differs, such as '--student lenet5 --loss kd rkd --out run-2' (docs/teaching.md). Each is a run of its own.",
+        "models",
+        default=(),
+        role="none",
+        shown=False,
+        stored=False,
+        shared=False,
+        off=(),
+    )
+    student_seed: int | None = option(
+        "Seed of the student's random weights, and of what it draws itself. Images and views follow --seed. Default: "
+        "--seed.",
+        "models",
+        default=None,
+        least=0,
+        below=2**63,
+        off=None,
+    )
     init: Literal["auto", "none", "teacher"] = option(
         "teacher: copy the teacher's layers of the same names, take some of their channels where the student is "
         "narrower, and refit them on --samples. none: random weights. auto: teacher if every layer of the student has "
