@@ -6,16 +6,19 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from dfkd.config import DistillConfig
 from dfkd.distill.trainer import Trainer
 from dfkd.formats.run_records import Checkpoint
 from dfkd.models.architectures.estimator import Estimator
+from dfkd.models.features.outputs import Outputs
 from dfkd.models.load import Model
 from dfkd.system import ranks
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
+from dfkd.training.sources import Batch
 
 MOST_BYTES = 2**31
 """Of the images that are held in memory, in float32."""
@@ -64,10 +67,16 @@ class Fitting(Trainer):
         """Before the first step, or after a checkpoint: the student stays as it is."""
         self._have_recorded()
 
-    def advance(self) -> dict[str, Tensor | float]:
-        """Collect a batch."""
-        self.batch = self.source.sample(self.plan.batch_size)
-        view, theirs = self.lesson(self.batch)
+    def learn(
+        self,
+        batch: Batch,
+        view: Float[Tensor, "batch channels height width"],
+        theirs: Outputs,
+        learned: Mapping[str, Tensor] | None = None,
+        ours: Outputs | None = None,
+    ) -> dict[str, Tensor | float]:
+        """Collect a lesson."""
+        self.batch = batch
         p = theirs.logits.softmax(dim=1)
         self._lessons.append((view.flatten(1).float().cpu(), p.cpu()))
         self.step += 1
