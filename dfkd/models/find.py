@@ -221,8 +221,11 @@ def _from_name(
 
 def _inner_code(model: Component) -> str | None:
     """A hash of the code of the network that a changed one is made of, where that is one's own."""
-    inner = model.options.get("network")
-    return MODEL.look_up(inner).code if isinstance(inner, str) and not model.is_own else None
+    text = model.options.get("network")
+    if not isinstance(text, str) or model.is_own:
+        return None
+    inner = MODEL.look_up(text)
+    return inner.code or _inner_code(inner)
 
 
 def _construct(model: Component) -> nn.Module:

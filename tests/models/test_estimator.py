@@ -46,7 +46,7 @@ def test_logistic__minimizes_the_cross_entropy_with_the_distributions(rng):
     x, p = lessons(rng)
     network = small(kind="logistic", strength=2.0)
     network.fit(x, p, seed=0)
-    linear = network.linear.requires_grad_(True)
+    linear = network.regression.requires_grad_(True)
     rows, classes, weights = expanded(p)
     target = np.zeros_like(p)
     target[rows, classes] = weights

@@ -37,11 +37,11 @@ class Logistic(Estimator):
     def __init__(self, strength: float, image_size: int, num_classes: int, in_channels: int) -> None:
         super().__init__(image_size)
         self.strength = strength
-        self.linear = nn.Linear(in_channels * image_size**2, num_classes).requires_grad_(False)
+        self.regression = nn.Linear(in_channels * image_size**2, num_classes).requires_grad_(False)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """The logits."""
-        logits: Tensor = self.linear(x.flatten(1))
+        logits: Tensor = self.regression(x.flatten(1))
         return logits
 
     def fit(self, x: Float[np.ndarray, "images features"], p: Float[np.ndarray, "images classes"], seed: int) -> None:
@@ -50,13 +50,13 @@ class Logistic(Estimator):
 
         rows, classes, weights = expanded(p)
         found = LogisticRegression(C=self.strength, max_iter=1000).fit(x[rows], classes, weights)
-        weight, bias = np.zeros(self.linear.weight.shape), np.full(self.linear.bias.shape, _NEVER)
+        weight, bias = np.zeros(self.regression.weight.shape), np.full(self.regression.bias.shape, _NEVER)
         two = len(found.classes_) == 2  # one vector then stands for the difference
         known = found.classes_[1:] if two else found.classes_
         bias[found.classes_] = 0
         weight[known], bias[known] = found.coef_, found.intercept_
-        self.linear.weight.copy_(torch.from_numpy(weight))
-        self.linear.bias.copy_(torch.from_numpy(bias))
+        self.regression.weight.copy_(torch.from_numpy(weight))
+        self.regression.bias.copy_(torch.from_numpy(bias))
 
 
 class Boosting(Estimator):
