@@ -124,7 +124,8 @@ def _value(name: str, given: Any, hint: Any) -> Any:
     if several:
         if len(given) > 1:
             raise ValueError(f"{_flag(name)} is given twice; give all its values after one: {_flag(name)} A B")
-        return tuple(_one(name, text, kind) for text in given[0])
+        values = tuple(_one(name, text, kind) for text in given[0])
+        return values[0] if len(values) == 1 and typing.get_origin(hint) is not tuple else values
     if given is _VALUELESS:
         raise ValueError(f"{_flag(name)} needs a value")
     if given == "None" and type(None) in typing.get_args(hint):
@@ -149,7 +150,8 @@ def _kind(hint: Any) -> tuple[Any, bool]:
     if typing.get_origin(hint) is tuple:
         return typing.get_args(hint)[0], True
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return next(kind for kind in typing.get_args(hint) if kind is not type(None)), False
+        kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+        return kinds[0], any(typing.get_origin(kind) is tuple for kind in kinds)
     return hint, False
 
 

@@ -18,6 +18,7 @@ from dfkd.formats.run_records import Result, finished_weights, read_distillation
 from dfkd.models.classifier import Classifier, examine_pixels
 from dfkd.models.health import CHECKED_IMAGES
 from dfkd.models.own import GivenModel
+from dfkd.models.several import given_teacher
 from dfkd.models.weights import load_weights, state_to_write
 from dfkd.system import names, ranks
 from dfkd.system.console import say
@@ -33,7 +34,7 @@ from dfkd.training.loop import train
 
 def run(config: DistillConfig) -> dict[str, Any]:
     """Distill as `config` says, from where an interrupted run of the same request stopped. Returns the result."""
-    return distill(config, config.teacher, config.student, config.test)[1]
+    return distill(config, given_teacher(config.teacher, config.mixing), config.student, config.test)[1]
 
 
 def distill(
