@@ -22,6 +22,7 @@ FAMILIES = {
     "boundaries": "Losses near the decision boundaries",
     "features": "Losses on features",
     "relations": "Losses on relations within a batch",
+    "students": "Losses on other students, and on the student itself",
 }
 """The headings of the families that losses name."""
 INTRO = """# Losses
@@ -85,7 +86,8 @@ def reads(kind):
     """What a loss needs beside the logits."""
     loss = kind()
     needs = [f"`{tap}`" for tap in loss.taps]
-    return ", ".join([*needs, *(["the networks"] if loss.uses_networks else [])]) or "the logits"
+    needs += ["the networks"] * loss.uses_networks + ["other students"] * loss.reads_peers
+    return ", ".join(needs) or "the logits"
 
 
 def table(classes):

@@ -8,17 +8,18 @@
 import dataclasses
 from pathlib import Path
 
-from dfkd.app.arguments import _SECTIONS, _default, _flag, _kind, _metavar
+from dfkd.app.arguments import _SECTIONS, _default
 from dfkd.config.option import field_hints, options
 from dfkd.config.stage_table import STAGES
+from dfkd.config.texts import flag, kind_of, metavar
 
 PAGE = Path(__file__).resolve().parent / "options.md"
 INTRO = """# Options
 
 Written by `python docs/make_options.py` from the declarations in dfkd/config/stages.py; edit those.
 
-`dfkd COMMAND --help` shows the same. Required options come first. [reference.md](reference.md) explains MODEL, DATA and
-the methods.
+`dfkd COMMAND --help` shows the same. Required options come first. With `--quiet` a command prints results and errors
+only. [reference.md](reference.md) explains MODEL, DATA and the methods.
 """
 
 
@@ -34,7 +35,7 @@ def _command(name, stage):
         declared = options(stage.options)[field.name]
         needed = field.default is dataclasses.MISSING
         sections["required" if needed else _SECTIONS[declared.section]].append(
-            f"| `{_spelled(field.name, declared, *_kind(hints[field.name]))}` | {_text(declared.help)}"
+            f"| `{_spelled(field.name, declared, *kind_of(hints[field.name]))}` | {_text(declared.help)}"
             f"{_text(_default(field, declared))} |"
         )
     lines = [f"## dfkd {name}", "", (stage.options.__doc__ or "").strip(), ""]
@@ -49,8 +50,8 @@ def _spelled(name, declared, kind, several):
     if declared.positional:
         return (name.rstrip("s") + " ...").upper() if several else name.upper()
     if kind is bool:
-        return f"{_flag(name)}, {_flag('no_' + name)}"
-    return f"{_flag(name)} {_metavar(kind)}{' ...' * several}".replace("|", "\\|")
+        return f"{flag(name)}, {flag('no_' + name)}"
+    return f"{flag(name)} {metavar(kind)}{' ...' * several}".replace("|", "\\|")
 
 
 def _text(words):

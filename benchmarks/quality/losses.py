@@ -92,7 +92,8 @@ def main():
     if len(sys.argv) < 3 or sys.argv[1] not in SETTINGS:
         sys.exit(__doc__)
     setting, out, *names = sys.argv[1], Path(sys.argv[2]), *sys.argv[3:]
-    names = names or sorted((name.lower() for name in losses.__all__), key=lambda name: (name not in ALONE, name))
+    of_one = (name.lower() for name in losses.__all__ if not getattr(losses, name).reads_peers)
+    names = names or sorted(of_one, key=lambda name: (name not in ALONE, name))
     sys.exit(measure("losses", setting, out, {name: {"loss": _summed(name)} for name in names}))
 
 

@@ -42,6 +42,8 @@ SCENARIOS = (
     "distill",
     "distill-source",
     "distill-views",
+    "distill-together",
+    "distill-mutual",
     "run",
 )
 PART_ROWS, ROWS_PER_SHARD, BYTES_PER_SHARD = 96, 40, 12_000
@@ -168,6 +170,12 @@ class Lab:
         if scenario == "distill-views":
             data = ("--samples", self.folder / "out", "--loss", "kd", "--teacher-views", 2)
             return ["distill", "--teacher", gray, "--student", STUDENT, *data, *SHORT, *out]
+        if scenario in ("distill-together", "distill-mutual"):
+            losses = "kd" if scenario == "distill-together" else "kd dml"
+            data = ("--samples", self.folder / "out", "--precision", "fp32", "--device", "cpu", "--init", "none")
+            others = [f"--student-seed {seed} --loss {losses} --out {work / 'out' / str(seed)}" for seed in (1, 2)]
+            first = ("--loss", *losses.split(), "--out", work / "out" / "0")
+            return ["distill", "--teacher", gray, "--student", STUDENT, *data, *SHORT, *first, "--also", *others]
         file = work.with_name(work.name + ".toml")  # the user's own, not in what is killed
         file.write_text(
             f'out = "{work / "out"}"\n[defaults]\nteacher = "{gray}"\nnormalize = "0.5/0.5"\nimage-size = 12\n'

@@ -63,7 +63,8 @@ def seconds(trainer):
 
 
 def main():
-    out, wanted = Path(sys.argv[1]), sys.argv[2:] or [name.lower() for name in losses.__all__ if name != "KD"]
+    of_one = [name.lower() for name in losses.__all__ if name != "KD" and not getattr(losses, name).reads_peers]
+    out, wanted = Path(sys.argv[1]), sys.argv[2:] or of_one
     rows = {}
     with tempfile.TemporaryDirectory() as folder:
         teacher, samples = make_selection(Path(folder))

@@ -2,12 +2,11 @@
 
 import argparse
 import dataclasses
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from dfkd.config import tables
+from dfkd.config import tables, texts
 from dfkd.config.option import Option, field_hints, options
 from dfkd.config.stage_table import Stage
 from dfkd.system.errors import RequestError, nearest
@@ -24,6 +23,8 @@ _SECTIONS = {
 }
 """The titles of the sections of `--help`, in order; the required options stand before them."""
 
+QUIET = "--quiet"
+"""Of every command; it is no option of a stage, and decides nothing."""
 _VALUELESS = object()
 
 
@@ -59,7 +60,7 @@ def parse_arguments(stage: Stage, arguments: Sequence[str]) -> Any:
         if flag.startswith("--"):
             raise RequestError(f"there is no option {flag!r}{nearest(flag, _flags(config))}")
         raise RequestError(f"{unknown[0]!r} belongs to no option {hint}")
-    given = {key: value for key, value in vars(found).items() if key != "help"}
+    given = {key: value for key, value in vars(found).items() if key not in ("help", QUIET.lstrip("-"))}
     try:
         flags = {key: _value(key, value, field_hints(config)[key]) for key, value in given.items()}
     except ValueError as error:
@@ -97,12 +98,13 @@ def _parser(prog: str, config: type, example: str) -> _Parser:
         declared = options(config)[field.name]
         needed = field.default is dataclasses.MISSING
         _add(required if needed else groups[declared.section], field, declared, hints[field.name])
+    groups["output"].add_argument(QUIET, action="store_true", help="Print results and errors only.")
     groups["machine"].add_argument("-h", "--help", action="store_true", help="show this help")
     return parser
 
 
 def _add(group: Any, field: "dataclasses.Field[Any]", declared: Option, hint: Any) -> None:
-    kind, several = _kind(hint)
+    kind, several = texts.kind_of(hint)
     text = (declared.help + _default(field, declared)).replace("%", "%%")
     if declared.positional:
         counted: dict[str, Any] = {"nargs": "*", "action": "append"} if several else {"nargs": "?"}
@@ -111,52 +113,25 @@ def _add(group: Any, field: "dataclasses.Field[Any]", declared: Option, hint: An
         return
     shared: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": text}
     if kind is bool:
-        group.add_argument(_flag(field.name), action=argparse.BooleanOptionalAction, **shared)
+        group.add_argument(texts.flag(field.name), action=argparse.BooleanOptionalAction, **shared)
     elif several:
-        group.add_argument(_flag(field.name), nargs="*", action="append", metavar=_metavar(kind), **shared)
+        group.add_argument(texts.flag(field.name), nargs="*", action="append", metavar=texts.metavar(kind), **shared)
     else:
-        group.add_argument(_flag(field.name), nargs="?", const=_VALUELESS, metavar=_metavar(kind), **shared)
+        group.add_argument(texts.flag(field.name), nargs="?", const=_VALUELESS, metavar=texts.metavar(kind), **shared)
 
 
 def _value(name: str, given: Any, hint: Any) -> Any:
     """What the command line gave for an option, as its type. Raises: ValueError that names the option and the value."""
-    kind, several = _kind(hint)
+    kind, several = texts.kind_of(hint)
     if several:
         if len(given) > 1:
-            raise ValueError(f"{_flag(name)} is given twice; give all its values after one: {_flag(name)} A B")
-        values = tuple(_one(name, text, kind) for text in given[0])
+            shown = texts.flag(name)
+            raise ValueError(f"{shown} is given twice; give all its values after one: {shown} A B")
+        values = tuple(texts.value(name, text, hint) for text in given[0])
         return values[0] if len(values) == 1 and typing.get_origin(hint) is not tuple else values
     if given is _VALUELESS:
-        raise ValueError(f"{_flag(name)} needs a value")
-    if given == "None" and type(None) in typing.get_args(hint):
-        return None
-    return given if kind is bool else _one(name, given, kind)
-
-
-def _one(name: str, text: str, kind: Any) -> Any:
-    allowed = typing.get_args(kind)
-    if allowed and text not in allowed:
-        raise ValueError(f"{_flag(name)}: invalid choice {text!r}; it is one of {', '.join(allowed)}")
-    if kind not in (int, float):
-        return text
-    try:
-        return kind(text)
-    except ValueError:
-        raise ValueError(f"{_flag(name)}: {text!r} is not {_metavar(kind)}") from None
-
-
-def _kind(hint: Any) -> tuple[Any, bool]:
-    """The type of one value, and whether there are several."""
-    if typing.get_origin(hint) is tuple:
-        return typing.get_args(hint)[0], True
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
-        return kinds[0], any(typing.get_origin(kind) is tuple for kind in kinds)
-    return hint, False
-
-
-def _metavar(kind: Any) -> str:
-    return f"{{{','.join(typing.get_args(kind))}}}" if typing.get_args(kind) else kind.__name__.upper()
+        raise ValueError(f"{texts.flag(name)} needs a value")
+    return given if kind is bool else texts.value(name, given, hint)
 
 
 def _default(field: "dataclasses.Field[Any]", declared: Option) -> str:
@@ -167,25 +142,23 @@ def _default(field: "dataclasses.Field[Any]", declared: Option) -> str:
     return f" Default: {value}."
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 def _shown(config: type, name: str) -> str:
     """An option as messages call it."""
-    return name if options(config)[name].positional else _flag(name)
+    return name if options(config)[name].positional else texts.flag(name)
 
 
 def _flags(config: type) -> list[str]:
     """Every flag of a stage, for the one that is nearest to a wrong one."""
     named = [name for name, declared in options(config).items() if not declared.positional]
     switches = [name for name in named if field_hints(config)[name] is bool]
-    return ["--help", *map(_flag, named), *(_flag(f"no_{name}") for name in switches)]
+    return ["--help", QUIET, *map(texts.flag, named), *(texts.flag(f"no_{name}") for name in switches)]
 
 
 def _hyphenated(argument: str) -> str:
-    """`--image_size=32` as `--image-size=32`."""
+    """`--image_size=32` as `--image-size=32`; flags within one text, which `--also` takes, are that option's value."""
     flag, equals, value = argument.partition("=")
+    if " " in flag.strip():
+        return f" {argument}" if flag.startswith("--") else argument
     return flag.replace("_", "-") + equals + value if flag.startswith("--") else argument
 
 

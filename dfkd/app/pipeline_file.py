@@ -130,8 +130,8 @@ def _options(
     shared, own = check_mapping(config, shared, f"{path} [defaults]"), check_mapping(config, table, where)
     preset = own.get("preset") or shared.get("preset")
     recipe = load_preset(preset, stage) if preset else {}
-    for key in ("out", "seed", "name" if stage.writes == "run" else "part"):
-        if key in shared or key in own or (key in recipe and key == "part"):
+    for key in ("out", "seed", *(("name", "also") if stage.writes == "run" else ("part",))):
+        if key in shared or key in own or (key in recipe and key in ("part", "also")):
             raise RequestError(f"{where}: {key!r} does not belong in a pipeline; take it out")
     below = (shared, recipe) if own.get("preset") else (recipe, shared)  # a preset gives way to what names it
     return where, reduce(layered, (*below, own))

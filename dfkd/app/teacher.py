@@ -96,7 +96,7 @@ class Teacher:
             config = configured(stage := STAGES["generate"], {**options, **named}, own)
             return Selection(stage.within(config, generate, config, self._model, student or config.student))
 
-    @with_options("distill")
+    @with_options("distill", "also")
     def distill(
         self,
         student: "str | Path | nn.Module | Run",
@@ -117,7 +117,7 @@ class Teacher:
         with computing(verbose):
             learner = _model(student, "student")
             tested = None if test is None else _data(test, "test")
-            own = self._own(out, student=model_text(learner), samples=tuple(_folders(samples)))
+            own = self._own(out, student=model_text(learner), samples=tuple(_folders(samples)), also=())
             own |= {"test": None if tested is None else data_text(tested)}
             config = configured(stage := STAGES["distill"], options, own)
             given = (self._model, learner, tested if tested is not None else config.test)

@@ -252,6 +252,26 @@ class DistillConfig(ModelConfig):
         "MODEL. The class count and channels default to the teacher's.", "models", role="resolved", reads="model"
     )
     mixing: Mixing | None = option(_MIXING, "models", default=None, role="resolved")
+    also: tuple[str, ...] = option(
+        "Further students that learn beside this one, for one answer of the teacher: for each the options in which it "
+        "differs, such as '--student lenet5 --loss kd rkd --out run-2' (docs/teaching.md). Each is a run of its own.",
+        "models",
+        default=(),
+        role="none",
+        shown=False,
+        stored=False,
+        shared=False,
+        off=(),
+    )
+    student_seed: int | None = option(
+        "Seed of the student's random weights, and of what it draws itself. Images and views follow --seed. Default: "
+        "--seed.",
+        "models",
+        default=None,
+        least=0,
+        below=2**63,
+        off=None,
+    )
     init: Literal["auto", "none", "teacher"] = option(
         "teacher: copy the teacher's layers of the same names, take some of their channels where the student is "
         "narrower, and refit them on --samples. none: random weights. auto: teacher if every layer of the student has "
@@ -445,6 +465,38 @@ class EvaluateConfig(ModelConfig):
     bits: int | None = option(_BITS.format("--data"), "data", default=None, least=8, most=16)
     teacher: str | None = option("MODEL to measure the agreement with.", "models", default=None, reads="model")
     json: str | None = option("FILE for the figures. They are printed in any case.", "output", default=None)
+    batch_size: int = option("Images per forward pass.", "machine", default=256, least=1)
+    precision: Precision = option("auto, bf16 or fp32.", "machine", default="fp32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainConfig(ModelConfig):
+    """Show where a student and its teacher part, class by class and image by image, and what they look at."""
+
+    model: str = option("The student: a RUN or another MODEL.", "models", reads="model")
+    teacher: str | None = option(
+        "MODEL of its teacher. Default: that of the RUN.", "models", default=None, reads="model"
+    )
+    data: str | None = option(
+        "DATA, labeled or not. Default: the labeled data of the RUN (its --test).", "data", default=None, reads="data"
+    )
+    classes: str | None = option(_CLASSES.format("--data"), "data", default=None)
+    bits: int | None = option(_BITS.format("--data"), "data", default=None, least=8, most=16)
+    count: int = option("Images that the page shows of those on which they part.", "output", default=24, least=0)
+    entropy: int = option(
+        "Images of which pixel-wise entropies are learned (arXiv 2003.03622). Each takes some 200 passes forward and "
+        "backward of both networks.",
+        "output",
+        default=0,
+        least=0,
+    )
+    foreground: str | None = option(
+        "FILE.npy or FILE.npz with one mask an image of DATA: nonzero where the object is. Visual concepts are then "
+        "counted on it and beside it.",
+        "data",
+        default=None,
+    )
+    out: str = option("FILE.html. FILE.csv with a line for every image is written beside it.", "output")
     batch_size: int = option("Images per forward pass.", "machine", default=256, least=1)
     precision: Precision = option("auto, bf16 or fp32.", "machine", default="fp32")
 

@@ -38,11 +38,12 @@ def assemble(
     selections: Sequence[Shards],
     fit_on: Source | None,
     cropped: bool = False,
+    peers: int = 0,
 ) -> Trainer:
     """Put the pieces together: taps on both models, projections built from a first batch, optimizer over all.
 
     The student's layers are fitted on some images of `fit_on`, where it is given. `cropped`: the source's images are
-    random crops already.
+    random crops already. `peers`: how many other students it learns beside.
     """
     example = example_of(teacher)
     taps = match_groups(
@@ -63,7 +64,8 @@ def assemble(
     )
     with torch.no_grad(), counted.uncounted():  # in evaluation mode: no statistics move
         probe = example.expand(2, -1, -1, -1).to(place.device)
-        ours, theirs = setting.student(probe), setting.teacher(probe)
+        ours = setting.student(probe)
+        theirs = replace(setting.teacher(probe), peers=(ours.logits,) * peers)
         objective.setup(ours, theirs, setting)
         whole = source.images is not None and not (plan.mixup or plan.cutmix)  # a mixed view is of two images
         rows = torch.zeros(2, dtype=torch.int64, device=place.device) if whole else None

@@ -11,8 +11,8 @@ from dfkd.models.features.outputs import Outputs
 from dfkd.system.errors import RequestError
 from dfkd.system.paper import Paper
 
-Family = Literal["outputs", "boundaries", "features", "relations"]
-"""What a loss reads of the teacher, as docs/losses.md groups them."""
+Family = Literal["outputs", "boundaries", "features", "relations", "students"]
+"""What a loss reads: of the teacher, or of students; as docs/losses.md groups them."""
 
 
 class Loss(nn.Module):
@@ -43,6 +43,10 @@ class Loss(nn.Module):
     beforehand (`--teacher-views`) are then not enough."""
     reads_kept: bool = False
     """Whether it heeds `Outputs.kept`, the classes that `--class-dropping` leaves."""
+    reads_view: bool = False
+    """Whether it reads `Outputs.view`; a loss of one's own, and one that asks the teacher, has it in any case."""
+    reads_peers: bool = False
+    """Whether it learns from `Outputs.peers` of the teacher's outputs: what other students say. It needs `--also`."""
     per_image: bool = False
     """Whether it is the mean over the batch of a number that each image has by itself.
 
@@ -103,6 +107,7 @@ class PlainLoss(Loss):
         self.taps = _taps(getattr(where, "taps", ()))
         self.asks_teacher = bool(getattr(where, "asks_teacher", False))
         self.reads_kept = bool(getattr(where, "reads_kept", False))
+        self.reads_peers = bool(getattr(where, "reads_peers", False))
         self.per_image = bool(getattr(where, "per_image", False))
         self.preparation = int(getattr(where, "preparation", 0))
         self._hooks: dict[str, Callable[..., Any]] = {

@@ -128,6 +128,11 @@ class Objective(nn.Module):
         """Whether a loss heeds the classes that are dropped (`Outputs.kept`)."""
         return any(term.loss.reads_kept for term in self._terms)
 
+    @property
+    def reads_peers(self) -> list[str]:
+        """The losses, by name, that learn from other students (`Outputs.peers`)."""
+        return [term.name for term in self._terms if term.loss.reads_peers]
+
     def setup(self, student: Outputs, teacher: Outputs, setting: Setting) -> None:
         """Show the losses the networks, and let them build their parameters from the outputs of a first batch."""
         for term in self._terms:
@@ -174,8 +179,13 @@ class Objective(nn.Module):
         if not losses:
             return student, teacher
         taps = {tap for loss in losses for tap in loss.taps}
-        view = any(loss.asks_teacher or is_theirs(loss) or isinstance(loss, PlainLoss) for loss in losses)
+        view = any(loss.asks_teacher or loss.reads_view or _is_own(loss) for loss in losses)
         return gathered(student, of, taps), gathered(teacher, of, taps, view)
+
+
+def _is_own(loss: Loss) -> bool:
+    """Whether it is somebody's own, of which it is not known what it reads."""
+    return is_theirs(loss) or isinstance(loss, PlainLoss)
 
 
 def build_objective(specs: Sequence[str]) -> Objective:

@@ -75,11 +75,15 @@ def prepare(
     teacher_given: GivenModel,
     student_given: GivenModel,
     test_given: GivenData | None,
+    peers: int = 0,
 ) -> Distillation:
-    """Open and build everything. Raises: RequestError for whatever can be refused before the first step."""
-    torch.manual_seed(config.seed)  # a loss of one's own may draw its parameters when it is built
+    """Open and build everything; `peers` is the number of other students that learn in the same command.
+
+    Raises: RequestError for whatever can be refused before the first step.
+    """
+    torch.manual_seed(_own_seed(config))  # a loss of one's own may draw its parameters when it is built
     # before anything is opened: a mistake should cost no time
-    generator, objective = check_request(config, student_given)
+    generator, objective = check_request(config, student_given, peers)
     if not config.class_dropping and any("dropped" in names.parse(loss).options for loss in config.loss):
         say("note: a loss's dropped=... changes nothing without --class-dropping, such as 0.05")
     check_batch(config.batch_size)
@@ -125,21 +129,25 @@ def prepare(
     source = supply.build_source(config, selections, generator, teacher, place, crops)
     fits = config.init == "teacher" and not twins(student, teacher)
     fit_on = real_images(selections, config.seed, crops) if fits else None
-    trainer = assemble(
-        config, teacher, student, source, objective, place, plan, selections, fit_on, cropped=crops is not None
-    )
+    opened = (config, teacher, student, source, objective, place, plan, selections, fit_on)
+    trainer = assemble(*opened, cropped=crops is not None, peers=peers)
     return Distillation(config, selections, teacher, student, test, trainer, content)
 
 
-def check_request(config: DistillConfig, student: GivenModel) -> tuple[Component | None, Objective | None]:
-    """Refuse what can be refused before any work. Returns the generator and the losses that are named."""
+def check_request(
+    config: DistillConfig, student: GivenModel, peers: int = 0
+) -> tuple[Component | None, Objective | None]:
+    """Refuse what can be refused before any work; `peers` as in `prepare`.
+
+    Returns the generator and the losses that are named.
+    """
     _check_options(config)
     if isinstance(student, str):
         check_name(student)
     ORDER.choose(config.batches)
     objective = build_objective(config.loss) if config.loss else None
     if objective is not None:
-        _check_objective(config, objective)
+        _check_objective(config, objective, peers)
     return supply.check(config), objective
 
 
@@ -167,8 +175,13 @@ def _check_options(config: DistillConfig) -> None:
         raise RequestError(f"--student {config.student!r} names several networks, and one is taught; name that")
 
 
-def _check_objective(config: DistillConfig, objective: Objective) -> None:
+def _check_objective(config: DistillConfig, objective: Objective, peers: int) -> None:
     """Refuse options that do not go with the losses, or with answers of the teacher that are kept beforehand."""
+    if objective.reads_peers and not peers:
+        raise RequestError(
+            f"--loss {objective.reads_peers[0]} learns from other students, and there is none; name one with "
+            "--also '--student-seed 1 --out run-2'"
+        )
     if config.class_dropping and not objective.reads_kept:
         raise RequestError(f"--class-dropping {config.class_dropping:g} changes nothing: of the losses, kd heeds it")
     if config.teacher_views and objective.beyond_logits:
@@ -181,7 +194,7 @@ def _check_objective(config: DistillConfig, objective: Objective) -> None:
 
 def _load_student(config: DistillConfig, given: GivenModel, teacher: Model) -> Model:
     names = teacher.class_names if config.classes is None else ClassNames(config.classes).names
-    torch.manual_seed(config.seed)  # the student's initial weights
+    torch.manual_seed(_own_seed(config))  # the student's initial weights
     student = load_model(
         given,
         normalize=teacher.normalize,
@@ -193,6 +206,11 @@ def _load_student(config: DistillConfig, given: GivenModel, teacher: Model) -> M
         new_classifier=True,
     )
     return replace(student, class_names=names if len(names) == student.classes else ())
+
+
+def _own_seed(config: DistillConfig) -> int:
+    """Of what the student and its losses draw; images and views have another generator."""
+    return config.seed if config.student_seed is None else config.student_seed
 
 
 def _inherit(student: Model, teacher: Model) -> None:

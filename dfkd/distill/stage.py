@@ -1,7 +1,9 @@
 """`dfkd distill`: teacher, student and selections -> a run's folder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import torch
 from dfkd.config import DistillConfig
 from dfkd.config.option import is_off, named
 from dfkd.data.locate import GivenData
+from dfkd.distill.cohort import Cohort, Records
+from dfkd.distill.members import learning_together, members
 from dfkd.distill.prepare import Distillation, check_request, prepare
 from dfkd.formats.manifest import Manifest
 from dfkd.formats.run_folder import Run
@@ -27,14 +31,20 @@ from dfkd.system.files import hash_of, output_path, result_folder
 from dfkd.system.locks import once
 from dfkd.system.memory import forget_peak_memory, peak_memory_bytes
 from dfkd.system.portable import portable
+from dfkd.system.random_state import Turn
 from dfkd.training.evaluate import Measures, measure
 from dfkd.training.log import Log, check_loggers, logged
 from dfkd.training.loop import train
 
 
-def run(config: DistillConfig) -> dict[str, Any]:
-    """Distill as `config` says, from where an interrupted run of the same request stopped. Returns the result."""
-    return distill(config, given_teacher(config.teacher, config.mixing), config.student, config.test)[1]
+def run(config: DistillConfig) -> None:
+    """Distill as `config` says, from where an interrupted run of the same request stopped."""
+    teacher = given_teacher(config.teacher, config.mixing)
+    if config.also:
+        configs = members(config)
+        distill_together(configs, teacher, [member.student for member in configs], config.test)
+    else:
+        distill(config, teacher, config.student, config.test)
 
 
 def distill(
@@ -44,10 +54,8 @@ def distill(
 
     Returns the folder and the result.
     """
-    prepared = prepare(config, teacher, student, test)
-    out = prepared.config.out or result_folder("runs", prepared.content)
-    prepared = replace(prepared, config=replace(prepared.config, out=out))
-    folder = Run(output_path(out), out, _request(prepared))
+    prepared = _placed(prepare(config, teacher, student, test))
+    folder = _folder(prepared)
     result = once(lambda: folder.result(Result) is not None, folder.writing, lambda: _train(prepared, folder))
     if result is None:
         return folder.folder, ranks.from_first(lambda: _complete(prepared, folder))
@@ -55,31 +63,114 @@ def distill(
     return folder.folder, result
 
 
+def distill_together(
+    configs: Sequence[DistillConfig], teacher: GivenModel, students: Sequence[GivenModel], test: GivenData | None
+) -> list[Path]:
+    """The same for several students, which share images, views and the teacher's answers; each is a run of its own.
+
+    Returns the folders.
+    """
+    several, turns = [], []
+    for number, (config, student) in enumerate(zip(configs, students, strict=True), 1):
+        say(f"student {number} of {len(configs)}: {config.student}")
+        several.append(prepare(config, teacher, student, test, len(configs) - 1))
+        turns.append(Turn(several[-1].trainer.place.device))
+    several = [_placed(prepared) for prepared in learning_together(several)]
+    folders = [_folder(prepared) for prepared in several]
+
+    def unfinished() -> list[int]:
+        return [n for n, folder in enumerate(folders) if folder.result(Result) is None]
+
+    @contextmanager
+    def writing() -> Iterator[None]:
+        with ExitStack() as stack:
+            for folder in sorted(folders, key=lambda folder: folder.folder):
+                stack.enter_context(folder.writing())
+            yield
+
+    def make() -> dict[int, dict[str, Any]]:
+        return _train_together(several, turns, folders, ranks.from_first(unfinished))
+
+    made = once(lambda: not unfinished(), writing, make) or {}
+    for number, (prepared, folder) in enumerate(zip(several, folders, strict=True)):
+        if number in made:
+            _report(prepared.config, made[number])
+        else:
+            ranks.from_first(partial(_complete, prepared, folder))
+    return [folder.folder for folder in folders]
+
+
+def _placed(prepared: Distillation) -> Distillation:
+    """With a folder of the cache, if none is given."""
+    out = prepared.config.out or result_folder("runs", prepared.content)
+    return replace(prepared, config=replace(prepared.config, out=out))
+
+
+def _folder(prepared: Distillation) -> Run:
+    out = prepared.config.out
+    return Run(output_path(out), out, _request(prepared))
+
+
 def check(config: DistillConfig) -> None:
     """Refuse what can be refused before any work."""
     check_loggers(config.log)
-    check_request(config, config.student)
+    for member in members(config):
+        check_request(member, member.student, len(config.also))
 
 
 def _train(prepared: Distillation, folder: Run) -> dict[str, Any]:
     """Train and write the student and the result, while the folder is locked."""
-    forget_peak_memory(prepared.trainer.place.device)
-    if prepared.selections:
-        first = prepared.selections[0]
-        pixels = torch.from_numpy(first.pixels(np.arange(min(CHECKED_IMAGES, len(first)))))
-        examine_pixels(prepared.trainer.teacher, pixels)
-    config, trainer, processes = prepared.config, prepared.trainer, ranks.count()
-    pace, options = (trainer.plan.steps, config.log_every), portable(asdict(config))
-    loggers = config.log if ranks.first() else ()
-    with logged(loggers, folder, folder.folder, options, pace, trainer.pictures) as log:
+    _examine(prepared)
+    trainer, processes = prepared.trainer, ranks.count()
+    with _logged(prepared, folder) as log:
         train(trainer, folder)
         trainer.finish()
         return ranks.from_first(lambda: _finish(prepared, folder, processes, log))
 
 
-def _finish(prepared: Distillation, folder: Run, processes: int, log: Log) -> dict[str, Any]:
-    """Measure the student and write it, with the result."""
+def _train_together(
+    several: Sequence[Distillation], turns: Sequence[Turn], folders: Sequence[Run], unfinished: Sequence[int]
+) -> dict[int, dict[str, Any]]:
+    """Train the students that are not finished, with those that they learn from, while all folders are locked.
+
+    Returns their results by their numbers.
+    """
+    mutual = any(prepared.trainer.objective.reads_peers for prepared in several)
+    learning = [n for n in range(len(several)) if mutual or n in unfinished]
+    processes, results = ranks.count(), {}
+    _examine(several[0])
+    cohort = Cohort([several[n].trainer for n in learning], [turns[n] for n in learning])
+    with ExitStack() as stack:
+        logs = {n: stack.enter_context(_logged(several[n], folders[n])) for n in unfinished}
+        train(cohort, Records([folders[n] for n in learning], mutual))
+        cohort.finish([learning.index(n) for n in unfinished])
+        for n in unfinished:
+            finish = partial(_finish, several[n], folders[n], processes, logs[n], len(several))
+            results[n] = ranks.from_first(finish)
+    return results
+
+
+def _examine(prepared: Distillation) -> None:
+    """Before the first step: whether the teacher's answers can be trusted."""
+    forget_peak_memory(prepared.trainer.place.device)
+    if prepared.selections:
+        first = prepared.selections[0]
+        pixels = torch.from_numpy(first.pixels(np.arange(min(CHECKED_IMAGES, len(first)))))
+        examine_pixels(prepared.trainer.teacher, pixels)
+
+
+def _logged(prepared: Distillation, folder: Run) -> AbstractContextManager[Log]:
+    """The loggers of a run."""
+    config, trainer = prepared.config, prepared.trainer
+    pace, options = (trainer.plan.steps, config.log_every), portable(asdict(config))
+    loggers = config.log if ranks.first() else ()
+    return logged(loggers, folder, folder.folder, options, pace, trainer.pictures)
+
+
+def _finish(prepared: Distillation, folder: Run, processes: int, log: Log, together: int = 1) -> dict[str, Any]:
+    """Measure the student and write it, with the result; `together` is the number of students of the command."""
     result = _result(prepared) | ({"processes": processes} if processes > 1 else {})
+    result |= {"together": together} if together > 1 else {}
     folder.finish(state_to_write(prepared.student.module), result)
     log.result(result)
     return result

@@ -103,6 +103,11 @@ class Trainer:
         return f"give a lower lr{made}: the run then starts anew"
 
     @property
+    def fits(self) -> bool:
+        """Whether its layers are to be fitted before the first step, on views that are drawn then."""
+        return self._sampler is not None
+
+    @property
     def teacher_forwards(self) -> int:
         """The images that the teacher has answered for the whole training.
 
@@ -170,7 +175,7 @@ class Trainer:
 
     def teach(self, view: Float[Tensor, "batch channels height width"], batch: Batch) -> Outputs:
         """The teacher's answer; classes are dropped on the very view that the student learns from."""
-        return self._completed(self.teacher.outputs(view), view, batch)
+        return self.completed(self.teacher.outputs(view), view, batch)
 
     def lesson(self, batch: Batch) -> tuple[Float[Tensor, "batch channels height width"], Outputs]:
         """A batch as the student sees it, with the teacher's answer to the very same view."""
@@ -182,9 +187,9 @@ class Trainer:
         crops, logits = answers if batch.share is None else (answer[batch.share.rows] for answer in answers)
         pixels, crops, logits = (x.to(self.place.device, non_blocking=True) for x in (batch.pixels, crops, logits))
         view = self.teacher.preprocess(crop(pixels, self.plan.crop_padding, crops))
-        return view, self._completed(Outputs(logits), view, batch)
+        return view, self.completed(Outputs(logits), view, batch)
 
-    def _completed(self, outputs: Outputs, view: Float[Tensor, "batch channels height width"], batch: Batch) -> Outputs:
+    def completed(self, outputs: Outputs, view: Float[Tensor, "batch channels height width"], batch: Batch) -> Outputs:
         """The teacher's outputs with what losses may read of the batch itself."""
         kept = kept_classes(outputs.logits, self.plan.class_dropping) if self.plan.class_dropping else None
         rows = None if self.plan.mixup or self.plan.cutmix else batch.rows  # a mixed view is of two images
@@ -197,12 +202,16 @@ class Trainer:
         """The student's answer."""
         return answer(self.student, self.place, view)
 
+    def reply(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:
+        """The student's answer in training, to this process's share of a view."""
+        with own_random(view.device):
+            return self.answer(view)
+
     def _loss(
-        self, view: Float[Tensor, "batch channels height width"], theirs: Outputs
+        self, view: Float[Tensor, "batch channels height width"], theirs: Outputs, ours: Outputs | None = None
     ) -> tuple[Float[Tensor, ""], tuple[Outputs, dict[str, Tensor]]]:
         """The number that is minimised; the student's answer, and each loss by its name."""
-        with own_random(view.device):
-            ours = self.answer(view)
+        ours = ours or self.reply(view)
         total, values = self.objective(ours, theirs, self.plan.batch_size)
         return total, (ours, values)
 
@@ -224,15 +233,33 @@ class Trainer:
         """What is not of this package in the backward pass: torch blames nobody for a tensor that was overwritten."""
         return next(filter(is_theirs, (self.student.module, *self.objective.written)), None)
 
+    def draw(self) -> Batch:
+        """The next batch; of several processes this one has its share."""
+        size = self.plan.batch_size
+        return self.source.sample(size, share(size) if ranks.count() > 1 else None)
+
     def advance(self) -> dict[str, Tensor | float]:
         """One optimizer step. Returns metrics as tensors: reading them here would wait for the device at every step."""
-        plan = self.plan
         learned = self.source.update(self.judge)
+        batch = self.draw()
+        return self.learn(batch, *self.lesson(batch), learned)
+
+    def learn(
+        self,
+        batch: Batch,
+        view: Float[Tensor, "batch channels height width"],
+        theirs: Outputs,
+        learned: Mapping[str, Tensor] | None = None,
+        ours: Outputs | None = None,
+    ) -> dict[str, Tensor | float]:
+        """The optimizer step of a lesson. Returns its metrics.
+
+        `learned` are those of the source; `ours` is the student's reply to the view, where it has been given already.
+        """
+        plan, self.batch = self.plan, batch
         rate = learning_rate(self.step, plan.steps, plan.lr, plan.warmup)
         set_rate(self.optimizer, rate)
-        batch = self.batch = self.source.sample(plan.batch_size, share(plan.batch_size) if ranks.count() > 1 else None)
-        view, theirs = self.lesson(batch)
-        total, (ours, values) = self._compute(view, theirs)
+        total, (ours, values) = self._compute(view, theirs, ours)
         if not total.requires_grad:
             raise RequestError(f"no gradient leads from the losses ({', '.join(values)}) to the student")
         if self.source.follows and batch.rows is not None:
@@ -248,7 +275,7 @@ class Trainer:
         if ranks.count() > 1:  # the mean over the ranks is then that over the batch
             observed = {name: value * weight(plan.batch_size) for name, value in observed.items()}
         measured = {"loss": total.detach(), **values, **observed}
-        return {**joined(measured, learned), "learning_rate": rate}
+        return {**joined(measured, learned or {}), "learning_rate": rate}
 
     def tell(self, row: Mapping[str, float]) -> str:
         """What the progress bar says."""

@@ -42,6 +42,8 @@ from dfkd.system.files import (
 from dfkd.system.locks import LOCK, locked
 
 METRICS, CHECKPOINT, LOGS = "metrics.jsonl", "checkpoint", "logs"
+READY = f"{CHECKPOINT}.next"
+"""A checkpoint that is complete, and waits until those of other runs are."""
 STATE, PROGRESS = "state.pt", "progress.json"
 """The files of a checkpoint."""
 R = TypeVar("R")
@@ -66,6 +68,31 @@ class Progress:
 
     def save(self, state: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
         """Replace the checkpoint: tensors in state.pt, and what a reader wants to know in progress.json."""
+        replace_folder(self._written(state, progress), self.folder / CHECKPOINT)
+
+    def make_ready(self, state: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
+        """Write a checkpoint beside the last one, for `publish`: of several runs each has it before any goes on."""
+        replace_folder(self._written(state, progress), self.folder / READY)
+
+    def publish(self) -> None:
+        """Replace the checkpoint by the one that is ready."""
+        replace_folder(self.folder / READY, self.folder / CHECKPOINT)
+
+    def step(self, name: str = CHECKPOINT) -> int | None:
+        """That of the last checkpoint, or of the one that is `READY`; None where there is none that can be read."""
+        folder = current_folder(self.folder / name)
+        try:
+            return None if folder is None else parse_progress((folder / PROGRESS).read_text(encoding="utf-8")).step
+        except _UNREADABLE:
+            return None
+
+    def forget_ready(self) -> None:
+        """Remove a checkpoint that is ready, and was not published."""
+        for folder in self.folder.glob(f"{READY}*"):
+            shutil.rmtree(folder)
+
+    def _written(self, state: Mapping[str, Any], progress: Mapping[str, Any]) -> Path:
+        """A checkpoint under a temporary name."""
         if (self.folder / METRICS).exists():
             sync(self.folder / METRICS)  # its rows up to this step are part of what a resumed run goes on from
         partial = self.folder / (CHECKPOINT + PARTIAL)
@@ -78,7 +105,7 @@ class Progress:
             file.write_bytes(buffer.getbuffer())
         table = {"format": RUN_FORMAT, **progress, "state": entry(partial / STATE)}
         write_json(partial / PROGRESS, sealed(table))
-        replace_folder(partial, self.folder / CHECKPOINT)
+        return partial
 
     def load(self) -> tuple[dict[str, Any], Checkpoint] | None:
         """The last complete checkpoint's state and progress; rows of metrics past its step are dropped.

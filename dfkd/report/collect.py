@@ -123,10 +123,10 @@ def settings(row: Row) -> dict[str, str]:
 
 
 def _row(name: str, runs: Sequence[FinishedRun]) -> Row:
-    seeds: dict[int, FinishedRun] = {}
+    seeds: dict[tuple[int, int], FinishedRun] = {}
     first = runs[0]
     for run in runs:
-        twin = seeds.setdefault(run.result.seed, run)
+        twin = seeds.setdefault(_seeds(run), run)
         if twin is not run:
             raise RequestError(
                 f"{twin.folder} and {run.folder} are both seed {run.result.seed} of {name!r}; leave one out, or "
@@ -141,16 +141,23 @@ def _row(name: str, runs: Sequence[FinishedRun]) -> Row:
     return Row(name, tuple(seeds[seed] for seed in sorted(seeds)))
 
 
+def _seeds(run: FinishedRun) -> tuple[int, int]:
+    """The run's seed, and that of its student's weights."""
+    own = (run.content.options if run.content else {}).get("student_seed")
+    return run.result.seed, own if isinstance(own, int) else run.result.seed
+
+
 def _beside_seeds(run: FinishedRun) -> dict[str, Any]:
     """What the runs of one row have in common: all but seeds, random weights and the selections' fingerprints."""
     content = run.content
     if content is None:
         return {}
     given = run.result.begins == "given"
-    options = {key: value for key, value in content.options.items() if key not in ("seed", "student")}
+    options = {key: value for key, value in content.options.items() if key not in ("seed", "student", "student_seed")}
     student = {key: value for key, value in content.student.table.items() if key != "weights" or given}
     own = {"options": options, "student": student, "selections": len(content.selections)}
-    return {**content.table, **own, "begins": run.result.begins}
+    table = {key: value for key, value in content.table.items() if key != "peers"}  # they have seeds, too
+    return {**table, **own, "begins": run.result.begins}
 
 
 def _settings(run: FinishedRun) -> dict[str, str]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dfkd.system import ranks
 from dfkd.system.errors import RequestError
+from dfkd.system.random_state import restore, states
 
 
 @dataclass(frozen=True)
@@ -121,29 +122,16 @@ def own_random(device: torch.device) -> Iterator[None]:
     if ranks.count() == 1:
         yield
         return
-    before = _state(device)
+    before = states(device)
     seed = int(torch.randint(2**62, ()))
-    after = _state(device)
+    after = states(device)
     torch.manual_seed(seed + ranks.rank())
-    seeded = _state(device)
+    seeded = states(device)
     try:
         yield
     finally:
-        drew = any(not torch.equal(a, b) for a, b in zip(seeded, _state(device), strict=True))
-        for (_, put), state in zip(_generators(device), after if drew else before, strict=True):
-            put(state)
-
-
-def _generators(device: torch.device) -> list[tuple[Any, Any]]:
-    found: list[tuple[Any, Any]] = [(torch.get_rng_state, torch.set_rng_state)]
-    if device.type == "cuda":
-        cuda = torch.cuda
-        found.append((lambda: cuda.get_rng_state(device), lambda state: cuda.set_rng_state(state, device)))
-    return found
-
-
-def _state(device: torch.device) -> list[Tensor]:
-    return [get() for get, _ in _generators(device)]
+        drew = any(not torch.equal(a, b) for a, b in zip(seeded, states(device), strict=True))
+        restore(device, after if drew else before)
 
 
 def _gather(x: Tensor, of: int) -> Tensor:

@@ -9,11 +9,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from dfkd.formats.run_folder import Progress
 from dfkd.formats.run_records import Checkpoint
 from dfkd.system import ranks
 from dfkd.system.console import progress
 from dfkd.system.errors import RequestError
+from dfkd.system.memory import peak_memory_bytes
 from dfkd.system.shares import means
 from dfkd.system.signals import Interrupted, stop_request
 
@@ -79,6 +79,23 @@ class Learner(Protocol):
         ...
 
 
+@runtime_checkable
+class Record(Protocol):
+    """What is written down of a training: `dfkd.formats.run_folder.Progress`, or several of them."""
+
+    def load(self) -> tuple[Mapping[str, Any], Checkpoint] | None:
+        """The last complete checkpoint's state and progress."""
+        ...
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append a row to the metrics."""
+        ...
+
+    def save(self, state: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
+        """Replace the checkpoint."""
+        ...
+
+
 def joined(learner: Mapping[str, Measured], source: Mapping[str, Measured]) -> dict[str, Tensor | float]:
     """One row of metrics of a learner and of the source that it learns from, whose names it does not know.
 
@@ -88,7 +105,7 @@ def joined(learner: Mapping[str, Measured], source: Mapping[str, Measured]) -> d
     return {**learner, **{f"source.{name}" if name in taken else name: value for name, value in source.items()}}
 
 
-def train(learner: Learner, record: Progress) -> None:
+def train(learner: Learner, record: Record) -> None:
     """Train to the last step, from the record's checkpoint if it has one.
 
     Where several processes work together each takes every step; rank 0 writes.
@@ -131,7 +148,7 @@ def train(learner: Learner, record: Progress) -> None:
                 rate = plan.batch_size * (step - logged_step) / (now - logged_at)
                 if ranks.first() and (step % plan.log_every == 0 or last):
                     record.log({"step": step, **row, "images_per_second": rate})
-                bar.advance(step - logged_step, learner.tell(row))
+                bar.advance(step - logged_step, learner.tell(row), row | _memory(), "agreement")
                 logged_at, logged_step = now, step
                 learner.seconds = seconds_before + now - started
             if save or last:
@@ -140,7 +157,13 @@ def train(learner: Learner, record: Progress) -> None:
                 raise Interrupted(signal, f"step {step} is saved, the same command goes on from there")
 
 
-def _save(learner: Learner, record: Progress) -> None:
+def _memory() -> dict[str, float]:
+    """The most memory held so far, for the eye: of the GPU where one is in use."""
+    device = torch.device("cuda" if torch.cuda.is_initialized() else "cpu")
+    return {"peak memory GB": peak_memory_bytes(device) / 1e9}
+
+
+def _save(learner: Learner, record: Record) -> None:
     """Write a checkpoint, on rank 0; the others wait for it, so that none ends before it is there."""
     check_weights(learner)
     progress = {"step": learner.step, "seconds": learner.seconds}

@@ -39,6 +39,14 @@ def test_losses__with_other_options_are_the_same_in_two_processes(computed):
         check_same(computed[0], computed[1:], name)
 
 
+def test_students__that_learn_from_each_other_become_the_same_in_two_processes(computed):
+    alone, *ranks = (one["cohort", "kd dml"] for one in computed)
+    for name, expected in alone.items():
+        assert torch.equal(ranks[0][name], ranks[1][name])
+        assert torch.allclose(ranks[0][name], expected, rtol=1e-4, atol=1e-6), name
+    assert not torch.equal(alone["0.linear.weight"], alone["1.linear.weight"])
+
+
 class PerImage(Loss):
     per_image = True
 

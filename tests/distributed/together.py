@@ -24,6 +24,7 @@ from benchmarks.reliability.scenarios import in_ranks
 from dfkd import generators
 from dfkd.config import DistillConfig
 from dfkd.distill import losses
+from dfkd.distill.cohort import Cohort
 from dfkd.distill.objective import build_objective
 from dfkd.distill.prepare import prepare
 from dfkd.distill.setting import Setting
@@ -37,6 +38,7 @@ from dfkd.models.load import load_model
 from dfkd.select.class_dropping import kept_classes
 from dfkd.system import ranks
 from dfkd.system.device import Place
+from dfkd.system.random_state import Turn
 from dfkd.system.shares import all_of, own_random, share
 from dfkd.training.data_parallel import data_parallel
 from dfkd.training.sampling import ShuffledOrder
@@ -87,7 +89,8 @@ def of_loss(name):
         part = share(BATCH) if ranks.count() > 1 else all_of(BATCH)
         view, rows = view[part.rows], rows[part.rows]
         theirs = theirs_of(view)
-        theirs = replace(theirs, view=view, rows=rows, kept=kept_classes(theirs.logits, 0.1))
+        peers = (theirs.logits.flip(1), theirs.logits / 2)
+        theirs = replace(theirs, view=view, rows=rows, kept=kept_classes(theirs.logits, 0.1), peers=peers)
         total, _ = step(view, theirs)
         total.backward()
         found[f"loss {number}"] = total.detach()
@@ -189,6 +192,36 @@ def of_source(folder):
     return found | {"parameters": torch.tensor(parameters)}
 
 
+class SharedImages(RealImages):
+    """The same for a student: a rank has the rows of its share."""
+
+    def sample(self, count, share=None):
+        batch = super().sample(count)
+        return batch if share is None else Batch(batch.pixels[share.rows], batch.rows, share)
+
+
+def of_cohort(folder):
+    """The weights of two students that learn from each other, after two steps."""
+    teacher = f"cifar_resnet:depth=8,width=4,in_channels=1@{folder / 'teacher.safetensors'}"
+    config = DistillConfig(
+        teacher=teacher, student="benchmarks.reliability.networks.Plain", loss=("kd", "dml"), source="dfad",
+        image_size=8, normalize="0.5/0.5", batch_size=BATCH, precision="fp32", device="cpu", init="none", out="",
+        steps=4, lr=0.1,
+    )  # fmt: skip
+    trainers, turns = [], []
+    for seed in (0, 1):
+        own = replace(config, student_seed=seed)
+        trainers.append(prepare(own, own.teacher, own.student, None, peers=1).trainer)
+        turns.append(Turn(PLACE.device))
+        torch.manual_seed(7)
+        trainers[-1].source = SharedImages()
+    cohort = Cohort(trainers, turns)
+    cohort.begin()
+    for _ in range(2):
+        cohort.advance()
+    return {f"{n}.{k}": v for n, t in enumerate(trainers) for k, v in t.student.module.state_dict().items()}
+
+
 def flat(state, name="state"):
     """The tensors of nested state, by their keys."""
     if isinstance(state, torch.Tensor):
@@ -203,6 +236,7 @@ def results(file):
     with together:
         found = {("loss", name): of_loss(name) for name in LOSSES}
         found |= {("generator", name): of_generator(name) for name in GENERATORS}
+        found["cohort", "kd dml"] = of_cohort(file.parent)
         found["source", "dfad"] = of_source(file.parent)
         torch.save(found, file.with_name(file.name.format(ranks.rank())))
 

@@ -17,8 +17,9 @@ import pytest
 
 from dfkd.config import CompareConfig
 from dfkd.formats.manifest import Manifest
-from dfkd.report import explore
+from dfkd.report import explanation_page, explore
 from dfkd.report.compare import run
+from dfkd.report.explanation_page import Answers, Explanation, Knowledge
 from dfkd.report.markup import write_page
 from dfkd.select import methods
 from dfkd.select.choose import choose
@@ -186,3 +187,37 @@ def test_page__has_no_cut_off_columns_on_a_phone(make_run, drive: Drive, tmp_pat
     run(CompareConfig(runs=tuple(folders), out=str(tmp_path / "report.html")))
     over = drive(tmp_path / "report.html", "document.documentElement.scrollWidth - innerWidth", "500,800")
     assert over <= 0
+
+
+def test_explain__tables_sort_and_class_names_are_only_text(drive: Drive, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    n, names = 60, (HOSTILE, "one", "=two()")
+    student, teacher, labels = (rng.integers(0, 3, n) for _ in range(3))
+    sure = rng.uniform(0.4, 1, n)
+    answers = Answers(student, teacher, sure, sure, rng.uniform(0, 2, n), labels)
+    shown = answers.parted()[:6]
+    images = rng.integers(0, 256, (len(shown), 8, 8, 3), dtype=np.uint8)
+    cams = (rng.uniform(0, 1, (len(shown), 8, 8)), None)
+    knowledge = Knowledge(images[:2], rng.normal(size=(2, 4, 4)), rng.normal(size=(2, 4, 4)), None)
+    origins = [HOSTILE] * len(shown)
+    found = Explanation("run", HOSTILE, "data", answers, names, origins, images, True, cams, knowledge)
+    explanation_page.write(tmp_path / "page.html", found)
+    looked = drive(
+        tmp_path / "page.html",
+        """(() => {
+          const table = document.querySelector("table");
+          const lost = () => [...table.tBodies[0].rows].map((r) => parseFloat(r.cells[4].textContent));
+          const before = lost();
+          table.tHead.rows[0].cells[4].querySelector("button").click();
+          return { before, after: lost(), title: document.title, images: document.images.length,
+            broken: [...document.images].filter((i) => i.complete && !i.naturalWidth).length,
+            wide: document.documentElement.scrollWidth - innerWidth };
+        })()""",
+        "400,900",
+    )
+    assert looked["before"] == sorted(looked["before"], reverse=True)
+    assert looked["after"] in (sorted(looked["before"]), sorted(looked["before"], reverse=True))
+    assert looked["title"] == "run and its teacher"
+    assert looked["images"] == 2 * len(shown) + 3 * 2
+    assert looked["broken"] == 0
+    assert looked["wide"] <= 0

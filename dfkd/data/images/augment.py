@@ -11,9 +11,12 @@ from dfkd.system.shares import Share, all_of
 
 
 def draw_crops(
-    images: int, padding: int, flip: bool, generator: torch.Generator, device: torch.device
+    images: int, padding: int, flip: bool, generator: torch.Generator | None, device: torch.device
 ) -> Int[Tensor, "images 3"]:
-    """A random view of each image, as `crop` takes it: rows and columns from 0 to 2 `padding`, mirrored 0 or 1."""
+    """A random view of each image, as `crop` takes it: rows and columns from 0 to 2 `padding`, mirrored 0 or 1.
+
+    Without a `generator` the random numbers are torch's own.
+    """
     if padding:
         shift = torch.randint(0, 2 * padding + 1, (2, images), generator=generator, device=device)
     else:

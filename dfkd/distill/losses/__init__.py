@@ -9,12 +9,17 @@ from dfkd.distill.losses.ab import AB
 from dfkd.distill.losses.alpha import Alpha
 from dfkd.distill.losses.at import AT
 from dfkd.distill.losses.bss import BSS
+from dfkd.distill.losses.byot import BYOT
 from dfkd.distill.losses.cc import CC
 from dfkd.distill.losses.cgan import CGAN
+from dfkd.distill.losses.codistillation import Codistillation
 from dfkd.distill.losses.crd import CRD
+from dfkd.distill.losses.cskd import CSKD
 from dfkd.distill.losses.cwd import CWD
+from dfkd.distill.losses.ddgsd import DDGSD
 from dfkd.distill.losses.dist import DIST
 from dfkd.distill.losses.dkd import DKD
+from dfkd.distill.losses.dml import DML
 from dfkd.distill.losses.explicit import Explicit
 from dfkd.distill.losses.fitnet import FitNet
 from dfkd.distill.losses.fsp import FSP
@@ -30,6 +35,7 @@ from dfkd.distill.losses.reviewkd import ReviewKD
 from dfkd.distill.losses.rkd import RKD
 from dfkd.distill.losses.simkd import SimKD
 from dfkd.distill.losses.sp import SP
+from dfkd.distill.losses.srd import SRD
 from dfkd.distill.losses.standardized import Standardized
 from dfkd.distill.losses.vid import VID
 

@@ -21,6 +21,8 @@ class Outputs:
     """The images as both networks saw them; None where the outputs were made by hand."""
     rows: Int[Tensor, " batch"] | None = None
     """Which stored image each one is (the augmentation aside); None where images are not stored."""
+    peers: tuple[Float[Tensor, "batch classes"], ...] = ()
+    """What the other students of the command (`--also`) say of the same view: logits, without gradients."""
 
     def group(self, name: str) -> list[Tensor]:
         """The features of a group of taps, from the shallowest to the deepest: `stage` has stage1, stage2, ..."""

@@ -45,4 +45,5 @@ def gathered(outputs: Outputs, of: int, taps: Collection[str], view: bool = Fals
         kept=None if outputs.kept is None else whole(outputs.kept, of),
         view=whole(outputs.view, of) if view and outputs.view is not None else None,
         rows=None if outputs.rows is None else whole(outputs.rows, of),
+        peers=tuple(whole(logits, of) for logits in outputs.peers),
     )

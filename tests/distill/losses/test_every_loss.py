@@ -11,7 +11,7 @@ import torch
 
 from dfkd.distill import losses
 from dfkd.distill.loss import Family, Loss
-from dfkd.distill.losses import bss
+from dfkd.distill.losses import bss, ddgsd
 from dfkd.distill.objective import Objective, build_objective
 from dfkd.distill.setting import Setting
 from dfkd.models import cifar_resnet, wide_resnet
@@ -52,7 +52,8 @@ class Pair:
         """The student's and the teacher's answers to views of these stored images, by default of the first ones."""
         ours, theirs = (answer(network, self.place, view) for network in (self.student, self.teacher))
         rows = torch.arange(len(view)) % IMAGES if rows is None else rows
-        return ours, replace(theirs, view=view, rows=rows)
+        peers = (ours.logits.detach().flip(1), theirs.logits / 2)
+        return ours, replace(theirs, view=view, rows=rows, peers=peers)
 
     def value(self, view: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
         """The objective of a batch, always with the same random numbers."""
@@ -74,7 +75,8 @@ class TestEveryLoss:
         assert all(p.grad is None for p in pair.teacher.module.parameters())
 
     def test_does_not_depend_on_the_batchs_order(self, name, view, monkeypatch):
-        # its draws fall to positions in the batch: the class that is most probable instead of one that is drawn
+        # draws fall to positions in the batch: instead the class that is most probable, and one view for all
+        monkeypatch.setattr(ddgsd, "draw_crops", lambda images, *_: torch.tensor([[1, 3, 1]] * images))
         monkeypatch.setattr(bss, "target_classes", lambda told, base: told.scatter(1, base[:, None], -9).argmax(dim=1))
         rows, order = torch.arange(len(view)), torch.tensor([3, 1, 5, 0, 2, 4])
         once, turned = (Pair(name).value(view[o], rows[o]).item() for o in (rows, order))

@@ -1,0 +1,41 @@
+"""What a command line says of an option -> a value of the option's type."""
+
+import types
+import typing
+from typing import Any
+
+
+def flag(name: str) -> str:
+    """An option as the command line has it."""
+    return "--" + name.replace("_", "-")
+
+
+def kind_of(hint: Any) -> tuple[Any, bool]:
+    """The type of one value, and whether there are several."""
+    if typing.get_origin(hint) is tuple:
+        return typing.get_args(hint)[0], True
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+        return kinds[0], any(typing.get_origin(kind) is tuple for kind in kinds)
+    return hint, False
+
+
+def metavar(kind: Any) -> str:
+    """What `--help` writes for a value."""
+    return f"{{{','.join(typing.get_args(kind))}}}" if typing.get_args(kind) else kind.__name__.upper()
+
+
+def value(name: str, text: str, hint: Any) -> Any:
+    """One text of an option as its type. Raises: ValueError that names the option and the text."""
+    kind, _ = kind_of(hint)
+    if text == "None" and type(None) in typing.get_args(hint):
+        return None
+    allowed = typing.get_args(kind)
+    if allowed and text not in allowed:
+        raise ValueError(f"{flag(name)}: invalid choice {text!r}; it is one of {', '.join(allowed)}")
+    if kind not in (int, float):
+        return text
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{flag(name)}: {text!r} is not {metavar(kind)}") from None

@@ -1,0 +1,227 @@
+"""Students that learn together: in every step one batch, one view and one answer of the teacher for all of them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dfkd.distill.trainer import Trainer
+from dfkd.formats.run_folder import READY, Progress
+from dfkd.formats.run_records import Checkpoint
+from dfkd.models.classifier import Classifier, answer
+from dfkd.models.features.outputs import Outputs
+from dfkd.models.features.taps import Tapped
+from dfkd.system.errors import RequestError
+from dfkd.system.random_state import Turn
+from dfkd.training.loop import Pace
+
+
+class Cohort:
+    """Several trainers as one learner. Each becomes what it would be alone, to the bit, unless it learns from others.
+
+    A student that has come further than another one, in a run of its own, waits for it. Students that learn from each
+    other (`mutual`) are always at the same step: all reply to the view, and then each learns with the others' replies.
+    """
+
+    def __init__(self, trainers: Sequence[Trainer], turns: Sequence[Turn]) -> None:
+        """Trainers of the same images and views; `turns` have the random state in which each was made."""
+        self.students, self._turns = list(trainers), list(turns)
+        self.mutual = any(trainer.objective.reads_peers for trainer in trainers)
+        self._teacher = _SharedTeacher([trainer.teacher for trainer in trainers])
+        self.step = 0
+        self._seconds = 0.0
+
+    @property
+    def plan(self) -> Pace:
+        """How far they go."""
+        return self.students[0].plan
+
+    @property
+    def hint(self) -> str:
+        """What to do when one blows up."""
+        return f"the number before the name is the student's; {self.students[0].hint}"
+
+    @property
+    def seconds(self) -> float:
+        """The time of those that learn."""
+        return self._seconds
+
+    @seconds.setter
+    def seconds(self, seconds: float) -> None:
+        for number in self._due():
+            self.students[number].seconds += seconds - self._seconds
+        self._seconds = seconds
+
+    def warm_up(self) -> None:
+        """Nothing is left to do: no generator learns along."""
+
+    def begin(self) -> None:
+        """Before the first step."""
+        for student, turn in zip(self.students, self._turns, strict=True):
+            with turn():
+                student.begin()
+        self.step = min(student.step for student in self.students)
+
+    def advance(self) -> dict[str, Tensor | float]:
+        """One step of every student that is not ahead. Returns their metrics, each name behind the student's number."""
+        due = self._due()
+        first = self.students[due[0]]
+        batch = first.draw()
+        if first.recorded is None:
+            view = first.augment(batch)
+            answers = self._teacher(view, due)
+            theirs = {n: self.students[n].completed(answers[n], view, batch) for n in due}
+        else:
+            view, kept = first.lesson(batch)
+            theirs = dict.fromkeys(due, kept)
+        replies = self._replies(view) if self.mutual else {}
+        row: dict[str, Tensor | float] = {}
+        for n in due:
+            peers = tuple(reply.logits.detach() for other, reply in replies.items() if other != n)
+            with self._turns[n]():
+                metrics = self.students[n].learn(batch, view, replace(theirs[n], peers=peers), None, replies.get(n))
+            row |= {f"{n + 1}.{name}": value for name, value in metrics.items()}
+        self.step += 1
+        return row
+
+    def tell(self, row: Mapping[str, float]) -> str:
+        """What the progress bar says."""
+        losses = (row.get(f"{n + 1}.loss") for n in range(len(self.students)))
+        return "loss " + " ".join("waits" if loss is None else f"{loss:.4f}" for loss in losses)
+
+    def learnt(self) -> Iterable[Mapping[str, Any]]:
+        """The states that have to stay finite."""
+        for number, student in enumerate(self.students, 1):
+            yield from ({str(number): state} for state in student.learnt())
+
+    def finish(self, numbers: Sequence[int]) -> None:
+        """After the last step: make some of the students what is written and measured."""
+        self._level()
+        for number in numbers:
+            with self._turns[number]():
+                self.students[number].finish()
+
+    def state_dict(self) -> dict[str, Any]:
+        """For each student the state and how far it is; None for one that is ahead, whose checkpoint is there."""
+        self._level()
+        states: list[dict[str, Any] | None] = []
+        for number, (student, turn) in enumerate(zip(self.students, self._turns, strict=True)):
+            with turn():
+                progress = {"step": student.step, "seconds": student.seconds}
+                due = number in self._due()
+                states.append({"state": student.state_dict(), "progress": progress} if due else None)
+        return {"students": states}
+
+    def load_state_dict(self, state: Mapping[str, Any], progress: Checkpoint) -> None:
+        """Go on from the checkpoints of those that have one, each from its own."""
+        for student, turn, found in zip(self.students, self._turns, state["students"], strict=True):
+            if found is not None:
+                with turn():
+                    student.load_state_dict(*found)
+
+    def _due(self) -> list[int]:
+        """The students that are at this step; before the first one, all that are furthest behind."""
+        return [n for n, student in enumerate(self.students) if student.step == self.step]
+
+    def _level(self) -> None:
+        """Put the images and views of those that learn where the one is that has drawn them."""
+        first, *others = (self.students[n] for n in self._due())
+        for other in others:
+            other.source.load_state_dict(first.source.state_dict())
+            other.generator.set_state(first.generator.get_state())
+
+    def _replies(self, view: Float[Tensor, "batch channels height width"]) -> dict[int, Outputs]:
+        """What every student says of a view."""
+        replies = {}
+        for number, (student, turn) in enumerate(zip(self.students, self._turns, strict=True)):
+            with turn():
+                replies[number] = student.reply(view)
+        return replies
+
+
+class _SharedTeacher:
+    """One teacher for several students, which answers a view once, whatever features each of them reads.
+
+    Taps may change how a network is folded (`folded`): students for whom it is another network have it beside.
+    """
+
+    def __init__(self, classifiers: Sequence[Classifier]) -> None:
+        self._classifiers, self._place = list(classifiers), classifiers[0].place
+        self._groups: list[list[int]] = []
+        for number, classifier in enumerate(classifiers):
+            group = next((g for g in self._groups if classifier.adopt(classifiers[g[0]])), None)
+            if group is None:
+                self._groups.append([number])
+            else:
+                group.append(number)
+        self._runs = []
+        for group in self._groups:
+            taps = {str(tap): tap for number in group for tap in classifiers[number].taps.values()}
+            self._runs.append(Tapped(classifiers[group[0]].network, taps))
+
+    @torch.no_grad()
+    def __call__(self, view: Float[Tensor, "batch channels height width"], due: Sequence[int]) -> dict[int, Outputs]:
+        """The answer for each of some students, with the features that it reads."""
+        found = {}
+        for group, run in zip(self._groups, self._runs, strict=True):
+            wanted = [number for number in group if number in due]
+            if wanted:
+                said = answer(run, self._place, view)
+                for number in wanted:
+                    taps = self._classifiers[number].taps
+                    features = {name: said.features[str(tap)] for name, tap in taps.items()}
+                    found[number] = Outputs(said.logits, features)
+        return found
+
+
+class Records:
+    """The runs of a cohort's students as one record: each has its own rows and its own checkpoint.
+
+    Of students that learn from each other all checkpoints are of one step: each is made ready, and then all are
+    published. A command that was killed in between publishes the rest.
+    """
+
+    def __init__(self, records: Sequence[Progress], mutual: bool) -> None:
+        self._records, self._mutual = list(records), mutual
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append each student's metrics to its own."""
+        for number, record in enumerate(self._records, 1):
+            own = {n.removeprefix(f"{number}."): v for n, v in row.items() if n.startswith(f"{number}.")}
+            if own:
+                record.log({"step": row["step"], **own, "images_per_second": row["images_per_second"]})
+
+    def save(self, state: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
+        """Replace the checkpoints of those that have a state."""
+        pairs = [(r, kept) for r, kept in zip(self._records, state["students"], strict=True) if kept is not None]
+        for record, kept in pairs:
+            (record.make_ready if self._mutual else record.save)(kept["state"], kept["progress"])
+        if self._mutual:
+            for record, _ in pairs:
+                record.publish()
+
+    def load(self) -> tuple[dict[str, Any], Checkpoint] | None:
+        """The checkpoint of each student that has one. Raises: RequestError for one that is damaged, or is missing."""
+        if self._mutual:
+            self._settle()
+        found = [record.load() for record in self._records]
+        progress = next((one[1] for one in found if one is not None), None)
+        return None if progress is None else ({"students": found}, progress)
+
+    def _settle(self) -> None:
+        """Have all checkpoints of one step, after a kill while they were published."""
+        steps = [record.step() for record in self._records]
+        last = max((step for step in steps if step is not None), default=None)
+        for record, step in zip(self._records, steps, strict=True):
+            if step != last and record.step(READY) == last:
+                record.publish()
+            elif step != last:
+                raise RequestError(
+                    f"{record.folder} has a checkpoint of step {step or 0} and another student one of step {last}: "
+                    "they learn from each other; delete the folders of all, and they start anew"
+                )
+        for record in self._records:
+            record.forget_ready()

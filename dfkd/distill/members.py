@@ -1,0 +1,121 @@
+"""`--also`: the students that learn together in one command, as a request each; what they share, and do not."""
+
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from dfkd.config import DistillConfig
+from dfkd.config.option import field_hints
+from dfkd.config.tables import differences
+from dfkd.config.texts import flag, kind_of, value
+from dfkd.distill.prepare import Distillation
+from dfkd.system.errors import RequestError, nearest
+from dfkd.system.files import hash_of
+
+OWN = (
+    *("student", "student_seed", "student_taps", "teacher_taps", "init", "loss", "out", "name"),
+    *("optimizer", "lr", "weight_decay", "schedule", "warmup", "ema", "reestimate"),
+)
+"""The options in which they may differ: what decides images, views and the teacher's answers is the same for all."""
+
+
+def members(config: DistillConfig) -> list[DistillConfig]:
+    """The request of each student, as a command of its own would have it. Raises: RequestError."""
+    first = replace(config, also=())
+    found = [first, *(replace(first, **{"name": None, **_differing(text)}) for text in config.also)]
+    if len(found) > 1 and config.source is not None:
+        raise RequestError(
+            f"--source {config.source} learns from its student, and with --also there are several; give each a command "
+            "of its own"
+        )
+    return found
+
+
+def learning_together(several: Sequence[Distillation]) -> list[Distillation]:
+    """Students that see the same, each with what else decides it: those that it learns from.
+
+    Raises: RequestError for two that are one, or write one folder, and for one that would see other images or views.
+    """
+    for (m, one), (n, other) in combinations(enumerate(several, 1), 2):
+        if one.config.out and Path(one.config.out).resolve() == Path(other.config.out).resolve():
+            raise RequestError(f"--out {one.config.out} is given to students {m} and {n}; give each a folder")
+        if one.content == other.content:
+            raise RequestError(f"students {m} and {n} are the same; give one of them another --student-seed, or --loss")
+    for number, other in enumerate(several[1:], 2):
+        different = differences(_lessons(several[0]), _lessons(other))
+        if different:
+            raise RequestError(
+                f"student {number} would have other lessons than student 1 ({'; '.join(different)}): give both the "
+                "same options, such as --init none, or each a command of its own"
+            )
+        if other.trainer.source.follows:
+            raise RequestError(
+                f"--batches {other.config.batches} follows its student, and with --also there are several; leave it out"
+            )
+    marks = [hash_of(prepared.content) for prepared in several]
+    found = []
+    for number, prepared in enumerate(several):
+        peers = {"peers": marks[:number] + marks[number + 1 :]} if prepared.trainer.objective.reads_peers else {}
+        found.append(replace(prepared, content={**prepared.content, **peers}))
+    return found
+
+
+def _lessons(prepared: Distillation) -> dict[str, Any]:
+    """What decides images, views, and the teacher's answers to them."""
+    plan, own = asdict(prepared.trainer.plan), ("lr", "warmup", "ema", "reestimate")
+    shared = ("teacher", "normalize", "selections", "weights", "compute")
+    return {
+        **{name: value for name, value in plan.items() if name not in own},
+        **{name: prepared.content[name] for name in shared if name in prepared.content},
+        "batches": prepared.config.batches,
+        "teacher_views": prepared.config.teacher_views,
+        "layers fitted": prepared.trainer.fits,
+    }
+
+
+def _differing(text: str) -> dict[str, Any]:
+    """The options that one text of `--also` gives."""
+    given: dict[str, list[str]] = {}
+    name = None
+    for word in _words(text):
+        if word.startswith("--"):
+            written, equals, rest = word.partition("=")
+            name = written[2:].replace("-", "_")
+            if name not in OWN:
+                raise RequestError(
+                    f"--also {text.strip()!r}: {written} is no option in which students that learn together may "
+                    f"differ{nearest(written, [flag(own) for own in OWN])}"
+                )
+            if name in given:
+                raise RequestError(f"--also {text.strip()!r}: {written} is given twice")
+            given[name] = [rest] if equals else []
+        elif name is None:
+            raise RequestError(f"--also {text.strip()!r} has no option; write '--student B --out run-2'")
+        else:
+            given[name].append(word)
+    if "out" not in given:
+        raise RequestError(f"--also {text.strip()!r} lacks --out, the folder of that student's run")
+    return {name: _value(text, name, words) for name, words in given.items()}
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return [os.path.expanduser(word) for word in shlex.split(text)]
+    except ValueError as error:
+        raise RequestError(f"--also {text.strip()!r} cannot be read ({error})") from None
+
+
+def _value(text: str, name: str, words: list[str]) -> Any:
+    hint = field_hints(DistillConfig)[name]
+    several = kind_of(hint)[1]
+    if len(words) != 1 and not (several and words):
+        raise RequestError(f"--also {text.strip()!r}: {flag(name)} needs {'a value' if not words else 'one value'}")
+    try:
+        values = tuple(value(name, word, hint) for word in words)
+    except ValueError as error:
+        raise RequestError(f"--also {text.strip()!r}: {error}") from None
+    return values if several else values[0]
