@@ -9,6 +9,7 @@ from dfkd.system.limits import SHARE
 Interpolation = Literal["bilinear", "bicubic"]
 Precision = Literal["auto", "bf16", "fp32"]
 Logger = Literal["tensorboard", "wandb", "mlflow"]
+Mixing = Literal["mean-logits", "mean-probabilities", "confidence", "entropy"]
 
 _MODEL = "MODEL: NAME[:key=value,...][@WEIGHTS], a RUN folder or a .pt2 file."
 _CLASSES = (
@@ -19,6 +20,11 @@ _CLASSES = (
 _BITS = (
     "Bits in use (such as 12) of the gray images with 16 bits in {}: of these the upper 8 are taken. Default: what the "
     "files say, else 16."
+)
+_TEACHER = f"{_MODEL} Several teach together; so does a FILE.toml that names several (docs/teaching.md)."
+_MIXING = (
+    "How several teachers answer as one: the mean of their logits or of their probabilities, or the probabilities "
+    "weighted by confidence or by entropy. Default: mean-logits."
 )
 _OWN_TAPS = "Positions of the features, such as last=fc:input. Default: found by tracing the network."
 
@@ -87,7 +93,8 @@ class ModelConfig(Checked):
 class SelectConfig(ModelConfig):
     """Select from an unlabeled pool what this teacher can teach from."""
 
-    teacher: str = option(_MODEL, "models", role="resolved", stored=False, reads="model")
+    teacher: str | tuple[str, ...] = option(_TEACHER, "models", role="resolved", stored=False, reads="model")
+    mixing: Mixing | None = option(_MIXING, "models", default=None, role="resolved", stored=False)
     pool: tuple[str, ...] = option(
         "DATA: folders, .npz, .parquet, .arrow, .tar, hf:REPO, torchvision:NAME. Labels are never read.",
         "data",
@@ -175,7 +182,8 @@ class SelectConfig(ModelConfig):
 class GenerateConfig(ModelConfig):
     """Make images from the teacher alone, where there is no pool."""
 
-    teacher: str = option(_MODEL, "models", role="resolved", stored=False, reads="model")
+    teacher: str | tuple[str, ...] = option(_TEACHER, "models", role="resolved", stored=False, reads="model")
+    mixing: Mixing | None = option(_MIXING, "models", default=None, role="resolved", stored=False)
     method: str = option(
         "dafl, deepinversion, ... (docs/generators.md), or your own class by its dotted name; NAME:key=value,...",
         "learning",
@@ -239,10 +247,11 @@ class GenerateConfig(ModelConfig):
 class DistillConfig(ModelConfig):
     """Train a student on selected images; the teacher answers for every view that the student sees."""
 
-    teacher: str = option(_MODEL, "models", role="resolved", reads="model")
+    teacher: str | tuple[str, ...] = option(_TEACHER, "models", role="resolved", reads="model")
     student: str = option(
         "MODEL. The class count and channels default to the teacher's.", "models", role="resolved", reads="model"
     )
+    mixing: Mixing | None = option(_MIXING, "models", default=None, role="resolved")
     also: tuple[str, ...] = option(
         "Further students that learn beside this one, for one answer of the teacher: for each the options in which it "
         "differs, such as '--student lenet5 --loss kd rkd --out run-2' (docs/teaching.md). Each is a run of its own.",

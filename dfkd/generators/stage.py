@@ -26,6 +26,7 @@ from dfkd.models.classifier import Classifier
 from dfkd.models.features.spread import spread
 from dfkd.models.load import Model, load_trained
 from dfkd.models.own import GivenModel
+from dfkd.models.several import given_teacher
 from dfkd.select.choose import NON_FINITE, NOT_DRAWN, REASONS, SELECTED, Choice
 from dfkd.select.journal import Journal
 from dfkd.select.methods import ImageScores
@@ -70,7 +71,7 @@ class Generation:
 
 def run(config: GenerateConfig) -> Path:
     """Make images as `config` says; a complete folder of the same request is left as it is. Returns its folder."""
-    return generate(config, config.teacher, config.student)
+    return generate(config, given_teacher(config.teacher, config.mixing), config.student)
 
 
 def generate(config: GenerateConfig, teacher: GivenModel, student: GivenModel | None) -> Path:

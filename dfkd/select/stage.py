@@ -20,8 +20,9 @@ from dfkd.models.classifier import Classifier, examine
 from dfkd.models.features.find_taps import find_taps
 from dfkd.models.features.image_distance import ImageDistances
 from dfkd.models.features.taps import Tap, parse_taps, run_network
-from dfkd.models.load import Model, load_trained
+from dfkd.models.load import Model
 from dfkd.models.own import GivenModel
+from dfkd.models.several import given_teacher, load_classifier
 from dfkd.select.choose import Choice, TooFew, choose
 from dfkd.select.journal import JOURNAL
 from dfkd.select.methods import Traits
@@ -61,7 +62,7 @@ class Request:
 
 def run(config: SelectConfig) -> Path:
     """Select as `config` says; a complete selection of the same request is left as it is. Returns its folder."""
-    return select(config, config.teacher, config.pool)
+    return select(config, given_teacher(config.teacher, config.mixing), config.pool)
 
 
 def select(config: SelectConfig, teacher: GivenModel, pool: Sequence[GivenData]) -> Path:
@@ -90,7 +91,7 @@ def select(config: SelectConfig, teacher: GivenModel, pool: Sequence[GivenData])
 def _resolve(config: SelectConfig, method: Component, teacher: GivenModel, data: Sequence[GivenData]) -> Request:
     """Open and check everything."""
     place = resolve_place(config.device, config.precision)
-    model = load_trained(
+    model = load_classifier(
         teacher,
         normalize=config.normalize,
         image_size=config.image_size,
