@@ -281,6 +281,22 @@ class DistillConfig(ModelConfig):
         off="none",
         open=True,
     )
+    prune: float | None = option(
+        "Share of its multiplications that the student keeps, such as 0.25: channels are left out, then it trains. It "
+        "needs weights, such as the teacher's own. Needs pip install 'dfkd[prune]'. Default: all.",
+        "models",
+        default=None,
+        above=0,
+        below=1,
+        off=None,
+    )
+    quantize: Literal["int8"] | None = option(
+        "int8: train the student with weights and inputs rounded to 8 bits, as `dfkd export --dtype int8` writes them. "
+        "It needs weights, such as those of a RUN. Default: off.",
+        "models",
+        default=None,
+        off=None,
+    )
     samples: tuple[str, ...] = option(
         "Selection folders. Several are mixed.", "data", default=(), role="resolved", reads="selection"
     )
@@ -505,10 +521,17 @@ class ExplainConfig(ModelConfig):
 class InspectConfig(Checked):
     """Show what is in a selection: counts, scores, a gallery."""
 
-    folder: str = option("Folder of a selection; with --verify also of a run or a pipeline.", "data", positional=True)
-    out: str | None = option("FILE.html with the scores and a gallery.", "output", default=None)
+    folder: str = option(
+        "Folder of a selection, or of a run whose student is a soft_tree; with --verify of any run or pipeline.",
+        "data",
+        positional=True,
+    )
+    out: str | None = option(
+        "FILE.html with the scores and a gallery; of a soft_tree, with its filters.", "output", default=None
+    )
     pool: tuple[str, ...] = option(
-        "DATA that the selection was made from: the page also shows images that are out.",
+        "DATA that the selection was made from: the page also shows images that are out. For a soft_tree: images whose "
+        "ways through the tree are shown.",
         "data",
         default=(),
         reads="data",
