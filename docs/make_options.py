@@ -17,8 +17,8 @@ INTRO = """# Options
 
 Written by `python docs/make_options.py` from the declarations in dfkd/config/stages.py; edit those.
 
-`dfkd COMMAND --help` shows the same. Required options come first. [reference.md](reference.md) explains MODEL, DATA and
-the methods.
+`dfkd COMMAND --help` shows the same. Required options come first. With `--quiet` a command prints results and errors
+only. [reference.md](reference.md) explains MODEL, DATA and the methods.
 """
 
 

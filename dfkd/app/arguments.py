@@ -24,6 +24,8 @@ _SECTIONS = {
 }
 """The titles of the sections of `--help`, in order; the required options stand before them."""
 
+QUIET = "--quiet"
+"""Of every command; it is no option of a stage, and decides nothing."""
 _VALUELESS = object()
 
 
@@ -59,7 +61,7 @@ def parse_arguments(stage: Stage, arguments: Sequence[str]) -> Any:
         if flag.startswith("--"):
             raise RequestError(f"there is no option {flag!r}{nearest(flag, _flags(config))}")
         raise RequestError(f"{unknown[0]!r} belongs to no option {hint}")
-    given = {key: value for key, value in vars(found).items() if key != "help"}
+    given = {key: value for key, value in vars(found).items() if key not in ("help", QUIET.lstrip("-"))}
     try:
         flags = {key: _value(key, value, field_hints(config)[key]) for key, value in given.items()}
     except ValueError as error:
@@ -97,6 +99,7 @@ def _parser(prog: str, config: type, example: str) -> _Parser:
         declared = options(config)[field.name]
         needed = field.default is dataclasses.MISSING
         _add(required if needed else groups[declared.section], field, declared, hints[field.name])
+    groups["output"].add_argument(QUIET, action="store_true", help="Print results and errors only.")
     groups["machine"].add_argument("-h", "--help", action="store_true", help="show this help")
     return parser
 
@@ -178,7 +181,7 @@ def _flags(config: type) -> list[str]:
     """Every flag of a stage, for the one that is nearest to a wrong one."""
     named = [name for name, declared in options(config).items() if not declared.positional]
     switches = [name for name in named if field_hints(config)[name] is bool]
-    return ["--help", *map(_flag, named), *(_flag(f"no_{name}") for name in switches)]
+    return ["--help", QUIET, *map(_flag, named), *(_flag(f"no_{name}") for name in switches)]
 
 
 def _hyphenated(argument: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from dfkd import __version__
-from dfkd.app.arguments import parse_arguments
+from dfkd.app.arguments import QUIET, parse_arguments
 from dfkd.config import tables
 from dfkd.config.stage_table import STAGES, Stage
 from dfkd.system import ranks, signals
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None, stages: Mapping[str, Stage] = STAGES
         resolved = parse_arguments(stage, arguments[1:])
         if resolved is None:  # help was requested, and printed
             return 0
-        with _surroundings(stage, silent):
+        with _surroundings(stage, silent), printing(QUIET in arguments, still=("answers",)):
             say(f"{prog}: {tables.describe(resolved)}")
             silent = False  # an error of this rank alone
             stage.run(resolved)

@@ -102,7 +102,7 @@ def _run_stage(stage: StageConfig, title: str, brief: bool) -> None:
     if not brief:
         say(title)
     began = time.monotonic()
-    with printing(quiet=True) if brief else nullcontext():
+    with printing(quiet=True, still=("bars",)) if brief else nullcontext():
         stage_of(stage).run(stage)
     if brief:
         say(f"{title}: {time.monotonic() - began:.0f} s")

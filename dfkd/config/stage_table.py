@@ -104,6 +104,12 @@ STAGES: Mapping[str, Stage] = MappingProxyType(
                 "dfkd evaluate --model run --data labeled-photos/",
             ),
             Stage(
+                "explain",
+                stages.ExplainConfig,
+                "dfkd.report.explanation:run",
+                "dfkd explain --model run --out explained.html",
+            ),
+            Stage(
                 "inspect",
                 stages.InspectConfig,
                 "dfkd.report.inspection:run",

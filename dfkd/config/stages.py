@@ -472,6 +472,38 @@ class EvaluateConfig(ModelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExplainConfig(ModelConfig):
+    """Show where a student and its teacher part, class by class and image by image, and what they look at."""
+
+    model: str = option("The student: a RUN or another MODEL.", "models", reads="model")
+    teacher: str | None = option(
+        "MODEL of its teacher. Default: that of the RUN.", "models", default=None, reads="model"
+    )
+    data: str | None = option(
+        "DATA, labeled or not. Default: the labeled data of the RUN (its --test).", "data", default=None, reads="data"
+    )
+    classes: str | None = option(_CLASSES.format("--data"), "data", default=None)
+    bits: int | None = option(_BITS.format("--data"), "data", default=None, least=8, most=16)
+    count: int = option("Images that the page shows of those on which they part.", "output", default=24, least=0)
+    entropy: int = option(
+        "Images of which pixel-wise entropies are learned (arXiv 2003.03622). Each takes some 200 passes forward and "
+        "backward of both networks.",
+        "output",
+        default=0,
+        least=0,
+    )
+    foreground: str | None = option(
+        "FILE.npy or FILE.npz with one mask an image of DATA: nonzero where the object is. Visual concepts are then "
+        "counted on it and beside it.",
+        "data",
+        default=None,
+    )
+    out: str = option("FILE.html. FILE.csv with a line for every image is written beside it.", "output")
+    batch_size: int = option("Images per forward pass.", "machine", default=256, least=1)
+    precision: Precision = option("auto, bf16 or fp32.", "machine", default="fp32")
+
+
+@dataclass(frozen=True, kw_only=True)
 class InspectConfig(Checked):
     """Show what is in a selection: counts, scores, a gallery."""
 

@@ -180,7 +180,7 @@ def csv_text(rows: Sequence[Row]) -> str:
     writer.writeheader()
     for run in runs:
         row = {**run.result.table, "folder": run.folder}
-        writer.writerow({key: _cell(row[key]) for key in row})
+        writer.writerow({key: csv_cell(row[key]) for key in row})
     return file.getvalue()
 
 
@@ -200,7 +200,7 @@ def _number(text: str) -> int | float | None:
     return (int(text) if text.isdecimal() else float(text)) if text else None
 
 
-def _cell(value: Any) -> Any:
+def csv_cell(value: Any) -> Any:
     """A value for a CSV that a spreadsheet opens: text that it would take for a formula gets a quote before it."""
     if not isinstance(value, str):
         return value

@@ -1,32 +1,38 @@
 """What the user sees while a stage works: one plain line a fact, and a progress bar with rate and time left."""
 
+import functools
+import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from dfkd.system.text import visible
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
+    from rich.progress import Progress as Bar
+
+Kind = Literal["lines", "answers", "bars"]
+_KINDS: tuple[Kind, ...] = ("lines", "answers", "bars")
 
 _console: "Console | None" = None
-_quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+_shown: ContextVar[frozenset[Kind]] = ContextVar("shown", default=frozenset(_KINDS))
 _wording: ContextVar[Callable[[str], str]] = ContextVar("wording", default=str)
 
 
 @contextmanager
-def printing(quiet: bool, wording: Callable[[str], str] = str) -> Iterator[None]:
-    """While the block runs, print nothing (no line, no progress bar), or every line as `wording` puts it.
+def printing(quiet: bool, wording: Callable[[str], str] = str, still: Sequence[Kind] = ()) -> Iterator[None]:
+    """While the block runs, print nothing but what is `still` wanted, or every line as `wording` puts it.
 
     What another thread prints stays as it is.
     """
-    tokens = _quiet.set(quiet), _wording.set(wording)
+    tokens = _shown.set(_shown.get() & frozenset(still if quiet else _KINDS)), _wording.set(wording)
     try:
         yield
     finally:
-        _quiet.reset(tokens[0])
+        _shown.reset(tokens[0])
         _wording.reset(tokens[1])
 
 
@@ -42,24 +48,27 @@ def console() -> "Console":
 
 def say(line: str) -> None:
     """Print one line of the log; brackets are literal, and what would move the cursor is written out (file names)."""
-    if not _quiet.get():
+    if "lines" in _shown.get():
         console().print(visible(_wording.get()(line)), markup=False)
 
 
 def answer(text: str) -> None:
     """Print a result on stdout, for the reader and for a script."""
-    if not _quiet.get():
+    if "answers" in _shown.get():
         print(_wording.get()(text))
 
 
 class Progress:
-    """A progress bar of `total` units; `advance` also replaces the text behind the bar."""
+    """A progress bar of `total` units; `advance` also replaces the text behind the bar.
+
+    Where stderr is a terminal, the values of a training stand below it, with a curve of one of them.
+    """
 
     def __init__(self, what: str, total: int, unit: str, done: int = 0) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
 
-        self._bar = Bar(
+        alone = "lines" not in _shown.get()  # a stage without lines leaves none behind
+        self._bar = _panel()(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
@@ -67,17 +76,66 @@ class Progress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}", markup=False),
             console=console(),
-            disable=_quiet.get(),
+            transient=alone,
+            disable="bars" not in _shown.get() or (alone and not console().is_terminal),
         )
         self._unit, self._done0 = unit, done
-        self._task = self._bar.add_task(what, total=total, completed=done, rate="", note="")
+        self._task = self._bar.add_task(what, total=total, completed=done, rate="", note="", values={}, curve=[])
 
-    def advance(self, units: int, note: str = "") -> None:
-        """Count `units` more as done."""
+    def advance(self, units: int, note: str = "", values: Mapping[str, float] | None = None, curve: str = "") -> None:
+        """Count `units` more as done. `values` replace those below the bar; that of `curve` is drawn."""
         task = self._bar.tasks[0]
         done, seconds = task.completed + units, task.elapsed or 0.0
         rate = f"{(done - self._done0) / seconds:,.0f} {self._unit}/s" if seconds > 0 else ""
-        self._bar.update(self._task, completed=done, rate=rate, note=note)
+        fields: dict[str, Any] = {} if values is None else {"values": dict(values)}
+        if values is not None and curve in values:
+            fields["curve"] = [*task.fields["curve"], (curve, values[curve])][-CURVE:]
+        self._bar.update(self._task, completed=done, rate=rate, note=note, **fields)
+
+
+CURVE = 60
+"""Values that a curve shows: the last ones."""
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Values as blocks from the lowest to the highest; what is not finite is a gap."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return " " * len(values)
+    low, high = min(finite), max(finite)
+    steps = [(value - low) / (high - low) if high > low else 0.5 for value in finite]
+    blocks = iter("▁▂▃▄▅▆▇█"[min(int(step * 8), 7)] for step in steps)
+    return "".join(next(blocks) if math.isfinite(value) else " " for value in values)
+
+
+@functools.cache
+def _panel() -> "type[Bar]":
+    """The class of bars, made when rich is needed."""
+    from rich.progress import Progress as Bar
+    from rich.text import Text
+
+    class Panel(Bar):
+        """A bar; on a terminal with the values and the curve of its task below it."""
+
+        def get_renderables(self) -> "Iterator[RenderableType]":
+            yield from super().get_renderables()
+            for task in self.tasks:  # there is none yet while the bar is made, and then no console either
+                if not self.console.is_terminal:
+                    return
+                values, curve = task.fields["values"], task.fields["curve"]
+                if values:
+                    words = "   ".join(f"{name} {_short(value)}" for name, value in values.items())
+                    yield Text(f"  {words}", overflow="ellipsis", no_wrap=True, style="dim")
+                if len(curve) > 1:
+                    drawn = sparkline([value for _, value in curve])
+                    yield Text(f"  {curve[-1][0]} {drawn}", overflow="ellipsis", no_wrap=True, style="dim")
+
+    return Panel
+
+
+def _short(value: float) -> str:
+    """A value in a few characters."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 @contextmanager

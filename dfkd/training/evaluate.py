@@ -1,16 +1,16 @@
 """`dfkd evaluate`, and the one function through which teacher and student are both measured."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from dfkd.config import EvaluateConfig
+from dfkd.config import EvaluateConfig, ExplainConfig
 from dfkd.data import Pool, open_pool
 from dfkd.data.labels import ClassNames
 from dfkd.data.locate import GivenData
@@ -54,19 +54,13 @@ def measure(model: Classifier, data: Pool, batch_size: int, teacher: Classifier 
     classes = model.model.classes
     labels = data.labels(classes)
     answers, theirs = [], []
-    with progress("evaluating", len(data), "images") as bar:
-        for indices, images in data.batches(batch_size):
-            if images.problems:
-                position, why = next(iter(images.problems.items()))
-                name = data.origins(indices[position : position + 1])[0]
-                raise RequestError(
-                    f"{name} cannot be read ({why}); an accuracy over fewer images would mislead: repair or remove it"
-                )
-            pixels = torch.from_numpy(images.pixels)
-            answers.append(model(pixels).logits.cpu())
-            if teacher is not None:
-                theirs.append(_named_classes(teacher(pixels).logits))
-            bar.advance(len(indices))
+
+    def take(pixels: UInt8[Tensor, "batch height width channels"]) -> None:
+        answers.append(model(pixels).logits.cpu())
+        if teacher is not None:
+            theirs.append(named_classes(teacher(pixels).logits))
+
+    show_all(data, batch_size, take)
     logits = torch.cat(answers)
     finite = logits.isfinite().all(dim=1).numpy()
     if not finite.all():
@@ -93,13 +87,27 @@ def measure(model: Classifier, data: Pool, batch_size: int, teacher: Classifier 
     )
 
 
+def show_all(data: Pool, batch_size: int, take: Callable[[UInt8[Tensor, "batch height width channels"]], None]) -> None:
+    """Give all images to `take`, in batches. Raises: RequestError for an image that cannot be read."""
+    with progress("evaluating", len(data), "images") as bar:
+        for indices, images in data.batches(batch_size):
+            if images.problems:
+                position, why = next(iter(images.problems.items()))
+                name = data.origins(indices[position : position + 1])[0]
+                raise RequestError(
+                    f"{name} cannot be read ({why}); an accuracy over fewer images would mislead: repair or remove it"
+                )
+            take(torch.from_numpy(images.pixels))
+            bar.advance(len(indices))
+
+
 def _by_class(
     right: Bool[np.ndarray, " images"], labels: Int[np.ndarray, " images"], classes: int
 ) -> list[float | None]:
     return [float(right[labels == k].mean()) if (labels == k).any() else None for k in range(classes)]
 
 
-def _named_classes(logits: Float[Tensor, "batch classes"]) -> Int[np.ndarray, " batch"]:
+def named_classes(logits: Float[Tensor, "batch classes"]) -> Int[np.ndarray, " batch"]:
     """The predicted classes; -2, which is no label and no student's answer, where a logit is not finite."""
     return torch.where(logits.isfinite().all(dim=1), logits.argmax(dim=1), -2).cpu().numpy()
 
@@ -156,6 +164,34 @@ def evaluate(
 
     `as_student`: the teacher gets the model's normalization where none is given.
     """
+    evaluated, taught, images = open_pair(config, model, data, teacher, as_student)
+    loaded = evaluated.model
+    check_labels(images, loaded.classes)
+    for classifier in (evaluated, taught):
+        if classifier is not None:
+            examine(classifier, images)
+    measures = measure(evaluated, images, config.batch_size, taught)
+    figures = {"model": loaded.spec, "parameters": loaded.parameter_count(), **vars(measures)}
+    figures |= evaluated.place.describe()
+    names = loaded.class_names if config.classes is None else ClassNames(config.classes).names
+    figures |= {"class_names": list(names)} if names else {}
+    if taught is not None:
+        figures["teacher"] = taught.model.spec
+    say(_line(measures))
+    return figures
+
+
+def open_pair(
+    config: EvaluateConfig | ExplainConfig,
+    model: GivenModel,
+    data: GivenData,
+    teacher: GivenModel | None,
+    as_student: bool,
+) -> tuple[Classifier, Classifier | None, Pool]:
+    """A model, its teacher where there is one, and images as both see them. `as_student` is as for `evaluate`.
+
+    Raises: RequestError for networks that cannot be compared.
+    """
     place = resolve_place(config.device, config.precision)
     loaded = load_trained(
         model,
@@ -190,19 +226,7 @@ def evaluate(
                 f"{loaded.classes} and {loaded.channels}: they cannot be compared"
             )
         taught = Classifier(known, place)
-    check_labels(images, loaded.classes)
-    evaluated = Classifier(loaded, place)
-    for classifier in (evaluated, taught):
-        if classifier is not None:
-            examine(classifier, images)
-    measures = measure(evaluated, images, config.batch_size, taught)
-    figures = {"model": loaded.spec, "parameters": loaded.parameter_count(), **vars(measures), **place.describe()}
-    names = loaded.class_names if config.classes is None else ClassNames(config.classes).names
-    figures |= {"class_names": list(names)} if names else {}
-    if taught is not None:
-        figures["teacher"] = taught.model.spec
-    say(_line(measures))
-    return figures
+    return Classifier(loaded, place), taught, images
 
 
 def _line(measures: Measures) -> str:

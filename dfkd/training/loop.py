@@ -14,6 +14,7 @@ from dfkd.formats.run_records import Checkpoint
 from dfkd.system import ranks
 from dfkd.system.console import progress
 from dfkd.system.errors import RequestError
+from dfkd.system.memory import peak_memory_bytes
 from dfkd.system.shares import means
 from dfkd.system.signals import Interrupted, stop_request
 
@@ -131,13 +132,19 @@ def train(learner: Learner, record: Progress) -> None:
                 rate = plan.batch_size * (step - logged_step) / (now - logged_at)
                 if ranks.first() and (step % plan.log_every == 0 or last):
                     record.log({"step": step, **row, "images_per_second": rate})
-                bar.advance(step - logged_step, learner.tell(row))
+                bar.advance(step - logged_step, learner.tell(row), row | _memory(), "agreement")
                 logged_at, logged_step = now, step
                 learner.seconds = seconds_before + now - started
             if save or last:
                 _save(learner, record)
             if signal is not None:
                 raise Interrupted(signal, f"step {step} is saved, the same command goes on from there")
+
+
+def _memory() -> dict[str, float]:
+    """The most memory held so far, for the eye: of the GPU where one is in use."""
+    device = torch.device("cuda" if torch.cuda.is_initialized() else "cpu")
+    return {"peak memory GB": peak_memory_bytes(device) / 1e9}
 
 
 def _save(learner: Learner, record: Progress) -> None:

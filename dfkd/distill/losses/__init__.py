@@ -30,6 +30,7 @@ from dfkd.distill.losses.reviewkd import ReviewKD
 from dfkd.distill.losses.rkd import RKD
 from dfkd.distill.losses.simkd import SimKD
 from dfkd.distill.losses.sp import SP
+from dfkd.distill.losses.srd import SRD
 from dfkd.distill.losses.standardized import Standardized
 from dfkd.distill.losses.vid import VID
 

@@ -117,13 +117,16 @@ def _divergence(x: Float[Tensor, "batch channels ..."], known: _Remembered) -> F
 def _moments(x: Float[Tensor, "batch channels ..."]) -> tuple[Tensor, Tensor]:
     """The mean of each channel of each image, and that of its square, in float32.
 
-    `torch.var_mean` took half as long as the network on a CPU, and a square of the whole batch left its cache.
+    `torch.var_mean` took half as long as the network on a CPU, and a square of the whole batch left its cache. New
+    memory for each square took a quarter of the time.
     """
     rows, over = (x.permute(0, 2, 3, 1).flatten(1, 2), 1) if _is_channels_last(x) else (x.flatten(2), 2)
     size = len(x) if x.is_cuda else max(1, _CACHE // (4 * x[0].numel()))
-    means, squares = zip(
-        *((part.mean(over), part.square().mean(over)) for part in map(Tensor.float, rows.split(size))), strict=True
-    )
+    kept = torch.empty_like(rows[:size], dtype=torch.float32)
+    means, squares = [], []
+    for part in map(Tensor.float, rows.split(size)):
+        means.append(part.mean(over))
+        squares.append(torch.mul(part, part, out=kept[: len(part)]).mean(over))
     return torch.cat(means), torch.cat(squares)
 
 

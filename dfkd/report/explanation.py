@@ -1,0 +1,211 @@
+"""`dfkd explain`: where a student and its teacher part, and what both look at."""
+
+import csv
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from dfkd.config import ExplainConfig
+from dfkd.data import Pool
+from dfkd.data.labels import ClassNames
+from dfkd.formats.overwrite import check_output
+from dfkd.formats.run_records import CONFIG, read_distillation
+from dfkd.models.classifier import Classifier, examine
+from dfkd.models.features.grad_cam import deepest_map, grad_cam
+from dfkd.models.features.pixel_entropy import pixel_entropy
+from dfkd.models.features.taps import Tap
+from dfkd.report import explanation_page
+from dfkd.report.explanation_page import Answers, Explanation, Knowledge
+from dfkd.report.markup import page_path
+from dfkd.report.table import csv_cell
+from dfkd.system.console import answer, say
+from dfkd.system.errors import RequestError
+from dfkd.system.files import write_text
+from dfkd.training.evaluate import check_labels, named_classes, open_pair, show_all
+
+GRID = 16
+
+
+def run(config: ExplainConfig) -> None:
+    """Answer all images with both networks, and write the page and the table. Raises: RequestError."""
+    page = page_path(config.out)
+    rows = page.with_suffix(".csv")
+    given = (config.model, config.teacher, config.data, config.classes, config.preset, config.foreground)
+    for path in (config.out, str(rows)):
+        check_output(path, "--out", given)
+    if config.foreground is not None and not config.entropy:
+        raise RequestError(f"--foreground {config.foreground} changes nothing without --entropy, such as --entropy 16")
+    named = _named(config)
+    student, teacher, data = open_pair(config, config.model, named[1], named[0], _is_run(config.model))
+    assert teacher is not None
+    labels = _labels(data, student.model.classes)
+    masks = None if config.foreground is None else _masks(config.foreground, len(data))
+    for classifier in (student, teacher):
+        examine(classifier, data)
+    answers = answer_all(student, teacher, data, config.batch_size, labels)
+    shown = answers.parted()[: config.count]
+    names = student.model.class_names if config.classes is None else ClassNames(config.classes).names
+    found = Explanation(
+        student=config.model,
+        teacher=named[0],
+        data=named[1],
+        answers=answers,
+        names=names,
+        origins=data.origins(shown),
+        images=_pixels(data, shown),
+        raw=not data.encoded,
+        cams=_cams(student, teacher, _pixels(data, shown), answers, shown),
+        knowledge=_knowledge(student, teacher, data, masks, config.entropy) if config.entropy else None,
+    )
+    for line in explanation_page.terminal_lines(found):
+        answer(line)
+    write_text(rows, _table(answers, data, names))
+    explanation_page.write(page, found)
+    say(f"wrote {page} and {rows}")
+
+
+def answer_all(
+    student: Classifier, teacher: Classifier, data: Pool, batch_size: int, labels: Int[np.ndarray, " images"] | None
+) -> Answers:
+    """What both networks say of every image. An answer that is not finite is of class -1 or -2."""
+    columns: list[list[Tensor]] = [[], [], [], [], []]
+
+    def take(pixels: UInt8[Tensor, "batch height width channels"]) -> None:
+        ours, theirs = (classifier(pixels).logits.double().cpu() for classifier in (student, teacher))
+        logs = [torch.log_softmax(logits, dim=1) for logits in (ours, theirs)]
+        divergence = (logs[1].exp() * (logs[1] - logs[0])).sum(dim=1)
+        finite = [logits.isfinite().all(dim=1) for logits in (ours, theirs)]
+        best = [values.exp().amax(dim=1).where(known, torch.nan) for values, known in zip(logs, finite, strict=True)]
+        classes = [torch.from_numpy(named_classes(logits)) for logits in (ours, theirs)]
+        classes[0] = classes[0].where(finite[0], -1)  # two answers that are not finite are no agreement
+        for column, values in zip(columns, (*classes, *best, divergence), strict=True):
+            column.append(values)
+
+    show_all(data, batch_size, take)
+    ours, theirs, *rest = (torch.cat(column).numpy() for column in columns)
+    unknown = int(((ours < 0) | (theirs < 0)).sum())
+    if unknown:
+        say(f"warning: of {unknown:,} images student or teacher gives no finite answer; they count as parted")
+    return Answers(ours, theirs, rest[0], rest[1], rest[2], labels)
+
+
+def _named(config: ExplainConfig) -> tuple[str, str]:
+    """The teacher and the data: given, or those of the run."""
+    missing = [f"--{name}" for name in ("teacher", "data") if getattr(config, name) is None]
+    if not missing:
+        assert config.teacher is not None
+        assert config.data is not None
+        return config.teacher, config.data
+    if not _is_run(config.model):
+        raise RequestError(f"give {' and '.join(missing)}: --model {config.model} is no RUN, which knows its own")
+    request = read_distillation(Path(config.model)).distill
+    data = config.data or request.test
+    if data is None:
+        raise RequestError(f"give --data: the run {config.model} was not measured on any")
+    return config.teacher or str(request.table["teacher"]), data
+
+
+def _is_run(model: str) -> bool:
+    return (Path(model) / CONFIG).exists()
+
+
+def _labels(data: Pool, classes: int) -> Int[np.ndarray, " images"] | None:
+    """The labels, or None where the data has none."""
+    try:
+        data.labels(classes)
+    except RequestError as error:
+        say(f"note: accuracies are left out, as the data has no labels: {error}")
+        return None
+    return check_labels(data, classes)
+
+
+def _pixels(data: Pool, indices: Int[np.ndarray, " shown"]) -> UInt8[np.ndarray, "shown height width channels"]:
+    """Images in this order; a pool is read in its own."""
+    order = np.argsort(indices)
+    pixels = data.images(indices[order]).pixels
+    return pixels[np.argsort(order)]
+
+
+def _deepest(classifier: Classifier) -> Tap | None:
+    """Where its deepest map is; None, with a note, where it has none."""
+    try:
+        return deepest_map(classifier)
+    except RequestError as error:
+        say(f"note: no maps of {classifier.model.spec}: {error}")
+        return None
+
+
+def _cams(
+    student: Classifier,
+    teacher: Classifier,
+    pixels: UInt8[np.ndarray, "shown height width channels"],
+    answers: Answers,
+    shown: Int[np.ndarray, " shown"],
+) -> list[Float[np.ndarray, "shown height width"] | None]:
+    """Grad-CAM of the student's and of the teacher's own class of each image; None for a network without maps."""
+    found: list[Float[np.ndarray, "shown height width"] | None] = []
+    for classifier, classes in ((student, answers.student), (teacher, answers.teacher)):
+        tap = _deepest(classifier) if len(shown) else None
+        if tap is None:
+            found.append(None)
+            continue
+        pieces = zip(
+            torch.from_numpy(pixels).split(32), torch.from_numpy(classes[shown]).clamp_min(0).split(32), strict=True
+        )
+        maps = [grad_cam(classifier, tap, classifier.preprocess(some), of).cpu() for some, of in pieces]
+        found.append(torch.cat(maps).numpy())
+    return found
+
+
+def _knowledge(
+    student: Classifier, teacher: Classifier, data: Pool, masks: Bool[np.ndarray, "images h w"] | None, count: int
+) -> Knowledge | None:
+    """Pixel-wise entropies of both networks, on images spread over the data."""
+    indices = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int))
+    pixels = _pixels(data, indices)
+    taps = [_deepest(classifier) for classifier in (student, teacher)]
+    say(f"learning pixel-wise entropies of {len(indices):,} images")
+    entropies = []
+    for bare, tap in zip((student, teacher), taps, strict=True):
+        if tap is None:
+            return None
+        classifier = Classifier(bare.model, bare.place, {"map": tap})
+        views = classifier.preprocess(torch.from_numpy(pixels))
+        entropies.append(np.concatenate([pixel_entropy(classifier, v, GRID).cpu().numpy() for v in views.split(16)]))
+    return Knowledge(pixels, entropies[0], entropies[1], None if masks is None else masks[indices])
+
+
+def _masks(file: str, images: int) -> Bool[np.ndarray, "images height width"]:
+    """The foreground of every image. Raises: RequestError for a file that is not one mask an image."""
+    try:
+        loaded = np.load(file, allow_pickle=False)
+        array = loaded if isinstance(loaded, np.ndarray) else loaded[loaded.files[0]]
+    except (OSError, EOFError, ValueError, IndexError, zipfile.BadZipFile) as error:
+        raise RequestError(f"--foreground {file} is no .npy or .npz file of masks ({error})") from None
+    if array.ndim != 3 or len(array) != images:
+        shape = list(array.shape)
+        raise RequestError(f"--foreground {file} has shape {shape}; give [{images}, height, width], a mask an image")
+    return array != 0
+
+
+def _table(answers: Answers, data: Pool, names: tuple[str, ...]) -> str:
+    """A line for every image, as CSV."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    labels = answers.labels
+    head = ["image", "teacher", "teacher_confidence", "student", "student_confidence", "divergence"]
+    writer.writerow(["row", *head, *([] if labels is None else ["label"])])
+    for row, image in enumerate(data.origins(np.arange(len(data)))):
+        of = [
+            *(explanation_page.class_name(int(answers.teacher[row]), names), f"{answers.teacher_confidence[row]:.4f}"),
+            *(explanation_page.class_name(int(answers.student[row]), names), f"{answers.student_confidence[row]:.4f}"),
+            f"{answers.divergence[row]:.4f}",
+        ]
+        label = [] if labels is None else [explanation_page.class_name(int(labels[row]), names)]
+        writer.writerow([csv_cell(value) for value in (row, image, *of, *label)])
+    return out.getvalue()

@@ -1,0 +1,226 @@
+"""`dfkd explain`: the figures, the table and the page, on networks whose answers are known."""
+
+import csv
+import re
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from dfkd.app import demo
+from dfkd.app.cli import main
+from dfkd.config import ExplainConfig
+from dfkd.data import open_pool
+from dfkd.models import lenet5
+from dfkd.models.classifier import Classifier
+from dfkd.models.features.pixel_entropy import pixel_entropy
+from dfkd.models.load import load_model
+from dfkd.models.own import OwnNetwork
+from dfkd.report import explanation
+from dfkd.report.explanation_page import Answers, Explanation, Knowledge, facts, gray, heated, shrunk
+from dfkd.system.device import resolve_place
+from dfkd.system.errors import RequestError
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+def make_lenet(path, images, seed):
+    """A LeNet whose classes are even on these images."""
+    torch.manual_seed(seed)
+    network = lenet5(num_classes=3, in_channels=1).eval()
+    with torch.no_grad():
+        logits = network(torch.from_numpy(images).permute(0, 3, 1, 2) / 255)
+        last = [layer for layer in network.modules() if isinstance(layer, nn.Linear)][-1]
+        last.bias -= logits.mean(dim=0)
+        last.bias *= 50
+        last.weight *= 50
+    save_file(network.state_dict(), path)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Two LeNets that differ, and 40 images of 28 pixels, with labels and without."""
+    folder = tmp_path_factory.mktemp("explain")
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (40, 28, 28, 1), dtype=np.uint8)
+    np.savez(folder / "data.npz", images=images, labels=np.arange(40) % 3)
+    np.savez(folder / "plain.npz", images=images)
+    (folder / "names.txt").write_text(f"zero\n{HOSTILE}\ntwo\n")
+    for seed, name in enumerate(("a.safetensors", "b.safetensors")):
+        make_lenet(folder / name, images, seed)
+    return folder
+
+
+def options(place, tmp_path, **more):
+    spec = "lenet5:num_classes=3,in_channels=1@{}"
+    given = {
+        "model": spec.format(place / "a.safetensors"),
+        "teacher": spec.format(place / "b.safetensors"),
+        "data": str(place / "data.npz"),
+        "normalize": "none",
+        "image_size": 28,
+        "out": str(tmp_path / "page.html"),
+    }
+    return ExplainConfig(**given | more)
+
+
+def answered(place, name):
+    """By hand, what a network says of the images."""
+    network = lenet5(num_classes=3, in_channels=1)
+    network.load_state_dict(load_file(place / name))
+    with np.load(place / "data.npz") as data:
+        pixels = torch.from_numpy(data["images"]).permute(0, 3, 1, 2) / 255
+    with torch.no_grad():
+        return network.eval()(pixels).double()
+
+
+def test_explain__table_and_figures_are_those_of_the_answers(place, tmp_path, capsys):
+    explanation.run(options(place, tmp_path))
+    with (tmp_path / "page.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    ours, theirs = (answered(place, name).log_softmax(1) for name in ("a.safetensors", "b.safetensors"))
+    assert [int(row["student"]) for row in rows] == ours.argmax(1).tolist()
+    assert [int(row["teacher"]) for row in rows] == theirs.argmax(1).tolist()
+    assert [int(row["label"]) for row in rows] == (np.arange(40) % 3).tolist()
+    kl = (theirs.exp() * (theirs - ours)).sum(1)
+    np.testing.assert_allclose([float(row["divergence"]) for row in rows], kl, atol=1e-4)
+    sure = theirs.exp().amax(1)
+    np.testing.assert_allclose([float(row["teacher_confidence"]) for row in rows], sure, atol=1e-4)
+    differ = (ours.argmax(1) != theirs.argmax(1)).sum().item()
+    assert 0 < differ < 40
+    assert f"they part on {differ} images" in capsys.readouterr().out
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<li><figure>") == min(differ, 24)
+    assert page.count("Grad-CAM of the student") == min(differ, 24)
+
+
+def test_explain__the_largest_divergence_comes_first_and_count_limits(place, tmp_path):
+    explanation.run(options(place, tmp_path, count=2))
+    page = (tmp_path / "page.html").read_text()
+    shown = [float(found) for found in re.findall(r"KL ([\d.]+)</div>", page)]
+    with (tmp_path / "page.csv").open() as file:
+        parted = [float(row["divergence"]) for row in csv.DictReader(file) if row["student"] != row["teacher"]]
+    assert sorted(shown, reverse=True) == [round(kl, 2) for kl in sorted(parted, reverse=True)[:2]]
+
+
+def test_explain__data_without_labels_and_names_that_are_only_text(place, tmp_path, capsys):
+    explanation.run(options(place, tmp_path, data=str(place / "plain.npz"), classes=str(place / "names.txt")))
+    page = (tmp_path / "page.html").read_text()
+    assert "accuracy" not in page
+    assert HOSTILE not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "note: accuracies are left out, as the data has no labels" in capsys.readouterr().err
+
+
+def test_explain__entropies_and_concepts(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(explanation, "pixel_entropy", partial(pixel_entropy, steps=2))
+    masks = np.zeros((40, 28, 28), bool)
+    masks[:, :14] = True
+    np.save(tmp_path / "masks.npy", masks)
+    explanation.run(options(place, tmp_path, entropy=3, foreground=str(tmp_path / "masks.npy")))
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("pixel-wise entropy of the teacher") == 3
+    assert "Visual concepts" in page
+
+
+def test_explain__a_run_knows_its_teacher_and_data(tmp_path, digits_teacher):
+    images, labels = demo.digits()
+    np.savez(tmp_path / "test.npz", images=images[1000:1060], labels=labels[1000:1060])
+    np.savez(tmp_path / "pool.npz", images=images[:200])
+    teacher = f"{demo.TEACHER}@{digits_teacher}"
+    shared = ["--teacher", teacher, "--normalize", demo.NORMALIZE, "--image-size", "16", "--device", "cpu"]
+    selection, run = str(tmp_path / "selection"), str(tmp_path / "run")
+    pool = ["--pool", str(tmp_path / "pool.npz"), "--filter", "none", "--count", "100", "--out", selection]
+    assert main(["select", *shared, *pool]) == 0
+    learn = ["--samples", selection, "--steps", "2", "--student", demo.STUDENT, "--test", str(tmp_path / "test.npz")]
+    assert main(["distill", *shared, *learn, "--out", run]) == 0
+    assert main(["explain", "--model", run, "--out", str(tmp_path / "page.html"), "--count", "3"]) == 0
+    with (tmp_path / "page.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 60
+    right = np.mean([row["teacher"] == row["label"] for row in rows])
+    assert right > 0.7
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"foreground": "x.npy"}, "--foreground x.npy changes nothing without --entropy"),
+        ({"foreground": "none.npy", "entropy": 2}, "--foreground none.npy is no .npy or .npz file of masks"),
+        ({"teacher": None}, "give --teacher: --model lenet5"),
+        ({"data": None, "teacher": None}, "give --teacher and --data: --model"),
+        ({"out": "page.txt"}, "--out page.txt is no page"),
+    ],
+)
+def test_explain__bad_requests_are_one_line(place, tmp_path, more, message):
+    with pytest.raises(RequestError, match=re.escape(message)):
+        explanation.run(options(place, tmp_path, **more))
+
+
+def test_explain__masks_of_another_count_are_refused(place, tmp_path):
+    np.save(tmp_path / "masks.npy", np.zeros((39, 28, 28)))
+    with pytest.raises(RequestError, match=r"has shape \[39, 28, 28\]; give \[40, height, width\]"):
+        explanation.run(options(place, tmp_path, entropy=2, foreground=str(tmp_path / "masks.npy")))
+
+
+def test_explain__answers_that_are_not_finite_count_as_parted(place, tmp_path, capsys):
+    class Broken(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(784, 3)
+
+        def forward(self, x):
+            return self.linear(x.flatten(1)) / (x.mean(dim=(1, 2, 3)) > 0.5)[:, None]
+
+    model = load_model(OwnNetwork(Broken()), normalize="none", image_size=28, channels=1)
+    both = Classifier(model, resolve_place("cpu", "fp32"))
+    data = open_pool([str(place / "data.npz")], image_size=28, channels=1)
+    with np.load(place / "data.npz") as loaded:
+        broken = loaded["images"].mean(axis=(1, 2, 3)) / 255 <= 0.5
+    answers = explanation.answer_all(both, both, data, 16, None)
+    assert 0 < broken.sum() < 40
+    np.testing.assert_array_equal(answers.differ, broken)
+    assert f"of {broken.sum()} images student or teacher gives no finite answer" in capsys.readouterr().err
+
+
+def test_facts__who_is_right_where_they_part():
+    answers = Answers(
+        student=np.array([0, 1, 1, 2, 0]),
+        teacher=np.array([0, 0, 1, 1, 2]),
+        student_confidence=np.full(5, 0.5),
+        teacher_confidence=np.full(5, 0.5),
+        divergence=np.array([0.0, 3.0, 0.1, 1.0, 2.0]),
+        labels=np.array([0, 0, 1, 2, 1]),
+    )
+    assert answers.parted().tolist() == [1, 4, 3]
+    assert [answers.case(row) for row in answers.parted().tolist()] == ["lost", "both", "won"]
+    empty = np.zeros((0, 4, 4, 1), np.uint8)
+    found = dict(facts(Explanation("s", "t", "d", answers, (), (), empty, True, (None, None), None)))
+    assert found["agreement"] == "40.00%; they part on 3 images"
+    assert found["student's accuracy"].startswith("60.00%")
+    assert found["the teacher is right, the student is not"] == "1 images"
+
+
+def test_knowledge__means_over_images_and_shares():
+    entropy = np.array([[[0.0, 1.0], [0.0, 1.0]], [[1.0, 1.0], [0.5, 1.5]]])
+    masks = np.zeros((2, 2, 2), bool)
+    masks[:, :, 0] = True
+    known = Knowledge(np.zeros((2, 2, 2, 1), np.uint8), entropy, entropy[::-1], masks)
+    # the backgrounds' means are 1 and 1.25: two concepts on the foreground, then two again and one beside it
+    assert known.counts()["student"] == pytest.approx((2.0, 0.5, (1 + 2 / 3) / 2))
+
+
+def test_pictures__maps_and_masks():
+    image = np.full((2, 2, 3), 100, np.uint8)
+    heat = np.array([[0.0, 1.0], [0.0, 0.0]])
+    shown = heated(image, heat)
+    assert shown[0, 0].tolist() == [105, 105, 105]
+    assert shown[0, 1].tolist() == [round(105 + 0.75 * (c - 105)) for c in (255, 120, 0)]
+    assert gray(np.array([[2.0, 4.0], [3.0, 2.0]]))[..., 0].tolist() == [[0, 255], [128, 0]]
+    mask = np.zeros((4, 4), bool)
+    mask[:2, :3] = True
+    assert shrunk(mask, (2, 2)).tolist() == [[True, True], [False, False]]
+    assert shrunk(mask, (4, 4)).tolist() == mask.tolist()
