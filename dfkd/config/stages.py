@@ -10,6 +10,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 Precision = Literal["auto", "bf16", "fp32"]
 Logger = Literal["tensorboard", "wandb", "mlflow"]
 Mixing = Literal["mean-logits", "mean-probabilities", "confidence", "entropy"]
+Engine = Literal["local", "ray"]
 
 _MODEL = "MODEL: NAME[:key=value,...][@WEIGHTS], a RUN folder or a .pt2 file."
 _CLASSES = (
@@ -145,11 +146,41 @@ class SelectConfig(ModelConfig):
     )
     teacher_taps: tuple[str, ...] = option(_OWN_TAPS, "models", default=())
     part: str | None = option(
-        "K/N: only score the K-th of N shares of the pool, into the shared cache DFKD_CACHE. The same command without "
-        "--part then selects.",
+        "K/N: only score the K-th of N shares of the pool, into the shared cache DFKD_CACHE. slurm: the share of this "
+        "task of an array job. The same command without --part then selects.",
         "machine",
         default=None,
         role="none",
+        stored=False,
+    )
+    engine: Engine = option(
+        "local: score in this process. ray: by workers of Ray, on the cluster that RAY_ADDRESS names, else on this "
+        "machine. Needs pip install '.[ray]'.",
+        "machine",
+        default="local",
+        role="none",
+        machine=True,
+        shown=False,
+        stored=False,
+    )
+    workers: int | None = option(
+        "Number of workers of Ray. Default: as many as there is room for.",
+        "machine",
+        default=None,
+        least=1,
+        role="none",
+        machine=True,
+        shown=False,
+        stored=False,
+    )
+    gpus_per_worker: float | None = option(
+        "GPUs that Ray reserves for each worker, such as 0.5. Default: 1 where scores are computed on a GPU, else 0.",
+        "machine",
+        default=None,
+        least=0,
+        role="none",
+        machine=True,
+        shown=False,
         stored=False,
     )
     filter: str = option(
@@ -585,6 +616,19 @@ class RunConfig(Checked):
         "Rows to run, with the selections that they need. Default: all. The report has every complete row.",
         "data",
         default=(),
+    )
+    engine: Engine = option(
+        "local: one stage after the other. ray: as tasks of Ray, on the cluster that RAY_ADDRESS names, else on this "
+        "machine. Needs pip install '.[ray]'.",
+        "machine",
+        default="local",
+    )
+    cpus_per_stage: float = option("Cores that Ray reserves for a stage.", "machine", default=1.0, above=0)
+    gpus_per_stage: float | None = option(
+        "GPUs that Ray reserves for a stage, such as 0.5. Default: 1 where there are GPUs, else 0.",
+        "machine",
+        default=None,
+        least=0,
     )
 
 
