@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -126,7 +127,8 @@ def _value(name: str, given: Any, hint: Any) -> Any:
         if len(given) > 1:
             shown = texts.flag(name)
             raise ValueError(f"{shown} is given twice; give all its values after one: {shown} A B")
-        return tuple(texts.value(name, text, hint) for text in given[0])
+        values = tuple(texts.value(name, text, hint) for text in given[0])
+        return values[0] if len(values) == 1 and typing.get_origin(hint) is not tuple else values
     if given is _VALUELESS:
         raise ValueError(f"{texts.flag(name)} needs a value")
     return given if kind is bool else texts.value(name, given, hint)

@@ -17,12 +17,12 @@ from dfkd.config.stage_table import STAGES, Stage, as_parameters
 from dfkd.config.tables import check_mapping, describe, over_preset
 from dfkd.data.locate import GivenData
 from dfkd.models.find import OBJECT
-from dfkd.models.own import GivenModel, OwnNetwork
+from dfkd.models.own import GivenModel, OwnNetwork, Several
 from dfkd.system.console import printing, say
 from dfkd.system.errors import RequestError, nearest
 from dfkd.system.portable import expand
 
-TEACHERS = ("teacher", "normalize", "image_size", "crop_pct", "interpolation", "device")
+TEACHERS = ("teacher", "mixing", "normalize", "image_size", "crop_pct", "interpolation", "device")
 """What a Teacher has, and its methods therefore do not take."""
 _turn = threading.RLock()
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -82,7 +82,7 @@ def configured(stage: Stage, given: Mapping[str, Any], own: Mapping[str, Any]) -
     return config
 
 
-def network(value: Any, option: str) -> GivenModel:
+def network(value: Any, option: str) -> str | OwnNetwork:
     """A MODEL text, a folder as text, or the caller's module. Raises: RequestError for anything else."""
     if isinstance(value, nn.Module):
         return OwnNetwork(value)
@@ -92,9 +92,16 @@ def network(value: Any, option: str) -> GivenModel:
     raise RequestError(f"--{option} is a {type(value).__name__}, not a MODEL text or a torch.nn.Module")
 
 
-def model_text(model: GivenModel) -> str:
+def model_text(model: str | OwnNetwork) -> str:
     """How a configuration writes a model."""
     return model if isinstance(model, str) else OBJECT + model.name
+
+
+def teacher_text(model: GivenModel) -> str | tuple[str, ...]:
+    """How a configuration writes a teacher, or several."""
+    if isinstance(model, Several):
+        return tuple(model_text(one.model) for one in model.teachers)
+    return model_text(model)
 
 
 def data_text(data: GivenData) -> str:

@@ -17,7 +17,7 @@ from dfkd.formats.run_records import finished_weights, read_request
 from dfkd.formats.shards import Shards
 from dfkd.models.find import OBJECT
 from dfkd.models.load import load_model
-from dfkd.models.own import GivenModel, OwnNetwork
+from dfkd.models.own import OwnNetwork
 from dfkd.models.weights import load_weights
 from dfkd.report.collect import FinishedRun, read_run
 from dfkd.system.errors import RequestError
@@ -143,7 +143,7 @@ class Run:
             return student.eval()
 
     @property
-    def model(self) -> GivenModel:
+    def model(self) -> str | OwnNetwork:
         """The student, where a stage takes a MODEL."""
         return str(self.folder) if self._given is None else OwnNetwork(self.student)
 

@@ -6,21 +6,23 @@ from typing import Any
 
 from torch import nn
 
-from dfkd.app.calls import computing, configured, data_text, model_text, network, opened, with_options
+from dfkd.app.calls import computing, configured, data_text, model_text, network, opened, teacher_text, with_options
 from dfkd.app.results import Run, Selection
 from dfkd.config import ModelConfig
 from dfkd.config.stage_table import STAGES
-from dfkd.config.stages import Interpolation
+from dfkd.config.stages import Interpolation, Mixing
 from dfkd.data.locate import GivenData
 from dfkd.data.own import data_of
 from dfkd.models.find import check_name
-from dfkd.models.own import GivenModel
+from dfkd.models.own import GivenModel, OneTeacher, OwnNetwork, Several
+from dfkd.models.several import names_several
 from dfkd.system.errors import RequestError
+from dfkd.system.names import convert
 from dfkd.system.portable import expand
 
 
 class Teacher:
-    """A trained classifier, and what it expects of its input. Its module is never changed.
+    """A trained classifier, or several, and what it expects of its input. Its modules are never changed.
 
     Methods take the options of the stages as keywords, with the same defaults (`dfkd STAGE --help` lists them).
     Where `out` is left out, the result goes to a folder of the cache (DFKD_CACHE) that its content names.
@@ -28,25 +30,38 @@ class Teacher:
 
     def __init__(
         self,
-        network: "str | Path | nn.Module | Run",
+        network: "str | Path | nn.Module | Run | Sequence[Any]",
         *,
         normalize: str | None = None,
         image_size: int | None = None,
         crop_pct: float | None = None,
         interpolation: Interpolation | None = None,
         device: str = "auto",
+        mixing: str | None = None,
+        classes: Sequence[str | Sequence[str]] | None = None,
     ) -> None:
-        """`network` is an nn.Module, a MODEL text, or a Run, whose student it is then. Raises: RequestError."""
+        """`network` is an nn.Module, a MODEL text, or a Run, whose student it is then. Raises: RequestError.
+
+        A list names several that teach together, as `--teacher A B` with `--mixing`. Each is one of these, or a Teacher
+        that says what its network expects. `classes` has a FILE or a list of names for each of them.
+        """
         with opened(verbose=False):
-            self._model = _model(network, "teacher")
-            expected = network.input if isinstance(network, Run) else {}
+            self._model: GivenModel
+            if isinstance(network, (list, tuple)):
+                self._model = _several(network, mixing, classes)
+            elif mixing is not None or classes is not None:
+                given = "mixing" if mixing is not None else "classes"
+                raise RequestError(f"{given} is for a list of several networks; leave it out, or give such a list")
+            else:
+                self._model = _model(network, "teacher")
+            expected = _expected(network[0] if isinstance(network, (list, tuple)) else network)
             own: dict[str, Any] = {"normalize": normalize, "image_size": image_size}
             own |= {"crop_pct": crop_pct, "interpolation": interpolation}
             own = {name: expected.get(name) if value is None else value for name, value in own.items()}
             self._options = {**own, "device": device}
             ModelConfig(**self._options)
-            if isinstance(self._model, str):
-                check_name(self._model)
+            for text in _texts(self._model):
+                check_name(text)
 
     @with_options("select")
     def select(self, pool: Any, *, out: str | Path | None = None, verbose: bool = True, **options: Any) -> Selection:
@@ -117,25 +132,72 @@ class Teacher:
 
         with computing(verbose):
             images = _data(data, "data")
-            other = None if teacher is None else _model(teacher, "teacher")
-            own = {**self._options, "model": model_text(self._model), "data": data_text(images), "json": None}
-            own |= {"teacher": None if other is None else model_text(other)}
+            other = None if teacher is None else _teacher(teacher)
+            own = {**self._options, "model": _line(self._model), "data": data_text(images), "json": None}
+            own |= {"teacher": None if other is None else _line(other)}
             config = configured(stage := STAGES["evaluate"], options, own)
             figures: dict[str, Any] = stage.within(config, evaluate, config, self._model, images, other)
             return figures
 
     def __repr__(self) -> str:
-        return f"<dfkd.Teacher {model_text(self._model)}>"
+        return f"<dfkd.Teacher {_line(self._model)}>"
 
     def _own(self, out: str | Path | None, **found: Any) -> dict[str, Any]:
         """The options that a call has by itself."""
-        return {**self._options, "teacher": model_text(self._model), "out": expand(str(out or "")), **found}
+        mixing = self._model.mixing if isinstance(self._model, Several) else None
+        given = {"teacher": teacher_text(self._model), "mixing": mixing}
+        return {**self._options, **given, "out": expand(str(out or "")), **found}
 
 
-def _model(value: Any, option: str) -> GivenModel:
+def _model(value: Any, option: str) -> str | OwnNetwork:
+    """One network. Raises: RequestError for anything else."""
     if isinstance(value, Run):
         return value.model
-    return value._model if isinstance(value, Teacher) else network(value, option)
+    if not isinstance(value, Teacher):
+        return network(value, option)
+    if isinstance(value._model, Several):
+        raise RequestError(f"--{option} is a dfkd.Teacher of several networks, and one is needed")
+    return value._model
+
+
+def _teacher(value: Any) -> GivenModel:
+    """One network or several."""
+    return value._model if isinstance(value, Teacher) else _model(value, "teacher")
+
+
+def _several(networks: Sequence[Any], mixing: str | None, classes: Sequence[str | Sequence[str]] | None) -> GivenModel:
+    """Teachers of a list. Raises: RequestError where they are less than two."""
+    if len(networks) < 2:
+        raise RequestError(f"a list of {len(networks)} teachers is no list of several; give two or more, or one alone")
+    if classes is not None and len(classes) != len(networks):
+        raise RequestError(f"classes has {len(classes)} items for {len(networks)} teachers; give one for each")
+    teachers = []
+    for number, one in enumerate(networks):
+        said = _expected(one)
+        named = None if classes is None else classes[number]
+        named = named if named is None or isinstance(named, str) else tuple(map(str, named))
+        model = _model(one, "teacher")
+        teachers.append(OneTeacher(model, said.get("normalize"), said.get("image_size"), named))
+    return Several(tuple(teachers), None if mixing is None else convert(mixing, Mixing, "mixing"))
+
+
+def _expected(value: Any) -> dict[str, Any]:
+    """What is known of the input of a network that was given."""
+    if isinstance(value, Teacher):
+        return value._options
+    return value.input if isinstance(value, Run) else {}
+
+
+def _texts(model: GivenModel) -> list[str]:
+    """The MODEL texts of a teacher."""
+    models = [one.model for one in model.teachers] if isinstance(model, Several) else [model]
+    return [text for text in models if isinstance(text, str) and not names_several(text)]
+
+
+def _line(model: GivenModel) -> str:
+    """A teacher in one line."""
+    text = teacher_text(model)
+    return text if isinstance(text, str) else " + ".join(text)
 
 
 def _data(value: Any, option: str) -> GivenData:

@@ -9,6 +9,8 @@ from dfkd.system.limits import SHARE
 Interpolation = Literal["bilinear", "bicubic"]
 Precision = Literal["auto", "bf16", "fp32"]
 Logger = Literal["tensorboard", "wandb", "mlflow"]
+Mixing = Literal["mean-logits", "mean-probabilities", "confidence", "entropy"]
+Engine = Literal["local", "ray"]
 
 _MODEL = "MODEL: NAME[:key=value,...][@WEIGHTS], a RUN folder or a .pt2 file."
 _CLASSES = (
@@ -19,6 +21,11 @@ _CLASSES = (
 _BITS = (
     "Bits in use (such as 12) of the gray images with 16 bits in {}: of these the upper 8 are taken. Default: what the "
     "files say, else 16."
+)
+_TEACHER = f"{_MODEL} Several teach together; so does a FILE.toml that names several (docs/teaching.md)."
+_MIXING = (
+    "How several teachers answer as one: the mean of their logits or of their probabilities, or the probabilities "
+    "weighted by confidence or by entropy. Default: mean-logits."
 )
 _OWN_TAPS = "Positions of the features, such as last=fc:input. Default: found by tracing the network."
 
@@ -87,7 +94,8 @@ class ModelConfig(Checked):
 class SelectConfig(ModelConfig):
     """Select from an unlabeled pool what this teacher can teach from."""
 
-    teacher: str = option(_MODEL, "models", role="resolved", stored=False, reads="model")
+    teacher: str | tuple[str, ...] = option(_TEACHER, "models", role="resolved", stored=False, reads="model")
+    mixing: Mixing | None = option(_MIXING, "models", default=None, role="resolved", stored=False)
     pool: tuple[str, ...] = option(
         "DATA: folders, .npz, .parquet, .arrow, .tar, hf:REPO, torchvision:NAME. Labels are never read.",
         "data",
@@ -138,11 +146,41 @@ class SelectConfig(ModelConfig):
     )
     teacher_taps: tuple[str, ...] = option(_OWN_TAPS, "models", default=())
     part: str | None = option(
-        "K/N: only score the K-th of N shares of the pool, into the shared cache DFKD_CACHE. The same command without "
-        "--part then selects.",
+        "K/N: only score the K-th of N shares of the pool, into the shared cache DFKD_CACHE. slurm: the share of this "
+        "task of an array job. The same command without --part then selects.",
         "machine",
         default=None,
         role="none",
+        stored=False,
+    )
+    engine: Engine = option(
+        "local: score in this process. ray: by workers of Ray, on the cluster that RAY_ADDRESS names, else on this "
+        "machine. Needs pip install '.[ray]'.",
+        "machine",
+        default="local",
+        role="none",
+        machine=True,
+        shown=False,
+        stored=False,
+    )
+    workers: int | None = option(
+        "Number of workers of Ray. Default: as many as there is room for.",
+        "machine",
+        default=None,
+        least=1,
+        role="none",
+        machine=True,
+        shown=False,
+        stored=False,
+    )
+    gpus_per_worker: float | None = option(
+        "GPUs that Ray reserves for each worker, such as 0.5. Default: 1 where scores are computed on a GPU, else 0.",
+        "machine",
+        default=None,
+        least=0,
+        role="none",
+        machine=True,
+        shown=False,
         stored=False,
     )
     filter: str = option(
@@ -175,7 +213,8 @@ class SelectConfig(ModelConfig):
 class GenerateConfig(ModelConfig):
     """Make images from the teacher alone, where there is no pool."""
 
-    teacher: str = option(_MODEL, "models", role="resolved", stored=False, reads="model")
+    teacher: str | tuple[str, ...] = option(_TEACHER, "models", role="resolved", stored=False, reads="model")
+    mixing: Mixing | None = option(_MIXING, "models", default=None, role="resolved", stored=False)
     method: str = option(
         "dafl, deepinversion, ... (docs/generators.md), or your own class by its dotted name; NAME:key=value,...",
         "learning",
@@ -239,10 +278,11 @@ class GenerateConfig(ModelConfig):
 class DistillConfig(ModelConfig):
     """Train a student on selected images; the teacher answers for every view that the student sees."""
 
-    teacher: str = option(_MODEL, "models", role="resolved", reads="model")
+    teacher: str | tuple[str, ...] = option(_TEACHER, "models", role="resolved", reads="model")
     student: str = option(
         "MODEL. The class count and channels default to the teacher's.", "models", role="resolved", reads="model"
     )
+    mixing: Mixing | None = option(_MIXING, "models", default=None, role="resolved")
     also: tuple[str, ...] = option(
         "Further students that learn beside this one, for one answer of the teacher: for each the options in which it "
         "differs, such as '--student lenet5 --loss kd rkd --out run-2' (docs/teaching.md). Each is a run of its own.",
@@ -576,6 +616,19 @@ class RunConfig(Checked):
         "Rows to run, with the selections that they need. Default: all. The report has every complete row.",
         "data",
         default=(),
+    )
+    engine: Engine = option(
+        "local: one stage after the other. ray: as tasks of Ray, on the cluster that RAY_ADDRESS names, else on this "
+        "machine. Needs pip install '.[ray]'.",
+        "machine",
+        default="local",
+    )
+    cpus_per_stage: float = option("Cores that Ray reserves for a stage.", "machine", default=1.0, above=0)
+    gpus_per_stage: float | None = option(
+        "GPUs that Ray reserves for a stage, such as 0.5. Default: 1 where there are GPUs, else 0.",
+        "machine",
+        default=None,
+        least=0,
     )
 
 

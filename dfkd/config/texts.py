@@ -15,7 +15,8 @@ def kind_of(hint: Any) -> tuple[Any, bool]:
     if typing.get_origin(hint) is tuple:
         return typing.get_args(hint)[0], True
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return next(kind for kind in typing.get_args(hint) if kind is not type(None)), False
+        kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)]
+        return kinds[0], any(typing.get_origin(kind) is tuple for kind in kinds)
     return hint, False
 
 

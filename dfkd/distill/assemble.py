@@ -17,6 +17,7 @@ from dfkd.distill.trainer import Plan, Trainer
 from dfkd.formats.shards import Shards
 from dfkd.models.architectures.estimator import Estimator
 from dfkd.models.classifier import Classifier, answer
+from dfkd.models.ensemble import leader
 from dfkd.models.features.find_taps import GROUPS, find_taps, group_of, match_groups
 from dfkd.models.features.spread import spread
 from dfkd.models.features.taps import Tap, Tapped, network_code, parse_taps
@@ -100,7 +101,12 @@ def _modules(student: Model, objective: Objective) -> dict[str, Tap]:
 
 
 def _head(module: nn.Module, taps: Mapping[str, Tap], example: torch.Tensor) -> nn.Linear | None:
-    """The linear layer that gives the logits from the feature `last`, or None where there is none to be seen."""
+    """The linear layer that gives the logits from the feature `last`, or None where there is none to be seen.
+
+    None of an ensemble's layers does.
+    """
+    if leader(module)[1] is not module:
+        return None
     try:
         tap = find_taps(module, example.to(next(module.parameters()).device), wanted=("last",)).taps["last"]
     except RequestError:

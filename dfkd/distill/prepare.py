@@ -24,6 +24,7 @@ from dfkd.formats.shards import Shards
 from dfkd.models.find import check_name
 from dfkd.models.load import Model, load_model
 from dfkd.models.own import GivenModel, OwnNetwork
+from dfkd.models.several import names_several
 from dfkd.system import names, ranks
 from dfkd.system.components import Component
 from dfkd.system.console import say
@@ -176,6 +177,8 @@ def _check_options(config: DistillConfig) -> None:
         raise RequestError(
             f"--student {config.student!r} is a program whose network is not known; name its architecture"
         )
+    if names_several(config.student):
+        raise RequestError(f"--student {config.student!r} names several networks, and one is taught; name that")
 
 
 def _check_objective(config: DistillConfig, objective: Objective, peers: int) -> None:

@@ -22,6 +22,7 @@ from dfkd.formats.run_records import Result, finished_weights, read_distillation
 from dfkd.models.classifier import Classifier, examine_pixels
 from dfkd.models.health import CHECKED_IMAGES
 from dfkd.models.own import GivenModel
+from dfkd.models.several import given_teacher
 from dfkd.models.weights import load_weights, state_to_write
 from dfkd.system import names, ranks
 from dfkd.system.console import say
@@ -38,11 +39,12 @@ from dfkd.training.loop import train
 
 def run(config: DistillConfig) -> None:
     """Distill as `config` says, from where an interrupted run of the same request stopped."""
+    teacher = given_teacher(config.teacher, config.mixing)
     if config.also:
         configs = members(config)
-        distill_together(configs, config.teacher, [member.student for member in configs], config.test)
+        distill_together(configs, teacher, [member.student for member in configs], config.test)
     else:
-        distill(config, config.teacher, config.student, config.test)
+        distill(config, teacher, config.student, config.test)
 
 
 def distill(

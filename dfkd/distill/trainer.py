@@ -18,6 +18,7 @@ from dfkd.distill.setting import Counted
 from dfkd.distill.teacher_cache.views import TeacherViews
 from dfkd.formats.run_records import Checkpoint
 from dfkd.models.classifier import Classifier, answer
+from dfkd.models.ensemble import leader
 from dfkd.models.features.outputs import Outputs
 from dfkd.models.features.spread import spread
 from dfkd.models.features.taps import Tapped, network_code
@@ -146,7 +147,7 @@ class Trainer:
         started = time.perf_counter()
         say(f"fitting the student's layers to the teacher's on {self._fitted_on:,} images")
         view = self.augment(images.sample(self._fitted_on))
-        shares = reconstruct(self.student.module, self.teacher.model.module, view).values()
+        shares = reconstruct(self.student.module, leader(self.teacher.model.module)[1], view).values()
         if shares:
             what = f"{min(shares):.0%} to {max(shares):.0%} of the variance of the teacher's"
             say(f"{len(shares)} layers are fitted; on these images their outputs give {what}")

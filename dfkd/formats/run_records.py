@@ -69,7 +69,7 @@ class DistillContent:
 class DistillTable:
     """The options of a distillation; `test` is what its student was measured on."""
 
-    teacher: str
+    teacher: str | tuple[str, ...]
     student: str
     table: Mapping[str, Any]
     test: str | None = None

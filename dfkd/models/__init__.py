@@ -1,9 +1,10 @@
-"""Classifiers that CIFAR-size work needs and torchvision lacks; `load.py` turns a MODEL text into a network.
+"""Classifiers that CIFAR-size work needs and torchvision lacks, and CLIP; `load.py` turns a MODEL text into a network.
 
 A MODEL name without a dot is looked up in `__all__` first, then in `torchvision.models`.
 """
 
 from dfkd.models.architectures.cifar_resnet import cifar_resnet
+from dfkd.models.architectures.clip import clip
 from dfkd.models.architectures.estimator import sklearn
 from dfkd.models.architectures.lenet import lenet5, lenet5_half
 from dfkd.models.architectures.pruned import pruned
@@ -16,6 +17,7 @@ from dfkd.models.architectures.wide_resnet import wide_resnet
 
 __all__ = [
     "cifar_resnet",
+    "clip",
     "lenet5",
     "lenet5_half",
     "mobilenet_v2_small",

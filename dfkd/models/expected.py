@@ -33,8 +33,9 @@ UNKNOWN = Expected()
 
 
 def of_network(target: Callable[..., Any] | None, options: Mapping[str, Any], module: nn.Module) -> Expected:
-    """What timm's `pretrained_cfg`, or the weights that an option of a torchvision model names, say."""
-    return _of_weights(target, options) or _of_timm(module) or UNKNOWN
+    """What a network says in its `expected`, timm's `pretrained_cfg`, or the weights of a torchvision model."""
+    own = getattr(module, "expected", None)
+    return own if isinstance(own, Expected) else _of_weights(target, options) or _of_timm(module) or UNKNOWN
 
 
 def from_safetensors(path: Path) -> Expected | None:

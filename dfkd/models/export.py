@@ -30,8 +30,9 @@ from dfkd.models.expected import NOTES
 from dfkd.models.exported import Runner, compare, onnx_runner, program_runner, tell
 from dfkd.models.fake_int8 import unrounded
 from dfkd.models.features.taps import network_code, run_network
-from dfkd.models.load import Model, load_trained
+from dfkd.models.load import Model
 from dfkd.models.reduce import Half, to_int8
+from dfkd.models.several import load_classifier
 from dfkd.models.weights import state_to_write
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
@@ -81,7 +82,7 @@ def run(config: ExportConfig) -> Path:
     if form not in FORMATS:
         raise RequestError(f"--out {config.out} does not end in .{', .'.join(FORMATS)}; name its --format")
     _check(config, form)
-    model = load_trained(
+    model = load_classifier(
         config.model,
         "--model",
         normalize=config.normalize,

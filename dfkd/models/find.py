@@ -45,6 +45,8 @@ class Found:
     channel_key: str | None = None
     channels: int | None = None
     image_size: int | None = None
+    takes_any_size: bool = False
+    """Whether `image_size` is but the default of a network of ours."""
     expected: Expected = UNKNOWN
     code: str | None = None
     has_weights: bool | None = True
@@ -119,6 +121,7 @@ def _from_run(path: Path) -> Found:
         found,
         spec=path.resolve().name,
         image_size=found.image_size if table.image_size is None else table.image_size,
+        takes_any_size=found.takes_any_size and table.image_size is None,
         expected=Expected(table.normalize, Frame(table.crop_pct, table.interpolation), classes=table.class_names),
         has_weights=True,
         spelling=names_of(text),
@@ -187,6 +190,9 @@ def _from_name(
         new = keep_layers(module, _construct(used.without(class_key or "")))
     else:
         module = _construct(used)
+    brings = getattr(module, "brings_weights", False) is True
+    if weights and brings:
+        raise RequestError(f"model {model.name!r} reads its weights itself: write weights={weights} among its options")
     if weights:
         path = user_path(weights)
         state = read_state_dict(path, module)
@@ -211,9 +217,10 @@ def _from_name(
         channel_key,
         used.options.get(channel_key or ""),
         expected.size or made_for(model.target, used.options, module),
+        model.target.__module__.startswith("dfkd.models") and not (expected.size or "image_size" in used.options),
         expected,
         code=model.code or _inner_code(model),
-        has_weights=True if weights else None if model.is_own else False,
+        has_weights=True if weights or brings else None if model.is_own else False,
         may_bring_weights=model.target.__module__.partition(".")[0] not in _KNOWN_PACKAGES,
         new_layers=tuple(new),
     )

@@ -17,7 +17,7 @@ from dfkd.models.find import Found, find_model
 from dfkd.models.health import are_probabilities
 from dfkd.models.logits import Member, find_member, members
 from dfkd.models.new_classifier import WEIGHT_OPTIONS, loads_weights
-from dfkd.models.own import GivenModel
+from dfkd.models.own import GivenModel, Several
 from dfkd.models.state import tensors_of
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
@@ -59,6 +59,10 @@ class Model:
     """The names of the classes, where its file holds them."""
     new_classifier: bool = False
     """Whether its weights were of another class count, so that its classifier has none."""
+    made_for: int | None = None
+    """The side of the images that the model says itself, whatever was given."""
+    takes_any_size: bool = False
+    """Whether that is but the default of a network of ours."""
 
     def fingerprint(self) -> dict[str, str]:
         """What decides the outputs: the architecture, and a SHA-256 of the state's names, types, shapes and bytes."""
@@ -84,6 +88,7 @@ def load_trained(
     interpolation: Interpolation | None = None,
     classes: int | None = None,
     channels: int | None = None,
+    unsaid: str = DEFAULT_NORMALIZE,
 ) -> Model:
     """`load_model` for a model that is to answer, under its option. Raises: RequestError also without weights."""
     model = load_model(
@@ -94,6 +99,7 @@ def load_trained(
         interpolation=interpolation,
         classes=classes,
         channels=channels,
+        unsaid=unsaid,
     )
     if not model.has_weights and model.may_bring_weights:
         say(f"note: {option} {model.spec} names no weights: unless its own code loads some, it answers at random")
@@ -112,11 +118,13 @@ def load_model(
     classes: int | None = None,
     channels: int | None = None,
     new_classifier: bool = False,
+    unsaid: str = DEFAULT_NORMALIZE,
 ) -> Model:
     """The model that a MODEL text names, or that is at hand.
 
     `classes` and `channels` are the teacher's, given where this is its student. With `new_classifier` weights may be of
-    another class count: the classifier is then new.
+    another class count: the classifier is then new. `unsaid` is the normalization where neither an option nor the model
+    says one.
 
     Class and channel counts come from the text, else from the weights' shapes, else from the teacher, else they are
     the constructor's. `image_size` is the given one, else the RUN's, else what the architecture is made for.
@@ -125,6 +133,8 @@ def load_model(
     """
     if image_size is not None and image_size < 1:
         raise RequestError(f"--image-size {image_size} is not a number of pixels (1 or more)")
+    if isinstance(text, Several):
+        raise RequestError("several teachers are no single network; name one")
     found = find_model(text, classes, channels, new_classifier, image_size) if isinstance(text, str) else text.found()
     size = image_size or found.image_size
     takes, gives = _counts(found, size)
@@ -139,8 +149,8 @@ def load_model(
         say(f"note: model {found.spec}: its weights are of other classes; {layers} is new, with {gives} classes")
     frame = _frame(found, size, crop_pct, interpolation)
     said = [] if normalize is not None else _own_normalize(found, takes)
-    normalize = normalize or next(iter(said), DEFAULT_NORMALIZE)
-    _say_expected(found, [name for name in said if name != DEFAULT_NORMALIZE], frame, size, crop_pct or interpolation)
+    normalize = normalize or next(iter(said), unsaid)
+    _say_expected(found, [name for name in said if name != unsaid], frame, size, crop_pct or interpolation)
     counts = {found.class_key: gives, found.channel_key: takes}
     options = {**found.named.options, **{key: count for key, count in counts.items() if key}}
     kept = {key: options[key] for key in sorted(options) if key not in WEIGHT_OPTIONS}
@@ -159,6 +169,8 @@ def load_model(
         frame=frame,
         class_names=found.expected.classes if len(found.expected.classes) == gives else (),
         new_classifier=bool(found.new_layers),
+        made_for=found.image_size,
+        takes_any_size=found.takes_any_size,
     )
 
 

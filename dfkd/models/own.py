@@ -1,11 +1,14 @@
-"""A network that is at hand as an nn.Module, where otherwise a MODEL text names one."""
+"""Models that are given as objects: a network that is at hand, or several teachers, where else a MODEL text stands."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
+from dfkd.config.stages import Mixing
 from dfkd.models.expected import of_network
 from dfkd.models.find import OBJECT, Found, made_for
 from dfkd.models.identity import code_identity
@@ -41,5 +44,29 @@ class OwnNetwork:
         )
 
 
-GivenModel = str | OwnNetwork
-"""A MODEL text, or a network that is at hand."""
+@dataclass(frozen=True)
+class OneTeacher:
+    """One of several teachers, as a `[[teacher]]` table says it."""
+
+    model: str | OwnNetwork
+    normalize: str | None = None
+    image_size: int | None = None
+    classes: str | tuple[str, ...] | None = None
+    """FILE with the names of its classes, or the names."""
+    other: str | None = None
+    """The name of its class for everything else."""
+    weight: float = 1.0
+    class_weights: Mapping[str, Any] | None = None
+    """Factors of the weight, by the name of the class: numbers, where the file is right."""
+
+
+@dataclass(frozen=True)
+class Several:
+    """Several teachers, which answer as one."""
+
+    teachers: tuple[OneTeacher, ...]
+    mixing: Mixing | None = None
+
+
+GivenModel = str | OwnNetwork | Several
+"""A MODEL text, a network that is at hand, or several teachers."""

@@ -19,6 +19,8 @@ from dfkd.models.classifier import Classifier, examine
 from dfkd.models.features.grad_cam import deepest_map, grad_cam
 from dfkd.models.features.pixel_entropy import pixel_entropy
 from dfkd.models.features.taps import Tap
+from dfkd.models.own import GivenModel
+from dfkd.models.several import given_teacher
 from dfkd.report import explanation_page
 from dfkd.report.explanation_page import Answers, Explanation, Knowledge
 from dfkd.report.markup import page_path
@@ -52,7 +54,7 @@ def run(config: ExplainConfig) -> None:
     names = student.model.class_names if config.classes is None else ClassNames(config.classes).names
     found = Explanation(
         student=config.model,
-        teacher=named[0],
+        teacher=named[0] if isinstance(named[0], str) else teacher.model.spec,
         data=named[1],
         answers=answers,
         names=names,
@@ -94,8 +96,8 @@ def answer_all(
     return Answers(ours, theirs, rest[0], rest[1], rest[2], labels)
 
 
-def _named(config: ExplainConfig) -> tuple[str, str]:
-    """The teacher and the data: given, or those of the run."""
+def _named(config: ExplainConfig) -> tuple[GivenModel, str]:
+    """The teacher, or several, and the data: given, or those of the run."""
     missing = [f"--{name}" for name in ("teacher", "data") if getattr(config, name) is None]
     if not missing:
         assert config.teacher is not None
@@ -107,7 +109,7 @@ def _named(config: ExplainConfig) -> tuple[str, str]:
     data = config.data or request.test
     if data is None:
         raise RequestError(f"give --data: the run {config.model} was not measured on any")
-    return config.teacher or str(request.table["teacher"]), data
+    return config.teacher or given_teacher(request.teacher, request.table.get("mixing")), data
 
 
 def _is_run(model: str) -> bool:

@@ -84,8 +84,11 @@ def _value(hint: Any, value: Any, name: str) -> Any:
             raise ValueError(f"{name} is not {' or '.join(arguments)}")
         return value
     if origin in (types.UnionType, Union):
-        (other,) = (argument for argument in arguments if argument is not type(None))
-        return None if value is None else _value(other, value, name)
+        kinds = [argument for argument in arguments if argument is not type(None)]
+        if value is None and len(kinds) < len(arguments):
+            return None
+        of_list = [kind for kind in kinds if (get_origin(kind) is tuple) == isinstance(value, list)]
+        return _value((of_list or kinds)[0], value, name)
     if origin is tuple:
         if not isinstance(value, list):
             raise ValueError(f"{name} is not a list")

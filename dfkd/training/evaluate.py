@@ -17,8 +17,8 @@ from dfkd.data.locate import GivenData
 from dfkd.formats.overwrite import check_output
 from dfkd.formats.run_records import CONFIG
 from dfkd.models.classifier import Classifier, examine
-from dfkd.models.load import load_trained
 from dfkd.models.own import GivenModel
+from dfkd.models.several import load_classifier
 from dfkd.system.console import answer, progress, say
 from dfkd.system.device import resolve_place
 from dfkd.system.errors import RequestError
@@ -193,7 +193,7 @@ def open_pair(
     Raises: RequestError for networks that cannot be compared.
     """
     place = resolve_place(config.device, config.precision)
-    loaded = load_trained(
+    loaded = load_classifier(
         model,
         "--model",
         normalize=config.normalize,
@@ -213,7 +213,7 @@ def open_pair(
     if teacher is not None:
         normalize = config.normalize or (loaded.normalize if as_student else None)
         frame = loaded.frame  # both see the same images
-        known = load_trained(
+        known = load_classifier(
             teacher,
             normalize=normalize,
             image_size=images.image_size,

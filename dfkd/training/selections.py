@@ -11,8 +11,9 @@ from dfkd.config import DistillConfig, ModelConfig
 from dfkd.config.tables import differences
 from dfkd.data.images.frame import Crops
 from dfkd.formats.shards import Shards
-from dfkd.models.load import Model, load_trained
+from dfkd.models.load import Model
 from dfkd.models.own import GivenModel
+from dfkd.models.several import load_classifier
 from dfkd.models.state import tensors_of
 from dfkd.system.components import Kind
 from dfkd.system.console import say
@@ -60,14 +61,14 @@ def open_teacher(
     """
     given: dict[str, Any] = {"crop_pct": config.crop_pct, "interpolation": config.interpolation}
     if not selections:
-        return _finite(load_trained(teacher, normalize=config.normalize, image_size=config.image_size, **given))
+        return _finite(load_classifier(teacher, normalize=config.normalize, image_size=config.image_size, **given))
     first = selections[0].manifest
     image, made_with = first.image, first.content.preprocess.normalize
     # a generator's images are of the input's size: they say nothing of photographs
     photos = next((shards.manifest for shards in selections if shards.manifest.source == "selection"), None)
     seen = {} if photos is None else vars(photos.content.preprocess.frame)
     given = {name: seen.get(name) if value is None else value for name, value in given.items()}
-    model = _finite(load_trained(teacher, normalize=config.normalize or made_with, image_size=image.size, **given))
+    model = _finite(load_classifier(teacher, normalize=config.normalize or made_with, image_size=image.size, **given))
     if model.normalize != made_with:
         flag = f"--normalize {config.normalize}"
         say(f"note: the teacher is used with {flag}, and {samples[0]} was selected with {made_with}")

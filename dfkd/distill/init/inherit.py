@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from dfkd.models.ensemble import leader
 from dfkd.models.load import Model
 from dfkd.models.state import tensors_of
 from dfkd.system.errors import RequestError
@@ -21,7 +22,8 @@ def inherit(student: Model, teacher: Model) -> str:
     not: there it is for `reconstruct` to make the best of it). A sum over fewer inputs is weighted up to its old size
     (ours; behind a normalization it changes nothing but the size of the weights). A layer is a module with parameters
     or buffers of its own, and is copied whole or not at all: a bias says nothing without its weight. As blocks are
-    numbered within their stage, a shallower student gets each stage's first blocks.
+    numbered within their stage, a shallower student gets each stage's first blocks. Of several teachers the first one's
+    layers are taken.
     Raises: RequestError where the two share no layer with weights.
     """
     layers, theirs = _layers(student), _layers(teacher)
@@ -46,7 +48,7 @@ def heir(student: Model, teacher: Model) -> bool:
     With fewer channels, all of its weights have to be those of plain layers: in groups of channels and in the heads of
     an attention, evenly spaced channels are others than they were.
     """
-    ours, theirs = tensors_of(student.module), tensors_of(teacher.module)
+    ours, theirs = tensors_of(student.module), tensors_of(_network(teacher))
     layers = _layers(student)
     if twins(student, teacher) or len(_shared(layers, _layers(teacher))) < len(layers):
         return False
@@ -59,7 +61,7 @@ def heir(student: Model, teacher: Model) -> bool:
 
 def twins(student: Model, teacher: Model) -> bool:
     """Whether the student is as large as the teacher, so that what `inherit` makes is the teacher itself."""
-    return _shapes(tensors_of(student.module)) == _shapes(tensors_of(teacher.module))
+    return _shapes(tensors_of(student.module)) == _shapes(tensors_of(_network(teacher)))
 
 
 Plain = nn.Conv2d | nn.Linear
@@ -91,8 +93,13 @@ _Layers = dict[str, dict[str, Tensor]]
 """The parameters and buffers of every module that has some of its own."""
 
 
+def _network(model: Model) -> nn.Module:
+    """The network whose layers are a classifier's."""
+    return leader(model.module)[1]
+
+
 def _layers(model: Model) -> _Layers:
-    return {name: own for name, layer in model.module.named_modules() if (own := _own(layer))}
+    return {name: own for name, layer in _network(model).named_modules() if (own := _own(layer))}
 
 
 def _own(layer: nn.Module) -> dict[str, Tensor]:

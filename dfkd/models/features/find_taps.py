@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from dfkd.models.ensemble import leader
 from dfkd.models.features.taps import Tap, in_group, network_code, run_network
 from dfkd.system.errors import RequestError
 
@@ -47,27 +48,29 @@ def find_taps(
     Three groups have a tap for every resolution, numbered from the shallowest (stage1, stage2, ...): `stage` is the
     output of the last of the outermost modules that give it, `pre` the same before its activation, `begin` the first
     map of its shape. Maps of a single pixel do not count. Of the taps that are `wanted`, those `given` are kept and not
-    searched; given ones of a group are that group. The module's training flags and statistics stay as they are.
+    searched; given ones of a group are that group. The module's training flags and statistics stay as they are. Of a
+    ensemble the taps are those of its first network.
     Raises: RequestError where a tap is not found, or the module does not give logits for `example`.
     """
     taps, notes = dict(given or {}), []
     missing = {*wanted} - {*taps} - {group_of(name) for name in taps}
     if not missing:
         return FoundTaps(taps, [])
-    trace = _trace(module, example)
+    within, network = leader(module)
+    trace = _trace(network, example)
     for name, search in {"first": _first, "last": _last}.items():
         if name in missing:
             tap, note = search(trace)
             if tap is None:
                 raise _not_found(name, module, note, "first=bn1 last=linear:input")
-            taps[name] = tap
+            taps[name] = replace(tap, path=within + tap.path)
             notes += [note] if note else []
     for group in GROUPS:
         if group in missing:
             found, notes_of_group = _group(trace, group)
             if not found:
                 raise _not_found(group, module, "no map of more than one pixel", f"{group}1=layer1 {group}2=layer2")
-            taps |= {f"{group}{i}": tap for i, tap in enumerate(found, 1)}
+            taps |= {f"{group}{i}": replace(tap, path=within + tap.path) for i, tap in enumerate(found, 1)}
             notes += notes_of_group
     return FoundTaps(taps, notes)
 

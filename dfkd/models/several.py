@@ -1,0 +1,226 @@
+"""Several teachers as one classifier: `--teacher A B C`, or a FILE.toml with a `[[teacher]]` table for each."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from dfkd.config.stages import Mixing
+from dfkd.config.tables import from_mapping, load_toml
+from dfkd.data.images.frame import ENCODED_ABOVE, Interpolation
+from dfkd.data.labels import ClassNames
+from dfkd.models.ensemble import LOGITS, Ensemble, Part
+from dfkd.models.load import Model, load_trained
+from dfkd.models.own import GivenModel, OneTeacher, Several
+from dfkd.system.console import say
+from dfkd.system.errors import RequestError, nearest
+from dfkd.system.files import hash_of, user_path
+from dfkd.system.names import Named, convert
+
+FILE = ".toml"
+_TABLE, _WAY = "teacher", "mixing"
+_MOST = 1_000_000
+_SAYS = f"a FILE{FILE} with a [[{_TABLE}]] table for each says so: classes = FILE"
+
+
+def given_teacher(teacher: str | tuple[str, ...], mixing: Mixing | None) -> GivenModel:
+    """What `--teacher` and `--mixing` name: a MODEL, or several teachers."""
+    if isinstance(teacher, tuple) and len(teacher) > 1:
+        return Several(tuple(OneTeacher(model) for model in teacher), mixing)
+    model = teacher if isinstance(teacher, str) else teacher[0]
+    if names_several(model):
+        several = read(model)
+        return several if mixing is None else replace(several, mixing=mixing)
+    if mixing is not None:
+        say(f"note: --mixing {mixing} changes nothing with one teacher")
+    return model
+
+
+def names_several(model: GivenModel) -> bool:
+    """Whether a text names a file of several teachers."""
+    return isinstance(model, str) and model.endswith(FILE) and "@" not in model
+
+
+def read(text: str) -> Several:
+    """The teachers of a file. Raises: RequestError, naming the table, for whatever it should not hold."""
+    tables = load_toml(user_path(text))
+    for key in tables:
+        if key not in (_TABLE, _WAY):
+            raise RequestError(f"{text} has {key!r}{nearest(key, (_TABLE, _WAY))}")
+    listed = tables.get(_TABLE)
+    if not isinstance(listed, list) or len(listed) < 2 or not all(isinstance(one, dict) for one in listed):
+        raise RequestError(f"{text} names no several teachers; write two or more [[{_TABLE}]] tables")
+    mixing = convert(tables.get(_WAY, LOGITS), Mixing, f"{text}: {_WAY}")
+    teachers = [from_mapping(OneTeacher, one, f"{text} [[{_TABLE}]] {n}") for n, one in enumerate(listed, 1)]
+    return Several(tuple(teachers), mixing)
+
+
+def load_classifier(
+    given: GivenModel,
+    option: str = "--teacher",
+    *,
+    normalize: str | None,
+    image_size: int | None,
+    crop_pct: float | None = None,
+    interpolation: Interpolation | None = None,
+) -> Model:
+    """`load_trained`, also of several teachers. They take what the first one takes.
+
+    `normalize` and `image_size` are those of the first teacher. Another one has its own: what its table says, else what
+    the model says of itself, else the first one's. Raises: RequestError as `load_trained`, and where the teachers do
+    not go together.
+    """
+    several = given if isinstance(given, Several) else read(given) if names_several(given) else None  # type: ignore[arg-type]
+    frame: dict[str, Any] = {"crop_pct": crop_pct, "interpolation": interpolation}
+    if several is None:
+        return load_trained(given, option, normalize=normalize, image_size=image_size, **frame)
+    head = several.teachers[0]
+    normalize, image_size = normalize or head.normalize, image_size or head.image_size
+    first = load_trained(head.model, option, normalize=normalize, image_size=image_size, **frame)
+    models = [first]
+    for one in several.teachers[1:]:
+        models.append(
+            load_trained(one.model, option, normalize=one.normalize, image_size=one.image_size, unsaid=first.normalize)
+        )
+        if models[-1].channels != first.channels:
+            raise RequestError(
+                f"{option}: {models[-1].spec} takes {models[-1].channels} input channels, {first.spec} takes "
+                f"{first.channels}; several teachers see the same images"
+            )
+    return _together(several, models, option)
+
+
+def _together(several: Several, models: Sequence[Model], option: str) -> Model:
+    """The ensemble of the loaded models."""
+    first, mixing = models[0], several.mixing or LOGITS
+    named = _class_names(several.teachers, models, option)
+    others = [_other(one, names, model) for one, names, model in zip(several.teachers, named, models, strict=True)]
+    known = [_without(names, other) for names, other in zip(named, others, strict=True)]
+    union = list(dict.fromkeys(itertools.chain(*known)))
+    numbers = {name: number for number, name in enumerate(union)}
+    parts = [
+        _part(one, model, first, names, other, numbers)
+        for one, model, names, other in zip(several.teachers, models, named, others, strict=True)
+    ]
+    if len(union) < 2:
+        raise RequestError(f"{option}: the teachers have {len(union)} class together; two or more are needed")
+    _say_classes(parts, len(union), mixing)
+    described = [_described(model, part) for model, part in zip(models, parts, strict=True)]
+    layout = [[*part.classes, part.other, part.weight, sorted(part.class_weights.items())] for part in parts]
+    return replace(
+        first,
+        spec=" + ".join(model.spec for model in models),
+        architecture=str(Named("ensemble", {"mixing": mixing, "of": described})),
+        module=Ensemble(parts, len(union), mixing).eval(),
+        classes=len(union),
+        code=hash_of([[model.code for model in models], layout]),
+        has_weights=True,
+        may_bring_weights=False,
+        class_names=tuple(map(str, union)) if any(isinstance(name, str) for name in union) else (),
+        new_classifier=False,
+    )
+
+
+def _class_names(teachers: Sequence[OneTeacher], models: Sequence[Model], option: str) -> list[Sequence[str | int]]:
+    """The names of each one's classes, or their numbers where nothing says names and there is nothing to tell apart."""
+    named: list[Sequence[str | int]] = []
+    for one, model in zip(teachers, models, strict=True):
+        names: Sequence[str | int] = model.class_names
+        if isinstance(one.classes, str):
+            listed = ClassNames(one.classes)
+            listed.check(model.classes)
+            names = listed.names
+        elif one.classes is not None:
+            names = one.classes
+        if names and len(names) != model.classes:
+            raise RequestError(f"{option}: {len(names)} classes are named for {model.spec}, which has {model.classes}")
+        if len({*names}) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise RequestError(f"{option}: {model.spec} has two classes called {twice!r}; give each a name of its own")
+        named.append(names)
+    nameless = [model.spec for names, model in zip(named, models, strict=True) if not names]
+    if nameless and len({model.classes for model in models}) > 1:
+        counts = ", ".join(str(model.classes) for model in models)
+        raise RequestError(f"{option}: teachers of {counts} classes, and nothing names those of {nameless[0]}; {_SAYS}")
+    known = next((names for names in named if names), range(models[0].classes))
+    if nameless and len(nameless) < len(models):
+        say(f"note: nothing names the classes of {', '.join(nameless)}: they are taken for those of the other teachers")
+    return [names or known for names in named]
+
+
+def _other(one: OneTeacher, names: Sequence[str | int], model: Model) -> int | None:
+    """Which of its classes is the one for everything else."""
+    if one.other is None:
+        return None
+    if one.other not in names:
+        raise RequestError(f"{model.spec} has no class other = {one.other!r}{nearest(one.other, map(str, names))}")
+    return list(names).index(one.other)
+
+
+def _without(names: Sequence[str | int], other: int | None) -> list[str | int]:
+    return [name for number, name in enumerate(names) if number != other]
+
+
+def _part(
+    one: OneTeacher,
+    model: Model,
+    first: Model,
+    names: Sequence[str | int],
+    other: int | None,
+    numbers: Mapping[str | int, int],
+) -> Part:
+    """One teacher as the first one's input reaches it."""
+    by_class = one.class_weights or {}
+    if not isinstance(by_class, Mapping):
+        raise RequestError(f"class_weights of {model.spec} is no table of names and numbers")
+    for name in by_class:
+        if name not in _without(names, other):
+            raise RequestError(f"{model.spec} has no class {name!r} to weigh{nearest(name, map(str, names))}")
+    factors = {numbers[name]: _weight(factor, model) for name, factor in by_class.items()}
+    ours, theirs = first.preprocess, model.preprocess
+    scale = tuple(a / b for a, b in zip(ours.std, theirs.std, strict=True))
+    shift = tuple((a - b) / c for a, b, c in zip(ours.mean, theirs.mean, theirs.std, strict=True))
+    return Part(
+        model.module,
+        [numbers.get(name, 0) for name in names],
+        None if model is first else _own_size(one, model, first),
+        None if ours == theirs else scale,
+        None if ours == theirs else shift,
+        _weight(one.weight, model),
+        factors,
+        other,
+    )
+
+
+def _own_size(one: OneTeacher, model: Model, first: Model) -> int | None:
+    """The side of the images that it is given; None for that of the first one's, or where it takes any small ones."""
+    if one.image_size is not None:
+        return one.image_size
+    as_they_come = model.takes_any_size and (first.image_size or 0) <= ENCODED_ABOVE
+    return None if as_they_come or model.made_for == first.made_for else model.made_for
+
+
+def _weight(value: object, model: Model) -> float:
+    if not isinstance(value, (int, float)) or not 0 < value < _MOST:
+        raise RequestError(f"the weight {value} of {model.spec} is not a number above 0 and below {_MOST}")
+    return float(value)
+
+
+def _described(model: Model, part: Part) -> str:
+    size = "" if part.size is None else f" at {part.size} pixels"
+    return f"{model.architecture} ({model.normalize}{size})"
+
+
+def _say_classes(parts: Sequence[Part], classes: int, mixing: Mixing) -> None:
+    """Say what the teachers make together, and what a way of mixing cannot know."""
+    counts = [len(part.classes) - (part.other is not None) for part in parts]
+    say(f"{len(parts)} teachers of {', '.join(map(str, counts))} classes as one of {classes}, mixing {mixing}")
+    apart, linked = [{*part.classes} for part in parts], {*parts[0].classes}
+    while joined := [one for one in apart if one & linked]:
+        apart = [one for one in apart if not one & linked]
+        linked = linked.union(*joined)
+    if apart and mixing == "mean-probabilities" and not any(part.other is not None for part in parts):
+        say(
+            "note: some teachers have no class in common with others: their probabilities do not tell which of them "
+            "knows an image; --mixing mean-logits, confidence or entropy do"
+        )
