@@ -35,7 +35,7 @@ def write(path: Path, name: str, model: Model, tree: SoftTree, images: Pool | No
         ("prediction", "the most probable leaf" if tree.predict == "leaf" else "the mixture of all leaves"),
     ]
     levels = min(LEVELS, tree.depth)
-    note = "Each node turns right where its filter's sum over the image is positive. Blue is positive, orange negative."
+    note = "A node turns right where the sum of its filter over the image, with its bias, is positive. Blue adds."
     write_page(
         path,
         f"Tree {name}",
