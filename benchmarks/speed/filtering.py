@@ -22,7 +22,7 @@ from dfkd.models.classifier import Classifier
 from dfkd.models.load import load_model
 from dfkd.select import pool_filter
 from dfkd.select.filters import blur
-from dfkd.select.score import score_pool
+from dfkd.select.score import PartScorer, score_pool
 from dfkd.system.device import resolve_place
 
 
@@ -31,7 +31,8 @@ def scoring(folder, model, pool):
     parts = folder / f"scores{len(list(folder.glob('scores*')))}"
     parts.mkdir()
     teacher = Classifier(model, resolve_place("auto", "auto"), fold=True)
-    return lambda: score_pool(teacher, pool, parts, batch_size=BATCH, tap=None, max_unreadable=0.0)
+    scorer = PartScorer(teacher, pool, parts, BATCH, None)
+    return lambda: score_pool(pool, parts, scorer, tap=None, max_unreadable=0.0)
 
 
 def measure(folder, name, teacher, normalize, count):

@@ -7,14 +7,14 @@ need it are done all the same, and the report names it.
 """
 
 import time
-import traceback
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import NoReturn
 
+from dfkd.app.failures import Failure, raise_all, without
 from dfkd.app.pipeline_file import Pipeline, StageConfig, is_made, needs, read_pipeline
+from dfkd.app.pipeline_ray import run_on_ray
 from dfkd.config import CompareConfig, DistillConfig, RunConfig
 from dfkd.config.option import named
 from dfkd.config.stage_table import STAGES, stage_of
@@ -23,41 +23,30 @@ from dfkd.system.console import printing, say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import PARTIAL
 from dfkd.system.locks import Busy, locked
+from dfkd.system.ray_session import check_installed
 
 POLL = 1.0
 """Seconds between two looks at the stages that other commands are at."""
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A stage that has failed, or could not begin because one that it needs has failed."""
-
-    stage: StageConfig
-    why: str
-    defect: Exception | None = None
-    """What is no fault of the request."""
-    needs: bool = False
-    """Whether it is one that it needs that has failed."""
-
-    @property
-    def name(self) -> str:
-        """The stage's folder."""
-        return Path(self.stage.out).name
-
-
 def run(config: RunConfig, brief: bool = False) -> Path:
     """Run a pipeline's stages and compare. With `brief` a stage prints one line. Returns the report."""
     pipeline = read_pipeline(Path(config.file), config.out)
+    if config.engine == "ray":
+        check_installed()
     part = pipeline.part(config.only) if config.only else pipeline
     stages = [*part.selections, *part.distillations]
     _check_stages(stages, config.file)
-    failures = _run_stages(stages, brief)
+    if config.engine == "ray":
+        failures = run_on_ray(stages, config.cpus_per_stage, config.gpus_per_stage)
+    else:
+        failures = _run_stages(stages, brief)
     with locked(pipeline.out, str(pipeline.out), wait=True):
         for half_written in pipeline.out.glob(f"report.*{PARTIAL}"):
             half_written.unlink()
         report = _report(pipeline, {d.out for d in part.distillations}, failures)
     if failures:
-        _raise(failures, len(stages))
+        raise_all(failures, len(stages))
     return report
 
 
@@ -102,12 +91,8 @@ def _run_stages(stages: Sequence[StageConfig], brief: bool) -> list[Failure]:
         except OSError:  # a full disk, a folder that is gone: the others meet the same
             raise
         except Exception as error:
-            defect = None if isinstance(error, RequestError) else error
-            failures.append(Failure(left[number], f"{type(error).__name__}: {error}" if defect else str(error), defect))
-            say(f"{failures[-1].name} failed: {failures[-1].why}")
-            if defect:
-                traceback.print_exception(defect)
-            failures += _without(left, failures[-1])
+            failures.append(Failure.of(left[number], error))
+            failures += without(left, failures[-1])
         left.pop(number, None)
     return failures
 
@@ -121,31 +106,6 @@ def _run_stage(stage: StageConfig, title: str, brief: bool) -> None:
         stage_of(stage).run(stage)
     if brief:
         say(f"{title}: {time.monotonic() - began:.0f} s")
-
-
-def _without(left: dict[int, StageConfig], failed: Failure) -> list[Failure]:
-    """Take out of the stages that are left those that need one that has failed, also by way of others."""
-    found: list[Failure] = []
-    gone = [failed.stage]
-    while lost := [n for n, stage in left.items() if stage not in gone and needs(stage, gone)]:
-        for number in lost:
-            gone.append(left.pop(number))
-            found.append(Failure(gone[-1], f"it needs {failed.name}, which failed", needs=True))
-    return found
-
-
-def _raise(failures: Sequence[Failure], stages: int) -> NoReturn:
-    """End with what failed. Raises: the first defect, else RequestError."""
-    for failure in failures:
-        if failure.defect is not None:
-            raise failure.defect
-    failed = "; ".join(f"{failure.name}: {failure.why}" for failure in failures if not failure.needs)
-    waiting = ", ".join(failure.name for failure in failures if failure.needs)
-    more = f"; {waiting} need what failed" if waiting else ""
-    raise RequestError(
-        f"of {stages} stages {stages - len(failures)} are complete; failed: {failed}{more}. Change the file and give "
-        "the same command again: only these run again"
-    )
 
 
 def _report(pipeline: Pipeline, done: Collection[str], failures: Sequence[Failure]) -> Path:

@@ -12,7 +12,9 @@ samples = ["confident"]                 names of selections above, or folders
 loss = ["kd"]
 [distill.adversarial]                   or a generator that learns along with the student
 source = "dfad"
-
+[distill.smaller]                       or a student that goes on from the run of another row, of the same seed
+samples = ["confident"]
+student = "run:confident-kd"
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,6 +32,8 @@ from dfkd.system.portable import below, expand
 
 KINDS = {name: stage for name, stage in STAGES.items() if stage.writes is not None}
 """The stages that a file may have, by the name of their tables."""
+RUN = "run:"
+"""How a student begins that is the run of another row."""
 KEYS = ("out", "seeds", "defaults", *KINDS)
 
 StageConfig = SelectConfig | GenerateConfig | DistillConfig
@@ -83,7 +87,7 @@ def read_pipeline(path: Path, out: str | None = None) -> Pipeline:
     twice = made["select"].keys() & made["generate"].keys()
     if twice:
         raise RequestError(f"{path}: {min(twice)!r} is the name of a selection and of generated images")
-    folders = _Folders(folder, [*made["select"], *made["generate"]])
+    folders = _Folders(folder, [*made["select"], *made["generate"]], [*distills])
     selections: list[SelectConfig | GenerateConfig] = []
     for seed in seeds:
         for kind, tables_of in made.items():
@@ -97,7 +101,7 @@ def read_pipeline(path: Path, out: str | None = None) -> Pipeline:
             where, values = _options(KINDS["distill"], name, table, defaults, path)
             if not values.get("samples") and values.get("source") is None:
                 raise RequestError(f"{where}: no samples; name selections of this file, or folders, or a source")
-            own = {"name": name, "seed": seed, "out": below(folder, "runs", f"{name}-seed{seed}")}
+            own = {"name": name, "seed": seed, "out": folders.run(name, seed)}
             distillations.append(
                 from_mapping(DistillConfig, values | folders.resolved(values, seed, where) | own, where)
             )
@@ -138,13 +142,16 @@ def _options(
 
 
 class _Folders:
-    """Where the selections and generated images of a pipeline lie; a text that is no name of one is a folder."""
+    """Where the selections, generated images and runs of a pipeline lie; a text that is no name of one is a folder."""
 
-    def __init__(self, folder: str, known: Sequence[str]) -> None:
-        self._folder, self._known = folder, known
+    def __init__(self, folder: str, known: Sequence[str], rows: Sequence[str]) -> None:
+        self._folder, self._known, self._rows = folder, known, rows
 
     def samples(self, name: str, seed: int) -> str:
         return below(self._folder, "samples", f"{name}-seed{seed}")
+
+    def run(self, row: str, seed: int) -> str:
+        return below(self._folder, "runs", f"{row}-seed{seed}")
 
     def resolved(self, values: Mapping[str, Any], seed: int, where: str) -> dict[str, Any]:
         """The options that name such folders, resolved."""
@@ -153,6 +160,13 @@ class _Folders:
             found["samples"] = [self._one(name, "samples", seed, where) for name in values["samples"]]
         if values.get("fill") is not None:
             found["fill"] = self._one(values["fill"], "fill", seed, where)
+        if str(values.get("student")).startswith(RUN):
+            row = values["student"].removeprefix(RUN)
+            if row not in self._rows:
+                raise RequestError(
+                    f"{where}: student names the run of {row!r}, no row of this file{nearest(row, self._rows)}"
+                )
+            found["student"] = self.run(row, seed)
         return found
 
     def _one(self, name: str, key: str, seed: int, where: str) -> str:

@@ -10,6 +10,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 Precision = Literal["auto", "bf16", "fp32"]
 Logger = Literal["tensorboard", "wandb", "mlflow"]
 Mixing = Literal["mean-logits", "mean-probabilities", "confidence", "entropy"]
+Engine = Literal["local", "ray"]
 
 _MODEL = "MODEL: NAME[:key=value,...][@WEIGHTS], a RUN folder or a .pt2 file."
 _CLASSES = (
@@ -145,11 +146,41 @@ class SelectConfig(ModelConfig):
     )
     teacher_taps: tuple[str, ...] = option(_OWN_TAPS, "models", default=())
     part: str | None = option(
-        "K/N: only score the K-th of N shares of the pool, into the shared cache DFKD_CACHE. The same command without "
-        "--part then selects.",
+        "K/N: only score the K-th of N shares of the pool, into the shared cache DFKD_CACHE. slurm: the share of this "
+        "task of an array job. The same command without --part then selects.",
         "machine",
         default=None,
         role="none",
+        stored=False,
+    )
+    engine: Engine = option(
+        "local: score in this process. ray: by workers of Ray, on the cluster that RAY_ADDRESS names, else on this "
+        "machine. Needs pip install '.[ray]'.",
+        "machine",
+        default="local",
+        role="none",
+        machine=True,
+        shown=False,
+        stored=False,
+    )
+    workers: int | None = option(
+        "Number of workers of Ray. Default: as many as there is room for.",
+        "machine",
+        default=None,
+        least=1,
+        role="none",
+        machine=True,
+        shown=False,
+        stored=False,
+    )
+    gpus_per_worker: float | None = option(
+        "GPUs that Ray reserves for each worker, such as 0.5. Default: 1 where scores are computed on a GPU, else 0.",
+        "machine",
+        default=None,
+        least=0,
+        role="none",
+        machine=True,
+        shown=False,
         stored=False,
     )
     filter: str = option(
@@ -280,6 +311,22 @@ class DistillConfig(ModelConfig):
         default="auto",
         off="none",
         open=True,
+    )
+    prune: float | None = option(
+        "Share of its multiplications that the student keeps, such as 0.25: channels are left out, then it trains. It "
+        "needs weights, such as the teacher's own. Needs pip install 'dfkd[prune]'. Default: all.",
+        "models",
+        default=None,
+        above=0,
+        below=1,
+        off=None,
+    )
+    quantize: Literal["int8"] | None = option(
+        "int8: train the student with weights and inputs rounded to 8 bits, as `dfkd export --dtype int8` writes them. "
+        "It needs weights, such as those of a RUN. Default: off.",
+        "models",
+        default=None,
+        off=None,
     )
     samples: tuple[str, ...] = option(
         "Selection folders. Several are mixed.", "data", default=(), role="resolved", reads="selection"
@@ -505,10 +552,17 @@ class ExplainConfig(ModelConfig):
 class InspectConfig(Checked):
     """Show what is in a selection: counts, scores, a gallery."""
 
-    folder: str = option("Folder of a selection; with --verify also of a run or a pipeline.", "data", positional=True)
-    out: str | None = option("FILE.html with the scores and a gallery.", "output", default=None)
+    folder: str = option(
+        "Folder of a selection, or of a run whose student is a soft_tree; with --verify of any run or pipeline.",
+        "data",
+        positional=True,
+    )
+    out: str | None = option(
+        "FILE.html with the scores and a gallery; of a soft_tree, with its filters.", "output", default=None
+    )
     pool: tuple[str, ...] = option(
-        "DATA that the selection was made from: the page also shows images that are out.",
+        "DATA that the selection was made from: the page also shows images that are out. For a soft_tree: images whose "
+        "ways through the tree are shown.",
         "data",
         default=(),
         reads="data",
@@ -562,6 +616,19 @@ class RunConfig(Checked):
         "Rows to run, with the selections that they need. Default: all. The report has every complete row.",
         "data",
         default=(),
+    )
+    engine: Engine = option(
+        "local: one stage after the other. ray: as tasks of Ray, on the cluster that RAY_ADDRESS names, else on this "
+        "machine. Needs pip install '.[ray]'.",
+        "machine",
+        default="local",
+    )
+    cpus_per_stage: float = option("Cores that Ray reserves for a stage.", "machine", default=1.0, above=0)
+    gpus_per_stage: float | None = option(
+        "GPUs that Ray reserves for a stage, such as 0.5. Default: 1 where there are GPUs, else 0.",
+        "machine",
+        default=None,
+        least=0,
     )
 
 

@@ -10,10 +10,12 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dfkd.data.readers import remote
 from dfkd.data.readers.folder import FolderReader
 from dfkd.data.readers.hub import open_hub
 from dfkd.data.readers.npz import NpzReader
 from dfkd.data.readers.reader import NoImages, Reader
+from dfkd.data.readers.remote import RemoteFile, is_remote
 from dfkd.data.readers.table import is_saved, open_arrow, open_parquet, open_saved
 from dfkd.data.readers.tar import TarReader
 from dfkd.data.readers.vision import open_vision
@@ -36,7 +38,7 @@ _HINTS = {
 _SCHEMES: dict[str, Callable[[str], tuple[str, Reader]]] = {"hf": open_hub, "torchvision": open_vision}
 _FORMS = (
     "a folder of images or shards, .npz, .parquet, .arrow, .tar, hf:REPO[/CONFIG][@REVISION][:SPLIT], "
-    "torchvision:NAME[:SPLIT]"
+    "torchvision:NAME[:SPLIT], or the URI of a .tar or .parquet, such as s3://BUCKET/x.tar"
 )
 MOST_FILES = 1_000_000
 """That braces may stand for: more is a slip of the finger, and would fill the memory with names."""
@@ -73,14 +75,16 @@ def locate(text: str) -> Data:
     if scheme is not None:
         name, reader = _SCHEMES[scheme](text)
         return Data(name, [(name, reader)])
-    paths, member = _existing(text), member_of(text)
+    member = member_of(text)
     mark = f"#{member}" if member else ""
+    paths: Sequence[Path | RemoteFile] = _remote(text, member) if is_remote(text) else _existing(text)
     if len(paths) == 1:
         # of a link its own name; '.' has one too; and the user's own folder is called `~`
-        name = Path(portable(os.path.abspath(paths[0]))).name
+        name = paths[0].name if isinstance(paths[0], RemoteFile) else Path(portable(os.path.abspath(paths[0]))).name
         return Data(name + mark, [(name, _open(paths[0], member))])
-    top = os.path.commonpath([path.absolute().parent for path in paths])
-    names = [portable(path.absolute().relative_to(top).as_posix()) for path in paths]
+    absolute = [Path(path.path) if isinstance(path, RemoteFile) else path.absolute() for path in paths]
+    top = os.path.commonpath([path.parent for path in absolute])
+    names = [portable(path.relative_to(top).as_posix()) for path in absolute]
     readers = with_images(paths, lambda path: _open(path, member))
     parts = [(name, reader) for name, reader in zip(names, readers, strict=True) if reader is not None]
     empty = tuple(name for name, reader in zip(names, readers, strict=True) if reader is None)
@@ -115,8 +119,19 @@ def member_of(text: str) -> str:
     return member if mark and path.lower().endswith(".tar") and not user_path(text).exists() else ""
 
 
-def _open(path: Path, member: str) -> Reader:
+def _remote(text: str, member: str) -> list[RemoteFile]:
+    """The files of an object store that a URI names. Raises: RequestError where there is none, or of another format."""
+    files = remote.find(text, _brace(text.removesuffix(f"#{member}") if member else text))
+    for file in files:
+        if file.suffix.lower() not in (".tar", ".parquet"):
+            raise RequestError(f"{file.uri!r}: of an object store .tar and .parquet are read; copy other files here")
+    return files
+
+
+def _open(path: Path | RemoteFile, member: str) -> Reader:
     """The reader for one existing path."""
+    if isinstance(path, RemoteFile):
+        return TarReader(path, member) if path.suffix.lower() == ".tar" else open_parquet(path)
     try:
         if member and path.suffix.lower() == ".tar":
             return TarReader(path, member)
@@ -132,21 +147,21 @@ def _open(path: Path, member: str) -> Reader:
 
 def check_there(text: str) -> None:
     """Raises: RequestError where nothing is at the paths that a DATA names; what is elsewhere is not looked for."""
-    if _scheme(text) is None:
+    if _scheme(text) is None and not is_remote(text):
         _existing(text)
 
 
 def paths_of(text: str) -> list[Path]:
     """The files and folders that a DATA names; none where it names something else, or nothing is there."""
     try:
-        return _existing(text) if text and _scheme(text) is None else []
+        return _existing(text) if text and _scheme(text) is None and not is_remote(text) else []
     except RequestError:
         return []
 
 
 def _scheme(text: str) -> str | None:
     scheme = text.partition(":")[0]
-    return scheme if scheme in _SCHEMES and scheme != text else None
+    return scheme if scheme in _SCHEMES and scheme != text and not is_remote(text) else None
 
 
 def _existing(text: str) -> list[Path]:

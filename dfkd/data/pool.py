@@ -42,7 +42,7 @@ class Images:
 
 
 class Pool:
-    """Images by index. Memory does not grow with their number, but for 8 bytes to a name each in tars and folders.
+    """Images by index. Memory does not grow with their number, but for the names in folders.
 
     `identity` holds for each DATA what decides its content, as JSON. `encoded` says that a selection keeps the files.
     `left_out` counts by file or folder what is no image, by suffix or another reason.

@@ -9,11 +9,13 @@ from torch import nn
 
 from dfkd.config import DistillConfig
 from dfkd.distill.defaults import example_of
+from dfkd.distill.fitting import Fitting
 from dfkd.distill.objective import Objective
 from dfkd.distill.setting import Counted, Setting
 from dfkd.distill.teacher_cache.views import recorded
 from dfkd.distill.trainer import Plan, Trainer
 from dfkd.formats.shards import Shards
+from dfkd.models.architectures.estimator import Estimator
 from dfkd.models.classifier import Classifier, answer
 from dfkd.models.ensemble import leader
 from dfkd.models.features.find_taps import GROUPS, find_taps, group_of, match_groups
@@ -50,6 +52,7 @@ def assemble(
         _taps(teacher, config.teacher_taps, objective.taps, example, "teacher", source.taps),
         _taps(student, config.student_taps, objective.taps, example, "student"),
     )
+    taps[1].update(_modules(student, objective))
     classifier = Classifier(teacher, place, taps[0], fold=True)
     with network_code(student.module):
         module = student.module.to(place.device).to(memory_format=torch.channels_last)
@@ -74,7 +77,8 @@ def assemble(
     record = None
     if config.teacher_views:
         record = partial(recorded, classifier, selections, config.teacher_views, plan.crop_padding, plan.flip)
-    return Trainer(
+    kind = Fitting if isinstance(module, Estimator) else Trainer
+    return kind(
         classifier,
         tapped,
         source,
@@ -86,6 +90,14 @@ def assemble(
         record=record,
         cropped=cropped,
     )
+
+
+def _modules(student: Model, objective: Objective) -> dict[str, Tap]:
+    """What losses of one architecture read of the student. Raises: RequestError for a student of another one."""
+    for path, loss in objective.student_modules.items():
+        if path not in dict(student.module.named_modules()):
+            raise RequestError(f"--loss {loss} is for another student: {student.spec} has no module {path!r}")
+    return {path: Tap(path) for path in objective.student_modules}
 
 
 def _head(module: nn.Module, taps: Mapping[str, Tap], example: torch.Tensor) -> nn.Linear | None:

@@ -26,6 +26,8 @@ def default_losses(config: DistillConfig, teacher: Model, student: Model) -> tup
     Its weight is for maps of their size. Networks need maps of several resolutions (a transformer has one, of its
     patches); a generator's images, and answers that were kept, are for the outputs.
     """
+    if learns_by := getattr(type(student.module), "learns_by", ()):  # an architecture of ours with a loss of its own
+        return tuple(learns_by)
     if config.teacher_views or config.source is not None or (teacher.image_size or 0) > ENCODED_ABOVE:
         return ("kd",)
     if config.teacher_taps or config.student_taps:  # somebody knows the taps: a mistake in them is to be told

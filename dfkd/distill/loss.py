@@ -36,6 +36,8 @@ class Loss(nn.Module):
     `first` and `last` are single taps: the output of the first BatchNorm, the input of the last linear layer.
     `stage`, `pre` and `begin` are groups, one map for each resolution: the last map, the same before its activation,
     and the first map of that resolution and width."""
+    student_modules: tuple[str, ...] = ()
+    """Modules of the student whose outputs are read as features of the same names: for a loss of one architecture."""
     weight: ClassVar[float] = 1.0
     """The weight where `--loss` gives none."""
     asks_teacher: bool = False

@@ -17,7 +17,7 @@ from dfkd.system.errors import RequestError, nearest
 from dfkd.system.files import hash_of
 
 OWN = (
-    *("student", "student_seed", "student_taps", "teacher_taps", "init", "loss", "out", "name"),
+    *("student", "student_seed", "student_taps", "teacher_taps", "init", "prune", "quantize", "loss", "out", "name"),
     *("optimizer", "lr", "weight_decay", "schedule", "warmup", "ema", "reestimate"),
 )
 """The options in which they may differ: what decides images, views and the teacher's answers is the same for all."""

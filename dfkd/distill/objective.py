@@ -21,7 +21,7 @@ from dfkd.system.foreign import Foreign, Raised, is_theirs
 from dfkd.system.limits import Range
 from dfkd.system.shares import weight
 
-LOSS = Kind("loss", ("dfkd.distill.losses",), numbers=1)
+LOSS = Kind("loss", ("dfkd.distill.losses", "dfkd.distill.tree_loss"), numbers=1)
 _UNFIT = (TypeError, AttributeError, KeyError)
 """What a loss raises for outputs that lack what it reads."""
 
@@ -109,6 +109,11 @@ class Objective(nn.Module):
         return frozenset(tap for term in self._terms for tap in term.loss.taps)
 
     @property
+    def student_modules(self) -> dict[str, str]:
+        """The modules of the student whose outputs are read, with the name of a loss that reads each."""
+        return {path: term.name for term in self._terms for path in term.loss.student_modules}
+
+    @property
     def beyond_logits(self) -> list[str]:
         """The losses, by name, that need more of the teacher than its logits: features, or answers to other views."""
         return [term.name for term in self._terms if term.loss.taps or term.loss.asks_teacher]
@@ -178,7 +183,7 @@ class Objective(nn.Module):
         losses = [term.loss for term in self._terms if not term.loss.divisible]
         if not losses:
             return student, teacher
-        taps = {tap for loss in losses for tap in loss.taps}
+        taps = {tap for loss in losses for tap in (*loss.taps, *loss.student_modules)}
         view = any(loss.asks_teacher or loss.reads_view or _is_own(loss) for loss in losses)
         return gathered(student, of, taps), gathered(teacher, of, taps, view)
 

@@ -13,12 +13,13 @@ from dfkd.config.tables import differences
 from dfkd.data import Pool, open_pool
 from dfkd.data.labels import ClassNames
 from dfkd.data.locate import GivenData
-from dfkd.distill import supply
+from dfkd.distill import compress, fitting, supply
 from dfkd.distill.assemble import assemble
 from dfkd.distill.defaults import begins_trained, crops_of_files, default_area, default_init, default_losses
 from dfkd.distill.init.inherit import heir, inherit, twins
 from dfkd.distill.objective import Objective, build_objective
 from dfkd.distill.trainer import Plan, Trainer
+from dfkd.formats.run_records import RESULT, Result, read_result
 from dfkd.formats.shards import Shards
 from dfkd.models.find import check_name
 from dfkd.models.load import Model, load_model
@@ -29,7 +30,7 @@ from dfkd.system.components import Component
 from dfkd.system.console import say
 from dfkd.system.device import Place, resolve_place
 from dfkd.system.errors import RequestError
-from dfkd.system.files import hash_of
+from dfkd.system.files import hash_of, user_path
 from dfkd.system.portable import portable
 from dfkd.system.shares import check_batch
 from dfkd.system.versions import versions
@@ -90,7 +91,8 @@ def prepare(
     place = resolve_place(config.device, config.precision)
     selections = open_selections(config.samples, config.normalize, config.image_size)
     teacher = open_teacher(teacher_given, config.samples, selections, config)
-    student = _load_student(config, student_given, teacher)
+    student = compress.compressed(config, _load_student(config, student_given, teacher))
+    config = fitting.configured(config, student)
     if objective is None:
         config = replace(config, loss=default_losses(config, teacher, student))
         say(f"losses: {' '.join(config.loss)}, the default for these networks and images")
@@ -114,6 +116,7 @@ def prepare(
         if trained:
             say("optimizer: adamw, the default for a student that begins trained")
     plan = _plan(config, selections, student, trained, crops is not None)
+    fitting.check_size(plan.steps * plan.batch_size, student)
     for name, steps in objective.preparation.items():
         if steps >= plan.steps:
             raise RequestError(
@@ -122,7 +125,9 @@ def prepare(
             )
     if config.teacher_views > 1 and not plan.crop_padding and not plan.flip:
         raise RequestError(f"--teacher-views {config.teacher_views} are all the same without crop and flip; give 1")
-    content = _content(config, plan, teacher, student, selections, objective, place) | supply.content(config, generator)
+    content = _content(config, plan, teacher, student, selections, objective, place)
+    content["student"] |= _of_run(student_given)
+    content |= supply.content(config, generator)
     ranks.check_same(content, differences)
     # opened before the training that it is to judge: a mistake in its name should cost no hours
     test = _open_test(test_given, config, teacher) if test_given is not None else None
@@ -145,6 +150,7 @@ def check_request(
     if isinstance(student, str):
         check_name(student)
     ORDER.choose(config.batches)
+    compress.check(config)
     objective = build_objective(config.loss) if config.loss else None
     if objective is not None:
         _check_objective(config, objective, peers)
@@ -234,13 +240,14 @@ def _synchronized(student: Model, place: Place) -> Model:
 def _plan(config: DistillConfig, selections: Sequence[Shards], student: Model, trained: bool, cropped: bool) -> Plan:
     padding = 0 if cropped else (student.image_size or 0) // 8
     images = sum(map(len, selections))
+    init = config.init if config.prune is None else "teacher"  # what is left of trained layers is to last
     steps = config.steps or DEFAULT_STEPS
     if config.epochs is not None:
         steps = math.ceil(config.epochs * images / (config.batch_size * supply.stored_share(config)) - 1e-9)
     return Plan(
         steps=steps,
         batch_size=config.batch_size,
-        lr=config.lr if config.lr is not None else default_rate(config.optimizer, student.module, config.init, trained),
+        lr=config.lr if config.lr is not None else default_rate(config.optimizer, student.module, init, trained),
         warmup=SCHEDULE_WARMUP[config.schedule] if config.warmup is None else config.warmup,
         crop_padding=padding if config.crop_padding is None else config.crop_padding,
         crop_area=1.0 if config.crop_area is None else config.crop_area,
@@ -282,6 +289,14 @@ def _content(
         "compute": place.describe(),
         "versions": versions("torch", "torchvision"),
     }
+
+
+def _of_run(student: GivenModel) -> dict[str, str]:
+    """The row of the run that a student goes on from; nothing for another one."""
+    folder = user_path(student) if isinstance(student, str) else None
+    if folder is None or not (folder / RESULT).is_file():
+        return {}
+    return {"run": read_result(folder, Result).name}
 
 
 def _open_test(test: GivenData, config: DistillConfig, teacher: Model) -> Pool:

@@ -42,6 +42,10 @@ class HeldScores:
         """The scores of all images."""
         return ImageScores(*self._joined()[1:])
 
+    def at(self, indices: Int[np.ndarray, " picked"]) -> ImageScores:
+        """The scores of some of them."""
+        return ImageScores(*(values[indices] for values in self._joined()[1:]))
+
     def logits(self, indices: Int[np.ndarray, " picked"]) -> Float[np.ndarray, "picked classes"]:
         """The float16 logits of some of them."""
         logits: np.ndarray = self._joined()[0]

@@ -29,7 +29,6 @@ from dfkd.models.own import GivenModel
 from dfkd.models.several import given_teacher
 from dfkd.select.choose import NON_FINITE, NOT_DRAWN, REASONS, SELECTED, Choice
 from dfkd.select.journal import Journal
-from dfkd.select.methods import ImageScores
 from dfkd.select.selection_writer import Selected, check_partial, is_done, write
 from dfkd.system import ranks
 from dfkd.system.components import Component
@@ -124,7 +123,7 @@ def _begin(prepared: Generation, partial: Path) -> None:
 def _write(prepared: Generation, maker: "Maker", partial: Path, out: Path, log: Log) -> Selected:
     """Make the images of a method that has learnt, and write them."""
     selected = _collect(prepared, maker.method)
-    log.result({"images": len(selected.choice.indices), **selected.cost, "seconds": round(maker.seconds, 3)})
+    log.result({"images": len(selected.choice), **selected.cost, "seconds": round(maker.seconds, 3)})
     write(partial, out, selected)
     return selected
 
@@ -302,7 +301,7 @@ def _collect(prepared: Generation, method: Method) -> Selected:
     finite = np.isfinite(pictures.scores.images.confidence)
     reasons = np.where(finite, REASONS.index(NOT_DRAWN), REASONS.index(NON_FINITE)).astype(np.int8)
     reasons[indices] = REASONS.index(SELECTED)
-    choice = Choice(indices, reasons, None, int(finite.sum()))
+    choice = Choice(reasons, None, int(finite.sum()))
     return Selected(
         prepared.config,
         prepared.teacher,
@@ -316,11 +315,9 @@ def _collect(prepared: Generation, method: Method) -> Selected:
 
 
 def _report(config: GenerateConfig, prepared: Generation, selected: Selected) -> None:
-    scores: ImageScores = selected.scores.images
     indices = selected.choice.indices
-    per_class = np.bincount(scores.prediction[indices], minlength=prepared.teacher.classes)
-    say(f"{len(indices):,} images, mean confidence {scores.confidence[indices].mean():.3f}")
-    say(f"by predicted class: {of_classes(per_class.tolist(), MANIFEST, ',')}")
+    say(f"{len(indices):,} images, mean confidence {selected.scores.at(indices).confidence.mean():.3f}")
+    say(f"by predicted class: {of_classes(selected.per_class.tolist(), MANIFEST, ',')}")
     lacking, wanted = prepared.quota.lacking(), prepared.quota.count
     if len(indices) < wanted:
         listed = lacking if len(lacking) <= LISTED_CLASSES else f"{len(lacking):,} classes lack some"

@@ -112,7 +112,7 @@ def size_option(module: nn.Module) -> str | None:
     package = type(module).__module__.partition(".")[0]
     if package == "timm" and hasattr(getattr(module, "patch_embed", None), "img_size"):
         return "img_size"
-    return "image_size" if package == "torchvision" and hasattr(module, "image_size") else None
+    return "image_size" if package in ("dfkd", "torchvision") and hasattr(module, "image_size") else None
 
 
 def _spelled(mean: object, std: object) -> str | None:

@@ -28,6 +28,7 @@ from dfkd.formats.overwrite import check_output
 from dfkd.formats.shards import Shards
 from dfkd.models.expected import NOTES
 from dfkd.models.exported import Runner, compare, onnx_runner, program_runner, tell
+from dfkd.models.fake_int8 import unrounded
 from dfkd.models.features.taps import network_code, run_network
 from dfkd.models.load import Model
 from dfkd.models.reduce import Half, to_int8
@@ -221,7 +222,7 @@ RUNNERS: dict[str, Callable[[bytes], tuple[str, Runner]]] = {"pt2": program_runn
 
 def _program(export: Export) -> torch.export.ExportedProgram:
     """The traced network; its batch is free, its image size is not."""
-    model, module = export.model, export.module
+    model, module = export.model, unrounded(export.module)
     if model.image_size is None:
         raise RequestError(f"the input size of {model.spec} is not known; give --image-size N")
     # two images: a batch of one would be taken for a constant

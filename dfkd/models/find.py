@@ -20,7 +20,7 @@ from dfkd.models.weights import load_state, load_weights, names_weights, read_st
 from dfkd.system.components import Component, Kind
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
-from dfkd.system.files import hash_file, user_path
+from dfkd.system.files import can_exist, hash_file, user_path
 from dfkd.system.foreign import Foreign
 from dfkd.system.names import Named
 from dfkd.system.portable import expand, names_of
@@ -28,6 +28,8 @@ from dfkd.system.portable import expand, names_of
 MODEL = Kind("model", ("dfkd.models", "torchvision.models"))
 OBJECT = "object "
 """How the architecture of a network begins that was an object in Python: no text builds it again."""
+SIZE = "image_size"
+"""The constructor's parameter for the side of the images, where a network is built for one size."""
 _KNOWN_PACKAGES = ("dfkd", "torchvision", "timm")  # their constructors bring weights only where an option says so
 
 
@@ -56,14 +58,20 @@ class Found:
     """The `$NAME` that a run has written in its architecture, by the path that was filled in."""
 
 
-def find_model(text: str, classes: int | None, channels: int | None, new_classifier: bool = False) -> Found:
+def find_model(
+    text: str, classes: int | None, channels: int | None, new_classifier: bool = False, image_size: int | None = None
+) -> Found:
     """Read or build it. Counts that neither the text nor the weights say are those given, of a student's teacher.
+
+    `image_size` is for architectures of ours that are built for one size, where the text gives none.
 
     With `new_classifier` the layers of weights with another class count are kept, and the classifier is new.
 
     Raises: RequestError as `dfkd.models.load.load_model`.
     """
     path = user_path(text)
+    if not can_exist(path / CONFIG):  # a network with the widths of all its layers
+        return _from_name(text, classes, channels, new_classifier, image_size)
     if (path / CONFIG).is_file():
         return _from_run(path)
     if path.suffix == ".pt2" and ("@" not in text or path.is_file()):
@@ -74,7 +82,7 @@ def find_model(text: str, classes: int | None, channels: int | None, new_classif
         raise RequestError(f"{text!r} names weights without their architecture: NAME[:key=value,...]@{text}")
     if "/" in text.partition("@")[0].partition(":")[0]:
         raise RequestError(f"{text!r} is not a finished RUN (no {CONFIG} there), nor a .pt2 file, nor a model's name")
-    return _from_name(text, classes, channels, new_classifier)
+    return _from_name(text, classes, channels, new_classifier, image_size)
 
 
 def check_name(text: str) -> None:
@@ -82,7 +90,8 @@ def check_name(text: str) -> None:
     name = text.partition("@")[0]
     if name == text and names_weights(text):  # weights without their architecture, which must not be imported
         return
-    if "/" not in name.partition(":")[0] and not user_path(text).exists():
+    path = user_path(text)
+    if "/" not in name.partition(":")[0] and not (can_exist(path) and path.exists()):
         MODEL.look_up(name)
 
 
@@ -153,7 +162,13 @@ def _from_export(path: Path) -> Found:
     )
 
 
-def _from_name(text: str, classes: int | None, channels: int | None, new_classifier: bool = False) -> Found:
+def _from_name(
+    text: str,
+    classes: int | None,
+    channels: int | None,
+    new_classifier: bool = False,
+    image_size: int | None = None,
+) -> Found:
     architecture, at, weights = text.partition("@")
     if at and not weights:
         raise RequestError(f"{text!r} names no weights after the @")
@@ -164,7 +179,10 @@ def _from_name(text: str, classes: int | None, channels: int | None, new_classif
     if not model.is_own:
         model = replace(model, named=replace(model.named, name=model.target.__name__))
     class_key, channel_key = _count_keys(model)
-    teachers = {key: n for key, n in ((class_key, classes), (channel_key, channels)) if key and n is not None}
+    ours = model.target.__module__.startswith("dfkd.models")
+    size_key = SIZE if ours and SIZE in (parameter.name for parameter in model.parameters) else None
+    given = ((class_key, classes), (channel_key, channels), (size_key, image_size))
+    teachers = {key: n for key, n in given if key and n is not None}
     used, new = model.preset(**teachers), []
     renews = new_classifier and class_key is not None and classes is not None
     if renews and loads_weights(used.options):
@@ -201,11 +219,20 @@ def _from_name(text: str, classes: int | None, channels: int | None, new_classif
         expected.size or made_for(model.target, used.options, module),
         model.target.__module__.startswith("dfkd.models") and not (expected.size or "image_size" in used.options),
         expected,
-        code=model.code,
+        code=model.code or _inner_code(model),
         has_weights=True if weights or brings else None if model.is_own else False,
         may_bring_weights=model.target.__module__.partition(".")[0] not in _KNOWN_PACKAGES,
         new_layers=tuple(new),
     )
+
+
+def _inner_code(model: Component) -> str | None:
+    """A hash of the code of the network that a changed one is made of, where that is one's own."""
+    text = model.options.get("network")
+    if not isinstance(text, str) or model.is_own:
+        return None
+    inner = MODEL.look_up(text)
+    return inner.code or _inner_code(inner)
 
 
 def _construct(model: Component) -> nn.Module:
@@ -273,7 +300,7 @@ def _counts_in(
 
 def made_for(target: Callable[..., Any], options: Mapping[str, Any], module: nn.Module) -> int | None:
     """The side of the images that an architecture is made for, or None."""
-    told = options.get("image_size", options.get("img_size"))
+    told = options.get(SIZE, options.get("img_size"))
     if isinstance(told, int):
         return told
     package = target.__module__

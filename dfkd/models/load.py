@@ -135,7 +135,7 @@ def load_model(
         raise RequestError(f"--image-size {image_size} is not a number of pixels (1 or more)")
     if isinstance(text, Several):
         raise RequestError("several teachers are no single network; name one")
-    found = find_model(text, classes, channels, new_classifier) if isinstance(text, str) else text.found()
+    found = find_model(text, classes, channels, new_classifier, image_size) if isinstance(text, str) else text.found()
     size = image_size or found.image_size
     takes, gives = _counts(found, size)
     if channels not in (None, takes):

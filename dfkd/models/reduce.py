@@ -9,12 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dfkd.models.fake_int8 import HIGH, LOW, Rounded, takes_int8, weight_scales
 from dfkd.models.features.fold_batchnorm import folded
 from dfkd.models.features.taps import run_network
 from dfkd.system.errors import RequestError
-
-_LOW, _HIGH = -128, 127
-_LAYERS = (nn.Conv2d, nn.Linear)
 
 
 class Half(nn.Module):
@@ -43,9 +41,9 @@ class Int8(nn.Module):
 
         given = cast(nn.Conv2d, layer)
         weight = given.weight.detach()
-        scales = (weight.abs().flatten(1).amax(dim=1) / _HIGH).clamp_min(1e-12)
+        scales = weight_scales(weight)
         rounded = (weight / scales.view(-1, *[1] * (weight.ndim - 1))).round()
-        self.register_buffer("weight", rounded.clamp(-_HIGH, _HIGH).to(torch.int8))
+        self.register_buffer("weight", rounded.clamp(-HIGH, HIGH).to(torch.int8))
         self.register_buffer("scales", scales)
         self.register_buffer("zeros", torch.zeros(len(scales), dtype=torch.int64))
         self.register_buffer("bias", None if given.bias is None else given.bias.detach().clone())
@@ -57,9 +55,9 @@ class Int8(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """The layer's output in float32."""
         ops = torch.ops.quantized_decomposed
-        given = (self._scale, self._zero, _LOW, _HIGH, torch.int8)
+        given = (self._scale, self._zero, LOW, HIGH, torch.int8)
         images = ops.dequantize_per_tensor(ops.quantize_per_tensor(images, *given), *given)
-        weight = ops.dequantize_per_channel(self.weight, self.scales, self.zeros, 0, -_HIGH, _HIGH, torch.int8)
+        weight = ops.dequantize_per_channel(self.weight, self.scales, self.zeros, 0, -HIGH, HIGH, torch.int8)
         if self._geometry is None:
             return F.linear(images, weight, cast(Tensor, self.bias))
         return F.conv2d(images, weight, cast(Tensor, self.bias), *self._geometry)
@@ -69,16 +67,24 @@ def to_int8(network: nn.Module, views: Sequence[Float[Tensor, "_ channels height
     """A copy whose convolutions and linear layers compute on 8 bits. BatchNorms are folded into them before.
 
     `views` are at least two batches as the network sees them: PyTorch's histogram observer finds from all of them the
-    scale of every layer's input. What is no such layer, or is run in another way, stays in float32.
+    scale of every layer's input. What is no such layer, or is run in another way, stays in float32. Layers that were
+    trained to round have their scale already.
     Raises: RequestError where there is no layer to convert.
     """
     network = copy.deepcopy(folded(network.eval(), {}, views[:2]))
-    ranges = _input_ranges(network, views)
+    ranges = _trained_ranges(network) | _input_ranges(network, views)
     for name, (scale, zero) in ranges.items():
         network.set_submodule(name, Int8(network.get_submodule(name), scale, zero))
     if not ranges:
         raise RequestError(f"model {spec!r} has no convolution or linear layer that int8 could take; leave out --dtype")
     return network.eval()
+
+
+def _trained_ranges(network: nn.Module) -> dict[str, tuple[float, int]]:
+    """Scale and zero point of every layer that has learned with them."""
+    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, Rounded) and layer.seen}
+    found = {name: layer.quantization() for name, layer in layers.items()}
+    return {name: (float(scale), int(zero)) for name, (scale, zero) in found.items()}
 
 
 @torch.no_grad()
@@ -92,14 +98,13 @@ def _input_ranges(network: nn.Module, views: Sequence[Tensor]) -> dict[str, tupl
     def observe(name: str) -> Any:
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if name not in observers:
-                observers[name] = HistogramObserver(dtype=torch.qint8, quant_min=_LOW, quant_max=_HIGH)
+                observers[name] = HistogramObserver(dtype=torch.qint8, quant_min=LOW, quant_max=HIGH)
             observers[name](inputs[0].detach())
 
         return hook
 
     for name, layer in network.named_modules():
-        plain = not isinstance(layer, nn.Conv2d) or (layer.padding_mode == "zeros" and layer.padding != "same")
-        if type(layer) in _LAYERS and name and plain:
+        if name and takes_int8(layer):
             handles.append(layer.register_forward_pre_hook(observe(name)))
     for view in views:
         run_network(network, view)

@@ -152,7 +152,7 @@ def _beside_seeds(run: FinishedRun) -> dict[str, Any]:
     content = run.content
     if content is None:
         return {}
-    given = run.result.begins == "given"
+    given = run.result.begins == "given" and "run" not in content.student.table  # a run has seeds itself
     options = {key: value for key, value in content.options.items() if key not in ("seed", "student", "student_seed")}
     student = {key: value for key, value in content.student.table.items() if key != "weights" or given}
     own = {"options": options, "student": student, "selections": len(content.selections)}

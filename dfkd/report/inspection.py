@@ -1,11 +1,15 @@
-"""`dfkd inspect`: what is in a selection, on the terminal and as a page."""
+"""`dfkd inspect`: what is in a selection, on the terminal and as a page; and the page of a soft decision tree."""
 
 from pathlib import Path
 
 from dfkd.config import InspectConfig
 from dfkd.data import Pool, open_pool
 from dfkd.formats.overwrite import check_output
+from dfkd.formats.run_records import CONFIG
 from dfkd.formats.verify import verify
+from dfkd.models.architectures.soft_tree import SoftTree
+from dfkd.models.load import load_model
+from dfkd.report import tree_page
 from dfkd.report.contents import Contents, read, terminal_text
 from dfkd.report.inspection_page import write
 from dfkd.report.markup import page_path
@@ -16,6 +20,7 @@ from dfkd.system.errors import RequestError
 def run(config: InspectConfig) -> None:
     """Print what a selection holds and write its page where `--out` says. Raises: RequestError where it is none.
 
+    Of a run whose student is a soft decision tree, write its page.
     With `--verify`, print what was verified, and raise where anything in the folder is not what was written.
     """
     if config.verify:
@@ -28,11 +33,32 @@ def run(config: InspectConfig) -> None:
     path = None if config.out is None else page_path(config.out)
     if config.out is not None:
         check_output(config.out, "--out", (config.folder, *config.pool))
+    if (Path(config.folder) / CONFIG).exists():
+        _write_tree(config, path)
+        return
     contents = read(Path(config.folder))
     answer(terminal_text(contents))
     if path is not None:
         write(path, config.folder, contents, _opened(config.pool, contents) if config.pool else None)
         say(f"wrote {path}")
+
+
+def _write_tree(config: InspectConfig, path: Path | None) -> None:
+    """The page of a run's tree. Raises: RequestError for another student, and without `--out`."""
+    model = load_model(config.folder)
+    tree = model.module
+    if not isinstance(tree, SoftTree):
+        raise RequestError(
+            f"{config.folder} is a run, and its student is no soft_tree, whose filters can be shown; "
+            "dfkd compare shows runs, and --verify reads their files"
+        )
+    if path is None:
+        raise RequestError(f"{config.folder} is a run with a tree; --out FILE.html shows its filters")
+    images = None
+    if config.pool:
+        images = open_pool(config.pool, image_size=tree.image_size, channels=tree.in_channels, frame=model.frame)
+    tree_page.write(path, Path(config.folder).resolve().name, model, tree, images)
+    say(f"wrote {path}")
 
 
 def _opened(named: tuple[str, ...], contents: Contents) -> Pool:

@@ -6,6 +6,7 @@ Every row of the pool gets the reason for which it is in or out.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -24,21 +25,51 @@ SELECTED, UNREADABLE, NON_FINITE, NOT_ADMITTED, NEAR_DUPLICATE, NOT_DRAWN = REAS
     "not_drawn",
 )
 Method = Callable[[ImageScores, np.random.Generator], Ranking]
+_BLOCK = 65_536
 Features = Callable[[Int[np.ndarray, " rows"]], Float[np.ndarray, "rows width"]]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was picked: sorted pool indices, and for every pool row its position in `REASONS`."""
+    """What was picked: for every pool row its position in `REASONS`."""
 
-    indices: Int[np.ndarray, " selected"]
     reasons: Int[np.ndarray, " rows"]
     threshold: float | None
     admitted: int
 
+    @property
+    def indices(self) -> Int[np.ndarray, " selected"]:
+        """The rows that are selected, sorted."""
+        return np.flatnonzero(self.reasons == REASONS.index(SELECTED))
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def some(self, start: int, stop: int) -> Int[np.ndarray, " some"]:
+        """The `start`-th to the `stop`-th of the selected rows, without a list of all of them."""
+        stop = min(stop, len(self))
+        if start >= stop:
+            return np.empty(0, np.int64)
+        first, last = (np.searchsorted(self._ends, [start, stop - 1], side="right") - 1).tolist()
+        rows = first * _BLOCK + np.flatnonzero(self._is_selected(first * _BLOCK, (last + 1) * _BLOCK))
+        return rows[start - self._ends[first] : stop - self._ends[first]]
+
+    @cached_property
+    def _ends(self) -> Int[np.ndarray, " ends"]:
+        """How many rows are selected before each block, and in all."""
+        starts = range(0, len(self.reasons), _BLOCK)
+        return np.cumsum([0, *(np.count_nonzero(self._is_selected(start, start + _BLOCK)) for start in starts)])
+
+    def _is_selected(self, start: int, stop: int) -> Bool[np.ndarray, " rows"]:
+        return self.reasons[start:stop] == REASONS.index(SELECTED)
+
     def counts(self) -> dict[str, int]:
         """How many pool rows there are of each reason."""
-        return dict(zip(REASONS, np.bincount(self.reasons, minlength=len(REASONS)).tolist(), strict=True))
+        found = sum(
+            np.bincount(self.reasons[start : start + _BLOCK], minlength=len(REASONS))
+            for start in range(0, len(self.reasons), _BLOCK)  # bincount takes a copy of 8 bytes a row
+        )
+        return dict(zip(REASONS, np.asarray(found).tolist(), strict=True))
 
 
 def choose(
@@ -65,8 +96,7 @@ def choose(
     reasons[~readable] = REASONS.index(UNREADABLE)
     finite &= readable
     usable = int(finite.sum())
-    if usable == 0:
-        raise RequestError("no image of the pool can be used: none is readable with a finite score")
+    check_usable(usable)
     ranking = _ranked(scores, finite, method, np.random.default_rng(seed))
     rows = ranking.rows
     admitted = len(rows)
@@ -75,9 +105,7 @@ def choose(
         dropped = near_duplicates(features(rows), deduplicate)
         reasons[rows[dropped]] = REASONS.index(NEAR_DUPLICATE)
         rows = rows[~dropped]
-    wanted = min(max(usable // 2, 1), len(rows)) if count is None else count
-    if wanted > len(rows):
-        raise TooFew(wanted, len(rows), admitted, usable)
+    wanted = how_many(count, len(rows), admitted, usable)
     if balance == "none":
         rows = rows[:wanted]
     else:
@@ -87,7 +115,21 @@ def choose(
             groups = clusters(features(rows), max(1, min(100, len(rows) // 40)), seed)
         rows = rows[pick_balanced(groups, wanted)]
     reasons[rows] = REASONS.index(SELECTED)
-    return Choice(np.sort(rows), reasons, ranking.threshold, admitted)
+    return Choice(reasons, ranking.threshold, admitted)
+
+
+def check_usable(images: int) -> None:
+    """Raises: RequestError where none of the images can be used."""
+    if images == 0:
+        raise RequestError("no image of the pool can be used: none is readable with a finite score")
+
+
+def how_many(count: int | None, left: int, admitted: int, usable: int) -> int:
+    """How many to pick of those that are left. Raises: TooFew where more are requested."""
+    wanted = min(max(usable // 2, 1), left) if count is None else count
+    if wanted > left:
+        raise TooFew(wanted, left, admitted, usable)
+    return wanted
 
 
 def _ranked(

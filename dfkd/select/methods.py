@@ -9,6 +9,7 @@ default. One that is called `gamma` is set by `--gamma` too. `Traits` declares t
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -27,18 +28,6 @@ Balance = Literal["none", "class", "cluster"]
 
 
 @dataclass(frozen=True)
-class Traits(components.Traits):
-    """What a method can declare: `@Traits(balance="class")` above it."""
-
-    balance: Balance = "none"
-    """The balance where `--balance` is not given."""
-    reach: float | None = None
-    """Images are picked evenly among the best `reach` times as many as are wanted; None: among all admitted ones."""
-    typical: bool = False
-    """It selects by `ImageScores.distance`: the pool's filter is fitted to the nearest images alone."""
-
-
-@dataclass(frozen=True)
 class ImageScores:
     """The teacher's answers, one row an image: largest probability, entropy over log(classes), its class."""
 
@@ -50,6 +39,32 @@ class ImageScores:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """What a method ranks by: with it images are chosen while their scores are read, and not held in memory."""
+
+    value: Callable[[ImageScores, np.random.Generator], Float[np.ndarray, " rows"]]
+    """A float32 for each image, the largest first; NaN is not admitted. The generator is that of a part of the pool."""
+    gamma: float | None = None
+    """Admitted is this share of the usable images, the surest ones; None: all."""
+    missing: str = ""
+    """What is said where it admits no image at all."""
+
+
+@dataclass(frozen=True)
+class Traits(components.Traits):
+    """What a method can declare: `@Traits(balance="class")` above it."""
+
+    balance: Balance = "none"
+    """The balance where `--balance` is not given."""
+    reach: float | None = None
+    """Images are picked evenly among the best `reach` times as many as are wanted; None: among all admitted ones."""
+    typical: bool = False
+    """It selects by `ImageScores.distance`: the pool's filter is fitted to the nearest images alone."""
+    scale: Callable[..., Scale] | None = None
+    """From the method's parameters to what it ranks by, where that is one number for each image on its own."""
+
+
+@dataclass(frozen=True)
 class Ranking:
     """Admissible rows, best first, and the confidence threshold that admitted them, if there was one."""
 
@@ -57,7 +72,35 @@ class Ranking:
     threshold: float | None = None
 
 
-@Traits(balance="class")
+def _confidence(scores: ImageScores, rng: np.random.Generator) -> Float[np.ndarray, " rows"]:
+    return scores.confidence
+
+
+def _entropy(scores: ImageScores, rng: np.random.Generator) -> Float[np.ndarray, " rows"]:
+    return scores.entropy
+
+
+def _drawn(scores: ImageScores, rng: np.random.Generator) -> Float[np.ndarray, " rows"]:
+    return rng.random(len(scores.confidence), np.float32)
+
+
+_DRAWS = {"confidence": _confidence, "entropy": _entropy, "random": _drawn}
+_NO_STATISTICS = "it reads the teacher's BatchNorm layers, and this teacher has none; threshold needs none"
+
+
+def _likeness(
+    confidence: Float[np.ndarray, " rows"], distance: Float[np.ndarray, " rows"], weight: float
+) -> Float[np.ndarray, " rows"]:
+    """log(c**weight / d)."""
+    return weight * np.log(confidence) - np.log(np.maximum(distance, np.finfo(np.float32).tiny))
+
+
+def surest(gamma: float, rows: int) -> int:
+    """How many of so many rows the share `gamma` is."""
+    return max(1, math.ceil(round(gamma * rows, 6)))  # rounded first: 0.07 * 100 is a little above 7
+
+
+@Traits(balance="class", scale=lambda gamma, draw: Scale(_DRAWS[draw], gamma))
 def threshold(
     scores: ImageScores,
     rng: np.random.Generator,
@@ -76,7 +119,7 @@ def threshold(
     """
     SHARE.check(gamma=gamma)
     rows = len(scores.confidence)
-    share = max(1, math.ceil(round(gamma * rows, 6)))  # rounded first: 0.07 * 100 is a little above 7
+    share = surest(gamma, rows)
     delta = float(np.partition(scores.confidence, rows - share)[rows - share])
     admitted = np.flatnonzero(scores.confidence >= delta)
     if draw == "random":
@@ -85,7 +128,15 @@ def threshold(
     return Ranking(admitted[_largest_first(value[admitted])], delta)
 
 
-@Traits(balance="class", reach=1.5, typical=True)
+def _statistics_scale(weight: float) -> Scale:
+    def value(scores: ImageScores, rng: np.random.Generator) -> Float[np.ndarray, " rows"]:
+        none = np.full(len(scores.confidence), np.nan, np.float32)
+        return _likeness(scores.confidence, none if scores.distance is None else scores.distance, weight)
+
+    return Scale(value, missing=_NO_STATISTICS)
+
+
+@Traits(balance="class", reach=1.5, typical=True, scale=_statistics_scale)
 def statistics(
     scores: ImageScores, rng: np.random.Generator, *, weight: Annotated[float, Range(least=0)] = 0.0
 ) -> Ranking:
@@ -99,23 +150,25 @@ def statistics(
     """
     Range(least=0).check(weight=weight)
     if scores.distance is None or np.isnan(scores.distance).all():
-        raise RequestError("it reads the teacher's BatchNorm layers, and this teacher has none; threshold needs none")
+        raise RequestError(_NO_STATISTICS)
     known = np.flatnonzero(~np.isnan(scores.distance))
-    tiny = np.finfo(np.float32).tiny
-    value = weight * np.log(scores.confidence[known]) - np.log(np.maximum(scores.distance[known], tiny))
+    value = _likeness(scores.confidence[known], scores.distance[known], weight)
     return Ranking(known[_largest_first(value)])
 
 
+@Traits(scale=lambda: Scale(_drawn))
 def random(scores: ImageScores, rng: np.random.Generator) -> Ranking:
     """Every image alike: the baseline that a selection has to beat."""
     return Ranking(rng.permutation(len(scores.confidence)))
 
 
+@Traits(scale=lambda: Scale(_confidence))
 def confidence(scores: ImageScores, rng: np.random.Generator) -> Ranking:
     """The most confident first: the selection of DFND (Learning student networks in the wild, CVPR 2021)."""
     return Ranking(_largest_first(scores.confidence))
 
 
+@Traits(scale=lambda: Scale(_entropy))
 def entropy(scores: ImageScores, rng: np.random.Generator) -> Ranking:
     """The most uncertain first. Known to be poison by itself (Mosaicking to distill, https://arxiv.org/abs/2110.15094)."""
     return Ranking(_largest_first(scores.entropy))

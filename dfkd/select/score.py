@@ -1,7 +1,7 @@
 """Pool -> scores: the teacher sees every image once; what it says is kept, part by part, for every later selection."""
 
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ SCORE_FORMAT = 3
 PART_ROWS = 16_384
 """Images a part: a killed scoring goes on from its last complete part, an interrupted one from its last batch."""
 SCORES = {"confidence": np.float32, "entropy": np.float32, "prediction": np.int32, "distance": np.float32}
-"""The columns that are held for the whole pool, in the order of `ImageScores`: 16 bytes an image."""
+"""The columns of `ImageScores`, in its order."""
 
 
 def score_logits(
@@ -48,115 +48,136 @@ def score_logits(
 
 
 @dataclass(frozen=True)
-class Share:
-    """The `number`-th of `count` equal shares of a pool's parts: one command's work, of several at once."""
-
-    number: int = 1
-    count: int = 1
-
-    @classmethod
-    def parse(cls, text: str) -> "Share":
-        """From K/N. Raises: RequestError for anything else."""
-        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text, re.ASCII)
-        share = cls(*map(int, match.groups())) if match else cls(0)
-        if not 1 <= share.number <= share.count:
-            raise RequestError(f"--part {text!r} is not K/N with K from 1 to N, such as 1/4")
-        return share
-
-    def parts(self, total: int) -> range:
-        """The numbers of its parts, of `total`: none where there are fewer parts than shares."""
-        return range((self.number - 1) * total // self.count, self.number * total // self.count)
-
-
-WHOLE = Share()
-"""The pool in one share."""
-
-
-@dataclass(frozen=True)
 class PoolScores:
-    """The scores of a whole pool; logits and features stay on disk until rows of them are read."""
+    """The scores of a whole pool. They stay on disk until they are read."""
 
     folder: Path
     tap: Tap | None
     """Where the stored features were taken."""
-    images: ImageScores
+    rows: int
     problems: dict[int, str]
     """Why an image could not be read, by pool index."""
 
     @property
     def readable(self) -> Bool[np.ndarray, " rows"]:
         """False for the images that could not be read."""
-        flags = np.ones(len(self.images.confidence), dtype=bool)
+        flags = np.ones(self.rows, dtype=bool)
         flags[list(self.problems)] = False
         return flags
 
+    @property
+    def images(self) -> ImageScores:
+        """The scores of the whole pool, read into memory: 16 bytes an image."""
+        whole = ImageScores(*(np.empty(self.rows, kind) for kind in SCORES.values()))
+        for part in range(parts_of(self.rows)):
+            scores = self._part(part)
+            for name in SCORES:
+                getattr(whole, name)[part * PART_ROWS : (part + 1) * PART_ROWS] = getattr(scores, name)
+        return whole
+
+    def parts(self) -> Iterator[tuple[ImageScores, Bool[np.ndarray, " rows"]]]:
+        """The scores part by part, and which images could be read."""
+        unreadable = np.array(sorted(self.problems), dtype=np.int64)
+        for part in range(parts_of(self.rows)):
+            scores = self._part(part)
+            readable = np.ones(len(scores.confidence), dtype=bool)
+            first, last = np.searchsorted(unreadable, [part * PART_ROWS, (part + 1) * PART_ROWS])
+            readable[unreadable[first:last] - part * PART_ROWS] = False
+            yield scores, readable
+
+    def at(self, indices: Int[np.ndarray, " picked"]) -> ImageScores:
+        """The scores of sorted pool indices."""
+        parts = [(self._part(part), rows) for part, rows in _by_part(indices)]
+        return ImageScores(
+            *(np.concatenate([getattr(scores, name)[rows] for scores, rows in parts]) for name in SCORES)
+        )
+
     def logits(self, indices: Int[np.ndarray, " picked"]) -> Float[np.ndarray, "picked classes"]:
         """The teacher's float16 logits of sorted pool indices."""
-        parts = [_stored(scores_file(self.folder, p), "logits")[rows] for p, rows in _by_part(indices)]
+        parts = [_stored(scores_file(self.folder, p), ("logits",))["logits"][rows] for p, rows in _by_part(indices)]
         return np.concatenate(parts)
 
     def features(self, indices: Int[np.ndarray, " picked"]) -> Float[np.ndarray, "picked width"]:
         """The teacher's float16 penultimate features of pool indices in any order."""
         order = np.argsort(indices, kind="stable")
         blocks = [
-            _stored(features_file(self.folder, part, self.tap), "features")[rows]
+            _stored(features_file(self.folder, part, self.tap), ("features",))["features"][rows]
             for part, rows in _by_part(indices[order])
         ]
         return np.concatenate(blocks)[np.argsort(order, kind="stable")]
 
+    def _part(self, part: int) -> ImageScores:
+        return ImageScores(**_stored(scores_file(self.folder, part), tuple(SCORES)))
+
+
+Scorer = Callable[[Sequence[int], Callable[[int], None]], Generator[dict[int, str], None, None]]
+"""Scores parts into the pool's folder, and is told how to count images; for each part that is done it gives why images
+of it could not be read, by pool index."""
+
 
 def score_pool(
-    teacher: Classifier,
-    pool: Pool,
-    folder: Path,
-    *,
-    batch_size: int,
-    tap: Tap | None,
-    max_unreadable: float,
-    share: Share = WHOLE,
+    pool: Pool, folder: Path, scorer: Scorer, *, tap: Tap | None, max_unreadable: float, parts: range | None = None
 ) -> PoolScores:
-    """Score every image of a share of the pool that `folder` has no scores of yet, and open the scores.
+    """Score every image of some parts of the pool (None: of all) that `folder` has no scores of yet; open the scores.
 
     With `tap`, the teacher's tap `last`, features are stored too. Memory does not grow with the pool's pixels.
-    Of images outside of the share nothing is opened: their scores are undefined.
-    Raises: RequestError when more than `max_unreadable` of the pool cannot be read. Interrupted after SIGINT
-    or SIGTERM, once the scores that there are of an unfinished part are kept.
+    Of images outside of the parts nothing is opened.
+    Raises: RequestError when more than `max_unreadable` of the pool cannot be read, and what the scorer raises.
     """
-    parts = share.parts(-(-len(pool) // PART_ROWS))
-    images = sum(_rows(pool, part) for part in parts)
-    # Made once, before the first batch: a block kept for every part lies between the teacher's buffers, and the heap
-    # grows around it.
-    whole_pool = ImageScores(*(np.empty(len(pool), kind) for kind in SCORES.values()))
+    parts = range(parts_of(len(pool))) if parts is None else parts
+    images = sum(_rows(len(pool), part) for part in parts)
     problems: dict[int, str] = {}
-    todo, damaged = _cached(folder, parts, tap, whole_pool, problems)
+
+    def check() -> None:
+        if len(problems) > max_unreadable * len(pool):
+            raise TooManyUnreadable(pool, problems, max_unreadable)
+
+    todo, damaged = _cached(folder, parts, tap, len(pool), problems)
     if damaged:
         say(f"scores: {damaged} of {len(parts)} cached parts are damaged and scored again")
+    check()
     if not todo:
         say(f"scores: all {images:,} are cached, the teacher is not run")
     else:
-        done = images - sum(_rows(pool, part) for part in todo)
-        with progress("scoring", images, "images", done) as bar, stop_request() as stop:
+        done = images - sum(_rows(len(pool), part) for part in todo)
+        with progress("scoring", images, "images", done) as bar, closing(scorer(todo, bar.advance)) as scored:
+            for found in scored:
+                problems |= found
+                check()
+    return PoolScores(folder, tap, len(pool), dict(sorted(problems.items())))
+
+
+@dataclass(frozen=True)
+class PartScorer:
+    """Scores parts one after the other, in this process."""
+
+    teacher: Classifier
+    pool: Pool
+    folder: Path
+    batch_size: int
+    tap: Tap | None
+
+    def __call__(self, todo: Sequence[int], advance: Callable[[int], None]) -> Generator[dict[int, str], None, None]:
+        """Score them.
+
+        Raises: Interrupted after SIGINT or SIGTERM, once the scores that there are of an unfinished part are kept.
+        """
+        with stop_request() as stop:
             for part in todo:
-                head = _read_head(folder, part, tap, batch_size)
-                columns = _score_part(teacher, pool, part, batch_size, head, bar.advance, stop)
-                problems |= _problems(part, columns)
-                if len(problems) > max_unreadable * len(pool):
-                    raise TooManyUnreadable(pool, problems, max_unreadable)
-                whole = len(columns["confidence"]) == _rows(pool, part)
-                _write_part(folder, part, columns, tap, head=not whole)
+                head = _read_head(self.folder, part, self.tap, self.batch_size)
+                columns = _score_part(self.teacher, self.pool, part, self.batch_size, head, advance, stop)
+                whole = len(columns["confidence"]) == _rows(len(self.pool), part)
+                _write_part(self.folder, part, columns, self.tap, head=not whole)
                 if stop.signal is not None:
                     raise Interrupted(stop.signal, "the scores so far are kept, the same command goes on from there")
-                _keep(whole_pool, part, columns)
-    if len(problems) > max_unreadable * len(pool):
-        raise TooManyUnreadable(pool, problems, max_unreadable)
-    return PoolScores(folder, tap, whole_pool, dict(sorted(problems.items())))
+                yield _problems(part, columns)
 
 
 def _score_part(
     teacher: Classifier, pool: Pool, part: int, batch_size: int, head: Columns, advance: Any, stop: StopRequest
 ) -> Columns:
     """The columns of a part, of which `head` is scored already; fewer rows where a signal came."""
-    start, rows, scored = part * PART_ROWS, _rows(pool, part), 0
+    start, rows, scored = part * PART_ROWS, _rows(len(pool), part), 0
     part_columns: Columns = {}
     distances = ImageDistances(teacher.network)
 
@@ -219,9 +240,9 @@ def _write_part(folder: Path, part: int, columns: Columns, tap: Tap | None, head
 
 
 def _cached(
-    folder: Path, parts: range, tap: Tap | None, scores: ImageScores, problems: dict[int, str]
+    folder: Path, parts: range, tap: Tap | None, images: int, problems: dict[int, str]
 ) -> tuple[list[int], int]:
-    """The parts that are to be scored, and how many of them are damaged; `scores` and `problems` get the others'."""
+    """The parts that are to be scored, and how many of them are damaged; `problems` gets the others'."""
     todo, damaged = [], 0
     for part in parts:
         if not scores_file(folder, part).exists() or (tap and not features_file(folder, part, tap).exists()):
@@ -229,22 +250,14 @@ def _cached(
             continue
         try:
             columns = read_columns(scores_file(folder, part), (*SCORES, "problem"))
-            if len(columns["confidence"]) != min(PART_ROWS, len(scores.confidence) - part * PART_ROWS):
+            if len(columns["confidence"]) != _rows(images, part):
                 raise Damaged(f"{scores_file(folder, part)} has other rows")
         except Damaged:
             todo.append(part)
             damaged += 1
             continue
         problems |= _problems(part, columns)
-        _keep(scores, part, columns)
     return todo, damaged
-
-
-def _keep(scores: ImageScores, part: int, columns: Columns) -> None:
-    """Put a part's columns into those of the whole pool."""
-    start = part * PART_ROWS
-    for name in SCORES:
-        getattr(scores, name)[start : start + len(columns[name])] = columns[name]
 
 
 def _read_head(folder: Path, part: int, tap: Tap | None, batch_size: int) -> Columns:
@@ -259,10 +272,10 @@ def _read_head(folder: Path, part: int, tap: Tap | None, batch_size: int) -> Col
     return head if len(rows) == 1 and rows.pop() % batch_size == 0 else {}
 
 
-def _stored(file: Path, name: str) -> np.ndarray:
-    """A column that is read when rows of it are needed. Raises: RequestError where it is damaged."""
+def _stored(file: Path, names: tuple[str, ...]) -> Columns:
+    """Columns that are read when rows of them are needed. Raises: RequestError where they are damaged."""
     try:
-        return read_columns(file, (name,))[name]
+        return read_columns(file, names)
     except Damaged as damaged:
         raise RequestError(f"{damaged}; delete it, and the same command scores its images again") from None
 
@@ -276,8 +289,13 @@ def _by_part(indices: Int[np.ndarray, " picked"]) -> Iterator[tuple[int, np.ndar
             yield part, rows - part * PART_ROWS
 
 
-def _rows(pool: Pool, part: int) -> int:
-    return min(PART_ROWS, len(pool) - part * PART_ROWS)
+def parts_of(images: int) -> int:
+    """How many parts there are of so many images."""
+    return -(-images // PART_ROWS)
+
+
+def _rows(images: int, part: int) -> int:
+    return min(PART_ROWS, images - part * PART_ROWS)
 
 
 def scores_file(folder: Path, part: int, head: bool = False) -> Path:

@@ -5,7 +5,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -33,6 +33,7 @@ from dfkd.system.locks import LOCK
 from dfkd.system.portable import portable
 
 FILES_AT_ONCE = 64
+SCORES_AT_ONCE = 8 * ROWS_PER_SHARD
 OWN = (LOCK, JOURNAL, CHECKPOINT, METRICS, LOGS, "data-", "dataset_info.json", "scores.parquet", "state.json", MANIFEST)
 """How the names begin in a folder in which a selection is written."""
 
@@ -63,9 +64,8 @@ class Pictures(Protocol):
 class Scores(Protocol):
     """What the teacher says of the images."""
 
-    @property
-    def images(self) -> ImageScores:
-        """Of all of them."""
+    def at(self, indices: Int[np.ndarray, " picked"]) -> ImageScores:
+        """Of sorted numbers."""
         ...
 
     @property
@@ -101,6 +101,15 @@ class Selected:
     """Of images with 16 bits, those in use."""
     store: int | None = None
     """The shorter side in pixels at which encoded images are written; None: the files as they are."""
+
+    @cached_property
+    def per_class(self) -> Int[np.ndarray, " classes"]:
+        """How many of the selected images there are of each predicted class."""
+        counts = np.zeros(self.model.classes, np.int64)
+        for start in range(0, len(self.choice), SCORES_AT_ONCE):
+            rows = self.choice.some(start, start + SCORES_AT_ONCE)
+            counts += np.bincount(self.scores.at(rows).prediction, minlength=len(counts))
+        return counts
 
 
 def is_done(out: Path, shown: str, content: dict[str, Any]) -> bool:
@@ -159,7 +168,6 @@ def check_partial(partial: Path) -> None:
 def _manifest(selected: Selected, files: list[dict[str, Any]]) -> dict[str, Any]:
     """Counts and results first; `config` is the request, without the paths, which do not decide the content."""
     model, pool, scores, choice = selected.model, selected.pool, selected.scores, selected.choice
-    predictions = scores.images.prediction[choice.indices]
     unreadable = np.array([*scores.problems], dtype=np.int64)
     stored = named(type(selected.config), lambda option: option.stored)
     request = {k: v for k, v in portable(asdict(selected.config)).items() if k in stored}
@@ -169,10 +177,10 @@ def _manifest(selected: Selected, files: list[dict[str, Any]]) -> dict[str, Any]
         "fingerprint": hash_of(selected.content),
         "teacher": model.spec,
         "source": selected.source,
-        "count": len(choice.indices),
+        "count": len(choice),
         "image": {"encoded": pool.encoded, "size": pool.image_size, "channels": model.channels, **bits},
         "classes": model.classes,
-        "per_class": np.bincount(predictions, minlength=model.classes).tolist(),
+        "per_class": selected.per_class.tolist(),
         "threshold": choice.threshold,
         "admitted": choice.admitted,
         "reasons": choice.counts(),
@@ -191,19 +199,18 @@ def _manifest(selected: Selected, files: list[dict[str, Any]]) -> dict[str, Any]
 
 def _rows(selected: Selected, start: int) -> Generator[Rows, None, None]:
     """The shards' content, a shard at a time, in the pool's order, from the `start`-th image on."""
-    pool, scores, picked = selected.pool, selected.scores, selected.choice.indices
-    floor = selected.config.class_dropping
-    with progress("writing", len(picked), "images", start) as bar:
-        for indices, image in _images(pool, picked[start:], selected.store, selected.bits):
-            logits = scores.logits(indices)
+    pool, floor = selected.pool, selected.config.class_dropping
+    with progress("writing", len(selected.choice), "images", start) as bar:
+        for indices, image in _images(pool, selected.choice, start, selected.store, selected.bits):
+            logits, scores = selected.scores.logits(indices), selected.scores.at(indices)
             yield Rows(
                 image=image,
                 source=pool.origins(indices),
-                prediction=scores.images.prediction[indices],
-                confidence=scores.images.confidence[indices],
-                entropy=scores.images.entropy[indices],
+                prediction=scores.prediction,
+                confidence=scores.confidence,
+                entropy=scores.entropy,
                 logits=logits,
-                kept_classes=_kept(logits, scores.images.prediction[indices], floor),
+                kept_classes=_kept(logits, scores.prediction, floor),
             )
             bar.advance(len(indices))
 
@@ -218,27 +225,28 @@ def _kept(
 
 
 def _images(
-    pool: Pictures, indices: Int[np.ndarray, " selected"], store: int | None, bits: int | None
+    pool: Pictures, choice: Choice, first: int, store: int | None, bits: int | None
 ) -> Iterator[tuple[Int[np.ndarray, " rows"], UInt8[np.ndarray, "rows size size channels"] | list[bytes]]]:
-    """The selected images, cut into shards: at most so many rows, and of encoded files at most so many bytes."""
+    """The selected images from the `first` on, cut into shards: at most so many rows, and of encoded files at most so
+    many bytes."""
     if not pool.encoded:
-        for start in range(0, len(indices), ROWS_PER_SHARD):
-            rows = indices[start : start + ROWS_PER_SHARD]
+        for start in range(first, len(choice), ROWS_PER_SHARD):
+            rows = choice.some(start, start + ROWS_PER_SHARD)
             yield rows, _pixels(pool, rows)
         return
     files: list[bytes] = []
-    first = size = 0
+    size = 0
     threads = ThreadPoolExecutor(processors())
-    for start in range(0, len(indices), FILES_AT_ONCE):
-        some: Iterable[bytes] = pool.files(indices[start : start + FILES_AT_ONCE])
+    for start in range(first, len(choice), FILES_AT_ONCE):
+        some: Iterable[bytes] = pool.files(choice.some(start, start + FILES_AT_ONCE))
         for file in some if store is None else threads.map(partial(reencoded, side=store, bits=bits), some):
             if files and (size + len(file) > BYTES_PER_SHARD or len(files) == ROWS_PER_SHARD):
-                yield indices[first : first + len(files)], files
+                yield choice.some(first, first + len(files)), files
                 first, files, size = first + len(files), [], 0
             files.append(file)
             size += len(file)
     if files:
-        yield indices[first:], files
+        yield choice.some(first, len(choice)), files
 
 
 def _pixels(pool: Pictures, indices: Int[np.ndarray, " rows"]) -> UInt8[np.ndarray, "rows size size channels"]:
@@ -255,16 +263,17 @@ def _write_scores(path: Path, selected: Selected) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pool, images, choice = selected.pool, selected.scores.images, selected.choice
+    pool, choice = selected.pool, selected.choice
 
     def table(start: int) -> Any:
-        rows = np.arange(start, min(start + 8 * ROWS_PER_SHARD, len(pool)))
+        rows = np.arange(start, min(start + SCORES_AT_ONCE, len(pool)))
+        scores = selected.scores.at(rows)
         columns = {
             "source": pool.origins(rows),
-            "prediction": images.prediction[rows],
-            "confidence": images.confidence[rows],
-            "entropy": images.entropy[rows],
-            **({} if images.distance is None else {"distance": images.distance[rows]}),
+            "prediction": scores.prediction,
+            "confidence": scores.confidence,
+            "entropy": scores.entropy,
+            **({} if scores.distance is None else {"distance": scores.distance}),
             "reason": pa.DictionaryArray.from_arrays(pa.array(choice.reasons[rows]), pa.array(REASONS)),
         }
         return pa.table(columns)
@@ -272,5 +281,5 @@ def _write_scores(path: Path, selected: Selected) -> None:
     first = table(0)
     with replacing(path) as partial, pq.ParquetWriter(partial, first.schema) as writer:
         writer.write_table(first)
-        for start in range(8 * ROWS_PER_SHARD, len(pool), 8 * ROWS_PER_SHARD):
+        for start in range(SCORES_AT_ONCE, len(pool), SCORES_AT_ONCE):
             writer.write_table(table(start))

@@ -64,6 +64,15 @@ def user_path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def can_exist(path: Path) -> bool:
+    """Whether a file system takes such a name: where it is too long, asking for the file raises an error."""
+    try:
+        path.lstat()
+    except OSError as error:
+        return error.errno != errno.ENAMETOOLONG
+    return True
+
+
 def sync(path: Path) -> None:
     """Flush a file or a folder's entries to the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -1,5 +1,6 @@
 import io
 import os
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from dfkd.data import open_pool
+from dfkd.data.readers import tar
 from dfkd.data.readers.tar import TarReader
 from dfkd.system.errors import RequestError
 
@@ -120,6 +122,23 @@ def test_where_the_members_lie_is_kept_for_the_next_command(
         pool.origins(np.arange(2))
     write_tar(path, {f"{i}.png": encode(patches[i]) for i in (4, 5)})
 
+    pool = open_pool([str(path)], image_size=16, channels=3)
+    tar._recent_headers.cache_clear()
+    shutil.rmtree(tmp_path / "cache")
+    assert np.array_equal(pool.images(np.arange(2)).pixels, patches[4:6]), "a cache that was cleared since"
+
     (tmp_path / "file").touch()
     monkeypatch.setenv("DFKD_CACHE", str(tmp_path / "file"))
     assert np.array_equal(pixels(), patches[4:6]), "a cache that cannot be written is no trouble"
+
+
+def test_where_the_members_lie__is_in_memory_of_few_archives(
+    tmp_path: Path, patches: np.ndarray, encode: Callable
+) -> None:
+    for number in range(3):
+        write_tar(tmp_path / f"{number}.tar", {f"{i}.png": encode(patches[i % 12]) for i in range(50)})
+    pool = open_pool([str(tmp_path / "{0..2}.tar")], image_size=16, channels=3)
+    assert not [
+        held for _, reader, _ in pool._parts for held in vars(reader).values() if isinstance(held, (np.ndarray, tuple))
+    ]
+    assert pool.origins(np.array([149, 0])) == ["2.tar/49.png", "0.tar/0.png"]

@@ -29,11 +29,11 @@ from dfkd.distill.objective import build_objective
 from dfkd.distill.prepare import prepare
 from dfkd.distill.setting import Setting
 from dfkd.generators.build import build, choose
-from dfkd.models import cifar_resnet
+from dfkd.models import cifar_resnet, soft_tree
 from dfkd.models.classifier import answer
 from dfkd.models.features.find_taps import find_taps, match_groups
 from dfkd.models.features.spread import spread
-from dfkd.models.features.taps import Tapped
+from dfkd.models.features.taps import Tap, Tapped
 from dfkd.models.load import load_model
 from dfkd.select.class_dropping import kept_classes
 from dfkd.system import ranks
@@ -51,6 +51,7 @@ OPTIONS = (
     "kd:hard=0.5", "kd:dropped=renormalize", "relation:of=logits", "rkd:of=logits", "cc:kernel=bilinear",
     "sp:normalize=frobenius", "pkt:diagonal=true", "crd:positive=memory", "bss:samples=4", "logits:norm=l1",
     "nst:kernel=gaussian", "simkd:projector=linear", "vid:last=true", "reviewkd:last=true", "at:squared=true",
+    "tree",
 )  # fmt: skip
 LOSSES = [*(name.lower() for name in losses.__all__), *OPTIONS, "ft in preparation", "kd rkd ofd"]
 GENERATORS = [name.lower() for name in generators.__all__]
@@ -62,16 +63,18 @@ def of_loss(name):
     specs = name.removesuffix(" in preparation").split()
     torch.manual_seed(1)
     teacher = cifar_resnet(8, 8, CLASSES).eval().requires_grad_(False)
-    student, objective = Plain(CLASSES), build_objective(specs)
+    objective = build_objective(specs)
+    of_tree = {path: Tap(path) for path in objective.student_modules}
+    student = soft_tree(3, image_size=16, num_classes=CLASSES) if of_tree else Plain(CLASSES)
     taps = match_groups(
         *(find_taps(n, torch.zeros(1, 3, 16, 16), None, objective.taps).taps for n in (teacher, student))
     )
-    tapped = Tapped(student, taps[1])
+    tapped = Tapped(student, taps[1] | of_tree)
     theirs_of = partial(answer, Tapped(teacher, taps[0]), PLACE)
     answers = [spread(partial(answer, tapped, PLACE)), spread(theirs_of)]
     with torch.no_grad():
         probe = [run(torch.zeros(2, 3, 16, 16)) for run in answers]
-        objective.setup(*probe, Setting(*answers, student.linear, teacher.linear, IMAGES))
+        objective.setup(*probe, Setting(*answers, getattr(student, "linear", None), teacher.linear, IMAGES))
     for loss in objective.losses if name == specs[0] else ():
         loss.steps = loss.preparation  # it is over: now the student learns
 

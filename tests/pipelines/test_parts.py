@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from dfkd.models.classifier import Classifier
-from dfkd.select import pool_filter, score
+from dfkd.select import pool_filter, score, stage, streaming
+from dfkd.select.share import Share
+from dfkd.system.errors import RequestError
 
 
 def tree(folder):
@@ -48,6 +50,51 @@ def test_shares_that_were_scored_apart_are_one_selection(lab, tmp_path, cache, s
     assert tree(tmp_path / "apart") == tree(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--method", "threshold"),
+        ("--method", "threshold:draw=entropy", "--gamma", 0.6, "--balance", "none", "--count", 500),
+        ("--method", "statistics", "--count", 301),
+    ],
+)
+def test_a_pool_whose_scores_are_not_held_in_memory_is_the_same_selection(lab, tmp_path, cache, monkeypatch, options):
+    cache("whole")
+    assert lab.select(tmp_path / "held", *options) == 0
+    monkeypatch.setattr(streaming, "IN_MEMORY", 1199)
+    monkeypatch.setattr(stage, "choose", lambda *a, **k: pytest.fail("chosen in memory"))
+    assert lab.select(tmp_path / "read", *options) == 0
+    assert tree(tmp_path / "read") == tree(tmp_path / "held")
+
+
+def test_a_pool_whose_scores_are_not_held_in_memory_is_drawn_from_by_the_seed(
+    lab, tmp_path, cache, monkeypatch, capsys
+):
+    cache("whole")
+    monkeypatch.setattr(streaming, "IN_MEMORY", 1199)
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert lab.select(tmp_path / name, "--method", "random", "--count", 300, "--seed", seed) == 0
+    drawn = [(tmp_path / name / "data-00000.arrow").read_bytes() for name in "abc"]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert lab.select(tmp_path / "d", "--method", "threshold", "--gamma", 0.1, "--count", 400) == 2
+    assert "--count=400 is above the 120 images that are left of 1200 usable ones" in capsys.readouterr().err
+
+
+def test_a_scale_of_ones_own_that_fails_is_one_line(lab, tmp_path, cache, monkeypatch, capsys):
+    cache("whole")
+    (tmp_path / "own_scale.py").write_text(
+        "from dfkd.select.methods import Ranking, Scale, Traits\n"
+        "def fails(scores, rng):\n    raise KeyError('nothing')\n"
+        "@Traits(scale=lambda far=1.0: Scale(fails))\ndef mine(scores, rng, *, far: float = 1.0):\n    return 0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(streaming, "IN_MEMORY", 1199)
+    assert lab.select(tmp_path / "a", "--method", "own_scale.mine:far=2") == 2
+    assert (
+        "method 'own_scale.mine:far=2.0' failed: KeyError: 'nothing' (own_scale.py, line 3)" in capsys.readouterr().err
+    )
+
+
 def test_what_is_missing_of_the_shares_is_scored_by_the_last_command(lab, tmp_path, cache, scored):
     cache("parts")
     for part in ("1/4", "4/4"):
@@ -61,7 +108,7 @@ def test_what_is_missing_of_the_shares_is_scored_by_the_last_command(lab, tmp_pa
 def test_every_part_of_a_pool_is_in_one_share():
     for total in (1, 5, 6104):
         for count in (1, 2, 7, 64):
-            shares = [score.Share(number, count).parts(total) for number in range(1, count + 1)]
+            shares = [Share(number, count).parts(total) for number in range(1, count + 1)]
             assert [part for share in shares for part in share] == list(range(total))
             assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -79,7 +126,49 @@ def test_more_shares_than_parts_and_a_selection_that_is_there(lab, tmp_path, cac
 @pytest.mark.parametrize("part", ["0/4", "5/4", "1/0", "x", "", "1/2/3", "-1/2", "1.5/2", "٣/٤"])
 def test_what_is_no_share_is_refused(lab, tmp_path, capsys, part):
     assert lab.select(tmp_path / "s", f"--part={part}") == 2
-    assert f"--part {part!r} is not K/N with K from 1 to N, such as 1/4" in capsys.readouterr().err
+    assert f"--part {part!r} is not K/N with K from 1 to N, such as 1/4, and not slurm" in capsys.readouterr().err
+
+
+def array_task(**variables):
+    return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in variables.items()}
+
+
+@pytest.mark.parametrize(
+    ("task", "share"),
+    [
+        (array_task(ID=0, COUNT=16, MIN=0, MAX=15, STEP=1), Share(1, 16)),
+        (array_task(ID=15, COUNT=16, MIN=0, MAX=15), Share(16, 16)),
+        (array_task(ID=3, COUNT=4, MIN=1, MAX=4, STEP=1), Share(3, 4)),
+        (array_task(ID=18, COUNT=3, MIN=10, MAX=18, STEP=4), Share(3, 3)),
+    ],
+)
+def test_part_slurm__counts_from_the_first_task_of_the_array(task, share):
+    assert Share.parse("slurm", task) == share
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        ({}, "SLURM_ARRAY_TASK_ID is not set; submit the command with sbatch --array=0-15, or give K/N"),
+        (array_task(ID=1, COUNT=2, MIN=0), "SLURM_ARRAY_TASK_MAX is not set"),
+        (array_task(ID="x", COUNT=2, MIN=0, MAX=1), "SLURM_ARRAY_TASK_ID='x' is not a whole number"),
+        (array_task(ID=3, COUNT=3, MIN=1, MAX=7), "task 3 of 3 tasks from 1 to 7 in steps of 1 is none"),
+        (array_task(ID=2, COUNT=3, MIN=1, MAX=5, STEP=2), "task 2 of 3 tasks from 1 to 5 in steps of 2 is none"),
+        (array_task(ID=9, COUNT=2, MIN=0, MAX=1), "task 9 of 2 tasks"),
+    ],
+)
+def test_part_slurm__of_no_range_of_tasks_is_refused(task, said):
+    with pytest.raises(RequestError, match=f"--part slurm: {said}"):
+        Share.parse("slurm", task)
+
+
+def test_part_slurm__scores_its_share(lab, tmp_path, cache, scored, monkeypatch, capsys):
+    cache("array")
+    for name, value in array_task(ID=6, COUNT=2, MIN=5, MAX=6, STEP=1).items():
+        monkeypatch.setenv(name, value)
+    assert lab.select(tmp_path / "s", "--part", "slurm") == 0
+    assert sum(scored) == 700
+    assert "part 2/2 is scored" in capsys.readouterr().err
 
 
 def test_of_the_pool_too_much_can_be_unreadable_and_not_of_a_share(lab, tmp_path, cache, capsys):

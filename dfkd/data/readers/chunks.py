@@ -5,7 +5,9 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from dfkd.data.readers.remote import RemoteFile
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -61,11 +63,10 @@ class ParquetChunks:
     The last two are kept, so that a batch across a border reads neither twice.
     """
 
-    def __init__(self, path: Path) -> None:
-        import pyarrow.parquet as pq
-
+    def __init__(self, path: Path | RemoteFile) -> None:
         self._path = path
-        with pq.ParquetFile(path) as file:
+        self._metadata: Any = None
+        with self._file() as file:
             self.schema, self._metadata = file.schema_arrow, file.metadata
         self._pieces = [piece for i in range(self._metadata.num_row_groups) for piece in self._cut(i)]
         self.lengths = [rows for _, _, _, rows in self._pieces]
@@ -77,7 +78,8 @@ class ParquetChunks:
         """Read, decompress and keep one piece of a column."""
         with self._lock:
             if (column, index) not in self._kept:
-                self._path.stat()  # of a file that has vanished, pyarrow's own error does not name it
+                if isinstance(self._path, Path):
+                    self._path.stat()  # of a file that has vanished, pyarrow's own error does not name it
                 if len(self._kept) == 2:
                     self._kept.popitem(last=False)
                 array = self._read(column, index)
@@ -85,6 +87,13 @@ class ParquetChunks:
                 self._kept[column, index] = array
             self._kept.move_to_end((column, index))
             return self._kept[column, index]
+
+    def _file(self) -> Any:
+        import pyarrow.parquet as pq
+
+        if isinstance(self._path, Path):
+            return pq.ParquetFile(self._path, metadata=self._metadata)
+        return pq.ParquetFile(self._path.open(ahead=0), metadata=self._metadata, pre_buffer=True)
 
     def _cut(self, group: int) -> Iterator[tuple[int, int, int, int]]:
         """The pieces of a row group: its index, the piece's number, the rows of all pieces but the last, its own."""
@@ -99,17 +108,16 @@ class ParquetChunks:
 
     def _read(self, column: str, index: int) -> "pa.Array":
         """One piece; those of a large row group are read one after the other, as a pool is."""
-        import pyarrow.parquet as pq
-
         group, number, step, _ = self._pieces[index]
         if step == self._metadata.row_group(group).num_rows:
-            with pq.ParquetFile(self._path, metadata=self._metadata) as file:
+            with self._file() as file:
                 return file.read_row_group(group, columns=[column]).column(column).combine_chunks()
         if number and self._open is not None and self._open[:2] == (column, index):
             batches = self._open[2]
         else:
-            file = pq.ParquetFile(self._path, metadata=self._metadata)
-            batches = file.iter_batches(batch_size=step, row_groups=[group], columns=[column], use_threads=False)
+            batches = self._file().iter_batches(
+                batch_size=step, row_groups=[group], columns=[column], use_threads=False
+            )
             batches = islice(batches, number, None)
         self._open = None
         batch = next(batches, None)
@@ -120,7 +128,5 @@ class ParquetChunks:
 
     def whole(self, column: str) -> "pa.ChunkedArray":
         """Read one column."""
-        import pyarrow.parquet as pq
-
-        with pq.ParquetFile(self._path, metadata=self._metadata) as file:
+        with self._file() as file:
             return file.read(columns=[column]).column(column)

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from dfkd.data.readers.remote import RemoteFile
 from dfkd.system.errors import RequestError
 
 IMAGE_SUFFIXES = frozenset(
@@ -49,8 +50,10 @@ class Reader(Protocol):
         """Raises: RequestError where there are none."""
 
 
-def file_state(path: Path) -> dict[str, int]:
+def file_state(path: Path | RemoteFile) -> dict[str, int | str]:
     """The identity of a file that is too large to be hashed: its size in bytes and when it was written."""
+    if isinstance(path, RemoteFile):
+        return path.state()
     status = path.stat()
     return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
 

@@ -12,6 +12,7 @@ from jaxtyping import Int64, UInt8
 
 from dfkd.data.readers.chunks import ArrowChunks, Chunks, ParquetChunks
 from dfkd.data.readers.reader import NoImages, Unreadable, as_labels, as_nhwc, file_state, image_shape, row_numbers
+from dfkd.data.readers.remote import RemoteFile
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import hash_of
@@ -108,6 +109,8 @@ class TableReader:
             if values.null_count:
                 row = values.is_null().index(True).as_py()
                 raise ValueError(f"column {column!r} has no label in {values.null_count:,} rows, the first is #{row}")
+        except RequestError:
+            raise
         except (ValueError, OSError, KeyError, pa.ArrowException) as error:
             raise RequestError(f"labels of {self._name!r}: {error}") from error
         return column, values
@@ -132,6 +135,8 @@ class TableReader:
             if len(array) != self._chunks.lengths[index]:
                 raise ValueError(f"{len(array)} rows, not {self._chunks.lengths[index]}")
             return array
+        except RequestError:  # an object store's: it names the file
+            raise
         except (ValueError, OSError, KeyError, pa.ArrowException) as error:
             raise RequestError(f"{self._name!r} is damaged ({error}); fetch or write it again") from error
 
@@ -200,7 +205,7 @@ class TableReader:
         return array.to_numpy(zero_copy_only=True).reshape(rows, *self._stored)
 
 
-def open_parquet(path: Path) -> TableReader:
+def open_parquet(path: Path | RemoteFile) -> TableReader:
     """A Parquet file. Raises: RequestError where it is none."""
     import pyarrow as pa
 

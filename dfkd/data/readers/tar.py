@@ -1,5 +1,6 @@
 """WebDataset `.tar`: the headers are read once, and where they lie is kept; members by their position after that."""
 
+import io
 import json
 import os
 import posixpath
@@ -8,59 +9,61 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
 
 from dfkd.data.readers import content
 from dfkd.data.readers.reader import IMAGE_SUFFIXES, NoImages, Unreadable, file_state, printable
+from dfkd.data.readers.remote import AHEAD, RemoteFile
+from dfkd.data.readers.tar_member import Member, bytes_of, is_apple_double, key_of, member_at, plain
 from dfkd.system.checked_parquet import Damaged, read_columns, write_columns
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import cache_folder, hash_of, write_json
 
-_BLOCK = tarfile.BLOCKSIZE
 _MOST_EMPTY = 1 << 20
 """Bytes of an archive without members: blocks of zeros, as many as the writer puts in one record."""
 _MOST_STEPS = 8
 """From link to link, which may lead round."""
-_MOST_SPARSE = 1 << 26
-"""Bytes of an image that was stored with holes: they cost an archive nothing, and fill the memory."""
 _MOST_KINDS = 8
 """Images of one sample that are told apart by the ends of their names; more are a collection under one name."""
+_MOST_OPEN = 32
+"""Archives whose headers are held in memory, 8 bytes an image."""
+_NEAR = 1 << 18
+"""Bytes of an archive in an object store that are rather read than skipped with another request."""
+_MOST_AHEAD = 4 * AHEAD
 _RULES = 4
 """The number of the rules by which a member is an image; an index that was kept under others is not read."""
 
 
-class _Member(NamedTuple):
-    """A member's name, where its bytes lie, and where the next member's header begins; names are None for no file."""
+class _Headers(NamedTuple):
+    """Where the images' headers lie, and of links by their own also those that they stand for."""
 
-    name: str | None
-    start: int
-    size: int
-    next: int
-    link: str | None = None
-    """The member whose bytes a link stands for."""
-    sparse: bool = False
-    """Whether its bytes lie in pieces, with holes between them."""
+    positions: Int64[np.ndarray, " images"]
+    linked: dict[int, int]
 
 
 class TarReader:
-    """The image members of one uncompressed tar file. It holds 8 bytes an image: names are read from the headers.
+    """The image members of one uncompressed tar file. Where they lie is read from the cache, names from the headers.
 
     `member` names the one image of a WebDataset sample that is taken, by all that follows the key: `jpg`, `mask.png`.
     """
 
     shape = None
 
-    def __init__(self, path: Path, member: str = "") -> None:
+    def __init__(self, path: Path | RemoteFile, member: str = "") -> None:
         self._path, self._only = path, member.lower()
         self.identity: dict[str, Any] = {"format": "tar", **file_state(path)}
         if member:
             self.identity["member"] = self._only
-        self._positions, self._linked, notes, self.left_out = self._index()
+        self._kept = cache_folder() / "tars" / f"{hash_of([_RULES, _absolute(path), self.identity])}.parquet"
+        self._held: _Headers | None = None
+        headers, notes, self.left_out = self._index()
+        self._count = len(headers.positions)
         if not len(self):
             wanted = f"named KEY.{member}" if member else f"({' '.join(sorted(IMAGE_SUFFIXES))})"
             raise NoImages(f"{str(path)!r} holds no images {wanted}")
@@ -68,23 +71,25 @@ class TarReader:
             say(line)
 
     def __len__(self) -> int:
-        return len(self._positions)
+        return self._count
 
     def read(self, indices: Int64[np.ndarray, " n"]) -> list[object]:
         """Each member's bytes."""
         try:
-            with self._path.open("rb", buffering=0) as file:
-                positions = self._positions[indices].tolist()
-                return [_bytes(file, self._linked.get(position, position)) for position in positions]
+            headers = self._headers()
+            with self._opened(headers, indices) as file:
+                positions = headers.positions[indices].tolist()
+                return [bytes_of(file, headers.linked.get(position, position)) for position in positions]
         except OSError as error:  # the file was there when the pool was opened
             return [Unreadable(f"cannot be read from its tar file: {error.strerror}")] * len(indices)
 
     def members(self, indices: Int64[np.ndarray, " n"]) -> list[str]:
         """`/key.jpg`. Raises: RequestError where there are other headers than when the archive was first opened."""
-        positions = self._positions[indices].tolist()
+        headers = self._headers()
+        positions = headers.positions[indices].tolist()
         try:
-            with self._path.open("rb", buffering=0) as file:
-                names = [_member(file, position, check=True).name or "" for position in positions]
+            with self._opened(headers, indices) as file:
+                names = [member_at(file, position, check=True).name or "" for position in positions]
         except tarfile.TarError as error:
             raise RequestError(f"{str(self._path)!r} has changed since it was first opened ({error})") from None
         return [f"/{printable(name.encode('utf-8', 'surrogateescape'))}" for name in names]
@@ -97,10 +102,11 @@ class TarReader:
         classes: dict[str, int] = {}
         of_key: dict[str, set[int]] = {}
         images: list[tuple[str, str]] = []
-        with self._path.open("rb", buffering=0) as file:
+        positions = self._headers().positions
+        with _binary(self._path) as file:
             for position, member in self._scan():
                 name = member.name or ""
-                stem, (key, end) = posixpath.splitext(name)[0], _key(name)
+                stem, (key, end) = posixpath.splitext(name)[0], key_of(name)
                 if member.link is not None and end == "cls":
                     if (target := posixpath.splitext(member.link)[0]) in classes:
                         classes[stem] = classes[target]
@@ -111,7 +117,7 @@ class TarReader:
                     if classes.setdefault(stem, label) != label:
                         raise RequestError(f"{name!r} is twice in {str(self._path)!r}, as {classes[stem]} and {label}")
                     of_key.setdefault(key, set()).add(label)
-                elif len(images) < len(self) and self._positions[len(images)] == position:
+                elif len(images) < len(self) and positions[len(images)] == position:
                     images.append((stem, key))
         return np.array([self._label(classes, of_key, *image) for image in images], np.int64)
 
@@ -132,24 +138,43 @@ class TarReader:
             raise RequestError(f"{str(self._path)!r} has several labels for {stem!r}; name its label {stem + '.cls'!r}")
         return next(iter(labels))
 
-    def _index(self) -> tuple[Int64[np.ndarray, " images"], dict[int, int], list[str], dict[str, int]]:
-        """Where the images' headers lie, of links also those that they stand for, notes, and what is left out.
+    def _opened(self, headers: _Headers, indices: Int64[np.ndarray, " n"]) -> io.RawIOBase:
+        """The archive, of an object store by ranges: members that lie near each other are fetched with one request."""
+        if isinstance(self._path, Path):
+            return self._path.open("rb", buffering=0)
+        ends = np.append(headers.positions, self._path.stat().st_size)
+        span = int(ends[indices.max() + 1] - ends[indices.min()]) if len(indices) else 0
+        near = span <= len(indices) * _NEAR and span <= _MOST_AHEAD
+        return self._path.open(ahead=span if near else _NEAR)
 
-        It is kept in the cache, for every command opens the whole pool.
+    def _headers(self) -> _Headers:
+        """Where the images' headers lie: those of the archives that were read last are in memory."""
+        if self._held is None:
+            try:
+                return _recent_headers(self._kept)
+            except Damaged:  # the cache was cleared since the archive was opened
+                self._index()
+        return self._held or _recent_headers(self._kept)
+
+    def _index(self) -> tuple[_Headers, list[str], dict[str, int]]:
+        """Where the images' headers lie, notes, and what is left out.
+
+        It is kept in the cache, for every command opens the whole pool; where that cannot be written, in memory.
         """
-        kept = cache_folder() / "tars" / f"{hash_of([_RULES, os.path.abspath(self._path), self.identity])}.parquet"
-        said = kept.with_suffix(".json")  # written before: where there is none, there was nothing to say
+        said = self._kept.with_suffix(".json")  # written before: where there is none, there was nothing to say
         with suppress(Damaged):  # or not there
-            columns = read_columns(kept, ("position", "data"))
+            headers = _read_headers(self._kept)
             others = json.loads(said.read_text("utf-8")) if said.exists() else {"notes": [], "left_out": {}}
-            linked = _differing(columns["position"], columns["data"])
-            return columns["position"], linked, others["notes"], others["left_out"]
+            return headers, others["notes"], others["left_out"]
         positions, data, notes, left_out = self._images()
-        with suppress(OSError):  # a cache that cannot be written costs the headers again
+        headers = _Headers(positions, _differing(positions, data))
+        try:
             if notes:
                 write_json(said, {"notes": notes, "left_out": left_out})
-            write_columns(kept, {"position": positions, "data": data})
-        return positions, _differing(positions, data), notes, left_out
+            write_columns(self._kept, {"position": positions, "data": data})
+        except OSError:  # then every command reads the headers again
+            self._held = headers
+        return headers, notes, left_out
 
     def _images(
         self,
@@ -157,7 +182,7 @@ class TarReader:
         """The headers of the images, those of their bytes, notes, and how many others there are of each kind."""
         positions, data, targets = array("q"), array("q"), dict[int, int]()
         left_out, kinds, several, before = Counter[str](), set[str](), 0, ("", "")
-        with self._path.open("rb", buffering=0) as file:
+        with _binary(self._path) as file:
             for position, member in self._scan():
                 if member.link is not None and not targets:
                     targets = self._targets()
@@ -167,7 +192,7 @@ class TarReader:
                     if suffix not in content.DATA_SUFFIXES:
                         left_out[suffix if target >= 0 else "links to nothing in it"] += 1
                     continue
-                sample = _key(name)
+                sample = key_of(name)
                 if sample[0] == before[0]:
                     several += 1
                     if len(kinds) <= _MOST_KINDS:
@@ -188,11 +213,9 @@ class TarReader:
     def _targets(self) -> dict[int, int]:
         """The headers of the bytes that links stand for, by the links' own; a link out of the archive is not there."""
         links = {position: member for position, member in self._scan() if member.link is not None}
-        where = {_plain(member.name): position for position, member in links.items()}
+        where = {plain(member.name): position for position, member in links.items()}
         wanted = {member.link for member in links.values()}
-        where |= {
-            _plain(m.name): position for position, m in self._scan() if m.link is None and _plain(m.name) in wanted
-        }
+        where |= {plain(m.name): position for position, m in self._scan() if m.link is None and plain(m.name) in wanted}
         found = {}
         for position, member in links.items():
             end, steps = where.get(member.link or ""), 0
@@ -201,18 +224,18 @@ class TarReader:
             found[position] = -1 if end is None or end in links else end
         return found
 
-    def _scan(self) -> Iterator[tuple[int, _Member]]:
+    def _scan(self) -> Iterator[tuple[int, Member]]:
         """Yield the header position and the member of every regular file and link, but for those that macOS adds."""
         end = self._path.stat().st_size
         if 0 < end <= _MOST_EMPTY and not self._path.read_bytes().strip(b"\0"):
             return
         position = 0
         try:
-            with self._path.open("rb", buffering=0) as file:
-                while (member := _member(file, position, check=True)).next > position:
+            with _binary(self._path) as file:
+                while (member := member_at(file, position, check=True)).next > position:
                     if member.start + member.size > end:
                         raise tarfile.ReadError(f"{member.name!r} is cut short")
-                    if member.name is not None and not _is_apple_double(member.name):
+                    if member.name is not None and not is_apple_double(member.name):
                         yield position, member
                     position = member.next
         except tarfile.TarError as error:
@@ -221,102 +244,32 @@ class TarReader:
             ) from error
 
 
-def _bytes(file: BinaryIO, position: int) -> bytes | Unreadable:
-    """What the member at `position` holds."""
-    try:
-        member = _member(file, position, check=True)
-    except tarfile.TarError as error:
-        return Unreadable(f"cannot be read from its tar file: {error}")
-    if member.sparse:
-        return _without_holes(file, position)
-    file.seek(member.start)
-    data = file.read(member.size)
-    return Unreadable("the tar file ends before it") if len(data) < member.size else data
+def _read_headers(kept: Path) -> _Headers:
+    """From the cache. Raises: Damaged where there are none."""
+    columns = read_columns(kept, ("position", "data"))
+    return _Headers(columns["position"], _differing(columns["position"], columns["data"]))
 
 
-def _without_holes(file: BinaryIO, position: int) -> bytes | Unreadable:
-    """What a sparse member at `position` holds."""
-    file.seek(position)
-    try:
-        with tarfile.TarFile(fileobj=file) as tar:
-            info = tar.next()
-            if info is None or info.size > _MOST_SPARSE:
-                return Unreadable("it is stored with holes and above 64 MB without them")
-            content = tar.extractfile(info)
-            return content.read() if content is not None else Unreadable("the tar file ends before it")
-    except tarfile.TarError as error:
-        return Unreadable(f"cannot be read from its tar file: {error}")
+_recent_headers = lru_cache(maxsize=_MOST_OPEN)(_read_headers)
 
 
-def _member(file: BinaryIO, position: int, check: bool = False) -> _Member:
-    """Read the header at `position`; at the end of the archive `next` is `position`. Raises: tarfile.TarError.
-
-    A plain ustar header is parsed here, ten times as fast as by `tarfile`, which does all others (long names, pax);
-    `check` compares its checksum.
-    """
-    file.seek(position)
-    header = file.read(_BLOCK)
-    if header[156:157] in (b"0", b"\0") and header[257:262] == b"ustar" and header[124] < 0x80:
-        name, prefix = header[:100].rstrip(b"\0"), header[345:500].rstrip(b"\0") if header[262:263] == b"\0" else b""
-        try:
-            size = int(header[124:136].strip(b" \0") or b"0", 8)
-            good = not check or sum(header) - sum(header[148:156]) + 8 * 32 == int(header[148:156].strip(b" \0"), 8)
-        except ValueError:
-            good = False
-        if not good or size < 0:
-            raise tarfile.ReadError("a header is damaged")
-        full = prefix + b"/" + name if prefix else name
-        start = position + _BLOCK
-        return _Member(
-            _clean(full.decode("utf-8", "surrogateescape")), start, size, start + -(-size // _BLOCK) * _BLOCK
-        )
-    if not header.strip(b"\0") and position > 0:  # two blocks of zeros, or nothing: the end
-        return _Member(None, position, 0, position)
-    tarfile.TarInfo.frombuf(header, tarfile.ENCODING, "surrogateescape")  # TarFile takes a broken header for the end
-    file.seek(position)
-    with tarfile.TarFile(fileobj=file) as tar:
-        info = tar.next()
-        if info is None:
-            return _Member(None, position, 0, position)
-        regular, sparse = info.isreg(), info.issparse()
-        link = None
-        if info.islnk() or info.issym():  # a hard link's name begins at the top
-            link = _plain(posixpath.join(posixpath.dirname(info.name) if info.issym() else "", info.linkname))
-        called = _clean(info.name) if regular or link is not None else None
-        size = info.size * (regular and not sparse)  # of a sparse one the pieces are shorter
-        return _Member(called, info.offset_data, size, tar.offset, link, sparse)
-
-
-def _is_apple_double(name: str) -> bool:
-    """Whether a member holds what macOS keeps beside a file (`._a.jpg`), and no image."""
-    return name.rpartition("/")[2].startswith("._")
-
-
-def _is_image(file: BinaryIO, suffix: str, position: int) -> bool:
+def _is_image(file: io.RawIOBase, suffix: str, position: int) -> bool:
     """Whether the member at `position` is an image: by the suffix of its name, else by its first bytes; -1 is none."""
     if position < 0 or suffix in IMAGE_SUFFIXES or not content.may_be_image(suffix):
         return position >= 0 and suffix in IMAGE_SUFFIXES
-    member = _member(file, position)
+    member = member_at(file, position)
     file.seek(member.start)
     return content.is_image(suffix, file.read(min(member.size, content.FIRST)))
+
+
+def _binary(path: Path | RemoteFile) -> io.RawIOBase:
+    return path.open("rb", buffering=0) if isinstance(path, Path) else path.open()
+
+
+def _absolute(path: Path | RemoteFile) -> str:
+    return os.path.abspath(path) if isinstance(path, Path) else path.uri
 
 
 def _differing(positions: Int64[np.ndarray, " n"], data: Int64[np.ndarray, " n"]) -> dict[int, int]:
     links = np.flatnonzero(positions != data)
     return dict(zip(positions[links].tolist(), data[links].tolist(), strict=True))
-
-
-def _plain(name: str | None) -> str:
-    """A member's path as links name it."""
-    return _clean(posixpath.normpath(name or ""))
-
-
-def _clean(name: str) -> str:
-    return name.removeprefix("./").lstrip("/")
-
-
-def _key(name: str) -> tuple[str, str]:
-    """WebDataset's key (everything before the base name's first dot) and what follows that dot, in lower case."""
-    folder, slash, base = name.rpartition("/")
-    key, _, end = base.partition(".")
-    return folder + slash + key, end.lower()

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from dfkd.models.architectures.subsampled import Subsampled
 from dfkd.models.features.image_distance import FoldedNorm
 from dfkd.models.features.taps import Tap, Tapped
 
@@ -72,7 +73,7 @@ def _pairs(module: nn.Module, tapped: set[str], view: Tensor) -> dict[str, str]:
         for name, layer in module.named_modules():
             if not name or names[id(layer)] != 1 or layer.training or _watched(layer):
                 continue
-            if type(layer) is nn.Conv2d and name not in tapped:
+            if type(layer) in (nn.Conv2d, Subsampled) and name not in tapped:
                 hooks.enter_context(layer.register_forward_hook(partial(conv_ran, name=name)))
             elif type(layer) is nn.BatchNorm2d and layer.running_mean is not None:
                 hooks.enter_context(layer.register_forward_pre_hook(partial(norm_runs, name=name)))

@@ -1,0 +1,110 @@
+"""A soft decision tree beside a network: from labels, from a teacher, and without the digits. On scikit-learn's digits.
+
+    python benchmarks/quality/trees.py OUT_DIR
+
+Written as a pipeline and run by `dfkd run`: an interrupted one goes on. OUT_DIR/report.csv holds a row for every run;
+benchmarks/quality/keep.py keeps it as trees-digits.csv. The published figures are of MNIST, which is not at hand here.
+Labels teach as a teacher does: `trees.labels` answers with the label of the nearest training digit.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import tomli_w
+import torch
+from torch import nn
+
+from dfkd.app import cli, demo
+from dfkd.report.table import read_csv, with_deviation
+
+TREE = "soft_tree:depth=6,beta=0.3"
+TREES = {"student": TREE, "optimizer": "adamw", "lr": 0.02, "weight_decay": 0.0}
+NETWORK = {"student": demo.STUDENT, "loss": ["kd:temperature=1"], "init": "none"}
+AS_THEY_ARE = {"crop_padding": 0, "flip": False}
+SHIFTED = {"crop_padding": 1, "flip": False}
+PATCHES = 20_000
+
+
+class Labels(nn.Module):
+    """Logits by the label of the nearest of some images, which gets nearly all of the probability."""
+
+    def __init__(self, images, labels, classes):
+        super().__init__()
+        self.register_buffer("images", images.flatten(1))
+        self.register_buffer("logits", 20.0 * nn.functional.one_hot(labels, classes).float())
+
+    def forward(self, x):
+        return self.logits[torch.cdist(x.flatten(1), self.images).argmin(dim=1)]
+
+
+def labels(file: str, num_classes: int = 10, in_channels: int = 1):
+    """The labels of an .npz file as a network; its images are normalized as the teacher's input is."""
+    with np.load(file) as found:
+        pixels, classes = torch.from_numpy(found["images"]), torch.from_numpy(found["labels"])
+    return Labels((pixels.float() / 255 - 0.5) / 0.5, classes, num_classes)
+
+
+def prepare(folder):
+    """Write the teacher, the digits that it learned from, those that it did not, and patches of photographs."""
+    demo.prepare_teacher(folder)
+    images, classes = demo.digits()
+    with np.load(folder / "heldout.npz") as heldout:
+        held = {image.tobytes() for image in heldout["images"]}
+    rows = [row for row, image in enumerate(images) if image.tobytes() not in held]
+    demo.save(folder / "digits.npz", lambda: {"images": images[rows], "labels": classes[rows]})
+    demo.save(folder / "pool.npz", lambda: {"images": demo.patches(PATCHES)})
+
+
+def tables(out, seeds, steps):
+    """The pipeline: what teaches whom, on which images."""
+    digits, teacher = str(out / "digits.npz"), f"{demo.TEACHER}@{out / 'teacher.safetensors'}"
+    by_labels = {"teacher": f"trees.labels:file={digits}"}
+    rows = {
+        "tree-labels": TREES | AS_THEY_ARE | by_labels,
+        "tree-teacher": TREES | AS_THEY_ARE,
+        "tree-teacher-shifted": TREES | SHIFTED,
+        "network-labels": NETWORK | AS_THEY_ARE | by_labels,
+        "network-teacher": NETWORK | AS_THEY_ARE,
+        "network-teacher-shifted": NETWORK | SHIFTED,
+    }
+    photographs = {"tree-photographs": TREES | SHIFTED, "network-photographs": NETWORK | SHIFTED}
+    return {
+        "out": str(out),
+        "seeds": seeds,
+        "defaults": {**demo.options(out), "teacher": teacher, "steps": steps},
+        "select": {
+            "digits": {"pool": [digits], "method": "random", "count": len(np.load(digits)["labels"]), "filter": "none"},
+            "photographs": {"method": "confidence", "balance": "class", "count": PATCHES // 4},
+        },
+        "distill": {name: {**options, "samples": ["digits"]} for name, options in rows.items()}
+        | {name: {**options, "samples": ["photographs"]} for name, options in photographs.items()},
+    }
+
+
+def measure(out, seeds=(0, 1, 2), steps=400):
+    """Run the pipeline; the command's exit status."""
+    out.mkdir(parents=True, exist_ok=True)
+    prepare(out)
+    file = out / "trees.toml"
+    file.write_text(tomli_w.dumps(tables(out, list(seeds), steps)), encoding="utf-8")
+    return cli.main(["run", str(file)])
+
+
+WORDS = {"labels": "the digits' labels", "teacher": "the teacher, on the digits as they are"}
+WORDS |= {"teacher-shifted": "the teacher, on shifted digits", "photographs": "the teacher, on patches of photographs"}
+
+
+def table(file):
+    """The kept comparison in Markdown."""
+    rows = {row.name: with_deviation(row, "top1") for row in read_csv(file.read_text(encoding="utf-8"))}
+    lines = ["| learns from | tree, top-1 % | network, top-1 % |", "| --- | ---: | ---: |"]
+    return "\n".join(
+        [*lines, *(f"| {words} | {rows[f'tree-{k}']} | {rows[f'network-{k}']} |" for k, words in WORDS.items())]
+    )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    sys.exit(measure(Path(sys.argv[1])))

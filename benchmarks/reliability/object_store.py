@@ -1,0 +1,196 @@
+"""Pools in an S3 store that answers, fails and vanishes, against the same files on the disk.
+
+    pip install 'moto[server]' s3fs
+    python -m benchmarks.reliability.object_store OUT.json
+
+A server of moto runs in a process of its own. `select` of tar and Parquet files from it has to give the shards of the
+files on the disk. A connection that is cut for seconds must not be noticed. One that stays cut ends the command with
+one line that names the file, and the same command then goes on. A file that vanishes is named, too.
+"""
+
+import contextlib
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from dfkd.app import cli
+from dfkd.data.readers import remote
+from dfkd.models import lenet5
+
+IMAGES = 300
+
+
+class Line:
+    """The way to a server, which can be cut: open connections are lost, and new ones are refused."""
+
+    def __init__(self, server_port):
+        self._server_port, self._open = server_port, []
+        self.port = free_port()
+        self.join()
+
+    def join(self):
+        """Let connections through."""
+        self._ear = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, args=(self._ear,), daemon=True).start()
+
+    def cut(self):
+        """Close everything."""
+        for end in (self._ear, *self._open):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+        self._open = []
+
+    def _accept(self, ear):
+        with contextlib.suppress(OSError):
+            while True:
+                near = ear.accept()[0]
+                far = socket.create_connection(("127.0.0.1", self._server_port))
+                self._open += [near, far]
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=self._pass_on, args=pair, daemon=True).start()
+
+    def _pass_on(self, source, target):
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+
+def free_port():
+    """A port that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@contextlib.contextmanager
+def served(files):
+    """Start an S3 server with some files; gives the line to it."""
+    import fsspec
+
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(300):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.2)
+        line = Line(port)
+        os.environ |= {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
+        os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{line.port}"
+        store = fsspec.filesystem("s3")
+        store.mkdir("pool")
+        for name, data in files.items():
+            store.pipe_file(f"pool/{name}", data)
+        yield line
+    finally:
+        server.kill()
+        server.wait()
+
+
+def files():
+    """A tar and a Parquet file of the same images."""
+    rng, images = np.random.default_rng(0), []
+    for _ in range(IMAGES):
+        data = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(data, "PNG")
+        images.append(data.getvalue())
+    archive, table = io.BytesIO(), io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for number, image in enumerate(images):
+            member = tarfile.TarInfo(f"{number:05d}.png")
+            member.size = len(image)
+            tar.addfile(member, io.BytesIO(image))
+    pq.write_table(pa.table({"image": images}), table, row_group_size=50)
+    return {"x.tar": archive.getvalue(), "x.parquet": table.getvalue()}
+
+
+class Trial:
+    """`select` from one place to another, with one teacher."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        torch.manual_seed(0)
+        save_file(lenet5(num_classes=10, in_channels=3).state_dict(), folder / "teacher.safetensors")
+
+    def select(self, pool, out, cache):
+        """The exit status, and what was said."""
+        os.environ["DFKD_CACHE"] = str(self.folder / cache)
+        teacher = f"lenet5:in_channels=3,num_classes=10@{self.folder / 'teacher.safetensors'}"
+        options = ("--image-size", "32", "--filter", "none", "--method", "confidence", "--count", "100")
+        said, stderr = io.StringIO(), sys.stderr
+        sys.stderr = said
+        try:
+            status = cli.main(
+                ["select", "--teacher", teacher, *options, "--pool", pool, "--out", str(self.folder / out)]
+            )
+        finally:
+            sys.stderr = stderr
+        return status, said.getvalue()
+
+    def shards(self, out):
+        """The bytes of a selection's shards."""
+        return [file.read_bytes() for file in sorted((self.folder / out).glob("data-*.arrow"))]
+
+
+def check(trial, line, name, stored):
+    """What holds for one file."""
+    import fsspec
+
+    (trial.folder / name).write_bytes(stored)
+    assert trial.select(str(trial.folder / name), f"disk-{name}", f"cache-disk-{name}")[0] == 0
+    want, uri = trial.shards(f"disk-{name}"), f"s3://pool/{name}"
+    assert trial.select(uri, f"s3-{name}", f"cache-s3-{name}")[0] == 0
+    found = {"same_shards": trial.shards(f"s3-{name}") == want}
+    line.cut()
+    back = threading.Timer(3.0, line.join)
+    back.start()
+    status, _ = trial.select(uri, f"away-{name}", f"cache-away-{name}")
+    back.join()
+    found["away_for_seconds"] = status == 0 and trial.shards(f"away-{name}") == want
+    line.cut()
+    status, said = trial.select(uri, f"gone-{name}", f"cache-gone-{name}")
+    found["away_for_good_is_named"] = status == 2 and f"{uri!r} cannot be read after" in said.splitlines()[-1]
+    line.join()
+    status, _ = trial.select(uri, f"gone-{name}", f"cache-gone-{name}")
+    found["goes_on"] = status == 0 and trial.shards(f"gone-{name}") == want
+    fsspec.filesystem("s3").rm(f"pool/{name}")
+    status, said = trial.select(uri, f"none-{name}", f"cache-none-{name}")
+    found["vanished_is_named"] = status == 2 and f"{uri!r} does not exist" in said
+    return found
+
+
+def main():
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    stored = files()
+    with tempfile.TemporaryDirectory() as folder, served(stored) as line:
+        found = {name: check(Trial(Path(folder)), line, name, data) for name, data in stored.items()}
+    result = {"command": "benchmarks/reliability/object_store.py", "date": str(date.today()), "tries": remote.TRIES}
+    Path(sys.argv[1]).write_text(json.dumps({**result, "files": found}, indent=2) + "\n")
+    print(json.dumps(found, indent=2))
+    if not all(held for checks in found.values() for held in checks.values()):
+        sys.exit("not all held")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""A file of an object store (`s3://`, `gs://`, `hf://`, `memory://`), by fsspec: read by ranges of bytes, never whole.
+
+It has those methods of `pathlib.Path` that readers call. A lost connection is tried again, and then ends the command:
+an image is not called unreadable because the network was.
+"""
+
+import io
+import posixpath
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, TypeVar
+
+from dfkd.system.errors import RequestError
+
+TRIES, PAUSE = 5, 0.5
+"""How often a request is made, and the seconds before the second time, which double."""
+AHEAD = 8 << 20
+"""Bytes that are read at once where headers are looked for one after the other."""
+_URI = re.compile(r"(?!https?:)[a-z][a-z0-9+.-]*://", re.ASCII)
+_STATE = ("ETag", "etag", "md5Hash", "blob_id", "mtime", "LastModified", "last_modified", "updated", "created")
+"""What file systems call the mark of a file's content, or when it was written: the first one that is there."""
+_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_Found = TypeVar("_Found")
+
+
+class Size(NamedTuple):
+    """What `os.stat` says of a file, as far as readers need it."""
+
+    st_size: int
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One file of an object store."""
+
+    system: Any
+    """An fsspec file system."""
+    path: str
+    uri: str
+
+    def __str__(self) -> str:
+        return self.uri
+
+    @property
+    def name(self) -> str:
+        """Its name without its folder."""
+        return posixpath.basename(self.path)
+
+    @property
+    def suffix(self) -> str:
+        """The last suffix of its name."""
+        return posixpath.splitext(self.path)[1]
+
+    @cached_property
+    def _about(self) -> dict[str, Any]:
+        return self._tried(lambda: self.system.info(self.path))
+
+    def stat(self) -> Size:
+        """Its size when it was opened."""
+        return Size(int(self._about["size"]))
+
+    def state(self) -> dict[str, int | str]:
+        """What its content is known by."""
+        mark = next((key for key in _STATE if self._about.get(key)), None)
+        return {"size": self.stat().st_size, **({mark: str(self._about[mark])} if mark else {})}
+
+    def open(self, mode: str = "rb", buffering: int = 0, ahead: int = AHEAD) -> io.RawIOBase:
+        """A file object whose reads fetch at least `ahead` bytes at once."""
+        return _Ranges(self, ahead)
+
+    def read_bytes(self) -> bytes:
+        """All of it."""
+        return self.range(0, self.stat().st_size)
+
+    def matches(self) -> list[str]:
+        """The paths that this one stands for, as a glob."""
+        return sorted(self._tried(lambda: self.system.glob(self.path)))
+
+    def range(self, start: int, stop: int) -> bytes:
+        """Some of its bytes."""
+        return self._tried(lambda: self.system.cat_file(self.path, start=start, end=stop)) if start < stop else b""
+
+    def _tried(self, request: Callable[[], _Found]) -> _Found:
+        """What a request gives, if need be after further tries. Raises: RequestError naming the file."""
+        for pause in (*(PAUSE * 2**n for n in range(TRIES - 1)), None):
+            try:
+                return request()
+            except _LASTING as error:
+                gone = isinstance(error, FileNotFoundError)
+                what = (
+                    "does not exist, or not any more" if gone else f"cannot be read ({type(error).__name__}: {error})"
+                )
+                raise RequestError(f"{self.uri!r} {what}; correct its name, or access to it") from None
+            except Exception as error:  # each file system has its own, and those of its network library
+                if pause is None:
+                    raise RequestError(
+                        f"{self.uri!r} cannot be read after {TRIES} tries ({type(error).__name__}: {error}); give the "
+                        "same command again: it goes on from what is complete"
+                    ) from error
+            time.sleep(pause)
+        raise AssertionError("the last try returns or raises")
+
+
+class _Ranges(io.RawIOBase):
+    """A remote file by position: one block of it is in memory."""
+
+    def __init__(self, file: RemoteFile, ahead: int) -> None:
+        self._file, self._ahead, self._size = file, ahead, file.stat().st_size
+        self._at, self._start, self._block = 0, 0, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        stop = self._size if size < 0 else min(self._at + size, self._size)
+        if self._at >= stop:
+            return b""
+        if not self._start <= self._at <= stop <= self._start + len(self._block):
+            self._block = self._file.range(self._at, min(max(stop, self._at + self._ahead), self._size))
+            self._start = self._at
+        found = self._block[self._at - self._start : stop - self._start]
+        self._at += len(found)
+        return found
+
+    def readall(self) -> bytes:
+        return self.read()
+
+    def readinto(self, buffer: Any) -> int:
+        found = self.read(len(buffer))
+        buffer[: len(found)] = found
+        return len(found)
+
+
+def is_remote(text: str) -> bool:
+    """Whether a DATA is the URI of an object store, or of another file system that fsspec knows."""
+    return _URI.match(text) is not None
+
+
+def find(text: str, expanded: Sequence[str]) -> list[RemoteFile]:
+    """The files that URIs name, globs filled in. Raises: RequestError where one names none, or nothing can read it."""
+    from fsspec.core import url_to_fs
+
+    protocol = text.partition("://")[0]
+    found = []
+    for uri in expanded:
+        try:
+            system, path = url_to_fs(uri)
+        except ImportError as error:
+            raise RequestError(f"{text!r} needs another package: {error}") from None
+        except ValueError as error:
+            raise RequestError(f"{text!r} names no file of an object store ({error}); s3://BUCKET/x.tar does") from None
+        whole = RemoteFile(system, path, uri)
+        paths = whole.matches() if "*" in uri else [path]
+        if not paths:
+            raise RequestError(f"no file matches {uri!r}")
+        found += [RemoteFile(system, path, f"{protocol}://{path.lstrip('/')}") for path in paths]
+    return found

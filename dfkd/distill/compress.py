@@ -1,0 +1,51 @@
+"""A student that is made smaller before it learns: fewer channels, or layers that compute in int8."""
+
+from dataclasses import replace
+
+from dfkd.config import DistillConfig
+from dfkd.models import DEFAULT_IMAGE_SIZE
+from dfkd.models.fake_int8 import fake_int8
+from dfkd.models.find import OBJECT
+from dfkd.models.load import Model
+from dfkd.models.prune import check_installed, prune
+from dfkd.system.errors import RequestError
+from dfkd.system.names import Named
+
+
+def check(config: DistillConfig) -> None:
+    """Refuse what can be refused before anything is opened. Raises: RequestError."""
+    if config.prune is not None:
+        check_installed()
+    for option in _options(config):
+        if config.init == "teacher":
+            raise RequestError(f"{option} keeps the student's own weights; leave out --init teacher")
+
+
+def compressed(config: DistillConfig, student: Model) -> Model:
+    """The student as the options have it. Raises: RequestError for one without weights, or that cannot be changed."""
+    for option in _options(config):
+        if student.has_weights is False:
+            raise RequestError(f"{option} changes a student that has weights; write --student {student.spec}@WEIGHTS")
+        if student.architecture.startswith(OBJECT):
+            raise RequestError(f"{option} needs a student that is named by a text, not a module at hand")
+    if config.prune is not None:
+        student = prune(student, config.prune)
+    return student if config.quantize is None else _quantized(student)
+
+
+def _options(config: DistillConfig) -> list[str]:
+    given = {"--prune": config.prune, "--quantize": config.quantize}
+    return [f"{name} {value}" for name, value in given.items() if value is not None]
+
+
+def _quantized(student: Model) -> Model:
+    """The student with the layers that quantization-aware training takes."""
+    size = student.image_size or DEFAULT_IMAGE_SIZE
+    options = {"network": student.architecture, "channels": student.channels, "image_size": size}
+    try:
+        module = fake_int8(student.module, student.channels, size)
+    except ValueError as error:
+        raise RequestError(f"--quantize int8: {student.spec}: {error}") from None
+    return replace(
+        student, spec=f"{student.spec} in int8", architecture=str(Named("quantized", options)), module=module.eval()
+    )

@@ -1,0 +1,117 @@
+"""A student without gradients in the one loop: a step collects a batch with the teacher's answers, the end fits it."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dfkd.config import DistillConfig
+from dfkd.distill.trainer import Trainer
+from dfkd.formats.run_records import Checkpoint
+from dfkd.models.architectures.estimator import Estimator
+from dfkd.models.features.outputs import Outputs
+from dfkd.models.load import Model
+from dfkd.system import ranks
+from dfkd.system.console import say
+from dfkd.system.errors import RequestError
+from dfkd.training.sources import Batch
+
+MOST_BYTES = 2**31
+"""Of the images that are held in memory, in float32."""
+_OFF = {"ema": 0.0, "reestimate": 0, "batches": "shuffled", "lr": None}
+"""Options that say how a network learns, and the values with which they say nothing."""
+
+
+def configured(config: DistillConfig, student: Model) -> DistillConfig:
+    """The options for a student without gradients: one pass where no length is given; those of others as they are.
+
+    Raises: RequestError for options that mean nothing to it.
+    """
+    if not isinstance(student.module, Estimator):
+        return config
+    what = f"--student {student.spec} is fitted, without gradients:"
+    if config.loss and tuple(config.loss) != Estimator.learns_by:
+        raise RequestError(f"{what} it learns the teacher's probabilities; leave out --loss")
+    for name, off in _OFF.items():
+        if getattr(config, name) != off:
+            raise RequestError(f"{what} --{name} {getattr(config, name)} changes nothing; leave it out")
+    if config.source is not None:
+        raise RequestError(f"{what} no generator can learn from it; leave out --source")
+    if ranks.count() > 1:
+        raise RequestError(f"{what} start it without torchrun")
+    return config if config.steps is not None else replace(config, epochs=config.epochs or 1)
+
+
+def check_size(images: int, student: Model) -> None:
+    """Raises: RequestError for more images than memory is given to."""
+    size = images * student.channels * (student.image_size or 1) ** 2 * 4
+    if isinstance(student.module, Estimator) and size > MOST_BYTES:
+        raise RequestError(
+            f"--student {student.spec} is fitted to all {images:,} images at once, {size / 2**30:.1f} GiB; give fewer "
+            f"--steps ({MOST_BYTES / 2**30:.0f} GiB at the most)"
+        )
+
+
+class Fitting(Trainer):
+    """A trainer whose student learns after the last step, from the batches of all steps."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._lessons: list[tuple[Tensor, Tensor]] = []
+
+    def begin(self) -> None:
+        """Before the first step, or after a checkpoint: the student stays as it is."""
+        self._have_recorded()
+
+    def learn(
+        self,
+        batch: Batch,
+        view: Float[Tensor, "batch channels height width"],
+        theirs: Outputs,
+        learned: Mapping[str, Tensor] | None = None,
+        ours: Outputs | None = None,
+    ) -> dict[str, Tensor | float]:
+        """Collect a lesson."""
+        self.batch = batch
+        p = theirs.logits.softmax(dim=1)
+        self._lessons.append((view.flatten(1).float().cpu(), p.cpu()))
+        self.step += 1
+        return {"teacher_entropy": -torch.xlogy(p, p).sum(dim=1).mean()}
+
+    def tell(self, row: Mapping[str, float]) -> str:
+        """What the progress bar says."""
+        return "collecting"
+
+    def finish(self) -> None:
+        """Fit the student. Raises: RequestError where there is nothing to tell apart."""
+        started = time.perf_counter()
+        views, answers = self._collected()
+        estimator = self.student.module
+        assert isinstance(estimator, Estimator)
+        say(f"fitting the student to {len(views):,} images")
+        try:
+            estimator.fit(views.numpy(), answers.double().numpy(), self.plan.seed)
+        except ValueError as error:
+            raise RequestError(f"--student {type(estimator).__name__.lower()} cannot be fitted: {error}") from None
+        self.seconds += time.perf_counter() - started
+        super().finish()
+
+    def state_dict(self) -> dict[str, Any]:
+        """With what was collected."""
+        views, answers = self._collected()
+        return {**super().state_dict(), "views": views, "answers": answers}
+
+    def load_state_dict(self, state: Mapping[str, Any], progress: Checkpoint) -> None:
+        """Go on from a checkpoint."""
+        super().load_state_dict(state, progress)
+        self._lessons = [(state["views"], state["answers"])]
+
+    def _collected(self) -> tuple[Tensor, Tensor]:
+        """The views and the teacher's probabilities."""
+        views, answers = zip(*self._lessons, strict=True)
+        self._lessons = [(torch.cat(views), torch.cat(answers))]
+        return self._lessons[0]

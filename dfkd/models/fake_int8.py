@@ -1,0 +1,131 @@
+"""A network that trains as it will compute in int8: weights and inputs of its layers are rounded."""
+
+import copy
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dfkd.models.architectures.subsampled import Subsampled, every, leaves_out
+from dfkd.models.features.fold_batchnorm import folded
+from dfkd.models.features.image_distance import FoldedNorm
+
+LOW, HIGH = -128, 127
+_MEMORY = 0.99
+"""The share of a range that stays in a step; the rest is the batch's."""
+
+
+def takes_int8(layer: nn.Module) -> bool:
+    """Whether a layer can compute on 8 bits."""
+    if type(layer) in (nn.Conv2d, Subsampled):
+        return cast(nn.Conv2d, layer).padding_mode == "zeros" and layer.padding != "same"
+    return type(layer) is nn.Linear
+
+
+def weight_scales(weight: Tensor) -> Float[Tensor, " outputs"]:
+    """One scale for each output: the largest weight is 127."""
+    return (weight.detach().abs().flatten(1).amax(dim=1) / HIGH).clamp_min(1e-12)
+
+
+class Rounded(nn.Module):
+    """What a layer has that rounds its input and weights: the range of its input, a mean over the batches so far.
+
+    The gradient passes the rounding as if it were not there, and is 0 beyond the range (Jacob et al. 2018, arXiv
+    1712.05877). Until the first batch nothing is rounded.
+    """
+
+    low: Tensor
+    high: Tensor
+    seen: Tensor
+
+    @classmethod
+    def of(cls, layer: nn.Conv2d | nn.Linear) -> nn.Module:
+        """The layer itself, which from now on rounds."""
+        layer.__class__ = _Conv2d if isinstance(layer, nn.Conv2d) else _Linear
+        for name in ("low", "high", "seen"):
+            layer.register_buffer(name, torch.zeros((), device=layer.weight.device))
+        return layer
+
+    def quantization(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of the input: 0 is exact."""
+        scale = ((self.high - self.low) / (HIGH - LOW)).clamp_min(1e-8)
+        return scale, (LOW - self.low / scale).round().clamp(LOW, HIGH).to(torch.int32)
+
+    def rounded(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Both on the grid of int8, in float32."""
+        x, weight = x.float(), weight.float()
+        if self.training:
+            self._widen(x.detach())
+        if not self.seen:
+            return x, weight
+        scales = weight_scales(weight)
+        zeros = torch.zeros_like(scales, dtype=torch.int32)
+        return (
+            torch.fake_quantize_per_tensor_affine(x, *self.quantization(), LOW, HIGH),
+            torch.fake_quantize_per_channel_affine(weight, scales, zeros, 0, -HIGH, HIGH),
+        )
+
+    @torch.no_grad()
+    def _widen(self, x: Tensor) -> None:
+        for kept, found in ((self.low, x.min().clamp_max(0)), (self.high, x.max().clamp_min(0))):
+            kept.copy_(torch.where(self.seen > 0, _MEMORY * kept + (1 - _MEMORY) * found, found))
+        self.seen.fill_(1)
+
+
+@torch.no_grad()
+def unrounded(network: nn.Module) -> nn.Module:
+    """A copy that rounds no inputs, with weights that are rounded already; a network that never rounds is itself.
+
+    It is a program without branches, in float32.
+    """
+    if not any(isinstance(layer, Rounded) for layer in network.modules()):
+        return network
+    network = copy.deepcopy(network)
+    for layer in network.modules():
+        if isinstance(layer, Rounded):
+            plain = cast(nn.Conv2d, layer)
+            if layer.seen:
+                scales = weight_scales(plain.weight)
+                zeros = torch.zeros_like(scales, dtype=torch.int32)
+                plain.weight.copy_(torch.fake_quantize_per_channel_affine(plain.weight, scales, zeros, 0, -HIGH, HIGH))
+            for name in ("low", "high", "seen"):
+                delattr(layer, name)
+            kind: Any = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
+            layer.__class__ = kind
+    return network
+
+
+class _Conv2d(Rounded, nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            x, weight = self.rounded(x, self.weight)
+            if leaves_out(self):
+                return F.conv2d(every(x, self), weight, self.bias)
+            return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class _Linear(Rounded, nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(*self.rounded(x, self.weight), self.bias)
+
+
+def fake_int8(network: nn.Module, channels: int, image_size: int) -> nn.Module:
+    """A copy whose convolutions and linear layers round, with its BatchNorms folded into them.
+
+    Raises: ValueError where there is no such layer.
+    """
+    random = torch.Generator().manual_seed(0)
+    views = torch.randn(4, channels, image_size, image_size, generator=random).split(2)
+    network = copy.deepcopy(folded(network.eval(), {}, views)).requires_grad_(True)
+    layers = dict(network.named_modules())
+    for path, layer in layers.items():
+        if isinstance(layer, FoldedNorm):
+            network.set_submodule(path, nn.Identity())
+        elif path and takes_int8(layer):
+            Rounded.of(cast(nn.Conv2d, layer))
+    if not any(isinstance(layer, Rounded) for layer in layers.values()):
+        raise ValueError("it has no convolution or linear layer that int8 could take")
+    return network

@@ -1,0 +1,128 @@
+"""A network of fewer multiplications: whole channels of small weights are left out, and what is left is a MODEL."""
+
+import copy
+import warnings
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from dfkd.models import DEFAULT_IMAGE_SIZE
+from dfkd.models.architectures.pruned import spell_widths, width_of
+from dfkd.models.cost import multiplications
+from dfkd.models.find import MODEL
+from dfkd.models.load import Model
+from dfkd.models.state import tensors_of
+from dfkd.system import names
+from dfkd.system.console import say
+from dfkd.system.errors import RequestError
+from dfkd.system.foreign import Foreign
+
+_TRIES = 6
+"""Halvings of the range in which the share of the channels is searched."""
+_EQUIVALENT = {"cifar_resnet": {"shortcut": "conv"}}
+"""Options that make the same function of layers that can be cut: shortcuts that pad with zeros have no weights."""
+_SAME = 1e-3
+"""Of the largest logit, how much rounding may change it."""
+
+
+def check_installed() -> None:
+    """Raises: RequestError without torch-pruning."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its own imports
+            import torch_pruning  # noqa: F401
+    except ImportError as error:
+        raise RequestError(f"--prune needs {error.name}: pip install '.[prune]' in the checkout of dfkd") from None
+
+
+def prune(model: Model, share: float) -> Model:
+    """The same classifier with at most `share` of its multiplications; the same share of channels in every layer.
+
+    A channel's importance is the norm of all weights that belong to it, in every layer of its group (torch-pruning,
+    DepGraph, arXiv 2301.12900). The classifier keeps its classes.
+    Raises: RequestError where so few channels cannot be had, or the network cannot be built from its widths.
+    """
+    check_installed()
+    whole = _cuttable(model)
+    example = _example(model)
+    total = multiplications(model.module, example)
+    best, low, high = None, 0.0, 1.0
+    for _ in range(_TRIES):
+        middle = (low + high) / 2
+        tried = _without(whole, example, middle, model)
+        if multiplications(tried, example) <= share * total:
+            best, high = tried, middle
+        else:
+            low = middle
+    if best is None:
+        raise RequestError(
+            f"--prune {share:g}: {model.spec} keeps more of its multiplications with one channel a layer"
+        )
+    found = _written(model, whole, best)
+    count, left = multiplications(found.module, example), found.parameter_count()
+    say(
+        f"--prune {share:g}: {count:,} of {total:,} multiplications are left, and {left:,} of "
+        f"{model.parameter_count():,} parameters"
+    )
+    return found
+
+
+def _example(model: Model) -> Tensor:
+    side = model.image_size or DEFAULT_IMAGE_SIZE
+    return torch.randn(1, model.channels, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def _cuttable(model: Model) -> Model:
+    """The model, or the same function made of layers that can be cut."""
+    architecture = names.parse(model.architecture)
+    options = _EQUIVALENT.get(architecture.name)
+    if options is None or options.items() <= architecture.options.items():
+        return model
+    text = str(names.Named(architecture.name, {**architecture.options, **options}))
+    module = MODEL.look_up(text).build().eval()
+    module.load_state_dict(tensors_of(model.module), strict=False)
+    return replace(model, architecture=text, module=module)
+
+
+def _without(whole: Model, example: Tensor, ratio: float, model: Model) -> nn.Module:
+    """A copy without a share of the channels of every layer."""
+    import torch_pruning
+
+    module = copy.deepcopy(whole.module).eval().requires_grad_(True)
+    last = [layer for layer in module.modules() if (width_of(layer) or (0,))[0] == model.classes]
+    what = f"--prune: {model.spec} cannot be pruned:"
+    with Foreign(what, always=True, hint="; prune a network of plain convolutions"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch_pruning.pruner.BasePruner(
+            module,
+            example,
+            importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+            pruning_ratio=ratio,
+            ignored_layers=last[-1:],
+        ).step()
+    return module
+
+
+def _written(model: Model, whole: Model, module: nn.Module) -> Model:
+    """The pruned network, built from its text. Raises: RequestError where that is another one."""
+    layers = dict(module.named_modules())
+    widths = {
+        path: width
+        for path, layer in whole.module.named_modules()
+        if (width := width_of(layers[path])) is not None and width != width_of(layer)
+    }
+    options = {"network": whole.architecture, "widths": spell_widths(widths)}
+    text = str(names.Named("pruned", options))
+    built = MODEL.look_up(text).build().eval()
+    failure = RequestError(f"--prune: {model.spec} cannot be built from the widths of its layers")
+    try:
+        built.load_state_dict(tensors_of(module))
+    except RuntimeError:
+        raise failure from None
+    example = _example(model)
+    with torch.no_grad():
+        ours, theirs = built(example), module.eval()(example)
+    if not bool((ours - theirs).abs().max() <= _SAME * theirs.abs().max()):
+        raise failure
+    return replace(model, spec=f"{model.spec} pruned", architecture=text, module=built)

@@ -1,0 +1,170 @@
+"""Scoring by workers of Ray: each opens the teacher and the pool once, and is handed one part after the other.
+
+A part's scores are a file in the cache's folder, as always. Through Ray go the numbers of the parts, and the files
+where a worker does not see the folder of this machine.
+"""
+
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dfkd.config import SelectConfig
+from dfkd.config.stage_table import stage_of
+from dfkd.config.stages import Precision
+from dfkd.config.tables import differences
+from dfkd.models.several import given_teacher
+from dfkd.select.pool_filter import Adapted
+from dfkd.select.request import Request, check, resolve, scorable
+from dfkd.select.score import PartScorer, features_file, scores_file
+from dfkd.system.console import printing, say
+from dfkd.system.errors import RequestError
+from dfkd.system.files import replacing, request_folder
+from dfkd.system.ray_session import cluster_resources, connected, environment
+from dfkd.system.signals import Interrupted, stop_request
+
+RESTARTS = 3
+"""How often a worker that was killed, or ran out of memory, is started again."""
+_PATIENCE = 30
+"""Seconds without a worker after which that is told."""
+
+
+@dataclass(frozen=True)
+class RayScorer:
+    """Scores parts by workers of Ray."""
+
+    request: Request
+    adapted: Adapted | None
+    scoring: dict[str, Any]
+    folder: Path
+
+    def __call__(self, todo: Sequence[int], advance: Callable[[int], None]) -> Generator[dict[int, str], None, None]:
+        """Score them. A part whose worker has ended is scored again, by this worker's next start or by another one.
+
+        Raises: RequestError for what a worker refuses, and where all have ended.
+        """
+        with connected() as ray, stop_request() as stop:
+            left, idle, waited = deque(todo), list[Any](), 0
+            running: dict[Any, tuple[Any, int | None]] = {}
+            for worker in self._workers(ray, len(todo)):
+                running[worker.open.remote()] = (worker, None)
+            while left or any(part is not None for _, part in running.values()):
+                while left and idle:
+                    worker, number = idle.pop(), left.popleft()
+                    running[worker.score.remote(number)] = (worker, number)
+                done, _ = ray.wait(list(running), timeout=1)
+                if stop.signal is not None:
+                    raise Interrupted(stop.signal, "the parts so far are kept, the same command goes on from there")
+                waited = 0 if done else waited + 1
+                if waited == _PATIENCE and all(part is None for _, part in running.values()):
+                    say(f"no worker has begun after {_PATIENCE} s; the cluster has {cluster_resources(ray)}: waiting")
+                for answer in done:
+                    worker, part = running.pop(answer)
+                    try:
+                        rows, problems = ray.get(answer)
+                        if part is not None:
+                            self._fetch(ray, worker, part)
+                    except ray.exceptions.RayActorError as error:
+                        left.extendleft([] if part is None else [part])
+                        say(f"a worker has ended and is not started again: {str(error).strip().splitlines()[0]}")
+                        if not running and not idle:
+                            raise RequestError("every worker of Ray has ended; what was scored is kept") from error
+                        continue
+                    except ray.exceptions.RayTaskError as error:
+                        raise _refused(error) from error
+                    idle.append(worker)
+                    if part is not None:
+                        advance(rows)
+                        yield problems
+
+    def _workers(self, ray: Any, parts: int) -> list[Any]:
+        """The workers, which Ray starts as soon as there is room for them. Raises: RequestError where there is none."""
+        config, place = self.request.config, self.request.place
+        on_gpu = place.device.type == "cuda"
+        gpus = float(on_gpu) if config.gpus_per_worker is None else config.gpus_per_worker
+        if on_gpu != (gpus > 0):
+            raise RequestError(
+                f"--gpus-per-worker {gpus:g} and scores of {place.device.type}: give --device "
+                f"{'cpu' if on_gpu else 'cuda'}, or another number"
+            )
+        room = cluster_resources(ray)["GPU"] / gpus if gpus else cluster_resources(ray)["CPU"]
+        if "RAY_ADDRESS" not in os.environ and room < 1:  # a cluster may grow
+            raise RequestError(
+                f"--gpus-per-worker {gpus:g}: this machine has {cluster_resources(ray)['GPU']:g} for Ray"
+            )
+        precision: Precision = "bf16" if place.dtype == torch.bfloat16 else "fp32"
+        given = replace(config, device=place.device.type, precision=precision)
+        worker = ray.remote(_Worker).options(
+            num_cpus=1,
+            num_gpus=gpus,
+            max_restarts=RESTARTS,
+            max_task_retries=RESTARTS,
+            **environment(),
+        )
+        count = min(parts, config.workers or max(1, int(room)))
+        return [worker.remote(given, self.adapted, self.scoring, os.getcwd()) for _ in range(count)]
+
+    def _fetch(self, ray: Any, worker: Any, part: int) -> None:
+        """Bring the files of a part here, from a worker that does not see the folder of this machine."""
+        if not scores_file(self.folder, part).exists():
+            for name, content in ray.get(worker.files.remote(part)).items():
+                with replacing(self.folder / name) as partial:
+                    partial.write_bytes(content)
+
+
+class _Worker:
+    """One of several processes that score. It opens everything itself, and has to come to what the command has."""
+
+    def __init__(self, config: SelectConfig, adapted: Adapted | None, scoring: dict[str, Any], folder: str) -> None:
+        self._given = config, adapted, scoring, folder
+        self._scorer: PartScorer | None = None
+
+    def open(self) -> tuple[int, dict[int, str]]:
+        """Open the teacher and the pool: as `score`, of no images."""
+        with printing(quiet=True):
+            self._opened()
+        return 0, {}
+
+    def score(self, part: int) -> tuple[int, dict[int, str]]:
+        """Score a part. Returns the number of its images, and why some could not be read."""
+        counted: list[int] = []
+        with printing(quiet=True):
+            (problems,) = self._opened()([part], counted.append)
+        return sum(counted), problems
+
+    def files(self, part: int) -> dict[str, bytes]:
+        """The files of a part by their names, the scores last: with them the part is complete."""
+        scorer = self._opened()
+        if not scores_file(scorer.folder, part).exists():  # those of a machine that is gone
+            self.score(part)
+        files = [features_file(scorer.folder, part, scorer.tap)] if scorer.tap else []
+        return {file.name: file.read_bytes() for file in (*files, scores_file(scorer.folder, part))}
+
+    def _opened(self) -> PartScorer:
+        if self._scorer is None:
+            config, adapted, scoring, folder = self._given
+            try:
+                if os.path.isdir(folder):  # paths are those of the command
+                    os.chdir(folder)
+                self._scorer = stage_of(config).within(config, self._open, config, adapted, scoring)
+            except RequestError as error:  # in a form that can be sent
+                raise RequestError(f"a worker on {socket.gethostname()}: {error}") from None
+        return self._scorer
+
+    def _open(self, config: SelectConfig, adapted: Adapted | None, expected: dict[str, Any]) -> PartScorer:
+        request = resolve(config, check(config), given_teacher(config.teacher, config.mixing), config.pool)
+        teacher, pool, scoring = scorable(request, adapted)
+        if different := differences(expected, scoring):
+            raise RequestError(f"it would not compute the same scores: {'; '.join(different)}")
+        return PartScorer(teacher, pool, request_folder("scores", scoring), config.batch_size, request.tap)
+
+
+def _refused(error: Any) -> Exception:
+    """What a worker has raised, as this command says it."""
+    cause = error.cause
+    return RequestError(str(cause)) if isinstance(cause, RequestError) else error

@@ -1,0 +1,182 @@
+"""What a request to select resolves to: everything is opened and checked, nothing is computed or written yet."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from dfkd.config import SelectConfig
+from dfkd.data import Pool, open_pool
+from dfkd.data.images.frame import PHOTO_FORMAT
+from dfkd.data.locate import GivenData
+from dfkd.models.classifier import Classifier, examine
+from dfkd.models.features.find_taps import find_taps
+from dfkd.models.features.image_distance import ImageDistances
+from dfkd.models.features.taps import Tap, parse_taps, run_network
+from dfkd.models.load import Model
+from dfkd.models.own import GivenModel
+from dfkd.models.several import load_classifier
+from dfkd.select.methods import Traits
+from dfkd.select.pool_filter import Adapted, NamedFilter, parse_filter
+from dfkd.select.score import SCORE_FORMAT
+from dfkd.system.components import Component, Kind
+from dfkd.system.console import say
+from dfkd.system.device import Place, resolve_place
+from dfkd.system.errors import RequestError
+from dfkd.system.files import result_folder
+from dfkd.system.portable import portable
+from dfkd.system.ray_session import check_installed
+from dfkd.system.versions import versions
+
+AUTO, STATISTICS, THRESHOLD = "auto", "statistics", "threshold"
+METHOD = Kind("selection method", ("dfkd.select.methods",), given=("scores", "rng"), failure="failed")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a request resolves to, ready to score; nothing is written yet."""
+
+    config: SelectConfig
+    method: Component
+    model: Model
+    pool: Pool
+    place: Place
+    tap: Tap | None
+    filter: NamedFilter | None
+    scoring: dict[str, Any]
+    """Everything that decides the scores; the cache's key."""
+    content: dict[str, Any]
+    """Everything that decides the selection."""
+
+
+def resolve(config: SelectConfig, method: Component, teacher: GivenModel, data: Sequence[GivenData]) -> Request:
+    """Open and check everything."""
+    place = resolve_place(config.device, config.precision)
+    model = load_classifier(
+        teacher,
+        normalize=config.normalize,
+        image_size=config.image_size,
+        crop_pct=config.crop_pct,
+        interpolation=config.interpolation,
+    )
+    pool = open_pool(data, image_size=model.image_size, channels=model.channels, bits=config.bits, frame=model.frame)
+    if config.method == AUTO:
+        config = replace(config, method=_default_method(config, model, pool))
+        method = check(config)
+    if config.gamma is not None and (says := method.options.get("gamma")) != config.gamma:
+        why = f"--method {config.method} says it" if says is not None else f"--method {method.name} has none"
+        say(f"note: --gamma {config.gamma:g} changes nothing: {why}")
+    if config.engine != "ray" and (config.workers is not None or config.gpus_per_worker is not None):
+        say("note: --workers and --gpus-per-worker change nothing without --engine ray")
+    config = _with_defaults(config, method)
+    say(
+        f"teacher {model.spec}: {model.classes} classes, input {pool.image_size} pixels, {model.channels} channels, "
+        f"normalize {model.normalize}, {place.dtype} on {place.device}; pool: {len(pool):,} images"
+    )
+    if config.count is not None and config.count > len(pool):
+        raise RequestError(f"--count {config.count} is above the pool's {len(pool)} images; give as many or fewer")
+    _check_store(config, pool)
+    tap = _features_tap(config, model, pool)
+    filter = parse_filter(config.filter, model, pool)
+    scoring = _scoring_request(config, model, pool, place)
+    options = _options(config, method, tap) | (filter.describe() if filter else {})
+    content = {**scoring, "options": options, "seed": config.seed}
+    config = replace(config, out=config.out or result_folder("selections", content))
+    return Request(config, method, model, pool, place, tap, filter, scoring, content)
+
+
+def check(config: SelectConfig) -> Component:
+    """Refuse what can be refused before any work. Returns the method, with the `gamma` of `--gamma` or its own."""
+    parse_taps(config.teacher_taps)
+    if config.engine == "ray":
+        check_installed()
+    method = METHOD.look_up(THRESHOLD if config.method == AUTO else config.method)
+    if any(parameter.name == "gamma" for parameter in method.parameters):
+        gamma = method.defaults.get("gamma") if config.gamma is None else config.gamma
+        method = method.preset(**({"gamma": gamma} if gamma is not None else {}))
+    return method.checked()
+
+
+@torch.no_grad()
+def _default_method(config: SelectConfig, model: Model, pool: Pool) -> str:
+    """What `auto` stands for: `--gamma` is an option of the threshold, and statistics are those of BatchNorm layers."""
+    if config.gamma is not None:
+        return THRESHOLD
+    with (distances := ImageDistances(model.module)).watched():
+        run_network(model.module, torch.zeros(2, model.channels, pool.image_size, pool.image_size))
+    return STATISTICS if distances.take(2).isfinite().all() else THRESHOLD
+
+
+def _check_store(config: SelectConfig, pool: Pool) -> None:
+    if config.store is None:
+        return
+    if not pool.encoded:
+        raise RequestError(
+            f"--store {config.store} is for photographs; up to 64 pixels the pixels themselves are stored"
+        )
+    if config.store < (least := pool.frame.resized(pool.image_size)):
+        raise RequestError(f"--store {config.store} is less than the {least} pixels that the teacher's input needs")
+
+
+def _with_defaults(config: SelectConfig, method: Component) -> SelectConfig:
+    """The request with what stands for options that were not given."""
+    balance = Traits.of(method.target).balance if config.balance is None else config.balance
+    # in a manifest's `config` a number stands, whatever the method: that of the default method
+    gamma = METHOD.choose(THRESHOLD).options["gamma"] if config.gamma is None else config.gamma
+    return replace(config, balance=balance, gamma=gamma)
+
+
+def _scoring_request(config: SelectConfig, model: Model, pool: Pool, place: Place) -> dict[str, Any]:
+    return {
+        "teacher": model.fingerprint(),
+        "preprocess": {
+            "normalize": model.normalize,
+            "image_size": pool.image_size,
+            "channels": model.channels,
+            **pool.frame.describe(),
+        },
+        "pool": pool.identity,
+        "compute": {
+            **place.describe(),
+            "batch_size": config.batch_size,
+            "score_format": SCORE_FORMAT,
+            **({"photo_format": PHOTO_FORMAT} if pool.encoded else {}),
+        },
+        "versions": versions("torch", "torchvision", "numpy", "pillow"),
+    }
+
+
+def _options(config: SelectConfig, method: Component, tap: Tap | None) -> dict[str, Any]:
+    return {
+        "method": portable(method.text),
+        "count": config.count,
+        "class_dropping": config.class_dropping,
+        "balance": config.balance,
+        "deduplicate": config.deduplicate,
+        **({"store": config.store} if config.store is not None else {}),
+        **({"features": str(tap), "faiss": version("faiss-cpu")} if tap else {}),
+        **({"code": code} if (code := method.code) else {}),
+    }
+
+
+def _features_tap(config: SelectConfig, model: Model, pool: Pool) -> Tap | None:
+    """Where the teacher's features are taken, if this selection needs them."""
+    if config.deduplicate is None and config.balance != "cluster":
+        if config.teacher_taps:
+            say("note: --teacher-taps changes nothing without --deduplicate or --balance cluster")
+        return None
+    example = torch.zeros(1, model.channels, pool.image_size, pool.image_size)
+    return find_taps(model.module, example, parse_taps(config.teacher_taps), ("last",)).taps["last"]
+
+
+def scorable(request: Request, adapted: Adapted | None) -> tuple[Classifier, Pool, dict[str, Any]]:
+    """The teacher, the pool through its filter, and what decides the scores: the cache's key."""
+    pool, scoring, tap = request.pool, request.scoring, request.tap
+    if adapted and adapted.filter:
+        pool = pool.filtered(adapted.filter)
+        scoring = {**scoring, "filter": adapted.filter.describe()}
+    teacher = Classifier(request.model, request.place, {"last": tap} if tap else {}, fold=True)
+    examine(teacher, pool)
+    return teacher, pool, scoring

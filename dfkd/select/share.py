@@ -1,0 +1,69 @@
+"""Which parts of a pool one command scores, of several at once: `--part K/N`, or as an array job of SLURM says."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dfkd.system.errors import RequestError
+
+SLURM = "slurm"
+_ARRAY = "SLURM_ARRAY_TASK_"
+
+
+@dataclass(frozen=True)
+class Share:
+    """The `number`-th of `count` equal shares of a pool's parts: one command's work, of several at once."""
+
+    number: int = 1
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str, environment: Mapping[str, str] = os.environ) -> "Share":
+        """From K/N, or from the variables of an array job. Raises: RequestError for anything else."""
+        if text == SLURM:
+            return cls(*_of_array(environment))
+        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text, re.ASCII)
+        share = cls(*map(int, match.groups())) if match else cls(0)
+        if not 1 <= share.number <= share.count:
+            raise RequestError(f"--part {text!r} is not K/N with K from 1 to N, such as 1/4, and not {SLURM}")
+        return share
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    def parts(self, total: int) -> range:
+        """The numbers of its parts, of `total`: none where there are fewer parts than shares."""
+        return range((self.number - 1) * total // self.count, self.number * total // self.count)
+
+
+WHOLE = Share()
+"""The pool in one share."""
+
+
+def _of_array(environment: Mapping[str, str]) -> tuple[int, int]:
+    """The number of this task, from 1, and how many there are; the indices of an array begin anywhere, in any step.
+
+    Raises: RequestError outside of an array job, or where the indices are no range: the tasks would share nothing.
+    """
+    number, count, first, last, step = (
+        _variable(environment, name, default)
+        for name, default in (("ID", None), ("COUNT", None), ("MIN", "0"), ("MAX", None), ("STEP", "1"))
+    )
+    if step < 1 or first + (count - 1) * step != last or (number - first) % step or not first <= number <= last:
+        raise RequestError(
+            f"--part {SLURM}: task {number} of {count} tasks from {first} to {last} in steps of {step} is none of a "
+            "whole range; submit one, such as sbatch --array=0-15"
+        )
+    return (number - first) // step + 1, count
+
+
+def _variable(environment: Mapping[str, str], name: str, default: str | None) -> int:
+    text = environment.get(_ARRAY + name, default)
+    if text is None:
+        raise RequestError(
+            f"--part {SLURM}: {_ARRAY}{name} is not set; submit the command with sbatch --array=0-15, or give K/N"
+        )
+    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
+        raise RequestError(f"--part {SLURM}: {_ARRAY}{name}={text!r} is not a whole number; SLURM sets it")
+    return int(text)

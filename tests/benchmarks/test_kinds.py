@@ -1,0 +1,50 @@
+"""The scripts of students that are no networks, and of smaller ones: their pipelines."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tomli_w
+
+from dfkd.app.pipeline_file import read_pipeline
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """The rows of a script's pipeline, by name."""
+
+    def read(tables):
+        (tmp_path / "file.toml").write_text(tomli_w.dumps(tables), encoding="utf-8")
+        return {row.name: row for row in read_pipeline(tmp_path / "file.toml").distillations}
+
+    return read
+
+
+def test_trees__differ_in_who_teaches_and_on_what(script, rows, tmp_path):
+    np.savez(tmp_path / "digits.npz", labels=np.arange(7))
+    found = rows(script("trees").tables(tmp_path, [0], 3))
+    assert [name for name, row in found.items() if row.teacher.startswith("trees.labels")] == [
+        "tree-labels",
+        "network-labels",
+    ]
+    for name, row in found.items():
+        assert row.student.startswith("soft_tree") == name.startswith("tree")
+        assert row.crop_padding == (0 if name.split("-")[-1] in ("labels", "teacher") else 1)
+
+
+def test_labels__answer_with_the_label_of_an_image(script, tmp_path):
+    import torch
+
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 1), dtype=np.uint8)
+    np.savez(tmp_path / "digits.npz", images=images, labels=np.array([3, 1, 4, 1, 5]))
+    network = script("trees").labels(str(tmp_path / "digits.npz"))
+    view = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+    assert network(view).argmax(dim=1).tolist() == [3, 1, 4, 1, 5]
+
+
+def test_compress__quantizes_every_row(script, rows, tmp_path):
+    found = rows(script("compress").tables(tmp_path))
+    whole = {name for name in found if not name.endswith("int8")}
+    assert {f"{name}-int8" for name in whole} == found.keys() - whole
+    for name in whole:
+        assert Path(found[f"{name}-int8"].student) == Path(found[name].out)

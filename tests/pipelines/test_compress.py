@@ -1,0 +1,97 @@
+"""Students that are made smaller before they learn: a pipeline that prunes, distils and quantizes."""
+
+import json
+
+import pytest
+import tomli_w
+import torch
+
+from dfkd.app.pipeline_file import read_pipeline
+from dfkd.models.load import load_model
+from dfkd.system.errors import RequestError
+
+
+@pytest.fixture(scope="module")
+def made(lab, selection, tmp_path_factory):
+    """A pruned teacher that learned on a selection, and its student in int8."""
+    folder = tmp_path_factory.mktemp("compressed")
+    table = {
+        "out": str(folder / "out"),
+        "defaults": {
+            "teacher": lab.teacher,
+            "samples": [str(selection)],
+            "batch-size": 32,
+            "precision": "fp32",
+            "loss": ["kd"],
+            "log-every": 2,
+            "test": lab.heldout,
+        },
+        "seeds": [0, 1],
+        "distill": {
+            "pruned": {"student": lab.teacher, "prune": 0.25, "steps": 20},
+            "int8": {"student": "run:pruned", "quantize": "int8", "steps": 5},
+        },
+    }
+    (folder / "file.toml").write_text(tomli_w.dumps(table))
+    assert lab.dfkd("run", folder / "file.toml") == 0
+    return folder
+
+
+def result(made, row):
+    return json.loads((made / f"out/runs/{row}-seed0/result.json").read_text())
+
+
+def test_pipeline__prunes_distils_and_quantizes(lab, made):
+    pruned, int8 = (result(made, row) for row in ("pruned", "int8"))
+    whole = load_model(lab.teacher).parameter_count()
+    assert pruned["student_parameters"] < 0.35 * whole
+    assert pruned["begins"] == int8["begins"] == "given"
+    assert int8["top1"] > pruned["top1"] - 0.1
+    rows = [json.loads(line) for line in (made / "out/runs/pruned-seed0/metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["kd"] < 0.7 * rows[0]["kd"]
+    assert "run:" not in (made / "out/runs/int8-seed0/config.toml").read_text()
+
+
+def test_pipeline__compares_rows_that_go_on_from_runs_of_their_own_seeds(made):
+    table = (made / "out/report.csv").read_text()
+    assert table.count("\nint8,") == table.count("\npruned,") == 2
+
+
+def test_run__of_a_student_in_int8_is_exported_with_the_scales_it_learned(lab, made, selection, tmp_path, capsys):
+    run = made / "out/runs/int8-seed0"
+    assert (
+        lab.dfkd("export", "--model", run, "--dtype", "int8", "--samples", selection, "--out", tmp_path / "s.pt2") == 0
+    )
+    lines = [line.split() for line in capsys.readouterr().err.splitlines()]
+    row = next(line for line in lines if line[:1] == ["int8"])
+    assert float(row[3]) < 1e-3 and row[-1] == "100.0%"
+    model = load_model(str(run))
+    assert model.architecture.startswith("quantized:") and "pruned:" in model.architecture
+    assert model.module(torch.zeros(1, 1, 16, 16)).shape == (1, 10)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--prune", 1.5), "--prune 1.5 is not above 0 and below 1"),
+        (("--prune", 0.5), "--prune 0.5 changes a student that has weights"),
+        (("--quantize", "int8"), "--quantize int8 changes a student that has weights"),
+        (("--prune", 0.5, "--init", "teacher"), "leave out --init teacher"),
+    ],
+)
+def test_distill__refuses_in_one_line(lab, selection, tmp_path, capsys, options, said):
+    assert lab.distill(selection, tmp_path / "run", "--steps", 1, *options) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_prune__without_its_library_names_the_extra(lab, selection, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch_pruning", None)
+    assert lab.distill(selection, tmp_path / "run", "--steps", 1, "--prune", 0.5) == 2
+    assert "pip install '.[prune]'" in capsys.readouterr().err
+
+
+def test_pipeline__names_the_rows_that_a_student_may_go_on_from(tmp_path):
+    table = {"defaults": {"teacher": "lenet5@t.pt"}, "distill": {"one": {"student": "run:two", "source": "dfad"}}}
+    (tmp_path / "file.toml").write_text(tomli_w.dumps(table))
+    with pytest.raises(RequestError, match="student names the run of 'two', no row of this file"):
+        read_pipeline(tmp_path / "file.toml")

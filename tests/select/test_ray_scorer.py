@@ -1,0 +1,163 @@
+"""How pieces are handed out, with workers that end, without Ray: it is played by a few lines."""
+
+import signal
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from dfkd.config import SelectConfig
+from dfkd.select import ray_scorer
+from dfkd.select.ray_scorer import RayScorer
+from dfkd.system import ray_session
+from dfkd.system.device import Place
+from dfkd.system.errors import RequestError
+from dfkd.system.signals import Interrupted, StopRequest
+
+
+class ActorDied(Exception):
+    pass
+
+
+class TaskFailed(Exception):
+    def __init__(self, cause):
+        self.cause = cause
+
+
+class Played:
+    """Ray, in which `calls` decides what happens to a worker's call: a result, or an error that it raises."""
+
+    exceptions = SimpleNamespace(RayActorError=ActorDied, RayTaskError=TaskFailed)
+
+    def __init__(self, calls, cpus=2, gpus=0):
+        self._calls, self._there = calls, {"CPU": cpus, "GPU": gpus}
+        self.workers, self.options, self.scored = [], None, []
+
+    def cluster_resources(self):
+        return self._there
+
+    def remote(self, target):
+        def options(**given):
+            self.options = given
+            return SimpleNamespace(remote=self._start)
+
+        return SimpleNamespace(options=options)
+
+    def _start(self, *given):
+        number = len(self.workers)
+        worker = SimpleNamespace(
+            open=SimpleNamespace(remote=lambda: (number, None)),
+            score=SimpleNamespace(remote=lambda part: (number, part)),
+        )
+        self.workers.append(worker)
+        return worker
+
+    def wait(self, answers, timeout):
+        return answers[:1], answers[1:]
+
+    def get(self, answer):
+        worker, part = answer
+        result = self._calls(worker, part)
+        if isinstance(result, Exception):
+            raise result
+        self.scored += [] if part is None else [part]
+        return (0, {}) if part is None else (10, {100 * part: "broken"})
+
+
+@pytest.fixture
+def play(tmp_path, monkeypatch):
+    """Scores six pieces by a played Ray: what it gave, and the Ray. The files of the pieces are here already."""
+
+    def run(calls, workers=2, stop=None, device="cpu", **there):
+        played, config = Played(calls, **there), SelectConfig(teacher="t", pool=("p",), out="o", workers=workers)
+        request = SimpleNamespace(config=config, place=Place(torch.device(device), torch.float32))
+
+        @contextmanager
+        def stop_request():
+            asked = StopRequest()
+            asked.signal = stop
+            yield asked
+
+        monkeypatch.setattr(ray_scorer, "connected", lambda: nullcontext(played))
+        monkeypatch.setattr(ray_scorer, "stop_request", stop_request)
+        monkeypatch.setattr(RayScorer, "_fetch", lambda *given: None)
+        counted = []
+        scorer = RayScorer.__new__(RayScorer)
+        vars(scorer).update(request=request, adapted=None, scoring={}, folder=tmp_path)
+        found = {}
+        for problems in scorer([0, 1, 2, 3, 4, 5], counted.append):
+            found |= problems
+        return played, found, sum(counted)
+
+    return run
+
+
+def test_workers__are_handed_every_piece_once(play):
+    played, found, images = play(lambda worker, part: None)
+    assert sorted(played.scored) == [0, 1, 2, 3, 4, 5]
+    assert found == {100 * part: "broken" for part in range(6)} and images == 60
+    assert len(played.workers) == 2
+    assert played.options["max_restarts"] == played.options["max_task_retries"] == ray_scorer.RESTARTS
+    assert (played.options["num_cpus"], played.options["num_gpus"]) == (1, 0)
+
+
+def test_workers__of_which_one_has_ended_for_good_leave_its_piece_to_the_others(play, capsys):
+    played, found, _ = play(lambda worker, part: ActorDied("it was killed\nmore") if worker == 1 and part else None)
+    assert sorted(played.scored) == [0, 1, 2, 3, 4, 5] and len(found) == 6
+    said = capsys.readouterr().err
+    assert said.count("a worker has ended and is not started again: it was killed\n") == 1
+
+
+def test_workers__that_wait_take_the_piece_of_one_that_ends_last(play):
+    """Of two workers the first has nothing left to do when the other one ends."""
+    played, found, _ = play(lambda worker, part: ActorDied("killed") if (worker, part) == (1, 5) else None)
+    assert sorted(played.scored) == [0, 1, 2, 3, 4, 5] and len(found) == 6
+
+
+def test_workers__that_have_all_ended_are_told_in_one_line(play, capsys):
+    with pytest.raises(RequestError, match="every worker of Ray has ended; what was scored is kept"):
+        play(lambda worker, part: ActorDied("no memory") if part == 3 else None)
+
+
+def test_workers__refuse_in_the_words_of_the_command(play):
+    with pytest.raises(RequestError, match="a worker on far: there is no 'p'"):
+        play(lambda worker, part: TaskFailed(RequestError("a worker on far: there is no 'p'")))
+    with pytest.raises(TaskFailed):
+        play(lambda worker, part: TaskFailed(ZeroDivisionError()))
+
+
+def test_workers__stop_after_a_signal(play):
+    with pytest.raises(Interrupted, match="the parts so far are kept") as stopped:
+        play(lambda worker, part: None, stop=signal.SIGTERM)
+    assert stopped.value.exit_status == 143
+
+
+def test_workers__are_as_many_as_there_is_room_or_pieces_for(play, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert len(play(lambda worker, part: None, workers=None, cpus=4)[0].workers) == 4
+    assert len(play(lambda worker, part: None, workers=None, cpus=40)[0].workers) == 6
+    played, *_ = play(lambda worker, part: None, workers=None, cpus=40, gpus=3, device="cuda")
+    assert len(played.workers) == 3 and played.options["num_gpus"] == 1
+    with pytest.raises(RequestError, match="--gpus-per-worker 1: this machine has 0 for Ray"):
+        play(lambda worker, part: None, device="cuda")
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert len(play(lambda worker, part: None, workers=None, device="cuda")[0].workers) == 1, "a cluster may grow"
+
+
+def test_gpus__that_do_not_fit_the_device_are_refused(play):
+    config = {"teacher": "t", "pool": ("p",), "out": "o"}
+    for device, gpus, hint in (("cpu", 1.0, "give --device cuda"), ("cuda", 0.0, "give --device cpu")):
+        request = SimpleNamespace(
+            config=SelectConfig(**config, gpus_per_worker=gpus), place=Place(torch.device(device), torch.float32)
+        )
+        scorer = RayScorer.__new__(RayScorer)
+        vars(scorer).update(request=request)
+        with pytest.raises(RequestError, match=f"--gpus-per-worker {gpus:g} and scores of {device}: {hint}"):
+            scorer._workers(Played(lambda worker, part: None), 6)
+
+
+def test_engine_ray__without_ray_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(ray_session, "find_spec", lambda name: None)
+    with pytest.raises(RequestError, match=r"--engine ray needs ray: pip install '\.\[ray\]' in the checkout of dfkd"):
+        ray_session.check_installed()
