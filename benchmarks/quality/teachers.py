@@ -1,4 +1,4 @@
-"""What several teachers teach, at equal steps: the table in docs/teaching.md.
+"""What several teachers teach, at equal steps.
 
     python benchmarks/quality/teachers.py OUT_DIR [ROW ...]     the demo's digits, three seeds: seconds a run
 

@@ -62,7 +62,6 @@ def test_distill__learns_from_both_with_the_default_losses(lab, teachers, both, 
     assert len(config["distill"]["teacher"]) == 2 and config["distill"]["mixing"] == "entropy"
     result = json.loads((run / "result.json").read_text())
     assert result["teacher_top1"] > 0.9 and result["top1"] is not None
-    assert lab.dfkd(*command) == 0 and "complete already" in capsys.readouterr().err
     assert lab.dfkd(*command[:4], *command[6:]) == 2  # the mean of the logits is another teacher
     assert "ensemble" in capsys.readouterr().err
 
