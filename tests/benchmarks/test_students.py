@@ -21,7 +21,7 @@ def test_rows_of_each_way(tmp_path, script, monkeypatch, digits_teacher):
     with pytest.raises(SystemExit) as ended:
         students.main()
     assert ended.value.code == 0
-    rows = list(csv.DictReader((tmp_path / "report.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "report.csv").read_text().splitlines()))
     names = {"kd", "kd-byot", "kd-cskd", "kd-ddgsd", "kd-twice-the-steps"}
     names |= {name + other for name in students.MUTUAL for other in ("", ", the other one")}
     assert {row["name"] for row in rows} == names and len(rows) == len(names)
