@@ -322,7 +322,7 @@ class DistillConfig(ModelConfig):
         off=None,
     )
     quantize: Literal["int8"] | None = option(
-        "int8: train the student with weights and inputs rounded to 8 bits, as An export with dtype int8 writes them. "
+        "int8: train the student with weights and inputs rounded to 8 bits, as an export of dtype int8 does. "
         "It needs weights, such as those of a RUN. Default: off.",
         "models",
         default=None,
