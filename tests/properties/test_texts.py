@@ -2,6 +2,8 @@
 
 import dataclasses
 import tomllib
+import types
+import typing
 
 import pytest
 import tomli_w
@@ -19,6 +21,7 @@ from dfkd.models.features.taps import parse_taps
 from dfkd.models.load import load_model
 from dfkd.system import names
 from dfkd.system.errors import RequestError
+from dfkd.system.limits import Range
 from dfkd.system.text import visible
 
 GARBAGE = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
@@ -79,28 +82,37 @@ def test_what_is_shown_is_one_printable_line(text):
     assert visible(text) == text or not text.isprintable()
 
 
+WORD = st.from_regex(r"[a-z][a-z0-9:=,._/-]{0,15}", fullmatch=True)
+
+
+def of_type(hint, declared):
+    """Values of a type, within the range that the option declares."""
+    if typing.get_origin(hint) is tuple:
+        return st.lists(of_type(typing.get_args(hint)[0], declared), min_size=1, max_size=3).map(tuple)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return st.one_of(*(of_type(kind, declared) for kind in typing.get_args(hint) if kind is not type(None)))
+    if typing.get_origin(hint) is typing.Literal:
+        return st.sampled_from(typing.get_args(hint))
+    bounds = declared.range or Range()
+    if hint is int:
+        most = 2**63 - 1 if bounds.most is None else bounds.most
+        return st.integers(-(2**63) if bounds.least is None else bounds.least, most).filter(bounds.holds)
+    if hint is float:
+        least, most = (next((b for b in ends if b is not None), None) for ends in bounds_of(bounds))
+        return st.floats(least, most, allow_nan=False, allow_infinity=False).filter(bounds.holds)
+    return {bool: st.booleans(), str: WORD}[hint]
+
+
+def bounds_of(bounds):
+    return (bounds.least, bounds.above), (bounds.most, bounds.below)
+
+
 def fields(kind):
     """Values for every field of a configuration, as TOML holds them."""
-    word = st.from_regex(r"[a-z][a-z0-9:=,._/-]{0,15}", fullmatch=True)
-    ranges = {
-        "gamma": st.floats(0.001, 1), "deduplicate": st.floats(0.001, 1), "class_dropping": st.floats(0, 0.99),
-        "warmup": st.floats(0, 0.99), "max_unreadable": st.floats(0, 1), "seed": st.integers(0, 2**63 - 1),
-        "balance": st.sampled_from(["none", "class", "cluster"]), "optimizer": st.sampled_from(["sgd", "adamw"]),
-        "init": st.sampled_from(["none", "teacher"]), "ema": st.floats(0, 0.99), "crop_area": st.floats(0.001, 1),
-        "weights": st.lists(st.floats(0.1, 9), max_size=3).map(tuple),
-        "bits": st.integers(8, 16), "crop_pct": st.floats(0.01, 1), "color_jitter": st.floats(0.001, 0.99),
-        "interpolation": st.sampled_from(["bilinear", "bicubic"]),
-        "log": st.lists(st.sampled_from(["tensorboard", "wandb", "mlflow"]), max_size=3).map(tuple),
-        "schedule": st.sampled_from(["onecycle", "cosine"]), "precision": st.sampled_from(["auto", "bf16", "fp32"]),
-    }  # fmt: skip
-    kinds = {int: st.integers(1, 10**6), float: st.floats(0, 10), bool: st.booleans(), str: word}
-
-    def of(name, hint):
-        simple = next((kinds[k] for k in kinds if hint in (k, k | None)), None)
-        return ranges.get(name, st.lists(word, min_size=1, max_size=3).map(tuple) if simple is None else simple)
-
+    declared = option.options(kind)
     return st.fixed_dictionaries(
-        {}, optional={name: of(name, hint) for name, hint in option.field_hints(kind).items() if name != "preset"}
+        {},
+        optional={n: of_type(hint, declared[n]) for n, hint in option.field_hints(kind).items() if n != "preset"},
     )
 
 
