@@ -1,6 +1,6 @@
 # On a machine with Python 3.11 or later and make: `make demo` sets up and shows the whole thing, `make test` sets up and
-# tests, `make test-all` also runs every benchmark script on small data. Everything is installed into .venv; scores are
-# cached in ~/.cache/dfkd, or where DFKD_CACHE says.
+# tests, `make test-all` runs every test. Everything is installed into .venv; scores are cached in ~/.cache/dfkd, or
+# where DFKD_CACHE says.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -11,7 +11,7 @@ demo: setup
 
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-# all tests but those that run whole benchmark scripts
+# all tests but those that take 10 seconds or more: benchmark scripts, whole demos, several processes
 test: setup
 	$(PYTEST) -m 'not slow'
 

@@ -223,6 +223,7 @@ class Net(nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_identity__of_a_module_is_the_same_in_every_process():
     """And another one where a function that it calls is another."""
     code = (
@@ -514,6 +515,7 @@ print(names["run"].result["teacher_top1"], names["begun"].result["top1"], len(na
 """
 
 
+@pytest.mark.slow
 def test_quickstart__runs_and_its_outputs_are_clean(tmp_path):
     """Every cell of the notebook, in a process of its own as in a kernel, which would be another dependency."""
     path = Path(__file__).parents[2] / "docs" / "quickstart.ipynb"

@@ -21,6 +21,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of the exporters
 def test_photos_page__commands_work_in_turn(studio, tmp_path, monkeypatch, capsys):
     (tmp_path / "my_nets.py").write_text(OWN)

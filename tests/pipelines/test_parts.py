@@ -228,6 +228,7 @@ def test_a_part_in_a_preset_has_no_place_in_a_pipeline_either(lab, tmp_path, cap
     assert "'part' does not belong in a pipeline" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_real_commands_at_once(lab, tmp_path):
     environment = {**os.environ, "DFKD_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     flags = ("--teacher", lab.teacher, *lab.flags, "--out", tmp_path / "s", "--count", 300)

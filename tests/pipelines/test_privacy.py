@@ -77,6 +77,7 @@ def run(home, lines, **more):
     )
 
 
+@pytest.mark.slow
 def test_a_data_free_run_touches_no_private_data(workplace):
     work = workplace / "work"
     teacher = f"{demo.TEACHER}@{work / 'teacher.safetensors'}"
@@ -98,6 +99,7 @@ def text_of(path):
     return path.read_bytes().decode("latin-1")
 
 
+@pytest.mark.slow
 def test_no_file_tells_of_the_machine_or_its_user(workplace, lab):
     """Every stage, with absolute paths on the command line, `$NAME` in a pipeline and the demo's own files."""
     work, store = workplace / "work", workplace.parents[1] / "store" / "somebody"

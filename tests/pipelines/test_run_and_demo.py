@@ -146,6 +146,7 @@ def test_stages_that_need_each_other_are_refused(with_generators):
         read_pipeline(with_generators)
 
 
+@pytest.mark.slow
 def test_one_file_given_twice_at_once_does_everything_once(file, tmp_path):
     file.write_text(file.read_text().replace("seeds = [0, 3]", "seeds = [3]"))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -297,6 +298,7 @@ def test_the_pipelines_that_come_along_are_valid(monkeypatch):
         assert len({d.seed for d in pipeline.distillations}) >= 2
 
 
+@pytest.mark.slow
 def test_the_demo_from_nothing_to_its_report(lab, tmp_path, capsys, monkeypatch):
     from dfkd.app import demo
 
@@ -344,6 +346,7 @@ def with_generators(file):
     return file
 
 
+@pytest.mark.slow
 def test_a_pipeline_makes_images_and_rows_learn_from_them(lab, with_generators, tmp_path):
     pipeline = read_pipeline(with_generators)
     names = [Path(s.out).name for s in pipeline.selections]
