@@ -126,12 +126,22 @@ def test_explain__entropies_and_concepts(place, tmp_path, monkeypatch):
     assert "Visual concepts" in page
 
 
-def test_explain__a_run_knows_its_teacher_and_data(tmp_path, digits_teacher):
+@pytest.mark.parametrize("teachers", [1, 2])
+def test_explain__a_run_knows_its_teacher_and_data(tmp_path, digits_teacher, teachers):
     images, labels = demo.digits()
     np.savez(tmp_path / "test.npz", images=images[1000:1060], labels=labels[1000:1060])
     np.savez(tmp_path / "pool.npz", images=images[:200])
     teacher = f"{demo.TEACHER}@{digits_teacher}"
-    shared = ["--teacher", teacher, "--normalize", demo.NORMALIZE, "--image-size", "16", "--device", "cpu"]
+    shared = [
+        "--teacher",
+        *[teacher] * teachers,
+        "--normalize",
+        demo.NORMALIZE,
+        "--image-size",
+        "16",
+        "--device",
+        "cpu",
+    ]
     selection, run = str(tmp_path / "selection"), str(tmp_path / "run")
     pool = ["--pool", str(tmp_path / "pool.npz"), "--filter", "none", "--count", "100", "--out", selection]
     assert main(["select", *shared, *pool]) == 0
