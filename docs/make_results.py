@@ -137,6 +137,19 @@ TABLES = [
             "confidence": "the most confident",
         },
     },
+    {
+        "title": "digits: what is added to `kd`; 5,000 random patches, random weights",
+        "files": ["students-digits"],
+        "rows": {
+            "kd-twice-the-steps": "nothing, twice the steps",
+            "kd": "nothing",
+            "kd-byot": "`byot`",
+            "kd-cskd": "`cskd`, each class twice in a batch",
+            "kd-ddgsd": "`ddgsd:flip=false`",
+            "kd codistillation": "`codistillation:burn_in=20`, one of two students",
+            "kd dml": "`dml:hard=0`, one of two students",
+        },
+    },
     {"title": "ResNet-34 to ResNet-18, one GPU, up to 200 passes over 50,000 images", "files": ["headline"]},
     {"title": "ResNet-34 to ResNet-18, one GPU, 40 passes over 50,000 images", "files": ["headline-short"]},
     {
