@@ -1,4 +1,4 @@
-"""docs/options.md: every option of every command, from its declaration in dfkd/config/stages.py.
+"""docs/options.md: every option of every command, from its declaration in dfkd/config/stages/.
 
     python docs/make_options.py
 
@@ -16,7 +16,7 @@ from dfkd.config.texts import flag, kind_of, metavar
 PAGE = Path(__file__).resolve().parent / "options.md"
 INTRO = """# Options
 
-Written by `python docs/make_options.py` from the declarations in dfkd/config/stages.py; edit those.
+Written by `python docs/make_options.py` from the declarations in dfkd/config/stages/; edit those.
 
 `dfkd COMMAND --help` shows the same. Required options come first. With `--quiet` a command prints results and errors
 only. [reference.md](reference.md) explains MODEL, DATA and the methods.

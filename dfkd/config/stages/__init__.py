@@ -1,0 +1,33 @@
+"""The options of every stage, one declaration each: a frozen dataclass a stage."""
+
+from dfkd.config.stages.distill import DistillConfig
+from dfkd.config.stages.others import (
+    CompareConfig,
+    DemoConfig,
+    EvaluateConfig,
+    ExplainConfig,
+    ExportConfig,
+    InspectConfig,
+    RunConfig,
+)
+from dfkd.config.stages.samples import GenerateConfig, SelectConfig
+from dfkd.config.stages.shared import Engine, Interpolation, Logger, Mixing, ModelConfig, Precision
+
+__all__ = [
+    "CompareConfig",
+    "DemoConfig",
+    "DistillConfig",
+    "Engine",
+    "EvaluateConfig",
+    "ExplainConfig",
+    "ExportConfig",
+    "GenerateConfig",
+    "InspectConfig",
+    "Interpolation",
+    "Logger",
+    "Mixing",
+    "ModelConfig",
+    "Precision",
+    "RunConfig",
+    "SelectConfig",
+]

@@ -1,0 +1,235 @@
+"""The options of distill."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dfkd.config.option import option
+from dfkd.config.stages.shared import BITS, CLASSES, MIXING, OWN_TAPS, TEACHER, Logger, Mixing, ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(ModelConfig):
+    """Train a student on selected images; the teacher answers for every view that the student sees."""
+
+    teacher: str | tuple[str, ...] = option(TEACHER, "models", role="resolved", reads="model")
+    student: str = option(
+        "MODEL. The class count and channels default to the teacher's.", "models", role="resolved", reads="model"
+    )
+    mixing: Mixing | None = option(MIXING, "models", default=None, role="resolved")
+    also: tuple[str, ...] = option(
+        "Further students that learn beside this one, for one answer of the teacher: for each the options in which it "
+        "differs, such as '--student lenet5 --loss kd rkd --out run-2' (docs/teaching.md). Each is a run of its own.",
+        "models",
+        default=(),
+        role="none",
+        shown=False,
+        stored=False,
+        shared=False,
+        off=(),
+    )
+    student_seed: int | None = option(
+        "Seed of the student's random weights, and of what it draws itself. Images and views follow --seed. Default: "
+        "--seed.",
+        "models",
+        default=None,
+        least=0,
+        below=2**63,
+        off=None,
+    )
+    init: Literal["auto", "none", "teacher"] = option(
+        "teacher: copy the teacher's layers of the same names, take some of their channels where the student is "
+        "narrower, and refit them on --samples. none: random weights. auto: teacher if every layer of the student has "
+        "such a layer and the student has no weights, else none.",
+        "models",
+        default="auto",
+        off="none",
+        open=True,
+    )
+    prune: float | None = option(
+        "Share of its multiplications that the student keeps, such as 0.25: channels are left out, then it trains. It "
+        "needs weights, such as the teacher's own. Needs pip install 'dfkd[prune]'. Default: all.",
+        "models",
+        default=None,
+        above=0,
+        below=1,
+        off=None,
+    )
+    quantize: Literal["int8"] | None = option(
+        "int8: train the student with weights and inputs rounded to 8 bits, as an export of dtype int8 does. "
+        "It needs weights, such as those of a RUN. Default: off.",
+        "models",
+        default=None,
+        off=None,
+    )
+    samples: tuple[str, ...] = option(
+        "Selection folders. Several are mixed.", "data", default=(), role="resolved", reads="selection"
+    )
+    out: str = option("Folder of the run.", "output", role="none", shown=False)
+    source: str | None = option(
+        "Generator that learns along with the student: NAME[:key=value,...] (docs/generators.md), or your own class "
+        "by its dotted name. Mixed with --samples if both are given.",
+        "data",
+        default=None,
+        role="resolved",
+    )
+    weights: tuple[float, ...] = option(
+        "Shares of the batch, one for each of --samples and then --source. Default: --samples by size, --source half.",
+        "data",
+        default=(),
+        above=0,
+        role="resolved",
+    )
+    epochs: int | None = option(
+        "Passes over the samples, instead of --steps.", "training", default=None, least=1, role="resolved"
+    )
+    steps: int | None = option("Optimizer steps. Default: 4000.", "training", default=None, least=1)
+    test: str | None = option(
+        "Labeled DATA for the accuracy of the last step. Training never reads it.",
+        "data",
+        default=None,
+        role="none",
+        reads="data",
+    )
+    classes: str | None = option(CLASSES.format("--test"), "data", default=None, role="none")
+    bits: int | None = option(BITS.format("--test"), "data", default=None, least=8, most=16, role="none")
+    loss: tuple[str, ...] = option(
+        "Weighted sum of losses: NAME[:WEIGHT,key=value,...] (docs/losses.md), or your own class or function by its "
+        "dotted name. Default: kd ofd up to 64 pixels for networks with feature maps of several resolutions, else kd; "
+        "also kd with --source and with --teacher-views.",
+        "learning",
+        default=(),
+        role="resolved",
+        open=True,
+    )
+    class_dropping: float = option(
+        "Drop the teacher's classes below this probability in the training view. 0 drops none.",
+        "learning",
+        default=0.0,
+        least=0,
+        below=1,
+    )
+    batch_size: int = option("Images per step.", "training", default=128, least=1)
+    batches: str = option(
+        "Order of the images. shuffled; classes:each=8: batches even over the teacher's classes; "
+        "superclasses:count=16: over clusters of them; hardest:share=0.5: after a first pass, the images where student "
+        "and teacher differ most.",
+        "training",
+        default="shuffled",
+    )
+    optimizer: Literal["auto", "sgd", "adamw"] = option(
+        "sgd uses Nesterov momentum 0.9. auto: adamw if the student has weights of its own and the images are above 64 "
+        "pixels or its classifier is new, else sgd.",
+        "training",
+        default="auto",
+        open=True,
+    )
+    lr: float | None = option(
+        "Peak learning rate. Default: for adamw 0.002, or 0.0005 where auto chose it; for sgd 0.4, 0.1 with the "
+        "teacher's layers, or 0.02 without BatchNorm.",
+        "training",
+        default=None,
+        least=0,
+    )
+    weight_decay: float = option(
+        "Weight decay. Biases and normalization layers have none.", "training", default=5e-4, least=0
+    )
+    schedule: Literal["onecycle", "cosine"] = option(
+        "onecycle warms up over 30 % of the steps, cosine over 5 %; both then decay to zero along a cosine.",
+        "training",
+        default="onecycle",
+        role="resolved",
+    )
+    warmup: float | None = option(
+        "Share of the steps for the warm-up. Default: that of the schedule.", "training", default=None, least=0, below=1
+    )
+    crop_padding: int | None = option(
+        "Random crop after padding by this number of pixels. 0: no crop. Default: an eighth of the image size, or 0 "
+        "with --crop-area of photographs.",
+        "augmentation",
+        default=None,
+        least=0,
+    )
+    crop_area: float | None = option(
+        "Random resized crop: smallest share of the image's area, such as 0.4. 1: no such crop. Above 64 pixels the "
+        "crop is taken from the whole file. Default: 0.35 there, without --source, --teacher-views and --crop-padding; "
+        "else 1.",
+        "augmentation",
+        default=None,
+        above=0,
+        most=1,
+        off=1.0,
+        open=True,
+    )
+    flip: bool = option("Random horizontal flip.", "augmentation", default=True)
+    color_jitter: float | None = option(
+        "Random brightness, contrast and saturation: factors from 1 - X to 1 + X, such as 0.4. Default: off.",
+        "augmentation",
+        default=None,
+        above=0,
+        below=1,
+        off=None,
+    )
+    mixup: float = option("Parameter a of Mixup's Beta(a, a). 0: off.", "augmentation", default=0.0, least=0)
+    cutmix: float = option(
+        "Parameter a of CutMix's Beta(a, a). 0: off. With --mixup, each image takes one of the two.",
+        "augmentation",
+        default=0.0,
+        least=0,
+        off=0.0,
+    )
+    teacher_views: int = option(
+        "Train on this number of fixed views per image. The teacher answers them once, into the cache, where other "
+        "seeds and losses find the answers. 0: a new view in every step.",
+        "augmentation",
+        default=0,
+        least=0,
+        off=0,
+    )
+    ema: float = option(
+        "Decay of the moving average of the weights that becomes the student, such as 0.99. 0: off.",
+        "training",
+        default=0.0,
+        least=0,
+        below=1,
+        off=0.0,
+    )
+    reestimate: int = option(
+        "Batches on which the final student's BatchNorm statistics are computed anew. 0: off.",
+        "training",
+        default=0,
+        least=0,
+        off=0,
+    )
+    sync_batchnorm: bool = option(
+        "With several processes on GPUs (torchrun): the student's BatchNorm layers take the statistics of the whole "
+        "batch. Otherwise those of the process's own images.",
+        "machine",
+        default=False,
+        role="none",
+        machine=True,
+        shown=False,
+        off=False,
+    )
+    teacher_taps: tuple[str, ...] = option(OWN_TAPS, "models", default=())
+    student_taps: tuple[str, ...] = option("The same for the student.", "models", default=())
+    checkpoint_every: int = option(
+        "Steps between checkpoints.", "output", default=500, least=1, role="none", shown=False
+    )
+    log_every: int = option(
+        "Steps between rows of metrics.jsonl.", "output", default=50, least=1, role="none", shown=False
+    )
+    log: tuple[Logger, ...] = option(
+        "Also log to tensorboard, wandb or mlflow (docs/reference.md#logs).",
+        "output",
+        default=(),
+        role="none",
+        shown=False,
+        stored=False,
+    )
+    name: str | None = option(
+        "Row of the run in `dfkd compare`. Runs of one name are its seeds. Default: made from method and losses.",
+        "output",
+        default=None,
+        role="none",
+        shown=False,
+    )

@@ -1,0 +1,146 @@
+"""The options of the stages that measure, show, write and run."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dfkd.config.option import Checked, option
+from dfkd.config.stages.shared import BITS, CLASSES, MODEL, Engine, ModelConfig, Precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(ModelConfig):
+    """Measure a model on labeled data."""
+
+    model: str = option(MODEL, "models", reads="model")
+    data: str = option("Labeled DATA.", "data", reads="data")
+    classes: str | None = option(CLASSES.format("--data"), "data", default=None)
+    bits: int | None = option(BITS.format("--data"), "data", default=None, least=8, most=16)
+    teacher: str | None = option("MODEL to measure the agreement with.", "models", default=None, reads="model")
+    json: str | None = option("FILE for the figures. They are printed in any case.", "output", default=None)
+    batch_size: int = option("Images per forward pass.", "machine", default=256, least=1)
+    precision: Precision = option("auto, bf16 or fp32.", "machine", default="fp32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainConfig(ModelConfig):
+    """Show where a student and its teacher part, class by class and image by image, and what they look at."""
+
+    model: str = option("The student: a RUN or another MODEL.", "models", reads="model")
+    teacher: str | None = option(
+        "MODEL of its teacher. Default: that of the RUN.", "models", default=None, reads="model"
+    )
+    data: str | None = option(
+        "DATA, labeled or not. Default: the labeled data of the RUN (its --test).", "data", default=None, reads="data"
+    )
+    classes: str | None = option(CLASSES.format("--data"), "data", default=None)
+    bits: int | None = option(BITS.format("--data"), "data", default=None, least=8, most=16)
+    count: int = option("Images that the page shows of those on which they part.", "output", default=24, least=0)
+    entropy: int = option(
+        "Images of which pixel-wise entropies are learned (arXiv 2003.03622). Each takes some 200 passes forward and "
+        "backward of both networks.",
+        "output",
+        default=0,
+        least=0,
+    )
+    foreground: str | None = option(
+        "FILE.npy or FILE.npz with one mask an image of DATA: nonzero where the object is. Visual concepts are then "
+        "counted on it and beside it.",
+        "data",
+        default=None,
+    )
+    out: str = option("FILE.html. FILE.csv with a line for every image is written beside it.", "output")
+    batch_size: int = option("Images per forward pass.", "machine", default=256, least=1)
+    precision: Precision = option("auto, bf16 or fp32.", "machine", default="fp32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig(Checked):
+    """Show what is in a selection: counts, scores, a gallery."""
+
+    folder: str = option(
+        "Folder of a selection, or of a run whose student is a soft_tree; with --verify of any run or pipeline.",
+        "data",
+        positional=True,
+    )
+    out: str | None = option(
+        "FILE.html with the scores and a gallery; of a soft_tree, with its filters.", "output", default=None
+    )
+    pool: tuple[str, ...] = option(
+        "DATA that the selection was made from: the page also shows images that are out. For a soft_tree: images whose "
+        "ways through the tree are shown.",
+        "data",
+        default=(),
+        reads="data",
+    )
+    verify: bool = option("Read every file instead, and compare it with its checksum.", "output", default=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(Checked):
+    """Put runs side by side: mean and standard deviation over seeds."""
+
+    runs: tuple[str, ...] = option("RUN folders.", "data", positional=True)
+    out: str = option("FILE.html. FILE.csv is written beside it.", "output")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(ModelConfig):
+    """Write a model as one file for another program."""
+
+    model: str = option(MODEL, "models", reads="model")
+    format: Literal["onnx", "pt2", "safetensors"] | None = option(
+        "Default: the suffix of the file. onnx needs pip install 'dfkd[onnx]'.", "output", default=None
+    )
+    out: str = option("The file.", "output")
+    dtype: Literal["float32", "float16", "int8"] = option(
+        "Numbers of the file. int8: convolutions and linear layers, calibrated on --samples; for .onnx and .pt2.",
+        "output",
+        default="float32",
+    )
+    with_normalize: bool = option(
+        "Put the normalization into the file: its input are pixels in [0, 1].", "output", default=False
+    )
+    samples: str | None = option(
+        "Selection folder. The file is checked against the model on some of its images. int8 is calibrated on others.",
+        "data",
+        default=None,
+        reads="selection",
+    )
+    classes: str | None = option(
+        "FILE with the names of the model's classes, which are stored in the exported file.", "data", default=None
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Checked):
+    """Run a whole pipeline: selections, distillations, seeds, comparison; what is done is not done again."""
+
+    file: str = option("FILE.toml.", "data", positional=True)
+    out: str | None = option("Folder of the pipeline, instead of `out` in the file.", "output", default=None)
+    only: tuple[str, ...] = option(
+        "Rows to run, with the selections that they need. Default: all. The report has every complete row.",
+        "data",
+        default=(),
+    )
+    engine: Engine = option(
+        "local: one stage after the other. ray: as tasks of Ray, on the cluster that RAY_ADDRESS names, else on this "
+        "machine. Needs pip install '.[ray]'.",
+        "machine",
+        default="local",
+    )
+    cpus_per_stage: float = option("Cores that Ray reserves for a stage.", "machine", default=1.0, above=0)
+    gpus_per_stage: float | None = option(
+        "GPUs that Ray reserves for a stage, such as 0.5. Default: 1 where there are GPUs, else 0.",
+        "machine",
+        default=None,
+        least=0,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig(Checked):
+    """The whole thing on images that come with scikit-learn, offline, in a few minutes."""
+
+    out: str = option("Folder of everything that the demo writes.", "output", default="demo")
+    seeds: int = option("Number of seeds per row.", "training", default=2, least=1)
+    steps: int = option("Optimizer steps per run.", "training", default=150, least=1)

@@ -1,0 +1,192 @@
+"""The options of the stages that make samples: select and generate."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dfkd.config.option import option
+from dfkd.config.stages.shared import BITS, MIXING, OWN_TAPS, TEACHER, Engine, Logger, Mixing, ModelConfig
+from dfkd.system.limits import SHARE
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectConfig(ModelConfig):
+    """Select from an unlabeled pool what this teacher can teach from."""
+
+    teacher: str | tuple[str, ...] = option(TEACHER, "models", role="resolved", stored=False, reads="model")
+    mixing: Mixing | None = option(MIXING, "models", default=None, role="resolved", stored=False)
+    pool: tuple[str, ...] = option(
+        "DATA: folders, .npz, .parquet, .arrow, .tar, hf:REPO, torchvision:NAME. Labels are never read.",
+        "data",
+        role="resolved",
+        stored=False,
+        reads="data",
+    )
+    out: str = option("Folder of the selection.", "output", role="none", shown=False, stored=False)
+    method: str = option(
+        "threshold, statistics, random, confidence, entropy, or your own function by its dotted name; "
+        "NAME:key=value,... auto: statistics for a teacher with BatchNorm, unless --gamma is given; else threshold.",
+        "selection",
+        default="auto",
+        open=True,
+    )
+    count: int | None = option(
+        "Number of images to select. Default: half of the pool, or all that the method admits if fewer.",
+        "selection",
+        default=None,
+        least=1,
+    )
+    gamma: float | None = option(
+        "Keep the most confident fraction GAMMA of the pool (0 to 1). Default: the method's own, 0.7 for threshold.",
+        "selection",
+        default=None,
+        range=SHARE,
+    )
+    class_dropping: float = option(
+        "Stored mask: keep the classes whose probability is at least this value. 0 keeps all.",
+        "selection",
+        default=0.05,
+        least=0,
+        below=1,
+    )
+    balance: Literal["none", "class", "cluster"] | None = option(
+        "Select evenly over the predicted classes, or over clusters of the teacher's features. Default: class for the "
+        "threshold method, else none.",
+        "selection",
+        default=None,
+    )
+    deduplicate: float | None = option(
+        "Drop an image whose features have at least this cosine similarity (such as 0.99) to a better image. "
+        "Features of all admitted images are held in memory. Default: keep all.",
+        "selection",
+        default=None,
+        above=0,
+        most=1,
+    )
+    teacher_taps: tuple[str, ...] = option(OWN_TAPS, "models", default=())
+    part: str | None = option(
+        "K/N: only score the K-th of N shares of the pool, into the shared cache DFKD_CACHE. slurm: the share of this "
+        "task of an array job. The same command without --part then selects.",
+        "machine",
+        default=None,
+        role="none",
+        stored=False,
+    )
+    engine: Engine = option(
+        "local: score in this process. ray: by workers of Ray, on the cluster that RAY_ADDRESS names, else on this "
+        "machine. Needs pip install '.[ray]'.",
+        "machine",
+        default="local",
+        role="none",
+        machine=True,
+        shown=False,
+        stored=False,
+    )
+    workers: int | None = option(
+        "Number of workers of Ray. Default: as many as there is room for.",
+        "machine",
+        default=None,
+        least=1,
+        role="none",
+        machine=True,
+        shown=False,
+        stored=False,
+    )
+    gpus_per_worker: float | None = option(
+        "GPUs that Ray reserves for each worker, such as 0.5. Default: 1 where scores are computed on a GPU, else 0.",
+        "machine",
+        default=None,
+        least=0,
+        role="none",
+        machine=True,
+        shown=False,
+        stored=False,
+    )
+    filter: str = option(
+        "Linear filter applied to the images first. fitted: matches the pool to the teacher's BatchNorm statistics, "
+        "kept only if it raises the Inception Score. blur:sigma=0.5: Gaussian. none, or your own function by its "
+        "dotted name. auto: fitted for a teacher with BatchNorm, up to 64 pixels and from 512 images on.",
+        "selection",
+        default="auto",
+    )
+    store: int | None = option(
+        "Store photographs as JPEG files whose shorter side has this number of pixels, such as 256, unless they are "
+        "smaller. distill then reads and decodes less. Default: the files as they are.",
+        "output",
+        default=None,
+        least=1,
+        stored=False,
+    )
+    max_unreadable: float = option(
+        "Stop if more than this share of the pool cannot be read.", "data", default=0.01, least=0, most=1
+    )
+    bits: int | None = option(
+        BITS.format("--pool"), "data", default=None, least=8, most=16, role="resolved", stored=False
+    )
+    batch_size: int = option(
+        "Images per teacher forward pass. Another size computes the scores anew.", "machine", default=256, least=1
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig(ModelConfig):
+    """Make images from the teacher alone, where there is no pool."""
+
+    teacher: str | tuple[str, ...] = option(TEACHER, "models", role="resolved", stored=False, reads="model")
+    mixing: Mixing | None = option(MIXING, "models", default=None, role="resolved", stored=False)
+    method: str = option(
+        "dafl, deepinversion, ... (docs/generators.md), or your own class by its dotted name; NAME:key=value,...",
+        "learning",
+        shared=False,
+    )
+    out: str = option("Folder of the images, a selection.", "output", role="none", shown=False, stored=False)
+    count: int | None = option(
+        "Number of images to make. Default: 10000, or the number that --fill lacks.", "data", default=None, least=1
+    )
+    steps: int | None = option(
+        "Steps of the method. Default: the method's own.", "training", default=None, least=1, shared=False
+    )
+    student: str | None = option(
+        "MODEL with weights, such as a RUN, for methods that search for what a student does not know.",
+        "models",
+        default=None,
+        role="resolved",
+        stored=False,
+        shared=False,
+        reads="model",
+    )
+    samples: tuple[str, ...] = option(
+        "Selection folders, for methods that also learn from real images.",
+        "data",
+        default=(),
+        role="resolved",
+        stored=False,
+        shared=False,
+        reads="selection",
+    )
+    teacher_taps: tuple[str, ...] = option(OWN_TAPS, "models", default=())
+    fill: str | None = option(
+        "A selection: make only images of the classes that it lacks, until it is even.",
+        "data",
+        default=None,
+        role="resolved",
+        stored=False,
+        reads="selection",
+    )
+    class_dropping: float = option(
+        "Stored mask: keep the classes whose probability is at least this value. 0 keeps all.",
+        "learning",
+        default=0.05,
+        least=0,
+        below=1,
+    )
+    batch_size: int = option("Images per step of the method.", "training", default=128, least=1, shared=False)
+    checkpoint_every: int = option("Steps between checkpoints.", "output", default=500, least=1, role="none")
+    log_every: int = option("Steps between rows of metrics.jsonl.", "output", default=50, least=1, role="none")
+    log: tuple[Logger, ...] = option(
+        "Also log to tensorboard, wandb or mlflow (docs/reference.md#logs).",
+        "output",
+        default=(),
+        role="none",
+        shown=False,
+        stored=False,
+    )

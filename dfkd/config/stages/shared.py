@@ -1,0 +1,89 @@
+"""What several stages can be told, and the texts that their options share."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dfkd.config.option import Checked, option
+
+Interpolation = Literal["bilinear", "bicubic"]
+Precision = Literal["auto", "bf16", "fp32"]
+Logger = Literal["tensorboard", "wandb", "mlflow"]
+Mixing = Literal["mean-logits", "mean-probabilities", "confidence", "entropy"]
+Engine = Literal["local", "ray"]
+
+MODEL = "MODEL: NAME[:key=value,...][@WEIGHTS], a RUN folder or a .pt2 file."
+CLASSES = (
+    "FILE with the names of the model's classes, one per line in its order, or JSON. The class folders of {} are found "
+    "in it by name. Default: names that are whole numbers are the labels; others count in sorted order if they are as "
+    "many as the model's classes."
+)
+BITS = (
+    "Bits in use (such as 12) of the gray images with 16 bits in {}: of these the upper 8 are taken. Default: what the "
+    "files say, else 16."
+)
+TEACHER = f"{MODEL} Several teach together; so does a FILE.toml that names several (docs/teaching.md)."
+MIXING = (
+    "How several teachers answer as one: the mean of their logits or of their probabilities, or the probabilities "
+    "weighted by confidence or by entropy. Default: mean-logits."
+)
+OWN_TAPS = "Positions of the features, such as last=fc:input. Default: found by tracing the network."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Checked):
+    """What every stage that uses a model can be told."""
+
+    preset: str | None = option(
+        "NAME or FILE.toml of options. A flag overrides the preset, the preset overrides the default.",
+        "machine",
+        default=None,
+        role="none",
+        shown=False,
+        stored=False,
+    )
+    device: str = option(
+        "auto, cpu, cuda or cuda:N.", "machine", default="auto", role="none", machine=True, shown=False
+    )
+    precision: Precision = option(
+        "auto: bfloat16 autocast where the hardware supports it and a short probe finds it faster, else float32.",
+        "machine",
+        default="auto",
+        role="resolved",
+        machine=True,
+        shown=False,
+    )
+    seed: int = option(
+        "Random seed. The same seed gives the same result.", "machine", default=0, least=0, below=2**63, shown=False
+    )
+    normalize: str | None = option(
+        "Input normalization of the teacher: imagenet, cifar10, none or mean,mean,mean/std,std,std. Default: that of "
+        "the RUN, else imagenet.",
+        "models",
+        default=None,
+        role="resolved",
+    )
+    image_size: int | None = option(
+        "Side of the teacher's input in pixels. Default: the model's own, else the size of the images.",
+        "models",
+        default=None,
+        least=1,
+        role="resolved",
+    )
+    crop_pct: float | None = option(
+        "Photographs are resized so that their shorter side is the image size divided by this ratio, then cropped at "
+        "the center. Default: above 64 pixels what the model says (RUN, timm, torchvision's weights), else 1.",
+        "models",
+        default=None,
+        above=0,
+        most=1,
+        role="resolved",
+        stored=False,
+    )
+    interpolation: Interpolation | None = option(
+        "How photographs are resized: bilinear or bicubic, with antialiasing. Default: above 64 pixels what the model "
+        "says, else bilinear.",
+        "models",
+        default=None,
+        role="resolved",
+        stored=False,
+    )
