@@ -150,6 +150,20 @@ TABLES = [
             "kd dml": "`dml:hard=0`, one of two students",
         },
     },
+    {
+        "title": "digits: soft decision trees of depth 6 beside networks",
+        "files": ["trees-digits"],
+        "rows": {
+            f"{kind}-{source}": f"{words}, from {what}"
+            for kind, words in (("tree", "a tree"), ("network", "a network"))
+            for source, what in (
+                ("labels", "labels"),
+                ("teacher", "the teacher"),
+                ("teacher-shifted", "the teacher, on shifted digits"),
+                ("photographs", "the teacher, on patches of photographs"),
+            )
+        },
+    },
     {"title": "ResNet-34 to ResNet-18, one GPU, up to 200 passes over 50,000 images", "files": ["headline"]},
     {"title": "ResNet-34 to ResNet-18, one GPU, 40 passes over 50,000 images", "files": ["headline-short"]},
     {
