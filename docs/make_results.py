@@ -151,6 +151,20 @@ TABLES = [
         },
     },
     {
+        "title": "digits: one teacher and several, each trained on a third of the digits, or on six of them",
+        "files": ["teachers-digits"],
+        "rows": {
+            "one": "one teacher",
+            "two": "two, `mean-logits`",
+            "three": "three, `mean-logits`",
+            **{f"three-{way}": f"three, `{way}`" for way in ("mean-probabilities", "confidence", "entropy")},
+            **{
+                f"halves-{way}": f"two of six digits each, `{way}`"
+                for way in ("mean-logits", "mean-probabilities", "confidence", "entropy")
+            },
+        },
+    },
+    {
         "title": "digits: soft decision trees of depth 6 beside networks",
         "files": ["trees-digits"],
         "rows": {
