@@ -110,7 +110,8 @@ def prepare(
     if config.crop_area is None:
         config = replace(config, crop_area=default_area(config, selections))
     crops = crops_of_files(config, selections)
-    trained = begins_trained(student, student_given, config.init)
+    # without BatchNorm, which is folded away, a rate for random weights would destroy it
+    trained = config.quantize is not None or begins_trained(student, student_given, config.init)
     if config.optimizer == "auto":
         config = replace(config, optimizer="adamw" if trained else "sgd")
         if trained:
