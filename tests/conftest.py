@@ -135,6 +135,22 @@ def manifest_of() -> Callable[..., dict[str, Any]]:
     return make
 
 
+@pytest.fixture(scope="session")
+def in_parts() -> Callable[..., Any]:
+    """A function that makes of scores the function that reads them part by part."""
+
+    def of(scores: Any, readable: np.ndarray, size: int) -> Callable[[], Any]:
+        def parts() -> Any:
+            for start in range(0, len(readable), size):
+                some = slice(start, start + size)
+                columns = (None if column is None else column[some] for column in vars(scores).values())
+                yield type(scores)(*columns), readable[some]
+
+        return parts
+
+    return of
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)

@@ -15,11 +15,9 @@ from dfkd.config.stage_table import stage_of
 from dfkd.system.console import printing, say
 from dfkd.system.errors import RequestError
 from dfkd.system.locks import Busy
-from dfkd.system.ray_session import cluster_resources, connected, environment
+from dfkd.system.ray_session import RESTARTS, cluster_resources, connected, environment
 from dfkd.system.signals import GRACE, Interrupted, handled, stop_request
 
-RESTARTS = 3
-"""How often a stage goes on in a new process after the one that ran it was killed."""
 _BUSY = "another command is at it"
 _LATER = 1.0
 """Seconds after which a stage is tried again that another command is at."""

@@ -10,6 +10,7 @@ from dfkd.config import DistillConfig
 from dfkd.data.images.frame import ENCODED_ABOVE, Crops
 from dfkd.distill.init.inherit import heir
 from dfkd.formats.shards import Shards
+from dfkd.models.fake_int8 import rounds
 from dfkd.models.features.find_taps import find_taps
 from dfkd.models.features.taps import in_group
 from dfkd.models.load import Model
@@ -68,8 +69,11 @@ def begins_trained(student: Model, given: GivenModel, init: str) -> bool:
     """Whether the student is to be fine-tuned: it has weights of its own, and they are not for small images.
 
     Up to 64 pixels the rates of docs/results.md hold, unless the classifier is new. A module that is at hand, and code
-    that loads weights unasked, is trained if its normalization layers are no longer as they began.
+    that loads weights unasked, is trained if its normalization layers are no longer as they began. A student in
+    int8 is always fine-tuned: its BatchNorms are folded away, and without them such rates destroy it.
     """
+    if rounds(student.module):
+        return True
     if init == "teacher" or not ((student.image_size or 0) > ENCODED_ABOVE or student.new_classifier):
         return False
     if isinstance(given, str) and student.has_weights is not None:

@@ -110,22 +110,13 @@ def prepare(
     if config.crop_area is None:
         config = replace(config, crop_area=default_area(config, selections))
     crops = crops_of_files(config, selections)
-    # without BatchNorm, which is folded away, a rate for random weights would destroy it
-    trained = config.quantize is not None or begins_trained(student, student_given, config.init)
+    trained = begins_trained(student, student_given, config.init)
     if config.optimizer == "auto":
         config = replace(config, optimizer="adamw" if trained else "sgd")
         if trained:
             say("optimizer: adamw, the default for a student that begins trained")
     plan = _plan(config, selections, student, trained, crops is not None)
-    fitting.check_size(plan.steps * plan.batch_size, student)
-    for name, steps in objective.preparation.items():
-        if steps >= plan.steps:
-            raise RequestError(
-                f"--loss {name} prepares itself for {steps} steps and there are {plan.steps}: it would teach nothing; "
-                "give it fewer (ft:paraphraser=N), or more --steps"
-            )
-    if config.teacher_views > 1 and not plan.crop_padding and not plan.flip:
-        raise RequestError(f"--teacher-views {config.teacher_views} are all the same without crop and flip; give 1")
+    _check_plan(config, plan, student, objective)
     content = _content(config, plan, teacher, student, selections, objective, place)
     content["student"] |= _of_run(student_given)
     content |= supply.content(config, generator)
@@ -197,6 +188,19 @@ def _check_objective(config: DistillConfig, objective: Objective, peers: int) ->
             f"--teacher-views {config.teacher_views} keeps the teacher's logits, and {readers} needs more of it; "
             "choose among the losses on outputs (--loss kd relation:1), or leave it out"
         )
+
+
+def _check_plan(config: DistillConfig, plan: Plan, student: Model, objective: Objective) -> None:
+    """Refuse numbers that do not go with the student and the losses."""
+    fitting.check_size(plan.steps * plan.batch_size, student)
+    for name, steps in objective.preparation.items():
+        if steps >= plan.steps:
+            raise RequestError(
+                f"--loss {name} prepares itself for {steps} steps and there are {plan.steps}: it would teach nothing; "
+                "give it fewer (ft:paraphraser=N), or more --steps"
+            )
+    if config.teacher_views > 1 and not plan.crop_padding and not plan.flip:
+        raise RequestError(f"--teacher-views {config.teacher_views} are all the same without crop and flip; give 1")
 
 
 def _load_student(config: DistillConfig, given: GivenModel, teacher: Model) -> Model:

@@ -74,13 +74,18 @@ class Rounded(nn.Module):
         self.seen.fill_(1)
 
 
+def rounds(network: nn.Module) -> bool:
+    """Whether a network trains with rounded weights and inputs."""
+    return any(isinstance(layer, Rounded) for layer in network.modules())
+
+
 @torch.no_grad()
 def unrounded(network: nn.Module) -> nn.Module:
     """A copy that rounds no inputs, with weights that are rounded already; a network that never rounds is itself.
 
     It is a program without branches, in float32.
     """
-    if not any(isinstance(layer, Rounded) for layer in network.modules()):
+    if not rounds(network):
         return network
     network = copy.deepcopy(network)
     for layer in network.modules():
@@ -126,6 +131,6 @@ def fake_int8(network: nn.Module, channels: int, image_size: int) -> nn.Module:
             network.set_submodule(path, nn.Identity())
         elif path and takes_int8(layer):
             Rounded.of(cast(nn.Conv2d, layer))
-    if not any(isinstance(layer, Rounded) for layer in layers.values()):
+    if not rounds(network):
         raise ValueError("it has no convolution or linear layer that int8 could take")
     return network

@@ -3,6 +3,7 @@
 import csv
 import io
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +22,14 @@ from dfkd.models.features.pixel_entropy import pixel_entropy
 from dfkd.models.features.taps import Tap
 from dfkd.models.own import GivenModel
 from dfkd.models.several import given_teacher
-from dfkd.report import explanation_page
-from dfkd.report.explanation_page import Answers, Explanation, Knowledge
+from dfkd.report.answers import Answers, Explanation, Knowledge, terminal_lines
+from dfkd.report.explanation_page import write
 from dfkd.report.markup import page_path
 from dfkd.report.table import csv_cell
 from dfkd.system.console import answer, say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import write_text
+from dfkd.system.text import class_name
 from dfkd.training.evaluate import check_labels, named_classes, open_pair, show_all
 
 GRID = 16
@@ -45,13 +47,18 @@ def run(config: ExplainConfig) -> None:
     named = _named(config)
     student, teacher, data = open_pair(config, config.model, named[1], named[0], _is_run(config.model))
     assert teacher is not None
+    names = student.model.class_names
+    if config.classes is not None:
+        given_names = ClassNames(config.classes)
+        given_names.check(student.model.classes)
+        names = given_names.names
     labels = _labels(data, student.model.classes)
     masks = None if config.foreground is None else _masks(config.foreground, len(data))
     for classifier in (student, teacher):
         examine(classifier, data)
     answers = answer_all(student, teacher, data, config.batch_size, labels)
     shown = answers.parted()[: config.count]
-    names = student.model.class_names if config.classes is None else ClassNames(config.classes).names
+    images, taps = _pixels(data, shown), [_deepest(classifier) for classifier in (student, teacher)]
     found = Explanation(
         student=config.model,
         teacher=named[0] if isinstance(named[0], str) else teacher.model.spec,
@@ -59,15 +66,18 @@ def run(config: ExplainConfig) -> None:
         answers=answers,
         names=names,
         origins=data.origins(shown),
-        images=_pixels(data, shown),
+        images=images,
         raw=not data.encoded,
-        cams=_cams(student, teacher, _pixels(data, shown), answers, shown),
-        knowledge=_knowledge(student, teacher, data, masks, config.entropy) if config.entropy else None,
+        cams=(
+            _cams(student, taps[0], images, answers.student[shown]),
+            _cams(teacher, taps[1], images, answers.teacher[shown]),
+        ),
+        knowledge=_knowledge((student, teacher), taps, data, masks, config.entropy),
     )
-    for line in explanation_page.terminal_lines(found):
+    for line in terminal_lines(found):
         answer(line)
     write_text(rows, _table(answers, data, names))
-    explanation_page.write(page, found)
+    write(page, found)
     say(f"wrote {page} and {rows}")
 
 
@@ -117,11 +127,11 @@ def _is_run(model: str) -> bool:
 
 
 def _labels(data: Pool, classes: int) -> Int[np.ndarray, " images"] | None:
-    """The labels, or None where the data has none."""
+    """The labels, or None, with a note, where the data has none for this many classes."""
     try:
         data.labels(classes)
     except RequestError as error:
-        say(f"note: accuracies are left out, as the data has no labels: {error}")
+        say(f"note: accuracies are left out: {error}")
         return None
     return check_labels(data, classes)
 
@@ -143,39 +153,35 @@ def _deepest(classifier: Classifier) -> Tap | None:
 
 
 def _cams(
-    student: Classifier,
-    teacher: Classifier,
+    classifier: Classifier,
+    tap: Tap | None,
     pixels: UInt8[np.ndarray, "shown height width channels"],
-    answers: Answers,
-    shown: Int[np.ndarray, " shown"],
-) -> list[Float[np.ndarray, "shown height width"] | None]:
-    """Grad-CAM of the student's and of the teacher's own class of each image; None for a network without maps."""
-    found: list[Float[np.ndarray, "shown height width"] | None] = []
-    for classifier, classes in ((student, answers.student), (teacher, answers.teacher)):
-        tap = _deepest(classifier) if len(shown) else None
-        if tap is None:
-            found.append(None)
-            continue
-        pieces = zip(
-            torch.from_numpy(pixels).split(32), torch.from_numpy(classes[shown]).clamp_min(0).split(32), strict=True
-        )
-        maps = [grad_cam(classifier, tap, classifier.preprocess(some), of).cpu() for some, of in pieces]
-        found.append(torch.cat(maps).numpy())
-    return found
+    classes: Int[np.ndarray, " shown"],
+) -> Float[np.ndarray, "shown height width"] | None:
+    """Grad-CAM of a class of each image; None without images, and for a network without maps."""
+    if tap is None or not len(pixels):
+        return None
+    pieces = zip(torch.from_numpy(pixels).split(32), torch.from_numpy(classes).clamp_min(0).split(32), strict=True)
+    maps = [grad_cam(classifier, tap, classifier.preprocess(some), of).cpu() for some, of in pieces]
+    return torch.cat(maps).numpy()
 
 
 def _knowledge(
-    student: Classifier, teacher: Classifier, data: Pool, masks: Bool[np.ndarray, "images h w"] | None, count: int
+    classifiers: Sequence[Classifier],
+    taps: Sequence[Tap | None],
+    data: Pool,
+    masks: Bool[np.ndarray, "images h w"] | None,
+    count: int,
 ) -> Knowledge | None:
-    """Pixel-wise entropies of both networks, on images spread over the data."""
+    """Pixel-wise entropies of student and teacher on `count` images, spread over the data."""
+    if not count or None in taps:
+        return None
     indices = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int))
     pixels = _pixels(data, indices)
-    taps = [_deepest(classifier) for classifier in (student, teacher)]
     say(f"learning pixel-wise entropies of {len(indices):,} images")
     entropies = []
-    for bare, tap in zip((student, teacher), taps, strict=True):
-        if tap is None:
-            return None
+    for bare, tap in zip(classifiers, taps, strict=True):
+        assert tap is not None
         classifier = Classifier(bare.model, bare.place, {"map": tap})
         views = classifier.preprocess(torch.from_numpy(pixels))
         entropies.append(np.concatenate([pixel_entropy(classifier, v, GRID).cpu().numpy() for v in views.split(16)]))
@@ -204,10 +210,10 @@ def _table(answers: Answers, data: Pool, names: tuple[str, ...]) -> str:
     writer.writerow(["row", *head, *([] if labels is None else ["label"])])
     for row, image in enumerate(data.origins(np.arange(len(data)))):
         of = [
-            *(explanation_page.class_name(int(answers.teacher[row]), names), f"{answers.teacher_confidence[row]:.4f}"),
-            *(explanation_page.class_name(int(answers.student[row]), names), f"{answers.student_confidence[row]:.4f}"),
+            *(class_name(int(answers.teacher[row]), names), f"{answers.teacher_confidence[row]:.4f}"),
+            *(class_name(int(answers.student[row]), names), f"{answers.student_confidence[row]:.4f}"),
             f"{answers.divergence[row]:.4f}",
         ]
-        label = [] if labels is None else [explanation_page.class_name(int(labels[row]), names)]
+        label = [] if labels is None else [class_name(int(labels[row]), names)]
         writer.writerow([csv_cell(value) for value in (row, image, *of, *label)])
     return out.getvalue()

@@ -1,148 +1,23 @@
-"""Two networks' answers to the same images -> figures, the terminal's lines, and a page with images and maps."""
+"""Two networks' answers to the same images -> a page with tables, images and maps."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, UInt8
 
-from dfkd.models.features.pixel_entropy import SIGNIFICANT, concepts
+from dfkd.models.features.pixel_entropy import SIGNIFICANT
+from dfkd.report.answers import CASES, Answers, Explanation, Knowledge, facts, pairs_of
 from dfkd.report.charts import bar, figure, legend, lines
 from dfkd.report.gallery import data_uri
 from dfkd.report.markup import Html, definitions, section, table, tag, write_page
-from dfkd.training.evaluate import CALIBRATION_BINS, calibration_error
+from dfkd.system.text import class_name
+from dfkd.training.evaluate import CALIBRATION_BINS
 
 PAIRS = 20
 """Pairs of classes that the page lists."""
 WARM = np.array([255.0, 120.0, 0.0])
 """The colour of a map where it is 1."""
-CASES = {
-    "lost": "The teacher is right, the student is not",
-    "won": "The student is right, the teacher is not",
-    "both": "Both are wrong, with different answers",
-    "parted": "Student and teacher part",
-}
-
-
-@dataclass(frozen=True)
-class Answers:
-    """The classes that student and teacher predict, how sure they are, and how far apart: one value an image."""
-
-    student: Int[np.ndarray, " images"]
-    teacher: Int[np.ndarray, " images"]
-    student_confidence: Float[np.ndarray, " images"]
-    teacher_confidence: Float[np.ndarray, " images"]
-    divergence: Float[np.ndarray, " images"]
-    """KL(teacher || student) in nats."""
-    labels: Int[np.ndarray, " images"] | None = None
-
-    @property
-    def differ(self) -> Bool[np.ndarray, " images"]:
-        """Where they predict different classes."""
-        return self.student != self.teacher
-
-    def parted(self) -> Int[np.ndarray, " parted"]:
-        """The images on which they differ, the largest divergence first."""
-        rows = np.flatnonzero(self.differ)
-        return rows[np.argsort(-np.nan_to_num(self.divergence[rows], nan=np.inf), kind="stable")]
-
-    def case(self, row: int) -> str:
-        """Which of `CASES` an image is on which they differ."""
-        if self.labels is None:
-            return "parted"
-        right = [side[row] == self.labels[row] for side in (self.teacher, self.student)]
-        return "lost" if right[0] else "won" if right[1] else "both"
-
-
-@dataclass(frozen=True)
-class Knowledge:
-    """Pixel-wise entropies of both networks on some images, in nats, and the objects' masks where they are known."""
-
-    pixels: UInt8[np.ndarray, "images height width channels"]
-    student: Float[np.ndarray, "images rows columns"]
-    teacher: Float[np.ndarray, "images rows columns"]
-    masks: Bool[np.ndarray, "images h w"] | None
-
-    def counts(self) -> dict[str, tuple[float, float, float]] | None:
-        """For each network the mean number of concepts on the foreground and on the background, and the mean of the
-        share of the first; None without masks. Images without a background part, or a concept, do not count.
-        """
-        if self.masks is None:
-            return None
-        found = {}
-        for name, entropies in (("student", self.student), ("teacher", self.teacher)):
-            parts = [shrunk(mask, entropies.shape[1:]) for mask in self.masks]
-            pairs = [concepts(e, part) for e, part in zip(entropies, parts, strict=True) if not part.all()]
-            shares = [on / (on + off) for on, off in pairs if on + off]
-            on, off = np.mean(pairs, axis=0) if pairs else (np.nan, np.nan)
-            found[name] = (float(on), float(off), float(np.mean(shares)) if shares else float("nan"))
-        return found
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Everything that the page shows."""
-
-    student: str
-    teacher: str
-    data: str
-    answers: Answers
-    names: Sequence[str]
-    origins: Sequence[str]
-    """Of the shown images: the first ones of `Answers.parted`."""
-    images: UInt8[np.ndarray, "shown height width channels"]
-    raw: bool
-    cams: Sequence[Float[np.ndarray, "shown height width"] | None]
-    """The student's and the teacher's."""
-    knowledge: Knowledge | None
-
-
-def class_name(number: int, names: Sequence[str]) -> str:
-    """A class by its number and name."""
-    if number < 0:
-        return "not finite"
-    return f"{number} {names[number]}" if number < len(names) else str(number)
-
-
-def shrunk(mask: Bool[np.ndarray, "height width"], size: Sequence[int]) -> Bool[np.ndarray, "rows columns"]:
-    """A mask at a lower resolution: true where at least half of the pixels are. Each part has a pixel or more."""
-    edges = [np.linspace(0, length, parts + 1) for length, parts in zip(mask.shape, size, strict=True)]
-    spans = [[(int(a), max(int(np.ceil(b)), int(a) + 1)) for a, b in pairwise(e)] for e in edges]
-    return np.array([[mask[top:end, left:right].mean() >= 0.5 for left, right in spans[1]] for top, end in spans[0]])
-
-
-def facts(found: Explanation) -> list[tuple[str, str]]:
-    """The figures of all images, as words."""
-    answers = found.answers
-    parted = int(answers.differ.sum())
-    lines = [
-        ("student", found.student),
-        ("teacher", found.teacher),
-        ("data", f"{found.data}, {len(answers.student):,} images"),
-        ("agreement", f"{1 - answers.differ.mean():.2%}; they part on {parted:,} images"),
-        ("KL(teacher || student), nats", f"{np.nanmean(answers.divergence):.4f}, the mean over images"),
-    ]
-    if answers.labels is None:
-        return lines
-    cases = Counter(map(answers.case, np.flatnonzero(answers.differ).tolist()))
-    for name, predicted, sure in (
-        ("student", answers.student, answers.student_confidence),
-        ("teacher", answers.teacher, answers.teacher_confidence),
-    ):
-        right = predicted == answers.labels
-        error = calibration_error(np.nan_to_num(sure), right)
-        lines.append((f"{name}'s accuracy", f"{right.mean():.2%}; calibration error {error:.4f}"))
-    return [*lines, *((CASES[case].lower(), f"{cases[case]:,} images") for case in ("lost", "won", "both"))]
-
-
-def terminal_lines(found: Explanation) -> list[str]:
-    """What the command prints."""
-    pairs = [f"{class_name(a, found.names)} -> {class_name(b, found.names)}: {n:,}" for a, b, n in _pairs(found)[:5]]
-    said = [f"{name}: {value}" for name, value in facts(found)]
-    return [*said, f"most frequent, teacher -> student: {'; '.join(pairs)}"] if pairs else said
 
 
 def write(path: Path, found: Explanation) -> None:
@@ -157,13 +32,6 @@ def write(path: Path, found: Explanation) -> None:
         _gallery(found),
         _knowledge(found.knowledge, found.raw),
     )
-
-
-def _pairs(found: Explanation) -> list[tuple[int, int, int]]:
-    """Classes of the teacher and of the student where they differ, the most frequent first."""
-    differ = found.answers.differ
-    pairs = Counter(zip(found.answers.teacher[differ].tolist(), found.answers.student[differ].tolist(), strict=True))
-    return [(a, b, n) for (a, b), n in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))]
 
 
 def _classes(found: Explanation) -> Html:
@@ -192,7 +60,7 @@ def _classes(found: Explanation) -> Html:
 
 
 def _pair_table(found: Explanation) -> Html:
-    pairs = _pairs(found)
+    pairs = pairs_of(found)
     if not pairs:
         return section("Where they part", tag("p", "They predict the same class for every image."))
     most = pairs[0][2]

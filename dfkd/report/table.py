@@ -2,6 +2,7 @@
 
 import csv
 import io
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -143,7 +144,7 @@ def warnings(rows: Sequence[Row]) -> list[str]:
 
     def teachers(row: Row) -> list[str]:
         prints = [run.content.teacher for run in row.runs if run.content is not None]
-        return [f"{teacher.architecture} {teacher.weights[:8]}" for teacher in prints]
+        return [f"{textwrap.shorten(t.architecture, 60, placeholder='...')} {t.weights[:8]}" for t in prints]
 
     def beginnings(row: Row) -> list[str]:
         return [BEGINNINGS.get(begins, begins) for begins in row.values("begins")]

@@ -15,6 +15,7 @@ from dfkd.models.load import Model
 from dfkd.report.charts import bar, figure
 from dfkd.report.gallery import data_uri
 from dfkd.report.markup import Html, definitions, section, table, tag, write_page
+from dfkd.system.text import class_name
 
 LEVELS = 5
 """Levels of the picture of the tree: more would be too small to see."""
@@ -102,11 +103,7 @@ def _place(node: int) -> tuple[float, float, int]:
 def _spread_of_leaves(model: Model, tree: SoftTree) -> str:
     """How many leaves are for each class."""
     counts = torch.bincount(tree.distributions.argmax(dim=1), minlength=model.classes).tolist()
-    return ", ".join(f"{_name(model, k)}: {count}" for k, count in enumerate(counts) if count)
-
-
-def _name(model: Model, k: int) -> str:
-    return model.class_names[k] if model.class_names else str(k)
+    return ", ".join(f"{class_name(k, model.class_names)}: {count}" for k, count in enumerate(counts) if count)
 
 
 @torch.no_grad()
@@ -154,7 +151,9 @@ def _way(
 def _bars(model: Model, shares: Sequence[float], most: int = 5) -> list[list[object]]:
     """The most probable classes."""
     best = sorted(range(len(shares)), key=lambda k: -shares[k])[:most]
-    return [[_name(model, k), tag("td", bar(shares[k]), class_="bar"), f"{shares[k]:.3f}"] for k in best]
+    return [
+        [class_name(k, model.class_names), tag("td", bar(shares[k]), class_="bar"), f"{shares[k]:.3f}"] for k in best
+    ]
 
 
 def _image(pixels: UInt8[np.ndarray, "height width channels"], words: str) -> Html:

@@ -25,11 +25,9 @@ from dfkd.select.score import PartScorer, features_file, scores_file
 from dfkd.system.console import printing, say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import replacing, request_folder
-from dfkd.system.ray_session import cluster_resources, connected, environment
+from dfkd.system.ray_session import RESTARTS, cluster_resources, connected, environment
 from dfkd.system.signals import Interrupted, stop_request
 
-RESTARTS = 3
-"""How often a worker that was killed, or ran out of memory, is started again."""
 _PATIENCE = 30
 """Seconds without a worker after which that is told."""
 

@@ -14,6 +14,8 @@ _STORE = 100 * 2**20
 """Bytes of Ray's object store on this machine: numbers and small files go through it."""
 CORES: int | None = None
 """Cores that Ray uses where it is started on this machine; None: all."""
+RESTARTS = 3
+"""How often a worker or a stage begins again after its process was killed, or ran out of memory."""
 _TRIES = 3
 """How often Ray is started: its processes wait 15 s for each other, and a machine may be full of other work."""
 

@@ -23,6 +23,13 @@ def inspect_command(folder: str) -> str:
     return f"dfkd inspect {shlex.quote(folder)} --out {shlex.quote(folder + '.html')}"
 
 
+def class_name(number: int, names: Sequence[str] = ()) -> str:
+    """A class by its number and, where it is known, its name; a number below 0 stands for an answer of no class."""
+    if number < 0:
+        return "not finite"
+    return f"{number} {names[number]}" if number < len(names) else str(number)
+
+
 def of_classes(values: Sequence[float | int | None], all_in: str, form: str = "", names: Sequence[str] = ()) -> str:
     """A number of each class in one line: all where they are few, else a summary; `all_in` says where all are.
 

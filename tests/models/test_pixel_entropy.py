@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dfkd.models.classifier import Classifier
-from dfkd.models.features.pixel_entropy import REACH, concepts, pixel_entropy, spread
+from dfkd.models.features.pixel_entropy import REACH, at_pixels, concepts, pixel_entropy
 from dfkd.models.features.taps import Tap
 from dfkd.models.load import load_model
 from dfkd.models.own import OwnNetwork
@@ -55,10 +55,10 @@ def test_pixel_entropy__is_high_where_the_content_is_discarded():
     assert found[:, 0].max() + 1 < found[:, 2].min()
 
 
-def test_spread__gives_every_pixel_its_part():
+def test_at_pixels__gives_every_pixel_its_part():
     parts = torch.arange(4.0).reshape(1, 2, 2)
     expected = torch.tensor([[0.0, 0, 1], [0, 0, 1], [2, 2, 3]])
-    assert torch.equal(spread(parts, 2, (3, 3))[0], expected)
+    assert torch.equal(at_pixels(parts, 2, (3, 3))[0], expected)
 
 
 def test_concepts__are_counted_on_both_sides():

@@ -36,19 +36,7 @@ def pools(draw):
     return ImageScores(confidence, entropy, prediction, distance), readable
 
 
-def in_parts(scores, readable, size):
-    """The function that reads a pool part by part."""
-
-    def parts():
-        for start in range(0, len(readable), size):
-            some = slice(start, start + size)
-            columns = (None if column is None else column[some] for column in vars(scores).values())
-            yield ImageScores(*columns), readable[some]
-
-    return parts
-
-
-def both(scores, readable, name, given, size, **more):
+def both(in_parts, scores, readable, name, given, size, **more):
     """What both ways choose, or refuse."""
     method, balance = getattr(methods, name), more.pop("balance")
     found = []
@@ -79,8 +67,8 @@ def both(scores, readable, name, given, size, **more):
     st.sampled_from([None, 1.0, 1.5]),
     st.sampled_from([9, 40]),
 )
-def test_choose_streaming__chooses_what_choose_does(pool, method, balance, count, reach, size):
-    known, streamed = both(*pool, *method, size, balance=balance, count=count, seed=0, reach=reach)
+def test_choose_streaming__chooses_what_choose_does(in_parts, pool, method, balance, count, reach, size):
+    known, streamed = both(in_parts, *pool, *method, size, balance=balance, count=count, seed=0, reach=reach)
     if isinstance(known, str):
         assert streamed == known
         return

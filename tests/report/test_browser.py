@@ -18,8 +18,8 @@ import pytest
 from dfkd.config import CompareConfig
 from dfkd.formats.manifest import Manifest
 from dfkd.report import explanation_page, explore
+from dfkd.report.answers import Answers, Explanation, Knowledge
 from dfkd.report.compare import run
-from dfkd.report.explanation_page import Answers, Explanation, Knowledge
 from dfkd.report.markup import write_page
 from dfkd.select import methods
 from dfkd.select.choose import choose

@@ -20,7 +20,8 @@ from dfkd.models.features.pixel_entropy import pixel_entropy
 from dfkd.models.load import load_model
 from dfkd.models.own import OwnNetwork
 from dfkd.report import explanation
-from dfkd.report.explanation_page import Answers, Explanation, Knowledge, facts, gray, heated, shrunk
+from dfkd.report.answers import Answers, Explanation, Knowledge, facts, shrunk
+from dfkd.report.explanation_page import gray, heated
 from dfkd.system.device import resolve_place
 from dfkd.system.errors import RequestError
 
@@ -112,7 +113,7 @@ def test_explain__data_without_labels_and_names_that_are_only_text(place, tmp_pa
     assert "accuracy" not in page
     assert HOSTILE not in page
     assert "&lt;script&gt;alert(1)" in page
-    assert "note: accuracies are left out, as the data has no labels" in capsys.readouterr().err
+    assert "note: accuracies are left out: " in capsys.readouterr().err
 
 
 def test_explain__entropies_and_concepts(place, tmp_path, monkeypatch):

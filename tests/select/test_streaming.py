@@ -12,20 +12,8 @@ from dfkd.select.streaming import choose_streaming
 from dfkd.system.errors import RequestError
 
 
-def in_parts(scores, readable, size):
-    """The function that reads a pool part by part."""
-
-    def parts():
-        for start in range(0, len(readable), size):
-            some = slice(start, start + size)
-            columns = (None if column is None else column[some] for column in vars(scores).values())
-            yield ImageScores(*columns), readable[some]
-
-    return parts
-
-
 @pytest.mark.parametrize("groups", [1, 3, 1000, 100_000])
-def test_choose_streaming__of_many_classes_counts_in_narrower_digits(rng, groups, monkeypatch):
+def test_choose_streaming__of_many_classes_counts_in_narrower_digits(in_parts, rng, groups, monkeypatch):
     monkeypatch.setattr(streaming, "_COUNTERS", 14)
     rows = 5000
     scores = ImageScores(
@@ -38,7 +26,7 @@ def test_choose_streaming__of_many_classes_counts_in_narrower_digits(rng, groups
     assert np.array_equal(streamed.reasons, known.reasons)
 
 
-def test_choose_streaming__draws_by_the_seed_alike_from_everywhere(rng):
+def test_choose_streaming__draws_by_the_seed_alike_from_everywhere(in_parts, rng):
     rows = 20_000
     scores = ImageScores(*(rng.random(rows, np.float32) for _ in range(2)), np.zeros(rows, np.int32))
     parts, scale = in_parts(scores, np.ones(rows, bool), 1000), Traits.of(methods.random).scale()
@@ -81,7 +69,7 @@ def test_choice__gives_its_rows_piece_by_piece(rng, monkeypatch):
         assert len(choice.some(count, count + 5)) == 0
 
 
-def test_scale__of_a_method_of_ones_own_decides_too():
+def test_scale__of_a_method_of_ones_own_decides_too(in_parts):
     scale = Scale(lambda scores, rng: -abs(scores.confidence - 0.5))
     confidence = np.array([0.1, 0.55, 0.9, 0.4, 0.52], np.float32)
     scores = ImageScores(confidence, confidence, np.zeros(5, np.int32), confidence)

@@ -1,15 +1,8 @@
 """The options of every stage, one declaration each: a frozen dataclass a stage."""
 
 from dfkd.config.stages.distill import DistillConfig
-from dfkd.config.stages.others import (
-    CompareConfig,
-    DemoConfig,
-    EvaluateConfig,
-    ExplainConfig,
-    ExportConfig,
-    InspectConfig,
-    RunConfig,
-)
+from dfkd.config.stages.pipelines import DemoConfig, RunConfig
+from dfkd.config.stages.results import CompareConfig, EvaluateConfig, ExplainConfig, ExportConfig, InspectConfig
 from dfkd.config.stages.samples import GenerateConfig, SelectConfig
 from dfkd.config.stages.shared import Engine, Interpolation, Logger, Mixing, ModelConfig, Precision
 

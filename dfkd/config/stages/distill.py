@@ -47,7 +47,7 @@ class DistillConfig(ModelConfig):
     )
     prune: float | None = option(
         "Share of its multiplications that the student keeps, such as 0.25: channels are left out, then it trains. It "
-        "needs weights, such as the teacher's own. Needs pip install 'dfkd[prune]'. Default: all.",
+        "needs weights, such as the teacher's own. Needs pip install '.[prune]'. Default: all.",
         "models",
         default=None,
         above=0,

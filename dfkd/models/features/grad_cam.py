@@ -37,10 +37,9 @@ def grad_cam(
 
     handle = classifier.network.get_submodule(tap.path).register_forward_hook(keep)
     try:
-        with torch.enable_grad():
-            logits = classifier.answer(view.to(classifier.place.device).requires_grad_(True)).logits
-            of_class = logits.gather(1, classes.to(logits.device)[:, None]).sum()
-            (gradient,) = torch.autograd.grad(of_class, outputs[0])
+        logits = classifier.answer(view.to(classifier.place.device).requires_grad_(True)).logits
+        of_class = logits.gather(1, classes.to(logits.device)[:, None]).sum()
+        (gradient,) = torch.autograd.grad(of_class, outputs[0])
     finally:
         handle.remove()
     maps = outputs[0]

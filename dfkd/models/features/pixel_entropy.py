@@ -47,8 +47,7 @@ def pixel_entropy(
 
     def moved(deviation: Tensor, noise: Tensor) -> Float[Tensor, " batch"]:
         """The squared distance of the features, with these deviations [batch, height, width]."""
-        with torch.enable_grad():
-            features = classifier.answer(view + deviation[:, None] * noise).features["map"].float()
+        features = classifier.answer(view + deviation[:, None] * noise).features["map"].float()
         return (features - still).square().flatten(1).sum(dim=1)
 
     def drawn() -> Tensor:
@@ -67,7 +66,7 @@ def pixel_entropy(
     optimizer, found = torch.optim.Adam([logs], 0.1), torch.zeros_like(logs.detach())
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 0.1 * (1 + math.cos(math.pi * step / steps)) / 2
-        deviation = spread(logs.exp(), side, view.shape[2:])
+        deviation = at_pixels(logs.exp(), side, view.shape[2:])
         distance = torch.stack([moved(deviation, drawn()) for _ in range(samples)]).mean(dim=0)
         loss = (distance / scale).sum() - beta * logs.sum()
         (logs.grad,) = torch.autograd.grad(loss, logs)
@@ -77,7 +76,7 @@ def pixel_entropy(
     return found + math.log(2 * math.pi * math.e) / 2
 
 
-def spread(parts: Float[Tensor, "batch rows columns"], side: int, size: Sequence[int]) -> Float[Tensor, "batch h w"]:
+def at_pixels(parts: Float[Tensor, "batch rows columns"], side: int, size: Sequence[int]) -> Float[Tensor, "batch h w"]:
     """The value of every part at each of its pixels; the last parts of an image may be cut."""
     pixels = parts.repeat_interleave(side, dim=1).repeat_interleave(side, dim=2)
     return pixels[:, : size[0], : size[1]]
