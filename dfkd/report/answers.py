@@ -16,7 +16,7 @@ CASES = {
     "lost": "The teacher is right, the student is not",
     "won": "The student is right, the teacher is not",
     "both": "Both are wrong, with different answers",
-    "parted": "Student and teacher part",
+    "disagree": "Student and teacher disagree",
 }
 
 
@@ -37,15 +37,15 @@ class Answers:
         """Where they predict different classes."""
         return self.student != self.teacher
 
-    def parted(self) -> Int[np.ndarray, " parted"]:
-        """The images on which they differ, the largest divergence first."""
+    def disagreements(self) -> Int[np.ndarray, " found"]:
+        """The images on which they disagree, the largest divergence first."""
         rows = np.flatnonzero(self.differ)
         return rows[np.argsort(-np.nan_to_num(self.divergence[rows], nan=np.inf), kind="stable")]
 
     def case(self, row: int) -> str:
-        """Which of `CASES` an image is on which they differ."""
+        """Which of `CASES` an image is on which they disagree."""
         if self.labels is None:
-            return "parted"
+            return "disagree"
         right = [side[row] == self.labels[row] for side in (self.teacher, self.student)]
         return "lost" if right[0] else "won" if right[1] else "both"
 
@@ -85,7 +85,7 @@ class Explanation:
     answers: Answers
     names: Sequence[str]
     origins: Sequence[str]
-    """Of the shown images: the first ones of `Answers.parted`."""
+    """Of the shown images: the first ones of `Answers.disagreements`."""
     images: UInt8[np.ndarray, "shown height width channels"]
     raw: bool
     cams: Sequence[Float[np.ndarray, "shown height width"] | None]
@@ -103,12 +103,12 @@ def shrunk(mask: Bool[np.ndarray, "height width"], size: Sequence[int]) -> Bool[
 def facts(found: Explanation) -> list[tuple[str, str]]:
     """The figures of all images, as words."""
     answers = found.answers
-    parted = int(answers.differ.sum())
+    apart = int(answers.differ.sum())
     lines = [
         ("student", found.student),
         ("teacher", found.teacher),
         ("data", f"{found.data}, {len(answers.student):,} images"),
-        ("agreement", f"{1 - answers.differ.mean():.2%}; they part on {parted:,} images"),
+        ("agreement", f"{1 - answers.differ.mean():.2%}; they disagree on {apart:,} images"),
         ("KL(teacher || student), nats", f"{np.nanmean(answers.divergence):.4f}, the mean over images"),
     ]
     if answers.labels is None:

@@ -1,4 +1,4 @@
-"""`dfkd explain`: where a student and its teacher part, and what both look at."""
+"""`dfkd explain`: where a student and its teacher disagree, and what both look at."""
 
 import csv
 import io
@@ -57,7 +57,7 @@ def run(config: ExplainConfig) -> None:
     for classifier in (student, teacher):
         examine(classifier, data)
     answers = answer_all(student, teacher, data, config.batch_size, labels)
-    shown = answers.parted()[: config.count]
+    shown = answers.disagreements()[: config.count]
     images, taps = _pixels(data, shown), [_deepest(classifier) for classifier in (student, teacher)]
     found = Explanation(
         student=config.model,
@@ -102,7 +102,7 @@ def answer_all(
     ours, theirs, *rest = (torch.cat(column).numpy() for column in columns)
     unknown = int(((ours < 0) | (theirs < 0)).sum())
     if unknown:
-        say(f"warning: of {unknown:,} images student or teacher gives no finite answer; they count as parted")
+        say(f"warning: of {unknown:,} images student or teacher gives no finite answer; they count as disagreement")
     return Answers(ours, theirs, rest[0], rest[1], rest[2], labels)
 
 

@@ -52,7 +52,7 @@ def _classes(found: Explanation) -> Html:
         cells += [f"{agreement:.1%}", class_name(instead[0][0], found.names) if instead else "-"]
         rows.append((-lost, cells))
     accuracy = [] if labels is None else ["teacher", "student", "lost, points"]
-    head = ["class", "images", *accuracy, "agreement", "student says most often, where they part"]
+    head = ["class", "images", *accuracy, "agreement", "most frequent other answer"]
     rows.sort(key=lambda row: row[0])
     by_words = "by the teacher's answer" if labels is None else "by label"
     body = [cells for _, cells in rows]
@@ -62,14 +62,14 @@ def _classes(found: Explanation) -> Html:
 def _pair_table(found: Explanation) -> Html:
     pairs = pairs_of(found)
     if not pairs:
-        return section("Where they part", tag("p", "They predict the same class for every image."))
+        return section("Where they disagree", tag("p", "They predict the same class for every image."))
     most = pairs[0][2]
     body = [
         [class_name(a, found.names), class_name(b, found.names), tag("td", bar(n / most), class_="bar"), f"{n:,}"]
         for a, b, n in pairs[:PAIRS]
     ]
     return section(
-        "Where they part",
+        "Where they disagree",
         table(
             f"The most frequent of {len(pairs):,} pairs of classes",
             ["teacher says", "student says", "", "images"],
@@ -107,12 +107,12 @@ def _reliability(answers: Answers) -> Html:
 
 
 def _gallery(found: Explanation) -> Html:
-    """The images on which they part most, with the maps of both networks, grouped by who is right."""
-    answers, parted = found.answers, found.answers.parted()[: len(found.images)]
-    if not len(parted):
+    """The images on which they disagree most, with the maps of both networks, grouped by who is right."""
+    answers, rows = found.answers, found.answers.disagreements()[: len(found.images)]
+    if not len(rows):
         return Html()
     groups: dict[str, list[Html]] = {case: [] for case in CASES}
-    for position, row in enumerate(parted.tolist()):
+    for position, row in enumerate(rows.tolist()):
         label = [] if answers.labels is None else [f"label {class_name(int(answers.labels[row]), found.names)}"]
         said = [
             f"{who}: {class_name(int(side[row]), found.names)}, {sure[row]:.2f}"
@@ -138,7 +138,7 @@ def _gallery(found: Explanation) -> Html:
     for case, items in groups.items():
         if items:
             parts += [tag("h3", CASES[case]), tag("ul", *items, class_="gallery wide")]
-    return section("Images on which they part", tag("p", note, class_="note"), *parts)
+    return section("Images on which they disagree", tag("p", note, class_="note"), *parts)
 
 
 def _knowledge(known: Knowledge | None, raw: bool) -> Html:

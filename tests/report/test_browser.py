@@ -195,7 +195,7 @@ def test_explain__tables_sort_and_class_names_are_only_text(drive: Drive, tmp_pa
     student, teacher, labels = (rng.integers(0, 3, n) for _ in range(3))
     sure = rng.uniform(0.4, 1, n)
     answers = Answers(student, teacher, sure, sure, rng.uniform(0, 2, n), labels)
-    shown = answers.parted()[:6]
+    shown = answers.disagreements()[:6]
     images = rng.integers(0, 256, (len(shown), 8, 8, 3), dtype=np.uint8)
     cams = (rng.uniform(0, 1, (len(shown), 8, 8)), None)
     knowledge = Knowledge(images[:2], rng.normal(size=(2, 4, 4)), rng.normal(size=(2, 4, 4)), None)

@@ -92,7 +92,7 @@ def test_explain__table_and_figures_are_those_of_the_answers(place, tmp_path, ca
     np.testing.assert_allclose([float(row["teacher_confidence"]) for row in rows], sure, atol=1e-4)
     differ = (ours.argmax(1) != theirs.argmax(1)).sum().item()
     assert 0 < differ < 40
-    assert f"they part on {differ} images" in capsys.readouterr().out
+    assert f"they disagree on {differ} images" in capsys.readouterr().out
     page = (tmp_path / "page.html").read_text()
     assert page.count("<li><figure>") == min(differ, 24)
     assert page.count("Grad-CAM of the student") == min(differ, 24)
@@ -177,7 +177,7 @@ def test_explain__masks_of_another_count_are_refused(place, tmp_path):
         explanation.run(options(place, tmp_path, entropy=2, foreground=str(tmp_path / "masks.npy")))
 
 
-def test_explain__answers_that_are_not_finite_count_as_parted(place, tmp_path, capsys):
+def test_explain__answers_that_are_not_finite_count_as_disagreement(place, tmp_path, capsys):
     class Broken(nn.Module):
         def __init__(self):
             super().__init__()
@@ -206,11 +206,11 @@ def test_facts__who_is_right_where_they_part():
         divergence=np.array([0.0, 3.0, 0.1, 1.0, 2.0]),
         labels=np.array([0, 0, 1, 2, 1]),
     )
-    assert answers.parted().tolist() == [1, 4, 3]
-    assert [answers.case(row) for row in answers.parted().tolist()] == ["lost", "both", "won"]
+    assert answers.disagreements().tolist() == [1, 4, 3]
+    assert [answers.case(row) for row in answers.disagreements().tolist()] == ["lost", "both", "won"]
     empty = np.zeros((0, 4, 4, 1), np.uint8)
     found = dict(facts(Explanation("s", "t", "d", answers, (), (), empty, True, (None, None), None)))
-    assert found["agreement"] == "40.00%; they part on 3 images"
+    assert found["agreement"] == "40.00%; they disagree on 3 images"
     assert found["student's accuracy"].startswith("60.00%")
     assert found["the teacher is right, the student is not"] == "1 images"
 

@@ -23,7 +23,7 @@ class EvaluateConfig(ModelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainConfig(ModelConfig):
-    """Show where a student and its teacher part, class by class and image by image, and what they look at."""
+    """Show on which classes and images a student and its teacher disagree, and what they look at."""
 
     model: str = option("The student: a RUN or another MODEL.", "models", reads="model")
     teacher: str | None = option(
@@ -34,7 +34,7 @@ class ExplainConfig(ModelConfig):
     )
     classes: str | None = option(CLASSES.format("--data"), "data", default=None)
     bits: int | None = option(BITS.format("--data"), "data", default=None, least=8, most=16)
-    count: int = option("Images that the page shows of those on which they part.", "output", default=24, least=0)
+    count: int = option("Images on which they disagree that the page shows.", "output", default=24, least=0)
     entropy: int = option(
         "Images of which pixel-wise entropies are learned (arXiv 2003.03622). Each takes some 200 passes forward and "
         "backward of both networks.",
