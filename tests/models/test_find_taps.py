@@ -250,7 +250,28 @@ def test_an_activation_that_is_no_module_is_said():
 
     found = find_taps(Functional(), torch.randn(2, 3, 8, 8), wanted=("pre",))
     assert found.taps == {"pre1": Tap("block")}
-    assert "after the activation is used at 8x8" in found.notes[0]
+    assert found.notes == ["no module is the activation behind 'block': the output after the activation is used"]
+
+
+class Halving(nn.Conv2d):
+    """A strided convolution that pads in a module of its own and ends in an activation that is no module."""
+
+    def __init__(self, channels, width):
+        super().__init__(channels, width, 3, stride=2)
+        self.pad = nn.ZeroPad2d((0, 1, 0, 1))
+
+    def forward(self, x):
+        return super().forward(self.pad(x)).relu()
+
+
+def test_find_taps__padding_modules__are_no_resolutions_and_one_note_tells_of_all_layers():
+    torch.manual_seed(0)
+    network = nn.Sequential(Halving(3, 4), Halving(4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    found = find_taps(network, torch.randn(2, 3, 16, 16), wanted=("pre",))
+    assert found.taps == {"pre1": Tap("0"), "pre2": Tap("1")}
+    assert found.notes == [
+        "no module is the activation behind '0' and 1 more: the output after the activation is used"
+    ]
 
 
 def test_a_given_place_of_a_group_stands_for_the_group():
