@@ -69,7 +69,7 @@ class TeacherConfig(ModelConfig):
     steps: int | None = option("Optimizer steps, instead of --epochs.", "training", default=None, least=1)
     batch_size: int = option("Images per step.", "training", default=128, least=1)
     lr: float | None = option(
-        "Peak learning rate of SGD. Default: 0.4 (0.1 with --begin; 0.02 for a network without BatchNorm).",
+        "Peak learning rate of SGD. Default: 0.4; 0.1 with --begin and above 64 pixels; 0.02 without BatchNorm.",
         "training",
         default=None,
         least=0,
@@ -156,7 +156,7 @@ def _plan(config, model, data):
     init = "none" if config.begin is None else "teacher"
     own = {name: getattr(config, name) for name in ("batch_size", "checkpoint_every", "seed")} | {
         "steps": config.steps or -(-config.epochs * len(data) // config.batch_size),
-        "lr": default_rate("sgd", model.module, init) if config.lr is None else config.lr,
+        "lr": config.lr or default_rate("sgd", model.module, init, photographs=model.of_photographs),
         "warmup": SCHEDULE_WARMUP[defaults.schedule],
         "crop_padding": data.image_size // 8,
         "crop_area": 1.0,

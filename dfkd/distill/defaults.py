@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dfkd.config import DistillConfig
-from dfkd.data.images.frame import ENCODED_ABOVE, Crops
+from dfkd.data.images.frame import Crops
 from dfkd.distill.init.inherit import heir
 from dfkd.formats.shards import Shards
 from dfkd.models.fake_int8 import rounds
@@ -29,7 +29,7 @@ def default_losses(config: DistillConfig, teacher: Model, student: Model) -> tup
     """
     if learns_by := getattr(type(student.module), "learns_by", ()):  # an architecture of ours with a loss of its own
         return tuple(learns_by)
-    if config.teacher_views or config.source is not None or (teacher.image_size or 0) > ENCODED_ABOVE:
+    if config.teacher_views or config.source is not None or teacher.of_photographs:
         return ("kd",)
     if config.teacher_taps or config.student_taps:  # somebody knows the taps: a mistake in them is to be told
         return ("kd", "ofd")
@@ -74,7 +74,7 @@ def begins_trained(student: Model, given: GivenModel, init: str) -> bool:
     """
     if rounds(student.module):
         return True
-    if init == "teacher" or not ((student.image_size or 0) > ENCODED_ABOVE or student.new_classifier):
+    if init == "teacher" or not (student.of_photographs or student.new_classifier):
         return False
     if isinstance(given, str) and student.has_weights is not None:
         return student.has_weights

@@ -246,13 +246,14 @@ def _plan(config: DistillConfig, selections: Sequence[Shards], student: Model, t
     padding = 0 if cropped else (student.image_size or 0) // 8
     images = sum(map(len, selections))
     init = config.init if config.prune is None else "teacher"  # what is left of trained layers is to last
+    rate = default_rate(config.optimizer, student.module, init, trained, student.of_photographs)
     steps = config.steps or DEFAULT_STEPS
     if config.epochs is not None:
         steps = math.ceil(config.epochs * images / (config.batch_size * supply.stored_share(config)) - 1e-9)
     return Plan(
         steps=steps,
         batch_size=config.batch_size,
-        lr=config.lr if config.lr is not None else default_rate(config.optimizer, student.module, init, trained),
+        lr=config.lr if config.lr is not None else rate,
         warmup=SCHEDULE_WARMUP[config.schedule] if config.warmup is None else config.warmup,
         crop_padding=padding if config.crop_padding is None else config.crop_padding,
         crop_area=1.0 if config.crop_area is None else config.crop_area,

@@ -64,6 +64,11 @@ class Model:
     takes_any_size: bool = False
     """Whether that is but the default of a network of ours."""
 
+    @property
+    def of_photographs(self) -> bool:
+        """Whether its images are larger than those that a selection keeps as pixels."""
+        return (self.image_size or 0) > ENCODED_ABOVE
+
     def fingerprint(self) -> dict[str, str]:
         """What decides the outputs: the architecture, and a SHA-256 of the state's names, types, shapes and bytes."""
         digest = hashlib.sha256()

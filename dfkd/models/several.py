@@ -7,7 +7,7 @@ from typing import Any
 
 from dfkd.config.stages import Mixing
 from dfkd.config.tables import from_mapping, load_toml
-from dfkd.data.images.frame import ENCODED_ABOVE, Interpolation
+from dfkd.data.images.frame import Interpolation
 from dfkd.data.labels import ClassNames
 from dfkd.models.ensemble import LOGITS, Ensemble, Part
 from dfkd.models.load import Model, load_trained
@@ -196,7 +196,7 @@ def _own_size(one: OneTeacher, model: Model, first: Model) -> int | None:
     """The side of the images that it is given; None for that of the first one's, or where it takes any small ones."""
     if one.image_size is not None:
         return one.image_size
-    as_they_come = model.takes_any_size and (first.image_size or 0) <= ENCODED_ABOVE
+    as_they_come = model.takes_any_size and not first.of_photographs
     return None if as_they_come or model.made_for == first.made_for else model.made_for
 
 

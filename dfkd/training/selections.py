@@ -20,7 +20,8 @@ from dfkd.system.console import say
 from dfkd.system.device import Place
 from dfkd.system.errors import RequestError
 from dfkd.training import sampling
-from dfkd.training.sources import Resident, ShardSource, Source
+from dfkd.training.sources import Source
+from dfkd.training.stored import Resident, ShardSource
 
 ORDER = Kind("order of batches", (sampling.__name__,), given=("stored", "batch", "seed"), failure="failed")
 """What `--batches` names."""
