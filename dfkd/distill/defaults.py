@@ -16,9 +16,12 @@ from dfkd.models.features.taps import in_group
 from dfkd.models.load import Model
 from dfkd.models.own import GivenModel
 from dfkd.system.errors import RequestError
+from dfkd.training.bn_reestimate import batch_norms
 
 PHOTO_AREA = 0.35
 """The smallest share of a photograph that a random crop takes."""
+SLOW_MOMENTUM, REESTIMATED = 0.05, 20
+"""Running statistics with less momentum are computed anew at the end, on so many batches."""
 
 
 def default_losses(config: DistillConfig, teacher: Model, student: Model) -> tuple[str, ...]:
@@ -63,6 +66,16 @@ def crops_of_files(config: DistillConfig, selections: Sequence[Shards]) -> Crops
     if area == 1 or config.source is not None or not selections or not all(shards.encoded for shards in selections):
         return None
     return Crops(area, config.seed)
+
+
+def default_reestimate(student: Model) -> int:
+    """Batches for new BatchNorm statistics at the end, where the running ones are of weights that are long gone.
+
+    They are a mean over some 1 / momentum steps: over 10 with torch's default, over 100 in torchvision's MobileNetV3,
+    over 3,000 in its MNASNet, while a run may have 500. benchmarks/quality/LOG.md has what it costs.
+    """
+    momenta = [layer.momentum for layer in batch_norms(student.module) if layer.momentum is not None]
+    return REESTIMATED if momenta and min(momenta) < SLOW_MOMENTUM else 0
 
 
 def begins_trained(student: Model, given: GivenModel, init: str) -> bool:

@@ -22,7 +22,7 @@ from dfkd.training.sources import Batch
 
 MOST_BYTES = 2**31
 """Of the images that are held in memory, in float32."""
-_OFF = {"ema": 0.0, "reestimate": 0, "batches": "shuffled", "lr": None}
+_OFF = {"ema": 0.0, "reestimate": None, "batches": "shuffled", "lr": None}
 """Options that say how a network learns, and the values with which they say nothing."""
 
 

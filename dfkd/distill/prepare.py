@@ -15,7 +15,14 @@ from dfkd.data.labels import ClassNames
 from dfkd.data.locate import GivenData
 from dfkd.distill import compress, fitting, supply
 from dfkd.distill.assemble import assemble
-from dfkd.distill.defaults import begins_trained, crops_of_files, default_area, default_init, default_losses
+from dfkd.distill.defaults import (
+    begins_trained,
+    crops_of_files,
+    default_area,
+    default_init,
+    default_losses,
+    default_reestimate,
+)
 from dfkd.distill.init.inherit import heir, inherit, twins
 from dfkd.distill.objective import Objective, build_objective
 from dfkd.distill.trainer import Plan, Trainer
@@ -103,7 +110,9 @@ def prepare(
             say("note: the student begins with its own weights; --init teacher gives it the teacher's layers")
     if config.init == "teacher":
         _inherit(student, teacher)
-    if config.reestimate and not batch_norms(student.module):
+    if config.reestimate is None:
+        config = replace(config, reestimate=default_reestimate(student))
+    elif config.reestimate and not batch_norms(student.module):
         raise RequestError(f"--reestimate {config.reestimate} changes nothing: the student has no BatchNorm statistics")
     if config.sync_batchnorm:
         student = _synchronized(student, place)
@@ -262,7 +271,7 @@ def _plan(config: DistillConfig, selections: Sequence[Shards], student: Model, t
         mixup=config.mixup,
         cutmix=config.cutmix,
         ema=config.ema,
-        reestimate=config.reestimate,
+        reestimate=config.reestimate or 0,
         class_dropping=config.class_dropping,
         checkpoint_every=config.checkpoint_every,
         log_every=config.log_every,

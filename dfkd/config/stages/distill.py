@@ -193,12 +193,14 @@ class DistillConfig(ModelConfig):
         below=1,
         off=0.0,
     )
-    reestimate: int = option(
-        "Batches on which the final student's BatchNorm statistics are computed anew. 0: off.",
+    reestimate: int | None = option(
+        "Batches on which the final student's BatchNorm statistics are computed anew. 0: off. Default: 20 where the "
+        "student's running statistics have a momentum below 0.05 (torchvision's MobileNetV3), else 0.",
         "training",
-        default=0,
+        default=None,
         least=0,
         off=0,
+        open=True,
     )
     sync_batchnorm: bool = option(
         "With several processes on GPUs (torchrun): the student's BatchNorm layers take the statistics of the whole "
