@@ -11,7 +11,7 @@ The third command writes what the pipelines read:
 - `caltech101-train.tar` (of the tars 000 to 005) and `caltech101-test.tar` (of the others), both without the background
   class, which is no class of a teacher.
 - The teachers: EfficientNet-Lite0 with ImageNet weights, whose classifier is a logistic regression on its features of
-  the labeled photos. That of task A (`photos-a-teacher.pt`) knows STL-10 at 96 pixels, that of task B Caltech-101 at 128.
+  the labeled photos. That of task A (`photos-a-teacher.pt`) knows STL-10 at 96 pixels, that of B Caltech-101 at 128.
 
 Task A selects from Caltech-101, task B from STL-10. Students are the same network with half of the channels and
 `mobilenet_v3_small`, both from random weights; the first one can begin with layers of its teacher. Rows are random
