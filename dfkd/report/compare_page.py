@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dfkd.config import DistillConfig
-from dfkd.report import compare_figures
+from dfkd.report import compare_classes, compare_figures
 from dfkd.report.collect import Row, settings
 from dfkd.report.markup import Html, definitions, join, section, table, tag, write_page
 from dfkd.report.table import markdown_table, reading, shown_table
@@ -39,7 +39,7 @@ def write(path: Path, rows: Sequence[Row], found: Sequence[str]) -> None:
         compare_figures.costs(rows, styles),
         compare_figures.seeds(rows),
         compare_figures.curves(rows, styles),
-        compare_figures.classes(rows),
+        compare_classes.classes(rows),
         _same(of_row),
         _commands(rows),
     )
