@@ -29,6 +29,7 @@ from dfkd.report.table import csv_cell
 from dfkd.system.console import answer, say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import write_text
+from dfkd.system.portable import expand
 from dfkd.system.text import class_name
 from dfkd.training.evaluate import check_labels, named_classes, open_pair, show_all
 
@@ -42,6 +43,16 @@ def run(config: ExplainConfig) -> None:
     given = (config.model, config.teacher, config.data, config.classes, config.preset, config.foreground)
     for path in (config.out, str(rows)):
         check_output(path, "--out", given)
+    found, data = explained(config)
+    for line in terminal_lines(found):
+        answer(line)
+    write_text(rows, _table(found.answers, data, found.names))
+    write(page, found)
+    say(f"wrote {page} and {rows}")
+
+
+def explained(config: ExplainConfig) -> tuple[Explanation, Pool]:
+    """What the page shows, and the images, whatever `--out` says. Raises: RequestError."""
     if config.foreground is not None and not config.entropy:
         raise RequestError(f"--foreground {config.foreground} changes nothing without --entropy, such as --entropy 16")
     named = _named(config)
@@ -74,11 +85,7 @@ def run(config: ExplainConfig) -> None:
         ),
         knowledge=_knowledge((student, teacher), taps, data, masks, config.entropy),
     )
-    for line in terminal_lines(found):
-        answer(line)
-    write_text(rows, _table(answers, data, names))
-    write(page, found)
-    say(f"wrote {page} and {rows}")
+    return found, data
 
 
 def answer_all(
@@ -116,10 +123,10 @@ def _named(config: ExplainConfig) -> tuple[GivenModel, str]:
     if not _is_run(config.model):
         raise RequestError(f"give {' and '.join(missing)}: --model {config.model} is no RUN, which knows its own")
     request = read_distillation(Path(config.model)).distill
-    data = config.data or request.test
+    data = config.data or expand(request.test)
     if data is None:
         raise RequestError(f"give --data: the run {config.model} was not measured on any")
-    return config.teacher or given_teacher(request.teacher, request.table.get("mixing")), data
+    return config.teacher or given_teacher(expand(request.teacher), request.table.get("mixing")), data
 
 
 def _is_run(model: str) -> bool:

@@ -10,7 +10,7 @@ from dfkd.models.features.pixel_entropy import SIGNIFICANT
 from dfkd.report.answers import CASES, Answers, Explanation, Knowledge, facts, pairs_of
 from dfkd.report.charts import bar, figure, legend, lines
 from dfkd.report.gallery import data_uri
-from dfkd.report.markup import Html, definitions, section, table, tag, write_page
+from dfkd.report.markup import Html, definitions, join, section, table, tag, write_page
 from dfkd.system.text import class_name
 from dfkd.training.evaluate import CALIBRATION_BINS
 
@@ -27,11 +27,16 @@ def write(path: Path, found: Explanation) -> None:
         f"{Path(found.student).name} and its teacher",
         definitions(facts(found)),
         _classes(found),
-        _pair_table(found),
-        _reliability(found.answers),
-        _gallery(found),
-        _knowledge(found.knowledge, found.raw),
+        section("Where they disagree", pair_table(found)),
+        _part("Reliability", reliability(found.answers)),
+        _part("Images on which they disagree", gallery(found)),
+        _part("What is used of an image", _knowledge(found.knowledge, found.raw)),
     )
+
+
+def _part(heading: str, content: Html) -> Html:
+    """A section, where there is something to show."""
+    return section(heading, content) if content else content
 
 
 def _classes(found: Explanation) -> Html:
@@ -59,26 +64,22 @@ def _classes(found: Explanation) -> Html:
     return section("Classes", table(f"Classes {by_words}, those that lost most first", head, body))
 
 
-def _pair_table(found: Explanation) -> Html:
+def pair_table(found: Explanation) -> Html:
+    """The most frequent pairs of different answers."""
     pairs = pairs_of(found)
     if not pairs:
-        return section("Where they disagree", tag("p", "They predict the same class for every image."))
+        return tag("p", "They predict the same class for every image.")
     most = pairs[0][2]
     body = [
         [class_name(a, found.names), class_name(b, found.names), tag("td", bar(n / most), class_="bar"), f"{n:,}"]
         for a, b, n in pairs[:PAIRS]
     ]
-    return section(
-        "Where they disagree",
-        table(
-            f"The most frequent of {len(pairs):,} pairs of classes",
-            ["teacher says", "student says", "", "images"],
-            body,
-        ),
+    return table(
+        f"The most frequent of {len(pairs):,} pairs of classes", ["teacher says", "student says", "", "images"], body
     )
 
 
-def _reliability(answers: Answers) -> Html:
+def reliability(answers: Answers) -> Html:
     """Accuracy over confidence, in bins of equal width."""
     if answers.labels is None:
         return Html()
@@ -98,15 +99,16 @@ def _reliability(answers: Answers) -> Html:
     words = (
         f"Accuracy over confidence in {CALIBRATION_BINS} bins of equal width. Below the diagonal a network is too sure."
     )
-    return section(
-        "Reliability",
-        tag("p", words, class_="note"),
-        legend(styles),
-        figure("Accuracy over confidence.", lines("Reliability", words, series, styles)),
+    return join(
+        (
+            tag("p", words, class_="note"),
+            legend(styles),
+            figure("Accuracy over confidence.", lines("Reliability", words, series, styles)),
+        )
     )
 
 
-def _gallery(found: Explanation) -> Html:
+def gallery(found: Explanation) -> Html:
     """The images on which they disagree most, with the maps of both networks, grouped by who is right."""
     answers, rows = found.answers, found.answers.disagreements()[: len(found.images)]
     if not len(rows):
@@ -138,7 +140,7 @@ def _gallery(found: Explanation) -> Html:
     for case, items in groups.items():
         if items:
             parts += [tag("h3", CASES[case]), tag("ul", *items, class_="gallery wide")]
-    return section("Images on which they disagree", tag("p", note, class_="note"), *parts)
+    return join((tag("p", note, class_="note"), *parts))
 
 
 def _knowledge(known: Knowledge | None, raw: bool) -> Html:
@@ -164,8 +166,7 @@ def _knowledge(known: Knowledge | None, raw: bool) -> Html:
         f"visual concept is a part whose entropy is {SIGNIFICANT} nats below the mean of the background's "
         "(arXiv 2003.03622)."
     )
-    gallery = tag("ul", *items, class_="gallery wide")
-    return section("What is used of an image", tag("p", note, class_="note"), *parts, gallery)
+    return join((tag("p", note, class_="note"), *parts, tag("ul", *items, class_="gallery wide")))
 
 
 def heated(

@@ -42,7 +42,7 @@ def test_page_csv_and_terminal(make_run, tmp_path: Path, capsys) -> None:
     page = (tmp_path / "new" / "report.html").read_text(encoding="utf-8")
     seen = Balanced(page).seen
     assert seen.count("script") == 1 and "&lt;script&gt;alert(1)" in page
-    assert seen.count("h2") == 7 and seen.count("pre") == 5 and seen.count("polyline") == 4
+    assert seen.count("h2") == 8 and seen.count("pre") == 5 and seen.count("polyline") == 4
     assert seen.count("circle") == 4 + 4  # a seed each, and the ends of four lines
     assert "50.50 ± 0.71" in page and "/data/&lt;t&gt;.npz" in page
     differing = page[page.index("Options in which rows differ") :].partition("</table>")[0]
@@ -163,3 +163,12 @@ def test_selected_images__of_another_selection_in_its_place_are_not_known(make_r
         content = {"selections": [fingerprint] * 2}
         ran = read_run(make_run("a", config={"samples": [str(folder)] * 2}, content=content))
         assert selected_images(ran, lambda name: read_manifest(Path(name))) == found
+
+
+def test_compare__leaves_out_the_disagreements_of_a_run_whose_networks_are_gone(make_run, tmp_path, capsys) -> None:
+    config = {"test": str(tmp_path / "gone.npz"), "teacher": str(tmp_path / "gone.pt")}
+    folders = (make_run("a", config=config), make_run("b"))
+    run(CompareConfig(runs=folders, out=str(tmp_path / "report.html"), disagreements=2))
+    said = capsys.readouterr().err
+    assert "note: the disagreements of a are left out: " in said and "of b are left out: give --data: " in said
+    assert "--disagreements 12 shows" in (tmp_path / "report.html").read_text()

@@ -154,6 +154,11 @@ def test_explain__a_run_knows_its_teacher_and_data(tmp_path, digits_teacher, tea
     assert len(rows) == 60
     right = np.mean([row["teacher"] == row["label"] for row in rows])
     assert right > 0.7
+    assert main(["compare", run, "--out", str(tmp_path / "report.html"), "--disagreements", "2"]) == 0
+    page = (tmp_path / "report.html").read_text().partition("Where student and teacher disagree")[2]
+    agreement = np.mean([row["teacher"] == row["student"] for row in rows])
+    assert f": agreement {agreement:.2%} of 60 images</summary>" in page
+    assert page.count("Grad-CAM of the student") == 2 and "pairs of classes" in page and "Reliability" in page
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,13 @@ class CompareConfig(Checked):
 
     runs: tuple[str, ...] = option("RUN folders.", "data", positional=True)
     out: str = option("FILE.html. FILE.csv is written beside it.", "output")
+    disagreements: int = option(
+        "Images of each row on which student and teacher disagree that the page shows, with the classes that are "
+        "confused. Both networks of a row's first seed answer its test images.",
+        "output",
+        default=0,
+        least=0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
