@@ -20,6 +20,7 @@ from dfkd.formats.manifest import Manifest
 from dfkd.report import explanation_page, explore
 from dfkd.report.answers import Answers, Explanation, Knowledge
 from dfkd.report.compare import run
+from dfkd.report.embedding import Embedding
 from dfkd.report.markup import write_page
 from dfkd.select import methods
 from dfkd.select.choose import choose
@@ -127,7 +128,11 @@ def scores(rng: np.random.Generator, rows: int, classes: int) -> explore.PoolSco
 def test_explorer__picks_what_select_picks(drive: Drive, tmp_path: Path, rng: np.random.Generator) -> None:
     pool = scores(rng, 700, 6)
     path = tmp_path / "page.html"
-    write_page(path, "t", explore.explorer(pool, manifest(90, 6), np.array([], np.int64)), scripts=("explore.js",))
+    corners = np.stack([np.arange(700) / 699, np.arange(700) / 699], axis=1).astype(np.float32)
+    corners[5] = np.nan
+    embedded = Embedding(corners, 0.5, "features")
+    section = explore.explorer(pool, manifest(90, 6), np.array([], np.int64), lambda rows: embedded)
+    write_page(path, "t", section, scripts=("explore.js",))
     cases = [
         (method, gamma, count, balance)
         for method, gamma in (("threshold", 0.4), ("threshold", 1.0), ("statistics", 0.5), ("confidence", 0.5))
@@ -146,7 +151,14 @@ def test_explorer__picks_what_select_picks(drive: Drive, tmp_path: Path, rng: np
           const before = text("explore-says"), command = text("explore-command");
           form.elements.count.value = 50; form.elements.method.value = "statistics";
           form.dispatchEvent(new Event("input", { bubbles: true }));
-          return { picks, before, after: text("explore-says"), command, then: text("explore-command"),
+          form.elements.up.value = "embedding";
+          form.dispatchEvent(new Event("input", { bubbles: true }));
+          const plane = document.getElementById("plane"), box = plane.getBoundingClientRect();
+          const dots = [[30, box.height - 24], [box.width - 6, 6]].map(([x, y]) => {
+            plane.dispatchEvent(new PointerEvent("pointermove", { clientX: box.left + x, clientY: box.top + y }));
+            return text("explore-dot").split(":")[0];
+          });
+          return { picks, dots, before, after: text("explore-says"), command, then: text("explore-command"),
             bars: document.querySelectorAll("#explore-classes li").length,
             hidden: document.querySelector(".explore").hidden };
         })()""".replace("CASES", json.dumps(options)),
@@ -170,6 +182,7 @@ def test_explorer__picks_what_select_picks(drive: Drive, tmp_path: Path, rng: np
     assert found["command"].endswith("--method threshold --gamma 0.4 --count 90 --balance class --out selection")
     assert "--method statistics --count 50 --balance class" in found["then"]
     assert found["bars"] == 6 and found["hidden"] is False
+    assert found["dots"] == ["Image 0", "Image 699"]
 
 
 @pytest.mark.slow

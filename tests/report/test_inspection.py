@@ -185,3 +185,28 @@ def test_page__shows_the_filter(make_selection, tmp_path: Path) -> None:
     inspection.run(InspectConfig(folder=str(folder), out=str(tmp_path / "s.html")))
     page = (tmp_path / "s.html").read_text(encoding="utf-8")
     assert "<h2>Filter</h2>" in page and "gray: 1.00 at 0, 1.00 at the highest" in page
+
+
+def test_page__shows_how_a_generator_made_the_images(make_selection, tmp_path: Path) -> None:
+    folder = make_selection(tmp_path / "s", [0, 1] * 20, 2)
+    table = json.loads((folder / "manifest.json").read_text())
+    del table["checksum"], table["beside"]
+    write_manifest(folder, {**table, "source": "dafl"})
+    rows = [{"step": s, "one_hot": 2.0 / s, "generated_classes": 1.0 + s / 100, "learning_rate": 1} for s in (50, 100)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pictures = folder / "logs" / "pictures"
+    pictures.mkdir(parents=True)
+    for step in (50, 1000):
+        Image.new("RGB", (8, 8), (step % 256, 0, 0)).save(pictures / f"{step:07d}-generated.png")
+    (pictures / "0000060-generated.png").write_bytes(b"half")
+    inspection.run(InspectConfig(folder=str(folder), out=str(tmp_path / "s.html")))
+    page = (tmp_path / "s.html").read_text(encoding="utf-8")
+    made = page.partition("<h2>How dafl made them</h2>")[2].partition("</section>")[0]
+    charts = [("generated_classes", "1.5", "2"), ("one_hot", "0.04", "0.02")]
+    for name, first, last in charts:
+        assert f"<desc>{name} over steps: from {first} to {last}</desc>" in made
+    assert re.findall(r'aria-label="(\w+)"', made) == [name for name, *_ in charts]
+    assert re.findall(r"<figcaption>(step [^<]+)", made) == ["step 50", "step 1,000"]
+    shown = images(made)
+    assert [int(image[0, 0, 0]) for image in shown] == [50, 1000 % 256, *np.linspace(0, 39, 24).round().astype(int)]
+    assert "Images that are out" not in page
