@@ -155,3 +155,15 @@ def image_tag(
         data_row=place,
         loading="lazy",
     )
+
+
+def plain_image(pixels: UInt8[np.ndarray, "h w channels"], raw: bool, title: str, alt: str) -> Html:
+    """An image; `title` is what a pointer shows of it."""
+    return tag(
+        "img",
+        src=data_uri(pixels, raw),
+        alt=alt,
+        title=title or None,
+        class_="pixelated" if raw else None,
+        loading="lazy",
+    )

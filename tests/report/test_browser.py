@@ -18,9 +18,10 @@ import pytest
 from dfkd.config import CompareConfig
 from dfkd.formats.manifest import Manifest
 from dfkd.report import explanation_page, explore
-from dfkd.report.answers import Answers, Explanation, Knowledge
+from dfkd.report.answers import Answers, Explanation
 from dfkd.report.compare import run
 from dfkd.report.embedding import Embedding
+from dfkd.report.knowledge import Knowledge
 from dfkd.report.markup import write_page
 from dfkd.select import methods
 from dfkd.select.choose import choose
@@ -211,7 +212,7 @@ def test_explain__tables_sort_and_class_names_are_only_text(drive: Drive, tmp_pa
     shown = answers.disagreements()[:6]
     images = rng.integers(0, 256, (len(shown), 8, 8, 3), dtype=np.uint8)
     cams = (rng.uniform(0, 1, (len(shown), 8, 8)), None)
-    knowledge = Knowledge(images[:2], rng.normal(size=(2, 4, 4)), rng.normal(size=(2, 4, 4)), None)
+    knowledge = Knowledge(images[:2], {who: rng.normal(size=(2, 4, 4)) for who in ("student", "teacher")}, None)
     origins = [HOSTILE] * len(shown)
     found = Explanation("run", HOSTILE, "data", answers, names, origins, images, True, cams, knowledge)
     explanation_page.write(tmp_path / "page.html", found)

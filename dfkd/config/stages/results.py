@@ -42,9 +42,16 @@ class ExplainConfig(ModelConfig):
         default=0,
         least=0,
     )
+    baseline: str | None = option(
+        "MODEL whose knowledge is counted beside the student's, such as the same network trained on labels. Needs "
+        "--entropy.",
+        "models",
+        default=None,
+        reads="model",
+    )
     foreground: str | None = option(
         "FILE.npy or FILE.npz with one mask an image of DATA: nonzero where the object is. Visual concepts are then "
-        "counted on it and beside it.",
+        "counted on it and beside it, and for a RUN with --keep-weights also how they came.",
         "data",
         default=None,
     )
