@@ -192,8 +192,8 @@ class Run(Progress):
         for folder in self.folder.glob(f"{CHECKPOINT}*"):
             shutil.rmtree(folder)
         (self.folder / METRICS).unlink(missing_ok=True)
-        for folder in (LOGS, KEPT):
-            shutil.rmtree(self.folder / folder, ignore_errors=True)
+        for name in (LOGS, KEPT):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def tidy(self) -> None:
         """Remove what a command has left that was killed just after its last step, if nobody is writing."""

@@ -3,7 +3,7 @@
 import csv
 import io
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -222,7 +222,7 @@ def _masks(file: str, images: int) -> Bool[np.ndarray, "images height width"]:
     return array != 0
 
 
-def _table(answers: Answers, data: Pool, names: tuple[str, ...]) -> str:
+def _table(answers: Answers, data: Pool, names: Sequence[str]) -> str:
     """A line for every image, as CSV."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

@@ -127,11 +127,10 @@ def knowledge(
             return None
     say(f"learning pixel-wise entropies of {len(pixels):,} images")
     found = {name: entropies_of(bare, taps[name], pixels) for name, bare in classifiers.items()}
-    learning = {}
-    for name, run in runs.items() if masks is not None else ():
-        learnt = learning_of(classifiers[name], taps[name], name, run, pixels, masks)
-        learning |= {} if learnt is None else {name: learnt}
-    return Knowledge(pixels, found, masks, learning)
+    if masks is None:
+        return Knowledge(pixels, found, None)
+    learnt = {name: learning_of(classifiers[name], taps[name], name, run, pixels, masks) for name, run in runs.items()}
+    return Knowledge(pixels, found, masks, {name: one for name, one in learnt.items() if one is not None})
 
 
 def entropies_of(
@@ -159,8 +158,10 @@ def learning_of(
     if len(files) < 3 or 0 not in files:
         return None
     say(f"learning pixel-wise entropies of the {name} at {len(files) - 1} moments")
-    weights, distance, travelled, found = None, [], 0.0, []
-    length = 1.0
+    weights: Tensor | None = None
+    distance: list[float] = []
+    found: list[np.ndarray] = []
+    travelled, length = 0.0, 1.0
     for file in files.values():
         model = _with_weights(classifier.model, file)
         before, weights = weights, _parameters(model)
