@@ -128,9 +128,9 @@ def _starved_words(
 
 
 def _unknown(rows: Sequence[Row], held: Mapping[str, Sequence[float]]) -> list[str]:
-    """The rows whose selections are not known."""
+    """Which rows are not marked, in a sentence."""
     lacking = [row.name for row in rows if row.name not in held and any(run.config.get("samples") for run in row.runs)]
-    return [f"{name}: its selections are not where they were, so its classes are not marked." for name in lacking]
+    return [f"Not marked, because the selections are not where they were: {'; '.join(lacking)}."] if lacking else []
 
 
 def _points(ours: float | None, target: float | None) -> float | None:

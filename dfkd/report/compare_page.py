@@ -12,7 +12,7 @@ from dfkd.report import compare_classes, compare_figures
 from dfkd.report.answers import Explanation
 from dfkd.report.collect import Row, settings
 from dfkd.report.explanation_page import gallery, pair_table, reliability
-from dfkd.report.markup import Html, definitions, join, section, table, tag, write_page
+from dfkd.report.markup import Html, definitions, html, join, section, table, tag, write_page
 from dfkd.report.table import markdown_table, reading, shown_table
 from dfkd.system.portable import portable
 
@@ -37,7 +37,11 @@ def write(
             "Summary",
             table("Mean ± standard deviation over seeds", shown.head, shown.body),
             tag("p", f"{shown.same[:1].upper()}{shown.same[1:]}.", class_="note") if shown.same else Html(),
-            tag("details", tag("summary", "The table as Markdown"), tag("pre", markdown_table(rows), class_="copied")),
+            tag(
+                "details",
+                tag("summary", "The table as Markdown"),
+                tag("pre", _lines(markdown_table(rows)), class_="copied"),
+            ),
         ),
         _different(of_row),
         compare_figures.costs(rows, styles),
@@ -65,6 +69,11 @@ def _disagreements(rows: Sequence[Row], explained: Mapping[str, Explanation]) ->
         blocks.append(tag("details", tag("summary", words), *parts))
     note = "Of the first seed of a row. dfkd explain --model RUN shows more of one run."
     return section(heading, tag("p", note, class_="note"), *blocks)
+
+
+def _lines(text: str) -> Html:
+    """A text whose lines stay lines: within a line control characters are made visible."""
+    return Html("\n".join(map(html, text.splitlines())))
 
 
 def _machines(of_row: Mapping[str, Mapping[str, str]]) -> str:

@@ -42,6 +42,8 @@ def embedding(answers: KeptAnswers, rows: Int[np.ndarray, " rows"]) -> Embedding
         return None
     some = np.unique(np.linspace(0, len(there) - 1, min(len(there), FITTED_ON)).round().astype(int))
     center, directions, share = principal(values[some])
+    if share == 0:  # all answers are the same
+        return None
     points = np.full((len(rows), 2), np.nan, np.float32)
     points[known] = (values - center) @ directions
     return Embedding(points, share, answers.kind)

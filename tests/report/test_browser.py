@@ -70,7 +70,9 @@ COMPARED = """(() => {
   const click = (k) => { table.tHead.rows[0].cells[k].querySelector("button").click(); return names(); };
   const seconds = [...table.tHead.rows[0].cells].findIndex((c) => c.textContent === "seconds");
   const box = table.parentElement, chart = dfkd.svg(document.querySelector("figure > svg"));
-  return { before: names(), down: click(seconds), up: click(seconds), csv: dfkd.csv(table), title: document.title,
+  const markdown = document.querySelector("pre.copied").textContent.split("\\n");
+  return { markdown: markdown.slice(0, 2),
+    before: names(), down: click(seconds), up: click(seconds), csv: dfkd.csv(table), title: document.title,
     wide: box.scrollWidth - box.clientWidth, page: document.documentElement.scrollWidth - innerWidth,
     images: document.images.length,
     svg: new DOMParser().parseFromString(chart, "image/svg+xml").documentElement.tagName,
@@ -79,13 +81,15 @@ COMPARED = """(() => {
 
 
 def test_compare__tables_sort_and_save_and_names_are_only_text(make_run, drive: Drive, tmp_path: Path) -> None:
-    rows = [(HOSTILE, 0.7, 20.0), ("threshold | kd ofd", 0.8, 300.0), ("=cmd()", 0.6, 4.0)]
+    long = "a" * 70
+    rows = [(HOSTILE, 0.7, 20.0), ("threshold | kd ofd", 0.8, 300.0), ("=cmd()", 0.6, 4.0), (long, 0.5, 2.0)]
     folders = [make_run(name, s, top1=top1 + s / 100, seconds=sec) for name, top1, sec in rows for s in (0, 1)]
     run(CompareConfig(runs=tuple(folders), out=str(tmp_path / "report.html")))
     found = drive(tmp_path / "report.html", COMPARED)
-    assert found["before"] == ["threshold | kd ofd", HOSTILE, "=cmd()"]
-    assert found["down"] == ["threshold | kd ofd", HOSTILE, "=cmd()"] and found["up"] == found["down"][::-1]
+    assert found["before"] == ["threshold | kd ofd", HOSTILE, "=cmd()", long]
+    assert found["down"] == ["threshold | kd ofd", HOSTILE, "=cmd()", long] and found["up"] == found["down"][::-1]
     assert found["title"] == "Comparison of runs" and found["images"] == 0
+    assert found["markdown"][0].startswith("| name |") and found["markdown"][1].startswith("| --- |")
     assert found["wide"] <= 0 and found["page"] <= 0  # no column is cut off at 1,200 pixels
     assert "\n'=cmd()," in found["csv"] and f'\n"{HOSTILE.replace(chr(34), chr(34) * 2)}",' in found["csv"]
     assert found["svg"] == "svg" and not found["classes"] and found["buttons"] >= 5
