@@ -157,14 +157,8 @@ def logging_rows(folder):
         record = Progress(folder / name, "")
         record.folder.mkdir()
         seconds = []
-        with logged(
-            loggers,
-            record,
-            record.folder,
-            asdict(SelectConfig(teacher="", pool=(), out="")),
-            (LOGGED * EVERY, EVERY),
-            trainer.pictures,
-        ):
+        steps = LOGGED * EVERY
+        with logged(loggers, record, record.folder, {"steps": steps}, (steps, EVERY), trainer.pictures):
             for number in range(1, LOGGED + 1):
                 started = time.process_time()
                 row = {key: float(value) for key, value in metrics.items()}
