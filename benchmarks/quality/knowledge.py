@@ -6,7 +6,7 @@ Compared with the same network that learns from labels, a student that learns fr
 concepts of the foreground, (2) learns them sooner and more at once, (3) with fewer detours. A third row learns from the
 teacher on patches of photographs, without a digit. The networks learn in a pipeline: an interrupted one goes on. The
 figures are those of `dfkd explain`, on held-out digits; the foreground is the ink. OUT_DIR/knowledge.json has them, and
-OUT_DIR/knowledge.html the three figures; benchmarks/quality/knowledge-digits.json is one that was kept.
+OUT_DIR/knowledge.html the three figures.
 """
 
 import json
