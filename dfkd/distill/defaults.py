@@ -24,15 +24,16 @@ SLOW_MOMENTUM, REESTIMATED = 0.05, 20
 """Running statistics with less momentum are computed anew at the end, on so many batches."""
 
 
-def default_losses(config: DistillConfig, teacher: Model, student: Model) -> tuple[str, ...]:
-    """What docs/results.md supports: `ofd` beside `kd`, for images as small as those that it was tried on.
+def default_losses(config: DistillConfig, teacher: Model, student: Model, given: GivenModel) -> tuple[str, ...]:
+    """What docs/results.md supports: `ofd` beside `kd`, but for photographs and a student that is trained already.
 
-    Its weight is for maps of their size. Networks need maps of several resolutions (a transformer has one, of its
-    patches); a generator's images, and answers that were kept, are for the outputs.
+    Networks need maps of several resolutions (a transformer has one, of its patches). A generator's images, and answers
+    that were kept, are for the outputs.
     """
     if learns_by := getattr(type(student.module), "learns_by", ()):  # an architecture of ours with a loss of its own
         return tuple(learns_by)
-    if config.teacher_views or config.source is not None or teacher.of_photographs:
+    fine_tuned = student.of_photographs and has_weights(student, given)
+    if config.teacher_views or config.source is not None or fine_tuned:
         return ("kd",)
     if config.teacher_taps or config.student_taps:  # somebody knows the taps: a mistake in them is to be told
         return ("kd", "ofd")
@@ -45,9 +46,10 @@ def default_losses(config: DistillConfig, teacher: Model, student: Model) -> tup
     return ("kd", "ofd")
 
 
-def default_init(teacher: Model, student: Model) -> Literal["none", "teacher"]:
-    """What docs/results.md supports: the teacher's layers, where they make a whole student."""
-    return "teacher" if heir(student, teacher) and student.has_weights is False else "none"
+def default_init(teacher: Model, student: Model, given: GivenModel) -> Literal["none", "teacher"]:
+    """What docs/results.md supports: the teacher's layers, where they make a whole student that has no weights."""
+    bare = isinstance(given, str) and has_weights(student, given) is False
+    return "teacher" if bare and heir(student, teacher) else "none"
 
 
 def default_area(config: DistillConfig, selections: Sequence[Shards]) -> float:
@@ -81,19 +83,28 @@ def default_reestimate(student: Model) -> int:
 def begins_trained(student: Model, given: GivenModel, init: str) -> bool:
     """Whether the student is to be fine-tuned: it has weights of its own, and they are not for small images.
 
-    Up to 64 pixels the rates of docs/results.md hold, unless the classifier is new. A module that is at hand, and code
-    that loads weights unasked, is trained if its normalization layers are no longer as they began. A student in
-    int8 is always fine-tuned: its BatchNorms are folded away, and without them such rates destroy it.
+    Up to 64 pixels the rates of docs/results.md hold, unless the classifier is new. A student in int8 is always
+    fine-tuned: its BatchNorms are folded away, and without them such rates destroy it.
     """
     if rounds(student.module):
         return True
     if init == "teacher" or not (student.of_photographs or student.new_classifier):
         return False
+    return bool(has_weights(student, given))
+
+
+def has_weights(student: Model, given: GivenModel) -> bool | None:
+    """Whether the student begins with more than random weights; None where nothing tells.
+
+    A module that is at hand, and code that may load weights unasked, shows it by its normalization layers: before a
+    training all weights of such a layer are equal.
+    """
     if isinstance(given, str) and student.has_weights is not None:
         return student.has_weights
     norms = nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm
-    layers = [layer for layer in student.module.modules() if isinstance(layer, norms)]
-    return any(layer.weight is not None and len(layer.weight.unique()) > 1 for layer in layers)
+    weights = [layer.weight for layer in student.module.modules() if isinstance(layer, norms)]
+    known = [weight for weight in weights if weight is not None]
+    return any(len(weight.unique()) > 1 for weight in known) if known else None
 
 
 def example_of(teacher: Model) -> torch.Tensor:

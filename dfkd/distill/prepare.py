@@ -101,11 +101,11 @@ def prepare(
     student = compress.compressed(config, _load_student(config, student_given, teacher))
     config = fitting.configured(config, student)
     if objective is None:
-        config = replace(config, loss=default_losses(config, teacher, student))
+        config = replace(config, loss=default_losses(config, teacher, student, student_given))
         say(f"losses: {' '.join(config.loss)}, the default for these networks and images")
         objective = build_objective(config.loss)
     if config.init == "auto":
-        config = replace(config, init=default_init(teacher, student))
+        config = replace(config, init=default_init(teacher, student, student_given))
         if config.init == "none" and isinstance(student_given, OwnNetwork) and heir(student, teacher):
             say("note: the student begins with its own weights; --init teacher gives it the teacher's layers")
     if config.init == "teacher":

@@ -94,8 +94,8 @@ class DistillConfig(ModelConfig):
     bits: int | None = option(BITS.format("--test"), "data", default=None, least=8, most=16, role="none")
     loss: tuple[str, ...] = option(
         "Weighted sum of losses: NAME[:WEIGHT,key=value,...] (docs/losses.md), or your own class or function by its "
-        "dotted name. Default: kd ofd up to 64 pixels for networks with feature maps of several resolutions, else kd; "
-        "also kd with --source and with --teacher-views.",
+        "dotted name. Default: kd ofd for networks with feature maps of several resolutions, else kd; also kd with "
+        "--source, with --teacher-views, and above 64 pixels for a student with weights of its own.",
         "learning",
         default=(),
         role="resolved",
