@@ -10,6 +10,7 @@ from dfkd.config import DistillConfig
 from dfkd.data.images.frame import ENCODED_ABOVE, Crops
 from dfkd.distill.init.inherit import heir
 from dfkd.formats.shards import Shards
+from dfkd.models.architectures.specialists import Specialists
 from dfkd.models.fake_int8 import rounds
 from dfkd.models.features.find_taps import find_taps
 from dfkd.models.features.taps import in_group
@@ -70,9 +71,10 @@ def begins_trained(student: Model, given: GivenModel, init: str) -> bool:
 
     Up to 64 pixels the rates of docs/results.md hold, unless the classifier is new. A module that is at hand, and code
     that loads weights unasked, is trained if its normalization layers are no longer as they began. A student in
-    int8 is always fine-tuned: its BatchNorms are folded away, and without them such rates destroy it.
+    int8 is always fine-tuned: its BatchNorms are folded away, and without them such rates destroy it. So are
+    specialists, which are to change slightly.
     """
-    if rounds(student.module):
+    if rounds(student.module) or isinstance(student.module, Specialists):
         return True
     if init == "teacher" or not ((student.image_size or 0) > ENCODED_ABOVE or student.new_classifier):
         return False

@@ -39,6 +39,7 @@ def write(path: Path, rows: Sequence[Row], found: Sequence[str]) -> None:
         compare_figures.costs(rows, styles),
         compare_figures.seeds(rows),
         compare_figures.curves(rows, styles),
+        compare_figures.exits(rows),
         compare_figures.classes(rows),
         _same(of_row),
         _commands(rows),
