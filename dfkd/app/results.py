@@ -180,12 +180,17 @@ def open_run(folder: str | Path, student: nn.Module | None = None) -> Run:
     return Run(folder, student)
 
 
-def compare(runs: Sequence[Run | str | Path], out: str | Path = "report.html", verbose: bool = True) -> Path:
-    """Put runs side by side: a page, and a CSV beside it. Runs of one name are its seeds. Returns the page."""
+def compare(
+    runs: Sequence[Run | str | Path], out: str | Path = "report.html", verbose: bool = True, disagreements: int = 0
+) -> Path:
+    """Put runs side by side: a page, and a CSV beside it. Runs of one name are its seeds. Returns the page.
+
+    With `disagreements`, both networks of a row answer its test images. The page shows so many on which they differ.
+    """
     with opened(verbose):
         folders = tuple(str(run.folder if isinstance(run, Run) else run) for run in runs)
         stage = STAGES["compare"]
-        page: Path = stage.run(configured(stage, {"runs": folders, "out": out}, {}))
+        page: Path = stage.run(configured(stage, {"runs": folders, "out": out, "disagreements": disagreements}, {}))
         return page
 
 
