@@ -10,6 +10,7 @@ from dfkd.config import DistillConfig
 from dfkd.data.images.frame import Crops
 from dfkd.distill.init.inherit import heir
 from dfkd.formats.shards import Shards
+from dfkd.models.architectures.specialists import Specialists
 from dfkd.models.fake_int8 import rounds
 from dfkd.models.features.find_taps import find_taps
 from dfkd.models.features.taps import in_group
@@ -84,9 +85,10 @@ def begins_trained(student: Model, given: GivenModel, init: str) -> bool:
     """Whether the student is to be fine-tuned: it has weights of its own, and they are not for small images.
 
     Up to 64 pixels the rates of docs/results.md hold, unless the classifier is new. A student in int8 is always
-    fine-tuned: its BatchNorms are folded away, and without them such rates destroy it.
+    fine-tuned: its BatchNorms are folded away, and without them such rates destroy it. So are specialists, which are
+    to change slightly.
     """
-    if rounds(student.module):
+    if rounds(student.module) or isinstance(student.module, Specialists):
         return True
     if init == "teacher" or not (student.of_photographs or student.new_classifier):
         return False

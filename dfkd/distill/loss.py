@@ -49,6 +49,9 @@ class Loss(nn.Module):
     """Whether it reads `Outputs.view`; a loss of one's own, and one that asks the teacher, has it in any case."""
     reads_peers: bool = False
     """Whether it learns from `Outputs.peers` of the teacher's outputs: what other students say. It needs `--also`."""
+    peers_every: int = 1
+    """For how many steps the other students say what they said with the same weights, in evaluation mode; 1: what they
+    say in this step, as they learn."""
     per_image: bool = False
     """Whether it is the mean over the batch of a number that each image has by itself.
 
@@ -81,6 +84,10 @@ class Loss(nn.Module):
     def finish(self) -> None:
         """Called once after the last step, without gradients: what is to become part of the student is put there."""
 
+    def exits(self, student: Outputs) -> list[Float[Tensor, "batch classes"]]:
+        """The logits of heads at which the student could stop earlier, from the shallowest: they are measured, too."""
+        return []
+
     @property
     def uses_networks(self) -> bool:
         """Whether it wants the networks themselves: a `Setting` takes a while to make."""
@@ -110,6 +117,7 @@ class PlainLoss(Loss):
         self.asks_teacher = bool(getattr(where, "asks_teacher", False))
         self.reads_kept = bool(getattr(where, "reads_kept", False))
         self.reads_peers = bool(getattr(where, "reads_peers", False))
+        self.peers_every = int(getattr(where, "peers_every", 1))
         self.per_image = bool(getattr(where, "per_image", False))
         self.preparation = int(getattr(where, "preparation", 0))
         self._hooks: dict[str, Callable[..., Any]] = {

@@ -13,7 +13,7 @@ from dfkd.config.tables import differences
 from dfkd.data import Pool, open_pool
 from dfkd.data.labels import ClassNames
 from dfkd.data.locate import GivenData
-from dfkd.distill import compress, fitting, supply
+from dfkd.distill import compress, fitting, grafting, specialists, supply
 from dfkd.distill.assemble import assemble
 from dfkd.distill.defaults import (
     begins_trained,
@@ -73,6 +73,11 @@ class Distillation:
         return "teacher" if self.config.init == "teacher" else "given" if self.student.has_weights else "random"
 
     @property
+    def mutual(self) -> bool:
+        """Whether it becomes another one by the other students of its command."""
+        return bool(self.trainer.objective.reads_peers) or self.config.graft > 0
+
+    @property
     def test_fingerprint(self) -> str | None:
         """Of the labeled data: another file under the same name has another one."""
         return hash_of(self.test.identity) if self.test is not None else None
@@ -99,6 +104,7 @@ def prepare(
     selections = open_selections(config.samples, config.normalize, config.image_size)
     teacher = open_teacher(teacher_given, config.samples, selections, config)
     student = compress.compressed(config, _load_student(config, student_given, teacher))
+    student = specialists.with_specialists(config, student, selections, place)
     config = fitting.configured(config, student)
     if objective is None:
         config = replace(config, loss=default_losses(config, teacher, student, student_given))
@@ -152,6 +158,8 @@ def check_request(
         check_name(student)
     ORDER.choose(config.batches)
     compress.check(config)
+    specialists.check(config)
+    grafting.check(config.graft, peers)
     objective = build_objective(config.loss) if config.loss else None
     if objective is not None:
         _check_objective(config, objective, peers)
@@ -202,6 +210,7 @@ def _check_objective(config: DistillConfig, objective: Objective, peers: int) ->
 def _check_plan(config: DistillConfig, plan: Plan, student: Model, objective: Objective) -> None:
     """Refuse numbers that do not go with the student and the losses."""
     fitting.check_size(plan.steps * plan.batch_size, student)
+    specialists.check_losses(student, objective)
     for name, steps in objective.preparation.items():
         if steps >= plan.steps:
             raise RequestError(

@@ -9,7 +9,7 @@ from dfkd.config.stages import Mixing
 from dfkd.config.tables import from_mapping, load_toml
 from dfkd.data.images.frame import Interpolation
 from dfkd.data.labels import ClassNames
-from dfkd.models.ensemble import LOGITS, Ensemble, Part
+from dfkd.models.ensemble import LEARNED, LOGITS, Ensemble, Part
 from dfkd.models.load import Model, load_trained
 from dfkd.models.own import GivenModel, OneTeacher, Several
 from dfkd.system.console import say
@@ -63,8 +63,11 @@ def load_classifier(
     image_size: int | None,
     crop_pct: float | None = None,
     interpolation: Interpolation | None = None,
+    learns: bool = False,
 ) -> Model:
     """`load_trained`, also of several teachers. They take what the first one takes.
+
+    `learns`: the caller has images to learn weights on, where the teachers' mixing is so.
 
     `normalize` and `image_size` are those of the first teacher. Another one has its own: what its table says, else what
     the model says of itself, else the first one's. Raises: RequestError as `load_trained`, and where the teachers do
@@ -74,6 +77,11 @@ def load_classifier(
     frame: dict[str, Any] = {"crop_pct": crop_pct, "interpolation": interpolation}
     if several is None:
         return load_trained(given, option, normalize=normalize, image_size=image_size, **frame)
+    if several.mixing == LEARNED and not learns:
+        raise RequestError(
+            f"{option}: --mixing learned needs images to learn weights on, and there are none here; it is for distill "
+            "and generate with --samples; elsewhere give mean-probabilities"
+        )
     head = several.teachers[0]
     normalize, image_size = normalize or head.normalize, image_size or head.image_size
     first = load_trained(head.model, option, normalize=normalize, image_size=image_size, **frame)

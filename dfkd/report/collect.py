@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,6 +156,8 @@ def _beside_seeds(run: FinishedRun) -> dict[str, Any]:
     given = run.result.begins == "given" and "run" not in content.student.table  # a run has seeds itself
     options = {key: value for key, value in content.options.items() if key not in ("seed", "student", "student_seed")}
     student = {key: value for key, value in content.student.table.items() if key != "weights" or given}
+    if "specialists" in content.options:  # which classes go together is found by each seed's own images
+        student["architecture"] = re.sub(r",?\bgroups=('[^']*'|[^,]*)", "", str(student["architecture"]))
     own = {"options": options, "student": student, "selections": len(content.selections)}
     table = {key: value for key, value in content.table.items() if key != "peers"}  # they have seeds, too
     return {**table, **own, "begins": run.result.begins}

@@ -61,6 +61,21 @@ def classes(rows: Sequence[Row]) -> Html:
     )
 
 
+def exits(rows: Sequence[Row]) -> Html:
+    """Top-1 of early exits beside that of the whole student, for the rows that have some."""
+    of_row = {row.name: means for row in rows if (means := _by_class(row, "exits"))}
+    if not of_row:
+        return Html()
+    most = max(map(len, of_row.values()))
+    whole = {row.name: row.mean("top1") for row in rows}
+    body = []
+    for name, means in of_row.items():
+        body.append([name, *map(_percent, [*means, *[None] * (most - len(means)), whole[name]])])
+    head = ["row", *(f"exit {n}" for n in range(1, most + 1)), "whole student"]
+    note = "Top-1 % of heads after the earlier stages, from the shallowest, the mean over seeds"
+    return section("Early exits", table(note, head, body))
+
+
 def starved(images: Sequence[float]) -> list[int]:
     """The classes that have hardly any of these images."""
     return [k for k, number in enumerate(images) if number * len(images) < STARVED * sum(images)]

@@ -47,6 +47,7 @@ def write(
         compare_figures.costs(rows, styles),
         compare_figures.seeds(rows),
         compare_figures.curves(rows, styles),
+        compare_classes.exits(rows),
         compare_classes.classes(rows),
         _disagreements(rows, explained or {}),
         _same(of_row),

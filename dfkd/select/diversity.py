@@ -38,12 +38,15 @@ def near_duplicates(features: Float[np.ndarray, "rows width"], similarity: float
     return dropped
 
 
-def clusters(features: Float[np.ndarray, "rows width"], count: int, seed: int) -> Int[np.ndarray, " rows"]:
-    """The number of the nearest of `count` spherical k-means centers, for every row."""
+def clusters(
+    features: Float[np.ndarray, "rows width"], count: int, seed: int, tries: int = 1
+) -> Int[np.ndarray, " rows"]:
+    """The number of the nearest of `count` spherical k-means centers, for every row; those of the best of `tries`."""
     import faiss
 
     unit = unit_rows(features)
-    kmeans = faiss.Kmeans(unit.shape[1], count, niter=20, seed=seed % 2**31, spherical=True, min_points_per_centroid=1)
+    settings = {"niter": 20, "nredo": tries, "spherical": True, "min_points_per_centroid": 1}
+    kmeans = faiss.Kmeans(unit.shape[1], count, seed=seed % 2**31, **settings)
     kmeans.train(unit)
     return kmeans.index.search(unit, 1)[1][:, 0].astype(np.int64)
 

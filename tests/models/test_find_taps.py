@@ -102,7 +102,7 @@ def test_captures_the_features_of(name: str):
 
 def test_every_architecture_of_the_package_is_covered():
     without_taps = {"soft_tree", "sklearn"}  # trees have none
-    without_taps |= {"pruned", "quantized", "clip"}  # those of another network
+    without_taps |= {"pruned", "quantized", "specialists", "clip"}  # those of another network
     assert set(models.__all__) <= NETWORKS.keys() | without_taps
 
 

@@ -106,3 +106,15 @@ def test_settings_list_what_differs_between_seeds(make_run) -> None:
     assert found["loss"] == "kd, relation:1" and found["peak_rate"] == "0.4" and found["torch"] == "2.15.0"
     assert found["teacher weights"] == "f" * 12
     assert not {"out", "seed", "name"} & set(found)
+
+
+def test_row__holds_seeds_whose_specialists_have_other_classes(make_run):
+    def run(seed, groups, network="lenet5_half"):
+        architecture = f"specialists:groups={groups},network={network},num_classes=10"
+        student = {"architecture": architecture, "weights": "0" * 64, "run": "general"}
+        options = {"specialists": 2, "seed": seed}
+        return make_run("vote", seed, content={"student": student, "options": options}, begins="given")
+
+    assert len(collect([run(0, "0+1 4+5"), run(1, "'1+2 4+5'")])[0].runs) == 2
+    with pytest.raises(RequestError, match="differ in"):
+        collect([run(2, "0+1"), run(3, "0+1", "lenet5")])

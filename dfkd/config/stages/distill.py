@@ -27,6 +27,14 @@ class DistillConfig(ModelConfig):
         shared=False,
         off=(),
     )
+    graft: int = option(
+        "Steps between graftings of filters among the students of --also, which are of one architecture "
+        "(docs/teaching.md). 0: none.",
+        "models",
+        default=0,
+        least=0,
+        off=0,
+    )
     student_seed: int | None = option(
         "Seed of the student's random weights, and of what it draws itself. Images and views follow --seed. Default: "
         "--seed.",
@@ -59,6 +67,15 @@ class DistillConfig(ModelConfig):
         "It needs weights, such as those of a RUN. Default: off.",
         "models",
         default=None,
+        off=None,
+    )
+    specialists: int | None = option(
+        "Number of specialists that are added to the student, which needs weights, such as those of a RUN. Each begins "
+        "as the student and learns classes that it confuses; the result is a MODEL that votes (docs/teaching.md). "
+        "Default: none.",
+        "models",
+        default=None,
+        least=2,
         off=None,
     )
     samples: tuple[str, ...] = option(

@@ -8,7 +8,7 @@ from dfkd.config.option import Checked, option
 Interpolation = Literal["bilinear", "bicubic"]
 Precision = Literal["auto", "bf16", "fp32"]
 Logger = Literal["tensorboard", "wandb", "mlflow", "pictures"]
-Mixing = Literal["mean-logits", "mean-probabilities", "confidence", "entropy"]
+Mixing = Literal["mean-logits", "mean-probabilities", "confidence", "entropy", "learned"]
 Engine = Literal["local", "ray"]
 
 MODEL = "MODEL: NAME[:key=value,...][@WEIGHTS], a RUN folder or a .pt2 file."
@@ -24,7 +24,7 @@ BITS = (
 TEACHER = f"{MODEL} Several teach together; so does a FILE.toml that names several (docs/teaching.md)."
 MIXING = (
     "How several teachers answer as one: the mean of their logits or of their probabilities, or the probabilities "
-    "weighted by confidence or by entropy. Default: mean-logits."
+    "weighted by confidence or by entropy. learned: weights for each class, found on --samples. Default: mean-logits."
 )
 OWN_TAPS = "Positions of the features, such as last=fc:input. Default: found by tracing the network."
 
