@@ -57,6 +57,11 @@ def test_options_page__is_up_to_date(make):
     assert page == make("make_options").page(), "run: python docs/make_options.py"
 
 
+def test_api_page__is_up_to_date(make):
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert page == make("make_api").page(), "run: python docs/make_api.py"
+
+
 def sentences(text):
     """The sentences of a Markdown text, without code blocks, comments and headings; a list item or a cell is one."""
     text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
