@@ -84,9 +84,12 @@ def test_readme__is_short_and_needs_nothing_but_the_repository():
     assert not [sentence for sentence in sentences(text) if len(sentence.split()) > 25]
 
 
-@pytest.mark.parametrize("page", sorted(page.name for page in (ROOT / "docs").glob("*.md")))
+PAGES = [*ROOT.glob("docs/*.md"), *ROOT.glob("*.md"), *ROOT.glob("benchmarks/*/LOG.md"), *ROOT.glob("tests/*/LOG.md")]
+
+
+@pytest.mark.parametrize("page", sorted(str(page.relative_to(ROOT)) for page in PAGES))
 def test_pages__have_no_sentence_over_40_words(page):
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    text = (ROOT / page).read_text(encoding="utf-8")
     assert not [sentence for sentence in sentences(text) if len(sentence.split()) > 40]
 
 
@@ -95,7 +98,7 @@ def anchor(heading):
     return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/*.md", "benchmarks/*/LOG.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/*.md", "benchmarks/*/LOG.md", "tests/*/LOG.md"])
 def test_links__lead_to_files_and_headings_that_are_there(page):
     for file in ROOT.glob(page):
         for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", file.read_text(encoding="utf-8")):
