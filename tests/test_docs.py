@@ -98,7 +98,9 @@ def anchor(heading):
     return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/*.md", "benchmarks/*/LOG.md", "tests/*/LOG.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/*.md", "benchmarks/*/LOG.md", "tests/*/LOG.md"]
+)
 def test_links__lead_to_files_and_headings_that_are_there(page):
     for file in ROOT.glob(page):
         for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", file.read_text(encoding="utf-8")):
