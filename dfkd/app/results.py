@@ -36,7 +36,7 @@ class Selection:
         folder: What `dfkd select` or `dfkd generate` wrote.
 
     Raises:
-        RequestError: The folder is not a complete selection.
+        RequestError: The folder is not a whole selection.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -190,7 +190,7 @@ def open_selection(folder: str | Path) -> Selection:
         The selection as a data set.
 
     Raises:
-        RequestError: The folder is not a complete selection.
+        RequestError: The folder is not a whole selection.
 
     Example:
         >>> import dfkd

@@ -240,7 +240,7 @@ def _teacher(value: Any) -> GivenModel:
 def _several(networks: Sequence[Any], mixing: str | None, classes: Sequence[str | Sequence[str]] | None) -> GivenModel:
     """Teachers of a list. Raises: RequestError where they are less than two."""
     if len(networks) < 2:
-        raise RequestError(f"a list of {len(networks)} teachers is no list of several; give two or more, or one alone")
+        raise RequestError(f"a list of teachers needs two or more, not {len(networks)}; give one without a list")
     if classes is not None and len(classes) != len(networks):
         raise RequestError(f"classes has {len(classes)} items for {len(networks)} teachers; give one for each")
     teachers = []

@@ -191,7 +191,7 @@ def _before_activation(trace: _Trace, stage: _Run) -> tuple[Tap, str]:
         if run.output is stage.output and isinstance(run.layer, _ACTIVATION):
             return Tap(run.path, "input"), ""
     active = bool((stage.output >= 0).all() and (stage.output > 0).any())
-    why = f"no module is the activation behind {stage.path!r}: its output after the activation is used"
+    why = f"the map of {stage.path!r} cannot be taken before its activation: it is taken after it"
     return Tap(stage.path), why if active else ""
 
 
