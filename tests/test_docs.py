@@ -84,6 +84,13 @@ def test_readme__is_short_and_needs_nothing_but_the_repository():
     assert not [sentence for sentence in sentences(text) if len(sentence.split()) > 25]
 
 
+def test_readme__counts_the_losses_and_names_the_generators():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"| Losses | {len(losses.__all__)} on" in text
+    named = re.search(r"\| Generators \| (.+), and your own \|", text)[1].lower().split(", ")
+    assert {*named, "adaptivedeepinversion"} == {name.lower() for name in generators.__all__}
+
+
 PAGES = [*ROOT.glob("docs/*.md"), *ROOT.glob("*.md"), *ROOT.glob("benchmarks/*/LOG.md"), *ROOT.glob("tests/*/LOG.md")]
 
 
