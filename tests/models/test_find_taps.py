@@ -250,7 +250,7 @@ def test_an_activation_that_is_no_module_is_said():
 
     found = find_taps(Functional(), torch.randn(2, 3, 8, 8), wanted=("pre",))
     assert found.taps == {"pre1": Tap("block")}
-    assert "after the activation is used at 8x8" in found.notes[0]
+    assert "it is taken after it at 8x8" in found.notes[0]
 
 
 def test_a_given_place_of_a_group_stands_for_the_group():

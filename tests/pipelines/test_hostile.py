@@ -109,7 +109,7 @@ def test_an_exported_program_runs_tensor_operators_alone(lab, tmp_path, refused)
     size = description[description.index('"expr_str": ') :].split('", ')[0] + '"'
     for edit, more, words in (
         (texts(size, f'"expr_str": {evil}'), (), "which is not arithmetic and could run code"),
-        (texts(size, '"expr_str": "S(\'1\').__class__"'), (), "no arithmetic"),
+        (texts(size, '"expr_str": "S(\'1\').__class__"'), (), "not arithmetic"),
         (texts(aten, '"torch.hub.load"'), (), "only tensor operators"),
         (texts(aten, '"torch.ops.aten.from_file.default"'), (), "only tensor operators"),
         (texts('{"name": "linear"}', '{"name": "x):\\n  import os #"}'), (), "which is none"),
@@ -120,7 +120,7 @@ def test_an_exported_program_runs_tensor_operators_alone(lab, tmp_path, refused)
             "pickled Python objects",
         ),
         (lambda n, d: d, [(f"{root}/data/aotinductor/model/x.so", b"")], "compiled code"),
-        (lambda n, d: d, [("other/models/model.json", description)], "no program of this format"),
+        (lambda n, d: d, [("other/models/model.json", description)], "not a program of this format"),
         (lambda n, d: d.replace(b'"use_pickle": false', b'"use_pickle": true'), (), "pickled tensors"),
     ):
         changed = change(whole, tmp_path / "changed.pt2", edit, more)
