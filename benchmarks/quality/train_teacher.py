@@ -22,6 +22,7 @@ from dfkd.config.stage_table import Stage
 from dfkd.data import open_pool
 from dfkd.distill.objective import build_objective
 from dfkd.distill.trainer import Plan, Trainer
+from dfkd.formats.kept_weights import WeightKeeper
 from dfkd.formats.run_folder import Run
 from dfkd.formats.run_records import Finished
 from dfkd.models.classifier import Classifier
@@ -67,6 +68,7 @@ class TeacherConfig(ModelConfig):
         "Weight decay. Biases and normalization layers have none.", "training", default=5e-4, least=0
     )
     checkpoint_every: int = option("Steps between two checkpoints.", "output", default=500, least=1)
+    keep_weights: int = option("Moments at which weights are kept, as of dfkd distill.", "output", default=0, least=0)
 
 
 class LabeledImages(Still):
@@ -125,6 +127,8 @@ def run(config):
     if folder.result(Finished) is None:
         with folder.writing():
             trainer = _trainer(config, plan, model, data, labels, place)
+            if config.keep_weights:
+                trainer.keeper = WeightKeeper(folder.folder, plan.steps, config.keep_weights)
             train(trainer, folder)
             trainer.finish()
             folder.finish(state_to_write(model.module), _result(trainer, model, test))

@@ -217,13 +217,17 @@ def open_run(folder: str | Path, student: nn.Module | None = None) -> Run:
     return Run(folder, student)
 
 
-def compare(runs: Sequence[Run | str | Path], out: str | Path = "report.html", verbose: bool = True) -> Path:
+def compare(
+    runs: Sequence[Run | str | Path], out: str | Path = "report.html", verbose: bool = True, disagreements: int = 0
+) -> Path:
     """Put runs side by side in an HTML page, and in a CSV file beside it.
 
     Args:
         runs: Runs or their folders. Runs of one name count as seeds of one row.
         out: The page to write. The CSV file has the same name.
         verbose: Whether the table is printed.
+        disagreements: Number of images of each row on the page on which student and teacher differ. Above 0, both
+            networks of a row answer its test images.
 
     Returns:
         The path of the page.
@@ -234,7 +238,7 @@ def compare(runs: Sequence[Run | str | Path], out: str | Path = "report.html", v
     with opened(verbose):
         folders = tuple(str(run.folder if isinstance(run, Run) else run) for run in runs)
         stage = STAGES["compare"]
-        page: Path = stage.run(configured(stage, {"runs": folders, "out": out}, {}))
+        page: Path = stage.run(configured(stage, {"runs": folders, "out": out, "disagreements": disagreements}, {}))
         return page
 
 

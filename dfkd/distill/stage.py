@@ -16,6 +16,7 @@ from dfkd.data.locate import GivenData
 from dfkd.distill.cohort import Cohort, Records
 from dfkd.distill.members import learning_together, members
 from dfkd.distill.prepare import Distillation, check_request, prepare
+from dfkd.formats.kept_weights import WeightKeeper
 from dfkd.formats.manifest import Manifest
 from dfkd.formats.run_folder import Run
 from dfkd.formats.run_records import Result, finished_weights, read_distillation
@@ -122,6 +123,7 @@ def _train(prepared: Distillation, folder: Run) -> dict[str, Any]:
     """Train and write the student and the result, while the folder is locked."""
     _examine(prepared)
     trainer, processes = prepared.trainer, ranks.count()
+    _keep_weights(prepared, folder)
     with _logged(prepared, folder) as log:
         train(trainer, folder)
         trainer.finish()
@@ -139,6 +141,8 @@ def _train_together(
     learning = [n for n in range(len(several)) if mutual or n in unfinished]
     processes, results = ranks.count(), {}
     _examine(several[0])
+    for n in unfinished:
+        _keep_weights(several[n], folders[n])
     cohort = Cohort([several[n].trainer for n in learning], [turns[n] for n in learning])
     with ExitStack() as stack:
         logs = {n: stack.enter_context(_logged(several[n], folders[n])) for n in unfinished}
@@ -148,6 +152,12 @@ def _train_together(
             finish = partial(_finish, several[n], folders[n], processes, logs[n], len(several))
             results[n] = ranks.from_first(finish)
     return results
+
+
+def _keep_weights(prepared: Distillation, folder: Run) -> None:
+    """Have the student's weights kept at some moments, where that is wanted."""
+    if count := prepared.config.keep_weights:
+        prepared.trainer.keeper = WeightKeeper(folder.folder, prepared.trainer.plan.steps, count)
 
 
 def _examine(prepared: Distillation) -> None:

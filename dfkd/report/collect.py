@@ -101,7 +101,7 @@ def read_run(folder: str) -> FinishedRun:
     request, result = read_distillation(path), read_result(path, Result)
     if METRICS in result.files:
         check_file(path / METRICS, result.files[METRICS], HINT)
-    return FinishedRun(folder, request.distill.table, request.content, result, _read_metrics(path / METRICS))
+    return FinishedRun(folder, request.distill.table, request.content, result, read_metrics(path / METRICS))
 
 
 def curve(row: Row, field: str) -> list[tuple[float, float]]:
@@ -173,7 +173,7 @@ def _settings(run: FinishedRun) -> dict[str, str]:
     return {name: ", ".join(map(str, v)) if isinstance(v, list) else str(v) for name, v in shown.items()}
 
 
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The logged rows; what a kill cut off is left out. A run without metrics has no curves."""
     found = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():

@@ -20,7 +20,7 @@ def near_duplicates(features: Float[np.ndarray, "rows width"], similarity: float
 
     Rows come best first, so that of two near-duplicates the better one stays.
     """
-    unit = _unit(features)
+    unit = unit_rows(features)
     index = _index(unit)
     dropped = np.zeros(len(unit), dtype=bool)
     # range_search wants strictly more than its radius; the width of one float below includes equality
@@ -42,13 +42,14 @@ def clusters(features: Float[np.ndarray, "rows width"], count: int, seed: int) -
     """The number of the nearest of `count` spherical k-means centers, for every row."""
     import faiss
 
-    unit = _unit(features)
+    unit = unit_rows(features)
     kmeans = faiss.Kmeans(unit.shape[1], count, niter=20, seed=seed % 2**31, spherical=True, min_points_per_centroid=1)
     kmeans.train(unit)
     return kmeans.index.search(unit, 1)[1][:, 0].astype(np.int64)
 
 
-def _unit(features: Float[np.ndarray, "rows width"]) -> Float[np.ndarray, "rows width"]:
+def unit_rows(features: Float[np.ndarray, "rows width"]) -> Float[np.ndarray, "rows width"]:
+    """Rows of length 1 and of the same direction; a row of zeros stays."""
     rows = np.ascontiguousarray(features, dtype=np.float32)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 

@@ -215,6 +215,17 @@ class DistillConfig(ModelConfig):
     checkpoint_every: int = option(
         "Steps between checkpoints.", "output", default=500, least=1, role="none", shown=False
     )
+    keep_weights: int = option(
+        "Keep the student's weights in OUT/weights: before the first step and at this number of evenly spread moments. "
+        "dfkd explain counts from them how it came to its knowledge. 0: off.",
+        "output",
+        default=0,
+        least=0,
+        role="none",
+        shown=False,
+        stored=False,
+        off=0,
+    )
     log_every: int = option(
         "Steps between rows of metrics.jsonl.", "output", default=50, least=1, role="none", shown=False
     )

@@ -42,9 +42,16 @@ class ExplainConfig(ModelConfig):
         default=0,
         least=0,
     )
+    baseline: str | None = option(
+        "MODEL whose knowledge is counted beside the student's, such as the same network trained on labels. Needs "
+        "--entropy.",
+        "models",
+        default=None,
+        reads="model",
+    )
     foreground: str | None = option(
         "FILE.npy or FILE.npz with one mask an image of DATA: nonzero where the object is. Visual concepts are then "
-        "counted on it and beside it.",
+        "counted on it and beside it, and for a RUN with --keep-weights also how they came.",
         "data",
         default=None,
     )
@@ -81,6 +88,13 @@ class CompareConfig(Checked):
 
     runs: tuple[str, ...] = option("RUN folders.", "data", positional=True)
     out: str = option("FILE.html. FILE.csv is written beside it.", "output")
+    disagreements: int = option(
+        "Images of each row on which student and teacher disagree that the page shows, with the classes that are "
+        "confused. Both networks of a row's first seed answer its test images.",
+        "output",
+        default=0,
+        least=0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

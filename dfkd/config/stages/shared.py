@@ -7,7 +7,7 @@ from dfkd.config.option import Checked, option
 
 Interpolation = Literal["bilinear", "bicubic"]
 Precision = Literal["auto", "bf16", "fp32"]
-Logger = Literal["tensorboard", "wandb", "mlflow"]
+Logger = Literal["tensorboard", "wandb", "mlflow", "pictures"]
 Mixing = Literal["mean-logits", "mean-probabilities", "confidence", "entropy"]
 Engine = Literal["local", "ray"]
 
