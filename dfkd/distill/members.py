@@ -52,7 +52,7 @@ def learning_together(several: Sequence[Distillation]) -> list[Distillation]:
         different = differences(_lessons(several[0]), _lessons(other))
         if different:
             raise RequestError(
-                f"student {number} would have other lessons than student 1 ({'; '.join(different)}): give both the "
+                f"student {number} would be taught differently from student 1 ({'; '.join(different)}): give both the "
                 "same options, such as --init none, or each a command of its own"
             )
         if other.config.graft and not grafts_with(*(tensors_of(p.student.module) for p in (several[0], other))):
@@ -95,7 +95,7 @@ def _differing(text: str) -> dict[str, Any]:
             name = written[2:].replace("-", "_")
             if name not in OWN:
                 raise RequestError(
-                    f"--also {text.strip()!r}: {written} is no option in which students that learn together may "
+                    f"--also {text.strip()!r}: {written} is not an option in which students of one command may "
                     f"differ{nearest(written, [flag(own) for own in OWN])}"
                 )
             if name in given:

@@ -181,7 +181,7 @@ def _check_options(config: DistillConfig) -> None:
             f"{views} keeps answers to shifted images; leave out --mixup, --cutmix, --color-jitter and --crop-area"
         )
     if config.epochs is not None and config.steps is not None:
-        raise RequestError(f"--epochs {config.epochs} and --steps {config.steps} are two lengths; give one")
+        raise RequestError(f"--epochs {config.epochs} and --steps {config.steps} both set the length; give one of them")
     if config.student.endswith(".pt2"):
         raise RequestError(
             f"--student {config.student!r} is a program whose network is not known; name its architecture"
@@ -198,7 +198,7 @@ def _check_objective(config: DistillConfig, objective: Objective, peers: int) ->
             "--also '--student-seed 1 --out run-2'"
         )
     if config.class_dropping and not objective.reads_kept:
-        raise RequestError(f"--class-dropping {config.class_dropping:g} changes nothing: of the losses, kd heeds it")
+        raise RequestError(f"--class-dropping {config.class_dropping:g} changes nothing: no loss uses it; kd does")
     if config.teacher_views and objective.beyond_logits:
         readers = ", ".join(objective.beyond_logits)
         raise RequestError(

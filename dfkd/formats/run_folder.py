@@ -156,7 +156,7 @@ class Run(Progress):
             if different:
                 raise RequestError(f"--out {self.shown} holds another run: {'; '.join(different)}; give another folder")
         elif others or (folder.exists() and not folder.is_dir()):
-            raise RequestError(f"--out {self.shown} holds something that is no run; give another folder")
+            raise RequestError(f"--out {self.shown} holds files that are not a run; give another folder")
         return None
 
     @contextlib.contextmanager

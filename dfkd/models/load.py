@@ -139,7 +139,7 @@ def load_model(
     if image_size is not None and image_size < 1:
         raise RequestError(f"--image-size {image_size} is not a number of pixels (1 or more)")
     if isinstance(text, Several):
-        raise RequestError("several teachers are no single network; name one")
+        raise RequestError("several teachers are not one network; name one of them")
     found = find_model(text, classes, channels, new_classifier, image_size) if isinstance(text, str) else text.found()
     size = image_size or found.image_size
     takes, gives = _counts(found, size)

@@ -49,7 +49,7 @@ def read(text: str) -> Several:
             raise RequestError(f"{text} has {key!r}{nearest(key, (_TABLE, _WAY))}")
     listed = tables.get(_TABLE)
     if not isinstance(listed, list) or len(listed) < 2 or not all(isinstance(one, dict) for one in listed):
-        raise RequestError(f"{text} names no several teachers; write two or more [[{_TABLE}]] tables")
+        raise RequestError(f"{text} does not name several teachers; write two or more [[{_TABLE}]] tables")
     mixing = convert(tables.get(_WAY, LOGITS), Mixing, f"{text}: {_WAY}")
     teachers = [from_mapping(OneTeacher, one, f"{text} [[{_TABLE}]] {n}") for n, one in enumerate(listed, 1)]
     return Several(tuple(teachers), mixing)
@@ -180,7 +180,7 @@ def _part(
     """One teacher as the first one's input reaches it."""
     by_class = one.class_weights or {}
     if not isinstance(by_class, Mapping):
-        raise RequestError(f"class_weights of {model.spec} is no table of names and numbers")
+        raise RequestError(f"class_weights of {model.spec} is not a table of names and numbers")
     for name in by_class:
         if name not in _without(names, other):
             raise RequestError(f"{model.spec} has no class {name!r} to weigh{nearest(name, map(str, names))}")

@@ -93,11 +93,11 @@ def read_run(folder: str) -> FinishedRun:
     """Read one run. Raises: RequestError where it is none, is not finished or cannot be read."""
     path = Path(folder)
     if not (path / CONFIG).exists():
-        what = "does not exist" if not path.exists() else f"is no run: it has no {CONFIG}"
+        what = "does not exist" if not path.exists() else f"is not a run: it has no {CONFIG}"
         raise RequestError(f"{folder} {what}; dfkd distill makes one")
     if not (path / RESULT).exists():
         raise RequestError(
-            f"{folder} is not finished: leave it out, or give its dfkd distill command again: it goes on where it was"
+            f"{folder} is not finished; leave it out, or give its dfkd distill command again to resume it"
         )
     request, result = read_distillation(path), read_result(path, Result)
     if METRICS in result.files:

@@ -125,7 +125,7 @@ def _named(config: ExplainConfig) -> tuple[GivenModel, str]:
         assert config.data is not None
         return config.teacher, config.data
     if not _is_run(config.model):
-        raise RequestError(f"give {' and '.join(missing)}: --model {config.model} is no RUN, which knows its own")
+        raise RequestError(f"give {' and '.join(missing)}: --model {config.model} is not a RUN, which knows its own")
     request = read_distillation(Path(config.model)).distill
     data = config.data or expand(request.test)
     if data is None:
@@ -215,7 +215,7 @@ def _masks(file: str, images: int) -> Bool[np.ndarray, "images height width"]:
         loaded = np.load(file, allow_pickle=False)
         array = loaded if isinstance(loaded, np.ndarray) else loaded[loaded.files[0]]
     except (OSError, EOFError, ValueError, IndexError, zipfile.BadZipFile) as error:
-        raise RequestError(f"--foreground {file} is no .npy or .npz file of masks ({error})") from None
+        raise RequestError(f"--foreground {file} is not an .npy or .npz file of masks ({error})") from None
     if array.ndim != 3 or len(array) != images:
         shape = list(array.shape)
         raise RequestError(f"--foreground {file} has shape {shape}; give [{images}, height, width], a mask an image")

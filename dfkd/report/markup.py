@@ -95,7 +95,7 @@ def page_path(out: str) -> Path:
     output_path(out)
     path = Path(out)
     if path.suffix != ".html" or path.is_dir():
-        raise RequestError(f"--out {out} is {'a folder' if path.is_dir() else 'no page'}; give FILE.html")
+        raise RequestError(f"--out {out} is {'a folder' if path.is_dir() else 'not a page'}; give FILE.html")
     return path
 
 

@@ -81,5 +81,5 @@ def test_an_incomplete_or_damaged_folder_is_named(written, tmp_path):
     with pytest.raises(RequestError, match="has format 99; this version of dfkd reads"):
         Shards(folder)
     (folder / "manifest.json").unlink()
-    with pytest.raises(RequestError, match="is no selection"):
+    with pytest.raises(RequestError, match="is not a selection"):
         Shards(folder)

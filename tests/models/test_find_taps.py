@@ -250,7 +250,7 @@ def test_an_activation_that_is_no_module_is_said():
 
     found = find_taps(Functional(), torch.randn(2, 3, 8, 8), wanted=("pre",))
     assert found.taps == {"pre1": Tap("block")}
-    assert found.notes == ["no module is the activation behind 'block': the output after the activation is used"]
+    assert found.notes == ["the map of 'block' cannot be taken before its activation: it is taken after it"]
 
 
 class Halving(nn.Conv2d):
@@ -269,7 +269,7 @@ def test_find_taps__padding_modules__are_no_resolutions_and_one_note_tells_of_al
     network = nn.Sequential(Halving(3, 4), Halving(4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     found = find_taps(network, torch.randn(2, 3, 16, 16), wanted=("pre",))
     assert found.taps == {"pre1": Tap("0"), "pre2": Tap("1")}
-    assert found.notes == ["no module is the activation behind '0' and 1 more: the output after the activation is used"]
+    assert found.notes == ["the maps of '0' and 1 more are taken after their activations, which are no modules"]
 
 
 def test_a_given_place_of_a_group_stands_for_the_group():

@@ -261,7 +261,7 @@ def test_graft__mixes_the_students_and_goes_on_to_the_same_runs_after_a_kill(lab
 @pytest.mark.parametrize(
     ("flags", "texts", "said"),
     [
-        ((), ["--batch-size 8 --out b"], "--batch-size is no option in which students that learn together may differ"),
+        ((), ["--batch-size 8 --out b"], "--batch-size is not an option in which students of one command may differ"),
         ((), ["--lr 0.1"], "--also '--lr 0.1' lacks --out"),
         ((), ["lenet5 --out b"], "--also 'lenet5 --out b' has no option"),
         ((), ["--lr fast --out b"], "--lr: 'fast' is not FLOAT"),
@@ -272,7 +272,7 @@ def test_graft__mixes_the_students_and_goes_on_to_the_same_runs_after_a_kill(lab
         ((), ["--loss 'kd --out b"], "cannot be read"),
         ((), ["--name b --out b"], "students 1 and 2 are the same"),
         ((), ["--lr 0.1 --out {a}"], "is given to students 1 and 2"),
-        ((), ["--init teacher --out b"], "student 2 would have other lessons than student 1 (layers fitted"),
+        ((), ["--init teacher --out b"], "student 2 would be taught differently from student 1 (layers fitted"),
         (("--source", "dafl"), ["--lr 0.1 --out b"], "--source dafl learns from its student"),
         (("--batches", "hardest"), ["--lr 0.1 --out b"], "--batches hardest follows its student"),
         (("--loss", "dml"), [], "--loss dml learns from other students, and there is none"),

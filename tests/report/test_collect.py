@@ -65,11 +65,11 @@ def test_weights_that_were_given_are_no_seeds(make_run) -> None:
 def test_folders_that_are_no_finished_run_are_refused(make_run, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="absent does not exist; dfkd distill makes one"):
         collect([str(tmp_path / "absent")])
-    with pytest.raises(RequestError, match=r"is no run: it has no config\.toml"):
+    with pytest.raises(RequestError, match=r"is not a run: it has no config\.toml"):
         collect([str(tmp_path)])
     unfinished = make_run("a")
     (Path(unfinished) / "result.json").unlink()
-    with pytest.raises(RequestError, match="is not finished: leave it out, or give its dfkd distill command again"):
+    with pytest.raises(RequestError, match="is not finished; leave it out, or give its dfkd distill command again"):
         collect([unfinished])
     with pytest.raises(RequestError, match="give RUN folders"):
         collect([])

@@ -111,7 +111,7 @@ def test_no_home_folder_in_page_and_csv(make_run, tmp_path: Path, monkeypatch) -
 
 
 def test_a_wrong_out_is_refused_before_anything_is_read(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="no page"):
+    with pytest.raises(RequestError, match="not a page"):
         run(CompareConfig(runs=("absent",), out=str(tmp_path / "report.csv")))
 
 

@@ -9,7 +9,7 @@ from dfkd.config.stages.shared import BITS, CLASSES, MIXING, OWN_TAPS, TEACHER, 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(ModelConfig):
-    """Train a student on selected images; the teacher answers for every view that the student sees."""
+    """Train a student on selected or generated images, with the teacher's answers as targets."""
 
     teacher: str | tuple[str, ...] = option(TEACHER, "models", role="resolved", reads="model")
     student: str = option(
@@ -17,7 +17,7 @@ class DistillConfig(ModelConfig):
     )
     mixing: Mixing | None = option(MIXING, "models", default=None, role="resolved")
     also: tuple[str, ...] = option(
-        "Further students that learn beside this one, for one answer of the teacher: for each the options in which it "
+        "Further students that learn from the same answers of the teacher. For each, the options in which it "
         "differs, such as '--student lenet5 --loss kd rkd --out run-2' (docs/teaching.md). Each is a run of its own.",
         "models",
         default=(),

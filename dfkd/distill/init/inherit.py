@@ -31,7 +31,7 @@ def inherit(student: Model, teacher: Model) -> str:
     if not shared:
         raise RequestError(
             f"no layer of the student {student.spec} has the name of one of the teacher's "
-            f"({teacher.spec}) and is a part of it; take a student of its family that is no wider, or random weights"
+            f"({teacher.spec}) and is a part of it; take a student of its family that is not wider, or random weights"
         )
     with torch.no_grad():
         for layer in shared:

@@ -182,8 +182,9 @@ def _group(trace: _Trace, group: str) -> tuple[list[Tap], list[str]]:
 
 def _after_activation(paths: list[str]) -> str:
     """The note on maps whose activation is no module."""
-    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-    return f"no module is the activation behind {paths[0]!r}{more}: the output after the activation is used"
+    if len(paths) == 1:
+        return f"the map of {paths[0]!r} cannot be taken before its activation: it is taken after it"
+    return f"the maps of {paths[0]!r} and {len(paths) - 1} more are taken after their activations, which are no modules"
 
 
 def _is_map(output: Any, aspect: float) -> bool:
