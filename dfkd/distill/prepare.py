@@ -25,6 +25,7 @@ from dfkd.models.find import check_name
 from dfkd.models.load import Model, load_model
 from dfkd.models.own import GivenModel, OwnNetwork
 from dfkd.models.several import names_several
+from dfkd.models.sharded import shard_teacher
 from dfkd.system import names, ranks
 from dfkd.system.components import Component
 from dfkd.system.console import say
@@ -123,8 +124,10 @@ def prepare(
     ranks.check_same(content, differences)
     # opened before the training that it is to judge: a mistake in its name should cost no hours
     test = _open_test(test_given, config, teacher) if test_given is not None else None
-    source = supply.build_source(config, selections, generator, teacher, place, crops)
     fits = config.init == "teacher" and not twins(student, teacher)
+    if config.shard_teacher:
+        shard_teacher(teacher, place)
+    source = supply.build_source(config, selections, generator, teacher, place, crops)
     fit_on = real_images(selections, config.seed, crops) if fits else None
     opened = (config, teacher, student, source, objective, place, plan, selections, fit_on)
     trainer = assemble(*opened, cropped=crops is not None, peers=peers)
@@ -163,6 +166,8 @@ def _check_options(config: DistillConfig) -> None:
         raise RequestError(
             f"{views} keeps answers to shifted images; leave out --mixup, --cutmix, --color-jitter and --crop-area"
         )
+    if config.teacher_views and config.shard_teacher:
+        raise RequestError(f"{views} has each process ask the teacher for other views; leave out --shard-teacher")
     if config.epochs is not None and config.steps is not None:
         raise RequestError(f"--epochs {config.epochs} and --steps {config.steps} are two lengths; give one")
     if config.student.endswith(".pt2"):

@@ -4,7 +4,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dfkd.config.option import option
-from dfkd.config.stages.shared import BITS, CLASSES, MIXING, OWN_TAPS, TEACHER, Logger, Mixing, ModelConfig
+from dfkd.config.stages.shared import (
+    BITS,
+    CLASSES,
+    MIXING,
+    OWN_TAPS,
+    SHARD_TEACHER,
+    TEACHER,
+    Logger,
+    Mixing,
+    ModelConfig,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +219,9 @@ class DistillConfig(ModelConfig):
         machine=True,
         shown=False,
         off=False,
+    )
+    shard_teacher: bool = option(
+        SHARD_TEACHER, "machine", default=False, role="none", machine=True, shown=False, off=False
     )
     teacher_taps: tuple[str, ...] = option(OWN_TAPS, "models", default=())
     student_taps: tuple[str, ...] = option("The same for the student.", "models", default=())

@@ -4,7 +4,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dfkd.config.option import option
-from dfkd.config.stages.shared import BITS, MIXING, OWN_TAPS, TEACHER, Engine, Logger, Mixing, ModelConfig
+from dfkd.config.stages.shared import (
+    BITS,
+    MIXING,
+    OWN_TAPS,
+    SHARD_TEACHER,
+    TEACHER,
+    Engine,
+    Logger,
+    Mixing,
+    ModelConfig,
+)
 from dfkd.system.limits import SHARE
 
 
@@ -178,6 +188,9 @@ class GenerateConfig(ModelConfig):
         default=0.05,
         least=0,
         below=1,
+    )
+    shard_teacher: bool = option(
+        SHARD_TEACHER, "machine", default=False, role="none", machine=True, shown=False, stored=False, off=False
     )
     batch_size: int = option("Images per step of the method.", "training", default=128, least=1, shared=False)
     checkpoint_every: int = option("Steps between checkpoints.", "output", default=500, least=1, role="none")
