@@ -48,6 +48,32 @@ def clusters(features: Float[np.ndarray, "rows width"], count: int, seed: int) -
     return kmeans.index.search(unit, 1)[1][:, 0].astype(np.int64)
 
 
+def spherical_centers(features: Float[np.ndarray, "rows width"], count: int) -> Float[np.ndarray, "count width"]:
+    """The centers of `count` clusters by the angle between features."""
+    import faiss
+
+    unit = _unit(features)
+    kmeans = faiss.Kmeans(unit.shape[1], count, niter=10, seed=0, spherical=True, min_points_per_centroid=1)
+    with _one_thread():
+        kmeans.train(unit)
+    centers: Float[np.ndarray, "count width"] = kmeans.centroids
+    return centers
+
+
+def nearest_centers(
+    features: Float[np.ndarray, "rows width"], centers: Float[np.ndarray, "count width"] | None
+) -> Int[np.ndarray, " rows"]:
+    """The number of the nearest center for every row; 0 without centers."""
+    import faiss
+
+    if centers is None:
+        return np.zeros(len(features), np.int64)
+    index = faiss.IndexFlatIP(centers.shape[1])
+    index.add(centers)
+    found: Int[np.ndarray, " rows"] = index.search(_unit(features), 1)[1][:, 0].astype(np.int64)
+    return found
+
+
 def _unit(features: Float[np.ndarray, "rows width"]) -> Float[np.ndarray, "rows width"]:
     rows = np.ascontiguousarray(features, dtype=np.float32)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
