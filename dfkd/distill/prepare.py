@@ -19,6 +19,7 @@ from dfkd.distill.defaults import begins_trained, crops_of_files, default_area, 
 from dfkd.distill.init.inherit import heir, inherit, twins
 from dfkd.distill.objective import Objective, build_objective
 from dfkd.distill.trainer import Plan, Trainer
+from dfkd.formats.remote_folder import folder_of
 from dfkd.formats.run_records import RESULT, Result, read_result
 from dfkd.formats.shards import Shards
 from dfkd.models.find import check_name
@@ -31,7 +32,7 @@ from dfkd.system.components import Component
 from dfkd.system.console import say
 from dfkd.system.device import Place, resolve_place
 from dfkd.system.errors import RequestError
-from dfkd.system.files import hash_of, user_path
+from dfkd.system.files import hash_of
 from dfkd.system.portable import portable
 from dfkd.system.shares import check_batch
 from dfkd.system.versions import versions
@@ -303,7 +304,7 @@ def _content(
 
 def _of_run(student: GivenModel) -> dict[str, str]:
     """The row of the run that a student goes on from; nothing for another one."""
-    folder = user_path(student) if isinstance(student, str) else None
+    folder = folder_of(student) if isinstance(student, str) else None
     if folder is None or not (folder / RESULT).is_file():
         return {}
     return {"run": read_result(folder, Result).name}

@@ -74,7 +74,7 @@ class DistillConfig(ModelConfig):
     samples: tuple[str, ...] = option(
         "Selection folders. Several are mixed.", "data", default=(), role="resolved", reads="selection"
     )
-    out: str = option("Folder of the run.", "output", role="none", shown=False)
+    out: str = option("Folder of the run, or its URI in an object store.", "output", role="none", shown=False)
     source: str | None = option(
         "Generator that learns along with the student: NAME[:key=value,...] (docs/generators.md), or your own class "
         "by its dotted name. Mixed with --samples if both are given.",
