@@ -56,8 +56,7 @@ def spherical_centers(features: Float[np.ndarray, "rows width"], count: int) -> 
     kmeans = faiss.Kmeans(unit.shape[1], count, niter=10, seed=0, spherical=True, min_points_per_centroid=1)
     with _one_thread():
         kmeans.train(unit)
-    centers: Float[np.ndarray, "count width"] = kmeans.centroids
-    return centers
+    return np.asarray(kmeans.centroids)
 
 
 def nearest_centers(
