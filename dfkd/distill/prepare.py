@@ -26,18 +26,20 @@ from dfkd.distill.defaults import (
 from dfkd.distill.init.inherit import heir, inherit, twins
 from dfkd.distill.objective import Objective, build_objective
 from dfkd.distill.trainer import Plan, Trainer
+from dfkd.formats.remote_folder import folder_of
 from dfkd.formats.run_records import RESULT, Result, read_result
 from dfkd.formats.shards import Shards
 from dfkd.models.find import check_name
 from dfkd.models.load import Model, load_model
 from dfkd.models.own import GivenModel, OwnNetwork
 from dfkd.models.several import names_several
+from dfkd.models.sharded import shard_teacher
 from dfkd.system import names, ranks
 from dfkd.system.components import Component
 from dfkd.system.console import say
 from dfkd.system.device import Place, resolve_place
 from dfkd.system.errors import RequestError
-from dfkd.system.files import hash_of, user_path
+from dfkd.system.files import hash_of
 from dfkd.system.portable import portable
 from dfkd.system.shares import check_batch
 from dfkd.system.versions import versions
@@ -138,8 +140,10 @@ def prepare(
     ranks.check_same(content, differences)
     # opened before the training that it is to judge: a mistake in its name should cost no hours
     test = _open_test(test_given, config, teacher) if test_given is not None else None
-    source = supply.build_source(config, selections, generator, teacher, place, crops)
     fits = config.init == "teacher" and not twins(student, teacher)
+    if config.shard_teacher:
+        shard_teacher(teacher, place)
+    source = supply.build_source(config, selections, generator, teacher, place, crops)
     fit_on = real_images(selections, config.seed, crops) if fits else None
     opened = (config, teacher, student, source, objective, place, plan, selections, fit_on)
     trainer = assemble(*opened, cropped=crops is not None, peers=peers)
@@ -180,6 +184,8 @@ def _check_options(config: DistillConfig) -> None:
         raise RequestError(
             f"{views} keeps answers to shifted images; leave out --mixup, --cutmix, --color-jitter and --crop-area"
         )
+    if config.teacher_views and config.shard_teacher:
+        raise RequestError(f"{views} has each process ask the teacher for other views; leave out --shard-teacher")
     if config.epochs is not None and config.steps is not None:
         raise RequestError(f"--epochs {config.epochs} and --steps {config.steps} both set the length; give one of them")
     if config.student.endswith(".pt2"):
@@ -317,7 +323,7 @@ def _content(
 
 def _of_run(student: GivenModel) -> dict[str, str]:
     """The row of the run that a student goes on from; nothing for another one."""
-    folder = user_path(student) if isinstance(student, str) else None
+    folder = folder_of(student) if isinstance(student, str) else None
     if folder is None or not (folder / RESULT).is_file():
         return {}
     return {"run": read_result(folder, Result).name}
