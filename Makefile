@@ -3,6 +3,8 @@
 # where DFKD_CACHE says.
 PYTHON ?= python3
 BIN := .venv/bin
+# tests start many processes: what one compiles, the others read, also where the environment says otherwise
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: demo test test-all test-distributed same check docs setup clean
 

@@ -4,6 +4,7 @@ import dataclasses
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 from dfkd.system.errors import RequestError
@@ -73,9 +74,15 @@ def options(config: type) -> dict[str, Option]:
     return {field.name: field.metadata["option"] for field in dataclasses.fields(config)}
 
 
+@cache
+def _hints(config: type) -> dict[str, Any]:
+    """The types, which are resolved once: a command asks for them many times."""
+    return typing.get_type_hints(config)
+
+
 def field_hints(config: type) -> dict[str, Any]:
     """The options of a stage's configuration class with their types."""
-    hints = typing.get_type_hints(config)
+    hints = _hints(config)
     return {field.name: hints[field.name] for field in dataclasses.fields(config)}
 
 

@@ -1,8 +1,15 @@
 """The versions of the libraries that decide a result's last bits."""
 
+from functools import cache
 from importlib.metadata import version
+
+
+@cache
+def _version(name: str) -> str:
+    """Read once: the files of a distribution are searched for it."""
+    return version(name).partition("+")[0]
 
 
 def versions(*names: str) -> dict[str, str]:
     """Versions of `dfkd` and of the named distributions, without build tags."""
-    return {name: version(name).partition("+")[0] for name in ("dfkd", *names)}
+    return {name: _version(name) for name in ("dfkd", *names)}

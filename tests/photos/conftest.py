@@ -15,6 +15,14 @@ SIZE, CLASSES = 72, 5
 NETWORK = "cifar_resnet:depth=8,width=4"
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _quick_fits():
+    """Fit a student's layers on 16 photographs: on all that it takes by default a fit has most of a test's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dfkd.distill.init.reconstruct._IMAGES", 16)
+        yield
+
+
 @dataclass(frozen=True)
 class Studio:
     """Where the photographs and the teacher's weights are."""

@@ -18,6 +18,8 @@ from dfkd.models.load import load_model
 from dfkd.select import filters
 from dfkd.system.device import resolve_place
 
+TWO_STEPS = ("--steps", 2, "--batch-size", 8, "--init", "none")
+
 
 def manifest(folder):
     return json.loads((folder / "manifest.json").read_text())
@@ -92,12 +94,12 @@ def test_a_damaged_filter_in_the_cache_is_fitted_again(lab, pale, tmp_path, monk
 
 def test_filter__of_a_heap_is_that_of_the_images_that_are_selected(lab, tmp_path):
     """Where most of a pool is noise, that would decide the filter of a selection that has none of it."""
-    digits = demo.digits()[0][1000:]
-    noise = np.random.default_rng(0).integers(0, 256, (3000, *digits.shape[1:]), dtype=np.uint8)
+    digits = demo.digits()[0][1000:1400]
+    noise = np.random.default_rng(0).integers(0, 256, (1500, *digits.shape[1:]), dtype=np.uint8)
     np.savez(tmp_path / "heap.npz", images=np.concatenate([digits, noise]))
     changes = {}
     for method in ("statistics", "threshold"):
-        more = ("--count", 600, "--method", method)
+        more = ("--count", 300, "--method", method)
         assert select(lab, tmp_path / method, tmp_path / "heap.npz", *more) == 0
         found = read_filter(manifest(tmp_path / method)["filter"], 1)
         changes[method] = np.abs(found(digits).astype(float) - digits).mean() if found else 0
@@ -150,7 +152,7 @@ def test_files_stay_as_they_came_and_are_filtered_when_they_are_read(lab, tmp_pa
     assert np.abs(np.diff(stored.astype(int), axis=1)).mean() < 0.9 * np.abs(np.diff(own.astype(int), axis=1)).mean()
     opened = datasets.load_from_disk(str(tmp_path / "s")).cast_column("image", datasets.Image(decode=False))
     assert [image["bytes"] for image in opened["image"]] == pool.files(np.array(rows))
-    assert lab.distill(tmp_path / "s", tmp_path / "run", "--steps", 2, "--batch-size", 8) == 0
+    assert lab.distill(tmp_path / "s", tmp_path / "run", *TWO_STEPS) == 0
 
     capsys.readouterr()
     assert lab.dfkd("select", *flags, "--pool", tmp_path / "s", "--count", 5, "--out", tmp_path / "again") == 0
@@ -315,7 +317,7 @@ def test_a_teacher_that_answers_nothing_finite_is_told_as_such(lab, pale, tmp_pa
 def test_selections_through_different_filters_are_mixed(lab, pale, tmp_path):
     assert select(lab, tmp_path / "a", pale, "--count", 100) == 0
     assert select(lab, tmp_path / "b", pale, "--count", 100, "--filter", "blur:sigma=0.5") == 0
-    assert lab.distill(tmp_path / "a", tmp_path / "run", "--samples", tmp_path / "a", tmp_path / "b", "--steps", 2) == 0
+    assert lab.distill(tmp_path / "a", tmp_path / "run", "--samples", tmp_path / "a", tmp_path / "b", *TWO_STEPS) == 0
 
 
 def test_a_small_pool_is_taken_as_it_is_and_one_image_shows_nothing(lab, tmp_path, capsys):

@@ -22,7 +22,7 @@ from dfkd.system.errors import RequestError
 from dfkd.system.locks import locked
 
 ROOT = Path(__file__).parents[2]
-QUICK = ("--steps", 12, "--batch-size", 16, "--checkpoint-every", 5, "--log-every", 3)
+QUICK = ("--steps", 12, "--batch-size", 16, "--checkpoint-every", 5, "--log-every", 3, "--init", "none")
 
 
 def tree(folder):
@@ -46,10 +46,17 @@ def small_pieces(monkeypatch):
     monkeypatch.setattr("dfkd.select.selection_writer.ROWS_PER_SHARD", 100)
 
 
+@pytest.fixture(scope="module")
+def one_run(lab, selection, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "run"
+    assert lab.distill(selection, run, *QUICK) == 0
+    return run
+
+
 @pytest.fixture
-def finished(lab, selection, tmp_path):
-    assert lab.distill(selection, tmp_path / "run", *QUICK) == 0
-    return tmp_path / "run"
+def finished(one_run, tmp_path):
+    """A run of the test's own, to damage."""
+    return shutil.copytree(one_run, tmp_path / "run")
 
 
 @pytest.mark.slow

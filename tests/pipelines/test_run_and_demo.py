@@ -31,6 +31,7 @@ filter = "none"
 student = "cifar_resnet:depth=8,width=4"
 steps = 6
 batch-size = 16
+init = "none"
 test = "{heldout}"
 [select.random]
 method = "random"

@@ -151,18 +151,8 @@ def test_explain__a_run_knows_its_teacher_and_data(tmp_path, digits_teacher, tea
     selection, run = str(tmp_path / "selection"), str(tmp_path / "run")
     pool = ["--pool", str(tmp_path / "pool.npz"), "--filter", "none", "--count", "100", "--out", selection]
     assert main(["select", *shared, *pool]) == 0
-    learn = [
-        "--samples",
-        selection,
-        "--steps",
-        "4",
-        "--keep-weights",
-        "2",
-        "--student",
-        demo.STUDENT,
-        "--test",
-        str(tmp_path / "test.npz"),
-    ]
+    learn = ["--samples", selection, "--steps", "4", "--batch-size", "8", "--keep-weights", "2", "--init", "none"]
+    learn += ["--student", demo.STUDENT, "--test", str(tmp_path / "test.npz")]
     assert main(["distill", *shared, *learn, "--out", run]) == 0
     assert main(["explain", "--model", run, "--out", str(tmp_path / "page.html"), "--count", "3"]) == 0
     with (tmp_path / "page.csv").open() as file:

@@ -122,8 +122,10 @@ def edges(images, own):
     [("sharper", 0.25, edges, 0.7), ("softer", 0.3, pixels, 0.85), ("paler", 0.2, pixels, 0.6)],
 )
 def test_a_fitted_filter_takes_back_what_was_done_to_the_digits(
-    teacher, unseen, change, apart_after, measure, differ_after
+    teacher, unseen, change, apart_after, measure, differ_after, monkeypatch
 ):
+    monkeypatch.setattr(filters, "_STEPS", 15)  # a quarter, each four times as long
+    monkeypatch.setattr(filters, "_RATE", 2e-2)
     done = {
         "sharper": blur(teacher, torch.from_numpy(unseen), sigma=-1.0),
         "softer": blur(teacher, torch.from_numpy(unseen), sigma=1.0),

@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -112,20 +109,3 @@ def test_it_is_torchs_own_optimizer_to_the_bit(kind, theirs):
             again.load_state_dict(ours.state_dict())
             ours = again
     assert torch.equal(nets[0].weight, nets[1].weight) and torch.equal(nets[0].bias, nets[1].bias)
-
-
-def test_training_does_not_import_the_compiler():
-    # seconds of every command: it takes longer than torch itself
-    program = """
-import sys, torch
-from dfkd.training.optim import make_optimizer
-for kind in ("sgd", "adamw"):
-    net = torch.nn.Linear(2, 2)
-    optimizer = make_optimizer([net], kind, 0.1)
-    net(torch.ones(1, 2)).sum().backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    optimizer.load_state_dict(optimizer.state_dict())
-assert "torch._dynamo" not in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,13 +1,15 @@
 """What holds for every loss, on two networks of different families."""
 
+import copy
 import inspect
 import re
 import typing
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
+from torch import nn
 
 from dfkd.distill import losses
 from dfkd.distill.loss import Family, Loss
@@ -18,7 +20,7 @@ from dfkd.models import cifar_resnet, wide_resnet
 from dfkd.models.classifier import answer
 from dfkd.models.features.find_taps import GROUPS, find_taps, match_groups
 from dfkd.models.features.outputs import Outputs
-from dfkd.models.features.taps import Tapped
+from dfkd.models.features.taps import Tap, Tapped
 from dfkd.system.device import Place
 
 NAMES = sorted(name.lower() for name in losses.__all__)
@@ -27,17 +29,29 @@ PLACE = Place(torch.device("cpu"), torch.float32)
 IMAGES = 40
 
 
+@cache
+def networks(classes: int) -> tuple[nn.Module, nn.Module]:
+    """A teacher and a student, to be copied: their construction has a third of a pair's time."""
+    torch.manual_seed(1)
+    return cifar_resnet(8, 8, classes).eval().requires_grad_(False), wide_resnet(10, 1, num_classes=classes).eval()
+
+
+@cache
+def taps_of(wanted: frozenset[str]) -> tuple[dict[str, Tap], dict[str, Tap]]:
+    """The taps of both, which the number of classes does not change."""
+    example = torch.zeros(1, 3, 16, 16)
+    return match_groups(*(find_taps(network, example, None, wanted).taps for network in networks(5)))
+
+
 class Pair:
     """A teacher and a student that differ in family, width and depth, and losses between them."""
 
     def __init__(self, *specs: str, classes: int = 5, place: Place = PLACE) -> None:
-        torch.manual_seed(1)
         self.place = place
-        teacher = cifar_resnet(8, 8, classes).eval().requires_grad_(False)
-        student = wide_resnet(10, 1, num_classes=classes).eval()
+        teacher, student = copy.deepcopy(networks(classes))
+        torch.manual_seed(1)
         self.objective: Objective = build_objective(specs)
-        example, wanted = torch.zeros(1, 3, 16, 16), self.objective.taps
-        taps = match_groups(*(find_taps(network, example, None, wanted).taps for network in (teacher, student)))
+        taps = taps_of(self.objective.taps)
         self.teacher, self.student = Tapped(teacher, taps[0]), Tapped(student, taps[1])
         answers = [partial(answer, network, place) for network in (self.student, self.teacher)]
         setting = Setting(answers[0], answers[1], student.linear, teacher.linear, IMAGES)
@@ -59,6 +73,16 @@ class Pair:
         """The objective of a batch, always with the same random numbers."""
         torch.manual_seed(3)
         return self.objective(*self.outputs(view, rows))[0]
+
+    def check_finite(self, view: torch.Tensor, case: str) -> None:
+        """The value of these views and its gradients."""
+        value = self.value(view)
+        value.backward()
+        assert value.isfinite(), case
+        for module in (self.student.module, self.objective):
+            for p in module.parameters():
+                assert p.grad is None or p.grad.isfinite().all(), case
+                p.grad = None
 
 
 @pytest.fixture
@@ -82,24 +106,20 @@ class TestEveryLoss:
         once, turned = (Pair(name).value(view[o], rows[o]).item() for o in (rows, order))
         assert turned == pytest.approx(once, rel=1e-4, abs=1e-6)
 
-    @pytest.mark.parametrize("case", ["identical", "far", "black", "two classes", "bf16"])
+    @pytest.mark.parametrize("case", ["degenerate", "two classes", "bf16"])
     def test_is_finite_with_its_gradient(self, name, view, case):
         place = Place(torch.device("cpu"), torch.bfloat16) if case == "bf16" else PLACE
         pair = Pair(name, classes=2 if case == "two classes" else 5, place=place)
-        if case == "identical":
-            view = view[:1].repeat(6, 1, 1, 1)
-        if case == "black":
-            view = torch.zeros_like(view)
-        if case == "far":
-            with torch.no_grad():
-                for network in (pair.teacher.module, pair.student.module):
-                    network.linear.weight.mul_(1000)
-            assert pair.outputs(view)[0].logits.detach().abs().max() > 200
-        value = pair.value(view)
-        value.backward()
-        assert value.isfinite()
-        for module in (pair.student.module, pair.objective):
-            assert all(p.grad.isfinite().all() for p in module.parameters() if p.grad is not None)
+        if case != "degenerate":
+            pair.check_finite(view, case)
+            return
+        pair.check_finite(view[:1].repeat(6, 1, 1, 1), "identical images")
+        pair.check_finite(torch.zeros_like(view), "black images")
+        with torch.no_grad():
+            for network in (pair.teacher.module, pair.student.module):
+                network.linear.weight.mul_(1000)
+        assert pair.outputs(view)[0].logits.detach().abs().max() > 200
+        pair.check_finite(view, "far logits")
 
     def test_computes_in_float32(self, name, view):
         """Outputs in bfloat16 cost what the same numbers in float32 do, and nearly what they were rounded from does."""
