@@ -16,7 +16,8 @@ from dfkd.data.locate import GivenData
 from dfkd.distill.cohort import Cohort, Records
 from dfkd.distill.exits import exit_accuracies
 from dfkd.distill.members import learning_together, members
-from dfkd.distill.prepare import Distillation, check_request, prepare
+from dfkd.distill.prepare import Distillation, prepare
+from dfkd.distill.request import check_request
 from dfkd.formats.kept_weights import WeightKeeper
 from dfkd.formats.manifest import Manifest
 from dfkd.formats.run_folder import Run
