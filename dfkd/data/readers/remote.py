@@ -98,7 +98,7 @@ class RemoteFile:
                 if pause is None:
                     raise RequestError(
                         f"{self.uri!r} cannot be read after {TRIES} tries ({type(error).__name__}: {error}); give the "
-                        "same command again: it goes on from what is complete"
+                        "same command again: it continues from what is complete"
                     ) from error
             time.sleep(pause)
         raise AssertionError("the last try returns or raises")
