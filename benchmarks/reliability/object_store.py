@@ -5,13 +5,15 @@
 
 A server of moto runs in a process of its own. `select` of tar and Parquet files from it has to give the shards of the
 files on the disk. A connection that is cut for seconds must not be noticed. One that stays cut ends the command with
-one line that names the file, and the same command then goes on. A file that vanishes is named, too.
+one line that names the file, and the same command then goes on. A file that vanishes is named, too. Then the same of
+`--out s3://`: the selection there has to be that on the disk, whatever happened while it was sent.
 """
 
 import contextlib
 import io
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -30,8 +32,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from dfkd.app import cli
-from dfkd.data.readers import remote
+from dfkd.formats.remote_folder import _Remote, folder_of
 from dfkd.models import lenet5
+from dfkd.system import remote
 
 IMAGES = 300
 
@@ -141,7 +144,16 @@ class Trial:
         sys.stderr = said
         try:
             status = cli.main(
-                ["select", "--teacher", teacher, *options, "--pool", pool, "--out", str(self.folder / out)]
+                [
+                    "select",
+                    "--teacher",
+                    teacher,
+                    *options,
+                    "--pool",
+                    pool,
+                    "--out",
+                    out if "://" in out else str(self.folder / out),
+                ]
             )
         finally:
             sys.stderr = stderr
@@ -179,12 +191,69 @@ def check(trial, line, name, stored):
     return found
 
 
+class Cut:
+    """Cuts a line when the first file of a result is sent, for some seconds or for good."""
+
+    def __init__(self, line, seconds):
+        self.line, self.seconds, self.back = line, seconds, None
+
+    def __call__(self, remote_folder, path, name):
+        if self.back is None:
+            self.line.cut()
+            self.back = threading.Timer(self.seconds or 0.0, self.line.join if self.seconds else lambda: None)
+            self.back.start()
+        return SEND(remote_folder, path, name)
+
+
+SEND = _Remote._send
+
+
+def check_out(trial, line, stored):
+    """What holds for a selection that is written to the store."""
+    import fsspec
+
+    store = fsspec.filesystem("s3")
+    pool = trial.folder / "out.tar"
+    pool.write_bytes(stored)
+    assert trial.select(str(pool), "disk-out", "cache-out")[0] == 0
+    want = {path.name: path.read_bytes() for path in (trial.folder / "disk-out").iterdir()}
+
+    def select(name, bucket="pool"):
+        return trial.select(str(pool), f"s3://{bucket}/out/{name}", "cache-out")
+
+    def sent(name):
+        store.invalidate_cache()
+        return {Path(file).name: store.cat_file(file) for file in store.find(f"pool/out/{name}")}
+
+    found = {"same_files": select("whole")[0] == 0 and sent("whole") == want}
+    cut = Cut(line, 3.0)
+    _Remote._send = lambda *given: cut(*given)
+    found["away_for_seconds"] = select("away")[0] == 0 and sent("away") == want
+    cut_for_good = Cut(line, None)
+    _Remote._send = lambda *given: cut_for_good(*given)
+    status, said = select("gone")
+    found["away_for_good_is_named"] = status == 2 and "cannot be written after" in said.splitlines()[-1]
+    line.join()
+    _Remote._send = SEND
+    found["half_is_no_selection"] = "manifest.json" not in sent("gone") and bool(sent("gone"))
+    found["goes_on"] = select("gone")[0] == 0 and sent("gone") == want
+    status, said = select("none", bucket="none")
+    found["missing_bucket_is_named"] = status == 2 and "s3://none/out/none" in said.splitlines()[-1]
+    os.environ["DFKD_CACHE"] = str(trial.folder / "cache-reader")
+    shutil.rmtree(trial.folder / "cache-out")
+    copy = folder_of("s3://pool/out/whole")
+    found["is_read"] = {path.name: path.read_bytes() for path in copy.iterdir()} == want
+    return found
+
+
 def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     stored = files()
     with tempfile.TemporaryDirectory() as folder, served(stored) as line:
-        found = {name: check(Trial(Path(folder)), line, name, data) for name, data in stored.items()}
+        trial = Trial(Path(folder))
+        found = {name: check(trial, line, name, data) for name, data in stored.items()}
+        found["--out"] = check_out(trial, line, stored["x.tar"])
     result = {"command": "benchmarks/reliability/object_store.py", "date": str(date.today()), "tries": remote.TRIES}
     Path(sys.argv[1]).write_text(json.dumps({**result, "files": found}, indent=2) + "\n")
     print(json.dumps(found, indent=2))

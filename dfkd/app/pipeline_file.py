@@ -29,6 +29,7 @@ from dfkd.config.stage_table import STAGES, Stage, stage_of
 from dfkd.config.tables import check_mapping, from_mapping, layered, load_preset, load_toml
 from dfkd.system.errors import RequestError, nearest
 from dfkd.system.portable import below, expand
+from dfkd.system.remote import is_remote
 
 KINDS = {name: stage for name, stage in STAGES.items() if stage.writes is not None}
 """The stages that a file may have, by the name of their tables."""
@@ -72,6 +73,8 @@ def read_pipeline(path: Path, out: str | None = None) -> Pipeline:
         if key not in KEYS:
             raise RequestError(f"{path} has {key!r}{nearest(key, KEYS)}")
     folder = expand(out or _typed(tables, "out", str, path, str(Path("runs") / path.stem)))
+    if is_remote(folder):
+        raise RequestError(f"{path}: out = {folder!r} is in an object store, and a pipeline writes here; name a folder")
     seeds = _typed(tables, "seeds", list, path, [0])
     if not seeds or not all(type(seed) is int for seed in seeds) or len({*seeds}) < len(seeds):
         raise RequestError(f"{path}: seeds = {seeds} is not a list of different whole numbers")

@@ -3,6 +3,7 @@
 import importlib
 import re
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -10,10 +11,12 @@ from typing import Any, Literal
 
 from dfkd.config import stages
 from dfkd.config.option import options
-from dfkd.system.files import partial_folder
+from dfkd.system.errors import RequestError
+from dfkd.system.files import local_copy, partial_folder
 from dfkd.system.foreign import COMMAND, Foreign
 from dfkd.system.locks import is_held
 from dfkd.system.portable import spelled_as
+from dfkd.system.remote import is_remote
 
 _TEACHER = "dfkd {} --teacher my_nets.make_net@teacher.pt"
 
@@ -43,13 +46,23 @@ class Stage:
 
     def within(self, config: Any, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function of this stage. What it stores is spelled as `config` is."""
-        with spelled_as(vars(config)), Foreign(COMMAND):
+        with spelled_as(vars(config)), Foreign(COMMAND), self._sent(config):
             return function(*arguments)
+
+    def _sent(self, config: Any) -> AbstractContextManager[None]:
+        """Where `--out` is in an object store: what is there is fetched, and the result is sent."""
+        out = getattr(config, "out", None)
+        if not isinstance(out, str) or not is_remote(out):
+            return nullcontext()
+        if self.writes is None:
+            raise RequestError(f"--out {out} is in an object store, and dfkd {self.name} writes files here; name one")
+        return importlib.import_module("dfkd.formats.remote_folder").sent(out, self.writes)
 
     def check(self, config: Any) -> None:
         """Refuse what can be refused before anything is opened. Raises: RequestError."""
         if check := self._function("check"):
-            self.within(config, check, config)
+            with spelled_as(vars(config)), Foreign(COMMAND):
+                check(config)
 
     def reads(self, config: Any) -> list[str]:
         """The texts of the models, data and selections that it opens."""
@@ -58,7 +71,7 @@ class Stage:
 
     def lock(self, config: Any) -> Path:
         """The folder that is locked while it runs: a selection is written under a temporary name, a run is not."""
-        out = Path(config.out).resolve()
+        out = local_copy(config.out) if is_remote(config.out) else Path(config.out).resolve()
         return partial_folder(out) if self.writes == "selection" else out
 
     def is_held(self, config: Any) -> bool:

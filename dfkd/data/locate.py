@@ -10,19 +10,19 @@ from itertools import islice, product
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dfkd.data.readers import remote
 from dfkd.data.readers.folder import FolderReader
 from dfkd.data.readers.hub import open_hub
 from dfkd.data.readers.npz import NpzReader
 from dfkd.data.readers.reader import NoImages, Reader
-from dfkd.data.readers.remote import RemoteFile, is_remote
 from dfkd.data.readers.table import is_saved, open_arrow, open_parquet, open_saved
 from dfkd.data.readers.tar import TarReader
 from dfkd.data.readers.vision import open_vision
+from dfkd.system import remote
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError, nearest
 from dfkd.system.files import hash_of, user_path
 from dfkd.system.portable import portable
+from dfkd.system.remote import RemoteFile, is_remote
 
 _FILES: dict[str, Callable[[Path], Reader]] = {
     ".npz": NpzReader,
@@ -124,7 +124,10 @@ def _remote(text: str, member: str) -> list[RemoteFile]:
     files = remote.find(text, _brace(text.removesuffix(f"#{member}") if member else text))
     for file in files:
         if file.suffix.lower() not in (".tar", ".parquet"):
-            raise RequestError(f"{file.uri!r}: of an object store .tar and .parquet are read; copy other files here")
+            raise RequestError(
+                f"{file.uri!r}: of an object store .tar and .parquet are read; copy other files here; a "
+                "selection goes to --samples"
+            )
     return files
 
 

@@ -22,6 +22,7 @@ from dfkd.models.features.find_taps import GROUPS, find_taps, group_of, match_gr
 from dfkd.models.features.spread import spread
 from dfkd.models.features.taps import Tap, Tapped, network_code, parse_taps
 from dfkd.models.load import Model
+from dfkd.models.sharded import undivided
 from dfkd.system.console import say
 from dfkd.system.device import Place
 from dfkd.system.errors import RequestError
@@ -62,7 +63,7 @@ def assemble(
         student=spread(partial(answer, tapped, place)),
         teacher=counted,
         student_head=_head(module, taps[1], example) if objective.binds else None,
-        teacher_head=_head(teacher.module, taps[0], example) if objective.binds else None,
+        teacher_head=undivided(_head(teacher.module, taps[0], example)) if objective.binds else None,
         images=source.images,
     )
     with torch.no_grad(), counted.uncounted():  # in evaluation mode: no statistics move

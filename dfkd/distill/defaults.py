@@ -1,6 +1,7 @@
 """What a distillation takes where no option says it and it depends on the networks; the rate's is in `optim`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -15,7 +16,8 @@ from dfkd.models.fake_int8 import rounds
 from dfkd.models.features.find_taps import find_taps
 from dfkd.models.features.taps import in_group
 from dfkd.models.load import Model
-from dfkd.models.own import GivenModel
+from dfkd.models.own import GivenModel, OwnNetwork
+from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.training.bn_reestimate import batch_norms
 
@@ -23,6 +25,29 @@ PHOTO_AREA = 0.35
 """The smallest share of a photograph that a random crop takes."""
 SLOW_MOMENTUM, REESTIMATED = 0.05, 20
 """Running statistics with less momentum are computed anew at the end, on so many batches."""
+
+
+def settled(
+    config: DistillConfig, teacher: Model, student: Model, given: GivenModel, selections: Sequence[Shards]
+) -> DistillConfig:
+    """The request with what it leaves open: losses, initialization, statistics, crops and optimizer."""
+    if not config.loss:
+        config = replace(config, loss=default_losses(config, teacher, student, given))
+        say(f"losses: {' '.join(config.loss)}, the default for these networks and images")
+    if config.init == "auto":
+        config = replace(config, init=default_init(teacher, student, given))
+        if config.init == "none" and isinstance(given, OwnNetwork) and heir(student, teacher):
+            say("note: the student begins with its own weights; --init teacher gives it the teacher's layers")
+    if config.reestimate is None:
+        config = replace(config, reestimate=default_reestimate(student))
+    if config.crop_area is None:
+        config = replace(config, crop_area=default_area(config, selections))
+    if config.optimizer == "auto":
+        trained = begins_trained(student, given, config.init)
+        config = replace(config, optimizer="adamw" if trained else "sgd")
+        if trained:
+            say("optimizer: adamw, the default for a student that begins trained")
+    return config
 
 
 def default_losses(config: DistillConfig, teacher: Model, student: Model, given: GivenModel) -> tuple[str, ...]:

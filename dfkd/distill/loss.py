@@ -115,7 +115,14 @@ class Loss(nn.Module):
         """Put into the student what belongs to it. Called once after the last step, without gradients."""
 
     def exits(self, student: Outputs) -> list[Float[Tensor, "batch classes"]]:
-        """The logits of heads at which the student could stop earlier, from the shallowest: they are measured, too."""
+        """The logits of heads at which the student could stop earlier. Their accuracy is measured, too.
+
+        Args:
+            student: The student's outputs for a batch.
+
+        Returns:
+            For each head, from the shallowest, logits [batch, classes].
+        """
         return []
 
     @property

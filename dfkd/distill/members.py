@@ -17,6 +17,7 @@ from dfkd.distill.prepare import Distillation
 from dfkd.models.state import tensors_of
 from dfkd.system.errors import RequestError, nearest
 from dfkd.system.files import hash_of
+from dfkd.system.remote import is_remote
 
 OWN = (
     *("student", "student_seed", "student_taps", "teacher_taps", "init", "prune", "quantize"),
@@ -30,6 +31,8 @@ def members(config: DistillConfig) -> list[DistillConfig]:
     """The request of each student, as a command of its own would have it. Raises: RequestError."""
     first = replace(config, also=())
     found = [first, *(replace(first, **{"name": None, **_differing(text)}) for text in config.also)]
+    if remote := next((member.out for member in found if len(found) > 1 and is_remote(member.out)), None):
+        raise RequestError(f"--out {remote} is in an object store, and --also writes several runs; name folders here")
     if len(found) > 1 and config.source is not None:
         raise RequestError(
             f"--source {config.source} learns from its student, and with --also there are several; give each a command "

@@ -13,31 +13,24 @@ from dfkd.config.tables import differences
 from dfkd.data import Pool, open_pool
 from dfkd.data.labels import ClassNames
 from dfkd.data.locate import GivenData
-from dfkd.distill import compress, fitting, grafting, specialists, supply
+from dfkd.distill import compress, fitting, specialists, supply
 from dfkd.distill.assemble import assemble
-from dfkd.distill.defaults import (
-    begins_trained,
-    crops_of_files,
-    default_area,
-    default_init,
-    default_losses,
-    default_reestimate,
-)
-from dfkd.distill.init.inherit import heir, inherit, twins
+from dfkd.distill.defaults import begins_trained, crops_of_files, settled
+from dfkd.distill.init.inherit import inherit, twins
 from dfkd.distill.objective import Objective, build_objective
+from dfkd.distill.request import check_request
 from dfkd.distill.trainer import Plan, Trainer
+from dfkd.formats.remote_folder import folder_of
 from dfkd.formats.run_records import RESULT, Result, read_result
 from dfkd.formats.shards import Shards
-from dfkd.models.find import check_name
 from dfkd.models.load import Model, load_model
-from dfkd.models.own import GivenModel, OwnNetwork
-from dfkd.models.several import names_several
+from dfkd.models.own import GivenModel
+from dfkd.models.sharded import shard_teacher
 from dfkd.system import names, ranks
-from dfkd.system.components import Component
 from dfkd.system.console import say
 from dfkd.system.device import Place, resolve_place
 from dfkd.system.errors import RequestError
-from dfkd.system.files import hash_of, user_path
+from dfkd.system.files import hash_of
 from dfkd.system.portable import portable
 from dfkd.system.shares import check_batch
 from dfkd.system.versions import versions
@@ -106,30 +99,14 @@ def prepare(
     student = compress.compressed(config, _load_student(config, student_given, teacher))
     student = specialists.with_specialists(config, student, selections, place)
     config = fitting.configured(config, student)
-    if objective is None:
-        config = replace(config, loss=default_losses(config, teacher, student, student_given))
-        say(f"losses: {' '.join(config.loss)}, the default for these networks and images")
-        objective = build_objective(config.loss)
-    if config.init == "auto":
-        config = replace(config, init=default_init(teacher, student, student_given))
-        if config.init == "none" and isinstance(student_given, OwnNetwork) and heir(student, teacher):
-            say("note: the student begins with its own weights; --init teacher gives it the teacher's layers")
+    config = settled(config, teacher, student, student_given, selections)
+    objective = objective or build_objective(config.loss)
     if config.init == "teacher":
         _inherit(student, teacher)
-    if config.reestimate is None:
-        config = replace(config, reestimate=default_reestimate(student))
-    elif config.reestimate and not batch_norms(student.module):
-        raise RequestError(f"--reestimate {config.reestimate} changes nothing: the student has no BatchNorm statistics")
     if config.sync_batchnorm:
         student = _synchronized(student, place)
-    if config.crop_area is None:
-        config = replace(config, crop_area=default_area(config, selections))
     crops = crops_of_files(config, selections)
     trained = begins_trained(student, student_given, config.init)
-    if config.optimizer == "auto":
-        config = replace(config, optimizer="adamw" if trained else "sgd")
-        if trained:
-            say("optimizer: adamw, the default for a student that begins trained")
     plan = _plan(config, selections, student, trained, crops is not None)
     _check_plan(config, plan, student, objective)
     content = _content(config, plan, teacher, student, selections, objective, place)
@@ -138,79 +115,22 @@ def prepare(
     ranks.check_same(content, differences)
     # opened before the training that it is to judge: a mistake in its name should cost no hours
     test = _open_test(test_given, config, teacher) if test_given is not None else None
-    source = supply.build_source(config, selections, generator, teacher, place, crops)
     fits = config.init == "teacher" and not twins(student, teacher)
+    if config.shard_teacher:
+        shard_teacher(teacher, place)
+    source = supply.build_source(config, selections, generator, teacher, place, crops)
     fit_on = real_images(selections, config.seed, crops) if fits else None
     opened = (config, teacher, student, source, objective, place, plan, selections, fit_on)
     trainer = assemble(*opened, cropped=crops is not None, peers=peers)
     return Distillation(config, selections, teacher, student, test, trainer, content)
 
 
-def check_request(
-    config: DistillConfig, student: GivenModel, peers: int = 0
-) -> tuple[Component | None, Objective | None]:
-    """Refuse what can be refused before any work; `peers` as in `prepare`.
-
-    Returns the generator and the losses that are named.
-    """
-    _check_options(config)
-    if isinstance(student, str):
-        check_name(student)
-    ORDER.choose(config.batches)
-    compress.check(config)
-    specialists.check(config)
-    grafting.check(config.graft, peers)
-    objective = build_objective(config.loss) if config.loss else None
-    if objective is not None:
-        _check_objective(config, objective, peers)
-    return supply.check(config), objective
-
-
-def _check_options(config: DistillConfig) -> None:
-    if config.classes is not None:
-        ClassNames(config.classes)
-        if config.test is None:
-            say(f"note: --classes {config.classes} changes nothing without --test")
-    if config.bits is not None and config.test is None:
-        say(f"note: --bits {config.bits} changes nothing without --test: a selection knows its own")
-    views = f"--teacher-views {config.teacher_views}"
-    if config.teacher_views and config.source is not None:
-        raise RequestError(f"{views} keeps answers to stored images, and --source makes new ones; leave one out")
-    if config.teacher_views and (config.mixup or config.cutmix or config.color_jitter or (config.crop_area or 1) < 1):
-        raise RequestError(
-            f"{views} keeps answers to shifted images; leave out --mixup, --cutmix, --color-jitter and --crop-area"
-        )
-    if config.epochs is not None and config.steps is not None:
-        raise RequestError(f"--epochs {config.epochs} and --steps {config.steps} both set the length; give one of them")
-    if config.student.endswith(".pt2"):
-        raise RequestError(
-            f"--student {config.student!r} is a program whose network is not known; name its architecture"
-        )
-    if names_several(config.student):
-        raise RequestError(f"--student {config.student!r} names several networks, and one is taught; name that")
-
-
-def _check_objective(config: DistillConfig, objective: Objective, peers: int) -> None:
-    """Refuse options that do not go with the losses, or with answers of the teacher that are kept beforehand."""
-    if objective.reads_peers and not peers:
-        raise RequestError(
-            f"--loss {objective.reads_peers[0]} learns from other students, and there is none; name one with "
-            "--also '--student-seed 1 --out run-2'"
-        )
-    if config.class_dropping and not objective.reads_kept:
-        raise RequestError(f"--class-dropping {config.class_dropping:g} changes nothing: no loss uses it; kd does")
-    if config.teacher_views and objective.beyond_logits:
-        readers = ", ".join(objective.beyond_logits)
-        raise RequestError(
-            f"--teacher-views {config.teacher_views} keeps the teacher's logits, and {readers} needs more of it; "
-            "choose among the losses on outputs (--loss kd relation:1), or leave it out"
-        )
-
-
 def _check_plan(config: DistillConfig, plan: Plan, student: Model, objective: Objective) -> None:
     """Refuse numbers that do not go with the student and the losses."""
     fitting.check_size(plan.steps * plan.batch_size, student)
     specialists.check_losses(student, objective)
+    if plan.reestimate and not batch_norms(student.module):
+        raise RequestError(f"--reestimate {plan.reestimate} changes nothing: the student has no BatchNorm statistics")
     for name, steps in objective.preparation.items():
         if steps >= plan.steps:
             raise RequestError(
@@ -317,7 +237,7 @@ def _content(
 
 def _of_run(student: GivenModel) -> dict[str, str]:
     """The row of the run that a student goes on from; nothing for another one."""
-    folder = user_path(student) if isinstance(student, str) else None
+    folder = folder_of(student) if isinstance(student, str) else None
     if folder is None or not (folder / RESULT).is_file():
         return {}
     return {"run": read_result(folder, Result).name}

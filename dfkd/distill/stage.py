@@ -16,7 +16,8 @@ from dfkd.data.locate import GivenData
 from dfkd.distill.cohort import Cohort, Records
 from dfkd.distill.exits import exit_accuracies
 from dfkd.distill.members import learning_together, members
-from dfkd.distill.prepare import Distillation, check_request, prepare
+from dfkd.distill.prepare import Distillation, prepare
+from dfkd.distill.request import check_request
 from dfkd.formats.kept_weights import WeightKeeper
 from dfkd.formats.manifest import Manifest
 from dfkd.formats.run_folder import Run
@@ -25,6 +26,7 @@ from dfkd.models.classifier import Classifier, examine_pixels
 from dfkd.models.health import CHECKED_IMAGES
 from dfkd.models.own import GivenModel
 from dfkd.models.several import given_teacher
+from dfkd.models.sharded import is_sharded
 from dfkd.models.weights import load_weights, state_to_write
 from dfkd.system import names, ranks
 from dfkd.system.console import say
@@ -128,7 +130,8 @@ def _train(prepared: Distillation, folder: Run) -> dict[str, Any]:
     with _logged(prepared, folder) as log:
         train(trainer, folder)
         trainer.finish()
-        return ranks.from_first(lambda: _finish(prepared, folder, processes, log))
+        figures = _measured(prepared)
+        return ranks.from_first(lambda: _finish(prepared, folder, figures, processes, log))
 
 
 def _train_together(
@@ -150,7 +153,8 @@ def _train_together(
         train(cohort, Records([folders[n] for n in learning], mutual))
         cohort.finish([learning.index(n) for n in unfinished])
         for n in unfinished:
-            finish = partial(_finish, several[n], folders[n], processes, logs[n], len(several))
+            figures = _measured(several[n])
+            finish = partial(_finish, several[n], folders[n], figures, processes, logs[n], len(several))
             results[n] = ranks.from_first(finish)
     return results
 
@@ -178,9 +182,11 @@ def _logged(prepared: Distillation, folder: Run) -> AbstractContextManager[Log]:
     return logged(loggers, folder, folder.folder, options, pace, trainer.pictures)
 
 
-def _finish(prepared: Distillation, folder: Run, processes: int, log: Log, together: int = 1) -> dict[str, Any]:
-    """Measure the student and write it, with the result; `together` is the number of students of the command."""
-    result = _result(prepared) | ({"processes": processes} if processes > 1 else {})
+def _finish(
+    prepared: Distillation, folder: Run, figures: dict[str, Any], processes: int, log: Log, together: int = 1
+) -> dict[str, Any]:
+    """Write the student and the result, with its `figures`; `together` is the number of students of the command."""
+    result = figures | _result(prepared) | ({"processes": processes} if processes > 1 else {})
     result |= {"together": together} if together > 1 else {}
     folder.finish(state_to_write(prepared.student.module), result)
     log.result(result)
@@ -240,6 +246,18 @@ def _measure(prepared: Distillation) -> Measures | None:
     return measure(student, prepared.test, 256, teacher)
 
 
+def _measured(prepared: Distillation) -> dict[str, Any]:
+    """What rank 0 measures; all of them do where each has a part of the teacher."""
+    measured = partial(_all_figures, prepared)
+    return measured() if is_sharded(prepared.teacher.module) else ranks.from_first(measured)
+
+
+def _all_figures(prepared: Distillation) -> dict[str, Any]:
+    """The figures of a student that has just been trained: the heads of its losses are still there."""
+    exits = exit_accuracies(prepared)
+    return _figures(prepared) | ({"exits": exits} if exits else {})
+
+
 def _figures(prepared: Distillation) -> dict[str, Any]:
     measures = _measure(prepared)
     return {
@@ -257,12 +275,9 @@ def _figures(prepared: Distillation) -> dict[str, Any]:
 
 def _result(prepared: Distillation) -> dict[str, Any]:
     config, trainer = prepared.config, prepared.trainer
-    exits = exit_accuracies(prepared)
     images = trainer.plan.steps * trainer.plan.batch_size
     manifests = [shards.manifest for shards in prepared.selections]
     return {
-        **_figures(prepared),
-        **({"exits": exits} if exits else {}),
         "steps": trainer.plan.steps,
         "images_seen": images,
         "teacher_forwards": trainer.teacher_forwards + _made(manifests, "teacher_forwards"),

@@ -12,6 +12,7 @@ from dfkd.generators.base import Task
 from dfkd.generators.generator import build_generator
 from dfkd.generators.inversion import BETAS, InversionMethod, Recipe
 from dfkd.models.ensemble import leader
+from dfkd.models.sharded import complete
 from dfkd.system.errors import RequestError
 from dfkd.system.limits import check_at_least
 from dfkd.system.paper import Paper
@@ -136,7 +137,7 @@ def from_teacher(task: Task) -> Float[Tensor, "classes width"]:
     """The rows of the last linear layer that gives the classes; orthogonal directions where there is none."""
     for layer in reversed(list(leader(task.teacher.model.module)[1].modules())):
         if isinstance(layer, nn.Linear) and layer.out_features == task.classes:
-            return layer.weight.detach().float().clone()
+            return complete(layer.weight.detach()).float().clone()
     random = torch.Generator().manual_seed(task.seed)
     square = torch.randn(task.classes, task.classes, generator=random, dtype=torch.float64)
     return torch.linalg.qr(square)[0].float()

@@ -27,6 +27,7 @@ from dfkd.models.features.spread import spread
 from dfkd.models.load import Model, load_trained
 from dfkd.models.own import GivenModel
 from dfkd.models.several import given_teacher
+from dfkd.models.sharded import is_sharded, shard_teacher
 from dfkd.select.choose import NON_FINITE, NOT_DRAWN, REASONS, SELECTED, Choice
 from dfkd.select.journal import Journal
 from dfkd.select.selection_writer import Selected, check_partial, is_done, write
@@ -110,7 +111,10 @@ def _make(prepared: Generation, out: Path) -> Selected | None:
     loggers = config.log if ranks.first() else ()
     with logged(loggers, record, out, options, (steps, config.log_every), maker.pictures) as log:
         train(maker, record)
-        return ranks.on_first(lambda: _write(prepared, maker, partial, out, log))
+        if is_sharded(prepared.teacher.module):  # each rank has a part of it
+            made = _collect(prepared, maker.method)
+            return ranks.on_first(lambda: _write(made, maker, partial, out, log))
+        return ranks.on_first(lambda: _write(_collect(prepared, maker.method), maker, partial, out, log))
 
 
 def _begin(prepared: Generation, partial: Path) -> None:
@@ -120,9 +124,8 @@ def _begin(prepared: Generation, partial: Path) -> None:
     restore_folder(partial / CHECKPOINT)
 
 
-def _write(prepared: Generation, maker: "Maker", partial: Path, out: Path, log: Log) -> Selected:
-    """Make the images of a method that has learnt, and write them."""
-    selected = _collect(prepared, maker.method)
+def _write(selected: Selected, maker: "Maker", partial: Path, out: Path, log: Log) -> Selected:
+    """Write the images of a method that has learnt."""
     log.result({"images": len(selected.choice), **selected.cost, "seconds": round(maker.seconds, 3)})
     write(partial, out, selected)
     return selected
@@ -257,6 +260,8 @@ def _method(prepared: Generation) -> Method:
     config, wanted = prepared.config, prepared.quota.per_class
     if config.teacher_taps and not method_class(prepared.component).taps:
         say(f"note: --teacher-taps changes nothing: {prepared.component.name} reads no features")
+    if config.shard_teacher:
+        shard_teacher(prepared.teacher, prepared.place)
     method = build(
         prepared.component,
         prepared.teacher,

@@ -13,6 +13,7 @@ from dfkd.models.features.outputs import Outputs
 from dfkd.models.features.taps import Tap, Tapped, network_code
 from dfkd.models.health import CHECKED_IMAGES, check_health
 from dfkd.models.load import Model
+from dfkd.models.sharded import is_sharded, tied
 from dfkd.models.state import tensors_of
 from dfkd.system.device import Place
 
@@ -31,12 +32,17 @@ class Classifier:
         """With `fold` answers come from a copy whose BatchNorms are folded away, where that is possible.
 
         They are the same up to rounding, and hooks on the model's own layers see nothing of them. The copy takes
-        as much of the device's memory as another teacher.
+        as much of the device's memory as another teacher. A divided teacher (`dfkd.models.sharded`) is not copied.
         """
         self.model, self.place = model, place
-        with network_code(model.module):
-            module = model.module.eval().requires_grad_(False).to(place.device).to(memory_format=torch.channels_last)
-        if fold and model.image_size is not None:
+        self._divided = is_sharded(model.module)
+        if self._divided:  # it is where it is to be, and cannot be copied
+            module = model.module
+        else:
+            with network_code(model.module):
+                module = model.module.eval().requires_grad_(False).to(place.device)
+                module = module.to(memory_format=torch.channels_last)
+        if fold and not self._divided and model.image_size is not None:
             views = self._noise(4, model.image_size).split(2)
             module = folded(module, taps or {}, views).to(memory_format=torch.channels_last)
         self.taps = dict(taps or {})
@@ -50,6 +56,7 @@ class Classifier:
         same = ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
         if same and self.place == other.place:
             self._run.remove()
+            self._divided = other._divided
             self.model, self.network, self._run = other.model, other.network, Tapped(other.network, self.taps)
         return same and self.place == other.place
 
@@ -71,7 +78,8 @@ class Classifier:
 
     def answer(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:
         """The same for losses that need how the answer changes with the view; the weights get no gradient."""
-        return answer(self._run, self.place, view)
+        outputs = answer(self._run, self.place, view)
+        return tied(outputs) if self._divided and outputs.logits.requires_grad else outputs
 
     def __call__(self, pixels: UInt8[Tensor, "batch height width channels"]) -> Outputs:
         """Logits in float32 and features of a batch of pixels."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dfkd.data.images.frame import Frame
+from dfkd.formats.remote_folder import folder_of
 from dfkd.formats.run_records import CONFIG, WEIGHTS, finished_weights, read_request
 from dfkd.models import DEFAULT_IMAGE_SIZE
 from dfkd.models.expected import NOTES, UNKNOWN, Expected, from_program, from_safetensors, of_network
@@ -24,6 +25,7 @@ from dfkd.system.files import can_exist, hash_file, user_path
 from dfkd.system.foreign import Foreign
 from dfkd.system.names import Named
 from dfkd.system.portable import expand, names_of
+from dfkd.system.remote import is_remote
 
 MODEL = Kind("model", ("dfkd.models", "torchvision.models"))
 OBJECT = "object "
@@ -69,6 +71,8 @@ def find_model(
 
     Raises: RequestError as `dfkd.models.load.load_model`.
     """
+    if is_remote(text):
+        return _from_run(folder_of(text))
     path = user_path(text)
     if not can_exist(path / CONFIG):  # a network with the widths of all its layers
         return _from_name(text, classes, channels, new_classifier, image_size)

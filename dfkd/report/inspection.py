@@ -5,6 +5,7 @@ from pathlib import Path
 from dfkd.config import InspectConfig
 from dfkd.data import Pool, open_pool
 from dfkd.formats.overwrite import check_output
+from dfkd.formats.remote_folder import folder_of
 from dfkd.formats.run_records import CONFIG
 from dfkd.formats.verify import verify
 from dfkd.models.architectures.soft_tree import SoftTree
@@ -26,17 +27,18 @@ def run(config: InspectConfig) -> None:
     if config.verify:
         if config.out is not None:
             raise RequestError(f"--out {config.out} is for a selection's page; --verify makes none")
-        answer(verify(Path(config.folder)))
+        answer(verify(folder_of(config.folder)))
         return
     if config.pool and config.out is None:
         raise RequestError("--pool changes nothing without --out: its images are shown on the page")
     path = None if config.out is None else page_path(config.out)
     if config.out is not None:
         check_output(config.out, "--out", (config.folder, *config.pool))
-    if (Path(config.folder) / CONFIG).exists():
+    folder = folder_of(config.folder)
+    if (folder / CONFIG).exists():
         _write_tree(config, path)
         return
-    contents = read(Path(config.folder))
+    contents = read(folder)
     answer(terminal_text(contents))
     if path is not None:
         write(path, config.folder, contents, _opened(config.pool, contents) if config.pool else None)

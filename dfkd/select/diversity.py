@@ -51,6 +51,31 @@ def clusters(
     return kmeans.index.search(unit, 1)[1][:, 0].astype(np.int64)
 
 
+def spherical_centers(features: Float[np.ndarray, "rows width"], count: int) -> Float[np.ndarray, "count width"]:
+    """The centers of `count` clusters by the angle between features."""
+    import faiss
+
+    unit = unit_rows(features)
+    kmeans = faiss.Kmeans(unit.shape[1], count, niter=10, seed=0, spherical=True, min_points_per_centroid=1)
+    with _one_thread():
+        kmeans.train(unit)
+    return np.asarray(kmeans.centroids)
+
+
+def nearest_centers(
+    features: Float[np.ndarray, "rows width"], centers: Float[np.ndarray, "count width"] | None
+) -> Int[np.ndarray, " rows"]:
+    """The number of the nearest center for every row; 0 without centers."""
+    import faiss
+
+    if centers is None:
+        return np.zeros(len(features), np.int64)
+    index = faiss.IndexFlatIP(centers.shape[1])
+    index.add(centers)
+    found: Int[np.ndarray, " rows"] = index.search(unit_rows(features), 1)[1][:, 0].astype(np.int64)
+    return found
+
+
 def unit_rows(features: Float[np.ndarray, "rows width"]) -> Float[np.ndarray, "rows width"]:
     """Rows of length 1 and of the same direction; a row of zeros stays."""
     rows = np.ascontiguousarray(features, dtype=np.float32)

@@ -29,7 +29,7 @@ from dfkd.system.ray_session import RESTARTS, cluster_resources, connected, envi
 from dfkd.system.signals import Interrupted, stop_request
 
 _PATIENCE = 30
-"""Seconds without a worker after which that is told."""
+"""Seconds without an answer after which a worker that has nothing to do scores what another one was given."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,15 @@ class RayScorer:
     def __call__(self, todo: Sequence[int], advance: Callable[[int], None]) -> Generator[dict[int, str], None, None]:
         """Score them. A part whose worker has ended is scored again, by this worker's next start or by another one.
 
+        A worker of a machine that is gone starts again only where there is room: others then score its part, too.
         Raises: RequestError for what a worker refuses, and where all have ended.
         """
         with connected() as ray, stop_request() as stop:
-            left, idle, waited = deque(todo), list[Any](), 0
+            left, idle, waited, finished, twice = deque(todo), list[Any](), 0, set[int](), set[int]()
             running: dict[Any, tuple[Any, int | None]] = {}
             for worker in self._workers(ray, len(todo)):
                 running[worker.open.remote()] = (worker, None)
-            while left or any(part is not None for _, part in running.values()):
+            while len(finished) < len(todo):
                 while left and idle:
                     worker, number = idle.pop(), left.popleft()
                     running[worker.score.remote(number)] = (worker, number)
@@ -61,6 +62,9 @@ class RayScorer:
                 waited = 0 if done else waited + 1
                 if waited == _PATIENCE and all(part is None for _, part in running.values()):
                     say(f"no worker has begun after {_PATIENCE} s; the cluster has {cluster_resources(ray)}: waiting")
+                if waited >= _PATIENCE and idle and not left:
+                    left.extend(sorted({part for _, part in running.values() if part is not None} - finished - twice))
+                    twice.update(left)
                 for answer in done:
                     worker, part = running.pop(answer)
                     try:
@@ -68,7 +72,7 @@ class RayScorer:
                         if part is not None:
                             self._fetch(ray, worker, part)
                     except ray.exceptions.RayActorError as error:
-                        left.extendleft([] if part is None else [part])
+                        left.extendleft([] if part is None or part in finished else [part])
                         say(f"a worker has ended and is not started again: {str(error).strip().splitlines()[0]}")
                         if not running and not idle:
                             raise RequestError("every worker of Ray has ended; what was scored is kept") from error
@@ -76,7 +80,8 @@ class RayScorer:
                     except ray.exceptions.RayTaskError as error:
                         raise _refused(error) from error
                     idle.append(worker)
-                    if part is not None:
+                    if part is not None and part not in finished:
+                        finished.add(part)
                         advance(rows)
                         yield problems
 

@@ -4,6 +4,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from dfkd.models.own import GivenModel
 from dfkd.models.several import given_teacher
 from dfkd.select import streaming
 from dfkd.select.choose import Choice, TooFew, choose
+from dfkd.select.duplicates_on_disk import near_duplicates_on_disk
 from dfkd.select.journal import JOURNAL
 from dfkd.select.methods import Traits
 from dfkd.select.pool_filter import Adapted, adapt
@@ -105,8 +107,15 @@ def _choose(config: SelectConfig, method: Component, scores: PoolScores, classes
     traits, balance = Traits.of(method.target), config.balance or "none"
     common: dict[str, Any] = {"count": config.count, "seed": config.seed, "reach": traits.reach}
     try:
-        if scores.rows > streaming.IN_MEMORY and traits.scale and balance != "cluster" and config.deduplicate is None:
+        if scores.rows > streaming.IN_MEMORY and traits.scale and balance != "cluster":
             groups = classes if balance == "class" else None
+            if config.deduplicate is not None:
+                common["deduplicate"] = partial(
+                    near_duplicates_on_disk,
+                    features=scores.features,
+                    similarity=config.deduplicate,
+                    folder=partial_folder(output_path(config.out)) / "data-near-duplicates",
+                )
             with Foreign(f"{method.kind.name} {method.text!r} {method.kind.failure}:", method.target):
                 scale = traits.scale(**method.options)
                 if scale.missing:

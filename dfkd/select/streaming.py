@@ -6,7 +6,7 @@ image, and takes one byte an image beside tables of a fixed size. Counts of seve
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int, UInt32
 
 from dfkd.select.balance import quotas
 from dfkd.select.choose import (
+    NEAR_DUPLICATE,
     NON_FINITE,
     NOT_ADMITTED,
     NOT_DRAWN,
@@ -34,6 +35,10 @@ _COUNTERS = 20
 """The logarithm of how many counters a table has: 8 MB. Fewer take more passes."""
 Parts = Callable[[], Iterator[tuple[ImageScores, Bool[np.ndarray, " rows"]]]]
 """Reads the pool from its first part: the scores, and which images could be read."""
+
+Ranked = Callable[[], Iterable[tuple[Int[np.ndarray, " rows"], UInt32[np.ndarray, " rows"]]]]
+Deduplicate = Callable[[Ranked, int], Iterator[Int[np.ndarray, " dropped"]]]
+"""Finds near-duplicates among so many ranked rows, which are read block by block: some rows of the pool at a time."""
 
 
 class _Rows(NamedTuple):
@@ -79,27 +84,34 @@ def choose_streaming(
     seed: int,
     groups: int | None = None,
     reach: float | None = None,
+    deduplicate: Deduplicate | None = None,
 ) -> Choice:
-    """What `dfkd.select.choose.choose` picks of `rows` images by a method of that scale, without near-duplicates.
+    """What `dfkd.select.choose.choose` picks of `rows` images by a method of that scale.
 
-    With `groups`, as many classes as the teacher has, the picks are even over the predicted ones; `reach` as there.
+    `deduplicate` finds the near-duplicates among the admitted rows (`dfkd.select.duplicates_on_disk`). With `groups`,
+    as many classes as the teacher has, the picks are even over the predicted ones; `reach` as there.
     Raises: RequestError as there.
     """
-    pool = _Pool(parts, scale, seed, groups or 1)
+    pool = _Pool(parts, scale, seed, groups or 1, np.full(rows, REASONS.index(NOT_ADMITTED), dtype=np.int8))
     usable = sum(int(block.usable.sum()) for block in pool.blocks())
     check_usable(usable)
     if scale.gamma is not None:
         pool.admit(surest(scale.gamma, usable))
     sizes = pool.sizes()
-    admitted = int(sizes.sum())
+    admitted = left = int(sizes.sum())
     if not admitted and scale.missing:
         raise RequestError(scale.missing)
-    wanted = how_many(count, admitted, admitted, usable)
-    if groups is not None and reach is not None and math.ceil(reach * wanted) < admitted:
+    if deduplicate is not None:
+        for dropped in deduplicate(pool.ranked, admitted):
+            pool.reasons[dropped] = REASONS.index(NEAR_DUPLICATE)
+        sizes = pool.sizes()
+        left = int(sizes.sum())
+    wanted = how_many(count, left, admitted, usable)
+    if groups is not None and reach is not None and math.ceil(reach * wanted) < left:
         pool.narrow(np.array([math.ceil(reach * wanted)]))
         sizes = pool.sizes()
     pool.narrow(quotas(sizes, wanted))
-    reasons = np.full(rows, REASONS.index(NOT_ADMITTED), dtype=np.int8)
+    reasons = pool.reasons
     for block, within in pool.narrowed():
         some = reasons[block.start : block.start + len(block.usable)]
         some[~block.finite] = REASONS.index(NON_FINITE)
@@ -127,8 +139,10 @@ class _Block:
 class _Pool:
     """The pool, read once more for each question. `admit` and then `narrow` leave fewer and fewer of its rows."""
 
-    def __init__(self, parts: Parts, scale: Scale, seed: int, groups: int) -> None:
+    def __init__(self, parts: Parts, scale: Scale, seed: int, groups: int, reasons: Int[np.ndarray, " rows"]) -> None:
+        """`reasons`, of every row, say which ones are near-duplicates."""
         self._parts, self._scale, self._seed, self._groups = parts, scale, seed, groups
+        self.reasons = reasons
         self._cuts: list[_Cut] = []
         self.threshold: float | None = None
 
@@ -155,8 +169,15 @@ class _Pool:
 
     def is_admitted(self, block: _Block) -> Bool[np.ndarray, " rows"]:
         """Which of its rows are."""
-        admitted = block.usable & ~np.isnan(block.value)
+        reasons = self.reasons[block.start : block.start + len(block.usable)]
+        admitted = block.usable & ~np.isnan(block.value) & (reasons != REASONS.index(NEAR_DUPLICATE))
         return admitted if self.threshold is None else admitted & (block.scores.confidence >= self.threshold)
+
+    def ranked(self) -> Iterator[tuple[Int[np.ndarray, " rows"], UInt32[np.ndarray, " rows"]]]:
+        """The admitted rows by their numbers in the pool, with their keys."""
+        for block in self.blocks():
+            where = np.flatnonzero(self.is_admitted(block))
+            yield block.start + where, _keys(block.value[where])
 
     def narrowed(self) -> Iterator[tuple[_Block, _Rows]]:
         """Each block with the rows of it that are left."""

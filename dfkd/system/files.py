@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dfkd.system.errors import RequestError
+from dfkd.system.remote import is_remote
 
 PARTIAL = ".partial"
 STALE_SECONDS = 24 * 3600
@@ -62,6 +63,12 @@ def request_folder(kind: str, request: Mapping[str, Any]) -> Path:
 def result_folder(kind: str, content: Mapping[str, Any]) -> str:
     """Where the cache keeps the result of a request that names no folder: what decides the result names it."""
     return str(cached_folder(kind, content))
+
+
+def local_copy(uri: str) -> Path:
+    """Where the cache has a folder of an object store, under the same name."""
+    whole = uri.rstrip("/")
+    return cache_folder() / "remote" / hash_of(whole) / whole.rpartition("/")[2]
 
 
 def user_path(text: str) -> Path:
@@ -159,8 +166,13 @@ def write_json(path: Path, value: Mapping[str, Any], first: bool = False) -> Non
 
 
 def output_path(text: str, flag: str = "--out") -> Path:
-    """The path that a flag names, with links resolved. Raises: RequestError where nothing can be written there."""
-    path = Path(text).resolve()
+    """The path that a flag names, with links resolved; of an object store the copy in the cache.
+
+    Raises: RequestError where nothing can be written there.
+    """
+    if is_remote(text) and flag != "--out":
+        raise RequestError(f"{flag} {text} is in an object store; name a file on this machine")
+    path = local_copy(text) if is_remote(text) else Path(text).resolve()
     if not _is_utf8(str(path)):
         raise RequestError(f"{flag} {text} is not UTF-8, which Arrow requires of file names; give another name")
     above = next(folder for folder in path.parents if folder.exists())

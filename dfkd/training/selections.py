@@ -1,7 +1,6 @@
 """Stored images to learn on: selections, opened and checked with the teacher that they are for, and their order."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from torch import Tensor
 from dfkd.config import DistillConfig, ModelConfig
 from dfkd.config.tables import differences
 from dfkd.data.images.frame import Crops
+from dfkd.formats.remote_folder import folder_of
 from dfkd.formats.shards import Shards
 from dfkd.models.ensemble import LEARNED, Ensemble
 from dfkd.models.learned_mixing import IMAGES, learn_weights
@@ -35,7 +35,7 @@ RESIDENT_SHARE = 0.5
 
 def open_selections(samples: Sequence[str], normalize: str | None, image_size: int | None) -> list[Shards]:
     """The selections of `--samples`. Raises: RequestError where they cannot be mixed, or one is empty."""
-    selections = [Shards(Path(folder)) for folder in samples]
+    selections = [Shards(folder_of(folder)) for folder in samples]
     for shards, name in zip(selections, samples, strict=True):
         first = selections[0].manifest
         firsts, own = (manifest.content.preprocess.normalize for manifest in (first, shards.manifest))

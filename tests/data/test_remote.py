@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dfkd.data import open_pool
-from dfkd.data.readers import remote, tar
+from dfkd.data.readers import tar
+from dfkd.system import remote
 from dfkd.system.errors import RequestError
 
 

@@ -13,31 +13,40 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 
 from benchmarks.reliability.networks import Plain
 from benchmarks.reliability.scenarios import in_ranks
 from dfkd import generators
-from dfkd.config import DistillConfig
+from dfkd.config import DistillConfig, GenerateConfig
 from dfkd.distill import losses
+from dfkd.distill import stage as distill_stage
 from dfkd.distill.cohort import Cohort
 from dfkd.distill.objective import build_objective
 from dfkd.distill.prepare import prepare
 from dfkd.distill.setting import Setting
+from dfkd.formats.shards import Shards
+from dfkd.generators import stage as generate_stage
 from dfkd.generators.build import build, choose
+from dfkd.generators.nayer import from_teacher as nayer_teacher
 from dfkd.models import cifar_resnet, soft_tree
-from dfkd.models.classifier import answer
+from dfkd.models import classifier as classifier_module
+from dfkd.models.classifier import Classifier, answer
 from dfkd.models.features.find_taps import find_taps, match_groups
 from dfkd.models.features.spread import spread
 from dfkd.models.features.taps import Tap, Tapped
 from dfkd.models.load import load_model
+from dfkd.models.sharded import shard_teacher
 from dfkd.select.class_dropping import kept_classes
 from dfkd.system import ranks
 from dfkd.system.device import Place
+from dfkd.system.errors import RequestError
 from dfkd.system.random_state import Turn
 from dfkd.system.shares import all_of, own_random, share
 from dfkd.training.data_parallel import data_parallel
@@ -225,6 +234,59 @@ def of_cohort(folder):
     return {f"{n}.{k}": v for n, t in enumerate(trainers) for k, v in t.student.module.state_dict().items()}
 
 
+def of_divided(folder):
+    """A teacher's answers, gradients and parameters here, as a whole and, with several processes, divided."""
+    model = load_model(f"cifar_resnet:depth=8,width=4,in_channels=1@{folder / 'teacher.safetensors'}", image_size=12)
+    found = {}
+    taps = {"inner": Tap("layer2.0.conv1"), "last": Tap("linear", "input")}
+    for what in ("whole", "divided"):
+        if what == "divided":
+            shard_teacher(model, PLACE)
+        nayer = build(choose("nayer:width=2"), model, PLACE, batch=BATCH, seed=0)
+        found[f"{what} embeddings"] = nayer_teacher(nayer.task)
+        classifier = Classifier(model, PLACE, taps)
+        local = [p.to_local() if hasattr(p, "to_local") else p for p in model.module.parameters()]
+        found[f"{what} numbers"] = torch.tensor(sum(p.numel() for p in local))
+        for name in ("logits", *taps):
+            view = torch.rand(3, 1, 12, 12, generator=torch.Generator().manual_seed(0)).requires_grad_()
+            outputs = classifier.answer(view)
+            value = outputs.logits if name == "logits" else outputs.features[name]
+            found[f"{what} {name}"] = value.detach()
+            found[f"{what} gradient of {name}"] = torch.autograd.grad(value.square().sum(), view)[0]
+    if ranks.count() > 1:
+        with ranks.apart(), pytest.raises(RequestError, match="rank 0 alone asks"):
+            classifier.outputs(view)
+    return found
+
+
+def of_commands(folder):
+    """Students and images of a teacher as a whole and divided, by whole commands."""
+    teacher = f"cifar_resnet:depth=8,width=4,in_channels=1@{folder / 'teacher.safetensors'}"
+    common = {"teacher": teacher, "image_size": 12, "normalize": "0.5/0.5", "precision": "fp32", "device": "cpu"}
+    np.savez(folder / f"test{ranks.rank()}.npz", images=np.zeros((9, 12, 12, 1), np.uint8), labels=np.arange(9))
+    found = {}
+    classifier_module.folded = lambda network, taps, views: network  # a divided teacher is not folded either
+    for divided in (False, True):
+        out = str(folder / f"{ranks.count()}-{divided}")
+        generate = GenerateConfig(
+            **common, method="deepinversion:steps=2,every=1", count=6, batch_size=3, shard_teacher=divided,
+            out=f"{out}-made",
+        )  # fmt: skip
+        shards = Shards(generate_stage.generate(generate, teacher, None))
+        found[f"{divided} images"] = torch.from_numpy(shards.pixels(np.arange(6)))
+        found[f"{divided} logits"] = torch.from_numpy(shards.column("logits"))
+        distill = DistillConfig(
+            **common, student="cifar_resnet:depth=8,width=2", samples=(f"{folder / str(ranks.count())}-False-made",),
+            loss=("kd", "ofd", "srd"), init="none", batch_size=6, steps=2, shard_teacher=divided,
+            out=f"{out}-run", test=str(folder / f"test{ranks.rank()}.npz"),
+        )  # fmt: skip
+        run, result = distill_stage.distill(distill, teacher, distill.student, distill.test)
+        student = load_file(run / "student.safetensors")
+        found |= {f"{divided} student {name}": value for name, value in student.items()}
+        found[f"{divided} agreement"] = torch.tensor([result[name] for name in ("agreement", "teacher_top1")])
+    return found
+
+
 def flat(state, name="state"):
     """The tensors of nested state, by their keys."""
     if isinstance(state, torch.Tensor):
@@ -241,6 +303,8 @@ def results(file):
         found |= {("generator", name): of_generator(name) for name in GENERATORS}
         found["cohort", "kd dml"] = of_cohort(file.parent)
         found["source", "dfad"] = of_source(file.parent)
+        found["divided", "teacher"] = of_divided(file.parent)
+        found["divided", "commands"] = of_commands(file.parent)
         torch.save(found, file.with_name(file.name.format(ranks.rank())))
 
 

@@ -196,6 +196,7 @@ def test_several_selections_keep_their_answers_apart(lab, selection, tmp_path, f
         (("--cutmix", 1), "leave out --mixup, --cutmix, --color-jitter and --crop-area"),
         (("--crop-area", 0.5), "leave out --mixup, --cutmix, --color-jitter and --crop-area"),
         (("--source", "dfad"), "keeps answers to stored images"),
+        (("--shard-teacher",), "has each process ask the teacher for other views; leave out --shard-teacher"),
         (("--teacher-views", -1), "--teacher-views -1 is not at least 0"),
     ],
 )

@@ -54,7 +54,8 @@ class Played:
         return worker
 
     def wait(self, answers, timeout):
-        return answers[:1], answers[1:]
+        ready = [answer for answer in answers if self._calls(*answer) != "is waited for"][:1]
+        return ready, [answer for answer in answers if answer not in ready]
 
     def get(self, answer):
         worker, part = answer
@@ -113,6 +114,27 @@ def test_workers__that_wait_take_the_piece_of_one_that_ends_last(play):
     """Of two workers the first has nothing left to do when the other one ends."""
     played, found, _ = play(lambda worker, part: ActorDied("killed") if (worker, part) == (1, 5) else None)
     assert sorted(played.scored) == [0, 1, 2, 3, 4, 5] and len(found) == 6
+
+
+def test_workers__take_the_piece_of_one_that_does_not_answer(play, monkeypatch):
+    """Its machine is gone, and there is no room for it elsewhere."""
+    monkeypatch.setattr(ray_scorer, "_PATIENCE", 3)
+    played, found, images = play(lambda worker, part: "is waited for" if (worker, part) == (1, 4) else None)
+    assert sorted(played.scored) == [0, 1, 2, 3, 4, 5] and len(found) == 6 and images == 60
+
+
+def test_workers__of_which_one_answers_late_count_its_piece_once(play, monkeypatch):
+    monkeypatch.setattr(ray_scorer, "_PATIENCE", 3)
+    late = []
+
+    def calls(worker, part):
+        if (worker, part) == (1, 4) and len(late) < 7:
+            late.append(part)
+            return "is waited for"
+        return "is waited for" if (worker, part) == (0, 4) and len(late) < 9 else None
+
+    _, found, images = play(calls)
+    assert late and len(found) == 6 and images == 60
 
 
 def test_workers__that_have_all_ended_are_told_in_one_line(play, capsys):

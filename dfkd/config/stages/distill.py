@@ -4,7 +4,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dfkd.config.option import option
-from dfkd.config.stages.shared import BITS, CLASSES, MIXING, OWN_TAPS, TEACHER, Logger, Mixing, ModelConfig
+from dfkd.config.stages.shared import (
+    BITS,
+    CLASSES,
+    MIXING,
+    OWN_TAPS,
+    SHARD_TEACHER,
+    TEACHER,
+    Logger,
+    Mixing,
+    ModelConfig,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +91,7 @@ class DistillConfig(ModelConfig):
     samples: tuple[str, ...] = option(
         "Selection folders. Several are mixed.", "data", default=(), role="resolved", reads="selection"
     )
-    out: str = option("Folder of the run.", "output", role="none", shown=False)
+    out: str = option("Folder of the run, or its URI in an object store.", "output", role="none", shown=False)
     source: str | None = option(
         "Generator that learns along with the student: NAME[:key=value,...] (docs/generators.md), or your own class "
         "by its dotted name. Mixed with --samples if both are given.",
@@ -228,6 +238,9 @@ class DistillConfig(ModelConfig):
         machine=True,
         shown=False,
         off=False,
+    )
+    shard_teacher: bool = option(
+        SHARD_TEACHER, "machine", default=False, role="none", machine=True, shown=False, off=False
     )
     teacher_taps: tuple[str, ...] = option(OWN_TAPS, "models", default=())
     student_taps: tuple[str, ...] = option("The same for the student.", "models", default=())

@@ -4,7 +4,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dfkd.config.option import option
-from dfkd.config.stages.shared import BITS, MIXING, OWN_TAPS, TEACHER, Engine, Logger, Mixing, ModelConfig
+from dfkd.config.stages.shared import (
+    BITS,
+    MIXING,
+    OWN_TAPS,
+    SHARD_TEACHER,
+    TEACHER,
+    Engine,
+    Logger,
+    Mixing,
+    ModelConfig,
+)
 from dfkd.system.limits import SHARE
 
 
@@ -21,7 +31,9 @@ class SelectConfig(ModelConfig):
         stored=False,
         reads="data",
     )
-    out: str = option("Folder of the selection.", "output", role="none", shown=False, stored=False)
+    out: str = option(
+        "Folder of the selection, or its URI in an object store.", "output", role="none", shown=False, stored=False
+    )
     method: str = option(
         "threshold, statistics, random, confidence, entropy, or your own function by its dotted name; "
         "NAME:key=value,... auto: statistics for a teacher with BatchNorm, unless --gamma is given; else threshold.",
@@ -56,7 +68,7 @@ class SelectConfig(ModelConfig):
     )
     deduplicate: float | None = option(
         "Drop an image whose features have at least this cosine similarity (such as 0.99) to a better image. "
-        "Features of all admitted images are held in memory. Default: keep all.",
+        "Above ten million images they are compared cluster by cluster (docs/scale.md). Default: keep all.",
         "selection",
         default=None,
         above=0,
@@ -138,7 +150,13 @@ class GenerateConfig(ModelConfig):
         "learning",
         shared=False,
     )
-    out: str = option("Folder of the images, a selection.", "output", role="none", shown=False, stored=False)
+    out: str = option(
+        "Folder of the images, a selection, or its URI in an object store.",
+        "output",
+        role="none",
+        shown=False,
+        stored=False,
+    )
     count: int | None = option(
         "Number of images to make. Default: 10000, or the number that --fill lacks.", "data", default=None, least=1
     )
@@ -178,6 +196,9 @@ class GenerateConfig(ModelConfig):
         default=0.05,
         least=0,
         below=1,
+    )
+    shard_teacher: bool = option(
+        SHARD_TEACHER, "machine", default=False, role="none", machine=True, shown=False, stored=False, off=False
     )
     batch_size: int = option("Images per step of the method.", "training", default=128, least=1, shared=False)
     checkpoint_every: int = option("Steps between checkpoints.", "output", default=500, least=1, role="none")

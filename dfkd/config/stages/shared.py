@@ -26,6 +26,10 @@ MIXING = (
     "How several teachers answer as one: the mean of their logits or of their probabilities, or the probabilities "
     "weighted by confidence or by entropy. learned: weights for each class, found on --samples. Default: mean-logits."
 )
+SHARD_TEACHER = (
+    "With several processes (torchrun): each holds a share of the teacher's parameters. A part is put together while "
+    "it runs (FSDP). For a teacher that fills a GPU's memory."
+)
 OWN_TAPS = "Positions of the features, such as last=fc:input. Default: found by tracing the network."
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from dfkd.data.readers.remote import RemoteFile
+from dfkd.system.remote import RemoteFile
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -8,8 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from dfkd.data.readers.remote import RemoteFile
 from dfkd.system.errors import RequestError
+from dfkd.system.remote import RemoteFile
 
 IMAGE_SUFFIXES = frozenset(
     (*(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),)

@@ -12,10 +12,10 @@ from jaxtyping import Int64, UInt8
 
 from dfkd.data.readers.chunks import ArrowChunks, Chunks, ParquetChunks
 from dfkd.data.readers.reader import NoImages, Unreadable, as_labels, as_nhwc, file_state, image_shape, row_numbers
-from dfkd.data.readers.remote import RemoteFile
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import hash_of
+from dfkd.system.remote import RemoteFile
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -18,12 +18,12 @@ from jaxtyping import Int64
 
 from dfkd.data.readers import content
 from dfkd.data.readers.reader import IMAGE_SUFFIXES, NoImages, Unreadable, file_state, printable
-from dfkd.data.readers.remote import AHEAD, RemoteFile
 from dfkd.data.readers.tar_member import Member, bytes_of, is_apple_double, key_of, member_at, plain
 from dfkd.system.checked_parquet import Damaged, read_columns, write_columns
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import cache_folder, hash_of, write_json
+from dfkd.system.remote import AHEAD, RemoteFile
 
 _MOST_EMPTY = 1 << 20
 """Bytes of an archive without members: blocks of zeros, as many as the writer puts in one record."""

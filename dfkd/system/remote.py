@@ -32,6 +32,50 @@ class Size(NamedTuple):
     st_size: int
 
 
+def tried(uri: str, request: Callable[[], _Found], done: str = "read", missing: bool = False) -> _Found:
+    """What a request gives, if need be after further tries; `done` is what it does to the file.
+
+    Raises: RequestError naming the file. FileNotFoundError where `missing` says that it need not be there.
+    """
+    for pause in (*(PAUSE * 2**n for n in range(TRIES - 1)), None):
+        try:
+            return request()
+        except _LASTING as error:
+            gone = isinstance(error, FileNotFoundError)
+            if gone and missing and not _of_bucket(error):
+                raise
+            what = "does not exist, or not any more" if gone else f"cannot be {done} ({type(error).__name__}: {error})"
+            if gone and (done == "written" or _of_bucket(error)):
+                what = f"cannot be {done}: {error}"
+            raise RequestError(f"{uri!r} {what}; correct its name, or access to it") from None
+        except Exception as error:  # each file system has its own, and those of its network library
+            if pause is None:
+                raise RequestError(
+                    f"{uri!r} cannot be {done} after {TRIES} tries ({type(error).__name__}: {error}); give the "
+                    "same command again: it continues from what is complete"
+                ) from error
+        time.sleep(pause)
+    raise AssertionError("the last try returns or raises")
+
+
+def _of_bucket(error: Exception) -> bool:
+    """Whether it is the bucket that is not there, as far as the file system says so."""
+    return "bucket does not exist" in str(error).lower()
+
+
+def system_of(uri: str) -> tuple[Any, str]:
+    """The file system of a URI, and the path there. Raises: RequestError where nothing can read it."""
+    from fsspec.core import url_to_fs
+
+    try:
+        system, path = url_to_fs(uri)
+    except ImportError as error:
+        raise RequestError(f"{uri!r} needs another package: {error}") from None
+    except ValueError as error:
+        raise RequestError(f"{uri!r} names no file of an object store ({error}); s3://BUCKET/x.tar does") from None
+    return system, path
+
+
 @dataclass(frozen=True)
 class RemoteFile:
     """One file of an object store."""
@@ -84,24 +128,7 @@ class RemoteFile:
         return self._tried(lambda: self.system.cat_file(self.path, start=start, end=stop)) if start < stop else b""
 
     def _tried(self, request: Callable[[], _Found]) -> _Found:
-        """What a request gives, if need be after further tries. Raises: RequestError naming the file."""
-        for pause in (*(PAUSE * 2**n for n in range(TRIES - 1)), None):
-            try:
-                return request()
-            except _LASTING as error:
-                gone = isinstance(error, FileNotFoundError)
-                what = (
-                    "does not exist, or not any more" if gone else f"cannot be read ({type(error).__name__}: {error})"
-                )
-                raise RequestError(f"{self.uri!r} {what}; correct its name, or access to it") from None
-            except Exception as error:  # each file system has its own, and those of its network library
-                if pause is None:
-                    raise RequestError(
-                        f"{self.uri!r} cannot be read after {TRIES} tries ({type(error).__name__}: {error}); give the "
-                        "same command again: it continues from what is complete"
-                    ) from error
-            time.sleep(pause)
-        raise AssertionError("the last try returns or raises")
+        return tried(self.uri, request)
 
 
 class _Ranges(io.RawIOBase):
@@ -151,17 +178,10 @@ def is_remote(text: str) -> bool:
 
 def find(text: str, expanded: Sequence[str]) -> list[RemoteFile]:
     """The files that URIs name, globs filled in. Raises: RequestError where one names none, or nothing can read it."""
-    from fsspec.core import url_to_fs
-
     protocol = text.partition("://")[0]
     found = []
     for uri in expanded:
-        try:
-            system, path = url_to_fs(uri)
-        except ImportError as error:
-            raise RequestError(f"{text!r} needs another package: {error}") from None
-        except ValueError as error:
-            raise RequestError(f"{text!r} names no file of an object store ({error}); s3://BUCKET/x.tar does") from None
+        system, path = system_of(uri)
         whole = RemoteFile(system, path, uri)
         paths = whole.matches() if "*" in uri else [path]
         if not paths:

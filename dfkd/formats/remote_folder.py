@@ -1,0 +1,180 @@
+"""A selection or a run in an object store: made in a folder of the cache, then sent with its last file at the end.
+
+The last file (a selection's manifest, a run's result) is what makes it complete. A reader fetches it first, so that it
+never takes half of a folder for the whole.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dfkd.formats.manifest import MANIFEST
+from dfkd.formats.run_records import RESULT
+from dfkd.system import ranks
+from dfkd.system.console import progress, say
+from dfkd.system.errors import RequestError
+from dfkd.system.files import hash_file, local_copy, make_folder, replacing, user_path
+from dfkd.system.locks import LOCK, locked
+from dfkd.system.remote import is_remote, system_of, tried
+
+LAST = {"selection": MANIFEST, "run": RESULT}
+"""The last file of each kind of folder."""
+MARK = "incomplete.json"
+"""Says whose files lie in the store while they are sent; it goes when the last file is there."""
+
+
+@contextmanager
+def sent(uri: str, kind: str) -> Iterator[None]:
+    """While the block runs, `local_copy(uri)` is the folder; what it holds then is sent, once it is complete.
+
+    A complete one in the store is fetched before. Raises: RequestError where the store cannot be written, before the
+    block runs, and where something else lies there.
+    """
+    remote = _Remote(uri, LAST[kind])
+    ranks.from_first(remote.begin)
+    try:
+        yield
+    except RequestError:
+        ranks.from_first(remote.give_up)
+        raise
+    ranks.from_first(remote.send)
+
+
+def folder_of(text: str) -> Path:
+    """The folder that a text names; of one in an object store the copy in the cache, fetched where it is not there yet.
+
+    Raises: RequestError where the store has no complete selection or run of this name.
+    """
+    if not is_remote(text):
+        return user_path(text)
+
+    def fetch() -> None:
+        for last in LAST.values():
+            remote = _Remote(text, last)
+            if remote.fetch():
+                return
+        raise RequestError(
+            f"{text} is no complete selection or run: it has no {' and no '.join(LAST.values())}; give the command "
+            "that makes it again"
+        )
+
+    ranks.from_first(fetch)
+    return local_copy(text)
+
+
+@dataclass
+class _Remote:
+    """One folder of a store, with the name of its last file."""
+
+    uri: str
+    last: str
+
+    def __post_init__(self) -> None:
+        self.system, path = system_of(self.uri)
+        self.path, self.local = path.rstrip("/"), local_copy(self.uri)
+        self.system.invalidate_cache()  # what was listed before is not what is there now
+
+    def begin(self) -> None:
+        if self.fetch():
+            return
+        mark = self.read(MARK)
+        if mark is None and self._files():
+            raise RequestError(f"--out {self.uri} holds something that is not complete or not of dfkd; give another")
+        self.fresh = mark is None
+        if self.fresh:  # a store that cannot be written is found now, and not after hours
+            self._write(MARK, b"{}")
+
+    fresh: bool = False
+    """Whether nothing was there before."""
+
+    def give_up(self) -> None:
+        """Leave a store as it was, where nothing was sent."""
+        if self.fresh:
+            self._remove(MARK)
+
+    def fetch(self) -> bool:
+        """Have the store's folder in the cache, byte for byte; False where it is not complete."""
+        whole = self.read(self.last)
+        if whole is None:
+            return False
+        last = self.local / self.last
+        if last.is_file() and last.read_bytes() == whole:
+            return True
+        make_folder(self.local.parent)
+        with locked(self.local.parent, self.uri, wait=True):
+            shutil.rmtree(self.local, ignore_errors=True)
+            files = {name: size for name, size in self._files().items() if name not in (self.last, MARK)}
+            with progress(f"fetching {self.local.name}", len(files), "files") as bar:
+                for name in files:
+                    self._fetch(name)
+                    bar.advance(1)
+            with replacing(last) as partial_name:
+                partial_name.write_bytes(whole)
+        return True
+
+    def send(self) -> None:
+        """Write what the cache has, and its last file at the end; what is there of it already is left."""
+        last = self.local / self.last
+        if not last.is_file() or self.read(self.last) == last.read_bytes():
+            return
+        mark = json.dumps({"of": hash_file(last)}).encode()
+        there = self._files() if self.read(MARK) == mark else {}
+        if not there:
+            self._write(MARK, mark)
+        files = [
+            path for path in sorted(self.local.rglob("*")) if path.is_file() and path.name not in (LOCK, self.last)
+        ]
+        with progress(f"sending {self.local.name}", len(files), "files") as bar:
+            for path in files:
+                name = path.relative_to(self.local).as_posix()
+                if there.get(name) != path.stat().st_size:
+                    self._send(path, name)
+                bar.advance(1)
+        self._write(self.last, last.read_bytes())
+        self._remove(MARK)
+        say(f"{self.uri}: {len(files) + 1} files were sent; a copy is in {self.local}")
+
+    def read(self, name: str) -> bytes | None:
+        """A small file of the folder, or None."""
+        try:
+            found: bytes | None = self._tried(name, partial(self.system.cat_file, self._at(name)), "read")
+        except FileNotFoundError:
+            return None
+        return found
+
+    def _files(self) -> dict[str, int]:
+        """The sizes of the files that are there."""
+        try:
+            found = self._tried("", lambda: self.system.find(self.path, detail=True), "read")
+        except FileNotFoundError:
+            return {}
+        start = len(self.path) + 1
+        return {name[start:]: int(about["size"]) for name, about in found.items() if name[start:]}
+
+    def _fetch(self, name: str) -> None:
+        path = self.local / name
+        if not path.resolve().is_relative_to(self.local.resolve()):
+            raise RequestError(f"{self.uri} has a file {name!r}, which is outside of it")
+        make_folder(path.parent)
+        with replacing(path) as partial_name:
+            self._tried(name, lambda: self.system.get_file(self._at(name), str(partial_name)), "read")
+
+    def _send(self, path: Path, name: str) -> None:
+        self._tried(name, lambda: self.system.put_file(str(path), self._at(name)), "written")
+
+    def _write(self, name: str, data: bytes) -> None:
+        self._tried(name, lambda: self.system.pipe_file(self._at(name), data), "written")
+
+    def _remove(self, name: str) -> None:
+        self._tried(name, lambda: self.system.rm(self._at(name)), "written")
+
+    def _at(self, name: str) -> str:
+        return f"{self.path}/{name}"
+
+    def _tried(self, name: str, request: Any, done: str) -> Any:
+        return tried(f"{self.uri.rstrip('/')}/{name}".rstrip("/"), request, done, missing=done == "read")

@@ -1,0 +1,134 @@
+"""A frozen teacher whose parameters are divided among the processes, by torch's `fully_shard` (FSDP2).
+
+Each process holds its share of every parameter. A part of the network is put together for the time in which it runs.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dfkd.models.features.outputs import Outputs
+from dfkd.models.features.taps import network_code, run_network
+from dfkd.models.load import Model
+from dfkd.system import ranks
+from dfkd.system.console import say
+from dfkd.system.device import Place
+from dfkd.system.errors import RequestError
+
+OPTION = "--shard-teacher"
+_LEAST = 0.01
+"""Of all parameters, what a part must hold to be put together by itself: each one costs an exchange."""
+_SAME = 1e-2
+"""Of the largest logit, how much the divided network's may differ: a GPU rounds more than a CPU."""
+_HINT = "leave it out, or name a network of torch's own layers that lie in Sequential or ModuleList"
+
+
+def shard_teacher(model: Model, place: Place) -> None:
+    """Divide the parameters of a model among the processes; with one process there is nothing to divide.
+
+    Raises: RequestError for a network that cannot be divided.
+    """
+    if ranks.count() == 1:
+        say(f"note: {OPTION} changes nothing with one process (docs/machines.md)")
+        return
+    if is_sharded(model.module):
+        return
+    if not any(True for _ in model.module.parameters()):
+        raise RequestError(f"{OPTION}: the teacher {model.spec} has no parameters to divide; leave it out")
+    noise = torch.rand(2, model.channels, *(model.image_size or 32,) * 2, generator=torch.Generator().manual_seed(0))
+    with network_code(model.module):
+        module = model.module.eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
+    try:
+        with torch.no_grad():
+            whole = run_network(module, noise)
+            _divide(module, place.device)
+            divided = run_network(module, noise.to(place.device)).cpu()
+    except (RuntimeError, ValueError, NotImplementedError, RequestError) as error:
+        raise RequestError(
+            f"{OPTION}: the teacher {model.spec} cannot be divided ({_first(error)}); {_HINT}"
+        ) from error
+    if bool((divided - whole).abs().max() > _SAME * whole.abs().max()):
+        raise RequestError(f"{OPTION}: the teacher {model.spec} says something else when it is divided; {_HINT}")
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether the parameters of a network are divided."""
+    return _together in module._forward_pre_hooks.values()
+
+
+def complete(value: Tensor) -> Tensor:
+    """A tensor of a network with all its numbers, of which this process may have a share; every rank asks for it."""
+    whole: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
+    return whole
+
+
+def tied(outputs: Outputs) -> Outputs:
+    """Outputs of a divided network whose features lead back through its logits, too.
+
+    FSDP puts a part together again when a gradient reaches the part's output, which that of a feature inside does not.
+    """
+    features = {name: _Tied.apply(value, outputs.logits) for name, value in outputs.features.items()}
+    return replace(outputs, features=features)
+
+
+class _Tied(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, feature: Tensor, logits: Tensor) -> Tensor:
+        ctx.like = logits.shape
+        return feature.view_as(feature)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return gradient, torch.zeros(ctx.like, device=gradient.device)
+
+
+def undivided(layer: nn.Linear | None) -> nn.Linear | None:
+    """A layer of a network that may be divided, for a loss that computes with it."""
+    if layer is None or not hasattr(layer.weight, "full_tensor"):
+        return layer
+    # without random weights: what a student draws afterwards would be other numbers
+    whole = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+    for name, value in layer.named_parameters():
+        setattr(whole, name, nn.Parameter(complete(value.detach()), requires_grad=False))
+    return whole.eval()
+
+
+def _divide(module: nn.Module, device: torch.device) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    scalars = {p for p in module.parameters() if p.ndim == 0}  # FSDP divides along the first dimension
+    options: dict[str, Any] = {"mesh": init_device_mesh(device.type, (ranks.count(),)), "reshard_after_forward": True}
+    for part in _parts(module):
+        fully_shard(part, ignored_params=scalars, **options)
+    fully_shard(module, ignored_params=scalars, **options)
+    module.register_forward_pre_hook(_together, prepend=True)  # before that of FSDP, which waits for all
+    for scalar in scalars:
+        scalar.data = scalar.data.to(device)
+
+
+def _parts(module: nn.Module) -> Iterator[nn.Module]:
+    """The large elements of the network's lists of layers, such as its blocks; inner ones first, each once."""
+    least = _LEAST * sum(p.numel() for p in module.parameters())
+    found = {
+        id(part): part
+        for parent in module.modules()
+        if isinstance(parent, nn.Sequential | nn.ModuleList)
+        for part in parent
+        if not isinstance(part, nn.ModuleList | nn.ModuleDict) and sum(p.numel() for p in part.parameters()) >= least
+    }
+    found.pop(id(module), None)
+    return reversed(found.values())
+
+
+def _together(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """A hook before a divided network. Raises: RequestError where rank 0 works alone: it would wait for ever."""
+    if ranks.count() == 1:
+        raise RequestError(f"{OPTION}: rank 0 alone asks the teacher, of which it has a part; leave it out")
+
+
+def _first(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,166 @@
+"""Selections and runs in an object store: fsspec's memory file system, which fails where a test says so."""
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dfkd.app import cli
+from dfkd.formats.shards import Shards
+from dfkd.models import cifar_resnet
+from dfkd.system import remote
+from dfkd.system.files import local_copy
+
+OUT = "memory://bucket/made/some"
+
+
+@pytest.fixture
+def store(monkeypatch):
+    monkeypatch.setattr(remote, "PAUSE", 0.0)
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    yield system
+    system.store.clear()
+
+
+@pytest.fixture
+def select(tmp_path, monkeypatch):
+    """Select a few images, with a cache that is named; the exit status."""
+    torch.manual_seed(0)
+    teacher = cifar_resnet(depth=8, width=2, in_channels=1, num_classes=3)
+    save_file(teacher.state_dict(), tmp_path / "t.safetensors")
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "pool.npz", images=pixels)
+
+    def run(out, *more, cache="cache"):
+        monkeypatch.setenv("DFKD_CACHE", str(tmp_path / cache))
+        network = f"cifar_resnet:depth=8,width=2,in_channels=1,num_classes=3@{tmp_path / 't.safetensors'}"
+        given = ("--teacher", network, "--normalize", "none", "--image-size", "8", "--precision", "fp32")
+        pool = ("--pool", str(tmp_path / "pool.npz"), "--method", "confidence", "--filter", "none")
+        return cli.main(["select", *given, *pool, "--count", "9", "--out", str(out), *more])
+
+    return run
+
+
+def distill(tmp_path, out, *more, samples=OUT):
+    network = f"cifar_resnet:depth=8,width=2,in_channels=1,num_classes=3@{tmp_path / 't.safetensors'}"
+    given = ("--teacher", network, "--student", "cifar_resnet:depth=8,width=2", "--precision", "fp32", "--loss", "kd")
+    quick = ("--steps", "2", "--batch-size", "4", "--init", "none")
+    return cli.main(["distill", *given, *quick, "--samples", samples, "--out", str(out), *more])
+
+
+def names(store, folder="/bucket/made/some"):
+    return {name.removeprefix(f"{folder}/"): data for name, data in store.cat(store.find(folder)).items()}
+
+
+def test_select__sends_the_bytes_of_a_selection_and_the_manifest_last(store, select, tmp_path, monkeypatch, capsys):
+    order, pipe, put = [], store.pipe_file, store.put_file
+    monkeypatch.setattr(store, "pipe_file", lambda path, *a, **k: (order.append(path), pipe(path, *a, **k)))
+    monkeypatch.setattr(store, "put_file", lambda here, path, *a, **k: (order.append(path), put(here, path, *a, **k)))
+    assert select(OUT) == 0
+    assert select(tmp_path / "some") == 0
+    want = {path.name: path.read_bytes() for path in (tmp_path / "some").iterdir()}
+    assert names(store) == want
+    assert order[-1].endswith("/manifest.json") and order[0].endswith("/incomplete.json")
+    capsys.readouterr()
+    assert select(OUT) == 0
+    assert f"{OUT}: this selection is complete already" in capsys.readouterr().err
+
+
+def test_select__on_another_machine_finds_what_is_complete_and_refuses_another_request(store, select, capsys):
+    assert select(OUT) == 0
+    before = names(store)
+    capsys.readouterr()
+    assert select(OUT, cache="another") == 0
+    assert "is complete already" in capsys.readouterr().err
+    assert select(OUT, "--seed", "1", cache="a-third") == 2
+    assert f"--out {OUT} holds another selection: seed (0, now 1)" in capsys.readouterr().err.splitlines()[-1]
+    assert names(store) == before
+
+
+def test_select__that_was_cut_off_while_it_sent_goes_on(store, select, tmp_path, monkeypatch, capsys):
+    put, sent = store.put_file, []
+
+    def failing(here, path, *more, **options):
+        if len(sent) == 2:
+            raise ConnectionError("reset by peer")
+        sent.append(path)
+        return put(here, path, *more, **options)
+
+    monkeypatch.setattr(store, "put_file", failing)
+    assert select(OUT) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"{OUT}/" in said and "cannot be written after 5 tries (ConnectionError: reset by peer)" in said
+    assert "manifest.json" not in names(store)
+    assert distill(tmp_path, tmp_path / "run") == 2, "a reader takes no half of it"
+    assert "is no complete selection or run: it has no manifest.json" in capsys.readouterr().err
+    monkeypatch.setattr(store, "put_file", put)
+    times = {name: store.modified(name) for name in sent}
+    assert select(OUT) == 0
+    assert {name: store.modified(name) for name in sent} == times, "what was sent is not sent again"
+    assert len(Shards(local_copy(OUT))) == 9
+    assert "incomplete.json" not in names(store)
+
+
+def test_select__tries_a_lost_connection_again(store, select, monkeypatch):
+    put, failed = store.put_file, []
+
+    def flaky(here, path, *more, **options):
+        if len(failed) < 3:
+            failed.append(path)
+            raise ConnectionError("reset by peer")
+        return put(here, path, *more, **options)
+
+    monkeypatch.setattr(store, "put_file", flaky)
+    assert select(OUT) == 0
+    assert len(failed) == 3 and "manifest.json" in names(store)
+
+
+def test_select__names_a_bucket_that_is_not_there_before_it_works(store, select, monkeypatch, capsys):
+    def pipe_file(path, data, **options):
+        raise FileNotFoundError("The specified bucket does not exist")
+
+    monkeypatch.setattr(store, "pipe_file", pipe_file)
+    monkeypatch.setattr("dfkd.select.stage.select", None)  # is not reached
+    assert select(OUT) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"'{OUT}/incomplete.json' cannot be written: The specified bucket does not exist" in said
+
+
+def test_select__refuses_a_folder_of_other_files_and_leaves_none_of_its_own(store, select, capsys):
+    store.pipe_file("/bucket/made/some/letter.txt", b"dear")
+    assert select(OUT) == 2
+    assert "holds something that is not complete or not of dfkd" in capsys.readouterr().err
+    assert set(names(store)) == {"letter.txt"}
+    assert select("memory://bucket/other", "--gamma", "2") == 2
+    assert not store.find("/bucket/other")
+
+
+def test_distill__reads_a_selection_of_the_store_and_sends_a_run_that_is_a_model(store, select, tmp_path, monkeypatch):
+    assert select(OUT) == 0
+    monkeypatch.setenv("DFKD_CACHE", str(tmp_path / "another"))
+    run = "memory://bucket/runs/kd"
+    assert distill(tmp_path, run) == 0
+    assert distill(tmp_path, tmp_path / "kd") == 0
+    sent = names(store, "/bucket/runs/kd")
+    assert sent["student.safetensors"] == (tmp_path / "kd" / "student.safetensors").read_bytes()
+    assert {"result.json", "config.toml", "metrics.jsonl"} <= {*sent}
+    monkeypatch.setenv("DFKD_CACHE", str(tmp_path / "a-third"))
+    pool = tmp_path / "labeled.npz"
+    np.savez(pool, images=np.zeros((3, 8, 8, 1), np.uint8), labels=np.arange(3))
+    assert cli.main(["evaluate", "--model", run, "--data", str(pool)]) == 0
+    assert distill(tmp_path, run, "--test", str(pool)) == 0
+    assert b'"top1": 0.33' in names(store, "/bucket/runs/kd")["result.json"], "a run that is measured anew is sent anew"
+    assert cli.main(["inspect", OUT]) == 0
+
+
+def test_out__in_an_object_store_is_for_selections_and_runs_alone(store, tmp_path, capsys):
+    assert cli.main(["demo", "--out", "memory://bucket/demo"]) == 2
+    assert "dfkd demo writes files here; name one" in capsys.readouterr().err
+    given = ("--model", "lenet5", "--data", "x.npz", "--json", "memory://bucket/x.json")
+    assert cli.main(["evaluate", *given]) == 2
+    assert "--json memory://bucket/x.json is in an object store; name a file" in capsys.readouterr().err
+    (tmp_path / "x.toml").write_text('out = "memory://bucket/all"\n')
+    assert cli.main(["run", str(tmp_path / "x.toml")]) == 2
+    assert "is in an object store" in capsys.readouterr().err
