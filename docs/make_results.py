@@ -165,6 +165,16 @@ TABLES = [
         },
     },
     {
+        "title": "digits: three specialists beside the same student that goes on; 5,000 random patches, random weights",
+        "files": ["specialists-digits"],
+        "rows": {
+            "kd": "the generalist, 200 steps",
+            "specialists": "`--specialists 3`, 100 steps more",
+            "further-equal-steps": "`kd`, 100 steps more",
+            "further-equal-time": "`kd`, 400 steps more",
+        },
+    },
+    {
         "title": "digits: soft decision trees of depth 6 beside networks",
         "files": ["trees-digits"],
         "rows": {

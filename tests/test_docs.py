@@ -57,6 +57,11 @@ def test_options_page__is_up_to_date(make):
     assert page == make("make_options").page(), "run: python docs/make_options.py"
 
 
+def test_api_page__is_up_to_date(make):
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert page == make("make_api").page(), "run: python docs/make_api.py"
+
+
 def sentences(text):
     """The sentences of a Markdown text, without code blocks, comments and headings; a list item or a cell is one."""
     text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
@@ -79,9 +84,19 @@ def test_readme__is_short_and_needs_nothing_but_the_repository():
     assert not [sentence for sentence in sentences(text) if len(sentence.split()) > 25]
 
 
-@pytest.mark.parametrize("page", sorted(page.name for page in (ROOT / "docs").glob("*.md")))
+def test_readme__counts_the_losses_and_names_the_generators():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"| Losses | {len(losses.__all__)} on" in text
+    named = re.search(r"\| Generators \| (.+), and your own \|", text)[1].lower().split(", ")
+    assert {*named, "adaptivedeepinversion"} == {name.lower() for name in generators.__all__}
+
+
+PAGES = [*ROOT.glob("docs/*.md"), *ROOT.glob("*.md"), *ROOT.glob("benchmarks/*/LOG.md"), *ROOT.glob("tests/*/LOG.md")]
+
+
+@pytest.mark.parametrize("page", sorted(str(page.relative_to(ROOT)) for page in PAGES))
 def test_pages__have_no_sentence_over_40_words(page):
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    text = (ROOT / page).read_text(encoding="utf-8")
     assert not [sentence for sentence in sentences(text) if len(sentence.split()) > 40]
 
 
@@ -90,7 +105,9 @@ def anchor(heading):
     return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/*.md", "benchmarks/*/LOG.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/*.md", "benchmarks/*/LOG.md", "tests/*/LOG.md"]
+)
 def test_links__lead_to_files_and_headings_that_are_there(page):
     for file in ROOT.glob(page):
         for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", file.read_text(encoding="utf-8")):

@@ -52,6 +52,11 @@ def test_messages__speak_of_the_request_and_not_of_us():
     assert not broken(lambda name, text: re.search(r"\b(we|our|us|you|sorry|please|oops)\b", text, re.IGNORECASE))
 
 
+def test_messages__say_what_something_is_not():
+    """`is not a file`, which is read at once, and not `is no file`."""
+    assert not broken(lambda name, text: re.search(r"\b(?<!there )(is|are|of) no (?!longer\b)(?!more\b)", text))
+
+
 def test_messages__begin_small():
     """An error stands behind the name of the command, a note behind the word note."""
     assert not broken(lambda name, text: re.match(r"[A-Z][a-z]+ |(note|warning): [A-Z][a-z]", text))

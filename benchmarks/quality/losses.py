@@ -49,6 +49,17 @@ SETTINGS = {
         "crop_area": 1.0,
         "test": "$DFKD_DATA/cifar10_heldout10k.npz",
     },
+    "tiny100": {
+        "seeds": [0],
+        "teacher": "runs/tiny100-teacher",
+        "pool": ["$DFKD_DATA/tiny100_pool50k.npz"],
+        "count": 25_000,
+        "student": "cifar_resnet:depth=20",
+        "steps": 2000,
+        "init": "none",
+        "crop_area": 1.0,
+        "test": "$DFKD_DATA/tiny100_heldout10k.npz",
+    },
 }
 
 

@@ -28,16 +28,17 @@ from dfkd.models.classifier import Classifier
 from dfkd.models.load import load_model
 from dfkd.system.device import machine, resolve_place
 
-SIZE, NORMALIZE, CLASSES = 96, "0.498/0.502", 10
+SIZE, NORMALIZE = 96, "0.498/0.502"
 GRID = [("sgd", 0.1), ("sgd", 0.02), ("adamw", 0.002), ("adamw", 0.0005), ("adamw", 0.0001)]
 COUNT = 2_000
 
 
-def lite(model_name: str = "efficientnet-lite0", num_classes: int = 1000):
-    """An EfficientNet-Lite; a MODEL as `pretrained.lite`."""
+def lite(model_name: str = "efficientnet-lite0", num_classes: int = 1000, width: float = 1.0):
+    """An EfficientNet-Lite; a MODEL as `pretrained.lite`. With `width=0.5` it has half of the channels."""
     from efficientnet_lite_pytorch import EfficientNet
 
-    return EfficientNet.from_name(model_name, num_classes=num_classes)
+    narrow = {} if width == 1 else {"width_coefficient": width}
+    return EfficientNet.from_name(model_name, num_classes=num_classes, **narrow)
 
 
 def public_weights(number: int) -> str:
@@ -46,19 +47,22 @@ def public_weights(number: int) -> str:
     return getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
 
 
-def fit_teacher(photos: Path, out: Path) -> str:
-    """A Lite1 whose classifier is a logistic regression on its features of the labeled photos: its MODEL text."""
-    name = "pretrained.lite:model_name=efficientnet-lite1"
-    model = load_model(f"{name}@{public_weights(1)}", normalize=NORMALIZE, image_size=SIZE)
+def fit_teacher(number: int, photos: list[str], size: int, out: Path) -> str:
+    """A Lite with ImageNet weights whose classifier is a logistic regression on its features of labeled photos.
+
+    Returns: its MODEL text.
+    """
+    name = f"pretrained.lite:model_name=efficientnet-lite{number}"
+    model = load_model(f"{name}@{public_weights(number)}", normalize=NORMALIZE, image_size=size)
     classifier = Classifier(model, resolve_place("auto", "auto"))
-    pool = open_pool([str(photos / "stl10-train4k.tar")], image_size=SIZE, channels=3)
+    pool = open_pool(photos, image_size=size, channels=3)
     head, found = model.module._fc, []
     model.module._fc = torch.nn.Identity()
     found = [classifier(torch.from_numpy(images.pixels)).logits for _, images in pool.batches(64)]
-    features = torch.cat(found).numpy()
+    features, labels = torch.cat(found).numpy(), pool.labels()
     scale = float(np.abs(features).mean())
-    fitted = LogisticRegression(C=0.1, max_iter=200).fit(features / scale, pool.labels(CLASSES))
-    model.module._fc = torch.nn.Linear(head.in_features, CLASSES)
+    fitted = LogisticRegression(C=0.1, max_iter=200).fit(features / scale, labels)
+    model.module._fc = torch.nn.Linear(head.in_features, int(labels.max()) + 1)
     with torch.no_grad():
         model.module._fc.weight.copy_(torch.from_numpy(fitted.coef_) / scale)
         model.module._fc.bias.copy_(torch.from_numpy(fitted.intercept_))
@@ -80,7 +84,7 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).parent))
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        teacher = ["--teacher", fit_teacher(photos, work / "teacher.pt")]
+        teacher = ["--teacher", fit_teacher(1, [str(photos / "stl10-train4k.tar")], SIZE, work / "teacher.pt")]
         teacher += ["--normalize", NORMALIZE, "--image-size", SIZE]
         pool = ["--pool", photos / "caltech101-00{0..2}.tar", "--method", "random", "--count", COUNT]
         dfkd("select", *teacher, *pool, "--out", work / "selection")

@@ -21,7 +21,11 @@ ALONE = {
     "kd cskd": {"loss": ["kd", "cskd"], "batches": "classes:each=2"},
     "kd ddgsd": {"loss": ["kd", "ddgsd:flip=false"]},
 }
-MUTUAL = {"kd dml": ["kd", "dml:hard=0"], "kd codistillation": ["kd", "codistillation:burn_in=20"]}
+MUTUAL = {
+    "kd dml": ["kd", "dml:hard=0"],
+    "kd codistillation": ["kd", "codistillation:burn_in=20"],
+    "kd graft": ["kd", "--graft", "20"],
+}
 
 
 def mutual(out, steps, name, losses, seed):

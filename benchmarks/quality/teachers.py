@@ -28,7 +28,7 @@ ROWS = {
     "one": (THIRDS[:1], None),
     "two": (THIRDS[:2], None),
     "three": (THIRDS, None),
-    **{f"three-{mixing}": (THIRDS, mixing) for mixing in ("mean-probabilities", "confidence", "entropy")},
+    **{f"three-{mixing}": (THIRDS, mixing) for mixing in ("mean-probabilities", "confidence", "entropy", "learned")},
     **{f"halves-{mixing}": (HALVES, mixing) for mixing in get_args(Mixing)},
 }
 EPOCHS = 24
@@ -77,7 +77,8 @@ def main():
         teachers, mixing = ROWS[name]
         given = str(out / "halves.toml") if teachers is HALVES else [_model(out, teacher) for teacher in teachers]
         options = {"teacher": given} | ({"mixing": mixing} if mixing else {})
-        tables["select"][f"for-{name}"] = {"method": "random", "filter": "none", **options}
+        chosen = options | ({"mixing": "mean-probabilities"} if mixing == "learned" else {})  # no samples yet
+        tables["select"][f"for-{name}"] = {"method": "random", "filter": "none", **chosen}
         tables["distill"][name] = {"samples": [f"for-{name}"], **options}
     file = out / "teachers.toml"
     file.write_text(tomli_w.dumps(tables), encoding="utf-8")

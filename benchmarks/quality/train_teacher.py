@@ -3,6 +3,9 @@
     python benchmarks/quality/train_teacher.py --model resnet34_small --normalize cifar10 \\
         --data $DFKD_DATA/cifar10_train40k.npz --test $DFKD_DATA/cifar10_heldout10k.npz --out runs/teacher
 
+With `--begin runs/teacher` a smaller network of the same family begins with the teacher's layers and learns from the
+labels: what the teacher's own images would give (docs/results.md).
+
 OUT is a run: it goes on where it was killed, is a MODEL (`dfkd select --teacher runs/teacher`), and its result.json has
 the accuracy of the last step, the seconds and the machine. It stands outside the package because a teacher is what dfkd
 begins with: no command of dfkd learns from labels.
@@ -20,8 +23,11 @@ from dfkd.config import DistillConfig, ModelConfig
 from dfkd.config.option import option
 from dfkd.config.stage_table import Stage
 from dfkd.data import open_pool
+from dfkd.distill.init.inherit import inherit
+from dfkd.distill.init.reconstruct import images_for, reconstruct
 from dfkd.distill.objective import build_objective
 from dfkd.distill.trainer import Plan, Trainer
+from dfkd.formats.kept_weights import WeightKeeper
 from dfkd.formats.run_folder import Run
 from dfkd.formats.run_records import Finished
 from dfkd.models.classifier import Classifier
@@ -55,10 +61,16 @@ class TeacherConfig(ModelConfig):
     data: tuple[str, ...] = option("Labeled DATA to learn from.", "data")
     test: str = option("Labeled DATA for the accuracy of the last step.", "data")
     out: str = option("Folder of the run.", "output")
+    begin: str | None = option(
+        "MODEL whose layers it begins with, fitted to the data, as `dfkd distill --init teacher` does.",
+        "models",
+        default=None,
+    )
     epochs: int = option("Passes over the data.", "training", default=30, least=1)
+    steps: int | None = option("Optimizer steps, instead of --epochs.", "training", default=None, least=1)
     batch_size: int = option("Images per step.", "training", default=128, least=1)
     lr: float | None = option(
-        "Peak learning rate of SGD. Default: 0.4 (0.02 for a network without BatchNorm).",
+        "Peak learning rate of SGD. Default: 0.4; 0.1 with --begin and above 64 pixels; 0.02 without BatchNorm.",
         "training",
         default=None,
         least=0,
@@ -67,6 +79,7 @@ class TeacherConfig(ModelConfig):
         "Weight decay. Biases and normalization layers have none.", "training", default=5e-4, least=0
     )
     checkpoint_every: int = option("Steps between two checkpoints.", "output", default=500, least=1)
+    keep_weights: int = option("Moments at which weights are kept, as of dfkd distill.", "output", default=0, least=0)
 
 
 class LabeledImages(Still):
@@ -120,11 +133,19 @@ def run(config):
     torch.manual_seed(config.seed)  # the initial weights
     model = load_model(config.model, **shape, classes=int(labels.max()) + 1)
     check_labels(test, model.classes)
+    begun = None
+    if config.begin is not None:
+        begun = load_model(config.begin, **shape)
+        say(f"--begin: {inherit(model, begun)}")
     plan = _plan(config, model, data)
-    folder = Run(output_path(config.out), config.out, _request(config, plan, model, data, place))
+    folder = Run(output_path(config.out), config.out, _request(config, plan, model, begun, data, place))
     if folder.result(Finished) is None:
         with folder.writing():
             trainer = _trainer(config, plan, model, data, labels, place)
+            if begun is not None:
+                _fit_layers(trainer, begun, data)
+            if config.keep_weights:
+                trainer.keeper = WeightKeeper(folder.folder, plan.steps, config.keep_weights)
             train(trainer, folder)
             trainer.finish()
             folder.finish(state_to_write(model.module), _result(trainer, model, test))
@@ -136,9 +157,10 @@ def run(config):
 def _plan(config, model, data):
     """The numbers that the loop follows: where no option is given, the defaults of `dfkd distill`."""
     defaults = DistillConfig(teacher="", student="", samples=(), out="")
+    init = "none" if config.begin is None else "teacher"
     own = {name: getattr(config, name) for name in ("batch_size", "checkpoint_every", "seed")} | {
-        "steps": -(-config.epochs * len(data) // config.batch_size),
-        "lr": default_rate("sgd", model.module) if config.lr is None else config.lr,
+        "steps": config.steps or -(-config.epochs * len(data) // config.batch_size),
+        "lr": config.lr or default_rate("sgd", model.module, init, photographs=model.of_photographs),
         "warmup": SCHEDULE_WARMUP[defaults.schedule],
         "crop_padding": data.image_size // 8,
         "crop_area": 1.0,
@@ -146,12 +168,13 @@ def _plan(config, model, data):
     return Plan(**{f.name: own.get(f.name, getattr(defaults, f.name, None)) for f in fields(Plan)})
 
 
-def _request(config, plan, model, data, place):
+def _request(config, plan, model, begun, data, place):
     """The tables of config.toml: the request, the network (so that the run is a MODEL), and what decides it."""
     shape = {name: getattr(model, name) for name in ("architecture", "normalize", "image_size", "classes", "channels")}
     deciding = {k: v for k, v in asdict(plan).items() if k not in ("log_every", "checkpoint_every")}
     content = {
         "network": model.fingerprint(),
+        **({} if begun is None else {"begin": begun.fingerprint()}),
         "normalize": model.normalize,
         "data": data.identity,
         "options": {**deciding, "weight_decay": config.weight_decay},
@@ -168,6 +191,13 @@ def _trainer(config, plan, model, data, labels, place):
     optimizer = make_optimizer([module], "sgd", config.weight_decay)
     source, objective = LabeledImages(data, plan.seed), build_objective(["kd:temperature=1"])
     return LabelTrainer(classifier, labels, Tapped(module, {}), source, objective, optimizer, plan)
+
+
+def _fit_layers(trainer, begun, data):
+    """Fit the layers that it begins with on views of the data; a run that is resumed has fitted ones."""
+    images = LabeledImages(data, trainer.plan.seed + 1).sample(images_for(data.image_size))
+    view = trainer.augment(images)
+    reconstruct(trainer.student.module, begun.module.to(view.device), view)
 
 
 def _result(trainer, model, test):

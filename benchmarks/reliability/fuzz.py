@@ -50,9 +50,8 @@ def fuzz(name: str, corpus: Path, findings: Path, seconds: int, seed: int) -> No
 
         Image.init()  # imports every format's module
     warnings.simplefilter("ignore")
-    dfkd.system.console.say = dfkd.data.pool.say = dfkd.data.readers.npz.say = lambda line: (
-        None
-    )  # a line an input would drown the log
+    silent = lambda line: None  # noqa: E731 -- a line an input would drown the log
+    dfkd.system.console.say = dfkd.data.pool.say = dfkd.data.opening.say = dfkd.data.readers.npz.say = silent
     target = targets.TARGETS[name]
     for number, data in enumerate(seeds.SEEDS[name]()):
         (corpus / f"seed-{number}").write_bytes(data)

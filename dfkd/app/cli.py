@@ -87,7 +87,7 @@ def _file_trouble(error: OSError) -> str:
     name = visible(str(error.filename or "a file"))
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         said = "the disk is full" if error.errno == errno.ENOSPC else "the quota is used up"
-        return f"{name}: {said}; make room and give the same command again: it goes on from what is complete"
+        return f"{name}: {said}; make room and give the same command again: it continues from what is complete"
     return f"{name}: {error.strerror or error}"
 
 
@@ -101,6 +101,6 @@ def _overview() -> str:
             "",
             *rows,
             "",
-            "dfkd COMMAND --help lists the options; dfkd demo shows the whole thing in a few minutes.",
+            "dfkd COMMAND --help lists the options. dfkd demo shows every stage in a few minutes.",
         ]
     )

@@ -183,7 +183,7 @@ def run(config: DemoConfig) -> None:
         others = "with other --seeds or --steps, or of another version"
         raise RequestError(f"--out {folder} holds a demo {others}; give another folder")
     if not mark.exists() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RequestError(f"--out {folder} holds something that is no demo; give another folder")
+        raise RequestError(f"--out {folder} holds files that are not a demo; give another folder")
     write_json(mark, request)
     prepare(folder)
     file = folder / "demo.toml"

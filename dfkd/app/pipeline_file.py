@@ -53,7 +53,7 @@ class Pipeline:
         names = {d.name or "" for d in self.distillations}
         for row in rows:
             if row not in names:
-                raise RequestError(f"--only {row!r} is no [distill.NAME] of the file{nearest(row, sorted(names))}")
+                raise RequestError(f"--only {row!r} is not a [distill.NAME] of the file{nearest(row, sorted(names))}")
         stages: list[StageConfig] = [*self.selections, *self.distillations]
         wanted: list[StageConfig] = [d for d in self.distillations if d.name in rows]
         while more := [s for s in stages if s not in wanted and any(needs(w, [s]) for w in wanted)]:

@@ -43,7 +43,7 @@ def run_on_ray(stages: Sequence[StageConfig], cpus: float, gpus: float | None) -
                 for answer in running:
                     ray.cancel(answer)
                 ray.wait(list(running), num_returns=len(running), timeout=GRACE)
-                raise Interrupted(stop.signal, "what is complete is kept, the same command goes on from there")
+                raise Interrupted(stop.signal, "what is complete is kept; give the same command again to resume")
             for answer in done:
                 number, began = running.pop(answer)
                 stage = left[number]

@@ -27,28 +27,33 @@ if TYPE_CHECKING:
 
 
 class Selection:
-    """A selection: a map-style data set of (image, teacher's logits), for torch's DataLoader too.
+    """A map-style data set of pairs (image, teacher's logits), for torch's `DataLoader` too.
 
-    An image is uint8 [channels, height, width], as the pool had it (after `filter`); logits are float32 [classes], of
-    that image as it is.
+    An image is uint8 [channels, height, width], after the pool filter. Logits are float32 [classes], of the image
+    without augmentation. `folder` is where the selection lies.
+
+    Args:
+        folder: What `dfkd select` or `dfkd generate` wrote.
+
+    Raises:
+        RequestError: The folder is not a whole selection.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        """Open a folder. Raises: RequestError where it is no complete selection."""
         with opened(verbose=False):
             self._opened: tuple[int, Shards] = os.getpid(), Shards(Path(folder))
         self.folder = Path(folder)
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What it holds and what decided it."""
+        """The fields of `manifest.json`: what the selection holds, and what decided it."""
         return dict(self._shards.manifest.table)
 
     @cached_property
     def scores(self) -> "pd.DataFrame | dict[str, np.ndarray]":
-        """A row for every image of the pool: source, prediction, confidence, entropy, and the reason.
+        """One row per pool image: source, prediction, confidence, entropy, distance and the reason.
 
-        A pandas table where pandas is installed, else arrays by their names.
+        A pandas table if pandas is installed, else a dictionary of arrays [images].
         """
         import pyarrow.parquet as pq
 
@@ -101,13 +106,17 @@ class Selection:
 
 
 class Run:
-    """A finished distillation."""
+    """A finished distillation. `folder` is where it lies.
+
+    Args:
+        folder: What `dfkd distill` wrote.
+        student: A module of the class that was trained, if the student was a Python object.
+
+    Raises:
+        RequestError: The folder is not a finished run, or `student` is of another class.
+    """
 
     def __init__(self, folder: str | Path, student: nn.Module | None = None) -> None:
-        """Open a folder; `student` is a module of the class that was trained, where that was a Python object.
-
-        Raises: RequestError where it is no finished run, or its student cannot be built.
-        """
         self.folder, self._given = Path(folder), student
         with opened(verbose=False):
             read_run(str(folder))
@@ -119,21 +128,25 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any]:
-        """The figures of `result.json`: accuracy, cost, and what the student learnt from."""
+        """The figures of `result.json`: accuracy from 0 to 1, cost, and what the student learnt from."""
         return dict(self._read().result.table)
 
     @cached_property
     def metrics(self) -> "pd.DataFrame | dict[str, np.ndarray]":
-        """The rows of `metrics.jsonl`: a pandas table where pandas is installed, else arrays by their names."""
+        """The rows of `metrics.jsonl`, one per logged step.
+
+        A pandas table if pandas is installed, else a dictionary of arrays [rows]. A value that a row lacks is NaN.
+        """
         rows = self._read().metrics
         names = dict.fromkeys(name for row in rows for name in row)
         return as_table({name: np.array([row.get(name, np.nan) for row in rows]) for name in names})
 
     @cached_property
     def student(self) -> nn.Module:
-        """The trained network, on the processor, in evaluation mode.
+        """The trained network, on the CPU, in evaluation mode.
 
-        Raises: RequestError where it was a Python object and none is given to `open_run`.
+        Raises:
+            RequestError: It was a Python object, and none is given to `open_run`.
         """
         with computing(verbose=False):
             if self._given is None:
@@ -144,12 +157,12 @@ class Run:
 
     @property
     def model(self) -> str | OwnNetwork:
-        """The student, where a stage takes a MODEL."""
+        """The student as a stage takes it: the folder, or the module."""
         return str(self.folder) if self._given is None else OwnNetwork(self.student)
 
     @property
     def input(self) -> dict[str, Any]:
-        """What the student expects: `normalize`, `image_size`, `crop_pct` and `interpolation`."""
+        """What the student expects of its input: `normalize`, `image_size`, `crop_pct` and `interpolation`."""
         model = read_request(self.folder).model
         return {name: getattr(model, name) for name in ("normalize", "image_size", "crop_pct", "interpolation")}
 
@@ -168,24 +181,64 @@ class Run:
 
 
 def open_selection(folder: str | Path) -> Selection:
-    """Open the folder of a selection. Raises: RequestError where it is none."""
+    """Open the folder of a selection.
+
+    Args:
+        folder: What `dfkd select` or `dfkd generate` wrote.
+
+    Returns:
+        The selection as a data set.
+
+    Raises:
+        RequestError: The folder is not a whole selection.
+
+    Example:
+        >>> import dfkd
+        >>> dfkd.open_selection("nothing-here")
+        Traceback (most recent call last):
+        dfkd.system.errors.RequestError: there is no selection in nothing-here
+    """
     return Selection(folder)
 
 
 def open_run(folder: str | Path, student: nn.Module | None = None) -> Run:
-    """Open the folder of a finished run. Raises: RequestError where it is none.
+    """Open the folder of a finished run.
 
-    Where the student was a Python object, `student` is a module like it; its weights are replaced in a copy.
+    Args:
+        folder: What `dfkd distill` wrote.
+        student: A module of the class that was trained, if the student was a Python object. It is copied.
+
+    Returns:
+        The run, with its student, metrics and result.
+
+    Raises:
+        RequestError: The folder is not a finished run, or `student` is of another class.
     """
     return Run(folder, student)
 
 
-def compare(runs: Sequence[Run | str | Path], out: str | Path = "report.html", verbose: bool = True) -> Path:
-    """Put runs side by side: a page, and a CSV beside it. Runs of one name are its seeds. Returns the page."""
+def compare(
+    runs: Sequence[Run | str | Path], out: str | Path = "report.html", verbose: bool = True, disagreements: int = 0
+) -> Path:
+    """Put runs side by side in an HTML page, and in a CSV file beside it.
+
+    Args:
+        runs: Runs or their folders. Runs of one name count as seeds of one row.
+        out: The page to write. The CSV file has the same name.
+        verbose: Whether the table is printed.
+        disagreements: Number of images of each row on the page on which student and teacher differ. Above 0, both
+            networks of a row answer its test images.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        RequestError: There are no runs, or a folder is not a finished run.
+    """
     with opened(verbose):
         folders = tuple(str(run.folder if isinstance(run, Run) else run) for run in runs)
         stage = STAGES["compare"]
-        page: Path = stage.run(configured(stage, {"runs": folders, "out": out}, {}))
+        page: Path = stage.run(configured(stage, {"runs": folders, "out": out, "disagreements": disagreements}, {}))
         return page
 
 

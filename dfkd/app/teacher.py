@@ -22,10 +22,42 @@ from dfkd.system.portable import expand
 
 
 class Teacher:
-    """A trained classifier, or several, and what it expects of its input. Its modules are never changed.
+    """A trained classifier, or several, and what it expects of its input.
 
-    Methods take the options of the stages as keywords, with the same defaults (`dfkd STAGE --help` lists them).
-    Where `out` is left out, the result goes to a folder of the cache (DFKD_CACHE) that its content names.
+    Methods take the options of the commands as keywords, with the same names and defaults. Modules that are given are
+    copied and never changed. Where `out` is left out, a method writes to a folder of the cache (`DFKD_CACHE`) and finds
+    it again at the next call with the same content.
+
+    Args:
+        network: An `nn.Module` from images [batch, channels, height, width] to logits [batch, classes], a MODEL text,
+            or a `Run`, whose student it then is. A list of two or more of these, or of `Teacher` objects, teaches
+            together.
+        normalize: `imagenet`, `cifar10`, `none`, or `mean,.../std,...` of pixels in [0, 1]. Default: what the model
+            says, else `imagenet`.
+        image_size: Side of the input in pixels. Default: what the model says.
+        crop_pct: Image size divided by the size that the shorter side is resized to. Default: what the model says,
+            else 1.
+        interpolation: How larger images are resized. Default: what the model says, else `bilinear`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        mixing: For a list: `mean-logits`, `mean-probabilities`, `confidence` or `entropy`. Default: `mean-logits`.
+        classes: For a list: a file or a list of class names for each network.
+
+    Raises:
+        RequestError: An argument is not one of these, a list has fewer than two networks, or there is no such model.
+
+    Example:
+        >>> import numpy as np
+        >>> import torch
+        >>> import dfkd
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 2))
+        >>> teacher = dfkd.Teacher(network, normalize="none", image_size=8)
+        >>> pool = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+        >>> selection = teacher.select(pool, method="confidence", count=20, verbose=False)
+        >>> len(selection)
+        20
+        >>> run = teacher.distill(network, selection, loss="kd", steps=1, batch_size=4, verbose=False)
+        >>> run.result["steps"]
+        1
     """
 
     def __init__(
@@ -40,11 +72,6 @@ class Teacher:
         mixing: str | None = None,
         classes: Sequence[str | Sequence[str]] | None = None,
     ) -> None:
-        """`network` is an nn.Module, a MODEL text, or a Run, whose student it is then. Raises: RequestError.
-
-        A list names several that teach together, as `--teacher A B` with `--mixing`. Each is one of these, or a Teacher
-        that says what its network expects. `classes` has a FILE or a list of names for each of them.
-        """
         with opened(verbose=False):
             self._model: GivenModel
             if isinstance(network, (list, tuple)):
@@ -65,9 +92,19 @@ class Teacher:
 
     @with_options("select")
     def select(self, pool: Any, *, out: str | Path | None = None, verbose: bool = True, **options: Any) -> Selection:
-        """Select from an unlabeled pool what this teacher can teach from.
+        """Select from an unlabeled pool the images that this teacher can teach from.
 
-        `pool` is a DATA text or several, an array of uint8 images, or a map-style data set of images.
+        Args:
+            pool: A DATA text or a list of them, uint8 images [images, height, width, channels] as an array or tensor,
+                or a map-style data set of images.
+            out: The folder to write. Default: a folder of the cache.
+            verbose: Whether progress and notes are printed.
+
+        Returns:
+            The selected images with the teacher's logits.
+
+        Raises:
+            RequestError: An option or an image is wrong, or too many images cannot be read.
         """
         from dfkd.select.stage import select
 
@@ -83,7 +120,19 @@ class Teacher:
     def generate(
         self, method: str, *, out: str | Path | None = None, verbose: bool = True, **options: Any
     ) -> Selection:
-        """Make images from the teacher alone. `student` is as in `distill`; `samples` are selections."""
+        """Make images from the teacher alone.
+
+        Args:
+            method: A generator with its options, such as `deepinversion` or `dafl:width=32`.
+            out: The folder to write. Default: a folder of the cache.
+            verbose: Whether progress and notes are printed.
+
+        Returns:
+            The images with the teacher's logits. `distill` and `select` read them.
+
+        Raises:
+            RequestError: An option is wrong, or the method cannot use this teacher.
+        """
         from dfkd.generators.stage import generate
 
         with computing(verbose):
@@ -107,10 +156,21 @@ class Teacher:
         verbose: bool = True,
         **options: Any,
     ) -> Run:
-        """Train a student on selections, and measure it on labeled data where `test` is given.
+        """Train a student on selections, and measure it on labeled data if `test` is given.
 
-        `student` is a module, which is copied and begins with its own weights (unless init="teacher"), or a MODEL text.
-        `samples` are selections or their folders; `test` is DATA as in `select`, an array as a pair (images, labels).
+        Args:
+            student: A module, which is copied and begins with its own weights unless `init="teacher"`. Or a MODEL text,
+                or a `Run`.
+            samples: One or several selections, or their folders. Leave it out with `source`.
+            test: Labeled images: a DATA text, a pair (images, labels) of arrays, or a map-style data set.
+            out: The folder to write. Default: a folder of the cache.
+            verbose: Whether progress and notes are printed.
+
+        Returns:
+            The finished run: its student, metrics and result.
+
+        Raises:
+            RequestError: An option is wrong, the student does not fit, or a loss is no longer finite.
         """
         from dfkd.distill.stage import distill
 
@@ -127,7 +187,19 @@ class Teacher:
 
     @with_options("evaluate", "model", "json")
     def evaluate(self, data: Any, *, teacher: Any = None, verbose: bool = True, **options: Any) -> dict[str, Any]:
-        """Measure this classifier on labeled data, and its agreement with a `teacher`. Returns the figures."""
+        """Measure this classifier on labeled data, and its agreement with a teacher.
+
+        Args:
+            data: Labeled images, as `test` of `distill`.
+            teacher: What a `Teacher` is made from. Its answers are compared with this classifier's.
+            verbose: Whether progress and notes are printed.
+
+        Returns:
+            `top1`, `top5`, `agreement`, `teacher_top1` and `calibration_error` from 0 to 1, and counts.
+
+        Raises:
+            RequestError: An option is wrong, or the data have no labels of this classifier.
+        """
         from dfkd.training.evaluate import evaluate
 
         with computing(verbose):
@@ -168,7 +240,7 @@ def _teacher(value: Any) -> GivenModel:
 def _several(networks: Sequence[Any], mixing: str | None, classes: Sequence[str | Sequence[str]] | None) -> GivenModel:
     """Teachers of a list. Raises: RequestError where they are less than two."""
     if len(networks) < 2:
-        raise RequestError(f"a list of {len(networks)} teachers is no list of several; give two or more, or one alone")
+        raise RequestError(f"a list of teachers needs two or more, not {len(networks)}; give one without a list")
     if classes is not None and len(classes) != len(networks):
         raise RequestError(f"classes has {len(classes)} items for {len(networks)} teachers; give one for each")
     teachers = []

@@ -134,7 +134,7 @@ def _picture(item: object) -> object:
     try:
         return _as_picture(as_nhwc(pixels[None])[0])
     except ValueError as error:
-        return Unreadable(f"is no image: {error}")
+        return Unreadable(f"is not an image: {error}")
 
 
 def _as_picture(pixels: UInt8[np.ndarray, "height width channels"]) -> Any:

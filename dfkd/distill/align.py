@@ -1,4 +1,4 @@
-"""Features of two networks made comparable: precision, resolution, width. Shared by the losses that read features."""
+"""Make features of two networks comparable in precision, resolution and width, for losses that read them."""
 
 from contextlib import AbstractContextManager
 
@@ -17,7 +17,14 @@ Stage = int | str
 
 
 def full(x: Tensor) -> Tensor:
-    """`x` in float32 where it is of less precision: differences, norms and logarithms are not taken in bfloat16."""
+    """Convert a tensor of lower precision to float32, for differences, norms and logarithms.
+
+    Args:
+        x: A tensor of any shape.
+
+    Returns:
+        `x` itself, unless it is bfloat16 or float16.
+    """
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
@@ -36,20 +43,46 @@ def check_shape(tap: str, *features: Tensor, dimensions: tuple[int, ...] = (2, 4
 def same_size(
     ours: Float[Tensor, "batch ours_channels _ _"], theirs: Float[Tensor, "batch theirs_channels _ _"]
 ) -> tuple[Float[Tensor, "batch ours_channels h w"], Float[Tensor, "batch theirs_channels h w"]]:
-    """Both maps average-pooled to the smaller resolution of the two; where it is one already, as they are."""
+    """Average-pool two maps to the smaller resolution of the two.
+
+    Args:
+        ours: The student's map [batch, channels, height, width].
+        theirs: The teacher's map. Its channels may differ.
+
+    Returns:
+        Both maps in one resolution. A map that has it is returned as it is.
+    """
     size = (min(ours.shape[2], theirs.shape[2]), min(ours.shape[3], theirs.shape[3]))
     return tuple(x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size) for x in (ours, theirs))  # type: ignore[return-value]
 
 
 def averaged(feature: Tensor) -> Float[Tensor, "batch width"]:
-    """A map averaged over its pixels; a vector as it is."""
+    """Average a map over its pixels. A vector stays as it is.
+
+    Args:
+        feature: [batch, channels, height, width] or [batch, width].
+
+    Returns:
+        [batch, channels] or [batch, width].
+    """
     return feature.mean(dim=(2, 3)) if feature.ndim == 4 else feature
 
 
 def projection(ours: Tensor, width: int, *, always: bool = False, bias: bool = False) -> nn.Module:
-    """A layer that gives features like `ours` `width` channels: a 1x1 convolution for maps, linear for vectors.
+    """Build a layer that gives a feature another width: a 1x1 convolution for maps, a linear layer for vectors.
 
-    Where the width is right already it is the identity, unless it is wanted `always`. On the device of `ours`.
+    Args:
+        ours: A feature of the student, [batch, channels, height, width] or [batch, width].
+        width: Channels of the result.
+        always: Whether to build the layer even if the width is right. Else that is the identity.
+        bias: Whether the layer has a bias.
+
+    Returns:
+        The layer, on the device of `ours`. Its weights are drawn from torch's random state.
+
+    Example:
+        >>> projection(torch.zeros(2, 16, 8, 8), 32)
+        Conv2d(16, 32, kernel_size=(1, 1), stride=(1, 1), bias=False)
     """
     if ours.shape[1] == width and not always:
         return nn.Identity()
@@ -58,9 +91,16 @@ def projection(ours: Tensor, width: int, *, always: bool = False, bias: bool = F
 
 
 def apply(layer: nn.Module, feature: Tensor) -> Tensor:
-    """A layer that trains with the student, on a feature, in the precision that the network made it in; then `full`.
+    """Apply a layer of a loss to a feature in the feature's precision, and return float32.
 
-    So a projection costs what a layer of the student costs, and the difference behind it is exact.
+    A projection then costs as much as a layer of the student, and differences of its output are exact.
+
+    Args:
+        layer: A layer that trains with the student.
+        feature: A feature of the student.
+
+    Returns:
+        The layer's output in float32.
     """
     with precision_of(feature):
         return full(layer(feature))

@@ -1,6 +1,19 @@
-"""The losses as they are used alone: on plain logits, without a teacher, a student or a training.
+"""The losses of `--loss`, alone: on plain logits, without a teacher, a student or a training.
 
-`KD(temperature=4)(student_logits, teacher_logits)`. A loss that reads features takes `Outputs` instead of logits.
+Logits are float [batch, classes]. A loss returns one number, the mean over the batch. A loss that reads features takes
+`Outputs` in place of logits, and builds its own layers from the first batch.
+
+Example:
+    >>> import torch
+    >>> import dfkd
+    >>> teacher = torch.tensor([[2.0, 0.0, -1.0]])
+    >>> kd = dfkd.losses.KD(temperature=4.0)
+    >>> float(kd(teacher, teacher))
+    0.0
+    >>> fitnet = dfkd.losses.FitNet()
+    >>> maps = {"stage1": torch.ones(1, 8, 4, 4)}
+    >>> fitnet(dfkd.losses.Outputs(teacher, maps), dfkd.losses.Outputs(teacher, maps)).shape
+    torch.Size([])
 """
 
 import functools

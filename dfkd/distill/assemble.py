@@ -138,5 +138,5 @@ def _taps(
             raise RequestError(f"--{who}-taps names {name!r}; {read}")
     found = find_taps(model.module, example, given, wanted)
     for note in found.notes:
-        say(f"{who} {model.spec}: {note}")
+        say(f"note: {who} {model.spec}: {note}")
     return found.taps

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from dfkd.distill.grafting import graft
+from dfkd.distill.stale import StaleCopies
 from dfkd.distill.trainer import Trainer
 from dfkd.formats.run_folder import READY, Progress
 from dfkd.formats.run_records import Checkpoint
@@ -23,13 +25,18 @@ class Cohort:
     """Several trainers as one learner. Each becomes what it would be alone, to the bit, unless it learns from others.
 
     A student that has come further than another one, in a run of its own, waits for it. Students that learn from each
-    other (`mutual`) are always at the same step: all reply to the view, and then each learns with the others' replies.
+    other are always at the same step: all reply to the view, and then each learns with the others' replies.
     """
 
-    def __init__(self, trainers: Sequence[Trainer], turns: Sequence[Turn]) -> None:
-        """Trainers of the same images and views; `turns` have the random state in which each was made."""
+    def __init__(self, trainers: Sequence[Trainer], turns: Sequence[Turn], graft_every: int = 0) -> None:
+        """Trainers of the same images and views; `turns` have the random state in which each was made.
+
+        They take filters from each other every `graft_every` steps; 0: never.
+        """
         self.students, self._turns = list(trainers), list(turns)
-        self.mutual = any(trainer.objective.reads_peers for trainer in trainers)
+        self._reads = any(trainer.objective.reads_peers for trainer in trainers)
+        self._graft_every = graft_every
+        self._stale = StaleCopies((trainer.objective.peers_every for trainer in trainers), trainers[0].place)
         self._teacher = _SharedTeacher([trainer.teacher for trainer in trainers])
         self.step = 0
         self._seconds = 0.0
@@ -77,14 +84,20 @@ class Cohort:
         else:
             view, kept = first.lesson(batch)
             theirs = dict.fromkeys(due, kept)
-        replies = self._replies(view) if self.mutual else {}
+        replies = self._replies(view) if self._reads else {}
+        said = {1: [reply.logits.detach() for reply in replies.values()]}
+        said |= self._stale.answers(self._modules, view, self.step)
         row: dict[str, Tensor | float] = {}
         for n in due:
-            peers = tuple(reply.logits.detach() for other, reply in replies.items() if other != n)
+            heard = said[self.students[n].objective.peers_every]
+            peers = tuple(logits for other, logits in enumerate(heard) if other != n)
             with self._turns[n]():
                 metrics = self.students[n].learn(batch, view, replace(theirs[n], peers=peers), None, replies.get(n))
             row |= {f"{n + 1}.{name}": value for name, value in metrics.items()}
         self.step += 1
+        every = self._graft_every
+        if every and self.step % every == 0 and self.step < self.plan.steps:  # a student of the last step is measured
+            graft(self._modules)
         return row
 
     def tell(self, row: Mapping[str, float]) -> str:
@@ -112,7 +125,8 @@ class Cohort:
             with turn():
                 progress = {"step": student.step, "seconds": student.seconds}
                 due = number in self._due()
-                states.append({"state": student.state_dict(), "progress": progress} if due else None)
+                state = student.state_dict() | self._stale.state_of(number)
+                states.append({"state": state, "progress": progress} if due else None)
         return {"students": states}
 
     def load_state_dict(self, state: Mapping[str, Any], progress: Checkpoint) -> None:
@@ -121,6 +135,12 @@ class Cohort:
             if found is not None:
                 with turn():
                     student.load_state_dict(*found)
+        if all(found is not None for found in state["students"]):
+            self._stale.load(self._modules, [found[0] for found in state["students"]])
+
+    @property
+    def _modules(self) -> list[nn.Module]:
+        return [student.student.module for student in self.students]
 
     def _due(self) -> list[int]:
         """The students that are at this step; before the first one, all that are furthest behind."""

@@ -7,29 +7,34 @@ import torch
 from torch import nn
 
 from dfkd.config import DistillConfig
-from dfkd.data.images.frame import ENCODED_ABOVE, Crops
+from dfkd.data.images.frame import Crops
 from dfkd.distill.init.inherit import heir
 from dfkd.formats.shards import Shards
+from dfkd.models.architectures.specialists import Specialists
 from dfkd.models.fake_int8 import rounds
 from dfkd.models.features.find_taps import find_taps
 from dfkd.models.features.taps import in_group
 from dfkd.models.load import Model
 from dfkd.models.own import GivenModel
 from dfkd.system.errors import RequestError
+from dfkd.training.bn_reestimate import batch_norms
 
 PHOTO_AREA = 0.35
 """The smallest share of a photograph that a random crop takes."""
+SLOW_MOMENTUM, REESTIMATED = 0.05, 20
+"""Running statistics with less momentum are computed anew at the end, on so many batches."""
 
 
-def default_losses(config: DistillConfig, teacher: Model, student: Model) -> tuple[str, ...]:
-    """What docs/results.md supports: `ofd` beside `kd`, for images as small as those that it was tried on.
+def default_losses(config: DistillConfig, teacher: Model, student: Model, given: GivenModel) -> tuple[str, ...]:
+    """What docs/results.md supports: `ofd` beside `kd`, but for photographs and a student that is trained already.
 
-    Its weight is for maps of their size. Networks need maps of several resolutions (a transformer has one, of its
-    patches); a generator's images, and answers that were kept, are for the outputs.
+    Networks need maps of several resolutions (a transformer has one, of its patches). A generator's images, and answers
+    that were kept, are for the outputs.
     """
     if learns_by := getattr(type(student.module), "learns_by", ()):  # an architecture of ours with a loss of its own
         return tuple(learns_by)
-    if config.teacher_views or config.source is not None or (teacher.image_size or 0) > ENCODED_ABOVE:
+    fine_tuned = student.of_photographs and has_weights(student, given)
+    if config.teacher_views or config.source is not None or fine_tuned:
         return ("kd",)
     if config.teacher_taps or config.student_taps:  # somebody knows the taps: a mistake in them is to be told
         return ("kd", "ofd")
@@ -42,9 +47,10 @@ def default_losses(config: DistillConfig, teacher: Model, student: Model) -> tup
     return ("kd", "ofd")
 
 
-def default_init(teacher: Model, student: Model) -> Literal["none", "teacher"]:
-    """What docs/results.md supports: the teacher's layers, where they make a whole student."""
-    return "teacher" if heir(student, teacher) and student.has_weights is False else "none"
+def default_init(teacher: Model, student: Model, given: GivenModel) -> Literal["none", "teacher"]:
+    """What docs/results.md supports: the teacher's layers, where they make a whole student that has no weights."""
+    bare = isinstance(given, str) and has_weights(student, given) is False
+    return "teacher" if bare and heir(student, teacher) else "none"
 
 
 def default_area(config: DistillConfig, selections: Sequence[Shards]) -> float:
@@ -65,22 +71,42 @@ def crops_of_files(config: DistillConfig, selections: Sequence[Shards]) -> Crops
     return Crops(area, config.seed)
 
 
+def default_reestimate(student: Model) -> int:
+    """Batches for new BatchNorm statistics at the end, where the running ones are of weights that are long gone.
+
+    They are a mean over some 1 / momentum steps: over 10 with torch's default, over 100 in torchvision's MobileNetV3,
+    over 3,000 in its MNASNet, while a run may have 500. benchmarks/quality/LOG.md has what it costs.
+    """
+    momenta = [layer.momentum for layer in batch_norms(student.module) if layer.momentum is not None]
+    return REESTIMATED if momenta and min(momenta) < SLOW_MOMENTUM else 0
+
+
 def begins_trained(student: Model, given: GivenModel, init: str) -> bool:
     """Whether the student is to be fine-tuned: it has weights of its own, and they are not for small images.
 
-    Up to 64 pixels the rates of docs/results.md hold, unless the classifier is new. A module that is at hand, and code
-    that loads weights unasked, is trained if its normalization layers are no longer as they began. A student in
-    int8 is always fine-tuned: its BatchNorms are folded away, and without them such rates destroy it.
+    Up to 64 pixels the rates of docs/results.md hold, unless the classifier is new. A student in int8 is always
+    fine-tuned: its BatchNorms are folded away, and without them such rates destroy it. So are specialists, which are
+    to change slightly.
     """
-    if rounds(student.module):
+    if rounds(student.module) or isinstance(student.module, Specialists):
         return True
-    if init == "teacher" or not ((student.image_size or 0) > ENCODED_ABOVE or student.new_classifier):
+    if init == "teacher" or not (student.of_photographs or student.new_classifier):
         return False
+    return bool(has_weights(student, given))
+
+
+def has_weights(student: Model, given: GivenModel) -> bool | None:
+    """Whether the student begins with more than random weights; None where nothing tells.
+
+    A module that is at hand, and code that may load weights unasked, shows it by its normalization layers: before a
+    training all weights of such a layer are equal.
+    """
     if isinstance(given, str) and student.has_weights is not None:
         return student.has_weights
     norms = nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm
-    layers = [layer for layer in student.module.modules() if isinstance(layer, norms)]
-    return any(layer.weight is not None and len(layer.weight.unique()) > 1 for layer in layers)
+    weights = [layer.weight for layer in student.module.modules() if isinstance(layer, norms)]
+    known = [weight for weight in weights if weight is not None]
+    return any(len(weight.unique()) > 1 for weight in known) if known else None
 
 
 def example_of(teacher: Model) -> torch.Tensor:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dfkd.config import DistillConfig
+from dfkd.config.texts import flag
 from dfkd.distill.trainer import Trainer
 from dfkd.formats.run_records import Checkpoint
 from dfkd.models.architectures.estimator import Estimator
@@ -22,7 +23,7 @@ from dfkd.training.sources import Batch
 
 MOST_BYTES = 2**31
 """Of the images that are held in memory, in float32."""
-_OFF = {"ema": 0.0, "reestimate": 0, "batches": "shuffled", "lr": None}
+_OFF = {"ema": 0.0, "reestimate": None, "batches": "shuffled", "lr": None, "keep_weights": 0}
 """Options that say how a network learns, and the values with which they say nothing."""
 
 
@@ -38,7 +39,7 @@ def configured(config: DistillConfig, student: Model) -> DistillConfig:
         raise RequestError(f"{what} it learns the teacher's probabilities; leave out --loss")
     for name, off in _OFF.items():
         if getattr(config, name) != off:
-            raise RequestError(f"{what} --{name} {getattr(config, name)} changes nothing; leave it out")
+            raise RequestError(f"{what} {flag(name)} {getattr(config, name)} changes nothing; leave it out")
     if config.source is not None:
         raise RequestError(f"{what} no generator can learn from it; leave out --source")
     if ranks.count() > 1:

@@ -1,4 +1,4 @@
-"""What a loss is: the base class of ours and of one's own, and how a plain module or function becomes one."""
+"""The base class of losses, and how a plain module or function becomes one."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
@@ -16,18 +16,30 @@ Family = Literal["outputs", "boundaries", "features", "relations", "students"]
 
 
 class Loss(nn.Module):
-    """A number for a batch that falls as the student becomes like the teacher; a term of `--loss`.
+    """A term of `--loss`: a number for a batch that falls as the student becomes like the teacher.
 
-    A subclass gives `forward` and sets those of the attributes below that differ from their defaults, on the class or,
-    but for `weight`, in `__init__`, where they may follow from options. `__init__` takes the options of
-    `--loss NAME:key=value`: each has an annotated type and a default.
+    A subclass defines `forward` and sets the attributes below that differ from their defaults. They are set on the
+    class, or in `__init__` if they follow from options; `weight` only on the class. `__init__` takes the options of
+    `--loss NAME:key=value`. Each has an annotated type and a default.
 
-    Parameters and submodules train with the student, in its optimizer. They, the buffers and `get_extra_state` are in
-    the checkpoint, and none of them is part of the student. Random numbers are torch's own: the run's seed decides
-    them, and a resumed run goes on with them. The value of a batch is in `metrics.jsonl` under the loss's name, before
-    its weight. `dfkd.distill.align` makes features of two networks comparable: `same_size`, `projection`, `apply`.
+    Parameters and submodules train with the student, in its optimizer. They are in the checkpoint, as are buffers and
+    `get_extra_state`. None of them is part of the student. Draw random numbers with torch: the run's seed decides them,
+    and a resumed run continues them. `metrics.jsonl` has the value of a batch under the loss's name, before its weight.
+    `dfkd.distill.align` makes features of two networks comparable.
 
-    A plain module or function of (student, teacher) is a loss too; what it has of these attributes counts.
+    A plain module or function of (student, teacher) is a loss, too. It may have the same attributes.
+
+    Example:
+        >>> import torch
+        >>> from dfkd.models.features.outputs import Outputs
+        >>> class Gap(Loss):
+        ...     def __init__(self, power: int = 2):
+        ...         super().__init__()
+        ...         self.power = power
+        ...     def forward(self, student, teacher):
+        ...         return (student.logits - teacher.logits).abs().pow(self.power).mean()
+        >>> Gap()(Outputs(torch.zeros(4, 10)), Outputs(torch.ones(4, 10)))
+        tensor(1.)
     """
 
     taps: tuple[str, ...] = ()
@@ -41,49 +53,74 @@ class Loss(nn.Module):
     weight: ClassVar[float] = 1.0
     """The weight where `--loss` gives none."""
     asks_teacher: bool = False
-    """Whether it needs more of the teacher than the outputs of the batch (`Setting.teacher`): answers that were kept
-    beforehand (`--teacher-views`) are then not enough."""
+    """Whether it asks the teacher for more than the outputs of the batch (`Setting.teacher`).
+
+    Answers that were computed beforehand (`--teacher-views`) are then not enough."""
     reads_kept: bool = False
-    """Whether it heeds `Outputs.kept`, the classes that `--class-dropping` leaves."""
+    """Whether it uses `Outputs.kept`, the classes that `--class-dropping` keeps."""
     reads_view: bool = False
-    """Whether it reads `Outputs.view`; a loss of one's own, and one that asks the teacher, has it in any case."""
+    """Whether it reads `Outputs.view`. A loss from outside `dfkd`, and one that asks the teacher, always has it."""
     reads_peers: bool = False
-    """Whether it learns from `Outputs.peers` of the teacher's outputs: what other students say. It needs `--also`."""
+    """Whether it learns from `Outputs.peers`, the logits of other students. It needs `--also`."""
+    peers_every: int = 1
+    """For how many steps the other students' answers are kept: 1 takes those of this step, in training mode.
+
+    Above 1 they are answers in evaluation mode, with the weights of the step at which they were taken."""
     per_image: bool = False
     """Whether it is the mean over the batch of a number that each image has by itself.
 
-    Where several processes share a batch, each then computes its own images' part. Otherwise each is given the outputs
-    of the whole batch, which is right for any loss, and takes longer."""
+    Several processes that share a batch then compute the part of their own images. Otherwise each gets the outputs of
+    the whole batch, which is right for any loss and takes longer."""
     preparation: int = 0
-    """The first steps that it takes for layers of its own: it teaches the student nothing meanwhile."""
+    """The number of first steps that train only its own layers. It teaches the student nothing meanwhile."""
 
     family: ClassVar[Family | None] = None
-    """Its part of docs/losses.md; losses of `dfkd.distill.losses` have one."""
+    """Its section of docs/losses.md. Losses of `dfkd.distill.losses` have one."""
     paper: ClassVar[Paper | None] = None
-    """Where it is from."""
+    """The paper that it is from."""
 
     def bind(self, setting: Setting) -> None:
-        """Called once, before `setup`: the two networks, to keep or to run. Modules that are kept as attributes would
-        become the loss's own: keep `setting` itself.
+        """Take the two networks. Called once, before `setup`.
+
+        Keep `setting` itself: a module that is kept as an attribute becomes the loss's own and trains.
+
+        Args:
+            setting: The networks, their last linear layers, and the number of images.
         """
 
     def setup(self, student: Outputs, teacher: Outputs) -> None:
-        """Called once with the outputs for a first batch, without gradients: build what depends on their shapes."""
+        """Build layers of the shapes of a first batch. Called once, without gradients.
+
+        Args:
+            student: The student's outputs.
+            teacher: The teacher's outputs.
+        """
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
-        """The loss of a batch, the mean over its images. The teacher's outputs have no gradients.
+        """Compute the loss of a batch, the mean over its images.
 
-        Called once more before the training, without gradients, to see that it fits: nothing is to be counted or
-        remembered where `torch.is_grad_enabled()` is false.
+        It is also called once before the training, without gradients, as a check. Count and remember nothing while
+        `torch.is_grad_enabled()` is false.
+
+        Args:
+            student: The student's outputs.
+            teacher: The teacher's outputs, without gradients.
+
+        Returns:
+            One number, a tensor of shape [].
         """
         raise NotImplementedError
 
     def finish(self) -> None:
-        """Called once after the last step, without gradients: what is to become part of the student is put there."""
+        """Put into the student what belongs to it. Called once after the last step, without gradients."""
+
+    def exits(self, student: Outputs) -> list[Float[Tensor, "batch classes"]]:
+        """The logits of heads at which the student could stop earlier, from the shallowest: they are measured, too."""
+        return []
 
     @property
     def uses_networks(self) -> bool:
-        """Whether it wants the networks themselves: a `Setting` takes a while to make."""
+        """Whether it reads the networks themselves (`bind`)."""
         return type(self).bind is not Loss.bind
 
     @property
@@ -110,6 +147,7 @@ class PlainLoss(Loss):
         self.asks_teacher = bool(getattr(where, "asks_teacher", False))
         self.reads_kept = bool(getattr(where, "reads_kept", False))
         self.reads_peers = bool(getattr(where, "reads_peers", False))
+        self.peers_every = int(getattr(where, "peers_every", 1))
         self.per_image = bool(getattr(where, "per_image", False))
         self.preparation = int(getattr(where, "preparation", 0))
         self._hooks: dict[str, Callable[..., Any]] = {

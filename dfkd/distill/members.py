@@ -12,13 +12,16 @@ from dfkd.config import DistillConfig
 from dfkd.config.option import field_hints
 from dfkd.config.tables import differences
 from dfkd.config.texts import flag, kind_of, value
+from dfkd.distill.grafting import grafts_with
 from dfkd.distill.prepare import Distillation
+from dfkd.models.state import tensors_of
 from dfkd.system.errors import RequestError, nearest
 from dfkd.system.files import hash_of
 from dfkd.system.remote import is_remote
 
 OWN = (
-    *("student", "student_seed", "student_taps", "teacher_taps", "init", "prune", "quantize", "loss", "out", "name"),
+    *("student", "student_seed", "student_taps", "teacher_taps", "init", "prune", "quantize"),
+    *("specialists", "loss", "out", "name"),
     *("optimizer", "lr", "weight_decay", "schedule", "warmup", "ema", "reestimate"),
 )
 """The options in which they may differ: what decides images, views and the teacher's answers is the same for all."""
@@ -52,8 +55,13 @@ def learning_together(several: Sequence[Distillation]) -> list[Distillation]:
         different = differences(_lessons(several[0]), _lessons(other))
         if different:
             raise RequestError(
-                f"student {number} would have other lessons than student 1 ({'; '.join(different)}): give both the "
+                f"student {number} would be taught differently from student 1 ({'; '.join(different)}): give both the "
                 "same options, such as --init none, or each a command of its own"
+            )
+        if other.config.graft and not grafts_with(*(tensors_of(p.student.module) for p in (several[0], other))):
+            raise RequestError(
+                f"--graft {other.config.graft} mixes the convolutions of one architecture; student {number}, "
+                f"{other.student.spec}, is of another one than {several[0].student.spec}, or has none"
             )
         if other.trainer.source.follows:
             raise RequestError(
@@ -62,7 +70,7 @@ def learning_together(several: Sequence[Distillation]) -> list[Distillation]:
     marks = [hash_of(prepared.content) for prepared in several]
     found = []
     for number, prepared in enumerate(several):
-        peers = {"peers": marks[:number] + marks[number + 1 :]} if prepared.trainer.objective.reads_peers else {}
+        peers = {"peers": marks[:number] + marks[number + 1 :]} if prepared.mutual else {}
         found.append(replace(prepared, content={**prepared.content, **peers}))
     return found
 
@@ -90,7 +98,7 @@ def _differing(text: str) -> dict[str, Any]:
             name = written[2:].replace("-", "_")
             if name not in OWN:
                 raise RequestError(
-                    f"--also {text.strip()!r}: {written} is no option in which students that learn together may "
+                    f"--also {text.strip()!r}: {written} is not an option in which students of one command may "
                     f"differ{nearest(written, [flag(own) for own in OWN])}"
                 )
             if name in given:

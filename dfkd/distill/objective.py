@@ -21,7 +21,7 @@ from dfkd.system.foreign import Foreign, Raised, is_theirs
 from dfkd.system.limits import Range
 from dfkd.system.shares import weight
 
-LOSS = Kind("loss", ("dfkd.distill.losses", "dfkd.distill.tree_loss"), numbers=1)
+LOSS = Kind("loss", ("dfkd.distill.losses", "dfkd.distill.specialists_loss", "dfkd.distill.tree_loss"), numbers=1)
 _UNFIT = (TypeError, AttributeError, KeyError)
 """What a loss raises for outputs that lack what it reads."""
 
@@ -94,6 +94,11 @@ class Objective(nn.Module):
         self.losses = nn.ModuleList(term.module for term in terms if term.module is not None)
 
     @property
+    def names(self) -> list[str]:
+        """The names of the metrics."""
+        return [term.name for term in self._terms]
+
+    @property
     def spelled(self) -> list[str]:
         """The losses as canonical texts, with everything that decides them."""
         return [term.identity for term in self._terms]
@@ -138,6 +143,11 @@ class Objective(nn.Module):
         """The losses, by name, that learn from other students (`Outputs.peers`)."""
         return [term.name for term in self._terms if term.loss.reads_peers]
 
+    @property
+    def peers_every(self) -> int:
+        """How old the weights may become by which other students answer: the greatest that a loss wants."""
+        return max((term.loss.peers_every for term in self._terms if term.loss.reads_peers), default=1)
+
     def setup(self, student: Outputs, teacher: Outputs, setting: Setting) -> None:
         """Show the losses the networks, and let them build their parameters from the outputs of a first batch."""
         for term in self._terms:
@@ -148,6 +158,17 @@ class Objective(nn.Module):
         """After the last step: losses whose parameters become part of the student put them there."""
         for term in self._terms:
             term.finish()
+
+    @property
+    def has_exits(self) -> bool:
+        """Whether a loss has heads at which the student could stop earlier."""
+        return any(type(term.loss).exits is not Loss.exits for term in self._terms)
+
+    @torch.no_grad()
+    def exits(self, student: Outputs) -> list[Float[Tensor, "batch classes"]]:
+        """The logits of the losses' heads, in evaluation mode."""
+        self.eval()
+        return [logits.float() for term in self._terms for logits in term.loss.exits(student)]
 
     @torch.no_grad()
     def check(self, student: Outputs, teacher: Outputs) -> None:

@@ -13,9 +13,16 @@ from dfkd.config.tables import differences
 from dfkd.data import Pool, open_pool
 from dfkd.data.labels import ClassNames
 from dfkd.data.locate import GivenData
-from dfkd.distill import compress, fitting, supply
+from dfkd.distill import compress, fitting, grafting, specialists, supply
 from dfkd.distill.assemble import assemble
-from dfkd.distill.defaults import begins_trained, crops_of_files, default_area, default_init, default_losses
+from dfkd.distill.defaults import (
+    begins_trained,
+    crops_of_files,
+    default_area,
+    default_init,
+    default_losses,
+    default_reestimate,
+)
 from dfkd.distill.init.inherit import heir, inherit, twins
 from dfkd.distill.objective import Objective, build_objective
 from dfkd.distill.trainer import Plan, Trainer
@@ -68,6 +75,11 @@ class Distillation:
         return "teacher" if self.config.init == "teacher" else "given" if self.student.has_weights else "random"
 
     @property
+    def mutual(self) -> bool:
+        """Whether it becomes another one by the other students of its command."""
+        return bool(self.trainer.objective.reads_peers) or self.config.graft > 0
+
+    @property
     def test_fingerprint(self) -> str | None:
         """Of the labeled data: another file under the same name has another one."""
         return hash_of(self.test.identity) if self.test is not None else None
@@ -94,18 +106,21 @@ def prepare(
     selections = open_selections(config.samples, config.normalize, config.image_size)
     teacher = open_teacher(teacher_given, config.samples, selections, config)
     student = compress.compressed(config, _load_student(config, student_given, teacher))
+    student = specialists.with_specialists(config, student, selections, place)
     config = fitting.configured(config, student)
     if objective is None:
-        config = replace(config, loss=default_losses(config, teacher, student))
+        config = replace(config, loss=default_losses(config, teacher, student, student_given))
         say(f"losses: {' '.join(config.loss)}, the default for these networks and images")
         objective = build_objective(config.loss)
     if config.init == "auto":
-        config = replace(config, init=default_init(teacher, student))
+        config = replace(config, init=default_init(teacher, student, student_given))
         if config.init == "none" and isinstance(student_given, OwnNetwork) and heir(student, teacher):
             say("note: the student begins with its own weights; --init teacher gives it the teacher's layers")
     if config.init == "teacher":
         _inherit(student, teacher)
-    if config.reestimate and not batch_norms(student.module):
+    if config.reestimate is None:
+        config = replace(config, reestimate=default_reestimate(student))
+    elif config.reestimate and not batch_norms(student.module):
         raise RequestError(f"--reestimate {config.reestimate} changes nothing: the student has no BatchNorm statistics")
     if config.sync_batchnorm:
         student = _synchronized(student, place)
@@ -147,6 +162,8 @@ def check_request(
         check_name(student)
     ORDER.choose(config.batches)
     compress.check(config)
+    specialists.check(config)
+    grafting.check(config.graft, peers)
     objective = build_objective(config.loss) if config.loss else None
     if objective is not None:
         _check_objective(config, objective, peers)
@@ -170,7 +187,7 @@ def _check_options(config: DistillConfig) -> None:
     if config.teacher_views and config.shard_teacher:
         raise RequestError(f"{views} has each process ask the teacher for other views; leave out --shard-teacher")
     if config.epochs is not None and config.steps is not None:
-        raise RequestError(f"--epochs {config.epochs} and --steps {config.steps} are two lengths; give one")
+        raise RequestError(f"--epochs {config.epochs} and --steps {config.steps} both set the length; give one of them")
     if config.student.endswith(".pt2"):
         raise RequestError(
             f"--student {config.student!r} is a program whose network is not known; name its architecture"
@@ -187,7 +204,7 @@ def _check_objective(config: DistillConfig, objective: Objective, peers: int) ->
             "--also '--student-seed 1 --out run-2'"
         )
     if config.class_dropping and not objective.reads_kept:
-        raise RequestError(f"--class-dropping {config.class_dropping:g} changes nothing: of the losses, kd heeds it")
+        raise RequestError(f"--class-dropping {config.class_dropping:g} changes nothing: no loss uses it; kd does")
     if config.teacher_views and objective.beyond_logits:
         readers = ", ".join(objective.beyond_logits)
         raise RequestError(
@@ -199,6 +216,7 @@ def _check_objective(config: DistillConfig, objective: Objective, peers: int) ->
 def _check_plan(config: DistillConfig, plan: Plan, student: Model, objective: Objective) -> None:
     """Refuse numbers that do not go with the student and the losses."""
     fitting.check_size(plan.steps * plan.batch_size, student)
+    specialists.check_losses(student, objective)
     for name, steps in objective.preparation.items():
         if steps >= plan.steps:
             raise RequestError(
@@ -252,13 +270,14 @@ def _plan(config: DistillConfig, selections: Sequence[Shards], student: Model, t
     padding = 0 if cropped else (student.image_size or 0) // 8
     images = sum(map(len, selections))
     init = config.init if config.prune is None else "teacher"  # what is left of trained layers is to last
+    rate = default_rate(config.optimizer, student.module, init, trained, student.of_photographs)
     steps = config.steps or DEFAULT_STEPS
     if config.epochs is not None:
         steps = math.ceil(config.epochs * images / (config.batch_size * supply.stored_share(config)) - 1e-9)
     return Plan(
         steps=steps,
         batch_size=config.batch_size,
-        lr=config.lr if config.lr is not None else default_rate(config.optimizer, student.module, init, trained),
+        lr=config.lr if config.lr is not None else rate,
         warmup=SCHEDULE_WARMUP[config.schedule] if config.warmup is None else config.warmup,
         crop_padding=padding if config.crop_padding is None else config.crop_padding,
         crop_area=1.0 if config.crop_area is None else config.crop_area,
@@ -267,7 +286,7 @@ def _plan(config: DistillConfig, selections: Sequence[Shards], student: Model, t
         mixup=config.mixup,
         cutmix=config.cutmix,
         ema=config.ema,
-        reestimate=config.reestimate,
+        reestimate=config.reestimate or 0,
         class_dropping=config.class_dropping,
         checkpoint_every=config.checkpoint_every,
         log_every=config.log_every,

@@ -36,15 +36,15 @@ class Counted:
 
 @dataclass(frozen=True)
 class Setting:
-    """What `Loss.bind` is given, once, before `setup`."""
+    """The two networks of a training, for `Loss.bind`."""
 
     student: Callable[[Tensor], Outputs]
-    """Answers a view [batch, channels, height, width]; gradients reach the student and the view."""
+    """Answers a view [batch, channels, height, width]. Gradients reach the student and the view."""
     teacher: Callable[[Tensor], Outputs]
-    """Answers a view; gradients reach the view, never the teacher's weights."""
+    """Answers a view. Gradients reach the view, never the teacher's weights."""
     student_head: nn.Linear | None
-    """The layer that gives the logits, where it is linear and its input is the tap `last`."""
+    """The layer that gives the logits, if it is linear and its input is the tap `last`."""
     teacher_head: nn.Linear | None
     """The same of the teacher."""
     images: int | None
-    """How many different images there are, so that `Outputs.rows` is below it; None where images are not stored."""
+    """The number of different images: `Outputs.rows` is below it. None if images are not stored."""

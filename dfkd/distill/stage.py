@@ -14,8 +14,10 @@ from dfkd.config import DistillConfig
 from dfkd.config.option import is_off, named
 from dfkd.data.locate import GivenData
 from dfkd.distill.cohort import Cohort, Records
+from dfkd.distill.exits import exit_accuracies
 from dfkd.distill.members import learning_together, members
 from dfkd.distill.prepare import Distillation, check_request, prepare
+from dfkd.formats.kept_weights import WeightKeeper
 from dfkd.formats.manifest import Manifest
 from dfkd.formats.run_folder import Run
 from dfkd.formats.run_records import Result, finished_weights, read_distillation
@@ -123,6 +125,7 @@ def _train(prepared: Distillation, folder: Run) -> dict[str, Any]:
     """Train and write the student and the result, while the folder is locked."""
     _examine(prepared)
     trainer, processes = prepared.trainer, ranks.count()
+    _keep_weights(prepared, folder)
     with _logged(prepared, folder) as log:
         train(trainer, folder)
         trainer.finish()
@@ -137,11 +140,13 @@ def _train_together(
 
     Returns their results by their numbers.
     """
-    mutual = any(prepared.trainer.objective.reads_peers for prepared in several)
+    mutual = any(prepared.mutual for prepared in several)
     learning = [n for n in range(len(several)) if mutual or n in unfinished]
     processes, results = ranks.count(), {}
     _examine(several[0])
-    cohort = Cohort([several[n].trainer for n in learning], [turns[n] for n in learning])
+    for n in unfinished:
+        _keep_weights(several[n], folders[n])
+    cohort = Cohort([several[n].trainer for n in learning], [turns[n] for n in learning], several[0].config.graft)
     with ExitStack() as stack:
         logs = {n: stack.enter_context(_logged(several[n], folders[n])) for n in unfinished}
         train(cohort, Records([folders[n] for n in learning], mutual))
@@ -151,6 +156,12 @@ def _train_together(
             finish = partial(_finish, several[n], folders[n], figures, processes, logs[n], len(several))
             results[n] = ranks.from_first(finish)
     return results
+
+
+def _keep_weights(prepared: Distillation, folder: Run) -> None:
+    """Have the student's weights kept at some moments, where that is wanted."""
+    if count := prepared.config.keep_weights:
+        prepared.trainer.keeper = WeightKeeper(folder.folder, prepared.trainer.plan.steps, count)
 
 
 def _examine(prepared: Distillation) -> None:
@@ -214,6 +225,8 @@ def _complete(prepared: Distillation, folder: Run) -> dict[str, Any]:
     elif prepared.test is None and tested is not None:
         folder.request["distill"]["test"] = tested  # the figures stay, and so does what they are of
     table = {**result.table, **changed}
+    if "top1" in changed:
+        table.pop("exits", None)  # they are of other images, and the heads are gone
     if changed:
         with folder.writing():
             folder.update(table)
@@ -255,9 +268,11 @@ def _figures(prepared: Distillation) -> dict[str, Any]:
 
 def _result(prepared: Distillation) -> dict[str, Any]:
     config, trainer = prepared.config, prepared.trainer
+    exits = exit_accuracies(prepared)
     images = trainer.plan.steps * trainer.plan.batch_size
     manifests = [shards.manifest for shards in prepared.selections]
     return {
+        **({"exits": exits} if exits else {}),
         "steps": trainer.plan.steps,
         "images_seen": images,
         "teacher_forwards": trainer.teacher_forwards + _made(manifests, "teacher_forwards"),

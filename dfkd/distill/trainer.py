@@ -16,6 +16,7 @@ from dfkd.distill.init.reconstruct import images_for, reconstruct
 from dfkd.distill.objective import Objective
 from dfkd.distill.setting import Counted
 from dfkd.distill.teacher_cache.views import TeacherViews
+from dfkd.formats.kept_weights import WeightKeeper
 from dfkd.formats.run_records import Checkpoint
 from dfkd.models.classifier import Classifier, answer
 from dfkd.models.ensemble import leader
@@ -23,6 +24,7 @@ from dfkd.models.features.outputs import Outputs
 from dfkd.models.features.spread import spread
 from dfkd.models.features.taps import Tapped, network_code
 from dfkd.models.state import tensors_of
+from dfkd.models.weights import state_to_write
 from dfkd.select.class_dropping import kept_classes
 from dfkd.system import ranks
 from dfkd.system.console import say
@@ -95,6 +97,8 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
         self.batch: Batch | None = None
         """That of the last step."""
+        self.keeper: WeightKeeper | None = None
+        """Where the student's weights are kept at some moments."""
 
     @property
     def hint(self) -> str:
@@ -131,6 +135,14 @@ class Trainer:
         with network_code(self.student.module):
             self.student.module.train()
         self._compute = data_parallel([self.student.module, self.objective], self._loss, self.place.device)
+        if self.step == 0:
+            self._keep()
+
+    def _keep(self) -> None:
+        """Write the student's weights where this is one of the moments."""
+        keeper = self.keeper
+        if keeper is not None and keeper.due(self.step):
+            ranks.from_first(lambda: keeper.write(self.step, state_to_write(self.student.module)))
 
     def _have_recorded(self) -> None:
         """Have the teacher's answers, where they are to be kept beforehand.
@@ -271,6 +283,7 @@ class Trainer:
         if self.average is not None:
             self.average.update(self.step)
         self.step += 1
+        self._keep()
         observed = _observed(ours, theirs)
         if ranks.count() > 1:  # the mean over the ranks is then that over the batch
             observed = {name: value * weight(plan.batch_size) for name, value in observed.items()}

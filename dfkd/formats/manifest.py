@@ -143,7 +143,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of a complete selection. Raises: RequestError where there is none that this version reads."""
     path = folder / MANIFEST
     if not path.exists():
-        what = "does not exist" if not folder.exists() else f"is no selection: it has no {MANIFEST}"
+        what = "does not exist" if not folder.exists() else f"is not a selection: it has no {MANIFEST}"
         raise RequestError(f"{folder} {what}; dfkd select makes one")
     try:
         table = json.loads(path.read_text(encoding="utf-8"))

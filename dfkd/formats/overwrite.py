@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dfkd.data.locate import paths_of
+from dfkd.formats.kept_weights import KEPT
 from dfkd.formats.manifest import MANIFEST
 from dfkd.formats.run_folder import CHECKPOINT, METRICS, STATE
 from dfkd.formats.run_records import CONFIG, RESULT, WEIGHTS
@@ -28,7 +29,8 @@ def _kept(path: Path) -> str | None:
     folder, name = path.parent, path.name
     if (folder / CONFIG).exists() and ((folder / METRICS).exists() or (folder / RESULT).exists()) and name in _OF_RUN:
         return f"a file of the run {folder.name}"
-    if folder.name.startswith(CHECKPOINT) and (folder / STATE).exists():
+    of_run = folder.name == KEPT and (folder.parent / CONFIG).exists()
+    if of_run or (folder.name.startswith(CHECKPOINT) and (folder / STATE).exists()):
         return f"a file of the run {folder.parent.name}"
     if (folder / MANIFEST).exists() and (name in _OF_SELECTION or path.suffix == ".arrow"):
         return f"a file of the selection {folder.name}"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dfkd.config.tables import differences
+from dfkd.formats.kept_weights import KEPT, kept_files, remove_half_written
 from dfkd.formats.run_records import (
     CONFIG,
     FAILED,
@@ -155,7 +156,7 @@ class Run(Progress):
             if different:
                 raise RequestError(f"--out {self.shown} holds another run: {'; '.join(different)}; give another folder")
         elif others or (folder.exists() and not folder.is_dir()):
-            raise RequestError(f"--out {self.shown} holds something that is no run; give another folder")
+            raise RequestError(f"--out {self.shown} holds files that are not a run; give another folder")
         return None
 
     @contextlib.contextmanager
@@ -173,6 +174,7 @@ class Run(Progress):
             for file in self.folder.iterdir():
                 if _is_leftover(file) and file.name != LOCK:
                     shutil.rmtree(file) if file.is_dir() else file.unlink()
+            remove_half_written(self.folder)
             restore_folder(self.folder / CHECKPOINT)
             if not (self.folder / RESULT).exists():  # one that was begun is finished as this request has it
                 write_text(self.folder / CONFIG, tomli_w.dumps(sealed(self.request)))
@@ -190,7 +192,8 @@ class Run(Progress):
         for folder in self.folder.glob(f"{CHECKPOINT}*"):
             shutil.rmtree(folder)
         (self.folder / METRICS).unlink(missing_ok=True)
-        shutil.rmtree(self.folder / LOGS, ignore_errors=True)
+        for name in (LOGS, KEPT):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def tidy(self) -> None:
         """Remove what a command has left that was killed just after its last step, if nobody is writing."""
@@ -217,7 +220,8 @@ class Run(Progress):
         with replacing(self.folder / WEIGHTS) as partial:
             partial.write_bytes(save(weights))
         sync(self.folder / METRICS)
-        files = {name: entry(self.folder / name) for name in (WEIGHTS, METRICS)}
+        kept = (f"{KEPT}/{file.name}" for file in kept_files(self.folder).values())
+        files = {name: entry(self.folder / name) for name in (WEIGHTS, METRICS, *kept)}
         write_json(self.folder / RESULT, sealed({**result, "files": files}))
 
 

@@ -116,6 +116,8 @@ class Result:
     per_class: tuple[float | None, ...] | None = None
     """Top-1 of each class; None for a class without test images."""
     teacher_per_class: tuple[float | None, ...] | None = None
+    exits: tuple[float, ...] | None = None
+    """Top-1 of heads at which the student could stop earlier, from the shallowest."""
 
 
 @dataclass(frozen=True)

@@ -136,11 +136,15 @@ class Shards:
         image = self.manifest.image
         return decode(file, image.size, image.channels, image.bits, self._frame, window).pixels
 
-    def column(self, name: str) -> np.ndarray:
-        """A whole column of numbers or strings (not the images), rows first."""
+    def column(self, name: str, rows: Int[np.ndarray, " some"] | None = None) -> np.ndarray:
+        """A column of numbers or strings (not the images), rows first: whole, or some rows of it in their order."""
         for table in self._tables:
             table[name].validate(full=True)  # its offsets: Arrow follows them wherever they lead
-        return np.concatenate([_to_numpy(table[name].combine_chunks()) for table in self._tables])
+        if rows is None:
+            return np.concatenate([_to_numpy(table[name].combine_chunks()) for table in self._tables])
+        parts = self._locate(rows)
+        values = [_to_numpy(self._tables[n][name].take(local).combine_chunks()) for _, n, local in parts]
+        return np.concatenate(values)[np.argsort(np.concatenate([where for where, _, _ in parts]))]
 
     def _check_columns(self, table: Any) -> int:
         """Raises: ValueError, KeyError, AttributeError or TypeError for other columns. Returns the classes."""

@@ -42,7 +42,7 @@ def _entries(folder: Path) -> Iterator[Written]:
         return
     parts = [*sorted(folder.glob(f"samples/*/{MANIFEST}")), *sorted(folder.glob(f"runs/*/{CONFIG}"))]
     if not parts:
-        raise RequestError(f"{folder} is no selection, no run and no pipeline's folder: there is nothing to verify")
+        raise RequestError(f"{folder} is not a selection, a run or a pipeline's folder: there is nothing to verify")
     for part in parts:
         yield from _entries(part.parent)
 

@@ -1,4 +1,4 @@
-"""What all methods that make images share: what they are given, what they give, and their state."""
+"""The base class of generators: what they are given, what they give, and their state."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -33,63 +33,69 @@ class Stateful(Protocol):
 
 @dataclass(frozen=True)
 class Task:
-    """What every method is given."""
+    """What a generator makes images for."""
 
     teacher: Classifier
-    """With the method's `taps`; its weights never change."""
+    """The teacher, with the method's `taps`. Its weights never change."""
     size: int
     """Side of the images in pixels."""
     batch: int
-    """Images a step of the method."""
+    """Images per step of the method."""
     seed: int
+    """Decides every random number of the method."""
     wanted: Float[Tensor, " classes"] | None = None
-    """Share of every class among the images, for methods that choose classes; None: even."""
+    """The share of each class among the images, for methods that choose classes. None: even shares."""
     real: Source | None = None
-    """The selections that were given along, for methods that learn from real images too; None: there are none."""
+    """Selections (`--samples`), for methods that also learn from real images. None if there are none."""
 
     @property
     def channels(self) -> int:
-        """1 or 3."""
+        """Channels of the images: 1 or 3."""
         return self.teacher.model.channels
 
     @property
     def classes(self) -> int:
-        """The teacher's classes."""
+        """The number of the teacher's classes."""
         return self.teacher.model.classes
 
     @property
     def device(self) -> torch.device:
-        """Where everything is computed."""
+        """The device on which everything is computed."""
         return self.teacher.place.device
 
 
 class Method(ABC):
-    """A way to make images from a teacher.
+    """A generator: a way to make images from a teacher.
 
-    A subclass is built from the `Task` and keyword-only options of its own, each with a type and a default: they are
-    what `NAME:key=value` sets. Its docstring says where their defaults are not its paper's. It sets those class
-    variables that differ from their defaults, and names its networks, optimizers and banks in `parts`, so that a
-    checkpoint has them. Random numbers are drawn with `self.random`, which the run's seed decides.
+    A subclass is built from the `Task` and its own keyword-only options, each with a type and a default.
+    `NAME:key=value` sets them. It sets the class variables that differ from their defaults. `parts` names its networks,
+    optimizers and banks, so that a checkpoint has them. Draw random numbers with `self.random`.
+
+    Args:
+        task: The teacher, the size of the images, and the seed.
+
+    Raises:
+        RequestError: The method needs real images, and there are none.
     """
 
     taps: ClassVar[frozenset[str]] = frozenset()
-    """The teacher's features that are read."""
+    """The teacher's features that it reads."""
     needs_student: ClassVar[bool] = False
-    """Whether `update` has to be given the student; then `uses_student` follows."""
+    """Whether `update` needs the student. `uses_student` follows."""
     uses_student: ClassVar[bool] = False
-    """Whether it uses the student where there is one; a method that needs it does."""
+    """Whether it uses the student if there is one."""
     needs_real: ClassVar[bool] = False
-    """Whether it learns from real images too (`Task.real`)."""
+    """Whether it also learns from real images (`Task.real`)."""
     needs_statistics: ClassVar[bool] = False
-    """Whether it reads what the teacher's BatchNorm layers remember, and so stops at a teacher without."""
+    """Whether it reads the statistics of the teacher's BatchNorm layers. A teacher without them is refused."""
     every: int = 1
     """Steps of the student from one turn of this method to the next."""
     turns: int = 1
-    """Calls of `update` in a turn."""
+    """Calls of `update` per turn."""
     first: int = 1
     """Calls of `update` before the student's first step."""
     paper: ClassVar[Paper | None] = None
-    """Where it is from."""
+    """The paper that it is from."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -104,54 +110,123 @@ class Method(ABC):
 
     @abstractmethod
     def update(self, student: Student | None) -> dict[str, Tensor]:
-        """Learn for one step. Returns the terms (detached scalars) for the metrics."""
+        """Learn for one step.
+
+        Args:
+            student: The student, if there is one.
+
+        Returns:
+            The terms of its loss by name, as detached scalars, for the metrics.
+        """
 
     @abstractmethod
     def sample(self, count: int, random: torch.Generator) -> Float[Tensor, "count channels size size"]:
-        """`count` images in [0, 1] without gradients, drawn with `random`."""
+        """Draw images for a batch of the student.
+
+        Args:
+            count: The number of images.
+            random: Random numbers to draw them with.
+
+        Returns:
+            Pixels in [0, 1], [count, channels, size, size], without gradients.
+        """
 
     @abstractmethod
     def updates_for(self, count: int) -> int:
-        """How many calls of `update` it takes, where nothing else is said, to have `count` images worth keeping."""
+        """Say how many calls of `update` a number of images takes by default.
+
+        Args:
+            count: The number of images that are worth keeping.
+
+        Returns:
+            The number of calls.
+        """
 
     def available(self) -> int | None:
-        """How many images a method that has finished can give; None: any number."""
+        """Say how many images a finished method can give.
+
+        Returns:
+            The number. None: any number.
+        """
         return None
 
     @abstractmethod
     def images(self, start: int, count: int) -> Float[Tensor, "count channels size size"]:
-        """The images number `start` to `start + count` of a method that has finished, the same every time."""
+        """Give images of a finished method by number, the same each time.
+
+        Args:
+            start: The number of the first image, from 0.
+            count: The number of images.
+
+        Returns:
+            Pixels in [0, 1], [count, channels, size, size].
+        """
 
     @abstractmethod
     def parts(self) -> Mapping[str, Stateful]:
-        """Everything that changes while it learns, by name."""
+        """Name everything that changes while it learns.
+
+        Returns:
+            Modules, optimizers and banks by name.
+        """
 
     def normalize(self, images: Float[Tensor, "batch channels size size"]) -> Float[Tensor, "batch channels size size"]:
-        """Images in [0, 1] as the teacher's input, with gradients."""
+        """Normalize images for the teacher, with gradients.
+
+        Args:
+            images: Pixels in [0, 1].
+
+        Returns:
+            The teacher's input.
+        """
         return self.task.teacher.model.preprocess.normalized(images)
 
     def teach(self, images: Float[Tensor, "batch channels size size"]) -> Outputs:
-        """The teacher's answer to images in [0, 1], with gradients to them; it is counted.
+        """Ask the teacher, with gradients to the images. The images are counted.
 
-        Where several processes work together, each has the same images, and answers its share of them.
+        Several processes that work together have the same images. Each answers its share of them.
+
+        Args:
+            images: Pixels in [0, 1].
+
+        Returns:
+            Logits, and features at `taps`.
         """
         self.teacher_forwards += len(images)
         return spread(self.task.teacher.answer)(self.normalize(images))
 
     def real(self, count: int) -> Float[Tensor, "count channels size size"]:
-        """The next real images, in [0, 1]."""
+        """Take the next real images.
+
+        Args:
+            count: The number of images.
+
+        Returns:
+            Pixels in [0, 1].
+        """
         assert self.task.real is not None
         pixels = self.task.real.sample(count).pixels.to(self.task.device, non_blocking=True)
         return pixels.permute(0, 3, 1, 2).float() / 255
 
     def labels(self, count: int) -> Int[Tensor, " count"]:
-        """Classes to make images of, drawn with the shares that are wanted."""
+        """Draw classes to make images of, with the shares of `Task.wanted`.
+
+        Args:
+            count: The number of images.
+
+        Returns:
+            A class for each image.
+        """
         wanted = self.task.wanted
         shares = torch.ones(self.task.classes) if wanted is None else wanted
         return torch.multinomial(shares.to(self.task.device), count, replacement=True, generator=self.random)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs to go on with the same images."""
+        """Collect everything that a resumed run needs.
+
+        Returns:
+            The states of `parts`, of the random numbers and of the counters.
+        """
         return {
             **{name: part.state_dict() for name, part in self._parts().items()},
             "random": self.random.get_state(),
@@ -159,7 +234,11 @@ class Method(ABC):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Continue from a state.
+
+        Args:
+            state: What `state_dict` returned.
+        """
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.random.set_state(state["random"])

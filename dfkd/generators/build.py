@@ -22,7 +22,7 @@ def choose(text: str) -> Component:
     """The method that `text` names. Raises: RequestError for an unknown one, or an option that it has not."""
     component = GENERATOR.look_up(text)
     if not (isinstance(component.target, type) and issubclass(component.target, Method)):
-        raise RequestError(f"generator {component.name!r} is no dfkd.generators.base.Method")
+        raise RequestError(f"generator {component.name!r} is not a dfkd.generators.base.Method")
     return component.checked()
 
 

@@ -93,10 +93,21 @@ def render(
 
 
 class GeneratorMethod(Method):
-    """Images from noise by a `Generator`, learnt with Adam. Subclasses say in `update` what it learns."""
+    """A generator with a `Generator` network, which Adam trains. A subclass defines `update`.
+
+    Args:
+        task: The teacher, the size of the images, and the seed.
+        latent: Width of the noise.
+        width: Channels of the network's last layers.
+        lr: Learning rate of Adam.
+        steps: Calls of `update` of a training without a student.
+        contrast: Whether the images of a batch have a fixed contrast.
+
+    Raises:
+        RequestError: A number is out of its range.
+    """
 
     def __init__(self, task: Task, *, latent: int, width: int, lr: float, steps: int, contrast: bool = False) -> None:
-        """`steps`: how many updates a training by itself takes where nothing else is said; the rest as `Generator`."""
         check_at_least(1, latent=latent, width=width, steps=steps)
         check_at_least(lr=lr)
         super().__init__(task)
@@ -105,11 +116,26 @@ class GeneratorMethod(Method):
         self._steps = steps
 
     def make(self, count: int) -> Float[Tensor, "count channels size size"]:
-        """New images with gradients to the network."""
+        """Make new images with gradients to the network.
+
+        Args:
+            count: The number of images.
+
+        Returns:
+            Pixels in [0, 1], [count, channels, size, size].
+        """
         return render(self.network, noise(count, self.network.latent, self.random), self.task)
 
     def learn(self, terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, Tensor]:
-        """One step of the network down the weighted sum of `terms`. Returns them as metrics, before their weights."""
+        """Take one step of the network down a weighted sum of terms.
+
+        Args:
+            terms: Scalars with gradients, by name.
+            weights: The weight of each term.
+
+        Returns:
+            The terms for the metrics, before their weights.
+        """
         descend(self.optimizer, total(terms, weights))
         self.updates += 1
         return {name: term.detach() for name, term in terms.items()}
@@ -120,7 +146,15 @@ class GeneratorMethod(Method):
 
     @torch.no_grad()
     def draw(self, count: int, random: torch.Generator) -> Float[Tensor, "count channels size size"]:
-        """`count` new images without gradients, whatever a subclass gives the student."""
+        """Draw new images without gradients, whatever a subclass gives the student.
+
+        Args:
+            count: The number of images.
+            random: Random numbers to draw them with.
+
+        Returns:
+            Pixels in [0, 1], [count, channels, size, size].
+        """
         return render(self.network, noise(max(count, LEAST), self.network.latent, random), self.task)[:count]
 
     def images(self, start: int, count: int) -> Float[Tensor, "count channels size size"]:

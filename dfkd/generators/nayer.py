@@ -153,5 +153,5 @@ def from_file(file: str, classes: int) -> Float[Tensor, "classes width"]:
         shape = list(values.shape) if isinstance(values, np.ndarray) else "no single array"
         raise RequestError(f"embeddings={file} has {shape}; save numbers [{classes}, width], a row a class")
     if not np.issubdtype(values.dtype, np.number) or not np.isfinite(values).all():
-        raise RequestError(f"embeddings={file} has values that are no finite numbers")
+        raise RequestError(f"embeddings={file} has values that are not finite numbers")
     return torch.from_numpy(values.astype(np.float32))

@@ -12,6 +12,7 @@ from dfkd.models.architectures.quantized import quantized
 from dfkd.models.architectures.small_mobile import mobilenet_v2_small, shufflenet_v2_small, squeezenet_small
 from dfkd.models.architectures.small_resnet import resnet18_small, resnet34_small, resnet50_small
 from dfkd.models.architectures.soft_tree import soft_tree
+from dfkd.models.architectures.specialists import specialists
 from dfkd.models.architectures.vgg import vgg
 from dfkd.models.architectures.wide_resnet import wide_resnet
 
@@ -29,6 +30,7 @@ __all__ = [
     "shufflenet_v2_small",
     "sklearn",
     "soft_tree",
+    "specialists",
     "squeezenet_small",
     "vgg",
     "wide_resnet",

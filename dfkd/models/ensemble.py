@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dfkd.config.stages import Mixing
 
 LOGITS: Mixing = "mean-logits"
+LEARNED: Mixing = "learned"
 _STEPS, _ROUNDS = 40, 100
 """Of the two searches for the distribution that is nearest to all teachers: a few numbers for each image."""
 _FAR = 3.0
@@ -59,7 +60,8 @@ class Ensemble(nn.Module):
     mean of the probabilities. A teacher with fewer classes knows q only among them: q_m(k) = q(k) / sum_{its j} q(j)
     (Unifying Heterogeneous Classifiers, https://arxiv.org/abs/1904.06062). One with an `other` class says what is left:
     q_m(other) = sum_{not its j} q(j) (section 5 of https://arxiv.org/abs/1503.02531). a_m is 1 for
-    `mean-probabilities`, max_k p_m(k) for `confidence`, and 1 - H(p_m) / log(its classes) for `entropy`.
+    `mean-probabilities`, max_k p_m(k) for `confidence`, and 1 - H(p_m) / log(its classes) for `entropy`. `learned` is
+    `mean-probabilities` with weights v_m(k) that `dfkd.models.learned_mixing` finds.
     The logits are log q, with mean 0.
     """
 
@@ -105,6 +107,11 @@ class Ensemble(nn.Module):
         """The logits of the ensemble."""
         answers = [self._ask(m, images) for m in range(len(self.members))]
         return self._mean_logits(answers) if self.mixing == LOGITS else self._nearest(answers)
+
+    def each(self, images: Float[Tensor, "batch channels height width"]) -> list[Float[Tensor, "batch classes"]]:
+        """What each member says by itself: its logits over all classes, least where it has not the class."""
+        answers = (self._ask(m, images) for m in range(len(self.members)))
+        return [self._over_union(m, answer, torch.finfo(answer.dtype).min) for m, answer in enumerate(answers)]
 
     def _ask(self, m: int, images: Tensor) -> Tensor:
         """A member's own logits, in float32."""
@@ -251,7 +258,7 @@ def _sureness(log_p: Float[Tensor, "batch classes"]) -> Float[Tensor, " batch"]:
 
 
 CERTAINTY: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
-    {"mean-probabilities": _even, "confidence": _confidence, "entropy": _sureness}
+    {"mean-probabilities": _even, "confidence": _confidence, "entropy": _sureness, LEARNED: _even}
 )
 """How much each member counts, by the way of mixing: from the logarithms of its probabilities."""
 

@@ -64,6 +64,11 @@ class Model:
     takes_any_size: bool = False
     """Whether that is but the default of a network of ours."""
 
+    @property
+    def of_photographs(self) -> bool:
+        """Whether its images are larger than those that a selection keeps as pixels."""
+        return (self.image_size or 0) > ENCODED_ABOVE
+
     def fingerprint(self) -> dict[str, str]:
         """What decides the outputs: the architecture, and a SHA-256 of the state's names, types, shapes and bytes."""
         digest = hashlib.sha256()
@@ -134,7 +139,7 @@ def load_model(
     if image_size is not None and image_size < 1:
         raise RequestError(f"--image-size {image_size} is not a number of pixels (1 or more)")
     if isinstance(text, Several):
-        raise RequestError("several teachers are no single network; name one")
+        raise RequestError("several teachers are not one network; name one of them")
     found = find_model(text, classes, channels, new_classifier, image_size) if isinstance(text, str) else text.found()
     size = image_size or found.image_size
     takes, gives = _counts(found, size)

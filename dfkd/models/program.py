@@ -51,7 +51,7 @@ def check_program(path: Path) -> None:
             # two members of one name, or two top folders: torch's reader might take another one than this
             alike = len(inside) == len(members) and len({name.partition("/")[0] for name in members}) == 1
             if not alike or "archive_format" not in inside or models != ["models/model.json"]:
-                raise RequestError(f"{str(path)!r} is no program of this format; export it again with this torch")
+                raise RequestError(f"{str(path)!r} is not a program of this format; export it again with this torch")
             for name, member in inside.items():
                 if name.startswith("data/aotinductor"):
                     raise RequestError(f"{str(path)!r} holds compiled code; export it with torch.export")
@@ -75,7 +75,7 @@ def check_description(value: Any, path: str = "the program") -> None:
             continue
         if key == "expr_str":
             if not _is_arithmetic(text):
-                raise RequestError(f"{path!r} has the size {text[:80]!r}, which is no arithmetic and could run code")
+                raise RequestError(f"{path!r} has the size {text[:80]!r}, which is not arithmetic and could run code")
         elif key == "target" and "nodes" in keys:
             if text.startswith(f"torch.ops.{_QUANTIZED}."):
                 import torch.ao.quantization.fx._decomposed  # noqa: F401  # it registers them

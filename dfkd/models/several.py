@@ -7,9 +7,9 @@ from typing import Any
 
 from dfkd.config.stages import Mixing
 from dfkd.config.tables import from_mapping, load_toml
-from dfkd.data.images.frame import ENCODED_ABOVE, Interpolation
+from dfkd.data.images.frame import Interpolation
 from dfkd.data.labels import ClassNames
-from dfkd.models.ensemble import LOGITS, Ensemble, Part
+from dfkd.models.ensemble import LEARNED, LOGITS, Ensemble, Part
 from dfkd.models.load import Model, load_trained
 from dfkd.models.own import GivenModel, OneTeacher, Several
 from dfkd.system.console import say
@@ -49,7 +49,7 @@ def read(text: str) -> Several:
             raise RequestError(f"{text} has {key!r}{nearest(key, (_TABLE, _WAY))}")
     listed = tables.get(_TABLE)
     if not isinstance(listed, list) or len(listed) < 2 or not all(isinstance(one, dict) for one in listed):
-        raise RequestError(f"{text} names no several teachers; write two or more [[{_TABLE}]] tables")
+        raise RequestError(f"{text} does not name several teachers; write two or more [[{_TABLE}]] tables")
     mixing = convert(tables.get(_WAY, LOGITS), Mixing, f"{text}: {_WAY}")
     teachers = [from_mapping(OneTeacher, one, f"{text} [[{_TABLE}]] {n}") for n, one in enumerate(listed, 1)]
     return Several(tuple(teachers), mixing)
@@ -63,8 +63,11 @@ def load_classifier(
     image_size: int | None,
     crop_pct: float | None = None,
     interpolation: Interpolation | None = None,
+    learns: bool = False,
 ) -> Model:
     """`load_trained`, also of several teachers. They take what the first one takes.
+
+    `learns`: the caller has images to learn weights on, where the teachers' mixing is so.
 
     `normalize` and `image_size` are those of the first teacher. Another one has its own: what its table says, else what
     the model says of itself, else the first one's. Raises: RequestError as `load_trained`, and where the teachers do
@@ -74,6 +77,11 @@ def load_classifier(
     frame: dict[str, Any] = {"crop_pct": crop_pct, "interpolation": interpolation}
     if several is None:
         return load_trained(given, option, normalize=normalize, image_size=image_size, **frame)
+    if several.mixing == LEARNED and not learns:
+        raise RequestError(
+            f"{option}: --mixing learned needs images to learn weights on, and there are none here; it is for distill "
+            "and generate with --samples; elsewhere give mean-probabilities"
+        )
     head = several.teachers[0]
     normalize, image_size = normalize or head.normalize, image_size or head.image_size
     first = load_trained(head.model, option, normalize=normalize, image_size=image_size, **frame)
@@ -172,7 +180,7 @@ def _part(
     """One teacher as the first one's input reaches it."""
     by_class = one.class_weights or {}
     if not isinstance(by_class, Mapping):
-        raise RequestError(f"class_weights of {model.spec} is no table of names and numbers")
+        raise RequestError(f"class_weights of {model.spec} is not a table of names and numbers")
     for name in by_class:
         if name not in _without(names, other):
             raise RequestError(f"{model.spec} has no class {name!r} to weigh{nearest(name, map(str, names))}")
@@ -196,7 +204,7 @@ def _own_size(one: OneTeacher, model: Model, first: Model) -> int | None:
     """The side of the images that it is given; None for that of the first one's, or where it takes any small ones."""
     if one.image_size is not None:
         return one.image_size
-    as_they_come = model.takes_any_size and (first.image_size or 0) <= ENCODED_ABOVE
+    as_they_come = model.takes_any_size and not first.of_photographs
     return None if as_they_come or model.made_for == first.made_for else model.made_for
 
 

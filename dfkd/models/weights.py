@@ -171,7 +171,7 @@ def load_state(module: nn.Module, state: State, path: Path) -> None:
     given = fit_prefix(state, module)
     state, own = completed(given, module), module.state_dict()
     if kept := [name for name in state if name.endswith(EXTRA) and name not in given]:
-        say(f"note: weights {path.name!r} lack {_few(kept)}, which is no tensor: the constructor's is used")
+        say(f"note: weights {path.name!r} lack {_few(kept)}, which is not a tensor: the constructor's value is used")
     try:
         _put(module, state)
     except Raised as raised:
@@ -251,11 +251,11 @@ def _joined(path: Path) -> dict[str, Any]:
     whole: dict[str, Any] = {}
     for name in sorted(names):
         if not isinstance(name, str) or Path(name).name != name or name.endswith(_INDEX):
-            raise RequestError(f"weights {str(path)!r} name {name!r}, which is no file beside them")
+            raise RequestError(f"weights {str(path)!r} name {name!r}, which is not a file beside them")
         require_file(path.with_name(name), WEIGHT_SUFFIXES)
         found = _read(path.with_name(name))
         if not is_state_dict(found):
-            raise RequestError(f"weights {str(path.with_name(name))!r} are no part of a state dict")
+            raise RequestError(f"weights {str(path.with_name(name))!r} are not a part of a state dict")
         whole |= found
     return whole
 

@@ -3,12 +3,11 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from dfkd.models.features.pixel_entropy import concepts
+from dfkd.report.knowledge import Knowledge
 from dfkd.system.text import class_name
 from dfkd.training.evaluate import calibration_error
 
@@ -51,31 +50,6 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Knowledge:
-    """Pixel-wise entropies of both networks on some images, in nats, and the objects' masks where they are known."""
-
-    pixels: UInt8[np.ndarray, "images height width channels"]
-    student: Float[np.ndarray, "images rows columns"]
-    teacher: Float[np.ndarray, "images rows columns"]
-    masks: Bool[np.ndarray, "images h w"] | None
-
-    def counts(self) -> dict[str, tuple[float, float, float]] | None:
-        """For each network the mean number of concepts on the foreground and on the background, and the mean of the
-        share of the first; None without masks. Images without a background part, or a concept, do not count.
-        """
-        if self.masks is None:
-            return None
-        found = {}
-        for name, entropies in (("student", self.student), ("teacher", self.teacher)):
-            parts = [shrunk(mask, entropies.shape[1:]) for mask in self.masks]
-            pairs = [concepts(e, part) for e, part in zip(entropies, parts, strict=True) if not part.all()]
-            shares = [on / (on + off) for on, off in pairs if on + off]
-            on, off = np.mean(pairs, axis=0) if pairs else (np.nan, np.nan)
-            found[name] = (float(on), float(off), float(np.mean(shares)) if shares else float("nan"))
-        return found
-
-
-@dataclass(frozen=True)
 class Explanation:
     """Everything that the page shows."""
 
@@ -91,13 +65,6 @@ class Explanation:
     cams: Sequence[Float[np.ndarray, "shown height width"] | None]
     """The student's and the teacher's."""
     knowledge: Knowledge | None
-
-
-def shrunk(mask: Bool[np.ndarray, "height width"], size: Sequence[int]) -> Bool[np.ndarray, "rows columns"]:
-    """A mask at a lower resolution: true where at least half of the pixels are. Each part has a pixel or more."""
-    edges = [np.linspace(0, length, parts + 1) for length, parts in zip(mask.shape, size, strict=True)]
-    spans = [[(int(a), max(int(np.ceil(b)), int(a) + 1)) for a, b in pairwise(e)] for e in edges]
-    return np.array([[mask[top:end, left:right].mean() >= 0.5 for left, right in spans[1]] for top, end in spans[0]])
 
 
 def facts(found: Explanation) -> list[tuple[str, str]]:

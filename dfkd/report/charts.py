@@ -62,7 +62,7 @@ def lines(title: str, description: str, series: Mapping[str, Sequence[Point]], s
     grid = [tag("line", class_="grid", x1=0, x2="100%", y1=down(tick), y2=down(tick)) for tick in y.ticks()]
     ends = [(x.low, "start"), (x.high, "end")]
     axis = [tag("text", f"{tick:g}", x=0, y=down(tick) - 3) for tick in y.ticks()]
-    axis += [tag("text", f"{v:,.0f}", x=f"{x(v)}%", y=height - 4, text_anchor=anchor) for v, anchor in ends]
+    axis += [tag("text", _plain(v), x=f"{x(v)}%", y=height - 4, text_anchor=anchor) for v, anchor in ends]
     drawn, marks = [], []
     for name, line in series.items():
         style = f"s{styles[name] % SERIES_STYLES}"
@@ -147,6 +147,10 @@ def bar(share: float) -> Html:
     """A bar of a share of the width; the number itself has to stand beside it."""
     drawn = tag("rect", class_="front", width=f"{100 * share:.2f}%", height=10, y=4)
     return tag("svg", drawn, width="100%", height=18, aria_hidden="true")
+
+
+def _plain(value: Number) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def _vertical(style: str, x: Number, top: int, bottom: int) -> Html:

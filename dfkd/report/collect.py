@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,16 +93,16 @@ def read_run(folder: str) -> FinishedRun:
     """Read one run. Raises: RequestError where it is none, is not finished or cannot be read."""
     path = Path(folder)
     if not (path / CONFIG).exists():
-        what = "does not exist" if not path.exists() else f"is no run: it has no {CONFIG}"
+        what = "does not exist" if not path.exists() else f"is not a run: it has no {CONFIG}"
         raise RequestError(f"{folder} {what}; dfkd distill makes one")
     if not (path / RESULT).exists():
         raise RequestError(
-            f"{folder} is not finished: leave it out, or give its dfkd distill command again: it goes on where it was"
+            f"{folder} is not finished; leave it out, or give its dfkd distill command again to resume it"
         )
     request, result = read_distillation(path), read_result(path, Result)
     if METRICS in result.files:
         check_file(path / METRICS, result.files[METRICS], HINT)
-    return FinishedRun(folder, request.distill.table, request.content, result, _read_metrics(path / METRICS))
+    return FinishedRun(folder, request.distill.table, request.content, result, read_metrics(path / METRICS))
 
 
 def curve(row: Row, field: str) -> list[tuple[float, float]]:
@@ -155,6 +156,8 @@ def _beside_seeds(run: FinishedRun) -> dict[str, Any]:
     given = run.result.begins == "given" and "run" not in content.student.table  # a run has seeds itself
     options = {key: value for key, value in content.options.items() if key not in ("seed", "student", "student_seed")}
     student = {key: value for key, value in content.student.table.items() if key != "weights" or given}
+    if "specialists" in content.options:  # which classes go together is found by each seed's own images
+        student["architecture"] = re.sub(r",?\bgroups=('[^']*'|[^,]*)", "", str(student["architecture"]))
     own = {"options": options, "student": student, "selections": len(content.selections)}
     table = {key: value for key, value in content.table.items() if key != "peers"}  # they have seeds, too
     return {**table, **own, "begins": run.result.begins}
@@ -173,7 +176,7 @@ def _settings(run: FinishedRun) -> dict[str, str]:
     return {name: ", ".join(map(str, v)) if isinstance(v, list) else str(v) for name, v in shown.items()}
 
 
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The logged rows; what a kill cut off is left out. A run without metrics has no curves."""
     found = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():

@@ -1,17 +1,23 @@
 """`dfkd compare`: finished runs -> a table on the terminal, a CSV and a page."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dfkd.config import CompareConfig
+from dfkd.config import CompareConfig, ExplainConfig
 from dfkd.formats.overwrite import check_output
 from dfkd.report import compare_page
-from dfkd.report.collect import collect
+from dfkd.report.answers import Explanation
+from dfkd.report.collect import Row, collect
+from dfkd.report.explanation import explained
 from dfkd.report.markup import page_path
 from dfkd.report.table import csv_text, reading, terminal_table, warnings
 from dfkd.system.console import answer, say
+from dfkd.system.errors import RequestError
 from dfkd.system.files import write_text
 from dfkd.system.text import visible
+
+EXPLAINED = 8
+"""Rows whose disagreements are shown: the best ones."""
 
 
 def run(config: CompareConfig, failed: Mapping[str, str] | None = None) -> Path:
@@ -29,7 +35,21 @@ def run(config: CompareConfig, failed: Mapping[str, str] | None = None) -> Path:
     found = [*missing, *warnings(rows)]
     for warning in found:
         answer(visible(f"warning: {warning}"))
+    answers = _explained(rows, config.disagreements)
     write_text(path.with_suffix(".csv"), csv_text(rows))
-    compare_page.write(path, rows, found)
+    compare_page.write(path, rows, found, answers)
     say(f"wrote {path} and {path.with_suffix('.csv')}")
     return path
+
+
+def _explained(rows: Sequence[Row], count: int) -> dict[str, Explanation]:
+    """The answers of the first seed of rows and of its teacher, on the images that it was tested on."""
+    if not count:
+        return {}
+    found = {}
+    for row in rows[:EXPLAINED]:
+        try:
+            found[row.name], _ = explained(ExplainConfig(model=row.runs[0].folder, out="", count=count))
+        except RequestError as error:
+            say(f"note: the disagreements of {row.name} are left out: {error}")
+    return found

@@ -1,11 +1,11 @@
-"""The figures of a comparison: accuracy of every seed, accuracy over what it costs, learning curves, classes."""
+"""The figures of a comparison: accuracy of every seed, accuracy over what it costs, learning curves."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from dfkd.report.charts import Point, figure, legend, lines, strips
 from dfkd.report.collect import Row, curve
-from dfkd.report.markup import Html, section, table, tag
+from dfkd.report.markup import Html, section, tag
 from dfkd.report.scatter import Spot, marker, scatter
 
 CURVES = (
@@ -18,8 +18,6 @@ COSTS = (
     ("student_parameters", "Parameters of the student"),
 )
 """Fields of a result that are costs, with the titles of their charts."""
-MOST_CLASSES = 30
-"""Classes of the table; of more, those that lose most."""
 
 
 def seeds(rows: Sequence[Row]) -> Html:
@@ -95,53 +93,6 @@ def over_seconds(row: Row, points: Sequence[Point]) -> list[Point]:
         clocks.append(clock)
     common = set.intersection(*map(set, clocks)) if clocks else set()
     return [(fmean(clock[int(step)] for clock in clocks), value) for step, value in points if int(step) in common]
-
-
-def classes(rows: Sequence[Row]) -> Html:
-    """Top-1 of every class beside the teacher's."""
-    of_row = {row.name: means for row in rows if (means := _by_class(row, "per_class"))}
-    teachers = [means for row in rows if (means := _by_class(row, "teacher_per_class"))]
-    if not of_row or len({len(means) for means in of_row.values()}) > 1:
-        return Html()
-    count = len(next(iter(of_row.values())))
-    theirs = teachers[0] if len({tuple(means) for means in teachers}) == 1 and len(teachers[0]) == count else None
-
-    def lost(k: int) -> float:
-        """How far the rows are below the teacher, or below one."""
-        ours = [means[k] for means in of_row.values() if means[k] is not None]
-        target = 1.0 if theirs is None else theirs[k]
-        return 0.0 if not ours or target is None else target - fmean(value for value in ours if value is not None)
-
-    shown = sorted(sorted(range(count), key=lambda k: -lost(k))[:MOST_CLASSES])
-    body = []
-    for k in shown:
-        mine = [means[k] for means in of_row.values()]
-        known = [value for value in mine if value is not None]
-        best = max(known) if len({*known}) > 1 else None
-        cells = [tag("td", _percent(v), class_="best" if v is not None and v == best else None) for v in mine]
-        teacher = [_percent(theirs[k])] if theirs is not None else []
-        body.append([str(k), *teacher, *cells, f"{-100 * lost(k):+.1f}" if known else "-"])
-    head = [
-        "class",
-        *(["teacher"] if theirs is not None else []),
-        *of_row,
-        "mean to teacher" if theirs else "mean to 100 %",
-    ]
-    most = f" The {len(shown)} of {count:,} classes that lose most." if len(shown) < count else ""
-    return section("Classes", table(f"Top-1 % of every class, the mean over seeds.{most}", head, body))
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
-def _by_class(row: Row, field: str) -> list[float | None] | None:
-    """The mean over seeds for every class; None where no seed has it or they have different numbers of classes."""
-    found = row.values(field)
-    if not found or len({len(values) for values in found}) != 1 or not found[0]:
-        return None
-    columns = ([value for value in column if value is not None] for column in zip(*found, strict=True))
-    return [fmean(column) if column else None for column in columns]
 
 
 def _spot(row: Row, field: str) -> Spot:

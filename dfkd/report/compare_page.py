@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from dfkd.config import DistillConfig
-from dfkd.report import compare_figures
+from dfkd.report import compare_classes, compare_figures
+from dfkd.report.answers import Explanation
 from dfkd.report.collect import Row, settings
-from dfkd.report.markup import Html, definitions, join, section, table, tag, write_page
+from dfkd.report.explanation_page import gallery, pair_table, reliability
+from dfkd.report.markup import Html, definitions, html, join, section, table, tag, write_page
 from dfkd.report.table import markdown_table, reading, shown_table
 from dfkd.system.portable import portable
 
@@ -18,8 +20,10 @@ MACHINE = ("device", "precision", "dfkd", "torch")
 """Settings that say with what a run was computed."""
 
 
-def write(path: Path, rows: Sequence[Row], found: Sequence[str]) -> None:
-    """Write the comparison's page, with the warnings that were `found`."""
+def write(
+    path: Path, rows: Sequence[Row], found: Sequence[str], explained: Mapping[str, Explanation] | None = None
+) -> None:
+    """Write the comparison's page, with the warnings that were `found` and the answers of rows that are `explained`."""
     styles = {row.name: number for number, row in enumerate(rows)}
     shown = shown_table(rows)
     of_row = {row.name: settings(row) for row in rows}
@@ -33,16 +37,44 @@ def write(path: Path, rows: Sequence[Row], found: Sequence[str]) -> None:
             "Summary",
             table("Mean ± standard deviation over seeds", shown.head, shown.body),
             tag("p", f"{shown.same[:1].upper()}{shown.same[1:]}.", class_="note") if shown.same else Html(),
-            tag("details", tag("summary", "The table as Markdown"), tag("pre", markdown_table(rows), class_="copied")),
+            tag(
+                "details",
+                tag("summary", "The table as Markdown"),
+                tag("pre", _lines(markdown_table(rows)), class_="copied"),
+            ),
         ),
         _different(of_row),
         compare_figures.costs(rows, styles),
         compare_figures.seeds(rows),
         compare_figures.curves(rows, styles),
-        compare_figures.classes(rows),
+        compare_classes.exits(rows),
+        compare_classes.classes(rows),
+        _disagreements(rows, explained or {}),
         _same(of_row),
         _commands(rows),
     )
+
+
+def _disagreements(rows: Sequence[Row], explained: Mapping[str, Explanation]) -> Html:
+    """For each row that is explained a closed block: pairs of classes, reliability and images."""
+    if not any(row.values("top1") for row in rows):
+        return Html()
+    heading = "Where student and teacher disagree"
+    if not explained:
+        hint = "dfkd compare ... --disagreements 12 shows the classes that are confused, and 12 images of each row."
+        return section(heading, tag("p", hint, class_="note"))
+    blocks = []
+    for name, found in explained.items():
+        words = f"{name}: agreement {1 - found.answers.differ.mean():.2%} of {len(found.answers.student):,} images"
+        parts = (pair_table(found), reliability(found.answers), gallery(found))
+        blocks.append(tag("details", tag("summary", words), *parts))
+    note = "Of the first seed of a row. dfkd explain --model RUN shows more of one run."
+    return section(heading, tag("p", note, class_="note"), *blocks)
+
+
+def _lines(text: str) -> Html:
+    """A text whose lines stay lines: within a line control characters are made visible."""
+    return Html("\n".join(map(html, text.splitlines())))
 
 
 def _machines(of_row: Mapping[str, Mapping[str, str]]) -> str:

@@ -3,7 +3,7 @@
 import csv
 import io
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,21 +18,20 @@ from dfkd.formats.overwrite import check_output
 from dfkd.formats.run_records import CONFIG, read_distillation
 from dfkd.models.classifier import Classifier, examine
 from dfkd.models.features.grad_cam import deepest_map, grad_cam
-from dfkd.models.features.pixel_entropy import pixel_entropy
 from dfkd.models.features.taps import Tap
 from dfkd.models.own import GivenModel
-from dfkd.models.several import given_teacher
-from dfkd.report.answers import Answers, Explanation, Knowledge, terminal_lines
+from dfkd.models.several import given_teacher, load_classifier
+from dfkd.report.answers import Answers, Explanation, terminal_lines
 from dfkd.report.explanation_page import write
+from dfkd.report.knowledge import Knowledge, knowledge
 from dfkd.report.markup import page_path
 from dfkd.report.table import csv_cell
 from dfkd.system.console import answer, say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import write_text
+from dfkd.system.portable import expand
 from dfkd.system.text import class_name
 from dfkd.training.evaluate import check_labels, named_classes, open_pair, show_all
-
-GRID = 16
 
 
 def run(config: ExplainConfig) -> None:
@@ -42,8 +41,20 @@ def run(config: ExplainConfig) -> None:
     given = (config.model, config.teacher, config.data, config.classes, config.preset, config.foreground)
     for path in (config.out, str(rows)):
         check_output(path, "--out", given)
+    found, data = explained(config)
+    for line in terminal_lines(found):
+        answer(line)
+    write_text(rows, _table(found.answers, data, found.names))
+    write(page, found)
+    say(f"wrote {page} and {rows}")
+
+
+def explained(config: ExplainConfig) -> tuple[Explanation, Pool]:
+    """What the page shows, and the images, whatever `--out` says. Raises: RequestError."""
     if config.foreground is not None and not config.entropy:
         raise RequestError(f"--foreground {config.foreground} changes nothing without --entropy, such as --entropy 16")
+    if config.baseline is not None and not config.entropy:
+        raise RequestError(f"--baseline {config.baseline} changes nothing without --entropy, such as --entropy 16")
     named = _named(config)
     student, teacher, data = open_pair(config, config.model, named[1], named[0], _is_run(config.model))
     assert teacher is not None
@@ -53,12 +64,16 @@ def run(config: ExplainConfig) -> None:
         given_names.check(student.model.classes)
         names = given_names.names
     labels = _labels(data, student.model.classes)
-    masks = None if config.foreground is None else _masks(config.foreground, len(data))
+    baseline = _baseline(config, student, data)
     for classifier in (student, teacher):
         examine(classifier, data)
     answers = answer_all(student, teacher, data, config.batch_size, labels)
     shown = answers.disagreements()[: config.count]
     images, taps = _pixels(data, shown), [_deepest(classifier) for classifier in (student, teacher)]
+    networks: dict[str, tuple[Classifier, GivenModel]]
+    networks = {"student": (student, config.model), "teacher": (teacher, named[0])}
+    if baseline is not None:
+        networks["baseline"] = (baseline, str(config.baseline))
     found = Explanation(
         student=config.model,
         teacher=named[0] if isinstance(named[0], str) else teacher.model.spec,
@@ -72,13 +87,9 @@ def run(config: ExplainConfig) -> None:
             _cams(student, taps[0], images, answers.student[shown]),
             _cams(teacher, taps[1], images, answers.teacher[shown]),
         ),
-        knowledge=_knowledge((student, teacher), taps, data, masks, config.entropy),
+        knowledge=_knowledge(config, networks, data),
     )
-    for line in terminal_lines(found):
-        answer(line)
-    write_text(rows, _table(answers, data, names))
-    write(page, found)
-    say(f"wrote {page} and {rows}")
+    return found, data
 
 
 def answer_all(
@@ -114,16 +125,35 @@ def _named(config: ExplainConfig) -> tuple[GivenModel, str]:
         assert config.data is not None
         return config.teacher, config.data
     if not _is_run(config.model):
-        raise RequestError(f"give {' and '.join(missing)}: --model {config.model} is no RUN, which knows its own")
+        raise RequestError(f"give {' and '.join(missing)}: --model {config.model} is not a RUN, which knows its own")
     request = read_distillation(Path(config.model)).distill
-    data = config.data or request.test
+    data = config.data or expand(request.test)
     if data is None:
         raise RequestError(f"give --data: the run {config.model} was not measured on any")
-    return config.teacher or given_teacher(request.teacher, request.table.get("mixing")), data
+    return config.teacher or given_teacher(expand(request.teacher), request.table.get("mixing")), data
 
 
-def _is_run(model: str) -> bool:
-    return (Path(model) / CONFIG).exists()
+def _is_run(model: GivenModel) -> bool:
+    return isinstance(model, str) and (Path(expand(model)) / CONFIG).exists()
+
+
+def _baseline(config: ExplainConfig, student: Classifier, data: Pool) -> Classifier | None:
+    """The network that the student's knowledge is compared with. It sees the same images."""
+    if config.baseline is None:
+        return None
+    normalize = config.normalize or (None if _is_run(config.baseline) else student.model.normalize)
+    frame = student.model.frame
+    model = load_classifier(
+        config.baseline,
+        "--baseline",
+        normalize=normalize,
+        image_size=data.image_size,
+        crop_pct=frame.crop_pct,
+        interpolation=frame.interpolation,
+    )
+    if model.channels != student.model.channels:
+        raise RequestError(f"--baseline takes {model.channels} channels, --model {student.model.channels}")
+    return Classifier(model, student.place)
 
 
 def _labels(data: Pool, classes: int) -> Int[np.ndarray, " images"] | None:
@@ -167,25 +197,16 @@ def _cams(
 
 
 def _knowledge(
-    classifiers: Sequence[Classifier],
-    taps: Sequence[Tap | None],
-    data: Pool,
-    masks: Bool[np.ndarray, "images h w"] | None,
-    count: int,
+    config: ExplainConfig, classifiers: Mapping[str, tuple[Classifier, GivenModel]], data: Pool
 ) -> Knowledge | None:
-    """Pixel-wise entropies of student and teacher on `count` images, spread over the data."""
-    if not count or None in taps:
+    """What the networks use of some images, spread over the data."""
+    if not config.entropy:
         return None
-    indices = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int))
-    pixels = _pixels(data, indices)
-    say(f"learning pixel-wise entropies of {len(indices):,} images")
-    entropies = []
-    for bare, tap in zip(classifiers, taps, strict=True):
-        assert tap is not None
-        classifier = Classifier(bare.model, bare.place, {"map": tap})
-        views = classifier.preprocess(torch.from_numpy(pixels))
-        entropies.append(np.concatenate([pixel_entropy(classifier, v, GRID).cpu().numpy() for v in views.split(16)]))
-    return Knowledge(pixels, entropies[0], entropies[1], None if masks is None else masks[indices])
+    masks = None if config.foreground is None else _masks(config.foreground, len(data))
+    indices = np.unique(np.linspace(0, len(data) - 1, min(config.entropy, len(data))).round().astype(int))
+    runs = {name: Path(expand(given)) for name, (_, given) in classifiers.items() if _is_run(given)}
+    bare = {name: classifier for name, (classifier, _) in classifiers.items()}
+    return knowledge(bare, runs, _pixels(data, indices), None if masks is None else masks[indices])
 
 
 def _masks(file: str, images: int) -> Bool[np.ndarray, "images height width"]:
@@ -194,14 +215,14 @@ def _masks(file: str, images: int) -> Bool[np.ndarray, "images height width"]:
         loaded = np.load(file, allow_pickle=False)
         array = loaded if isinstance(loaded, np.ndarray) else loaded[loaded.files[0]]
     except (OSError, EOFError, ValueError, IndexError, zipfile.BadZipFile) as error:
-        raise RequestError(f"--foreground {file} is no .npy or .npz file of masks ({error})") from None
+        raise RequestError(f"--foreground {file} is not an .npy or .npz file of masks ({error})") from None
     if array.ndim != 3 or len(array) != images:
         shape = list(array.shape)
         raise RequestError(f"--foreground {file} has shape {shape}; give [{images}, height, width], a mask an image")
     return array != 0
 
 
-def _table(answers: Answers, data: Pool, names: tuple[str, ...]) -> str:
+def _table(answers: Answers, data: Pool, names: Sequence[str]) -> str:
     """A line for every image, as CSV."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from dfkd.models.features.pixel_entropy import SIGNIFICANT
-from dfkd.report.answers import CASES, Answers, Explanation, Knowledge, facts, pairs_of
+from dfkd.report.answers import CASES, Answers, Explanation, facts, pairs_of
 from dfkd.report.charts import bar, figure, legend, lines
-from dfkd.report.gallery import data_uri
-from dfkd.report.markup import Html, definitions, section, table, tag, write_page
+from dfkd.report.gallery import plain_image
+from dfkd.report.knowledge_page import knowledge_section
+from dfkd.report.markup import Html, definitions, join, section, table, tag, write_page
 from dfkd.system.text import class_name
 from dfkd.training.evaluate import CALIBRATION_BINS
 
@@ -27,11 +27,16 @@ def write(path: Path, found: Explanation) -> None:
         f"{Path(found.student).name} and its teacher",
         definitions(facts(found)),
         _classes(found),
-        _pair_table(found),
-        _reliability(found.answers),
-        _gallery(found),
-        _knowledge(found.knowledge, found.raw),
+        section("Where they disagree", pair_table(found)),
+        _part("Reliability", reliability(found.answers)),
+        _part("Images on which they disagree", gallery(found)),
+        knowledge_section(found.knowledge, found.raw),
     )
+
+
+def _part(heading: str, content: Html) -> Html:
+    """A section, where there is something to show."""
+    return section(heading, content) if content else content
 
 
 def _classes(found: Explanation) -> Html:
@@ -59,26 +64,22 @@ def _classes(found: Explanation) -> Html:
     return section("Classes", table(f"Classes {by_words}, those that lost most first", head, body))
 
 
-def _pair_table(found: Explanation) -> Html:
+def pair_table(found: Explanation) -> Html:
+    """The most frequent pairs of different answers."""
     pairs = pairs_of(found)
     if not pairs:
-        return section("Where they disagree", tag("p", "They predict the same class for every image."))
+        return tag("p", "They predict the same class for every image.")
     most = pairs[0][2]
     body = [
         [class_name(a, found.names), class_name(b, found.names), tag("td", bar(n / most), class_="bar"), f"{n:,}"]
         for a, b, n in pairs[:PAIRS]
     ]
-    return section(
-        "Where they disagree",
-        table(
-            f"The most frequent of {len(pairs):,} pairs of classes",
-            ["teacher says", "student says", "", "images"],
-            body,
-        ),
+    return table(
+        f"The most frequent of {len(pairs):,} pairs of classes", ["teacher says", "student says", "", "images"], body
     )
 
 
-def _reliability(answers: Answers) -> Html:
+def reliability(answers: Answers) -> Html:
     """Accuracy over confidence, in bins of equal width."""
     if answers.labels is None:
         return Html()
@@ -98,15 +99,16 @@ def _reliability(answers: Answers) -> Html:
     words = (
         f"Accuracy over confidence in {CALIBRATION_BINS} bins of equal width. Below the diagonal a network is too sure."
     )
-    return section(
-        "Reliability",
-        tag("p", words, class_="note"),
-        legend(styles),
-        figure("Accuracy over confidence.", lines("Reliability", words, series, styles)),
+    return join(
+        (
+            tag("p", words, class_="note"),
+            legend(styles),
+            figure("Accuracy over confidence.", lines("Reliability", words, series, styles)),
+        )
     )
 
 
-def _gallery(found: Explanation) -> Html:
+def gallery(found: Explanation) -> Html:
     """The images on which they disagree most, with the maps of both networks, grouped by who is right."""
     answers, rows = found.answers, found.answers.disagreements()[: len(found.images)]
     if not len(rows):
@@ -122,11 +124,11 @@ def _gallery(found: Explanation) -> Html:
             )
         ]
         pixels = found.images[position]
-        pictures = [_picture(pixels, found.raw, found.origins[position], "; ".join([*label, *said]))]
+        pictures = [plain_image(pixels, found.raw, found.origins[position], "; ".join([*label, *said]))]
         for who, maps in zip(("student", "teacher"), found.cams, strict=True):
             if maps is not None:
                 heat = heated(pixels, maps[position])
-                pictures.append(_picture(heat, found.raw, f"what the {who} looks at", f"Grad-CAM of the {who}"))
+                pictures.append(plain_image(heat, found.raw, f"what the {who} looks at", f"Grad-CAM of the {who}"))
         caption = [tag("div", words) for words in (*label, *said, f"KL {answers.divergence[row]:.2f}")]
         item = tag("figure", tag("div", *pictures, class_="side"), tag("figcaption", *caption))
         groups[answers.case(row)].append(tag("li", item))
@@ -138,34 +140,7 @@ def _gallery(found: Explanation) -> Html:
     for case, items in groups.items():
         if items:
             parts += [tag("h3", CASES[case]), tag("ul", *items, class_="gallery wide")]
-    return section("Images on which they disagree", tag("p", note, class_="note"), *parts)
-
-
-def _knowledge(known: Knowledge | None, raw: bool) -> Html:
-    """Entropy maps, and the counts of concepts."""
-    if known is None:
-        return Html()
-    counts = known.counts()
-    parts: list[Html] = []
-    if counts is not None:
-        body = [[name, *(f"{value:.3g}" for value in values)] for name, values in counts.items()]
-        head = ["network", "on the foreground", "on the background", "share on the foreground"]
-        parts.append(table("Visual concepts, means over images", head, body))
-    items = []
-    for pixels, ours, theirs in zip(known.pixels, known.student, known.teacher, strict=True):
-        pictures = [_picture(pixels, raw, "", "image")]
-        for who, entropy in (("student", ours), ("teacher", theirs)):
-            pictures.append(_picture(gray(entropy), True, f"entropy of the {who}", f"pixel-wise entropy of the {who}"))
-        words = f"mean entropy: student {ours.mean():.2f}, teacher {theirs.mean():.2f} nats"
-        items.append(tag("li", tag("figure", tag("div", *pictures, class_="side"), tag("figcaption", words))))
-    note = (
-        "Beside each image the pixel-wise entropy of the student, then of the teacher: how much noise a part bears "
-        "before the deepest features change. Dark parts are used, light ones discarded; each map has its own range. A "
-        f"visual concept is a part whose entropy is {SIGNIFICANT} nats below the mean of the background's "
-        "(arXiv 2003.03622)."
-    )
-    gallery = tag("ul", *items, class_="gallery wide")
-    return section("What is used of an image", tag("p", note, class_="note"), *parts, gallery)
+    return join((tag("p", note, class_="note"), *parts))
 
 
 def heated(
@@ -175,20 +150,3 @@ def heated(
     light = pixels.mean(axis=2, keepdims=True) * 0.8 + 25
     mixed = light + heat[..., None] * 0.75 * (WARM - light)
     return mixed.round().clip(0, 255).astype(np.uint8)
-
-
-def gray(values: Float[np.ndarray, "rows columns"]) -> UInt8[np.ndarray, "rows columns 1"]:
-    """Values as a gray image from the lowest, black, to the highest."""
-    low, high = float(values.min()), float(values.max())
-    return np.round(255 * (values - low) / (high - low or 1.0)).astype(np.uint8)[..., None]
-
-
-def _picture(pixels: UInt8[np.ndarray, "h w channels"], raw: bool, title: str, alt: str) -> Html:
-    return tag(
-        "img",
-        src=data_uri(pixels, raw),
-        alt=alt,
-        title=title or None,
-        class_="pixelated" if raw else None,
-        loading="lazy",
-    )

@@ -92,8 +92,8 @@ const explore = {
     if (!stored) return;
     const given = JSON.parse(stored.textContent);
     const pool = { ...given };
-    for (const [name, type] of Object.entries({ confidence: Float32Array, entropy: Float32Array, distance: Float32Array, prediction: Uint32Array, reason: Uint8Array, row: Uint32Array }))
-      pool[name] = given[name] === null ? null : explore.column(given[name], type);
+    for (const [name, type] of Object.entries({ confidence: Float32Array, entropy: Float32Array, distance: Float32Array, prediction: Uint32Array, reason: Uint8Array, row: Uint32Array, east: Uint16Array, north: Uint16Array }))
+      pool[name] = given[name] == null ? null : explore.column(given[name], type);
     const form = document.querySelector(".explore form");
     const view = new View(pool, form);
     form.addEventListener("input", () => view.update());
@@ -177,43 +177,70 @@ class View {
     const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
     const pen = plane.getContext("2d");
     pen.scale(dense, dense);
-    const values = this.form.elements.up.value === "distance" ? pool.distance : pool.entropy;
-    const logs = values === pool.distance;
-    let low = 0, high = 1;
-    if (logs) {
-      const seen = values.filter((v) => v > 0).map(Math.log).sort();
-      low = seen[0] ?? 0;
-      high = seen[seen.length - 1] ?? 1;
-    }
-    const left = 30, bottom = 24;
-    this.x = (row) => left + pool.confidence[row] * (box.width - left - 6);
-    this.y = (row) => {
-      const value = logs ? Math.log(values[row]) : values[row];
-      return box.height - bottom - ((value - low) / (high - low || 1)) * (box.height - bottom - 6);
-    };
+    const left = 30, bottom = 24, wide = box.width - left - 6, tall = box.height - bottom - 6;
+    const { across, up, acrossName, upName } = this.axes();
+    this.x = (row) => left + across(row) * wide;
+    this.y = (row) => box.height - bottom - up(row) * tall;
     const size = pool.confidence.length > 20000 ? 1.5 : 3;
     for (const [wanted, name] of [[0, "--rule-dark"], [1, "--c0"]]) {
       pen.fillStyle = colour(name);
-      for (let row = 0; row < values.length; row++)
+      for (let row = 0; row < pool.confidence.length; row++)
         if (this.isPicked[row] === wanted) pen.fillRect(this.x(row) - size / 2, this.y(row) - size / 2, size, size);
     }
     pen.fillStyle = pen.strokeStyle = colour("--ink");
     pen.font = "12px system-ui, sans-serif";
-    pen.fillText("confidence 0", left, box.height - 6);
+    pen.fillText(`${acrossName} ${acrossName === "confidence" ? "0" : ""}`, left, box.height - 6);
     pen.textAlign = "right";
-    pen.fillText("1", box.width - 6, box.height - 6);
+    if (acrossName === "confidence") pen.fillText("1", box.width - 6, box.height - 6);
     pen.save();
     pen.translate(14, 6);
     pen.rotate(-Math.PI / 2);
-    pen.fillText(logs ? "distance (log)" : "entropy", 0, 0);
+    pen.fillText(upName, 0, 0);
     pen.restore();
-    if (this.chosen.threshold !== null) {
-      const at = left + this.chosen.threshold * (box.width - left - 6);
+    if (acrossName !== "confidence") this.classNumbers(pen, colour);
+    else if (this.chosen.threshold !== null) {
+      const at = left + this.chosen.threshold * wide;
       pen.setLineDash([5, 4]);
       pen.beginPath();
       pen.moveTo(at, 0);
       pen.lineTo(at, box.height - bottom);
       pen.stroke();
+    }
+  }
+
+  /** What the plane shows: for each axis a function from 0 to 1, NaN where an image has no place, and its name. */
+  axes() {
+    const { pool } = this, plane = this.form.elements.up.value;
+    if (plane === "embedding") {
+      const share = (values) => (row) => (values[row] ? (values[row] - 1) / 65534 : NaN);
+      return { across: share(pool.east), up: share(pool.north), acrossName: "first direction", upName: "second direction" };
+    }
+    const across = (row) => pool.confidence[row], acrossName = "confidence";
+    if (plane === "entropy") return { across, up: (row) => pool.entropy[row], acrossName, upName: "entropy" };
+    const seen = pool.distance.filter((v) => v > 0).map(Math.log).sort();
+    const low = seen[0] ?? 0, high = seen[seen.length - 1] ?? 1;
+    return { across, up: (row) => (Math.log(pool.distance[row]) - low) / (high - low || 1), acrossName, upName: "distance (log)" };
+  }
+
+  /** The number of each class at the mean of its dots. */
+  classNumbers(pen, colour) {
+    const { pool } = this, sums = Array.from({ length: pool.classes }, () => [0, 0, 0]);
+    for (let row = 0; row < pool.prediction.length; row++)
+      if (pool.east[row]) {
+        const sum = sums[pool.prediction[row]];
+        sum[0] += this.x(row);
+        sum[1] += this.y(row);
+        sum[2]++;
+      }
+    pen.font = "bold 13px system-ui, sans-serif";
+    pen.textAlign = "center";
+    pen.lineWidth = 4;
+    pen.strokeStyle = colour("--paper");
+    const few = [...sums.keys()].filter((k) => sums[k][2]).sort((a, b) => sums[b][2] - sums[a][2]).slice(0, 100);
+    for (const k of few) {
+      const [x, y, n] = sums[k];
+      pen.strokeText(k, x / n, y / n);
+      pen.fillText(k, x / n, y / n);
     }
   }
 

@@ -1,99 +1,41 @@
 """What a page needs to try other methods on a selection's stored scores: the scores themselves, or a sample of them."""
 
 import base64
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
-from dfkd.formats.manifest import HINT, Manifest
+from dfkd.formats.manifest import Manifest
 from dfkd.report.charts import Number
+from dfkd.report.embedding import Embedding
 from dfkd.report.markup import Html, data, section, tag
-from dfkd.select.choose import NON_FINITE, REASONS, SELECTED, UNREADABLE
-from dfkd.system.checksums import check_file
-from dfkd.system.errors import RequestError
+from dfkd.report.pool_scores import PoolScores
+from dfkd.select.choose import REASONS, SELECTED
 
 MOST = 100_000
 """Scores in a page; of a larger pool a sample."""
-UNSCORED = (UNREADABLE, NON_FINITE)
-"""Reasons of pool images whose scores mean nothing."""
 NOTE = (
     "All of this is computed in the page, on the stored scores: nothing runs. It does not know near-duplicates and "
     "clusters, and draws other random images than --seed does. Images of the gallery that it picks have a blue frame."
 )
 
-
-@dataclass(frozen=True)
-class PoolScores:
-    """The scores of all pool images that have some, with their positions in the pool."""
-
-    confidence: Float[np.ndarray, " rows"]
-    entropy: Float[np.ndarray, " rows"]
-    prediction: Int[np.ndarray, " rows"]
-    reason: Int[np.ndarray, " rows"]
-    """Positions in `REASONS`."""
-    row: Int[np.ndarray, " rows"]
-    images: int
-    """Of the pool, with those that have no scores."""
-    distance: Float[np.ndarray, " rows"] | None = None
-
-    def table(self) -> dict[str, Float[np.ndarray, " rows"]]:
-        """The two scores of every method."""
-        return {"confidence": self.confidence, "entropy": self.entropy}
+DOTS = "Blue dots are picked, grey ones are not. The broken line is the threshold."
 
 
-def read_pool_scores(path: Path, manifest: Manifest) -> PoolScores | None:
-    """The scores of a pool; None where the samples do not come from one, or none of its images has any.
+def explorer(
+    scores: PoolScores,
+    manifest: Manifest,
+    pictured: Int[np.ndarray, " pictured"],
+    embed: Callable[[Int[np.ndarray, " rows"]], Embedding | None] = lambda rows: None,
+) -> Html:
+    """The section of the page; images at the rows `pictured` of the pool are in any sample.
 
-    Raises: RequestError where the file is not what was written.
+    `embed` gives two coordinates for pool rows, where there are some.
     """
-    if not path.exists():
-        return None
-    for written in manifest.beside:
-        if written.name == path.name:
-            check_file(path, written, HINT)
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-
-    try:
-        there = pq.read_schema(path).names
-        names = ["confidence", "entropy", *(["distance"] if "distance" in there else [])]
-        table = pq.read_table(path, columns=[name for name in (*names, "prediction", "reason") if name in there])
-        for name in names:
-            if not pa.types.is_floating(table[name].type):
-                raise ValueError(f"its {name} is {table[name].type}, not numbers")
-        if not pa.types.is_integer(table["prediction"].type):
-            raise ValueError(f"its prediction is {table['prediction'].type}, not whole numbers")
-        reason = pc.index_in(table["reason"].cast("string"), pa.array(REASONS)).fill_null(-1).to_numpy()
-        columns = {name: table[name].to_numpy().astype(np.float32) for name in names}
-        prediction = table["prediction"].to_numpy().astype(np.int64)
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise RequestError(f"{path} cannot be read ({error}); make the selection again") from None
-    usable = np.flatnonzero(~np.isin(reason, [-1, *map(REASONS.index, UNSCORED)]))
-    if len(usable) == 0:
-        return None
-    if not 0 <= prediction[usable].min() <= prediction[usable].max() < manifest.classes:
-        raise RequestError(f"{path} holds predictions outside its {manifest.classes} classes; make the selection again")
-    distance = columns["distance"][usable] if "distance" in columns else None
-    known = distance is not None and not np.isnan(distance).all()
-    return PoolScores(
-        columns["confidence"][usable],
-        columns["entropy"][usable],
-        prediction[usable],
-        reason[usable],
-        usable,
-        len(reason),
-        distance if known else None,
-    )
-
-
-def explorer(scores: PoolScores, manifest: Manifest, pictured: Int[np.ndarray, " pictured"]) -> Html:
-    """The section of the page; images at the rows `pictured` of the pool are in any sample."""
     rows = _sample(scores, pictured)
+    embedded = embed(scores.row[rows])
     options: Mapping[str, Any] = manifest.content.options.table
     method = str(options["method"]).partition(":")[0]
     methods = ["threshold", "statistics", "random", "confidence", "entropy"]
@@ -102,16 +44,18 @@ def explorer(scores: PoolScores, manifest: Manifest, pictured: Int[np.ndarray, "
     begin = method if method in methods else methods[0]
     balance = options.get("balance")
     scale = len(scores.row) / len(rows)
-    up = ["entropy", *(["distance"] if scores.distance is not None else [])]
+    planes = {"entropy": "confidence and entropy"}
+    planes |= {"distance": "confidence and distance"} if scores.distance is not None else {}
+    planes |= {"embedding": f"two directions of the teacher's {embedded.kind}"} if embedded is not None else {}
     gamma = _given_gamma(str(options["method"]))
     count = round(manifest.count / scale)
     form = tag(
         "form",
-        _choice("Method", "method", methods, begin),
+        _choice("Method", "method", dict(zip(methods, methods, strict=True)), begin),
         _slider("Gamma", "gamma", 0.01, 1, 0.01, gamma),
         _slider("Count", "count", 1, len(rows), max(1, len(rows) // 1000), count),
-        _choice("Balance", "balance", ["none", "class"], "class" if balance == "class" else "none"),
-        _choice("Upwards", "up", up, "distance" if begin == "statistics" else "entropy"),
+        _choice("Balance", "balance", {"none": "none", "class": "class"}, "class" if balance == "class" else "none"),
+        _choice("Plane", "up", planes, "distance" if begin == "statistics" else "entropy"),
     )
     sampled = f" It has a sample of {len(rows):,} of {len(scores.row):,} scores." if len(rows) < len(scores.row) else ""
     return section(
@@ -126,7 +70,7 @@ def explorer(scores: PoolScores, manifest: Manifest, pictured: Int[np.ndarray, "
             tag(
                 "div",
                 tag("canvas", id="plane", role="img", aria_label="Every image by confidence and entropy or distance"),
-                tag("p", "Blue dots are picked, grey ones are not. The broken line is the threshold.", class_="note"),
+                tag("p", DOTS + _embedded_words(embedded), class_="note"),
                 tag("div", "Point at a dot.", id="explore-dot"),
             ),
             tag("h3", "Classes before balance (grey) and after (blue)"),
@@ -134,8 +78,30 @@ def explorer(scores: PoolScores, manifest: Manifest, pictured: Int[np.ndarray, "
             class_="explore",
             hidden="",
         ),
-        data("pool", _columns(scores, rows, manifest.classes, scale)),
+        data("pool", {**_columns(scores, rows, manifest.classes, scale), **_points(embedded)}),
     )
+
+
+def _embedded_words(embedded: Embedding | None) -> str:
+    if embedded is None:
+        return ""
+    return (
+        f" The two directions are those in which the teacher's {embedded.kind} vary most (PCA): "
+        f"{embedded.share:.0%} of the variance. A number is a class, at the mean of its images."
+    )
+
+
+def _points(embedded: Embedding | None) -> dict[str, Any]:
+    """Both coordinates from 1 to 65535; 0 where there is none."""
+    if embedded is None:
+        return {"east": None, "north": None}
+    low, high = (bound(embedded.points, axis=0) for bound in (np.nanmin, np.nanmax))
+    shares = (embedded.points - low) / np.where(high > low, high - low, 1)
+    steps = np.where(np.isnan(shares), 0, 1 + np.nan_to_num(shares) * 65534).round().astype("<u2")
+    return {
+        name: base64.b64encode(np.ascontiguousarray(steps[:, axis]).tobytes()).decode()
+        for axis, name in enumerate(("east", "north"))
+    }
 
 
 def _sample(scores: PoolScores, pictured: Int[np.ndarray, " pictured"]) -> Int[np.ndarray, " sample"]:
@@ -175,8 +141,10 @@ def _given_gamma(method: str) -> float:
         return 0.7
 
 
-def _choice(label: str, name: str, values: list[str], chosen: str) -> Html:
-    options = (tag("option", value, value=value, selected="" if value == chosen else None) for value in values)
+def _choice(label: str, name: str, values: Mapping[str, str], chosen: str) -> Html:
+    options = (
+        tag("option", words, value=value, selected="" if value == chosen else None) for value, words in values.items()
+    )
     return tag("label", f"{label} ", tag("select", *options, name=name))
 
 

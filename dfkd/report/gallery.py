@@ -9,9 +9,9 @@ from jaxtyping import Bool, Int, UInt8
 from dfkd.data import Pool
 from dfkd.data.images.filter import read_filter
 from dfkd.report.contents import SCORES, Contents
-from dfkd.report.explore import PoolScores
 from dfkd.report.markup import Html, tag
-from dfkd.select.choose import NEAR_DUPLICATE, NON_FINITE, NOT_ADMITTED, NOT_DRAWN, REASONS, SELECTED
+from dfkd.report.pool_scores import PoolScores
+from dfkd.select.choose import NEAR_DUPLICATE, NON_FINITE, NOT_ADMITTED, NOT_DRAWN, SELECTED
 
 IMAGES_A_CLASS = 12
 THUMBNAIL = 96
@@ -36,7 +36,7 @@ def pool_rows(contents: Contents) -> Int[np.ndarray, " images"] | None:
     scored = contents.scored
     if scored is None:
         return None
-    rows = scored.row[scored.reason == REASONS.index(SELECTED)]
+    rows = scored.row[scored.of(SELECTED)]
     return rows if len(rows) == len(contents.shards) else None
 
 
@@ -58,7 +58,7 @@ def gallery(contents: Contents) -> list[Html]:
             scores = f"{confidence[row]:.2f}, entropy {entropy[row]:.2f}"
             alt = f"predicted {k} with confidence {scores}: {origins[row]}"
             place = None if places is None else int(places[row])
-            picture = _picture(pixels, raw, alt, str(origins[row]), place)
+            picture = image_tag(pixels, raw, alt, str(origins[row]), place)
             caption = tag("figcaption", f"{scores}, keeps {_kept(contents.kept[row])}")
             items.append(tag("li", tag("figure", picture, caption)))
         heading = tag("h3", f"Class {k}, {len(rows):,} image{'s' if len(rows) > 1 else ''}")
@@ -71,8 +71,8 @@ def _kept(mask: Bool[np.ndarray, " classes"], most: int = 6) -> str:
     return "all" if len(kept) == len(mask) else ", ".join(map(str, kept[:most])) + (" ..." if len(kept) > most else "")
 
 
-def data_uri(pixels: UInt8[np.ndarray, "height width channels"], raw: bool) -> str:
-    """An image within the page: small raw ones without loss, larger ones as thumbnails."""
+def data_uri(pixels: UInt8[np.ndarray, "height width channels"], raw: bool, side: int = THUMBNAIL) -> str:
+    """An image within the page: small raw ones without loss, larger ones reduced to so many pixels a side."""
     from PIL import Image
 
     image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
@@ -80,7 +80,7 @@ def data_uri(pixels: UInt8[np.ndarray, "height width channels"], raw: bool) -> s
     if raw:
         image.save(file, "PNG")
     else:
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        image.thumbnail((side, side))
         image.save(file, "JPEG", quality=85)
     return f"data:image/{'png' if raw else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode()}"
 
@@ -91,7 +91,7 @@ def left_out_images(contents: Contents, pool: Pool) -> list[Html]:
     assert scored is not None
     parts = []
     for reason, heading in OUT.items():
-        rows = np.flatnonzero(scored.reason == REASONS.index(reason))
+        rows = scored.of(reason)
         if len(rows) == 0:
             continue
         rows = rows[np.argsort(_rank(contents, scored)[rows], kind="stable")]
@@ -109,7 +109,7 @@ def left_out_images(contents: Contents, pool: Pool) -> list[Html]:
             alt = f"predicted {scored.prediction[row]} with confidence {words}: {origins[position]}"
             if position in images.problems:
                 continue
-            picture = _picture(images.pixels[position], not pool.encoded, alt, origins[position], int(scored.row[row]))
+            picture = image_tag(images.pixels[position], not pool.encoded, alt, origins[position], int(scored.row[row]))
             caption = tag("figcaption", f"{words}, class {scored.prediction[row]}")
             items[place] = tag("li", tag("figure", picture, caption))
         parts.append(tag("h3", f"{heading}, {len(rows):,} images"))
@@ -128,7 +128,7 @@ def before_and_after(contents: Contents, pool: Pool, count: int = 8) -> Html:
     before = pool.images(places[picked]).pixels
     raw = not pool.encoded
     rows = [
-        tag("ul", *(tag("li", _picture(p, raw, f"{what} the filter", what, None)) for p in pixels), class_="gallery")
+        tag("ul", *(tag("li", image_tag(p, raw, f"{what} the filter", what, None)) for p in pixels), class_="gallery")
         for what, pixels in (("before", before), ("after", kernel(before)))
     ]
     return tag("div", tag("p", "Images before the filter, and after it.", class_="note"), *rows)
@@ -142,7 +142,7 @@ def _rank(contents: Contents, scored: PoolScores) -> np.ndarray:
     return -scored.entropy if method == "entropy" else -scored.confidence
 
 
-def _picture(
+def image_tag(
     pixels: UInt8[np.ndarray, "height width channels"], raw: bool, alt: str, title: str, place: int | None
 ) -> Html:
     """An image; `place` is its number in the pool, by which a script finds it."""
@@ -153,5 +153,17 @@ def _picture(
         title=title,
         class_="pixelated" if raw else None,
         data_row=place,
+        loading="lazy",
+    )
+
+
+def plain_image(pixels: UInt8[np.ndarray, "h w channels"], raw: bool, title: str, alt: str) -> Html:
+    """An image; `title` is what a pointer shows of it."""
+    return tag(
+        "img",
+        src=data_uri(pixels, raw),
+        alt=alt,
+        title=title or None,
+        class_="pixelated" if raw else None,
         loading="lazy",
     )

@@ -51,7 +51,7 @@ def _write_tree(config: InspectConfig, path: Path | None) -> None:
     tree = model.module
     if not isinstance(tree, SoftTree):
         raise RequestError(
-            f"{config.folder} is a run, and its student is no soft_tree, whose filters can be shown; "
+            f"{config.folder} is a run, and its student is not a soft_tree, whose filters can be shown; "
             "dfkd compare shows runs, and --verify reads their files"
         )
     if path is None:

@@ -1,5 +1,6 @@
 """A selection -> its page: what became of the pool, scores, classes, filter, a gallery, and methods to try."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from jaxtyping import Float, Int
 from dfkd.data import Pool
 from dfkd.report.charts import bar, figure, histogram
 from dfkd.report.contents import QUANTILES, SCORES, Contents, facts_of, left_out, quantiles
+from dfkd.report.embedding import embedding
 from dfkd.report.explore import MOST, explorer
 from dfkd.report.filter_picture import filter_section
 from dfkd.report.gallery import (
@@ -19,8 +21,14 @@ from dfkd.report.gallery import (
     left_out_images,
     pool_rows,
 )
-from dfkd.report.markup import Html, definitions, section, table, tag, write_page
-from dfkd.select.choose import NEAR_DUPLICATE, NOT_DRAWN, REASONS, SELECTED
+from dfkd.report.kept_answers import KeptAnswers, kept_answers
+from dfkd.report.making import making_section
+from dfkd.report.markup import Html, definitions, join, section, table, tag, write_page
+from dfkd.report.near_groups import groups_shown, near_groups
+from dfkd.report.pool_scores import PoolScores
+from dfkd.select.choose import NEAR_DUPLICATE, NOT_DRAWN, SELECTED
+from dfkd.system.console import say
+from dfkd.system.errors import RequestError
 
 
 def write(path: Path, folder: str, contents: Contents, pool: Pool | None = None) -> None:
@@ -39,6 +47,7 @@ def write(path: Path, folder: str, contents: Contents, pool: Pool | None = None)
         ]
         for k in contents.shown_classes
     ]
+    answers = None if contents.scored is None else kept_answers(contents.shards, contents.scored)
     capped = tag("p", left_out(contents), class_="note") if left_out(contents) else Html()
     write_page(
         path,
@@ -65,9 +74,10 @@ def write(path: Path, folder: str, contents: Contents, pool: Pool | None = None)
             ),
         ),
         filter_section(manifest, None if pool is None else before_and_after(contents, pool)),
-        Html() if contents.scored is None else explorer(contents.scored, manifest, _shown_rows(contents)),
+        making_section(contents),
+        _explorer(contents, answers),
         section("Gallery", tag("p", GALLERY_NOTE, class_="note"), *gallery(contents)),
-        _left_out_section(contents, pool),
+        _left_out_section(contents, pool, answers),
         scripts=("explore.js",),
     )
 
@@ -77,7 +87,7 @@ def _pool_classes(contents: Contents) -> dict[str, list[int]]:
     scored = contents.scored
     if scored is None:
         return {}
-    admitted = np.isin(scored.reason, [REASONS.index(reason) for reason in (SELECTED, NOT_DRAWN, NEAR_DUPLICATE)])
+    admitted = scored.of(SELECTED, NOT_DRAWN, NEAR_DUPLICATE)
     classes = contents.shards.manifest.classes
     return {
         "admitted": np.bincount(scored.prediction[admitted], minlength=classes).tolist(),
@@ -91,14 +101,44 @@ def _shown_rows(contents: Contents) -> Int[np.ndarray, " images"]:
     return np.array([], dtype=np.int64) if places is None or len(places) > MOST else places
 
 
-def _left_out_section(contents: Contents, pool: Pool | None) -> Html:
+def _explorer(contents: Contents, answers: KeptAnswers | None) -> Html:
     if contents.scored is None:
+        return Html()
+    embed = partial(embedding, answers) if answers is not None else lambda rows: None
+    return explorer(contents.scored, contents.shards.manifest, _shown_rows(contents), embed)
+
+
+def _left_out_section(contents: Contents, pool: Pool | None, answers: KeptAnswers | None) -> Html:
+    if contents.scored is None or contents.shards.manifest.source != "selection":
         return Html()
     if pool is None:
         hint = "dfkd inspect SELECTION --out FILE.html --pool POOL shows the images that are not in the selection."
         return section("Images that are out", tag("p", hint, class_="note"))
     note = f"First the {NEAREST} that are nearly in, by the score of the method, then {FAR} spread over the others."
-    return section("Images that are out", tag("p", note, class_="note"), *left_out_images(contents, pool))
+    return section(
+        "Images that are out",
+        tag("p", note, class_="note"),
+        *left_out_images(contents, pool),
+        _near_duplicates(contents, contents.scored, pool, answers),
+    )
+
+
+def _near_duplicates(contents: Contents, scored: PoolScores, pool: Pool, answers: KeptAnswers | None) -> Html:
+    """The largest groups of near-duplicates, where there are some."""
+    least = contents.shards.manifest.content.options.table.get("deduplicate")
+    if not isinstance(least, float) or len(scored.of(NEAR_DUPLICATE)) == 0:
+        return Html()
+    heading = tag("h3", "Groups of near-duplicates")
+    if answers is None or answers.kind != "features":
+        words = "The teacher's features are no longer in the cache: dfkd select keeps them there again."
+        return join((heading, tag("p", words, class_="note")))
+    note = f"The largest groups. The cosine of the features is {least:g} or more (--deduplicate)."
+    try:
+        groups = groups_shown(scored, near_groups(scored, answers, least), pool)
+    except RequestError as error:
+        say(f"note: near-duplicates are not grouped: {error}")
+        return Html()
+    return join((heading, tag("p", note, class_="note"), groups))
 
 
 def _histograms(contents: Contents) -> Html:

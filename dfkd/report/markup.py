@@ -22,6 +22,8 @@ from dfkd.system.text import visible
 
 VOID = ("img", "input", "meta")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {}"
+LONG = 18
+"""Characters of a word that is not broken in a table's header."""
 SCRIPT = "page.js"
 """What every page can do."""
 
@@ -60,7 +62,11 @@ def table(caption: str, head: Sequence[object], rows: Iterable[Sequence[object]]
     Numbers stand on the right; `words` puts every cell on the left.
     """
     cells = (
-        tag("tr", tag("th", row[0], scope="row"), *(c if _is_cell(c) else tag("td", c) for c in row[1:]))
+        tag(
+            "tr",
+            _header(row[0], "row"),
+            *(c if _is_cell(c) else tag("td", c) for c in row[1:]),
+        )
         for row in rows
     )
     return tag(
@@ -68,7 +74,7 @@ def table(caption: str, head: Sequence[object], rows: Iterable[Sequence[object]]
         tag(
             "table",
             tag("caption", caption),
-            tag("thead", tag("tr", *(tag("th", name, scope="col") for name in head))),
+            tag("thead", tag("tr", *(_header(name, "col") for name in head))),
             tag("tbody", *cells),
             class_="words" if words else None,
         ),
@@ -89,7 +95,7 @@ def page_path(out: str) -> Path:
     output_path(out)
     path = Path(out)
     if path.suffix != ".html" or path.is_dir():
-        raise RequestError(f"--out {out} is {'a folder' if path.is_dir() else 'no page'}; give FILE.html")
+        raise RequestError(f"--out {out} is {'a folder' if path.is_dir() else 'not a page'}; give FILE.html")
     return path
 
 
@@ -132,6 +138,13 @@ def _resource(name: str) -> Html:
 def _when() -> str:
     """When the page was written, and by which version."""
     return f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %Z}, dfkd {__version__}"
+
+
+def _header(name: object, scope: str) -> Html:
+    """A header cell. One with a word that would make its column too wide may be broken anywhere."""
+    words = "" if isinstance(name, Html) else str(name)
+    is_long = max(map(len, words.split()), default=0) > LONG
+    return tag("th", name, scope=scope, class_="long" if is_long else None)
 
 
 def _is_cell(value: object) -> bool:

@@ -19,6 +19,8 @@ SHAPES = (
     "M0,-6.5L6.2,-2L3.8,5.3H-3.8L-6.2,-2Z",
 )
 """Outlines of markers around (0, 0), one for each colour: rows are told apart without it, too."""
+LEFT = 0.14
+"""Margin of the costs: the values of the grid stand there."""
 WIDE = 20
 """A ratio of the largest to the smallest cost from which the axis is logarithmic."""
 
@@ -56,7 +58,9 @@ def scatter(
     costs = [s.cost for s in spots.values()]
     logarithmic = min(costs) > 0 and max(costs) >= WIDE * min(costs)
     along = math.log10 if logarithmic else float
-    x = Scale([along(c) for c in costs] + ([] if logarithmic else _ends(spots, "cost")), margin=0.08)
+    x = Scale(
+        [along(c) for c in costs] + ([] if logarithmic else _ends(spots, "cost")), margin=0.14
+    )  # the values of the grid stand on the left
     y = Scale([*_ends(spots, "value"), *([] if reference is None else [reference])], margin=0.12)
     height, bottom, top = 260, 220, 8
 

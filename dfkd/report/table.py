@@ -173,16 +173,21 @@ def csv_text(rows: Sequence[Row]) -> str:
     """One line a run: its row, seed and folder, then every single value of its result."""
     runs = [run for row in rows for run in row.runs]
     first = ("name", "seed", "folder")
-    fields = dict.fromkeys(f for run in runs for f, v in run.result.table.items() if not isinstance(v, (list, dict)))
+    tables = [{**run.result.table, **_exits(run)} for run in runs]
+    fields = dict.fromkeys(f for table in tables for f, v in table.items() if not isinstance(v, (list, dict)))
     file = io.StringIO()
     writer = csv.DictWriter(
         file, [*first, *(f for f in fields if f not in first)], extrasaction="ignore", lineterminator="\n"
     )
     writer.writeheader()
-    for run in runs:
-        row = {**run.result.table, "folder": run.folder}
+    for run, table in zip(runs, tables, strict=True):
+        row = {**table, "folder": run.folder}
         writer.writerow({key: csv_cell(row[key]) for key in row})
     return file.getvalue()
+
+
+def _exits(run: FinishedRun) -> dict[str, float]:
+    return {f"exit_{number}_top1": top1 for number, top1 in enumerate(run.result.exits or (), 1)}
 
 
 def read_csv(text: str) -> list[Row]:

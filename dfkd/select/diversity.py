@@ -20,7 +20,7 @@ def near_duplicates(features: Float[np.ndarray, "rows width"], similarity: float
 
     Rows come best first, so that of two near-duplicates the better one stays.
     """
-    unit = _unit(features)
+    unit = unit_rows(features)
     index = _index(unit)
     dropped = np.zeros(len(unit), dtype=bool)
     # range_search wants strictly more than its radius; the width of one float below includes equality
@@ -38,12 +38,15 @@ def near_duplicates(features: Float[np.ndarray, "rows width"], similarity: float
     return dropped
 
 
-def clusters(features: Float[np.ndarray, "rows width"], count: int, seed: int) -> Int[np.ndarray, " rows"]:
-    """The number of the nearest of `count` spherical k-means centers, for every row."""
+def clusters(
+    features: Float[np.ndarray, "rows width"], count: int, seed: int, tries: int = 1
+) -> Int[np.ndarray, " rows"]:
+    """The number of the nearest of `count` spherical k-means centers, for every row; those of the best of `tries`."""
     import faiss
 
-    unit = _unit(features)
-    kmeans = faiss.Kmeans(unit.shape[1], count, niter=20, seed=seed % 2**31, spherical=True, min_points_per_centroid=1)
+    unit = unit_rows(features)
+    settings = {"niter": 20, "nredo": tries, "spherical": True, "min_points_per_centroid": 1}
+    kmeans = faiss.Kmeans(unit.shape[1], count, seed=seed % 2**31, **settings)
     kmeans.train(unit)
     return kmeans.index.search(unit, 1)[1][:, 0].astype(np.int64)
 
@@ -52,7 +55,7 @@ def spherical_centers(features: Float[np.ndarray, "rows width"], count: int) -> 
     """The centers of `count` clusters by the angle between features."""
     import faiss
 
-    unit = _unit(features)
+    unit = unit_rows(features)
     kmeans = faiss.Kmeans(unit.shape[1], count, niter=10, seed=0, spherical=True, min_points_per_centroid=1)
     with _one_thread():
         kmeans.train(unit)
@@ -69,11 +72,12 @@ def nearest_centers(
         return np.zeros(len(features), np.int64)
     index = faiss.IndexFlatIP(centers.shape[1])
     index.add(centers)
-    found: Int[np.ndarray, " rows"] = index.search(_unit(features), 1)[1][:, 0].astype(np.int64)
+    found: Int[np.ndarray, " rows"] = index.search(unit_rows(features), 1)[1][:, 0].astype(np.int64)
     return found
 
 
-def _unit(features: Float[np.ndarray, "rows width"]) -> Float[np.ndarray, "rows width"]:
+def unit_rows(features: Float[np.ndarray, "rows width"]) -> Float[np.ndarray, "rows width"]:
+    """Rows of length 1 and of the same direction; a row of zeros stays."""
     rows = np.ascontiguousarray(features, dtype=np.float32)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 

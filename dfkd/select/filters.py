@@ -1,9 +1,8 @@
-"""What `--filter` names: functions from a teacher and some of its pool to a linear filter of the pool's images.
+"""Pool filters (`--filter`): functions from a teacher and a part of its pool to a linear filter of the images.
 
-A pool's photos may be sharper or softer, or of other colors and contrast, than what the teacher learnt from, by no more
-than the filter with which somebody once made them smaller. A filter of one's own has the same form:
-`my_filter(teacher, pixels, *, parameters...) -> Filter`. Its parameters are what `NAME:key=value` sets; `Traits`
-declares the rest.
+A pool may be sharper, softer or more colorful than the teacher's training images. The filter that once resized it is
+enough. Your own filter has the same form: `my_filter(teacher, pixels, *, parameters...) -> Filter`. `NAME:key=value`
+sets its parameters. `Traits` declares the rest.
 """
 
 import math
@@ -26,10 +25,10 @@ __all__ = ["blur", "fitted"]
 
 @dataclass(frozen=True)
 class Traits(components.Traits):
-    """What a filter can declare: `@Traits(rise=1.05)` above it."""
+    """Declarations of a pool filter: `@Traits(rise=1.05)` above it."""
 
     rise: float | None = None
-    """By so much must the teacher's Inception Score of the pool rise for the filter to be kept; None: it is kept."""
+    """The filter is kept if it multiplies the teacher's Inception Score on the pool by at least this. None: always."""
 
 
 _SIZES = range(1, 17, 2)

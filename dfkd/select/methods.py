@@ -1,11 +1,11 @@
-"""What `--method` names: functions from scores to the admissible rows, best first.
+"""Selection methods: functions from scores to the admissible rows, best first.
 
-A method of one's own has the same form: `method(scores, rng, *, parameters...) -> Ranking`. It sees usable rows only:
-every score is finite. The scores may be read-only. Rows are numbered within the scores that it is given. Ties fall to
-the earlier row, so that a result depends on nothing but its input. `rng` is seeded by `--seed`.
+Your own method has the same form: `method(scores, rng, *, parameters...) -> Ranking`. It sees usable rows only: every
+score is finite. The scores may be read-only. Rows are numbered within the scores that it is given. Ties fall to the
+earlier row, so that a result depends on its input alone. `rng` is seeded by `--seed`.
 
-Its parameters are what `NAME:key=value` sets: each has a type, where it is wanted a `Range` (`Annotated`), and a
-default. One that is called `gamma` is set by `--gamma` too. `Traits` declares the rest.
+`NAME:key=value` sets the parameters. Each has a type, a default and, if needed, a `Range` (`Annotated`). `--gamma` also
+sets a parameter of that name. `Traits` declares the rest.
 """
 
 import math
@@ -29,47 +29,52 @@ Balance = Literal["none", "class", "cluster"]
 
 @dataclass(frozen=True)
 class ImageScores:
-    """The teacher's answers, one row an image: largest probability, entropy over log(classes), its class."""
+    """What the teacher says of a pool, one row per image."""
 
     confidence: Float[np.ndarray, " rows"]
+    """The largest probability, from 0 to 1."""
     entropy: Float[np.ndarray, " rows"]
+    """The entropy of the probabilities, divided by log(classes): from 0 to 1."""
     prediction: Int[np.ndarray, " rows"]
+    """The most probable class."""
     distance: Float[np.ndarray, " rows"] | None = None
-    """From what the teacher's BatchNorm layers remember (`statistics`); NaN where it has none."""
+    """The distance from the statistics of the teacher's BatchNorm layers. NaN for a teacher without them."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What a method ranks by: with it images are chosen while their scores are read, and not held in memory."""
+    """The number by which a method ranks. With it `select` chooses while it reads, and holds no scores in memory."""
 
     value: Callable[[ImageScores, np.random.Generator], Float[np.ndarray, " rows"]]
-    """A float32 for each image, the largest first; NaN is not admitted. The generator is that of a part of the pool."""
+    """A float32 for each image, the largest first. NaN is not admitted. The generator is that of a part of the pool."""
     gamma: float | None = None
-    """Admitted is this share of the usable images, the surest ones; None: all."""
+    """The most confident share of the usable images that is admitted. None admits all."""
     missing: str = ""
-    """What is said where it admits no image at all."""
+    """The end of the error message if no image is admitted."""
 
 
 @dataclass(frozen=True)
 class Traits(components.Traits):
-    """What a method can declare: `@Traits(balance="class")` above it."""
+    """Declarations of a selection method: `@Traits(balance="class")` above it."""
 
     balance: Balance = "none"
-    """The balance where `--balance` is not given."""
+    """The balance if `--balance` is not given."""
     reach: float | None = None
-    """Images are picked evenly among the best `reach` times as many as are wanted; None: among all admitted ones."""
+    """Images are picked evenly among the best `reach` times `--count`. None: among all admitted images."""
     typical: bool = False
-    """It selects by `ImageScores.distance`: the pool's filter is fitted to the nearest images alone."""
+    """Whether it selects by `ImageScores.distance`. The pool filter is then fitted to the nearest images alone."""
     scale: Callable[..., Scale] | None = None
-    """From the method's parameters to what it ranks by, where that is one number for each image on its own."""
+    """From the method's parameters to its `Scale`, if it ranks by one number for each image on its own."""
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Admissible rows, best first, and the confidence threshold that admitted them, if there was one."""
+    """The admissible rows of a pool, best first."""
 
     rows: Int[np.ndarray, " admitted"]
+    """Row numbers, each at most once."""
     threshold: float | None = None
+    """The smallest confidence that was admitted, if the method has such a threshold."""
 
 
 def _confidence(scores: ImageScores, rng: np.random.Generator) -> Float[np.ndarray, " rows"]:
@@ -108,14 +113,26 @@ def threshold(
     gamma: Annotated[float, SHARE] = 0.7,
     draw: Literal["confidence", "random", "entropy"] = "confidence",
 ) -> Ranking:
-    """Adaptive confidence threshold: among the share `gamma` of the pool that the teacher is surest of, `draw` first.
+    """Adaptive confidence threshold: admit the most confident share of the pool, then draw from it.
 
-    delta is the (1 - gamma) quantile of the confidence c over the pool, the candidates are X' = {c >= delta}. With
-    `draw="entropy"` the picks are those of X' with the largest entropy, neither the unsure nor the nearly one-hot: our
-    reading of a description in https://arxiv.org/abs/2302.08771, whose formula is not at hand. It costs a point where
-    few are picked (docs/results.md), so the most confident are the default, evenly over the classes (`--balance`).
+        X' = {x : c(x) >= delta},   delta = the (1 - gamma) quantile of c over the pool
 
-    Raises: RequestError unless 0 < gamma <= 1.
+    c is the confidence. With `draw="entropy"` the picks are those of X' with the largest entropy, neither the unsure
+    nor the nearly one-hot. That is our reading of a description in https://arxiv.org/abs/2302.08771, whose formula was
+    not available. It costs a point where few are picked (docs/results.md). So the most confident are the default,
+    evenly over the classes (`--balance`).
+
+    Args:
+        scores: The scores of the usable images.
+        rng: Random numbers, for `draw="random"`.
+        gamma: The share of the pool that is admitted.
+        draw: What comes first within it.
+
+    Returns:
+        The admitted rows, and delta.
+
+    Raises:
+        RequestError: `gamma` is not above 0 and at most 1.
     """
     SHARE.check(gamma=gamma)
     rows = len(scores.confidence)
@@ -140,13 +157,24 @@ def _statistics_scale(weight: float) -> Scale:
 def statistics(
     scores: ImageScores, rng: np.random.Generator, *, weight: Annotated[float, Range(least=0)] = 0.0
 ) -> Ranking:
-    """The images most like the teacher's training data to its BatchNorm layers, those of a large c**weight / d first.
+    """The images most like the teacher's training data, by the statistics of its BatchNorm layers.
 
-    d is the distance of `dfkd.models.features.image_distance.ImageDistances`, c the confidence; `weight=0` ranks by the
-    distance alone. A network is often sure of what it never saw: text, screenshots, noise. The statistics of its layers
-    tell such images from photographs where confidence cannot (docs/results.md).
+        c^weight / d,   the largest first
 
-    Raises: RequestError for a teacher without such layers, or a weight below 0.
+    d is the distance of `dfkd.models.features.image_distance.ImageDistances`, and c the confidence. A network is often
+    confident of images that it never saw: text, screenshots, noise. The statistics of its layers tell them from
+    photographs where confidence cannot (docs/results.md).
+
+    Args:
+        scores: The scores of the usable images, with distances.
+        rng: Not used.
+        weight: How much the confidence counts. 0 ranks by the distance alone.
+
+    Returns:
+        The rows that have a distance.
+
+    Raises:
+        RequestError: The teacher has no BatchNorm layers, or `weight` is below 0.
     """
     Range(least=0).check(weight=weight)
     if scores.distance is None or np.isnan(scores.distance).all():
@@ -158,19 +186,45 @@ def statistics(
 
 @Traits(scale=lambda: Scale(_drawn))
 def random(scores: ImageScores, rng: np.random.Generator) -> Ranking:
-    """Every image alike: the baseline that a selection has to beat."""
+    """All images in random order: the baseline that a selection has to beat.
+
+    Args:
+        scores: The scores of the usable images.
+        rng: Random numbers, which decide the order.
+
+    Returns:
+        All rows.
+    """
     return Ranking(rng.permutation(len(scores.confidence)))
 
 
 @Traits(scale=lambda: Scale(_confidence))
 def confidence(scores: ImageScores, rng: np.random.Generator) -> Ranking:
-    """The most confident first: the selection of DFND (Learning student networks in the wild, CVPR 2021)."""
+    """The most confident first: the selection of DFND (Learning student networks in the wild, CVPR 2021).
+
+    Args:
+        scores: The scores of the usable images.
+        rng: Not used.
+
+    Returns:
+        All rows.
+    """
     return Ranking(_largest_first(scores.confidence))
 
 
 @Traits(scale=lambda: Scale(_entropy))
 def entropy(scores: ImageScores, rng: np.random.Generator) -> Ranking:
-    """The most uncertain first. Known to be poison by itself (Mosaicking to distill, https://arxiv.org/abs/2110.15094)."""
+    """The most uncertain first, a baseline that is known to harm.
+
+    Mosaicking to distill (https://arxiv.org/abs/2110.15094) measured it.
+
+    Args:
+        scores: The scores of the usable images.
+        rng: Not used.
+
+    Returns:
+        All rows.
+    """
     return Ranking(_largest_first(scores.entropy))
 
 

@@ -58,7 +58,7 @@ class RayScorer:
                     running[worker.score.remote(number)] = (worker, number)
                 done, _ = ray.wait(list(running), timeout=1)
                 if stop.signal is not None:
-                    raise Interrupted(stop.signal, "the parts so far are kept, the same command goes on from there")
+                    raise Interrupted(stop.signal, "the parts so far are kept; give the same command again to resume")
                 waited = 0 if done else waited + 1
                 if waited == _PATIENCE and all(part is None for _, part in running.values()):
                     say(f"no worker has begun after {_PATIENCE} s; the cluster has {cluster_resources(ray)}: waiting")

@@ -169,7 +169,7 @@ class PartScorer:
                 whole = len(columns["confidence"]) == _rows(len(self.pool), part)
                 _write_part(self.folder, part, columns, self.tap, head=not whole)
                 if stop.signal is not None:
-                    raise Interrupted(stop.signal, "the scores so far are kept, the same command goes on from there")
+                    raise Interrupted(stop.signal, "the scores so far are kept; give the same command again to resume")
                 yield _problems(part, columns)
 
 

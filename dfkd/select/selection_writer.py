@@ -117,7 +117,7 @@ def is_done(out: Path, shown: str, content: dict[str, Any]) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if not (out / MANIFEST).exists():
-        raise RequestError(f"--out {shown} holds something that is no selection; give another folder")
+        raise RequestError(f"--out {shown} holds files that are not a selection; give another folder")
     different = differences(Shards(out).manifest.content.table, content)
     if different:
         raise RequestError(f"--out {shown} holds another selection: {'; '.join(different)}; give another folder")
@@ -162,7 +162,7 @@ def check_partial(partial: Path) -> None:
     """Raise RequestError where the folder of the temporary name is somebody else's."""
     for file in partial.iterdir():
         if not file.name.startswith(OWN):
-            raise RequestError(f"{partial} is needed and holds {file.name!r}, which is no part of a selection; move it")
+            raise RequestError(f"{partial} is needed and holds {file.name!r}, which is not of a selection; move it")
 
 
 def _manifest(selected: Selected, files: list[dict[str, Any]]) -> dict[str, Any]:

@@ -7,7 +7,17 @@ from dfkd.system.text import visible
 
 
 class RequestError(ValueError):
-    """What was requested cannot be done. The message names the value, what is allowed and a hint, in one line."""
+    """A request that cannot be carried out, as a `ValueError`.
+
+    The message is one line. It names the value, what is allowed and a hint.
+
+    Args:
+        message: The text. Line breaks become spaces.
+
+    Example:
+        >>> str(RequestError("count=0 is not above 0"))
+        'count=0 is not above 0'
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(visible(" ".join(message.split())))

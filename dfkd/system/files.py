@@ -38,12 +38,17 @@ def cache_folder() -> Path:
         raise RequestError("this user has no home folder for the cache; set DFKD_CACHE to another folder") from None
 
 
+def cached_folder(kind: str, request: Mapping[str, Any]) -> Path:
+    """Where the cache keeps what is decided by `request`, whether it is there or not."""
+    return cache_folder() / kind / hash_of(request)
+
+
 def request_folder(kind: str, request: Mapping[str, Any]) -> Path:
-    """Where the cache keeps what is decided by `request`: a folder of that kind, with the request as JSON in it.
+    """`cached_folder`, made, with the request as JSON in it.
 
     Raises: RequestError where the cache cannot be written.
     """
-    folder = cache_folder() / kind / hash_of(request)
+    folder = cached_folder(kind, request)
     try:
         if not (folder / "request.json").exists():
             write_json(folder / "request.json", request)
@@ -57,7 +62,7 @@ def request_folder(kind: str, request: Mapping[str, Any]) -> Path:
 
 def result_folder(kind: str, content: Mapping[str, Any]) -> str:
     """Where the cache keeps the result of a request that names no folder: what decides the result names it."""
-    return str(cache_folder() / kind / hash_of(content))
+    return str(cached_folder(kind, content))
 
 
 def local_copy(uri: str) -> Path:

@@ -10,16 +10,33 @@ from dfkd.system.errors import RequestError
 class Range:
     """Finite numbers within bounds.
 
-    `Annotated[float, Range(above=0)]` declares it for a parameter: a `NAME:key=value` is checked when it is parsed.
+    `Annotated[float, Range(above=0)]` declares it for a parameter. A `NAME:key=value` is checked when it is parsed.
+
+    Example:
+        >>> Range(above=0, most=1).holds(1)
+        True
+        >>> str(Range(above=0, most=1))
+        'above 0 and at most 1'
     """
 
     least: int | float | None = None
+    """The smallest number that is allowed."""
     above: int | float | None = None
+    """A bound that is not allowed itself; larger numbers are."""
     most: int | float | None = None
+    """The largest number that is allowed."""
     below: int | float | None = None
+    """A bound that is not allowed itself; smaller numbers are."""
 
     def holds(self, value: int | float) -> bool:
-        """Whether `value` is one of them."""
+        """Say whether a number is within the bounds.
+
+        Args:
+            value: The number.
+
+        Returns:
+            False also for infinity and NaN.
+        """
         return (
             math.isfinite(value)
             and (self.least is None or value >= self.least)
@@ -29,7 +46,13 @@ class Range:
         )
 
     def check(self, **values: int | float) -> None:
-        """Raises: RequestError that names the first parameter whose value is not one of them."""
+        """Refuse numbers that are not within the bounds.
+
+        Each keyword is a number by the name of its parameter.
+
+        Raises:
+            RequestError: A number is not within the bounds. The message names its parameter.
+        """
         for name, value in values.items():
             if not self.holds(value):
                 unbounded = self.most is None and self.below is None

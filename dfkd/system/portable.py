@@ -62,6 +62,8 @@ def portable(value: Any, spelling: Mapping[str, str] | None = None) -> Any:
         return [portable(item, spelling) for item in value]
     if not isinstance(value, str):
         return value
+    if "/" not in value:  # no path is in it
+        return _storable(str(value))
     home = os.path.expanduser("~")
     names = {**_spelling.get({}), **(spelling or {}), **names_of(value)}
     names |= {home: "~"} if home not in ("~", "/", "") else {}
@@ -71,8 +73,12 @@ def portable(value: Any, spelling: Mapping[str, str] | None = None) -> Any:
     for variable in ("USER", "LOGNAME"):
         if user := os.environ.get(variable):
             value = re.sub(rf"(?<=/){re.escape(user)}(?=[/,:\s]|$)", f"${variable}", value)
-    # half a surrogate (of a file's name that is no UTF-8) can be stored nowhere
-    return value.encode("utf-8", "backslashreplace").decode()
+    return _storable(value)
+
+
+def _storable(text: str) -> str:
+    """Half a surrogate (of a file's name that is no UTF-8) can be stored nowhere."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def expand(value: Any) -> Any:

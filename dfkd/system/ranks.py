@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 TIMEOUT = timedelta(hours=12)
 """For which a rank waits for another one. A rank that has ended is noticed at once: its connections are closed."""
-SAVED = "what was saved is kept, the same command goes on from there"
+SAVED = "what was saved is kept; give the same command again to resume"
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout")
 """What gloo says where the other process has ended."""
 T = TypeVar("T")
@@ -108,7 +108,7 @@ def joined() -> Iterator[None]:
         if _told(store, 1) != 1:
             raise Ended("another rank has said why") from error
         if _is_lost(error):
-            raise RequestError(f"another rank has ended without a word; {SAVED}") from error
+            raise RequestError(f"another rank has ended without a message; {SAVED}") from error
         error.add_note(named())
         raise
     finally:

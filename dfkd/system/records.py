@@ -68,11 +68,17 @@ def _fields(kind: type) -> list[tuple[str, Any, bool]]:
     ]
 
 
+@cache
+def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    """The generic type of a hint and its arguments; a list of numbers asks for the same ones again and again."""
+    return get_origin(hint), get_args(hint)
+
+
 def _value(hint: Any, value: Any, name: str) -> Any:
     """The value as the type says: tuples for lists, records for tables. Raises: ValueError as `parse`."""
-    origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
+    origin, arguments = _parts(hint)
     if origin is Annotated:
         found = _value(arguments[0], value, name)
         for rule in arguments[1:]:
@@ -87,7 +93,7 @@ def _value(hint: Any, value: Any, name: str) -> Any:
         kinds = [argument for argument in arguments if argument is not type(None)]
         if value is None and len(kinds) < len(arguments):
             return None
-        of_list = [kind for kind in kinds if (get_origin(kind) is tuple) == isinstance(value, list)]
+        of_list = [kind for kind in kinds if (_parts(kind)[0] is tuple) == isinstance(value, list)]
         return _value((of_list or kinds)[0], value, name)
     if origin is tuple:
         if not isinstance(value, list):

@@ -52,7 +52,7 @@ def tried(uri: str, request: Callable[[], _Found], done: str = "read", missing: 
             if pause is None:
                 raise RequestError(
                     f"{uri!r} cannot be {done} after {TRIES} tries ({type(error).__name__}: {error}); give the "
-                    "same command again: it goes on from what is complete"
+                    "same command again: it continues from what is complete"
                 ) from error
         time.sleep(pause)
     raise AssertionError("the last try returns or raises")

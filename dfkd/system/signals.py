@@ -125,7 +125,7 @@ def _watch(read_end: int, handler: _Handler) -> None:
     while (second is None and handler.finishing) or (second and time.monotonic() < until):
         second = _next(read_end, GRACE)
     if second != 0:
-        os.write(2, b"dfkd: ended at once; the same command goes on from what was complete\n")
+        os.write(2, b"dfkd: ended at once; give the same command again to resume\n")
         os._exit(128 + (second or first or 0))
 
 

@@ -16,7 +16,7 @@ from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.training.loggers.base import Logger, Training
 
-LOGGERS = {"tensorboard": "TensorBoard", "wandb": "WeightsAndBiases", "mlflow": "MLflow"}
+LOGGERS = {"tensorboard": "TensorBoard", "wandb": "WeightsAndBiases", "mlflow": "MLflow", "pictures": "Pictures"}
 """What `--log` names: a module of `dfkd.training.loggers`, and its class."""
 MEASURES = frozenset(
     {

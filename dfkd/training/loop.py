@@ -134,7 +134,7 @@ def train(learner: Learner, record: Record) -> None:
                 learner.seconds = seconds_before + time.perf_counter() - started
                 _save(learner, record)
             if signal is not None:
-                raise Interrupted(signal, "what was made so far is saved, the same command goes on from there")
+                raise Interrupted(signal, "what was made so far is saved; give the same command again to resume")
         logged_at, logged_step = time.perf_counter(), learner.step
         while learner.step < total:
             vote.cast()
@@ -154,7 +154,7 @@ def train(learner: Learner, record: Record) -> None:
             if save or last:
                 _save(learner, record)
             if signal is not None:
-                raise Interrupted(signal, f"step {step} is saved, the same command goes on from there")
+                raise Interrupted(signal, f"step {step} is saved; give the same command again to resume")
 
 
 def _memory() -> dict[str, float]:

@@ -11,11 +11,13 @@ from dfkd.system.torch_optim import SGD, AdamW
 SCHEDULE_WARMUP = {"onecycle": 0.3, "cosine": 0.05}
 
 
-def default_rate(kind: str, student: nn.Module, init: str = "none", trained: bool = False) -> float:
+def default_rate(
+    kind: str, student: nn.Module, init: str = "none", trained: bool = False, photographs: bool = False
+) -> float:
     """The peak rate where none is given, by benchmarks/quality/LOG.md.
 
     Without BatchNorm, which forgives large steps, SGD needs a small one; layers that are the teacher's are to last, and
-    so are those of a student that begins `trained`.
+    so are those of a student that begins `trained`. On photographs 0.4 gave losses that are not finite.
     """
     if kind == "adamw":
         return 0.0005 if trained else 0.002
@@ -23,7 +25,7 @@ def default_rate(kind: str, student: nn.Module, init: str = "none", trained: boo
         return 0.02
     if not any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in student.modules()):
         return 0.02
-    return 0.1 if init == "teacher" else 0.4
+    return 0.1 if init == "teacher" or photographs else 0.4
 
 
 def make_optimizer(modules: Iterable[nn.Module], kind: str, weight_decay: float) -> torch.optim.Optimizer:

@@ -1,9 +1,9 @@
-"""In which order stored images are learnt from: shuffled, or with several images of a class in every batch.
+"""Orders of stored images (`--batches`): shuffled, or with several images of a class in each batch.
 
-What `--batches` names are the functions `shuffled`, `classes`, `superclasses` and `hardest`; one of one's own has the
-same form, `order(stored, batch, seed, *, parameters...) -> Order`. An order is an endless stream of row numbers that is
-decided by its seed alone: what stands at a position can be computed at any time, so that a run goes on from a position
-as if it had never stopped. One that has the methods of `Following` is told how far the student is from the teacher.
+`--batches` names the functions `shuffled`, `classes`, `superclasses` and `hardest`. Your own order has the same form:
+`order(stored, batch, seed, *, parameters...) -> Order`. An order is an endless stream of row numbers that its seed
+alone decides. What is at a position can be computed at any time, so that a run resumes from a position. An order with
+the methods of `Following` is told how far the student is from the teacher.
 """
 
 import math
@@ -27,34 +27,56 @@ class Order(Protocol):
     """An endless stream of row numbers."""
 
     def rows(self, position: int, count: int) -> Int[np.ndarray, " count"]:
-        """The rows at `count` positions from `position` on."""
+        """Give the rows at a range of positions.
+
+        Args:
+            position: The first position, from 0.
+            count: The number of positions.
+
+        Returns:
+            Row numbers.
+        """
         ...
 
 
 @runtime_checkable
 class Following(Order, Protocol):
-    """An order that draws from what the student does; the rows of every batch are drawn from it once, in turn."""
+    """An order that follows the student. The rows of each batch are drawn from it once, in turn."""
 
     def seen(self, rows: Int[np.ndarray, " batch"], values: Float[Tensor, " batch"]) -> None:
-        """After a batch: the teacher's divergence from the student on these rows, on the device."""
+        """Take the teacher's divergence from the student, after a batch.
+
+        Args:
+            rows: The rows of the batch.
+            values: KL divergence of each row, on the device.
+        """
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What it has drawn and seen, as tensors and numbers."""
+        """Collect what it has drawn and seen.
+
+        Returns:
+            Tensors and numbers by name.
+        """
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Continue from a state.
+
+        Args:
+            state: What `state_dict` returned.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What an order may know of the images: how many there are, and the columns of their selections."""
+    """What an order may know of the stored images."""
 
     images: int
+    """Their number."""
     column: Callable[[str], np.ndarray]
-    """`prediction` [images], `logits` [images, classes], `confidence`, ...: one row an image."""
+    """By name, a column of the selections with one row per image: `prediction`, `logits` [images, classes], ..."""
 
 
 def shuffled(stored: Stored, batch: int, seed: int) -> Order:

@@ -1,26 +1,31 @@
 """Stored images to learn on: selections, opened and checked with the teacher that they are for, and their order."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
 from dfkd.config import DistillConfig, ModelConfig
 from dfkd.config.tables import differences
 from dfkd.data.images.frame import Crops
 from dfkd.formats.remote_folder import folder_of
 from dfkd.formats.shards import Shards
+from dfkd.models.ensemble import LEARNED, Ensemble
+from dfkd.models.learned_mixing import IMAGES, learn_weights
 from dfkd.models.load import Model
 from dfkd.models.own import GivenModel
 from dfkd.models.several import load_classifier
 from dfkd.models.state import tensors_of
 from dfkd.system.components import Kind
 from dfkd.system.console import say
-from dfkd.system.device import Place
+from dfkd.system.device import Place, resolve_place
 from dfkd.system.errors import RequestError
 from dfkd.training import sampling
-from dfkd.training.sources import Resident, ShardSource, Source
+from dfkd.training.sources import Source
+from dfkd.training.stored import Resident, ShardSource
 
 ORDER = Kind("order of batches", (sampling.__name__,), given=("stored", "batch", "seed"), failure="failed")
 """What `--batches` names."""
@@ -68,7 +73,8 @@ def open_teacher(
     photos = next((shards.manifest for shards in selections if shards.manifest.source == "selection"), None)
     seen = {} if photos is None else vars(photos.content.preprocess.frame)
     given = {name: seen.get(name) if value is None else value for name, value in given.items()}
-    model = _finite(load_classifier(teacher, normalize=config.normalize or made_with, image_size=image.size, **given))
+    given |= {"normalize": config.normalize or made_with, "image_size": image.size, "learns": True}
+    model = _finite(load_classifier(teacher, **given))
     if model.normalize != made_with:
         flag = f"--normalize {config.normalize}"
         say(f"note: the teacher is used with {flag}, and {samples[0]} was selected with {made_with}")
@@ -80,7 +86,20 @@ def open_teacher(
     for shards, name in zip(selections, samples, strict=True):
         if differences(shards.manifest.content.teacher.table, model.fingerprint()):
             say(f"note: {name} was selected with another teacher ({shards.manifest.teacher})")
+    if isinstance(model.module, Ensemble) and model.module.mixing == LEARNED:
+        device = resolve_place(config.device, config.precision).device
+        learn_weights(model, pieces(selections, IMAGES), Place(device, torch.float32))
     return model
+
+
+def pieces(selections: Sequence[Shards], most: int, batch: int = 256) -> Iterator[UInt8[Tensor, "b h w c"]]:
+    """Batches of images from all over the selections, about `most` of them."""
+    images = sum(map(len, selections))
+    for shards in selections:
+        wanted = min(len(shards), max(1, round(most * len(shards) / images)))
+        rows = np.unique(np.linspace(0, len(shards) - 1, wanted).astype(np.int64))
+        for start in range(0, len(rows), batch):
+            yield torch.from_numpy(shards.pixels(rows[start : start + batch]))
 
 
 def _finite(teacher: Model) -> Model:

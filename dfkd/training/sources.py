@@ -4,7 +4,6 @@ A generator that learns along with the student is a source too: its `update` is 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,13 +12,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from dfkd.data.images.frame import Crops, Window
-from dfkd.formats.shards import Shards
 from dfkd.models.features.outputs import Outputs
-from dfkd.system.errors import RequestError
-from dfkd.system.foreign import Foreign
 from dfkd.system.shares import Share
-from dfkd.training.sampling import Following, Order
 
 Student = Callable[[Float[Tensor, "batch channels height width"]], Outputs]
 """The student as a source sees it: it answers a view as in training, gradients reach the view, no statistics move."""
@@ -35,11 +29,6 @@ class Batch:
     pixels: UInt8[Tensor, "images height width channels"]
     rows: Int[Tensor, " batch"] | None
     share: Share | None = None
-
-
-_FAILS = "the order of batches fails:"
-_Rows = tuple[UInt8[Tensor, "images height width channels"], Int[Tensor, " batch"]]
-"""Pixels and rows of a batch of stored images."""
 
 
 @runtime_checkable
@@ -120,148 +109,6 @@ class Still(Deaf):
     def update(self, student: Student) -> dict[str, Tensor]:
         """Nothing changes."""
         return {}
-
-
-class ShardSource(Still):
-    """The images of one or more selections, one behind the other, in an endless order; every batch is full.
-
-    Where images have to be decoded, the next batch is prepared while the student learns from this one, unless the order
-    follows the student: then this one decides it.
-    """
-
-    def __init__(
-        self,
-        selections: Sequence[Shards],
-        order: Order,
-        resident: "Resident | None" = None,
-        crops: Crops | None = None,
-    ) -> None:
-        """With `resident`, pixels are kept on its device from the first time that they are learnt from.
-
-        With `crops`, every image is a random window of its file.
-        """
-        self._selections, self._order, self._position, self._crops = list(selections), order, 0, crops
-        self._following = order if isinstance(order, Following) else None
-        self._starts, self._resident = np.cumsum([0, *map(len, selections)]), resident
-        ahead = any(shards.encoded for shards in selections) and not self.follows
-        self._reader = ThreadPoolExecutor(1) if ahead else None
-        self._ahead: tuple[int, Share | None, Future[_Rows]] | None = None
-
-    @property
-    def images(self) -> int:
-        """The images of all selections together."""
-        return int(self._starts[-1])
-
-    @property
-    def follows(self) -> bool:
-        """Whether its order does."""
-        return self._following is not None
-
-    def seen(self, rows: Int[Tensor, " batch"], values: Float[Tensor, " batch"]) -> None:
-        """Tell the order."""
-        if self._following is not None:
-            with Foreign(_FAILS, self._order):
-                self._following.seen(rows.numpy(), values)
-
-    def sample(self, count: int, share: Share | None = None) -> Batch:
-        """The next `count` images; the pixels only of the `share`, where it is given."""
-        position, self._position = self._position, self._position + count
-        if self._reader is None:
-            return Batch(*self._batch(position, count, share), share)
-        batch = Batch(*self._read(position, count, share), share)
-        self._ahead = (self._position, share, self._reader.submit(self._batch, self._position, count, share))
-        return batch
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position in the endless order, and the state of one that follows the student."""
-        order = {"order": self._following.state_dict()} if self._following is not None else {}
-        return {"position": self._position, **order}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a position."""
-        self._position = int(state["position"])
-        if self._following is not None:
-            self._following.load_state_dict(state["order"])
-
-    def _read(self, position: int, count: int, share: Share | None) -> _Rows:
-        """The batch at a position, as far as it was read ahead: within a mixture its size differs from step to step."""
-        if self._ahead is None:
-            return self._batch(position, count, share)
-        start, ahead, future = self._ahead
-        pixels, rows = future.result()  # waited for in any case: one thread at a time reads
-        if start != position or ahead != share:
-            return self._batch(position, count, share)
-        here = len(rows)
-        if here == count:
-            return pixels, rows
-        if here < count:
-            more = self._batch(position + here, count - here)
-            return torch.cat([pixels, more[0]]), torch.cat([rows, more[1]])
-        return pixels[:count], rows[:count]
-
-    def _batch(self, position: int, count: int, share: Share | None = None) -> _Rows:
-        with Foreign(_FAILS, self._order):
-            rows = self._order.rows(position, count)
-        self._check(rows, count)
-        own = rows if share is None else rows[share.rows]
-        if self._resident is not None:
-            return self._resident(own, self._pixels), torch.from_numpy(rows)
-        windows = None if self._crops is None else self._crops.at(position, count)
-        if windows is not None and share is not None:
-            windows = windows[share.rows]
-        return torch.from_numpy(self._pixels(own, windows)), torch.from_numpy(rows)
-
-    def _check(self, rows: object, count: int) -> None:
-        """Raises: RequestError for what an order of one's own gives instead of rows."""
-        is_rows = isinstance(rows, np.ndarray) and rows.shape == (count,) and rows.dtype.kind in "iu"
-        if not is_rows or (count and not 0 <= rows.min() <= rows.max() < self.images):  # type: ignore[attr-defined]
-            raise RequestError(
-                f"the order of batches gives other than {count} whole numbers from 0 to {self.images - 1} as rows"
-            )
-
-    def _pixels(
-        self, rows: Int[np.ndarray, " batch"], windows: Sequence[Window] | None = None
-    ) -> UInt8[np.ndarray, "batch height width channels"]:
-        if not len(rows):  # of a mixture, whose share has none of this source
-            return self._selections[0].pixels(rows)
-        which = np.searchsorted(self._starts, rows, side="right") - 1
-        parts = []
-        for number in np.unique(which):
-            where = np.flatnonzero(which == number)
-            given = () if windows is None else ([windows[i] for i in where.tolist()],)
-            parts.append((where, self._selections[number].pixels(rows[where] - self._starts[number], *given)))
-        if len(parts) == 1:
-            return parts[0][1]
-        out = np.empty((len(rows), *parts[0][1].shape[1:]), dtype=np.uint8)
-        for where, pixels in parts:
-            out[where] = pixels
-        return out
-
-
-class Resident:
-    """Pixels on a device, where a batch is then gathered: an image is read and copied the first time it is needed.
-
-    So a training begins at once, whatever the number of images, and from the second pass on nothing is read, decoded
-    or moved. They take their size in uint8 there.
-    """
-
-    def __init__(self, images: int, size: int, channels: int, device: torch.device) -> None:
-        self._pixels = torch.empty((images, size, size, channels), dtype=torch.uint8, device=device)
-        self._here = np.zeros(images, dtype=bool)
-
-    def __call__(
-        self,
-        rows: Int[np.ndarray, " batch"],
-        read: Callable[[Int[np.ndarray, " some"]], UInt8[np.ndarray, "some height width channels"]],
-    ) -> UInt8[Tensor, "batch height width channels"]:
-        """The pixels of some rows; those that are not there yet are `read`."""
-        new = np.unique(rows[~self._here[rows]])
-        if len(new):
-            pixels, where = torch.from_numpy(read(new)), torch.from_numpy(new)
-            device = self._pixels.device  # nothing here waits for it
-            self._pixels[where.to(device, non_blocking=True)] = pixels.to(device, non_blocking=True)
-            self._here[new] = True
-        return self._pixels[torch.from_numpy(rows).to(self._pixels.device, non_blocking=True)]
 
 
 class MixedSource(Deaf):

@@ -1,5 +1,6 @@
 """The scripts of students that are no networks, and of smaller ones: their pipelines."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -48,3 +49,22 @@ def test_compress__quantizes_every_row(script, rows, tmp_path):
     assert {f"{name}-int8" for name in whole} == found.keys() - whole
     for name in whole:
         assert Path(found[f"{name}-int8"].student) == Path(found[name].out)
+
+
+def test_knowledge__differs_in_who_teaches_and_on_what(script, rows, tmp_path):
+    np.savez(tmp_path / "digits.npz", labels=np.arange(7))
+    module = script("knowledge")
+    found = rows(module.tables(tmp_path, (0,), 3))
+    assert [*found] == [*module.ROWS] and {row.keep_weights for row in found.values()} == {module.MOMENTS}
+    assert [name for name, row in found.items() if row.teacher.startswith("trees.labels")] == ["labels"]
+    assert len({(row.student, row.loss, row.init, row.steps) for row in found.values()}) == 1
+
+
+def test_knowledge__its_table_has_means_and_ranges(script, tmp_path):
+    module = script("knowledge")
+    names = [name for found in module.HYPOTHESES.values() for name in found]
+    seeds = [{"top1": 0.5 + k, **dict.fromkeys(names, 1.0 + k)} for k in (0, 0.25)]
+    seeds[1]["rho"] = None
+    (tmp_path / "kept.json").write_text(json.dumps({"networks": dict.fromkeys(module.ROWS, seeds)}))
+    line = module.table(tmp_path / "kept.json").splitlines()[2]
+    assert line == f"| {module.ROWS['labels']} | 62.5 |{' 1.12 (1 to 1.25) |' * (len(names) - 1)} 1 (1 to 1) |"

@@ -4,7 +4,6 @@ import io
 import tarfile
 
 import pytest
-import torch
 
 from dfkd.app.pipeline_file import read_pipeline
 
@@ -26,12 +25,6 @@ def test_copy_labeled__leaves_out_the_background(tmp_path, script):
         assert tar.getnames() == ["0000.jpg", "0000.cls", "0002.jpg", "0002.cls"]
 
 
-def test_half_resnet18__has_a_quarter_of_the_weights(script):
-    network = script("photos").half_resnet18(num_classes=10)
-    assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 10)
-    assert sum(p.numel() for p in network.parameters()) < 3.5e6
-
-
 @pytest.mark.parametrize("task", ["a", "b"])
 def test_pipelines__have_the_rows_of_the_page(script, monkeypatch, task):
     photos = script("photos")
@@ -39,4 +32,9 @@ def test_pipelines__have_the_rows_of_the_page(script, monkeypatch, task):
     monkeypatch.setenv("DFKD_DATA", "data")
     pipeline = read_pipeline(photos.Path(photos.__file__).with_name(f"photos-{task}.toml"))
     names = {one.name for one in pipeline.distillations}
-    assert {"half-defaults-500", "mobilenet-random-kd-2000", "squeezenet-defaults-2000"} <= names
+    assert names == {
+        f"{student}-{row}-{steps}"
+        for student in ("half", "mobilenet")
+        for row in ("random-kd", "defaults")
+        for steps in (500, 2000)
+    }

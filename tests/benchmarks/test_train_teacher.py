@@ -2,6 +2,8 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from dfkd.app import cli
 
@@ -60,3 +62,13 @@ def test_a_class_that_the_test_has_and_the_data_has_not_is_refused(train, data, 
     np.savez(data / "cifar10_heldout10k.npz", images=arrays["images"], labels=arrays["labels"] + 1)
     assert train(tmp_path / "teacher") == 2
     assert "labels from 1 to 10; the model has classes 0 to 9" in capsys.readouterr().err
+
+
+def test_train_teacher__begin__a_smaller_network_has_the_layers_of_another_and_learns_on(train, tmp_path, capsys):
+    assert train(tmp_path / "teacher", "--model", "cifar_resnet:depth=14,width=4", "--steps", 40, "--lr", 0.1) == 0
+    assert train(tmp_path / "begun", "--begin", tmp_path / "teacher", "--steps", 1, "--lr", 1e-6) == 0
+    assert "15 of the student's 15 layers begin as the teacher's" in capsys.readouterr().err.replace("\n", " ")
+    of_teacher, begun = (load_file(tmp_path / name / "student.safetensors") for name in ("teacher", "begun"))
+    torch.testing.assert_close(begun["conv1.weight"], of_teacher["conv1.weight"], rtol=0, atol=0.02)
+    result = json.loads((tmp_path / "begun" / "result.json").read_text())
+    assert result["steps"] == 1

@@ -37,7 +37,7 @@ def test_stage__refuses_before_anything_is_opened():
         STAGES["select"].check(config("select", method="gues"))
     with pytest.raises(RequestError, match="no generator is called 'daffl'"):
         STAGES["generate"].check(config("generate", method="daffl"))
-    with pytest.raises(RequestError, match="two lengths"):
+    with pytest.raises(RequestError, match="both set the length"):
         STAGES["distill"].check(config("distill", epochs=1, steps=1, student="lenet5"))
     assert STAGES["inspect"].check(from_mapping(STAGES["inspect"].options, {"folder": "f"}, "x")) is None
 

@@ -46,7 +46,7 @@ def test_unreadable_files_are_problems(folder: Path, patches: np.ndarray) -> Non
     images = pool.images(np.arange(12)[::-1])
     assert list(images.problems) == [0, 8, 9, 10]
     assert images.problems[0].startswith("cannot be opened")
-    assert images.problems[9] == "is no PNG, JPEG, WebP, BMP, GIF, TIFF or PPM image"
+    assert images.problems[9] == "is not a PNG, JPEG, WebP, BMP, GIF, TIFF or PPM image"
     assert "truncated" in images.problems[10]
     assert not images.pixels[[0, 8, 9, 10]].any()
     assert np.array_equal(images.pixels[11], patches[0])

@@ -112,10 +112,10 @@ def test_bad_files(tmp_path: Path, patches: np.ndarray) -> None:
         write(path, images=patches)
         whole = path.read_bytes()
         path.write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(RequestError, match="is no whole"):
+        with pytest.raises(RequestError, match="is not a whole"):
             open_pool([str(path)], image_size=16, channels=3)
     path.write_bytes(whole[:400] + bytes(b ^ 255 for b in whole[400:500]) + whole[500:])
-    with pytest.raises(RequestError, match="is no whole"):
+    with pytest.raises(RequestError, match="is not a whole"):
         open_pool([str(path)], image_size=16, channels=3)
 
 

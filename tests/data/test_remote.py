@@ -172,8 +172,8 @@ def test_remote_identity__changes_with_the_content(store: Callable, patches: np.
         ("memory://pool/x.npz", r"of an object store \.tar and \.parquet are read; copy other files here"),
         ("memory://pool/none*.tar", "no file matches 'memory://pool/none"),
         ("nothing://pool/x.tar", "names no file of an object store"),
-        ("memory://pool/x.tar", "is no whole uncompressed tar file"),
-        ("memory://pool/x.parquet", "is no whole Parquet file"),
+        ("memory://pool/x.tar", "is not a whole uncompressed tar file"),
+        ("memory://pool/x.parquet", "is not a whole Parquet file"),
     ],
 )
 def test_remote_pool__that_cannot_be_is_refused(store: Callable, uri: str, said: str) -> None:

@@ -149,9 +149,9 @@ def test_bad_tables(tmp_path: Path, patches: np.ndarray) -> None:
         pool_of(tmp_path / "bad.parquet").labels()
     for name in ("bad.parquet", "bad.arrow"):
         (tmp_path / name).write_bytes(b"PAR1 and then nothing that fits")
-        with pytest.raises(RequestError, match="is no whole"):
+        with pytest.raises(RequestError, match="is not a whole"):
             pool_of(tmp_path / name)
     save(patches, tmp_path / "cut")
     next((tmp_path / "cut").glob("data-00001*.arrow")).unlink()
-    with pytest.raises(RequestError, match="is no whole data set"):
+    with pytest.raises(RequestError, match="is not a whole data set"):
         pool_of(tmp_path / "cut")

@@ -70,7 +70,7 @@ def test_broken_archives(tmp_path: Path, patches: np.ndarray, encode: Callable) 
     data_end = whole.rindex(b"IEND")
     for broken in (whole[: data_end - 100], whole[:512] + b"?" * 512 + whole[1024:], b"", b"\x1f\x8b" + b"gz" * 500):
         path.write_bytes(broken)
-        with pytest.raises(RequestError, match="is no whole uncompressed tar file"):
+        with pytest.raises(RequestError, match="is not a whole uncompressed tar file"):
             open_pool([str(path)], image_size=16, channels=3)
     write_tar(path, {"a.txt": b"text"})
     with pytest.raises(RequestError, match="holds no images"):

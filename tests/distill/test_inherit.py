@@ -97,13 +97,30 @@ def test_what_is_a_part_of_the_teacher(student, part):
 
 
 class Grouped(nn.Module):
-    def __init__(self, width, groups):
+    def __init__(self, width, groups, outputs):
         super().__init__()
-        self.conv, self.grouped = nn.Conv2d(3, width, 3), nn.Conv2d(width, width, 3, groups=groups)
+        self.conv, self.grouped = nn.Conv2d(3, width, 3), nn.Conv2d(width, outputs, 3, groups=groups)
 
 
-@pytest.mark.parametrize(("width", "groups", "part"), [(8, 1, True), (8, 2, False), (16, 2, False)])
-def test_evenly_spaced_channels_are_no_part_where_channels_are_in_groups(models, width, groups, part):
+@pytest.mark.parametrize(
+    ("ours", "theirs", "part"),
+    [
+        ((8, 1, 8), (16, 1, 16), True),
+        ((8, 2, 8), (16, 2, 16), False),
+        ((16, 2, 16), (16, 2, 16), False),
+        ((8, 8, 8), (16, 16, 16), True),  # depthwise
+        ((8, 8, 8), (8, 8, 16), False),  # the teacher has two outputs for a channel
+    ],
+)
+def test_heir__narrower_with_groups_of_channels__only_depthwise_ones_are_a_part(models, ours, theirs, part):
     student, teacher = models("lenet5_half", "lenet5")
-    ours, theirs = Grouped(width, groups), Grouped(16, groups)
+    ours, theirs = Grouped(*ours), Grouped(*theirs)
     assert heir(replace(student, module=ours), replace(teacher, module=theirs)) == part
+
+
+def test_inherit__a_narrower_depthwise_convolution_has_the_filters_of_the_channels_that_it_gets(models):
+    student, teacher = models("lenet5_half", "lenet5")
+    ours, theirs = Grouped(8, 8, 8), Grouped(16, 16, 16)
+    inherit(replace(student, module=ours), replace(teacher, module=theirs))
+    view = torch.randn(2, 3, 9, 9)
+    torch.testing.assert_close(ours.grouped(ours.conv(view)), theirs.grouped(theirs.conv(view))[:, ::2])

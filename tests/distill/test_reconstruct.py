@@ -128,6 +128,30 @@ def test_a_layer_with_more_inputs_than_fit_in_memory_stays_as_it_is(view, monkey
     assert list(reconstruct(student, teacher, view)) == ["0"]
 
 
+class Standardized(nn.Conv2d):
+    """A convolution whose weights are scaled in its forward pass."""
+
+    def forward(self, x):
+        weight = self.weight / self.weight.std(dim=(1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+class Plainest(nn.Conv2d):
+    """A convolution with a type of its own that computes what its type says."""
+
+    def forward(self, x):
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(("convolution", "fitted"), [(Standardized, []), (Plainest, ["0"])])
+def test_reconstruct__a_type_of_its_own__fitted_where_it_computes_what_it_says(view, convolution, fitted):
+    torch.manual_seed(0)
+    student, teacher = (chain(convolution(3, width, 3, padding=1)) for width in (4, 8))
+    before = student[0].weight.clone()
+    assert list(reconstruct(student, teacher, view)) == fitted
+    assert torch.equal(student[0].weight, before) == (not fitted)
+
+
 class Odd(nn.Module):
     """One convolution, called in a way of its own."""
 

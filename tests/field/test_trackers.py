@@ -241,7 +241,7 @@ def test_weights__in_several_files_are_joined_by_their_list(tmp_path):
         with pytest.raises(RequestError, match=rf"one of several parts; name their list, model.{suffix}.index.json"):
             assert_loads(tmp_path / parts[0], trained)
         index.write_text(json.dumps({"weight_map": {"0.weight": f"../{parts[0]}"}}))
-        with pytest.raises(RequestError, match="no file beside them"):
+        with pytest.raises(RequestError, match="not a file beside them"):
             assert_loads(index, trained)
 
 

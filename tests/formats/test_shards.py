@@ -40,6 +40,9 @@ def test_what_is_written_is_read(written, rng):
         assert np.array_equal(shards.column(name), np.concatenate([getattr(p, name) for p in parts]))
     np.testing.assert_allclose(shards.column("entropy"), np.concatenate([p.entropy for p in parts]), rtol=1e-6)
     assert shards.column("source").tolist() == [f"pool.npz#{i}" for i in range(17)]
+    some = np.array([16, 0, 5, 0])
+    for name in ("source", "logits", "kept_classes", "confidence"):
+        assert np.array_equal(shards.column(name, some), shards.column(name)[some])
 
 
 def test_datasets_opens_it_and_sees_the_same(written):
@@ -78,5 +81,5 @@ def test_an_incomplete_or_damaged_folder_is_named(written, tmp_path):
     with pytest.raises(RequestError, match="has format 99; this version of dfkd reads"):
         Shards(folder)
     (folder / "manifest.json").unlink()
-    with pytest.raises(RequestError, match="is no selection"):
+    with pytest.raises(RequestError, match="is not a selection"):
         Shards(folder)

@@ -109,5 +109,5 @@ def test_an_unfinished_run_has_a_request_and_a_checkpoint(tmp_path):
 
 
 def test_there_is_nothing_to_verify(tmp_path):
-    with pytest.raises(RequestError, match="is no selection, no run and no pipeline's folder"):
+    with pytest.raises(RequestError, match="is not a selection, a run or a pipeline's folder"):
         verify(tmp_path)

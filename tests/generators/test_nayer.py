@@ -86,8 +86,8 @@ def test_embeddings_of_ones_own_are_read(make, tmp_path):
     [
         (np.zeros((3, 9)), r"has \[3, 9\]; save numbers \[4, width\]"),
         (np.zeros(4), r"has \[4\]"),
-        (np.full((4, 2), np.nan), "no finite numbers"),
-        (np.full((4, 2), "a"), "no finite numbers"),
+        (np.full((4, 2), np.nan), "not finite numbers"),
+        (np.full((4, 2), "a"), "not finite numbers"),
     ],
 )
 def test_embeddings_that_do_not_fit_are_refused(make, tmp_path, values, said):

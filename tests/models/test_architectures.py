@@ -25,6 +25,7 @@ NETWORKS = {
 
 def test_every_public_architecture_is_tested():
     changed = {"pruned", "quantized"}  # made of another network: see test_compress.py
+    changed |= {"specialists"}  # see test_specialists.py
     changed |= {"sklearn"}  # has no gradients: see test_estimator.py
     changed |= {"clip"}  # has weights of its own: see test_clip.py
     assert NETWORKS.keys() | changed == set(models.__all__)

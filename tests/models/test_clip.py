@@ -122,7 +122,7 @@ def write_teachers():
         ("clip", "names"),
         ("clip:names=nowhere.txt,model=vit", "nowhere.txt cannot be read"),
         ("clip:names=names.txt,model=ViT-B-33", "open_clip has no model=ViT-B-33; did you mean 'ViT-B-32'"),
-        ("clip:names=names.txt,weights=laion2b", "weights=laion2b is no file and no weights of ViT-B-32"),
+        ("clip:names=names.txt,weights=laion2b", "weights=laion2b is neither a file nor weights of ViT-B-32"),
         ("clip:names=names.txt,model=vit,templates=nowhere.txt", "templates=nowhere.txt cannot be read"),
         ("clip:names=names.txt,model=vit,templates='{} and {}'", "a line has one {}"),
         ("clip:names=names.txt,model=vit@clip.pt", "write weights=clip.pt among its options"),

@@ -102,7 +102,7 @@ def test_captures_the_features_of(name: str):
 
 def test_every_architecture_of_the_package_is_covered():
     without_taps = {"soft_tree", "sklearn"}  # trees have none
-    without_taps |= {"pruned", "quantized", "clip"}  # those of another network
+    without_taps |= {"pruned", "quantized", "specialists", "clip"}  # those of another network
     assert set(models.__all__) <= NETWORKS.keys() | without_taps
 
 
@@ -250,7 +250,26 @@ def test_an_activation_that_is_no_module_is_said():
 
     found = find_taps(Functional(), torch.randn(2, 3, 8, 8), wanted=("pre",))
     assert found.taps == {"pre1": Tap("block")}
-    assert "after the activation is used at 8x8" in found.notes[0]
+    assert found.notes == ["the map of 'block' cannot be taken before its activation: it is taken after it"]
+
+
+class Halving(nn.Conv2d):
+    """A strided convolution that pads in a module of its own and ends in an activation that is no module."""
+
+    def __init__(self, channels, width):
+        super().__init__(channels, width, 3, stride=2)
+        self.pad = nn.ZeroPad2d((0, 1, 0, 1))
+
+    def forward(self, x):
+        return super().forward(self.pad(x)).relu()
+
+
+def test_find_taps__padding_modules__are_no_resolutions_and_one_note_tells_of_all_layers():
+    torch.manual_seed(0)
+    network = nn.Sequential(Halving(3, 4), Halving(4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    found = find_taps(network, torch.randn(2, 3, 16, 16), wanted=("pre",))
+    assert found.taps == {"pre1": Tap("0"), "pre2": Tap("1")}
+    assert found.notes == ["the maps of '0' and 1 more are taken after their activations, which are no modules"]
 
 
 def test_a_given_place_of_a_group_stands_for_the_group():

@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dfkd.distill.defaults import begins_trained
+from dfkd.config import DistillConfig
+from dfkd.distill.defaults import begins_trained, default_init, default_losses, default_reestimate
 from dfkd.models import cifar_resnet
 from dfkd.models.load import load_model
 from dfkd.models.own import OwnNetwork
@@ -56,3 +57,51 @@ def test_begins_trained__a_module_shows_it_by_its_normalization_layers():
     assert not begins_trained(load_model(given, image_size=96), given, "none")
     torch.nn.init.uniform_(module.bn1.weight)
     assert begins_trained(load_model(given, image_size=96), given, "none")
+
+
+@pytest.mark.parametrize(("trained", "losses", "init"), [(False, ("kd", "ofd"), "teacher"), (True, ("kd",), "none")])
+def test_defaults__code_that_may_load_weights__shows_whether_it_did(
+    studio, tmp_path, monkeypatch, trained, losses, init
+):
+    name = f"narrow_nets_{init}"
+    (tmp_path / f"{name}.py").write_text(
+        "from dfkd.models import cifar_resnet\n"
+        "def net(num_classes=5, in_channels=3):\n"
+        "    net = cifar_resnet(8, width=2, num_classes=num_classes, in_channels=in_channels)\n"
+        f"    net.bn1.weight.data[0] = {2 if trained else 1}\n"
+        "    return net\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    student, teacher = (load_model(text, image_size=72, classes=5) for text in (f"{name}.net", studio.teacher))
+    config = DistillConfig(teacher="", student="", samples=(), out="")
+    assert default_losses(config, teacher, student, f"{name}.net") == losses
+    assert default_init(teacher, student, f"{name}.net") == init
+    assert default_init(teacher, student, OwnNetwork(student.module)) == "none"
+
+
+@pytest.mark.parametrize(
+    ("name", "batches"),
+    [("mobilenet_v3_small", 20), ("cifar_resnet:depth=8", 0), ("squeezenet1_1", 0), ("lenet5", 0)],
+)
+def test_default_reestimate__where_running_statistics_are_a_mean_over_many_steps(name, batches):
+    assert default_reestimate(load_model(name, classes=5)) == batches
+
+
+def test_distill__statistics_of_little_momentum_are_those_of_the_weights_that_are_written(
+    studio, selection, tmp_path, monkeypatch
+):
+    (tmp_path / "slow_nets.py").write_text(
+        "from dfkd.models import cifar_resnet\n"
+        "def slow(num_classes=5, in_channels=3):\n"
+        "    net = cifar_resnet(8, width=2, num_classes=num_classes, in_channels=in_channels)\n"
+        "    for layer in net.modules():\n"
+        "        if hasattr(layer, 'momentum'):\n"
+        "            layer.momentum = 0.01\n"
+        "    return net\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for run, more in {"run": (), "off": ("--reestimate", 0)}.items():
+        assert studio.distill(selection, tmp_path / run, "--student", "slow_nets.slow", "--init", "none", *more) == 0
+    states = {run: load_file(tmp_path / run / "student.safetensors") for run in ("run", "off")}
+    assert {run: int(state["bn1.num_batches_tracked"]) for run, state in states.items()} == {"run": 20, "off": 2}
+    assert torch.equal(states["run"]["conv1.weight"], states["off"]["conv1.weight"])

@@ -12,7 +12,7 @@ from dfkd.distill.trainer import Trainer
 from dfkd.formats.shards import Shards
 from dfkd.models.load import load_model
 from dfkd.training.sampling import ShuffledOrder
-from dfkd.training.sources import ShardSource
+from dfkd.training.stored import ShardSource
 
 OWN = """
 from dfkd.models import cifar_resnet

@@ -52,6 +52,7 @@ def test_distill__takes_one_pass_where_no_length_is_given(lab, selection, tmp_pa
     [
         (("--loss", "kd", "ofd"), "it learns the teacher's probabilities; leave out --loss"),
         (("--ema", 0.9), "--ema 0.9 changes nothing"),
+        (("--keep-weights", 4), "--keep-weights 4 changes nothing"),
         (("--source", "dafl"), "no generator can learn from it"),
         (("--steps", 100000, "--batch-size", 1000), "GiB; give fewer --steps"),
     ],

@@ -266,7 +266,7 @@ def test_fewer_images_than_asked_for_are_told(generate, tmp_path, capsys):
         ({"--method": "dalf"}, "no generator is called 'dalf'; did you mean 'dafl'"),
         ({"--method": "dafl:0.5"}, "'dafl:0.5': 0.5 is for no parameter; write dafl:key=0.5 with one of latent"),
         ({"--method": "dafl:latnt=5"}, "has no parameter 'latnt'; did you mean 'latent'"),
-        ({"--method": "dfkd.formats.shards.Shards"}, "'dfkd.formats.shards.Shards' is no dfkd.generators.base.Method"),
+        ({"--method": "dfkd.formats.shards.Shards"}, "Shards' is not a dfkd.generators.base.Method"),
         ({"--method": "dafl:width=none"}, "dafl:width=None is not a whole number"),
         ({"--count": 0}, "--count 0 is not at least 1"),
         ({"--image-size": 2}, "images of 2 pixels are too small for a generator: 4 at least"),

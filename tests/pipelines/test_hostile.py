@@ -108,8 +108,8 @@ def test_an_exported_program_runs_tensor_operators_alone(lab, tmp_path, refused)
     description = zipfile.ZipFile(whole).read(f"{root}/models/model.json").decode()
     size = description[description.index('"expr_str": ') :].split('", ')[0] + '"'
     for edit, more, words in (
-        (texts(size, f'"expr_str": {evil}'), (), "which is no arithmetic and could run code"),
-        (texts(size, '"expr_str": "S(\'1\').__class__"'), (), "no arithmetic"),
+        (texts(size, f'"expr_str": {evil}'), (), "which is not arithmetic and could run code"),
+        (texts(size, '"expr_str": "S(\'1\').__class__"'), (), "not arithmetic"),
         (texts(aten, '"torch.hub.load"'), (), "only tensor operators"),
         (texts(aten, '"torch.ops.aten.from_file.default"'), (), "only tensor operators"),
         (texts('{"name": "linear"}', '{"name": "x):\\n  import os #"}'), (), "which is none"),
@@ -120,7 +120,7 @@ def test_an_exported_program_runs_tensor_operators_alone(lab, tmp_path, refused)
             "pickled Python objects",
         ),
         (lambda n, d: d, [(f"{root}/data/aotinductor/model/x.so", b"")], "compiled code"),
-        (lambda n, d: d, [("other/models/model.json", description)], "no program of this format"),
+        (lambda n, d: d, [("other/models/model.json", description)], "not a program of this format"),
         (lambda n, d: d.replace(b'"use_pickle": false', b'"use_pickle": true'), (), "pickled tensors"),
     ):
         changed = change(whole, tmp_path / "changed.pt2", edit, more)
@@ -287,7 +287,7 @@ def test_names_are_escaped_wherever_they_are_shown(lab, tmp_path, rng, capsys):
     common = ("--teacher", lab.teacher, *lab.flags, "--pool", folder, "--method", "random")
     assert lab.dfkd("select", *common, "--out", tmp_path / "no") == 2
     said = capsys.readouterr().err
-    assert "photos/7" + SHOWN.replace("\\n", " ") + " (is no PNG" in said  # a message is one line
+    assert "photos/7" + SHOWN.replace("\\n", " ") + " (is not a PNG" in said  # a message is one line
     out = tmp_path / f"s{EVIL_NAME}"
     assert lab.dfkd("select", *common, "--out", out, "--max-unreadable", 1, "--count", 6) == 0
     assert lab.dfkd("inspect", out, "--out", tmp_path / "s.html") == 0

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -39,6 +40,21 @@ def test_all_losses_at_once_on_a_student_of_another_family(lab, selection, tmp_p
     assert set(load_file(tmp_path / "run" / "student.safetensors")) == set(expected)
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert {*names} <= row.keys()
+
+
+def test_byot__heads_are_measured_as_early_exits(lab, selection, tmp_path):
+    run, common = tmp_path / "run", ("--steps", 2, "--batch-size", 16, "--loss", "byot", "--test")
+    assert lab.distill(selection, run, *common, lab.heldout) == 0
+    exits = json.loads((run / "result.json").read_text())["exits"]
+    assert len(exits) == 2 and all(0 < top1 < 1 and (top1 * 797) % 1 == pytest.approx(0, abs=1e-6) for top1 in exits)
+    assert set(load_file(run / "student.safetensors")) == set(cifar_resnet(8, width=4).state_dict())
+    assert lab.dfkd("compare", run, "--out", tmp_path / "report.html") == 0
+    assert f"{100 * exits[1]:.1f}" in (tmp_path / "report.html").read_text().partition("Early exits")[2]
+    assert "exit_1_top1,exit_2_top1" in (tmp_path / "report.csv").read_text()
+    with np.load(lab.heldout) as data:
+        np.savez(tmp_path / "half.npz", images=data["images"][:400], labels=data["labels"][:400])
+    assert lab.distill(selection, run, *common, tmp_path / "half.npz") == 0
+    assert "exits" not in json.loads((run / "result.json").read_text()), "the heads are gone, and the images others"
 
 
 @pytest.mark.parametrize("loss", ["crd", "ft:paraphraser=4", "ofd", "bss"])

@@ -102,7 +102,7 @@ def test_a_scoring_that_is_interrupted_keeps_every_batch(
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "__call__", interrupted)
         assert lab.select(tmp_path / "out", *flags) == status
-    assert "the scores so far are kept, the same command goes on from there" in capsys.readouterr().err
+    assert "the scores so far are kept; give the same command again to resume" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     assert "scores-000001.head.parquet" in cached()
     scored = sum(forwards)
@@ -257,7 +257,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(lab, selection, tmp_path, m
         line = capsys.readouterr().err.splitlines()[-1]
         assert str(tmp_path) in line
         assert line.endswith(
-            "the disk is full; make room and give the same command again: it goes on from what is complete"
+            "the disk is full; make room and give the same command again: it continues from what is complete"
         )
         assert command() == 0
         assert (tmp_path / "out" / done).exists()
@@ -359,7 +359,7 @@ def test_files_of_others_are_left_alone(lab, selection, tmp_path, capsys):
     (tmp_path / "mine" / "film.partial").rename(tmp_path / "film.partial")
     (tmp_path / "mine").rmdir()
     assert lab.select(tmp_path / "mine", "--count", 50) == 2
-    assert "holds 'letter.txt', which is no part of a selection" in capsys.readouterr().err
+    assert "holds 'letter.txt', which is not of a selection" in capsys.readouterr().err
     assert (tmp_path / "mine.partial" / "letter.txt").read_text() == "mine"
 
 

@@ -178,7 +178,7 @@ def test_only_some_rows_run_and_the_report_has_all_that_are_complete(lab, file, 
     assert reported() == {"both"}, "a run of what the file said once is not the file's row"
     assert "plain-seed3 is left out: the file has another loss now" in capsys.readouterr().err
     assert lab.dfkd("run", file, "--only", "plian") == 2
-    assert "--only 'plian' is no [distill.NAME] of the file; did you mean 'plain'?" in capsys.readouterr().err
+    assert "--only 'plian' is not a [distill.NAME] of the file; did you mean 'plain'?" in capsys.readouterr().err
 
 
 def test_a_row_alone_makes_the_run_that_it_begins_with(lab, file, tmp_path):

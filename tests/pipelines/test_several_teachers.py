@@ -137,3 +137,14 @@ def test_student__that_is_several_is_refused(lab, both, tmp_path, capsys):
     command = ("distill", "--teacher", lab.teacher, "--student", "s.toml", "--samples", both, "--out", tmp_path / "run")
     assert lab.dfkd(*command) == 2
     assert "names several networks, and one is taught" in capsys.readouterr().err
+
+
+def test_learned__weighs_the_teachers_on_a_selection_and_is_refused_without_one(lab, teachers, both, tmp_path, capsys):
+    student = ("--student", "cifar_resnet:depth=8,width=4", "--precision", "fp32", "--steps", 1, "--loss", "kd")
+    command = ("--teacher", *teachers, "--mixing", "learned")
+    assert lab.dfkd("distill", *command, *student, "--samples", both, "--out", tmp_path / "run") == 0
+    said = capsys.readouterr().err
+    assert "nobody can tell who is right" in said and "teacher 2 counts" in said
+    assert 'mixing = "learned"' in (tmp_path / "run" / "config.toml").read_text()
+    assert lab.dfkd("select", *command, *lab.flags, "--pool", lab.pool, "--out", tmp_path / "selection") == 2
+    assert "--mixing learned needs images to learn weights on" in capsys.readouterr().err

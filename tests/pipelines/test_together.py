@@ -156,7 +156,7 @@ def test_student_seed__is_that_of_the_weights_alone_and_runs_of_one_name_are_its
     assert equal(first, same), "the seed of the run, if none is given"
 
 
-MUTUAL = ("--loss", "kd", "dml:hard=0", "--ema", 0.5)
+MUTUAL = ("--loss", "kd", "dml:hard=0", "codistillation:burn_in=1,every=2", "--ema", 0.5)
 
 
 def mutual(lab, selection, folder, *more):
@@ -235,10 +235,33 @@ def test_mutual__a_student_whose_checkpoint_is_gone_is_named(lab, selection, tmp
     assert "b has a checkpoint of step 0 and another student one of step 3" in capsys.readouterr().err
 
 
+def test_graft__mixes_the_students_and_goes_on_to_the_same_runs_after_a_kill(lab, selection, tmp_path, monkeypatch):
+    def grafted(folder, *more):
+        return lab.distill(
+            selection, folder / "a", *QUICK, "--loss", "kd", *more, "--also", also(folder / "b", ("--student-seed", 1))
+        )
+
+    weights = {}
+    for name, more in (("mixed", ("--graft", 2)), ("alone", ())):
+        assert grafted(tmp_path / name, *more) == 0
+        weights[name] = [load_file(tmp_path / name / run / "student.safetensors")["conv1.weight"] for run in "ab"]
+    distances = {name: float((a - b).norm()) for name, (a, b) in weights.items()}
+    assert distances["mixed"] < 0.6 * distances["alone"]
+    assert "peers" in (tmp_path / "mixed" / "a" / "config.toml").read_text()
+    with monkeypatch.context() as patch:
+        publish = Run.publish
+        patch.setattr(Run, "publish", lambda self: (publish(self), 1 / 0))
+        with pytest.raises(ZeroDivisionError):
+            grafted(tmp_path / "again", "--graft", 2)
+    assert grafted(tmp_path / "again", "--graft", 2) == 0
+    for run in "ab":
+        assert what_is_written(tmp_path / "again" / run) == what_is_written(tmp_path / "mixed" / run)
+
+
 @pytest.mark.parametrize(
     ("flags", "texts", "said"),
     [
-        ((), ["--batch-size 8 --out b"], "--batch-size is no option in which students that learn together may differ"),
+        ((), ["--batch-size 8 --out b"], "--batch-size is not an option in which students of one command may differ"),
         ((), ["--lr 0.1"], "--also '--lr 0.1' lacks --out"),
         ((), ["lenet5 --out b"], "--also 'lenet5 --out b' has no option"),
         ((), ["--lr fast --out b"], "--lr: 'fast' is not FLOAT"),
@@ -249,10 +272,16 @@ def test_mutual__a_student_whose_checkpoint_is_gone_is_named(lab, selection, tmp
         ((), ["--loss 'kd --out b"], "cannot be read"),
         ((), ["--name b --out b"], "students 1 and 2 are the same"),
         ((), ["--lr 0.1 --out {a}"], "is given to students 1 and 2"),
-        ((), ["--init teacher --out b"], "student 2 would have other lessons than student 1 (layers fitted"),
+        ((), ["--init teacher --out b"], "student 2 would be taught differently from student 1 (layers fitted"),
         (("--source", "dafl"), ["--lr 0.1 --out b"], "--source dafl learns from its student"),
         (("--batches", "hardest"), ["--lr 0.1 --out b"], "--batches hardest follows its student"),
         (("--loss", "dml"), [], "--loss dml learns from other students, and there is none"),
+        (("--graft", 2), [], "--graft 2 takes filters from other students, and there is none"),
+        (
+            ("--graft", 2),
+            ["--student cifar_resnet:depth=8,width=2 --out b"],
+            "--graft 2 mixes the convolutions of one architecture",
+        ),
         (("--loss", "kd"), ["--loss dml --loss kd --out b"], "--loss is given twice"),
         ((), ["--student wide_resnet:width=1 --out b"], "depth"),
     ],

@@ -18,15 +18,18 @@ import pytest
 from dfkd.config import CompareConfig
 from dfkd.formats.manifest import Manifest
 from dfkd.report import explanation_page, explore
-from dfkd.report.answers import Answers, Explanation, Knowledge
+from dfkd.report.answers import Answers, Explanation
 from dfkd.report.compare import run
+from dfkd.report.embedding import Embedding
+from dfkd.report.knowledge import Knowledge
 from dfkd.report.markup import write_page
 from dfkd.select import methods
 from dfkd.select.choose import choose
 from dfkd.system.records import parse
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"none of {', '.join(NAMES)} is on the PATH")
 
 Drive = Callable[..., Any]
 
@@ -68,7 +71,9 @@ COMPARED = """(() => {
   const click = (k) => { table.tHead.rows[0].cells[k].querySelector("button").click(); return names(); };
   const seconds = [...table.tHead.rows[0].cells].findIndex((c) => c.textContent === "seconds");
   const box = table.parentElement, chart = dfkd.svg(document.querySelector("figure > svg"));
-  return { before: names(), down: click(seconds), up: click(seconds), csv: dfkd.csv(table), title: document.title,
+  const markdown = document.querySelector("pre.copied").textContent.split("\\n");
+  return { markdown: markdown.slice(0, 2),
+    before: names(), down: click(seconds), up: click(seconds), csv: dfkd.csv(table), title: document.title,
     wide: box.scrollWidth - box.clientWidth, page: document.documentElement.scrollWidth - innerWidth,
     images: document.images.length,
     svg: new DOMParser().parseFromString(chart, "image/svg+xml").documentElement.tagName,
@@ -77,13 +82,15 @@ COMPARED = """(() => {
 
 
 def test_compare__tables_sort_and_save_and_names_are_only_text(make_run, drive: Drive, tmp_path: Path) -> None:
-    rows = [(HOSTILE, 0.7, 20.0), ("threshold | kd ofd", 0.8, 300.0), ("=cmd()", 0.6, 4.0)]
+    long = "a" * 70
+    rows = [(HOSTILE, 0.7, 20.0), ("threshold | kd ofd", 0.8, 300.0), ("=cmd()", 0.6, 4.0), (long, 0.5, 2.0)]
     folders = [make_run(name, s, top1=top1 + s / 100, seconds=sec) for name, top1, sec in rows for s in (0, 1)]
     run(CompareConfig(runs=tuple(folders), out=str(tmp_path / "report.html")))
     found = drive(tmp_path / "report.html", COMPARED)
-    assert found["before"] == ["threshold | kd ofd", HOSTILE, "=cmd()"]
-    assert found["down"] == ["threshold | kd ofd", HOSTILE, "=cmd()"] and found["up"] == found["down"][::-1]
+    assert found["before"] == ["threshold | kd ofd", HOSTILE, "=cmd()", long]
+    assert found["down"] == ["threshold | kd ofd", HOSTILE, "=cmd()", long] and found["up"] == found["down"][::-1]
     assert found["title"] == "Comparison of runs" and found["images"] == 0
+    assert found["markdown"][0].startswith("| name |") and found["markdown"][1].startswith("| --- |")
     assert found["wide"] <= 0 and found["page"] <= 0  # no column is cut off at 1,200 pixels
     assert "\n'=cmd()," in found["csv"] and f'\n"{HOSTILE.replace(chr(34), chr(34) * 2)}",' in found["csv"]
     assert found["svg"] == "svg" and not found["classes"] and found["buttons"] >= 5
@@ -127,7 +134,11 @@ def scores(rng: np.random.Generator, rows: int, classes: int) -> explore.PoolSco
 def test_explorer__picks_what_select_picks(drive: Drive, tmp_path: Path, rng: np.random.Generator) -> None:
     pool = scores(rng, 700, 6)
     path = tmp_path / "page.html"
-    write_page(path, "t", explore.explorer(pool, manifest(90, 6), np.array([], np.int64)), scripts=("explore.js",))
+    corners = np.stack([np.arange(700) / 699, np.arange(700) / 699], axis=1).astype(np.float32)
+    corners[5] = np.nan
+    embedded = Embedding(corners, 0.5, "features")
+    section = explore.explorer(pool, manifest(90, 6), np.array([], np.int64), lambda rows: embedded)
+    write_page(path, "t", section, scripts=("explore.js",))
     cases = [
         (method, gamma, count, balance)
         for method, gamma in (("threshold", 0.4), ("threshold", 1.0), ("statistics", 0.5), ("confidence", 0.5))
@@ -146,7 +157,14 @@ def test_explorer__picks_what_select_picks(drive: Drive, tmp_path: Path, rng: np
           const before = text("explore-says"), command = text("explore-command");
           form.elements.count.value = 50; form.elements.method.value = "statistics";
           form.dispatchEvent(new Event("input", { bubbles: true }));
-          return { picks, before, after: text("explore-says"), command, then: text("explore-command"),
+          form.elements.up.value = "embedding";
+          form.dispatchEvent(new Event("input", { bubbles: true }));
+          const plane = document.getElementById("plane"), box = plane.getBoundingClientRect();
+          const dots = [[30, box.height - 24], [box.width - 6, 6]].map(([x, y]) => {
+            plane.dispatchEvent(new PointerEvent("pointermove", { clientX: box.left + x, clientY: box.top + y }));
+            return text("explore-dot").split(":")[0];
+          });
+          return { picks, dots, before, after: text("explore-says"), command, then: text("explore-command"),
             bars: document.querySelectorAll("#explore-classes li").length,
             hidden: document.querySelector(".explore").hidden };
         })()""".replace("CASES", json.dumps(options)),
@@ -170,6 +188,7 @@ def test_explorer__picks_what_select_picks(drive: Drive, tmp_path: Path, rng: np
     assert found["command"].endswith("--method threshold --gamma 0.4 --count 90 --balance class --out selection")
     assert "--method statistics --count 50 --balance class" in found["then"]
     assert found["bars"] == 6 and found["hidden"] is False
+    assert found["dots"] == ["Image 0", "Image 699"]
 
 
 @pytest.mark.slow
@@ -198,7 +217,7 @@ def test_explain__tables_sort_and_class_names_are_only_text(drive: Drive, tmp_pa
     shown = answers.disagreements()[:6]
     images = rng.integers(0, 256, (len(shown), 8, 8, 3), dtype=np.uint8)
     cams = (rng.uniform(0, 1, (len(shown), 8, 8)), None)
-    knowledge = Knowledge(images[:2], rng.normal(size=(2, 4, 4)), rng.normal(size=(2, 4, 4)), None)
+    knowledge = Knowledge(images[:2], {who: rng.normal(size=(2, 4, 4)) for who in ("student", "teacher")}, None)
     origins = [HOSTILE] * len(shown)
     found = Explanation("run", HOSTILE, "data", answers, names, origins, images, True, cams, knowledge)
     explanation_page.write(tmp_path / "page.html", found)

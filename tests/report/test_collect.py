@@ -65,11 +65,11 @@ def test_weights_that_were_given_are_no_seeds(make_run) -> None:
 def test_folders_that_are_no_finished_run_are_refused(make_run, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="absent does not exist; dfkd distill makes one"):
         collect([str(tmp_path / "absent")])
-    with pytest.raises(RequestError, match=r"is no run: it has no config\.toml"):
+    with pytest.raises(RequestError, match=r"is not a run: it has no config\.toml"):
         collect([str(tmp_path)])
     unfinished = make_run("a")
     (Path(unfinished) / "result.json").unlink()
-    with pytest.raises(RequestError, match="is not finished: leave it out, or give its dfkd distill command again"):
+    with pytest.raises(RequestError, match="is not finished; leave it out, or give its dfkd distill command again"):
         collect([unfinished])
     with pytest.raises(RequestError, match="give RUN folders"):
         collect([])
@@ -106,3 +106,15 @@ def test_settings_list_what_differs_between_seeds(make_run) -> None:
     assert found["loss"] == "kd, relation:1" and found["peak_rate"] == "0.4" and found["torch"] == "2.15.0"
     assert found["teacher weights"] == "f" * 12
     assert not {"out", "seed", "name"} & set(found)
+
+
+def test_row__holds_seeds_whose_specialists_have_other_classes(make_run):
+    def run(seed, groups, network="lenet5_half"):
+        architecture = f"specialists:groups={groups},network={network},num_classes=10"
+        student = {"architecture": architecture, "weights": "0" * 64, "run": "general"}
+        options = {"specialists": 2, "seed": seed}
+        return make_run("vote", seed, content={"student": student, "options": options}, begins="given")
+
+    assert len(collect([run(0, "0+1 4+5"), run(1, "'1+2 4+5'")])[0].runs) == 2
+    with pytest.raises(RequestError, match="differ in"):
+        collect([run(2, "0+1"), run(3, "0+1", "lenet5")])

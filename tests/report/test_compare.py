@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from dfkd.config import CompareConfig
-from dfkd.report.collect import collect, curve
+from dfkd.formats.manifest import read_manifest
+from dfkd.report.collect import collect, curve, read_run
 from dfkd.report.compare import run
+from dfkd.report.compare_classes import selected_images
 from dfkd.report.compare_figures import over_seconds
 from dfkd.report.compare_page import command
 from dfkd.report.markup import VOID
@@ -40,7 +42,7 @@ def test_page_csv_and_terminal(make_run, tmp_path: Path, capsys) -> None:
     page = (tmp_path / "new" / "report.html").read_text(encoding="utf-8")
     seen = Balanced(page).seen
     assert seen.count("script") == 1 and "&lt;script&gt;alert(1)" in page
-    assert seen.count("h2") == 7 and seen.count("pre") == 5 and seen.count("polyline") == 4
+    assert seen.count("h2") == 8 and seen.count("pre") == 5 and seen.count("polyline") == 4
     assert seen.count("circle") == 4 + 4  # a seed each, and the ends of four lines
     assert "50.50 ± 0.71" in page and "/data/&lt;t&gt;.npz" in page
     differing = page[page.index("Options in which rows differ") :].partition("</table>")[0]
@@ -109,7 +111,7 @@ def test_no_home_folder_in_page_and_csv(make_run, tmp_path: Path, monkeypatch) -
 
 
 def test_a_wrong_out_is_refused_before_anything_is_read(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="no page"):
+    with pytest.raises(RequestError, match="not a page"):
         run(CompareConfig(runs=("absent",), out=str(tmp_path / "report.csv")))
 
 
@@ -136,3 +138,37 @@ def test_command_can_be_given_again(monkeypatch) -> None:
     words = shlex.split(line.replace('"$HOME"', "/home/x"))
     assert words[2:6] == ["--teacher", "lenet5@/home/x/my teachers/t.pt", "--student", "lenet5_half"]
     assert words[6:9] == ["--samples", "a b", "/home/x/c"]
+
+
+def test_page__marks_the_classes_that_a_selection_hardly_has(make_run, make_selection, tmp_path: Path) -> None:
+    few = make_selection(tmp_path / "few", [0] * 29 + [1] * 30 + [2], 3)  # 2 % of an even share is left to class 2
+    even = make_selection(tmp_path / "even", [0, 1, 2] * 2, 3)
+    known, classes = {"content": {"selections": ["0" * 16]}}, {"teacher_per_class": [0.9, 0.9, 0.9]}
+    folders = [
+        make_run("few", config={"samples": [str(few)]}, per_class=[0.8, 0.8, 0.3], **known, **classes),
+        make_run("even", config={"samples": [str(even)]}, per_class=[0.7, 0.7, 0.7], **known, **classes),
+        make_run("moved", config={"samples": [str(tmp_path / "gone")]}, per_class=[0.1, 0.1, 0.1], **known, **classes),
+    ]
+    run(CompareConfig(runs=tuple(folders), out=str(tmp_path / "report.html")))
+    shown = section((tmp_path / "report.html").read_text(encoding="utf-8"), "Classes")
+    assert re.findall(r'title="([^"]+)">([\d.]+) †', shown) == [("1 of 60 selected images", "30.0")]
+    assert "<li>few: the selection hardly has 1 of 3 classes (2); -60.0 points to the teacher there" in shown
+    assert ", -10.0 elsewhere.</li>" in shown and shown.count("<li>") == 2
+    assert "<li>Not marked, because the selections are not where they were: moved.</li>" in shown
+
+
+def test_selected_images__of_another_selection_in_its_place_are_not_known(make_run, make_selection, tmp_path) -> None:
+    folder = make_selection(tmp_path / "s", [0, 1, 1], 2)
+    for fingerprint, found in (("0" * 16, [2, 4]), ("1" * 16, None)):
+        content = {"selections": [fingerprint] * 2}
+        ran = read_run(make_run("a", config={"samples": [str(folder)] * 2}, content=content))
+        assert selected_images(ran, lambda name: read_manifest(Path(name))) == found
+
+
+def test_compare__leaves_out_the_disagreements_of_a_run_whose_networks_are_gone(make_run, tmp_path, capsys) -> None:
+    config = {"test": str(tmp_path / "gone.npz"), "teacher": str(tmp_path / "gone.pt")}
+    folders = (make_run("a", config=config), make_run("b"))
+    run(CompareConfig(runs=folders, out=str(tmp_path / "report.html"), disagreements=2))
+    said = capsys.readouterr().err
+    assert "note: the disagreements of a are left out: " in said and "of b are left out: give --data: " in said
+    assert "--disagreements 12 shows" in (tmp_path / "report.html").read_text()

@@ -1,8 +1,10 @@
 """`dfkd explain`: the figures, the table and the page, on networks whose answers are known."""
 
 import csv
+import json
 import re
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,14 +16,17 @@ from dfkd.app import demo
 from dfkd.app.cli import main
 from dfkd.config import ExplainConfig
 from dfkd.data import open_pool
+from dfkd.formats.kept_weights import kept_files
 from dfkd.models import lenet5
 from dfkd.models.classifier import Classifier
 from dfkd.models.features.pixel_entropy import pixel_entropy
 from dfkd.models.load import load_model
 from dfkd.models.own import OwnNetwork
-from dfkd.report import explanation
-from dfkd.report.answers import Answers, Explanation, Knowledge, facts, shrunk
-from dfkd.report.explanation_page import gray, heated
+from dfkd.report import explanation, knowledge
+from dfkd.report.answers import Answers, Explanation, facts
+from dfkd.report.explanation_page import heated
+from dfkd.report.knowledge import Knowledge, Learning, shrunk
+from dfkd.report.knowledge_page import gray
 from dfkd.system.device import resolve_place
 from dfkd.system.errors import RequestError
 
@@ -117,7 +122,7 @@ def test_explain__data_without_labels_and_names_that_are_only_text(place, tmp_pa
 
 
 def test_explain__entropies_and_concepts(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(explanation, "pixel_entropy", partial(pixel_entropy, steps=2))
+    monkeypatch.setattr(knowledge, "pixel_entropy", partial(pixel_entropy, steps=2))
     masks = np.zeros((40, 28, 28), bool)
     masks[:, :14] = True
     np.save(tmp_path / "masks.npy", masks)
@@ -128,7 +133,7 @@ def test_explain__entropies_and_concepts(place, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("teachers", [1, 2])
-def test_explain__a_run_knows_its_teacher_and_data(tmp_path, digits_teacher, teachers):
+def test_explain__a_run_knows_its_teacher_and_data(tmp_path, digits_teacher, teachers, monkeypatch):
     images, labels = demo.digits()
     np.savez(tmp_path / "test.npz", images=images[1000:1060], labels=labels[1000:1060])
     np.savez(tmp_path / "pool.npz", images=images[:200])
@@ -146,7 +151,18 @@ def test_explain__a_run_knows_its_teacher_and_data(tmp_path, digits_teacher, tea
     selection, run = str(tmp_path / "selection"), str(tmp_path / "run")
     pool = ["--pool", str(tmp_path / "pool.npz"), "--filter", "none", "--count", "100", "--out", selection]
     assert main(["select", *shared, *pool]) == 0
-    learn = ["--samples", selection, "--steps", "2", "--student", demo.STUDENT, "--test", str(tmp_path / "test.npz")]
+    learn = [
+        "--samples",
+        selection,
+        "--steps",
+        "4",
+        "--keep-weights",
+        "2",
+        "--student",
+        demo.STUDENT,
+        "--test",
+        str(tmp_path / "test.npz"),
+    ]
     assert main(["distill", *shared, *learn, "--out", run]) == 0
     assert main(["explain", "--model", run, "--out", str(tmp_path / "page.html"), "--count", "3"]) == 0
     with (tmp_path / "page.csv").open() as file:
@@ -154,21 +170,54 @@ def test_explain__a_run_knows_its_teacher_and_data(tmp_path, digits_teacher, tea
     assert len(rows) == 60
     right = np.mean([row["teacher"] == row["label"] for row in rows])
     assert right > 0.7
+    assert main(["compare", run, "--out", str(tmp_path / "report.html"), "--disagreements", "2"]) == 0
+    page = (tmp_path / "report.html").read_text().partition("Where student and teacher disagree")[2]
+    agreement = np.mean([row["teacher"] == row["student"] for row in rows])
+    assert f": agreement {agreement:.2%} of 60 images</summary>" in page
+    assert page.count("Grad-CAM of the student") == 2 and "pairs of classes" in page and "Reliability" in page
+    if teachers == 1:
+        check_kept(tmp_path, Path(run), monkeypatch)
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         ({"foreground": "x.npy"}, "--foreground x.npy changes nothing without --entropy"),
-        ({"foreground": "none.npy", "entropy": 2}, "--foreground none.npy is no .npy or .npz file of masks"),
+        ({"baseline": "x"}, "--baseline x changes nothing without --entropy"),
+        ({"foreground": "none.npy", "entropy": 2}, "--foreground none.npy is not an .npy or .npz file of masks"),
         ({"teacher": None}, "give --teacher: --model lenet5"),
         ({"data": None, "teacher": None}, "give --teacher and --data: --model"),
-        ({"out": "page.txt"}, "--out page.txt is no page"),
+        ({"out": "page.txt"}, "--out page.txt is not a page"),
     ],
 )
 def test_explain__bad_requests_are_one_line(place, tmp_path, more, message):
     with pytest.raises(RequestError, match=re.escape(message)):
         explanation.run(options(place, tmp_path, **more))
+
+
+def check_kept(tmp_path, run, monkeypatch):
+    """Of a run of four steps, the weights that it kept, and the page that counts concepts from them."""
+    kept = kept_files(run)
+    assert [*kept] == [0, 2, 4]
+    first, last = load_file(kept[0]), load_file(kept[4])
+    final = load_file(run / "student.safetensors")
+    assert all(torch.equal(last[name], value) for name, value in final.items())
+    assert not all(torch.equal(first[name], value) for name, value in final.items())
+    assert {"weights/0000000.safetensors", "weights/0000004.safetensors"} <= {
+        *json.loads((run / "result.json").read_text())["files"]
+    }
+    assert main(["inspect", str(run), "--verify"]) == 0
+    monkeypatch.setattr(knowledge, "pixel_entropy", partial(pixel_entropy, steps=2))
+    masks = np.zeros((60, 16, 16), bool)
+    masks[:, :8] = True
+    np.save(tmp_path / "masks.npy", masks)
+    more = ["--entropy", "2", "--foreground", str(tmp_path / "masks.npy"), "--baseline", str(run), "--count", "0"]
+    assert main(["explain", "--model", str(run), "--out", str(tmp_path / "known.html"), *more]) == 0
+    page = (tmp_path / "known.html").read_text().partition("Learning, from the weights that were kept")[2]
+    rows = re.findall(r'scope="row">(\w+)</th><td>2</td><td>([^<]+)</td><td>([^<]+)</td><td>([^<]+)</td>', page)
+    assert [row[0] for row in rows] == ["student", "baseline"] and rows[0][1:] == rows[1][1:]
+    kept[2].write_bytes(kept[0].read_bytes())
+    assert main(["explain", "--model", str(run), "--out", str(tmp_path / "known.html"), *more]) == 2
 
 
 def test_explain__masks_of_another_count_are_refused(place, tmp_path):
@@ -219,7 +268,7 @@ def test_knowledge__means_over_images_and_shares():
     entropy = np.array([[[0.0, 1.0], [0.0, 1.0]], [[1.0, 1.0], [0.5, 1.5]]])
     masks = np.zeros((2, 2, 2), bool)
     masks[:, :, 0] = True
-    known = Knowledge(np.zeros((2, 2, 2, 1), np.uint8), entropy, entropy[::-1], masks)
+    known = Knowledge(np.zeros((2, 2, 2, 1), np.uint8), {"student": entropy}, masks)
     # the backgrounds' means are 1 and 1.25: two concepts on the foreground, then two again and one beside it
     assert known.counts()["student"] == pytest.approx((2.0, 0.5, (1 + 2 / 3) / 2))
 
@@ -235,3 +284,18 @@ def test_pictures__maps_and_masks():
     mask[:2, :3] = True
     assert shrunk(mask, (2, 2)).tolist() == [[True, True], [False, False]]
     assert shrunk(mask, (4, 4)).tolist() == mask.tolist()
+
+
+def test_learning__distances_and_detours_by_hand():
+    # two images of four parts, a third without a concept
+    concepts = np.zeros((3, 3, 2, 2), bool)
+    concepts[0, 0, 0, 0] = True  # the first image has one concept, then three others, and keeps two of these
+    concepts[1, 0] = [[False, True], [True, True]]
+    concepts[2, 0] = [[False, True], [True, False]]
+    concepts[:, 1, 1, 1] = True  # the second has its only one from the first moment on
+    known = Learning((10, 20, 30), np.array([0.5, 0.9, 1.2]), concepts)
+    assert known.counts.tolist() == pytest.approx([2 / 3, 4 / 3, 1])
+    assert known.distances().tolist() == [0.9, 0.5]
+    assert known.measures() == pytest.approx({"D mean": 0.7, "D std": 0.2, "rho": (2 / 4 + 1) / 2})
+    nothing = Learning((10,), np.array([0.5]), concepts[:1, 2:]).measures()
+    assert np.isnan([*nothing.values()]).all()

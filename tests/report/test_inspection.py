@@ -3,17 +3,13 @@ import io
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from dfkd.config import InspectConfig
 from dfkd.formats.manifest import write_manifest
-from dfkd.formats.shards import Rows, write_shards
 from dfkd.report import explore, inspection
 from dfkd.report.filter_picture import drawn, response
 from dfkd.system.errors import RequestError
@@ -21,69 +17,12 @@ from dfkd.system.errors import RequestError
 COLUMNS = {"confidence": "<f4", "prediction": "<u4", "reason": "u1", "row": "<u4"}
 
 
-def png(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-def make_selection(
-    folder: Path, predictions: list[int], classes: int, *, channels: int = 3, side: int = 4, encoded: bool = False
-) -> Path:
-    """A selection whose images are flat: their value is their row. Confidence is 0.5 + row / 50."""
-    n = len(predictions)
-    pixels = np.zeros((n, side, side, channels), np.uint8) + np.arange(n, dtype=np.uint8)[:, None, None, None]
-    kept = np.zeros((n, classes), bool)
-    kept[np.arange(n), predictions] = True
-    kept[0] = True
-    rows = Rows(
-        image=[png(image) for image in pixels] if encoded else pixels,
-        source=[f"pool/<{i}>.png" for i in range(n)],
-        prediction=np.array(predictions),
-        confidence=(0.5 + np.arange(n) / 50).clip(0, 1).astype(np.float32),
-        entropy=(0.4 - np.arange(n) / 100).clip(0, 1).astype(np.float32),
-        logits=np.zeros((n, classes), np.float32),
-        kept_classes=kept,
-    )
-    manifest: dict[str, Any] = {
-        "fingerprint": "0" * 16,
-        "teacher": "lenet5@<t>.pt",
-        "image": {"encoded": encoded, "size": side, "channels": channels},
-        "classes": classes,
-        "threshold": 0.5,
-        "admitted": n + 1,
-        "source": "selection",
-        "count": n,
-        "per_class": np.bincount(predictions, minlength=classes).tolist(),
-        "reasons": {"selected": n, "unreadable": 1, "not_drawn": 1},
-        "unreadable": [{"source": "x", "why": "y"}],
-        "content": {
-            "teacher": {"architecture": "lenet5", "weights": "0"},
-            "preprocess": {"normalize": "none"},
-            "options": {"method": "threshold:gamma=0.7", "count": n, "deduplicate": None},
-            "seed": 5,
-        },
-    }
-    files = write_shards(folder, [rows], "0" * 16)
-    write_manifest(folder, manifest | {"files": files})
-    reasons = pa.array(["selected"] * n + ["unreadable", "not_drawn"]).dictionary_encode()
-    scores = {
-        "source": [*rows.source, "x", "y"],
-        "prediction": np.array([*predictions, 0, classes - 1], np.int32),
-        "confidence": np.concatenate([rows.confidence, np.float32([1.0, 0.1])]),
-        "entropy": np.concatenate([rows.entropy, np.float32([0.0, 0.9])]),
-        "reason": reasons,
-    }
-    pq.write_table(pa.table(scores), folder / "scores.parquet")
-    return folder
-
-
 def images(page: str) -> list[np.ndarray]:
     found = re.findall(r'src="data:image/\w+;base64,([^"]+)"', page)
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in found]
 
 
-def test_terminal(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_terminal(make_selection, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     folder = make_selection(tmp_path / "s", [0, 0, 2], 3)
     inspection.run(InspectConfig(folder=str(folder)))
     out = capsys.readouterr().out
@@ -108,7 +47,7 @@ def test_terminal(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_page(tmp_path: Path) -> None:
+def test_page(make_selection, tmp_path: Path) -> None:
     folder = make_selection(tmp_path / "s", [0, 0, 2], 3)
     inspection.run(InspectConfig(folder=str(folder), out=str(tmp_path / "s.html")))
     page = (tmp_path / "s.html").read_text(encoding="utf-8")
@@ -127,14 +66,16 @@ def test_page(tmp_path: Path) -> None:
     assert "pool, 4 images. Narrow bars: selected, 3 images" in page and "threshold 0.500" in page
 
 
-def test_gallery_spreads_over_confidence(tmp_path: Path) -> None:
+def test_gallery_spreads_over_confidence(make_selection, tmp_path: Path) -> None:
     folder = make_selection(tmp_path / "s", [1] * 23, 2)
     inspection.run(InspectConfig(folder=str(folder), out=str(tmp_path / "s.html")))
     shown = [int(image[0, 0, 0]) for image in images((tmp_path / "s.html").read_text())]
     assert shown == list(range(0, 23, 2))
 
 
-def test_many_classes_are_capped_and_the_page_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_many_classes_are_capped_and_the_page_says_so(
+    make_selection, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     predictions = [k for k in range(30) for _ in range(2 if k >= 15 else 1)]
     folder = make_selection(tmp_path / "s", predictions, 100)
     inspection.run(InspectConfig(folder=str(folder), out=str(tmp_path / "s.html")))
@@ -146,13 +87,13 @@ def test_many_classes_are_capped_and_the_page_says_so(tmp_path: Path, capsys: py
     assert re.findall(r"<h3>Class (\d+)", page) == [str(k) for k in [*range(5), *range(15, 30)]]
 
 
-def test_gray_images(tmp_path: Path) -> None:
+def test_gray_images(make_selection, tmp_path: Path) -> None:
     folder = make_selection(tmp_path / "s", [0, 1], 2, channels=1)
     inspection.run(InspectConfig(folder=str(folder), out=str(tmp_path / "s.html")))
     assert [image.shape for image in images((tmp_path / "s.html").read_text())] == [(4, 4)] * 2
 
 
-def test_larger_images_are_thumbnails(tmp_path: Path) -> None:
+def test_larger_images_are_thumbnails(make_selection, tmp_path: Path) -> None:
     folder = make_selection(tmp_path / "s", [0, 1], 2, side=120, encoded=True)
     inspection.run(InspectConfig(folder=str(folder), out=str(tmp_path / "s.html")))
     page = (tmp_path / "s.html").read_text()
@@ -161,7 +102,7 @@ def test_larger_images_are_thumbnails(tmp_path: Path) -> None:
     assert abs(int(first.mean()) - 0) <= 2 and abs(int(second.mean()) - 1) <= 2
 
 
-def test_samples_without_a_pool(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_samples_without_a_pool(make_selection, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     folder = make_selection(tmp_path / "s", [0, 1], 2)
     (folder / "scores.parquet").unlink()
     inspection.run(InspectConfig(folder=str(folder), out=str(tmp_path / "s.html")))
@@ -169,7 +110,7 @@ def test_samples_without_a_pool(tmp_path: Path, capsys: pytest.CaptureFixture) -
     assert "confidence, selected" in out and "confidence, pool" not in out
 
 
-def test_what_is_no_selection_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_selection_is_refused(make_selection, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="dfkd select makes one"):
         inspection.run(InspectConfig(folder=str(tmp_path)))
     folder = make_selection(tmp_path / "s", [0], 2)
@@ -177,7 +118,7 @@ def test_what_is_no_selection_is_refused(tmp_path: Path) -> None:
         inspection.run(InspectConfig(folder=str(folder), out=str(tmp_path / "s.pdf")))
 
 
-def test_page__shows_images_that_are_out_by_reason(tmp_path: Path) -> None:
+def test_page__shows_images_that_are_out_by_reason(make_selection, tmp_path: Path) -> None:
     folder = make_selection(tmp_path / "s", [0, 0, 2], 3)
     pixels = np.arange(5, dtype=np.uint8)[:, None, None, None] * 50 + np.zeros((5, 4, 4, 3), np.uint8)
     np.savez(tmp_path / "pool.npz", images=pixels)
@@ -189,7 +130,7 @@ def test_page__shows_images_that_are_out_by_reason(tmp_path: Path) -> None:
     assert re.findall(r'data-row="(\d)"', page) == ["0", "1", "2", "4"]
 
 
-def test_a_pool_that_is_another_one_is_refused(tmp_path: Path) -> None:
+def test_a_pool_that_is_another_one_is_refused(make_selection, tmp_path: Path) -> None:
     folder = make_selection(tmp_path / "s", [0, 0, 2], 3)
     np.savez(tmp_path / "pool.npz", images=np.zeros((9, 4, 4, 3), np.uint8))
     config = InspectConfig(folder=str(folder), out=str(tmp_path / "s.html"), pool=(str(tmp_path / "pool.npz"),))
@@ -202,7 +143,7 @@ def test_a_pool_that_is_another_one_is_refused(tmp_path: Path) -> None:
         inspection.run(config)
 
 
-def test_explorer__has_the_stored_scores_of_usable_images(tmp_path: Path) -> None:
+def test_explorer__has_the_stored_scores_of_usable_images(make_selection, tmp_path: Path) -> None:
     folder = make_selection(tmp_path / "s", [0, 0, 2], 3)
     inspection.run(InspectConfig(folder=str(folder), out=str(tmp_path / "s.html")))
     page = (tmp_path / "s.html").read_text(encoding="utf-8")
@@ -235,7 +176,7 @@ def test_filter__its_kernel_and_its_gain() -> None:
     assert sheet[1, 5].tolist() == [255] * 3 and sheet[5, 5].tolist() == [142, 175, 212] and sheet[3, 0, 0] == 128
 
 
-def test_page__shows_the_filter(tmp_path: Path) -> None:
+def test_page__shows_the_filter(make_selection, tmp_path: Path) -> None:
     folder = make_selection(tmp_path / "s", [0, 1], 2, channels=1)
     table = json.loads((folder / "manifest.json").read_text())
     kernel = {"kernel": [[[[0.0, 0, 0], [0, 1, 0], [0, 0, 0]]]], "bias": [0.0], "inception_score": [2.0, 3.0]}
@@ -244,3 +185,28 @@ def test_page__shows_the_filter(tmp_path: Path) -> None:
     inspection.run(InspectConfig(folder=str(folder), out=str(tmp_path / "s.html")))
     page = (tmp_path / "s.html").read_text(encoding="utf-8")
     assert "<h2>Filter</h2>" in page and "gray: 1.00 at 0, 1.00 at the highest" in page
+
+
+def test_page__shows_how_a_generator_made_the_images(make_selection, tmp_path: Path) -> None:
+    folder = make_selection(tmp_path / "s", [0, 1] * 20, 2)
+    table = json.loads((folder / "manifest.json").read_text())
+    del table["checksum"], table["beside"]
+    write_manifest(folder, {**table, "source": "dafl"})
+    rows = [{"step": s, "one_hot": 2.0 / s, "generated_classes": 1.0 + s / 100, "learning_rate": 1} for s in (50, 100)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pictures = folder / "logs" / "pictures"
+    pictures.mkdir(parents=True)
+    for step in (50, 1000):
+        Image.new("RGB", (8, 8), (step % 256, 0, 0)).save(pictures / f"{step:07d}-generated.png")
+    (pictures / "0000060-generated.png").write_bytes(b"half")
+    inspection.run(InspectConfig(folder=str(folder), out=str(tmp_path / "s.html")))
+    page = (tmp_path / "s.html").read_text(encoding="utf-8")
+    made = page.partition("<h2>How dafl made them</h2>")[2].partition("</section>")[0]
+    charts = [("generated_classes", "1.5", "2"), ("one_hot", "0.04", "0.02")]
+    for name, first, last in charts:
+        assert f"<desc>{name} over steps: from {first} to {last}</desc>" in made
+    assert re.findall(r'aria-label="(\w+)"', made) == [name for name, *_ in charts]
+    assert re.findall(r"<figcaption>(step [^<]+)", made) == ["step 50", "step 1,000"]
+    shown = images(made)
+    assert [int(image[0, 0, 0]) for image in shown] == [50, 1000 % 256, *np.linspace(0, 39, 24).round().astype(int)]
+    assert "Images that are out" not in page

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dfkd.formats.run_folder import Progress
 from dfkd.system.errors import RequestError
@@ -92,6 +93,17 @@ def test_mlflow__has_one_curve_over_an_interruption(run, monkeypatch):
     assert found.data.params["loss"] == "kd, ofd" and found.data.metrics["result/top1"] == 0.75
     files = [file.path for file in client.list_artifacts(found.info.run_id, "images")]
     assert files == [f"images/batch-{step:07d}.png" for step in (1, 2, 3, 4)]
+
+
+def test_pictures__are_files_once_for_each_step_over_an_interruption(run):
+    train(run, "pictures", FIRST)
+    (run / "logs" / "pictures" / "0000003-batch.png").write_bytes(b"half")
+    train(run, "pictures", RESUMED, end=True)
+    files = sorted((run / "logs" / "pictures").iterdir())
+    assert [file.name for file in files] == [f"{step:07d}-batch.png" for step in (1, 2, 3, 4)]
+    for file in files:
+        with Image.open(file) as image:
+            assert np.array_equal(np.asarray(image), grid(pictures()["batch"]))
 
 
 def stored_records(data):

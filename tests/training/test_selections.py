@@ -10,7 +10,7 @@ from dfkd.formats.manifest import ImageShape
 from dfkd.formats.shards import Shards
 from dfkd.system.device import Place
 from dfkd.training import selections
-from dfkd.training.sources import Resident
+from dfkd.training.stored import Resident
 
 
 class Selection(Shards):

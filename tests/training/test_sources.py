@@ -4,7 +4,8 @@ import torch
 from dfkd.formats.shards import Shards
 from dfkd.training.hardest import HardestOrder
 from dfkd.training.sampling import ShuffledOrder
-from dfkd.training.sources import Batch, Deaf, MixedSource, Resident, ShardSource, Source
+from dfkd.training.sources import Batch, Deaf, MixedSource, Source
+from dfkd.training.stored import Resident, ShardSource
 
 
 class Numbered(Shards):

@@ -19,7 +19,7 @@ from dfkd.config.stages.shared import (
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(ModelConfig):
-    """Train a student on selected images; the teacher answers for every view that the student sees."""
+    """Train a student on selected or generated images, with the teacher's answers as targets."""
 
     teacher: str | tuple[str, ...] = option(TEACHER, "models", role="resolved", reads="model")
     student: str = option(
@@ -27,7 +27,7 @@ class DistillConfig(ModelConfig):
     )
     mixing: Mixing | None = option(MIXING, "models", default=None, role="resolved")
     also: tuple[str, ...] = option(
-        "Further students that learn beside this one, for one answer of the teacher: for each the options in which it "
+        "Further students that learn from the same answers of the teacher. For each, the options in which it "
         "differs, such as '--student lenet5 --loss kd rkd --out run-2' (docs/teaching.md). Each is a run of its own.",
         "models",
         default=(),
@@ -36,6 +36,14 @@ class DistillConfig(ModelConfig):
         stored=False,
         shared=False,
         off=(),
+    )
+    graft: int = option(
+        "Steps between graftings of filters among the students of --also, which are of one architecture "
+        "(docs/teaching.md). 0: none.",
+        "models",
+        default=0,
+        least=0,
+        off=0,
     )
     student_seed: int | None = option(
         "Seed of the student's random weights, and of what it draws itself. Images and views follow --seed. Default: "
@@ -71,6 +79,15 @@ class DistillConfig(ModelConfig):
         default=None,
         off=None,
     )
+    specialists: int | None = option(
+        "Number of specialists that are added to the student, which needs weights, such as those of a RUN. Each begins "
+        "as the student and learns classes that it confuses; the result is a MODEL that votes (docs/teaching.md). "
+        "Default: none.",
+        "models",
+        default=None,
+        least=2,
+        off=None,
+    )
     samples: tuple[str, ...] = option(
         "Selection folders. Several are mixed.", "data", default=(), role="resolved", reads="selection"
     )
@@ -104,8 +121,8 @@ class DistillConfig(ModelConfig):
     bits: int | None = option(BITS.format("--test"), "data", default=None, least=8, most=16, role="none")
     loss: tuple[str, ...] = option(
         "Weighted sum of losses: NAME[:WEIGHT,key=value,...] (docs/losses.md), or your own class or function by its "
-        "dotted name. Default: kd ofd up to 64 pixels for networks with feature maps of several resolutions, else kd; "
-        "also kd with --source and with --teacher-views.",
+        "dotted name. Default: kd ofd for networks with feature maps of several resolutions, else kd; also kd with "
+        "--source, with --teacher-views, and above 64 pixels for a student with weights of its own.",
         "learning",
         default=(),
         role="resolved",
@@ -134,8 +151,8 @@ class DistillConfig(ModelConfig):
         open=True,
     )
     lr: float | None = option(
-        "Peak learning rate. Default: for adamw 0.002, or 0.0005 where auto chose it; for sgd 0.4, 0.1 with the "
-        "teacher's layers, or 0.02 without BatchNorm.",
+        "Peak learning rate. Default: for adamw 0.002, or 0.0005 where auto chose it; for sgd 0.4, 0.1 above 64 pixels "
+        "and with the teacher's layers, or 0.02 without BatchNorm.",
         "training",
         default=None,
         least=0,
@@ -203,12 +220,14 @@ class DistillConfig(ModelConfig):
         below=1,
         off=0.0,
     )
-    reestimate: int = option(
-        "Batches on which the final student's BatchNorm statistics are computed anew. 0: off.",
+    reestimate: int | None = option(
+        "Batches on which the final student's BatchNorm statistics are computed anew. 0: off. Default: 20 where the "
+        "student's running statistics have a momentum below 0.05 (torchvision's MobileNetV3), else 0.",
         "training",
-        default=0,
+        default=None,
         least=0,
         off=0,
+        open=True,
     )
     sync_batchnorm: bool = option(
         "With several processes on GPUs (torchrun): the student's BatchNorm layers take the statistics of the whole "
@@ -227,6 +246,17 @@ class DistillConfig(ModelConfig):
     student_taps: tuple[str, ...] = option("The same for the student.", "models", default=())
     checkpoint_every: int = option(
         "Steps between checkpoints.", "output", default=500, least=1, role="none", shown=False
+    )
+    keep_weights: int = option(
+        "Keep the student's weights in OUT/weights: before the first step and at this number of evenly spread moments. "
+        "dfkd explain counts from them how it came to its knowledge. 0: off.",
+        "output",
+        default=0,
+        least=0,
+        role="none",
+        shown=False,
+        stored=False,
+        off=0,
     )
     log_every: int = option(
         "Steps between rows of metrics.jsonl.", "output", default=50, least=1, role="none", shown=False

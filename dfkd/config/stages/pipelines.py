@@ -8,7 +8,7 @@ from dfkd.config.stages.shared import Engine
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Checked):
-    """Run a whole pipeline: selections, distillations, seeds, comparison; what is done is not done again."""
+    """Run a pipeline of selections, distillations, seeds and a comparison. Complete stages are skipped."""
 
     file: str = option("FILE.toml.", "data", positional=True)
     out: str | None = option("Folder of the pipeline, instead of `out` in the file.", "output", default=None)
@@ -34,7 +34,7 @@ class RunConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig(Checked):
-    """The whole thing on images that come with scikit-learn, offline, in a few minutes."""
+    """Select, generate, distill and compare on images that come with scikit-learn, offline, in a few minutes."""
 
     out: str = option("Folder of everything that the demo writes.", "output", default="demo")
     seeds: int = option("Number of seeds per row.", "training", default=2, least=1)

@@ -23,7 +23,7 @@ class EvaluateConfig(ModelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainConfig(ModelConfig):
-    """Show on which classes and images a student and its teacher disagree, and what they look at."""
+    """Show on which classes and images a student and its teacher disagree, and where they look."""
 
     model: str = option("The student: a RUN or another MODEL.", "models", reads="model")
     teacher: str | None = option(
@@ -34,17 +34,24 @@ class ExplainConfig(ModelConfig):
     )
     classes: str | None = option(CLASSES.format("--data"), "data", default=None)
     bits: int | None = option(BITS.format("--data"), "data", default=None, least=8, most=16)
-    count: int = option("Images on which they disagree that the page shows.", "output", default=24, least=0)
+    count: int = option("Number of images on the page on which they disagree.", "output", default=24, least=0)
     entropy: int = option(
-        "Images of which pixel-wise entropies are learned (arXiv 2003.03622). Each takes some 200 passes forward and "
-        "backward of both networks.",
+        "Number of images whose pixel-wise entropy is learned (arXiv 2003.03622). Each takes some 200 passes forward "
+        "and backward of both networks.",
         "output",
         default=0,
         least=0,
     )
+    baseline: str | None = option(
+        "MODEL whose knowledge is counted beside the student's, such as the same network trained on labels. Needs "
+        "--entropy.",
+        "models",
+        default=None,
+        reads="model",
+    )
     foreground: str | None = option(
         "FILE.npy or FILE.npz with one mask an image of DATA: nonzero where the object is. Visual concepts are then "
-        "counted on it and beside it.",
+        "counted on it and beside it, and for a RUN with --keep-weights also how they came.",
         "data",
         default=None,
     )
@@ -81,6 +88,13 @@ class CompareConfig(Checked):
 
     runs: tuple[str, ...] = option("RUN folders.", "data", positional=True)
     out: str = option("FILE.html. FILE.csv is written beside it.", "output")
+    disagreements: int = option(
+        "Images of each row on which student and teacher disagree that the page shows, with the classes that are "
+        "confused. Both networks of a row's first seed answer its test images.",
+        "output",
+        default=0,
+        least=0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +112,7 @@ class ExportConfig(ModelConfig):
         default="float32",
     )
     with_normalize: bool = option(
-        "Put the normalization into the file: its input are pixels in [0, 1].", "output", default=False
+        "Put the normalization into the file: its input is then pixels in [0, 1].", "output", default=False
     )
     samples: str | None = option(
         "Selection folder. The file is checked against the model on some of its images. int8 is calibrated on others.",

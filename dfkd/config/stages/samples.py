@@ -20,7 +20,7 @@ from dfkd.system.limits import SHARE
 
 @dataclass(frozen=True, kw_only=True)
 class SelectConfig(ModelConfig):
-    """Select from an unlabeled pool what this teacher can teach from."""
+    """Select the images of an unlabeled pool that this teacher can teach from."""
 
     teacher: str | tuple[str, ...] = option(TEACHER, "models", role="resolved", stored=False, reads="model")
     mixing: Mixing | None = option(MIXING, "models", default=None, role="resolved", stored=False)
@@ -141,7 +141,7 @@ class SelectConfig(ModelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig(ModelConfig):
-    """Make images from the teacher alone, where there is no pool."""
+    """Make images from the teacher alone, without a pool."""
 
     teacher: str | tuple[str, ...] = option(TEACHER, "models", role="resolved", stored=False, reads="model")
     mixing: Mixing | None = option(MIXING, "models", default=None, role="resolved", stored=False)

@@ -7,8 +7,8 @@ from dfkd.config.option import Checked, option
 
 Interpolation = Literal["bilinear", "bicubic"]
 Precision = Literal["auto", "bf16", "fp32"]
-Logger = Literal["tensorboard", "wandb", "mlflow"]
-Mixing = Literal["mean-logits", "mean-probabilities", "confidence", "entropy"]
+Logger = Literal["tensorboard", "wandb", "mlflow", "pictures"]
+Mixing = Literal["mean-logits", "mean-probabilities", "confidence", "entropy", "learned"]
 Engine = Literal["local", "ray"]
 
 MODEL = "MODEL: NAME[:key=value,...][@WEIGHTS], a RUN folder or a .pt2 file."
@@ -18,13 +18,13 @@ CLASSES = (
     "many as the model's classes."
 )
 BITS = (
-    "Bits in use (such as 12) of the gray images with 16 bits in {}: of these the upper 8 are taken. Default: what the "
+    "Bits in use (such as 12) of 16-bit gray images in {}. The upper 8 of these are taken. Default: what the "
     "files say, else 16."
 )
-TEACHER = f"{MODEL} Several teach together; so does a FILE.toml that names several (docs/teaching.md)."
+TEACHER = f"{MODEL} Several, or a FILE.toml that lists them, teach together (docs/teaching.md)."
 MIXING = (
     "How several teachers answer as one: the mean of their logits or of their probabilities, or the probabilities "
-    "weighted by confidence or by entropy. Default: mean-logits."
+    "weighted by confidence or by entropy. learned: weights for each class, found on --samples. Default: mean-logits."
 )
 SHARD_TEACHER = (
     "With several processes (torchrun): each holds a share of the teacher's parameters. A part is put together while "
@@ -60,8 +60,8 @@ class ModelConfig(Checked):
         "Random seed. The same seed gives the same result.", "machine", default=0, least=0, below=2**63, shown=False
     )
     normalize: str | None = option(
-        "Input normalization of the teacher: imagenet, cifar10, none or mean,mean,mean/std,std,std. Default: that of "
-        "the RUN, else imagenet.",
+        "Input normalization of the teacher: imagenet, cifar10, none or mean,mean,mean/std,std,std. Default: what "
+        "the model says (RUN, .pt2, timm, torchvision's weights), else imagenet.",
         "models",
         default=None,
         role="resolved",

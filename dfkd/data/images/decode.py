@@ -187,7 +187,7 @@ def _load(
     except Unreadable:
         raise
     except UnidentifiedImageError:  # its own text holds a memory address
-        raise Unreadable("is no PNG, JPEG, WebP, BMP, GIF, TIFF or PPM image") from None
+        raise Unreadable("is not a PNG, JPEG, WebP, BMP, GIF, TIFF or PPM image") from None
     except Exception as error:  # broken files make Pillow raise nearly anything
         raise Unreadable(f"{type(error).__name__}: {error}") from error
 

@@ -1,4 +1,4 @@
-"""A linear filter that the images of a pool go through before anybody sees them."""
+"""The linear filter that is applied to the images of a pool."""
 
 import math
 from collections.abc import Mapping
@@ -26,15 +26,24 @@ def filtered(
 
 @dataclass(frozen=True)
 class Filter:
-    """A kernel of odd size over all channels, and a bias where white is 1."""
+    """A linear filter of images: a kernel of odd size over all channels, and a bias. It is called with uint8 images."""
 
     kernel: Float[Tensor, "channels channels size size"]
+    """Weights, as of a convolution."""
     bias: Float[Tensor, " channels"]
+    """Added to pixels in [0, 1]."""
 
     def __call__(
         self, pixels: UInt8[np.ndarray, "batch height width channels"]
     ) -> UInt8[np.ndarray, "batch height width channels"]:
-        """Filtered pixels, rounded; some at a time, for on the way a pixel takes many times its memory."""
+        """Filter images, a part at a time to save memory.
+
+        Args:
+            pixels: uint8 [batch, height, width, channels].
+
+        Returns:
+            Rounded pixels of the same shape.
+        """
         out = np.empty_like(pixels)
         for start in range(0, len(pixels), _AT_ONCE):
             planes = torch.from_numpy(pixels[start : start + _AT_ONCE]).permute(0, 3, 1, 2) / 255
@@ -43,7 +52,11 @@ class Filter:
         return out
 
     def describe(self) -> dict[str, Any]:
-        """As JSON."""
+        """Write the filter as JSON.
+
+        Returns:
+            `kernel` and `bias` as lists.
+        """
         return {"kernel": self.kernel.tolist(), "bias": self.bias.tolist()}
 
 

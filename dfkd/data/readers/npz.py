@@ -55,7 +55,7 @@ class NpzReader:
         except ValueError as error:
             raise RequestError(f"images of {str(path)!r}: {error}") from error
         except _BROKEN as error:
-            raise RequestError(f"{str(path)!r} is no whole .npz file ({error}); fetch or write it again") from error
+            raise RequestError(f"{str(path)!r} is not a whole .npz file ({error}); fetch or write it again") from error
         contents = [[m.filename, m.CRC, m.file_size] for _, m in sorted(members.items())]
         self.identity: dict[str, Any] = {"format": "npz", "members": contents}
 

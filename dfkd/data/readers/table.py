@@ -212,7 +212,7 @@ def open_parquet(path: Path | RemoteFile) -> TableReader:
     try:
         return TableReader(str(path), ParquetChunks(path), {"format": "parquet", **file_state(path)})
     except (pa.ArrowException, UnicodeError) as error:
-        raise RequestError(f"{str(path)!r} is no whole Parquet file ({error}); fetch or write it again") from error
+        raise RequestError(f"{str(path)!r} is not a whole Parquet file ({error}); fetch or write it again") from error
 
 
 def open_arrow(path: Path) -> TableReader:
@@ -228,7 +228,7 @@ def open_arrow(path: Path) -> TableReader:
         table.validate()
         return TableReader(str(path), ArrowChunks(table), {"format": "arrow", **file_state(path)})
     except (pa.ArrowException, OSError, UnicodeError) as error:
-        raise RequestError(f"{str(path)!r} is no whole Arrow file ({error}); fetch or write it again") from error
+        raise RequestError(f"{str(path)!r} is not a whole Arrow file ({error}); fetch or write it again") from error
 
 
 def is_saved(path: Path) -> bool:
@@ -249,7 +249,7 @@ def open_saved(path: Path) -> TableReader:
     try:
         dataset = datasets.load_from_disk(str(path))
     except Exception as error:  # a foreign format, read by a foreign library: what it raises is not declared
-        raise RequestError(f"{str(path)!r} is no whole data set ({error}); write it again") from error
+        raise RequestError(f"{str(path)!r} is not a whole data set ({error}); write it again") from error
     if isinstance(dataset, datasets.DatasetDict):
         splits = ", ".join(f"'{path / split}'" for split in dataset)
         raise RequestError(f"{str(path)!r} holds several splits; give one: {splits}")
@@ -261,7 +261,7 @@ def open_saved(path: Path) -> TableReader:
         unfiltered = "kernel" in known.get("filter", {}) and known["image"]["encoded"]
         bits = (known.get("image") or {}).get("bits")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RequestError(f"{str(manifest)!r} is no manifest with a fingerprint; write the selection again") from error
+        raise RequestError(f"{str(manifest)!r} is not a manifest with a fingerprint; select again") from error
     if unfiltered:
         say(f"{path}: the files of this selection are read as they came, without the filter that it was made with")
     if bits is not None:

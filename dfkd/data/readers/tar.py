@@ -125,7 +125,7 @@ class TarReader:
         try:
             return int(text)
         except ValueError:
-            raise RequestError(f"{name!r} in {str(self._path)!r} is no class number") from None
+            raise RequestError(f"{name!r} in {str(self._path)!r} is not a class number") from None
 
     def _label(self, classes: Mapping[str, int], of_key: Mapping[str, set[int]], stem: str, key: str) -> int:
         """The class of an image. Keys that have dots in them, as in `22.05.png`, are told apart by the whole name."""
@@ -240,7 +240,7 @@ class TarReader:
                     position = member.next
         except tarfile.TarError as error:
             raise RequestError(
-                f"{str(self._path)!r} is no whole uncompressed tar file ({error}); fetch it again, or unpack its gzip"
+                f"{str(self._path)!r} is not a whole uncompressed tar file ({error}); fetch it again or unpack its gzip"
             ) from error
 
 

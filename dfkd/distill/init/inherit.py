@@ -31,7 +31,7 @@ def inherit(student: Model, teacher: Model) -> str:
     if not shared:
         raise RequestError(
             f"no layer of the student {student.spec} has the name of one of the teacher's "
-            f"({teacher.spec}) and is a part of it; take a student of its family that is no wider, or random weights"
+            f"({teacher.spec}) and is a part of it; take a student of its family that is not wider, or random weights"
         )
     with torch.no_grad():
         for layer in shared:
@@ -45,17 +45,19 @@ def inherit(student: Model, teacher: Model) -> str:
 def heir(student: Model, teacher: Model) -> bool:
     """Whether the student is a part of the teacher that `inherit` can cut out: all its layers, but not the teacher.
 
-    With fewer channels, all of its weights have to be those of plain layers: in groups of channels and in the heads of
-    an attention, evenly spaced channels are others than they were.
+    With fewer channels, all of its weights have to be those of plain or depthwise layers: in other groups of channels
+    and in the heads of an attention, evenly spaced channels are others than they were.
     """
     ours, theirs = tensors_of(student.module), tensors_of(_network(teacher))
     layers = _layers(student)
     if twins(student, teacher) or len(_shared(layers, _layers(teacher))) < len(layers):
         return False
-    modules = dict(student.module.named_modules())
+    modules, of_teacher = (dict(network.named_modules()) for network in (student.module, _network(teacher)))
     narrower = any(value.shape != theirs[name].shape for name, value in ours.items())
     return not narrower or all(
-        plain(modules[name]) for name, own in layers.items() if any(value.ndim > 1 for value in own.values())
+        plain(modules[name]) or (depthwise(modules[name]) and depthwise(of_teacher[name]))
+        for name, own in layers.items()
+        if any(value.ndim > 1 for value in own.values())
     )
 
 
@@ -72,6 +74,11 @@ def plain(layer: nn.Module | None) -> TypeGuard[Plain]:
     if isinstance(layer, nn.Conv2d):
         return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
     return isinstance(layer, nn.Linear)
+
+
+def depthwise(layer: nn.Module) -> bool:
+    """Whether every output channel is a convolution of the input channel of the same number alone."""
+    return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels == layer.out_channels
 
 
 def evenly(total: int, count: int) -> Int[Tensor, " count"]:

@@ -44,8 +44,8 @@ def reconstruct(
     get few, for without it layers with about as many inputs as pairs learn these images by heart. A convolution without
     bias is fitted up to a constant where the student has BatchNorm, which takes it away. Outputs are compared at
     random positions of the maps. Convolutions in groups stay as they are, and layers whose maps are of another
-    size or that have more than 8,192 inputs. BatchNorm's statistics become those of `view`; both networks are left in
-    evaluation mode.
+    size, that have more than 8,192 inputs, or that compute more than their type says (weights that are standardized).
+    BatchNorm's statistics become those of `view`; both networks are left in evaluation mode.
     Returns: for each layer, in the order of the pass, the share of the outputs' variance that it gives, on these images
     (of their square, for a layer without bias that is not fitted up to a constant).
     """
@@ -116,7 +116,7 @@ def _fit(
     split = x.split(parts), positions.split(parts), outputs.split(parts * positions.shape[1])
     for part, where, y in zip(*split, strict=True):
         rows = _patches(layer, part)
-        if rows.shape[1] != wanted.size:
+        if rows.shape[1] != wanted.size or (not moments.count and not _computes(layer, part, rows)):
             return
         moments.add(_at(rows, where).flatten(0, 1), y)
     up_to_constant = layer.bias is not None or (constant_free and isinstance(layer, nn.Conv2d))
@@ -192,6 +192,15 @@ def _patches(layer: Plain, x: Tensor) -> Float[Tensor, "batch positions width"]:
         return _rows(x, False)
     assert not isinstance(layer.padding, str)  # that would not be plain
     return F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride).transpose(1, 2)
+
+
+def _computes(layer: Plain, x: Tensor, rows: Float[Tensor, "batch positions width"]) -> bool:
+    """Whether the output is what the layer's type says: a class of its own may standardize weights or pad."""
+    if type(layer) in (nn.Conv2d, nn.Linear):
+        return True
+    known = F.linear(rows, layer.weight.flatten(1), layer.bias)
+    given = _rows(layer.forward(x), isinstance(layer, nn.Conv2d))
+    return given.shape == known.shape and torch.allclose(given, known, rtol=1e-3, atol=1e-3 * float(known.abs().max()))
 
 
 def _rows(x: Tensor, channels_first: bool) -> Float[Tensor, "batch positions width"]:

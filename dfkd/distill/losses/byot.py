@@ -27,7 +27,7 @@ class BYOT(Loss):
     A head halves the resolution of its stage's map by 3x3 convolutions with stride 2. Each doubles the width, up to
     that of F. A 1x1 convolution gives the width of F. Batch normalization and ReLU follow each convolution, and the map
     is then f. A linear layer on the mean of f gives z. The heads are dropped after the training; the earlier stages
-    have learnt to serve them.
+    have learnt to serve them. Before that, `--test` also measures each head, as an early exit.
 
     In the paper y is the image's label. Images are unlabeled here. The paper writes the squared distance of the
     features, a sum. The mean and the weights are ours. The student needs maps of two resolutions, and so does the
@@ -69,6 +69,11 @@ class BYOT(Loss):
             total = total + (1 - self.alpha) * F.cross_entropy(said, label) + self.alpha * soft
             total = total + self.features * F.mse_loss(feature, fixed)
         return total
+
+    def exits(self, student: Outputs) -> list[Tensor]:
+        """What the heads say."""
+        *earlier, _ = self._maps(student)
+        return [head(align.full(x))[0] for head, x in zip(self.heads, earlier, strict=True)]
 
     def _maps(self, student: Outputs) -> list[Tensor]:
         """The student's maps, from the shallowest."""

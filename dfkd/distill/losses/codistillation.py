@@ -20,15 +20,17 @@ class Codistillation(Loss):
 
     s and p are the logits [batch, classes] of the student and of another student. The value is averaged over the batch.
     It is 0 in the first `burn_in` steps, in which the students come to differ. The other students are those of
-    `--also`; they are held fixed. The loss knows no teacher: add it to one that does, as in `--loss kd codistillation`.
+    `--also`; they are held fixed. Their weights are exchanged every `every` steps, and between that they answer by old
+    ones. The loss knows no teacher: add it to one that does, as in `--loss kd codistillation`.
 
     The paper has the cross-entropy, which has the same gradient and is not 0 at equality. Its other term is that of the
     images' labels. Images are unlabeled here, and the teacher's answers stand in for them.
 
-    In the paper each student has machines of its own, and the others' predictions come from copies of their weights
-    that are thousands of steps old. Here all are in one process, and the predictions are those of the same step.
+    In the paper each student has machines of its own, and rare exchanges save traffic. Here all are in one process, and
+    copies of old weights take a pass more: `every` is for studying what they do. With every=1 the predictions are those
+    of the same step.
 
-    Raises: RequestError unless burn_in >= 0, and where there is no other student.
+    Raises: RequestError unless burn_in >= 0 and every >= 1, and where there is no other student.
     """
 
     family = "students"
@@ -36,10 +38,11 @@ class Codistillation(Loss):
     reads_peers = True
     paper = Paper("Large scale distributed neural network training through online distillation", 2018, "1804.03235")
 
-    def __init__(self, burn_in: int = 100) -> None:
+    def __init__(self, burn_in: int = 100, every: int = 1) -> None:
         super().__init__()
         check_at_least(burn_in=burn_in)
-        self.preparation = burn_in
+        check_at_least(1, every=every)
+        self.preparation, self.peers_every = burn_in, every
         self.steps = 0  # on the host, so that no step waits for the device; part of the state all the same
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:

@@ -18,9 +18,10 @@ class SRD(Loss):
 
         mean of (W C(s) + b - z)^2  +  feature * mean of (C(s) - t)^2
 
-    s is the student's deepest map, t the teacher's last feature, and z the teacher's logits. W and b are the teacher's
-    last linear layer. It is frozen. C is a 1x1 convolution to the teacher's width with batch normalization and ReLU,
-    averaged over the map. Both means are over images and values. The loss is 0 where C(s) = t.
+    s is the student's deepest map [batch, channels, height, width]. t is the teacher's last feature [batch, width], and
+    z are the teacher's logits. W and b are the teacher's last linear layer. It is frozen. C is a 1x1 convolution to the
+    teacher's width with batch normalization and ReLU, averaged over the map. Both means are over images and values. The
+    loss is 0 where C(s) = t.
 
     The paper calls W C(s) + b the cross-network logit. It is meant for unlabeled images of other classes than the
     teacher's. The second term is in the authors' code, with `feature` = 1, or 10 for ShuffleNet. The student's own last

@@ -193,7 +193,7 @@ def _columns(
                 write_columns(file.path, made)
                 keep(file, made)
             if stop.signal is not None:
-                raise Interrupted(stop.signal, "the answers so far are kept, the same command goes on from there")
+                raise Interrupted(stop.signal, "the answers so far are kept; give the same command again to resume")
         ranks.meet()
         for file in missing if ranks.count() > 1 else ():
             keep(file, _of_another_rank(file, names))

@@ -114,5 +114,5 @@ def _source(model: str, weights: str, open_clip: Any) -> tuple[str, str | None]:
         return model, str(user_path(weights))
     tags = open_clip.list_pretrained_tags_by_model(model)
     if weights not in tags:
-        raise RequestError(f"weights={weights} is no file and no weights of {model}{nearest(weights, tags)}")
+        raise RequestError(f"weights={weights} is neither a file nor weights of {model}{nearest(weights, tags)}")
     return model, weights

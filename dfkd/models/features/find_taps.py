@@ -24,6 +24,8 @@ _ACTIVATION = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish),
     *(nn.Hardswish, nn.Softplus),
 )
+_PADDING = (nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d)
+"""What widens a map for a convolution: a resolution of its own it is not."""
 
 
 @dataclass(frozen=True)
@@ -158,23 +160,31 @@ def _group(trace: _Trace, group: str) -> tuple[list[Tap], list[str]]:
         for run in sorted(trace.runs, key=lambda run: run.exited)
         # the output of a module that runs again is not its last one, and the whole network is no position in it
         if run.path and runs_of[run.path] == 1 and _is_map(run.output, trace.aspect)
+        if not isinstance(run.layer, _PADDING)
     ]
     last: dict[tuple[int, int], _Run] = {}
     for run in maps:  # of the least deep modules: a block that halves the map computes at both resolutions inside
         size = (run.output.shape[2], run.output.shape[3])
         if size not in last or run.path.count(".") <= last[size].path.count("."):
             last[size] = run
-    taps, notes = [], []
-    for size, stage in sorted(last.items(), key=lambda item: -math.prod(item[0])):
+    taps, activated = [], []
+    for _, stage in sorted(last.items(), key=lambda item: -math.prod(item[0])):
         if group == "begin":
             taps.append(next(Tap(run.path) for run in maps if run.output.shape == stage.output.shape))
         elif group == "pre":
-            tap, note = _before_activation(trace, stage)
+            tap, after = _before_activation(trace, stage)
             taps.append(tap)
-            notes += [f"{note} at {size[0]}x{size[1]}"] if note else []
+            activated += [stage.path] if after else []
         else:
             taps.append(Tap(stage.path))
-    return taps, notes
+    return taps, [_after_activation(activated)] if activated else []
+
+
+def _after_activation(paths: list[str]) -> str:
+    """The note on maps whose activation is no module."""
+    if len(paths) == 1:
+        return f"the map of {paths[0]!r} cannot be taken before its activation: it is taken after it"
+    return f"the maps of {paths[0]!r} and {len(paths) - 1} more are taken after their activations, which are no modules"
 
 
 def _is_map(output: Any, aspect: float) -> bool:
@@ -185,14 +195,12 @@ def _is_map(output: Any, aspect: float) -> bool:
     return height * width > 1 and abs(height - width * aspect) <= 1
 
 
-def _before_activation(trace: _Trace, stage: _Run) -> tuple[Tap, str]:
-    """What enters the activation whose output the stage returns; the stage's output where no activation gave it."""
+def _before_activation(trace: _Trace, stage: _Run) -> tuple[Tap, bool]:
+    """What enters the activation whose output the stage returns; without one, that output, and whether it is active."""
     for run in reversed(trace.runs):
         if run.output is stage.output and isinstance(run.layer, _ACTIVATION):
-            return Tap(run.path, "input"), ""
-    active = bool((stage.output >= 0).all() and (stage.output > 0).any())
-    why = f"no module is the activation behind {stage.path!r}: its output after the activation is used"
-    return Tap(stage.path), why if active else ""
+            return Tap(run.path, "input"), False
+    return Tap(stage.path), bool((stage.output >= 0).all() and (stage.output > 0).any())
 
 
 def _device_of(module: nn.Module) -> torch.device:

@@ -11,21 +11,30 @@ from dfkd.models.features.taps import in_group
 
 @dataclass(frozen=True)
 class Outputs:
-    """Logits in float32, features by tap name, and what a loss may have to know of the batch itself."""
+    """What a network says of a batch: logits, features by tap, and what a loss may read of the batch itself."""
 
     logits: Float[Tensor, "batch classes"]
+    """In float32, before the softmax."""
     features: Mapping[str, Tensor] = field(default_factory=dict)
+    """By tap: maps [batch, channels, height, width], or vectors [batch, width] of the tap `last`."""
     kept: Bool[Tensor, "batch classes"] | None = None
-    """Class dropping: False where the teacher's probability is to be ignored; None keeps all."""
+    """Class dropping: False where the teacher's probability is ignored. None keeps all classes."""
     view: Float[Tensor, "batch channels height width"] | None = None
-    """The images as both networks saw them; None where the outputs were made by hand."""
+    """The images as both networks saw them, normalized. None if the outputs were made by hand."""
     rows: Int[Tensor, " batch"] | None = None
-    """Which stored image each one is (the augmentation aside); None where images are not stored."""
+    """The stored image that each one is a view of. None if images are not stored."""
     peers: tuple[Float[Tensor, "batch classes"], ...] = ()
-    """What the other students of the command (`--also`) say of the same view: logits, without gradients."""
+    """The logits of the other students of the command (`--also`) for the same view, without gradients."""
 
     def group(self, name: str) -> list[Tensor]:
-        """The features of a group of taps, from the shallowest to the deepest: `stage` has stage1, stage2, ..."""
+        """List the features of a group of taps, from the shallowest to the deepest.
+
+        Args:
+            name: `stage`, `pre` or `begin`. `stage` has `stage1`, `stage2`, ...
+
+        Returns:
+            Maps [batch, channels, height, width], one per resolution.
+        """
         return [self.features[tap] for tap in in_group(self.features, name)]
 
 

@@ -82,14 +82,14 @@ def at_pixels(parts: Float[Tensor, "batch rows columns"], side: int, size: Seque
     return pixels[:, : size[0], : size[1]]
 
 
-def concepts(
+def concept_parts(
     entropy: Float[np.ndarray, "rows columns"], foreground: Bool[np.ndarray, "rows columns"], b: float = SIGNIFICANT
-) -> tuple[int, int]:
-    """How many parts on the foreground, and on the background, have an entropy below the background's mean by b.
+) -> tuple[Bool[np.ndarray, "rows columns"], Bool[np.ndarray, "rows columns"]]:
+    """The parts on the foreground, and on the background, whose entropy is below the background's mean by b.
 
     These are the visual concepts of the paper above. Raises: ValueError for an image without background.
     """
     if foreground.all():
         raise ValueError("the foreground covers every part of the image: there is no background to compare with")
     kept = entropy[~foreground].mean() - entropy > b
-    return int((kept & foreground).sum()), int((kept & ~foreground).sum())
+    return kept & foreground, kept & ~foreground

@@ -107,6 +107,11 @@ class Tapped:
         self.module.register_forward_pre_hook(_contiguous)
         return run_network(self.module, x)
 
+    @property
+    def taps(self) -> dict[str, Tap]:
+        """Where the features are taken, by their names."""
+        return dict(self._taps)
+
     def remove(self) -> None:
         """Take the hooks out of the module; further calls find no features."""
         for handle in self._handles:

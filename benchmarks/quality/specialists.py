@@ -1,0 +1,110 @@
+"""What specialists add to a student, beside the same student that goes on learning: docs/teaching.md.
+
+    python benchmarks/quality/specialists.py digits OUT_DIR     three seeds of the demo's digits: minutes
+    python benchmarks/quality/specialists.py tiny100 OUT_DIR    100 classes of Tiny-ImageNet (tiny100.py writes them)
+
+`kd` is the generalist. `specialists` and the rows `further` go on from it: as many steps, and about as much time.
+OUT_DIR/report.csv has a row for every run, for keep.py. OUT_DIR/added.csv has the accuracy with 0, 1, 2, ... of the
+specialists voting, of all images and of those of their classes, and OUT_DIR/added.svg shows it. An interrupted run goes
+on.
+"""
+
+import csv
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from losses import SETTINGS, measure
+
+from dfkd.models.load import load_model
+from dfkd.system.files import replacing
+
+KINDS = {"digits": (3, 200, 100), "tiny100": (10, 2000, 500)}
+"""Of each setting the specialists, the steps of the generalist, and those of what goes on from it."""
+FINE = {"student": "run:kd", "optimizer": "adamw", "lr": 0.0005}
+HEAD = ("seed", "voting", "top1", "of_their_classes")
+
+
+def rows(count, steps):
+    """The options of every row."""
+    return {
+        "kd": {"loss": ["kd"]},
+        "specialists": {**FINE, "specialists": count, "steps": steps},
+        "further-equal-steps": {**FINE, "loss": ["kd"], "steps": steps},
+        "further-equal-time": {**FINE, "loss": ["kd"], "steps": (count + 1) * steps},
+    }
+
+
+@torch.no_grad()
+def added(run, test):
+    """The accuracy with the first specialists voting: of all test images, and of those of any specialist's classes."""
+    model, data = load_model(str(run)), np.load(test)
+    pixels, labels = torch.from_numpy(data["images"]), torch.from_numpy(data["labels"])
+    special = model.module.special.classes
+    covered, whole = special.any(dim=0)[labels], special.clone()
+    found = []
+    for voting in range(len(whole) + 1):
+        special.copy_(whole)
+        special[voting:] = False  # nothing is special to the others: the generalist's class is none of theirs
+        pieces = (model.module(model.preprocess(some)).argmax(dim=1) for some in pixels.split(256))
+        right = (torch.cat([*pieces]) == labels).float()
+        found.append((voting, right.mean().item(), right[covered].mean().item()))
+    return found
+
+
+def picture(lines):
+    """The mean over the seeds as an SVG: all images, and those of the specialists' classes."""
+    counts = sorted({line[1] for line in lines})
+    of_seed = {seed: [line for line in lines if line[0] == seed] for seed, *_ in lines}
+    # a seed with fewer specialists stays where all of its own vote
+    curves = [
+        [np.mean([100 * own[min(n, len(own) - 1)][k] for own in of_seed.values()]) for n in counts] for k in (2, 3)
+    ]
+    low, high = min(map(min, curves)) - 0.5, max(map(max, curves)) + 0.5
+
+    def place(n, value):
+        return 70 + 520 * n / max(counts), 230 - 190 * (value - low) / (high - low)
+
+    marks = []
+    for name, style, values in zip(("all classes", "their classes"), ("#5b7ea6", "#b08a3c"), curves, strict=True):
+        dots = [place(n, value) for n, value in zip(counts, values, strict=True)]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in dots)
+        marks.append(f'<polyline points="{path}" fill="none" stroke="{style}" stroke-width="2.5"/>')
+        marks += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{style}"/>' for x, y in dots]
+        marks += [
+            f'<text x="{x:.1f}" y="{y - 9:.1f}" text-anchor="middle">{value:.1f}</text>'
+            for (x, y), value in zip(dots, values, strict=True)
+        ]
+        marks.append(f'<text x="{dots[-1][0] + 12:.1f}" y="{dots[-1][1] + 5:.1f}" fill="{style}">{name}</text>')
+    marks += [f'<text x="{place(n, low)[0]:.1f}" y="252" text-anchor="middle">{n}</text>' for n in counts]
+    title = "top-1 % by the number of specialists that vote, mean over the seeds"
+    head = (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 270" role="img" font-family="system-ui, sans-serif"'
+    )
+    words = f'<title>{title}</title><rect width="720" height="270" fill="#ffffff"/><text x="20" y="22">{title}</text>'
+    return f'{head} font-size="15" fill="#3a4a5c">{words}{"".join(marks)}</svg>\n'
+
+
+def main():
+    if len(sys.argv) != 3 or sys.argv[1] not in KINDS:
+        sys.exit(__doc__)
+    setting, out = sys.argv[1], Path(sys.argv[2])
+    count, general, more = KINDS[setting]
+    status = measure("specialists", setting, out, rows(count, more), steps=general)
+    if status == 0:
+        values, lines = SETTINGS[setting], []
+        for seed in values["seeds"]:
+            test = os.path.expandvars(values["test"].format(out=out))
+            lines += [(seed, *line) for line in added(out / "runs" / f"specialists-seed{seed}", test)]
+        with replacing(out / "added.csv") as partial, partial.open("w", encoding="utf-8", newline="") as opened:
+            shown = [(seed, voting, f"{top1:.4f}", f"{own:.4f}") for seed, voting, top1, own in lines]
+            csv.writer(opened, lineterminator="\n").writerows([HEAD, *shown])
+        with replacing(out / "added.svg") as partial:
+            partial.write_text(picture(lines), encoding="utf-8")
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""`--specialists`: a student that is trained becomes a generalist with specialists for groups of its classes."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from dfkd.config import DistillConfig
+from dfkd.distill.objective import Objective
+from dfkd.formats.shards import Shards
+from dfkd.models.architectures.specialists import Specialists, spell_groups
+from dfkd.models.classifier import Classifier
+from dfkd.models.find import MODEL, OBJECT
+from dfkd.models.load import Model
+from dfkd.models.state import tensors_of
+from dfkd.select.diversity import clusters
+from dfkd.system.console import say
+from dfkd.system.device import Place
+from dfkd.system.errors import RequestError
+from dfkd.system.names import Named
+from dfkd.training.selections import pieces
+
+IMAGES = 10_000
+"""Of the selections, at the most so many images show which classes are confused."""
+_TRIES = 20
+"""Of k-means, whose first centers matter among so few columns."""
+
+
+def check(config: DistillConfig) -> None:
+    """Refuse what can be refused before anything is opened. Raises: RequestError."""
+    if config.specialists is None:
+        return
+    option = f"--specialists {config.specialists}"
+    if not config.samples:
+        raise RequestError(f"{option} groups classes by answers to stored images; give --samples")
+    if config.source is not None:
+        raise RequestError(f"{option} trains on stored images, and --source {config.source} makes more; leave it out")
+    if config.init == "teacher":
+        raise RequestError(f"{option} keeps the student's own weights; leave out --init teacher")
+
+
+def check_losses(student: Model, objective: Objective) -> None:
+    """Raises: RequestError for a loss on the vote, through which no gradient leads."""
+    if isinstance(student.module, Specialists):
+        for name in objective.names:
+            if name not in Specialists.learns_by:
+                raise RequestError(
+                    f"--loss {name} would teach {student.spec} nothing: it reads the vote of specialists, which learn "
+                    "one by one; leave --loss out"
+                )
+
+
+def with_specialists(config: DistillConfig, student: Model, selections: Sequence[Shards], place: Place) -> Model:
+    """The student with the specialists that the option wants; without it, the student.
+
+    Raises: RequestError for a student without weights, and where the classes cannot be divided.
+    """
+    count = config.specialists
+    if count is None:
+        return student
+    option = f"--specialists {count}"
+    if student.has_weights is False:
+        raise RequestError(f"{option} begin as a student that has weights; write --student {student.spec}@WEIGHTS")
+    if student.architecture.startswith(OBJECT):
+        raise RequestError(f"{option} needs a student that is named by a text, not a module at hand")
+    if 2 * count > student.classes:
+        raise RequestError(f"{option} need two classes each, and there are {student.classes}; give fewer")
+    found = groups_of(_covariance(student, selections, place), count, config.seed)
+    if not found:
+        raise RequestError(f"{option}: no two classes are confused with each other alone; give another number")
+    options = {"network": student.architecture, "groups": spell_groups(found), "num_classes": student.classes}
+    text = str(Named("specialists", options))
+    module = MODEL.look_up(text).build().eval()
+    assert isinstance(module, Specialists)
+    for network in (module.generalist, *module.experts.networks):
+        network.load_state_dict(tensors_of(student.module))
+    predicted = np.concatenate([shards.column("prediction") for shards in selections])
+    share = torch.tensor([np.isin(predicted, group).mean() for group in found])
+    module.shares.copy_(share.clamp(1 / len(predicted), 1 - 1 / len(predicted)))
+    listed = "; ".join(", ".join(map(str, _named(student, group))) for group in found)
+    less = "" if len(found) == count else " (a class that is confused with no other one needs none)"
+    say(f"{option}: {len(found)} specialists{less}, for the classes {listed}")
+    return replace(student, spec=f"{student.spec} with specialists", architecture=text, module=module)
+
+
+def groups_of(covariance: Float[np.ndarray, "classes classes"], count: int, seed: int) -> list[list[int]]:
+    """Groups of classes that are predicted together: clusters of the covariance's columns, of two classes or more.
+
+    The paper's k-means is an online one. This is spherical k-means with faiss: classes that are rare or sure have small
+    columns.
+    """
+    number = clusters(covariance.T.astype(np.float32), count, seed, tries=_TRIES)
+    found = [np.flatnonzero(number == k).tolist() for k in range(count)]
+    return sorted(group for group in found if 2 <= len(group) < len(covariance))
+
+
+def _covariance(student: Model, selections: Sequence[Shards], place: Place) -> Float[np.ndarray, "classes classes"]:
+    """Of the generalist's probabilities, over images from all over the selections."""
+    classifier = Classifier(student, place)
+    said = [classifier(pixels).logits.double().softmax(dim=1).cpu() for pixels in pieces(selections, IMAGES)]
+    return np.cov(torch.cat(said).numpy(), rowvar=False)
+
+
+def _named(student: Model, group: Sequence[int]) -> list[str | int]:
+    return [student.class_names[k] if student.class_names else k for k in group]

@@ -1,0 +1,54 @@
+"""The students of a command as they were some steps ago: predictions by old weights, for those that learn from them."""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dfkd.models.classifier import answer
+from dfkd.models.features.taps import Tapped, network_code
+from dfkd.system.device import Place
+
+
+class StaleCopies:
+    """Copies of all students, taken every few steps; one set for each number of steps that somebody wants."""
+
+    def __init__(self, every: Iterable[int], place: Place) -> None:
+        """`every` are these numbers; copies that are taken at each step are the students themselves, and none are."""
+        self._every, self._place = sorted({steps for steps in every if steps > 1}), place
+        self._copies: dict[int, list[Tapped]] = {}
+
+    @torch.no_grad()
+    def answers(
+        self, students: Sequence[nn.Module], view: Float[Tensor, "batch channels height width"], step: int
+    ) -> dict[int, list[Float[Tensor, "batch classes"]]]:
+        """What the copies say of a view, by their number of steps; new copies are taken where they are due."""
+        said = {}
+        for every in self._every:
+            if step % every == 0 or every not in self._copies:
+                self._copies[every] = [_copied(student) for student in students]
+            said[every] = [answer(network, self._place, view).logits for network in self._copies[every]]
+        return said
+
+    def state_of(self, number: int) -> dict[str, Any]:
+        """The copies of one student, for its checkpoint; empty where there are none."""
+        states = {str(every): found[number].module.state_dict() for every, found in self._copies.items()}
+        return {"stale": states} if states else {}
+
+    def load(self, students: Sequence[nn.Module], states: Sequence[Mapping[str, Any]]) -> None:
+        """Go on with the copies of a checkpoint, of one state for each student."""
+        for every in self._every:
+            found = [state.get("stale", {}).get(str(every)) for state in states]
+            if all(one is not None for one in found):
+                self._copies[every] = [_copied(student) for student in students]
+                for network, state in zip(self._copies[every], found, strict=True):
+                    network.module.load_state_dict(state)
+
+
+def _copied(student: nn.Module) -> Tapped:
+    """A copy in evaluation mode. It moves no statistics and draws no random numbers."""
+    with network_code(student):
+        return Tapped(copy.deepcopy(student).eval().requires_grad_(False), {})

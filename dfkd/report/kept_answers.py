@@ -1,0 +1,70 @@
+"""What the teacher said of a selection's images, as it is kept: features where a selection stored them, else logits."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from dfkd.formats.manifest import Manifest
+from dfkd.formats.shards import Shards
+from dfkd.models.features.taps import parse_tap
+from dfkd.report.pool_scores import PoolScores
+from dfkd.select.choose import SELECTED
+from dfkd.select.score import PoolScores as CachedScores
+from dfkd.select.score import features_file, parts_of, scores_file
+from dfkd.system.files import cached_folder
+
+AT_ONCE = 16_384
+"""Images whose answers are read at a time."""
+
+
+@dataclass(frozen=True)
+class KeptAnswers:
+    """A row of numbers for each image of a pool: from the cache, or for selected images from their shards."""
+
+    shards: Shards
+    scored: PoolScores
+    cached: CachedScores | None
+    """None where the cache does not have them."""
+    kind: Literal["features", "logits"]
+
+    def knows(self, rows: Int[np.ndarray, " some"]) -> Bool[np.ndarray, " some"]:
+        """Of which pool rows there are answers."""
+        return np.ones(len(rows), bool) if self.cached is not None else np.isin(rows, self._selected)
+
+    def read(self, rows: Int[np.ndarray, " some"]) -> Iterator[Float[np.ndarray, "part width"]]:
+        """The answers for sorted pool rows of which there are some, part by part; 0 where one is not finite."""
+        for start in range(0, len(rows), AT_ONCE):
+            some = rows[start : start + AT_ONCE]
+            if self.cached is None:
+                values = self.shards.column("logits", np.searchsorted(self._selected, some))
+            else:
+                values = self.cached.features(some) if self.kind == "features" else self.cached.logits(some)
+            yield np.nan_to_num(values.astype(np.float32), nan=0, posinf=0, neginf=0)
+
+    @property
+    def _selected(self) -> Int[np.ndarray, " selected"]:
+        return self.scored.row[self.scored.of(SELECTED)]
+
+
+def kept_answers(shards: Shards, scored: PoolScores) -> KeptAnswers | None:
+    """The answers that are left of a scoring; None where even the shards do not go with the pool's scores."""
+    features = shards.manifest.content.options.table.get("features")
+    folder = cached_folder("scores", _scoring(shards.manifest))
+    parts = range(parts_of(scored.images))
+    if isinstance(features, str) and all(features_file(folder, n, parse_tap(features)).exists() for n in parts):
+        return KeptAnswers(shards, scored, CachedScores(folder, parse_tap(features), scored.images, {}), "features")
+    if all(scores_file(folder, n).exists() for n in parts):
+        return KeptAnswers(shards, scored, CachedScores(folder, None, scored.images, {}), "logits")
+    found = KeptAnswers(shards, scored, None, "logits")
+    return found if len(found._selected) == len(shards) else None
+
+
+def _scoring(manifest: Manifest) -> Mapping[str, Any]:
+    """What decided the scores of a pool: the cache's key."""
+    content = {name: part for name, part in manifest.content.table.items() if name not in ("options", "seed")}
+    if "kernel" in manifest.filter:
+        content["filter"] = {name: value for name, value in manifest.filter.items() if name != "inception_score"}
+    return content

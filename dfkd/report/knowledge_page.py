@@ -1,0 +1,93 @@
+"""Quantified knowledge as a section of a page: entropy maps, counts of concepts, and how networks came to them."""
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from dfkd.models.features.pixel_entropy import SIGNIFICANT
+from dfkd.report.charts import figure, legend, lines
+from dfkd.report.gallery import plain_image
+from dfkd.report.knowledge import Knowledge, Learning
+from dfkd.report.markup import Html, join, section, table, tag
+
+
+def knowledge_section(known: Knowledge | None, raw: bool) -> Html:
+    """The section; nothing where no entropies were learned."""
+    if known is None:
+        return Html()
+    names = [*known.entropies]
+    items = []
+    for number, pixels in enumerate(known.pixels):
+        pictures = [plain_image(pixels, raw, "", "image")]
+        words = []
+        for who, entropies in known.entropies.items():
+            entropy = entropies[number]
+            alt = f"pixel-wise entropy of the {who}"
+            pictures.append(plain_image(gray(entropy), True, f"entropy of the {who}", alt))
+            words.append(f"{who} {entropy.mean():.2f}")
+        caption = f"mean entropy: {', '.join(words)} nats"
+        items.append(tag("li", tag("figure", tag("div", *pictures, class_="side"), tag("figcaption", caption))))
+    note = (
+        f"Beside each image the pixel-wise entropy of {', then '.join(names)}: how much noise a part bears "
+        "before the deepest features change. Dark parts are used, light ones discarded; each map has its own range. A "
+        f"visual concept is a part whose entropy is {SIGNIFICANT} nats below the mean of the background's "
+        "(arXiv 2003.03622)."
+    )
+    return section(
+        "What is used of an image",
+        tag("p", note, class_="note"),
+        _counts(known),
+        _learning(known),
+        tag("ul", *items, class_="gallery wide" if len(names) < 3 else "gallery wider"),
+    )
+
+
+def _counts(known: Knowledge) -> Html:
+    counts = known.counts()
+    if counts is None:
+        return Html()
+    body = [[name, *(f"{value:.3g}" for value in values)] for name, values in counts.items()]
+    head = ["network", "on the foreground", "on the background", "share on the foreground"]
+    return table("Visual concepts, means over images", head, body)
+
+
+def _learning(known: Knowledge) -> Html:
+    """How each network that kept weights came to its concepts; a hint where none did."""
+    if known.masks is None:
+        return Html()
+    if not known.learning:
+        hint = "dfkd distill --keep-weights 10 lets this page count concepts while a student learns."
+        return tag("p", hint, class_="note")
+    styles = {name: number for number, name in enumerate(known.learning)}
+    curves = {name: curve(learnt) for name, learnt in known.learning.items()}
+    ends = "; ".join(f"{name}: {points[-1][1]:.3g} at {points[-1][0]:.3g}" for name, points in curves.items())
+    title = "Concepts on the foreground over weight distance"
+    body = [
+        [name, f"{len(learnt.steps):,}", *(f"{value:.3g}" for value in learnt.measures().values())]
+        for name, learnt in known.learning.items()
+    ]
+    note = (
+        "Weight distance is the way of the weights, from moment to moment, in units of the first weights. D mean and D "
+        "std are over images, of the distance at which an image has the most concepts on its foreground: low where a "
+        "network learns quickly, and all at once. rho is the share of the concepts that it ever had which it keeps: "
+        "high without detours."
+    )
+    return join(
+        (
+            tag("h3", "How the concepts came"),
+            tag("p", note, class_="note"),
+            table("Learning, from the weights that were kept", ["network", "moments", "D mean", "D std", "rho"], body),
+            figure(f"{title}, the mean over images.", lines(title, ends, curves, styles)),
+            legend(styles),
+        )
+    )
+
+
+def curve(learnt: Learning) -> list[tuple[float, float]]:
+    """Concepts on the foreground over the weight distance."""
+    return [*zip(learnt.distance.tolist(), learnt.counts.tolist(), strict=True)]
+
+
+def gray(values: Float[np.ndarray, "rows columns"]) -> UInt8[np.ndarray, "rows columns 1"]:
+    """Values as a gray image from the lowest, black, to the highest."""
+    low, high = float(values.min()), float(values.max())
+    return np.round(255 * (values - low) / (high - low or 1.0)).astype(np.uint8)[..., None]

@@ -1,0 +1,82 @@
+"""How generated images came to be: what the generator's training logged, and its images while it went on."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dfkd.formats.run_folder import LOGS, METRICS
+from dfkd.report.charts import figure, lines
+from dfkd.report.collect import read_metrics
+from dfkd.report.contents import Contents
+from dfkd.report.gallery import data_uri, image_tag
+from dfkd.report.markup import Html, join, section, tag
+from dfkd.training.log import PICTURES
+from dfkd.training.loggers.pictures import FOLDER
+
+SHOWN, SIDE = 24, 320
+"""Images from the first to the last one, and the longer side of a picture of the training, in pixels."""
+HIDDEN = ("step", "learning_rate", "images_per_second")
+WORDS = {
+    "generated_classes": "Effective number of classes among 64 fresh images",
+    "generated_distance": "Mean root mean square difference of two images, of a pixel range of 1",
+    "statistics_distance": "Distance to the statistics of the teacher's BatchNorm layers",
+}
+
+
+def making_section(contents: Contents) -> Html:
+    """The section of the page; nothing for images of a pool."""
+    manifest, folder = contents.shards.manifest, contents.shards.folder
+    if manifest.source == "selection":
+        return Html()
+    rows = np.unique(np.linspace(0, len(contents.shards) - 1, min(len(contents.shards), SHOWN)).round().astype(int))
+    raw, origins = not contents.shards.encoded, contents.shards.column("source", rows)
+    made = [
+        tag("li", image_tag(pixels, raw, str(origin), str(origin), None))
+        for pixels, origin in zip(contents.shards.pixels(rows), origins, strict=True)
+    ]
+    return section(
+        f"How {manifest.source} made them",
+        _curves(read_metrics(folder / METRICS)),
+        _pictures(folder / LOGS / FOLDER),
+        tag("h3", "Images in the order in which they were made, from the first to the last"),
+        tag("ul", *made, class_="gallery"),
+    )
+
+
+def _curves(metrics: Sequence[dict[str, Any]]) -> Html:
+    """A chart for each metric: the signs of a collapse first, then the terms of the loss."""
+    names = [name for name in dict.fromkeys(name for row in metrics for name in row) if name not in HIDDEN]
+    charts = []
+    for name in sorted(names, key=[*WORDS, *names].index):
+        points = [(row["step"], row[name]) for row in metrics if math.isfinite(row.get(name, math.nan))]
+        if points:
+            words = f"{name} over steps: from {points[0][1]:.3g} to {points[-1][1]:.3g}"
+            chart = lines(name, words, {name: points}, {name: 0})
+            charts.append(figure(WORDS.get(name, f"{name}, a term of the loss"), chart))
+    return tag("div", *charts, class_="charts three") if charts else Html()
+
+
+def _pictures(folder: Path) -> Html:
+    """The pictures of the training, where it kept some."""
+    from PIL import Image, UnidentifiedImageError
+
+    items = []
+    for file in sorted(folder.glob("*.png"))[: PICTURES + 1]:
+        try:
+            with Image.open(file) as image:
+                pixels = np.asarray(image.convert("RGB"))
+        except (OSError, ValueError, UnidentifiedImageError):
+            continue
+        words = f"step {int(number):,}" if (number := file.name.partition("-")[0]).isdecimal() else file.name
+        raw = max(pixels.shape[:2]) <= SIDE
+        shot = tag(
+            "img", src=data_uri(pixels, raw, SIDE), alt=words, class_="pixelated" if raw else None, loading="lazy"
+        )
+        items.append(tag("li", tag("figure", shot, tag("figcaption", words))))
+    if not items:
+        hint = "dfkd generate --log pictures keeps images of the generator while it learns; they are shown here."
+        return tag("p", hint, class_="note")
+    return join((tag("h3", "Images while the generator learned"), tag("ul", *items, class_="gallery sheets")))

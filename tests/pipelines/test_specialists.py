@@ -1,0 +1,75 @@
+"""A student that gets specialists, through the real commands: trained, resumed, measured, exported."""
+
+import json
+import re
+import tomllib
+
+import pytest
+from safetensors.torch import load_file
+
+from dfkd.formats.run_folder import Run
+from dfkd.models.architectures.specialists import Specialists
+from dfkd.models.load import load_model
+
+QUICK = ("--batch-size", 16, "--checkpoint-every", 3, "--log-every", 3)
+SPECIAL = ("--specialists", 3, "--steps", 6)
+
+
+@pytest.fixture(scope="module")
+def generalist(lab, selection, tmp_path_factory):
+    out = tmp_path_factory.mktemp("generalist") / "run"
+    assert lab.distill(selection, out, *QUICK, "--steps", 8, "--init", "none", "--loss", "kd") == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def run(lab, selection, generalist, tmp_path_factory):
+    out = tmp_path_factory.mktemp("specialists") / "run"
+    assert lab.distill(selection, out, "--student", generalist, *QUICK, *SPECIAL) == 0
+    return out
+
+
+def test_specialists__are_trained_for_groups_of_classes_beside_the_generalist(generalist, run):
+    network = load_model(str(run)).module
+    assert isinstance(network, Specialists)
+    assert all(2 <= count < 10 for count in network.special.classes.sum(dim=1).tolist())
+    begun = load_file(generalist / "student.safetensors")
+    assert all(value.equal(begun[name]) for name, value in network.generalist.state_dict().items())
+    for expert in network.experts.networks:
+        assert not expert.state_dict()["conv1.weight"].equal(begun["conv1.weight"])
+    told = tomllib.loads((run / "config.toml").read_text())
+    assert told["distill"]["loss"] == ["specialists"] and told["distill"]["optimizer"] == "adamw"
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["specialists"] == pytest.approx(rows[-1]["loss"])
+
+
+def test_specialists__go_on_to_the_same_run_after_a_kill(lab, selection, generalist, run, tmp_path, monkeypatch):
+    save = Run.save
+    command = (selection, tmp_path / "run", "--student", generalist, *QUICK, *SPECIAL)
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save", lambda self, *given: (save(self, *given), 1 / 0))
+        with pytest.raises(ZeroDivisionError):
+            lab.distill(*command)
+    assert lab.distill(*command) == 0
+    assert (tmp_path / "run" / "student.safetensors").read_bytes() == (run / "student.safetensors").read_bytes()
+
+
+def test_specialists__are_a_model_for_export(lab, selection, run, tmp_path, capsys):
+    assert lab.dfkd("export", "--model", run, "--out", tmp_path / "s.pt2", "--samples", selection) == 0
+    assert re.search(r"float32 .* 100\.0%", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--loss", "kd"), "--loss kd would teach"),
+        (("--specialists", 6), "--specialists 6 need two classes each, and there are 10"),
+        (("--init", "teacher"), "--specialists 3 keeps the student's own weights"),
+        (("--student", "cifar_resnet:depth=8,width=4"), "--specialists 3 begin as a student that has weights"),
+    ],
+)
+def test_specialists__refuse_what_they_cannot_do(lab, selection, generalist, tmp_path, capsys, options, said):
+    command = {"--student": generalist, "--specialists": 3, "--steps": 2} | dict([options])
+    flags = [word for pair in command.items() for word in pair]
+    assert lab.distill(selection, tmp_path / "run", *flags) == 2
+    assert said in capsys.readouterr().err
