@@ -23,10 +23,12 @@ from dfkd.config import DistillConfig, ModelConfig
 from dfkd.config.option import option
 from dfkd.config.stage_table import Stage
 from dfkd.data import open_pool
+from dfkd.distill.defaults import default_reestimate
 from dfkd.distill.init.inherit import inherit
 from dfkd.distill.init.reconstruct import images_for, reconstruct
+from dfkd.distill.lessons import Plan
 from dfkd.distill.objective import build_objective
-from dfkd.distill.trainer import Plan, Trainer
+from dfkd.distill.trainer import Trainer
 from dfkd.formats.kept_weights import WeightKeeper
 from dfkd.formats.run_folder import Run
 from dfkd.formats.run_records import Finished
@@ -158,12 +160,14 @@ def _plan(config, model, data):
     """The numbers that the loop follows: where no option is given, the defaults of `dfkd distill`."""
     defaults = DistillConfig(teacher="", student="", samples=(), out="")
     init = "none" if config.begin is None else "teacher"
+    rate = default_rate("sgd", model.module, init, photographs=model.of_photographs)
     own = {name: getattr(config, name) for name in ("batch_size", "checkpoint_every", "seed")} | {
         "steps": config.steps or -(-config.epochs * len(data) // config.batch_size),
-        "lr": config.lr or default_rate("sgd", model.module, init, photographs=model.of_photographs),
+        "lr": rate if config.lr is None else config.lr,
         "warmup": SCHEDULE_WARMUP[defaults.schedule],
         "crop_padding": data.image_size // 8,
         "crop_area": 1.0,
+        "reestimate": default_reestimate(model),
     }
     return Plan(**{f.name: own.get(f.name, getattr(defaults, f.name, None)) for f in fields(Plan)})
 

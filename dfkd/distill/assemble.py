@@ -10,10 +10,11 @@ from torch import nn
 from dfkd.config import DistillConfig
 from dfkd.distill.defaults import example_of
 from dfkd.distill.fitting import Fitting
+from dfkd.distill.lessons import Plan
 from dfkd.distill.objective import Objective
 from dfkd.distill.setting import Counted, Setting
 from dfkd.distill.teacher_cache.views import recorded
-from dfkd.distill.trainer import Plan, Trainer
+from dfkd.distill.trainer import Trainer
 from dfkd.formats.shards import Shards
 from dfkd.models.architectures.estimator import Estimator
 from dfkd.models.classifier import Classifier, answer

@@ -66,7 +66,7 @@ class Fitting(Trainer):
 
     def begin(self) -> None:
         """Before the first step, or after a checkpoint: the student stays as it is."""
-        self._have_recorded()
+        self.seconds += self.have_recorded()
 
     def learn(
         self,

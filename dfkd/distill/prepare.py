@@ -17,9 +17,10 @@ from dfkd.distill import compress, fitting, specialists, supply
 from dfkd.distill.assemble import assemble
 from dfkd.distill.defaults import begins_trained, crops_of_files, settled
 from dfkd.distill.init.inherit import inherit, twins
+from dfkd.distill.lessons import Plan
 from dfkd.distill.objective import Objective, build_objective
 from dfkd.distill.request import check_request
-from dfkd.distill.trainer import Plan, Trainer
+from dfkd.distill.trainer import Trainer
 from dfkd.formats.remote_folder import folder_of
 from dfkd.formats.run_records import RESULT, Result, read_result
 from dfkd.formats.shards import Shards

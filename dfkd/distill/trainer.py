@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dfkd.data.images.augment import crop, crop_and_flip, enlarge, jitter, mix
 from dfkd.distill.distributions import TEMPERATURE, kl_of_each
 from dfkd.distill.init.reconstruct import images_for, reconstruct
+from dfkd.distill.lessons import Lessons, Plan
 from dfkd.distill.objective import Objective
 from dfkd.distill.setting import Counted
 from dfkd.distill.teacher_cache.views import TeacherViews
@@ -25,10 +24,8 @@ from dfkd.models.features.spread import spread
 from dfkd.models.features.taps import Tapped, network_code
 from dfkd.models.state import tensors_of
 from dfkd.models.weights import state_to_write
-from dfkd.select.class_dropping import kept_classes
 from dfkd.system import ranks
 from dfkd.system.console import say
-from dfkd.system.device import Place
 from dfkd.system.errors import RequestError
 from dfkd.system.foreign import Foreign, is_theirs
 from dfkd.system.shares import own_random, share, weight, whole
@@ -36,30 +33,12 @@ from dfkd.training.bn_reestimate import batch_norms, reestimate
 from dfkd.training.data_parallel import Compute, data_parallel
 from dfkd.training.ema import Average
 from dfkd.training.log import SHOWN
-from dfkd.training.loop import Pace, check_weights, joined
+from dfkd.training.loop import check_weights, joined
 from dfkd.training.optim import learning_rate, set_rate
 from dfkd.training.sources import Batch, Source
 
 
-@dataclass(frozen=True)
-class Plan(Pace):
-    """The numbers that the loop follows; `warmup` is a share of the steps, `class_dropping` a probability."""
-
-    lr: float
-    warmup: float
-    crop_padding: int
-    crop_area: float
-    flip: bool
-    color_jitter: float | None
-    mixup: float
-    cutmix: float
-    ema: float
-    reestimate: int
-    class_dropping: float
-    seed: int
-
-
-class Trainer:
+class Trainer(Lessons):
     """Everything that changes while a student learns, with one step of it, and its state for a checkpoint."""
 
     def __init__(
@@ -80,20 +59,16 @@ class Trainer:
         fitted to the teacher's on some images of `fit_on`; `record` has the teacher answer beforehand, and the student
         then learns from these answers alone. `cropped`: the source's images are random crops already.
         """
-        self.teacher, self.student, self.source = teacher, student, source
+        super().__init__(teacher, plan, record, cropped)
+        self.student, self.source = student, source
         self.counted = counted or Counted(teacher.answer)
-        self.objective, self.optimizer, self.plan = objective, optimizer, plan
-        self.place: Place = teacher.place
-        self.generator = torch.Generator(self.place.device).manual_seed(plan.seed)
+        self.objective, self.optimizer = objective, optimizer
         self.average: Average | None = None
         if plan.ema:  # the losses' own parameters too: some end up in the student
             self.average = Average([*tensors_of(student.module).values(), *objective.parameters()], plan.ema)
-        self._sampler, self._record = fit_on, record
-        self._area = 1.0 if cropped else plan.crop_area
+        self._sampler = fit_on
         self._fitted_on = images_for(teacher.model.image_size or 1) if fit_on is not None else 0
         self._compute: Compute = self._loss
-        self.recorded: TeacherViews | None = None
-        """Where the teacher answers beforehand: the views to learn on, and those answers, once there are some."""
         self.step, self.seconds = 0, 0.0
         self.batch: Batch | None = None
         """That of the last step."""
@@ -128,7 +103,7 @@ class Trainer:
 
     def begin(self) -> None:
         """Before the first step: the student learns."""
-        self._have_recorded()
+        self.seconds += self.have_recorded()
         if self._sampler is not None:
             self._reconstruct(self._sampler)
             self._sampler = None
@@ -144,16 +119,6 @@ class Trainer:
         if keeper is not None and keeper.due(self.step):
             ranks.from_first(lambda: keeper.write(self.step, state_to_write(self.student.module)))
 
-    def _have_recorded(self) -> None:
-        """Have the teacher's answers, where they are to be kept beforehand.
-
-        The time that this command takes for them is part of the run's seconds; what is in the cache costs none.
-        """
-        if self._record is not None and self.recorded is None:
-            started = time.perf_counter()
-            self.recorded = self._record()
-            self.seconds += time.perf_counter() - started
-
     def _reconstruct(self, images: Source) -> None:
         """Fit the student's layers on views like those that it will learn from."""
         started = time.perf_counter()
@@ -166,49 +131,6 @@ class Trainer:
         else:
             say("no layer could be fitted; the student begins with what was copied")
         self.seconds += time.perf_counter() - started
-
-    def augment(self, batch: Batch) -> Float[Tensor, "batch channels height width"]:
-        """The view of a batch, or of its share, that teacher and student both see.
-
-        Random numbers are drawn for the whole batch. Images are mixed with those of all ranks.
-        """
-        plan, part = self.plan, batch.share
-        pixels = batch.pixels.to(self.place.device, non_blocking=True)
-        pixels = crop_and_flip(pixels, plan.crop_padding, plan.flip, self.generator, part)
-        if plan.color_jitter:
-            images = jitter(pixels.permute(0, 3, 1, 2) / 255, plan.color_jitter, self.generator, part)
-            view = self.teacher.model.preprocess.normalized(images)
-        else:
-            view = self.teacher.preprocess(pixels)
-        view = enlarge(view, self._area, self.generator, part)
-        if part is None or not (plan.mixup or plan.cutmix):
-            return mix(view, plan.mixup, plan.cutmix, self.generator)
-        return mix(whole(view, part.of), plan.mixup, plan.cutmix, self.generator)[part.rows]
-
-    def teach(self, view: Float[Tensor, "batch channels height width"], batch: Batch) -> Outputs:
-        """The teacher's answer; classes are dropped on the very view that the student learns from."""
-        return self.completed(self.teacher.outputs(view), view, batch)
-
-    def lesson(self, batch: Batch) -> tuple[Float[Tensor, "batch channels height width"], Outputs]:
-        """A batch as the student sees it, with the teacher's answer to the very same view."""
-        if self.recorded is None:
-            view = self.augment(batch)
-            return view, self.teach(view, batch)
-        assert batch.rows is not None
-        answers = self.recorded.take(batch.rows)
-        crops, logits = answers if batch.share is None else (answer[batch.share.rows] for answer in answers)
-        pixels, crops, logits = (x.to(self.place.device, non_blocking=True) for x in (batch.pixels, crops, logits))
-        view = self.teacher.preprocess(crop(pixels, self.plan.crop_padding, crops))
-        return view, self.completed(Outputs(logits), view, batch)
-
-    def completed(self, outputs: Outputs, view: Float[Tensor, "batch channels height width"], batch: Batch) -> Outputs:
-        """The teacher's outputs with what losses may read of the batch itself."""
-        kept = kept_classes(outputs.logits, self.plan.class_dropping) if self.plan.class_dropping else None
-        rows = None if self.plan.mixup or self.plan.cutmix else batch.rows  # a mixed view is of two images
-        if rows is not None:
-            own = rows if batch.share is None else rows[batch.share.rows]
-            rows = own.to(self.place.device, non_blocking=True)
-        return replace(outputs, kept=kept, view=view, rows=rows)
 
     def answer(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:
         """The student's answer."""
@@ -340,7 +262,7 @@ class Trainer:
             part.load_state_dict(state[name])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        self._have_recorded()
+        self.have_recorded()
         if self.recorded is not None:
             self.recorded.load_state_dict(state["teacher_views"])
         self.generator.set_state(state["generator"])
