@@ -59,7 +59,7 @@ def folder_of(text: str) -> Path:
             if remote.fetch():
                 return
         raise RequestError(
-            f"{text} is no complete selection or run: it has no {' and no '.join(LAST.values())}; give the command "
+            f"{text} is not a complete selection or run: it has no {' and no '.join(LAST.values())}; give the command "
             "that makes it again"
         )
 

@@ -94,7 +94,7 @@ def test_select__that_was_cut_off_while_it_sent_goes_on(store, select, tmp_path,
     assert f"{OUT}/" in said and "cannot be written after 5 tries (ConnectionError: reset by peer)" in said
     assert "manifest.json" not in names(store)
     assert distill(tmp_path, tmp_path / "run") == 2, "a reader takes no half of it"
-    assert "is no complete selection or run: it has no manifest.json" in capsys.readouterr().err
+    assert "is not a complete selection or run: it has no manifest.json" in capsys.readouterr().err
     monkeypatch.setattr(store, "put_file", put)
     times = {name: store.modified(name) for name in sent}
     assert select(OUT) == 0
