@@ -126,6 +126,16 @@ TABLES = [
         },
     },
     {
+        "title": "photographs at 96 pixels: a teacher of STL-10, 4,500 photos of Caltech-101, 500 steps of 32",
+        "files": ["photos-a-500-steps"],
+        "rows": {
+            "half-random-kd": "half of the teacher's channels; random photos, `kd`, random weights",
+            "half-defaults": "half of the teacher's channels; the defaults",
+            "mobilenet-random-kd": "`mobilenet_v3_small`; random photos, `kd`",
+            "mobilenet-defaults": "`mobilenet_v3_small`; the defaults",
+        },
+    },
+    {
         "title": "digits: 2,000 of the demo's 20,000 images, a tenth of them patches; 150 steps of the defaults",
         "files": ["heap-digits"],
         "rows": {

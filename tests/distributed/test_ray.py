@@ -23,14 +23,3 @@ def test_engine_ray__gives_what_one_process_gives_also_where_a_worker_is_killed(
     titles = [line.partition(":")[0] for line in done.stderr.splitlines() if line.startswith("[")]
     assert titles[:2] == ["[1/4] select some-seed0", "[2/4] distill kd-seed0"]
     assert titles[2] == "[3/4] distill more-seed0"
-
-
-@pytest.mark.slow
-def test_engine_ray__goes_on_where_a_node_of_the_cluster_is_killed(tmp_path):
-    pytest.importorskip("ray", reason="ray is not installed: pip install '.[ray]'")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    program = Path(__file__).with_name("ray_nodes.py")
-    done = subprocess.run(
-        [sys.executable, str(program), str(tmp_path)], capture_output=True, text=True, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr

@@ -212,7 +212,7 @@ def test_python__takes_a_list_of_networks_and_teachers():
 @pytest.mark.parametrize(
     ("networks", "more", "said"),
     [
-        ([net(0)], {}, "a list of 1 teachers"),
+        ([net(0)], {}, "a list of teachers needs two or more, not 1"),
         ([net(0), net(1)], {"mixing": "sum"}, "mixing=sum is not one of mean-logits"),
         ([net(0), net(1)], {"classes": [["a"]]}, "1 items for 2 teachers"),
         ([net(0), 3], {}, "teacher is a int"),

@@ -221,7 +221,7 @@ def test_what_is_made_from_a_selection_needs_it_too(with_generators):
         (
             'loss = ["kd"]',
             "epochs = 1\nsteps = 1",
-            "mine.toml, plain-seed0: --epochs 1 and --steps 1 are two",
+            "mine.toml, plain-seed0: --epochs 1 and --steps 1 both set the length",
         ),
         ('loss = ["kd"]', 'student = "nonet"', "mine.toml, plain-seed0: no model is called 'nonet'"),
         ('loss = ["kd"]', 'test = "gone.npz"', "mine.toml, plain-seed0: there is no file or folder 'gone.npz'"),
