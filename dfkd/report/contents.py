@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from dfkd.data.images.filter import read_scores
 from dfkd.formats.shards import Shards
-from dfkd.report.pool_scores import PoolScores, read_pool_scores
+from dfkd.report.pool_scores import ScoredPool, read_pool_scores
 from dfkd.system.errors import RequestError
 from dfkd.system.text import aligned, visible
 
@@ -25,7 +25,7 @@ class Contents:
 
     shards: Shards
     selected: Mapping[str, Float[np.ndarray, " images"]]
-    scored: PoolScores | None
+    scored: ScoredPool | None
     prediction: Int[np.ndarray, " images"]
     kept: Bool[np.ndarray, "images classes"]
 

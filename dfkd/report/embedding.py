@@ -9,6 +9,7 @@ from dfkd.report.kept_answers import KeptAnswers
 from dfkd.select.score import PART_ROWS
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
+from dfkd.system.spacing import evenly_spaced
 
 FITTED_ON = 10_000
 """Images that decide the two directions."""
@@ -30,7 +31,7 @@ class Embedding:
 def embedding(answers: KeptAnswers, rows: Int[np.ndarray, " rows"]) -> Embedding | None:
     """Two coordinates for sorted pool rows; None where fewer than three images have answers that can be read."""
     parts = np.unique(rows // PART_ROWS)
-    read = parts[np.unique(np.linspace(0, len(parts) - 1, min(len(parts), PARTS)).round().astype(int))]
+    read = parts[evenly_spaced(len(parts), PARTS)]
     known = answers.knows(rows) & np.isin(rows // PART_ROWS, read)
     there = rows[known]
     if len(there) < 3:
@@ -40,7 +41,7 @@ def embedding(answers: KeptAnswers, rows: Int[np.ndarray, " rows"]) -> Embedding
     except RequestError as error:
         say(f"note: the teacher's {answers.kind} are not shown: {error}")
         return None
-    some = np.unique(np.linspace(0, len(there) - 1, min(len(there), FITTED_ON)).round().astype(int))
+    some = evenly_spaced(len(there), FITTED_ON)
     center, directions, share = principal(values[some])
     if share == 0:  # all answers are the same
         return None

@@ -30,6 +30,7 @@ from dfkd.system.console import answer, say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import write_text
 from dfkd.system.portable import expand
+from dfkd.system.spacing import evenly_spaced
 from dfkd.system.text import class_name
 from dfkd.training.evaluate import check_labels, named_classes, open_pair, show_all
 
@@ -203,7 +204,7 @@ def _knowledge(
     if not config.entropy:
         return None
     masks = None if config.foreground is None else _masks(config.foreground, len(data))
-    indices = np.unique(np.linspace(0, len(data) - 1, min(config.entropy, len(data))).round().astype(int))
+    indices = evenly_spaced(len(data), config.entropy)
     runs = {name: Path(expand(given)) for name, (_, given) in classifiers.items() if _is_run(given)}
     bare = {name: classifier for name, (classifier, _) in classifiers.items()}
     return knowledge(bare, runs, _pixels(data, indices), None if masks is None else masks[indices])

@@ -11,7 +11,7 @@ from dfkd.formats.manifest import Manifest
 from dfkd.report.charts import Number
 from dfkd.report.embedding import Embedding
 from dfkd.report.markup import Html, data, section, tag
-from dfkd.report.pool_scores import PoolScores
+from dfkd.report.pool_scores import ScoredPool
 from dfkd.select.choose import REASONS, SELECTED
 
 MOST = 100_000
@@ -25,7 +25,7 @@ DOTS = "Blue dots are picked, grey ones are not. The broken line is the threshol
 
 
 def explorer(
-    scores: PoolScores,
+    scores: ScoredPool,
     manifest: Manifest,
     pictured: Int[np.ndarray, " pictured"],
     embed: Callable[[Int[np.ndarray, " rows"]], Embedding | None] = lambda rows: None,
@@ -104,7 +104,7 @@ def _points(embedded: Embedding | None) -> dict[str, Any]:
     }
 
 
-def _sample(scores: PoolScores, pictured: Int[np.ndarray, " pictured"]) -> Int[np.ndarray, " sample"]:
+def _sample(scores: ScoredPool, pictured: Int[np.ndarray, " pictured"]) -> Int[np.ndarray, " sample"]:
     """Positions in the scores: all, or a sample with those of the images that the page shows."""
     everything = np.arange(len(scores.row))
     if len(everything) <= MOST:
@@ -114,7 +114,7 @@ def _sample(scores: PoolScores, pictured: Int[np.ndarray, " pictured"]) -> Int[n
     return np.union1d(drawn, shown)
 
 
-def _columns(scores: PoolScores, rows: Int[np.ndarray, " sample"], classes: int, scale: float) -> dict[str, Any]:
+def _columns(scores: ScoredPool, rows: Int[np.ndarray, " sample"], classes: int, scale: float) -> dict[str, Any]:
     def packed(values: np.ndarray, kind: str) -> str:
         return base64.b64encode(values[rows].astype(kind).tobytes()).decode()
 

@@ -10,8 +10,9 @@ from dfkd.data import Pool
 from dfkd.data.images.filter import read_filter
 from dfkd.report.contents import SCORES, Contents
 from dfkd.report.markup import Html, tag
-from dfkd.report.pool_scores import PoolScores
+from dfkd.report.pool_scores import ScoredPool
 from dfkd.select.choose import NEAR_DUPLICATE, NON_FINITE, NOT_ADMITTED, NOT_DRAWN, SELECTED
+from dfkd.system.spacing import evenly_spaced
 
 IMAGES_A_CLASS = 12
 THUMBNAIL = 96
@@ -52,7 +53,7 @@ def gallery(contents: Contents) -> list[Html]:
         if len(rows) == 0:
             continue
         rows = rows[np.argsort(confidence[rows], kind="stable")]
-        picked = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), IMAGES_A_CLASS)).round().astype(int))]
+        picked = rows[evenly_spaced(len(rows), IMAGES_A_CLASS)]
         items = []
         for row, pixels in zip(picked, contents.shards.pixels(picked), strict=True):
             scores = f"{confidence[row]:.2f}, entropy {entropy[row]:.2f}"
@@ -96,7 +97,7 @@ def left_out_images(contents: Contents, pool: Pool) -> list[Html]:
             continue
         rows = rows[np.argsort(_rank(contents, scored)[rows], kind="stable")]
         others = rows[NEAREST:]
-        spread = np.unique(np.linspace(0, len(others) - 1, min(len(others), FAR)).round().astype(int))
+        spread = evenly_spaced(len(others), FAR)
         shown = np.concatenate([rows[:NEAREST], others[spread]])
         order = np.argsort(scored.row[shown])  # a pool is read in its order
         images = pool.images(scored.row[shown[order]])
@@ -124,7 +125,7 @@ def before_and_after(contents: Contents, pool: Pool, count: int = 8) -> Html:
     kernel = read_filter(manifest.filter, manifest.image.channels) if manifest.filter else None
     if places is None or kernel is None:
         return Html()
-    picked = np.unique(np.linspace(0, len(places) - 1, min(len(places), count)).round().astype(int))
+    picked = evenly_spaced(len(places), count)
     before = pool.images(places[picked]).pixels
     raw = not pool.encoded
     rows = [
@@ -134,7 +135,7 @@ def before_and_after(contents: Contents, pool: Pool, count: int = 8) -> Html:
     return tag("div", tag("p", "Images before the filter, and after it.", class_="note"), *rows)
 
 
-def _rank(contents: Contents, scored: PoolScores) -> np.ndarray:
+def _rank(contents: Contents, scored: ScoredPool) -> np.ndarray:
     """The lower, the nearer to being picked, by the score that the method reads."""
     method = contents.shards.manifest.content.options.method.partition(":")[0]
     if method == "statistics" and scored.distance is not None:

@@ -25,7 +25,7 @@ from dfkd.report.kept_answers import KeptAnswers, kept_answers
 from dfkd.report.making import making_section
 from dfkd.report.markup import Html, definitions, join, section, table, tag, write_page
 from dfkd.report.near_groups import groups_shown, near_groups
-from dfkd.report.pool_scores import PoolScores
+from dfkd.report.pool_scores import ScoredPool
 from dfkd.select.choose import NEAR_DUPLICATE, NOT_DRAWN, SELECTED
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
@@ -123,7 +123,7 @@ def _left_out_section(contents: Contents, pool: Pool | None, answers: KeptAnswer
     )
 
 
-def _near_duplicates(contents: Contents, scored: PoolScores, pool: Pool, answers: KeptAnswers | None) -> Html:
+def _near_duplicates(contents: Contents, scored: ScoredPool, pool: Pool, answers: KeptAnswers | None) -> Html:
     """The largest groups of near-duplicates, where there are some."""
     least = contents.shards.manifest.content.options.table.get("deduplicate")
     if not isinstance(least, float) or len(scored.of(NEAR_DUPLICATE)) == 0:

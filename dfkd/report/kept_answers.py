@@ -10,10 +10,9 @@ from jaxtyping import Bool, Float, Int
 from dfkd.formats.manifest import Manifest
 from dfkd.formats.shards import Shards
 from dfkd.models.features.taps import parse_tap
-from dfkd.report.pool_scores import PoolScores
+from dfkd.report.pool_scores import ScoredPool
 from dfkd.select.choose import SELECTED
-from dfkd.select.score import PoolScores as CachedScores
-from dfkd.select.score import features_file, parts_of, scores_file
+from dfkd.select.score import PoolScores, features_file, parts_of, scores_file
 from dfkd.system.files import cached_folder
 
 AT_ONCE = 16_384
@@ -25,8 +24,8 @@ class KeptAnswers:
     """A row of numbers for each image of a pool: from the cache, or for selected images from their shards."""
 
     shards: Shards
-    scored: PoolScores
-    cached: CachedScores | None
+    scored: ScoredPool
+    cached: PoolScores | None
     """None where the cache does not have them."""
     kind: Literal["features", "logits"]
 
@@ -49,15 +48,15 @@ class KeptAnswers:
         return self.scored.row[self.scored.of(SELECTED)]
 
 
-def kept_answers(shards: Shards, scored: PoolScores) -> KeptAnswers | None:
+def kept_answers(shards: Shards, scored: ScoredPool) -> KeptAnswers | None:
     """The answers that are left of a scoring; None where even the shards do not go with the pool's scores."""
     features = shards.manifest.content.options.table.get("features")
     folder = cached_folder("scores", _scoring(shards.manifest))
     parts = range(parts_of(scored.images))
     if isinstance(features, str) and all(features_file(folder, n, parse_tap(features)).exists() for n in parts):
-        return KeptAnswers(shards, scored, CachedScores(folder, parse_tap(features), scored.images, {}), "features")
+        return KeptAnswers(shards, scored, PoolScores(folder, parse_tap(features), scored.images, {}), "features")
     if all(scores_file(folder, n).exists() for n in parts):
-        return KeptAnswers(shards, scored, CachedScores(folder, None, scored.images, {}), "logits")
+        return KeptAnswers(shards, scored, PoolScores(folder, None, scored.images, {}), "logits")
     found = KeptAnswers(shards, scored, None, "logits")
     return found if len(found._selected) == len(shards) else None
 

@@ -13,6 +13,7 @@ from dfkd.report.collect import read_metrics
 from dfkd.report.contents import Contents
 from dfkd.report.gallery import data_uri, image_tag
 from dfkd.report.markup import Html, join, section, tag
+from dfkd.system.spacing import evenly_spaced
 from dfkd.training.log import PICTURES
 from dfkd.training.loggers.pictures import FOLDER
 
@@ -31,7 +32,7 @@ def making_section(contents: Contents) -> Html:
     manifest, folder = contents.shards.manifest, contents.shards.folder
     if manifest.source == "selection":
         return Html()
-    rows = np.unique(np.linspace(0, len(contents.shards) - 1, min(len(contents.shards), SHOWN)).round().astype(int))
+    rows = evenly_spaced(len(contents.shards), SHOWN)
     raw, origins = not contents.shards.encoded, contents.shards.column("source", rows)
     made = [
         tag("li", image_tag(pixels, raw, str(origin), str(origin), None))

@@ -11,9 +11,10 @@ from dfkd.data import Pool
 from dfkd.report.gallery import image_tag
 from dfkd.report.kept_answers import KeptAnswers
 from dfkd.report.markup import Html, join, tag
-from dfkd.report.pool_scores import PoolScores
+from dfkd.report.pool_scores import ScoredPool
 from dfkd.select.choose import NEAR_DUPLICATE, NOT_DRAWN, SELECTED
 from dfkd.select.diversity import unit_rows
+from dfkd.system.spacing import evenly_spaced
 
 GROUPS, SHOWN = 8, 7
 """Groups that are shown, the largest ones, and images of each beside the one that was kept."""
@@ -33,13 +34,13 @@ class Group:
     """Cosine of the features of each with the kept image's."""
 
 
-def near_groups(scored: PoolScores, answers: KeptAnswers, similarity: float) -> list[Group]:
+def near_groups(scored: ScoredPool, answers: KeptAnswers, similarity: float) -> list[Group]:
     """The largest groups. Of a large pool those that a sample of the near-duplicates leads to."""
     kept, out = scored.of(SELECTED, NOT_DRAWN), scored.of(NEAR_DUPLICATE)
     if len(kept) == 0 or len(out) == 0:
         return []
     most = min(len(out), LOOKED_UP, max(32, PAIRS // len(kept)))
-    sample = out[np.unique(np.linspace(0, len(out) - 1, most).round().astype(int))]
+    sample = out[evenly_spaced(len(out), most)]
     nearest, cosine = _nearest(answers, scored.row[sample], scored.row[kept])
     found = Counter(nearest[cosine >= similarity - ROUNDING].tolist())
     leaders = kept[sorted(position for position, _ in found.most_common(GROUPS))]
@@ -69,7 +70,7 @@ def _nearest(
     return best, cosine
 
 
-def groups_shown(scored: PoolScores, groups: Sequence[Group], pool: Pool) -> Html:
+def groups_shown(scored: ScoredPool, groups: Sequence[Group], pool: Pool) -> Html:
     """The images of the groups: first the kept one, then the others."""
     shown = [np.array([group.kept, *group.others[:SHOWN].tolist()]) for group in groups]
     rows = np.unique(scored.row[np.concatenate(shown)]) if shown else np.array([], np.int64)

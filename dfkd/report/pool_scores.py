@@ -16,7 +16,7 @@ UNSCORED = (UNREADABLE, NON_FINITE)
 
 
 @dataclass(frozen=True)
-class PoolScores:
+class ScoredPool:
     """The scores of all pool images that have some, with their positions in the pool."""
 
     confidence: Float[np.ndarray, " rows"]
@@ -38,7 +38,7 @@ class PoolScores:
         return {"confidence": self.confidence, "entropy": self.entropy}
 
 
-def read_pool_scores(path: Path, manifest: Manifest) -> PoolScores | None:
+def read_pool_scores(path: Path, manifest: Manifest) -> ScoredPool | None:
     """The scores of a pool; None where the samples do not come from one, or none of its images has any.
 
     Raises: RequestError where the file is not what was written.
@@ -73,7 +73,7 @@ def read_pool_scores(path: Path, manifest: Manifest) -> PoolScores | None:
         raise RequestError(f"{path} holds predictions outside its {manifest.classes} classes; make the selection again")
     distance = columns["distance"][usable] if "distance" in columns else None
     known = distance is not None and not np.isnan(distance).all()
-    return PoolScores(
+    return ScoredPool(
         columns["confidence"][usable],
         columns["entropy"][usable],
         prediction[usable],

@@ -15,6 +15,7 @@ from dfkd.models.load import Model
 from dfkd.report.charts import bar, figure
 from dfkd.report.gallery import data_uri
 from dfkd.report.markup import Html, definitions, section, table, tag, write_page
+from dfkd.system.spacing import evenly_spaced
 from dfkd.system.text import class_name
 
 LEVELS = 5
@@ -112,7 +113,7 @@ def _ways(model: Model, tree: SoftTree, images: Pool | None) -> Html:
     if images is None:
         hint = "dfkd inspect RUN --out FILE.html --pool DATA shows the ways of images of DATA."
         return section(heading, tag("p", hint, class_="note"))
-    picked = np.unique(np.linspace(0, len(images) - 1, min(len(images), IMAGES)).round().astype(np.int64))
+    picked = evenly_spaced(len(images), IMAGES)
     found = images.images(picked)
     pixels, picked = (np.delete(values, list(found.problems), axis=0) for values in (found.pixels, picked))
     right = tree.eval().right(model.preprocess(torch.from_numpy(pixels)))

@@ -23,6 +23,7 @@ from dfkd.system.components import Kind
 from dfkd.system.console import say
 from dfkd.system.device import Place, resolve_place
 from dfkd.system.errors import RequestError
+from dfkd.system.spacing import evenly_spaced
 from dfkd.training import sampling
 from dfkd.training.sources import Source
 from dfkd.training.stored import Resident, ShardSource
@@ -96,8 +97,7 @@ def pieces(selections: Sequence[Shards], most: int, batch: int = 256) -> Iterato
     """Batches of images from all over the selections, about `most` of them."""
     images = sum(map(len, selections))
     for shards in selections:
-        wanted = min(len(shards), max(1, round(most * len(shards) / images)))
-        rows = np.unique(np.linspace(0, len(shards) - 1, wanted).astype(np.int64))
+        rows = evenly_spaced(len(shards), max(1, round(most * len(shards) / images)))
         for start in range(0, len(rows), batch):
             yield torch.from_numpy(shards.pixels(rows[start : start + batch]))
 

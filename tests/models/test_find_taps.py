@@ -269,7 +269,9 @@ def test_find_taps__padding_modules__are_no_resolutions_and_one_note_tells_of_al
     network = nn.Sequential(Halving(3, 4), Halving(4, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     found = find_taps(network, torch.randn(2, 3, 16, 16), wanted=("pre",))
     assert found.taps == {"pre1": Tap("0"), "pre2": Tap("1")}
-    assert found.notes == ["the maps of '0' and 1 more are taken after their activations, which are no modules"]
+    assert found.notes == [
+        "the maps of '0' and 1 more cannot be taken before their activations: they are taken after them"
+    ]
 
 
 def test_a_given_place_of_a_group_stands_for_the_group():

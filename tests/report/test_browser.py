@@ -121,12 +121,12 @@ def manifest(count: int, classes: int) -> Manifest:
     return parse(Manifest, table)
 
 
-def scores(rng: np.random.Generator, rows: int, classes: int) -> explore.PoolScores:
+def scores(rng: np.random.Generator, rows: int, classes: int) -> explore.ScoredPool:
     # ties, and classes of very different sizes
     confidence = rng.random(rows).astype(np.float32).round(2).clip(0.01)
     distance = rng.random(rows).astype(np.float32)
     prediction = (classes * rng.random(rows) ** 3).astype(np.int64)
-    return explore.PoolScores(
+    return explore.ScoredPool(
         confidence, (1 - confidence) ** 2, prediction, np.zeros(rows, np.int64), np.arange(rows), rows, distance
     )
 

@@ -159,7 +159,7 @@ def test_explorer__has_the_stored_scores_of_usable_images(make_selection, tmp_pa
 def test_explorer__has_a_sample_of_a_large_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(explore, "MOST", 50)
     rows = np.arange(1000)
-    scores = explore.PoolScores(rows / 1000, rows / 1000, rows % 3, rows * 0, rows, 1000)
+    scores = explore.ScoredPool(rows / 1000, rows / 1000, rows % 3, rows * 0, rows, 1000)
     found = explore._sample(scores, np.array([3, 4]))
     assert {3, 4} <= {*found.tolist()} and 50 <= len(found) <= 52 and sorted({*found}) == found.tolist()
 

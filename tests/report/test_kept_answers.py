@@ -15,10 +15,9 @@ from dfkd.report.contents import read
 from dfkd.report.embedding import embedding, principal
 from dfkd.report.kept_answers import KeptAnswers, kept_answers
 from dfkd.report.near_groups import near_groups
-from dfkd.report.pool_scores import PoolScores
+from dfkd.report.pool_scores import ScoredPool
 from dfkd.select.choose import NEAR_DUPLICATE, NOT_ADMITTED, NOT_DRAWN, REASONS, SELECTED
-from dfkd.select.score import PoolScores as CachedScores
-from dfkd.select.score import features_file
+from dfkd.select.score import PoolScores, features_file
 from dfkd.system.checked_parquet import write_columns
 
 TWICE = ((20, 0), (21, 0), (22, 1))
@@ -97,8 +96,8 @@ def answers_of(folder, features, reasons):
     count, tap = len(features), parse_tap("fc")
     write_columns(features_file(folder, 0, tap), {"features": features.astype(np.float16)})
     rows, number = np.arange(count), np.array([*map(REASONS.index, reasons)])
-    scored = PoolScores(rows / count, rows / count, rows % 2, number, rows, count)
-    return scored, CachedScores(folder, tap, count, {})
+    scored = ScoredPool(rows / count, rows / count, rows % 2, number, rows, count)
+    return scored, PoolScores(folder, tap, count, {})
 
 
 def test_near_groups__finds_for_each_the_image_that_it_is_nearest_to(make_selection, tmp_path):

@@ -184,7 +184,8 @@ def _after_activation(paths: list[str]) -> str:
     """The note on maps whose activation is no module."""
     if len(paths) == 1:
         return f"the map of {paths[0]!r} cannot be taken before its activation: it is taken after it"
-    return f"the maps of {paths[0]!r} and {len(paths) - 1} more are taken after their activations, which are no modules"
+    more = f"{paths[0]!r} and {len(paths) - 1} more"
+    return f"the maps of {more} cannot be taken before their activations: they are taken after them"
 
 
 def _is_map(output: Any, aspect: float) -> bool:
