@@ -2,11 +2,11 @@
 
     python benchmarks/quality/knowledge.py OUT_DIR
 
-Compared with the same network that learns from labels, a student that learns from a teacher (1) uses more visual
+The hypotheses compare a student of a teacher with the same network trained on labels. The student (1) uses more visual
 concepts of the foreground, (2) learns them sooner and more at once, (3) with fewer detours. A third row learns from the
-teacher on patches of photographs, without a digit. The networks learn in a pipeline: an interrupted one goes on. The
-figures are those of `dfkd explain`, on held-out digits; the foreground is the ink. OUT_DIR/knowledge.json has them, and
-OUT_DIR/knowledge.html the three figures.
+teacher on patches of photographs, without a digit. A pipeline trains the networks, and resumes after an interruption.
+The figures are those of `dfkd explain` on held-out digits, whose foreground is the ink. The script writes them to
+OUT_DIR/knowledge.json, and three charts to OUT_DIR/knowledge.html.
 """
 
 import json
@@ -48,7 +48,7 @@ HYPOTHESES = {
 
 
 def tables(out, seeds, steps):
-    """The pipeline: what teaches whom, on which images."""
+    """Return the pipeline: the teacher and the images of each row."""
     digits, teacher = str(out / "digits.npz"), f"{demo.TEACHER}@{out / 'teacher.safetensors'}"
     shared = {**NETWORK, "keep_weights": MOMENTS}
     return {
@@ -68,7 +68,7 @@ def tables(out, seeds, steps):
 
 
 def counted(found: Knowledge, name):
-    """The figures of a network; those of learning where it kept weights."""
+    """Return the figures of a network, and those of its training if it kept weights."""
     on, off, share = found.counts()[name]
     values = {"on the foreground": on, "on the background": off, "share on the foreground": share}
     values |= found.learning[name].measures() if name in found.learning else {}
@@ -76,12 +76,12 @@ def counted(found: Knowledge, name):
 
 
 def known(networks, name):
-    """A figure of each seed that has it."""
+    """Return a figure of each seed that has it."""
     return [one[name] for one in networks if one[name] is not None]
 
 
 def measure(out, seeds=SEEDS, steps=STEPS, images=IMAGES):
-    """Train, count, and write the figures; the exit status."""
+    """Train, count, and write the figures. Returns the exit status."""
     out.mkdir(parents=True, exist_ok=True)
     prepare(out)
     file = out / "knowledge.toml"
@@ -114,7 +114,7 @@ def measure(out, seeds=SEEDS, steps=STEPS, images=IMAGES):
 
 
 def run_of(out, name, seed):
-    """The folder of a row's run."""
+    """Return the folder of a row's run."""
     (found,) = (run for run in (out / "runs").iterdir() if _is(run, name, seed))
     return found
 
@@ -126,7 +126,7 @@ def _is(run, name, seed):
 
 
 def page(path, result, curves):
-    """The three figures."""
+    """Write the page with three charts."""
     parts = []
     for heading, names in HYPOTHESES.items():
         charts = []
@@ -143,7 +143,7 @@ def page(path, result, curves):
 
 
 def table(file):
-    """The kept figures in Markdown: the mean over seeds, with the lowest and the highest."""
+    """Return the stored figures as Markdown: the mean over seeds, with the lowest and the highest."""
     networks = json.loads(file.read_text(encoding="utf-8"))["networks"]
     names = [name for names in HYPOTHESES.values() for name in names]
     lines = [f"| learns from | top-1 % | {' | '.join(names)} |", "| --- |" + " ---: |" * (len(names) + 1)]

@@ -138,8 +138,7 @@ class Lab:
         return self.command("select", self.folder)
 
     def _make_dull(self, rng):
-        """Write a teacher with statistics of high contrast, and a pool of low contrast, so that a fitted filter is kept.
-        """
+        """Write a teacher of high-contrast images, and a pool of low contrast, so that a fitted filter is kept."""
         blocks = rng.integers(0, 256, (600, 4, 4, 1), dtype=np.uint8).repeat(3, axis=1).repeat(3, axis=2)
         np.savez(self.folder / "dull.npz", images=120 + blocks // 16)
         teacher = cifar_resnet(depth=8, width=4, in_channels=1)
