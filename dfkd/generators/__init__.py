@@ -1,9 +1,13 @@
 """Generators: methods that make images from the teacher where there is no pool.
 
-Each method is a class in a file of its own. `dfkd generate --method NAME` writes a folder of images. `dfkd distill
---source NAME` trains the method along with the student. NAME is looked up here, in any case. A NAME with dots is
-imported, such as `my_package.inversion.Mine`. Every method is a subclass of `dfkd.generators.base.Method`. A new method
-needs a file and an import below. `__all__` follows from the imports.
+Each method is a class in a file of its own:
+
+- `dfkd generate --method NAME` writes a folder of images.
+- `dfkd distill --source NAME` trains the method together with the student.
+
+NAME is looked up here, in any case. A NAME with dots is imported, such as `my_package.inversion.Mine`. Every method is
+a subclass of `dfkd.generators.base.Method`. A new method needs a file and an import below. `__all__` follows from the
+imports.
 """
 
 from dfkd.generators.base import Method

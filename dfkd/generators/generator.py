@@ -148,7 +148,7 @@ class GeneratorMethod(Method):
 
     @torch.no_grad()
     def draw(self, count: int, random: torch.Generator) -> Float[Tensor, "count channels size size"]:
-        """Draw new images from the network, without gradients. Subclasses may override `sample`, but not this.
+        """Draw new images from the network, without gradients. A subclass may override `sample` to return other images.
 
         Args:
             count: The number of images.

@@ -13,7 +13,7 @@ OBSERVED = 64
 EVERY = 50
 """Steps from one observation to the next. This costs about a hundredth of the teacher's work."""
 FEW_CLASSES = 0.2
-"""Warning level: at most 1 plus this share of the classes that `OBSERVED` images could show."""
+"""Share of the classes that `OBSERVED` images could show. A warning appears below 1 plus this share of the classes."""
 ALIKE = 0.02
 """Root mean square difference of two images, of a pixel range of 1, below which they look the same."""
 
