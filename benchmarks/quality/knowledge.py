@@ -40,6 +40,8 @@ ROWS = {
     "teacher": "the teacher, on the digits",
     "photographs": "the teacher, on patches of photographs",
 }
+ITSELF = "the teacher itself"
+"""Its figures stand beside those of the rows."""
 HYPOTHESES = {
     "1. More concepts on the foreground": ("on the foreground", "share on the foreground"),
     "2. Concepts that come sooner, and more at once": ("D mean", "D std"),
@@ -95,7 +97,7 @@ def measure(out, seeds=SEEDS, steps=STEPS, images=IMAGES):
     masks = pixels[..., 0] >= INK
     load = partial(load_trained, normalize=demo.NORMALIZE, image_size=demo.SIDE)
     teacher = Classifier(load(f"{demo.TEACHER}@{out / 'teacher.safetensors'}"), place)
-    result = {"teacher": counted(knowledge({"teacher": teacher}, {}, pixels, masks), "teacher")}
+    result = {ITSELF: counted(knowledge({ITSELF: teacher}, {}, pixels, masks), ITSELF)}
     curves = {}
     for name in ROWS:
         result[name] = []
@@ -132,7 +134,7 @@ def page(path, result, curves):
         charts = []
         for name in names:
             values = {words: found for row, words in ROWS.items() if (found := known(result[row], name))}
-            charts.append(figure(f"{name}, a dot a seed", strips(values, result["teacher"].get(name), "{:.3g}".format)))
+            charts.append(figure(f"{name}, a dot a seed", strips(values, result[ITSELF].get(name), "{:.3g}".format)))
         parts.append(section(heading, *charts))
     means = {
         row: [tuple(map(fmean, zip(*at, strict=True))) for at in zip(*of, strict=True)] for row, of in curves.items()
