@@ -41,7 +41,7 @@ ROWS = {
     "photographs": "the teacher, on patches of photographs",
 }
 ITSELF = "the teacher itself"
-"""Its figures stand beside those of the rows."""
+"""Name of the teacher's own figures, which are shown beside those of the rows."""
 HYPOTHESES = {
     "1. More concepts on the foreground": ("on the foreground", "share on the foreground"),
     "2. Concepts that come sooner, and more at once": ("D mean", "D std"),
