@@ -25,7 +25,7 @@ class AT(Loss):
     attention map and by the batch size. Here `weight` is therefore 500, and the loss itself divides. The authors' code
     and later code take the squared norm with beta = 1000 without the factor 1/2. That is `at:1000,squared=true`.
 
-    Raises: RequestError unless p >= 1, and for a stage that is no map [batch, channels, height, width].
+    Raises: RequestError unless p >= 1, and for a stage that is not a map [batch, channels, height, width].
     """
 
     family = "features"

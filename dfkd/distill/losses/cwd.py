@@ -24,7 +24,7 @@ class CWD(Loss):
     The paper is about segmentation. `weight` 50 is its weight for feature maps (3 for maps of logits). `stage` is the
     last one by default. A constant added to a channel does not change the softmax.
 
-    Raises: RequestError unless temperature > 0. Also for a stage that does not exist, or that is no map.
+    Raises: RequestError unless temperature > 0. Also for a stage that does not exist, or that is not a map.
     """
 
     family = "features"

@@ -33,7 +33,7 @@ class FitNet(Loss):
     `weight` is 1. The paper trains this loss alone, up to the guided layer, and then the whole student with `kd`. That
     is one run with `--loss fitnet`, and a second one with `--student THAT_RUN`.
 
-    Raises: RequestError for a stage that does not exist, or that is no map [batch, channels, height, width].
+    Raises: RequestError for a stage that does not exist, or that is not a map [batch, channels, height, width].
     """
 
     family = "features"

@@ -31,7 +31,7 @@ class FSP(Loss):
     rates of 0.4, where the paper has 0.001. The sum over entries grows with the product of the widths. Narrow networks
     tolerate 0.0001.
 
-    Raises: RequestError for a feature that is no map, or for unequal numbers of first and last maps.
+    Raises: RequestError for a feature that is not a map, or for unequal numbers of first and last maps.
     """
 
     family = "features"

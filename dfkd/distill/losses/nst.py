@@ -28,7 +28,7 @@ class NST(Loss):
     teacher's and a student's channel, and gets no gradient. `stage` is the last one by default, as in the authors'
     code. Well-known public code sums over all stages. `weight` 50 is that of both, for `poly`.
 
-    Raises: RequestError for a stage that does not exist, or that is no map [batch, channels, height, width].
+    Raises: RequestError for a stage that does not exist, or that is not a map [batch, channels, height, width].
     """
 
     family = "features"

@@ -25,7 +25,7 @@ class SP(Loss):
     RepDistiller, which its authors checked. `normalize=frobenius` divides G by its Frobenius norm. It is also in use,
     with values about b times smaller. `weight` 3000 is the paper's.
 
-    Raises: RequestError for a feature that is no map.
+    Raises: RequestError for a feature that is not a map.
     """
 
     family = "relations"
