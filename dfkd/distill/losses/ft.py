@@ -38,7 +38,7 @@ class FT(Loss):
       other losses only.
     - After these steps the paraphraser is fixed, and translator and student learn. A run must therefore be longer.
 
-    Raises: RequestError unless rate > 0 and paraphraser >= 1. Also for a stage that does not exist, or that is not a map.
+    Raises: RequestError unless rate > 0 and paraphraser >= 1. Also for a stage that does not exist, or is not a map.
     """
 
     family = "features"
