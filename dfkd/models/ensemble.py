@@ -51,17 +51,23 @@ class Ensemble(nn.Module):
     Teacher m has a weight v_m(k) for each class k. The weight is 0 for a class that the teacher lacks. All outputs
     cover the union of the classes.
 
-    `mean-logits` is the mean of the logits of the teachers that have the class, sum_m v_m(k) z_m(k) / sum_m v_m(k). If
-    teachers have different classes, each teacher's logits are shifted to mean 0, because their level has no meaning.
+    `mean-logits` is the mean of the logits of the teachers that have the class:
+
+        sum_m v_m(k) z_m(k) / sum_m v_m(k)
+
+    If teachers have different classes, each teacher's logits are shifted to mean 0, because their level has no meaning.
     For teachers without common classes, the result is their concatenated logits (Amalgamating Knowledge,
     https://arxiv.org/abs/1811.02796). An `other` class stands for the classes that the teacher lacks. Each of them gets
     the logit z - log(number of classes that the teacher lacks).
 
-    The other mixings compute the distribution q that is nearest to the teachers' p_m. It minimizes sum_m a_m sum_k
-    v_m(k) p_m(k) log(p_m(k) / q_m(k)). If all teachers have the same classes, q_m is q, and q is the weighted mean of
-    the probabilities. For a teacher with fewer classes, q_m is q restricted to them: q_m(k) = q(k) / sum_{its j} q(j)
-    (Unifying Heterogeneous Classifiers, https://arxiv.org/abs/1904.06062). An `other` class stands for the rest:
-    q_m(other) = sum_{not its j} q(j) (section 5 of https://arxiv.org/abs/1503.02531).
+    The other mixings compute the distribution q that is nearest to the teachers' p_m. q minimizes
+
+        sum_m a_m sum_k v_m(k) p_m(k) log(p_m(k) / q_m(k))
+
+    If all teachers have the same classes, q_m is q, and q is the weighted mean of the probabilities. For a teacher with
+    fewer classes, q_m is q restricted to them: q_m(k) = q(k) / sum_{its j} q(j) (Unifying Heterogeneous Classifiers,
+    https://arxiv.org/abs/1904.06062). An `other` class stands for the rest: q_m(other) = sum_{not its j} q(j) (section
+    5 of https://arxiv.org/abs/1503.02531).
 
     a_m is 1 for `mean-probabilities`, max_k p_m(k) for `confidence`, and 1 - H(p_m) / log(number of its classes) for
     `entropy`. `learned` is `mean-probabilities` with the weights v_m(k) of `dfkd.models.learned_mixing`. The logits are
