@@ -173,11 +173,11 @@ class Ensemble(nn.Module):
 def _closed(words: Float[Tensor, "batch members groups"], has: Bool[Tensor, "groups members"]) -> Tensor:
     """Return log(q / sum of `words` over members) by group, for members without an `other` class.
 
-    With v_m = log(sum of m's words / q of m's classes), q of a group is the sum of the group's words, divided by the
-    sum of exp(v_m) over the members that have the group. v minimizes the convex function sum_g words_g log sum_m
-    exp(v_m) - sum_m words_m v_m, which has one variable per member. Newton steps find v. Groups of a single member do
-    not affect v and are left out. Only the last step has a gradient. By the implicit function theorem, this is the
-    gradient of the solution.
+    Let v_m = log(sum of m's words / q of m's classes). Then q of a group is the sum of the group's words, divided by
+    the sum of exp(v_m) over the group's members. v minimizes the convex function sum_g words_g log sum_m exp(v_m) -
+    sum_m words_m v_m, which has one variable per member. Newton steps find v. Groups of a single member do not affect v
+    and are left out. Only the last step has a gradient. By the implicit function theorem, this is the gradient of the
+    solution.
     """
     some = words * (has.sum(dim=1) > 1)
     said, own = some.sum(dim=1), some.sum(dim=2)

@@ -139,8 +139,8 @@ def load_model(
 
     Class and channel counts come from the text, else from the shapes of the weights, else from the teacher, else from
     the constructor. The image size is `image_size`, else the RUN's, else the one that the architecture is made for.
-    Raises: RequestError for an unknown name or option, weights that are missing or do not fit, an unfinished RUN, a
-    network without [batch, classes] logits, and counts that differ from the teacher's.
+    Raises: RequestError for an unknown name or option, an unfinished RUN, and weights that are missing or do not fit.
+    Also for a network without [batch, classes] logits, and for counts that differ from the teacher's.
     """
     if image_size is not None and image_size < 1:
         raise RequestError(f"--image-size {image_size} is not a number of pixels (1 or more)")

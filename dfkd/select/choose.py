@@ -38,7 +38,7 @@ class Choice:
     reasons: Int[np.ndarray, " rows"]
     """Position in `REASONS`, for every row of the pool."""
     threshold: float | None
-    """Smallest confidence that was admitted, if the method has such a threshold."""
+    """Smallest confidence that was admitted, if the method has a threshold."""
     admitted: int
     """Number of rows that the method admits."""
 

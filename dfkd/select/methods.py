@@ -77,7 +77,7 @@ class Ranking:
     rows: Int[np.ndarray, " admitted"]
     """Row numbers, each at most once."""
     threshold: float | None = None
-    """Smallest confidence that was admitted, if the method has such a threshold."""
+    """Smallest confidence that was admitted, if the method has a threshold."""
 
 
 def _confidence(scores: ImageScores, rng: np.random.Generator) -> Float[np.ndarray, " rows"]:

@@ -37,7 +37,7 @@ LEAST = 512
 SEARCHED, NEAREST = 4 * IMAGES, 0.1
 """Images of the pool that are searched, and the nearest share of them, for methods that select by distance.
 
-Both numbers do not depend on `--count`.
+Neither number depends on `--count`.
 """
 
 

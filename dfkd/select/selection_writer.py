@@ -136,7 +136,7 @@ def write(partial: Path, out: Path, selected: Selected) -> None:
 
     Shards that a killed command of the same request has written are kept, in the folder of the temporary name.
     """
-    # with the filter: one that was found anew after a kill differs in rounding
+    # with the filter: one that was found again after a kill differs in rounding
     journal = Journal(partial, hash_of([selected.content, selected.filter] if selected.filter else selected.content))
     done = journal.done
     keep = {LOCK, JOURNAL, CHECKPOINT, METRICS, LOGS, *(file.name for file in done)}

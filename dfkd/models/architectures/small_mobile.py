@@ -47,7 +47,7 @@ class SqueezeNetSmall(nn.Module):
 def mobilenet_v2_small(
     width: float = 1.0, num_classes: int = 10, in_channels: int = 3, dropout: float = 0.0
 ) -> nn.Module:
-    """Build MobileNetV2 (arXiv 1801.04381) for images of about 32 pixels; `width` multiplies all channels.
+    """Build MobileNetV2 (arXiv 1801.04381) for images of about 32 pixels; `width` scales its channels.
 
     Raises: ValueError unless width is above 0.
     """

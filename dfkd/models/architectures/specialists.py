@@ -51,8 +51,8 @@ class Specialists(nn.Module):
     """A generalist, and a specialist for each of some groups of its classes. The logits are those of their vote.
 
     A specialist has its special classes and one more, the dustbin, for all other classes. Here the dustbin's logit is
-    the log-sum-exp of the other classes' logits. A specialist can therefore begin as the generalist, and any network
-    can be a specialist.
+    the log-sum-exp of the other classes' logits. A specialist can therefore start as a copy of the generalist, and any
+    network can be a specialist.
 
     A specialist votes on an image if the generalist's most probable class is special to it (the paper's n is 1). Groups
     have no class in common, so at most one specialist votes. The vote is the distribution q that minimizes KL(p_g, q) +
@@ -63,8 +63,8 @@ class Specialists(nn.Module):
 
     Half of the images on which a specialist trains are of its special classes. The paper then adds the logarithm of the
     oversampling proportion to the dustbin's logit. Here training subtracts the logarithm instead. The resulting
-    specialist is the same, and it begins as the generalist. The generalist is not trained, and no gradient passes
-    through the vote.
+    specialist is the same, and can still start as a copy of the generalist. The generalist is not trained, and no
+    gradient passes through the vote.
     """
 
     learns_by: ClassVar[tuple[str, ...]] = ("specialists",)

@@ -28,10 +28,9 @@ def folded(
 
     Logits, and features at `taps`, are the same up to rounding, in the precision in which the copy runs: the weights
     are rounded after the multiplication. A forward pass of the first of two `views` finds the pairs. A convolution and
-    a BatchNorm are a pair if each runs once, the output of the one is the input of the other, and nothing changes the
-    tensor in between. Something else may still read that tensor. So the outputs of both networks are compared on the
-    second view. Returns `module` itself if there is no pair, if the outputs differ, or if the copy cannot be made or
-    run.
+    a BatchNorm are a pair if each runs once, and if the BatchNorm's input is the convolution's unchanged output.
+    Something else may still read that tensor. So the outputs of both networks are compared on the second view. Returns
+    `module` itself if there is no pair, if the outputs differ, or if the copy cannot be made or run.
     """
     try:
         return _twin(module, taps, *views) or module
