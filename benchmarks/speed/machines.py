@@ -5,8 +5,9 @@
 Images a second of the training loop, from metrics.jsonl, without the first rows: of torchrun with one process against
 no torchrun, each with one thread; and of two processes with one thread each against one process with two threads. The
 teacher is a ResNet-8 of width 32, the student one of width 16, the losses are `kd` and `kd ofd`. Rounds alternate;
-medians are shown. Last, seconds from the kill of one of two processes to the first step after the checkpoint, and from
-a start to the first step.
+medians are shown. Then seconds from the kill of one of two processes to the first step after the checkpoint, and from
+a start to the first step. Last, seconds between two pieces of a pool that LeNet-5 scores: by one worker of Ray, and by
+one process without Ray. The script needs `pip install '.[ray]'`.
 """
 
 import json
@@ -19,14 +20,18 @@ import time
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 from distilling import make_selection
 from ratios import report, row, untrained
+
+from dfkd.select.score import PART_ROWS
 
 TEACHER = "cifar_resnet:depth=8,width=32,num_classes=10,in_channels=3"
 STUDENT = "cifar_resnet:depth=8"
 PYTHON = (sys.executable, "-m")
 LAUNCHER = (*PYTHON, "torch.distributed.run", "--standalone", "--max-restarts", "2", "--nproc-per-node")
 LOSSES = {"kd": ("kd",), "kd ofd": ("kd", "ofd")}
+SCORER, SIDE, PIECES = "lenet5", 32, 5
 
 
 def start(command, out, options, threads, processes=0):
@@ -82,6 +87,25 @@ def restarted(command, out, options):
     return begun, again
 
 
+def made_pool(folder):
+    """A pool of noise that has several pieces."""
+    shape = (PIECES * PART_ROWS, SIDE, SIDE, 3)
+    np.savez(folder / "pieces.npz", images=np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+    return folder / "pieces.npz"
+
+
+def between_pieces(folder, name, teacher, pool, *more):
+    """Seconds from one piece of scores to the next, by the times of their files: the median."""
+    cache = folder / f"cache-{name}"
+    command = (*PYTHON, "dfkd", "select", "--teacher", teacher, "--pool", pool, "--normalize", "0.5/0.5", *more)
+    command += ("--filter", "none", "--method", "confidence", "--count", 100, "--out", folder / name)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DFKD_CACHE": str(cache)}
+    subprocess.run([*map(str, command)], env=environment, check=True, capture_output=True)
+    times = sorted(file.stat().st_mtime_ns for file in cache.rglob("scores-*.parquet"))
+    assert len(times) == PIECES, times
+    return median(np.diff(times)) / 1e9
+
+
 def main():
     if not 2 <= len(sys.argv) <= 4:
         sys.exit(__doc__)
@@ -111,6 +135,12 @@ def main():
         options = ("--steps", 100_000, "--loss", "kd", "--log-every", 1, "--checkpoint-every", 10)
         times = [restarted(command, folder / f"killed{number}", options) for number in range(rounds)]
         rows.append(row("seconds to the first step after a kill; after a start", [(b, a) for a, b in times]))
+        scorer, pool = untrained(SCORER, folder), made_pool(folder)
+        pairs = []
+        for number in range(rounds):
+            shared = between_pieces(folder, f"ray{number}", scorer, pool, "--engine", "ray", "--workers", 1)
+            pairs.append((shared, between_pieces(folder, f"alone{number}", scorer, pool)))
+        rows.append(row(f"seconds a piece of {PART_ROWS:,} images, one worker of Ray; no Ray", pairs))
     report(Path(sys.argv[1]), "benchmarks/speed/machines.py", rows)
 
 
