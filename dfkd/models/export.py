@@ -242,7 +242,7 @@ def _program(export: Export) -> torch.export.ExportedProgram:
     with _in_one_line(model):
         program = torch.export.export(module, (example,), dynamic_shapes=(free,))
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # it holds paths of this machine
+        node.meta.pop("stack_trace", None)  # the stack trace holds paths of this machine
     return program
 
 

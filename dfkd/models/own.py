@@ -32,7 +32,7 @@ class OwnNetwork:
         """Return a copy of the module as it is now. Raises: RequestError if the module cannot be copied."""
         try:
             module = copy.deepcopy(self.module)
-        except Exception as error:  # foreign code; tensors that are part of a graph are the usual ones
+        except Exception as error:  # foreign code; the usual cause is a tensor of an autograd graph
             raise RequestError(f"the module {self.name} cannot be copied ({error})") from error
         return Found(
             type(self.module).__name__,

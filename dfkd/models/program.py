@@ -78,7 +78,7 @@ def check_description(value: Any, path: str = "the program") -> None:
                 raise RequestError(f"{path!r} has the size {text[:80]!r}, which is not arithmetic and could run code")
         elif key == "target" and "nodes" in keys:
             if text.startswith(f"torch.ops.{_QUANTIZED}."):
-                import torch.ao.quantization.fx._decomposed  # noqa: F401  # it registers the operators
+                import torch.ao.quantization.fx._decomposed  # noqa: F401  # the import registers the operators
             if not _OPERATORS.match(text) or text.startswith(_FILE_OPERATORS):
                 raise RequestError(f"{path!r} uses {text[:80]!r}; only tensor operators (torch.ops.aten) are run")
         elif key == "path_name":

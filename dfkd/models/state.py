@@ -57,7 +57,7 @@ def part(state: State, prefix: str) -> dict[str, Any]:
     versions = getattr(state, "_metadata", None)
     if isinstance(versions, Mapping):
         inside = {f"{name}."[len(prefix) :].removesuffix("."): v for name, v in versions.items() if _in(name, prefix)}
-        taken._metadata = inside  # type: ignore[attr-defined]  # where torch looks for them
+        taken._metadata = inside  # type: ignore[attr-defined]  # torch reads the versions here
     return taken
 
 

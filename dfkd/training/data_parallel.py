@@ -48,7 +48,7 @@ class _Step(nn.Module):
         self.parts = nn.ModuleList(modules)
         self.unused = nn.Parameter(
             torch.zeros(1)
-        )  # without an unused one, DistributedDataParallel warns about the search for them
+        )  # without an unused parameter, DistributedDataParallel warns about the search for them
         self._compute = compute
         self.rest: Any = None
 
