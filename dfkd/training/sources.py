@@ -37,7 +37,7 @@ class Source(Protocol):
 
     @property
     def images(self) -> int | None:
-        """Number of stored images, above all rows of a batch. None if images are not stored."""
+        """Number of stored images. The rows of a batch are below this. None if images are not stored."""
         ...
 
     @property
