@@ -28,7 +28,7 @@ class Traits(components.Traits):
     """Declarations of a pool filter: `@Traits(rise=1.05)` above the function."""
 
     rise: float | None = None
-    """Factor by which the filter must raise the teacher's Inception Score on the pool to be kept. None: always kept."""
+    """Smallest factor by which a filter that is kept raises the teacher's Inception Score on the pool. None: any."""
 
 
 _SIZES = range(1, 17, 2)

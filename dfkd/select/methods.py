@@ -160,7 +160,7 @@ def _statistics_scale(weight: float) -> Scale:
 def statistics(
     scores: ImageScores, rng: np.random.Generator, *, weight: Annotated[float, Range(least=0)] = 0.0
 ) -> Ranking:
-    """Rank images by their distance from the teacher's training data, by its BatchNorm statistics.
+    """Rank images by the teacher's BatchNorm statistics: those most like the teacher's training data come first.
 
         c^weight / d,   the largest first
 
