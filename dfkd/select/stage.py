@@ -24,7 +24,7 @@ from dfkd.select.ray_scorer import RayScorer
 from dfkd.select.request import METHOD, Request, check, resolve, scorable
 from dfkd.select.score import PartScorer, PoolScores, Scorer, TooManyUnreadable, parts_of, score_pool
 from dfkd.select.selection_writer import Selected, check_partial, is_done, write
-from dfkd.select.share import WHOLE, Share
+from dfkd.select.share import WHOLE, PoolShare
 from dfkd.system.components import Component
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
@@ -48,7 +48,7 @@ def select(config: SelectConfig, teacher: GivenModel, pool: Sequence[GivenData])
     """
     if config.out:
         output_path(config.out)
-    method, share = check(config), Share.parse(config.part) if config.part is not None else None
+    method, share = check(config), PoolShare.parse(config.part) if config.part is not None else None
     if config.engine == "ray" and not all(isinstance(one, str) for one in (teacher, *pool)):
         raise RequestError("--engine ray takes a MODEL and DATA as texts: its workers open them themselves")
     request = resolve(config, method, teacher, pool)
@@ -87,7 +87,7 @@ def _make(request: Request, out: Path) -> Selected:
     return selected
 
 
-def _score(request: Request, share: Share = WHOLE) -> tuple[Pool, PoolScores, Adapted | None]:
+def _score(request: Request, share: PoolShare = WHOLE) -> tuple[Pool, PoolScores, Adapted | None]:
     """Return the pool through its filter, the scores of a share of the pool, and the result of the filter."""
     config, nearest = request.config, Traits.of(request.method.target).typical
     adapted = None
