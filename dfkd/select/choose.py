@@ -116,8 +116,8 @@ def choose(
         rows = rows[~dropped]
     if copies is not None:
         aim = min(max(usable // 2, 1), len(rows)) if count is None else count
-        considered = aim if balance == "none" else reach and math.ceil(reach * aim)
-        dropped = copies(rows, considered)
+        within = None if reach is None else math.ceil(reach * aim)
+        dropped = copies(rows, aim if balance == "none" else within)
         reasons[rows[dropped]] = REASONS.index(NEAR_DUPLICATE)
         rows = rows[~dropped]
     wanted = how_many(count, len(rows), admitted, usable)
