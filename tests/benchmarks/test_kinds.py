@@ -99,3 +99,9 @@ def test_knowledge__keeps_the_teachers_own_figures_beside_those_of_the_row_teach
     assert networks[module.ITSELF]["rho"] == 0.25 and [one["rho"] for one in networks["teacher"]] == [1.0]
     titles = re.findall(r"<h2[^>]*>([^<]+)</h2>", (tmp_path / "knowledge.html").read_text())
     assert module.HYPOTHESES.keys() <= set(titles)
+
+
+def test_knowledge__the_table_of_the_reference_is_that_of_the_result_file(script):
+    root = Path(__file__).parents[2]
+    table = script("knowledge").table(root / "benchmarks" / "quality" / "knowledge-digits.json")
+    assert table in (root / "docs" / "reference.md").read_text()
