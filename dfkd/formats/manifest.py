@@ -129,7 +129,7 @@ class Manifest:
     filter: Mapping[str, Any] = field(default_factory=dict)
     """Pool filter that was fitted: the Inception Scores, and the filter itself if it was kept. Empty without one."""
     left_out: Mapping[str, Mapping[str, Count]] = field(default_factory=dict)
-    """Number of files that are no images, by part of the pool and file suffix."""
+    """Number of files that are not images, by part of the pool and file suffix."""
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -143,7 +143,7 @@ def _short(value: float) -> str:
 
 @contextmanager
 def progress(what: str, total: int, unit: str, done: int = 0) -> Iterator[Progress]:
-    """Show a progress bar while the block runs. If stderr is no terminal, print only its last state."""
+    """Show a progress bar while the block runs. If stderr is not a terminal, print only its last state."""
     shown = Progress(what, total, unit, done)
     with shown._bar:
         yield shown
