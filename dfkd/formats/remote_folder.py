@@ -1,4 +1,4 @@
-"""Selections and runs in an object store. They are made in a folder of the cache, and then sent.
+"""Selections and runs in an object store, which are made in a folder of the cache and then sent.
 
 The last file (a selection's manifest, a run's result) marks a folder as complete, and is sent last. A reader fetches
 the last file first, and so never mistakes an incomplete folder for a complete one.
@@ -25,7 +25,7 @@ from dfkd.system.remote import is_remote, system_of, tried
 LAST = {"selection": MANIFEST, "run": RESULT}
 """Name of the last file of each kind of folder."""
 MARK = "incomplete.json"
-"""Name of the file that marks a folder in the store as incomplete. It holds the hash of the folder's last file.
+"""Name of the file that marks a folder in the store as incomplete. The file holds the hash of the folder's last file.
 
 The file is removed after the last file was sent.
 """

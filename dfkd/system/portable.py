@@ -78,7 +78,7 @@ def portable(value: Any, spelling: Mapping[str, str] | None = None) -> Any:
 
 
 def _storable(text: str) -> str:
-    """Return text with lone surrogates escaped. They stand for bytes of file names that are not UTF-8."""
+    """Return text with escapes for lone surrogates, which stand for bytes of file names that are not UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

@@ -108,7 +108,7 @@ class RemoteFile:
         return Size(int(self._about["size"]))
 
     def state(self) -> dict[str, int | str]:
-        """Return the file's size and, if known, a content hash or modification time. They identify the content."""
+        """Return what identifies the file's content: its size and, if known, a content hash or modification time."""
         mark = next((key for key in _STATE if self._about.get(key)), None)
         return {"size": self.stat().st_size, **({mark: str(self._about[mark])} if mark else {})}
 

@@ -128,8 +128,8 @@ def means(row: dict[str, float]) -> dict[str, float]:
 def own_random(device: torch.device) -> Iterator[None]:
     """Give this rank its own random numbers within the block, for a network that draws some for its rows (dropout).
 
-    All other numbers from torch's global generators stay equal on all ranks. They are also those of a single process if
-    the network draws none.
+    All other numbers from torch's global generators stay equal on all ranks. These numbers are also those of a single
+    process if the network draws none.
     """
     if ranks.count() == 1:
         yield

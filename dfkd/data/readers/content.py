@@ -27,7 +27,7 @@ _STARTS = re.compile(
     re.DOTALL,
 )
 _WEAK = re.compile(rb"II\*\0|MM\0\*|P[1-6][ \t\r\n]")
-"""First bytes of TIFF (also of camera makers' own formats) and PPM. They count only if the suffix does not disagree."""
+"""First bytes of TIFF (also of camera makers' own formats) and PPM, which count for few suffixes only."""
 
 
 def suffix_of(name: str) -> str:

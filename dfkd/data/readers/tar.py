@@ -167,8 +167,8 @@ class TarReader:
     def _index(self) -> tuple[_Headers, list[str], dict[str, int]]:
         """Return the positions of the images' headers, notes, and counts of left-out files.
 
-        They are kept in the cache, because every command opens the whole pool. Without a writable cache, this reader
-        keeps the positions in memory.
+        The index is kept in the cache, because every command opens the whole pool. Without a writable cache, this
+        reader keeps the positions in memory.
         """
         said = self._kept.with_suffix(".json")  # written before the index: without this file, the archive has no notes
         with suppress(Damaged):  # Damaged stands for a missing file, too
