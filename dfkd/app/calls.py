@@ -1,4 +1,4 @@
-"""Between a call in Python and a stage: options from keywords, networks as objects, errors in Python's words."""
+"""Calls of stages from Python: options from keywords, networks as objects, and errors that name parameters."""
 
 import inspect
 import threading
@@ -23,16 +23,16 @@ from dfkd.system.errors import RequestError, nearest
 from dfkd.system.portable import expand
 
 TEACHERS = ("teacher", "mixing", "normalize", "image_size", "crop_pct", "interpolation", "device")
-"""What a Teacher has, and its methods therefore do not take."""
+"""Options of a `Teacher`, which its methods therefore do not take."""
 _turn = threading.RLock()
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 @contextmanager
 def opened(verbose: bool) -> Iterator[None]:
-    """A call's surroundings: what is printed, and its errors.
+    """Open the context of a call, which prints if `verbose`.
 
-    Raises: RequestError whose text names parameters, where otherwise it names options of the command line.
+    Raises: RequestError whose text names parameters in place of command-line options.
     """
     try:
         with printing(not verbose, as_parameters):
@@ -44,9 +44,9 @@ def opened(verbose: bool) -> Iterator[None]:
 
 @contextmanager
 def computing(verbose: bool) -> Iterator[None]:
-    """The same for a call that builds or runs a network; the caller's random state and settings stay as they are.
+    """Open the context of a call that builds or runs a network. It keeps the caller's random state and cuDNN settings.
 
-    torch has one random state for all threads: a second call waits for the end of the first.
+    torch has one random state for all threads, so a second call waits for the end of the first.
     """
     with opened(verbose), _turn:
         cudnn = torch.backends.cudnn
@@ -60,7 +60,7 @@ def computing(verbose: bool) -> Iterator[None]:
 
 
 def configured(stage: Stage, given: Mapping[str, Any], own: Mapping[str, Any]) -> Any:
-    """The configuration of a stage from keywords and what the call has found itself, over the values of a preset.
+    """Return the configuration of a stage from keywords `given` and the call's `own` values, over those of a preset.
 
     Raises: RequestError for an unknown keyword, with the nearest one, or a value that its declaration does not allow.
     """
@@ -83,7 +83,7 @@ def configured(stage: Stage, given: Mapping[str, Any], own: Mapping[str, Any]) -
 
 
 def network(value: Any, option: str) -> str | OwnNetwork:
-    """A MODEL text, a folder as text, or the caller's module. Raises: RequestError for anything else."""
+    """Return a MODEL text or a folder as text, or wrap a module. Raises: RequestError for any other type."""
     if isinstance(value, nn.Module):
         return OwnNetwork(value)
     if isinstance(value, (str, Path)):
@@ -93,24 +93,24 @@ def network(value: Any, option: str) -> str | OwnNetwork:
 
 
 def model_text(model: str | OwnNetwork) -> str:
-    """How a configuration writes a model."""
+    """Return the text of a model in a configuration."""
     return model if isinstance(model, str) else OBJECT + model.name
 
 
 def teacher_text(model: GivenModel) -> str | tuple[str, ...]:
-    """How a configuration writes a teacher, or several."""
+    """Return the text of a teacher in a configuration, or the texts of several teachers."""
     if isinstance(model, Several):
         return tuple(model_text(one.model) for one in model.teachers)
     return model_text(model)
 
 
 def data_text(data: GivenData) -> str:
-    """How a configuration writes DATA."""
+    """Return the text of DATA in a configuration."""
     return data if isinstance(data, str) else f"{OBJECT}{data.name}"
 
 
 def with_options(name: str, *found: str) -> Callable[[_Method], _Method]:
-    """Show the options of a stage as parameters of a method, but for those that its Teacher has or that are `found`."""
+    """Document the options of a stage as parameters of a method, except those of its `Teacher` and those in `found`."""
     stage = STAGES[name]
 
     def documented(method: _Method) -> _Method:
@@ -136,7 +136,7 @@ def with_options(name: str, *found: str) -> Callable[[_Method], _Method]:
 
 
 def _plain(value: Any) -> Any:
-    """A keyword's value as a table of options has it: Python's own numbers, and paths as text."""
+    """Convert a keyword's value for a table of options: to Python numbers, and paths to text."""
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if isinstance(value, np.generic):

@@ -1,4 +1,4 @@
-"""Two networks' answers to the same images -> a page with tables, images and maps."""
+"""The HTML page of `dfkd explain`, with tables, images and Grad-CAM maps."""
 
 from collections import Counter
 from pathlib import Path
@@ -15,9 +15,9 @@ from dfkd.system.text import class_name
 from dfkd.training.evaluate import CALIBRATION_BINS
 
 PAIRS = 20
-"""Pairs of classes that the page lists."""
+"""Number of class pairs that the page lists."""
 WARM = np.array([255.0, 120.0, 0.0])
-"""The colour of a map where it is 1."""
+"""Colour of a map where its value is 1."""
 
 
 def write(path: Path, found: Explanation) -> None:
@@ -35,12 +35,16 @@ def write(path: Path, found: Explanation) -> None:
 
 
 def _part(heading: str, content: Html) -> Html:
-    """A section, where there is something to show."""
+    """Return a section, or nothing if its content is empty."""
     return section(heading, content) if content else content
 
 
 def _classes(found: Explanation) -> Html:
-    """A row a class: by its label where there is one, else by the teacher's answer; the class that lost most first."""
+    """Return the table of classes, the largest loss of accuracy first.
+
+    An image counts for its label, or for the teacher's prediction if there are no labels. Without labels, the
+    disagreement replaces the loss of accuracy.
+    """
     answers, labels = found.answers, found.answers.labels
     by = answers.teacher if labels is None else labels
     rows = []
@@ -65,7 +69,7 @@ def _classes(found: Explanation) -> Html:
 
 
 def pair_table(found: Explanation) -> Html:
-    """The most frequent pairs of different answers."""
+    """Return the table of the most frequent pairs of different predictions."""
     pairs = pairs_of(found)
     if not pairs:
         return tag("p", "They predict the same class for every image.")
@@ -80,7 +84,7 @@ def pair_table(found: Explanation) -> Html:
 
 
 def reliability(answers: Answers) -> Html:
-    """Accuracy over confidence, in bins of equal width."""
+    """Return the chart of accuracy over confidence, in bins of equal width."""
     if answers.labels is None:
         return Html()
     series: dict[str, list[tuple[float, float]]] = {}
@@ -109,7 +113,7 @@ def reliability(answers: Answers) -> Html:
 
 
 def gallery(found: Explanation) -> Html:
-    """The images on which they disagree most, with the maps of both networks, grouped by who is right."""
+    """Return the images of largest divergence, with the maps of both networks, grouped by which network is right."""
     answers, rows = found.answers, found.answers.disagreements()[: len(found.images)]
     if not len(rows):
         return Html()
@@ -146,7 +150,7 @@ def gallery(found: Explanation) -> Html:
 def heated(
     pixels: UInt8[np.ndarray, "height width channels"], heat: Float[np.ndarray, "height width"]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """An image in gray, coloured where the map is high."""
+    """Return the image in gray, coloured where the map is high."""
     light = pixels.mean(axis=2, keepdims=True) * 0.8 + 25
     mixed = light + heat[..., None] * 0.75 * (WARM - light)
     return mixed.round().clip(0, 255).astype(np.uint8)

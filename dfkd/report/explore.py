@@ -1,4 +1,4 @@
-"""What a page needs to try other methods on a selection's stored scores: the scores themselves, or a sample of them."""
+"""Section of a page that tries other methods on a selection's stored scores, or on a sample of them."""
 
 import base64
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from dfkd.report.pool_scores import ScoredPool
 from dfkd.select.choose import REASONS, SELECTED
 
 MOST = 100_000
-"""Scores in a page; of a larger pool a sample."""
+"""Largest number of scores in a page. A larger pool is sampled."""
 NOTE = (
     "All of this is computed in the page, on the stored scores: nothing runs. It does not know near-duplicates and "
     "clusters, and draws other random images than --seed does. Images of the gallery that it picks have a blue frame."
@@ -30,9 +30,9 @@ def explorer(
     pictured: Int[np.ndarray, " pictured"],
     embed: Callable[[Int[np.ndarray, " rows"]], Embedding | None] = lambda rows: None,
 ) -> Html:
-    """The section of the page; images at the rows `pictured` of the pool are in any sample.
+    """Return the section of the page. Any sample has the images at the pool rows `pictured`.
 
-    `embed` gives two coordinates for pool rows, where there are some.
+    `embed` returns two coordinates for pool rows, or None.
     """
     rows = _sample(scores, pictured)
     embedded = embed(scores.row[rows])
@@ -92,7 +92,7 @@ def _embedded_words(embedded: Embedding | None) -> str:
 
 
 def _points(embedded: Embedding | None) -> dict[str, Any]:
-    """Both coordinates from 1 to 65535; 0 where there is none."""
+    """Return both coordinates as integers from 1 to 65535. 0 marks an image without coordinates."""
     if embedded is None:
         return {"east": None, "north": None}
     low, high = (bound(embedded.points, axis=0) for bound in (np.nanmin, np.nanmax))
@@ -105,7 +105,7 @@ def _points(embedded: Embedding | None) -> dict[str, Any]:
 
 
 def _sample(scores: ScoredPool, pictured: Int[np.ndarray, " pictured"]) -> Int[np.ndarray, " sample"]:
-    """Positions in the scores: all, or a sample with those of the images that the page shows."""
+    """Return positions in the scores: all, or a sample that includes the images of the page."""
     everything = np.arange(len(scores.row))
     if len(everything) <= MOST:
         return everything
@@ -133,7 +133,7 @@ def _columns(scores: ScoredPool, rows: Int[np.ndarray, " sample"], classes: int,
 
 
 def _given_gamma(method: str) -> float:
-    """The gamma that a method's text says, else its default."""
+    """Return the gamma in a method's text, else 0.7."""
     _, found, rest = method.partition("gamma=")
     try:
         return float(rest.split(",")[0]) if found else 0.7
