@@ -17,7 +17,9 @@ from dfkd.report import inspection
 from dfkd.report.collect import read_run
 from dfkd.system.errors import RequestError
 
-REFUSED, WRONG = 2, 3
+REFUSED, WRONG, MISSED = 2, 3, 4
+LOGS = ("metrics.jsonl",)
+"""Files without a checksum: a run appends to them while it trains."""
 
 
 def damage(trials, flips):
@@ -74,7 +76,7 @@ def read_finished(folder):
 def _reader(trials, work, path, kind, read, expected):
     """Read the damaged folder in a child, and count the trial.
 
-    A wrong result counts as a failure, whether or not `inspect --verify` reports the damage.
+    Another content than before is a failure. So is damage that neither the reader nor `inspect --verify` reports.
     """
 
     def work_in_child():
@@ -83,11 +85,13 @@ def _reader(trials, work, path, kind, read, expected):
         except RequestError as refusal:
             print(f"refused: {refusal}")
             return REFUSED
+        if not same:
+            return WRONG
         try:
             inspection.run(InspectConfig(folder=str(work / "out"), verify=True))
         except RequestError:
-            return 0 if same else WRONG
-        return 0 if same else WRONG
+            return 0
+        return 0 if path.name in LOGS else MISSED
 
     log = work.with_name(work.name + ".log")
     status = in_child(work_in_child, log)

@@ -127,9 +127,7 @@ def run_requests(folder: Path) -> dict[str, str]:
     for name, command in requests():
         out = name if command[0] != "run" else "pipeline"
         status = main(command if command[0] == "run" else [*command, "--out", out])
-        files = [
-            file for file in sorted(Path(out).rglob("*")) if file.is_file() and file.suffix not in (".html", ".csv")
-        ]
+        files = [file for file in sorted(Path(out).rglob("*")) if file.is_file() and file.suffix not in REPORTS]
         found |= {f"{name}: exit status": str(status)} | {f"{name}: {file}": hash_of(file) for file in files}
     return found
 

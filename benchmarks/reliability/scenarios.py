@@ -8,8 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 # all modules are imported before the fork, also those that a stage imports later, so that a trial is quick
 import datasets  # noqa: F401
@@ -256,13 +254,6 @@ def clear(work):
         path.unlink()
 
 
-def seconds_of(run):
-    """Return the seconds that a call takes."""
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
-
-
 def last_line(text):
     """Return the last line of a command's output, without the operation count of `Faults`."""
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("operations: ")]
@@ -272,10 +263,3 @@ def last_line(text):
 def operations(text):
     """Return the number of file operations that a command without a fault printed at its end."""
     return int(text.rsplit("operations: ", 1)[1])
-
-
-def folder(path):
-    """Return an empty folder at `path`."""
-    shutil.rmtree(path, ignore_errors=True)
-    Path(path).mkdir(parents=True)
-    return Path(path)

@@ -118,7 +118,7 @@ def write_runs(folder):
     for number in range(RUNS):
         run, seed = folder / f"run-{number}", number % SEEDS
         shutil.copytree(first, run)
-        config = unsealed(cli_toml(run / "config.toml"))
+        config = unsealed(read_toml(run / "config.toml"))
         config["content"]["options"] |= {"seed": seed, "peak_rate": 0.1 * (number // SEEDS)}
         (run / "config.toml").write_text(tomli_w.dumps(sealed(config)))
         rows = [{**metrics, "step": step, "loss": 5 / step + rng.random()} for step in range(EVERY, 4001, EVERY)]
@@ -130,7 +130,7 @@ def write_runs(folder):
     return runs
 
 
-def cli_toml(path):
+def read_toml(path):
     """Return the tables of a TOML file."""
     import tomllib
 

@@ -97,7 +97,7 @@ def _overview() -> str:
         [
             "usage: dfkd COMMAND [OPTIONS]",
             "",
-            "Distil a small image classifier from a trained one when its training data cannot be had.",
+            "Distil a small image classifier from a trained one whose training data is not available.",
             "",
             *rows,
             "",

@@ -10,8 +10,8 @@ from torch.nn.functional import cross_entropy, normalize
 
 from dfkd.data.images.augment import enlarge
 from dfkd.generators.base import Stateful, Task, descend
-from dfkd.generators.generator import build_generator
-from dfkd.generators.inversion import BETAS, InversionMethod, Recipe
+from dfkd.generators.generator import BETAS, build_generator
+from dfkd.generators.inversion import InversionMethod, Recipe
 from dfkd.models.features.outputs import Outputs
 from dfkd.models.features.taps import in_group
 from dfkd.system.limits import check_above, check_at_least

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from dfkd.generators.base import Stateful, Task
-from dfkd.generators.generator import build_generator
-from dfkd.generators.inversion import BETAS, InversionMethod, Recipe
+from dfkd.generators.generator import BETAS, build_generator
+from dfkd.generators.inversion import InversionMethod, Recipe
 from dfkd.system.paper import Paper
 from dfkd.system.torch_optim import Adam
 

@@ -11,6 +11,8 @@ from dfkd.generators.base import Method, Stateful, Task, descend, total
 from dfkd.system.limits import check_at_least
 from dfkd.system.torch_optim import Adam
 
+BETAS = (0.5, 0.999)
+"""Betas of Adam, in the authors' code of most methods."""
 SLOPE = 0.2
 """Negative slope of the leaky ReLU."""
 CONTRAST = 2.0
@@ -114,7 +116,7 @@ class GeneratorMethod(Method):
         check_at_least(lr=lr)
         super().__init__(task)
         self.network = build_generator(task, latent, width, contrast)
-        self.optimizer = Adam(self.network.parameters(), lr=lr, betas=(0.5, 0.999))
+        self.optimizer = Adam(self.network.parameters(), lr=lr, betas=BETAS)
         self._steps = steps
 
     def make(self, count: int) -> Float[Tensor, "count channels size size"]:

@@ -18,9 +18,6 @@ from dfkd.models.features.outputs import Outputs
 from dfkd.system.limits import Range, check_at_least
 from dfkd.training.sources import Student
 
-BETAS = (0.5, 0.999)
-"""Betas of Adam, in the authors' code of all these methods."""
-
 
 @dataclass(frozen=True)
 class Recipe:

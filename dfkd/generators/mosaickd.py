@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from dfkd.generators.base import Stateful, Task, descend
-from dfkd.generators.generator import SLOPE, GeneratorMethod
+from dfkd.generators.generator import BETAS, SLOPE, GeneratorMethod
 from dfkd.generators.terms import class_entropy, divergence
 from dfkd.system.limits import check_at_least
 from dfkd.system.paper import Paper
@@ -81,7 +81,7 @@ class MosaicKD(GeneratorMethod):
         bits = math.log2(max(task.classes, 2))  # class_entropy is divided by log(classes)
         self.weights = {"local": local, "align": align, "divergence": adv, "class_entropy": balance * bits}
         self.critic = PatchDiscriminator(task.channels, width).to(task.device)
-        self.critic_optimizer = Adam(self.critic.parameters(), lr=lr, betas=(0.5, 0.999))
+        self.critic_optimizer = Adam(self.critic.parameters(), lr=lr, betas=BETAS)
 
     def update(self, student: Student | None) -> dict[str, Tensor]:
         """Take one step of the discriminator and one of the generator."""

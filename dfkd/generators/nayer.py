@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dfkd.generators.base import Task
-from dfkd.generators.generator import build_generator
-from dfkd.generators.inversion import BETAS, InversionMethod, Recipe
+from dfkd.generators.generator import BETAS, build_generator
+from dfkd.generators.inversion import InversionMethod, Recipe
 from dfkd.models.ensemble import leader
 from dfkd.models.sharded import complete
 from dfkd.system.errors import RequestError

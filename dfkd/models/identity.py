@@ -1,4 +1,4 @@
-"""What decides the answers of an nn.Module beside its weights: its layers, their plain attributes, and loaded code."""
+"""Hash of what decides a module's outputs besides the weights: layers, their plain attributes, and loaded code."""
 
 import hashlib
 import inspect
@@ -18,11 +18,11 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def code_identity(module: nn.Module) -> str:
-    """A hash of everything but the weights: 16 hexadecimal digits.
+    """Return a hash of everything but the weights: 16 hexadecimal digits.
 
-    Of classes and functions it is their byte code, as it is loaded: what a file holds by now says nothing of that, and
-    what was typed into a notebook has no file. Functions, classes and plain values that they name are followed. Of
-    packages whose version is stored beside a result nothing is read. Other versions of Python give other byte code.
+    Classes and functions are hashed by their loaded byte code. A file may have changed since the import, and code that
+    was typed into a notebook has no file. Functions, classes and plain values that the code names are followed.
+    Packages whose version is stored with a result are not read. Other versions of Python give other byte code.
     """
     digest = hashlib.sha256()
     seen: set[int] = set()
@@ -37,7 +37,7 @@ def _of_module(module: nn.Module, seen: set[int]) -> Iterator[str]:
         yield f"{name}: {type(layer).__module__}.{type(layer).__qualname__}"
         yield from _of_class(type(layer), seen)
         if not _is_versioned(type(layer).__module__):
-            # `training` is set by whoever runs it; what begins with _ is torch's, and the weights' own
+            # the caller sets `training`; names with _ are torch's, and hold the weights
             own = {k: v for k, v in vars(layer).items() if k != "training" and not k.startswith("_")}
             yield from _of_values(own, seen)
 
@@ -53,7 +53,7 @@ def _of_class(kind: type, seen: set[int]) -> Iterator[str]:
 
 
 def _of_values(values: Mapping[str, Any], seen: set[int]) -> Iterator[str]:
-    """Those of them that can decide an answer, by name."""
+    """Yield the values that can decide an output, with their names."""
     for name, value in sorted(values.items()):
         if described := list(_of_value(value, seen)):
             yield f"{name} ="
@@ -94,7 +94,7 @@ def _of_function(function: FunctionType, seen: set[int]) -> Iterator[str]:
     yield from _of_value(function.__kwdefaults__, seen)
     try:
         named = inspect.getclosurevars(function)
-    except ValueError:  # a cell that is empty until its function was defined
+    except ValueError:  # an empty cell, whose function is not defined yet
         return
     yield from _of_values({**named.globals, **named.nonlocals}, seen)
 
@@ -105,7 +105,7 @@ def _of_code(code: CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _of_code(constant)
-        else:  # a set is in another order in every process
+        else:  # the order of a set differs between processes
             yield repr(sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant)
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, UInt8
 
 from dfkd.report.answers import CASES, Answers, Explanation, facts, pairs_of
 from dfkd.report.charts import bar, figure, legend, lines
-from dfkd.report.gallery import plain_image
+from dfkd.report.gallery import image_tag
 from dfkd.report.knowledge_page import knowledge_section
 from dfkd.report.markup import Html, definitions, join, section, table, tag, write_page
 from dfkd.system.text import class_name
@@ -128,11 +128,11 @@ def gallery(found: Explanation) -> Html:
             )
         ]
         pixels = found.images[position]
-        pictures = [plain_image(pixels, found.raw, found.origins[position], "; ".join([*label, *said]))]
+        pictures = [image_tag(pixels, found.raw, "; ".join([*label, *said]), found.origins[position])]
         for who, maps in zip(("student", "teacher"), found.cams, strict=True):
             if maps is not None:
                 heat = heated(pixels, maps[position])
-                pictures.append(plain_image(heat, found.raw, f"what the {who} looks at", f"Grad-CAM of the {who}"))
+                pictures.append(image_tag(heat, found.raw, f"Grad-CAM of the {who}", f"Grad-CAM of the {who}"))
         caption = [tag("div", words) for words in (*label, *said, f"KL {answers.divergence[row]:.2f}")]
         item = tag("figure", tag("div", *pictures, class_="side"), tag("figcaption", *caption))
         groups[answers.case(row)].append(tag("li", item))

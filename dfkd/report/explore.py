@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,12 @@ from dfkd.report.charts import Number
 from dfkd.report.embedding import Embedding
 from dfkd.report.markup import Html, data, section, tag
 from dfkd.report.pool_scores import ScoredPool
+from dfkd.select import methods
 from dfkd.select.choose import REASONS, SELECTED
+from dfkd.system.names import parse
 
+GAMMA = signature(methods.threshold).parameters["gamma"].default
+"""Position of the slider for a selection by another method."""
 MOST = 100_000
 """Largest number of scores in a page. A larger pool is sampled."""
 NOTE = (
@@ -37,21 +42,21 @@ def explorer(
     rows = _sample(scores, pictured)
     embedded = embed(scores.row[rows])
     options: Mapping[str, Any] = manifest.content.options.table
-    method = str(options["method"]).partition(":")[0]
-    methods = ["threshold", "statistics", "random", "confidence", "entropy"]
+    method = parse(str(options["method"]))
+    names = ["threshold", "statistics", "random", "confidence", "entropy"]
     if scores.distance is None:
-        methods.remove("statistics")
-    begin = method if method in methods else methods[0]
+        names.remove("statistics")
+    begin = method.name if method.name in names else names[0]
     balance = options.get("balance")
     scale = len(scores.row) / len(rows)
     planes = {"entropy": "confidence and entropy"}
     planes |= {"distance": "confidence and distance"} if scores.distance is not None else {}
     planes |= {"embedding": f"two directions of the teacher's {embedded.kind}"} if embedded is not None else {}
-    gamma = _given_gamma(str(options["method"]))
+    gamma = method.options.get("gamma", GAMMA)
     count = round(manifest.count / scale)
     form = tag(
         "form",
-        _choice("Method", "method", dict(zip(methods, methods, strict=True)), begin),
+        _choice("Method", "method", dict(zip(names, names, strict=True)), begin),
         _slider("Gamma", "gamma", 0.01, 1, 0.01, gamma),
         _slider("Count", "count", 1, len(rows), max(1, len(rows) // 1000), count),
         _choice("Balance", "balance", {"none": "none", "class": "class"}, "class" if balance == "class" else "none"),
@@ -130,15 +135,6 @@ def _columns(scores: ScoredPool, rows: Int[np.ndarray, " sample"], classes: int,
         "classes": classes,
         "scale": scale,
     }
-
-
-def _given_gamma(method: str) -> float:
-    """Return the gamma in a method's text, else 0.7."""
-    _, found, rest = method.partition("gamma=")
-    try:
-        return float(rest.split(",")[0]) if found else 0.7
-    except ValueError:
-        return 0.7
 
 
 def _choice(label: str, name: str, values: Mapping[str, str], chosen: str) -> Html:

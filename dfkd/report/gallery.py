@@ -129,7 +129,7 @@ def before_and_after(contents: Contents, pool: Pool, count: int = 8) -> Html:
     before = pool.images(places[picked]).pixels
     raw = not pool.encoded
     rows = [
-        tag("ul", *(tag("li", image_tag(p, raw, f"{what} the filter", what, None)) for p in pixels), class_="gallery")
+        tag("ul", *(tag("li", image_tag(p, raw, f"{what} the filter", what)) for p in pixels), class_="gallery")
         for what, pixels in (("before", before), ("after", kernel(before)))
     ]
     return tag("div", tag("p", "Images before the filter, and after it.", class_="note"), *rows)
@@ -144,27 +144,18 @@ def _rank(contents: Contents, scored: ScoredPool) -> np.ndarray:
 
 
 def image_tag(
-    pixels: UInt8[np.ndarray, "height width channels"], raw: bool, alt: str, title: str, place: int | None
+    pixels: UInt8[np.ndarray, "height width channels"], raw: bool, alt: str, title: str = "", place: int | None = None
 ) -> Html:
-    """Return an image element. `place` is the image's row in the pool, by which the script finds it."""
-    return tag(
-        "img",
-        src=data_uri(pixels, raw),
-        alt=alt,
-        title=title,
-        class_="pixelated" if raw else None,
-        data_row=place,
-        loading="lazy",
-    )
+    """Return an image element.
 
-
-def plain_image(pixels: UInt8[np.ndarray, "h w channels"], raw: bool, title: str, alt: str) -> Html:
-    """Return an image element. `title` is the text that is shown on hover."""
+    `title` is the text that is shown on hover. `place` is the image's row in the pool, by which the script finds it.
+    """
     return tag(
         "img",
         src=data_uri(pixels, raw),
         alt=alt,
         title=title or None,
         class_="pixelated" if raw else None,
+        data_row=place,
         loading="lazy",
     )

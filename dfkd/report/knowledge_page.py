@@ -5,7 +5,7 @@ from jaxtyping import Float, UInt8
 
 from dfkd.models.features.pixel_entropy import SIGNIFICANT
 from dfkd.report.charts import figure, legend, lines
-from dfkd.report.gallery import plain_image
+from dfkd.report.gallery import image_tag
 from dfkd.report.knowledge import Knowledge, Learning
 from dfkd.report.markup import Html, join, section, table, tag
 
@@ -17,12 +17,12 @@ def knowledge_section(known: Knowledge | None, raw: bool) -> Html:
     names = [*known.entropies]
     items = []
     for number, pixels in enumerate(known.pixels):
-        pictures = [plain_image(pixels, raw, "", "image")]
+        pictures = [image_tag(pixels, raw, "image")]
         words = []
         for who, entropies in known.entropies.items():
             entropy = entropies[number]
             alt = f"pixel-wise entropy of the {who}"
-            pictures.append(plain_image(gray(entropy), True, f"entropy of the {who}", alt))
+            pictures.append(image_tag(gray(entropy), True, alt, f"entropy of the {who}"))
             words.append(f"{who} {entropy.mean():.2f}")
         caption = f"mean entropy: {', '.join(words)} nats"
         items.append(tag("li", tag("figure", tag("div", *pictures, class_="side"), tag("figcaption", caption))))

@@ -35,7 +35,7 @@ def making_section(contents: Contents) -> Html:
     rows = evenly_spaced(len(contents.shards), SHOWN)
     raw, origins = not contents.shards.encoded, contents.shards.column("source", rows)
     made = [
-        tag("li", image_tag(pixels, raw, str(origin), str(origin), None))
+        tag("li", image_tag(pixels, raw, str(origin), str(origin)))
         for pixels, origin in zip(contents.shards.pixels(rows), origins, strict=True)
     ]
     return section(

@@ -58,9 +58,7 @@ def scatter(
     costs = [s.cost for s in spots.values()]
     logarithmic = min(costs) > 0 and max(costs) >= WIDE * min(costs)
     along = math.log10 if logarithmic else float
-    x = Scale(
-        [along(c) for c in costs] + ([] if logarithmic else _ends(spots, "cost")), margin=0.14
-    )  # leaves room for the labels of the grid on the left
+    x = Scale([along(c) for c in costs] + ([] if logarithmic else _ends(spots, "cost")), margin=LEFT)
     y = Scale([*_ends(spots, "value"), *([] if reference is None else [reference])], margin=0.12)
     height, bottom, top = 260, 220, 8
 

@@ -37,12 +37,15 @@ __all__ = ["check", "run", "select"]
 
 
 def run(config: SelectConfig) -> Path:
-    """Select as `config` says; a complete selection of the same request is left as it is. Returns its folder."""
+    """Select as `config` says, and return the folder. A complete selection of the same request does not change."""
     return select(config, given_teacher(config.teacher, config.mixing), config.pool)
 
 
 def select(config: SelectConfig, teacher: GivenModel, pool: Sequence[GivenData]) -> Path:
-    """The same, from a teacher and a pool that may be at hand already; without a folder into one of the cache."""
+    """Select from a teacher and a pool, which may be Python objects, and return the folder.
+
+    A complete selection of the same request does not change. Without `out`, the folder is in the cache.
+    """
     if config.out:
         output_path(config.out)
     method, share = check(config), Share.parse(config.part) if config.part is not None else None
@@ -78,14 +81,14 @@ def _make(request: Request, out: Path) -> Selected:
         selected = replace(of_pool, left_out=pool.left_out, bits=pool.bits, store=config.store)
         write(partial, out, selected)
     except RequestError:
-        if not (partial / JOURNAL).exists():  # else a pool that cannot be read just now: shards are kept
+        if not (partial / JOURNAL).exists():  # with a journal, shards are kept: the pool may be unreadable only for now
             shutil.rmtree(partial, ignore_errors=True)
         raise
     return selected
 
 
 def _score(request: Request, share: Share = WHOLE) -> tuple[Pool, PoolScores, Adapted | None]:
-    """The pool through its filter, the scores of a share of it, and what was found for a filter."""
+    """Return the pool through its filter, the scores of a share of the pool, and the result of the filter."""
     config, nearest = request.config, Traits.of(request.method.target).typical
     adapted = None
     if request.filter:
@@ -131,7 +134,7 @@ def _choose(config: SelectConfig, method: Component, scores: PoolScores, classes
             **common,
         )
     except TooFew as few:
-        in_its_text = "gamma" in METHOD.look_up(config.method).options  # then the flag would change nothing
+        in_its_text = "gamma" in METHOD.look_up(config.method).options  # then --gamma would change nothing
         if "gamma" in method.options and not in_its_text and few.wanted <= few.usable and few.left == few.admitted:
             enough = math.ceil(1000 * few.wanted / few.usable) / 1000
             raise RequestError(f"--{few}; --gamma {enough:g} admits enough, or ask for {few.left}") from None
