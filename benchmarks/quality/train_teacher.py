@@ -48,7 +48,7 @@ from dfkd.training.evaluate import check_labels, measure
 from dfkd.training.loop import train
 from dfkd.training.optim import SCHEDULE_WARMUP, default_rate, make_optimizer
 from dfkd.training.sampling import ShuffledOrder
-from dfkd.training.sources import Batch, Still
+from dfkd.training.sources import Batch, WithoutGenerator
 
 NAME = "train_teacher.py"
 SURE = 100.0
@@ -84,7 +84,7 @@ class TeacherConfig(ModelConfig):
     keep_weights: int = option("Moments at which weights are kept, as of dfkd distill.", "output", default=0, least=0)
 
 
-class LabeledImages(Still):
+class LabeledImages(WithoutGenerator):
     """Source of the training loop: the images of a pool in shuffled order."""
 
     def __init__(self, pool, seed):

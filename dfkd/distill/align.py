@@ -43,6 +43,18 @@ def check_shape(tap: str, *features: Tensor, dimensions: tuple[int, ...] = (2, 4
             )
 
 
+def check_head(option: str, feature: Float[Tensor, "batch width"], head: nn.Linear, who: str) -> None:
+    """Raise RequestError if a network's last linear layer does not take its feature `last`.
+
+    `option` is what needs the two, and `who` is `student` or `teacher`.
+    """
+    if feature.shape[1] != head.in_features:
+        raise RequestError(
+            f"{option}: the {who}'s feature 'last' has {feature.shape[1]} values, its last layer takes "
+            f"{head.in_features}; leave last out of {who}_taps"
+        )
+
+
 def same_size(
     ours: Float[Tensor, "batch ours_channels _ _"], theirs: Float[Tensor, "batch theirs_channels _ _"]
 ) -> tuple[Float[Tensor, "batch ours_channels h w"], Float[Tensor, "batch theirs_channels h w"]]:

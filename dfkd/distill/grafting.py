@@ -10,7 +10,7 @@ from dfkd.models.state import tensors_of
 from dfkd.system.errors import RequestError
 
 AMOUNT, STEEPNESS, BINS = 0.4, 500.0, 10
-"""Constants of the authors: A and c of the share, and the number of bins of the entropy."""
+"""Constants of the authors: A and c of `kept_share`, and the number of bins of the entropy."""
 
 
 def check(every: int, peers: int) -> None:
@@ -30,11 +30,11 @@ def entropy(filters: Tensor) -> Tensor:
     values = filters.detach().double().flatten()
     low, high = values.min(), values.max()
     bins = ((values - low) / (high - low).clamp_min(1e-300) * BINS).long().clamp_max(BINS - 1)
-    share = torch.bincount(bins, minlength=BINS).double() / len(values)
-    return -torch.xlogy(share, share).sum()
+    shares = torch.bincount(bins, minlength=BINS).double() / len(values)
+    return -torch.xlogy(shares, shares).sum()
 
 
-def share(ours: Tensor, theirs: Tensor) -> float:
+def kept_share(ours: Tensor, theirs: Tensor) -> float:
     """Return the share of its own weights that a layer keeps.
 
         A / pi * arctan(c * (H(ours) - H(theirs))) + 1/2,   H the `entropy`
@@ -48,7 +48,8 @@ def share(ours: Tensor, theirs: Tensor) -> float:
 def graft(students: Sequence[nn.Module]) -> None:
     """Mix each student with the one before it, layer by layer, and the first one with the last (arXiv 2001.05868).
 
-    Let W be the weights of a convolution, V those of the other student, and a the `share`. W becomes a W + (1 - a) V.
+    Let W be the weights of a convolution, V those of the other student, and a the `kept_share`. W becomes
+    a W + (1 - a) V.
     Tensors between this convolution and the next, such as those of its BatchNorm, are mixed with the same a, as in the
     authors' code. Tensors before the first convolution stay. All students are mixed from their weights before the call.
     """
@@ -57,7 +58,7 @@ def graft(students: Sequence[nn.Module]) -> None:
         theirs, kept = before[number - 1], 1.0
         for name, value in tensors_of(student).items():
             if value.ndim == 4:
-                kept = share(before[number][name], theirs[name])
+                kept = kept_share(before[number][name], theirs[name])
             if value.is_floating_point():
                 value.copy_(kept * before[number][name] + (1 - kept) * theirs[name])
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -195,6 +196,22 @@ class PlainLoss(Loss):
     def _call(self, hook: str, *given: Any) -> None:
         if hook in self._hooks:
             self._hooks[hook](*given)
+
+
+class PreparedLoss(Loss):
+    """A loss that counts its steps in `steps`, to know when the first `preparation` of them are over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = 0  # on the host, so that no step synchronizes with the device; the extra state saves it
+
+    def get_extra_state(self) -> Tensor:
+        """Return the number of steps taken, for the checkpoint."""
+        return torch.tensor(self.steps)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore the number of steps from a checkpoint."""
+        self.steps = int(state)
 
 
 def as_loss(made: Callable[..., Any], target: Callable[..., Any]) -> Loss:

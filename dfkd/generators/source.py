@@ -9,10 +9,10 @@ from torch import Tensor
 from dfkd.generators.base import Method, checked_images, checked_terms, method_code, quantize
 from dfkd.generators.health import Health
 from dfkd.system.shares import Share
-from dfkd.training.sources import Batch, Deaf, Student
+from dfkd.training.sources import Batch, NotFollowing, Student
 
 
-class GeneratedSource(Deaf):
+class GeneratedSource(NotFollowing):
     """Images that a method makes while the student learns from them."""
 
     images = None

@@ -13,7 +13,7 @@ from dfkd.models.features.outputs import Outputs
 from dfkd.models.features.taps import Tap, Tapped, network_code
 from dfkd.models.health import CHECKED_IMAGES, check_health
 from dfkd.models.load import Model
-from dfkd.models.sharded import is_sharded, tied
+from dfkd.models.sharded import is_sharded, through_logits
 from dfkd.models.state import tensors_of
 from dfkd.system.device import Place
 
@@ -83,7 +83,7 @@ class Classifier:
     def answer(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:
         """Return float32 logits and features of a normalized batch, with gradients to the view only."""
         outputs = answer(self._run, self.place, view)
-        return tied(outputs) if self._divided and outputs.logits.requires_grad else outputs
+        return through_logits(outputs) if self._divided and outputs.logits.requires_grad else outputs
 
     def __call__(self, pixels: UInt8[Tensor, "batch height width channels"]) -> Outputs:
         """Return float32 logits and features of a batch of pixels, without gradients."""

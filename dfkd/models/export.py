@@ -29,7 +29,7 @@ from dfkd.formats.overwrite import check_output
 from dfkd.formats.shards import Shards
 from dfkd.models.expected import NOTES
 from dfkd.models.exported import Runner, compare, onnx_runner, program_runner, tell
-from dfkd.models.fake_int8 import unrounded
+from dfkd.models.fake_int8 import with_fixed_rounding
 from dfkd.models.features.taps import network_code, run_network
 from dfkd.models.load import Model
 from dfkd.models.reduce import Half, to_int8
@@ -230,7 +230,7 @@ RUNNERS: dict[str, Callable[[bytes], tuple[str, Runner]]] = {"pt2": program_runn
 
 def _program(export: Export) -> torch.export.ExportedProgram:
     """Trace the network with a free batch size and a fixed image size."""
-    model, module = export.model, unrounded(export.module)
+    model, module = export.model, with_fixed_rounding(export.module)
     if model.image_size is None:
         raise RequestError(f"the input size of {model.spec} is not known; give --image-size N")
     # two images: torch.export would make a batch of one a constant

@@ -80,7 +80,7 @@ def rounds(network: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def unrounded(network: nn.Module) -> nn.Module:
+def with_fixed_rounding(network: nn.Module) -> nn.Module:
     """Return a copy with rounded weights that does not round inputs; the network itself if it never rounds.
 
     The copy is a float32 program without branches.

@@ -56,7 +56,7 @@ def shard_teacher(model: Model, place: Place) -> None:
 
 def is_sharded(module: nn.Module) -> bool:
     """Return whether the parameters of a network are sharded."""
-    return _together in module._forward_pre_hooks.values()
+    return _check_all_ranks_run in module._forward_pre_hooks.values()
 
 
 def complete(value: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def complete(value: Tensor) -> Tensor:
     return whole
 
 
-def tied(outputs: Outputs) -> Outputs:
+def through_logits(outputs: Outputs) -> Outputs:
     """Return outputs of a sharded network whose features also lead back through the logits.
 
     FSDP gathers a part again when a gradient reaches the part's output. The gradient of a feature inside does not do
@@ -106,7 +106,8 @@ def _divide(module: nn.Module, device: torch.device) -> None:
     for part in _parts(module):
         fully_shard(part, ignored_params=scalars, **options)
     fully_shard(module, ignored_params=scalars, **options)
-    module.register_forward_pre_hook(_together, prepend=True)  # before the hook of FSDP, which waits for all ranks
+    # before the hook of FSDP, which waits for all ranks
+    module.register_forward_pre_hook(_check_all_ranks_run, prepend=True)
     for scalar in scalars:
         scalar.data = scalar.data.to(device)
 
@@ -125,7 +126,7 @@ def _parts(module: nn.Module) -> Iterator[nn.Module]:
     return reversed(found.values())
 
 
-def _together(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+def _check_all_ranks_run(module: nn.Module, inputs: tuple[Any, ...]) -> None:
     """Raise RequestError if rank 0 runs the sharded network alone, and would wait forever (forward pre-hook)."""
     if ranks.count() == 1:
         raise RequestError(f"{OPTION}: rank 0 alone asks the teacher, of which it has a part; leave it out")

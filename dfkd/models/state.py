@@ -72,11 +72,11 @@ def only(state: State, keys: Iterable[str]) -> dict[str, Any]:
 def completed(state: State, module: nn.Module) -> dict[str, Any]:
     """Add what a file need not hold: the other names of tied weights, and the module's own extra state."""
     whole, own = part(state, ""), module.state_dict()
-    addresses = {_address(own[name]): name for name in whole if _lies_somewhere(own.get(name))}
+    addresses = {_address(own[name]): name for name in whole if _has_storage(own.get(name))}
     for name, value in own.items():
         if name not in whole and not isinstance(value, Tensor):
             whole[name] = value
-        elif name not in whole and _lies_somewhere(value) and _address(value) in addresses:
+        elif name not in whole and _has_storage(value) and _address(value) in addresses:
             whole[name] = whole[addresses[_address(value)]]
     return whole
 
@@ -90,7 +90,7 @@ def _in(name: str, prefix: str) -> bool:
     return f"{name}.".startswith(prefix)
 
 
-def _lies_somewhere(value: object) -> bool:
+def _has_storage(value: object) -> bool:
     """Return whether a value is a tensor with storage. A lazy module's has none before its first input."""
     return isinstance(value, Tensor) and not is_lazy(value) and not value.is_meta and value.numel() > 0
 

@@ -132,7 +132,9 @@ def gallery(found: Explanation) -> Html:
         for who, maps in zip(("student", "teacher"), found.cams, strict=True):
             if maps is not None:
                 heat = heated(pixels, maps[position])
-                pictures.append(image_tag(heat, found.raw, f"Grad-CAM of the {who}", f"Grad-CAM of the {who}"))
+                pictures.append(
+                    image_tag(heat, found.raw, f"Grad-CAM of the {who}", f"regions that the {who} relies on")
+                )
         caption = [tag("div", words) for words in (*label, *said, f"KL {answers.divergence[row]:.2f}")]
         item = tag("figure", tag("div", *pictures, class_="side"), tag("figcaption", *caption))
         groups[answers.case(row)].append(tag("li", item))

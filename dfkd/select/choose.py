@@ -29,6 +29,8 @@ Method = Callable[[ImageScores, np.random.Generator], Ranking]
 _BLOCK = 65_536
 Features = Callable[[Int[np.ndarray, " rows"]], Float[np.ndarray, "rows width"]]
 """Function from pool rows to the teacher's penultimate features."""
+Copies = Callable[[Int[np.ndarray, " rows"], int | None], Bool[np.ndarray, " rows"]]
+"""Function from ranked rows, and the number of them that is needed, to a mask of near-copies (`near_copies`)."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,14 @@ def choose(
     features: Features,
     balance: str = "none",
     deduplicate: float | None = None,
+    copies: Copies | None = None,
     reach: float | None = None,
 ) -> Choice:
     """Pick `count` rows. None picks half of the usable rows, or all that are left if those are fewer.
 
-    `features` returns the teacher's penultimate features of pool rows, and is called only if they are needed. With
-    `reach`, a balanced pick considers only the best `reach * count` rows.
+    `features` returns the teacher's penultimate features of pool rows, and is called only if they are needed. `copies`
+    finds near-copies by their pixels among ranked rows. With `reach`, a balanced pick considers only the best
+    `reach * count` rows.
     Raises: RequestError if no row is usable. TooFew if fewer than `count` rows are left.
     """
     reasons = np.full(len(readable), REASONS.index(NOT_ADMITTED), dtype=np.int8)
@@ -108,6 +112,12 @@ def choose(
     reasons[rows] = REASONS.index(NOT_DRAWN)
     if deduplicate is not None:
         dropped = near_duplicates(features(rows), deduplicate)
+        reasons[rows[dropped]] = REASONS.index(NEAR_DUPLICATE)
+        rows = rows[~dropped]
+    if copies is not None:
+        aim = min(max(usable // 2, 1), len(rows)) if count is None else count
+        within = None if reach is None else math.ceil(reach * aim)
+        dropped = copies(rows, aim if balance == "none" else within)
         reasons[rows[dropped]] = REASONS.index(NEAR_DUPLICATE)
         rows = rows[~dropped]
     wanted = how_many(count, len(rows), admitted, usable)

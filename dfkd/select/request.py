@@ -159,6 +159,7 @@ def _options(config: SelectConfig, method: Component, tap: Tap | None) -> dict[s
         "class_dropping": config.class_dropping,
         "balance": config.balance,
         "deduplicate": config.deduplicate,
+        **({"deduplicate_pixels": pixels} if (pixels := config.deduplicate_pixels) is not None else {}),
         **({"store": config.store} if config.store is not None else {}),
         **({"features": str(tap), "faiss": version("faiss-cpu")} if tap else {}),
         **({"code": code} if (code := method.code) else {}),

@@ -12,14 +12,14 @@ _ARRAY = "SLURM_ARRAY_TASK_"
 
 
 @dataclass(frozen=True)
-class Share:
+class PoolShare:
     """The `number`-th of `count` equal shares of a pool's parts: the work of one of several commands."""
 
     number: int = 1
     count: int = 1
 
     @classmethod
-    def parse(cls, text: str, environment: Mapping[str, str] = os.environ) -> "Share":
+    def parse(cls, text: str, environment: Mapping[str, str] = os.environ) -> "PoolShare":
         """Parse K/N, or read the variables of an array job. Raises: RequestError for another text."""
         if text == SLURM:
             return cls(*_of_array(environment))
@@ -37,7 +37,7 @@ class Share:
         return range((self.number - 1) * total // self.count, self.number * total // self.count)
 
 
-WHOLE = Share()
+WHOLE = PoolShare()
 """The whole pool as one share."""
 
 

@@ -19,12 +19,13 @@ from dfkd.select.choose import Choice, TooFew, choose
 from dfkd.select.duplicates_on_disk import near_duplicates_on_disk
 from dfkd.select.journal import JOURNAL
 from dfkd.select.methods import Traits
+from dfkd.select.near_copies import descriptors, near_copies
 from dfkd.select.pool_filter import Adapted, adapt
 from dfkd.select.ray_scorer import RayScorer
 from dfkd.select.request import METHOD, Request, check, resolve, scorable
 from dfkd.select.score import PartScorer, PoolScores, Scorer, TooManyUnreadable, parts_of, score_pool
 from dfkd.select.selection_writer import Selected, check_partial, is_done, write
-from dfkd.select.share import WHOLE, Share
+from dfkd.select.share import WHOLE, PoolShare
 from dfkd.system.components import Component
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
@@ -48,7 +49,7 @@ def select(config: SelectConfig, teacher: GivenModel, pool: Sequence[GivenData])
     """
     if config.out:
         output_path(config.out)
-    method, share = check(config), Share.parse(config.part) if config.part is not None else None
+    method, share = check(config), PoolShare.parse(config.part) if config.part is not None else None
     if config.engine == "ray" and not all(isinstance(one, str) for one in (teacher, *pool)):
         raise RequestError("--engine ray takes a MODEL and DATA as texts: its workers open them themselves")
     request = resolve(config, method, teacher, pool)
@@ -75,7 +76,7 @@ def _make(request: Request, out: Path) -> Selected:
     check_partial(partial)
     try:
         pool, scores, adapted = _score(request)
-        choice = _choose(config, request.method, scores, request.model.classes)
+        choice = _choose(config, request.method, pool, scores, request.model.classes)
         found = adapted.describe() if adapted else None
         of_pool = Selected(config, request.model, pool, scores, choice, request.content, filter=found)
         selected = replace(of_pool, left_out=pool.left_out, bits=pool.bits, store=config.store)
@@ -87,7 +88,7 @@ def _make(request: Request, out: Path) -> Selected:
     return selected
 
 
-def _score(request: Request, share: Share = WHOLE) -> tuple[Pool, PoolScores, Adapted | None]:
+def _score(request: Request, share: PoolShare = WHOLE) -> tuple[Pool, PoolScores, Adapted | None]:
     """Return the pool through its filter, the scores of a share of the pool, and the result of the filter."""
     config, nearest = request.config, Traits.of(request.method.target).typical
     adapted = None
@@ -106,19 +107,20 @@ def _score(request: Request, share: Share = WHOLE) -> tuple[Pool, PoolScores, Ad
     return pool, scores, adapted
 
 
-def _choose(config: SelectConfig, method: Component, scores: PoolScores, classes: int) -> Choice:
+def _choose(config: SelectConfig, method: Component, pool: Pool, scores: PoolScores, classes: int) -> Choice:
     traits, balance = Traits.of(method.target), config.balance or "none"
+    similarity, seen = config.deduplicate_pixels, descriptors(pool)
     common: dict[str, Any] = {"count": config.count, "seed": config.seed, "reach": traits.reach}
     try:
         if scores.rows > streaming.IN_MEMORY and traits.scale and balance != "cluster":
             groups = classes if balance == "class" else None
-            if config.deduplicate is not None:
-                common["deduplicate"] = partial(
-                    near_duplicates_on_disk,
-                    features=scores.features,
-                    similarity=config.deduplicate,
-                    folder=partial_folder(output_path(config.out)) / "data-near-duplicates",
-                )
+            folder = partial_folder(output_path(config.out)) / "data-near-duplicates"
+            compared = ((scores.features, config.deduplicate), (seen, similarity))
+            common["deduplicate"] = [
+                partial(near_duplicates_on_disk, features=features, similarity=least, folder=folder)
+                for features, least in compared
+                if least is not None
+            ]
             with Foreign(f"{method.kind.name} {method.text!r} {method.kind.failure}:", method.target):
                 scale = traits.scale(**method.options)
                 if scale.missing:
@@ -131,6 +133,7 @@ def _choose(config: SelectConfig, method: Component, scores: PoolScores, classes
             features=scores.features,
             balance=balance,
             deduplicate=config.deduplicate,
+            copies=None if similarity is None else lambda rows, needed: near_copies(rows, seen, similarity, needed),
             **common,
         )
     except TooFew as few:

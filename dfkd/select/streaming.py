@@ -6,7 +6,7 @@ image. It takes one byte per image, and tables of a fixed size. Counts of severa
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -84,11 +84,11 @@ def choose_streaming(
     seed: int,
     groups: int | None = None,
     reach: float | None = None,
-    deduplicate: Deduplicate | None = None,
+    deduplicate: Sequence[Deduplicate] = (),
 ) -> Choice:
     """Return what `dfkd.select.choose.choose` picks of `rows` images, by a method with a scale.
 
-    `deduplicate` finds the near-duplicates among the admitted rows (`dfkd.select.duplicates_on_disk`). With `groups`,
+    Each `deduplicate` finds near-duplicates among the admitted rows (`dfkd.select.duplicates_on_disk`). With `groups`,
     the number of the teacher's classes, the picks are balanced over the predicted classes. `reach` is as in `choose`.
     Raises: RequestError as `choose` does.
     """
@@ -101,8 +101,8 @@ def choose_streaming(
     admitted = left = int(sizes.sum())
     if not admitted and scale.missing:
         raise RequestError(scale.missing)
-    if deduplicate is not None:
-        for dropped in deduplicate(pool.ranked, admitted):
+    for near_duplicates in deduplicate:
+        for dropped in near_duplicates(pool.ranked, left):
             pool.reasons[dropped] = REASONS.index(NEAR_DUPLICATE)
         sizes = pool.sizes()
         left = int(sizes.sum())

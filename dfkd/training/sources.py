@@ -88,7 +88,7 @@ class Source(Protocol):
         ...
 
 
-class Deaf:
+class NotFollowing:
     """Base of sources that do not follow the student."""
 
     @property
@@ -100,7 +100,7 @@ class Deaf:
         """Ignore the divergence."""
 
 
-class Still(Deaf):
+class WithoutGenerator(NotFollowing):
     """Base of sources without a generator."""
 
     teacher_forwards = generator_steps = 0
@@ -114,7 +114,7 @@ class Still(Deaf):
         return {}
 
 
-class MixedSource(Deaf):
+class MixedSource(NotFollowing):
     """A mixture of sources in fixed shares. The shares are exact to one image over any number of batches."""
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[float]) -> None:

@@ -15,14 +15,14 @@ from dfkd.system.errors import RequestError
 from dfkd.system.foreign import Foreign
 from dfkd.system.shares import Share
 from dfkd.training.sampling import Following, Order
-from dfkd.training.sources import Batch, Still
+from dfkd.training.sources import Batch, WithoutGenerator
 
 _FAILS = "the order of batches fails:"
 _Rows = tuple[UInt8[Tensor, "images height width channels"], Int[Tensor, " batch"]]
 """Pixels and rows of a batch of stored images."""
 
 
-class ShardSource(Still):
+class ShardSource(WithoutGenerator):
     """The images of one or more selections in an endless order of full batches.
 
     The rows of the selections follow one another. If images must be decoded, the next batch is prepared while the

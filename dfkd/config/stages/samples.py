@@ -74,6 +74,14 @@ class SelectConfig(ModelConfig):
         above=0,
         most=1,
     )
+    deduplicate_pixels: float | None = option(
+        "Drop an image whose pixels, as 8x8 luminances, have at least this cosine similarity (such as 0.95) to a "
+        "better image: recompressed, recolored and mirrored copies. It reads images a second time. Default: keep all.",
+        "selection",
+        default=None,
+        above=0,
+        most=1,
+    )
     teacher_taps: tuple[str, ...] = option(OWN_TAPS, "models", default=())
     part: str | None = option(
         "K/N: only score the K-th of N shares of the pool, into the shared cache DFKD_CACHE. slurm: the share of this "

@@ -6,14 +6,14 @@ from torch import Tensor
 
 from dfkd.distill.align import full
 from dfkd.distill.distributions import kl
-from dfkd.distill.loss import Loss
+from dfkd.distill.loss import PreparedLoss
 from dfkd.distill.losses.dml import peers
 from dfkd.models.features.outputs import Outputs
 from dfkd.system.limits import check_at_least
 from dfkd.system.paper import Paper
 
 
-class Codistillation(Loss):
+class Codistillation(PreparedLoss):
     """The mean of the other students' class probabilities, after a burn-in.
 
         KL(mean over peers of softmax(p) || softmax(s))
@@ -43,7 +43,6 @@ class Codistillation(Loss):
         check_at_least(burn_in=burn_in)
         check_at_least(1, every=every)
         self.preparation, self.peers_every = burn_in, every
-        self.steps = 0  # on the host, so that no step synchronizes with the device; the extra state saves it
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
         """Compute the loss of a batch, and count a step of the burn-in if gradients are recorded."""
@@ -52,11 +51,3 @@ class Codistillation(Loss):
             self.steps += torch.is_grad_enabled()
             return target.new_zeros(())
         return kl(target, full(student.logits).log_softmax(dim=1))
-
-    def get_extra_state(self) -> Tensor:
-        """Return the number of burn-in steps taken, for the checkpoint."""
-        return torch.tensor(self.steps)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Restore the number of burn-in steps from a checkpoint."""
-        self.steps = int(state)

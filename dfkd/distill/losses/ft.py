@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dfkd.distill import align
-from dfkd.distill.loss import Loss
+from dfkd.distill.loss import PreparedLoss
 from dfkd.models.features.outputs import Outputs
 from dfkd.system.limits import check_above, check_at_least
 from dfkd.system.paper import Paper
@@ -16,7 +16,7 @@ from dfkd.system.paper import Paper
 _LEAK = 0.1
 
 
-class FT(Loss):
+class FT(PreparedLoss):
     """The factors that convolutions extract from the last map of teacher and student.
 
         mean over elements and batch of |F_t / ||F_t||_2 - F_s / ||F_s||_2|
@@ -53,7 +53,6 @@ class FT(Loss):
         check_at_least(1, paraphraser=paraphraser)
         self.rate, self.preparation, self.stage = rate, paraphraser, stage
         self.encoder, self.decoder, self.translator = nn.Sequential(), nn.Sequential(), nn.Sequential()
-        self.steps = 0  # on the host, so that no step synchronizes with the device; the extra state saves it
 
     def setup(self, student: Outputs, teacher: Outputs) -> None:
         """Build paraphraser and translator from a batch of maps."""
@@ -76,14 +75,6 @@ class FT(Loss):
             target = align.apply(self.encoder, theirs)
         factor = align.apply(self.translator, ours)
         return F.l1_loss(align.unit(factor.flatten(1)), align.unit(target.flatten(1)))
-
-    def get_extra_state(self) -> Tensor:
-        """Return the number of steps taken, for the checkpoint."""
-        return torch.tensor(self.steps)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Restore the number of steps from a checkpoint."""
-        self.steps = int(state)
 
 
 def _convolutions(*widths: int, transposed: bool = False) -> nn.Sequential:

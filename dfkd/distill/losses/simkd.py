@@ -87,11 +87,7 @@ class SimKD(Loss):
         width = theirs.shape[1]
         if self._heads is not None:
             for feature, head, who in zip((ours, theirs), self._heads, ("student", "teacher"), strict=True):
-                if feature.shape[1] != head.in_features:
-                    raise RequestError(
-                        f"reuse=true: the {who}'s feature 'last' has {feature.shape[1]} values, its last layer "
-                        f"takes {head.in_features}; leave last out of {who}_taps"
-                    )
+                align.check_head("reuse=true", feature, head, who)
         if self.linear:
             self.projector = align.projection(ours, width, always=True, bias=True)
         else:

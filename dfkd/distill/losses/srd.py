@@ -54,11 +54,7 @@ class SRD(Loss):
     def setup(self, student: Outputs, teacher: Outputs) -> None:
         """Build the connector, with weights from torch's random state."""
         ours, theirs = self._pair(student, teacher)
-        if theirs.shape[1] != self._head[0].in_features:
-            raise RequestError(
-                f"srd: the teacher's feature 'last' has {theirs.shape[1]} values, its last layer takes "
-                f"{self._head[0].in_features}; leave last out of teacher_taps"
-            )
+        align.check_head("srd", theirs, self._head[0], "teacher")
         self.connector = align.connector(ours, theirs.shape[1]).append(nn.ReLU())
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
