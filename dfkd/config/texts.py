@@ -1,4 +1,4 @@
-"""What a command line says of an option -> a value of the option's type."""
+"""Conversion of an option's text on the command line to a value of the option's type."""
 
 import types
 import typing
@@ -6,12 +6,12 @@ from typing import Any
 
 
 def flag(name: str) -> str:
-    """An option as the command line has it."""
+    """Return an option's flag on the command line."""
     return "--" + name.replace("_", "-")
 
 
 def kind_of(hint: Any) -> tuple[Any, bool]:
-    """The type of one value, and whether there are several."""
+    """Return the type of one value of an option, and whether the option takes several values."""
     if typing.get_origin(hint) is tuple:
         return typing.get_args(hint)[0], True
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
@@ -21,12 +21,12 @@ def kind_of(hint: Any) -> tuple[Any, bool]:
 
 
 def metavar(kind: Any) -> str:
-    """What `--help` writes for a value."""
+    """Return the placeholder for a value in `--help`."""
     return f"{{{','.join(typing.get_args(kind))}}}" if typing.get_args(kind) else kind.__name__.upper()
 
 
 def value(name: str, text: str, hint: Any) -> Any:
-    """One text of an option as its type. Raises: ValueError that names the option and the text."""
+    """Return one text of an option converted to its type. Raises: ValueError, which names the option and the text."""
     kind, _ = kind_of(hint)
     if text == "None" and type(None) in typing.get_args(hint):
         return None

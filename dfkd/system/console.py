@@ -1,4 +1,4 @@
-"""What the user sees while a stage works: one plain line a fact, and a progress bar with rate and time left."""
+"""Terminal output of a stage: log lines, and progress bars with rate and remaining time."""
 
 import functools
 import math
@@ -24,9 +24,9 @@ _wording: ContextVar[Callable[[str], str]] = ContextVar("wording", default=str)
 
 @contextmanager
 def printing(quiet: bool, wording: Callable[[str], str] = str, still: Sequence[Kind] = ()) -> Iterator[None]:
-    """While the block runs, print nothing but what is `still` wanted, or every line as `wording` puts it.
+    """Set what this thread prints within the block.
 
-    What another thread prints stays as it is.
+    With `quiet`, only the kinds in `still` are printed, else all kinds. `wording` rewrites each line.
     """
     tokens = _shown.set(_shown.get() & frozenset(still if quiet else _KINDS)), _wording.set(wording)
     try:
@@ -37,7 +37,7 @@ def printing(quiet: bool, wording: Callable[[str], str] = str, still: Sequence[K
 
 
 def console() -> "Console":
-    """The process's console, on stderr, so that stdout stays free for results that a script reads."""
+    """Return the process's rich console on stderr. stdout stays free for results that a script reads."""
     global _console
     if _console is None or _console.file is not sys.stderr:  # a test may have replaced stderr
         from rich.console import Console
@@ -47,7 +47,7 @@ def console() -> "Console":
 
 
 def say(line: str) -> None:
-    """Print one line of the log; brackets are literal, and what would move the cursor is written out (file names)."""
+    """Print one line of the log. Brackets are literal, and control characters (of file names) are escaped."""
     if "lines" in _shown.get():
         console().print(visible(_wording.get()(line)), markup=False)
 
@@ -59,15 +59,15 @@ def answer(text: str) -> None:
 
 
 class Progress:
-    """A progress bar of `total` units; `advance` also replaces the text behind the bar.
+    """Progress bar of `total` units.
 
-    Where stderr is a terminal, the values of a training stand below it, with a curve of one of them.
+    On a terminal, the latest values of a training are shown below the bar, with a curve of one of them.
     """
 
     def __init__(self, what: str, total: int, unit: str, done: int = 0) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-        alone = "lines" not in _shown.get()  # a stage without lines leaves none behind
+        alone = "lines" not in _shown.get()  # in a stage that prints no lines, the bar disappears at its end
         self._bar = _panel()(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -83,7 +83,10 @@ class Progress:
         self._task = self._bar.add_task(what, total=total, completed=done, rate="", note="", values={}, curve=[])
 
     def advance(self, units: int, note: str = "", values: Mapping[str, float] | None = None, curve: str = "") -> None:
-        """Count `units` more as done. `values` replace those below the bar; that of `curve` is drawn."""
+        """Count `units` more as done, and replace the text `note` after the bar.
+
+        `values` replace those below the bar. `curve` names the value that is drawn as a curve.
+        """
         task = self._bar.tasks[0]
         done, seconds = task.completed + units, task.elapsed or 0.0
         rate = f"{(done - self._done0) / seconds:,.0f} {self._unit}/s" if seconds > 0 else ""
@@ -94,11 +97,11 @@ class Progress:
 
 
 CURVE = 60
-"""Values that a curve shows: the last ones."""
+"""Number of latest values that a curve shows."""
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """Values as blocks from the lowest to the highest; what is not finite is a gap."""
+    """Return values as block characters between their minimum and maximum; values that are not finite become gaps."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return " " * len(values)
@@ -110,16 +113,16 @@ def sparkline(values: Sequence[float]) -> str:
 
 @functools.cache
 def _panel() -> "type[Bar]":
-    """The class of bars, made when rich is needed."""
+    """Return the class of progress bars. rich is imported only when a bar is shown."""
     from rich.progress import Progress as Bar
     from rich.text import Text
 
     class Panel(Bar):
-        """A bar; on a terminal with the values and the curve of its task below it."""
+        """Progress bar that shows its task's values and curve below, on a terminal."""
 
         def get_renderables(self) -> "Iterator[RenderableType]":
             yield from super().get_renderables()
-            for task in self.tasks:  # there is none yet while the bar is made, and then no console either
+            for task in self.tasks:  # no tasks, and no console, exist while the constructor of Progress runs
                 if not self.console.is_terminal:
                     return
                 values, curve = task.fields["values"], task.fields["curve"]
@@ -134,13 +137,13 @@ def _panel() -> "type[Bar]":
 
 
 def _short(value: float) -> str:
-    """A value in a few characters."""
+    """Return a value in a few characters."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 @contextmanager
 def progress(what: str, total: int, unit: str, done: int = 0) -> Iterator[Progress]:
-    """Show a bar while the block runs; where stderr is no terminal only its last state is printed."""
+    """Show a progress bar while the block runs. If stderr is not a terminal, print only its last state."""
     shown = Progress(what, total, unit, done)
     with shown._bar:
         yield shown

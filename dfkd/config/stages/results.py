@@ -1,4 +1,4 @@
-"""The options of the stages that measure, show and write what was made."""
+"""Options of the stages that evaluate, explain, inspect, compare and export."""
 
 from dataclasses import dataclass
 from typing import Literal

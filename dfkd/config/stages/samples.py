@@ -1,4 +1,4 @@
-"""The options of the stages that make samples: select and generate."""
+"""Options of the stages `select` and `generate`, which make samples."""
 
 from dataclasses import dataclass
 from typing import Literal

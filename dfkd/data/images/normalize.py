@@ -1,4 +1,4 @@
-"""How pixels become a model's input. What the teacher expects belongs to the teacher; the student inherits it."""
+"""Normalization of pixels to a model's input. The student inherits the teacher's normalization."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Means and deviations of pixels in [0, 1], one a channel."""
+    """Mean and standard deviation of pixels in [0, 1], per channel."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -27,24 +27,27 @@ class Preprocess:
     def normalized(
         self, images: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch channels height width"]:
-        """Images in [0, 1] as the same batch that their pixels would be, with gradients."""
+        """Return images in [0, 1] normalized as `__call__` normalizes their pixels, with gradients."""
         mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (self.mean, self.std))
         return (images - mean) / std
 
     def __call__(
         self, images: UInt8[Tensor, "batch height width channels"]
     ) -> Float[Tensor, "batch channels height width"]:
-        """Pixels as a normalised float32 batch; NHWC memory seen as NCHW is channels-last without a copy."""
+        """Return pixels as a normalized float32 batch [batch, channels, height, width].
+
+        The view of NHWC memory as NCHW is channels-last without a copy.
+        """
         mean = torch.tensor(self.mean, device=images.device) * 255
         std = torch.tensor(self.std, device=images.device) * 255
         return ((images - mean) / std).permute(0, 3, 1, 2)
 
 
 def parse_normalize(text: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation for `channels` channels from `imagenet`, `cifar10`, `none` or `m,m,m/s,s,s`.
+    """Return mean and standard deviation for `channels` channels from `imagenet`, `cifar10`, `none` or `m,m,m/s,s,s`.
 
-    One given value serves every channel; a gray teacher gets the average of the three colours' values.
-    Means above 1, or deviations above 10, are for pixels in [0, 255]: all are divided by 255, with a note.
+    One given value serves every channel. For a gray teacher, named values are averaged over the three colors. Means
+    above 1 or deviations above 10 are for pixels in [0, 255]. All values are then divided by 255, with a note.
     Raises: RequestError for an unknown name, a wrong number of values, or a deviation that is not positive.
     """
     if text in NORMALIZATIONS:
