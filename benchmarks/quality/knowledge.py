@@ -141,7 +141,13 @@ def page(path, result, curves):
     }
     drawn = lines("Concepts over weight distance", "Means over seeds", means, {row: k for k, row in enumerate(means)})
     note = "Visual concepts of held-out digits. Broken lines: the teacher."
-    write_page(path, "Quantified knowledge on the digits", tag("p", note, class_="note"), *parts, figure(note, drawn))
+    write_page(
+        path,
+        "Quantified knowledge on the digits",
+        tag("p", note, class_="note"),
+        *parts,
+        figure("visual concepts on the foreground over weight distance, means over seeds", drawn),
+    )
 
 
 def table(file):
