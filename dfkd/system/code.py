@@ -12,8 +12,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-WITH_VERSION = frozenset(("dfkd", "torch", "torchvision", "timm"))
-"""Packages whose code is known by their version."""
+from dfkd.system.versions import WITH_VERSION
+
 _DYNAMIC = frozenset(("globals", "eval", "exec", "__import__"))
 """Functions that reach what no name says."""
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -23,7 +23,8 @@ def code_of(target: Callable[..., Any], name: str = "") -> str | None:
     """A hash of a class or function of one's own and of what it reaches; None for packages with a version.
 
     `name` is the dotted name by which it was found. Comments, docstrings, layout and definitions that are not reached
-    do not count. Names are followed into other modules, unless these are installed.
+    do not count. Names are followed into other modules, unless these are installed. What was typed into a notebook has
+    no file: its byte code counts.
     """
     if target.__module__.partition(".")[0] in WITH_VERSION:
         return None
@@ -31,8 +32,12 @@ def code_of(target: Callable[..., Any], name: str = "") -> str | None:
         file = inspect.getsourcefile(target)
     except TypeError:  # built in
         return None
-    if not file:
-        return None
+    except OSError:  # a class of a notebook
+        file = None
+    if not file or not Path(file).is_file():
+        from dfkd.system.loaded_code import loaded_code  # needs torch
+
+        return loaded_code(target)
     whole = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
     try:
         walk = _Walk(_Module(Path(file), target.__module__))

@@ -8,6 +8,7 @@ What is done with it is in `components`.
 import ast
 import importlib
 import os
+import re
 import sys
 import types
 import typing
@@ -54,7 +55,8 @@ def parse(text: str) -> Named:
             try:
                 numbers.append(float(item))
             except ValueError:
-                raise RequestError(f"in {text!r}, {item!r} is neither a number nor key=value") from None
+                hint = f"write KEY={item} with the parameter's name"
+                raise RequestError(f"in {text!r}, {item!r} is neither a number nor key=value; {hint}") from None
         elif not key.isidentifier() or key in options:
             why = "is given twice" if key in options else "is not a parameter's name"
             raise RequestError(f"in {text!r}, {key!r} {why}")
@@ -80,6 +82,10 @@ def find(name: str, modules: Sequence[str], kind: str) -> Callable[..., Any]:
         if actual is not None:
             return _callable(getattr(module, actual), name, kind)
         known.update(by_case or public)
+    several = re.split(r"[\s,+]+", name)
+    if len(several) > 1 and {word.lower() for word in several} & known:
+        hint = f"give each as a value of its own: {' '.join(several)}"
+        raise RequestError(f"{name!r} is not the name of one {kind}; {hint}")
     raise RequestError(
         f"no {kind} is called {name!r}{nearest(name.lower(), known)} (your own is named with dots: my_package.{name})"
     )
