@@ -142,7 +142,8 @@ def _value(text: str) -> Any:
         return text
 
 
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false"}
+WORDS = {int: "a whole number", float: "a number", bool: "true or false"}
+"""What messages call the values of a type."""
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:
@@ -180,7 +181,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
             raise RequestError(f"{where}={value} is not text")
         return value if isinstance(value, str) else str(value)  # as it is: an expanded text remembers its spelling
     if hint in (int, float, bool) and type(value) is not hint:
-        raise RequestError(f"{where}={value!r} is not {_WORDS[hint]}")
+        raise RequestError(f"{where}={value!r} is not {WORDS[hint]}")
     if origin is tuple and arguments[1:] == (...,):
         items = value if isinstance(value, (list, tuple)) else [value]
         return tuple(convert(item, arguments[0], where) for item in items)
