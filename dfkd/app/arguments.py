@@ -107,6 +107,7 @@ def _parser(prog: str, config: type, example: str) -> _Parser:
 def _add(group: Any, field: "dataclasses.Field[Any]", declared: Option, hint: Any) -> None:
     kind, several = texts.kind_of(hint)
     text = (declared.help + _default(field, declared)).replace("%", "%%")
+    metavar = texts.metavar(kind, declared.reads, declared.help)
     if declared.positional:
         counted: dict[str, Any] = {"nargs": "*", "action": "append"} if several else {"nargs": "?"}
         metavar = (field.name.rstrip("s") if several else field.name).upper()
@@ -116,9 +117,9 @@ def _add(group: Any, field: "dataclasses.Field[Any]", declared: Option, hint: An
     if kind is bool:
         group.add_argument(texts.flag(field.name), action=argparse.BooleanOptionalAction, **shared)
     elif several:
-        group.add_argument(texts.flag(field.name), nargs="*", action="append", metavar=texts.metavar(kind), **shared)
+        group.add_argument(texts.flag(field.name), nargs="*", action="append", metavar=metavar, **shared)
     else:
-        group.add_argument(texts.flag(field.name), nargs="?", const=_VALUELESS, metavar=texts.metavar(kind), **shared)
+        group.add_argument(texts.flag(field.name), nargs="?", const=_VALUELESS, metavar=metavar, **shared)
 
 
 def _value(name: str, given: Any, hint: Any) -> Any:

@@ -1,11 +1,13 @@
 """Calls of stages from Python: options from keywords, networks as objects, and errors that name parameters."""
 
 import inspect
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
+from types import FunctionType, TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,7 +20,7 @@ from dfkd.config.tables import check_mapping, describe, over_preset
 from dfkd.data.locate import GivenData
 from dfkd.models.find import OBJECT
 from dfkd.models.own import GivenModel, OwnNetwork, Several
-from dfkd.system.console import printing, say
+from dfkd.system.console import printing, ready_notebook, say
 from dfkd.system.errors import RequestError, nearest
 from dfkd.system.portable import expand
 
@@ -28,35 +30,52 @@ _turn = threading.RLock()
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
-@contextmanager
-def opened(verbose: bool) -> Iterator[None]:
-    """Open the context of a call, which prints if `verbose`.
+class opened:
+    """The context of a call, which prints if `verbose`.
 
-    Raises: RequestError whose text names parameters in place of command-line options.
+    The text of a RequestError names parameters in place of command-line options. Its traceback ends at the call: the
+    request is wrong, and not what lies below.
     """
-    try:
-        with printing(not verbose, as_parameters):
-            yield
-    except RequestError as error:
-        error.args = (as_parameters(str(error)),)
-        raise
+
+    def __init__(self, verbose: bool) -> None:
+        self._inside = ExitStack()
+        self._entered: tuple[AbstractContextManager[Any], ...] = (printing(not verbose, as_parameters),)
+
+    def __enter__(self) -> None:
+        ready_notebook()
+        for context in self._entered:
+            self._inside.enter_context(context)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._inside.__exit__(kind, error, trace)
+        if isinstance(error, RequestError) and trace is not None:
+            error.args = (as_parameters(str(error)),)
+            error.__traceback__ = TracebackType(None, trace.tb_frame, trace.tb_lasti, trace.tb_lineno)
 
 
-@contextmanager
-def computing(verbose: bool) -> Iterator[None]:
-    """Open the context of a call that builds or runs a network. It keeps the caller's random state and cuDNN settings.
+class computing(opened):
+    """The context of a call that builds or runs a network. It keeps the caller's random state and cuDNN settings.
 
     torch has one random state for all threads, so a second call waits for the end of the first.
     """
-    with opened(verbose), _turn:
-        cudnn = torch.backends.cudnn
-        settings = cudnn.allow_tf32, cudnn.deterministic
-        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-        try:
-            with torch.random.fork_rng(devices=list(devices)):
-                yield
-        finally:
-            cudnn.allow_tf32, cudnn.deterministic = settings
+
+    def __init__(self, verbose: bool) -> None:
+        super().__init__(verbose)
+        self._entered = (*self._entered, _turn, _settings_kept())
+
+
+@contextmanager
+def _settings_kept() -> Iterator[None]:
+    cudnn = torch.backends.cudnn
+    settings = cudnn.allow_tf32, cudnn.deterministic
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with torch.random.fork_rng(devices=list(devices)):
+            yield
+    finally:
+        cudnn.allow_tf32, cudnn.deterministic = settings
 
 
 def configured(stage: Stage, given: Mapping[str, Any], own: Mapping[str, Any]) -> Any:
@@ -71,7 +90,7 @@ def configured(stage: Stage, given: Mapping[str, Any], own: Mapping[str, Any]) -
             raise RequestError(f"{where} takes no {name}: it is given to dfkd.Teacher({name}=...)")
         if name not in allowed:
             raise RequestError(f"{where} has no parameter {name!r}{nearest(name, allowed)}")
-    texts = {name: _plain(value) for name, value in given.items()}
+    texts = {name: _plain(value, name) for name, value in given.items()}
     keywords = check_mapping(stage.options, texts, where)
     values = over_preset(stage, {**keywords, **{name: value for name, value in own.items() if value is not None}})
     lacking = [f.name for f in fields(stage.options) if f.default is MISSING and values.get(f.name, ()) == ()]
@@ -135,10 +154,26 @@ def with_options(name: str, *found: str) -> Callable[[_Method], _Method]:
     return documented
 
 
-def _plain(value: Any) -> Any:
-    """Convert a keyword's value for a table of options: to Python numbers, and paths to text."""
+def _plain(value: Any, name: str) -> Any:
+    """Convert a keyword's value for a table of options: to Python numbers; paths, functions and classes to text."""
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_plain(item, name) for item in value]
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, (type, FunctionType)):
+        return _dotted(value, name)
     return str(value) if isinstance(value, Path) else value
+
+
+def _dotted(code: type | FunctionType, option: str) -> str:
+    """Return the dotted name that imports a function or class, also one of a notebook's cell.
+
+    Raises: RequestError if that name does not lead to it.
+    """
+    module, name = code.__module__, code.__qualname__
+    if getattr(sys.modules.get(module), name, None) is not code:
+        raise RequestError(
+            f"--{option} is {module}.{name}, which cannot be found by this name: define it at the top of a file or "
+            "cell, and give it under that name"
+        )
+    return f"{module}.{name}"

@@ -11,9 +11,10 @@ from dfkd.app.results import Run, Selection
 from dfkd.config import ModelConfig
 from dfkd.config.stage_table import STAGES
 from dfkd.config.stages import Interpolation, Mixing
+from dfkd.data.images.normalize import given_statistics
 from dfkd.data.locate import GivenData
 from dfkd.data.own import data_of
-from dfkd.models.find import check_name
+from dfkd.models.find import OBJECT, check_name
 from dfkd.models.own import GivenModel, OneTeacher, OwnNetwork, Several
 from dfkd.models.several import names_several
 from dfkd.system.errors import RequestError
@@ -87,6 +88,8 @@ class Teacher:
             own = {name: expected.get(name) if value is None else value for name, value in own.items()}
             self._options = {**own, "device": device}
             ModelConfig(**self._options)
+            if self._options["normalize"] is not None:
+                given_statistics(self._options["normalize"])
             for text in _texts(self._model):
                 check_name(text)
 
@@ -213,7 +216,10 @@ class Teacher:
             return figures
 
     def __repr__(self) -> str:
-        return f"<dfkd.Teacher {_line(self._model)}>"
+        line = _line(self._model).removeprefix(OBJECT)
+        given = {name: value for name, value in self._options.items() if value not in (None, "auto")}
+        told = ", ".join(f"{name}={value}" for name, value in given.items())
+        return f"<dfkd.Teacher {line}{f': {told}' if told else ''}>"
 
     def _own(self, out: str | Path | None, **found: Any) -> dict[str, Any]:
         """Return the options that a call sets itself."""

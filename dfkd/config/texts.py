@@ -1,8 +1,11 @@
 """Conversion of an option's text on the command line to a value of the option's type."""
 
+import re
 import types
 import typing
 from typing import Any
+
+from dfkd.system.names import WORDS
 
 
 def flag(name: str) -> str:
@@ -20,9 +23,18 @@ def kind_of(hint: Any) -> tuple[Any, bool]:
     return hint, False
 
 
-def metavar(kind: Any) -> str:
-    """Return the placeholder for a value in `--help`."""
-    return f"{{{','.join(typing.get_args(kind))}}}" if typing.get_args(kind) else kind.__name__.upper()
+_WORD = re.compile(r"(MODEL|DATA|NAME|FILE|K/N|Folder)\b")
+_READ = {"model": "MODEL", "data": "DATA", "selection": "FOLDER"}
+
+
+def metavar(kind: Any, reads: str | None, help: str) -> str:
+    """Return the placeholder for a value in `--help`: for text the first word of its help, such as FILE."""
+    if typing.get_args(kind):
+        return f"{{{','.join(typing.get_args(kind))}}}"
+    if kind is not str:
+        return str(kind.__name__).upper()
+    word = _WORD.match(help)
+    return _READ.get(reads or "") or (word[1].upper() if word else "TEXT")
 
 
 def value(name: str, text: str, hint: Any) -> Any:
@@ -38,4 +50,4 @@ def value(name: str, text: str, hint: Any) -> Any:
     try:
         return kind(text)
     except ValueError:
-        raise ValueError(f"{flag(name)}: {text!r} is not {metavar(kind)}") from None
+        raise ValueError(f"{flag(name)}: {text!r} is not {WORDS[kind]}") from None

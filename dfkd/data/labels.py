@@ -97,6 +97,14 @@ def labels_of_names(
     return table[positions]
 
 
+def ordered_names(names: Sequence[str], positions: Int64[np.ndarray, " images"], classes: int) -> tuple[str, ...]:
+    """The names of a model's classes where they count in sorted order, as `labels_of_names` has it; else none."""
+    used = np.unique(positions).tolist()
+    if _numbers(names) is not None or classes not in (len(names), len(used)):
+        return ()
+    return tuple(names) if classes == len(names) else tuple(names[k] for k in used)
+
+
 def _numbers(names: Sequence[str]) -> list[int] | None:
     """Return the names as numbers if they are different whole numbers, else None."""
     if not all(name.isascii() and name.isdigit() and len(name) <= 18 for name in names):

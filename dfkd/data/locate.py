@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from dfkd.data.readers.folder import FolderReader
 from dfkd.data.readers.hub import open_hub
 from dfkd.data.readers.npz import NpzReader
-from dfkd.data.readers.reader import NoImages, Reader
+from dfkd.data.readers.reader import IMAGE_SUFFIXES, NoImages, Reader
 from dfkd.data.readers.table import is_saved, open_arrow, open_parquet, open_saved
 from dfkd.data.readers.tar import TarReader
 from dfkd.data.readers.vision import open_vision
@@ -33,6 +33,7 @@ _FILES: dict[str, Callable[[Path], Reader]] = {
 _HINTS = {
     (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"): "unpack it to a plain .tar: images are compressed already",
     (".zip", ".7z", ".rar"): "unpack it and name the folder",
+    tuple(IMAGE_SUFFIXES): "it is one image; name the folder that holds the images",
     (".npy",): "write it with np.savez(..., images=..., labels=...)",
 }
 _SCHEMES: dict[str, Callable[[str], tuple[str, Reader]]] = {"hf": open_hub, "torchvision": open_vision}

@@ -14,7 +14,7 @@ from jaxtyping import Int64, Integer, UInt8
 from dfkd.data.images.decode import conversions, decode, encode_png, fit, processors
 from dfkd.data.images.filter import Filter
 from dfkd.data.images.frame import ENCODED_ABOVE, WHOLE, Frame
-from dfkd.data.labels import ClassNames, labels_of_names
+from dfkd.data.labels import ClassNames, labels_of_names, ordered_names
 from dfkd.data.locate import Data
 from dfkd.data.readers.folder import FolderReader
 from dfkd.data.readers.reader import Reader, Unreadable
@@ -161,6 +161,15 @@ class Pool:
                     f"{name!r} has images without a label ({labels[-1].min()}); give a split that has them"
                 )
         return np.concatenate(labels)
+
+    def class_names(self, classes: int) -> tuple[str, ...]:
+        """The names of a model's classes by `labels`: of `--classes`, or of the class folders; else none."""
+        if self._class_names is not None:
+            return self._class_names.names
+        readers = [reader for _, reader, _ in self._parts]
+        if len(readers) != 1 or not isinstance(readers[0], FolderReader):
+            return ()
+        return ordered_names(*readers[0].named_labels(), classes)
 
     def _labels(self, name: str, reader: Reader, classes: int | None) -> Int64[np.ndarray, " images"]:
         known = self._class_names

@@ -164,7 +164,8 @@ class Run(Progress):
             if different:
                 raise RequestError(f"--out {self.shown} holds another run: {'; '.join(different)}; give another folder")
         elif others or (folder.exists() and not folder.is_dir()):
-            raise RequestError(f"--out {self.shown} holds files that are not a run; give another folder")
+            why = "holds files that are not a run" if folder.is_dir() else "is a file"
+            raise RequestError(f"--out {self.shown} {why}; give another folder")
         return None
 
     @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """Lookup of the network that a MODEL text names, before its first forward pass."""
 
+import importlib.util
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -86,7 +88,10 @@ def find_model(
     if "@" not in text and (names_weights(text) or ("/" in text and path.is_file())):
         raise RequestError(f"{text!r} names weights without their architecture: NAME[:key=value,...]@{text}")
     if "/" in text.partition("@")[0].partition(":")[0]:
-        raise RequestError(f"{text!r} is not a finished RUN (no {CONFIG} there), nor a .pt2 file, nor a model's name")
+        hint = _of_timm(text.partition("@")[0])
+        raise RequestError(
+            f"{text!r} is not a finished RUN (no {CONFIG} there), nor a .pt2 file, nor a model's name{hint}"
+        )
     return _from_name(text, classes, channels, new_classifier, image_size)
 
 
@@ -97,7 +102,28 @@ def check_name(text: str) -> None:
         return
     path = user_path(text)
     if "/" not in name.partition(":")[0] and not (can_exist(path) and path.exists()):
-        MODEL.look_up(name)
+        _look_up(name)
+
+
+def _look_up(text: str) -> Component:
+    """What a NAME names. Raises: RequestError; where timm has the network, with its NAME here."""
+    try:
+        return MODEL.look_up(text)
+    except RequestError as error:
+        if hint := _of_timm(text):
+            raise RequestError(f"no model is called {text!r}{hint}") from error
+        raise
+
+
+def _of_timm(text: str) -> str:
+    """How a network of timm is named, where a text that is no NAME has the name of one; else nothing."""
+    name = re.sub(r"^timm(\.create_model)?[.:/]", "", text).partition(",")[0]
+    if not re.fullmatch(r"[\w.]+(:[\w.]+)?", name) or importlib.util.find_spec("timm") is None:
+        return ""
+    import timm
+
+    network = name if timm.is_model(name) else name.partition(":")[0]
+    return f"; timm has it: timm.create_model:model_name={network}" if timm.is_model(network) else ""
 
 
 def _from_run(path: Path) -> Found:
@@ -177,7 +203,7 @@ def _from_name(
     architecture, at, weights = text.partition("@")
     if at and not weights:
         raise RequestError(f"{text!r} names no weights after the @")
-    model = MODEL.look_up(architecture)
+    model = _look_up(architecture)
     if model.named.numbers:
         number = model.named.numbers[0]
         raise RequestError(f"in model {architecture!r}, {number:g} is for no parameter: write key=value")
@@ -208,7 +234,7 @@ def _from_name(
         elif seen.keys() - model.options.keys():
             used = other
             loaded = module = _construct(used)
-        load_state(loaded, state, path)
+        load_state(loaded, state, path, [parameter.name for parameter in model.parameters])
         if loaded is not module:
             new = keep_layers(module, loaded)
     stored = from_safetensors(path) if weights else None

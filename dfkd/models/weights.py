@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -139,7 +140,7 @@ def _of_network(state: State, module: nn.Module, path: Path) -> dict[str, Any]:
         more = f"; {path.name}#{others[0]} takes {others[0]!r}" if others else ""
         say(
             f"note: weights {path.name!r}: the {len(inside):,} tensors under {first!r} are taken, which fit the model; "
-            f"{len(left):,} others are left out ({_few(left)}){more}"
+            f"left out: {len(left):,} ({_few(left)}){more}"
         )
     return inside
 
@@ -163,8 +164,10 @@ def load_weights(module: nn.Module, path: Path) -> None:
     load_state(module, read_state_dict(path, module), path)
 
 
-def load_state(module: nn.Module, state: State, path: Path) -> None:
+def load_state(module: nn.Module, state: State, path: Path, options: Sequence[str] = ()) -> None:
     """Load the tensors read from `path` into `module`. Surplus keys are left out with a note if all others fit.
+
+    `options` are the parameters of the module's constructor, for the hint.
 
     Raises: RequestError with the missing, the unexpected and the mis-shaped keys.
     """
@@ -186,7 +189,7 @@ def load_state(module: nn.Module, state: State, path: Path) -> None:
             )
             return
         why = _mismatch(own, state) or raised.said
-        hint = "check its name and options"
+        hint = "check its name and options" + (f" ({', '.join(options)})" if options else "")
         if missing and _PART.search(path.name):
             hint = f"it is one of several parts; name their list, {_PART.sub('', path.name)}{_INDEX}"
         raise RequestError(f"weights {str(path)!r} do not fit the model: {why}; {hint}") from None
@@ -245,6 +248,8 @@ def _read(path: Path) -> object:
         reason = said[0].partition("\n")[0] or type(error).__name__
         if reason.startswith("[enforce fail"):
             reason = "it is a zip file, but none that torch.save writes"
+        if head.startswith(b"PK") and not zipfile.is_zipfile(path):
+            reason = "the file is cut short or damaged; fetch it again"
         raise RequestError(f"weights {str(path)!r} cannot be read: {reason}") from error
 
 

@@ -71,6 +71,8 @@ def explained(config: ExplainConfig) -> tuple[Explanation, Pool]:
         given_names.check(student.model.classes)
         names = given_names.names
     labels = _labels(data, student.model.classes)
+    if not names and labels is not None:
+        names = data.class_names(student.model.classes)
     baseline = _baseline(config, student, data)
     for classifier in (student, teacher):
         examine(classifier, data)

@@ -51,8 +51,8 @@ def _write_tree(config: InspectConfig, path: Path | None) -> None:
     tree = model.module
     if not isinstance(tree, SoftTree):
         raise RequestError(
-            f"{config.folder} is a run, and its student is not a soft_tree, whose filters can be shown; "
-            "dfkd compare shows runs, and --verify reads their files"
+            f"{config.folder} is a run: dfkd compare {config.folder} --out FILE.html shows it, --verify checks its "
+            "files; of a run, inspect shows the filters of a soft_tree"
         )
     if path is None:
         raise RequestError(f"{config.folder} is a run with a tree; --out FILE.html shows its filters")

@@ -164,7 +164,7 @@ def warnings(rows: Sequence[Row]) -> list[str]:
     if partly and any(row.values("top1") for row in rows):
         found.append(f"not every run was tested: {_listed(partly)}")
     single = [row.name for row in rows if len(row.runs) == 1]
-    if single:
+    if single and len(rows) > 1:
         found.append(f"one seed: a difference may be noise ({_listed(single)})")
     return found
 

@@ -76,6 +76,8 @@ def parse_filter(text: str, model: Model, pool: Pool) -> NamedFilter | None:
     if automatic:
         can = pool.image_size <= ENCODED_ABOVE and len(pool) >= LEAST and BatchStatistics(model.module).layers
         text, none = "fitted", not can
+        if len(pool) < LEAST and pool.image_size <= ENCODED_ABOVE:
+            say(f"filter none: the pool has {len(pool):,} images, and {LEAST} are needed to fit one")
     if none:
         return None
     try:

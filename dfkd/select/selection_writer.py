@@ -122,7 +122,8 @@ def is_done(out: Path, shown: str, content: dict[str, Any]) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if not (out / MANIFEST).exists():
-        raise RequestError(f"--out {shown} holds files that are not a selection; give another folder")
+        why = "holds files that are not a selection" if out.is_dir() else "is a file"
+        raise RequestError(f"--out {shown} {why}; give another folder")
     different = differences(Shards(out).manifest.content.table, content)
     if different:
         raise RequestError(f"--out {shown} holds another selection: {'; '.join(different)}; give another folder")

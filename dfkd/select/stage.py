@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dfkd.config import SelectConfig
 from dfkd.data import Pool
 from dfkd.data.locate import GivenData
@@ -35,6 +37,8 @@ from dfkd.system.locks import locked, once
 from dfkd.system.text import inspect_command, of_classes
 
 __all__ = ["check", "run", "select"]
+UNREADABLE_NAMED = 3
+"""Images that cannot be read and are named on the terminal."""
 
 
 def run(config: SelectConfig) -> Path:
@@ -153,5 +157,7 @@ def _report(selected: Selected) -> None:
     say(f"images by reason: {', '.join(f'{n:,} {reason}' for reason, n in counts.items())}")
     say(f"selected by predicted class: {of_classes(selected.per_class.tolist(), MANIFEST, ',', names)}")
     if scores.problems:
-        say(f"unreadable and skipped: {len(scores.problems):,}; {MANIFEST} names them")
+        first = ", ".join(pool.origins(np.array(sorted(scores.problems)[:UNREADABLE_NAMED])))
+        more = f", ...; {MANIFEST} names them" if len(scores.problems) > UNREADABLE_NAMED else ""
+        say(f"unreadable and skipped: {len(scores.problems):,} ({first}{more})")
     say(f"{out}: {len(choice):,} images; look at them with: {inspect_command(str(out))}")

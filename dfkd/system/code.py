@@ -12,8 +12,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-WITH_VERSION = frozenset(("dfkd", "torch", "torchvision", "timm"))
-"""Packages whose code is identified by their version."""
+from dfkd.system.versions import WITH_VERSION
+
 _DYNAMIC = frozenset(("globals", "eval", "exec", "__import__"))
 """Functions that can reach names which the code does not mention."""
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -24,7 +24,7 @@ def code_of(target: Callable[..., Any], name: str = "") -> str | None:
 
     The result is None for packages with a version. `name` is the dotted name under which the user imported `target`.
     Comments, docstrings, layout and definitions that are not reached do not change the hash. Names are followed into
-    other modules, unless the modules are installed.
+    other modules, unless the modules are installed. Code of a notebook's cell has no file: its byte code is hashed.
     """
     if target.__module__.partition(".")[0] in WITH_VERSION:
         return None
@@ -32,8 +32,12 @@ def code_of(target: Callable[..., Any], name: str = "") -> str | None:
         file = inspect.getsourcefile(target)
     except TypeError:  # built in
         return None
-    if not file:
-        return None
+    except OSError:  # a class of a notebook
+        file = None
+    if not file or not Path(file).is_file():
+        from dfkd.system.loaded_code import loaded_code  # needs torch
+
+        return loaded_code(target)
     whole = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
     try:
         walk = _Walk(_Module(Path(file), target.__module__))

@@ -193,5 +193,9 @@ class Component:
         required = [p.name for p in named if p.default is p.empty]
         missing = [key for key in required if key not in self.options]
         if missing:
+            has_one = {*self.given} & inspect.signature(self.target).parameters.keys()
+            if self.given and not has_one:
+                hint = f"its parameters must be called {' and '.join(self.given)}"
+                raise RequestError(f"{kind} {name!r} has parameters {', '.join(missing)}; {hint}")
             raise RequestError(f"{kind} {name!r} needs {', '.join(missing)}: {name}:{missing[0]}=...")
         return names.converted(self.target, self.options, name)

@@ -1,8 +1,11 @@
 """Terminal output of a stage: log lines, and progress bars with rate and remaining time."""
 
 import functools
+import importlib
 import math
 import sys
+import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -42,13 +45,44 @@ def console() -> "Console":
     if _console is None or _console.file is not sys.stderr:  # a test may have replaced stderr
         from rich.console import Console
 
-        _console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        # plain text in a notebook: bars of rich need ipywidgets there, and ipykernel sets FORCE_COLOR
+        terminal = False if _in_notebook() else None
+        _console = Console(
+            file=sys.stderr, highlight=False, soft_wrap=True, force_jupyter=False, force_terminal=terminal
+        )
     return _console
+
+
+_unfinished = ""
+"""What stands on the last line of a notebook's output, which the next text replaces."""
+
+
+def _in_notebook() -> bool:
+    """Whether stderr is the output of a cell, where a line can be written anew and nothing else."""
+    return type(sys.stderr).__module__.startswith("ipykernel")
+
+
+def ready_notebook() -> None:
+    """Import the bars of tqdm, as `datasets` does, without the warning that ipywidgets are not installed."""
+    if _in_notebook() and "tqdm.auto" not in sys.modules:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module("tqdm.auto")
+
+
+def _rewrite(line: str) -> None:
+    """Replace the unfinished line of a notebook."""
+    global _unfinished
+    if line or _unfinished:
+        sys.stderr.write("\r" + line.ljust(len(_unfinished)) + ("" if line else "\r"))
+        sys.stderr.flush()
+    _unfinished = line
 
 
 def say(line: str) -> None:
     """Print one line of the log. Brackets are literal, and control characters (of file names) are escaped."""
     if "lines" in _shown.get():
+        _rewrite("")
         console().print(visible(_wording.get()(line)), markup=False)
 
 
@@ -61,7 +95,8 @@ def answer(text: str) -> None:
 class Progress:
     """Progress bar of `total` units.
 
-    On a terminal, the latest values of a training are shown below the bar, with a curve of one of them.
+    On a terminal, the latest values of a training are shown below the bar, with a curve of one of them. In a notebook
+    the bar is a line that is rewritten.
     """
 
     def __init__(self, what: str, total: int, unit: str, done: int = 0) -> None:
@@ -80,6 +115,7 @@ class Progress:
             disable="bars" not in _shown.get() or (alone and not console().is_terminal),
         )
         self._unit, self._done0 = unit, done
+        self._written = 0.0 if _in_notebook() and not self._bar.disable else math.inf
         self._task = self._bar.add_task(what, total=total, completed=done, rate="", note="", values={}, curve=[])
 
     def advance(self, units: int, note: str = "", values: Mapping[str, float] | None = None, curve: str = "") -> None:
@@ -94,7 +130,19 @@ class Progress:
         if values is not None and curve in values:
             fields["curve"] = [*task.fields["curve"], (curve, values[curve])][-CURVE:]
         self._bar.update(self._task, completed=done, rate=rate, note=note, **fields)
+        if time.monotonic() - self._written >= NOTEBOOK_SECONDS:
+            self._written = time.monotonic()
+            with console().capture() as drawn:
+                console().print(self._bar.get_renderable())
+            _rewrite(drawn.get().rstrip())
 
+    def close(self) -> None:
+        """Leave the notebook's line to the last state, which the bar itself prints."""
+        _rewrite("")
+
+
+NOTEBOOK_SECONDS = 0.5
+"""Between two states of a bar in a notebook."""
 
 CURVE = 60
 """Number of latest values that a curve shows."""
@@ -146,4 +194,7 @@ def progress(what: str, total: int, unit: str, done: int = 0) -> Iterator[Progre
     """Show a progress bar while the block runs. If stderr is not a terminal, print only its last state."""
     shown = Progress(what, total, unit, done)
     with shown._bar:
-        yield shown
+        try:
+            yield shown
+        finally:
+            shown.close()

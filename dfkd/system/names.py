@@ -7,6 +7,7 @@ module's code. A user's own class or function therefore needs no registration. `
 import ast
 import importlib
 import os
+import re
 import sys
 import types
 import typing
@@ -53,7 +54,8 @@ def parse(text: str) -> Named:
             try:
                 numbers.append(float(item))
             except ValueError:
-                raise RequestError(f"in {text!r}, {item!r} is neither a number nor key=value") from None
+                hint = f"write KEY={item} with the parameter's name"
+                raise RequestError(f"in {text!r}, {item!r} is neither a number nor key=value; {hint}") from None
         elif not key.isidentifier() or key in options:
             why = "is given twice" if key in options else "is not a parameter's name"
             raise RequestError(f"in {text!r}, {key!r} {why}")
@@ -80,6 +82,10 @@ def find(name: str, modules: Sequence[str], kind: str) -> Callable[..., Any]:
         if actual is not None:
             return _callable(getattr(module, actual), name, kind)
         known.update(by_case or public)
+    several = re.split(r"[\s,+]+", name)
+    if len(several) > 1 and {word.lower() for word in several} & known:
+        hint = f"give each as a value of its own: {' '.join(several)}"
+        raise RequestError(f"{name!r} is not the name of one {kind}; {hint}")
     raise RequestError(
         f"no {kind} is called {name!r}{nearest(name.lower(), known)} (your own is named with dots: my_package.{name})"
     )
@@ -136,7 +142,8 @@ def _value(text: str) -> Any:
         return text
 
 
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false"}
+WORDS = {int: "a whole number", float: "a number", bool: "true or false"}
+"""What messages call the values of a type."""
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:
@@ -174,7 +181,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
             raise RequestError(f"{where}={value} is not text")
         return value if isinstance(value, str) else str(value)  # not str(value): an Expanded text keeps its $NAME
     if hint in (int, float, bool) and type(value) is not hint:
-        raise RequestError(f"{where}={value!r} is not {_WORDS[hint]}")
+        raise RequestError(f"{where}={value!r} is not {WORDS[hint]}")
     if origin is tuple and arguments[1:] == (...,):
         items = value if isinstance(value, (list, tuple)) else [value]
         return tuple(convert(item, arguments[0], where) for item in items)

@@ -3,6 +3,9 @@
 from functools import cache
 from importlib.metadata import version
 
+WITH_VERSION = frozenset(("dfkd", "torch", "torchvision", "timm"))
+"""Packages whose code is known by their version."""
+
 
 @cache
 def _version(name: str) -> str:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from dfkd.config import EvaluateConfig, ExplainConfig
 from dfkd.data import Pool, open_pool
-from dfkd.data.labels import ClassNames
 from dfkd.data.locate import GivenData
 from dfkd.formats.overwrite import check_output
 from dfkd.formats.run_records import CONFIG
@@ -179,7 +178,7 @@ def evaluate(
     measures = measure(evaluated, images, config.batch_size, taught)
     figures = {"model": loaded.spec, "parameters": loaded.parameter_count(), **vars(measures)}
     figures |= evaluated.place.describe()
-    names = loaded.class_names if config.classes is None else ClassNames(config.classes).names
+    names = (loaded.class_names if config.classes is None else ()) or images.class_names(loaded.classes)
     figures |= {"class_names": list(names)} if names else {}
     if taught is not None:
         figures["teacher"] = taught.model.spec

@@ -48,7 +48,23 @@ def parse_normalize(text: str, channels: int) -> tuple[tuple[float, ...], tuple[
 
     One given value serves every channel. For a gray teacher, named values are averaged over the three colors. Means
     above 1 or deviations above 10 are for pixels in [0, 255]. All values are then divided by 255, with a note.
-    Raises: RequestError for an unknown name, a wrong number of values, or a deviation that is not positive.
+    Raises: RequestError as `given_statistics`, and for a wrong number of values.
+    """
+    mean, std = given_statistics(text)
+    if channels == 1 and text in NORMALIZATIONS:
+        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
+    if len(mean) not in (1, channels) or len(std) not in (1, channels):
+        raise RequestError(f"--normalize {text!r} has {len(mean)}/{len(std)} values; the model has {channels} channels")
+    if max(mean) > 1 or min(std) > 10:
+        mean, std = (tuple(value / 255 for value in values) for values in (mean, std))
+        say(f"note: --normalize {text} is for pixels in [0, 255]; its values are divided by 255")
+    return mean * (channels // len(mean)), std * (channels // len(std))
+
+
+def given_statistics(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation as they are written, for any number of channels.
+
+    Raises: RequestError for an unknown name, a text that is not a number, or a deviation that is not positive.
     """
     if text in NORMALIZATIONS:
         mean, std = NORMALIZATIONS[text]
@@ -64,11 +80,4 @@ def parse_normalize(text: str, channels: int) -> tuple[tuple[float, ...], tuple[
         raise RequestError(f"--normalize {text!r} has a number that is not finite")
     if min(std) <= 0:
         raise RequestError(f"--normalize {text!r} has a deviation that is not above 0")
-    if channels == 1 and text in NORMALIZATIONS:
-        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
-    if len(mean) not in (1, channels) or len(std) not in (1, channels):
-        raise RequestError(f"--normalize {text!r} has {len(mean)}/{len(std)} values; the model has {channels} channels")
-    if max(mean) > 1 or min(std) > 10:
-        mean, std = (tuple(value / 255 for value in values) for values in (mean, std))
-        say(f"note: --normalize {text} is for pixels in [0, 255]; its values are divided by 255")
-    return mean * (channels // len(mean)), std * (channels // len(std))
+    return mean, std
