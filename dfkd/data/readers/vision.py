@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import os
 from collections.abc import Callable, Mapping
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import cache_folder
 from dfkd.system.names import find
+from dfkd.system.spacing import evenly_spaced
+
+COMPARED = 5
+"""Items that must equal the attribute `data`, which is then read in their place."""
 
 
 class VisionReader:
@@ -142,14 +147,22 @@ def _split(target: Callable[..., Any], words: list[str], text: str) -> dict[str,
 
 
 def _raw(dataset: Any) -> UInt8[np.ndarray, "n *stored"] | None:
-    """Return the data set's attribute `data` if it holds one uint8 image per item and equals item 0, else None."""
+    """Return the data set's attribute `data` if it holds one uint8 image per item and equals a few items, else None."""
     data = getattr(dataset, "data", None)
     pixels = np.asarray(data) if isinstance(data, np.ndarray | torch.Tensor) else None
     if pixels is None or pixels.dtype != np.uint8 or len(pixels) != len(dataset):
         return None
+    rows = evenly_spaced(len(pixels), COMPARED)
     try:
-        first = as_nhwc(pixels[:1])[0]
+        images = as_nhwc(pixels[rows])
     except ValueError:
         return None
-    item = np.asarray(image_in(dataset[0]))
-    return pixels if item.size == first.size and np.array_equal(item.reshape(first.shape), first) else None
+    return pixels if all(map(_is_item, repeat(dataset), rows.tolist(), images)) else None
+
+
+def _is_item(dataset: Any, row: int, image: UInt8[np.ndarray, "height width channels"]) -> bool:
+    try:
+        item = np.asarray(image_in(dataset[row]))
+    except Exception:  # foreign code; its images are then read one by one, and the error is that of one image
+        return False
+    return item.size == image.size and np.array_equal(item.reshape(image.shape), image)
