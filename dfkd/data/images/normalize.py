@@ -40,7 +40,7 @@ class Preprocess:
         mean, std = (
             (torch.tensor(values, device=images.device) * 255).repeat(width) for values in (self.mean, self.std)
         )
-        return ((images.flatten(2) - mean) / std).view(images.shape).permute(0, 3, 1, 2)
+        return (images.flatten(2) - mean).div_(std).view(images.shape).permute(0, 3, 1, 2)
 
 
 def parse_normalize(text: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
