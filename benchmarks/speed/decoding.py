@@ -1,12 +1,13 @@
-"""How many JPEG files a second are decoded to a square, by one thread: dfkd beside other libraries.
+"""Decoding rate of JPEG files to a square, in files a second on one thread: dfkd beside other libraries.
 
     DFKD_PHOTOS=../shared/data/photos python benchmarks/speed/decoding.py OUT.json [FILES]
 
-The files are FILES (60) photos of Caltech-101, enlarged to 500x400 and 4000x3000 pixels with the noise that large
-photos have. Each side resizes the shorter side and crops the center. `dfkd` is `dfkd.data.images.decode`: simplejpeg at
-a scale of libjpeg-turbo's DCT that leaves twice the size, and resizing by torch. The others are Pillow with and without
-draft mode and its own resizing, torchvision.io, and simplejpeg with Pillow's resizing, at more scales.
-PyTurboJPEG needs a library of the system beside its package, and is left out. Processor time; rounds take turns.
+The files are FILES (60) photos of Caltech-101, enlarged to 500x400 and 4000x3000 pixels, with noise like that of large
+photos. Every library resizes the shorter side and crops the center. `dfkd` is `dfkd.data.images.decode`: simplejpeg,
+with the DCT scaling of libjpeg-turbo to at least twice the size, and resizing by torch. The others are Pillow with and
+without draft mode and its own resizing, torchvision.io, and simplejpeg with more scales and Pillow's resizing.
+PyTurboJPEG is left out, because it needs a system library beside its package. Rates are per processor second. Rounds
+alternate.
 """
 
 import io
@@ -29,7 +30,7 @@ ROUNDS = 3
 
 
 def square(image, size):
-    """A PIL image resized and cropped by Pillow."""
+    """Resize and crop a PIL image by Pillow."""
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
@@ -44,7 +45,7 @@ def with_pillow(data, size, draft):
 
 
 def with_torchvision(data, size):
-    with warnings.catch_warnings():  # torchvision 0.29 is going to drop it
+    with warnings.catch_warnings():  # torchvision 0.29 will remove it
         warnings.simplefilter("ignore", DeprecationWarning)
         planes = torchvision.io.decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
     return v2.functional.center_crop(v2.functional.resize(planes, size, antialias=True), size)
@@ -66,7 +67,7 @@ OTHERS = {
 
 
 def rate(function, files, size):
-    """Files a second of processor time."""
+    """Return the files decoded per second of processor time."""
     started = time.process_time()
     for data in files:
         function(data, size)

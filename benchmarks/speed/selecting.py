@@ -3,14 +3,14 @@
     DFKD_DATA=data DFKD_TEACHERS=../shared/teachers python benchmarks/speed/selecting.py OUT.json [IMAGES [JPEGS]]
     python benchmarks/speed/selecting.py OUT.json IMAGES JPEGS TEACHER     another network, of random weights
 
-Of raw pools of 32 pixels IMAGES (8,192; 0 for none), of a folder of JPEG files of 500x400 pixels JPEGS (1,000), from
-DFKD_PHOTOS where that is set. Decoding overlaps with the teacher there: `bare` is the slower of the teacher alone and
-the decoding alone, each on all cores, and `of_both_after_another` compares with the time of the one plus that of the
-other, which is the least where both take all cores. The rows against a DataLoader score the same files by Pillow and
-torchvision's transforms v2 in one worker a core. Rounds alternate, so that a slow minute of the machine falls on all;
-medians are shown.
+IMAGES (8,192; 0 for none) is the size of raw pools of 32 pixels. JPEGS (1,000) is the number of JPEG files of 500x400
+pixels in a folder, from DFKD_PHOTOS if that is set. For JPEG files, decoding overlaps with the teacher. `bare` is the
+slower of the teacher alone and the decoding alone. `of_both_after_another` compares with the sum of both times, which
+is the least time if both use all cores. In the rows against a DataLoader, Pillow and torchvision's transforms v2 feed
+the same network from one worker per core. Rounds alternate, so that a slow minute of the machine affects all. The
+script prints medians.
 
-The name is not `select.py`: beside the script that runs, that would take the place of Python's own module.
+The name is not `select.py`, because that would shadow Python's own module for scripts in this folder.
 """
 
 import os
@@ -42,7 +42,7 @@ DEFAULTS = (8_192, 1_000)
 
 
 def command(folder, teacher, normalize, pool, **options):
-    """A function that selects half of the pool into a new folder, with no scores cached; imports are not in it."""
+    """Return a function that selects half of the pool into a new folder, with no scores cached and without imports."""
     number = len(list(folder.glob("cache*")))
     cache = folder / f"cache{number}"
     cache.mkdir()
@@ -57,7 +57,7 @@ def command(folder, teacher, normalize, pool, **options):
 
 
 def measure_raw(folder, name, teacher, normalize, count):
-    """Images a second of the whole command and of the teacher alone, on 32-pixel images in one file."""
+    """Return images per second of the whole command and of the teacher alone, for 32-pixel images in one file."""
     pool = images(count)
     np.savez(folder / "pool.npz", images=pool)
     model = Classifier(load_model(teacher, normalize=normalize), resolve_place("auto", "auto"))
@@ -71,7 +71,7 @@ def measure_raw(folder, name, teacher, normalize, count):
 
 
 def measure_photos(folder, name, side, count):
-    """Images a second of the command, against the slower of teacher and decoding, each alone, and a DataLoader."""
+    """Return images per second of the command, against the slower of teacher and decoding, and a DataLoader."""
     photos = folder / "photos"
     if not photos.exists():
         write_photos(photos, count)

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torchvision
+from PIL import Image
 
 from dfkd.data import open_pool
 from dfkd.data.readers.vision import VisionReader, data_folder, open_vision
@@ -77,6 +78,19 @@ def test_items_count_where_data_differs(monkeypatch: pytest.MonkeyPatch) -> None
         1: "is a ndarray, not an image",
         2: "OSError: gone",
     }
+
+
+class Later(Mine):
+    """Shows what `data` holds only at its beginning."""
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self.data[index] + (index > 1)), 7
+
+
+def test_open_vision__reads_items_where_a_later_one_differs_from_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchvision.datasets, "later", Later, raising=False)
+    pool = open_pool(["torchvision:torchvision.datasets.later"], image_size=8, channels=3)
+    assert pool.images(np.arange(4)).pixels.max(axis=(1, 2, 3)).tolist() == [0, 0, 1, 1]
 
 
 def test_bad_requests(mnist: dict[str, np.ndarray]) -> None:

@@ -204,6 +204,12 @@ def test_near_duplicates_and_clusters(lab, tmp_path):
     rows = [int(s.partition("#")[2]) % 300 for s in Shards(tmp_path / "kept").column("source")]
     assert len(set(rows)) == 200
     assert json.loads((tmp_path / "kept" / "manifest.json").read_text())["reasons"]["near_duplicate"] >= 300
+    assert (
+        lab.dfkd("select", *common, "--out", tmp_path / "pixels", "--deduplicate-pixels", 0.9999, "--count", 150) == 0
+    )
+    rows = [int(s.partition("#")[2]) % 300 for s in Shards(tmp_path / "pixels").column("source")]
+    assert len(set(rows)) == 150
+    assert json.loads((tmp_path / "pixels" / "manifest.json").read_text())["content"]["options"]["deduplicate_pixels"]
     assert lab.dfkd("select", *common, "--out", tmp_path / "spread", "--balance", "cluster", "--count", 100) == 0
     assert len(Shards(tmp_path / "spread")) == 100
 
