@@ -31,7 +31,7 @@ READERS = (
     "dfkd.models.weights",
     "dfkd.app.pipeline_file",
 )
-PACKAGES = ("atheris", "numpy", "pillow", "pyarrow", "safetensors", "torch")
+PACKAGES = ("atheris", "numpy", "pillow", "pyarrow", "safetensors", "simplejpeg", "torch")
 
 
 def fuzz(name: str, corpus: Path, findings: Path, seconds: int, seed: int) -> None:

@@ -3,16 +3,15 @@
     DFKD_PHOTOS=../shared/data/photos python benchmarks/speed/decoding.py OUT.json [FILES]
 
 The files are FILES (60) photos of Caltech-101, enlarged to 500x400 and 4000x3000 pixels, with noise like that of large
-photos. Every library resizes the shorter side and crops the center. `dfkd` is `dfkd.data.images.decode`: Pillow's draft
-mode, which uses the DCT scaling of libjpeg-turbo, and resizing by torch. The others are Pillow with and without draft
-mode and its own resizing, torchvision.io, and simplejpeg if it is installed (pip install simplejpeg). PyTurboJPEG is
-left out, because it needs a system library beside its package. Rates are per processor second. Rounds alternate.
+photos. Every library resizes the shorter side and crops the center. `dfkd` is `dfkd.data.images.decode`: simplejpeg,
+with the DCT scaling of libjpeg-turbo to at least twice the size, and resizing by torch. The others are Pillow with and
+without draft mode and its own resizing, torchvision.io, and simplejpeg with more scales and Pillow's resizing.
+PyTurboJPEG is left out, because it needs a system library beside its package. Rates are per processor second. Rounds
+alternate.
 """
 
 import io
-import os
 import sys
-import tarfile
 import time
 import warnings
 from pathlib import Path
@@ -21,28 +20,13 @@ import numpy as np
 import torch
 import torchvision
 from PIL import Image
-from ratios import report, row
+from ratios import photos, report, row
 from torchvision.transforms import v2
 
 from dfkd.data.images.decode import decode
 
 SHAPES = {(500, 400): (64, 224), (4000, 3000): (224,)}
 ROUNDS = 3
-
-
-def photos(width, height, count):
-    """Return JPEG files of one shape."""
-    rng, found = np.random.default_rng(0), []
-    with tarfile.open(Path(os.environ["DFKD_PHOTOS"]) / "caltech101-000.tar") as tar:
-        for member in tar:
-            if member.name.endswith(".jpg") and len(found) < count:
-                image = Image.open(io.BytesIO(tar.extractfile(member).read())).convert("RGB")
-                large = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
-                noisy = (large + rng.integers(-8, 9, (height, width, 1), dtype=np.int16)).clip(0, 255)
-                file = io.BytesIO()
-                Image.fromarray(noisy.astype(np.uint8)).save(file, "JPEG", quality=88)
-                found.append(file.getvalue())
-    return found
 
 
 def square(image, size):
@@ -97,7 +81,7 @@ def main():
     rows = []
     for (width, height), sizes in SHAPES.items():
         count = int(sys.argv[2]) if len(sys.argv) == 3 else 60
-        files = photos(width, height, max(2, count * 500 * 400 // (width * height)))
+        files = photos(max(2, count * 500 * 400 // (width * height)), width, height)
         for size in sizes:
             rounds = {name: [] for name in OTHERS}
             for _ in range(ROUNDS):

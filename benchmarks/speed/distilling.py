@@ -2,25 +2,36 @@
 
     DFKD_DATA=data DFKD_TEACHERS=../shared/teachers python benchmarks/speed/distilling.py OUT.json [STEPS]
     python benchmarks/speed/distilling.py OUT.json STEPS TEACHER STUDENT        names of networks: random weights
+    DFKD_PHOTOS=../shared/data/photos python benchmarks/speed/distilling.py OUT.json STEPS photos
 
 A bare step has a ready batch, the same two networks, the same losses and the same optimizer. It lacks the rest of a
 training: images, views, schedule, metrics. With kept answers (`--teacher-views`) it has ready logits and no teacher.
 The rows that end in "against a step of kd" show the cost of other losses, and the gain of kept answers. Their bare step
 is always plain KL with the teacher. Rounds alternate, so that a slow minute of the machine affects both. The script
 prints medians. `selecting.py` measures `dfkd select`.
+
+With `photos` the shards hold JPEG files of 500x400 pixels. Random windows of them are decoded to 224 pixels. `bare` is
+then the slower of the bare step and the decoding of its windows, each alone on all cores. `of_both_after_another`
+compares with the sum of both times, which is the least time if both use all cores. In the rows against a DataLoader,
+Pillow and torchvision's transforms v2 feed the same step from one worker per core. The rows of views have no networks:
+images are decoded, mirrored and normalized.
 """
 
 import os
 import sys
 import tempfile
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch.nn.functional as F
-from ratios import images, report, row, seconds, untrained
+from ratios import images, loader, report, row, seconds, untrained, write_photos
+from torchvision.transforms import v2
 
 from dfkd.config import DistillConfig, SelectConfig
+from dfkd.data.images.frame import Crops
 from dfkd.distill.prepare import prepare
+from dfkd.formats.shards import Shards
 from dfkd.select import stage as select
 from dfkd.training.optim import make_optimizer, set_rate
 
@@ -33,15 +44,20 @@ LOSSES = {
     "kd explicit relation": {"loss": ("kd", "explicit:0.5", "relation:1")},
     "kd, kept answers": {"loss": ("kd",), "teacher_views": 1},
 }
+SIDE, PHOTO_BATCH = 224, 32
+PHOTO_NETWORKS = ("mobilenet_v3_small", "ratios.Strided")
+"""Each is teacher and student: with the one the networks take longer than decoding, with the other they do not."""
 
 
-def make_selection(folder, teacher):
-    """Make a selection to learn from. Returns its folder."""
-    np.savez(folder / "pool.npz", images=images(IMAGES))
+def make_selection(folder, teacher, pool=None, **options):
+    """Make a selection to learn from, of raw images if no pool is given. Returns its folder."""
+    if pool is None:
+        pool = folder / "pool.npz"
+        np.savez(pool, images=images(IMAGES))
     os.environ["DFKD_CACHE"] = str(folder / "cache")
-    out = folder / "selection"
-    options = {"pool": (str(folder / "pool.npz"),), "filter": "none", "out": str(out)}
-    select.run(SelectConfig(teacher=teacher, normalize="cifar10", **options))
+    out = folder / f"selection{len(list(folder.glob('selection*')))}"
+    given = {"normalize": "cifar10", "filter": "none", "pool": (str(pool),), "out": str(out), **options}
+    select.run(SelectConfig(teacher=teacher, **given))
     return out
 
 
@@ -98,10 +114,66 @@ def measure(samples, teacher, student, name, steps):
     return rows
 
 
+def measure_photos(folder, name, steps):
+    """Steps a second from encoded shards, against the slower of the bare step and decoding, and a DataLoader."""
+    photos, teacher = folder / "photos", untrained(name, folder)
+    options = {"normalize": "imagenet", "image_size": SIDE}
+    count = steps * PHOTO_BATCH
+    samples = make_selection(folder, teacher, photos, **options, method="random", count=count, batch_size=PHOTO_BATCH)
+    trainer = prepared_trainer(samples, teacher, name, {"loss": ("kd",), "batch_size": PHOTO_BATCH, **options})
+    source, step = trainer.source, bare_step(trainer)
+    augment = [v2.RandomResizedCrop(SIDE, scale=(trainer.plan.crop_area, 1)), v2.RandomHorizontalFlip()]
+    files = loader(photos, PHOTO_BATCH, augment, shuffle=True, drop_last=True)
+
+    shards, crops = Shards(samples), Crops(trainer.plan.crop_area, seed=0)
+
+    def decoded():
+        for start in range(0, count, PHOTO_BATCH):
+            shards.pixels(np.arange(start, start + PHOTO_BATCH), crops.at(start, PHOTO_BATCH))
+
+    def views():
+        for _ in range(steps):
+            trainer.augment(source.sample(PHOTO_BATCH))
+
+    def engineers(step):
+        for _ in files:
+            step()
+
+    ways = {
+        "ours": lambda: [trainer.advance() for _ in range(steps)],
+        "bare": lambda: [step() for _ in range(steps)],
+        "decoding": decoded,
+        "views": views,
+        "loader": lambda: engineers(step),
+        "loaded": lambda: engineers(lambda: None),
+    }
+    taken = [{way: seconds(run) / steps for way, run in ways.items()} for _ in range(ROUNDS + 1)][1:]
+    what = f"distill photographs of {SIDE} pixels, {name}"
+    apart = {
+        "bare_alone": median(1 / t["bare"] for t in taken),
+        "decoding_alone": median(1 / t["decoding"] for t in taken),
+        "of_both_after_another": median((t["bare"] + t["decoding"]) / t["ours"] for t in taken),
+    }
+    best = row(f"{what}, steps/s", [(1 / t["ours"], 1 / max(t["bare"], t["decoding"])) for t in taken])
+    return [
+        best | {way: round(value, 3) for way, value in apart.items()},
+        row(f"{what}, against a DataLoader", [(1 / t["ours"], 1 / t["loader"]) for t in taken]),
+        row(f"{what}, views alone, against decoding", [(1 / t["views"], 1 / t["decoding"]) for t in taken]),
+        row(f"{what}, views alone, against a DataLoader", [(1 / t["views"], 1 / t["loaded"]) for t in taken]),
+    ]
+
+
 def main():
-    if len(sys.argv) not in (2, 3, 5):
+    of_photos = sys.argv[3:] == ["photos"]
+    if len(sys.argv) not in (2, 3, 5) and not of_photos:
         sys.exit(__doc__)
     out, steps = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else STEPS
+    if of_photos:
+        with tempfile.TemporaryDirectory() as folder:
+            write_photos(Path(folder) / "photos", steps * PHOTO_BATCH)
+            rows = [r for name in PHOTO_NETWORKS for r in measure_photos(Path(folder), name, steps)]
+        report(out, "benchmarks/speed/distilling.py", rows)
+        return
     with tempfile.TemporaryDirectory() as folder:
         named = len(sys.argv) == 5
         teacher = untrained(sys.argv[3], Path(folder)) if named else TEACHER.format(os.environ["DFKD_TEACHERS"])

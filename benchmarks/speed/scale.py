@@ -1,17 +1,25 @@
 """Growth of time and memory with the number of images: `select`, near-duplicates, clusters, and the start of `distill`.
 
     python benchmarks/speed/scale.py OUT.json [LARGEST]      default: 1,000,000 images
+    python benchmarks/speed/scale.py OUT.json LARGEST photos
 
 The pool is noise of 32 pixels, at most 100,000 images, which are listed several times. The teacher is a LeNet-5, so
 that most of the time is outside the network. Every command has its own process, and its time includes imports. Noise
-has no near-duplicates, so this search gets features made for it (`photos`). The folders take 8 GB for a million images.
+has no near-duplicates, so this search gets features made for it (`features_of`). The folders take 8 GB for a million
+images.
+
+With `photos` the pools are tars of LARGEST / 4 and of LARGEST JPEG files of 500x400 pixels: 100 different ones, which
+repeat. The teacher has an input of 224 pixels and takes little memory. The script measures `select` of all images, also
+with `--store 256`, and 20 steps of `distill`.
 """
 
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from datetime import date
@@ -20,6 +28,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import torch
+from ratios import photos, untrained
 from safetensors.torch import save_file
 
 from dfkd.models import lenet5
@@ -29,6 +38,8 @@ from dfkd.system.device import machine, resolve_place
 COMMAND = (sys.executable, "-c", "from dfkd.app.cli import entry; entry()")
 FILE = 100_000
 WIDTH = 128
+KINDS, SIDE, STEPS = 100, 224, 20
+HERE = Path(__file__).parent
 
 
 def command(folder, *arguments):
@@ -39,7 +50,7 @@ def command(folder, *arguments):
     peak = {"RssAnon": 0, "VmHWM": 0}
     with (folder / "log").open("wb") as log:
         started = time.perf_counter()
-        environment = {**os.environ, "DFKD_CACHE": str(folder / "cache")}
+        environment = {**os.environ, "DFKD_CACHE": str(folder / "cache"), "PYTHONPATH": _path()}
         child = subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=log, stderr=log, env=environment)
         while child.poll() is None:  # ru_maxrss would count this process's memory from before the child's exec
             status = Path(f"/proc/{child.pid}/status").read_text()
@@ -51,6 +62,11 @@ def command(folder, *arguments):
     if child.returncode:
         raise RuntimeError((folder / "log").read_text())
     return {"seconds": round(seconds, 2), "own_peak_bytes": peak["RssAnon"], "resident_peak_bytes": peak["VmHWM"]}
+
+
+def _path():
+    """That of the command: with the networks of this folder."""
+    return os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(HERE)]))
 
 
 def sizes_up_to(largest):
@@ -82,7 +98,39 @@ def measure_commands(folder, sizes):
     return rows
 
 
-def photos(count, seed=0):
+def write_tar(path, kinds, count):
+    """Write a tar of `count` photos, which repeat `kinds`. Returns its path."""
+    with tarfile.open(path, "w") as tar:
+        for number in range(count):
+            data = kinds[number % len(kinds)]
+            member = tarfile.TarInfo(f"{number:07d}.jpg")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def measure_photos(folder, largest):
+    """Return rows of time and memory of commands on tars of photographs, of two sizes."""
+    teacher = ("--teacher", untrained("ratios.Strided", folder), "--normalize", "imagenet", "--image-size", SIDE)
+    kinds, rows = photos(KINDS), []
+    for size in (largest // 4, largest):
+        pool = write_tar(folder / f"{size}.tar", kinds, size)
+        whole = ("--method", "confidence", "--count", size, "--pool", pool)
+        samples, stored = folder / f"selected-{size}", folder / f"stored-{size}"
+        student = ("--student", "ratios.Strided", "--init", "none", "--loss", "kd")
+        training = (*student, "--batch-size", 32, "--steps", STEPS, "--samples", samples)
+        commands = {
+            "select": ("select", *teacher, *whole, "--out", samples),
+            "select --store 256": ("select", *teacher, *whole, "--store", 256, "--out", stored),
+            f"distill, {STEPS} steps": ("distill", *teacher, *training, "--out", folder / f"run-{size}"),
+        }
+        for what, arguments in commands.items():
+            rows.append({"what": f"photographs: {what}", "images": size, **command(folder, *arguments)})
+            print(rows[-1], flush=True)
+    return rows
+
+
+def features_of(count, seed=0):
     """Return features like those of photos: 100 clusters, few directions, rectified.
 
     A twentieth of the rows are copies with 5 % of noise.
@@ -100,7 +148,7 @@ def measure_diversity(sizes):
     """Return rows of the near-duplicate search at 0.99 and of 100 clusters: seconds, and share of the copies found."""
     rows = []
     for size in sizes:
-        features = photos(size)
+        features = features_of(size)
         started = time.perf_counter()
         dropped = diversity.near_duplicates(features, 0.99)
         searched = time.perf_counter()
@@ -139,9 +187,17 @@ def exponent(rows, key):
 
 
 def main():
-    if len(sys.argv) not in (2, 3):
+    of_photos = sys.argv[3:] == ["photos"]
+    if len(sys.argv) not in (2, 3) and not of_photos:
         sys.exit(__doc__)
     out, largest = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1_000_000
+    measured_on = machine(resolve_place("cpu", "auto").device)
+    result = {"command": "benchmarks/speed/scale.py", "date": str(date.today()), **measured_on}
+    if of_photos:
+        with tempfile.TemporaryDirectory() as folder:
+            rows = measure_photos(Path(folder), largest)
+        out.write_text(json.dumps({**result, "rows": rows}, indent=2) + "\n")
+        return
     faiss.omp_set_num_threads(torch.get_num_threads())
     sizes = sizes_up_to(largest)
     diverse = measure_diversity(sizes)
@@ -154,8 +210,6 @@ def main():
         "clusters": exponent(diverse, "clusters_seconds"),
     }
     print(exponents)
-    measured_on = machine(resolve_place("cpu", "auto").device)
-    result = {"command": "benchmarks/speed/scale.py", "date": str(date.today()), **measured_on}
     out.write_text(json.dumps({**result, "exponents": exponents, "rows": [*commands, *diverse]}, indent=2) + "\n")
 
 

@@ -3,10 +3,12 @@
     DFKD_DATA=data DFKD_TEACHERS=../shared/teachers python benchmarks/speed/selecting.py OUT.json [IMAGES [JPEGS]]
     python benchmarks/speed/selecting.py OUT.json IMAGES JPEGS TEACHER     another network, of random weights
 
-IMAGES (8,192) is the size of raw pools of 32 pixels. JPEGS (384) is the number of JPEG files in a folder, for a teacher
-of 224 pixels. For JPEG files, decoding overlaps with the teacher. `bare` is the slower of the teacher alone and the
-decoding alone. `of_both_after_another` compares with the sum of both times, which is the least time if both use all
-cores. Rounds alternate, so that a slow minute of the machine affects all. The script prints medians.
+IMAGES (8,192; 0 for none) is the size of raw pools of 32 pixels. JPEGS (1,000) is the number of JPEG files of 500x400
+pixels in a folder, from DFKD_PHOTOS if that is set. For JPEG files, decoding overlaps with the teacher. `bare` is the
+slower of the teacher alone and the decoding alone. `of_both_after_another` compares with the sum of both times, which
+is the least time if both use all cores. In the rows against a DataLoader, Pillow and torchvision's transforms v2 feed
+the same network from one worker per core. Rounds alternate, so that a slow minute of the machine affects all. The
+script prints medians.
 
 The name is not `select.py`, because that would shadow Python's own module for scripts in this folder.
 """
@@ -19,10 +21,8 @@ from statistics import median
 
 import numpy as np
 import torch
-from PIL import Image
-from ratios import images, report, row, seconds, untrained
-from safetensors.torch import save_file
-from torchvision.models import resnet18
+from ratios import images, loader, report, row, seconds, untrained, write_photos
+from torchvision.transforms import v2
 
 from dfkd.config import SelectConfig
 from dfkd.data import open_pool
@@ -35,8 +35,10 @@ RAW = {
     "ResNet-20 of width 32": ("cifar_resnet:depth=20,width=32@{}/cifar10_resnet20_w32_train40k.pt", "cifar10"),
     "ResNet-56": ("cifar_resnet:depth=56@{}/cifar10_resnet56.th", "imagenet"),
 }
-ROUNDS, BATCH, JPEG_BATCH, JPEG_SIDE = 3, 256, 64, 224
-DEFAULTS = (8_192, 384)
+PHOTOS = {"mobilenet_v3_small": 224, "ratios.Strided": 224, "cifar_resnet:depth=8,width=4": 64}
+"""Networks of random weights and the sides of their input: one takes longer than decoding, the others do not."""
+ROUNDS, BATCH, PHOTO_BATCH = 3, 256, 64
+DEFAULTS = (8_192, 1_000)
 
 
 def command(folder, teacher, normalize, pool, **options):
@@ -68,37 +70,42 @@ def measure_raw(folder, name, teacher, normalize, count):
     return row(f"select, {name}, images/s", rounds)
 
 
-def write_jpegs(folder, count):
-    """Write JPEG files of 320x256 pixels: enlarged images with noise, so that decoding takes as long as for photos."""
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    small = images(count)
-    for i in range(count):  # if there are fewer images, some repeat with other noise
-        large = Image.fromarray(small[i % len(small)]).resize((320, 256), Image.Resampling.BICUBIC)
-        noisy = np.asarray(large) + rng.normal(0, 4, (256, 320, 3))
-        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{i:05d}.jpg", quality=90)
-
-
-def measure_jpeg(folder, count):
-    """Return images per second of the command, against the slower of teacher and decoding, each alone."""
-    write_jpegs(folder / "photos", count)
-    torch.manual_seed(0)
-    save_file(resnet18().state_dict(), folder / "resnet18.safetensors")
-    teacher = f"resnet18@{folder / 'resnet18.safetensors'}"
+def measure_photos(folder, name, side, count):
+    """Return images per second of the command, against the slower of teacher and decoding, and a DataLoader."""
+    photos = folder / "photos"
+    if not photos.exists():
+        write_photos(photos, count)
+    teacher = untrained(name, folder)
     model = Classifier(load_model(teacher, normalize="imagenet"), resolve_place("auto", "auto"))
-    pool = open_pool([str(folder / "photos")], image_size=JPEG_SIDE, channels=3)
-    views = [model.preprocess(torch.from_numpy(batch.pixels)) for _, batch in pool.batches(JPEG_BATCH)]
-    options = {"image_size": JPEG_SIDE, "batch_size": JPEG_BATCH}
-    rounds, alone = [], []
+    pool = open_pool([str(photos)], image_size=side, channels=3)
+    options = {"image_size": side, "batch_size": PHOTO_BATCH}
+    files = loader(photos, PHOTO_BATCH, [v2.Resize(side), v2.CenterCrop(side)])
+    network = load_model(teacher).module.eval().to(memory_format=torch.channels_last)
+
+    def scored():
+        for _, batch in alone:
+            model.outputs(model.preprocess(torch.from_numpy(batch.pixels)))
+
+    @torch.no_grad()
+    def engineers():
+        for views in files:
+            network(views.contiguous(memory_format=torch.channels_last)).softmax(dim=1).max(dim=1)
+
+    engineers()  # its workers start
+    rounds, apart, others = [], [], []
     for _ in range(ROUNDS):
-        ours = seconds(command(folder, teacher, "imagenet", folder / "photos", **options))
-        scored = seconds(lambda: [model.outputs(view) for view in views])
-        decoded = seconds(lambda: [None for _ in pool.batches(JPEG_BATCH)])
-        rounds.append((count / ours, count / max(scored, decoded)))
-        alone.append((count / scored, count / decoded, (scored + decoded) / ours))
-    scored, decoded, both = (round(median(values), 3) for values in zip(*alone, strict=True))
-    found = {"teacher_alone": scored, "decoding_alone": decoded, "of_both_after_another": both}
-    return row("select, ResNet-18, JPEG files of 224 pixels, images/s", rounds) | found
+        ours = seconds(command(folder, teacher, "imagenet", photos, **options))
+        alone = list(pool.batches(PHOTO_BATCH))
+        teaching = seconds(scored)
+        del alone[:]
+        decoding = seconds(lambda: [None for _ in pool.batches(PHOTO_BATCH)])
+        rounds.append((count / ours, count / max(teaching, decoding)))
+        apart.append((count / teaching, count / decoding, (teaching + decoding) / ours))
+        others.append((count / ours, count / seconds(engineers)))
+    taught, decoded, both = (round(median(values), 3) for values in zip(*apart, strict=True))
+    found = {"teacher_alone": taught, "decoding_alone": decoded, "of_both_after_another": both}
+    what = f"select, {name}, JPEG files to {side} pixels"
+    return [row(f"{what}, images/s", rounds) | found, row(f"{what}, against a DataLoader", others)]
 
 
 def main():
@@ -108,15 +115,17 @@ def main():
     raw, jpegs = [*sizes, *DEFAULTS[len(sizes) :]]
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        if len(sys.argv) == 5:
+        if not raw:
+            teachers = {}
+        elif len(sys.argv) == 5:
             teachers = {sys.argv[4]: (untrained(sys.argv[4], work), "cifar10")}
         else:
             teachers = {n: (spec.format(os.environ["DFKD_TEACHERS"]), norm) for n, (spec, norm) in RAW.items()}
         np.savez(work / "few.npz", images=images(BATCH))
-        command(work, *next(iter(teachers.values())), work / "few.npz")()  # imports
+        command(work, untrained("lenet5", work), "cifar10", work / "few.npz")()  # imports
         rows = [measure_raw(work, name, *teacher, raw) for name, teacher in teachers.items()]
         if jpegs:
-            rows.append(measure_jpeg(work, jpegs))
+            rows += [each for name, side in PHOTOS.items() for each in measure_photos(work, name, side, jpegs)]
     report(Path(sys.argv[1]), "benchmarks/speed/selecting.py", rows)
 
 

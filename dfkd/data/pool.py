@@ -96,6 +96,11 @@ class Pool:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    @property
+    def of_files(self) -> bool:
+        """Whether some of its images are files of image formats."""
+        return any(reader.shape is None for _, reader, _ in self._parts)
+
     def origins(self, indices: Integer[np.ndarray, " batch"]) -> list[str]:
         """Return the images' origins, stable, readable and unique in the pool: `pool.npz#17`, `folder/sub/a.png`."""
         found = [""] * len(indices)

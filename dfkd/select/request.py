@@ -10,6 +10,7 @@ import torch
 from dfkd.config import SelectConfig
 from dfkd.data import Pool, open_pool
 from dfkd.data.images.frame import PHOTO_FORMAT
+from dfkd.data.images.jpeg import decoders
 from dfkd.data.locate import GivenData
 from dfkd.models.classifier import Classifier, examine
 from dfkd.models.features.find_taps import find_taps
@@ -148,7 +149,7 @@ def _scoring_request(config: SelectConfig, model: Model, pool: Pool, place: Plac
             "score_format": SCORE_FORMAT,
             **({"photo_format": PHOTO_FORMAT} if pool.encoded else {}),
         },
-        "versions": versions("torch", "torchvision", "numpy", "pillow"),
+        "versions": versions("torch", "torchvision", "numpy", *(decoders() if pool.of_files else ("pillow",))),
     }
 
 

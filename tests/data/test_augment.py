@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from dfkd.data.images.augment import crop_and_flip, enlarge, jitter, mix
+from dfkd.data.images import augment
+from dfkd.data.images.augment import crop, crop_and_flip, draw_crops, enlarge, jitter, mix
 
 
 def seeded(seed=0):
@@ -134,3 +135,20 @@ def test_jitter__changes_brightness_contrast_and_saturation():
     one = jitter(gray, 0.5, torch.Generator().manual_seed(2))
     assert torch.allclose(one[:, 0], one[:, 2])  # gray stays gray
     assert jitter(images[:, :1], 0.5, generator).shape == (64, 1, 8, 8)
+
+
+@pytest.mark.parametrize(("padding", "channels"), [(0, 3), (4, 1), (9, 3)])
+def test_crop__of_large_images_is_what_one_gather_gives(padding, channels, monkeypatch):
+    pixels = torch.randint(0, 256, (12, 70, 90, channels), dtype=torch.uint8)
+    crops = draw_crops(12, padding, True, torch.Generator().manual_seed(0), pixels.device)
+    crops[:4, :2] = torch.tensor([[0, 0], [0, 2 * padding], [2 * padding, 0], [2 * padding, 2 * padding]])
+    found = crop(pixels, padding, crops)
+    monkeypatch.setattr(augment, "_BY_IMAGE", pixels.numel())
+    assert torch.equal(found, crop(pixels, padding, crops))
+    assert found.is_contiguous()
+
+
+def test_crop__of_large_images_has_gradients():
+    images = torch.rand(2, 70, 70, 3, requires_grad=True)
+    crop(images, 4, torch.tensor([[0, 8, 1], [4, 4, 0]])).sum().backward()
+    assert images.grad.sum() == 66 * 66 * 3 + 70 * 70 * 3

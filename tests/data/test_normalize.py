@@ -42,3 +42,11 @@ def test_parse_normalize(text, channels, expected):
 def test_parse_normalize_names_what_is_wrong(text, said):
     with pytest.raises(RequestError, match=said):
         parse_normalize(text, 3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_preprocess__computes_a_row_at_a_time_what_it_would_a_pixel_at_a_time(channels):
+    pixels = torch.randint(0, 256, (2, 5, 7, channels), dtype=torch.uint8)
+    mean, std = parse_normalize("imagenet", channels)
+    expected = (pixels - torch.tensor(mean) * 255) / (torch.tensor(std) * 255)
+    assert torch.equal(Preprocess(mean, std)(pixels), expected.permute(0, 3, 1, 2))

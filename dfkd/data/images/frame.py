@@ -125,7 +125,9 @@ def margin(length: int, size: int) -> int:
 def _scaled(
     pixels: UInt8[np.ndarray, "batch height width channels"], height: int, width: int, mode: str
 ) -> UInt8[Tensor, "batch channels {height} {width}"]:
-    planes = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    # numpy gives a new first axis the stride 0, and torch then resizes planes, which takes twice as long
+    batch = torch.from_numpy(pixels[0])[None] if len(pixels) == 1 else torch.from_numpy(pixels)
+    planes = batch.permute(0, 3, 1, 2)
     if planes.shape[2:] == (height, width):
         return planes
     return interpolate(planes, (height, width), mode=mode, antialias=True)

@@ -38,9 +38,12 @@ class Preprocess:
 
         The view of NHWC memory as NCHW is channels-last without a copy.
         """
-        mean = torch.tensor(self.mean, device=images.device) * 255
-        std = torch.tensor(self.std, device=images.device) * 255
-        return ((images - mean) / std).permute(0, 3, 1, 2)
+        width = images.shape[2]
+        # a row at a time: a processor takes twice as long to repeat three numbers at every pixel
+        mean, std = (
+            (torch.tensor(values, device=images.device) * 255).repeat(width) for values in (self.mean, self.std)
+        )
+        return (images.flatten(2) - mean).div_(std).view(images.shape).permute(0, 3, 1, 2)
 
 
 def parse_normalize(text: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int, Int16, UInt8
 from torch import Tensor
 
 from dfkd.data.images.augment import crop, draw_crops
+from dfkd.data.images.jpeg import decoders
 from dfkd.distill.teacher_cache.compact import ALL_UP_TO, compact, expand
 from dfkd.formats.shards import Shards
 from dfkd.models.classifier import Classifier
@@ -152,7 +153,7 @@ def _request(teacher: Classifier, shards: Shards, padding: int, flip: bool) -> d
         "crop_padding": padding,
         "flip": flip,
         "compute": {**teacher.place.describe(), "batch_size": BATCH, "view_format": VIEW_FORMAT},
-        "versions": versions("torch", "torchvision", *(("pillow",) if shards.encoded else ())),
+        "versions": versions("torch", "torchvision", *(decoders() if shards.encoded else ())),
     }
 
 
