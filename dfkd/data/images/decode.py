@@ -1,4 +1,4 @@
-"""Files and raw arrays -> uint8 pixels of one size: shorter side resized with antialiasing, center crop or window."""
+"""Conversion of files and raw arrays to uint8 pixels of one size, with antialiasing and a center crop or window."""
 
 import io
 import math
@@ -12,17 +12,20 @@ from dfkd.data.images.frame import ENCODED_ABOVE, WHOLE, Frame, Window, framed, 
 from dfkd.data.images.load import load
 
 STORED_QUALITY = 90
-"""Of JPEG files that are written at a working size."""
+"""Quality of JPEG files that are written at a working size."""
 _FINER = 1.5
-"""How much finer than a window's pixels those of its file are at the least. What the DCT scales is softer."""
+"""Least ratio of a decoded JPEG file's resolution to that of a window.
+
+JPEG files that the DCT scales to a lower resolution are softer.
+"""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """One image at the pool's size, and the height, width and channels (4: with alpha) that it had.
+    """Decoded image at the pool's size, with its original height, width and channels (4: with alpha).
 
-    `largest` is the largest value of an image that has 16 bits and does not say its range; of color the lower 8 bits
-    are not known.
+    `largest` is the largest value of a 16-bit image whose file does not state the range. The lower 8 bits of 16-bit
+    color are unknown.
     """
 
     pixels: UInt8[np.ndarray, "size size channels"]
@@ -38,13 +41,14 @@ def decode(
     frame: Frame = WHOLE,
     window: Window | None = None,
 ) -> Decoded:
-    """Decode a file's bytes (or take a PIL image) to [size, size, channels]: what `frame` keeps, or a `window`.
+    """Return a file's bytes, or a PIL image, decoded to [size, size, channels]: the crop of `frame`, or a `window`.
 
-    JPEG files are decoded at 1/2, 1/4 or 1/8: never below twice the size, of a window never below 1.5 times.
-    The content decides the format, not the name. EXIF orientation is applied, alpha laid over white, 16-bit gray cut
-    to its upper 8 bits (of `bits`, where a camera used so many), of an animation the first frame is taken.
-    Raises: Unreadable for anything that Pillow cannot read to its end, for more pixels than its bomb limit, and for
-    16-bit color with `bits`.
+    JPEG files are decoded at 1/2, 1/4 or 1/8 of their size. The decoded size is at least twice `size`, or 1.5 times for
+    a window. The format follows from the content, not from the name. EXIF orientation is applied. Transparent pixels
+    are laid over white. Of 16-bit gray, the upper 8 of the `bits` in use are taken. Of an animation, the first frame is
+    taken.
+    Raises: Unreadable for images that Pillow cannot read to their end, 16-bit color with `bits`, and images above
+    Pillow's limit against decompression bombs.
     """
     from PIL import Image
 
@@ -65,7 +69,7 @@ def decode(
     image = loaded.picture_of(channels)
     width, height = image.size
     if (width, height) != (size, size):
-        # Resizing only the box that the crop keeps is resizing all and cropping, also for a strip of 50,000 x 1 pixels.
+        # Resizing only the crop's box gives the same pixels, and saves memory for a strip of 50,000 x 1 pixels.
         new_width, new_height = resized(width, height, size)
         left, top = margin(new_width, size), margin(new_height, size)
         sx, sy = width / new_width, height / new_height
@@ -77,11 +81,11 @@ def decode(
 def fit(
     pixels: UInt8[np.ndarray, "batch height width stored"], size: int, channels: int, frame: Frame = WHOLE
 ) -> UInt8[np.ndarray, "batch size size channels"]:
-    """Raw pixels at another size and channel count, a batch at a time; the same rules as `decode`."""
+    """Return a batch of raw pixels at another size and channel count, by the rules of `decode`."""
     if pixels.shape[3] == 4:
         alpha = pixels[..., 3:].astype(np.uint16)
         pixels = ((pixels[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    if pixels.shape[3] == 3 and channels == 1:  # ITU-R 601 luma in 16 bits of fraction, as Pillow computes it
+    if pixels.shape[3] == 3 and channels == 1:  # ITU-R 601 luma in 16-bit fixed point, as in Pillow
         red, green, blue = (pixels[..., i].astype(np.uint32) for i in range(3))
         pixels = ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).astype(np.uint8)[..., None]
     if pixels.shape[1:3] != (size, size) or frame != WHOLE:
@@ -90,7 +94,7 @@ def fit(
 
 
 def encode_png(item: object) -> bytes:
-    """A PIL image or [height, width, channels] pixels as a PNG file."""
+    """Return a PIL image, or pixels [height, width, channels], as a PNG file."""
     from PIL import Image
 
     if isinstance(item, np.ndarray):
@@ -102,7 +106,7 @@ def encode_png(item: object) -> bytes:
 
 
 def reencoded(data: bytes, side: int, bits: int | None = None) -> bytes:
-    """A file as a JPEG file whose shorter side has `side` pixels, upright; one that is not larger stays as it is.
+    """Return a file as an upright JPEG file whose shorter side has `side` pixels. Return smaller files unchanged.
 
     Raises: Unreadable as `decode`.
     """
@@ -119,12 +123,15 @@ def reencoded(data: bytes, side: int, bits: int | None = None) -> bytes:
 
 
 def processors() -> int:
-    """How many this process may use, a thread to decode for each: a cluster's job often gets some of a machine's."""
+    """Return the number of processors that this process may use, for one decoding thread each.
+
+    Jobs on a cluster often get a part of a machine's processors.
+    """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def conversions(shape: tuple[int, int, int], size: int, channels: int, frame: Frame = WHOLE) -> dict[str, str]:
-    """What happens to an image of `shape` on its way to [size, size, channels]: kind of conversion -> a sentence."""
+    """Return how an image of `shape` is converted to [size, size, channels], as a sentence per kind of conversion."""
     height, width, stored = shape
     found = {}
     if frame != WHOLE:

@@ -1,6 +1,7 @@
-"""JPEG files as arrays, by simplejpeg: the bytes that Pillow gives, in two thirds of its time.
+"""Decoding of JPEG files to arrays by simplejpeg, with the same bytes as by Pillow in two thirds of the time.
 
-Both are libjpeg-turbo. Pillow holds four bytes a pixel, which become an array by a copy; simplejpeg writes the array.
+Both libraries use libjpeg-turbo. Pillow stores four bytes per pixel, and copies them to an array. simplejpeg writes the
+array directly.
 """
 
 from functools import cache
@@ -10,22 +11,25 @@ import numpy as np
 from jaxtyping import UInt8
 
 _KINDS = {"RGB": "RGB", "L": "GRAY"}
-"""Pillow's modes of JPEG files, and what simplejpeg calls them. CMYK is left to Pillow."""
+"""simplejpeg's color spaces by Pillow's modes of JPEG files. Pillow decodes CMYK files."""
 _SCALES = (8, 4, 2)
 _TELLING = 8
-"""Pixels of the longer side from which on the fractions that simplejpeg knows, eighths, give different sizes."""
+"""Least longer side in pixels of a file for simplejpeg.
+
+simplejpeg takes a scale as a least size. In smaller files, several of its scales (multiples of 1/8) have the same size.
+"""
 _BEGIN = b"\xff\xd8"
 _SCAN = 0xDA
 _FRAMES = (0xC0, 0xC1, 0xC2)
-"""Markers with the size: baseline, extended and progressive."""
+"""Markers that contain the image's size: baseline, extended and progressive."""
 _SAY_NOTHING = (0xC4, 0xDB, 0xDD, 0xE0, 0xEE, 0xFE)
-"""Markers that neither turn an image nor say that there are others behind it: tables, JFIF, Adobe, a comment."""
+"""Markers that neither turn an image nor announce further images: tables, JFIF, Adobe, comments."""
 _PROFILE = 0xE2, b"ICC_PROFILE\0"
 _MODES = {1: "L", 3: "RGB"}
 
 
 class Plain(NamedTuple):
-    """A JPEG file that is upright and 8 bits deep, in Pillow's words."""
+    """Size and Pillow's mode of a JPEG file that is upright and has 8 bits per value."""
 
     width: int
     height: int
@@ -34,7 +38,7 @@ class Plain(NamedTuple):
 
 @cache
 def simplejpeg() -> Any:
-    """The library, or None where it is not installed: it is made for some systems and versions of Python."""
+    """Return the library simplejpeg, or None if the library is not installed. Some systems have no package of it."""
     try:
         import simplejpeg
     except ImportError:
@@ -43,14 +47,14 @@ def simplejpeg() -> Any:
 
 
 def decoders() -> tuple[str, ...]:
-    """The distributions that decode image files here."""
+    """Return the names of the distributions that decode image files here."""
     return ("pillow", "simplejpeg") if simplejpeg() is not None else ("pillow",)
 
 
 def plain_jpeg(data: bytes) -> Plain | None:
-    """What a JPEG file is, by its markers alone; None where they hold anything that Pillow is to read.
+    """Return the size and mode of a JPEG file from its markers, or None if the file needs Pillow.
 
-    Pillow takes 0.1 to 0.2 ms to open a file, a tenth of what it takes to decode a small one.
+    Pillow takes 0.1 to 0.2 ms to open a file, a tenth of the time in which it decodes a small one.
     """
     if not data.startswith(_BEGIN):
         return None
@@ -75,10 +79,10 @@ def plain_jpeg(data: bytes) -> Plain | None:
 
 
 def jpeg_pixels(data: bytes, image: Plain, least: tuple[int, int]) -> UInt8[np.ndarray, "height width channels"] | None:
-    """The pixels of a JPEG file as it is stored; None where Pillow is to decode it.
+    """Return the pixels of a JPEG file as stored, without turning, or None if Pillow is to decode the file.
 
-    The file is decoded at 1/2, 1/4 or 1/8 where that leaves the `least` width and height, as by Pillow's draft mode.
-    Pillow also gets all that is damaged: what it makes of it, or says of it, does not depend on simplejpeg.
+    The file is decoded at 1/2, 1/4 or 1/8 of its size, as by Pillow's draft mode. A reduced image still has the width
+    and height in `least`. Pillow decodes all damaged files, so that pixels and messages do not depend on simplejpeg.
     """
     library, kind = simplejpeg(), _KINDS.get(image.mode)
     if library is None or kind is None or max(image.width, image.height) < _TELLING:

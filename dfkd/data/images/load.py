@@ -1,4 +1,4 @@
-"""One image of a file's bytes, or a PIL image -> upright pixels without alpha, of 8 bits, in gray or color."""
+"""Loading of a file's bytes, or of a PIL image, as an upright 8-bit image without alpha, in gray or color."""
 
 import io
 import math
@@ -18,23 +18,26 @@ if TYPE_CHECKING:
 
 _GRAY = ("1", "L")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM")
-"""Pillow knows many more by their content; of these one starts another program (EPS), and all are more to attack."""
+"""Formats that Pillow may decode, recognized by content.
+
+Pillow knows many more. One of them (EPS) starts another program, and every decoder adds to what can be attacked.
+"""
 _ORIENTATION = 0x0112
 _ASIDE = ("TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
 _TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", *_ASIDE), start=2))
-"""What turns an image upright, by its orientation; those from 5 on exchange width and height."""
+"""Operation that turns an image upright, by its EXIF orientation. Orientations from 5 on exchange width and height."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND")
 Needed = Callable[[int, int], tuple[int, int]]
-"""From an upright image's width and height to the least of both to which a JPEG file is decoded."""
+"""Function from an upright image's width and height to the least width and height to which a JPEG file is decoded."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """An image before it is resized, and the height, width and channels (4: with alpha) that it had.
+    """Image before it is resized, with its original height, width and channels (4: with alpha).
 
-    It is a PIL image in mode L or RGB, or one that converts to them; of most JPEG files the pixels.
-    `largest` is the largest value of an image that has 16 bits and does not say its range.
+    The image is a PIL image in mode L or RGB, or in a mode that converts to these. Most JPEG files are pixel arrays.
+    `largest` is the largest value of a 16-bit image whose file does not state the range.
     """
 
     image: "Image | UInt8[np.ndarray, 'height width channels']"
@@ -42,7 +45,7 @@ class Loaded:
     largest: int | None = None
 
     def picture(self) -> "Image":
-        """As a PIL image."""
+        """Return the image as a PIL image."""
         from PIL import Image
 
         if isinstance(self.image, Image.Image):
@@ -50,12 +53,12 @@ class Loaded:
         return Image.fromarray(self.image[..., 0] if self.image.shape[2] == 1 else self.image)
 
     def picture_of(self, channels: int) -> "Image":
-        """As a PIL image of 1 or 3 channels."""
+        """Return the image as a PIL image of 1 or 3 channels."""
         image, wanted = self.picture(), "L" if channels == 1 else "RGB"
         return image if image.mode == wanted else image.convert(wanted)
 
     def pixels(self, channels: int) -> UInt8[np.ndarray, "height width {channels}"]:
-        """As an array of 1 or 3 channels."""
+        """Return the image as an array of 1 or 3 channels."""
         if isinstance(self.image, np.ndarray) and self.image.shape[2] == channels:
             return self.image
         image = self.picture_of(channels)
@@ -63,12 +66,12 @@ class Loaded:
 
 
 def load(item: object, needed: Needed, bits: int | None, arrays: bool = True) -> Loaded:
-    """Read a file's bytes, or take a PIL image. Of 16-bit gray the upper 8 of `bits` are taken.
+    """Return the image of a file's bytes, or of a PIL image. Of 16-bit gray, the upper 8 of `bits` are taken.
 
-    JPEG files are decoded at 1/2, 1/4 or 1/8, as far as they are no smaller than `needed`. Without `arrays` all are PIL
-    images, with what stands beside the pixels in their files.
-    Raises: Unreadable for anything that Pillow cannot read to its end, for more pixels than its bomb limit, and for
-    16-bit color with `bits`.
+    JPEG files are decoded at 1/2, 1/4 or 1/8 of their size, if the result is not smaller than `needed`. Without
+    `arrays`, the result is always a PIL image, with the metadata of its file.
+    Raises: Unreadable for images that Pillow cannot read to their end, 16-bit color with `bits`, and images above
+    Pillow's limit against decompression bombs.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -90,15 +93,15 @@ def load(item: object, needed: Needed, bits: int | None, arrays: bool = True) ->
         return _load_other(image, bits)
     except Unreadable:
         raise
-    except UnidentifiedImageError:  # its own text holds a memory address
+    except UnidentifiedImageError:  # its own message contains a memory address
         raise Unreadable("is not a PNG, JPEG, WebP, BMP, GIF, TIFF or PPM image") from None
-    except Exception as error:  # broken files make Pillow raise nearly anything
+    except Exception as error:  # Pillow raises nearly any exception for damaged files
         raise Unreadable(f"{type(error).__name__}: {error}") from error
 
 
 def _load_jpeg(item: "bytes | Image", image: "Image", needed: Needed) -> Loaded:
     orientation, (width, height) = _orientation(image), image.size
-    whole = orientation == 1  # turning an array takes the time that simplejpeg gains
+    whole = orientation == 1  # turning an array would take the time that simplejpeg saves
     if whole and (found := _of_jpeg(item, Plain(width, height, image.mode), needed)):
         return found
     if orientation > 4:
@@ -109,7 +112,7 @@ def _load_jpeg(item: "bytes | Image", image: "Image", needed: Needed) -> Loaded:
 
 
 def _of_jpeg(item: object, image: Plain, needed: Needed) -> Loaded | None:
-    """None where Pillow is to decode it."""
+    """Return a JPEG file decoded by simplejpeg, or None if Pillow is to decode the file."""
     pixels = jpeg_pixels(item, image, needed(image.width, image.height)) if isinstance(item, bytes) else None
     return None if pixels is None else Loaded(pixels, (image.height, image.width, pixels.shape[2]))
 
@@ -129,15 +132,16 @@ def _load_other(image: "Image", bits: int | None) -> Loaded:
 
 
 def _opened(data: bytes) -> "Image":
-    """The image of a file's bytes, its pixels not yet read; of a PNG without what lies beside them, if that is broken.
+    """Return the image of a file's bytes, with its pixels not yet read.
 
-    Pillow refuses a PNG for a wrong checksum or more than a megabyte of text or color profile, too.
+    Pillow refuses a PNG file for damaged metadata, such as a wrong checksum or more than a megabyte of text or color
+    profile. The image is then opened without its metadata.
     """
     from PIL import Image, UnidentifiedImageError
 
-    with warnings.catch_warnings():  # of a bomb, which is refused later
+    with warnings.catch_warnings():  # the caller refuses decompression bombs
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        warnings.simplefilter("ignore", UserWarning)  # of a broken EXIF block, which is left out
+        warnings.simplefilter("ignore", UserWarning)  # _orientation ignores a damaged EXIF block
         try:
             return Image.open(io.BytesIO(data), formats=_FORMATS)
         except (UnidentifiedImageError, ValueError, SyntaxError):
@@ -147,7 +151,7 @@ def _opened(data: bytes) -> "Image":
 
 
 def _pixels_of_png(data: bytes) -> bytes:
-    """A PNG file without its metadata: the chunks that decide its pixels and how it is turned, as they are."""
+    """Return a PNG file without metadata. The chunks that decide its pixels and orientation stay unchanged."""
     kept, at = [_PNG], len(_PNG)
     while at < len(data):
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
@@ -158,13 +162,13 @@ def _pixels_of_png(data: bytes) -> bytes:
 
 
 def _orientation(image: "Image") -> int:
-    """How an image is turned, from 1 to 8, as its EXIF block says; 1, upright, where nobody can read that."""
+    """Return an image's EXIF orientation from 1 to 8, or 1 (upright) if the EXIF block cannot be read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             said = image.getexif().get(_ORIENTATION, 1)
         return int(said) if said in _TURNS else 1
-    except Exception:  # Pillow raises nearly anything for a broken block; the pixels are whole
+    except Exception:  # Pillow raises nearly any exception for a damaged block; the pixels are intact
         return 1
 
 
@@ -172,23 +176,23 @@ def _upright(image: "Image") -> "Image":
     from PIL import Image
 
     image.load()
-    orientation = _orientation(image)  # of some formats it stands behind the pixels
+    orientation = _orientation(image)  # some formats store the orientation after the pixels
     return image if orientation == 1 else image.transpose(Image.Transpose[_TURNS[orientation]])
 
 
 def _own_bits(image: "Image") -> int | None:
-    """The bits in use of 16, where the format says so."""
-    if image.format == "PPM":  # Pillow scales to 16
+    """Return the number of bits in use of 16 if the file's format states it, else None."""
+    if image.format == "PPM":  # Pillow scales the values to 16 bits
         return 16
     own = image.tag_v2.get(258) if image.format == "TIFF" and hasattr(image, "tag_v2") else None  # BitsPerSample
     return 12 if own == (12,) else None
 
 
 def _flat(image: "Image", extent: tuple[int, int], bits: int) -> tuple["Image", tuple[int, int, int]]:
-    """`image` without alpha and 16-bit pixels, and its shape."""
+    """Return an image without alpha and 16-bit pixels, and its original shape."""
     from PIL import Image
 
-    if image.mode.startswith("I"):  # 16 bits of gray: PNG and TIFF say I;16, PGM says I
+    if image.mode.startswith("I"):  # 16-bit gray: mode I;16 for PNG and TIFF, mode I for PGM
         values = np.asarray(image).clip(0, 2**bits - 1).astype(np.uint16)
         image = Image.fromarray((values >> (bits - 8)).astype(np.uint8))
     if image.mode == "F":
