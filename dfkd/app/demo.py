@@ -80,7 +80,7 @@ def train_teacher(
 ) -> nn.Module:
     """Train a small ResNet on labeled images. Nothing else of `dfkd` learns from labels."""
     from dfkd.data.images.augment import crop_and_flip
-    from dfkd.data.images.normalize import Preprocess, parse_normalize
+    from dfkd.data.images.normalize import Normalization, parse_normalize
     from dfkd.models import cifar_resnet
     from dfkd.training.optim import learning_rate, make_optimizer, set_rate
 
@@ -88,7 +88,7 @@ def train_teacher(
     generator = torch.Generator().manual_seed(0)
     teacher = cifar_resnet(depth=8, width=16, num_classes=10, in_channels=1)
     optimizer = make_optimizer([teacher], "sgd", 5e-4)
-    preprocess = Preprocess(*parse_normalize(NORMALIZE, 1))
+    preprocess = Normalization(*parse_normalize(NORMALIZE, 1))
     pixels, classes, batch = torch.from_numpy(images), torch.from_numpy(labels), 64
     steps = epochs * len(pixels) // batch
     for step in range(steps):

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+from dfkd.config.stages import Interpolation
 from dfkd.data.images.filter import read_filter, read_scores
-from dfkd.data.images.frame import Frame, Interpolation
+from dfkd.data.images.frame import Frame
 from dfkd.system.checksums import Entry, entry, sealed, unsealed
 from dfkd.system.errors import RequestError
 from dfkd.system.files import write_json

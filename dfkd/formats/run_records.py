@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dfkd.config.stages import Interpolation
 from dfkd.config.tables import load_toml
-from dfkd.data.images.frame import Interpolation
 from dfkd.formats.manifest import CropShare, NetworkPrint
 from dfkd.system.checksums import Entry, check_file, unsealed
 from dfkd.system.errors import RequestError

@@ -9,7 +9,8 @@ from typing import Any, get_args
 
 from torch import nn
 
-from dfkd.data.images.frame import WHOLE, Frame, Interpolation
+from dfkd.config.stages import Interpolation
+from dfkd.data.images.frame import WHOLE, Frame
 
 NOTES = "dfkd.json"
 """Member of an exported program's archive that describes the input."""

@@ -23,7 +23,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from dfkd.config import ExportConfig
-from dfkd.data.images.normalize import Preprocess
+from dfkd.data.images.normalize import Normalization
 from dfkd.data.labels import ClassNames
 from dfkd.formats.overwrite import check_output
 from dfkd.formats.shards import Shards
@@ -48,7 +48,7 @@ _BATCH = "batch"
 class Normalized(nn.Module):
     """A network that first normalizes its input."""
 
-    def __init__(self, network: nn.Module, preprocess: Preprocess) -> None:
+    def __init__(self, network: nn.Module, preprocess: Normalization) -> None:
         super().__init__()
         self.network = network
         self.mean: Tensor

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dfkd.data.images.frame import ENCODED_ABOVE, WHOLE, Frame, Interpolation
-from dfkd.data.images.normalize import NORMALIZATIONS, Preprocess, parse_normalize
+from dfkd.config.stages import Interpolation
+from dfkd.data.images.frame import ENCODED_ABOVE, WHOLE, Frame
+from dfkd.data.images.normalize import NORMALIZATIONS, Normalization, parse_normalize
 from dfkd.models import DEFAULT_IMAGE_SIZE
 from dfkd.models.expected import size_option
 from dfkd.models.features.taps import network_code, run_network
@@ -41,7 +42,7 @@ class Model:
     """`NAME[:key=value,...]` with the class and channel counts in use. The text builds the network without weights."""
     module: nn.Module
     """The network on the CPU, in float32 and evaluation mode."""
-    preprocess: Preprocess
+    preprocess: Normalization
     normalize: str
     image_size: int | None
     """Side of the input in pixels; None if only the data can tell."""
@@ -169,7 +170,7 @@ def load_model(
         spec=portable(found.spec, found.spelling),
         architecture=portable(str(Named(found.named.name, kept)), found.spelling),
         module=found.module,
-        preprocess=Preprocess(*parse_normalize(normalize, takes)),
+        preprocess=Normalization(*parse_normalize(normalize, takes)),
         normalize=normalize,
         image_size=size,
         classes=gives,

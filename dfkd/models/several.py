@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from dfkd.config.stages import Mixing
+from dfkd.config.stages import Interpolation, Mixing
 from dfkd.config.tables import from_mapping, load_toml
-from dfkd.data.images.frame import Interpolation
 from dfkd.data.labels import ClassNames
 from dfkd.models.ensemble import LEARNED, LOGITS, Ensemble, Part
 from dfkd.models.load import Model, load_trained

@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from dfkd.data.images.normalize import Preprocess, parse_normalize
+from dfkd.data.images.normalize import Normalization, parse_normalize
 from dfkd.system.errors import RequestError
 
 
 def test_normalizes_each_channel_and_gives_channels_last(rng):
     pixels = rng.integers(0, 256, (3, 4, 5, 3), dtype=np.uint8)
     mean, std = parse_normalize("cifar10", 3)
-    view = Preprocess(mean, std)(torch.from_numpy(pixels))
+    view = Normalization(mean, std)(torch.from_numpy(pixels))
     expected = ((pixels / 255.0 - np.array(mean)) / np.array(std)).transpose(0, 3, 1, 2)
     assert view.shape == (3, 3, 4, 5)
     assert view.is_contiguous(memory_format=torch.channels_last)
@@ -49,4 +49,4 @@ def test_preprocess__computes_a_row_at_a_time_what_it_would_a_pixel_at_a_time(ch
     pixels = torch.randint(0, 256, (2, 5, 7, channels), dtype=torch.uint8)
     mean, std = parse_normalize("imagenet", channels)
     expected = (pixels - torch.tensor(mean) * 255) / (torch.tensor(std) * 255)
-    assert torch.equal(Preprocess(mean, std)(pixels), expected.permute(0, 3, 1, 2))
+    assert torch.equal(Normalization(mean, std)(pixels), expected.permute(0, 3, 1, 2))

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dfkd import models
-from dfkd.data.images.normalize import Preprocess, parse_normalize
+from dfkd.data.images.normalize import Normalization, parse_normalize
 from dfkd.formats.run_records import RUN_FORMAT
 from dfkd.models.load import load_model
 from dfkd.system.checksums import sealed
@@ -78,7 +78,7 @@ def test_a_name_becomes_a_network_ready_to_evaluate():
     assert isinstance(model.module, models.cifar_resnet(8).__class__)
     assert not model.module.training
     assert (model.classes, model.channels, model.image_size, model.normalize) == (10, 3, 32, "imagenet")
-    assert model.preprocess == Preprocess(*parse_normalize("imagenet", 3))
+    assert model.preprocess == Normalization(*parse_normalize("imagenet", 3))
     assert model.spec == "cifar_resnet:depth=8,width=4"
     assert model.architecture == "cifar_resnet:depth=8,in_channels=3,num_classes=10,width=4"
     assert model.parameter_count() == sum(p.numel() for p in models.cifar_resnet(8, width=4).parameters())

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,11 +10,12 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from dfkd.config.stages import Interpolation
+
 ENCODED_ABOVE = 64
 """Largest side in pixels at which a selection holds raw pixels. Larger images are treated as photographs."""
 PHOTO_FORMAT = 1
 """Version of the decoding and resizing of photographs. Pixels of another version differ by a level or two."""
-Interpolation = Literal["bilinear", "bicubic"]
 _STRIP = 16
 """Aspect ratio above which the ends of an image are cut off before resizing.
 

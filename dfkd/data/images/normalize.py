@@ -18,7 +18,7 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 
 @dataclass(frozen=True)
-class Preprocess:
+class Normalization:
     """Mean and standard deviation of pixels in [0, 1], per channel."""
 
     mean: tuple[float, ...]
