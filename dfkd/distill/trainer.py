@@ -81,7 +81,7 @@ class Trainer(Lessons):
     def hint(self) -> str:
         """Advice for the error message when a loss or a weight is not finite."""
         made = " or a lower rate of the generator (NAME:lr=...)" if self.source.images is None else ""
-        return f"give a lower lr{made}: the run then starts anew"
+        return f"give --lr below {self.plan.lr:g}{made}: the run then starts anew"
 
     @property
     def fits(self) -> bool:

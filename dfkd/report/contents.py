@@ -107,7 +107,7 @@ def facts_of(contents: Contents) -> list[tuple[str, str]]:
     if manifest.left_out:
         total = sum(sum(counts.values()) for counts in manifest.left_out.values())
         facts.append(("left out", f"{total:,} files that are no images; the manifest counts them by suffix"))
-    facts.append(("kept classes", f"{kept.mean():.2f} of {contents.kept.shape[1]} an image, the mean"))
+    facts.append(("kept classes", f"{kept.mean():.2f} of {contents.kept.shape[1]} per image on average"))
     return facts
 
 

@@ -62,6 +62,7 @@ def test_run__does_the_rows_beside_one_that_diverges(file, capsys, monkeypatch):
     assert cli.main(["run", str(file)]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "of 5 stages 4 are complete; failed: wild-seed0: " in said and "no longer finite" in said
+    assert "give --lr below 1e+30: the run then starts anew" in said
     assert complete(file) == ["second-seed0", "sound-seed0"]
     page = (file.parent / "out/report.html").read_text()
     assert "wild-seed0 failed and is not in the table" in page and "no longer finite" in page

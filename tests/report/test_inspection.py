@@ -34,7 +34,7 @@ def test_terminal(make_selection, tmp_path: Path, capsys: pytest.CaptureFixture)
         "options: method threshold:gamma=0.7, count 3",
         "seed: 5",
         "threshold: confidence at least 0.5000; it admits 4 images",
-        "kept classes: 1.67 of 3 an image, the mean",  # 3, 1 and 1
+        "kept classes: 1.67 of 3 per image on average",  # 3, 1 and 1
         "not_drawn 1",
         "confidence, selected 0.500 0.502 0.510 0.520 0.530 0.538 0.540",
         # the pool has 0.1 beside these three; the unreadable image's 1.0 is no score
