@@ -4,7 +4,7 @@ import inspect
 import itertools
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,8 +24,8 @@ _numbers = itertools.count()
 def _checked(**options: Any) -> Callable[[Any], Any]:
     """`jaxtyping.jaxtyped`, quicker: beartype alone where there are no shapes, and one pass over the arguments.
 
-    jaxtyping itself binds the arguments and checks them twice at every call, for its messages. A size that is written
-    as `{argument}` needs it, and a generator, whose arguments are checked when it begins.
+    jaxtyping itself binds the arguments and checks them twice at every call, for its messages. It is needed for a size
+    that is written as `{argument}`, for a class that is named by a string, and for a generator, which runs later.
 
     A function within another one is left to mypy: its check would be compiled at every call of that. No such function
     of dfkd has an array's shape among its annotations.
@@ -36,12 +36,12 @@ def _checked(**options: Any) -> Callable[[Any], Any]:
             return checked
         if inspect.isclass(checked):
             return _jaxtyped(checked, **options)
-        hints = checked.__annotations__.values()
-        if not any(map(_may_have_shape, hints)):
-            return beartype(checked)
-        if inspect.isgeneratorfunction(checked) or any(isinstance(hint, str) or "{" in str(hint) for hint in hints):
+        hints = [part for hint in checked.__annotations__.values() for part in _parts(hint)]
+        of_names = any(isinstance(hint, str) or "{" in str(hint) for hint in hints)
+        of_arrays = any(inspect.isclass(hint) and issubclass(hint, jaxtyping.AbstractArray) for hint in hints)
+        if of_names or (of_arrays and inspect.isgeneratorfunction(checked)):
             return _jaxtyped(checked, **options)
-        return _with_shapes(beartype(checked))
+        return _with_shapes(beartype(checked)) if of_arrays else beartype(checked)
 
     return decorate
 
@@ -57,11 +57,11 @@ def _with_shapes(checked: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _may_have_shape(annotation: Any) -> bool:
-    if isinstance(annotation, str):
-        return True
-    array = inspect.isclass(annotation) and issubclass(annotation, jaxtyping.AbstractArray)
-    return array or any(map(_may_have_shape, get_args(annotation)))
+def _parts(annotation: Any) -> Iterator[Any]:
+    """An annotation and all that it is made of."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _parts(part)
 
 
 jaxtyping.jaxtyped = _checked  # looked up by every module of dfkd when it is imported

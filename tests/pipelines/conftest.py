@@ -31,7 +31,13 @@ class Lab:
     folder: Path
     teacher: str
     pool: str
+    """1,200 images without a digit."""
+    few: str
+    """The first 120 of them, where it does not matter how many there are: a teacher's answers take time."""
     heldout: str
+    """400 digits and their labels."""
+    few_heldout: str
+    """The first 100 of them."""
 
     fitted_on = FITTED_ON
     flags = ("--normalize", demo.NORMALIZE, "--image-size", demo.SIDE, "--precision", "fp32")
@@ -58,14 +64,13 @@ def lab(tmp_path_factory, digits_teacher):
     folder = tmp_path_factory.mktemp("lab")
     images, labels = demo.digits()
     shutil.copy(digits_teacher, folder / "teacher.safetensors")
-    np.savez(folder / "heldout.npz", images=images[1000:1400], labels=labels[1000:1400])
-    np.savez(folder / "pool.npz", images=demo.patches(1200))
-    return Lab(
-        folder,
-        f"{demo.TEACHER}@{folder / 'teacher.safetensors'}",
-        str(folder / "pool.npz"),
-        str(folder / "heldout.npz"),
-    )
+    pool = demo.patches(1200)
+    for name, count in (("heldout", 400), ("few_heldout", 100)):
+        np.savez(folder / f"{name}.npz", images=images[1000 : 1000 + count], labels=labels[1000 : 1000 + count])
+    for name, count in (("pool", 1200), ("few", 120)):
+        np.savez(folder / f"{name}.npz", images=pool[:count])
+    data = {name: str(folder / f"{name}.npz") for name in ("pool", "few", "heldout", "few_heldout")}
+    return Lab(folder, f"{demo.TEACHER}@{folder / 'teacher.safetensors'}", **data)
 
 
 @pytest.fixture(scope="session")

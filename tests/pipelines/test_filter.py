@@ -35,7 +35,7 @@ def pale(tmp_path_factory):
     """Digits that nobody would take for such: paler by far than the teacher's own."""
     images, _ = demo.digits()
     path = tmp_path_factory.mktemp("pale") / "pale.npz"
-    np.savez(path, images=(110 + 0.4 * images[1000:]).astype(np.uint8))
+    np.savez(path, images=(110 + 0.4 * images[1000:1520]).astype(np.uint8))
     return path
 
 
@@ -76,7 +76,7 @@ def test_a_filter_is_fitted_once_for_a_teacher_and_a_pool(lab, pale, tmp_path, n
             no_fit(patch)
             assert select(lab, tmp_path / f"b{len(given)}", pale, "--count", 200, *other) == 0
         assert manifest(tmp_path / f"a{len(given)}")["filter"] == manifest(tmp_path / f"b{len(given)}")["filter"]
-        assert "scores: all 797 are cached" in capsys.readouterr().err
+        assert "scores: all 520 are cached" in capsys.readouterr().err
     assert select(lab, tmp_path / "a0", pale, "--count", 300) == 0
     assert "this selection is complete already" in capsys.readouterr().err
 
@@ -94,12 +94,12 @@ def test_a_damaged_filter_in_the_cache_is_fitted_again(lab, pale, tmp_path, monk
 
 def test_filter__of_a_heap_is_that_of_the_images_that_are_selected(lab, tmp_path):
     """Where most of a pool is noise, that would decide the filter of a selection that has none of it."""
-    digits = demo.digits()[0][1000:1400]
-    noise = np.random.default_rng(0).integers(0, 256, (1500, *digits.shape[1:]), dtype=np.uint8)
+    digits = demo.digits()[0][1000:1200]
+    noise = np.random.default_rng(0).integers(0, 256, (750, *digits.shape[1:]), dtype=np.uint8)
     np.savez(tmp_path / "heap.npz", images=np.concatenate([digits, noise]))
     changes = {}
     for method in ("statistics", "threshold"):
-        more = ("--count", 300, "--method", method)
+        more = ("--count", 150, "--method", method)
         assert select(lab, tmp_path / method, tmp_path / "heap.npz", *more) == 0
         found = read_filter(manifest(tmp_path / method)["filter"], 1)
         changes[method] = np.abs(found(digits).astype(float) - digits).mean() if found else 0
@@ -117,7 +117,7 @@ def test_a_pool_without_its_filter_is_another_selection(lab, pale, tmp_path, cap
 
 def test_a_filter_that_does_not_help_is_not_kept(lab, tmp_path, capsys):
     images, _ = demo.digits()
-    np.savez(tmp_path / "own.npz", images=images[:1000])
+    np.savez(tmp_path / "own.npz", images=images[:520])
     assert select(lab, tmp_path / "s", tmp_path / "own.npz", "--count", 300) == 0
     found = manifest(tmp_path / "s")["filter"]
     assert found.keys() == {"inception_score"}
@@ -131,9 +131,9 @@ def test_files_stay_as_they_came_and_are_filtered_when_they_are_read(lab, tmp_pa
     photos = tmp_path / "photos"
     photos.mkdir()
     monkeypatch.setattr("dfkd.select.pool_filter.LEAST", 40)
-    for i, patch in enumerate(demo.patches(60)):
-        Image.fromarray(patch[..., 0]).resize((90, 90)).save(photos / f"{i:03d}.png")
-    flags = ("--teacher", lab.teacher, "--normalize", demo.NORMALIZE, "--image-size", 80, "--precision", "fp32")
+    for i, patch in enumerate(demo.patches(42)):
+        Image.fromarray(patch[..., 0]).resize((72, 72)).save(photos / f"{i:03d}.png")
+    flags = ("--teacher", lab.teacher, "--normalize", demo.NORMALIZE, "--image-size", 66, "--precision", "fp32")
     pool = ("--pool", photos, "--count", 20)
     assert lab.dfkd("select", *flags, *pool, "--filter", "blur:sigma=2", "--out", tmp_path / "s") == 0
     assert lab.dfkd("select", *flags, *pool, "--method", "random", "--out", tmp_path / "plain") == 0
@@ -144,8 +144,8 @@ def test_files_stay_as_they_came_and_are_filtered_when_they_are_read(lab, tmp_pa
     names = shards.column("source").tolist()
     from dfkd.data import open_pool
 
-    pool = open_pool([str(photos)], image_size=80, channels=1)
-    rows = [i for i, origin in enumerate(pool.origins(np.arange(60))) if origin in names]
+    pool = open_pool([str(photos)], image_size=66, channels=1)
+    rows = [i for i, origin in enumerate(pool.origins(np.arange(42))) if origin in names]
     own = pool.images(np.array(rows)).pixels
     stored = shards.pixels(np.arange(20))
     assert np.array_equal(stored, read_filter(manifest(tmp_path / "s")["filter"], 1)(own))
@@ -186,22 +186,24 @@ def precise(teacher, pixels):
 def test_a_filter_of_your_own(lab, tmp_path, monkeypatch, capsys):
     (tmp_path / "own_filters.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
-    assert lab.select(tmp_path / "s", "--count", 100, "--filter", "own_filters.negative:white=0.5") == 0
+    assert (
+        lab.select(tmp_path / "s", "--pool", lab.few, "--count", 100, "--filter", "own_filters.negative:white=0.5") == 0
+    )
     options = manifest(tmp_path / "s")["content"]["options"]
     assert options["filter"] == "own_filters.negative:white=0.5"
     assert len(options["filter_code"]) == 16
     shards = Shards(tmp_path / "s")
-    picked = [int(source.removeprefix("pool.npz#")) for source in shards.column("source")]
-    expected = (127.5 - np.load(lab.pool)["images"][picked].astype(float)).clip(0)
+    picked = [int(source.removeprefix("few.npz#")) for source in shards.column("source")]
+    expected = (127.5 - np.load(lab.few)["images"][picked].astype(float)).clip(0)
     assert np.abs(shards.pixels(np.arange(100)) - expected).max() <= 0.5
-    assert lab.select(tmp_path / "p", "--count", 100, "--filter", "own_filters.precise") == 0
+    assert lab.select(tmp_path / "p", *few, "--filter", "own_filters.precise") == 0
     for name, why in {
         "nothing": "gives a NoneType, not a dfkd.data.images.filter.Filter",
         "even": "cannot be used: filter has a kernel of [1, 1, 4, 4] and a bias of [1]",
         "of_three": "cannot be used: filter has a kernel of [3, 3, 1, 1] and a bias of [3]",
         "not_a_number": "cannot be used: filter has numbers that are not finite",
     }.items():
-        assert lab.select(tmp_path / "t", "--count", 100, "--filter", f"own_filters.{name}") == 2
+        assert lab.select(tmp_path / "t", *few, "--filter", f"own_filters.{name}") == 2
         assert f"filter own_filters.{name} {why}" in capsys.readouterr().err
         assert not list(tmp_path.glob("t*"))
 
@@ -245,7 +247,7 @@ def test_a_teacher_without_batchnorm_is_taken_as_it_is_unless_a_fit_is_asked_for
 @pytest.mark.parametrize("spelled", ["Fitted", "dfkd.select.filters.fitted"])
 def test_a_fitted_filter_is_judged_by_whatever_name(lab, tmp_path, spelled):
     images, _ = demo.digits()
-    np.savez(tmp_path / "own.npz", images=images[:1000])
+    np.savez(tmp_path / "own.npz", images=images[:520])
     assert select(lab, tmp_path / "s", tmp_path / "own.npz", "--filter", spelled) == 0
     assert manifest(tmp_path / "s")["filter"].keys() == {"inception_score"}
 

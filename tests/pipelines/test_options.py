@@ -12,7 +12,7 @@ from dfkd.distill import trainer
 from dfkd.distill.trainer import Trainer
 from dfkd.training.hardest import HardestOrder
 
-QUICK = ("--steps", 12, "--batch-size", 32, "--checkpoint-every", 5, "--log-every", 4)
+QUICK = ("--steps", 12, "--batch-size", 16, "--checkpoint-every", 5, "--log-every", 4)
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -66,11 +66,11 @@ def test_statistics_are_reestimated_with_the_weights_that_are_written(lab, selec
     ours, theirs = student(tmp_path / "run"), student(averaged)
     assert same(ours, theirs, {name for name in ours if not name.endswith(STATISTICS)})
     assert ours["bn1.num_batches_tracked"] == 3
-    assert [len(view) for view in views] == [32] * 3
+    assert [len(view) for view in views] == [16] * 3
     first = torch.cat([torch.nn.functional.conv2d(view, ours["conv1.weight"], padding=1).double() for view in views])
     torch.testing.assert_close(ours["bn1.running_mean"].double(), first.mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert (result["images_seen"], result["teacher_forwards"]) == (12 * 32, 12 * 32 + lab.fitted_on)
+    assert (result["images_seen"], result["teacher_forwards"]) == (12 * 16, 12 * 16 + lab.fitted_on)
 
 
 def _kept(views, into):
@@ -159,9 +159,8 @@ def test_windows_are_what_the_teacher_answers_for_too(lab, selection, plain, tmp
         assert lab.distill(selection, tmp_path / "no", *QUICK, "--crop-area", area) == 2
 
 
-def test_the_hardest_images_are_those_where_the_student_was_farthest_from_the_teacher(
-    lab, selection, tmp_path, monkeypatch
-):
+def test_the_hardest_images_are_those_where_the_student_was_farthest_from_the_teacher(lab, tmp_path, monkeypatch):
+    assert lab.select(tmp_path / "s", "--pool", lab.few, "--count", 100) == 0
     batches, logits = [], []
     draw, teach, answer = HardestOrder.rows, Trainer.teach, Trainer.answer
 
@@ -175,11 +174,12 @@ def test_the_hardest_images_are_those_where_the_student_was_farthest_from_the_te
     monkeypatch.setattr(HardestOrder, "rows", kept(draw, batches))
     monkeypatch.setattr(Trainer, "teach", kept(teach, logits))
     monkeypatch.setattr(Trainer, "answer", kept(answer, logits))
-    assert lab.distill(selection, tmp_path / "run", *QUICK, "--batch-size", 100, "--batches", "hardest:share=0.5") == 0
-    latest = np.full(400, np.nan)
+    flags = ("--batch-size", 25, "--batches", "hardest:share=0.5")
+    assert lab.distill(tmp_path / "s", tmp_path / "run", *QUICK, *flags) == 0
+    latest = np.full(100, np.nan)
     for step, rows in enumerate(batches):
         if step >= 4 and step % 2 == 0:  # a round of two batches
-            hardest = np.argsort(-latest)[:200]
+            hardest = np.argsort(-latest)[:50]
             assert {*rows, *batches[step + 1]} == {*hardest}
         t, s = (outputs.logits.detach().double().cpu().numpy() / 4 for outputs in logits[2 * step : 2 * step + 2])
         log_p, log_q = (x - np.log(np.exp(x).sum(axis=1, keepdims=True)) for x in (t, s))

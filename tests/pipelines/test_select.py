@@ -98,7 +98,7 @@ def test_method__is_by_default_what_the_teacher_allows(lab, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     save_file(dict(lenet5(num_classes=10, in_channels=1).state_dict()), "lenet.safetensors")
-    flags = ("--normalize", "0.5/0.5", "--pool", lab.pool, "--count", 20, "--filter", "none")
+    flags = ("--normalize", "0.5/0.5", "--pool", lab.few, "--count", 20, "--filter", "none")
     for out, model, size, more, method in (
         ("a", lab.teacher, 16, (), "statistics"),
         ("b", lab.teacher, 16, ("--gamma", 0.5), "threshold:gamma=0.5"),
@@ -134,9 +134,9 @@ def test_the_teacher_is_folded_where_it_answers_for_many_images_and_not_where_it
         own(self, model, place, taps, fold)
 
     monkeypatch.setattr(Classifier, "__init__", made)
-    assert lab.select(tmp_path / "s", "--count", 40) == 0
+    assert lab.select(tmp_path / "s", "--pool", lab.few, "--count", 40) == 0
     assert asked == [True]
-    flags = ("--steps", 2, "--batch-size", 8, "--loss", "kd", "--test", lab.heldout)
+    flags = ("--steps", 2, "--batch-size", 8, "--loss", "kd", "--test", lab.few_heldout)
     assert lab.distill(tmp_path / "s", tmp_path / "run", *flags) == 0
     assert asked == [True, True, False, False]  # the trainer's; student and teacher as they are measured
 
@@ -235,7 +235,7 @@ def test_large_photos_stay_encoded_and_teach(lab, tmp_path, rng, monkeypatch):
     torch.save(cifar_resnet(depth=8, width=4, num_classes=3).state_dict(), tmp_path / "three.pt")
     teacher = ("--teacher", f"cifar_resnet:depth=8,width=4@{tmp_path / 'three.pt'}", "--precision", "fp32")
     monkeypatch.setattr("dfkd.select.selection_writer.BYTES_PER_SHARD", 20_000)
-    where = ("--pool", folder, "--image-size", 72, "--out", tmp_path / "selection", "--method", "random", "--count", 20)
+    where = ("--pool", folder, "--image-size", 66, "--out", tmp_path / "selection", "--method", "random", "--count", 20)
     assert lab.dfkd("select", *teacher, *where, "--seed", 1) == 0
     shards = Shards(tmp_path / "selection")
     assert shards.encoded
@@ -245,7 +245,7 @@ def test_large_photos_stay_encoded_and_teach(lab, tmp_path, rng, monkeypatch):
     by_name = {f"photos/{path.name}": path.read_bytes() for path in folder.iterdir()}
     stored = [bytes(image["bytes"]) for image in raw_images(tmp_path / "selection")]
     assert stored == [by_name[source] for source in shards.column("source")]
-    assert shards.pixels(np.array([3, 0])).shape == (2, 72, 72, 3)
+    assert shards.pixels(np.array([3, 0])).shape == (2, 66, 66, 3)
     image = datasets.load_from_disk(str(tmp_path / "selection"))[0]["image"]
     assert image.size == (120, 90)
     run = (
@@ -275,7 +275,7 @@ def test_a_teacher_of_ones_own_by_its_dotted_name(lab, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     torch.save({"state_dict": importlib.import_module("their_nets").make(6).state_dict()}, "theirs.pth")
     teacher = ("--teacher", "their_nets.make:hidden=6@theirs.pth", "--normalize", "none", "--precision", "fp32")
-    assert lab.dfkd("select", *teacher, "--pool", lab.pool, "--out", "selection", "--count", 50) == 0
+    assert lab.dfkd("select", *teacher, "--pool", lab.few, "--out", "selection", "--count", 50) == 0
     run = (
         "--student",
         "their_nets.make:hidden=3",
@@ -332,7 +332,7 @@ def test_an_image_that_vanishes_after_scoring_is_no_black_image(lab, tmp_path, c
 
 
 def test_features_are_kept_by_the_place_they_were_taken_at(lab, tmp_path):
-    common = ("--method", "random", "--deduplicate", 0.97)
+    common = ("--pool", lab.few, "--method", "random", "--deduplicate", 0.97)
     assert lab.select(tmp_path / "a", *common, "--teacher-taps", "last=conv1") == 0
     assert lab.select(tmp_path / "b", *common) == 0
     a, b = (json.loads((tmp_path / name / "manifest.json").read_text()) for name in "ab")
@@ -362,26 +362,27 @@ def test_odd_places_for_the_folder(lab, tmp_path, monkeypatch, where):
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to("empty")
     monkeypatch.chdir(tmp_path / "empty" if where == "." else tmp_path)
-    assert lab.select(where, "--count", 20, "--method", "random") == 0
+    assert lab.select(where, "--pool", lab.few, "--count", 20, "--method", "random") == 0
     assert len(Shards((tmp_path / "empty" if where == "." else tmp_path) / where)) == 20
     assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_a_damaged_selection_is_not_complete(lab, tmp_path, capsys):
     out = tmp_path / "out"
-    assert lab.select(out, "--count", 50) == 0
+    assert lab.select(out, "--pool", lab.few, "--count", 50) == 0
     shard = out / "data-00000.arrow"
     shard.write_bytes(shard.read_bytes()[:1000])
-    assert lab.select(out, "--count", 50) == 2
+    assert lab.select(out, "--pool", lab.few, "--count", 50) == 2
     assert "delete the folder and select again" in capsys.readouterr().err
 
 
 def test_what_changes_nothing_is_said(lab, tmp_path, capsys):
-    assert lab.select(tmp_path / "s", "--method", "random", "--gamma", 0.5, "--teacher-taps", "last=linear:input") == 0
+    few, tap = ("--pool", lab.few), ("--teacher-taps", "last=linear:input")
+    assert lab.select(tmp_path / "s", *few, "--method", "random", "--gamma", 0.5, *tap) == 0
     said = capsys.readouterr().err
     assert "note: --gamma 0.5 changes nothing: --method random has none\n" in said
     assert "note: --teacher-taps changes nothing without --deduplicate or --balance cluster\n" in said
-    assert lab.select(tmp_path / "t", "--gamma", 0.5, "--teacher-taps", "last=linear:input", "--deduplicate", 0.99) == 0
+    assert lab.select(tmp_path / "t", *few, "--gamma", 0.5, *tap, "--deduplicate", 0.99) == 0
     assert "changes nothing" not in capsys.readouterr().err
-    assert lab.select(tmp_path / "u", "--gamma", 0.5, "--method", "threshold:gamma=0.9") == 0
+    assert lab.select(tmp_path / "u", *few, "--gamma", 0.5, "--method", "threshold:gamma=0.9") == 0
     assert "note: --gamma 0.5 changes nothing: --method threshold:gamma=0.9 says it\n" in capsys.readouterr().err
