@@ -1,3 +1,4 @@
+import dataclasses
 import fcntl
 import functools
 import inspect
@@ -6,7 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import jaxtyping
 import numpy as np
@@ -35,7 +36,9 @@ def _checked(**options: Any) -> Callable[[Any], Any]:
         if "<locals>" in checked.__qualname__:
             return checked
         if inspect.isclass(checked):
-            return _jaxtyped(checked, **options)
+            if dataclasses.is_dataclass(checked) and "__init__" in vars(checked):
+                checked.__init__ = decorate(checked.__init__)
+            return checked
         hints = [part for hint in checked.__annotations__.values() for part in _parts(hint)]
         of_names = any(isinstance(hint, str) or "{" in str(hint) for hint in hints)
         of_arrays = any(inspect.isclass(hint) and issubclass(hint, jaxtyping.AbstractArray) for hint in hints)
@@ -58,9 +61,9 @@ def _with_shapes(checked: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
-    """An annotation and all that it is made of."""
+    """An annotation and all that it is made of, but for the values of a `Literal`."""
     yield annotation
-    for part in get_args(annotation):
+    for part in () if get_origin(annotation) is Literal else get_args(annotation):
         yield from _parts(part)
 
 

@@ -18,6 +18,7 @@ from dfkd.models.load import load_model
 from dfkd.system.memory import forget_peak_memory, peak_memory_bytes
 
 QUICK = ("--steps", 12, "--batch-size", 16, "--checkpoint-every", 5, "--log-every", 4)
+PLAIN = (*QUICK, "--loss", "kd", "--init", "none")
 TWO_STEPS = ("--steps", 2, "--batch-size", 8)
 
 
@@ -116,7 +117,7 @@ def test_batches_even_over_the_teachers_classes(lab, selection, tmp_path, monkey
         return teach(self, view, batch)
 
     monkeypatch.setattr(Trainer, "teach", keep)
-    assert lab.distill(selection, tmp_path / "run", *QUICK, "--batches", "classes:each=4") == 0
+    assert lab.distill(selection, tmp_path / "run", *PLAIN, "--batches", "classes:each=4") == 0
     present = np.flatnonzero(np.bincount(predictions, minlength=10))
     for counts in seen:  # 16 images: 4 turns of 4 over the classes that there are
         assert set(counts[present] % 4) == {0} and counts.max() - counts[present].min() <= 4
@@ -219,10 +220,10 @@ PINNED = [
     [
         ("--mixup", 0.3),
         # 1.2 passes
-        ("--optimizer", "adamw", "--batches", "hardest:share=0.1", "--batch-size", 40, "--init", "none"),
-        ("--ema", 0.9, "--cutmix", 1, "--init", "none"),
-        ("--reestimate", 2, "--mixup", 1, "--cutmix", 1, "--init", "none"),
-        ("--init", "teacher", "--student", "cifar_resnet:depth=8", "--ema", 0.9, "--reestimate", 2),
+        ("--optimizer", "adamw", "--batches", "hardest:share=0.1", "--batch-size", 40, *PLAIN[-4:]),
+        ("--ema", 0.9, "--cutmix", 1, *PLAIN[-4:]),
+        ("--reestimate", 2, "--mixup", 1, "--cutmix", 1, *PLAIN[-4:]),
+        ("--loss", "kd", "--init", "teacher", "--student", "cifar_resnet:depth=8", "--ema", 0.9, "--reestimate", 2),
     ],
 )
 def test_interrupted_and_resumed_is_bit_for_bit_uninterrupted(lab, selection, tmp_path, monkeypatch, capsys, options):
@@ -337,19 +338,19 @@ def test_the_figures_are_of_the_test_that_the_run_names(lab, selection, tmp_path
     step = Trainer.advance
     monkeypatch.setattr(Trainer, "advance", lambda self: exit() if self.step == 8 else step(self))
     with pytest.raises(SystemExit):
-        lab.distill(selection, tmp_path / "run", *QUICK, "--test", lab.heldout)
+        lab.distill(selection, tmp_path / "run", *PLAIN, "--test", lab.heldout)
     monkeypatch.setattr(Trainer, "advance", step)
     run = tmp_path / "run"
-    assert lab.distill(selection, run, *QUICK, "--test", few) == 0  # it is gone on with
+    assert lab.distill(selection, run, *PLAIN, "--test", few) == 0  # it is gone on with
     assert tested(run) == (100, "few.npz", None)
     monkeypatch.setattr(Trainer, "advance", lambda self: pytest.fail("a step was made"))
-    assert lab.distill(selection, run, *QUICK, "--test", lab.heldout) == 0
+    assert lab.distill(selection, run, *PLAIN, "--test", lab.heldout) == 0
     assert tested(run) == (400, Path(lab.heldout).name, None)
-    assert lab.distill(selection, run, *QUICK, "--name", "new") == 0
+    assert lab.distill(selection, run, *PLAIN, "--name", "new") == 0
     assert tested(run) == (400, Path(lab.heldout).name, "new")
-    assert lab.distill(selection, run, *QUICK, "--test", few) == 0
+    assert lab.distill(selection, run, *PLAIN, "--test", few) == 0
     few.write_bytes(Path(lab.heldout).read_bytes())  # the same name, other images
-    assert lab.distill(selection, run, *QUICK, "--test", few) == 0
+    assert lab.distill(selection, run, *PLAIN, "--test", few) == 0
     assert tested(run)[:2] == (400, "few.npz")
 
 
@@ -385,10 +386,10 @@ def test_a_damaged_checkpoint_is_named(lab, selection, tmp_path, capsys, monkeyp
     step = Trainer.advance
     monkeypatch.setattr(Trainer, "advance", lambda self: exit() if self.step == 8 else step(self))
     with pytest.raises(SystemExit):
-        lab.distill(selection, tmp_path / "run", *QUICK)
+        lab.distill(selection, tmp_path / "run", *PLAIN)
     state = tmp_path / "run" / "checkpoint" / "state.pt"
     state.write_bytes(state.read_bytes()[:5000])
-    assert lab.distill(selection, tmp_path / "run", *QUICK) == 2
+    assert lab.distill(selection, tmp_path / "run", *PLAIN) == 2
     assert "is damaged" in capsys.readouterr().err
 
 

@@ -80,7 +80,7 @@ def _kept(views, into):
 
 
 def test_killed_while_statistics_are_reestimated(lab, selection, tmp_path, monkeypatch):
-    flags = (*QUICK, "--ema", 0.7, "--reestimate", 2)
+    flags = (*QUICK, "--ema", 0.7, "--reestimate", 2, "--loss", "kd", "--init", "none")
     assert lab.distill(selection, tmp_path / "whole", *flags) == 0
     reestimate = trainer.reestimate
 
@@ -99,7 +99,7 @@ def test_killed_while_statistics_are_reestimated(lab, selection, tmp_path, monke
 
 
 def test_a_student_begins_as_its_teacher(lab, selection, tmp_path, capsys):
-    wide = ("--student", "cifar_resnet:depth=8", "--init", "teacher", "--lr", 0)
+    wide = ("--student", "cifar_resnet:depth=8", "--init", "teacher", "--lr", 0, "--loss", "kd")
     assert lab.distill(selection, tmp_path / "run", *QUICK, *wide) == 0
     assert "15 of the student's 15 layers begin as the teacher's" in capsys.readouterr().err
     ours, theirs = student(tmp_path / "run"), load_file(lab.folder / "teacher.safetensors")
@@ -174,7 +174,7 @@ def test_the_hardest_images_are_those_where_the_student_was_farthest_from_the_te
     monkeypatch.setattr(HardestOrder, "rows", kept(draw, batches))
     monkeypatch.setattr(Trainer, "teach", kept(teach, logits))
     monkeypatch.setattr(Trainer, "answer", kept(answer, logits))
-    flags = ("--batch-size", 25, "--batches", "hardest:share=0.5")
+    flags = ("--batch-size", 25, "--batches", "hardest:share=0.5", "--loss", "kd", "--init", "none")
     assert lab.distill(tmp_path / "s", tmp_path / "run", *QUICK, *flags) == 0
     latest = np.full(100, np.nan)
     for step, rows in enumerate(batches):
@@ -214,7 +214,7 @@ def test_without_batch_normalization_there_is_nothing_to_reestimate(lab, selecti
 
 
 def test_what_becomes_of_dropped_classes_is_no_matter_where_none_is_dropped(lab, selection, tmp_path, capsys):
-    loss = ("--loss", "kd:dropped=renormalize")
+    loss = ("--loss", "kd:dropped=renormalize", "--init", "none")
     assert lab.distill(selection, tmp_path / "a", *QUICK, *loss) == 0
     assert "note: a loss's dropped=... changes nothing without --class-dropping" in capsys.readouterr().err
     assert lab.distill(selection, tmp_path / "b", *QUICK, *loss, "--class-dropping", 0.05) == 0

@@ -22,7 +22,7 @@ from dfkd.system.errors import RequestError
 from dfkd.system.locks import locked
 
 ROOT = Path(__file__).parents[2]
-QUICK = ("--steps", 12, "--batch-size", 16, "--checkpoint-every", 5, "--log-every", 3, "--init", "none")
+QUICK = ("--steps", 12, "--batch-size", 16, "--checkpoint-every", 5, "--log-every", 3, "--init", "none", "--loss", "kd")
 
 
 def tree(folder):

@@ -68,10 +68,10 @@ def test_the_folder_holds_what_the_contract_says(lab, selection):
 
 
 def test_the_threshold_is_in_the_manifest(lab, tmp_path):
-    assert lab.select(tmp_path / "s", "--count", 400, "--method", "threshold") == 0
+    assert lab.select(tmp_path / "s", "--pool", lab.few, "--count", 40, "--method", "threshold") == 0
     manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
     assert manifest["content"]["options"]["method"] == "threshold:gamma=0.7,draw=confidence"
-    assert manifest["admitted"] == 840
+    assert manifest["admitted"] == 84
     scores = pq.read_table(tmp_path / "s" / "scores.parquet").to_pydict()
     chosen = [i for i, reason in enumerate(scores["reason"]) if reason == "selected"]
     assert min(scores["confidence"][i] for i in chosen) >= manifest["threshold"]
@@ -150,62 +150,65 @@ def test_the_same_request_gives_the_same_bytes_and_is_not_done_twice(lab, select
 
 
 def test_another_count_or_method_does_not_run_the_teacher(lab, tmp_path, capsys, no_teacher):
-    assert lab.select(tmp_path / "first", "--method", "random", "--count", 100) == 0
+    few = ("--pool", lab.few)
+    assert lab.select(tmp_path / "first", *few, "--method", "random", "--count", 50) == 0
     no_teacher()
     for number, more in enumerate(
         [
-            ("--count", 50),
+            ("--count", 20),
             ("--gamma", 0.3),
-            ("--method", "confidence", "--count", 70),
+            ("--method", "confidence", "--count", 30),
             ("--method", "entropy"),
             ("--balance", "class", "--seed", 3),
             ("--class-dropping", 0.2),
         ]
     ):
-        assert lab.select(tmp_path / str(number), *more) == 0
-        assert "all 1,200 are cached, the teacher is not run" in capsys.readouterr().err
-    assert len(Shards(tmp_path / "1")) == 360  # all that gamma 0.3 admits
-    assert len(Shards(tmp_path / "3")) == 600  # half of the pool
+        assert lab.select(tmp_path / str(number), *few, *more) == 0
+        assert "all 120 are cached, the teacher is not run" in capsys.readouterr().err
+    assert len(Shards(tmp_path / "1")) == 36  # all that gamma 0.3 admits
+    assert len(Shards(tmp_path / "3")) == 60  # half of the pool
     confident, drawn = Shards(tmp_path / "2").column("confidence"), Shards(tmp_path / "3").column("confidence")
     assert confident.min() > np.median(drawn)
 
 
-def test_a_killed_scoring_goes_on_from_its_last_part(lab, tmp_path, monkeypatch, selection):
+def test_a_killed_scoring_goes_on_from_its_last_part(lab, tmp_path, monkeypatch):
     from dfkd.select import score
 
-    monkeypatch.setattr(score, "PART_ROWS", 500)
-    forwards = []
+    monkeypatch.setattr(score, "PART_ROWS", 50)
+    forwards, few = [], ("--pool", lab.few, "--count", 40)
     whole = Classifier.__call__
 
     def killed(self, pixels):
         forwards.append(len(pixels))
-        if sum(forwards) > 700:
+        if sum(forwards) > 70:
             raise KeyboardInterrupt
         return whole(self, pixels)
 
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "__call__", killed)
-        assert lab.select(tmp_path / "out", "--count", 400) == 130
+        assert lab.select(tmp_path / "out", *few) == 130
     assert not (tmp_path / "out").exists()
     forwards.clear()
     monkeypatch.setattr(
         Classifier, "__call__", lambda self, pixels: (forwards.append(len(pixels)), whole(self, pixels))[1]
     )
-    assert lab.select(tmp_path / "out", "--count", 400) == 0
-    assert sum(forwards) == 700  # of 1,200
-    assert Shards(tmp_path / "out").column("source").tolist() == Shards(selection).column("source").tolist()
+    assert lab.select(tmp_path / "out", *few) == 0
+    assert sum(forwards) == 70  # of 120
+    monkeypatch.setenv("DFKD_CACHE", str(tmp_path / "cache"))
+    assert lab.select(tmp_path / "whole", *few) == 0
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
 def test_near_duplicates_and_clusters(lab, tmp_path):
-    images = np.load(lab.pool)["images"][:300]
+    images = np.load(lab.few)["images"]
     np.savez(tmp_path / "twice.npz", images=np.concatenate([images, images]))
     common = ("--teacher", lab.teacher, *lab.flags, "--pool", tmp_path / "twice.npz", "--method", "random")
-    assert lab.dfkd("select", *common, "--out", tmp_path / "kept", "--deduplicate", 0.9999, "--count", 200) == 0
-    rows = [int(s.partition("#")[2]) % 300 for s in Shards(tmp_path / "kept").column("source")]
-    assert len(set(rows)) == 200
-    assert json.loads((tmp_path / "kept" / "manifest.json").read_text())["reasons"]["near_duplicate"] >= 300
-    assert lab.dfkd("select", *common, "--out", tmp_path / "spread", "--balance", "cluster", "--count", 100) == 0
-    assert len(Shards(tmp_path / "spread")) == 100
+    assert lab.dfkd("select", *common, "--out", tmp_path / "kept", "--deduplicate", 0.9999, "--count", 80) == 0
+    rows = [int(s.partition("#")[2]) % 120 for s in Shards(tmp_path / "kept").column("source")]
+    assert len(set(rows)) == 80
+    assert json.loads((tmp_path / "kept" / "manifest.json").read_text())["reasons"]["near_duplicate"] >= 120
+    assert lab.dfkd("select", *common, "--out", tmp_path / "spread", "--balance", "cluster", "--count", 50) == 0
+    assert len(Shards(tmp_path / "spread")) == 50
 
 
 def test_unreadable_images_are_skipped_and_named(lab, tmp_path, capsys):
