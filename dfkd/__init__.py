@@ -1,6 +1,6 @@
-"""dfkd: distil a small image classifier from a trained one when its training data cannot be had.
+"""dfkd: distil a small image classifier from a trained one whose training data is not available.
 
-In Python: a `Teacher` selects, generates and distills; `open_selection`, `open_run` and `compare` read what it made.
+In Python, a `Teacher` selects, generates and distills. `open_selection`, `open_run` and `compare` read the results.
 """
 
 import importlib
@@ -19,7 +19,7 @@ _HOMES = {
     "Teacher": "dfkd.app.teacher",
     **dict.fromkeys(("Run", "Selection", "compare", "open_run", "open_selection"), "dfkd.app.results"),
 }
-"""Where each name is defined. It is imported on its first use: torch alone takes seconds."""
+"""Module that defines each public name. A name is imported on first use, because importing torch takes seconds."""
 
 
 def __getattr__(name: str) -> Any:

@@ -51,7 +51,7 @@ def _spelled(name, declared, kind, several):
         return (name.rstrip("s") + " ...").upper() if several else name.upper()
     if kind is bool:
         return f"{flag(name)}, {flag('no_' + name)}"
-    return f"{flag(name)} {metavar(kind)}{' ...' * several}".replace("|", "\\|")
+    return f"{flag(name)} {metavar(kind, declared.reads, declared.help)}{' ...' * several}".replace("|", "\\|")
 
 
 def _text(words):

@@ -1,11 +1,11 @@
-"""Prune, distil, quantize: size, multiplications, milliseconds and accuracy, beside networks that are small by hand.
+"""Prune, distil, quantize: size, multiplications, milliseconds and accuracy, beside networks designed small.
 
     python benchmarks/quality/compress.py OUT_DIR
 
-On scikit-learn's digits, with the teacher of `dfkd demo`. Written as a pipeline and run by `dfkd run`: an
-interrupted one goes on. OUT_DIR/compress.csv has a line for every row, OUT_DIR/measured.json the machine. As
-compress-digits.csv and .json here they are the source of the table in docs/teaching.md. Milliseconds are of one image
-in onnxruntime, on one thread, the median of 200. Bytes are those of the .onnx file.
+The data are scikit-learn's digits, and the teacher is that of `dfkd demo`. The script writes a pipeline and runs it by
+`dfkd run`, so it resumes after an interruption. OUT_DIR/compress.csv has a line per row, OUT_DIR/measured.json the
+machine. The table in docs/teaching.md is made from copies of both, compress-digits.csv and .json in this folder.
+Milliseconds are for one image in onnxruntime on one thread, the median of 200. Bytes are the size of the .onnx file.
 """
 
 import csv
@@ -34,7 +34,7 @@ TIMED = 200
 
 
 def tables(out, seeds=SEEDS, steps=STEPS, fine=FINE):
-    """The pipeline: the teacher pruned, the small networks, and each of them in int8."""
+    """Return the pipeline: the pruned teacher, the small networks, and each of them in int8."""
     teacher = f"{demo.TEACHER}@{out / 'teacher.safetensors'}"
     whole = {
         "pruned-4": {"student": teacher, "prune": 0.25},
@@ -54,7 +54,7 @@ def tables(out, seeds=SEEDS, steps=STEPS, fine=FINE):
 
 
 def milliseconds(file):
-    """For one image, on one thread."""
+    """Return the median milliseconds for one image, on one thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
@@ -69,7 +69,7 @@ def milliseconds(file):
 
 
 def line(name, model, file, accuracies):
-    """A row of the result file."""
+    """Return a row of the result file."""
     example = torch.zeros(1, model.channels, *[model.image_size] * 2)
     deviation = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
     return [
@@ -84,7 +84,7 @@ def line(name, model, file, accuracies):
 
 
 def results(out, rows, seeds):
-    """A line for the teacher and for every row, of its first seed but for the accuracy."""
+    """Return a line for the teacher and for every row. All but the accuracy is of the first seed."""
     found = []
     samples = out / "samples" / f"confident-seed{seeds[0]}"
     for name in ["teacher", *rows]:
@@ -104,7 +104,7 @@ def results(out, rows, seeds):
 
 
 def measure(out, seeds=SEEDS, steps=STEPS, fine=FINE):
-    """Run the pipeline and write the table; the command's exit status."""
+    """Run the pipeline and write the table. Returns the exit status of the command."""
     out.mkdir(parents=True, exist_ok=True)
     digits.prepare(out)
     file, pipeline = out / "compress.toml", tables(out, seeds, steps, fine)
@@ -121,7 +121,7 @@ def measure(out, seeds=SEEDS, steps=STEPS, fine=FINE):
 
 
 def table(file):
-    """The result file in Markdown."""
+    """Return the result file as Markdown."""
     with file.open(encoding="utf-8", newline="") as opened:
         lines = list(csv.DictReader(opened))
     rows = [

@@ -1,8 +1,8 @@
-"""The digits without junk: the demo's teacher and held-out digits, and a pool of 20,000 patches of photographs alone.
+"""The digits without junk: the demo's teacher and held-out digits, and a pool of 20,000 patches of photographs only.
 
     python benchmarks/quality/digits.py FOLDER
 
-What the digits' settings of losses.py, generators.py, views.py and options.py learn from, and digits.toml.
+digits.toml, and the digits' settings of losses.py, generators.py, views.py and options.py use these files.
 """
 
 import sys
@@ -14,7 +14,7 @@ PATCHES = 20_000
 
 
 def prepare(folder):
-    """Write the files that are not there yet."""
+    """Write the files, unless they exist."""
     demo.prepare_teacher(folder)
     demo.save(folder / "pool.npz", lambda: {"images": demo.patches(PATCHES)})
 

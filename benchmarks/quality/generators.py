@@ -1,12 +1,12 @@
-"""What each generator teaches, at equal steps of the student, beside images of a pool: the table in docs/generators.md.
+"""Students of each generator, at equal student steps, beside images of a pool: the table in docs/generators.md.
 
     python benchmarks/quality/generators.py digits OUT_DIR [ROW ...]     the demo's digits, two seeds: minutes a row
     python benchmarks/quality/generators.py cifar10 OUT_DIR [ROW ...]    DFKD_DATA, DFKD_TEACHERS: ten minutes a row
 
-The settings are those of losses.py beside it, and so is what is written: generators-SETTING.csv and .json are its
-report.csv and measured.json. Every row has the student's loss `kd` and nothing else, so that they differ in where the
-images come from alone; `random` is the pool's row, `untrained` is a generator that never
-learns. Networks of generators have half their default width.
+Settings and output files are those of losses.py: generators-SETTING.csv and .json are copies of its report.csv and
+measured.json. Every row trains the student with the loss `kd` only, so rows differ only in where the images come from.
+`random` uses images of the pool, and `untrained` a generator that never learns. The generators' networks have half
+their default width.
 """
 
 import inspect
@@ -19,11 +19,11 @@ from dfkd import generators
 
 CHANGED = {"digits": {"seeds": [0, 1]}, "cifar10": {"steps": 600}}
 WIDTH = 32
-"""Of the generators' networks, half their default: at these lengths of training the time goes further."""
+"""Width of the generators' networks, half the default, because a step is then cheaper in these short trainings."""
 
 
 def rows():
-    """The options of every row."""
+    """Return the options of every row."""
     made = {"random": {}, "untrained": {"source": f"dafl:width={WIDTH},lr=0", "samples": []}}
     for name in sorted(generators.__all__, key=str.lower):
         kind, name = getattr(generators, name), name.lower()

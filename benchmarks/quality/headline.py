@@ -1,8 +1,8 @@
-"""The stages of headline.sh, which says what they are and how to call them; HEADLINE_* change their sizes.
+"""The stages of headline.sh, which describes them and their call. HEADLINE_* variables change their sizes.
 
-A teacher from labels, a student from the pool in a short run, which tells how many passes the time allows, the same
-student in so many, and other short rows until the time is up. Every stage goes on where it was killed, and leaves its
-results in OUT at once.
+The stages train a teacher from labels, and a student from the pool in a short run. The speed of this run decides how
+many passes the time allows for the long run of the same student. Other short rows fill the rest of the time. Every
+stage resumes after a kill, and writes its results to OUT when it ends.
 """
 
 import csv
@@ -50,7 +50,7 @@ SELECTIONS = {
     "filtered": {"method": "confidence", "balance": "class", "filter": "fitted"},
 }
 MAIN = {"filtered-ofd-init": {"samples": ["filtered"], "loss": ["kd", "ofd"], "init": "teacher", "lr": 0.1}}
-SHORT = {  # plain losses first: a row that fails ends the stage
+SHORT = {  # plain losses first, because a row that fails ends the stage
     "random-kd": {"samples": ["random"], "loss": ["kd"], "init": "none"},
     "confident-kd": {"samples": ["confident"], "loss": ["kd"], "init": "none"},
     "confident-ofd": {"samples": ["confident"], "loss": ["kd", "ofd"], "init": "none"},
@@ -59,19 +59,22 @@ SHORT = {  # plain losses first: a row that fails ends the stage
 }
 SHORT_SEEDS = [0, 1, 2]
 LAST = 30.0
-"""Seconds before the end in which nothing is begun."""
+"""Seconds before the end in which no work begins."""
 SAFE = 0.75
-"""Of the passes that the time allows by the short run's mean rate, how many are begun: within a run on an H100 the rate
-went from 16,500 images a second down to 9,900 (LOG.md), and an unfinished run has no result."""
+"""Share of the passes that the time allows at the short run's mean rate.
+
+The rate can fall within a run: on an H100 from 16,500 to 9,900 images a second (LOG.md). An unfinished run has no
+result.
+"""
 
 
 def setting(name):
-    """A size or a place: HEADLINE_NAME where it is set, of the default's type."""
+    """Return a size or a path: HEADLINE_NAME if it is set, with the type of the default."""
     return type(DEFAULTS[name])(os.environ.get(f"HEADLINE_{name}", DEFAULTS[name]))
 
 
 def teacher(folder):
-    """Train the teacher; the exit status."""
+    """Train the teacher. Returns the exit status."""
     data = os.path.expandvars(setting("TRAIN")).split()
     options = {
         "--model": setting("TEACHER"),
@@ -86,7 +89,7 @@ def teacher(folder):
 
 
 def students(folder, rows, epochs, seeds):
-    """Select for the rows, distil and compare them, as a pipeline beside `folder`; the exit status."""
+    """Select for the rows, distil and compare them, as a pipeline beside `folder`. Returns the exit status."""
     used = {name for row in rows.values() for name in row["samples"]}
     tables = {
         "out": str(folder),
@@ -111,7 +114,7 @@ def students(folder, rows, epochs, seeds):
 
 
 def passes(folder, first, left):
-    """How many passes the student of `folder` gets: what it was begun with, or what fits into the seconds left."""
+    """Return the passes of the student in `folder`: those that it began with, or those that fit into the time left."""
     file = folder.with_suffix(".toml")
     if file.exists():
         return tomllib.loads(file.read_text(encoding="utf-8"))["defaults"]["epochs"]
@@ -121,14 +124,17 @@ def passes(folder, first, left):
 
 
 def compare(folder):
-    """Compare the runs that are complete; the exit status, not 0 where there are none."""
+    """Compare the complete runs. Returns the exit status, which is not 0 if there are none."""
     complete = sorted(str(result.parent) for result in folder.glob(f"runs/*/{RESULT}"))
     return cli.main(["compare", *complete, "--out", str(folder / "report.html")])
 
 
 @contextmanager
 def deadline(seconds):
-    """Stop a command of dfkd in the block after so many seconds, as `kill` would; yields whether that was done."""
+    """Stop a command of dfkd in the block after `seconds`, as `kill` would.
+
+    Yields an event that tells whether this happened.
+    """
     told = threading.Event()
 
     def tell():
@@ -144,7 +150,7 @@ def deadline(seconds):
 
 
 def timed(out, name, work):
-    """Do a stage's work and write down in OUT/headline-times.csv what it took; its exit status."""
+    """Run a stage and append its seconds to OUT/headline-times.csv. Returns its exit status."""
     say(f"stage {name}")
     started = time.monotonic()
     status = work()
@@ -158,7 +164,7 @@ def timed(out, name, work):
 
 
 def until(end, out, name, folder, rows, epochs, seeds):
-    """A stage of students that is stopped when the time is up, and the report of those that are complete."""
+    """Run a stage of students until the time is up, and report the complete runs. Returns the exit status."""
     with deadline(max(0, end - time.monotonic())) as up:
         status = timed(out, name, lambda: students(folder, rows, epochs, seeds))
     if up.is_set() and any(folder.glob(f"runs/*/{RESULT}")):
@@ -167,7 +173,7 @@ def until(end, out, name, folder, rows, epochs, seeds):
 
 
 def main():
-    """All stages; the exit status of the first that failed, or of the long run, without which there are the others."""
+    """Run all stages. Returns the exit status of the first that failed; without the long run, the others still run."""
     end = time.monotonic() + 60 * setting("MINUTES")
     work, out = Path(setting("WORK")), Path(os.environ.get("OUT", "out"))
     for folder in (work, out):
@@ -178,7 +184,7 @@ def main():
     shutil.copyfile(work / "teacher" / RESULT, out / "headline-teacher.json")
     if status := timed(out, "first", lambda: students(short, MAIN, setting("SHORT_EPOCHS"), [0])):
         return status
-    if not (status := compare(short)):  # with the rows of an earlier call
+    if not (status := compare(short)):  # includes rows of an earlier call
         keep(short / "report.csv", out / "headline-short.csv", COMMAND)
     left = end - time.monotonic()
     count = passes(student, short, left)

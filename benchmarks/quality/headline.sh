@@ -2,19 +2,19 @@
 # ResNet-34 -> ResNet-18 (3x3 stems) on CIFAR-10 with one GPU in half an hour, unattended:
 #
 #   1. teacher   trains on the first 40,000 CIFAR-10 images (train_teacher.py)
-#   2. first     50,000 of the 100,000 pool images are selected, 40 passes over them, accuracy on the other 10,000
-#   3. student   the same in as many passes as the time allows by the rate of `first`, 200 at the most
+#   2. first     selects 50,000 of the 100,000 pool images, trains 40 passes, and tests on the other 10,000 images
+#   3. student   the same with as many passes as the time allows at the speed of `first`, at most 200
 #   4. short     rows beside `first`, seed after seed, until HEADLINE_MINUTES (28) are over
 #
 #     DFKD_DATA=data benchmarks/quality/headline.sh
 #
-# What is complete is not done again, what was killed goes on: give the same command. Results go to OUT (default: out) as
-# soon as there are any: headline.csv and headline-short.csv with a .json each, headline-teacher.json (its accuracy),
-# headline-times.csv (the seconds of every stage), headline.log. Copy them, but for the log, to benchmarks/quality, and make
-# the tables anew: `python docs/make_results.py`. Networks, checkpoints and selections stay in HEADLINE_WORK (runs/headline).
-# Missing images are unpacked from DFKD_SHARED (../shared). Sizes, networks and rows stand at the top of headline.py, and
-# HEADLINE_NAME=VALUE changes a size. The field trains on all 50,000 images, which leaves 1,000 here for the test (0.7 points
-# of noise): HEADLINE_TRAIN='$DFKD_DATA/cifar10_train40k.npz $DFKD_DATA/cifar10_heldout10k.npz'
+# Rerun the same command to resume: it skips complete work. Results go to OUT (default: out) as soon as they exist:
+# headline.csv and headline-short.csv with a .json each, headline-teacher.json (the teacher's accuracy), headline-times.csv
+# (the seconds of every stage), headline.log. Copy all but the log to benchmarks/quality, and update the tables:
+# `python docs/make_results.py`. Networks, checkpoints and selections stay in HEADLINE_WORK (runs/headline). Missing images
+# are unpacked from DFKD_SHARED (../shared). Sizes, networks and rows are defined at the top of headline.py, and
+# HEADLINE_NAME=VALUE changes a size. Published results train on all 50,000 images. That leaves 1,000 images for the test
+# here (0.7 points of noise): HEADLINE_TRAIN='$DFKD_DATA/cifar10_train40k.npz $DFKD_DATA/cifar10_heldout10k.npz'
 # HEADLINE_TEST='$DFKD_DATA/cifar10_test1k.npz'.
 set -euo pipefail
 cd "$(dirname "$0")/../.."

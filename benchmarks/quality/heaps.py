@@ -1,4 +1,4 @@
-"""Pools as they are found: photos among junk, photos of which most show few classes, images that deceive the teacher.
+"""Pools as they are found: photos among junk, photos of few classes, images that deceive the teacher.
 
     DFKD_DATA=data DFKD_TEACHERS=../shared/teachers python benchmarks/quality/heaps.py [OPTION ...] POOL ...
 
@@ -6,24 +6,25 @@ DFKD_DATA is where `python ../shared/tools/unpack_data.py data` wrote its files.
 
     heap-20      100,000 images of 32 pixels, of which 20 % are Tiny-ImageNet photos. The rest are junk.
     heap-2       The same with 2 % photos.
-    long-tail    Photos alone. Of the class that the teacher predicts k-th most often there are n / k**2, where n is the
-                 number of the first. These are fewer than 100,000, as no photo is there twice.
+    long-tail    Only photos. The class that the teacher predicts k-th most often has n / k**2 photos, where n is the
+                 number for k = 1. No photo is repeated, so the pool has fewer than 100,000.
     adversarial  90 % photos and 10 % crafted images. Crafting begins with junk and takes steps of 8 gray values along
-                 the gradient's sign, until the teacher gives 0.99 to a chosen class, or 12 steps are done.
+                 the gradient's sign. It ends when the teacher gives 0.99 to a chosen class, or after 12 steps.
 
-Junk is text, single glyphs, layouts of screens, gradients, noise, textures that are cut out of 200 photos which are not
-in the pool, and near-copies of one photo in 40: recompressed, shifted, recolored. `dfkd/app/junk.py` draws it.
-long-tail and adversarial need DFKD_TEACHERS, the folder of cifar10_resnet20_w32_train40k.pt.
+Junk is text, single glyphs, layouts of screens, gradients, noise, textures and near-copies. Textures are cut from 200
+photos that are not in the pool. Near-copies are of one photo in 40: recompressed, shifted, recolored.
+`dfkd/app/junk.py` draws the junk. long-tail and adversarial need DFKD_TEACHERS, the folder of
+cifar10_resnet20_w32_train40k.pt.
 
-For each POOL the folder gets
+The script writes for each POOL
 
     POOL.npz         `images`, for `--pool`
-    POOL-photos.npz  The photos of it alone: what the rows `clean` learn from. long-tail has none.
-    POOL-kinds.npz   `names` and, for each image, `kind` (a position in `names`) and `original`: for a near-copy the row
+    POOL-photos.npz  Only the photos, from which the rows `clean` learn. long-tail has no such file.
+    POOL-kinds.npz   `names` and, for each image, `kind` (an index in `names`) and `original`: for a near-copy the row
                      of its photo, for a photo its row in pool_tiny_imagenet_32.npz, else -1. No selection reads it.
 
 The same versions of numpy and Pillow give the same bytes of heap-20 and heap-2. The other two also depend on torch and
-the processor. A pool that is there is kept. A heap takes half a minute on one core and 1 GB of memory.
+the processor. An existing pool is kept. A heap takes half a minute on one core and 1 GB of memory.
 """
 
 import argparse
@@ -43,25 +44,25 @@ from dfkd.system.console import progress
 from dfkd.system.errors import RequestError
 
 IMAGES, SINGLES = 100_000, 200
-"""Images of a pool, and photos that textures are cut out of."""
+"""Images of a pool, and photos from which textures are cut."""
 POOL = "pool_tiny_imagenet_32.npz"
 SHARES = {"heap-20": 0.2, "heap-2": 0.02, "adversarial": 0.9}
-"""The share of photos in the pools."""
+"""Share of photos in each pool."""
 POWER = 2.0
-"""How fast the classes of `long-tail` become rare."""
+"""Exponent by which the classes of `long-tail` become rare."""
 STEP, STEPS, SURE, BATCH = 8, 12, 0.99, 250
-"""Crafting: gray values a step, most steps, the confidence that ends it, images at once."""
+"""Crafting: gray values per step, most steps, confidence that ends the steps, and images per batch."""
 STARTS = (junk.text, junk.glyph, junk.screen, junk.gradient, junk.noise)
 
 
 def save(path, **arrays):
-    """Write an .npz file unless it is there."""
+    """Write an .npz file, unless it exists."""
     demo.save(path, lambda: arrays)
     print(path, flush=True)
 
 
 def teacher():
-    """The MODEL text of the teacher that predicts and is deceived."""
+    """Return the MODEL text of the teacher that predicts classes and is deceived."""
     folder = os.environ.get("DFKD_TEACHERS")
     if not folder:
         raise RequestError("DFKD_TEACHERS is not set; it names the folder of the teacher's weights")
@@ -69,14 +70,14 @@ def teacher():
 
 
 def drawn(photos, *counts, seed):
-    """Rows of the photo pool in random order: so many for each count, none twice."""
+    """Draw rows of the photo pool in random order, one array per count, with no row repeated."""
     if sum(counts) > len(photos):
         raise RequestError(f"{sum(counts):,} photos are needed and the pool has {len(photos):,}; lower --images")
     return np.split(np.random.default_rng(seed).permutation(len(photos))[: sum(counts)], np.cumsum(counts)[:-1])
 
 
 def make_heap(out, name, photos, images, seed):
-    """Photos among junk."""
+    """Write a pool of photos among junk."""
     rows, singles = drawn(photos, round(SHARES[name] * images), SINGLES, seed=seed)
     found = heaps.heap(photos.images(rows).pixels, photos.images(singles).pixels, images, seed)
     original = found.original.copy()
@@ -87,7 +88,7 @@ def make_heap(out, name, photos, images, seed):
 
 
 def tail(predictions, seed):
-    """Rows of which the k-th most frequent class has n / k**POWER, in random order."""
+    """Return rows in random order such that the k-th most frequent class has n / k**POWER of them."""
     rng, counts = np.random.default_rng(seed), np.bincount(predictions)
     order = np.argsort(-counts, kind="stable")
     wanted = np.rint(counts.max() / np.arange(1, len(counts) + 1) ** POWER).astype(np.int64)
@@ -96,7 +97,7 @@ def tail(predictions, seed):
 
 
 def make_long_tail(out, name, photos, images, seed):
-    """Photos of which the teacher predicts few classes often."""
+    """Write a pool of photos in which the teacher's predicted classes are uneven."""
     options = {"method": "random", "filter": "none", "count": 1, "verbose": False}
     pixels = photos.images(np.arange(min(images, len(photos)))).pixels
     scores = dfkd.Teacher(teacher(), normalize="cifar10", image_size=32).select(pixels, **options).scores
@@ -106,7 +107,7 @@ def make_long_tail(out, name, photos, images, seed):
 
 
 def craft(model, start, target):
-    """Gray values [n, 3, side, side] that the model takes for the target, made from other images."""
+    """Change images until the model predicts the target. Returns gray values [n, 3, side, side]."""
     images, left = start.clone(), torch.arange(len(start))
     for _ in range(STEPS):
         view = images[left].requires_grad_()
@@ -121,7 +122,7 @@ def craft(model, start, target):
 
 
 def craft_all(model, count, rng):
-    """Crafted images [count, 32, 32, 3], evenly of all classes and beginnings."""
+    """Craft images [count, 32, 32, 3], evenly over classes and kinds of initial images."""
     per_start = np.diff(np.rint(np.linspace(0, count, len(STARTS) + 1)).astype(np.int64)).tolist()
     start = np.concatenate([make(rng, n, 32) for make, n in zip(STARTS, per_start, strict=True)])
     pixels, targets = torch.from_numpy(start).permute(0, 3, 1, 2).float(), torch.from_numpy(np.arange(count) % 10)
@@ -133,7 +134,7 @@ def craft_all(model, count, rng):
 
 
 def make_adversarial(out, name, photos, images, seed):
-    """Photos, and images that are made to be confidently wrong."""
+    """Write a pool of photos, and images crafted so that the teacher is confidently wrong."""
     model = load_model(teacher(), normalize="cifar10")
     (rows,) = drawn(photos, round(SHARES[name] * images), seed=seed)
     rng, pixels = np.random.default_rng(seed), photos.images(rows).pixels

@@ -1,8 +1,8 @@
-"""Keep a comparison as a result file: its CSV, and beside it what it was measured on.
+"""Keep a comparison as a result file: its CSV, and beside it the command, date and machine.
 
     python benchmarks/quality/keep.py REPORT.csv benchmarks/quality/NAME.csv 'COMMAND THAT MADE IT'
 
-To be called where the runs ran, with their OMP_NUM_THREADS. docs/make_results.py makes the tables of these.
+Run it on the machine of the runs, with their OMP_NUM_THREADS. docs/make_results.py makes tables from these files.
 """
 
 import shutil
@@ -15,7 +15,7 @@ from dfkd.system.files import replacing, write_json
 
 
 def keep(report, target, command):
-    """Copy the CSV `report` to `target`, and write the command, its day and the machine beside it."""
+    """Copy the CSV `report` to `target`, and write the command, its date and the machine beside it."""
     place = resolve_place("auto", "auto")
     day = date.fromtimestamp(report.stat().st_mtime)
     with replacing(target) as partial:

@@ -2,11 +2,11 @@
 
     python benchmarks/quality/knowledge.py OUT_DIR
 
-Compared with the same network that learns from labels, a student that learns from a teacher (1) uses more visual
+The hypotheses compare a student of a teacher with the same network trained on labels. The student (1) uses more visual
 concepts of the foreground, (2) learns them sooner and more at once, (3) with fewer detours. A third row learns from the
-teacher on patches of photographs, without a digit. The networks learn in a pipeline: an interrupted one goes on. The
-figures are those of `dfkd explain`, on held-out digits; the foreground is the ink. OUT_DIR/knowledge.json has them, and
-OUT_DIR/knowledge.html the three figures.
+teacher on patches of photographs, without a digit. A pipeline trains the networks, and resumes after an interruption.
+The figures are those of `dfkd explain` on held-out digits, whose foreground is the ink. The script writes them to
+OUT_DIR/knowledge.json, and three charts to OUT_DIR/knowledge.html.
 """
 
 import json
@@ -40,6 +40,8 @@ ROWS = {
     "teacher": "the teacher, on the digits",
     "photographs": "the teacher, on patches of photographs",
 }
+ITSELF = "the teacher itself"
+"""Name of the teacher's own figures, which are shown beside those of the rows."""
 HYPOTHESES = {
     "1. More concepts on the foreground": ("on the foreground", "share on the foreground"),
     "2. Concepts that come sooner, and more at once": ("D mean", "D std"),
@@ -48,7 +50,7 @@ HYPOTHESES = {
 
 
 def tables(out, seeds, steps):
-    """The pipeline: what teaches whom, on which images."""
+    """Return the pipeline: the teacher and the images of each row."""
     digits, teacher = str(out / "digits.npz"), f"{demo.TEACHER}@{out / 'teacher.safetensors'}"
     shared = {**NETWORK, "keep_weights": MOMENTS}
     return {
@@ -68,7 +70,7 @@ def tables(out, seeds, steps):
 
 
 def counted(found: Knowledge, name):
-    """The figures of a network; those of learning where it kept weights."""
+    """Return the figures of a network, and those of its training if it kept weights."""
     on, off, share = found.counts()[name]
     values = {"on the foreground": on, "on the background": off, "share on the foreground": share}
     values |= found.learning[name].measures() if name in found.learning else {}
@@ -76,12 +78,12 @@ def counted(found: Knowledge, name):
 
 
 def known(networks, name):
-    """A figure of each seed that has it."""
+    """Return a figure of each seed that has it."""
     return [one[name] for one in networks if one[name] is not None]
 
 
 def measure(out, seeds=SEEDS, steps=STEPS, images=IMAGES):
-    """Train, count, and write the figures; the exit status."""
+    """Train, count, and write the figures. Returns the exit status."""
     out.mkdir(parents=True, exist_ok=True)
     prepare(out)
     file = out / "knowledge.toml"
@@ -95,7 +97,7 @@ def measure(out, seeds=SEEDS, steps=STEPS, images=IMAGES):
     masks = pixels[..., 0] >= INK
     load = partial(load_trained, normalize=demo.NORMALIZE, image_size=demo.SIDE)
     teacher = Classifier(load(f"{demo.TEACHER}@{out / 'teacher.safetensors'}"), place)
-    result = {"teacher": counted(knowledge({"teacher": teacher}, {}, pixels, masks), "teacher")}
+    result = {ITSELF: counted(knowledge({ITSELF: teacher}, {}, pixels, masks), ITSELF)}
     curves = {}
     for name in ROWS:
         result[name] = []
@@ -114,7 +116,7 @@ def measure(out, seeds=SEEDS, steps=STEPS, images=IMAGES):
 
 
 def run_of(out, name, seed):
-    """The folder of a row's run."""
+    """Return the folder of a row's run."""
     (found,) = (run for run in (out / "runs").iterdir() if _is(run, name, seed))
     return found
 
@@ -126,24 +128,30 @@ def _is(run, name, seed):
 
 
 def page(path, result, curves):
-    """The three figures."""
+    """Write the page with three charts."""
     parts = []
     for heading, names in HYPOTHESES.items():
         charts = []
         for name in names:
             values = {words: found for row, words in ROWS.items() if (found := known(result[row], name))}
-            charts.append(figure(f"{name}, a dot a seed", strips(values, result["teacher"].get(name), "{:.3g}".format)))
+            charts.append(figure(f"{name}, a dot a seed", strips(values, result[ITSELF].get(name), "{:.3g}".format)))
         parts.append(section(heading, *charts))
     means = {
         row: [tuple(map(fmean, zip(*at, strict=True))) for at in zip(*of, strict=True)] for row, of in curves.items()
     }
     drawn = lines("Concepts over weight distance", "Means over seeds", means, {row: k for k, row in enumerate(means)})
     note = "Visual concepts of held-out digits. Broken lines: the teacher."
-    write_page(path, "Quantified knowledge on the digits", tag("p", note, class_="note"), *parts, figure(note, drawn))
+    write_page(
+        path,
+        "Quantified knowledge on the digits",
+        tag("p", note, class_="note"),
+        *parts,
+        figure("visual concepts on the foreground over weight distance, means over seeds", drawn),
+    )
 
 
 def table(file):
-    """The kept figures in Markdown: the mean over seeds, with the lowest and the highest."""
+    """Return the stored figures as Markdown: the mean over seeds, with the lowest and the highest."""
     networks = json.loads(file.read_text(encoding="utf-8"))["networks"]
     names = [name for names in HYPOTHESES.values() for name in names]
     lines = [f"| learns from | top-1 % | {' | '.join(names)} |", "| --- |" + " ---: |" * (len(names) + 1)]

@@ -1,12 +1,12 @@
-"""What each loss teaches, at equal steps, on random images of the pool: the accuracies in docs/losses.md.
+"""Students of each loss, at equal steps, on random images of the pool: the accuracies in docs/losses.md.
 
     python benchmarks/quality/losses.py digits OUT_DIR [NAME ...]     the demo's digits, three seeds: seconds a run
     python benchmarks/quality/losses.py cifar10 OUT_DIR [NAME ...]    needs DFKD_DATA and DFKD_TEACHERS: minutes a run
 
-Written as a pipeline and run by `dfkd run`: an interrupted one goes on. OUT_DIR/report.csv holds a row for every run,
-OUT_DIR/measured.json what it was measured on; as losses-SETTING.csv and .json here they are the page's source.
-A loss that teaches the outputs stands alone; every other one is added to `kd`, at its default weight. Images are drawn
-at random and nothing else is on, so that the rows differ in the loss alone.
+The script writes a pipeline and runs it by `dfkd run`, so it resumes after an interruption. OUT_DIR/report.csv has a
+row per run, OUT_DIR/measured.json the command and the machine. docs/losses.md is made from copies of both,
+losses-SETTING.csv and .json in this folder. A loss on outputs is used alone. Every other loss is added to `kd`, at its
+default weight. Images are drawn at random and all other options are off, so rows differ only in the loss.
 """
 
 import sys
@@ -22,7 +22,7 @@ from dfkd.system.device import machine, resolve_place
 from dfkd.system.files import write_json
 
 ALONE = {"kd", "alpha", "dist", "dkd", "logits", "standardized"}
-SPELLED = {"ft": "ft:paraphraser=100"}  # its own 500 steps of preparation would be all of a short run
+SPELLED = {"ft": "ft:paraphraser=100"}  # the default of 500 steps would exceed a short run
 SETTINGS = {
     "digits": {
         "seeds": [0, 1, 2],
@@ -64,7 +64,9 @@ SETTINGS = {
 
 
 def measure(script, setting, out, rows, **changed):
-    """Run the pipeline of one setting, a random selection and the options of every row; the command's exit status.
+    """Run the pipeline of one setting: a random selection, and a run for every row.
+
+    Returns the exit status of the command.
 
     `changed` are values that replace those of the setting.
     """

@@ -1,28 +1,28 @@
-"""Which selection method pays on which pool: everything else is as the defaults of `dfkd` have it.
+"""Selection methods on several pools, with all other options at their defaults.
 
     python benchmarks/quality/methods.py POOL OUT [ROW ...] [--steps N ...] [--seeds S ...] [--no-training]
 
-POOL is heap-20, heap-2, long-tail or adversarial (heaps.py has made them in DFKD_DATA/heaps), photos (the Tiny-ImageNet
-photos alone), or digits (the demo's heap, made in OUT). All but digits need DFKD_DATA and DFKD_TEACHERS. Of a pool
-10,000 images are selected, of heap-2 and digits 2,000. A ROW is a name of the table `ROWS` below (all methods of
-`dfkd`, `clean`, `dfnd` and two more draws of `threshold`), or any METHOD with further options behind it:
+POOL is heap-20, heap-2, long-tail or adversarial (written to DFKD_DATA/heaps by heaps.py), photos (only the
+Tiny-ImageNet photos), or digits (the demo's heap, written to OUT). All but digits need DFKD_DATA and DFKD_TEACHERS. A
+selection has 10,000 images, and 2,000 for heap-2 and digits. A ROW is a name of the table `ROWS` below: all methods of
+`dfkd`, `clean`, `dfnd` and two more draws of `threshold`. It may also be any METHOD followed by further options:
 
     threshold:draw=random+balance=none+gamma=0.3
     my_methods.margin:power=2+deduplicate=0.99
 
-OUT/POOL/methods.csv gets a line for every run, or for a selection that no run has learned from yet:
+OUT/POOL/methods.csv has a line for every run, and for every selection without a run:
 
     top1, agreement   of the student after the last step
     photos            share of the selected images that are photos
-    kinds             how many of the selected images are what
-    covered           classes of which at least a tenth of an even share is among the selected photos, by the teacher
+    kinds             number of selected images of each kind
+    covered           number of predicted classes with at least a tenth of an equal share of the selected photos
     effective         exp of the entropy of the selected photos' classes: the number of classes, if they are even
     cost              seconds for 1,000 images of `dfkd select` without a cache and without a filter; the smaller of two
     seconds           of the training
 
-methods.json has the command, the date and the machine. Every line that OUT has is in the table, also from earlier
-commands: rows can be measured one by one, an interrupted command goes on, and several can share the work.
---no-training fills all columns but those of the students: some 20 seconds for a row, after one pass of the teacher.
+methods.json has the command, the date and the machine. The table has every line of OUT, also from earlier commands. So
+rows can be measured one by one, an interrupted command resumes, and several commands can share the work. --no-training
+fills all columns except those of the students. This takes some 20 seconds per row, after one pass of the teacher.
 """
 
 import argparse
@@ -54,7 +54,7 @@ from dfkd.system.files import replacing, write_json, write_text
 from dfkd.system.text import aligned
 
 ROWS = {
-    "clean": "random",  # of the pool's photos alone: what a perfect selection gives
+    "clean": "random",  # from the pool's photos only, as a perfect selection would give
     **{name: name for name in methods.__all__},
     "dfnd": "confidence",
     "threshold-random": "threshold:draw=random",
@@ -63,7 +63,7 @@ ROWS = {
 DISTILL = {"dfnd": {"loss": ["kd", "ofd", "noise"]}}
 """Options of a row's student: DFND's noise matrix beside the default losses."""
 HEAPS = ("heap-20", "heap-2", "adversarial")
-"""Pools of which the photos lie in a file of their own."""
+"""Pools whose photos are also in a file of their own."""
 POOLS = (*HEAPS, "long-tail", "photos", "digits")
 COUNTS = {"heap-2": 2_000, "digits": demo.SELECTED}
 COUNT, STEPS, DIGITS_STEPS = 10_000, (500, 2_000), (150,)
@@ -75,7 +75,7 @@ COLUMNS = (
 
 
 def cifar10(pool):
-    """The options of all rows, the file of the pool's photos and that of its kinds, where there are any."""
+    """Return the options of all rows, the file of the pool's photos, and that of the kinds. A file may be None."""
     heaps = f"{os.environ.get('DFKD_DATA', 'data')}/heaps"
     options = {
         "teacher": "cifar_resnet:depth=20,width=32@$DFKD_TEACHERS/cifar10_resnet20_w32_train40k.pt",
@@ -90,7 +90,7 @@ def cifar10(pool):
 
 
 def digits(out):
-    """The same for the demo's heap, which is made in `out`."""
+    """Return the same for the demo's heap, which is made in `out`."""
     demo.prepare(out)
     kinds, photos = out / demo.KINDS, out / "photos.npz"
     if not photos.exists():
@@ -100,7 +100,7 @@ def digits(out):
 
 
 def parsed(row):
-    """A row's name as a folder, and its options of `select`."""
+    """Return the name of a row for its folder, and its options of `select`."""
     method, *more = ROWS.get(row, row).split("+")
     pairs = [text.partition("=") for text in more]
     if not all(key and value for key, _, value in pairs):
@@ -110,7 +110,7 @@ def parsed(row):
 
 
 def typed(text):
-    """A number where it is one."""
+    """Convert a text to a number if possible."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -120,7 +120,7 @@ def typed(text):
 
 
 def cost(options, select):
-    """Seconds for 1,000 images, from nothing to a selection: the teacher's pass and the method."""
+    """Return the seconds for 1,000 images: the teacher's forward passes and the method, without cached scores."""
     size, (pool,) = options["image_size"], options["pool"]
     images = open_pool([os.path.expandvars(pool)], image_size=size, channels=3 if size == 32 else 1)
     pixels = images.images(np.arange(min(COST_IMAGES, len(images)))).pixels
@@ -142,7 +142,7 @@ def cost(options, select):
 
 
 def chosen(folder, kinds):
-    """What a selection holds: the columns that need no student."""
+    """Return the columns about a selection that need no student."""
     table = pq.read_table(folder / "scores.parquet", columns=["reason", "prediction"])
     selected = table["reason"].to_numpy() == "selected"
     predictions, names, kind = table["prediction"].to_numpy()[selected], ["photo"], np.zeros(selected.sum(), int)
@@ -163,7 +163,7 @@ def chosen(folder, kinds):
 
 
 def lines(pool, out, kinds, costs):
-    """A line for every run in `out`, and for every selection without one."""
+    """Yield a line for every run in `out`, and for every selection without one."""
     for folder in sorted((out / "samples").glob("*-seed*[0-9]")):
         row, _, seed = folder.name.rpartition("-seed")
         if not (folder / "manifest.json").exists():
@@ -181,7 +181,7 @@ def lines(pool, out, kinds, costs):
 
 
 def write(table, target, command):
-    """The table and what it was measured on."""
+    """Write the table, and the command, date and machine beside it."""
     with replacing(target) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -192,7 +192,7 @@ def write(table, target, command):
 
 
 def summary(table):
-    """The means over seeds as text: shorter runs first, of these the better ones."""
+    """Return the means over seeds as text: shorter runs first, then higher accuracy first."""
     groups = {}
     for line in table:
         groups.setdefault((line.get("steps", 0), line["row"]), []).append(line)
@@ -211,7 +211,7 @@ def summary(table):
 
 
 def run(command, pool, out, rows, steps, seeds, training):
-    """Run the rows that are not complete, as a pipeline, and write the table; the exit status."""
+    """Run the incomplete rows as a pipeline, and write the table. Returns the exit status."""
     options, photos, kinds = digits(out / "data") if pool == "digits" else cifar10(pool)
     named = dict(parsed(row) for row in rows)
     if "clean" in named:
@@ -245,7 +245,7 @@ def run(command, pool, out, rows, steps, seeds, training):
 
 
 def selected(file):
-    """Make the selections of a pipeline and nothing else; 2 where one was refused."""
+    """Make only the selections of a pipeline. Returns 2 if one was refused, else 0."""
     status = 0
     for selection in read_pipeline(file).selections:
         try:

@@ -1,6 +1,8 @@
-"""How similar the teacher's features of an image and its changed copy are: what `dfkd select --deduplicate` can find.
+"""Similarity of the teacher's features of an image and its changed copy, which `dfkd select --deduplicate` relies on.
 
-DFKD_DATA=data DFKD_TEACHERS=../shared/teachers python benchmarks/quality/near_duplicates.py
+Usage:
+
+    DFKD_DATA=data DFKD_TEACHERS=../shared/teachers python benchmarks/quality/near_duplicates.py
 """
 
 import io

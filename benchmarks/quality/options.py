@@ -1,10 +1,10 @@
-"""What the options of training give, at equal steps, on random images of the pool and with nothing but KL unless said.
+"""Students of several training options, at equal steps, on random images of the pool, with KL alone unless named.
 
     python benchmarks/quality/options.py digits OUT_DIR [ROW ...]     the demo's digits, three seeds: a minute a run
     python benchmarks/quality/options.py cifar10 OUT_DIR [ROW ...]    needs DFKD_DATA and DFKD_TEACHERS: minutes a run
 
-The settings are those of losses.py beside it, and so is what is written: options-digits.csv and .json are its
-report.csv and measured.json.
+Settings and output files are those of losses.py: options-digits.csv and .json are copies of its report.csv and
+measured.json.
 """
 
 import sys

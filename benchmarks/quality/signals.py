@@ -1,14 +1,14 @@
-"""What one pass of a teacher says of an image, and how well it tells photos from the junk of a heap.
+"""Signals from one forward pass of a teacher, and how well each tells photos from the junk of a heap.
 
     DFKD_DATA=data DFKD_TEACHERS=../shared/teachers python benchmarks/quality/signals.py [FILE.json] [--images N]
 
-The pool is heap-20 of heaps.py: N images of it (default 10,000), drawn at random. For two teachers and each signal:
+The pool is N images (default 10,000) of heap-20 of heaps.py, drawn at random. For two teachers and each signal:
 
     auc       the probability that a photo is ranked before an image of junk
     heap-20   the share of photos among the images that are ranked first, half as many as there are photos
     heap-2    the same where photos are 2 % of the images, for as many images as there are photos
 
-Near-copies of photos count as photos. benchmarks/quality/LOG.md says what came of it.
+Near-copies of photos count as photos. benchmarks/quality/LOG.md has the results.
 """
 
 import argparse
@@ -35,9 +35,10 @@ HERE = Path(__file__).resolve().parent
 
 @torch.no_grad()
 def answers(text, normalize, images):
-    """Logits, features before the classifier, logits of the mirrored images, and of each layer three distances.
+    """Return logits, features before the classifier, logits of the mirrored images, and three distances per layer.
 
-    These are KL(N(m, v) || N(m', v')), its part of the means and its part of the variances: means over the channels.
+    The distances are KL(N(m, v) || N(m', v')), its part of the means and its part of the variances. Each is a mean over
+    the channels.
     """
     model = load_model(text, normalize=normalize, image_size=32)
     layers = [layer for layer in model.module.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
@@ -72,7 +73,7 @@ def log_softmax(logits):
 
 
 def signals(logits, features, mirrored, distances):
-    """Each signal by its name: an image with more of it is ranked first."""
+    """Return each signal by its name. An image with a larger value is ranked first."""
     ours, theirs = log_softmax(logits), log_softmax(mirrored)
     p, q = np.exp(ours), np.exp(theirs)
     mean = (p + q) / 2
@@ -106,13 +107,13 @@ def ranks(values):
 
 
 def auc(values, photo):
-    """Ties count by their order in the pool, which is random."""
+    """Return the area under the ROC curve. Ties count by their order in the pool, which is random."""
     ones = photo.sum()
     return (ranks(values)[photo].sum() - ones * (ones - 1) / 2) / (ones * (len(photo) - ones))
 
 
 def share(values, photo, rows, count):
-    """The share of photos among the `count` of `rows` that have the most."""
+    """Return the share of photos among the `count` of `rows` with the largest values."""
     return photo[rows][np.argsort(-values[rows], kind="stable")[:count]].mean()
 
 

@@ -1,12 +1,12 @@
-"""What specialists add to a student, beside the same student that goes on learning: docs/teaching.md.
+"""Gain of specialists over the same student trained further: docs/teaching.md.
 
     python benchmarks/quality/specialists.py digits OUT_DIR     three seeds of the demo's digits: minutes
     python benchmarks/quality/specialists.py tiny100 OUT_DIR    100 classes of Tiny-ImageNet (tiny100.py writes them)
 
-`kd` is the generalist. `specialists` and the rows `further` go on from it: as many steps, and about as much time.
-OUT_DIR/report.csv has a row for every run, for keep.py. OUT_DIR/added.csv has the accuracy with 0, 1, 2, ... of the
-specialists voting, of all images and of those of their classes, and OUT_DIR/added.svg shows it. An interrupted run goes
-on.
+`kd` is the generalist. `specialists` and the rows `further` continue from it, for as many steps or about as much time.
+OUT_DIR/report.csv has a row per run, for keep.py. OUT_DIR/added.csv has the accuracy with 0, 1, 2, ... voting
+specialists, for all images and for those of the specialists' classes. OUT_DIR/added.svg shows it. The script resumes
+after an interruption.
 """
 
 import csv
@@ -22,13 +22,13 @@ from dfkd.models.load import load_model
 from dfkd.system.files import replacing
 
 KINDS = {"digits": (3, 200, 100), "tiny100": (10, 2000, 500)}
-"""Of each setting the specialists, the steps of the generalist, and those of what goes on from it."""
+"""For each setting: number of specialists, steps of the generalist, and steps of the rows that continue from it."""
 FINE = {"student": "run:kd", "optimizer": "adamw", "lr": 0.0005}
 HEAD = ("seed", "voting", "top1", "of_their_classes")
 
 
 def rows(count, steps):
-    """The options of every row."""
+    """Return the options of every row."""
     return {
         "kd": {"loss": ["kd"]},
         "specialists": {**FINE, "specialists": count, "steps": steps},
@@ -39,7 +39,7 @@ def rows(count, steps):
 
 @torch.no_grad()
 def added(run, test):
-    """The accuracy with the first specialists voting: of all test images, and of those of any specialist's classes."""
+    """Return accuracies by the number of voting specialists, for all test images and for the specialists' classes."""
     model, data = load_model(str(run)), np.load(test)
     pixels, labels = torch.from_numpy(data["images"]), torch.from_numpy(data["labels"])
     special = model.module.special.classes
@@ -47,7 +47,7 @@ def added(run, test):
     found = []
     for voting in range(len(whole) + 1):
         special.copy_(whole)
-        special[voting:] = False  # nothing is special to the others: the generalist's class is none of theirs
+        special[voting:] = False  # the others have no classes, so the generalist's prediction never calls them
         pieces = (model.module(model.preprocess(some)).argmax(dim=1) for some in pixels.split(256))
         right = (torch.cat([*pieces]) == labels).float()
         found.append((voting, right.mean().item(), right[covered].mean().item()))
@@ -55,10 +55,10 @@ def added(run, test):
 
 
 def picture(lines):
-    """The mean over the seeds as an SVG: all images, and those of the specialists' classes."""
+    """Return an SVG of the means over seeds: all images, and those of the specialists' classes."""
     counts = sorted({line[1] for line in lines})
     of_seed = {seed: [line for line in lines if line[0] == seed] for seed, *_ in lines}
-    # a seed with fewer specialists stays where all of its own vote
+    # a seed with fewer specialists keeps the value of all its specialists
     curves = [
         [np.mean([100 * own[min(n, len(own) - 1)][k] for own in of_seed.values()]) for n in counts] for k in (2, 3)
     ]

@@ -1,11 +1,11 @@
-"""What students learn from each other and from themselves, on random images of the digits' pool: docs/teaching.md.
+"""Students that learn from each other and from themselves, on random images of the digits' pool: docs/teaching.md.
 
     python benchmarks/quality/students.py OUT_DIR [STEPS]        three seeds; default: 200 steps
 
-OUT_DIR/report.csv has a row for every run, OUT_DIR/measured.json what it was measured on; both are kept here as
-students-digits. Each loss is added to `kd`, at its default weight. Of two students that learn from each other the
-first one is the row; the second one has other weights (`--student-seed`). The row `kd-twice-the-steps` costs as much as
-two students. An interrupted run goes on.
+OUT_DIR/report.csv has a row per run, OUT_DIR/measured.json the command and the machine. Both are kept in this folder as
+students-digits. Each loss is added to `kd`, at its default weight. Of two students that learn from each other, the
+first is the row. The second has other initial weights (`--student-seed`). The row `kd-twice-the-steps` costs as much as
+two students. The script resumes after an interruption.
 """
 
 import sys
@@ -29,7 +29,7 @@ MUTUAL = {
 
 
 def mutual(out, steps, name, losses, seed):
-    """Two students that learn from each other, in one command."""
+    """Train two students that learn from each other, in one command. Returns the exit status."""
     values = SETTINGS["digits"]
     folder = out / "mutual" / f"{name.replace(' ', '-')}-seed{seed}"
     return cli.main(

@@ -1,11 +1,11 @@
-"""What several teachers teach, at equal steps.
+"""Students of several teachers, at equal steps.
 
     python benchmarks/quality/teachers.py OUT_DIR [ROW ...]     the demo's digits, three seeds: seconds a run
 
 `one`, `two` and `three` learn from as many teachers, each trained on a third of the digits. The teachers of `halves`
-know six digits each, 0 to 5 and 4 to 9: they were trained on these alone, and their other classes are cut away. Each
-row has its own random images of the pool; the same 5,000 for all, as nothing but the seed draws them. Otherwise the
-settings are those of losses.py. OUT_DIR/report.csv is for keep.py.
+know six digits each, 0 to 5 and 4 to 9. They were trained on these digits only, without the outputs of other classes.
+Each row selects random images of the pool. All rows get the same 5,000 images, because only the seed draws them. All
+other settings are those of losses.py. OUT_DIR/report.csv is for keep.py.
 """
 
 import sys
@@ -35,7 +35,7 @@ EPOCHS = 24
 
 
 def prepare(folder):
-    """Write the pool and the teachers that are not there yet."""
+    """Write the pool and the teachers, unless they exist."""
     folder.mkdir(parents=True, exist_ok=True)
     digits.prepare(folder)
     images, labels = demo.digits()

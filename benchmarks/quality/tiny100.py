@@ -8,9 +8,10 @@ It writes three files beside pool_tiny_imagenet_32.npz, which `python ../shared/
     tiny100_heldout10k.npz   the other 100 of each, labeled: the test
     tiny100_pool50k.npz      all photos of the classes 100 to 199, without labels: the pool
 
-Which photo shows which class stands in data/tiny_imagenet_32/classes.npz of DFKD_SHARED (../shared), for this alone.
-A class's last 100 in the order of the pool are held out. tiny100.json, written last, has the checksums of all four: the
-command, given again, compares them and makes anew what is missing or damaged. The teacher, and then the rows:
+The class of each photo is in data/tiny_imagenet_32/classes.npz of DFKD_SHARED (../shared), only for this script. The
+last 100 photos of a class, in the order of the pool, are held out. tiny100.json, written last, has the checksums of all
+four files. A repeated command compares the checksums and writes missing or damaged files again. The teacher, and then
+the rows:
 
     python benchmarks/quality/train_teacher.py --model cifar_resnet:depth=20,width=32 --normalize imagenet \\
         --data data/tiny100_train40k.npz --test data/tiny100_heldout10k.npz --epochs 20 --out runs/tiny100-teacher
@@ -30,15 +31,15 @@ from dfkd.system.files import replacing, write_json
 from dfkd.system.records import parse
 
 PRIVATE, HELD_OUT = 100, 100
-"""Classes of the task, and photos of each that are held out."""
+"""Classes of the task, and photos of each class that are held out."""
 POOL, CLASSES = "pool_tiny_imagenet_32.npz", "data/tiny_imagenet_32/classes.npz"
 MANIFEST = "tiny100.json"
 
 
 def split(classes):
-    """The rows of the three files, by name: every photo is in exactly one.
+    """Return the rows of the three files, by name. Every photo is in exactly one file.
 
-    Raises: RequestError where the classes are not 0 to 199 with equally many photos, more than are held out.
+    Raises: RequestError unless the classes are 0 to 199 with equally many photos, more than are held out.
     """
     counts = np.bincount(classes)
     if len(counts) != 2 * PRIVATE or len(set(counts.tolist())) != 1 or counts[0] <= HELD_OUT:
@@ -52,7 +53,7 @@ def split(classes):
 
 
 def is_whole(path, written):
-    """Whether a file is the one that was written."""
+    """Return whether a file is the one that was written."""
     try:
         return bool(check_file(path, parse(Entry, written)))
     except (RequestError, ValueError):
@@ -60,7 +61,7 @@ def is_whole(path, written):
 
 
 def build(folder, shared):
-    """Write what is not there yet or not whole; the names of the files that were written."""
+    """Write the files that are missing or damaged. Returns their names."""
     classes = np.load(shared / CLASSES)["wnid_index"].astype(np.int64)
     with np.load(folder / POOL) as pool:
         images = pool["images"]

@@ -1,14 +1,14 @@
-"""Train a teacher on labeled images: one command, with the networks, views, optimizer and loop that students have.
+"""Train a teacher on labeled images by one command, with the networks, views, optimizer and loop of students.
 
     python benchmarks/quality/train_teacher.py --model resnet34_small --normalize cifar10 \\
         --data $DFKD_DATA/cifar10_train40k.npz --test $DFKD_DATA/cifar10_heldout10k.npz --out runs/teacher
 
 With `--begin runs/teacher` a smaller network of the same family begins with the teacher's layers and learns from the
-labels: what the teacher's own images would give (docs/results.md).
+labels. This measures what the teacher's own images would give (docs/results.md).
 
-OUT is a run: it goes on where it was killed, is a MODEL (`dfkd select --teacher runs/teacher`), and its result.json has
-the accuracy of the last step, the seconds and the machine. It stands outside the package because a teacher is what dfkd
-begins with: no command of dfkd learns from labels.
+OUT is a run. It resumes after a kill, and is a MODEL (`dfkd select --teacher runs/teacher`). Its result.json has the
+accuracy of the last step, the seconds and the machine. The script is not part of the package, because dfkd begins with
+a teacher: no command of dfkd learns from labels.
 """
 
 import sys
@@ -48,11 +48,11 @@ from dfkd.training.evaluate import check_labels, measure
 from dfkd.training.loop import train
 from dfkd.training.optim import SCHEDULE_WARMUP, default_rate, make_optimizer
 from dfkd.training.sampling import ShuffledOrder
-from dfkd.training.sources import Batch, Still
+from dfkd.training.sources import Batch, WithoutGenerator
 
 NAME = "train_teacher.py"
 SURE = 100.0
-"""The logit of a label's class, the others' being 0: in float32 its softmax is one-hot."""
+"""Logit of the label's class, with 0 for the others. In float32 the softmax of these logits is one-hot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +84,8 @@ class TeacherConfig(ModelConfig):
     keep_weights: int = option("Moments at which weights are kept, as of dfkd distill.", "output", default=0, least=0)
 
 
-class LabeledImages(Still):
-    """The training loop's source: the images of a pool in shuffled order."""
+class LabeledImages(WithoutGenerator):
+    """Source of the training loop: the images of a pool in shuffled order."""
 
     def __init__(self, pool, seed):
         self._pool, self._order, self._position = pool, ShuffledOrder(len(pool), seed), 0
@@ -112,7 +112,7 @@ class LabeledImages(Still):
 
 
 class LabelTrainer(Trainer):
-    """The training loop with labels for a teacher: it is sure of the class of every image, whatever the view."""
+    """Trainer with labels in place of a teacher: the teacher's logits are those of the label, whatever the view."""
 
     def __init__(self, classifier, labels, *more):
         super().__init__(classifier, *more)
@@ -124,7 +124,7 @@ class LabelTrainer(Trainer):
 
 
 def run(config):
-    """Train as `config` says, from where an interrupted run of the same request stopped. Returns the result."""
+    """Train as `config` says, and resume an interrupted run of the same request. Returns the result."""
     place = resolve_place(config.device, config.precision)
     shape = {"normalize": config.normalize, "image_size": config.image_size}
     bare = load_model(config.model, **shape)
@@ -157,7 +157,7 @@ def run(config):
 
 
 def _plan(config, model, data):
-    """The numbers that the loop follows: where no option is given, the defaults of `dfkd distill`."""
+    """Return the numbers that the loop follows. They are the defaults of `dfkd distill` unless an option is given."""
     defaults = DistillConfig(teacher="", student="", samples=(), out="")
     init = "none" if config.begin is None else "teacher"
     rate = default_rate("sgd", model.module, init, photographs=model.of_photographs)
@@ -173,7 +173,7 @@ def _plan(config, model, data):
 
 
 def _request(config, plan, model, begun, data, place):
-    """The tables of config.toml: the request, the network (so that the run is a MODEL), and what decides it."""
+    """Return the tables of config.toml: the request, the network (so that the run is a MODEL), and the content."""
     shape = {name: getattr(model, name) for name in ("architecture", "normalize", "image_size", "classes", "channels")}
     deciding = {k: v for k, v in asdict(plan).items() if k not in ("log_every", "checkpoint_every")}
     content = {
@@ -189,23 +189,23 @@ def _request(config, plan, model, begun, data, place):
 
 
 def _trainer(config, plan, model, data, labels, place):
-    """The loop's parts. KL at temperature 1 from an answer that is sure is the cross-entropy with the label."""
+    """Build the trainer. KL at temperature 1 from a one-hot teacher is the cross-entropy with the label."""
     classifier = Classifier(model, place)
-    module = model.module.requires_grad_(True)  # the classifier has put it on its device, channels last, and frozen it
+    module = model.module.requires_grad_(True)  # Classifier moves it to the device, channels last, and freezes it
     optimizer = make_optimizer([module], "sgd", config.weight_decay)
     source, objective = LabeledImages(data, plan.seed), build_objective(["kd:temperature=1"])
     return LabelTrainer(classifier, labels, Tapped(module, {}), source, objective, optimizer, plan)
 
 
 def _fit_layers(trainer, begun, data):
-    """Fit the layers that it begins with on views of the data; a run that is resumed has fitted ones."""
+    """Fit the inherited layers to views of the data. A resumed run has fitted layers already."""
     images = LabeledImages(data, trainer.plan.seed + 1).sample(images_for(data.image_size))
     view = trainer.augment(images)
     reconstruct(trainer.student.module, begun.module.to(view.device), view)
 
 
 def _result(trainer, model, test):
-    """The last step's accuracy in float32, what it cost, and on what."""
+    """Return the last step's accuracy in float32, with the cost and the machine."""
     place = trainer.place
     measures = measure(Classifier(model, Place(place.device, torch.float32)), test, 256)
     return {
@@ -222,7 +222,7 @@ def _result(trainer, model, test):
 
 
 def main(arguments):
-    """The exit status, as of a command of dfkd."""
+    """Run the command. Returns the exit status, as for a command of dfkd."""
     return cli.main([NAME, *arguments], {NAME: Stage(NAME, TeacherConfig, f"{__name__}:run")})
 
 

@@ -2,9 +2,9 @@
 
     python benchmarks/quality/trees.py OUT_DIR
 
-Written as a pipeline and run by `dfkd run`: an interrupted one goes on. OUT_DIR/report.csv holds a row for every run;
-benchmarks/quality/keep.py keeps it as trees-digits.csv. The published figures are of MNIST, which is not at hand here.
-Labels teach as a teacher does: `trees.labels` answers with the label of the nearest training digit.
+The script writes a pipeline and runs it by `dfkd run`, so it resumes after an interruption. OUT_DIR/report.csv has a
+row per run; benchmarks/quality/keep.py keeps it as trees-digits.csv. The published figures are of MNIST, which this
+repository does not have. Labels are a teacher here: `trees.labels` outputs the label of the nearest training digit.
 """
 
 import sys
@@ -27,7 +27,7 @@ PATCHES = 20_000
 
 
 class Labels(nn.Module):
-    """Logits by the label of the nearest of some images, which gets nearly all of the probability."""
+    """Network whose logits give nearly all probability to the label of the nearest of some images."""
 
     def __init__(self, images, labels, classes):
         super().__init__()
@@ -39,14 +39,14 @@ class Labels(nn.Module):
 
 
 def labels(file: str, num_classes: int = 10, in_channels: int = 1):
-    """The labels of an .npz file as a network; its images are normalized as the teacher's input is."""
+    """Return the labels of an .npz file as a network. Its images are normalized like the teacher's input."""
     with np.load(file) as found:
         pixels, classes = torch.from_numpy(found["images"]), torch.from_numpy(found["labels"])
     return Labels((pixels.float() / 255 - 0.5) / 0.5, classes, num_classes)
 
 
 def prepare(folder):
-    """Write the teacher, the digits that it learned from, those that it did not, and patches of photographs."""
+    """Write the teacher, its training digits, the held-out digits, and patches of photographs."""
     demo.prepare_teacher(folder)
     images, classes = demo.digits()
     with np.load(folder / "heldout.npz") as heldout:
@@ -57,7 +57,7 @@ def prepare(folder):
 
 
 def tables(out, seeds, steps):
-    """The pipeline: what teaches whom, on which images."""
+    """Return the pipeline: the teacher and the images of each row."""
     digits, teacher = str(out / "digits.npz"), f"{demo.TEACHER}@{out / 'teacher.safetensors'}"
     by_labels = {"teacher": f"trees.labels:file={digits}"}
     rows = {
@@ -83,7 +83,7 @@ def tables(out, seeds, steps):
 
 
 def measure(out, seeds=(0, 1, 2), steps=400):
-    """Run the pipeline; the command's exit status."""
+    """Run the pipeline. Returns the exit status of the command."""
     out.mkdir(parents=True, exist_ok=True)
     prepare(out)
     file = out / "trees.toml"
@@ -96,7 +96,7 @@ WORDS |= {"teacher-shifted": "the teacher, on shifted digits", "photographs": "t
 
 
 def table(file):
-    """The kept comparison in Markdown."""
+    """Return the stored comparison as Markdown."""
     rows = {row.name: with_deviation(row, "top1") for row in read_csv(file.read_text(encoding="utf-8"))}
     lines = ["| learns from | tree, top-1 % | network, top-1 % |", "| --- | ---: | ---: |"]
     return "\n".join(

@@ -1,12 +1,12 @@
-"""What kept answers of the teacher cost in accuracy: K fixed views of every image against a new view every time.
+"""Accuracy with kept answers of the teacher: K fixed views of every image against a new view every time.
 
     python benchmarks/quality/views.py digits OUT_DIR [ROW ...]     the demo's digits, three seeds: half a minute a run
     python benchmarks/quality/views.py cifar10 OUT_DIR [ROW ...]    needs DFKD_DATA and DFKD_TEACHERS: minutes a run
 
-`kd` alone on random images, at equal steps; on CIFAR-10's teacher 5,000 images, so that 1,000 steps are 25 passes. The
-settings are otherwise those of losses.py beside it, and so is what is written: views-digits.csv and .json are its
-report.csv and measured.json. The seconds of a row with kept answers hold those of making the answers that no row
-before it has made: rows run in the order of K, so that each pays for its own new ones.
+The loss is `kd` alone, on random images, at equal steps. On CIFAR-10's teacher there are 5,000 images, so that 1,000
+steps are 25 passes. All other settings and the output files are those of losses.py: views-digits.csv and .json are
+copies of its report.csv and measured.json. The seconds of a row include the computation of answers that no earlier row
+has made. Rows run in the order of K, so each row pays for its own new answers.
 """
 
 import sys

@@ -1,4 +1,7 @@
-"""Flip bits and cut off ends of what a command has written: it is refused, or made again, or makes no difference."""
+"""Damage files that a command wrote, by flipped bits and truncation.
+
+A reader must refuse a damaged file, make it again, or give the same result.
+"""
 
 import os
 
@@ -14,14 +17,19 @@ from dfkd.report import inspection
 from dfkd.report.collect import read_run
 from dfkd.system.errors import RequestError
 
-REFUSED, WRONG = 2, 3
+REFUSED, WRONG, MISSED = 2, 3, 4
+LOGS = ("metrics.jsonl",)
+"""Files without a checksum: a run appends to them while it trains."""
 
 
 def damage(trials, flips):
-    """Damage each file of a finished folder `flips` times, and truncate it once; read it; put it right again."""
+    """Flip a bit in each file of a finished folder `flips` times and truncate it once.
+
+    Read the folder each time, and restore.
+    """
     work = trials.folder / "whole"
     places = {"select": [work / "out", work / "cache"], "select-files": [work / "out", work / "cache"]}
-    if trials.scenario == "run":  # a pipeline's folders are those of the others
+    if trials.scenario == "run":  # the other scenarios have the same folders
         return
     read = read_finished if trials.scenario.startswith("distill") else read_selection
     expected = read(work / "out")
@@ -39,13 +47,13 @@ def damage(trials, flips):
 
 
 def flipped(data, rng):
-    """The same bytes with one bit turned over."""
+    """Return the bytes with one bit flipped."""
     position = rng.randrange(len(data))
     return data[:position] + bytes([data[position] ^ 1 << rng.randrange(8)]) + data[position + 1 :]
 
 
 def read_selection(folder):
-    """Everything that is read of a selection."""
+    """Return everything that is read of a selection, as text."""
     shards = Shards(folder)
     contents = inspection.read(folder)
     names = ("source", "prediction", "confidence", "entropy", "logits", "kept_classes")
@@ -55,7 +63,7 @@ def read_selection(folder):
 
 
 def read_finished(folder):
-    """Everything that is read of a run, the checkpoint too, which a run that goes on begins with."""
+    """Return everything that is read of a run as text, with the checkpoint that a continued run starts from."""
     run = read_run(str(folder))
     state = load_model(str(folder)).module.state_dict()
     found = Progress(folder, "; make it again").load()
@@ -66,7 +74,10 @@ def read_finished(folder):
 
 
 def _reader(trials, work, path, kind, read, expected):
-    """Read in a child; `inspect --verify` has to see all that is not harmless, and may see more."""
+    """Read the damaged folder in a child, and count the trial.
+
+    Another content than before is a failure. So is damage that neither the reader nor `inspect --verify` reports.
+    """
 
     def work_in_child():
         try:
@@ -74,11 +85,13 @@ def _reader(trials, work, path, kind, read, expected):
         except RequestError as refusal:
             print(f"refused: {refusal}")
             return REFUSED
+        if not same:
+            return WRONG
         try:
             inspection.run(InspectConfig(folder=str(work / "out"), verify=True))
         except RequestError:
-            return 0 if same else WRONG
-        return 0 if same else WRONG
+            return 0
+        return 0 if path.name in LOGS else MISSED
 
     log = work.with_name(work.name + ".log")
     status = in_child(work_in_child, log)
@@ -86,7 +99,10 @@ def _reader(trials, work, path, kind, read, expected):
 
 
 def _command(trials, work, path, kind):
-    """A damaged score is scored again: the selection that is made from the cache is the same to the byte."""
+    """Run `select` on the damaged cache, and count the trial.
+
+    Damaged scores must be computed again, with equal bytes.
+    """
     again = work.with_name("again")
     again.mkdir()
     os.rename(work / "cache", again / "cache")

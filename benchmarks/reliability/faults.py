@@ -1,9 +1,9 @@
-"""What goes wrong in a child process: at its n-th file operation below a folder the power is cut, or an error comes.
+"""Faults in a child process: a power cut or an error at the n-th file operation below a folder.
 
-A file operation is opening a file for writing, fsync, rename, link, remove, mkdir and rmdir, seen through the audit
-hook of Python (fsync is wrapped). At a power cut the process ends at once, and what a disk may have lost is lost: of
-every file its bytes since the last fsync, from a random place on, and of the renames and removals since the last fsync
-of their folder a random number, the youngest first (as on a file system that keeps their order in a journal).
+A file operation is opening a file for writing, fsync, rename, link, remove, mkdir or rmdir. An audit hook of Python
+sees them; fsync is wrapped. At a power cut the process ends at once, and the disk loses what it may lose. A file loses
+its bytes since the last fsync, from a random position on. A random number of the renames and removals since the last
+fsync of their folder is undone, the latest first. A file system that keeps their order in a journal does the same.
 """
 
 import errno
@@ -18,14 +18,14 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
 class Faults:
-    """Counts the operations below `root` and does what `kind` says at number `at` (from 0): "cut" or "error"."""
+    """Counter of the operations below `root`, which causes a fault of `kind` ("cut" or "error") at number `at`."""
 
     def __init__(self, root, kind=None, at=-1, seed=0, ledger=None):
         self.root, self.kind, self.at, self.ledger = str(root), kind, at, ledger
         self.rng = random.Random(f"{seed}-{at}")
         self.count, self.busy = 0, False
         self.synced = {self._inode(path): path.stat().st_size for path in self._files()}
-        self.names = []  # renames and removals that are not on the disk yet
+        self.names = []  # renames and removals that are not yet on the disk
         self._fsync = os.fsync
         os.fsync = self.fsync
         sys.addaudithook(self.hook)
@@ -59,7 +59,7 @@ class Faults:
             finally:
                 self.busy = False
         self._fsync(handle)
-        if os.path.isdir(path):  # and with its last rename or removal all that came before
+        if os.path.isdir(path):  # a journal writes the last rename or removal with all earlier ones
             here = [i for i, entry in enumerate(self.names) if os.path.dirname(entry[1][-1]) == path]
             del self.names[: here[-1] + 1 if here else 0]
         else:
@@ -74,12 +74,12 @@ class Faults:
         if self.kind == "cut":
             self._lose()
             os._exit(CUT_STATUS)
-        # as the kernel would: a full disk where something is to be stored, a failing one where it is taken away
+        # as a kernel reports: a full disk for what stores something, a failing disk for what removes something
         code = errno.EIO if event in ("os.remove", "os.rmdir") else errno.ENOSPC
         raise OSError(code, os.strerror(code), *(() if event == "fsync" else (path,)))
 
     def _remember(self, event, paths):
-        """Keep what a rename or a removal takes away, so that it can be undone."""
+        """Keep the file that a rename or removal takes away, so that the operation can be undone."""
         gone = paths[-1]
         backup = None
         if os.path.isfile(gone):

@@ -1,11 +1,11 @@
-"""A coverage-guided fuzzer over everything that reads foreign bytes; it needs `pip install '.[fuzz]'` (atheris).
+"""A coverage-guided fuzzer of all readers of foreign bytes; it needs `pip install '.[fuzz]'` (atheris).
 
     python -m benchmarks.reliability.fuzz --seconds 600 --out benchmarks/reliability/fuzz.json [--target image ...]
     python -m benchmarks.reliability.fuzz --table benchmarks/reliability/fuzz.json
 
-Every target runs in a process of its own for its share of the time. An exception that a target does not allow is kept
-once for each place that raises it, in FINDINGS (`--findings`), and the run goes on; a crash, a hang of 20 s or 3 GB of
-memory ends the target and is kept by libFuzzer. The file that is written says how many inputs were tried.
+Every target runs in its own process for its share of the time. An exception that a target does not allow is a finding.
+The fuzzer saves one finding per place that raises it, in FINDINGS (`--findings`), and continues. A crash, a hang of 20
+s or 3 GB of memory ends the target, and libFuzzer saves the input. The output file has the number of inputs tried.
 """
 
 import argparse
@@ -35,7 +35,7 @@ PACKAGES = ("atheris", "numpy", "pillow", "pyarrow", "safetensors", "torch")
 
 
 def fuzz(name: str, corpus: Path, findings: Path, seconds: int, seed: int) -> None:
-    """Fuzz one target in this process; libFuzzer ends it."""
+    """Fuzz one target in this process, which libFuzzer ends."""
     import warnings
 
     import atheris
@@ -48,9 +48,9 @@ def fuzz(name: str, corpus: Path, findings: Path, seconds: int, seed: int) -> No
         import dfkd
         from benchmarks.reliability import seeds, targets
 
-        Image.init()  # imports every format's module
+        Image.init()  # imports the modules of all formats
     warnings.simplefilter("ignore")
-    silent = lambda line: None  # noqa: E731 -- a line an input would drown the log
+    silent = lambda line: None  # noqa: E731 -- one line per input would flood the log
     dfkd.system.console.say = dfkd.data.pool.say = dfkd.data.opening.say = dfkd.data.readers.npz.say = silent
     target = targets.TARGETS[name]
     for number, data in enumerate(seeds.SEEDS[name]()):
@@ -82,7 +82,7 @@ def fuzz(name: str, corpus: Path, findings: Path, seconds: int, seed: int) -> No
 
 
 def run_target(name: str, seconds: int, seed: int, findings: Path) -> dict[str, int | str]:
-    """Fuzz one target in a process; what libFuzzer says of it."""
+    """Fuzz one target in a child process. Returns the figures that libFuzzer reports."""
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as corpus, tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, __file__, "--child", corpus, "--target", name, "--seconds", str(seconds)]
@@ -107,7 +107,7 @@ def run_target(name: str, seconds: int, seed: int, findings: Path) -> dict[str, 
 
 
 def table(result: dict[str, Any]) -> str:
-    """The figures of a run as the table of docs/reliability.md."""
+    """Return the figures of a run as the table of docs/reliability.md."""
     rows = ["| target | inputs tried | branches reached | findings |", "| --- | ---: | ---: | ---: |"]
     for name, one in result["targets"].items():
         rows.append(f"| {name} | {one['inputs']:,} | {one['places_reached']:,} | {one['findings']} |")
@@ -137,7 +137,7 @@ def main() -> None:
 
     chosen = options.target or list(targets.TARGETS)
     figures = {}
-    if options.out and options.out.exists():  # a target that is not run now keeps its figures
+    if options.out and options.out.exists():  # targets that do not run now keep their figures
         old = json.loads(options.out.read_text(encoding="utf-8"))["targets"]
         figures = {name: old[name] for name in targets.TARGETS if name in old}
     for name in chosen:

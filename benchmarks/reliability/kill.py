@@ -1,12 +1,12 @@
-"""Kill the real commands, at random moments and at every file operation, and see that nothing is lost.
+"""Kill the real commands, at random moments and at every file operation, and check that nothing is lost.
 
     python -m benchmarks.reliability.kill OUT.json --kills 60 --seed 0        # minutes on one core
     python -m benchmarks.reliability.kill --table OUT.json                    # the table of docs/reliability.md
 
-Every trial runs a command in a process of its own (forked from one that has the libraries imported, or with --spawned
-started as a user does), kills it, gives the same command again until it is done, and compares all bytes with those of
-an uninterrupted one. `faults` says what a power cut loses. The figures of the scenarios that are measured replace those
-of an OUT.json that is there. The exit status is 1 if anything was lost.
+Every trial runs a command in its own process and kills it. The process is a fork of one with imported libraries, or
+with --spawned a new one, as a user starts it. The trial then repeats the command until it completes, and compares all
+bytes with those of an uninterrupted command. `faults` defines what a power cut loses. The figures of the measured
+scenarios replace those in an existing OUT.json. The exit status is 1 if anything was lost.
 """
 
 import argparse
@@ -23,14 +23,14 @@ from collections import Counter
 from datetime import date
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # a forked child must find no threads to wait for
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a fork does not copy threads, and a child must not wait for them
 
 from benchmarks.reliability.damage import damage
 from benchmarks.reliability.faults import CUT_STATUS
 from benchmarks.reliability.scenarios import SCENARIOS, Lab, clear, different, ended, last_line, operations, outcome
 
 PATIENCE = 5.0
-"""Seconds within which a command has to end after SIGINT or SIGTERM."""
+"""Seconds within which a command must end after SIGINT or SIGTERM."""
 MEANING = {
     "killed": "SIGKILL at a random moment",
     "spawned": "the same, `python -m dfkd` as a user starts it",
@@ -46,7 +46,7 @@ MEANING = {
 
 
 class Trials:
-    """Runs trials of one scenario, counts them and keeps what went wrong."""
+    """Trials of one scenario, with their counts and failures."""
 
     def __init__(self, lab, scenario, folder, rng):
         self.lab, self.scenario, self.folder, self.rng = lab, scenario, folder, rng
@@ -62,7 +62,7 @@ class Trials:
         self.operations = operations(lab.said(counted))
 
     def judge(self, kind, work, wrong=None, more=""):
-        """Count a trial: the folder has to be what an uninterrupted command makes."""
+        """Count a trial. Its folder must equal that of an uninterrupted command."""
         self.tried[kind] += 1
         wrong = wrong or [f"differs in {name}" for name in different(self.expected, outcome(self.scenario, work))]
         if wrong:
@@ -74,12 +74,12 @@ class Trials:
         clear(work)
 
     def finish(self, work):
-        """Give the command until it is done; what is wrong with how it ended."""
+        """Repeat the command to its end. Returns what is wrong with its exit status."""
         status = self.lab.start(self.scenario, work)
         return [] if status == 0 else [f"given again it ended with {status}"]
 
     def killed(self, kills):
-        """Up to three kills in a row, then to the end."""
+        """Kill up to three times in a row, and then run to the end."""
         while self.tried["killed"] < kills:
             work, wrong = self.folder / "killed", None
             in_a_row = self.rng.randint(1, 3)
@@ -94,7 +94,7 @@ class Trials:
             self.judge("killed", work, wrong)
 
     def spawned(self, kills):
-        """A whole process, killed in the second half of its time: the first is imports."""
+        """Kill a new process in the second half of its time, because the first half is imports."""
         whole = self.folder / "spawned-whole"
         started = time.perf_counter()
         assert self.lab.spawn(self.scenario, whole).wait() == 0, self.lab.said(whole)
@@ -112,7 +112,7 @@ class Trials:
             self.expected = kept
 
     def stopped(self, signals):
-        """SIGINT or SIGTERM: 130 or 143 within seconds, then to the end."""
+        """Send SIGINT or SIGTERM, expect status 130 or 143 within seconds, and then run to the end."""
         for _ in range(signals):
             work, number = self.folder / "stopped", self.rng.choice([signal.SIGINT, signal.SIGTERM])
             child = self.lab.start(self.scenario, work, wait=False)
@@ -127,7 +127,7 @@ class Trials:
             self.judge("stopped", work, wrong or self.finish(work))
 
     def at_operations(self, kind, share, twice=0.0):
-        """A power cut or an error at each operation, or at a share of them that is drawn."""
+        """Cause a power cut or an error at each operation, or at a random share of them."""
         numbers = [n for n in range(self.operations) if self.rng.random() < share] or [self.operations // 2]
         for number in numbers:
             work = self.folder / kind
@@ -135,7 +135,7 @@ class Trials:
             status, wrong = self.lab.start(self.scenario, work, fault), []
             if kind == "error":
                 said = self.lab.said(work)
-                # an error while something is taken away that is not needed any more changes nothing
+                # status 0: an error while an unneeded file is removed changes nothing
                 wrong = [] if status in (0, 2) and "Traceback" not in said else [f"ended with {status}"]
             elif status != CUT_STATUS:
                 wrong = [f"was not cut but ended with {status}"]
@@ -146,7 +146,7 @@ class Trials:
             self.judge("cut twice" if again else kind, work, wrong or self.finish(work), f"at operation {number}")
 
     def small_disk(self, count):
-        """A real file system of a random size too small, read-only after that, then large enough; root may mount it."""
+        """Run on a real file system that is too small, then read-only, then large enough. Mounting it needs root."""
         pages = sum(-(-p.stat().st_size // 4096) for p in (self.folder / "whole").rglob("*") if p.is_file())
         for _ in range(count):
             work, wrong = self.folder / "disk", []
@@ -168,7 +168,7 @@ class Trials:
             work.rmdir()
 
     def races(self, count):
-        """Two at once: on one folder the second is refused, or shares a pipeline; on one cache both do their work."""
+        """Run two commands on one folder at once. The second is refused, or shares the pipeline."""
         for _ in range(count):
             work = self.folder / "race"
             children = [self.lab.start(self.scenario, work, wait=False)]
@@ -184,7 +184,7 @@ class Trials:
             self.judge("races", work, wrong)
 
     def shared_cache(self, count):
-        """Two selections of one pool into two folders, with one cache."""
+        """Run two selections of one pool at once into two folders, with one cache."""
         for _ in range(count):
             works = [self.folder / "one", self.folder / "other"]
             for work in works:
@@ -241,7 +241,7 @@ def measure(options):
 
 
 def table(result):
-    """The figures as a Markdown table: survived of tried."""
+    """Return the figures as a Markdown table with survived and tried trials."""
     names = [name for name in SCENARIOS if name in result]
     lines = [f"| | {' | '.join(f'`{name}`' for name in names)} |", f"| --- |{' --- |' * len(names)}"]
     for kind, meaning in MEANING.items():
@@ -275,7 +275,7 @@ def main():
         print(table(json.loads(options.out.read_text())))
         return
     measured = measure(options)
-    before = json.loads(options.out.read_text()) if options.out.exists() else {}  # of other scenarios
+    before = json.loads(options.out.read_text()) if options.out.exists() else {}  # keeps other scenarios
     options.out.write_text(json.dumps(before | measured, indent=2) + "\n")
     print(table(before | measured))
     sys.exit(1 if any(figures["failures"] for figures in measured.values()) else 0)

@@ -1,4 +1,4 @@
-"""A student without BatchNorm: what one process and two compute of it differs by rounding alone."""
+"""A student without BatchNorm, for which one process and two processes differ only by rounding."""
 
 import itertools
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 class Plain(nn.Module):
-    """Maps of three resolutions and a linear layer."""
+    """Convolutions at three resolutions, and a linear layer."""
 
     def __init__(self, num_classes: int = 10, in_channels: int = 3):
         super().__init__()

@@ -3,10 +3,10 @@
     pip install 'moto[server]' s3fs
     python -m benchmarks.reliability.object_store OUT.json
 
-A server of moto runs in a process of its own. `select` of tar and Parquet files from it has to give the shards of the
-files on the disk. A connection that is cut for seconds must not be noticed. One that stays cut ends the command with
-one line that names the file, and the same command then goes on. A file that vanishes is named, too. Then the same of
-`--out s3://`: the selection there has to be that on the disk, whatever happened while it was sent.
+A server of moto runs in its own process. `select` of tar and Parquet files from the store must give the same shards as
+from the disk. A connection that is cut for some seconds must not change the result. A connection that stays cut must
+end the command with one line that names the file, and the same command must resume later. A file that vanishes must be
+named, too. The same is checked for `--out s3://`: the selection in the store must equal that on the disk.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ IMAGES = 300
 
 
 class Line:
-    """The way to a server, which can be cut: open connections are lost, and new ones are refused."""
+    """Connection to a server that can be cut: open connections are lost, and new ones are refused."""
 
     def __init__(self, server_port):
         self._server_port, self._open = server_port, []
@@ -48,12 +48,12 @@ class Line:
         self.join()
 
     def join(self):
-        """Let connections through."""
+        """Accept connections."""
         self._ear = socket.create_server(("127.0.0.1", self.port))
         threading.Thread(target=self._accept, args=(self._ear,), daemon=True).start()
 
     def cut(self):
-        """Close everything."""
+        """Close all connections."""
         for end in (self._ear, *self._open):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -77,7 +77,7 @@ class Line:
 
 
 def free_port():
-    """A port that nobody listens at."""
+    """Return a port on which no process listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
@@ -85,7 +85,7 @@ def free_port():
 
 @contextlib.contextmanager
 def served(files):
-    """Start an S3 server with some files; gives the line to it."""
+    """Start an S3 server with some files. Yields the line to the server."""
     import fsspec
 
     port = free_port()
@@ -111,7 +111,7 @@ def served(files):
 
 
 def files():
-    """A tar and a Parquet file of the same images."""
+    """Return a tar and a Parquet file of the same images."""
     rng, images = np.random.default_rng(0), []
     for _ in range(IMAGES):
         data = io.BytesIO()
@@ -128,7 +128,7 @@ def files():
 
 
 class Trial:
-    """`select` from one place to another, with one teacher."""
+    """`select` with one teacher, from a given pool to a given folder."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -136,7 +136,7 @@ class Trial:
         save_file(lenet5(num_classes=10, in_channels=3).state_dict(), folder / "teacher.safetensors")
 
     def select(self, pool, out, cache):
-        """The exit status, and what was said."""
+        """Run `select`. Returns the exit status and the output."""
         os.environ["DFKD_CACHE"] = str(self.folder / cache)
         teacher = f"lenet5:in_channels=3,num_classes=10@{self.folder / 'teacher.safetensors'}"
         options = ("--image-size", "32", "--filter", "none", "--method", "confidence", "--count", "100")
@@ -160,12 +160,12 @@ class Trial:
         return status, said.getvalue()
 
     def shards(self, out):
-        """The bytes of a selection's shards."""
+        """Return the bytes of a selection's shards."""
         return [file.read_bytes() for file in sorted((self.folder / out).glob("data-*.arrow"))]
 
 
 def check(trial, line, name, stored):
-    """What holds for one file."""
+    """Return the checks of one file by name, and whether each holds."""
     import fsspec
 
     (trial.folder / name).write_bytes(stored)
@@ -192,7 +192,7 @@ def check(trial, line, name, stored):
 
 
 class Cut:
-    """Cuts a line when the first file of a result is sent, for some seconds or for good."""
+    """Callable that cuts a line when the first file of a result is sent, for some seconds or permanently."""
 
     def __init__(self, line, seconds):
         self.line, self.seconds, self.back = line, seconds, None
@@ -209,7 +209,7 @@ SEND = _Remote._send
 
 
 def check_out(trial, line, stored):
-    """What holds for a selection that is written to the store."""
+    """Return the checks of a selection that is written to the store, and whether each holds."""
     import fsspec
 
     store = fsspec.filesystem("s3")

@@ -1,11 +1,11 @@
-"""Kill and stop the processes of one training, and see that nothing is lost: `kill.py` for several ranks.
+"""Kill and stop the processes of one training, and check that nothing is lost: `kill.py` for several ranks.
 
     python -m benchmarks.reliability.ranks OUT.json --kills 10 --launched 2 --seed 0
 
-Each trial starts a command with two ranks, which are forked (or, `launched`, with torchrun itself), does something to
-them, gives the command again until it is done, and compares all bytes with those of two ranks that nobody disturbed. A
-run that one process began and two continued, or the other way round, has to be that of one process to rounding: its
-student has no BatchNorm. The exit status is 1 if anything was lost.
+Each trial starts a command with two ranks, which are forked or, for `launched`, started by torchrun. The trial disturbs
+the ranks, repeats the command until it completes, and compares all bytes with those of two undisturbed ranks. A run may
+also change between one and two processes. It must then equal a run of one process up to rounding, so its student has no
+BatchNorm. The exit status is 1 if anything was lost.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from collections import Counter
 from datetime import date
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # a forked child must find no threads to wait for
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a fork does not copy threads, and a child must not wait for them
 
 import torch
 from safetensors.torch import load_file
@@ -35,7 +35,7 @@ from dfkd.system.errors import RequestError
 ROOT = Path(__file__).parents[2]
 SCENARIOS = ("distill", "distill-source", "distill-views", "generate")
 PATIENCE = 10.0
-"""Seconds within which all ranks have to end after a signal."""
+"""Seconds within which all ranks must end after a signal."""
 MEANING = {
     "killed": "SIGKILL of one of two ranks at a random moment",
     "stopped": "SIGTERM to both ranks at a random moment",
@@ -48,7 +48,7 @@ LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 class Together(Lab):
-    """The commands of the lab, each in two ranks; or in one process, for a student without BatchNorm."""
+    """Commands of the lab, each in two ranks, or in one process for a student without BatchNorm."""
 
     def arguments(self, scenario, work):
         if scenario != "plain":
@@ -57,10 +57,10 @@ class Together(Lab):
         return [*given, "--student", "benchmarks.reliability.networks.Plain", "--lr", 0.02, "--loss", "kd", "relation"]
 
     more = ()
-    """Options that a command gets besides."""
+    """Further options of a command."""
 
     def ranks(self, scenario, work, count=2, wait=True, act=None, more=()):
-        """Start the command in ranks; `act` changes something in them first."""
+        """Start the command in ranks. `act` changes something in each rank first."""
         work.mkdir(exist_ok=True)
         log = work.with_name(work.name + ".log")
 
@@ -74,7 +74,7 @@ class Together(Lab):
 
     @staticmethod
     def said(work):
-        """What both ranks said in the last command."""
+        """Return the output of both ranks in the last command."""
         logs = (work.with_name(f"{work.name}.log{rank}") for rank in ("", ".1"))
         return "".join(log.read_text(errors="replace") for log in logs if log.exists())
 
@@ -89,7 +89,7 @@ class Together(Lab):
 
 
 class Trials:
-    """Trials of one scenario, and what went wrong in them."""
+    """Trials of one scenario, with their counts and failures."""
 
     def __init__(self, lab, scenario, folder, rng):
         self.lab, self.scenario, self.folder, self.rng = lab, scenario, folder, rng
@@ -111,7 +111,7 @@ class Trials:
         clear(work)
 
     def finish(self, work, expected=None):
-        """Give the command until it is done; what is wrong with that, or with what it made."""
+        """Repeat the command to its end. Returns what is wrong with its exit status or its results."""
         statuses = self.lab.ranks(self.scenario, work)
         if statuses != [0, 0]:
             return [f"given again it ended with {statuses}"]
@@ -119,7 +119,7 @@ class Trials:
         return [f"differs in {name}" for name in different(expected or self.expected, found)]
 
     def disturbed(self, kind, count):
-        """SIGKILL of one rank, or SIGTERM to both, at random moments."""
+        """Send SIGKILL to one rank, or SIGTERM to both, at random moments."""
         for _ in range(count):
             work = self.folder / kind
             children = self.lab.ranks(self.scenario, work, wait=False)
@@ -138,7 +138,7 @@ class Trials:
             self.judge(kind, work, wrong or self.finish(work))
 
     def wrong(self, count):
-        """An error on one rank ends both, with one line."""
+        """Check that an error on one rank ends both, with one line."""
         for number in range(count):
             work, bad = self.folder / "wrong", number % 2
             statuses = self.lab.ranks(self.scenario, work, act=lambda bad=bad: _spoil(bad))
@@ -149,7 +149,10 @@ class Trials:
             self.judge("wrong", work, wrong or self.finish(work))
 
     def launched(self, count):
-        """A rank of torchrun is killed after the first checkpoint: torchrun starts both again, and they go on."""
+        """Kill a rank of torchrun, or stop torchrun, after the first checkpoint.
+
+        After a kill, torchrun must start both ranks again, and they must resume.
+        """
         longer = ("--steps", 40)
         whole = self.folder / "launched-whole"
         if count:
@@ -177,7 +180,7 @@ class Trials:
 
 
 def _spoil(bad):
-    """Have one rank fail at a step."""
+    """Make one rank fail at a step."""
     if os.environ["RANK"] == str(bad):
         advance = Trainer.advance
 
@@ -190,12 +193,12 @@ def _spoil(bad):
 
 
 def _children(parent):
-    """The processes that a process has started."""
+    """Return the child processes of a process."""
     return [int(number) for number in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
 
 
 def _wait_for(path, process):
-    """Until a file is there; what is wrong where it does not come."""
+    """Wait until a file exists. Returns what is wrong if it does not appear."""
     until = time.monotonic() + 300
     while not path.exists():
         if process.poll() is not None or time.monotonic() > until:
@@ -205,7 +208,7 @@ def _wait_for(path, process):
 
 
 def moved(trials, count):
-    """One process begins and two continue, or the other way round; and two from the start."""
+    """Begin with one process and continue with two, or the reverse. Also run two processes from the start."""
     lab, folder = trials.lab, trials.folder
     whole = folder / "one-whole"
     assert lab.start("plain", whole) == 0, lab.said(whole)
@@ -224,7 +227,7 @@ def moved(trials, count):
 
 
 def _stop_itself():
-    """Have this process stopped at a step."""
+    """Make this process stop itself at a step."""
     advance = Trainer.advance
 
     def stopping(self):
@@ -236,7 +239,7 @@ def _stop_itself():
 
 
 def _apart(one, other):
-    """Where two runs differ by more than rounding."""
+    """Return where two runs differ by more than rounding."""
     wrong = []
     for name in ("metrics.jsonl",):
         rows = [[json.loads(line) for line in (run / "out" / name).read_text().splitlines()] for run in (one, other)]

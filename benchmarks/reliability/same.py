@@ -72,7 +72,7 @@ loss = ["kd"]
 
 
 def requests() -> Iterator[tuple[str, list[str]]]:
-    """A name and a command line for each, in an order in which each finds what it reads."""
+    """Yield a name and a command line for each request. The order is such that every request finds its inputs."""
     from dfkd import generators
     from dfkd.distill import losses
 
@@ -95,7 +95,7 @@ def requests() -> Iterator[tuple[str, list[str]]]:
 
 
 def make_inputs(folder: Path) -> None:
-    """A pool of patches, the digits and two trained networks."""
+    """Write a pool of patches, the digits and two networks, of which the teacher is trained."""
     import numpy as np
     import torch
     from safetensors.torch import save_file
@@ -113,12 +113,12 @@ def make_inputs(folder: Path) -> None:
 
 
 def run_requests(folder: Path) -> dict[str, str]:
-    """Run every request in `folder`. Returns what each gave: the SHA-256 of each file, or an exit status."""
+    """Run every request in `folder`. Returns the SHA-256 of each file, and the exit status of each request."""
     import torch
 
     from dfkd.__main__ import entry
 
-    main = importlib.import_module(entry.__module__).main  # wherever the revision keeps it
+    main = importlib.import_module(entry.__module__).main  # revisions define main in different modules
 
     os.chdir(folder)
     os.environ["DFKD_CACHE"] = str(folder / "cache")
@@ -127,15 +127,13 @@ def run_requests(folder: Path) -> dict[str, str]:
     for name, command in requests():
         out = name if command[0] != "run" else "pipeline"
         status = main(command if command[0] == "run" else [*command, "--out", out])
-        files = [
-            file for file in sorted(Path(out).rglob("*")) if file.is_file() and file.suffix not in (".html", ".csv")
-        ]
+        files = [file for file in sorted(Path(out).rglob("*")) if file.is_file() and file.suffix not in REPORTS]
         found |= {f"{name}: exit status": str(status)} | {f"{name}: {file}": hash_of(file) for file in files}
     return found
 
 
 def hash_of(file: Path) -> str:
-    """The SHA-256 of a file; of JSON without what is measured, and without checksums of that."""
+    """Return the SHA-256 of a file. Measured values and checksums are left out of JSON."""
     data = file.read_bytes()
     if file.suffix in (".json", ".jsonl"):
         lines = data.decode().splitlines() if file.suffix == ".jsonl" else [data.decode()]
@@ -150,7 +148,7 @@ def _computed(value: Any) -> Any:
 
 
 def run_revision(tree: Path, inputs: Path, work: Path) -> dict[str, str]:
-    """What the checkout `tree` gives for the inputs, in a process and a copy of its own."""
+    """Run the requests with the checkout `tree` in a process and a copy of the inputs. Returns the hashes."""
     subprocess.run(["cp", "-r", str(inputs), str(work)], check=True)
     command = [sys.executable, str(Path(__file__).resolve()), "--run", str(work)]
     ran = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(tree)}, capture_output=True, text=True)
@@ -168,7 +166,7 @@ def main(revision: str) -> int:
         try:
             inputs.mkdir()
             make_inputs(inputs)
-            # one name for both, one after the other: paths are part of some requests
+            # both work in turn in a folder of the same name, because paths are part of some requests
             work = Path(scratch, "work")
             found = []
             for tree in (base, ROOT):

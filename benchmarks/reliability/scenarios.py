@@ -1,4 +1,4 @@
-"""The commands that are killed, what they work on, and whether two results are the same. They take a second each."""
+"""The commands that are killed, their inputs, and the comparison of two results. A command takes about a second."""
 
 import contextlib
 import json
@@ -8,10 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from pathlib import Path
 
-# all is imported before a child is forked, also what a stage imports later: that is what makes a trial cheap
+# all modules are imported before the fork, also those that a stage imports later, so that a trial is quick
 import datasets  # noqa: F401
 import faiss  # noqa: F401
 import numpy as np
@@ -47,7 +45,7 @@ SCENARIOS = (
     "run",
 )
 PART_ROWS, ROWS_PER_SHARD, BYTES_PER_SHARD = 96, 40, 12_000
-"""Small, so that the small pool has several parts and shards."""
+"""Sizes small enough that the small pool has several parts and shards."""
 TIMES = ("seconds", "peak_memory_bytes", "images_per_second", "files", "checksum")
 """Fields of results and metrics that differ between two runs of the same request."""
 TEACHER = "cifar_resnet:depth=8,width=4,in_channels={}@{}"
@@ -57,7 +55,10 @@ SHORT = ("--steps", 12, "--checkpoint-every", 4, "--log-every", 2, "--batch-size
 
 
 def in_child(work, log, *, fault=None, wait=True):
-    """Call `work` in a forked child, whose output goes to `log`; its exit status, or its process number."""
+    """Call `work` in a forked child with its output in `log`.
+
+    Returns its exit status, or its process number if not `wait`.
+    """
     child = os.fork()
     if child == 0:
         status = 1
@@ -86,9 +87,9 @@ def in_child(work, log, *, fault=None, wait=True):
 
 
 def in_ranks(work, log, count=2, wait=True):
-    """Call `work` in several forked children that find each other as those of torchrun do.
+    """Call `work` in several forked children, which connect like those of torchrun.
 
-    The output of rank 1 goes to the file `log`.1. Returns their exit statuses, or their process numbers.
+    The output of rank 1 goes to the file `log`.1. Returns the exit statuses, or the process numbers if not `wait`.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -105,13 +106,13 @@ def in_ranks(work, log, count=2, wait=True):
 
 
 def ended(child):
-    """A child's exit status as a shell would give it."""
+    """Wait for a child. Returns its exit status as a shell would."""
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return code if code >= 0 else 128 - code
 
 
 class Lab:
-    """A teacher of random weights, a raw pool, a folder of photos, a selection to distill from, a pipeline."""
+    """Inputs of the commands: a random teacher, a raw pool, a folder of photos, a selection, and a pipeline."""
 
     def __init__(self, folder):
         self.folder, self.log = folder, folder / "log"
@@ -135,17 +136,17 @@ class Lab:
         return self.command("select", self.folder)
 
     def _make_dull(self, rng):
-        """A teacher that remembers images of full contrast, and a pool of little: a fitted filter is kept."""
+        """Write a teacher of high-contrast images, and a pool of low contrast, so that a fitted filter is kept."""
         blocks = rng.integers(0, 256, (600, 4, 4, 1), dtype=np.uint8).repeat(3, axis=1).repeat(3, axis=2)
         np.savez(self.folder / "dull.npz", images=120 + blocks // 16)
         teacher = cifar_resnet(depth=8, width=4, in_channels=1)
-        teacher.linear.weight.data *= 50  # sure of something
-        for _ in range(30):  # its BatchNorm layers move by a tenth each time
+        teacher.linear.weight.data *= 50  # confident predictions
+        for _ in range(30):  # the running statistics move by a tenth per pass
             teacher(torch.from_numpy(blocks).permute(0, 3, 1, 2) / 127.5 - 1)
         save_file(teacher.state_dict(), self.folder / "seeing.safetensors")
 
     def arguments(self, scenario, work):
-        """The command line of a scenario that writes to `work`/out."""
+        """Return the command line of a scenario that writes to `work`/out."""
         gray, color = (TEACHER.format(n, self.folder / f"teacher{n}.safetensors") for n in (1, 3))
         out = ("--out", work / "out", "--precision", "fp32", "--device", "cpu")
         if scenario == "select":
@@ -176,7 +177,7 @@ class Lab:
             others = [f"--student-seed {seed} --loss {losses} --out {work / 'out' / str(seed)}" for seed in (1, 2)]
             first = ("--loss", *losses.split(), "--out", work / "out" / "0")
             return ["distill", "--teacher", gray, "--student", STUDENT, *data, *SHORT, *first, "--also", *others]
-        file = work.with_name(work.name + ".toml")  # the user's own, not in what is killed
+        file = work.with_name(work.name + ".toml")  # a file of the user, outside the folder that is compared
         file.write_text(
             f'out = "{work / "out"}"\n[defaults]\nteacher = "{gray}"\nnormalize = "0.5/0.5"\nimage-size = 12\n'
             f'precision = "fp32"\npool = ["{self.folder / "pool.npz"}"]\nstudent = "cifar_resnet:depth=8,width=2"\n'
@@ -186,7 +187,7 @@ class Lab:
         return ["run", file]
 
     def command(self, scenario, work):
-        """Run a scenario's command in this process."""
+        """Run the command of a scenario in this process."""
         score.PART_ROWS = teacher_views.PART_ROWS = PART_ROWS
         dfkd.select.selection_writer.ROWS_PER_SHARD = ROWS_PER_SHARD
         dfkd.select.selection_writer.BYTES_PER_SHARD = BYTES_PER_SHARD
@@ -194,13 +195,13 @@ class Lab:
         return cli.main([str(argument) for argument in self.arguments(scenario, work)])
 
     def start(self, scenario, work, fault=None, wait=True, log=None):
-        """Run it in a child."""
+        """Run the command of a scenario in a child."""
         work.mkdir(exist_ok=True)
         log = log or work.with_name(work.name + ".log")
         return in_child(lambda: self.command(scenario, work), log, fault=fault, wait=wait)
 
     def spawn(self, scenario, work):
-        """Run it as a user does: a process of its own with nothing changed but where the cache is."""
+        """Run the command as a user does, in a new process. Only the cache's folder differs."""
         work.mkdir(exist_ok=True)
         arguments = [sys.executable, "-m", "dfkd", *map(str, self.arguments(scenario, work))]
         environment = {**os.environ, "DFKD_CACHE": str(work / "cache"), "OMP_NUM_THREADS": "1"}
@@ -209,12 +210,12 @@ class Lab:
 
     @staticmethod
     def said(work):
-        """What the last command said."""
+        """Return the output of the last command."""
         return work.with_name(work.name + ".log").read_text(errors="replace")
 
 
 def outcome(scenario, work):
-    """What must be the same however often a command was killed: every byte that is not a time."""
+    """Return every byte that must be the same however often a command was killed, by file. Times are left out."""
     found = {}
     left = sorted(path.name for path in work.iterdir() if path.name not in ("out", "cache"))
     found["left over"] = left
@@ -226,13 +227,13 @@ def outcome(scenario, work):
             found[name] = _plain(json.loads(path.read_text()))
         elif path.name == "metrics.jsonl":
             found[name] = [_plain(json.loads(line)) for line in path.read_text().splitlines()]
-        elif path.name == "config.toml":  # the folder that the request names, and with it the checksum, differ
+        elif path.name == "config.toml":  # the folder in the request differs, and so does the checksum
             lines = path.read_text().replace(str(work), "WORK").splitlines()
             found[name] = [line for line in lines if not line.startswith("checksum")]
         else:
             found[name] = path.read_bytes()
     for path in sorted((work / "cache").rglob("*")):
-        if path.is_file() and not path.name.endswith(".partial"):  # these are removed after a day
+        if path.is_file() and not path.name.endswith(".partial"):  # dfkd removes these after a day
             found[f"cache/{path.name}"] = path.read_bytes()
     return found
 
@@ -242,37 +243,23 @@ def _plain(value):
 
 
 def different(one, other):
-    """The names in which two outcomes differ."""
+    """Return the names in which two outcomes differ."""
     return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
 
 
 def clear(work):
-    """Remove a trial's folder and what the faults kept beside it."""
+    """Remove a trial's folder, and the backups of `Faults` beside it."""
     shutil.rmtree(work, ignore_errors=True)
     for path in work.parent.glob(f"{work.name}.backup-*"):
         path.unlink()
 
 
-def seconds_of(run):
-    """How long a call takes."""
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
-
-
 def last_line(text):
-    """The last line of a command's output, without the counter of the faults."""
+    """Return the last line of a command's output, without the operation count of `Faults`."""
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("operations: ")]
     return lines[-1] if lines else ""
 
 
 def operations(text):
-    """The number of file operations that a command without fault printed at its end."""
+    """Return the number of file operations that a command without a fault printed at its end."""
     return int(text.rsplit("operations: ", 1)[1])
-
-
-def folder(path):
-    """A folder that is there and empty."""
-    shutil.rmtree(path, ignore_errors=True)
-    Path(path).mkdir(parents=True)
-    return Path(path)

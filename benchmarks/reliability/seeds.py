@@ -1,4 +1,4 @@
-"""The small whole inputs that the fuzzer starts from, of every kind that a target knows: a function a target."""
+"""Small valid inputs from which the fuzzer starts, of every kind that a target reads: one function per target."""
 
 import io
 import json
@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 SIDE = 8
-_folder = tempfile.TemporaryDirectory(prefix="dfkd-fuzz-")  # removed when the process ends, and not before
+_folder = tempfile.TemporaryDirectory(prefix="dfkd-fuzz-")  # removed when the process ends
 FOLDER = Path(_folder.name)
-"""Where inputs are written that are read from files."""
+"""Folder of the inputs that are read from files."""
 
 
 def _pixels(count: int = 4) -> np.ndarray:
@@ -120,7 +120,7 @@ def _arrows() -> list[bytes]:
 
 
 def selection() -> Path:
-    """A selection of four images, made once."""
+    """Write a selection of four images once. Returns its folder."""
     from dfkd.formats.manifest import write_manifest
     from dfkd.formats.shards import Rows, write_shards
 
@@ -238,4 +238,4 @@ SEEDS: dict[str, Callable[[], list[bytes]]] = {
     "weights": _weights,
     "program": _programs,
 }
-"""By the target's name."""
+"""Functions that return the seeds, by the name of the target."""

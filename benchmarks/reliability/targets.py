@@ -1,7 +1,7 @@
-"""What the fuzzer feeds with bytes: one function a reader of foreign input.
+"""Targets of the fuzzer: one function per reader of foreign input.
 
-A target returns for input that is read and for input that is refused as documented; whatever else it raises is a
-finding. `tests/regressions` runs the findings that were mended through the same functions.
+A target returns for input that is read, and for input that is refused as documented. Any other exception is a finding.
+`tests/regressions` runs the fixed findings through the same functions.
 """
 
 import contextlib
@@ -29,13 +29,13 @@ def image(data: bytes) -> None:
 
 
 def _pool(data: bytes, suffix: str) -> None:
-    """Everything that `select` and `evaluate` ask of a pool."""
+    """Read everything that `select` and `evaluate` read of a pool."""
     from dfkd.data import open_pool
 
     path = FOLDER / f"pool{suffix}"
     path.write_bytes(data)
     try:
-        with patch.dict(os.environ, DFKD_CACHE=os.devnull):  # where a tar's index cannot be kept for the next input
+        with patch.dict(os.environ, DFKD_CACHE=os.devnull):  # a tar's index must not be kept
             pool = open_pool([str(path)], image_size=SIDE, channels=3, workers=1)
         rows = np.arange(min(len(pool), 64))
         images = pool.images(rows)
@@ -65,7 +65,7 @@ def arrow(data: bytes) -> None:
 
 
 def manifest(data: bytes) -> None:
-    """A selection whose shard is whole and whose manifest is anything, with the right checksum if it can have one."""
+    """Read a selection with a valid shard and any manifest, whose checksum is right if it can have one."""
     from dfkd.formats.manifest import MANIFEST
     from dfkd.report.contents import read, terminal_text
     from dfkd.system.checksums import sealed
@@ -81,14 +81,14 @@ def manifest(data: bytes) -> None:
 
 
 def names(data: bytes) -> None:
-    """MODEL, loss, tap, normalization and DATA texts."""
+    """Parse MODEL, loss, tap, normalization and DATA texts."""
     from dfkd.data.images.normalize import parse_normalize
     from dfkd.data.locate import _brace
     from dfkd.data.readers.hub import parse_hub
     from dfkd.models.features.taps import parse_taps
     from dfkd.system.names import parse
 
-    text = data.decode("utf-8", "surrogateescape").replace("\0", "")  # no argument can hold it, and TOML may not
+    text = data.decode("utf-8", "surrogateescape").replace("\0", "")  # arguments and TOML hold no null byte
     for read in (
         lambda: parse(text),
         lambda: parse_taps(text.split(" ")),
@@ -100,7 +100,7 @@ def names(data: bytes) -> None:
             read()
         except RequestError as error:
             assert str(error).isprintable()
-        except OSError as error:  # a name that is too long: the command says so with the name
+        except OSError as error:  # a name that is too long: the command reports it with the name
             assert error.filename is not None
     try:
         named = parse(text)
@@ -111,7 +111,7 @@ def names(data: bytes) -> None:
 
 
 def toml(data: bytes) -> None:
-    """A preset and a pipeline."""
+    """Read a preset and a pipeline."""
     from dfkd.app.pipeline_file import read_pipeline
     from dfkd.config import option, tables
     from dfkd.config.stage_table import STAGES
@@ -134,7 +134,7 @@ def toml(data: bytes) -> None:
 
 
 def weights(data: bytes) -> None:
-    """The same bytes as a pickle of tensors and as safetensors."""
+    """Read the same bytes as a pickle of tensors and as safetensors."""
     from dfkd.models.weights import read_state_dict
 
     for suffix in (".pt", ".safetensors"):
@@ -148,7 +148,7 @@ def weights(data: bytes) -> None:
 
 
 def program(data: bytes) -> None:
-    """The description of a `.pt2` program: what is let through holds nothing that would be executed."""
+    """Check the description of a `.pt2` program. An accepted description holds nothing that would be executed."""
     from dfkd.models.program import check_description
 
     try:

@@ -1,12 +1,12 @@
-"""What the last command of `select` takes for a very large pool, once all scores are there: a simulation.
+"""Time of the last command of `select` for a very large pool, after all scores are computed: a simulation.
 
     python benchmarks/speed/choosing.py OUT.json [IMAGES]      default: 100,000,000 images
 
-Scores of made-up images lie in the cache's files, as `select` writes them, without logits: confidence and distance as
-of a teacher of 1,000 classes, of which some are rare. Each row is a process of its own. `check` reads every score once,
-which finds damaged files; `threshold` and `statistics` choose half of the images, evenly over the classes; `merge`
-reads the scores twice more, to count the classes and to write `scores.parquet`. A tenth of the images are also chosen
-from in memory: the choice has to be the same. `bytes_an_image` is the peak of the process's own memory above that of
+The script writes random scores to files like those of the cache, without logits. Confidence and distance are like those
+of a teacher of 1,000 classes, of which some are rare. Each row runs in its own process. `check` reads every score once,
+which finds damaged files. `threshold` and `statistics` choose half of the images, evenly over the classes. `merge`
+reads the scores twice more, to count the classes and to write `scores.parquet`. For a tenth of the images, the choice
+is also made in memory, and must be the same. `bytes_an_image` is the peak of the process's own memory, above that after
 its imports. The files take 2 GB for 100 million images.
 """
 
@@ -32,7 +32,7 @@ OPTIONS = {"threshold": {"gamma": 0.7, "draw": "confidence"}, "statistics": {"we
 
 
 def write_part(folder, part, rows):
-    """The scores of a part of the pool."""
+    """Write the scores of a part of the pool."""
     rng = np.random.default_rng(part)
     classes = (CLASSES * rng.random(rows) ** 2).astype(np.int32)
     confidence = rng.beta(2, 1, rows).astype(np.float32)
@@ -47,7 +47,7 @@ def write_part(folder, part, rows):
 
 
 def write_pool(folder, images):
-    """All of them. Returns the seconds by the clock and of processors, and the bytes on the disk for each image."""
+    """Write the scores of all parts. Returns wall seconds, processor seconds, and bytes on disk per image."""
     started, used = time.perf_counter(), time.process_time()
     for part, start in enumerate(range(0, images, score.PART_ROWS)):
         write_part(folder, part, min(score.PART_ROWS, images - start))
@@ -56,13 +56,13 @@ def write_pool(folder, images):
 
 
 def own_memory():
-    """Bytes of the process that are no mapped files."""
+    """Return the bytes of the process's memory without mapped files."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
     return 1024 * int(line.split()[1])
 
 
 def measured(what, images, work):
-    """A row: seconds by the clock and of processors, and the peak of the memory while `work` runs."""
+    """Return a row: wall seconds, processor seconds, and the memory peak while `work` runs."""
     before, peak, ended = own_memory(), [0], threading.Event()
 
     def watch():
@@ -90,7 +90,7 @@ def measured(what, images, work):
 
 
 def choice_row(what, pool, in_memory):
-    """Choose half of the images."""
+    """Return the row of choosing half of the images."""
     method, options = getattr(methods, what), OPTIONS[what]
     traits, common = methods.Traits.of(method), {"count": pool.rows // 2, "seed": 0}
 
@@ -110,7 +110,7 @@ def choice_row(what, pool, in_memory):
 
 
 def check_row(folder, images):
-    """What `select` does first: read all scores, to find those that are missing or damaged."""
+    """Return the row of the first step of `select`: read all scores, to find missing or damaged ones."""
 
     def work():
         parts = range(-(-images // score.PART_ROWS))
@@ -122,7 +122,7 @@ def check_row(folder, images):
 
 
 def merge_row(pool):
-    """Count the classes of the chosen images, and read what `scores.parquet` holds of all."""
+    """Return the row of counting the chosen images' classes, and reading what `scores.parquet` has of all images."""
     reasons = np.zeros(pool.rows, np.int8)
     reasons[::2] = choose.REASONS.index(choose.NOT_DRAWN)
     selected = Selected.__new__(Selected)
@@ -138,16 +138,16 @@ def merge_row(pool):
 
 
 class Model:
-    """What the count needs of a teacher."""
+    """Stand-in for a teacher, with what the count needs."""
 
     classes = CLASSES
 
 
 def child(what, folder, images):
-    """One row, as JSON."""
+    """Print one row as JSON."""
     folder, images = Path(folder), int(images)
     pool = score.PoolScores(folder, None, images, {})
-    pool.at(np.arange(1))  # with what it imports
+    pool.at(np.arange(1))  # imports what it needs
     if what == "check":
         row = check_row(folder, images)
     elif what == "merge":

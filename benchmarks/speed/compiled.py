@@ -1,13 +1,13 @@
-"""What torch.compile gives: the teacher's forward and the student's training step, eager and compiled, in one run.
+"""Gain of torch.compile: the teacher's forward pass and the student's training step, eager and compiled, in one run.
 
     python benchmarks/speed/compiled.py OUT.json [TEACHER STUDENT]
 
-By default a ResNet-20 of width 32 and one of width 16, at 32 pixels, channels last, in the precision that `dfkd`
-picks here; weights and images are random, since neither decides the time. The forward (256 images) is compiled twice:
-as it is, and with frozen weights, which folds BatchNorm and packs the weights; the step is forward and backward of 128
-images. Compiling is timed with an empty cache, and again with what the first time left on disk, as the next command
-would find it; what the first compilation of all loads and prepares is timed before, on an addition. Rounds alternate,
-so that a slow minute of the machine falls on both; medians are shown.
+The default networks are ResNet-20 of width 32 and of width 16, at 32 pixels, channels last. The precision is that of
+`dfkd` on this machine. Weights and images are random, because neither decides the time. The forward pass (256 images)
+is compiled twice: as it is, and with frozen weights, which folds BatchNorm and packs the weights. The step is forward
+and backward of 128 images. Compilation is timed with an empty cache, and again with the cache of the first time on
+disk, as the next command would find it. An addition is compiled first, to time separately what the first compilation
+loads and prepares. Rounds alternate, so that a slow minute of the machine affects both. The script prints medians.
 """
 
 import json
@@ -29,7 +29,7 @@ SIZE, ROUNDS, REPEATS = 32, 5, 4
 
 
 def forward(network, images, place):
-    """The teacher's answer, as a function of nothing."""
+    """Return a function without arguments that runs the teacher's forward pass."""
 
     def run():
         with torch.no_grad(), place.autocast():
@@ -39,7 +39,7 @@ def forward(network, images, place):
 
 
 def step(network, images, place):
-    """Forward and backward through the student, whose loss it returns."""
+    """Return a function without arguments that runs the student's forward and backward pass, and returns the loss."""
     target = torch.randn(len(images), 10, device=images.device).softmax(dim=1)
 
     def run():
@@ -54,14 +54,14 @@ def step(network, images, place):
 
 
 def measure(what, kind, network, batch, place, start, **options):
-    """A row: images a second compiled and eager, what compiling costs, and from how many images on it pays.
+    """Return a row: images per second compiled and eager, cost of compiling, and number of images from which it pays.
 
-    `start` are the seconds that the first compilation of a process costs besides.
+    `start` is the time in seconds that the first compilation of a process costs in addition.
     """
     images = torch.randn(batch, 3, SIZE, SIZE).to(place.device, memory_format=torch.channels_last)
     costs = []
     for _ in range(2):
-        torch.compiler.reset()  # nothing is left in memory; what is left on disk is found the second time
+        torch.compiler.reset()  # clears the memory; the second time finds the cache on disk
         torch.manual_seed(0)  # the step's target
         compiled = kind(torch.compile(network, options=options), images, place)
         costs.append(round(seconds(compiled), 1))
@@ -80,7 +80,7 @@ def measure(what, kind, network, batch, place, start, **options):
 
 
 def waited(run):
-    """A few runs, until the device has done them."""
+    """Call `run` a few times, and wait for the device."""
     for _ in range(REPEATS):
         answer = run()
     answer.sum().item()
@@ -95,7 +95,7 @@ def main():
     modules = (load_model(text, classes=10, channels=3, image_size=SIZE).module for text in named)
     teacher, student = (module.to(place.device).to(memory_format=torch.channels_last) for module in modules)
     teacher.requires_grad_(False)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # compiler processes may still write there
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # compiler processes may still be writing
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
         start = round(seconds(lambda: torch.compile(lambda x: x + 1)(torch.zeros(8, device=place.device))), 1)
         rows = [

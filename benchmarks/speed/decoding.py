@@ -1,12 +1,12 @@
-"""How many JPEG files a second are decoded to a square, by one thread: dfkd beside other libraries.
+"""Decoding rate of JPEG files to a square, in files a second on one thread: dfkd beside other libraries.
 
     DFKD_PHOTOS=../shared/data/photos python benchmarks/speed/decoding.py OUT.json [FILES]
 
-The files are FILES (60) photos of Caltech-101, enlarged to 500x400 and 4000x3000 pixels with the noise that large
-photos have. Each side resizes the shorter side and crops the center. `dfkd` is `dfkd.data.images.decode`: Pillow's
-draft mode, which uses the DCT scaling of libjpeg-turbo, and resizing by torch. The others are Pillow with and without
-draft mode and its own resizing, torchvision.io, and simplejpeg where it is installed (pip install simplejpeg).
-PyTurboJPEG needs a library of the system beside its package, and is left out. Processor time; rounds take turns.
+The files are FILES (60) photos of Caltech-101, enlarged to 500x400 and 4000x3000 pixels, with noise like that of large
+photos. Every library resizes the shorter side and crops the center. `dfkd` is `dfkd.data.images.decode`: Pillow's draft
+mode, which uses the DCT scaling of libjpeg-turbo, and resizing by torch. The others are Pillow with and without draft
+mode and its own resizing, torchvision.io, and simplejpeg if it is installed (pip install simplejpeg). PyTurboJPEG is
+left out, because it needs a system library beside its package. Rates are per processor second. Rounds alternate.
 """
 
 import io
@@ -31,7 +31,7 @@ ROUNDS = 3
 
 
 def photos(width, height, count):
-    """JPEG files of one shape."""
+    """Return JPEG files of one shape."""
     rng, found = np.random.default_rng(0), []
     with tarfile.open(Path(os.environ["DFKD_PHOTOS"]) / "caltech101-000.tar") as tar:
         for member in tar:
@@ -46,7 +46,7 @@ def photos(width, height, count):
 
 
 def square(image, size):
-    """A PIL image resized and cropped by Pillow."""
+    """Resize and crop a PIL image by Pillow."""
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
@@ -61,7 +61,7 @@ def with_pillow(data, size, draft):
 
 
 def with_torchvision(data, size):
-    with warnings.catch_warnings():  # torchvision 0.29 is going to drop it
+    with warnings.catch_warnings():  # torchvision 0.29 will remove it
         warnings.simplefilter("ignore", DeprecationWarning)
         planes = torchvision.io.decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
     return v2.functional.center_crop(v2.functional.resize(planes, size, antialias=True), size)
@@ -83,7 +83,7 @@ OTHERS = {
 
 
 def rate(function, files, size):
-    """Files a second of processor time."""
+    """Return the files decoded per second of processor time."""
     started = time.process_time()
     for data in files:
         function(data, size)

@@ -3,11 +3,11 @@
     DFKD_DATA=data DFKD_TEACHERS=../shared/teachers python benchmarks/speed/distilling.py OUT.json [STEPS]
     python benchmarks/speed/distilling.py OUT.json STEPS TEACHER STUDENT        names of networks: random weights
 
-A bare step has a ready batch, the same two networks, the same losses and the same optimizer; what it lacks is what a
-training has around them: images, views, schedule, metrics. With kept answers (`--teacher-views`) it has ready logits
-and no teacher. The rows that end in "against a step of kd" say what losses, or kept answers, cost and save: their bare
-step is always that of plain KL with the teacher. Rounds alternate, so that a slow minute of the machine falls on
-both; medians are shown. `dfkd select` is measured by `selecting.py`.
+A bare step has a ready batch, the same two networks, the same losses and the same optimizer. It lacks the rest of a
+training: images, views, schedule, metrics. With kept answers (`--teacher-views`) it has ready logits and no teacher.
+The rows that end in "against a step of kd" show the cost of other losses, and the gain of kept answers. Their bare step
+is always plain KL with the teacher. Rounds alternate, so that a slow minute of the machine affects both. The script
+prints medians. `selecting.py` measures `dfkd select`.
 """
 
 import os
@@ -36,7 +36,7 @@ LOSSES = {
 
 
 def make_selection(folder, teacher):
-    """A selection to learn from; its folder."""
+    """Make a selection to learn from. Returns its folder."""
     np.savez(folder / "pool.npz", images=images(IMAGES))
     os.environ["DFKD_CACHE"] = str(folder / "cache")
     out = folder / "selection"
@@ -46,7 +46,7 @@ def make_selection(folder, teacher):
 
 
 def prepared_trainer(samples, teacher, student, options):
-    """A trainer in training mode, its answers kept where that is wanted."""
+    """Return a trainer in training mode, with kept answers if the options request them."""
     config = DistillConfig(teacher=teacher, student=student, samples=(str(samples),), out="", init="none", **options)
     distillation = prepare(config, config.teacher, config.student, None)
     distillation.trainer.begin()
@@ -54,7 +54,10 @@ def prepared_trainer(samples, teacher, student, options):
 
 
 def bare_step(trainer, objective=None):
-    """A step of nothing but passes and optimizer: KL at temperature 4, or all losses of `objective` on all outputs."""
+    """Return a function that runs forward, backward and optimizer step only.
+
+    The loss is KL at temperature 4, or all losses of `objective` on all outputs.
+    """
     batch = trainer.source.sample(trainer.plan.batch_size)
     view, theirs = trainer.lesson(batch)
     network, place = trainer.student.module, trainer.place
@@ -79,7 +82,7 @@ def bare_step(trainer, objective=None):
 
 
 def measure(samples, teacher, student, name, steps):
-    """Steps a second of the training loop against the same passes, and against those of plain KL."""
+    """Return rows of steps per second: the training loop against the same passes, and against those of plain KL."""
     trainer = prepared_trainer(samples, teacher, student, LOSSES[name])
     plain = bare_step(prepared_trainer(samples, teacher, student, LOSSES["kd"]))
     reads_features = bool(trainer.objective.beyond_logits)
@@ -88,7 +91,7 @@ def measure(samples, teacher, student, name, steps):
     for _ in range(ROUNDS + 1):
         functions = (trainer.advance, same, plain)
         rounds.append([steps / seconds(lambda f=f: [f() for _ in range(steps)]) for f in functions])
-    warm = rounds[1:]  # the first one warms up
+    warm = rounds[1:]  # the first round is the warm-up
     rows = [row(f"distill {name}, steps/s", [(ours, bare) for ours, bare, _ in warm])]
     if name != "kd":
         rows.append(row(f"distill {name}, against a step of kd", [(ours, bare) for ours, _, bare in warm]))

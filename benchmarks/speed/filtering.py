@@ -1,10 +1,10 @@
-"""What the filter of `dfkd select` costs: scoring through it, and finding it, against scoring without.
+"""Cost of the filter of `dfkd select`: scoring with a filter, and fitting one, against scoring without.
 
     DFKD_DATA=data DFKD_TEACHERS=../shared/teachers python benchmarks/speed/filtering.py OUT.json [IMAGES]
 
-Two rows a teacher, of IMAGES (8,192) raw images of 32 pixels. The first has images scored a second through a filter of
-5x5 and through none. The second says how many images are scored in the time in which a filter is fitted and judged,
-beside IMAGES. Rounds alternate; medians are shown.
+There are two rows per teacher, for IMAGES (8,192) raw images of 32 pixels. The first has the images scored per second
+with a filter of 5x5 and without one. The second has the number of images scored in the time that fitting and judging a
+filter takes, beside IMAGES. Rounds alternate. The script prints medians.
 """
 
 import os
@@ -27,7 +27,7 @@ from dfkd.system.device import resolve_place
 
 
 def scoring(folder, model, pool):
-    """A function that scores the pool, with no scores cached."""
+    """Return a function that scores the pool, with no scores cached."""
     parts = folder / f"scores{len(list(folder.glob('scores*')))}"
     parts.mkdir()
     teacher = Classifier(model, resolve_place("auto", "auto"), fold=True)
@@ -36,16 +36,16 @@ def scoring(folder, model, pool):
 
 
 def measure(folder, name, teacher, normalize, count):
-    """The two rows of a teacher."""
+    """Return the two rows of a teacher."""
     np.savez(folder / "pool.npz", images=images(count))
     pool = open_pool([str(folder / "pool.npz")], image_size=None, channels=3)
     model = load_model(teacher, normalize=normalize, image_size=pool.image_size)
     fitted = pool_filter.parse_filter("fitted", model, pool)
     place = resolve_place("auto", "auto")
-    # as wide as a fitted one, and found in no time
+    # as wide as a fitted filter, but without a fit
     filtered = pool.filtered(blur(Classifier(model, place), torch.from_numpy(images(1)), sigma=0.5))
     scored, found = [], []
-    seconds(scoring(folder, model, pool))  # imports, and memory
+    seconds(scoring(folder, model, pool))  # imports and allocations
     for _ in range(ROUNDS):
         with_filter, without = (seconds(scoring(folder, model, each)) for each in (filtered, pool))
         fit = seconds(lambda: pool_filter.find(fitted, Classifier(model, place), pool))

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The speed tables of a GPU, with the paper's pair and random weights: select and distill against bare loops, and what
-# torch.compile gives. Unattended, a few minutes; needs no data. Results go to OUT (default: the folder this is run in).
+# The speed tables of a GPU, with the paper's pair of networks and random weights: select and distill against bare loops,
+# and torch.compile. It runs unattended for a few minutes and needs no data. Results go to OUT (default: .).
 #
 #     bash benchmarks/speed/gpu.sh
 #

@@ -1,10 +1,10 @@
-"""What a step costs with each loss, beside the same step with KL alone, in one run on one machine.
+"""Cost of a step with each loss, beside the same step with KL alone, in one run on one machine.
 
     python benchmarks/speed/losses.py OUT.json [NAME ...]
 
-A ResNet-20 of width 32 teaches one of width 16 at 32 pixels in batches of 128; weights and images are random, since
-neither decides the time. Each loss is added to `kd`; rounds of both alternate, so that a slow minute of the machine
-falls on both, and the median of the rounds' ratios is shown.
+A ResNet-20 of width 32 teaches one of width 16 at 32 pixels in batches of 128. Weights and images are random, because
+neither decides the time. Each loss is added to `kd`. Rounds of both alternate, so that a slow minute of the machine
+affects both. The script prints the median of the rounds' ratios.
 """
 
 import json
@@ -27,12 +27,12 @@ from dfkd.select import stage as select
 from dfkd.system.device import machine, resolve_place
 
 TEACHER, STUDENT = "cifar_resnet:depth=20,width=32", "cifar_resnet:depth=20"
-IMAGES, STEPS, ROUNDS = 17_000, 6, 3  # more images than crd draws negatives
-SPELLED = {"ft": "ft:paraphraser=1"}  # its own steps of preparation are not what a step costs
+IMAGES, STEPS, ROUNDS = 17_000, 6, 3  # more images than crd draws as negatives
+SPELLED = {"ft": "ft:paraphraser=1"}  # its preparation is not part of a step
 
 
 def make_selection(folder):
-    """A random teacher and noise images."""
+    """Write a random teacher and a selection of noise images."""
     torch.manual_seed(0)
     save_file(cifar_resnet(depth=20, width=32).state_dict(), folder / "teacher.safetensors")
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, 32, 32, 3), dtype=np.uint8)
@@ -45,7 +45,7 @@ def make_selection(folder):
 
 
 def trainer_with(teacher, samples, loss):
-    """A trainer in training mode, warmed up by a step."""
+    """Return a trainer in training mode, warmed up by one step."""
     config = DistillConfig(teacher=teacher, student=STUDENT, samples=(str(samples),), out="", init="none", loss=loss)
     trainer = prepare(config, config.teacher, config.student, None).trainer
     trainer.student.module.train()
@@ -54,7 +54,7 @@ def trainer_with(teacher, samples, loss):
 
 
 def seconds(trainer):
-    """The time of a few steps, until the device has done them."""
+    """Return the seconds of a few steps, with a wait for the device."""
     started = time.perf_counter()
     for _ in range(STEPS):
         metrics = trainer.advance()

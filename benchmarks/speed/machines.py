@@ -1,12 +1,14 @@
-"""A training that torchrun starts, against the same command in one process; and what a killed process costs.
+"""A training that torchrun starts, against the same command in one process; and the time lost by a killed process.
 
     python benchmarks/speed/machines.py OUT.json [STEPS] [ROUNDS]      default: 24 steps, 3 rounds
 
-Images a second of the training loop, from metrics.jsonl, without the first rows: of torchrun with one process against
-no torchrun, each with one thread; and of two processes with one thread each against one process with two threads. The
-teacher is a ResNet-8 of width 32, the student one of width 16, the losses are `kd` and `kd ofd`. Rounds alternate;
-medians are shown. Last, seconds from the kill of one of two processes to the first step after the checkpoint, and from
-a start to the first step.
+The first rows are images per second of the training loop, from metrics.jsonl without its first rows. They compare
+torchrun with one process to no torchrun, each with one thread. They also compare two processes with one thread each to
+one process with two threads. The teacher is a ResNet-8 of width 32, the student one of width 16, the losses are `kd`
+and `kd ofd`. Rounds alternate. The script prints medians. The next row has the seconds from the kill of one of two
+processes to the first step after the checkpoint. Beside it are the seconds from a start to the first step. The last row
+has the seconds between two pieces of a pool that LeNet-5 scores. It compares one worker of Ray with one process without
+Ray. The script needs `pip install '.[ray]'`.
 """
 
 import json
@@ -19,18 +21,22 @@ import time
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 from distilling import make_selection
 from ratios import report, row, untrained
+
+from dfkd.select.score import PART_ROWS
 
 TEACHER = "cifar_resnet:depth=8,width=32,num_classes=10,in_channels=3"
 STUDENT = "cifar_resnet:depth=8"
 PYTHON = (sys.executable, "-m")
 LAUNCHER = (*PYTHON, "torch.distributed.run", "--standalone", "--max-restarts", "2", "--nproc-per-node")
 LOSSES = {"kd": ("kd",), "kd ofd": ("kd", "ofd")}
+SCORER, SIDE, PIECES = "lenet5", 32, 5
 
 
 def start(command, out, options, threads, processes=0):
-    """A distillation; with torchrun, unless `processes` is 0."""
+    """Start a distillation, with torchrun unless `processes` is 0."""
     launcher = (*LAUNCHER, str(processes), "-m") if processes else PYTHON
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     log = out.with_suffix(".log").open("w")
@@ -39,14 +45,14 @@ def start(command, out, options, threads, processes=0):
 
 
 def rows_of(out):
-    """The rows of the metrics, as far as they are written."""
+    """Return the rows of the metrics that are written so far."""
     file = out / "metrics.jsonl"
     lines = file.read_text().splitlines() if file.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def rate(*given, **more):
-    """Images a second of a whole training: the median of its rows but the first two."""
+    """Return the images per second of a whole training: the median of its rows, without the first two."""
     process, out = start(*given, **more), given[1]
     if process.wait():
         raise RuntimeError(out.with_suffix(".log").read_text())
@@ -54,7 +60,7 @@ def rate(*given, **more):
 
 
 def wait_for_step(out, step, process):
-    """When the first row after a step is written."""
+    """Wait until the first row after a step is written. Returns the time."""
     while not any(r["step"] > step for r in rows_of(out)):
         if process.poll() is not None:
             raise RuntimeError(out.with_suffix(".log").read_text())
@@ -63,7 +69,7 @@ def wait_for_step(out, step, process):
 
 
 def restarted(command, out, options):
-    """Seconds of a start and of a restart, each to the end of the first step after."""
+    """Return the seconds of a start and of a restart, each until the first step afterwards."""
     started = time.perf_counter()
     process = start(command, out, options, 1, processes=2)
     begun = wait_for_step(out, 0, process) - started
@@ -72,7 +78,7 @@ def restarted(command, out, options):
     child = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[-1])
     os.kill(child, signal.SIGKILL)
     killed = time.perf_counter()
-    while (out / "metrics.jsonl").stat().st_ino == file:  # rows past the checkpoint are dropped: another file
+    while (out / "metrics.jsonl").stat().st_ino == file:  # resuming drops rows and replaces the file
         if process.poll() is not None:
             raise RuntimeError(out.with_suffix(".log").read_text())
         time.sleep(0.02)
@@ -80,6 +86,25 @@ def restarted(command, out, options):
     process.terminate()
     process.wait()
     return begun, again
+
+
+def made_pool(folder):
+    """Write a pool of noise with several pieces. Returns its path."""
+    shape = (PIECES * PART_ROWS, SIDE, SIDE, 3)
+    np.savez(folder / "pieces.npz", images=np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+    return folder / "pieces.npz"
+
+
+def between_pieces(folder, name, teacher, pool, *more):
+    """Return the median seconds from one piece of scores to the next, from the times of their files."""
+    cache = folder / f"cache-{name}"
+    command = (*PYTHON, "dfkd", "select", "--teacher", teacher, "--pool", pool, "--normalize", "0.5/0.5", *more)
+    command += ("--filter", "none", "--method", "confidence", "--count", 100, "--out", folder / name)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DFKD_CACHE": str(cache)}
+    subprocess.run([*map(str, command)], env=environment, check=True, capture_output=True)
+    times = sorted(file.stat().st_mtime_ns for file in cache.rglob("scores-*.parquet"))
+    assert len(times) == PIECES, times
+    return median(np.diff(times)) / 1e9
 
 
 def main():
@@ -111,6 +136,12 @@ def main():
         options = ("--steps", 100_000, "--loss", "kd", "--log-every", 1, "--checkpoint-every", 10)
         times = [restarted(command, folder / f"killed{number}", options) for number in range(rounds)]
         rows.append(row("seconds to the first step after a kill; after a start", [(b, a) for a, b in times]))
+        scorer, pool = untrained(SCORER, folder), made_pool(folder)
+        pairs = []
+        for number in range(rounds):
+            shared = between_pieces(folder, f"ray{number}", scorer, pool, "--engine", "ray", "--workers", 1)
+            pairs.append((shared, between_pieces(folder, f"alone{number}", scorer, pool)))
+        rows.append(row(f"seconds a piece of {PART_ROWS:,} images, one worker of Ray; no Ray", pairs))
     report(Path(sys.argv[1]), "benchmarks/speed/machines.py", rows)
 
 

@@ -1,18 +1,18 @@
-"""`dfkd distill` and `dfkd select` against what an engineer would write instead, in one run on one machine.
+"""`dfkd distill` and `dfkd select` against scripts that an engineer would write, in one run on one machine.
 
     DFKD_DATA=data DFKD_TEACHERS=../shared/teachers python benchmarks/speed/others.py OUT.json [IMAGES]
 
-One pass of plain KD over IMAGES (default 2,048) images of 32 pixels in batches of 128, against a DataLoader with
-torchvision's transforms, and against the same by one who knows transforms.v2 on tensors, channels last, the fused
-optimizer and, where it pays, autocast. Then confidence and prediction of every image, against `datasets.map` in
-batches of 256: over an Array3D column with the torch format, over PNGs, and over an Array3D column without a format,
-which map then turns into lists (with the ResNet alone). All of it runs on the processor.
+The training is one pass of plain KD over IMAGES (default 2,048) images of 32 pixels in batches of 128. One script uses
+a DataLoader with torchvision's transforms. Another one uses transforms.v2 on tensors, channels last, the fused
+optimizer and, where it pays, autocast. The scoring is confidence and prediction of every image, against `datasets.map`
+in batches of 256. It reads an Array3D column with the torch format, PNGs, or an Array3D column without a format. Map
+turns the last one into lists (only with the ResNet). All of it runs on the processor.
 
-The whole command is timed, with its checks, checkpoint and log, but without its imports; `select` also writes a
-selection of all images. ResNets are bound by their convolutions, whoever calls them; LeNets, over four times as many
-images, show the loop around them. Every way has a process of its own, since `dfkd` sets the allocator up
-(`dfkd.system.memory.keep_freed_memory`), which the others are not to gain from. Rounds alternate, so that a slow minute
-of the machine falls on all; medians are shown.
+The whole command is timed, with its checks, checkpoint and log, but without its imports. `select` also writes a
+selection of all images. Convolutions dominate the time of ResNets. LeNets, over four times as many images, show the
+time of the loop around them. Every script has its own process, because `dfkd` configures the allocator
+(`dfkd.system.memory.keep_freed_memory`), and the others must not gain from it. Rounds alternate, so that a slow minute
+of the machine affects all. The script prints medians.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ COMMON = {"normalize": "cifar10", "image_size": SIZE, "device": "cpu"}
 
 
 class Photos(torch.utils.data.Dataset):
-    """Images one by one, each as a new view of it."""
+    """Single images, each with a new augmentation."""
 
     def __init__(self, images, augment):
         self.images, self.augment = images, transforms.Compose(augment)
@@ -68,7 +68,7 @@ class Photos(torch.utils.data.Dataset):
 
 
 def usual(images, teacher, student, batch):
-    """A pass as torchvision's references and most repositories of distillation write it."""
+    """Run a pass as torchvision's references and most distillation repositories write it."""
     augment = [Picture.fromarray, transforms.RandomCrop(SIZE, 4), transforms.RandomHorizontalFlip()]
     photos = Photos(images, [*augment, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
     teacher, student = networks(teacher, student)
@@ -77,9 +77,9 @@ def usual(images, teacher, student, batch):
 
 
 def informed(images, teacher, student, batch, low):
-    """A pass by one who has read torch's tuning guide. On uint8 tensors, v2 is faster than on PIL images here.
+    """Run a pass according to torch's tuning guide. On uint8 tensors, v2 is faster than on PIL images here.
 
-    `low`: bfloat16 is faster on this machine.
+    `low`: whether bfloat16 is faster on this machine.
     """
     augment = [v2.RandomCrop(SIZE, 4), v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True)]
     photos = Photos(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), [*augment, v2.Normalize(MEAN, STD)])
@@ -106,7 +106,7 @@ def one_pass(
     temperature=4,
 ):
     workers = len(os.sched_getaffinity(0))  # the cores that this process may use
-    # fork, which is what a script of one's own gets: a spawned process, as this is, would spawn its workers too
+    # fork, as a script gets by default: this process is spawned and would spawn its workers, too
     loader = DataLoader(
         photos, batch, shuffle=True, drop_last=True, num_workers=workers, multiprocessing_context="fork"
     )
@@ -126,13 +126,13 @@ def one_pass(
 
 
 def mapped(stored, format_of, teacher):
-    """Confidence and prediction of all rows. The images are not written again, as map would by default."""
+    """Return confidence and prediction of all rows. The images are not written again, as map would do by default."""
     rows = datasets.load_from_disk(stored).with_format(format_of)
     model = load_model(teacher, image_size=SIZE).module.eval()
     mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
 
     def score(batch):
-        # rows of height, width, channels seen as channels first are channels last in memory: the convolutions' best
+        # the permuted rows are channels last in memory, the fastest layout for convolutions
         pixels = torch.from_numpy(np.asarray(batch["image"], dtype=np.uint8)).permute(0, 3, 1, 2)
         with torch.no_grad():
             confidence, prediction = model((pixels / 255 - mean) / std).softmax(dim=1).max(dim=1)
@@ -148,7 +148,7 @@ def png(pixels):
 
 
 def store(images, folder):
-    """The images as `dfkd select` and as `datasets` read them. Returns the three paths."""
+    """Write the images as `dfkd select` and as `datasets` read them. Returns the three paths."""
     np.savez(folder / "pool.npz", images=images)
     columns = {"array": (images, Array3D((SIZE, SIZE, 3), "uint8")), "png": ([png(i) for i in images], Image())}
     for name, (values, feature) in columns.items():
@@ -157,7 +157,7 @@ def store(images, folder):
 
 
 def selected(pool, count, teacher, folder):
-    """`dfkd select` of all images, with nothing scored before. Returns the selection's folder."""
+    """Run `dfkd select` of all images, without cached scores. Returns the selection's folder."""
     fresh = Path(tempfile.mkdtemp(dir=folder))
     os.environ["DFKD_CACHE"] = str(fresh / "cache")
     options = {"method": "confidence", "count": count, "out": str(fresh / "selection")}
@@ -176,7 +176,7 @@ def distilled(samples, teacher, student, folder, batch):
 
 
 def measure(pair, teacher, student, count, rounds, lists):
-    """A row for each other way to the same, of a pair of networks over `count` images."""
+    """Return a row for each other script, of a pair of networks over `count` images."""
     images = np.load(Path(os.environ["DFKD_DATA"]) / "pool_tiny_imagenet_32.npz")["images"][:count]
     low = resolve_place("cpu", "auto").dtype == torch.bfloat16
     with tempfile.TemporaryDirectory() as name:
@@ -207,7 +207,7 @@ def measure(pair, teacher, student, count, rounds, lists):
 
 
 def timed(ways, count, rounds):
-    """Images a second of every way, in each of some rounds; the first time, with the imports, is left out."""
+    """Return the images per second of every script in each round. The first round, with the imports, is left out."""
     with contextlib.ExitStack() as stack:
         own = {way: stack.enter_context(EXECUTOR()) for way in ways}
         found = [
@@ -226,14 +226,14 @@ def main():
     if len(sys.argv) not in (2, 3):
         sys.exit(__doc__)
     out, wanted = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 2048
-    count = max(wanted // BATCH, 1) * BATCH  # whole batches: dfkd's are always full, a loader's last one is dropped
+    count = max(wanted // BATCH, 1) * BATCH  # whole batches: dfkd fills every batch, a loader drops the last
     resnets = (TEACHER.format(os.environ["DFKD_TEACHERS"]), STUDENT)
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         save_file(lenet5(num_classes=10, in_channels=3).state_dict(), Path(folder) / "lenet.safetensors")
         lenets = (f"lenet5:in_channels=3,num_classes=10@{folder}/lenet.safetensors", "lenet5_half")
         rows = measure("ResNet-20", *resnets, count, ROUNDS, lists=True)
-        # making lists takes the same minutes with the small teacher: the rate is known from the other
+        # making lists takes as long with the small teacher, so the ResNet's row shows its rate
         rows += measure("LeNet-5", *lenets, 4 * count, ROUNDS, lists=False)
     print(f"{'images/s':<40}{'dfkd':>10}{'theirs':>10}{'ratio':>8}")
     for r in rows:

@@ -1,12 +1,12 @@
-"""What logging costs a training, and how long the pages of `compare` and `inspect` take.
+"""Cost of logging in a training, and time of the pages of `compare` and `inspect`.
 
     python benchmarks/speed/pages.py OUT.json [IMAGES]      default: a selection of 1,000,000 images
 
-Rows of `logging`: the processor time of one row of metrics, with what it takes to write it down, as a share of the 50
-steps for which one is written by default. The step is that of `kd` from a LeNet-5 to half of it, the quickest of all
-pairs here. `compare` reads 100 runs of 4,000 steps, 25 rows of 4 seeds. `inspect` reads a selection that
-`dfkd.select.selection_writer` wrote, of made-up images of 16 pixels from a pool that is a quarter larger. Both are
-commands of their own, imports included. Other work on the machine changes `cpu_seconds` less than `seconds`.
+Rows of `logging` have the processor time of writing one row of metrics, as a share of the 50 steps per row of the
+default. The step is that of `kd` from a LeNet-5 to half of it, the fastest pair of networks here. `compare` reads 100
+runs of 4,000 steps, 25 rows of 4 seeds. `inspect` reads a selection that `dfkd.select.selection_writer` wrote. Its
+random images of 16 pixels are from a pool that is a quarter larger. Both are separate commands, imports included. Other
+work on the machine changes `cpu_seconds` less than `seconds`.
 """
 
 import json
@@ -47,7 +47,7 @@ RUNS, SEEDS, CLASSES = 100, 4, 100
 
 
 class MadeUp:
-    """A pool that needs no storage, and what a teacher would say of it."""
+    """A pool that needs no storage, and a teacher's scores and logits of its images."""
 
     encoded, image_size, channels = False, SIDE, 3
 
@@ -79,7 +79,10 @@ class MadeUp:
 
 
 def write_selection(folder, count):
-    """A selection of so many images of a pool that is a quarter larger, through the project's own writer."""
+    """Write a selection of `count` images of a pool that is a quarter larger, by the writer of dfkd.
+
+    Returns its folder.
+    """
     images = count + count // 4
     reasons = np.full(images, REASONS.index(SELECTED), np.int8)
     reasons[::5] = REASONS.index(NOT_ADMITTED)
@@ -100,7 +103,7 @@ def write_selection(folder, count):
 
 
 def write_runs(folder):
-    """Many runs: copies of one, with other names, seeds, figures and curves."""
+    """Write many runs: copies of one, with other names, seeds, figures and curves. Returns their folders."""
     teacher = untrained(TEACHER, folder)
     samples = make_selection(folder, teacher)
     with np.load(folder / "pool.npz") as pool:
@@ -115,7 +118,7 @@ def write_runs(folder):
     for number in range(RUNS):
         run, seed = folder / f"run-{number}", number % SEEDS
         shutil.copytree(first, run)
-        config = unsealed(cli_toml(run / "config.toml"))
+        config = unsealed(read_toml(run / "config.toml"))
         config["content"]["options"] |= {"seed": seed, "peak_rate": 0.1 * (number // SEEDS)}
         (run / "config.toml").write_text(tomli_w.dumps(sealed(config)))
         rows = [{**metrics, "step": step, "loss": 5 / step + rng.random()} for step in range(EVERY, 4001, EVERY)]
@@ -127,15 +130,15 @@ def write_runs(folder):
     return runs
 
 
-def cli_toml(path):
-    """The tables of a file."""
+def read_toml(path):
+    """Return the tables of a TOML file."""
     import tomllib
 
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def timed(*command):
-    """Seconds by the clock and of processors of a command of dfkd, and the most memory that one has taken."""
+    """Return wall and processor seconds of a command of dfkd, and the largest memory peak of all commands so far."""
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run([sys.executable, "-m", "dfkd", *command, "--quiet"], check=True, stdout=subprocess.DEVNULL)
     seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -144,7 +147,7 @@ def timed(*command):
 
 
 def logging_rows(folder):
-    """The share of a training's time that rows of metrics take."""
+    """Return the share of a training's time that rows of metrics take."""
     teacher = untrained(TEACHER, folder)
     trainer = prepared_trainer(make_selection(folder, teacher), teacher, STUDENT, {"loss": ("kd",)})
     trainer.advance()
@@ -164,7 +167,7 @@ def logging_rows(folder):
                 row = {key: float(value) for key, value in metrics.items()}
                 record.log({"step": number * EVERY, **row, "images_per_second": 1.0})
                 seconds.append(time.process_time() - started)
-        mean = sum(seconds[1:]) / len(seconds[1:])  # the first one imports the library
+        mean = sum(seconds[1:]) / len(seconds[1:])  # the first row imports the library
         figures = {"step_seconds": round(step, 5), "row_seconds": round(mean, 6), "median": round(median(seconds), 6)}
         found.append({"what": f"logging, {name}", **figures, "share": round(mean / (EVERY * step), 5)})
     return found

@@ -2,9 +2,9 @@
 
     python benchmarks/speed/parts.py OUT.json [IMAGES] [COMMANDS]      default: 131,072 images, 2 commands
 
-Images a second, imports included, of a ResNet-20 of width 32; each command at once has one thread. The second row is
-the command without `--part` afterwards, which selects 1,000; the third opens a tar of IMAGES members for the first time
-and again. Rounds alternate; medians are shown.
+The first row has images per second, imports included, of a ResNet-20 of width 32; each concurrent command has one
+thread. The second row is the later command without `--part`, which selects 1,000 images. The third row opens a tar of
+IMAGES members for the first time and again. Rounds alternate. The script prints medians.
 """
 
 import io
@@ -26,11 +26,14 @@ from dfkd.data.readers.tar import TarReader
 
 TEACHER = "cifar_resnet:depth=20,width=32,num_classes=10,in_channels=3"
 MEMBER = bytes(2048)
-"""As long as a small JPEG file; only its header is read here."""
+"""Content as long as a small JPEG file. Only its header is read here."""
 
 
 def at_once(cache, threads, *commands):
-    """Seconds of `dfkd` commands side by side. Raises: RuntimeError with what the first to fail has said."""
+    """Run `dfkd` commands at the same time.
+
+    Returns the seconds. Raises: RuntimeError with the output of one that fails.
+    """
     started = time.perf_counter()
     environment = {**os.environ, "DFKD_CACHE": str(cache), "OMP_NUM_THREADS": str(threads)}
     running = [
@@ -45,7 +48,7 @@ def at_once(cache, threads, *commands):
 
 
 def measure_select(folder, count, commands):
-    """The rows of scoring, and of selecting afterwards."""
+    """Return the rows of scoring, and of selecting afterwards."""
     np.savez(folder / "pool.npz", images=np.resize(images(min(count, 100_000)), (count, 32, 32, 3)))
     how = ("--normalize", "cifar10", "--filter", "none", "--method", "confidence", "--count", min(count, 1000))
     select = ("select", "--teacher", untrained(TEACHER, folder), *how, "--pool", folder / "pool.npz")
@@ -66,7 +69,7 @@ def measure_select(folder, count, commands):
 
 
 def measure_tar(folder, count):
-    """The row of opening a tar again, and for the first time."""
+    """Return the row of opening a tar again, and for the first time."""
     os.environ["DFKD_CACHE"] = str(folder / "cache-tar")
     with tarfile.open(folder / "x.tar", "w") as tar:
         for number in range(count):
@@ -75,7 +78,7 @@ def measure_tar(folder, count):
             tar.addfile(member, io.BytesIO(MEMBER))
     opened = []
     for number in range(ROUNDS):
-        path = (folder / f"x{number - 1 if number else ''}.tar").rename(folder / f"x{number}.tar")  # not known yet
+        path = (folder / f"x{number - 1 if number else ''}.tar").rename(folder / f"x{number}.tar")  # not in the cache
         first, again = (seconds(partial(TarReader, path)) for _ in range(2))
         opened.append((count / again, count / first))
     return row("members of a tar opened again; for the first time", opened)

@@ -1,4 +1,4 @@
-"""What the benchmarks against bare loops share: images, networks, times, rows of medians, and the table and file."""
+"""Shared parts of the benchmarks against bare loops: images, networks, times, rows of medians, table and file."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from dfkd.system.device import machine, resolve_place
 
 
 def seconds(function):
-    """The time of a call, until the device has done what it asks for."""
+    """Return the seconds of a call, with a wait for the device."""
     started = time.perf_counter()
     function()
     if torch.cuda.is_available():
@@ -25,7 +25,7 @@ def seconds(function):
 
 
 def images(count):
-    """The first images of the pool in DFKD_DATA; without it noise, which takes as long."""
+    """Return the first images of the pool in DFKD_DATA. Without it, return noise, which takes the same time."""
     if "DFKD_DATA" not in os.environ:
         return np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
     pool = np.load(Path(os.environ["DFKD_DATA"]) / "pool_tiny_imagenet_32.npz", mmap_mode="r")["images"]
@@ -33,7 +33,7 @@ def images(count):
 
 
 def untrained(name, folder):
-    """A teacher of random weights, which take as long: its MODEL text, with the weights in the folder."""
+    """Write random weights of a teacher, which take the same time as trained ones. Returns the MODEL text."""
     torch.manual_seed(0)
     path = folder / f"{name.partition(':')[0]}.safetensors"
     save_file(load_model(name, classes=10, channels=3).module.state_dict(), path)
@@ -41,7 +41,7 @@ def untrained(name, folder):
 
 
 def row(name, rounds):
-    """Medians of rounds that hold (what dfkd did, what the bare loop did) a second."""
+    """Return a row of medians. `rounds` are pairs of rates: that of dfkd and that of the bare loop."""
     ratios = [ours / bare for ours, bare in rounds]
     return {
         "what": name,

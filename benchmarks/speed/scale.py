@@ -1,10 +1,10 @@
-"""How time and memory grow with the images: `select`, its search for near-duplicates, its clusters, `distill`'s start.
+"""Growth of time and memory with the number of images: `select`, near-duplicates, clusters, and the start of `distill`.
 
     python benchmarks/speed/scale.py OUT.json [LARGEST]      default: 1,000,000 images
 
-The pool is noise of 32 pixels, at most 100,000 images, given several times; the teacher is a LeNet-5, so that the time
-is that of the rest as far as can be. Every command is a process of its own, with its imports in its time; noise has no
-near-duplicates, so that their search has features made for it (`photos`). The folders take 8 GB for a million images.
+The pool is noise of 32 pixels, at most 100,000 images, which are listed several times. The teacher is a LeNet-5, so
+that most of the time is outside the network. Every command has its own process, and its time includes imports. Noise
+has no near-duplicates, so this search gets features made for it (`photos`). The folders take 8 GB for a million images.
 """
 
 import json
@@ -32,7 +32,7 @@ WIDTH = 128
 
 
 def command(folder, *arguments):
-    """Seconds and peak bytes of one `dfkd` command: its own memory, and all that is resident, files that it maps too.
+    """Return seconds and peak bytes of one `dfkd` command: its own memory, and the resident memory with mapped files.
 
     Raises: RuntimeError with its output if it fails.
     """
@@ -41,7 +41,7 @@ def command(folder, *arguments):
         started = time.perf_counter()
         environment = {**os.environ, "DFKD_CACHE": str(folder / "cache")}
         child = subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=log, stderr=log, env=environment)
-        while child.poll() is None:  # ru_maxrss would hold this process's memory, from before the child's exec
+        while child.poll() is None:  # ru_maxrss would count this process's memory from before the child's exec
             status = Path(f"/proc/{child.pid}/status").read_text()
             for name in peak:
                 kilobytes = re.search(rf"{name}:\s+(\d+) kB", status)
@@ -54,13 +54,13 @@ def command(folder, *arguments):
 
 
 def sizes_up_to(largest):
-    """10,000, 100,000, ... and the largest; below 10,000 the largest and a tenth of it."""
+    """Return 10,000, 100,000, ... and the largest size. Below 10,000, return a tenth of the largest and the largest."""
     powers = [size for size in (10_000, 30_000, 100_000, 300_000, 1_000_000) if size < largest]
     return [*(powers or [largest // 10]), largest]
 
 
 def measure_commands(folder, sizes):
-    """`select` of all images of pools of several sizes, and one step of `distill` on the largest selection."""
+    """Return rows of `select` of all images at several sizes, and of one step of `distill` on the largest selection."""
     torch.manual_seed(0)
     save_file(lenet5(num_classes=10, in_channels=3).state_dict(), folder / "teacher.safetensors")
     teacher = ("--teacher", f"lenet5:in_channels=3,num_classes=10@{folder / 'teacher.safetensors'}")
@@ -83,7 +83,10 @@ def measure_commands(folder, sizes):
 
 
 def photos(count, seed=0):
-    """Features like those of photos: 100 clusters, few directions, rectified; a twentieth are copies but for 5 %."""
+    """Return features like those of photos: 100 clusters, few directions, rectified.
+
+    A twentieth of the rows are copies with 5 % of noise.
+    """
     rng = np.random.default_rng(seed)
     directions, centers = (rng.normal(size=shape).astype(np.float32) for shape in ((24, WIDTH), (100, 24)))
     where = centers[rng.integers(0, 100, count)] + rng.standard_normal((count, 24), dtype=np.float32)
@@ -94,7 +97,7 @@ def photos(count, seed=0):
 
 
 def measure_diversity(sizes):
-    """Seconds of the search for near-duplicates at 0.99 and of 100 clusters, and the share of the copies found."""
+    """Return rows of the near-duplicate search at 0.99 and of 100 clusters: seconds, and share of the copies found."""
     rows = []
     for size in sizes:
         features = photos(size)
@@ -115,7 +118,7 @@ def measure_diversity(sizes):
 
 
 def share_of_exact(features, dropped):
-    """Of the rows that the comparison of all pairs drops, the share that the search in use drops."""
+    """Return the share of the exactly found near-duplicates that the search in use finds, too."""
     limit, diversity.EXACT_UP_TO = diversity.EXACT_UP_TO, len(features)
     try:
         exact = diversity.near_duplicates(features, 0.99)
@@ -125,7 +128,10 @@ def share_of_exact(features, dropped):
 
 
 def exponent(rows, key):
-    """The slope of log time over log size, of the rows in which faiss or the imports do not do something else yet."""
+    """Return the slope of log time over log size.
+
+    Only sizes above the limit of the exact search count, where neither another algorithm nor imports decide the time.
+    """
     pairs = [(row["images"], row[key]) for row in rows if row["images"] > diversity.EXACT_UP_TO]
     if len(pairs) < 2:
         return None

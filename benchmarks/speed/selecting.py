@@ -3,12 +3,12 @@
     DFKD_DATA=data DFKD_TEACHERS=../shared/teachers python benchmarks/speed/selecting.py OUT.json [IMAGES [JPEGS]]
     python benchmarks/speed/selecting.py OUT.json IMAGES JPEGS TEACHER     another network, of random weights
 
-Of raw pools of 32 pixels IMAGES (8,192), of a folder of JPEG files for a teacher of 224 pixels JPEGS (384). Decoding
-overlaps with the teacher there: `bare` is the slower of the teacher alone and the decoding alone, and
-`of_both_after_another` compares with the time of the one plus that of the other, which is the least where both take
-all cores. Rounds alternate, so that a slow minute of the machine falls on all; medians are shown.
+IMAGES (8,192) is the size of raw pools of 32 pixels. JPEGS (384) is the number of JPEG files in a folder, for a teacher
+of 224 pixels. For JPEG files, decoding overlaps with the teacher. `bare` is the slower of the teacher alone and the
+decoding alone. `of_both_after_another` compares with the sum of both times, which is the least time if both use all
+cores. Rounds alternate, so that a slow minute of the machine affects all. The script prints medians.
 
-The name is not `select.py`: beside the script that runs, that would take the place of Python's own module.
+The name is not `select.py`, because that would shadow Python's own module for scripts in this folder.
 """
 
 import os
@@ -40,7 +40,7 @@ DEFAULTS = (8_192, 384)
 
 
 def command(folder, teacher, normalize, pool, **options):
-    """A function that selects half of the pool into a new folder, with no scores cached; imports are not in it."""
+    """Return a function that selects half of the pool into a new folder, with no scores cached and without imports."""
     number = len(list(folder.glob("cache*")))
     cache = folder / f"cache{number}"
     cache.mkdir()
@@ -55,7 +55,7 @@ def command(folder, teacher, normalize, pool, **options):
 
 
 def measure_raw(folder, name, teacher, normalize, count):
-    """Images a second of the whole command and of the teacher alone, on 32-pixel images in one file."""
+    """Return images per second of the whole command and of the teacher alone, for 32-pixel images in one file."""
     pool = images(count)
     np.savez(folder / "pool.npz", images=pool)
     model = Classifier(load_model(teacher, normalize=normalize), resolve_place("auto", "auto"))
@@ -69,18 +69,18 @@ def measure_raw(folder, name, teacher, normalize, count):
 
 
 def write_jpegs(folder, count):
-    """Photos of 320x256 pixels: small ones, enlarged, with the noise that real ones have, so that they decode alike."""
+    """Write JPEG files of 320x256 pixels: enlarged images with noise, so that decoding takes as long as for photos."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     small = images(count)
-    for i in range(count):  # of fewer images some come again, with other noise
+    for i in range(count):  # if there are fewer images, some repeat with other noise
         large = Image.fromarray(small[i % len(small)]).resize((320, 256), Image.Resampling.BICUBIC)
         noisy = np.asarray(large) + rng.normal(0, 4, (256, 320, 3))
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{i:05d}.jpg", quality=90)
 
 
 def measure_jpeg(folder, count):
-    """Images a second of the command, against the slower of teacher and decoding, each alone."""
+    """Return images per second of the command, against the slower of teacher and decoding, each alone."""
     write_jpegs(folder / "photos", count)
     torch.manual_seed(0)
     save_file(resnet18().state_dict(), folder / "resnet18.safetensors")

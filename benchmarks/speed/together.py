@@ -1,11 +1,11 @@
-"""Several students in one command against as many commands: processor time of the steps, as a ratio.
+"""Several students in one command against one command each: processor time of the steps, as a ratio.
 
     python benchmarks/speed/together.py OUT.json [STEPS] [ROUNDS]      default: 4 steps, 3 rounds
 
-Students of one teacher that differ in the seed of their weights, on batches of 128 noise images of 32 pixels. Rounds of
-both alternate in one process with one thread; the medians of the rounds are shown, and of their ratios. `dfkd` is the
-time of the students together, `bare` the sum of each alone, both in processor seconds a step. The last row is that of
-two students that learn from each other.
+The students of one teacher differ in the seed of their weights. They learn on batches of 128 noise images of 32 pixels.
+Rounds of both alternate in one process with one thread. The script prints the medians of the rounds, and of their
+ratios. `dfkd` is the time of the students together, `bare` the sum of each alone, both in processor seconds per step.
+The last row is that of two students that learn from each other.
 """
 
 import sys
@@ -26,11 +26,11 @@ from dfkd.system.random_state import Turn
 TEACHER = "cifar_resnet:depth=20,width=32,num_classes=10,in_channels=3"
 STUDENT = "cifar_resnet:depth=20"
 CASES = (("kd ofd", 1), ("kd ofd", 2), ("kd ofd", 3), ("kd", 3), ("kd dml:hard=0", 2))
-"""Losses, and how many students."""
+"""Losses, and number of students."""
 
 
 def trainers_of(config, count):
-    """Trainers of students that differ in their weights, and their random states."""
+    """Return trainers of students that differ in their weights, and the random state of each."""
     found, turns = [], []
     for seed in range(count):
         own = replace(config, student_seed=seed)
@@ -40,7 +40,7 @@ def trainers_of(config, count):
 
 
 def seconds(learners, steps):
-    """Processor seconds of a step of all learners."""
+    """Return the processor seconds of a step of all learners."""
     started = time.process_time()
     for learner in learners:
         for _ in range(steps):
@@ -49,7 +49,10 @@ def seconds(learners, steps):
 
 
 def measured(config, losses, count, steps, rounds):
-    """A row: the students together, and each alone; those that learn from each other are alone with `kd`."""
+    """Return a row: the students together, and each alone.
+
+    Students that learn from each other are alone without `dml`.
+    """
     together = Cohort(*trainers_of(replace(config, loss=tuple(losses.split())), count))
     alone_with = [loss for loss in losses.split() if not loss.startswith("dml")]
     alone, _ = trainers_of(replace(config, loss=tuple(alone_with)), count)

@@ -1,1 +1,1 @@
-"""The ways in: the command line, pipelines and the demo."""
+"""Entry points: the command line, the Python interface, pipelines and the demo."""

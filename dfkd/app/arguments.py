@@ -1,4 +1,4 @@
-"""Command line -> configuration: a parser made from the declarations of the options."""
+"""Parsing of a command line into the configuration of a stage, from the declarations of the options."""
 
 import argparse
 import dataclasses
@@ -21,10 +21,10 @@ _SECTIONS = {
     "output": "output",
     "machine": "machine and defaults",
 }
-"""The titles of the sections of `--help`, in order; the required options stand before them."""
+"""Titles of the sections of `--help`, in order. The required options come before these sections."""
 
 QUIET = "--quiet"
-"""Of every command; it is no option of a stage, and decides nothing."""
+"""Flag of every command. It is not an option of a stage and decides no result."""
 _VALUELESS = object()
 
 
@@ -38,15 +38,16 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=28)
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
-        """Without the brackets of values that only the parser, and not the option, allows to be left out."""
+        """Format values without brackets. The parser accepts an option without a value, but the option needs one."""
         shown = str(action.metavar or default_metavar)
         return f"{shown} ..." if action.nargs == "*" else shown
 
 
 def parse_arguments(stage: Stage, arguments: Sequence[str]) -> Any:
-    """The configuration of a stage from its command line, over the values of its preset; None when help was printed.
+    """Return the configuration of a stage from its command line, or None after printing the help.
 
-    Raises: RequestError for whatever cannot be parsed, in one line.
+    The command line overrides the values of the preset. Raises: RequestError for whatever cannot be parsed, in one
+    line.
     """
     prog, config = f"dfkd {stage.name}", stage.options
     parser = _parser(prog, config, stage.example)
@@ -81,7 +82,7 @@ def _check_required(config: type, values: Mapping[str, Any], hint: str) -> None:
 
 
 def _parser(prog: str, config: type, example: str) -> _Parser:
-    """A parser that reads every value as text and requires nothing: what is wrong is then told in our words."""
+    """Build a parser that reads every value as text and requires none, so that later checks word the errors."""
     parser = _Parser(
         prog,
         usage=f"{prog} {_positional_usage(config)}[OPTIONS]",
@@ -106,6 +107,7 @@ def _parser(prog: str, config: type, example: str) -> _Parser:
 def _add(group: Any, field: "dataclasses.Field[Any]", declared: Option, hint: Any) -> None:
     kind, several = texts.kind_of(hint)
     text = (declared.help + _default(field, declared)).replace("%", "%%")
+    metavar = texts.metavar(kind, declared.reads, declared.help)
     if declared.positional:
         counted: dict[str, Any] = {"nargs": "*", "action": "append"} if several else {"nargs": "?"}
         metavar = (field.name.rstrip("s") if several else field.name).upper()
@@ -115,13 +117,16 @@ def _add(group: Any, field: "dataclasses.Field[Any]", declared: Option, hint: An
     if kind is bool:
         group.add_argument(texts.flag(field.name), action=argparse.BooleanOptionalAction, **shared)
     elif several:
-        group.add_argument(texts.flag(field.name), nargs="*", action="append", metavar=texts.metavar(kind), **shared)
+        group.add_argument(texts.flag(field.name), nargs="*", action="append", metavar=metavar, **shared)
     else:
-        group.add_argument(texts.flag(field.name), nargs="?", const=_VALUELESS, metavar=texts.metavar(kind), **shared)
+        group.add_argument(texts.flag(field.name), nargs="?", const=_VALUELESS, metavar=metavar, **shared)
 
 
 def _value(name: str, given: Any, hint: Any) -> Any:
-    """What the command line gave for an option, as its type. Raises: ValueError that names the option and the value."""
+    """Convert the command line's value of an option to its type.
+
+    Raises: ValueError that names the option and the value.
+    """
     kind, several = texts.kind_of(hint)
     if several:
         if len(given) > 1:
@@ -135,7 +140,10 @@ def _value(name: str, given: Any, hint: Any) -> Any:
 
 
 def _default(field: "dataclasses.Field[Any]", declared: Option) -> str:
-    """The end of an option's help: its default, where that is a value and the help does not tell it."""
+    """Return the default as the end of an option's help.
+
+    It is empty without a default value, or if the help states it.
+    """
     if field.default in (dataclasses.MISSING, None, ()) or "Default:" in declared.help:
         return ""
     value = {True: "on", False: "off"}[field.default] if isinstance(field.default, bool) else field.default
@@ -143,19 +151,22 @@ def _default(field: "dataclasses.Field[Any]", declared: Option) -> str:
 
 
 def _shown(config: type, name: str) -> str:
-    """An option as messages call it."""
+    """Return the name of an option as messages show it."""
     return name if options(config)[name].positional else texts.flag(name)
 
 
 def _flags(config: type) -> list[str]:
-    """Every flag of a stage, for the one that is nearest to a wrong one."""
+    """Return every flag of a stage, to suggest the one nearest to a wrong flag."""
     named = [name for name, declared in options(config).items() if not declared.positional]
     switches = [name for name in named if field_hints(config)[name] is bool]
     return ["--help", QUIET, *map(texts.flag, named), *(texts.flag(f"no_{name}") for name in switches)]
 
 
 def _hyphenated(argument: str) -> str:
-    """`--image_size=32` as `--image-size=32`; flags within one text, which `--also` takes, are that option's value."""
+    """Replace `_` by `-` in a flag, such as `--image_size=32`.
+
+    Flags within one text, as for `--also`, are a value. A leading space keeps the parser from reading it as a flag.
+    """
     flag, equals, value = argument.partition("=")
     if " " in flag.strip():
         return f" {argument}" if flag.startswith("--") else argument

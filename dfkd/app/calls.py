@@ -1,11 +1,13 @@
-"""Between a call in Python and a stage: options from keywords, networks as objects, errors in Python's words."""
+"""Calls of stages from Python: options from keywords, networks as objects, and errors that name parameters."""
 
 import inspect
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
+from types import FunctionType, TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,49 +20,66 @@ from dfkd.config.tables import check_mapping, describe, over_preset
 from dfkd.data.locate import GivenData
 from dfkd.models.find import OBJECT
 from dfkd.models.own import GivenModel, OwnNetwork, Several
-from dfkd.system.console import printing, say
+from dfkd.system.console import printing, ready_notebook, say
 from dfkd.system.errors import RequestError, nearest
 from dfkd.system.portable import expand
 
 TEACHERS = ("teacher", "mixing", "normalize", "image_size", "crop_pct", "interpolation", "device")
-"""What a Teacher has, and its methods therefore do not take."""
+"""Options of a `Teacher`, which its methods therefore do not take."""
 _turn = threading.RLock()
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
-@contextmanager
-def opened(verbose: bool) -> Iterator[None]:
-    """A call's surroundings: what is printed, and its errors.
+class opened:
+    """The context of a call, which prints if `verbose`.
 
-    Raises: RequestError whose text names parameters, where otherwise it names options of the command line.
+    The text of a RequestError names parameters in place of command-line options. Its traceback ends at the call: the
+    request is wrong, and not what lies below.
     """
+
+    def __init__(self, verbose: bool) -> None:
+        self._inside = ExitStack()
+        self._entered: tuple[AbstractContextManager[Any], ...] = (printing(not verbose, as_parameters),)
+
+    def __enter__(self) -> None:
+        ready_notebook()
+        for context in self._entered:
+            self._inside.enter_context(context)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._inside.__exit__(kind, error, trace)
+        if isinstance(error, RequestError) and trace is not None:
+            error.args = (as_parameters(str(error)),)
+            error.__traceback__ = TracebackType(None, trace.tb_frame, trace.tb_lasti, trace.tb_lineno)
+
+
+class computing(opened):
+    """The context of a call that builds or runs a network. It keeps the caller's random state and cuDNN settings.
+
+    torch has one random state for all threads, so a second call waits for the end of the first.
+    """
+
+    def __init__(self, verbose: bool) -> None:
+        super().__init__(verbose)
+        self._entered = (*self._entered, _turn, _settings_kept())
+
+
+@contextmanager
+def _settings_kept() -> Iterator[None]:
+    cudnn = torch.backends.cudnn
+    settings = cudnn.allow_tf32, cudnn.deterministic
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
-        with printing(not verbose, as_parameters):
+        with torch.random.fork_rng(devices=list(devices)):
             yield
-    except RequestError as error:
-        error.args = (as_parameters(str(error)),)
-        raise
-
-
-@contextmanager
-def computing(verbose: bool) -> Iterator[None]:
-    """The same for a call that builds or runs a network; the caller's random state and settings stay as they are.
-
-    torch has one random state for all threads: a second call waits for the end of the first.
-    """
-    with opened(verbose), _turn:
-        cudnn = torch.backends.cudnn
-        settings = cudnn.allow_tf32, cudnn.deterministic
-        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-        try:
-            with torch.random.fork_rng(devices=list(devices)):
-                yield
-        finally:
-            cudnn.allow_tf32, cudnn.deterministic = settings
+    finally:
+        cudnn.allow_tf32, cudnn.deterministic = settings
 
 
 def configured(stage: Stage, given: Mapping[str, Any], own: Mapping[str, Any]) -> Any:
-    """The configuration of a stage from keywords and what the call has found itself, over the values of a preset.
+    """Return the configuration of a stage from keywords `given` and the call's `own` values, over those of a preset.
 
     Raises: RequestError for an unknown keyword, with the nearest one, or a value that its declaration does not allow.
     """
@@ -71,7 +90,7 @@ def configured(stage: Stage, given: Mapping[str, Any], own: Mapping[str, Any]) -
             raise RequestError(f"{where} takes no {name}: it is given to dfkd.Teacher({name}=...)")
         if name not in allowed:
             raise RequestError(f"{where} has no parameter {name!r}{nearest(name, allowed)}")
-    texts = {name: _plain(value) for name, value in given.items()}
+    texts = {name: _plain(value, name) for name, value in given.items()}
     keywords = check_mapping(stage.options, texts, where)
     values = over_preset(stage, {**keywords, **{name: value for name, value in own.items() if value is not None}})
     lacking = [f.name for f in fields(stage.options) if f.default is MISSING and values.get(f.name, ()) == ()]
@@ -83,7 +102,7 @@ def configured(stage: Stage, given: Mapping[str, Any], own: Mapping[str, Any]) -
 
 
 def network(value: Any, option: str) -> str | OwnNetwork:
-    """A MODEL text, a folder as text, or the caller's module. Raises: RequestError for anything else."""
+    """Return a MODEL text or a folder as text, or wrap a module. Raises: RequestError for any other type."""
     if isinstance(value, nn.Module):
         return OwnNetwork(value)
     if isinstance(value, (str, Path)):
@@ -93,24 +112,24 @@ def network(value: Any, option: str) -> str | OwnNetwork:
 
 
 def model_text(model: str | OwnNetwork) -> str:
-    """How a configuration writes a model."""
+    """Return the text of a model in a configuration."""
     return model if isinstance(model, str) else OBJECT + model.name
 
 
 def teacher_text(model: GivenModel) -> str | tuple[str, ...]:
-    """How a configuration writes a teacher, or several."""
+    """Return the text of a teacher in a configuration, or the texts of several teachers."""
     if isinstance(model, Several):
         return tuple(model_text(one.model) for one in model.teachers)
     return model_text(model)
 
 
 def data_text(data: GivenData) -> str:
-    """How a configuration writes DATA."""
+    """Return the text of DATA in a configuration."""
     return data if isinstance(data, str) else f"{OBJECT}{data.name}"
 
 
 def with_options(name: str, *found: str) -> Callable[[_Method], _Method]:
-    """Show the options of a stage as parameters of a method, but for those that its Teacher has or that are `found`."""
+    """Document the options of a stage as parameters of a method, except those of its `Teacher` and those in `found`."""
     stage = STAGES[name]
 
     def documented(method: _Method) -> _Method:
@@ -135,10 +154,26 @@ def with_options(name: str, *found: str) -> Callable[[_Method], _Method]:
     return documented
 
 
-def _plain(value: Any) -> Any:
-    """A keyword's value as a table of options has it: Python's own numbers, and paths as text."""
+def _plain(value: Any, name: str) -> Any:
+    """Convert a keyword's value for a table of options: to Python numbers; paths, functions and classes to text."""
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_plain(item, name) for item in value]
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, (type, FunctionType)):
+        return _dotted(value, name)
     return str(value) if isinstance(value, Path) else value
+
+
+def _dotted(code: type | FunctionType, option: str) -> str:
+    """Return the dotted name that imports a function or class, also one of a notebook's cell.
+
+    Raises: RequestError if that name does not lead to it.
+    """
+    module, name = code.__module__, code.__qualname__
+    if getattr(sys.modules.get(module), name, None) is not code:
+        raise RequestError(
+            f"--{option} is {module}.{name}, which cannot be found by this name: define it at the top of a file or "
+            "cell, and give it under that name"
+        )
+    return f"{module}.{name}"

@@ -1,4 +1,4 @@
-"""Arguments -> configuration -> stage, and the exit status."""
+"""The `dfkd` command: parse the arguments, run the stage, and return the exit status."""
 
 import errno
 import os
@@ -17,18 +17,18 @@ from dfkd.system.text import visible
 
 INTERRUPTED = 130
 TOGETHER = 2.0
-"""Seconds in which several signals count as one, where a launcher passes on what the terminal sends to all."""
+"""Seconds within which several signals count as one. A launcher repeats the signal that the terminal sends to all."""
 
 
 def entry() -> None:
-    """The `dfkd` command."""
+    """Run the `dfkd` command and exit."""
     sys.exit(main())
 
 
 def main(argv: Sequence[str] | None = None, stages: Mapping[str, Stage] = STAGES) -> int:
-    """Run one command; the exit status is 0 done, 2 the request is wrong, 130 or 143 interrupted. A defect raises.
+    """Run one command and return its exit status: 0 done, 2 wrong request, 130 or 143 interrupted.
 
-    A script with a command of its own gives its `stages`.
+    A defect of dfkd raises its exception. A script with commands of its own passes `stages`.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments[0] if arguments else "--help"
@@ -38,16 +38,16 @@ def main(argv: Sequence[str] | None = None, stages: Mapping[str, Stage] = STAGES
     prog = f"dfkd {name}" if name in stages else "dfkd"
     silent = False
     try:
-        silent = ranks.quiet()  # what is wrong with the arguments is so on every rank
+        silent = ranks.quiet()  # arguments are wrong on every rank: one reports it
         if name not in stages:
             raise RequestError(f"there is no command {name!r}{nearest(name, stages)}")
         stage = stages[name]
         resolved = parse_arguments(stage, arguments[1:])
-        if resolved is None:  # help was requested, and printed
+        if resolved is None:  # the help was printed
             return 0
         with _surroundings(stage, silent), printing(QUIET in arguments, still=("answers",)):
             say(f"{prog}: {tables.describe(resolved)}")
-            silent = False  # an error of this rank alone
+            silent = False  # from here on, an error may concern this rank alone
             stage.run(resolved)
     except ranks.Ended:
         return 2
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None, stages: Mapping[str, Stage] = STAGES
             print(f"{prog}: {ranks.named()}{error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.filename is None and error.errno != errno.ENOSPC:  # no file of the user's: a defect of ours
+        if error.filename is None and error.errno != errno.ENOSPC:  # no file: a defect of dfkd
             raise
         print(f"{prog}: {ranks.named()}{_file_trouble(error)}", file=sys.stderr)
         return 2
@@ -64,14 +64,14 @@ def main(argv: Sequence[str] | None = None, stages: Mapping[str, Stage] = STAGES
         if not ranks.quiet():
             print(f"{prog}: interrupted; {visible(str(interrupt)) or 'what was complete is kept'}", file=sys.stderr)
         return getattr(interrupt, "exit_status", INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+    except BrokenPipeError:  # the reader of the output has ended, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
 @contextmanager
 def _surroundings(stage: Stage, silent: bool) -> Iterator[None]:
-    """Signals; and where torchrun has started several processes, their working together."""
+    """Handle signals. With several processes of torchrun, also join the process group."""
     if not ranks.launched():
         with signals.handled():
             yield
@@ -83,7 +83,7 @@ def _surroundings(stage: Stage, silent: bool) -> Iterator[None]:
 
 
 def _file_trouble(error: OSError) -> str:
-    """What is wrong with a file of the user's, and where the disk is full a hint."""
+    """Return a message for an error with a user's file, with a hint if the disk is full."""
     name = visible(str(error.filename or "a file"))
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         said = "the disk is full" if error.errno == errno.ENOSPC else "the quota is used up"
@@ -97,7 +97,7 @@ def _overview() -> str:
         [
             "usage: dfkd COMMAND [OPTIONS]",
             "",
-            "Distil a small image classifier from a trained one when its training data cannot be had.",
+            "Distil a small image classifier from a trained one whose training data is not available.",
             "",
             *rows,
             "",

@@ -1,7 +1,7 @@
-"""`dfkd demo`: the whole pipeline on what comes with scikit-learn, offline.
+"""`dfkd demo`: the whole pipeline on the data of scikit-learn, offline.
 
-A convolutional teacher learns the 8x8 handwritten digits; then the digits are put away. The pool is a heap: patches of
-many scales, cut from the two photographs that scikit-learn ships, among nine times as much junk (`dfkd.app.heaps`).
+A convolutional teacher learns the 8x8 handwritten digits, which are then discarded. The pool has patches of many
+scales, cut from the two photographs that scikit-learn ships. It has nine times as much junk (`dfkd.app.heaps`).
 """
 
 import json
@@ -27,19 +27,19 @@ from dfkd.system.portable import portable
 SIDE = 16
 POOL_IMAGES = 20_000
 PATCHES, SINGLES = 0.1, 50
-"""The share of patches in the pool, and how many more the textures of the junk are cut out of."""
+"""Share of patches in the pool, and number of further patches from which the junk's textures are cut."""
 SELECTED = 2_000
 TEACHER = "cifar_resnet:depth=8,width=16,num_classes=10,in_channels=1"
 STUDENT = "cifar_resnet:depth=8,width=8"
 NORMALIZE = "0.5/0.5"
 GENERATOR, GENERATED = "deepinversion:steps=50", 256
-"""How images are made from the teacher alone, and how many: two batches."""
+"""Method and number of the images that are made from the teacher alone, in two batches."""
 SELECTIONS = {"random": "random", "confident": "confidence", "ours": SelectConfig.method}
 MARK, KINDS = "demo.json", "pool-kinds.npz"
 
 
 def digits() -> tuple[UInt8[np.ndarray, "images 16 16 1"], Int[np.ndarray, " images"]]:
-    """The 1,797 handwritten digits, scaled from 8x8 to 16x16 pixels, and their classes."""
+    """Return the 1,797 handwritten digits, scaled from 8x8 to 16x16 pixels, and their classes."""
     from sklearn.datasets import load_digits
 
     found = load_digits()
@@ -49,7 +49,7 @@ def digits() -> tuple[UInt8[np.ndarray, "images 16 16 1"], Int[np.ndarray, " ima
 
 
 def patches(count: int, seed: int = 0) -> UInt8[np.ndarray, "count 16 16 1"]:
-    """Square gray patches of 8 to 256 pixels of two photographs, resized to 16x16 and stretched to full contrast."""
+    """Cut square gray patches of 8 to 256 pixels from two photographs, resized to 16x16, stretched to full contrast."""
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
@@ -58,7 +58,7 @@ def patches(count: int, seed: int = 0) -> UInt8[np.ndarray, "count 16 16 1"]:
     out = np.empty((count, SIDE, SIDE, 1), dtype=np.uint8)
     for i in range(count):
         photo = photos[rng.integers(len(photos))]
-        side = int(np.exp(rng.uniform(np.log(8), np.log(256))))  # every scale as often as every other
+        side = int(np.exp(rng.uniform(np.log(8), np.log(256))))  # all scales are equally frequent
         left, top = rng.integers(photo.width - side), rng.integers(photo.height - side)
         box = (float(left), float(top), float(left + side), float(top + side))
         patch = np.asarray(photo.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=box), dtype=np.float32)
@@ -68,7 +68,7 @@ def patches(count: int, seed: int = 0) -> UInt8[np.ndarray, "count 16 16 1"]:
 
 
 def heap(count: int) -> heaps.Heap:
-    """Patches of photographs among junk, in gray. Its text is letters: it shows no digit."""
+    """Return gray patches of photographs among junk. The text of the junk has only letters, so it shows no digits."""
     photos = patches(round(PATCHES * count) + SINGLES).repeat(3, axis=-1)
     found = heaps.heap(photos[SINGLES:], photos[:SINGLES], count, seed=0, characters=junk.LETTERS)
     gray = np.rint(found.images @ np.array([0.299, 0.587, 0.114], dtype=np.float32))
@@ -78,7 +78,7 @@ def heap(count: int) -> heaps.Heap:
 def train_teacher(
     images: UInt8[np.ndarray, "images side side 1"], labels: Int[np.ndarray, " images"], epochs: int = 12
 ) -> nn.Module:
-    """A small ResNet trained on labeled images: nothing else of `dfkd` learns from labels."""
+    """Train a small ResNet on labeled images. Nothing else of `dfkd` learns from labels."""
     from dfkd.data.images.augment import crop_and_flip
     from dfkd.data.images.normalize import Preprocess, parse_normalize
     from dfkd.models import cifar_resnet
@@ -103,7 +103,7 @@ def train_teacher(
 
 
 def prepare(folder: Path) -> None:
-    """Write the demo's pool, held-out digits and teacher to `folder`, where they are not there yet."""
+    """Write the demo's pool, held-out digits and teacher to `folder`, unless they exist."""
     prepare_teacher(folder)
     if not (folder / "pool.npz").exists():
         say(f"making a pool of {POOL_IMAGES:,} images: one patch of a photograph for nine images of junk")
@@ -113,7 +113,7 @@ def prepare(folder: Path) -> None:
 
 
 def prepare_teacher(folder: Path) -> None:
-    """Write the held-out digits and the teacher alone."""
+    """Write the held-out digits and the teacher, unless they exist."""
     from safetensors.torch import save_file
 
     images, labels = digits()
@@ -127,14 +127,14 @@ def prepare_teacher(folder: Path) -> None:
 
 
 def save(path: Path, arrays: Callable[[], dict[str, np.ndarray]]) -> None:
-    """Write an .npz file that is not there yet."""
+    """Write an .npz file, unless it exists."""
     if not path.exists():
         with replacing(path) as partial, partial.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays())
 
 
 def options(folder: Path) -> dict[str, Any]:
-    """What all rows have in common: what `prepare` has written, and what is learned from it."""
+    """Return the options that all rows share: teacher, preprocessing, pool, student and test images."""
     return {
         "teacher": f"{TEACHER}@{folder / 'teacher.safetensors'}",
         "normalize": NORMALIZE,
@@ -146,7 +146,7 @@ def options(folder: Path) -> dict[str, Any]:
 
 
 def pipeline_text(folder: Path, seeds: int, steps: int) -> str:
-    """The demo's pipeline file: three selections and generated images, one way to learn from them."""
+    """Return the demo's pipeline file: three selections and generated images, distilled in the same way."""
     made = [*SELECTIONS, "generated"]
     tables = {
         "out": str(folder),
@@ -160,7 +160,7 @@ def pipeline_text(folder: Path, seeds: int, steps: int) -> str:
 
 
 def _patches_selected(folder: Path, seeds: int) -> str:
-    """How many of the selected images are patches of photographs, in percent, the mean over seeds."""
+    """Return the percentage of photograph patches among the selected images of all seeds, by selection."""
     with np.load(folder / KINDS, allow_pickle=False) as kinds:
         kind = kinds["kind"]
     shares = {}
@@ -172,7 +172,7 @@ def _patches_selected(folder: Path, seeds: int) -> str:
 
 
 def run(config: DemoConfig) -> None:
-    """Prepare, select, distill, evaluate and compare; what is done is not done again."""
+    """Prepare, select, distill, evaluate and compare. Work that is complete is not repeated."""
     from dfkd.app import pipeline
 
     output_path(config.out)

@@ -1,4 +1,4 @@
-"""The stages of a pipeline that fail, those that need them, and how the command ends."""
+"""Failed stages of a pipeline, the stages that need them, and the error that ends the command."""
 
 import traceback
 from collections.abc import Sequence
@@ -13,18 +13,18 @@ from dfkd.system.errors import RequestError
 
 @dataclass(frozen=True)
 class Failure:
-    """A stage that has failed, or could not begin because one that it needs has failed."""
+    """A stage that has failed, or that could not begin because a stage that it needs has failed."""
 
     stage: StageConfig
     why: str
     defect: Exception | None = None
-    """What is no fault of the request."""
+    """The exception, if the request is not at fault."""
     needs: bool = False
-    """Whether it is one that it needs that has failed."""
+    """Whether the stage could not begin because one that it needs has failed."""
 
     @classmethod
     def of(cls, stage: StageConfig, error: Exception) -> "Failure":
-        """What a stage has raised; it is told."""
+        """Return the failure of a stage that raised `error`, and print it."""
         defect = None if isinstance(error, RequestError) else error
         failure = cls(stage, f"{type(error).__name__}: {error}" if defect else str(error), defect)
         say(f"{failure.name} failed: {failure.why}")
@@ -34,12 +34,12 @@ class Failure:
 
     @property
     def name(self) -> str:
-        """The stage's folder."""
+        """Name of the stage's folder."""
         return Path(self.stage.out).name
 
 
 def without(left: dict[int, StageConfig], failed: Failure) -> list[Failure]:
-    """Take out of the stages that are left those that need one that has failed, also by way of others."""
+    """Remove the stages that need the failed one, directly or through others. Returns their failures."""
     found: list[Failure] = []
     gone = [failed.stage]
     while lost := [n for n, stage in left.items() if stage not in gone and needs(stage, gone)]:
@@ -50,7 +50,7 @@ def without(left: dict[int, StageConfig], failed: Failure) -> list[Failure]:
 
 
 def raise_all(failures: Sequence[Failure], stages: int) -> NoReturn:
-    """End with what failed. Raises: the first defect, else RequestError."""
+    """End the command with all failures. Raises: the first defect, else RequestError."""
     for failure in failures:
         if failure.defect is not None:
             raise failure.defect

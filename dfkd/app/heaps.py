@@ -1,4 +1,4 @@
-"""Heaps of images as they are found: photos among junk, and what each image is. For the demo and the benchmarks."""
+"""Heaps of photos and junk, as found images often are, with the kind of each image. For the demo and the benchmarks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from dfkd.app import junk
 from dfkd.app.junk import Images, Photos
 
 AT_ONCE = 1_000
-"""Images of one kind that are made at once: it bounds the memory."""
+"""Images of one kind that are made at a time, which limits the memory."""
 COPIED: dict[str, Callable[[Images, np.random.Generator], Images]] = {
     "recompressed": junk.recompressed,
     "shifted": junk.shifted,
@@ -20,25 +20,25 @@ COPIED: dict[str, Callable[[Images, np.random.Generator], Images]] = {
 }
 DRAWN = {"text": 15, "glyph": 10, "screen": 15, "gradient": 10, "noise": 15, "texture": 10}
 JUNK = DRAWN | dict.fromkeys(COPIED, 5 / 3)
-"""How much there is of every kind of junk, as weights."""
+"""Weights of the kinds of junk."""
 KINDS = ("photo", *JUNK)
 COPIES_OF = 40
-"""One photo in so many is the original of all near-copies."""
+"""One photo in this number is an original of near-copies."""
 
 
 @dataclass(frozen=True)
 class Heap:
-    """Images in random order, and what each of them is: for a report, never for a selection."""
+    """Images in random order, and the kind of each. Kinds are for reports, never for a selection."""
 
     images: UInt8[np.ndarray, "images side side channels"]
     kind: Int[np.ndarray, " images"]
-    """Positions in `KINDS`."""
+    """Index of each image's kind in `KINDS`."""
     original: Int[np.ndarray, " images"]
-    """For a near-copy the row of its photo in the heap, for a photo its number among `photos`, else -1."""
+    """Row of the original photo for a near-copy, number among `photos` for a photo, else -1."""
 
 
 def heap(photos: Images, singles: Photos, count: int, seed: int, characters: str = junk.ALL_CHARACTERS) -> Heap:
-    """All `photos` among so much junk that there are `count` images. Textures are cut out of `singles`."""
+    """Mix all `photos` with junk to a total of `count` images. Textures are cut from `singles`."""
     side, share = photos.shape[1], count - len(photos)
     ends = len(photos) + np.rint(np.cumsum([0, *JUNK.values()]) / sum(JUNK.values()) * share).astype(np.int64)
     order = np.random.default_rng([seed, len(KINDS)]).permutation(count)
@@ -68,7 +68,7 @@ def heap(photos: Images, singles: Photos, count: int, seed: int, characters: str
 
 
 def kinds_of(scores: Path, kind: Int[np.ndarray, " images"]) -> Int[np.ndarray, " kinds"]:
-    """How many images of each kind are selected, by the `scores.parquet` of a selection from the heap."""
+    """Count the selected images of each kind, from the `scores.parquet` of a selection from the heap."""
     import pyarrow.parquet as pq
 
     selected = pq.read_table(scores, columns=["reason"])["reason"].to_numpy() == "selected"

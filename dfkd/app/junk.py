@@ -1,7 +1,7 @@
-"""Junk: images that say little to a teacher, as heaps of found images have them. For the demo and the benchmarks.
+"""Junk: images that are of little use to a teacher, as found images often are. For the demo and the benchmarks.
 
-Every maker draws `count` uint8 images [count, side, side, 3] at once from a numpy generator. The same seed gives the
-same images with one version of numpy and Pillow.
+Every public function draws `count` uint8 images [count, side, side, 3] at once from a NumPy generator. The same seed
+gives the same images with one version of NumPy and Pillow.
 """
 
 import io
@@ -15,29 +15,29 @@ from PIL import Image, ImageDraw, ImageFont
 
 Images: TypeAlias = UInt8[np.ndarray, "images side side 3"]
 Photos: TypeAlias = UInt8[np.ndarray, "photos width width 3"]
-"""Others, of any number and size."""
+"""Photos to cut from, of any number and size."""
 Plane: TypeAlias = Float[np.ndarray, "images side side"]
 LETTERS, ALL_CHARACTERS = string.ascii_letters, string.ascii_letters + string.digits + string.punctuation
 PAGES, PAGE, GLYPH = 96, 128, 64
-"""Pages of text to cut from, the side of one and that of a single glyph's mask, in pixels."""
+"""Number of text pages to cut from, side of a page, and side of a single glyph's mask, in pixels."""
 
 
 # ---- helpers
 
 
 def _plane(side: int) -> tuple[Float[np.ndarray, "side 1"], Float[np.ndarray, "1 side"]]:
-    """The pixels' coordinates from -1 to 1: down, right."""
+    """Return the coordinates of pixels from -1 to 1: down, right."""
     line = (2 * np.arange(side, dtype=np.float32) + 1) / side - 1
     return line[:, None], line[None]
 
 
 def _each(values: np.ndarray) -> np.ndarray:
-    """One value an image, to be computed with planes."""
+    """Reshape one value per image, so that it broadcasts over planes."""
     return values.astype(np.float32)[:, None, None]
 
 
 def _colors(rng: np.random.Generator, count: int) -> Float[np.ndarray, "images 1 1 3"]:
-    """Random colors; a third of them gray, as most pages and windows are."""
+    """Draw random colors, a third of them gray, as in most pages and windows."""
     colors = rng.random((count, 1, 1, 3), dtype=np.float32) * 255
     gray = rng.random(count) < 1 / 3
     colors[gray] = colors[gray, :, :, :1]
@@ -60,7 +60,7 @@ def _sampled(
     down: Plane,
     right: Plane,
 ) -> Float[np.ndarray, "images side side *channels"]:
-    """Bilinear samples of one sheet an image, at its own coordinates in pixels; outside, the edge goes on."""
+    """Sample one sheet per image bilinearly, at coordinates in pixels. Outside a sheet, its edge is repeated."""
     height, width = stack.shape[1:3]
     down, right = down.clip(0, height - 1), right.clip(0, width - 1)
     top, left = down.astype(np.int64).clip(0, height - 2), right.astype(np.int64).clip(0, width - 2)
@@ -75,7 +75,10 @@ def _sampled(
 def _turned(
     side: int, angle: np.ndarray, scale: np.ndarray, down: np.ndarray, right: np.ndarray
 ) -> tuple[Plane, Plane]:
-    """Coordinates of a window around one center an image; `scale` are source pixels for each of the image's."""
+    """Return the coordinates of a rotated window per image, around a center.
+
+    `scale` is source pixels per image pixel.
+    """
     y, x = _plane(side)
     half, cos, sin = _each(scale * side / 2), _each(np.cos(angle)), _each(np.sin(angle))
     return _each(down) + half * (cos * y + sin * x), _each(right) + half * (cos * x - sin * y)
@@ -90,7 +93,7 @@ def _word(rng: np.random.Generator, characters: str) -> str:
 
 @cache
 def _pages(characters: str) -> UInt8[np.ndarray, "pages page page"]:
-    """Masks of pages of random words, in sizes from 7 to 30 pixels."""
+    """Draw masks of pages with random words, in sizes from 7 to 30 pixels."""
     rng, pages = np.random.default_rng(len(characters)), []
     for _ in range(PAGES):
         size = int(np.exp(rng.uniform(np.log(7), np.log(30))))
@@ -104,7 +107,7 @@ def _pages(characters: str) -> UInt8[np.ndarray, "pages page page"]:
 
 @cache
 def _glyphs(characters: str) -> UInt8[np.ndarray, "glyphs glyph glyph"]:
-    """Masks of single characters, centered."""
+    """Draw masks of single characters, centered."""
     font, glyphs = ImageFont.load_default(GLYPH * 0.8), []
     for character in characters:
         glyph = Image.new("L", (GLYPH, GLYPH))
@@ -114,7 +117,7 @@ def _glyphs(characters: str) -> UInt8[np.ndarray, "glyphs glyph glyph"]:
 
 
 def text(rng: np.random.Generator, count: int, side: int, characters: str = ALL_CHARACTERS) -> Images:
-    """Cuttings of pages of random words, most of them level and dark on light."""
+    """Draw parts of pages with random words, most of them level and dark on light."""
     pages = _pages(characters)
     angle = rng.normal(0, np.where(rng.random(count) < 0.8, 0.02, 0.4))
     scale = np.exp(rng.uniform(np.log(0.6), np.log(1.6), count))
@@ -128,7 +131,7 @@ def text(rng: np.random.Generator, count: int, side: int, characters: str = ALL_
 
 
 def glyph(rng: np.random.Generator, count: int, side: int, characters: str = ALL_CHARACTERS) -> Images:
-    """One character an image, on a plain ground or on a gradient."""
+    """Draw one character per image, on a plain ground or on a gradient."""
     glyphs = _glyphs(characters)
     angle = rng.normal(0, 0.2, count)
     scale = GLYPH / side * np.exp(rng.uniform(np.log(0.7), np.log(1.8), count))
@@ -144,7 +147,7 @@ def glyph(rng: np.random.Generator, count: int, side: int, characters: str = ALL
 
 
 def _box(rng: np.random.Generator, count: int, side: int, least: float) -> tuple[np.ndarray, ...]:
-    """Top, bottom, left and right of one box an image, in pixels."""
+    """Draw the top, bottom, left and right of one box per image, in pixels."""
     size = rng.uniform(least, 0.9, (2, count)) * side
     near = rng.random((2, count)) * (side - size)
     edges = (near[0], near[0] + size[0], near[1], near[1] + size[1])
@@ -157,7 +160,7 @@ def _within(side: int, top: np.ndarray, bottom: np.ndarray, left: np.ndarray, ri
 
 
 def screen(rng: np.random.Generator, count: int, side: int) -> Images:
-    """Layouts as on a screen: a window, bars, panels, and lines of dashes for text."""
+    """Draw layouts as on a screen: a window, bars, panels, and lines of dashes for text."""
     out = np.broadcast_to(255 - _colors(rng, count) / 3, (count, side, side, 3)).copy()
     dark = rng.random(count) < 0.25
     out[dark] = 255 - out[dark]
@@ -180,7 +183,7 @@ def screen(rng: np.random.Generator, count: int, side: int) -> Images:
 
 
 def gradient(rng: np.random.Generator, count: int, side: int) -> Images:
-    """Linear, radial and angular gradients between three colors; some in steps, some plain."""
+    """Draw linear, radial and angular gradients between three colors. Some have steps, some are of one color."""
     y, x = _plane(side)
     y, x = y - _each(rng.uniform(-0.7, 0.7, count)), x - _each(rng.uniform(-0.7, 0.7, count))
     angle = _each(rng.uniform(0, 2 * np.pi, count))
@@ -206,13 +209,13 @@ def _even(rng: np.random.Generator, count: int, side: int) -> np.ndarray:
 
 
 def _rare(rng: np.random.Generator, count: int, side: int) -> np.ndarray:
-    """Salt and pepper."""
+    """Draw salt-and-pepper noise."""
     share = rng.uniform(0.02, 0.4, (count, 1, 1, 1))
     return np.sign(rng.normal(size=(count, side, side, 1))) * 3 * (rng.random((count, side, side, 1)) < share)
 
 
 def _spectrum(rng: np.random.Generator, count: int, side: int) -> np.ndarray:
-    """Noise of which the amplitude falls with a power of the frequency: from nearly white to clouds."""
+    """Draw noise whose amplitude falls with a power of the frequency, from nearly white to clouds."""
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None])
     frequency[0, 0] = 1 / side
     power = rng.uniform(0.3, 2.5, (count, 1, 1, 1))
@@ -222,7 +225,7 @@ def _spectrum(rng: np.random.Generator, count: int, side: int) -> np.ndarray:
 
 
 def _waves(rng: np.random.Generator, count: int, side: int) -> np.ndarray:
-    """Sine gratings, two over each other, half of them cut to stripes and checkers."""
+    """Draw one or two overlaid sine gratings per image. Half of the images are cut to stripes and checkers."""
     y, x = _plane(side)
     total = np.ones((count, side, side), np.float32)
     for one in range(2):
@@ -234,7 +237,7 @@ def _waves(rng: np.random.Generator, count: int, side: int) -> np.ndarray:
 
 
 def noise(rng: np.random.Generator, count: int, side: int) -> Images:
-    """Five kinds of noise around a color, in color or gray: white, even, salt and pepper, clouds, waves."""
+    """Draw five kinds of noise around a color, in color or gray: white, uniform, salt and pepper, clouds, waves."""
     out, kind = np.empty((count, side, side, 3), np.float32), rng.integers(5, size=count)
     for number, make in enumerate((_white, _even, _rare, _spectrum, _waves)):
         rows = np.flatnonzero(kind == number)
@@ -248,7 +251,7 @@ def noise(rng: np.random.Generator, count: int, side: int) -> Images:
 
 
 def texture(photos: Photos, rng: np.random.Generator, count: int, side: int) -> Images:
-    """Small windows of photos, enlarged, or repeated as mirrored tiles."""
+    """Draw small windows of photos, enlarged or repeated as mirrored tiles."""
     which, repeats = rng.integers(len(photos), size=count), _each(rng.integers(1, 5, count))
     size = photos.shape[1]
     window = rng.uniform(0.15, 0.4, count) * size
@@ -261,7 +264,7 @@ def texture(photos: Photos, rng: np.random.Generator, count: int, side: int) -> 
 
 
 def recompressed(photos: Images, rng: np.random.Generator) -> Images:
-    """The same photos as JPEG files of low quality."""
+    """Return the photos after compression as JPEG of low quality."""
     out = np.empty_like(photos)
     for i, quality in enumerate(rng.integers(10, 70, len(photos))):
         file = io.BytesIO()
@@ -271,7 +274,7 @@ def recompressed(photos: Images, rng: np.random.Generator) -> Images:
 
 
 def shifted(photos: Images, rng: np.random.Generator) -> Images:
-    """The same photos moved by up to a tenth of their side, a little enlarged; half of them mirrored."""
+    """Return the photos shifted by up to a tenth of their side and slightly enlarged. Half of them are mirrored."""
     count, side = photos.shape[:2]
     scale, center = rng.uniform(0.9, 1.0, (count,)), np.full(count, (side - 1) / 2)
     down, right = (center + rng.uniform(-0.1, 0.1, count) * side for _ in range(2))
@@ -282,7 +285,7 @@ def shifted(photos: Images, rng: np.random.Generator) -> Images:
 
 
 def recolored(photos: Images, rng: np.random.Generator) -> Images:
-    """The same photos in other colors: each channel through a gain, an offset and a power."""
+    """Return the photos in other colors. Each channel gets a gain, an offset and a power."""
     shape = (len(photos), 1, 1, 3)
     power = np.exp(rng.normal(0, 0.3, shape)).astype(np.float32)
     gain, offset = rng.normal(1, 0.2, shape).astype(np.float32), rng.normal(0, 20, shape).astype(np.float32)

@@ -1,9 +1,8 @@
-"""`dfkd run FILE.toml`: selections, distillations of them and their comparison, for several seeds.
+"""`dfkd run FILE.toml`: selections, distillations from them, and their comparison, for several seeds.
 
-Selections go to OUT/samples/NAME-seedN, runs to OUT/runs/NAME-seedN, the comparison to OUT/report.html. A stage that is
-complete is not done again, and one that was interrupted goes on: the stages see to that themselves. So one file can be
-given to several machines at once: each takes the next stage that nobody is at. Where a stage fails, those that do not
-need it are done all the same, and the report names it.
+Selections go to OUT/samples/NAME-seedN, runs to OUT/runs/NAME-seedN, and the comparison to OUT/report.html. Each stage
+skips complete work and resumes interrupted work by itself. So several machines can run one file at once. Each takes the
+next stage that no other command runs. If a stage fails, the stages that do not need it still run. The report names it.
 """
 
 import time
@@ -26,11 +25,11 @@ from dfkd.system.locks import Busy, locked
 from dfkd.system.ray_session import check_installed
 
 POLL = 1.0
-"""Seconds between two looks at the stages that other commands are at."""
+"""Seconds between two checks of the stages that other commands run."""
 
 
 def run(config: RunConfig, brief: bool = False) -> Path:
-    """Run a pipeline's stages and compare. With `brief` a stage prints one line. Returns the report."""
+    """Run a pipeline's stages, compare the runs, and return the report. With `brief`, a stage prints one line."""
     pipeline = read_pipeline(Path(config.file), config.out)
     if config.engine == "ray":
         check_installed()
@@ -51,7 +50,7 @@ def run(config: RunConfig, brief: bool = False) -> Path:
 
 
 def _check_stages(stages: Sequence[StageConfig], file: str) -> None:
-    """Refuse what any stage can be refused for, before the first one takes its hours."""
+    """Check every stage before the first one runs. Raises: RequestError that names the stage."""
     from dfkd.data.locate import check_there
 
     for stage in stages:
@@ -65,9 +64,9 @@ def _check_stages(stages: Sequence[StageConfig], file: str) -> None:
 
 
 def _run_stages(stages: Sequence[StageConfig], brief: bool) -> list[Failure]:
-    """Every stage, in order; one that another command is at, and what needs it, when that has ended.
+    """Run every stage, in order. A stage that another command runs, and stages that need it, wait for its end.
 
-    Returns: those that failed, and those that need one of them.
+    Returns: the failed stages, and the stages that need one of them.
     """
     left, waiting = dict(enumerate(stages, 1)), False
     failures: list[Failure] = []
@@ -88,7 +87,7 @@ def _run_stages(stages: Sequence[StageConfig], brief: bool) -> list[Failure]:
             say("another command was faster")
             time.sleep(POLL)
             continue
-        except OSError:  # a full disk, a folder that is gone: the others meet the same
+        except OSError:  # a full disk or a missing folder concerns all stages
             raise
         except Exception as error:
             failures.append(Failure.of(left[number], error))
@@ -98,7 +97,7 @@ def _run_stages(stages: Sequence[StageConfig], brief: bool) -> list[Failure]:
 
 
 def _run_stage(stage: StageConfig, title: str, brief: bool) -> None:
-    """Run one stage below its title, or say the title and the seconds that it took."""
+    """Run one stage below its title. With `brief`, print the title and the seconds afterwards."""
     if not brief:
         say(title)
     began = time.monotonic()
@@ -109,7 +108,7 @@ def _run_stage(stage: StageConfig, title: str, brief: bool) -> None:
 
 
 def _report(pipeline: Pipeline, done: Collection[str], failures: Sequence[Failure]) -> Path:
-    """Compare the runs that are `done`, with the others of the file that are complete, and name those that failed."""
+    """Compare the runs that are `done` with other complete runs of the file, and name the failed ones."""
     from dfkd.formats.run_records import RESULT, read_failure
     from dfkd.report import compare
 
@@ -126,17 +125,17 @@ def _report(pipeline: Pipeline, done: Collection[str], failures: Sequence[Failur
 
 
 def _is_as_requested(distillation: DistillConfig) -> bool:
-    """Whether an earlier command's run is that of the file as it is now. One that is not is told."""
+    """Return whether an earlier command's run has the options that the file has now. If not, print what differs."""
     from dfkd.formats.run_records import read_distillation
 
     now = asdict(distillation)
     try:
         options = read_distillation(Path(distillation.out)).distill.table
         then = asdict(from_mapping(DistillConfig, options, distillation.out))
-    except RequestError:  # of another version
+    except RequestError:  # written by another version
         then = {}
     decide = named(DistillConfig, lambda option: option.role != "none" and not option.machine)
-    left_open = named(DistillConfig, lambda option: option.open)  # the run names what it took instead
+    left_open = named(DistillConfig, lambda option: option.open)  # the run has the values that were used
     defaults = {field.name: field.default for field in fields(DistillConfig) if field.name in left_open}
     wanted = {name for name in decide if name not in defaults or now[name] != defaults[name]}
     changed = [name for name in now if name in wanted and then.get(name) != now[name]]

@@ -1,20 +1,22 @@
-"""A pipeline's TOML file -> its stages, in order, each fully configured.
+"""Reading of a pipeline's TOML file into its stages, in order, each fully configured.
 
-out = "runs/quick"                      the pipeline's folder
-seeds = [0, 1, 2]
-[defaults]                              options of both stages: teacher, pool, normalize, student, steps, test, ...
-[select.confident]                      a selection and its own options
-method = "confidence"
-[generate.made]                         images made from the teacher, used by name as a selection is
-method = "deepinversion"
-[distill.confident-kd]                  a row of the comparison: which selections, and its own options
-samples = ["confident"]                 names of selections above, or folders
-loss = ["kd"]
-[distill.adversarial]                   or a generator that learns along with the student
-source = "dfad"
-[distill.smaller]                       or a student that goes on from the run of another row, of the same seed
-samples = ["confident"]
-student = "run:confident-kd"
+A file looks like this:
+
+    out = "runs/quick"                      the pipeline's folder
+    seeds = [0, 1, 2]
+    [defaults]                              options of all stages: teacher, pool, normalize, student, steps, test, ...
+    [select.confident]                      a selection and its own options
+    method = "confidence"
+    [generate.made]                         images made from the teacher, named in `samples` like a selection
+    method = "deepinversion"
+    [distill.confident-kd]                  a row of the comparison: its selections, and its own options
+    samples = ["confident"]                 names of selections above, or folders
+    loss = ["kd"]
+    [distill.adversarial]                   or a generator that learns along with the student
+    source = "dfad"
+    [distill.smaller]                       or a student that begins as the run of another row, of the same seed
+    samples = ["confident"]
+    student = "run:confident-kd"
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,9 +34,9 @@ from dfkd.system.portable import below, expand
 from dfkd.system.remote import is_remote
 
 KINDS = {name: stage for name, stage in STAGES.items() if stage.writes is not None}
-"""The stages that a file may have, by the name of their tables."""
+"""Stages that a file may have, by the names of their tables."""
 RUN = "run:"
-"""How a student begins that is the run of another row."""
+"""Prefix of a student that is the run of another row."""
 KEYS = ("out", "seeds", "defaults", *KINDS)
 
 StageConfig = SelectConfig | GenerateConfig | DistillConfig
@@ -49,7 +51,10 @@ class Pipeline:
     distillations: list[DistillConfig]
 
     def part(self, rows: Sequence[str]) -> "Pipeline":
-        """The distillations of some rows, with the stages that they need. Raises: RequestError for an unknown row."""
+        """Return the distillations of some rows and the stages that they need.
+
+        Raises: RequestError for an unknown row.
+        """
         names = {d.name or "" for d in self.distillations}
         for row in rows:
             if row not in names:
@@ -99,7 +104,7 @@ def read_pipeline(path: Path, out: str | None = None) -> Pipeline:
                 own = folders.resolved(values, seed, where) | {"seed": seed, "out": folders.samples(name, seed)}
                 selections.append(from_mapping(KINDS[kind].options, values | own, where))
     distillations = []
-    for seed in seeds:  # outside: every row has its first seed before any has its second
+    for seed in seeds:  # outer loop: every row has its first seed before any has its second
         for name, table in distills.items():
             where, values = _options(KINDS["distill"], name, table, defaults, path)
             if not values.get("samples") and values.get("source") is None:
@@ -113,7 +118,7 @@ def read_pipeline(path: Path, out: str | None = None) -> Pipeline:
 
 
 def _check_order(stages: Sequence[StageConfig], path: Path) -> None:
-    """Raises: RequestError for stages that need each other, or themselves."""
+    """Raise RequestError if stages need each other, or themselves."""
     left = list(stages)
     while left:
         blocked = [stage for stage in left if needs(stage, left)]
@@ -126,7 +131,7 @@ def _check_order(stages: Sequence[StageConfig], path: Path) -> None:
 def _options(
     stage: Stage, name: str, table: Any, defaults: Mapping[str, Any], path: Path
 ) -> tuple[str, dict[str, Any]]:
-    """The options of one table over its preset, and both over the defaults that its stage has."""
+    """Return the name of a table for messages, and its options over its preset and the file's defaults."""
     where, config = f"{path} [{stage.name}.{name}]", stage.options
     if not isinstance(table, dict):
         raise RequestError(f"{where} is not a table")
@@ -140,12 +145,15 @@ def _options(
     for key in ("out", "seed", *(("name", "also") if stage.writes == "run" else ("part",))):
         if key in shared or key in own or (key in recipe and key in ("part", "also")):
             raise RequestError(f"{where}: {key!r} does not belong in a pipeline; take it out")
-    below = (shared, recipe) if own.get("preset") else (recipe, shared)  # a preset gives way to what names it
+    below = (shared, recipe) if own.get("preset") else (recipe, shared)  # the table that names a preset overrides it
     return where, reduce(layered, (*below, own))
 
 
 class _Folders:
-    """Where the selections, generated images and runs of a pipeline lie; a text that is no name of one is a folder."""
+    """Folders of a pipeline's selections, generated images and runs.
+
+    Any text that does not name one of them is a folder.
+    """
 
     def __init__(self, folder: str, known: Sequence[str], rows: Sequence[str]) -> None:
         self._folder, self._known, self._rows = folder, known, rows
@@ -157,7 +165,7 @@ class _Folders:
         return below(self._folder, "runs", f"{row}-seed{seed}")
 
     def resolved(self, values: Mapping[str, Any], seed: int, where: str) -> dict[str, Any]:
-        """The options that name such folders, resolved."""
+        """Return the options that name selections or runs of the file, as folders."""
         found: dict[str, Any] = {}
         if "samples" in values:
             found["samples"] = [self._one(name, "samples", seed, where) for name in values["samples"]]
@@ -190,7 +198,7 @@ def _typed(tables: Mapping[str, Any], key: str, kind: type, path: Path, default:
 
 
 def needs(stage: StageConfig, others: Iterable[StageConfig]) -> bool:
-    """Whether a stage reads what one of the others makes: a selection, a run as a model, or weights out of one."""
+    """Return whether a stage reads the output of one of the others: a selection, a run as a model, or its weights."""
     others = [*others]
     return any(
         is_made(path, others) for text in stage_of(stage).reads(stage) for path in (text, text.rpartition("@")[2])
@@ -198,5 +206,5 @@ def needs(stage: StageConfig, others: Iterable[StageConfig]) -> bool:
 
 
 def is_made(path: str, stages: Iterable[StageConfig]) -> bool:
-    """Whether a path leads to, or into, what one of the stages makes."""
+    """Return whether a path is, or is in, the output folder of one of the stages."""
     return any(f"{path}/".startswith(f"{stage.out}/") for stage in stages)

@@ -1,6 +1,6 @@
-"""A pipeline's stages as tasks of Ray: each begins when what it needs is made and its cores and GPUs are free.
+"""A pipeline's stages as tasks of Ray. A stage begins when its inputs exist and its cores and GPUs are free.
 
-Stages write their folders themselves, so that those must be on a file system that all machines share.
+Stages write their folders themselves, so the folders must be on a file system that all machines share.
 """
 
 import os
@@ -20,14 +20,14 @@ from dfkd.system.signals import GRACE, Interrupted, handled, stop_request
 
 _BUSY = "another command is at it"
 _LATER = 1.0
-"""Seconds after which a stage is tried again that another command is at."""
+"""Seconds until a stage that another command runs is tried again."""
 
 
 def run_on_ray(stages: Sequence[StageConfig], cpus: float, gpus: float | None) -> list[Failure]:
-    """Run every stage, each with so many cores and GPUs (None: one GPU where there are any).
+    """Run every stage, each with `cpus` cores and `gpus` GPUs (None: one GPU if there is one).
 
-    Returns: those that failed, and those that need one of them.
-    Raises: RequestError where no machine has so many, and Interrupted after a signal.
+    Returns: the failed stages, and the stages that need one of them. Raises: RequestError if this machine has too few
+    and there is no cluster, and Interrupted after a signal.
     """
     left, failures = dict(enumerate(stages, 1)), list[Failure]()
     running: dict[Any, tuple[int, float]] = {}
@@ -51,7 +51,7 @@ def run_on_ray(stages: Sequence[StageConfig], cpus: float, gpus: float | None) -
                 if isinstance(error, Busy):
                     time.sleep(_LATER)
                     continue
-                if isinstance(error, OSError):  # a full disk, a folder that is gone: the others meet the same
+                if isinstance(error, OSError):  # a full disk or a missing folder concerns all stages
                     raise error
                 if error is not None:
                     failures.append(Failure.of(stage, error))
@@ -65,7 +65,7 @@ def run_on_ray(stages: Sequence[StageConfig], cpus: float, gpus: float | None) -
 
 
 def _resources(ray: Any, cpus: float, gpus: float | None) -> dict[str, float]:
-    """What Ray reserves for a stage. Raises: RequestError where this machine has less; a cluster may grow."""
+    """Return what Ray reserves for a stage. Raises: RequestError if this machine has less; a cluster may grow."""
     there = cluster_resources(ray)
     wanted = {"CPU": cpus, "GPU": min(1.0, there["GPU"]) if gpus is None else gpus}
     for name, number in wanted.items():
@@ -75,25 +75,25 @@ def _resources(ray: Any, cpus: float, gpus: float | None) -> dict[str, float]:
 
 
 def _run(stage: StageConfig, folder: str) -> None:
-    """Run one stage, in a process of Ray's."""
-    os.chdir(folder)  # paths are those of the command
+    """Run one stage, in a process of Ray."""
+    os.chdir(folder)  # paths are relative to the command's folder
     with printing(quiet=True), handled():
         try:
             stage_of(stage).run(stage)
         except Busy:
             raise Busy(_BUSY) from None
-        except RequestError as error:  # in a form that can be sent
+        except RequestError as error:  # in a form that can be pickled
             raise RequestError(str(error)) from None
 
 
 def _error(ray: Any, answer: Any) -> Exception | None:
-    """What a stage has raised."""
+    """Return the exception of a stage, or None."""
     try:
         ray.get(answer)
     except ray.exceptions.RayTaskError as error:
         known = isinstance(error.cause, (RequestError, OSError))
         cause: Exception = error.cause
         return cause if known else error
-    except ray.exceptions.RayError as error:  # its process was killed again and again
+    except ray.exceptions.RayError as error:  # Ray has used up its retries
         return RequestError(f"its process has ended {RESTARTS + 1} times: {str(error).strip().splitlines()[0]}")
     return None

@@ -1,4 +1,4 @@
-"""What a call in Python gives: a selection and a run, opened, and their comparison."""
+"""Results of calls from Python: selections and runs as objects, and their comparison."""
 
 import copy
 import os
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 
 class Selection:
-    """A map-style data set of pairs (image, teacher's logits), for torch's `DataLoader` too.
+    """A map-style data set of pairs (image, teacher's logits), also for torch's `DataLoader`.
 
-    An image is uint8 [channels, height, width], after the pool filter. Logits are float32 [classes], of the image
-    without augmentation. `folder` is where the selection lies.
+    An image is uint8 [channels, height, width], after the pool filter. Logits are float32 [classes], for the image
+    without augmentation. `folder` is the folder of the selection.
 
     Args:
-        folder: What `dfkd select` or `dfkd generate` wrote.
+        folder: The folder that `dfkd select` or `dfkd generate` wrote.
 
     Raises:
-        RequestError: The folder is not a whole selection.
+        RequestError: The folder is not a complete selection.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -46,12 +46,12 @@ class Selection:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """The fields of `manifest.json`: what the selection holds, and what decided it."""
+        """Fields of `manifest.json`: the content of the selection, and everything that decided it."""
         return dict(self._shards.manifest.table)
 
     @cached_property
     def scores(self) -> "pd.DataFrame | dict[str, np.ndarray]":
-        """One row per pool image: source, prediction, confidence, entropy, distance and the reason.
+        """Scores of the pool, one row per image: source, prediction, confidence, entropy, distance and reason.
 
         A pandas table if pandas is installed, else a dictionary of arrays [images].
         """
@@ -64,11 +64,11 @@ class Selection:
         return len(self._shards)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """One image and the teacher's logits."""
+        """Return one image and the teacher's logits."""
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        """Several at once: what a DataLoader calls."""
+        """Return several pairs at once, as a DataLoader requests them."""
         rows = np.array([self._row(index) for index in indices], dtype=np.int64)
         images = torch.from_numpy(self._shards.pixels(rows)).permute(0, 3, 1, 2)
         logits = torch.from_numpy(self._logits[rows].astype(np.float32))
@@ -91,7 +91,7 @@ class Selection:
 
     @property
     def _shards(self) -> Shards:
-        """The shards of this process: the threads that decode are lost where a DataLoader forks it."""
+        """Shards that this process has opened. A fork by a DataLoader loses the threads that decode images."""
         process, shards = self._opened
         if process != os.getpid():
             shards = Shards(self.folder)
@@ -106,10 +106,10 @@ class Selection:
 
 
 class Run:
-    """A finished distillation. `folder` is where it lies.
+    """A finished distillation. `folder` is the folder of the run.
 
     Args:
-        folder: What `dfkd distill` wrote.
+        folder: The folder that `dfkd distill` wrote.
         student: A module of the class that was trained, if the student was a Python object.
 
     Raises:
@@ -128,12 +128,12 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any]:
-        """The figures of `result.json`: accuracy from 0 to 1, cost, and what the student learnt from."""
+        """Fields of `result.json`: accuracy from 0 to 1, cost, and the training images."""
         return dict(self._read().result.table)
 
     @cached_property
     def metrics(self) -> "pd.DataFrame | dict[str, np.ndarray]":
-        """The rows of `metrics.jsonl`, one per logged step.
+        """Rows of `metrics.jsonl`, one per logged step.
 
         A pandas table if pandas is installed, else a dictionary of arrays [rows]. A value that a row lacks is NaN.
         """
@@ -146,7 +146,7 @@ class Run:
         """The trained network, on the CPU, in evaluation mode.
 
         Raises:
-            RequestError: It was a Python object, and none is given to `open_run`.
+            RequestError: The student was a Python object, and `open_run` was not given one.
         """
         with computing(verbose=False):
             if self._given is None:
@@ -157,12 +157,12 @@ class Run:
 
     @property
     def model(self) -> str | OwnNetwork:
-        """The student as a stage takes it: the folder, or the module."""
+        """The student as an input of a stage: the run's folder, or the module."""
         return str(self.folder) if self._given is None else OwnNetwork(self.student)
 
     @property
     def input(self) -> dict[str, Any]:
-        """What the student expects of its input: `normalize`, `image_size`, `crop_pct` and `interpolation`."""
+        """Preprocessing that the student expects: `normalize`, `image_size`, `crop_pct` and `interpolation`."""
         model = read_request(self.folder).model
         return {name: getattr(model, name) for name in ("normalize", "image_size", "crop_pct", "interpolation")}
 
@@ -184,13 +184,13 @@ def open_selection(folder: str | Path) -> Selection:
     """Open the folder of a selection.
 
     Args:
-        folder: What `dfkd select` or `dfkd generate` wrote.
+        folder: The folder that `dfkd select` or `dfkd generate` wrote.
 
     Returns:
         The selection as a data set.
 
     Raises:
-        RequestError: The folder is not a whole selection.
+        RequestError: The folder is not a complete selection.
 
     Example:
         >>> import dfkd
@@ -205,8 +205,8 @@ def open_run(folder: str | Path, student: nn.Module | None = None) -> Run:
     """Open the folder of a finished run.
 
     Args:
-        folder: What `dfkd distill` wrote.
-        student: A module of the class that was trained, if the student was a Python object. It is copied.
+        folder: The folder that `dfkd distill` wrote.
+        student: A module of the class that was trained, if the student was a Python object. The module is copied.
 
     Returns:
         The run, with its student, metrics and result.
@@ -220,14 +220,14 @@ def open_run(folder: str | Path, student: nn.Module | None = None) -> Run:
 def compare(
     runs: Sequence[Run | str | Path], out: str | Path = "report.html", verbose: bool = True, disagreements: int = 0
 ) -> Path:
-    """Put runs side by side in an HTML page, and in a CSV file beside it.
+    """Compare runs in an HTML page, and in a CSV file beside it.
 
     Args:
         runs: Runs or their folders. Runs of one name count as seeds of one row.
         out: The page to write. The CSV file has the same name.
         verbose: Whether the table is printed.
-        disagreements: Number of images of each row on the page on which student and teacher differ. Above 0, both
-            networks of a row answer its test images.
+        disagreements: Number of images per row to show on which student and teacher differ. Above 0, both networks of a
+            row run on its test images.
 
     Returns:
         The path of the page.
@@ -243,7 +243,7 @@ def compare(
 
 
 def as_table(columns: dict[str, np.ndarray]) -> "pd.DataFrame | dict[str, np.ndarray]":
-    """Columns as a pandas table, where pandas is installed."""
+    """Return columns as a pandas table if pandas is installed, else as they are."""
     try:
         import pandas as pd
     except ImportError:

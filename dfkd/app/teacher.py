@@ -1,4 +1,4 @@
-"""`dfkd.Teacher`: the stages that begin with a teacher, called from Python."""
+"""`dfkd.Teacher`: calls from Python of the stages that begin with a teacher."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +11,10 @@ from dfkd.app.results import Run, Selection
 from dfkd.config import ModelConfig
 from dfkd.config.stage_table import STAGES
 from dfkd.config.stages import Interpolation, Mixing
+from dfkd.data.images.normalize import given_statistics
 from dfkd.data.locate import GivenData
 from dfkd.data.own import data_of
-from dfkd.models.find import check_name
+from dfkd.models.find import OBJECT, check_name
 from dfkd.models.own import GivenModel, OneTeacher, OwnNetwork, Several
 from dfkd.models.several import names_several
 from dfkd.system.errors import RequestError
@@ -22,28 +23,28 @@ from dfkd.system.portable import expand
 
 
 class Teacher:
-    """A trained classifier, or several, and what it expects of its input.
+    """A trained classifier, or several, with the preprocessing of its input.
 
-    Methods take the options of the commands as keywords, with the same names and defaults. Modules that are given are
-    copied and never changed. Where `out` is left out, a method writes to a folder of the cache (`DFKD_CACHE`) and finds
-    it again at the next call with the same content.
+    Methods take the options of the commands as keywords, with the same names and defaults. Modules that are passed are
+    copied and never changed. Without `out`, a method writes to a folder of the cache (`DFKD_CACHE`). The next call with
+    the same content finds this folder again.
 
     Args:
         network: An `nn.Module` from images [batch, channels, height, width] to logits [batch, classes], a MODEL text,
-            or a `Run`, whose student it then is. A list of two or more of these, or of `Teacher` objects, teaches
-            together.
-        normalize: `imagenet`, `cifar10`, `none`, or `mean,.../std,...` of pixels in [0, 1]. Default: what the model
-            says, else `imagenet`.
-        image_size: Side of the input in pixels. Default: what the model says.
-        crop_pct: Image size divided by the size that the shorter side is resized to. Default: what the model says,
+            or a `Run`, whose student becomes the teacher. A list of two or more of these, or of `Teacher` objects, is
+            an ensemble.
+        normalize: `imagenet`, `cifar10`, `none`, or `mean,.../std,...` of pixels in [0, 1]. Default: the model's value,
+            else `imagenet`.
+        image_size: Side of the input in pixels. Default: the model's value.
+        crop_pct: Image size divided by the size that the shorter side is resized to. Default: the model's value,
             else 1.
-        interpolation: How larger images are resized. Default: what the model says, else `bilinear`.
+        interpolation: Method by which larger images are resized. Default: the model's value, else `bilinear`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         mixing: For a list: `mean-logits`, `mean-probabilities`, `confidence` or `entropy`. Default: `mean-logits`.
         classes: For a list: a file or a list of class names for each network.
 
     Raises:
-        RequestError: An argument is not one of these, a list has fewer than two networks, or there is no such model.
+        RequestError: An argument has another value, a list has fewer than two networks, or there is no such model.
 
     Example:
         >>> import numpy as np
@@ -87,12 +88,14 @@ class Teacher:
             own = {name: expected.get(name) if value is None else value for name, value in own.items()}
             self._options = {**own, "device": device}
             ModelConfig(**self._options)
+            if self._options["normalize"] is not None:
+                given_statistics(self._options["normalize"])
             for text in _texts(self._model):
                 check_name(text)
 
     @with_options("select")
     def select(self, pool: Any, *, out: str | Path | None = None, verbose: bool = True, **options: Any) -> Selection:
-        """Select from an unlabeled pool the images that this teacher can teach from.
+        """Select images from an unlabeled pool to distill this teacher with.
 
         Args:
             pool: A DATA text or a list of them, uint8 images [images, height, width, channels] as an array or tensor,
@@ -128,7 +131,7 @@ class Teacher:
             verbose: Whether progress and notes are printed.
 
         Returns:
-            The images with the teacher's logits. `distill` and `select` read them.
+            The images with the teacher's logits. `distill` and `select` take them as input.
 
         Raises:
             RequestError: An option is wrong, or the method cannot use this teacher.
@@ -156,12 +159,12 @@ class Teacher:
         verbose: bool = True,
         **options: Any,
     ) -> Run:
-        """Train a student on selections, and measure it on labeled data if `test` is given.
+        """Train a student on selections, and measure its accuracy on labeled data if `test` is given.
 
         Args:
             student: A module, which is copied and begins with its own weights unless `init="teacher"`. Or a MODEL text,
                 or a `Run`.
-            samples: One or several selections, or their folders. Leave it out with `source`.
+            samples: One or several selections, or their folders. Optional with `source`.
             test: Labeled images: a DATA text, a pair (images, labels) of arrays, or a map-style data set.
             out: The folder to write. Default: a folder of the cache.
             verbose: Whether progress and notes are printed.
@@ -191,7 +194,8 @@ class Teacher:
 
         Args:
             data: Labeled images, as `test` of `distill`.
-            teacher: What a `Teacher` is made from. Its answers are compared with this classifier's.
+            teacher: A `Teacher`, or an argument from which `Teacher` makes one. Its predictions are compared with this
+                classifier's.
             verbose: Whether progress and notes are printed.
 
         Returns:
@@ -212,17 +216,20 @@ class Teacher:
             return figures
 
     def __repr__(self) -> str:
-        return f"<dfkd.Teacher {_line(self._model)}>"
+        line = _line(self._model).removeprefix(OBJECT)
+        given = {name: value for name, value in self._options.items() if value not in (None, "auto")}
+        told = ", ".join(f"{name}={value}" for name, value in given.items())
+        return f"<dfkd.Teacher {line}{f': {told}' if told else ''}>"
 
     def _own(self, out: str | Path | None, **found: Any) -> dict[str, Any]:
-        """The options that a call has by itself."""
+        """Return the options that a call sets itself."""
         mixing = self._model.mixing if isinstance(self._model, Several) else None
         given = {"teacher": teacher_text(self._model), "mixing": mixing}
         return {**self._options, **given, "out": expand(str(out or "")), **found}
 
 
 def _model(value: Any, option: str) -> str | OwnNetwork:
-    """One network. Raises: RequestError for anything else."""
+    """Return one network. Raises: RequestError for several networks, or any other type."""
     if isinstance(value, Run):
         return value.model
     if not isinstance(value, Teacher):
@@ -233,12 +240,12 @@ def _model(value: Any, option: str) -> str | OwnNetwork:
 
 
 def _teacher(value: Any) -> GivenModel:
-    """One network or several."""
+    """Return one network, or several."""
     return value._model if isinstance(value, Teacher) else _model(value, "teacher")
 
 
 def _several(networks: Sequence[Any], mixing: str | None, classes: Sequence[str | Sequence[str]] | None) -> GivenModel:
-    """Teachers of a list. Raises: RequestError where they are less than two."""
+    """Return the teachers of a list. Raises: RequestError for fewer than two."""
     if len(networks) < 2:
         raise RequestError(f"a list of teachers needs two or more, not {len(networks)}; give one without a list")
     if classes is not None and len(classes) != len(networks):
@@ -254,20 +261,20 @@ def _several(networks: Sequence[Any], mixing: str | None, classes: Sequence[str 
 
 
 def _expected(value: Any) -> dict[str, Any]:
-    """What is known of the input of a network that was given."""
+    """Return the known preprocessing of a network."""
     if isinstance(value, Teacher):
         return value._options
     return value.input if isinstance(value, Run) else {}
 
 
 def _texts(model: GivenModel) -> list[str]:
-    """The MODEL texts of a teacher."""
+    """Return the MODEL texts of a teacher, without a file of several teachers."""
     models = [one.model for one in model.teachers] if isinstance(model, Several) else [model]
     return [text for text in models if isinstance(text, str) and not names_several(text)]
 
 
 def _line(model: GivenModel) -> str:
-    """A teacher in one line."""
+    """Return the text of a teacher in one line."""
     text = teacher_text(model)
     return text if isinstance(text, str) else " + ".join(text)
 
@@ -277,7 +284,7 @@ def _data(value: Any, option: str) -> GivenData:
 
 
 def _folders(samples: Any) -> list[str]:
-    """Selections as their folders."""
+    """Return the folders of selections."""
     several: Sequence[Any] = samples if isinstance(samples, (list, tuple)) else [samples]
     for one in several:
         if not isinstance(one, (Selection, str, Path)):

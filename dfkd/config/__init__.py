@@ -1,6 +1,6 @@
-"""The options of every stage: one frozen dataclass a stage, and TOML tables that become one.
+"""Options of every stage, as frozen dataclasses, and their conversion from TOML tables.
 
-Nothing heavy is imported here: `--help` must be quick.
+The package imports nothing large, because `--help` must be quick.
 """
 
 from dfkd.config.stages import (

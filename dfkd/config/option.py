@@ -1,4 +1,4 @@
-"""One declaration per option: everything about it that is not its type stands where it is declared."""
+"""Declarations of options: everything about an option except its type, in one place."""
 
 import dataclasses
 import typing
@@ -11,39 +11,42 @@ from dfkd.system.errors import RequestError
 from dfkd.system.limits import Range
 
 Section = Literal["data", "models", "selection", "learning", "training", "augmentation", "output", "machine"]
-"""A section of `--help`."""
+"""Section of `--help` in which an option is listed."""
 
 Role = Literal["decides", "resolved", "none"]
-"""decides: the result depends on the value, which is part of the request's identity.
-resolved: the result depends on what the value names or becomes, which stands there instead.
-none: the result does not depend on it."""
+"""How the result depends on an option.
+
+- decides: the result depends on the value, which is part of the request's identity.
+- resolved: the result depends on what the value names or becomes. The identity holds the resolved value.
+- none: the result does not depend on the option.
+"""
 
 Reads = Literal["model", "data", "selection"]
-"""What the text of an option names, where it names something to open."""
+"""Kind of object that an option's text names, if the stage opens the object."""
 
 _NOTHING = object()
 
 
 @dataclass(frozen=True)
 class Option:
-    """What is declared of an option beside its name, type and default."""
+    """Declaration of an option, apart from its name, type and default."""
 
     help: str
     section: Section
     range: Range | None = None
     role: Role = "decides"
     machine: bool = False
-    """Whether it speaks of the machine: it may differ between two runs of one pipeline's row."""
+    """Whether the option describes the machine. Two runs of one pipeline's row may differ in such options."""
     shown: bool = True
-    """Whether a comparison of runs shows it."""
+    """Whether comparisons of runs show the option."""
     stored: bool = True
-    """Whether a selection's manifest lists it under `config`; what is not listed stands elsewhere in the manifest."""
+    """Whether a selection's manifest lists the option under `config`. Other options are elsewhere in the manifest."""
     off: Any = _NOTHING
-    """The value that turns it off: a request with that value is the same as one from before the option existed."""
+    """Value that turns the option off. A request with this value equals a request from before the option existed."""
     open: bool = False
-    """Whether the stage replaces the default by what suits the networks and images."""
+    """Whether the stage replaces the default by a value that suits the networks and images."""
     shared: bool = True
-    """Whether the [defaults] of a pipeline reach it."""
+    """Whether the [defaults] of a pipeline apply to the option."""
     reads: Reads | None = None
     positional: bool = False
 
@@ -60,9 +63,10 @@ def option(
     range: Range | None = None,
     **declared: Any,
 ) -> Any:
-    """A field of a stage's configuration; one without a default is required. `declared` as the fields of `Option`.
+    """Return a field of a stage's configuration. A field without a default is required.
 
-    The bounds stand here or, where a parameter has the same, in a `range` of `dfkd.system.limits`.
+    Bounds are given here, or as a `range` from `dfkd.system.limits` if a parameter has the same bounds. `declared` sets
+    other fields of `Option`.
     """
     bounds = range or Range(least, above, most, below)
     made = Option(help, section, None if bounds == Range() else bounds, **declared)
@@ -70,35 +74,35 @@ def option(
 
 
 def options(config: type) -> dict[str, Option]:
-    """The options of a stage's configuration class by name, in the order in which they are declared."""
+    """Return the options of a stage's configuration class by name, in the order of their declaration."""
     return {field.name: field.metadata["option"] for field in dataclasses.fields(config)}
 
 
 @cache
 def _hints(config: type) -> dict[str, Any]:
-    """The types, which are resolved once: a command asks for them many times."""
+    """Return the resolved types of a class's fields. One command needs them many times."""
     return typing.get_type_hints(config)
 
 
 def field_hints(config: type) -> dict[str, Any]:
-    """The options of a stage's configuration class with their types."""
+    """Return the types of the options of a stage's configuration class by name."""
     hints = _hints(config)
     return {field.name: hints[field.name] for field in dataclasses.fields(config)}
 
 
 def named(config: type, has: Callable[[Option], bool]) -> frozenset[str]:
-    """The names of the options of which `has` is true."""
+    """Return the names of the options for which `has` is true."""
     return frozenset(name for name, declared in options(config).items() if has(declared))
 
 
 def is_off(config: type, name: str, value: Any) -> bool:
-    """Whether `value` turns the option off; False for one that cannot be turned off."""
+    """Return whether `value` turns the option off. The result is False for options that cannot be turned off."""
     declared = options(config).get(name)
     return declared is not None and declared.off is not _NOTHING and bool(declared.off == value)
 
 
 class Checked:
-    """A configuration that refuses numbers out of range, whether they come from a flag, a preset or a pipeline."""
+    """Base class of configurations that refuse numbers out of range, from flags, presets and pipelines alike."""
 
     def __post_init__(self) -> None:
         for name, declared in options(type(self)).items():

@@ -1,4 +1,4 @@
-"""The table of stages: one record for each, which the command line, pipelines and Python use alike."""
+"""Table of all stages, which the command line, pipelines and the Python interface share."""
 
 import importlib
 import re
@@ -23,34 +23,35 @@ _TEACHER = "dfkd {} --teacher my_nets.make_net@teacher.pt"
 
 @dataclass(frozen=True)
 class Stage:
-    """One command: its options, what runs it, what it reads and what it writes."""
+    """One stage: its options, its function, its inputs and its outputs."""
 
     name: str
     options: type
-    """The class of its configuration."""
+    """Class of the stage's configuration."""
     target: str
-    """`module:function`; the module is imported when the stage runs, because that takes seconds.
+    """`module:function` that runs the stage.
 
-    A function `check` of that module refuses what can be refused before anything is opened.
+    The module is imported when the stage runs, because the import takes seconds. The module's function `check`, if
+    there is one, refuses wrong requests before any file is opened.
     """
     example: str = ""
-    """A command for its help."""
+    """Example command for the stage's help."""
     writes: Literal["selection", "run"] | None = None
-    """The kind of folder that its option `out` names; None where it writes something else."""
+    """Kind of folder that the option `out` names, or None for other output."""
     alone: str | None = "start it without torchrun"
-    """What to do instead of starting it in several processes with torchrun; None where that works."""
+    """Advice for users who start the stage in several processes with torchrun. None if the stage supports that."""
 
     def run(self, config: Any) -> Any:
-        """Do what `config` says."""
+        """Run the stage with the configuration `config`, and return its result."""
         return self.within(config, self._function(self.target.partition(":")[2]), config)
 
     def within(self, config: Any, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a function of this stage. What it stores is spelled as `config` is."""
+        """Call a function of the stage. Stored texts keep the `~` and `$NAME` of `config`."""
         with spelled_as(vars(config)), Foreign(COMMAND), self._sent(config):
             return function(*arguments)
 
     def _sent(self, config: Any) -> AbstractContextManager[None]:
-        """Where `--out` is in an object store: what is there is fetched, and the result is sent."""
+        """Return a context that fetches an `--out` in an object store at its start, and sends the result at its end."""
         out = getattr(config, "out", None)
         if not isinstance(out, str) or not is_remote(out):
             return nullcontext()
@@ -59,23 +60,26 @@ class Stage:
         return importlib.import_module("dfkd.formats.remote_folder").sent(out, self.writes)
 
     def check(self, config: Any) -> None:
-        """Refuse what can be refused before anything is opened. Raises: RequestError."""
+        """Raise RequestError if the configuration is wrong in a way that shows before any file is opened."""
         if check := self._function("check"):
             with spelled_as(vars(config)), Foreign(COMMAND):
                 check(config)
 
     def reads(self, config: Any) -> list[str]:
-        """The texts of the models, data and selections that it opens."""
+        """Return the texts of the models, data and selections that the stage opens."""
         named = [getattr(config, name) or () for name, option in options(self.options).items() if option.reads]
         return [text for given in named for text in ((given,) if isinstance(given, str) else given)]
 
     def lock(self, config: Any) -> Path:
-        """The folder that is locked while it runs: a selection is written under a temporary name, a run is not."""
+        """Return the folder that is locked while the stage runs.
+
+        For a selection, this is the temporary folder. A run is written under its final name.
+        """
         out = local_copy(config.out) if is_remote(config.out) else Path(config.out).resolve()
         return partial_folder(out) if self.writes == "selection" else out
 
     def is_held(self, config: Any) -> bool:
-        """Whether another command is at it."""
+        """Return whether another command is writing the stage's output."""
         return is_held(self.lock(config))
 
     def _function(self, name: str) -> Any:
@@ -151,12 +155,15 @@ STAGES: Mapping[str, Stage] = MappingProxyType(
 
 
 def stage_of(config: Any) -> Stage:
-    """The stage that a configuration is for."""
+    """Return the stage of a configuration."""
     return next(stage for stage in STAGES.values() if stage.options is type(config))
 
 
 def as_parameters(text: str) -> str:
-    """A message whose options are written as parameters: `image_size` for `--image-size`. Commands stay as they are."""
+    """Return a message with options written as Python parameters, such as `image_size` for `--image-size`.
+
+    Commands in the message stay unchanged.
+    """
     known = {name for stage in STAGES.values() for name in options(stage.options)}
 
     def parameter(found: "re.Match[str]") -> str:

@@ -1,4 +1,4 @@
-"""Tables of options (TOML files, presets, stored requests) -> configurations, and what differs between two."""
+"""Conversion of TOML files, presets and stored requests to configurations, and differences between two requests."""
 
 import dataclasses
 import tomllib
@@ -18,9 +18,9 @@ Config = TypeVar("Config")
 
 
 def from_mapping(config: type[Config], values: Mapping[str, Any], where: str) -> Config:
-    """A configuration from a TOML table; hyphens in keys are underscores.
+    """Return a configuration made from a TOML table. Hyphens in keys count as underscores.
 
-    Raises: RequestError, beginning with `where`, for an unknown key, a wrong type or a missing value.
+    Raises: RequestError, which begins with `where`, for an unknown key, a wrong type or a missing value.
     """
     checked = check_mapping(config, values, where)
     required = [
@@ -37,7 +37,7 @@ def from_mapping(config: type[Config], values: Mapping[str, Any], where: str) ->
 
 
 def check_mapping(config: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The entries of a TOML table as field values of `config`, each of its type; `~` and `$NAME` are filled in."""
+    """Return a TOML table's entries as checked field values of `config`, with `~` and `$NAME` filled in."""
     hints = field_hints(config)
     checked = {}
     for key, value in values.items():
@@ -49,7 +49,7 @@ def check_mapping(config: type, values: Mapping[str, Any], where: str) -> dict[s
 
 
 def load_toml(path: Path) -> dict[str, Any]:
-    """A TOML file as a dictionary. Raises: RequestError where it cannot be read."""
+    """Return a TOML file as a dictionary. Raises: RequestError if the file cannot be read."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no TOML, or a number of 5,000 digits
@@ -57,16 +57,16 @@ def load_toml(path: Path) -> dict[str, Any]:
 
 
 def over_preset(stage: Stage, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that are given for a stage over those of its preset, if they name one."""
+    """Return a stage's given options over those of the preset that the options name, if any."""
     preset = given.get("preset")
     values = load_preset(preset, stage) if preset else {}
-    if preset and not values and not preset.endswith(".toml"):  # a file of one's own may be for other commands
+    if preset and not values and not preset.endswith(".toml"):  # a user's preset file may be for other commands
         say(f"note: --preset {preset} changes nothing here: it has nothing for {stage.name}")
     return layered(values, given)
 
 
 def load_preset(name: str, stage: Stage) -> dict[str, Any]:
-    """The values of a preset for one stage: the entries outside any table that this stage has, then its own table.
+    """Return the values of a preset for one stage. The stage's own table overrides entries outside any table.
 
     Raises: RequestError for an unknown preset, table or key.
     """
@@ -81,7 +81,7 @@ def load_preset(name: str, stage: Stage) -> dict[str, Any]:
     where = f"preset {name}"
     config = stage.options
     stages = {other.name: other.options for other in STAGES.values() if "preset" in field_hints(other.options)}
-    stages[stage.name] = config  # also one of a script's own
+    stages[stage.name] = config  # scripts pass stages of their own
     values: dict[str, Any] = {}
     for key, value in tables.items():
         if isinstance(value, dict):
@@ -89,7 +89,7 @@ def load_preset(name: str, stage: Stage) -> dict[str, Any]:
                 raise RequestError(f"{where} has a table [{key}]{nearest(key, stages)}")
             table = check_mapping(stages[key], value, f"{where} [{key}]")
             values |= table if key == stage.name else {}
-        else:  # a shared entry must belong to some stage, not to each
+        else:  # a shared entry must be an option of at least one stage
             owner = next((c for c in (config, *stages.values()) if key.replace("-", "_") in field_hints(c)), config)
             checked = check_mapping(owner, {key: value}, where)
             values = {**checked, **values} if owner is config else values
@@ -97,14 +97,14 @@ def load_preset(name: str, stage: Stage) -> dict[str, Any]:
 
 
 def layered(weaker: Mapping[str, Any], stronger: Mapping[str, Any]) -> dict[str, Any]:
-    """Options over others: a length of the training in one unit replaces that in the other."""
+    """Return options over weaker ones. A `steps` or `epochs` among the stronger options replaces both weaker ones."""
     lengths = ("steps", "epochs")
     replaced = lengths if any(stronger.get(name) is not None for name in lengths) else ()
     return {name: value for name, value in weaker.items() if name not in replaced} | dict(stronger)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The fields in which two nested requests differ, as `name (old, now new)`."""
+    """Return the fields in which two nested requests differ, each as `name (old, now new)`."""
     found = []
     for key in [*old, *(k for k in new if k not in old)]:
         a, b = old.get(key), new.get(key)
@@ -116,7 +116,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def describe(config: Any) -> str:
-    """A resolved configuration in one line, without what was left out."""
+    """Return a resolved configuration in one line, without empty values."""
     return " ".join(
         f"{f.name}={_short(getattr(config, f.name))}"
         for f in dataclasses.fields(config)

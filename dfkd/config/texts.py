@@ -1,17 +1,20 @@
-"""What a command line says of an option -> a value of the option's type."""
+"""Conversion of an option's text on the command line to a value of the option's type."""
 
+import re
 import types
 import typing
 from typing import Any
 
+from dfkd.system.names import WORDS
+
 
 def flag(name: str) -> str:
-    """An option as the command line has it."""
+    """Return an option's flag on the command line."""
     return "--" + name.replace("_", "-")
 
 
 def kind_of(hint: Any) -> tuple[Any, bool]:
-    """The type of one value, and whether there are several."""
+    """Return the type of one value of an option, and whether the option takes several values."""
     if typing.get_origin(hint) is tuple:
         return typing.get_args(hint)[0], True
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
@@ -20,13 +23,22 @@ def kind_of(hint: Any) -> tuple[Any, bool]:
     return hint, False
 
 
-def metavar(kind: Any) -> str:
-    """What `--help` writes for a value."""
-    return f"{{{','.join(typing.get_args(kind))}}}" if typing.get_args(kind) else kind.__name__.upper()
+_WORD = re.compile(r"(MODEL|DATA|NAME|FILE|K/N|Folder)\b")
+_READ = {"model": "MODEL", "data": "DATA", "selection": "FOLDER"}
+
+
+def metavar(kind: Any, reads: str | None, help: str) -> str:
+    """Return the placeholder for a value in `--help`: for text the first word of its help, such as FILE."""
+    if typing.get_args(kind):
+        return f"{{{','.join(typing.get_args(kind))}}}"
+    if kind is not str:
+        return str(kind.__name__).upper()
+    word = _WORD.match(help)
+    return _READ.get(reads or "") or (word[1].upper() if word else "TEXT")
 
 
 def value(name: str, text: str, hint: Any) -> Any:
-    """One text of an option as its type. Raises: ValueError that names the option and the text."""
+    """Return one text of an option converted to its type. Raises: ValueError, which names the option and the text."""
     kind, _ = kind_of(hint)
     if text == "None" and type(None) in typing.get_args(hint):
         return None
@@ -38,4 +50,4 @@ def value(name: str, text: str, hint: Any) -> Any:
     try:
         return kind(text)
     except ValueError:
-        raise ValueError(f"{flag(name)}: {text!r} is not {metavar(kind)}") from None
+        raise ValueError(f"{flag(name)}: {text!r} is not {WORDS[kind]}") from None

@@ -1,4 +1,4 @@
-"""DATA (a path or URI) -> a `Pool`: origins and uint8 images by index, whatever the format."""
+"""Reading of DATA (a path or URI) as a `Pool`: origins and uint8 images by index, for every format."""
 
 from dfkd.data.opening import open_pool
 from dfkd.data.pool import Images, Pool

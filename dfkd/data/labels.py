@@ -1,4 +1,4 @@
-"""Names of classes -> labels: which of a model's classes a folder, or a name in a table, stands for."""
+"""Conversion of class names to labels: which of a model's classes a folder, or a name in a table, stands for."""
 
 import json
 import re
@@ -13,16 +13,16 @@ from dfkd.system.files import hash_of, user_path
 
 _FORM = "one class a line in the model's order, or JSON: a list, or a table of numbers and names"
 _NUMBERED = re.compile(r"(\d+)[\s:,;]+(\S.*)|(\S.*?)[\s:,;]+(\d+)")
-"""`0: tench` or `tench 0`."""
+"""Line with a number and a name: `0: tench` or `tench 0`."""
 _KEY = re.compile(r"([a-z]\d{6,})[\s:,;]+(\S.*)")
-"""`n01440764 tench`: a key of WordNet before the name."""
+"""Name after a WordNet key: `n01440764 tench`."""
 
 
 class ClassNames:
-    """The names of a model's classes, as a file lists them: every class has one or more."""
+    """Names of a model's classes from a file. Every class has one or more names."""
 
     def __init__(self, text: str) -> None:
-        """Read the FILE of `--classes`. Raises: RequestError where it cannot be read, or is no list of classes."""
+        """Read the FILE of `--classes`. Raises: RequestError if the file cannot be read or is not a list of classes."""
         self._text = text
         try:
             content = user_path(text).read_text(encoding="utf-8-sig")
@@ -35,24 +35,26 @@ class ClassNames:
             raise RequestError(f"--classes {text} lists no classes: it holds {_FORM}")
         self.count = max(listed) + 1
         self.names = tuple(listed[k][0] if k in listed else str(k) for k in range(self.count))
-        """The first name of every class."""
+        """First name of every class."""
         self.identity = hash_of([[k, names] for k, names in sorted(listed.items())])
         self._exact = _unique((name, k) for k, names in listed.items() for name in names)
         self._alike = _unique((_alike(name), k) for name, ks in self._exact.items() for k in ks)
 
     def check(self, classes: int) -> None:
-        """Raises: RequestError for another number of classes than a model has."""
+        """Raise RequestError unless the file lists as many classes as the model has."""
         if self.count != classes:
             raise RequestError(f"--classes {self._text} lists {self.count} classes, and the model has {classes}")
 
     def has(self, name: str) -> bool:
-        """Whether a class has exactly that name."""
+        """Return whether a class has exactly this name."""
         return name in self._exact
 
     def find(self, name: str, where: str) -> int:
-        """The class of that name, exactly or but for case, spaces and underscores.
+        """Return the class of a name.
 
-        Raises: RequestError where there is none, or several.
+        If there is no exact match, case, spaces, hyphens and underscores are ignored. `where` is the place of the name
+        in error messages.
+        Raises: RequestError if no class or several classes match.
         """
         found = self._exact.get(name) or self._alike.get(_alike(name)) or []
         if len(found) == 1:
@@ -69,11 +71,11 @@ def labels_of_names(
     known: ClassNames | None = None,
     classes: int | None = None,
 ) -> Int64[np.ndarray, " images"]:
-    """The labels of images whose classes have names, by the positions of these in `names`, which are sorted.
+    """Return the labels of images with named classes. `positions` has each image's index in the sorted `names`.
 
-    A name is looked up in `known`. Without that whole numbers are the labels; other names count in sorted order where
-    they are as many as the model has `classes`. Raises: RequestError where they are not, so that nobody knows which is
-    which.
+    Names are looked up in `known`. Without `known`, names that are whole numbers are the labels. Other names count in
+    sorted order if there are as many as the model has `classes`.
+    Raises: RequestError if the numbers differ, because the order of the classes is then unknown.
     """
     numbers, used = _numbers(names), np.unique(positions).tolist()
     if known is not None and not (numbers and not any(known.has(names[k]) for k in used)):
@@ -95,8 +97,16 @@ def labels_of_names(
     return table[positions]
 
 
+def ordered_names(names: Sequence[str], positions: Int64[np.ndarray, " images"], classes: int) -> tuple[str, ...]:
+    """The names of a model's classes where they count in sorted order, as `labels_of_names` has it; else none."""
+    used = np.unique(positions).tolist()
+    if _numbers(names) is not None or classes not in (len(names), len(used)):
+        return ()
+    return tuple(names) if classes == len(names) else tuple(names[k] for k in used)
+
+
 def _numbers(names: Sequence[str]) -> list[int] | None:
-    """The names as numbers, where they are different whole numbers."""
+    """Return the names as numbers if they are different whole numbers, else None."""
     if not all(name.isascii() and name.isdigit() and len(name) <= 18 for name in names):
         return None
     numbers = [int(name) for name in names]
@@ -108,7 +118,7 @@ def _of_json(content: str) -> dict[int, list[str]]:
         value: Any = json.loads(content)
     except (ValueError, RecursionError):
         return {}
-    if isinstance(value, dict):  # a configuration of a Hugging Face model
+    if isinstance(value, dict):  # the configuration of a Hugging Face model
         value = next((value[key] for key in ("id2label", "label2id") if isinstance(value.get(key), dict)), value)
     if isinstance(value, list):
         return _checked(dict(enumerate(value)))
@@ -135,7 +145,7 @@ def _of_lines(content: str) -> dict[int, list[str]]:
 
 
 def _checked(listed: Mapping[int, Any]) -> dict[int, list[str]]:
-    """Every class with all its names; nothing where something else is listed."""
+    """Return every class with all its names. The result is empty if the table is not a list of classes."""
     found: dict[int, list[str]] = {}
     for number, value in listed.items():
         names = [value] if isinstance(value, str) else value
@@ -146,7 +156,7 @@ def _checked(listed: Mapping[int, Any]) -> dict[int, list[str]]:
 
 
 def _all_names(name: str) -> list[str]:
-    """`n01440764 tench, Tinca tinca` -> itself, the key, what follows it, and each of the synonyms."""
+    """Return the variants of `n01440764 tench, Tinca tinca`: the whole, the key, the names, each synonym."""
     key = _KEY.fullmatch(name)
     names = [name, key[1], key[2]] if key else [name]
     synonyms = [part.strip() for part in names[-1].split(",")]
@@ -154,7 +164,7 @@ def _all_names(name: str) -> list[str]:
 
 
 def _unique(pairs: Any) -> dict[str, list[int]]:
-    """By name the classes that have it."""
+    """Return the classes of each name."""
     found: dict[str, list[int]] = {}
     for name, number in pairs:
         if number not in found.setdefault(name, []):

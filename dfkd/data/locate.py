@@ -1,4 +1,4 @@
-"""The text of a DATA -> the readers of what it names. The format follows from the text and what lies at the path."""
+"""Readers for the text of a DATA. The format follows from the text and from the files at the path."""
 
 import glob
 import math
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from dfkd.data.readers.folder import FolderReader
 from dfkd.data.readers.hub import open_hub
 from dfkd.data.readers.npz import NpzReader
-from dfkd.data.readers.reader import NoImages, Reader
+from dfkd.data.readers.reader import IMAGE_SUFFIXES, NoImages, Reader
 from dfkd.data.readers.table import is_saved, open_arrow, open_parquet, open_saved
 from dfkd.data.readers.tar import TarReader
 from dfkd.data.readers.vision import open_vision
@@ -33,6 +33,7 @@ _FILES: dict[str, Callable[[Path], Reader]] = {
 _HINTS = {
     (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst"): "unpack it to a plain .tar: images are compressed already",
     (".zip", ".7z", ".rar"): "unpack it and name the folder",
+    tuple(IMAGE_SUFFIXES): "it is one image; name the folder that holds the images",
     (".npy",): "write it with np.savez(..., images=..., labels=...)",
 }
 _SCHEMES: dict[str, Callable[[str], tuple[str, Reader]]] = {"hf": open_hub, "torchvision": open_vision}
@@ -41,7 +42,7 @@ _FORMS = (
     "torchvision:NAME[:SPLIT], or the URI of a .tar or .parquet, such as s3://BUCKET/x.tar"
 )
 MOST_FILES = 1_000_000
-"""That braces may stand for: more is a slip of the finger, and would fill the memory with names."""
+"""Largest number of files that braces may stand for. A larger number is a typing error and would exhaust the memory."""
 _Named = TypeVar("_Named")
 _Opened = TypeVar("_Opened")
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -49,15 +50,18 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 
 @dataclass(frozen=True)
 class Data:
-    """One DATA: its name without its folder, and its readers, each with the name that its origins begin with."""
+    """One DATA: its name without its folder, and its readers.
+
+    Each reader comes with the name with which its origins begin.
+    """
 
     name: str
     parts: list[tuple[str, Reader]]
     empty: tuple[str, ...] = ()
-    """Names of files and folders that hold no images."""
+    """Names of files and folders without images."""
 
     def identity(self) -> dict[str, Any]:
-        """What decides the content, as JSON. Names belong to it: origins begin with them."""
+        """Return everything that decides the content, as JSON. Names are included, because origins begin with them."""
         images = sum(len(reader) for _, reader in self.parts)
         if len(self.parts) == 1 and self.parts[0][0] == self.name:
             return {"name": self.name, "images": images, **self.parts[0][1].identity}
@@ -66,11 +70,11 @@ class Data:
 
 
 GivenData = str | Data
-"""A DATA text, or what is opened already."""
+"""Text of a DATA, or an opened DATA."""
 
 
 def locate(text: str) -> Data:
-    """Open what a DATA names. Raises: RequestError where nothing is there, or it cannot be read."""
+    """Open the DATA that a text names. Raises: RequestError if the DATA does not exist or cannot be read."""
     scheme = _scheme(text)
     if scheme is not None:
         name, reader = _SCHEMES[scheme](text)
@@ -79,7 +83,7 @@ def locate(text: str) -> Data:
     mark = f"#{member}" if member else ""
     paths: Sequence[Path | RemoteFile] = _remote(text, member) if is_remote(text) else _existing(text)
     if len(paths) == 1:
-        # of a link its own name; '.' has one too; and the user's own folder is called `~`
+        # a link keeps its own name, '.' gets the folder's name, and the user's home folder becomes `~`
         name = paths[0].name if isinstance(paths[0], RemoteFile) else Path(portable(os.path.abspath(paths[0]))).name
         return Data(name + mark, [(name, _open(paths[0], member))])
     absolute = [Path(path.path) if isinstance(path, RemoteFile) else path.absolute() for path in paths]
@@ -92,9 +96,9 @@ def locate(text: str) -> Data:
 
 
 def with_images(named: Sequence[_Named], opened: Callable[[_Named], _Opened]) -> list[_Opened | None]:
-    """What `opened` makes of each; None, with one note for all, where it holds no images beside others that hold some.
+    """Return the result of `opened` for each item, or None for items without images. One note names those items.
 
-    Raises: NoImages where none holds any.
+    Raises: NoImages if no item has images.
     """
     found: list[_Opened | None] = []
     empty: list[NoImages] = []
@@ -114,13 +118,13 @@ def with_images(named: Sequence[_Named], opened: Callable[[_Named], _Opened]) ->
 
 
 def member_of(text: str) -> str:
-    """The member of each sample that a DATA names: `jpg` of `pool.tar#jpg`; '' where it names none."""
+    """Return the member of each sample that a DATA names, such as `jpg` of `pool.tar#jpg`, or an empty text."""
     path, mark, member = text.rpartition("#")
     return member if mark and path.lower().endswith(".tar") and not user_path(text).exists() else ""
 
 
 def _remote(text: str, member: str) -> list[RemoteFile]:
-    """The files of an object store that a URI names. Raises: RequestError where there is none, or of another format."""
+    """Return the object store's files that a URI names. Raises: RequestError if there are none or of another format."""
     files = remote.find(text, _brace(text.removesuffix(f"#{member}") if member else text))
     for file in files:
         if file.suffix.lower() not in (".tar", ".parquet"):
@@ -132,7 +136,7 @@ def _remote(text: str, member: str) -> list[RemoteFile]:
 
 
 def _open(path: Path | RemoteFile, member: str) -> Reader:
-    """The reader for one existing path."""
+    """Return the reader of one existing path."""
     if isinstance(path, RemoteFile):
         return TarReader(path, member) if path.suffix.lower() == ".tar" else open_parquet(path)
     try:
@@ -149,13 +153,13 @@ def _open(path: Path | RemoteFile, member: str) -> Reader:
 
 
 def check_there(text: str) -> None:
-    """Raises: RequestError where nothing is at the paths that a DATA names; what is elsewhere is not looked for."""
+    """Raise RequestError if a DATA names local paths and one of them does not exist. Other DATA is not checked."""
     if _scheme(text) is None and not is_remote(text):
         _existing(text)
 
 
 def paths_of(text: str) -> list[Path]:
-    """The files and folders that a DATA names; none where it names something else, or nothing is there."""
+    """Return the local files and folders that a DATA names. The result is empty for other or missing DATA."""
     try:
         return _existing(text) if text and _scheme(text) is None and not is_remote(text) else []
     except RequestError:
@@ -168,9 +172,9 @@ def _scheme(text: str) -> str | None:
 
 
 def _existing(text: str) -> list[Path]:
-    """The existing paths that a text names: itself, or what its brace ranges and globs stand for.
+    """Return the existing paths that a text names: the path itself, or all paths that its brace ranges and globs match.
 
-    Raises: RequestError where there is none.
+    Raises: RequestError if there are none.
     """
     if member := member_of(text):
         text = text.removesuffix(f"#{member}")
@@ -187,7 +191,7 @@ def _existing(text: str) -> list[Path]:
 
 
 def _brace(text: str) -> list[str]:
-    """`x-{000..002}.{a,b}` -> every combination in the order of the text; ranges keep their leading zeros."""
+    """Return all expansions of braces as in `x-{000..002}.{a,b}`, in order. Ranges keep leading zeros."""
     pieces = _BRACES.split(text)
     choices = [[piece] if i % 2 == 0 else _alternatives(piece, text) for i, piece in enumerate(pieces)]
     if math.prod(map(len, choices)) > MOST_FILES:
@@ -208,7 +212,7 @@ def _alternatives(inside: str, text: str) -> list[str]:
 
 
 def _missing(pattern: str, text: str) -> str:
-    """Why nothing is at `pattern`, with the nearest name beside it."""
+    """Return the error message for a missing path, with the most similar existing name."""
     path = Path(pattern)
     said = f"{text!r}: there is no {pattern!r}" if pattern != text else f"there is no file or folder {text!r}"
     if glob.has_magic(pattern):

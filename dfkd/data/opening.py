@@ -1,4 +1,4 @@
-"""DATA as they are named in a request -> the pool."""
+"""Opening of the DATA that a request names, as one pool."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -23,14 +23,13 @@ def open_pool(
     bits: int | None = None,
     frame: Frame = WHOLE,
 ) -> Pool:
-    """Open several DATA, of which some may be opened already, as one pool.
+    """Return a pool of several DATA. Some of them may be opened already.
 
-    `image_size` None takes the pool's own size, where all of it is raw and square.
+    `image_size` None stands for the pool's own size, if all images are raw and square. `classes` is a file with the
+    names of a model's classes, by which labels are found. `bits` is the number of bits in use of 16-bit gray images, of
+    which the upper 8 are taken.
 
-    `classes` is a file with the names of a model's classes, by which labels are found. Of gray images with 16 bits the
-    upper 8 of `bits` are taken.
-
-    Raises: RequestError where a DATA cannot be opened, is empty, or has no size of its own.
+    Raises: RequestError if a DATA cannot be opened or is empty, or if the pool has no size of its own.
     """
     if not specs:
         raise RequestError("no DATA is given; name at least one")
@@ -48,7 +47,7 @@ def open_pool(
 
 
 def _own_size(data: Sequence[Data]) -> int:
-    """The side that all images have. Raises: RequestError where they have none in common."""
+    """Return the side that all images share. Raises: RequestError if they share none."""
     sizes: dict[tuple[int, int], str] = {}
     for one in data:
         for name, reader in one.parts:
@@ -63,7 +62,7 @@ def _own_size(data: Sequence[Data]) -> int:
 
 
 def _note_doubles(specs: Sequence[str]) -> None:
-    """Say which files, folders or data sets a pool names more than once, also through links and folders above."""
+    """Print a note on DATA that a pool contains more than once, also by way of links and parent folders."""
     given: Counter[tuple[Path, str]] = Counter()
     for text in specs:
         given.update((path.resolve(), member_of(text)) for path in paths_of(text) or [Path(text)])

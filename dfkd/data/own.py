@@ -1,4 +1,4 @@
-"""Images that are at hand in Python, an array or a data set of the caller's, where otherwise a DATA text names some."""
+"""Pools from Python objects: arrays and data sets that a caller passes in place of a DATA text."""
 
 import hashlib
 import threading
@@ -16,13 +16,18 @@ from dfkd.data.readers.vision import VisionReader, image_in, label_in
 from dfkd.system.errors import RequestError
 
 IDENTITY = "identity"
-"""The attribute with which a data set says in a text what it holds; else all of its images are hashed."""
+"""Attribute in which a data set may give a text that identifies its content.
+
+Without the attribute, all images are hashed.
+"""
 
 
 def data_of(value: Any, option: str) -> GivenData:
-    """A DATA text as it is, a path as text, and an array, (array, labels) or a map-style data set as opened DATA.
+    """Return a value as a DATA text or an opened DATA.
 
-    Raises: RequestError, under the option's name, for anything else.
+    Texts are returned unchanged, and paths as texts. An array, a pair (array, labels) or a map-style data set becomes
+    opened DATA.
+    Raises: RequestError, which names the option, for any other value.
     """
     if isinstance(value, (str, Data)):
         return value
@@ -42,7 +47,7 @@ def data_of(value: Any, option: str) -> GivenData:
 
 
 class ArrayReader:
-    """An array or tensor of uint8 images, and labels where they are wanted."""
+    """Reader of an array or tensor of uint8 images, with optional labels."""
 
     def __init__(self, images: Any, labels: Any = None, option: str = "pool") -> None:
         pixels = images.detach().cpu().numpy() if isinstance(images, Tensor) else images
@@ -67,15 +72,15 @@ class ArrayReader:
         return len(self._pixels)
 
     def read(self, indices: Int64[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"]:
-        """A copy of the pixels."""
+        """Return a copy of the pixels."""
         return np.ascontiguousarray(as_nhwc(self._pixels[indices]))
 
     def members(self, indices: Int64[np.ndarray, " n"]) -> list[str]:
-        """`#17`."""
+        """Return `#17` for index 17."""
         return row_numbers(indices)
 
     def labels(self) -> Int64[np.ndarray, " images"]:
-        """Raises: RequestError where none were given, or they do not fit."""
+        """Return the given labels. Raises: RequestError if there are none or they do not fit the images."""
         if self._labels is None:
             raise RequestError(f"--{self._option} is an array without labels; give a pair (images, labels)")
         labels = self._labels.cpu().numpy() if isinstance(self._labels, Tensor) else self._labels
@@ -86,13 +91,14 @@ class ArrayReader:
 
 
 class DatasetReader(VisionReader):
-    """A map-style data set of the caller's: images, or (image, label), or tables with `image` and `label`.
+    """Reader of a caller's map-style data set.
 
-    An image is a PIL image, an encoded file's bytes, or uint8 pixels as an array or tensor.
+    Items are images, pairs (image, label), or tables with `image` and `label`. An image is a PIL image, an encoded
+    file's bytes, or uint8 pixels as an array or tensor.
     """
 
     def __init__(self, name: str, dataset: Any, option: str = "pool") -> None:
-        self._lock = threading.Lock()  # a data set may read from one open file
+        self._lock = threading.Lock()  # the data set may read from a single open file
         super().__init__(name, dataset)
         first, again = self._image(0), self._image(0)
         if isinstance(first, Unreadable) and isinstance(image_in(dataset[0]), (np.ndarray, Tensor)):
@@ -108,7 +114,7 @@ class DatasetReader(VisionReader):
             return _picture(super()._image(index))
 
     def _everything(self) -> Iterator[bytes]:
-        """All images and labels."""
+        """Yield all images and labels as bytes."""
         for values in (getattr(self._dataset, attribute, None) for attribute in ("targets", "labels")):
             yield str(None if values is None else np.asarray(values).tolist()).encode()
         if self._pixels is not None:
@@ -118,14 +124,14 @@ class DatasetReader(VisionReader):
             with self._lock:
                 try:
                     item = self._dataset[index]
-                except Exception as error:  # told, with its line, when the image is read
+                except Exception as error:  # reported with its line when the image is read
                     item = Unreadable(type(error).__name__)
             yield _content(_picture(image_in(item)))
             yield str(label_in(item)).encode()
 
 
 def _picture(item: object) -> object:
-    """Pixels as a PIL image, and why they are none; other images as they are."""
+    """Return pixels as a PIL image, or as Unreadable if they are not an image. Return other images unchanged."""
     if not isinstance(item, (np.ndarray, Tensor)):
         return item
     pixels = item.detach().cpu().numpy() if isinstance(item, Tensor) else item
@@ -144,7 +150,7 @@ def _as_picture(pixels: UInt8[np.ndarray, "height width channels"]) -> Any:
 
 
 def _content(image: object) -> bytes:
-    """What an image holds, as bytes."""
+    """Return an image's content as bytes."""
     from PIL import Image
 
     if isinstance(image, Image.Image):

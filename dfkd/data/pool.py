@@ -1,4 +1,4 @@
-"""The pool: several DATA one after the other, as origins and uint8 images of one size, by index."""
+"""Pool of images: several DATA in sequence, as origins and uint8 images of one size, by index."""
 
 import contextvars
 import copy
@@ -14,7 +14,7 @@ from jaxtyping import Int64, Integer, UInt8
 from dfkd.data.images.decode import conversions, decode, encode_png, fit, processors
 from dfkd.data.images.filter import Filter
 from dfkd.data.images.frame import ENCODED_ABOVE, WHOLE, Frame
-from dfkd.data.labels import ClassNames, labels_of_names
+from dfkd.data.labels import ClassNames, labels_of_names, ordered_names
 from dfkd.data.locate import Data
 from dfkd.data.readers.folder import FolderReader
 from dfkd.data.readers.reader import Reader, Unreadable
@@ -26,23 +26,27 @@ from dfkd.system.errors import RequestError
 NO_IMAGES = "without images"
 _AHEAD = 2
 _SMALL = 64 * 64
-"""Pixels up to which a batch is decoded by one thread: at 32x32 two spend their time on waiting for the interpreter's
-lock (8,000 images a second against 13,000 on two cores)."""
+"""Largest number of pixels per image for which one thread decodes a batch.
+
+At 32x32 pixels, two threads mostly wait for the interpreter's lock: they decode 8,000 images a second on two cores, and
+one thread decodes 13,000.
+"""
 
 
 @dataclass(frozen=True)
 class Images:
-    """A batch; `problems` says by position why an image is unreadable, and its pixels are 0."""
+    """Batch of images. `problems` has the reason for each unreadable image by position; its pixels are 0."""
 
     pixels: UInt8[np.ndarray, "batch size size channels"]
     problems: dict[int, str]
 
 
 class Pool:
-    """Images by index. Memory does not grow with their number, but for the names in folders.
+    """Images by index. Memory use does not grow with their number, except for the names of files in folders.
 
-    `identity` holds for each DATA what decides its content, as JSON. `encoded` says that a selection keeps the files.
-    `left_out` counts by file or folder what is no image, by suffix or another reason.
+    `identity` has one JSON value per DATA, with everything that decides the content. `encoded` says that selections
+    keep the encoded files. `left_out` counts files that are not images, by file or folder, and by suffix or another
+    reason.
     """
 
     def __init__(
@@ -56,7 +60,11 @@ class Pool:
         bits: int | None = None,
         frame: Frame = WHOLE,
     ) -> None:
-        """`empty` are further DATA, without images; `class_names` are a model's; `bits` are those of 16 in use."""
+        """Join opened DATA.
+
+        `empty` names further DATA without images. `class_names` are those of a model. `bits` is the number of bits in
+        use of 16-bit images.
+        """
         self.image_size, self.channels, self.bits, self.frame = image_size, channels, bits, frame
         given = {"classes": class_names.identity if class_names is not None else None, "bits": bits}
         given = {name: value for name, value in given.items() if value is not None}
@@ -80,7 +88,7 @@ class Pool:
         self._class_names = class_names
 
     def filtered(self, by: Filter) -> "Pool":
-        """The same pool, whose images are filtered; its files are as they came."""
+        """Return a copy of the pool whose images are filtered. Its encoded files stay unfiltered."""
         pool = copy.copy(self)
         pool._filter = by
         return pool
@@ -89,7 +97,7 @@ class Pool:
         return int(self._ends[-1])
 
     def origins(self, indices: Integer[np.ndarray, " batch"]) -> list[str]:
-        """Where images come from: stable, readable, unique in the pool; `pool.npz#17`, `folder/sub/a.png`."""
+        """Return the images' origins, stable, readable and unique in the pool: `pool.npz#17`, `folder/sub/a.png`."""
         found = [""] * len(indices)
         for name, reader, _, positions, local in self._split(indices):
             for position, member in zip(positions.tolist(), reader.members(local), strict=True):
@@ -97,7 +105,10 @@ class Pool:
         return found
 
     def images(self, indices: Integer[np.ndarray, " batch"]) -> Images:
-        """Decode, convert to `channels`, resize to `image_size`, filter; conversions are said once for each DATA."""
+        """Return images that are decoded, converted to `channels`, resized to `image_size` and filtered.
+
+        The first conversion of each kind in a DATA is printed.
+        """
         found = self._images(indices)
         if self._filter is None:
             return found
@@ -119,13 +130,13 @@ class Pool:
             assert isinstance(raw, np.ndarray)
             as_they_are = raw.shape[1:] == pixels.shape[1:] and self.frame == WHOLE
             fitted = raw if as_they_are else fit(raw, self.image_size, self.channels, self.frame)
-            if len(fitted) == len(pixels):  # the whole batch is one reader's
+            if len(fitted) == len(pixels):  # all images of the batch are from one reader
                 return Images(fitted, problems)
             pixels[positions] = fitted
         return Images(pixels, dict(sorted(problems.items())))
 
     def files(self, indices: Integer[np.ndarray, " batch"]) -> list[bytes]:
-        """The encoded files as they came; raw pixels become PNG files. Raises: RequestError for one that vanished."""
+        """Return encoded files unchanged, and raw pixels as PNG files. Raises: RequestError for a vanished file."""
         found = [b""] * len(indices)
         for name, reader, _, positions, local in self._split(indices):
             for position, index, item in zip(positions.tolist(), local, reader.read(local), strict=True):
@@ -136,9 +147,9 @@ class Pool:
         return found
 
     def labels(self, classes: int | None = None) -> Int64[np.ndarray, " images"]:
-        """The class of every image, for a model of so many classes. Nothing else reads labels.
+        """Return the class of every image, for a model of `classes` classes. Nothing else reads labels.
 
-        Raises: RequestError where a DATA has none, or names classes of which nobody knows which they are.
+        Raises: RequestError if a DATA has no labels, or class names that cannot be assigned to the model's classes.
         """
         if self._class_names is not None and classes is not None:
             self._class_names.check(classes)
@@ -150,6 +161,15 @@ class Pool:
                     f"{name!r} has images without a label ({labels[-1].min()}); give a split that has them"
                 )
         return np.concatenate(labels)
+
+    def class_names(self, classes: int) -> tuple[str, ...]:
+        """The names of a model's classes by `labels`: of `--classes`, or of the class folders; else none."""
+        if self._class_names is not None:
+            return self._class_names.names
+        readers = [reader for _, reader, _ in self._parts]
+        if len(readers) != 1 or not isinstance(readers[0], FolderReader):
+            return ()
+        return ordered_names(*readers[0].named_labels(), classes)
 
     def _labels(self, name: str, reader: Reader, classes: int | None) -> Int64[np.ndarray, " images"]:
         known = self._class_names
@@ -165,9 +185,9 @@ class Pool:
     def batches(
         self, size: int, start: int = 0, stop: int | None = None
     ) -> Iterator[tuple[Int64[np.ndarray, " batch"], Images]]:
-        """Indices and images of `start` to `stop` in order, `size` at a time, read ahead by one thread.
+        """Yield indices and images from `start` to `stop` in batches of `size`. A thread reads ahead.
 
-        The thread ends with the iteration, also with one that is left early; what it raises is raised here.
+        The thread ends with the iteration, even if the caller stops early. Exceptions of the thread are raised here.
         """
         stop = len(self) if stop is None else min(stop, len(self))
         queue: SimpleQueue[tuple[np.ndarray, Images] | BaseException | None] = SimpleQueue()
@@ -185,7 +205,7 @@ class Pool:
             except BaseException as error:
                 queue.put(error)
 
-        here = contextvars.copy_context()  # whether lines are printed, too
+        here = contextvars.copy_context()  # carries over whether this thread prints lines
         thread = threading.Thread(target=here.run, args=(read_ahead,), name="dfkd-read-ahead", daemon=True)
         thread.start()
         try:
@@ -202,7 +222,7 @@ class Pool:
     def _split(
         self, indices: Integer[np.ndarray, " batch"]
     ) -> Iterator[tuple[str, Reader, Data, Int64[np.ndarray, " some"], Int64[np.ndarray, " some"]]]:
-        """Each part that owns some of `indices`: their positions in the batch, and their indices within the part."""
+        """Yield each part with some of the `indices`, their positions in the batch, and their indices in the part."""
         indices = indices.astype(np.int64)
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"indices {indices.min()} to {indices.max()} of a pool of {len(self)}")
@@ -220,9 +240,9 @@ class Pool:
         pixels: UInt8[np.ndarray, "batch size size channels"],
         problems: dict[int, str],
     ) -> tuple[set[tuple[int, int, int]], int | None]:
-        """Read and decode into `pixels`, large images on all threads.
+        """Read and decode images into `pixels`. Large images are decoded on all threads.
 
-        Returns: the shapes that the images had, and the largest value of those with 16 bits.
+        Returns: the images' original shapes, and the largest value of 16-bit images.
         """
         shapes = set()
         largest: list[int] = []
@@ -244,14 +264,14 @@ class Pool:
         if all(height * width <= _SMALL for height, width, _ in shapes) and shapes:
             some(positions, local)
             return shapes, max(largest, default=None)
-        pieces = min(4 * self._workers, 1 + len(positions) // 8)  # several a thread, for images differ in cost
+        pieces = min(4 * self._workers, 1 + len(positions) // 8)  # several per thread, because images differ in cost
         work = zip(np.array_split(positions, pieces), np.array_split(local, pieces), strict=True)
         for done in [self._threads.submit(some, where, which) for where, which in work]:
             done.result()
         return shapes, max(largest, default=None)
 
     def _say(self, data: Data, shapes: set[tuple[int, int, int]], encoded: bool) -> None:
-        """Say what is converted, each kind once for each DATA."""
+        """Print each kind of conversion once for each DATA."""
         others = ", and those of other sizes," if encoded else ""
         for shape in sorted(shapes):
             for kind, words in conversions(shape, self.image_size, self.channels, self.frame).items():
@@ -260,7 +280,7 @@ class Pool:
                     say(f"{data.name}: {words.replace('images', 'images' + others)}")
 
     def _say_bits(self, data: Data, largest: int | None) -> None:
-        """Say once for each DATA what becomes of images with 16 bits, whose values often use fewer."""
+        """Print once for each DATA how 16-bit images are converted. Their values often use fewer bits."""
         if largest is None or (id(data), "bits") in self._said:
             return
         self._said.add((id(data), "bits"))
@@ -276,7 +296,7 @@ class Pool:
 
 
 def _unused(name: str, names: set[str]) -> str:
-    """`name`, or where another part has it, `name~2`, `name~3`, ..."""
+    """Return `name`, or the first unused of `name~2`, `name~3`, ..."""
     number, unique = 2, name
     while unique in names:
         unique, number = f"{name}~{number}", number + 1

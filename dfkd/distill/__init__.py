@@ -1,1 +1,1 @@
-"""Shards -> source -> loop -> run: one training loop for every source and loss."""
+"""Training of the student: losses, objective, trainer, initialization and recorded answers of the teacher."""

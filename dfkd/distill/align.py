@@ -1,4 +1,4 @@
-"""Make features of two networks comparable in precision, resolution and width, for losses that read them."""
+"""Functions that make features of two networks comparable in precision, resolution and width, for losses."""
 
 from contextlib import AbstractContextManager
 
@@ -13,7 +13,7 @@ from dfkd.system.errors import RequestError
 from dfkd.system.shares import pooled
 
 Stage = int | str
-"""Which of the stages a loss reads: a number from 1, the shallowest, or `middle`, or `last`."""
+"""A stage that a loss reads: a number from 1, the shallowest, or `middle`, or `last`."""
 
 
 def full(x: Tensor) -> Tensor:
@@ -29,7 +29,10 @@ def full(x: Tensor) -> Tensor:
 
 
 def check_shape(tap: str, *features: Tensor, dimensions: tuple[int, ...] = (2, 4)) -> None:
-    """Raises: RequestError for a feature that is neither [batch, width] nor a map, as far as the loss takes them."""
+    """Raise RequestError for a feature whose number of dimensions is not among `dimensions`.
+
+    A vector [batch, width] has 2 dimensions, a map [batch, channels, height, width] has 4.
+    """
     words = {2: "[batch, width]", 4: "[batch, channels, height, width]"}
     for feature in features:
         if feature.ndim not in dimensions:
@@ -38,6 +41,18 @@ def check_shape(tap: str, *features: Tensor, dimensions: tuple[int, ...] = (2, 4
                 f"the feature {tap!r} has shape {list(feature.shape)}, it has to be {wanted}; "
                 "name another tap in student_taps or teacher_taps"
             )
+
+
+def check_head(option: str, feature: Float[Tensor, "batch width"], head: nn.Linear, who: str) -> None:
+    """Raise RequestError if a network's last linear layer does not take its feature `last`.
+
+    `option` is what needs the two, and `who` is `student` or `teacher`.
+    """
+    if feature.shape[1] != head.in_features:
+        raise RequestError(
+            f"{option}: the {who}'s feature 'last' has {feature.shape[1]} values, its last layer takes "
+            f"{head.in_features}; leave last out of {who}_taps"
+        )
 
 
 def same_size(
@@ -50,14 +65,14 @@ def same_size(
         theirs: The teacher's map. Its channels may differ.
 
     Returns:
-        Both maps in one resolution. A map that has it is returned as it is.
+        Both maps in one resolution. A map that already has this resolution is returned unchanged.
     """
     size = (min(ours.shape[2], theirs.shape[2]), min(ours.shape[3], theirs.shape[3]))
     return tuple(x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size) for x in (ours, theirs))  # type: ignore[return-value]
 
 
 def averaged(feature: Tensor) -> Float[Tensor, "batch width"]:
-    """Average a map over its pixels. A vector stays as it is.
+    """Average a map over its pixels. A vector is returned unchanged.
 
     Args:
         feature: [batch, channels, height, width] or [batch, width].
@@ -69,12 +84,12 @@ def averaged(feature: Tensor) -> Float[Tensor, "batch width"]:
 
 
 def projection(ours: Tensor, width: int, *, always: bool = False, bias: bool = False) -> nn.Module:
-    """Build a layer that gives a feature another width: a 1x1 convolution for maps, a linear layer for vectors.
+    """Build a layer that changes the width of a feature: a 1x1 convolution for maps, a linear layer for vectors.
 
     Args:
         ours: A feature of the student, [batch, channels, height, width] or [batch, width].
         width: Channels of the result.
-        always: Whether to build the layer even if the width is right. Else that is the identity.
+        always: Whether to build the layer even if the width is already right. Otherwise return the identity.
         bias: Whether the layer has a bias.
 
     Returns:
@@ -93,7 +108,7 @@ def projection(ours: Tensor, width: int, *, always: bool = False, bias: bool = F
 def apply(layer: nn.Module, feature: Tensor) -> Tensor:
     """Apply a layer of a loss to a feature in the feature's precision, and return float32.
 
-    A projection then costs as much as a layer of the student, and differences of its output are exact.
+    A projection then costs as much as a layer of the student. Differences of its output are computed in float32.
 
     Args:
         layer: A layer that trains with the student.
@@ -107,15 +122,16 @@ def apply(layer: nn.Module, feature: Tensor) -> Tensor:
 
 
 def precision_of(feature: Tensor) -> AbstractContextManager[object]:
-    """The context in which a loss's own layers compute as the network did that made `feature`."""
+    """Return an autocast context in which a loss's own layers compute in the precision of `feature`."""
     low = feature.dtype in (torch.bfloat16, torch.float16)
     return torch.autocast(feature.device.type, feature.dtype if low else torch.bfloat16, enabled=low)
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalization in a loss's own layers, which only ever train: by the batch, without running statistics.
+    """Batch normalization in a loss's own layers: always by the batch, without running statistics.
 
-    The batch is the whole one, also where several processes share it.
+    These layers are used in training only. The batch is the whole one, even if several processes share it.
+
     Raises: RequestError for one value per channel (a batch of one, maps of one pixel), which has no variance.
     """
 
@@ -123,7 +139,7 @@ class BatchNorm(nn.BatchNorm2d):
         super().__init__(width, track_running_stats=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` [batch, width, height, width] normalized per channel."""
+        """Normalize `x` [batch, width, height, width] per channel."""
         if x.numel() == x.shape[1]:
             raise RequestError(
                 "a loss normalizes its features by the batch, and a batch of one image with maps of one pixel has no "
@@ -138,14 +154,14 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 def connector(ours: Float[Tensor, "batch channels _ _"], width: int) -> nn.Sequential:
-    """A 1x1 convolution to `width` channels and a batch normalization, on the device of `ours`."""
+    """Build a 1x1 convolution to `width` channels with batch normalization, on the device of `ours`."""
     return nn.Sequential(nn.Conv2d(ours.shape[1], width, 1, bias=False), BatchNorm(width)).to(ours.device)
 
 
 def map_pairs(group: str, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
-    """The maps of a group of taps, student's and teacher's, from the shallowest to the deepest.
+    """Return the maps of a group of taps as pairs of student and teacher, from the shallowest to the deepest.
 
-    Raises: RequestError where one is no map.
+    Raises: RequestError if a feature is not a map.
     """
     pairs = list(zip(student.group(group), teacher.group(group), strict=True))
     for pair in pairs:
@@ -154,9 +170,11 @@ def map_pairs(group: str, student: Outputs, teacher: Outputs) -> list[tuple[Tens
 
 
 def one_stage(stage: Stage, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
-    """The maps of one stage, student's and teacher's; of an even number of stages two are middle, this is the first.
+    """Return the student's and the teacher's map of one stage.
 
-    Raises: RequestError where there is no such stage, or it is no map.
+    With an even number of stages, `middle` is the first of the two in the middle.
+
+    Raises: RequestError if the stage does not exist, or its feature is not a map.
     """
     pairs = map_pairs("stage", student, teacher)
     count = len(pairs)
@@ -170,12 +188,12 @@ def one_stage(stage: Stage, student: Outputs, teacher: Outputs) -> tuple[Tensor,
 
 
 def vectors(outputs: Outputs, tap: str = "last") -> Float[Tensor, "batch width"]:
-    """A feature as one vector a sample, `full` and maps averaged, for losses that relate samples to each other."""
+    """Return a feature as one float32 vector per sample; maps are averaged over their pixels."""
     check_shape(tap, outputs.features[tap])
     return averaged(full(outputs.features[tap]))
 
 
 def unit(rows: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
-    """Rows divided by their length; a row of zeros stays zero, and its gradient is not blown up by 1 / epsilon."""
+    """Divide each row by its L2 norm; a row of zeros stays zero, and its gradient stays finite."""
     length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     return rows / length.masked_fill(length == 0, 1)

@@ -1,7 +1,7 @@
-"""The losses of `--loss`, alone: on plain logits, without a teacher, a student or a training.
+"""The losses of `--loss` as plain functions of logits, without a teacher, a student or a training.
 
 Logits are float [batch, classes]. A loss returns one number, the mean over the batch. A loss that reads features takes
-`Outputs` in place of logits, and builds its own layers from the first batch.
+`Outputs` in place of logits. It builds its own layers from the first batch.
 
 Example:
     >>> import torch
@@ -34,12 +34,12 @@ __all__ = [*_losses, "Outputs"]
 
 
 class _Alone(Loss):
-    """What is put before a loss: logits become outputs, and its own layers are built from the first batch."""
+    """Base class put before a loss: it converts logits to outputs, and builds layers from the first batch."""
 
     _ready = False
 
     def __call__(self, student: Tensor | Outputs, teacher: Tensor | Outputs) -> Tensor:
-        """The loss of a batch of logits, or of outputs."""
+        """Compute the loss of a batch of logits [batch, classes], or of outputs."""
         ours, theirs = (x if isinstance(x, Outputs) else Outputs(x) for x in (student, teacher))
         if not self._ready:
             self._begin(ours, theirs)

@@ -1,4 +1,4 @@
-"""Networks, losses and images that are opened -> a trainer, ready for its first step."""
+"""Construction of a trainer from networks, losses and images that are already open."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -44,10 +44,10 @@ def assemble(
     cropped: bool = False,
     peers: int = 0,
 ) -> Trainer:
-    """Put the pieces together: taps on both models, projections built from a first batch, optimizer over all.
+    """Build the trainer: taps on both networks, losses from a first batch, and one optimizer over all.
 
-    The student's layers are fitted on some images of `fit_on`, where it is given. `cropped`: the source's images are
-    random crops already. `peers`: how many other students it learns beside.
+    The student's layers are fitted on images of `fit_on`, if given. `cropped` means that the source's images are random
+    crops already. `peers` is the number of other students that the student learns with.
     """
     example = example_of(teacher)
     taps = match_groups(
@@ -67,12 +67,12 @@ def assemble(
         teacher_head=undivided(_head(teacher.module, taps[0], example)) if objective.binds else None,
         images=source.images,
     )
-    with torch.no_grad(), counted.uncounted():  # in evaluation mode: no statistics move
+    with torch.no_grad(), counted.uncounted():  # in evaluation mode, so that no statistics change
         probe = example.expand(2, -1, -1, -1).to(place.device)
         ours = setting.student(probe)
         theirs = replace(setting.teacher(probe), peers=(ours.logits,) * peers)
         objective.setup(ours, theirs, setting)
-        whole = source.images is not None and not (plan.mixup or plan.cutmix)  # a mixed view is of two images
+        whole = source.images is not None and not (plan.mixup or plan.cutmix)  # a mixed view shows two images
         rows = torch.zeros(2, dtype=torch.int64, device=place.device) if whole else None
         objective.to(place.device).check(ours, replace(theirs, view=probe, rows=rows))
     optimizer = make_optimizer([module, objective], config.optimizer, config.weight_decay)
@@ -95,7 +95,10 @@ def assemble(
 
 
 def _modules(student: Model, objective: Objective) -> dict[str, Tap]:
-    """What losses of one architecture read of the student. Raises: RequestError for a student of another one."""
+    """Return taps on the student's modules that losses of one architecture read.
+
+    Raises: RequestError for a student that lacks such a module.
+    """
     for path, loss in objective.student_modules.items():
         if path not in dict(student.module.named_modules()):
             raise RequestError(f"--loss {loss} is for another student: {student.spec} has no module {path!r}")
@@ -103,9 +106,9 @@ def _modules(student: Model, objective: Objective) -> dict[str, Tap]:
 
 
 def _head(module: nn.Module, taps: Mapping[str, Tap], example: torch.Tensor) -> nn.Linear | None:
-    """The linear layer that gives the logits from the feature `last`, or None where there is none to be seen.
+    """Return the linear layer that computes the logits from the feature `last`, or None if there is none.
 
-    None of an ensemble's layers does.
+    An ensemble has none.
     """
     if leader(module)[1] is not module:
         return None
@@ -125,9 +128,9 @@ def _taps(
     who: str,
     others: frozenset[str] = frozenset(),
 ) -> dict[str, Tap]:
-    """The taps that the losses read: those named by hand, and the others found by tracing the model.
+    """Return the taps that the losses read: those named by hand, and the others found by tracing the model.
 
-    `others` may be named besides: a generator reads them.
+    `others` are taps that may also be named, because a generator reads them.
     """
     given = parse_taps(by_hand)
     for name in [*given]:

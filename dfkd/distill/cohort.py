@@ -1,4 +1,4 @@
-"""Students that learn together: in every step one batch, one view and one answer of the teacher for all of them."""
+"""Students that learn together: all share the batch, the view and the teacher's forward pass of every step."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -22,16 +22,18 @@ from dfkd.training.loop import Pace
 
 
 class Cohort:
-    """Several trainers as one learner. Each becomes what it would be alone, to the bit, unless it learns from others.
+    """Several trainers as one learner, on the same batches and views.
 
-    A student that has come further than another one, in a run of its own, waits for it. Students that learn from each
-    other are always at the same step: all reply to the view, and then each learns with the others' replies.
+    Each student becomes bit for bit what it would become alone, unless it learns from others. A student that is ahead,
+    because of an earlier run, waits for the others. Students that learn from each other are always at the same step.
+    All run on the view, and then each takes its step with the others' logits.
     """
 
     def __init__(self, trainers: Sequence[Trainer], turns: Sequence[Turn], graft_every: int = 0) -> None:
-        """Trainers of the same images and views; `turns` have the random state in which each was made.
+        """Combine trainers of the same images and views.
 
-        They take filters from each other every `graft_every` steps; 0: never.
+        `turns` hold the random state in which each trainer was built. The students exchange filters every `graft_every`
+        steps; 0 means never.
         """
         self.students, self._turns = list(trainers), list(turns)
         self._reads = any(trainer.objective.reads_peers for trainer in trainers)
@@ -43,17 +45,17 @@ class Cohort:
 
     @property
     def plan(self) -> Pace:
-        """How far they go."""
+        """Steps, batch size, and intervals of checkpoints and logs, as in the first student's plan."""
         return self.students[0].plan
 
     @property
     def hint(self) -> str:
-        """What to do when one blows up."""
+        """Advice for the error message when a loss or a weight is not finite."""
         return f"the number before the name is the student's; {self.students[0].hint}"
 
     @property
     def seconds(self) -> float:
-        """The time of those that learn."""
+        """Training time in seconds of the students that are at this step."""
         return self._seconds
 
     @seconds.setter
@@ -63,17 +65,20 @@ class Cohort:
         self._seconds = seconds
 
     def warm_up(self) -> None:
-        """Nothing is left to do: no generator learns along."""
+        """Return None: no generator trains with the students."""
 
     def begin(self) -> None:
-        """Before the first step."""
+        """Prepare the first step of each student."""
         for student, turn in zip(self.students, self._turns, strict=True):
             with turn():
                 student.begin()
         self.step = min(student.step for student in self.students)
 
     def advance(self) -> dict[str, Tensor | float]:
-        """One step of every student that is not ahead. Returns their metrics, each name behind the student's number."""
+        """Take one step of every student that is not ahead.
+
+        Returns: the metrics of all these students, each name prefixed by the student's number.
+        """
         due = self._due()
         first = self.students[due[0]]
         batch = first.draw()
@@ -96,29 +101,29 @@ class Cohort:
             row |= {f"{n + 1}.{name}": value for name, value in metrics.items()}
         self.step += 1
         every = self._graft_every
-        if every and self.step % every == 0 and self.step < self.plan.steps:  # a student of the last step is measured
+        if every and self.step % every == 0 and self.step < self.plan.steps:  # not after the last step
             graft(self._modules)
         return row
 
     def tell(self, row: Mapping[str, float]) -> str:
-        """What the progress bar says."""
+        """Return the progress bar's text: the loss of each student, or `waits`."""
         losses = (row.get(f"{n + 1}.loss") for n in range(len(self.students)))
         return "loss " + " ".join("waits" if loss is None else f"{loss:.4f}" for loss in losses)
 
     def learnt(self) -> Iterable[Mapping[str, Any]]:
-        """The states that have to stay finite."""
+        """Yield the states that have to stay finite, by the student's number."""
         for number, student in enumerate(self.students, 1):
             yield from ({str(number): state} for state in student.learnt())
 
     def finish(self, numbers: Sequence[int]) -> None:
-        """After the last step: make some of the students what is written and measured."""
+        """Finish the training of the students with these numbers."""
         self._level()
         for number in numbers:
             with self._turns[number]():
                 self.students[number].finish()
 
     def state_dict(self) -> dict[str, Any]:
-        """For each student the state and how far it is; None for one that is ahead, whose checkpoint is there."""
+        """Return state and progress of each student; None for a student that is ahead, which keeps its checkpoint."""
         self._level()
         states: list[dict[str, Any] | None] = []
         for number, (student, turn) in enumerate(zip(self.students, self._turns, strict=True)):
@@ -130,7 +135,7 @@ class Cohort:
         return {"students": states}
 
     def load_state_dict(self, state: Mapping[str, Any], progress: Checkpoint) -> None:
-        """Go on from the checkpoints of those that have one, each from its own."""
+        """Restore each student that has a checkpoint from its own."""
         for student, turn, found in zip(self.students, self._turns, state["students"], strict=True):
             if found is not None:
                 with turn():
@@ -143,18 +148,21 @@ class Cohort:
         return [student.student.module for student in self.students]
 
     def _due(self) -> list[int]:
-        """The students that are at this step; before the first one, all that are furthest behind."""
+        """Return the numbers of the students that are at this step."""
         return [n for n, student in enumerate(self.students) if student.step == self.step]
 
     def _level(self) -> None:
-        """Put the images and views of those that learn where the one is that has drawn them."""
+        """Copy the state of source and view generator from the first student at this step to the others.
+
+        Only the first student draws images and views.
+        """
         first, *others = (self.students[n] for n in self._due())
         for other in others:
             other.source.load_state_dict(first.source.state_dict())
             other.generator.set_state(first.generator.get_state())
 
     def _replies(self, view: Float[Tensor, "batch channels height width"]) -> dict[int, Outputs]:
-        """What every student says of a view."""
+        """Return every student's outputs for a view."""
         replies = {}
         for number, (student, turn) in enumerate(zip(self.students, self._turns, strict=True)):
             with turn():
@@ -163,9 +171,9 @@ class Cohort:
 
 
 class _SharedTeacher:
-    """One teacher for several students, which answers a view once, whatever features each of them reads.
+    """One teacher for several students: one forward pass per view computes the features that any of them reads.
 
-    Taps may change how a network is folded (`folded`): students for whom it is another network have it beside.
+    Taps may change how a network is folded (`folded`). Students whose folded teacher differs keep one of their own.
     """
 
     def __init__(self, classifiers: Sequence[Classifier]) -> None:
@@ -184,7 +192,7 @@ class _SharedTeacher:
 
     @torch.no_grad()
     def __call__(self, view: Float[Tensor, "batch channels height width"], due: Sequence[int]) -> dict[int, Outputs]:
-        """The answer for each of some students, with the features that it reads."""
+        """Return the teacher's outputs for each student in `due`, with the features that the student reads."""
         found = {}
         for group, run in zip(self._groups, self._runs, strict=True):
             wanted = [number for number in group if number in due]
@@ -198,24 +206,24 @@ class _SharedTeacher:
 
 
 class Records:
-    """The runs of a cohort's students as one record: each has its own rows and its own checkpoint.
+    """The run folders of a cohort's students as one record; each student has its own metrics and checkpoint.
 
-    Of students that learn from each other all checkpoints are of one step: each is made ready, and then all are
-    published. A command that was killed in between publishes the rest.
+    If students learn from each other, all checkpoints are of one step. All are first written beside the old ones, and
+    then published. If a command is killed in between, the next one publishes the rest.
     """
 
     def __init__(self, records: Sequence[Progress], mutual: bool) -> None:
         self._records, self._mutual = list(records), mutual
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append each student's metrics to its own."""
+        """Append each student's metrics to its own file."""
         for number, record in enumerate(self._records, 1):
             own = {n.removeprefix(f"{number}."): v for n, v in row.items() if n.startswith(f"{number}.")}
             if own:
                 record.log({"step": row["step"], **own, "images_per_second": row["images_per_second"]})
 
     def save(self, state: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
-        """Replace the checkpoints of those that have a state."""
+        """Replace the checkpoints of the students that have a state."""
         pairs = [(r, kept) for r, kept in zip(self._records, state["students"], strict=True) if kept is not None]
         for record, kept in pairs:
             (record.make_ready if self._mutual else record.save)(kept["state"], kept["progress"])
@@ -224,7 +232,7 @@ class Records:
                 record.publish()
 
     def load(self) -> tuple[dict[str, Any], Checkpoint] | None:
-        """The checkpoint of each student that has one. Raises: RequestError for one that is damaged, or is missing."""
+        """Load the checkpoint of each student that has one. Raises: RequestError if one is damaged or missing."""
         if self._mutual:
             self._settle()
         found = [record.load() for record in self._records]
@@ -232,7 +240,7 @@ class Records:
         return None if progress is None else ({"students": found}, progress)
 
     def _settle(self) -> None:
-        """Have all checkpoints of one step, after a kill while they were published."""
+        """Bring all checkpoints to one step, after a kill during publication."""
         steps = [record.step() for record in self._records]
         last = max((step for step in steps if step is not None), default=None)
         for record, step in zip(self._records, steps, strict=True):

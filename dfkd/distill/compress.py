@@ -1,4 +1,4 @@
-"""A student that is made smaller before it learns: fewer channels, or layers that compute in int8."""
+"""Compression of a student before its training: fewer channels, or layers that compute in int8."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from dfkd.system.names import Named
 
 
 def check(config: DistillConfig) -> None:
-    """Refuse what can be refused before anything is opened. Raises: RequestError."""
+    """Raise RequestError for options that can be refused before anything is opened."""
     if config.prune is not None:
         check_installed()
     for option in _options(config):
@@ -22,7 +22,10 @@ def check(config: DistillConfig) -> None:
 
 
 def compressed(config: DistillConfig, student: Model) -> Model:
-    """The student as the options have it. Raises: RequestError for one without weights, or that cannot be changed."""
+    """Return the student, pruned or quantized if the options say so.
+
+    Raises: RequestError for a student without weights, or one that cannot be changed.
+    """
     for option in _options(config):
         if student.has_weights is False:
             raise RequestError(f"{option} changes a student that has weights; write --student {student.spec}@WEIGHTS")
@@ -39,7 +42,7 @@ def _options(config: DistillConfig) -> list[str]:
 
 
 def _quantized(student: Model) -> Model:
-    """The student with the layers that quantization-aware training takes."""
+    """Return the student with layers for quantization-aware training."""
     size = student.image_size or DEFAULT_IMAGE_SIZE
     options = {"network": student.architecture, "channels": student.channels, "image_size": size}
     try:

@@ -1,4 +1,4 @@
-"""What a distillation takes where no option says it and it depends on the networks; the rate's is in `optim`."""
+"""Defaults of a distillation that depend on the networks and images; `optim` has that of the learning rate."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,15 +22,15 @@ from dfkd.system.errors import RequestError
 from dfkd.training.bn_reestimate import batch_norms
 
 PHOTO_AREA = 0.35
-"""The smallest share of a photograph that a random crop takes."""
+"""Smallest share of a photograph's area that a random crop takes."""
 SLOW_MOMENTUM, REESTIMATED = 0.05, 20
-"""Running statistics with less momentum are computed anew at the end, on so many batches."""
+"""BatchNorm momentum below which statistics are re-estimated at the end, and the number of batches for it."""
 
 
 def settled(
     config: DistillConfig, teacher: Model, student: Model, given: GivenModel, selections: Sequence[Shards]
 ) -> DistillConfig:
-    """The request with what it leaves open: losses, initialization, statistics, crops and optimizer."""
+    """Return the request with its open options set: losses, initialization, re-estimation, crops and optimizer."""
     if not config.loss:
         config = replace(config, loss=default_losses(config, teacher, student, given))
         say(f"losses: {' '.join(config.loss)}, the default for these networks and images")
@@ -51,37 +51,40 @@ def settled(
 
 
 def default_losses(config: DistillConfig, teacher: Model, student: Model, given: GivenModel) -> tuple[str, ...]:
-    """What docs/results.md supports: `ofd` beside `kd`, but for photographs and a student that is trained already.
+    """Return the default losses: `kd`, with `ofd` if both networks have maps of several resolutions.
 
-    Networks need maps of several resolutions (a transformer has one, of its patches). A generator's images, and answers
-    that were kept, are for the outputs.
+    docs/results.md has the measurements. A transformer has maps of one resolution only, that of its patches. For
+    generated images, recorded answers, and a student with weights for photographs, the default is `kd` alone.
     """
-    if learns_by := getattr(type(student.module), "learns_by", ()):  # an architecture of ours with a loss of its own
+    if learns_by := getattr(type(student.module), "learns_by", ()):  # an architecture of dfkd with its own loss
         return tuple(learns_by)
     fine_tuned = student.of_photographs and has_weights(student, given)
     if config.teacher_views or config.source is not None or fine_tuned:
         return ("kd",)
-    if config.teacher_taps or config.student_taps:  # somebody knows the taps: a mistake in them is to be told
+    if config.teacher_taps or config.student_taps:  # taps were named: keep `ofd`, so that a wrong name is an error
         return ("kd", "ofd")
     try:
         for model in (teacher, student):
             if len(in_group(find_taps(model.module, example_of(teacher), wanted=("pre",)).taps, "pre")) < 2:
                 return ("kd",)
-    except RequestError:  # no feature maps, or a network that cannot be run, which is told when it is used
+    except RequestError:  # no feature maps, or a network that cannot run, which is reported later
         return ("kd",)
     return ("kd", "ofd")
 
 
 def default_init(teacher: Model, student: Model, given: GivenModel) -> Literal["none", "teacher"]:
-    """What docs/results.md supports: the teacher's layers, where they make a whole student that has no weights."""
+    """Return `teacher` if the teacher's layers fill a whole student that has no weights, otherwise `none`.
+
+    docs/results.md has the measurements.
+    """
     bare = isinstance(given, str) and has_weights(student, given) is False
     return "teacher" if bare and heir(student, teacher) else "none"
 
 
 def default_area(config: DistillConfig, selections: Sequence[Shards]) -> float:
-    """The smallest share of a random crop's area: photographs are cropped from their files.
+    """Return the smallest share of a random crop's area: below 1 for photographs, whose files are cropped.
 
-    Answers that are kept beforehand are to shifted images, and so is the batch beside a generator's images.
+    Recorded answers, and batches with generated images, use shifted images instead. So does a given `--crop-padding`.
     """
     if config.source is not None or config.teacher_views or config.crop_padding is not None:
         return 1.0
@@ -89,7 +92,7 @@ def default_area(config: DistillConfig, selections: Sequence[Shards]) -> float:
 
 
 def crops_of_files(config: DistillConfig, selections: Sequence[Shards]) -> Crops | None:
-    """The random crops of encoded files, where no generator's images are beside them."""
+    """Return the random crops of encoded files, or None if crops are off or a generator adds images."""
     area = 1.0 if config.crop_area is None else config.crop_area
     if area == 1 or config.source is not None or not selections or not all(shards.encoded for shards in selections):
         return None
@@ -97,21 +100,22 @@ def crops_of_files(config: DistillConfig, selections: Sequence[Shards]) -> Crops
 
 
 def default_reestimate(student: Model) -> int:
-    """Batches for new BatchNorm statistics at the end, where the running ones are of weights that are long gone.
+    """Return the number of batches on which BatchNorm statistics are re-estimated after the last step.
 
-    They are a mean over some 1 / momentum steps: over 10 with torch's default, over 100 in torchvision's MobileNetV3,
-    over 3,000 in its MNASNet, while a run may have 500. benchmarks/quality/LOG.md has what it costs.
+    Running statistics are means over some 1 / momentum steps. These are 10 steps with torch's default, over 100 in
+    torchvision's MobileNetV3 and over 3,000 in its MNASNet. A run may have only 500 steps, so they would mix in
+    statistics of old weights. benchmarks/quality/LOG.md has the cost of the re-estimation.
     """
     momenta = [layer.momentum for layer in batch_norms(student.module) if layer.momentum is not None]
     return REESTIMATED if momenta and min(momenta) < SLOW_MOMENTUM else 0
 
 
 def begins_trained(student: Model, given: GivenModel, init: str) -> bool:
-    """Whether the student is to be fine-tuned: it has weights of its own, and they are not for small images.
+    """Return whether the student is fine-tuned: it has weights of its own, for images of more than 64 pixels.
 
-    Up to 64 pixels the rates of docs/results.md hold, unless the classifier is new. A student in int8 is always
-    fine-tuned: its BatchNorms are folded away, and without them such rates destroy it. So are specialists, which are
-    to change slightly.
+    Up to 64 pixels the learning rates of docs/results.md hold, unless the classifier is new. A student in int8 is
+    always fine-tuned: its BatchNorms are folded away, and without them such rates destroy it. Specialists are
+    fine-tuned, too, because they should change only slightly.
     """
     if rounds(student.module) or isinstance(student.module, Specialists):
         return True
@@ -121,10 +125,10 @@ def begins_trained(student: Model, given: GivenModel, init: str) -> bool:
 
 
 def has_weights(student: Model, given: GivenModel) -> bool | None:
-    """Whether the student begins with more than random weights; None where nothing tells.
+    """Return whether the student starts with more than random weights; None if this cannot be determined.
 
-    A module that is at hand, and code that may load weights unasked, shows it by its normalization layers: before a
-    training all weights of such a layer are equal.
+    For a given module, and for code that may load weights by itself, normalization layers decide. Before a training all
+    weights of a normalization layer are equal.
     """
     if isinstance(given, str) and student.has_weights is not None:
         return student.has_weights
@@ -135,5 +139,5 @@ def has_weights(student: Model, given: GivenModel) -> bool | None:
 
 
 def example_of(teacher: Model) -> torch.Tensor:
-    """An image of the teacher's size: what a network is run on to find taps in it."""
+    """Return an image of zeros [1, channels, height, width] in the teacher's size, to find taps by a forward pass."""
     return torch.zeros(1, teacher.channels, *[teacher.image_size or 1] * 2)

@@ -1,4 +1,4 @@
-"""How well the heads of losses do on labeled images: the student, stopped early."""
+"""Accuracy of the heads that losses put after earlier stages of the student."""
 
 import numpy as np
 import torch
@@ -13,7 +13,10 @@ from dfkd.training.evaluate import named_classes, show_all
 
 @torch.no_grad()
 def exit_accuracies(prepared: Distillation) -> list[float]:
-    """Top-1 of the losses' heads on the test images, from the shallowest; none without a test, or such a loss."""
+    """Measure the top-1 accuracy of the losses' heads on the test images, from the shallowest head.
+
+    The list is empty without test images or without such a loss.
+    """
     data, objective, trained = prepared.test, prepared.trainer.objective, prepared.trainer.student
     if data is None or not objective.has_exits:
         return []

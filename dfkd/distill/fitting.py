@@ -1,4 +1,4 @@
-"""A student without gradients in the one loop: a step collects a batch with the teacher's answers, the end fits it."""
+"""Training of a student without gradients: each step collects a batch, and the end of the training fits the student."""
 
 import time
 from collections.abc import Mapping
@@ -22,15 +22,15 @@ from dfkd.system.errors import RequestError
 from dfkd.training.sources import Batch
 
 MOST_BYTES = 2**31
-"""Of the images that are held in memory, in float32."""
+"""Largest size of the collected images in memory, in bytes, as float32."""
 _OFF = {"ema": 0.0, "reestimate": None, "batches": "shuffled", "lr": None, "keep_weights": 0}
-"""Options that say how a network learns, and the values with which they say nothing."""
+"""Options that have no effect on a student without gradients, with the values that switch them off."""
 
 
 def configured(config: DistillConfig, student: Model) -> DistillConfig:
-    """The options for a student without gradients: one pass where no length is given; those of others as they are.
+    """Return the options for a student without gradients: one epoch if no length is given. Others stay unchanged.
 
-    Raises: RequestError for options that mean nothing to it.
+    Raises: RequestError for options that have no effect on this student.
     """
     if not isinstance(student.module, Estimator):
         return config
@@ -48,7 +48,7 @@ def configured(config: DistillConfig, student: Model) -> DistillConfig:
 
 
 def check_size(images: int, student: Model) -> None:
-    """Raises: RequestError for more images than memory is given to."""
+    """Raise RequestError if the images of all steps exceed `MOST_BYTES`."""
     size = images * student.channels * (student.image_size or 1) ** 2 * 4
     if isinstance(student.module, Estimator) and size > MOST_BYTES:
         raise RequestError(
@@ -58,14 +58,14 @@ def check_size(images: int, student: Model) -> None:
 
 
 class Fitting(Trainer):
-    """A trainer whose student learns after the last step, from the batches of all steps."""
+    """Trainer whose student is fitted after the last step, to the batches of all steps."""
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
         self._lessons: list[tuple[Tensor, Tensor]] = []
 
     def begin(self) -> None:
-        """Before the first step, or after a checkpoint: the student stays as it is."""
+        """Obtain recorded answers; the student stays as it is until the end."""
         self.seconds += self.have_recorded()
 
     def learn(
@@ -76,7 +76,7 @@ class Fitting(Trainer):
         learned: Mapping[str, Tensor] | None = None,
         ours: Outputs | None = None,
     ) -> dict[str, Tensor | float]:
-        """Collect a lesson."""
+        """Collect the views of a batch and the teacher's probabilities, and return the teacher's entropy in nats."""
         self.batch = batch
         p = theirs.logits.softmax(dim=1)
         self._lessons.append((view.flatten(1).float().cpu(), p.cpu()))
@@ -84,11 +84,11 @@ class Fitting(Trainer):
         return {"teacher_entropy": -torch.xlogy(p, p).sum(dim=1).mean()}
 
     def tell(self, row: Mapping[str, float]) -> str:
-        """What the progress bar says."""
+        """Return the progress bar's text."""
         return "collecting"
 
     def finish(self) -> None:
-        """Fit the student. Raises: RequestError where there is nothing to tell apart."""
+        """Fit the student. Raises: RequestError if the estimator rejects the data."""
         started = time.perf_counter()
         views, answers = self._collected()
         estimator = self.student.module
@@ -102,17 +102,17 @@ class Fitting(Trainer):
         super().finish()
 
     def state_dict(self) -> dict[str, Any]:
-        """With what was collected."""
+        """Return the trainer's state with the collected views and probabilities."""
         views, answers = self._collected()
         return {**super().state_dict(), "views": views, "answers": answers}
 
     def load_state_dict(self, state: Mapping[str, Any], progress: Checkpoint) -> None:
-        """Go on from a checkpoint."""
+        """Restore the training from a checkpoint."""
         super().load_state_dict(state, progress)
         self._lessons = [(state["views"], state["answers"])]
 
     def _collected(self) -> tuple[Tensor, Tensor]:
-        """The views and the teacher's probabilities."""
+        """Return all collected views [images, values] and the teacher's probabilities [images, classes]."""
         views, answers = zip(*self._lessons, strict=True)
         self._lessons = [(torch.cat(views), torch.cat(answers))]
         return self._lessons[0]

@@ -1,4 +1,4 @@
-"""What a student learns from: views of a batch's images, and the teacher's answers to them."""
+"""The student's input and target in each step: views of a batch's images, and the teacher's outputs for them."""
 
 import time
 from collections.abc import Callable
@@ -21,7 +21,10 @@ from dfkd.training.sources import Batch
 
 @dataclass(frozen=True)
 class Plan(Pace):
-    """The numbers that the loop follows; `warmup` is a share of the steps, `class_dropping` a probability."""
+    """Numbers that the training loop uses.
+
+    `warmup` is a share of the steps. `class_dropping` is the probability below which the teacher's classes are dropped.
+    """
 
     lr: float
     warmup: float
@@ -38,23 +41,26 @@ class Plan(Pace):
 
 
 class Lessons:
-    """Batches -> views, with the teacher's answers: given now, or once beforehand."""
+    """Source of views and teacher outputs for batches; the teacher runs in each step, or once beforehand."""
 
     def __init__(
         self, teacher: Classifier, plan: Plan, record: Callable[[], TeacherViews] | None = None, cropped: bool = False
     ) -> None:
-        """`record` has the teacher answer beforehand; `cropped`: the images are random crops already."""
+        """Keep the teacher and the plan, and seed the generator of the views.
+
+        `record` computes the teacher's answers beforehand. `cropped` means that the images are random crops already.
+        """
         self.teacher, self.plan = teacher, plan
         self.place: Place = teacher.place
         self.generator = torch.Generator(self.place.device).manual_seed(plan.seed)
         self._record, self._area = record, 1.0 if cropped else plan.crop_area
         self.recorded: TeacherViews | None = None
-        """Where the teacher answers beforehand: the views to learn on, and those answers, once there are some."""
+        """Recorded views and the teacher's answers to them, or None if none were recorded."""
 
     def have_recorded(self) -> float:
-        """Have the teacher's answers, where they are to be kept beforehand.
+        """Obtain the teacher's recorded answers, if they are to be computed beforehand.
 
-        Returns: the seconds that it took. They are part of the run's; what is in the cache costs none.
+        Returns: the seconds that it took, as part of the run's time. Answers found in the cache take almost none.
         """
         started = time.perf_counter()
         if self._record is not None and self.recorded is None:
@@ -62,7 +68,7 @@ class Lessons:
         return time.perf_counter() - started
 
     def augment(self, batch: Batch) -> Float[Tensor, "batch channels height width"]:
-        """The view of a batch, or of its share, that teacher and student both see.
+        """Return the view of a batch, or of its share, that teacher and student both see.
 
         Random numbers are drawn for the whole batch. Images are mixed with those of all ranks.
         """
@@ -80,11 +86,11 @@ class Lessons:
         return mix(whole(view, part.of), plan.mixup, plan.cutmix, self.generator)[part.rows]
 
     def teach(self, view: Float[Tensor, "batch channels height width"], batch: Batch) -> Outputs:
-        """The teacher's answer; classes are dropped on the very view that the student learns from."""
+        """Return the teacher's outputs for a view; classes are dropped by the logits of this same view."""
         return self.completed(self.teacher.outputs(view), view, batch)
 
     def lesson(self, batch: Batch) -> tuple[Float[Tensor, "batch channels height width"], Outputs]:
-        """A batch as the student sees it, with the teacher's answer to the very same view."""
+        """Return the view of a batch for the student, and the teacher's outputs for the same view."""
         if self.recorded is None:
             view = self.augment(batch)
             return view, self.teach(view, batch)
@@ -96,9 +102,9 @@ class Lessons:
         return view, self.completed(Outputs(logits), view, batch)
 
     def completed(self, outputs: Outputs, view: Float[Tensor, "batch channels height width"], batch: Batch) -> Outputs:
-        """The teacher's outputs with what losses may read of the batch itself."""
+        """Return the teacher's outputs together with what losses may read of the batch: kept classes, view and rows."""
         kept = kept_classes(outputs.logits, self.plan.class_dropping) if self.plan.class_dropping else None
-        rows = None if self.plan.mixup or self.plan.cutmix else batch.rows  # a mixed view is of two images
+        rows = None if self.plan.mixup or self.plan.cutmix else batch.rows  # a mixed view shows two images
         if rows is not None:
             own = rows if batch.share is None else rows[batch.share.rows]
             rows = own.to(self.place.device, non_blocking=True)

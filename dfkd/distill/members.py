@@ -1,4 +1,4 @@
-"""`--also`: the students that learn together in one command, as a request each; what they share, and do not."""
+"""`--also`: the requests of students that learn together in one command, and checks of what they share."""
 
 import os
 import shlex
@@ -24,11 +24,13 @@ OWN = (
     *("specialists", "loss", "out", "name"),
     *("optimizer", "lr", "weight_decay", "schedule", "warmup", "ema", "reestimate"),
 )
-"""The options in which they may differ: what decides images, views and the teacher's answers is the same for all."""
+"""Options in which the students may differ.
+
+Options that decide images, views or the teacher's answers are the same for all."""
 
 
 def members(config: DistillConfig) -> list[DistillConfig]:
-    """The request of each student, as a command of its own would have it. Raises: RequestError."""
+    """Return the request of each student, as a command for this student alone would have it. Raises: RequestError."""
     first = replace(config, also=())
     found = [first, *(replace(first, **{"name": None, **_differing(text)}) for text in config.also)]
     if remote := next((member.out for member in found if len(found) > 1 and is_remote(member.out)), None):
@@ -42,9 +44,9 @@ def members(config: DistillConfig) -> list[DistillConfig]:
 
 
 def learning_together(several: Sequence[Distillation]) -> list[Distillation]:
-    """Students that see the same, each with what else decides it: those that it learns from.
+    """Return the students with their peers added to the content, if a student learns from them.
 
-    Raises: RequestError for two that are one, or write one folder, and for one that would see other images or views.
+    Raises: RequestError if two students are equal or write one folder, or if a student would see other images or views.
     """
     for (m, one), (n, other) in combinations(enumerate(several, 1), 2):
         if one.config.out and Path(one.config.out).resolve() == Path(other.config.out).resolve():
@@ -76,7 +78,7 @@ def learning_together(several: Sequence[Distillation]) -> list[Distillation]:
 
 
 def _lessons(prepared: Distillation) -> dict[str, Any]:
-    """What decides images, views, and the teacher's answers to them."""
+    """Return everything that decides the images, the views, and the teacher's answers to them."""
     plan, own = asdict(prepared.trainer.plan), ("lr", "warmup", "ema", "reestimate")
     shared = ("teacher", "normalize", "selections", "weights", "compute")
     return {
@@ -89,7 +91,7 @@ def _lessons(prepared: Distillation) -> dict[str, Any]:
 
 
 def _differing(text: str) -> dict[str, Any]:
-    """The options that one text of `--also` gives."""
+    """Return the options that one text of `--also` gives."""
     given: dict[str, list[str]] = {}
     name = None
     for word in _words(text):

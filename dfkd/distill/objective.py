@@ -23,49 +23,49 @@ from dfkd.system.shares import weight
 
 LOSS = Kind("loss", ("dfkd.distill.losses", "dfkd.distill.specialists_loss", "dfkd.distill.tree_loss"), numbers=1)
 _UNFIT = (TypeError, AttributeError, KeyError)
-"""What a loss raises for outputs that lack what it reads."""
+"""Exceptions that a loss raises for outputs that lack what it reads."""
 
 
 @dataclass(frozen=True)
 class Term:
-    """A loss with its weight and the name of its metric."""
+    """One loss of the sum, with its weight and the name of its metric."""
 
     name: str
     weight: float
     loss: Loss
     module: nn.Module | None
-    """What learns and is kept: the loss itself or, of a plain one, the module that it was."""
+    """Module with parameters and state: the loss itself, the module that a plain loss wraps, or None."""
     written: Callable[..., Any]
-    """What was named: whose code it is."""
+    """Class or function that the name refers to, to tell whose code raised an error."""
     identity: str
-    """Its canonical spelling, with everything that decides it."""
+    """Canonical spelling of the loss, with everything that decides its values."""
 
     def prepare(self, student: Outputs, teacher: Outputs, setting: Setting) -> None:
-        """Show it the networks, and let it build its parameters. Raises: RequestError that names it."""
+        """Give the loss the networks, and let it build its parameters. Raises: RequestError that names the loss."""
         with self._named():
             self.loss.bind(setting)
             self.loss.setup(student, teacher)
 
     def check(self, student: Outputs, teacher: Outputs) -> None:
-        """Raises: RequestError for one that does not take these outputs or gives no number."""
+        """Raise RequestError if the loss does not accept these outputs or does not return one number."""
         what = "cannot take the outputs of student and teacher"
         try:
             with self._named(what):
                 value = self.loss(student, teacher)
-        except _UNFIT as error:  # of our own losses another error is a defect
+        except _UNFIT as error:  # any other exception of a built-in loss is a bug
             raise RequestError(f"loss {self.name} {what}: {error}") from error
         if not isinstance(value, Tensor) or value.numel() != 1:
             found = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise RequestError(f"loss {self.name} gives {found}, not one number as a tensor")
 
     def value(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
-        """Of a batch. Raises: RequestError for what code of one's own raises."""
+        """Compute the loss of a batch. Raises: RequestError for exceptions of code outside `dfkd`."""
         with self._foreign("fails"):
             value: Tensor = self.loss(student, teacher)
         return value
 
     def finish(self) -> None:
-        """After the last step. Raises: RequestError that names it."""
+        """Finish the loss after the last step. Raises: RequestError that names the loss."""
         with self._named():
             self.loss.finish()
 
@@ -74,7 +74,7 @@ class Term:
 
     @contextmanager
     def _named(self, what: str = "fails") -> Iterator[None]:
-        """Say of an error of which loss it is."""
+        """Put the name of the loss into errors raised within the block."""
         try:
             with self._foreign(what):
                 yield
@@ -85,42 +85,42 @@ class Term:
 
 
 class Objective(nn.Module):
-    """Named losses and their weights. The parameters of the losses train with the student."""
+    """Weighted sum of named losses. The parameters of the losses train with the student."""
 
     def __init__(self, terms: Sequence[Term]) -> None:
         super().__init__()
         self._terms = list(terms)
-        # registered under positions: a loss's own name may hold dots, which module names may not
+        # registered by position: the name of a loss may contain dots, and a module's may not
         self.losses = nn.ModuleList(term.module for term in terms if term.module is not None)
 
     @property
     def names(self) -> list[str]:
-        """The names of the metrics."""
+        """Names of the losses' metrics."""
         return [term.name for term in self._terms]
 
     @property
     def spelled(self) -> list[str]:
-        """The losses as canonical texts, with everything that decides them."""
+        """Canonical texts of the losses, with everything that decides their values."""
         return [term.identity for term in self._terms]
 
     @property
     def written(self) -> list[Callable[..., Any]]:
-        """The classes and functions that were named."""
+        """Classes and functions that the names refer to."""
         return [term.written for term in self._terms]
 
     @property
     def taps(self) -> frozenset[str]:
-        """The features that the losses read."""
+        """Names of the features that the losses read."""
         return frozenset(tap for term in self._terms for tap in term.loss.taps)
 
     @property
     def student_modules(self) -> dict[str, str]:
-        """The modules of the student whose outputs are read, with the name of a loss that reads each."""
+        """Paths of student modules whose outputs are read, each with the name of a loss that reads the module."""
         return {path: term.name for term in self._terms for path in term.loss.student_modules}
 
     @property
     def beyond_logits(self) -> list[str]:
-        """The losses, by name, that need more of the teacher than its logits: features, or answers to other views."""
+        """Names of losses that need more of the teacher than its logits: features, or outputs for other views."""
         return [term.name for term in self._terms if term.loss.taps or term.loss.asks_teacher]
 
     @property
@@ -130,58 +130,58 @@ class Objective(nn.Module):
 
     @property
     def preparation(self) -> dict[str, int]:
-        """The losses, by name, that begin with so many steps for layers of their own: they teach nothing meanwhile."""
+        """Number of initial steps without gradient for the student, by the name of each loss that has some."""
         return {term.name: term.loss.preparation for term in self._terms if term.loss.preparation}
 
     @property
     def reads_kept(self) -> bool:
-        """Whether a loss heeds the classes that are dropped (`Outputs.kept`)."""
+        """Whether a loss uses the class-dropping mask (`Outputs.kept`)."""
         return any(term.loss.reads_kept for term in self._terms)
 
     @property
     def reads_peers(self) -> list[str]:
-        """The losses, by name, that learn from other students (`Outputs.peers`)."""
+        """Names of losses that learn from other students (`Outputs.peers`)."""
         return [term.name for term in self._terms if term.loss.reads_peers]
 
     @property
     def peers_every(self) -> int:
-        """How old the weights may become by which other students answer: the greatest that a loss wants."""
+        """Number of steps between copies of the other students' weights: the largest that a loss requires."""
         return max((term.loss.peers_every for term in self._terms if term.loss.reads_peers), default=1)
 
     def setup(self, student: Outputs, teacher: Outputs, setting: Setting) -> None:
-        """Show the losses the networks, and let them build their parameters from the outputs of a first batch."""
+        """Give the losses the networks, and let them build their parameters from the outputs of a first batch."""
         for term in self._terms:
             term.prepare(student, teacher, setting)
 
     @torch.no_grad()
     def finish(self) -> None:
-        """After the last step: losses whose parameters become part of the student put them there."""
+        """Finish the losses after the last step: some write parameters into the student."""
         for term in self._terms:
             term.finish()
 
     @property
     def has_exits(self) -> bool:
-        """Whether a loss has heads at which the student could stop earlier."""
+        """Whether a loss has heads at which the student could stop early."""
         return any(type(term.loss).exits is not Loss.exits for term in self._terms)
 
     @torch.no_grad()
     def exits(self, student: Outputs) -> list[Float[Tensor, "batch classes"]]:
-        """The logits of the losses' heads, in evaluation mode."""
+        """Return the logits of the losses' heads, in evaluation mode."""
         self.eval()
         return [logits.float() for term in self._terms for logits in term.loss.exits(student)]
 
     @torch.no_grad()
     def check(self, student: Outputs, teacher: Outputs) -> None:
-        """Try every loss on a batch. Raises: RequestError for one that does not take outputs or gives no number."""
+        """Try every loss on a batch. Raises: RequestError if a loss rejects the outputs or returns no single number."""
         for term in self._terms:
             term.check(student, teacher)
 
     def forward(
         self, student: Outputs, teacher: Outputs, of: int | None = None
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """The total, and each loss before its weight (detached, for the metrics).
+        """Compute the weighted total, and each loss before its weight, detached for the metrics.
 
-        Where several processes share a batch of `of` images, the outputs are those of this one's share. The mean over
+        If several processes share a batch of `of` images, the outputs are those of this process's share. The mean over
         the processes is then the loss of the whole batch.
         """
         total = student.logits.new_zeros(())
@@ -200,7 +200,7 @@ class Objective(nn.Module):
         return total, values
 
     def _of_all_ranks(self, student: Outputs, teacher: Outputs, of: int) -> tuple[Outputs, Outputs]:
-        """What the losses that look at the whole batch read of it."""
+        """Return the outputs of the whole batch, as far as losses that are not per image read them."""
         losses = [term.loss for term in self._terms if not term.loss.divisible]
         if not losses:
             return student, teacher
@@ -210,12 +210,14 @@ class Objective(nn.Module):
 
 
 def _is_own(loss: Loss) -> bool:
-    """Whether it is somebody's own, of which it is not known what it reads."""
+    """Return whether the loss is code outside `dfkd`, which may read any part of the outputs."""
     return is_theirs(loss) or isinstance(loss, PlainLoss)
 
 
 def build_objective(specs: Sequence[str]) -> Objective:
-    """An Objective from `NAME[:WEIGHT][,key=value...]` texts; a weight that is not written is the loss's own, or 1.
+    """Build an Objective from `NAME[:WEIGHT][,key=value...]` texts.
+
+    Without a WEIGHT, the loss has its own weight, or 1.
 
     Raises: RequestError for no loss at all, an unknown one, or two weights.
     """

@@ -1,4 +1,4 @@
-"""A request -> everything that it names, opened, checked and built, before anything is written."""
+"""Preparation of a distillation: everything that the request names is opened, checked and built before any output."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -42,12 +42,14 @@ from dfkd.training.selections import ORDER, open_selections, open_teacher, real_
 
 DEFAULT_STEPS = 4000
 DECIDING = named(DistillConfig, lambda option: option.role == "decides")
-"""Fields that stand in the run's content as they are; others decide nothing, or stand there as what they become."""
+"""Options that are part of the run's content as they are.
+
+Other options have no influence on the student, or their resolved values are part of the content."""
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """What a request resolves to, ready to train; nothing is written yet."""
+    """A resolved request, ready to train; nothing is written yet."""
 
     config: DistillConfig
     selections: Sequence[Shards]
@@ -60,20 +62,20 @@ class Distillation:
 
     @property
     def begins(self) -> str:
-        """With which weights the student began: `teacher` for the teacher's layers, `given` for its own, or `random`.
+        """Initial weights of the student: `teacher` for the teacher's layers, `given` for its own, or `random`.
 
-        A class of one's own that is named without weights counts as random.
+        A class from outside `dfkd` that is named without weights counts as random.
         """
         return "teacher" if self.config.init == "teacher" else "given" if self.student.has_weights else "random"
 
     @property
     def mutual(self) -> bool:
-        """Whether it becomes another one by the other students of its command."""
+        """Whether the other students of the command influence this student."""
         return bool(self.trainer.objective.reads_peers) or self.config.graft > 0
 
     @property
     def test_fingerprint(self) -> str | None:
-        """Of the labeled data: another file under the same name has another one."""
+        """Hash of the labeled data, or None without a test; another file under the same name has another hash."""
         return hash_of(self.test.identity) if self.test is not None else None
 
 
@@ -84,12 +86,12 @@ def prepare(
     test_given: GivenData | None,
     peers: int = 0,
 ) -> Distillation:
-    """Open and build everything; `peers` is the number of other students that learn in the same command.
+    """Open, check and build everything; `peers` is the number of other students that learn in the same command.
 
-    Raises: RequestError for whatever can be refused before the first step.
+    Raises: RequestError for everything that can be refused before the first step.
     """
-    torch.manual_seed(_own_seed(config))  # a loss of one's own may draw its parameters when it is built
-    # before anything is opened: a mistake should cost no time
+    torch.manual_seed(_own_seed(config))  # a loss from outside dfkd may draw its parameters in its constructor
+    # check before opening anything, so that errors appear at once
     generator, objective = check_request(config, student_given, peers)
     if not config.class_dropping and any("dropped" in names.parse(loss).options for loss in config.loss):
         say("note: a loss's dropped=... changes nothing without --class-dropping, such as 0.05")
@@ -114,7 +116,7 @@ def prepare(
     content["student"] |= _of_run(student_given)
     content |= supply.content(config, generator)
     ranks.check_same(content, differences)
-    # opened before the training that it is to judge: a mistake in its name should cost no hours
+    # open the test data before the training, so that an error in its name appears at once
     test = _open_test(test_given, config, teacher) if test_given is not None else None
     fits = config.init == "teacher" and not twins(student, teacher)
     if config.shard_teacher:
@@ -127,7 +129,7 @@ def prepare(
 
 
 def _check_plan(config: DistillConfig, plan: Plan, student: Model, objective: Objective) -> None:
-    """Refuse numbers that do not go with the student and the losses."""
+    """Raise RequestError for numbers that do not go with the student and the losses."""
     fitting.check_size(plan.steps * plan.batch_size, student)
     specialists.check_losses(student, objective)
     if plan.reestimate and not batch_norms(student.module):
@@ -159,7 +161,7 @@ def _load_student(config: DistillConfig, given: GivenModel, teacher: Model) -> M
 
 
 def _own_seed(config: DistillConfig) -> int:
-    """Of what the student and its losses draw; images and views have another generator."""
+    """Return the seed of the student's and the losses' random numbers; images and views have another generator."""
     return config.seed if config.student_seed is None else config.student_seed
 
 
@@ -172,7 +174,7 @@ def _inherit(student: Model, teacher: Model) -> None:
 
 
 def _synchronized(student: Model, place: Place) -> Model:
-    """Have the student's BatchNorm layers take the statistics of all processes. Raises: RequestError without GPUs."""
+    """Convert the student's BatchNorm layers to statistics over all processes. Raises: RequestError without GPUs."""
     if ranks.count() == 1:
         say("note: --sync-batchnorm changes nothing with one process")
         return student
@@ -184,7 +186,7 @@ def _synchronized(student: Model, place: Place) -> Model:
 def _plan(config: DistillConfig, selections: Sequence[Shards], student: Model, trained: bool, cropped: bool) -> Plan:
     padding = 0 if cropped else (student.image_size or 0) // 8
     images = sum(map(len, selections))
-    init = config.init if config.prune is None else "teacher"  # what is left of trained layers is to last
+    init = config.init if config.prune is None else "teacher"  # the remaining trained weights should change slowly
     rate = default_rate(config.optimizer, student.module, init, trained, student.of_photographs)
     steps = config.steps or DEFAULT_STEPS
     if config.epochs is not None:
@@ -218,10 +220,10 @@ def _content(
     objective: Objective,
     place: Place,
 ) -> dict[str, Any]:
-    """Everything that decides the student."""
+    """Return everything that decides the student."""
     options = {k: v for k, v in portable(asdict(config)).items() if k in DECIDING}
     options["batches"] = ORDER.choose(config.batches).identity
-    resolved = named(DistillConfig, lambda option: option.role != "decides")  # the plan has fields of its own besides
+    resolved = named(DistillConfig, lambda option: option.role != "decides")  # the plan has other fields, too
     decided = {k: v for k, v in asdict(plan).items() if k not in resolved}
     return {
         "teacher": teacher.fingerprint(),
@@ -237,7 +239,7 @@ def _content(
 
 
 def _of_run(student: GivenModel) -> dict[str, str]:
-    """The row of the run that a student goes on from; nothing for another one."""
+    """Return the name of the run that the student continues; empty for any other student."""
     folder = folder_of(student) if isinstance(student, str) else None
     if folder is None or not (folder / RESULT).is_file():
         return {}
@@ -258,5 +260,5 @@ def _open_test(test: GivenData, config: DistillConfig, teacher: Model) -> Pool:
 
 
 def _words(options: Mapping[str, Any]) -> str:
-    """A selection's options in words, for the reader of a comparison: the fingerprint already holds them."""
+    """Return a selection's options as text for comparisons; the selection's fingerprint already includes them."""
     return " ".join(f"{name}={value}" for name, value in options.items() if value is not None)

@@ -1,4 +1,4 @@
-"""What of a request can be refused before anything is opened."""
+"""Checks of a distillation request before anything is opened."""
 
 from dfkd.config import DistillConfig
 from dfkd.data.labels import ClassNames
@@ -16,9 +16,9 @@ from dfkd.training.selections import ORDER
 def check_request(
     config: DistillConfig, student: GivenModel, peers: int = 0
 ) -> tuple[Component | None, Objective | None]:
-    """Refuse what can be refused before any work; `peers` as in `prepare`.
+    """Raise RequestError for what can be refused before any work; `peers` is the number of other students.
 
-    Returns the generator and the losses that are named.
+    Returns: the generator of `--source` and the named losses, each None if there is none.
     """
     _check_options(config)
     if isinstance(student, str):
@@ -60,7 +60,7 @@ def _check_options(config: DistillConfig) -> None:
 
 
 def _check_objective(config: DistillConfig, objective: Objective, peers: int) -> None:
-    """Refuse options that do not go with the losses, or with answers of the teacher that are kept beforehand."""
+    """Raise RequestError for options that do not go with the losses, or losses that need more than recorded answers."""
     if objective.reads_peers and not peers:
         raise RequestError(
             f"--loss {objective.reads_peers[0]} learns from other students, and there is none; name one with "

@@ -1,4 +1,4 @@
-"""What some losses need beside the outputs of a batch: the two networks themselves, and how many images there are."""
+"""The networks, their last linear layers and the number of images, for losses that need more than outputs."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,19 +10,22 @@ from dfkd.models.features.outputs import Outputs
 
 
 class Counted:
-    """Answers a view, and counts the images: an answer for a loss costs as much as one for the loop."""
+    """Callable that runs a network on a view and counts the images.
+
+    The images on which losses run the teacher cost as much as those of the loop.
+    """
 
     def __init__(self, answer: Callable[[Tensor], Outputs]) -> None:
         self._answer, self.images, self._counts = answer, 0, True
 
     def __call__(self, view: Tensor) -> Outputs:
-        """The answer to a view [batch, channels, height, width]."""
+        """Return the network's outputs for a view [batch, channels, height, width]."""
         self.images += len(view) if self._counts else 0
         return self._answer(view)
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
-        """Within, answers cost nothing: losses are tried before the training."""
+        """Stop counting within the block, in which losses are checked before the training."""
         self._counts = False
         try:
             yield
@@ -30,7 +33,7 @@ class Counted:
             self._counts = True
 
     def resume(self, images: int) -> None:
-        """Go on from so many."""
+        """Set the number of images counted, from a checkpoint."""
         self.images = images
 
 
@@ -39,12 +42,16 @@ class Setting:
     """The two networks of a training, for `Loss.bind`."""
 
     student: Callable[[Tensor], Outputs]
-    """Answers a view [batch, channels, height, width]. Gradients reach the student and the view."""
+    """Function from a view [batch, channels, height, width] to the student's outputs.
+
+    Gradients reach the student and the view."""
     teacher: Callable[[Tensor], Outputs]
-    """Answers a view. Gradients reach the view, never the teacher's weights."""
+    """Function from a view to the teacher's outputs.
+
+    Gradients reach the view, never the teacher's weights."""
     student_head: nn.Linear | None
-    """The layer that gives the logits, if it is linear and its input is the tap `last`."""
+    """Student's layer that computes the logits, if it is linear and its input is the tap `last`."""
     teacher_head: nn.Linear | None
-    """The same of the teacher."""
+    """Teacher's layer that computes the logits, on the same conditions."""
     images: int | None
-    """The number of different images: `Outputs.rows` is below it. None if images are not stored."""
+    """Number of different images: `Outputs.rows` is below it. None if images are not stored."""

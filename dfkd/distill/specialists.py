@@ -1,4 +1,4 @@
-"""`--specialists`: a student that is trained becomes a generalist with specialists for groups of its classes."""
+"""`--specialists`: a trained student becomes a generalist with specialists for groups of its classes."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,13 +23,13 @@ from dfkd.system.names import Named
 from dfkd.training.selections import pieces
 
 IMAGES = 10_000
-"""Of the selections, at the most so many images show which classes are confused."""
+"""Largest number of images of the selections that determine which classes are confused."""
 _TRIES = 20
-"""Of k-means, whose first centers matter among so few columns."""
+"""Number of k-means runs. Their initial centers matter because the covariance has few columns."""
 
 
 def check(config: DistillConfig) -> None:
-    """Refuse what can be refused before anything is opened. Raises: RequestError."""
+    """Raise RequestError for what can be refused before anything is opened."""
     if config.specialists is None:
         return
     option = f"--specialists {config.specialists}"
@@ -42,7 +42,7 @@ def check(config: DistillConfig) -> None:
 
 
 def check_losses(student: Model, objective: Objective) -> None:
-    """Raises: RequestError for a loss on the vote, through which no gradient leads."""
+    """Raise RequestError for a loss on the vote of the specialists, through which no gradient flows."""
     if isinstance(student.module, Specialists):
         for name in objective.names:
             if name not in Specialists.learns_by:
@@ -53,9 +53,9 @@ def check_losses(student: Model, objective: Objective) -> None:
 
 
 def with_specialists(config: DistillConfig, student: Model, selections: Sequence[Shards], place: Place) -> Model:
-    """The student with the specialists that the option wants; without it, the student.
+    """Return the student with specialists, as `--specialists` requests; without the option, the student unchanged.
 
-    Raises: RequestError for a student without weights, and where the classes cannot be divided.
+    Raises: RequestError for a student without weights, or if the classes cannot be divided.
     """
     count = config.specialists
     if count is None:
@@ -86,10 +86,10 @@ def with_specialists(config: DistillConfig, student: Model, selections: Sequence
 
 
 def groups_of(covariance: Float[np.ndarray, "classes classes"], count: int, seed: int) -> list[list[int]]:
-    """Groups of classes that are predicted together: clusters of the covariance's columns, of two classes or more.
+    """Return groups of two or more classes that are predicted together, as clusters of the covariance's columns.
 
-    The paper's k-means is an online one. This is spherical k-means with faiss: classes that are rare or sure have small
-    columns.
+    The paper's k-means is an online one. This is spherical k-means with faiss, because rare or confidently predicted
+    classes have small columns.
     """
     number = clusters(covariance.T.astype(np.float32), count, seed, tries=_TRIES)
     found = [np.flatnonzero(number == k).tolist() for k in range(count)]
@@ -97,7 +97,7 @@ def groups_of(covariance: Float[np.ndarray, "classes classes"], count: int, seed
 
 
 def _covariance(student: Model, selections: Sequence[Shards], place: Place) -> Float[np.ndarray, "classes classes"]:
-    """Of the generalist's probabilities, over images from all over the selections."""
+    """Compute the covariance of the generalist's class probabilities, over images from all selections."""
     classifier = Classifier(student, place)
     said = [classifier(pixels).logits.double().softmax(dim=1).cpu() for pixels in pieces(selections, IMAGES)]
     return np.cov(torch.cat(said).numpy(), rowvar=False)

@@ -1,4 +1,4 @@
-"""The loss of one architecture, the generalist with specialists. `--loss specialists` finds it here."""
+"""The loss of the generalist with specialists, an architecture of its own; `--loss specialists` finds it here."""
 
 import torch
 import torch.nn.functional as F
@@ -16,19 +16,19 @@ __all__ = ["Specialists"]
 
 
 class Specialists(Loss):
-    """For each specialist, hard labels of its special classes and soft ones of the rest, half of each.
+    """For each specialist, hard labels of its special classes and soft labels of the rest, with equal weight.
 
         sum over specialists of (mean_S CE(softmax(z), argmax t) + T^2 mean_R KL(softmax(t / T) || softmax(z / T))) / 2
 
     z and t are the logits [batch, classes] of the specialist and of the teacher. S are the images whose most probable
-    class, by the teacher, is special to it, and R are the rest. T is the `temperature`. CE is the cross-entropy. A mean
-    over no images is 0.
+    class, by the teacher, is special to the specialist. R are the other images. T is the `temperature`. CE is the
+    cross-entropy. A mean over no images is 0.
 
-    The paper draws half of a specialist's images from its special classes. Here all specialists learn from one batch,
-    and the weights of the images make the halves. In the paper the hard labels are the images' own and the soft ones
-    the generalist's. Images are unlabeled here, and both are the teacher's.
+    The paper (arXiv 1503.02531) draws half of a specialist's images from its special classes. Here all specialists
+    learn from one batch, and the weights 1/2 replace the draw. In the paper the hard labels are the images' own and the
+    soft ones the generalist's. Images are unlabeled here, and both are the teacher's.
 
-    It is for the student of `--specialists` alone.
+    This loss is for the student of `--specialists` only.
 
     Raises: RequestError unless temperature > 0.
     """
@@ -43,7 +43,7 @@ class Specialists(Loss):
         self.temperature = temperature
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
-        """The loss of a batch."""
+        """Compute the loss of a batch."""
         t, label = full(teacher.logits), teacher.logits.argmax(dim=1)
         z, special = full(student.features["experts"]), student.features["special"]
         own = special.gather(2, label[:, None, None].expand(-1, special.shape[1], 1))[:, :, 0]
@@ -57,5 +57,5 @@ class Specialists(Loss):
 
 
 def _mean(values: Float[Tensor, " batch"], of: Tensor) -> Float[Tensor, ""]:
-    """Of some of the values; 0 of none."""
+    """Return the mean of the values selected by the mask `of`; 0 if none is selected."""
     return torch.where(of, values, 0.0).sum() / of.sum().clamp_min(1)

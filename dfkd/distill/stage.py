@@ -1,4 +1,4 @@
-"""`dfkd distill`: teacher, student and selections -> a run's folder."""
+"""`dfkd distill`: from teacher, student and selections to the folder of a run."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -42,7 +42,7 @@ from dfkd.training.loop import train
 
 
 def run(config: DistillConfig) -> None:
-    """Distill as `config` says, from where an interrupted run of the same request stopped."""
+    """Distill according to `config`, and resume an interrupted run of the same request."""
     teacher = given_teacher(config.teacher, config.mixing)
     if config.also:
         configs = members(config)
@@ -54,9 +54,11 @@ def run(config: DistillConfig) -> None:
 def distill(
     config: DistillConfig, teacher: GivenModel, student: GivenModel, test: GivenData | None
 ) -> tuple[Path, dict[str, Any]]:
-    """The same, from networks and labeled data that may be at hand already; without a folder into one of the cache.
+    """Distill one student from networks and labeled data that may already be loaded.
 
-    Returns the folder and the result.
+    Without `--out` the folder is in the cache.
+
+    Returns: the folder and the result.
     """
     prepared = _placed(prepare(config, teacher, student, test))
     folder = _folder(prepared)
@@ -70,9 +72,9 @@ def distill(
 def distill_together(
     configs: Sequence[DistillConfig], teacher: GivenModel, students: Sequence[GivenModel], test: GivenData | None
 ) -> list[Path]:
-    """The same for several students, which share images, views and the teacher's answers; each is a run of its own.
+    """Distill several students that share images, views and the teacher's answers; each has a run of its own.
 
-    Returns the folders.
+    Returns: the folders.
     """
     several, turns = [], []
     for number, (config, student) in enumerate(zip(configs, students, strict=True), 1):
@@ -105,7 +107,7 @@ def distill_together(
 
 
 def _placed(prepared: Distillation) -> Distillation:
-    """With a folder of the cache, if none is given."""
+    """Return the distillation with an output folder; in the cache, if none is given."""
     out = prepared.config.out or result_folder("runs", prepared.content)
     return replace(prepared, config=replace(prepared.config, out=out))
 
@@ -116,14 +118,14 @@ def _folder(prepared: Distillation) -> Run:
 
 
 def check(config: DistillConfig) -> None:
-    """Refuse what can be refused before any work."""
+    """Raise RequestError for what can be refused before any work."""
     check_loggers(config.log)
     for member in members(config):
         check_request(member, member.student, len(config.also))
 
 
 def _train(prepared: Distillation, folder: Run) -> dict[str, Any]:
-    """Train and write the student and the result, while the folder is locked."""
+    """Train the student, and write it and the result. The caller holds the folder's lock."""
     _examine(prepared)
     trainer, processes = prepared.trainer, ranks.count()
     _keep_weights(prepared, folder)
@@ -137,9 +139,9 @@ def _train(prepared: Distillation, folder: Run) -> dict[str, Any]:
 def _train_together(
     several: Sequence[Distillation], turns: Sequence[Turn], folders: Sequence[Run], unfinished: Sequence[int]
 ) -> dict[int, dict[str, Any]]:
-    """Train the students that are not finished, with those that they learn from, while all folders are locked.
+    """Train the unfinished students, and those that they learn from. The caller holds the locks of all folders.
 
-    Returns their results by their numbers.
+    Returns: the results by the students' numbers.
     """
     mutual = any(prepared.mutual for prepared in several)
     learning = [n for n in range(len(several)) if mutual or n in unfinished]
@@ -160,13 +162,13 @@ def _train_together(
 
 
 def _keep_weights(prepared: Distillation, folder: Run) -> None:
-    """Have the student's weights kept at some moments, where that is wanted."""
+    """Install a writer of the student's weights at some steps, if `--keep-weights` requests it."""
     if count := prepared.config.keep_weights:
         prepared.trainer.keeper = WeightKeeper(folder.folder, prepared.trainer.plan.steps, count)
 
 
 def _examine(prepared: Distillation) -> None:
-    """Before the first step: whether the teacher's answers can be trusted."""
+    """Check on some images, before the first step, whether the teacher's outputs are plausible."""
     forget_peak_memory(prepared.trainer.place.device)
     if prepared.selections:
         first = prepared.selections[0]
@@ -175,7 +177,7 @@ def _examine(prepared: Distillation) -> None:
 
 
 def _logged(prepared: Distillation, folder: Run) -> AbstractContextManager[Log]:
-    """The loggers of a run."""
+    """Open the loggers of a run."""
     config, trainer = prepared.config, prepared.trainer
     pace, options = (trainer.plan.steps, config.log_every), portable(asdict(config))
     loggers = config.log if ranks.first() else ()
@@ -185,7 +187,7 @@ def _logged(prepared: Distillation, folder: Run) -> AbstractContextManager[Log]:
 def _finish(
     prepared: Distillation, folder: Run, figures: dict[str, Any], processes: int, log: Log, together: int = 1
 ) -> dict[str, Any]:
-    """Write the student and the result, with its `figures`; `together` is the number of students of the command."""
+    """Write the student and the result with its `figures`; `together` is the number of students of the command."""
     result = figures | _result(prepared) | ({"processes": processes} if processes > 1 else {})
     result |= {"together": together} if together > 1 else {}
     folder.finish(state_to_write(prepared.student.module), result)
@@ -194,7 +196,7 @@ def _finish(
 
 
 def _request(prepared: Distillation) -> dict[str, Any]:
-    """The tables of config.toml: the request, the student (so that the run is a MODEL), and what decides it."""
+    """Return the tables of config.toml: the request, the student (so that the run is a MODEL), and the content."""
     config, student = prepared.config, prepared.student
     unused = named(DistillConfig, lambda option: option.role == "none")
     given = {k: v for k, v in asdict(config).items() if k not in unused or not is_off(DistillConfig, k, v)}
@@ -212,7 +214,7 @@ def _request(prepared: Distillation) -> dict[str, Any]:
 
 
 def _complete(prepared: Distillation, folder: Run) -> dict[str, Any]:
-    """The result of a run that is complete, under the name of this request, tested on the data of this request."""
+    """Return the result of a complete run, under this request's name and measured on this request's test data."""
     result, config, changed = folder.result(Result), prepared.config, {}
     assert result is not None
     tested = read_distillation(folder.folder).distill.test
@@ -224,10 +226,10 @@ def _complete(prepared: Distillation, folder: Run) -> dict[str, Any]:
         load_weights(prepared.student.module, finished_weights(folder.folder))
         changed |= _figures(prepared)
     elif prepared.test is None and tested is not None:
-        folder.request["distill"]["test"] = tested  # the figures stay, and so does what they are of
+        folder.request["distill"]["test"] = tested  # the result keeps the figures, and they are of this data
     table = {**result.table, **changed}
     if "top1" in changed:
-        table.pop("exits", None)  # they are of other images, and the heads are gone
+        table.pop("exits", None)  # they were measured on other images, and the heads no longer exist
     if changed:
         with folder.writing():
             folder.update(table)
@@ -237,7 +239,7 @@ def _complete(prepared: Distillation, folder: Run) -> dict[str, Any]:
 
 
 def _measure(prepared: Distillation) -> Measures | None:
-    """The last step's accuracy, on images that training never saw, in float32."""
+    """Measure the accuracy of the trained student in float32 on the labeled images; None without a test."""
     if prepared.test is None:
         return None
     place = Place(prepared.trainer.place.device, torch.float32)
@@ -247,13 +249,13 @@ def _measure(prepared: Distillation) -> Measures | None:
 
 
 def _measured(prepared: Distillation) -> dict[str, Any]:
-    """What rank 0 measures; all of them do where each has a part of the teacher."""
+    """Return the figures that rank 0 measures; with a teacher in parts, all ranks measure."""
     measured = partial(_all_figures, prepared)
     return measured() if is_sharded(prepared.teacher.module) else ranks.from_first(measured)
 
 
 def _all_figures(prepared: Distillation) -> dict[str, Any]:
-    """The figures of a student that has just been trained: the heads of its losses are still there."""
+    """Return the figures of a student that has just been trained, with those of the losses' heads."""
     exits = exit_accuracies(prepared)
     return _figures(prepared) | ({"exits": exits} if exits else {})
 
@@ -295,7 +297,7 @@ def _result(prepared: Distillation) -> dict[str, Any]:
 
 
 def _made(manifests: Sequence[Manifest], cost: str) -> int:
-    """What it cost to make the samples that a generator made beforehand."""
+    """Sum a cost of generating the selections, such as `teacher_forwards`; 0 if none of them was generated."""
     return sum(manifest.cost.get(cost, 0) for manifest in manifests)
 
 
@@ -306,7 +308,7 @@ def _row_name(config: DistillConfig, manifests: Sequence[Manifest]) -> str:
 
 
 def _methods(config: DistillConfig) -> list[str]:
-    """The generator beside the selections, by its name."""
+    """Return the name of the generator beside the selections, or an empty list."""
     return [] if config.source is None else [names.parse(config.source).name]
 
 

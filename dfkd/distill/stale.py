@@ -1,4 +1,4 @@
-"""The students of a command as they were some steps ago: predictions by old weights, for those that learn from them."""
+"""Copies of the students with the weights of earlier steps, for losses that learn from old predictions."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,10 +14,10 @@ from dfkd.system.device import Place
 
 
 class StaleCopies:
-    """Copies of all students, taken every few steps; one set for each number of steps that somebody wants."""
+    """Copies of all students, one set for each interval in steps that a loss requires."""
 
     def __init__(self, every: Iterable[int], place: Place) -> None:
-        """`every` are these numbers; copies that are taken at each step are the students themselves, and none are."""
+        """Keep the intervals `every`, in steps. An interval of 1 means the students themselves and needs no copies."""
         self._every, self._place = sorted({steps for steps in every if steps > 1}), place
         self._copies: dict[int, list[Tapped]] = {}
 
@@ -25,7 +25,7 @@ class StaleCopies:
     def answers(
         self, students: Sequence[nn.Module], view: Float[Tensor, "batch channels height width"], step: int
     ) -> dict[int, list[Float[Tensor, "batch classes"]]]:
-        """What the copies say of a view, by their number of steps; new copies are taken where they are due."""
+        """Return the logits of the copies for a view, by interval; copy the students first where a copy is due."""
         said = {}
         for every in self._every:
             if step % every == 0 or every not in self._copies:
@@ -34,12 +34,12 @@ class StaleCopies:
         return said
 
     def state_of(self, number: int) -> dict[str, Any]:
-        """The copies of one student, for its checkpoint; empty where there are none."""
+        """Return the copies of one student, for its checkpoint; empty if there are none."""
         states = {str(every): found[number].module.state_dict() for every, found in self._copies.items()}
         return {"stale": states} if states else {}
 
     def load(self, students: Sequence[nn.Module], states: Sequence[Mapping[str, Any]]) -> None:
-        """Go on with the copies of a checkpoint, of one state for each student."""
+        """Restore the copies from the checkpoints' states, one for each student."""
         for every in self._every:
             found = [state.get("stale", {}).get(str(every)) for state in states]
             if all(one is not None for one in found):
@@ -49,6 +49,6 @@ class StaleCopies:
 
 
 def _copied(student: nn.Module) -> Tapped:
-    """A copy in evaluation mode. It moves no statistics and draws no random numbers."""
+    """Return a copy in evaluation mode, which updates no statistics and draws no random numbers."""
     with network_code(student):
         return Tapped(copy.deepcopy(student).eval().requires_grad_(False), {})

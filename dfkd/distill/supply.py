@@ -1,4 +1,4 @@
-"""Where the images of a distillation come from: the selections, a generator beside them, or both in shares."""
+"""The source of a distillation's images: selections, a generator, or both in shares."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from dfkd.training.sources import MixedSource, Source
 
 
 def check(config: DistillConfig) -> Component | None:
-    """Refuse what can be refused before anything is opened. Returns the generator that `--source` names."""
+    """Raise RequestError for what can be refused before anything is opened; return the generator of `--source`."""
     if not config.samples and config.source is None:
         raise RequestError("there is nothing to learn from: --samples names selections, --source a generator")
     generator = choose(config.source) if config.source is not None else None
@@ -35,13 +35,13 @@ def check(config: DistillConfig) -> Component | None:
 
 
 def content(config: DistillConfig, generator: Component | None) -> dict[str, Any]:
-    """What of the generator and the shares decides the student; nothing where there is neither."""
+    """Return what identifies the generator and the shares in the run's content; empty without both."""
     source = {"source": portable(generator.identity)} if generator is not None else {}
     return source | ({"weights": list(config.weights)} if config.weights else {})
 
 
 def stored_share(config: DistillConfig) -> float:
-    """The share of a batch that is of `--samples`, and not of the generator beside them."""
+    """Return the share of a batch that comes from `--samples` and not from the generator."""
     if config.source is None:
         return 1.0
     return 1 - config.weights[-1] / sum(config.weights) if config.weights else 0.5
@@ -55,7 +55,7 @@ def build_source(
     place: Place,
     crops: Crops | None = None,
 ) -> Source:
-    """The source of a run: the selections as one, a generator, or both in the shares that `--weights` gives."""
+    """Build the source of a run: the selections as one, a generator, or both in the shares of `--weights`."""
     stored = stored_images(config, selections, place, crops)
     mixed = generator is not None or len(stored) > 1 or config.mixup or config.cutmix
     if mixed and any(source.follows for source in stored):

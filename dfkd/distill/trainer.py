@@ -1,4 +1,4 @@
-"""What learns in a distillation: a step is images from a source, a view, teacher, student, objective, optimizer."""
+"""The learner of a distillation: one step runs source, view, teacher, student, objective and optimizer."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -39,7 +39,7 @@ from dfkd.training.sources import Batch, Source
 
 
 class Trainer(Lessons):
-    """Everything that changes while a student learns, with one step of it, and its state for a checkpoint."""
+    """State of a student's training: one optimizer step, and everything that a checkpoint saves."""
 
     def __init__(
         self,
@@ -55,42 +55,45 @@ class Trainer(Lessons):
         record: Callable[[], TeacherViews] | None = None,
         cropped: bool = False,
     ) -> None:
-        """`counted` counts the teacher's answers to losses themselves. Before the first step the student's layers are
-        fitted to the teacher's on some images of `fit_on`; `record` has the teacher answer beforehand, and the student
-        then learns from these answers alone. `cropped`: the source's images are random crops already.
+        """Combine teacher, student, source, losses and optimizer.
+
+        `counted` counts the images on which losses run the teacher. On images of `fit_on`, the student's layers are
+        fitted to the teacher's before the first step. `record` computes the teacher's answers beforehand; the student
+        then learns from these alone. `cropped` means that the source's images are random crops already.
         """
         super().__init__(teacher, plan, record, cropped)
         self.student, self.source = student, source
         self.counted = counted or Counted(teacher.answer)
         self.objective, self.optimizer = objective, optimizer
         self.average: Average | None = None
-        if plan.ema:  # the losses' own parameters too: some end up in the student
+        if plan.ema:  # also the losses' own parameters: some become part of the student
             self.average = Average([*tensors_of(student.module).values(), *objective.parameters()], plan.ema)
         self._sampler = fit_on
         self._fitted_on = images_for(teacher.model.image_size or 1) if fit_on is not None else 0
         self._compute: Compute = self._loss
         self.step, self.seconds = 0, 0.0
         self.batch: Batch | None = None
-        """That of the last step."""
+        """Batch of the last step."""
         self.keeper: WeightKeeper | None = None
-        """Where the student's weights are kept at some moments."""
+        """Writer of the student's weights at some steps (`--keep-weights`), or None."""
 
     @property
     def hint(self) -> str:
-        """What to do when it blows up."""
+        """Advice for the error message when a loss or a weight is not finite."""
         made = " or a lower rate of the generator (NAME:lr=...)" if self.source.images is None else ""
         return f"give a lower lr{made}: the run then starts anew"
 
     @property
     def fits(self) -> bool:
-        """Whether its layers are to be fitted before the first step, on views that are drawn then."""
+        """Whether the student's layers are still to be fitted to the teacher's before the first step."""
         return self._sampler is not None
 
     @property
     def teacher_forwards(self) -> int:
-        """The images that the teacher has answered for the whole training.
+        """Number of images that the teacher has answered for the whole training.
 
-        Answers that were kept count whether this run made them or found them: they are what the student learnt from.
+        Recorded answers count, whether this run computed them or found them in the cache: the student learned from
+        them.
         """
         lessons = self.plan.steps * self.plan.batch_size
         if self.recorded is not None:
@@ -98,11 +101,11 @@ class Trainer(Lessons):
         return lessons + self._fitted_on + self.counted.images + self.source.teacher_forwards
 
     def warm_up(self) -> Mapping[str, Tensor] | None:
-        """A piece of what the source does before the student's first step."""
+        """Do a piece of the source's work before the first step, and return its metrics; None if none is left."""
         return self.source.warm_up(self.judge)
 
     def begin(self) -> None:
-        """Before the first step: the student learns."""
+        """Prepare the first step: obtain recorded answers, fit layers, and set the student to training mode."""
         self.seconds += self.have_recorded()
         if self._sampler is not None:
             self._reconstruct(self._sampler)
@@ -114,13 +117,13 @@ class Trainer(Lessons):
             self._keep()
 
     def _keep(self) -> None:
-        """Write the student's weights where this is one of the moments."""
+        """Write the student's weights if the keeper wants those of this step."""
         keeper = self.keeper
         if keeper is not None and keeper.due(self.step):
             ranks.from_first(lambda: keeper.write(self.step, state_to_write(self.student.module)))
 
     def _reconstruct(self, images: Source) -> None:
-        """Fit the student's layers on views like those that it will learn from."""
+        """Fit the student's layers on views like those of the training."""
         started = time.perf_counter()
         say(f"fitting the student's layers to the teacher's on {self._fitted_on:,} images")
         view = self.augment(images.sample(self._fitted_on))
@@ -133,29 +136,30 @@ class Trainer(Lessons):
         self.seconds += time.perf_counter() - started
 
     def answer(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:
-        """The student's answer."""
+        """Return the student's outputs for a view."""
         return answer(self.student, self.place, view)
 
     def reply(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:
-        """The student's answer in training, to this process's share of a view."""
+        """Return the student's outputs in training mode for this process's share of a view."""
         with own_random(view.device):
             return self.answer(view)
 
     def _loss(
         self, view: Float[Tensor, "batch channels height width"], theirs: Outputs, ours: Outputs | None = None
     ) -> tuple[Float[Tensor, ""], tuple[Outputs, dict[str, Tensor]]]:
-        """The number that is minimised; the student's answer, and each loss by its name."""
+        """Return the total loss, and with it the student's outputs and the value of each loss by name."""
         ours = ours or self.reply(view)
         total, values = self.objective(ours, theirs, self.plan.batch_size)
         return total, (ours, values)
 
     def judge(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:
-        """The student's answer as in training, for a source that learns from it; no statistics of it move.
+        """Return the student's outputs in training mode, for a source that learns from the student.
 
-        Each rank answers its rows of the view. The source takes no gradients of the student, and none are exchanged.
+        BatchNorm's running statistics do not change. Each rank computes the outputs of its rows of the view. The source
+        takes no gradients of the student's weights, and none are exchanged.
         """
         layers = batch_norms(self.student.module)
-        for layer in layers:  # in training it normalizes by the batch then, and remembers nothing
+        for layer in layers:  # it then normalizes by the batch in training mode, and updates no statistics
             layer.track_running_stats = False
         try:
             return spread(self.answer)(view)
@@ -164,16 +168,22 @@ class Trainer(Lessons):
                 layer.track_running_stats = True
 
     def _learnt_from(self) -> object:
-        """What is not of this package in the backward pass: torch blames nobody for a tensor that was overwritten."""
+        """Return the first network or loss outside `dfkd`, to name it if the backward pass fails.
+
+        torch does not name the code that overwrote a tensor.
+        """
         return next(filter(is_theirs, (self.student.module, *self.objective.written)), None)
 
     def draw(self) -> Batch:
-        """The next batch; of several processes this one has its share."""
+        """Draw the next batch; with several processes, this process's share of it."""
         size = self.plan.batch_size
         return self.source.sample(size, share(size) if ranks.count() > 1 else None)
 
     def advance(self) -> dict[str, Tensor | float]:
-        """One optimizer step. Returns metrics as tensors: reading them here would wait for the device at every step."""
+        """Take one optimizer step on the next batch, and return its metrics.
+
+        Metrics are tensors: a conversion to numbers would synchronize with the device at every step.
+        """
         learned = self.source.update(self.judge)
         batch = self.draw()
         return self.learn(batch, *self.lesson(batch), learned)
@@ -186,9 +196,10 @@ class Trainer(Lessons):
         learned: Mapping[str, Tensor] | None = None,
         ours: Outputs | None = None,
     ) -> dict[str, Tensor | float]:
-        """The optimizer step of a lesson. Returns its metrics.
+        """Take the optimizer step for a view and the teacher's outputs, and return its metrics.
 
-        `learned` are those of the source; `ours` is the student's reply to the view, where it has been given already.
+        `learned` are metrics of the source. `ours` are the student's outputs for the view, if they are already
+        computed.
         """
         plan, self.batch = self.plan, batch
         rate = learning_rate(self.step, plan.steps, plan.lr, plan.warmup)
@@ -207,28 +218,28 @@ class Trainer(Lessons):
         self.step += 1
         self._keep()
         observed = _observed(ours, theirs)
-        if ranks.count() > 1:  # the mean over the ranks is then that over the batch
+        if ranks.count() > 1:  # so that the mean over the ranks is the mean over the batch
             observed = {name: value * weight(plan.batch_size) for name, value in observed.items()}
         measured = {"loss": total.detach(), **values, **observed}
         return {**joined(measured, learned or {}), "learning_rate": rate}
 
     def tell(self, row: Mapping[str, float]) -> str:
-        """What the progress bar says."""
+        """Return the progress bar's text for a row of metrics."""
         return f"loss {row['loss']:.4f}, agreement {row['agreement']:.3f}"
 
     def pictures(self) -> dict[str, np.ndarray]:
-        """Images of the last batch, for a log: of the selections, or of a generator that learns along."""
+        """Return images of the last batch for the loggers: `batch` if images are stored, `generated` otherwise."""
         if self.batch is None:
             return {}
         name = "generated" if self.source.images is None else "batch"
         return {name: self.batch.pixels[:SHOWN].cpu().numpy()}
 
     def learnt(self) -> Iterable[Mapping[str, Any]]:
-        """The state that has to stay finite."""
+        """Return the state dictionaries of student, objective and source, which have to stay finite."""
         return self.student.module.state_dict(), self.objective.state_dict(), self.source.state_dict()
 
     def finish(self) -> None:
-        """After the last step: make the student what is written and measured, from what was learnt."""
+        """Finish training: apply the weight average, finish losses, re-estimate BatchNorm, check the weights."""
         started = time.perf_counter()
         if self.average is not None:
             self.average.apply()
@@ -240,7 +251,7 @@ class Trainer(Lessons):
         check_weights(self)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to become the very run that was not interrupted."""
+        """Return everything that a resumed run needs to give the same student as an uninterrupted run."""
         return {
             "student": self.student.module.state_dict(),
             "objective": self.objective.state_dict(),
@@ -255,8 +266,8 @@ class Trainer(Lessons):
         }
 
     def load_state_dict(self, state: Mapping[str, Any], progress: Checkpoint) -> None:
-        """Go on from a checkpoint."""
-        self._sampler = None  # its layers were fitted before they were written
+        """Restore the training from a checkpoint: its state, and the step and seconds in `progress`."""
+        self._sampler = None  # the checkpoint was written after the layers were fitted
         for name in ("student", "objective", "optimizer", "source"):
             part = self.student.module if name == "student" else getattr(self, name)
             part.load_state_dict(state[name])
@@ -274,7 +285,7 @@ class Trainer(Lessons):
 
 
 def _observed(ours: Outputs, theirs: Outputs) -> dict[str, Tensor]:
-    """What tells a healthy run from a sick one: agreement in the batch, and the entropy of both in nats."""
+    """Return the agreement in the batch, and the mean entropy of both networks in nats: they show an unhealthy run."""
     with torch.no_grad():
         agreement = (ours.logits.argmax(dim=1) == theirs.logits.argmax(dim=1)).float().mean()
         entropies = [_entropy(outputs.logits) for outputs in (ours, theirs)]
@@ -283,7 +294,10 @@ def _observed(ours: Outputs, theirs: Outputs) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _distances(ours: Outputs, theirs: Outputs) -> Float[Tensor, " batch"]:
-    """How far the student is from the teacher on each image, whatever the losses are: the divergence in plain `kd`."""
+    """Return the KL divergence of the student from the teacher on each image, at the temperature of plain `kd`.
+
+    This measure is the same for all losses.
+    """
     target, logits = (outputs.logits / TEMPERATURE for outputs in (theirs, ours))
     return kl_of_each(target.softmax(dim=1), logits.log_softmax(dim=1))
 

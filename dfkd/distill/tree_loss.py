@@ -1,4 +1,4 @@
-"""The loss of one architecture, the soft decision tree. `--loss tree` finds it here."""
+"""The loss of the soft decision tree, an architecture of its own; `--loss tree` finds it here."""
 
 import torch
 from jaxtyping import Float
@@ -14,7 +14,7 @@ from dfkd.system.paper import Paper
 __all__ = ["Tree"]
 
 _EDGE = 1e-6
-"""A share of images that goes right is no nearer to 0 and 1: its logarithm stays finite."""
+"""Smallest distance of a node's share from 0 and 1, so that its logarithm stays finite."""
 
 
 class Tree(Loss):
@@ -23,17 +23,19 @@ class Tree(Loss):
         - sum_l P_l sum_k p_k log Q_lk - penalty * sum_i 2^-d_i (log a_i + log(1 - a_i)) / 2
         a_i = mean of P_i r_i / mean of P_i
 
-    p = softmax(t / `temperature`) is the teacher's distribution and Q_l that of leaf l. An image reaches node i, at
-    depth d_i (the root's is 0), with probability P_i, and leaf l with P_l. Node i turns right with probability r_i. The
-    first part is averaged over the batch. The means of a_i run over this batch and those before it: a batch that is n
-    batches old counts (1 - 1 / w)^n, with w = `window` * 2^d_i, because few images reach a deep node.
+    p = softmax(t / `temperature`) is the teacher's distribution [batch, classes] and Q_l that of leaf l. An image
+    reaches node i, at depth d_i (the root's is 0), with probability P_i, and leaf l with P_l. Node i turns right with
+    probability r_i. The first term is averaged over the batch. The means of a_i are running means over this batch and
+    earlier ones. A batch that is n batches old has the weight (1 - 1 / w)^n, with w = `window` * 2^d_i. Deep nodes
+    average over more batches because few images reach them.
 
-    The paper describes the first part in words and prints log sum_l P_l sum_k p_k log Q_lk, the logarithm of a negative
-    number. This is what the words say. The paper gives the target as true labels or as a network's predictions: here
-    it is the teacher's. Ours: `window`, and that the gradient of a_i is that of the current batch, as large as if all
-    of the mean were.
+    The paper (arXiv 1711.09784) describes the first term in words. It prints log sum_l P_l sum_k p_k log Q_lk, the
+    logarithm of a negative number. The formula here follows the words. The paper's target is the true label or a
+    network's prediction; here it is the teacher's prediction. Ours are `window` and the gradient of a_i. It is the
+    current batch's gradient, as large as if the whole mean were of this batch.
 
-    It is for the student `soft_tree` alone. `penalty` is the paper's lambda, which it does not state.
+    This loss is for the student `soft_tree` only. `penalty` is the paper's lambda, whose value the paper does not
+    state.
 
     Raises: RequestError unless temperature > 0, penalty >= 0 and window >= 1.
     """
@@ -52,15 +54,15 @@ class Tree(Loss):
         self.sums: Tensor
 
     def setup(self, student: Outputs, teacher: Outputs) -> None:
-        """Begin the running sums, one for each node."""
+        """Create the running sums for each node."""
         nodes, device = student.features["turns"].shape[1], student.logits.device
         numbers = torch.arange(1, nodes + 1, device=device)
         self.register_buffer("depths", torch.log2(numbers.float()).floor(), persistent=False)
-        # of the images that turn right, of those that arrive, and of the batches
+        # sums over the images that turn right, over those that arrive, and over the batches
         self.register_buffer("sums", torch.zeros(3, nodes, device=device))
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
-        """The loss of a batch."""
+        """Compute the loss of a batch."""
         p = (full(teacher.logits) / self.temperature).softmax(dim=1)
         error = -(p * full(student.logits)).sum(dim=1).mean()
         if self.penalty == 0:
@@ -70,7 +72,10 @@ class Tree(Loss):
         return error + self.penalty * (one_sided * 0.5**self.depths).sum()
 
     def _share(self, right: Float[Tensor, "batch nodes"]) -> Float[Tensor, " nodes"]:
-        """Of the images that reach a node, those that turn right: by the running means, with the batch's gradient."""
+        """Return, for each node, the share of its images that turn right.
+
+        The value is that of the running means, and the gradient that of the current batch.
+        """
         arrive = torch.cat(reached(right)[:-1], dim=1)
         now = torch.stack([(arrive * right).mean(dim=0), arrive.mean(dim=0), torch.ones_like(right[0])])
         decay = 1 - 1 / (self.window * 2**self.depths)

@@ -1,1 +1,1 @@
-"""The contracts on disk: selections, their shards and manifests, and the folders of runs."""
+"""Formats on disk: selections with their shards and manifests, and the folders of runs."""

@@ -1,4 +1,4 @@
-"""A student's weights at some moments of its training: files in a folder of its run, named by their step."""
+"""A student's weights at several steps of its training, as files in the run's folder."""
 
 from pathlib import Path
 
@@ -9,22 +9,22 @@ from dfkd.system.checksums import check_file
 from dfkd.system.files import PARTIAL, make_folder, replacing
 
 KEPT = "weights"
-"""The folder in a run."""
+"""Name of the weights' folder in a run."""
 
 
 class WeightKeeper:
-    """Writes weights before the first step and at `count` more moments, the last step among them, evenly spread."""
+    """Writer of the student's weights: before the first step and after `count` steps at even distances."""
 
     def __init__(self, folder: Path, steps: int, count: int) -> None:
         self._folder = folder / KEPT
         self._moments = {round(k * steps / count) for k in range(count + 1)}
 
     def due(self, step: int) -> bool:
-        """Whether weights are kept after so many steps."""
+        """Return whether weights are kept after `step` steps."""
         return step in self._moments
 
     def write(self, step: int, weights: dict[str, Tensor]) -> None:
-        """Keep them; those of a step that is taken again are replaced."""
+        """Write the weights after `step` steps. A resumed run overwrites the files of repeated steps."""
         from safetensors.torch import save
 
         make_folder(self._folder)
@@ -33,13 +33,16 @@ class WeightKeeper:
 
 
 def kept_files(run: Path) -> dict[int, Path]:
-    """The files of kept weights by their step; none where the run keeps none."""
+    """Return the files of kept weights by step. The result is empty if the run keeps none."""
     found = {int(file.stem): file for file in (run / KEPT).glob("*.safetensors") if file.stem.isdecimal()}
     return dict(sorted(found.items()))
 
 
 def checked_files(run: Path) -> dict[int, Path]:
-    """The same of a finished run. Raises: RequestError for a file that is not what was written."""
+    """Return the files of kept weights by step, after a check.
+
+    Raises: RequestError if a file of a finished run was changed.
+    """
     found = kept_files(run)
     written = read_result(run, Finished).files if found and (run / RESULT).exists() else {}
     for file in found.values():
@@ -49,6 +52,6 @@ def checked_files(run: Path) -> dict[int, Path]:
 
 
 def remove_half_written(run: Path) -> None:
-    """Remove what a killed command has left half written."""
+    """Remove temporary files of a killed command."""
     for file in (run / KEPT).glob(f"*{PARTIAL}"):
         file.unlink()

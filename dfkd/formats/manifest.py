@@ -1,4 +1,4 @@
-"""A selection's manifest, its last file: what makes it complete, what it holds, and everything that decided it."""
+"""Manifest of a selection: the file that is written last, with the selection's contents and all that decided them."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from dfkd.system.files import write_json
 from dfkd.system.records import Count, FileName, Holds, check_format, parse
 
 FORMAT = 2
-"""Of a selection: its manifest, shards and scores. Another one is refused."""
+"""Version of the format of selections: manifest, shards and scores. Other versions are refused."""
 MANIFEST = "manifest.json"
 HINT = "; delete the folder and select again"
 
@@ -25,36 +25,36 @@ _Threshold = Annotated[float, Holds(lambda x: abs(x) < 2**40, "a confidence")]
 
 @dataclass(frozen=True)
 class ImageShape:
-    """What the images of a selection are: raw or encoded files, pixels a side, channels."""
+    """Form of a selection's images: raw pixels or encoded files, side in pixels, and channels."""
 
     encoded: bool
     size: _AtLeastOne
     channels: Annotated[int, Holds(lambda n: n in (1, 3), "1 or 3")]
     bits: Annotated[int, Holds(lambda n: 8 <= n <= 16, "from 8 to 16")] | None = None
-    """Of encoded images with 16 bits, those in use."""
+    """Number of bits in use of encoded 16-bit images."""
 
 
 @dataclass(frozen=True)
 class StoredFile(Entry):
-    """A file of the folder."""
+    """File of a selection with its size, hash and name."""
 
     name: FileName
 
 
 @dataclass(frozen=True)
 class ShardFile(StoredFile):
-    """A shard."""
+    """Shard of a selection, with its number of rows."""
 
     rows: Count
 
     def describe(self) -> dict[str, Any]:
-        """The shard's table in the manifest."""
+        """Return the shard's table in the manifest."""
         return {"name": self.name, "rows": self.rows, "bytes": self.bytes, "sha256": self.sha256}
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """An image of the pool that could not be read."""
+    """Pool image that could not be read, and the reason."""
 
     source: str
     why: str
@@ -62,7 +62,7 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class NetworkPrint:
-    """What decides a network's outputs."""
+    """Identity of a network: everything that decides its outputs."""
 
     architecture: str
     weights: str
@@ -71,7 +71,7 @@ class NetworkPrint:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How the images went into the teacher."""
+    """Preprocessing of images for the teacher."""
 
     normalize: str
     crop_pct: CropShare = 1.0
@@ -79,13 +79,13 @@ class Preprocess:
 
     @property
     def frame(self) -> Frame:
-        """What of a photograph the teacher saw."""
+        """Part of a photograph that the teacher saw."""
         return Frame(self.crop_pct, self.interpolation)
 
 
 @dataclass(frozen=True)
 class SelectionOptions:
-    """The options that decided which images there are."""
+    """Options that decided which images were selected."""
 
     method: str
     table: Mapping[str, Any]
@@ -104,7 +104,10 @@ class Content:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a complete selection is. `config` is the request, `source` the generator that made it or `selection`."""
+    """Manifest of a complete selection.
+
+    `config` in `table` is the request. `source` is the name of the generator, or `selection`.
+    """
 
     fingerprint: str
     teacher: str
@@ -122,11 +125,11 @@ class Manifest:
     beside: tuple[StoredFile, ...]
     table: Mapping[str, Any]
     cost: Mapping[str, Count] = field(default_factory=dict)
-    """Of images that a generator made: the teacher's forward passes and the generator's steps."""
+    """Cost of generated images: the teacher's forward passes and the generator's steps."""
     filter: Mapping[str, Any] = field(default_factory=dict)
-    """Where one was found: the teacher's scores, and the filter itself where it was kept."""
+    """Pool filter that was fitted: the Inception Scores, and the filter itself if it was kept. Empty without one."""
     left_out: Mapping[str, Mapping[str, Count]] = field(default_factory=dict)
-    """By part of the pool and suffix, how many files are no images."""
+    """Number of files that are not images, by part of the pool and file suffix."""
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -140,7 +143,7 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a complete selection. Raises: RequestError where there is none that this version reads."""
+    """Return the manifest of a complete selection. Raises: RequestError if there is none that this version reads."""
     path = folder / MANIFEST
     if not path.exists():
         what = "does not exist" if not folder.exists() else f"is not a selection: it has no {MANIFEST}"
@@ -154,7 +157,7 @@ def read_manifest(folder: Path) -> Manifest:
         if manifest.filter:
             read_scores(manifest.filter)
             read_filter(manifest.filter, manifest.image.channels)
-    except OSError as error:  # a permission, a server that is away: no reason to delete anything
+    except OSError as error:  # missing permission or an unreachable server are no reason to delete anything
         raise RequestError(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         what = f"filter has no {error}" if isinstance(error, KeyError) else str(error)

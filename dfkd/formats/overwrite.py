@@ -1,4 +1,4 @@
-"""An output never replaces an input, nor of a file that a run or a selection keeps a checksum of."""
+"""Protection of inputs and of files of runs and selections from being overwritten by an output."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -17,7 +17,7 @@ _OF_SELECTION = (MANIFEST, "dataset_info.json", "state.json", "scores.parquet")
 
 
 def check_output(text: str, flag: str, inputs: Iterable[str | None]) -> None:
-    """Raise RequestError where the file that a flag names is one of the inputs (DATA, MODEL, FILE), or kept by dfkd."""
+    """Raise RequestError if a flag names a file that is an input (DATA, MODEL, FILE) or part of a run or selection."""
     for path in {user_path(text).absolute(), user_path(text).resolve()}:
         why = _kept(path) or _input(path, inputs)
         if why:
@@ -25,7 +25,10 @@ def check_output(text: str, flag: str, inputs: Iterable[str | None]) -> None:
 
 
 def _kept(path: Path) -> str | None:
-    """Which run or selection a file belongs to, in words; also one that the run is yet to write."""
+    """Return in words which run or selection a file belongs to, or None.
+
+    A file that an unfinished run is yet to write belongs to the run, too.
+    """
     folder, name = path.parent, path.name
     if (folder / CONFIG).exists() and ((folder / METRICS).exists() or (folder / RESULT).exists()) and name in _OF_RUN:
         return f"a file of the run {folder.name}"
@@ -38,7 +41,10 @@ def _kept(path: Path) -> str | None:
 
 
 def _input(path: Path, inputs: Iterable[str | None]) -> str | None:
-    """Which input a file is, or lies in, in words. Reports may lie beside the images of a folder."""
+    """Return in words which input a path is, or which input folder contains the path, or None.
+
+    Reports are allowed in an input folder of images.
+    """
     if not path.exists():
         return None
     for text in inputs:
@@ -51,6 +57,6 @@ def _input(path: Path, inputs: Iterable[str | None]) -> str | None:
 
 
 def _paths(text: str) -> Iterator[Path]:
-    weights = text.rpartition("@")[2]  # a MODEL names its weights after the @, and a dictionary in them after a #
+    weights = text.rpartition("@")[2]  # a MODEL has its weights after the @, and the key of a state dict after a #
     for part in {text, weights, weights.rpartition("#")[0]} - {""}:
         yield from paths_of(part)

@@ -1,7 +1,7 @@
-"""A selection or a run in an object store: made in a folder of the cache, then sent with its last file at the end.
+"""Selections and runs in an object store, which are made in a folder of the cache and then sent.
 
-The last file (a selection's manifest, a run's result) is what makes it complete. A reader fetches it first, so that it
-never takes half of a folder for the whole.
+The last file (a selection's manifest, a run's result) marks a folder as complete, and is sent last. A reader fetches
+the last file first, and so never mistakes an incomplete folder for a complete one.
 """
 
 import json
@@ -23,17 +23,20 @@ from dfkd.system.locks import LOCK, locked
 from dfkd.system.remote import is_remote, system_of, tried
 
 LAST = {"selection": MANIFEST, "run": RESULT}
-"""The last file of each kind of folder."""
+"""Name of the last file of each kind of folder."""
 MARK = "incomplete.json"
-"""Says whose files lie in the store while they are sent; it goes when the last file is there."""
+"""Name of the file that marks a folder in the store as incomplete. The file holds the hash of the folder's last file.
+
+The file is removed after the last file was sent.
+"""
 
 
 @contextmanager
 def sent(uri: str, kind: str) -> Iterator[None]:
-    """While the block runs, `local_copy(uri)` is the folder; what it holds then is sent, once it is complete.
+    """Send the folder `local_copy(uri)` to the object store after the block, if the folder is complete.
 
-    A complete one in the store is fetched before. Raises: RequestError where the store cannot be written, before the
-    block runs, and where something else lies there.
+    A complete folder in the store is fetched before the block.
+    Raises: RequestError, before the block, if the store cannot be written or holds other files under this name.
     """
     remote = _Remote(uri, LAST[kind])
     ranks.from_first(remote.begin)
@@ -46,9 +49,9 @@ def sent(uri: str, kind: str) -> Iterator[None]:
 
 
 def folder_of(text: str) -> Path:
-    """The folder that a text names; of one in an object store the copy in the cache, fetched where it is not there yet.
+    """Return the folder that a text names. A folder in an object store is fetched to the cache, unless it is there.
 
-    Raises: RequestError where the store has no complete selection or run of this name.
+    Raises: RequestError if the store has no complete selection or run of this name.
     """
     if not is_remote(text):
         return user_path(text)
@@ -69,7 +72,7 @@ def folder_of(text: str) -> Path:
 
 @dataclass
 class _Remote:
-    """One folder of a store, with the name of its last file."""
+    """Folder of an object store, with the name of its last file."""
 
     uri: str
     last: str
@@ -77,7 +80,7 @@ class _Remote:
     def __post_init__(self) -> None:
         self.system, path = system_of(self.uri)
         self.path, self.local = path.rstrip("/"), local_copy(self.uri)
-        self.system.invalidate_cache()  # what was listed before is not what is there now
+        self.system.invalidate_cache()  # drop cached listings, which may be out of date
 
     def begin(self) -> None:
         if self.fetch():
@@ -86,19 +89,19 @@ class _Remote:
         if mark is None and self._files():
             raise RequestError(f"--out {self.uri} holds something that is not complete or not of dfkd; give another")
         self.fresh = mark is None
-        if self.fresh:  # a store that cannot be written is found now, and not after hours
+        if self.fresh:  # shows before hours of work that the store can be written
             self._write(MARK, b"{}")
 
     fresh: bool = False
-    """Whether nothing was there before."""
+    """Whether the store had no files of this folder before."""
 
     def give_up(self) -> None:
-        """Leave a store as it was, where nothing was sent."""
+        """Remove the mark if the store had no files before."""
         if self.fresh:
             self._remove(MARK)
 
     def fetch(self) -> bool:
-        """Have the store's folder in the cache, byte for byte; False where it is not complete."""
+        """Copy the store's folder to the cache, byte for byte. Returns: False if the folder is not complete."""
         whole = self.read(self.last)
         if whole is None:
             return False
@@ -118,7 +121,7 @@ class _Remote:
         return True
 
     def send(self) -> None:
-        """Write what the cache has, and its last file at the end; what is there of it already is left."""
+        """Send the folder in the cache, with its last file at the end. Skip files that an earlier call has sent."""
         last = self.local / self.last
         if not last.is_file() or self.read(self.last) == last.read_bytes():
             return
@@ -140,7 +143,7 @@ class _Remote:
         say(f"{self.uri}: {len(files) + 1} files were sent; a copy is in {self.local}")
 
     def read(self, name: str) -> bytes | None:
-        """A small file of the folder, or None."""
+        """Return the content of a small file of the folder, or None if there is no such file."""
         try:
             found: bytes | None = self._tried(name, partial(self.system.cat_file, self._at(name)), "read")
         except FileNotFoundError:
@@ -148,7 +151,7 @@ class _Remote:
         return found
 
     def _files(self) -> dict[str, int]:
-        """The sizes of the files that are there."""
+        """Return the sizes of the folder's files in the store by name."""
         try:
             found = self._tried("", lambda: self.system.find(self.path, detail=True), "read")
         except FileNotFoundError:

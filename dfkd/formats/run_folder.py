@@ -1,4 +1,4 @@
-"""A run's folder: its request, metrics, last complete checkpoint, and at the end the student and the result."""
+"""Folder of a run: its request, metrics, last complete checkpoint and, at the end, student and result."""
 
 import contextlib
 import io
@@ -44,21 +44,21 @@ from dfkd.system.locks import LOCK, locked
 
 METRICS, CHECKPOINT, LOGS = "metrics.jsonl", "checkpoint", "logs"
 READY = f"{CHECKPOINT}.next"
-"""A checkpoint that is complete, and waits until those of other runs are."""
+"""Name of a complete checkpoint that waits for the checkpoints of other runs."""
 STATE, PROGRESS = "state.pt", "progress.json"
-"""The files of a checkpoint."""
+"""Files of a checkpoint."""
 R = TypeVar("R")
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, RuntimeError, RecursionError, pickle.UnpicklingError)
 
 
 class Progress:
-    """What is written down while something trains: rows of metrics, and the last complete checkpoint."""
+    """Record of a training: rows of metrics, and the last complete checkpoint."""
 
     def __init__(self, folder: Path, hint: str) -> None:
-        """`hint` ends the message of a damaged checkpoint."""
+        """Set the folder. `hint` ends the error message about a damaged checkpoint."""
         self.folder, self._hint = folder, hint
         self.follower: Callable[[Mapping[str, Any]], None] | None = None
-        """Is told every row, after it was written."""
+        """Function that receives every row after it was written."""
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append a row to the metrics."""
@@ -68,19 +68,22 @@ class Progress:
             self.follower(row)
 
     def save(self, state: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
-        """Replace the checkpoint: tensors in state.pt, and what a reader wants to know in progress.json."""
+        """Replace the checkpoint by one with tensors in state.pt and the progress in progress.json."""
         replace_folder(self._written(state, progress), self.folder / CHECKPOINT)
 
     def make_ready(self, state: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
-        """Write a checkpoint beside the last one, for `publish`: of several runs each has it before any goes on."""
+        """Write a checkpoint beside the last one, for `publish`.
+
+        Of several runs, each writes its checkpoint before any of them continues.
+        """
         replace_folder(self._written(state, progress), self.folder / READY)
 
     def publish(self) -> None:
-        """Replace the checkpoint by the one that is ready."""
+        """Replace the checkpoint by the one that `make_ready` wrote."""
         replace_folder(self.folder / READY, self.folder / CHECKPOINT)
 
     def step(self, name: str = CHECKPOINT) -> int | None:
-        """That of the last checkpoint, or of the one that is `READY`; None where there is none that can be read."""
+        """Return the step of a checkpoint: the last one, or the one called `READY`. None if it cannot be read."""
         folder = current_folder(self.folder / name)
         try:
             return None if folder is None else parse_progress((folder / PROGRESS).read_text(encoding="utf-8")).step
@@ -88,18 +91,18 @@ class Progress:
             return None
 
     def forget_ready(self) -> None:
-        """Remove a checkpoint that is ready, and was not published."""
+        """Remove a checkpoint that `make_ready` wrote and `publish` did not use."""
         for folder in self.folder.glob(f"{READY}*"):
             shutil.rmtree(folder)
 
     def _written(self, state: Mapping[str, Any], progress: Mapping[str, Any]) -> Path:
-        """A checkpoint under a temporary name."""
+        """Write a checkpoint under a temporary name, and return the path."""
         if (self.folder / METRICS).exists():
-            sync(self.folder / METRICS)  # its rows up to this step are part of what a resumed run goes on from
+            sync(self.folder / METRICS)  # a resumed run needs the rows up to this step
         partial = self.folder / (CHECKPOINT + PARTIAL)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        # through memory: of a full disk, torch's own writer says something about positions
+        # via memory, because torch's writer reports a full disk as an error about positions
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)
         with replacing(partial / STATE) as file:
@@ -109,9 +112,10 @@ class Progress:
         return partial
 
     def load(self) -> tuple[dict[str, Any], Checkpoint] | None:
-        """The last complete checkpoint's state and progress; rows of metrics past its step are dropped.
+        """Return state and progress of the last complete checkpoint, or None.
 
-        Raises: RequestError for a damaged checkpoint.
+        Rows of metrics after the checkpoint's step are dropped.
+        Raises: RequestError if the checkpoint is damaged.
         """
         folder = current_folder(self.folder / CHECKPOINT)
         metrics = self.folder / METRICS
@@ -132,22 +136,26 @@ class Progress:
 
 
 class Run(Progress):
-    """One distillation's folder. Opening it again with the same request goes on from its last checkpoint."""
+    """Folder of one distillation. Opening it again with the same request continues from the last checkpoint."""
 
     def __init__(self, folder: Path, shown: str, request: Mapping[str, Any]) -> None:
-        """Name a new run or one that was begun; `request` is `config.toml`, whose table `content` decides the result.
+        """Open the folder of a new or unfinished run. Nothing is written before `writing`.
 
-        `shown` is the folder's name in messages. Nothing is written before `writing`.
-        Raises: RequestError where the folder holds another run, with the fields that differ, or something else.
+        `shown` is the folder's name in messages. `request` is the content of `config.toml`, whose table `content`
+        decides the result.
+        Raises: RequestError if the folder holds another run or other files. The message names the fields that differ.
         """
         super().__init__(folder, "; delete it, and the run starts anew")
         self.shown, self.request = shown, {"format": RUN_FORMAT, **_plain(request)}
         self._check()
 
     def _check(self) -> str | None:
-        """Why another request, which this one replaces, failed. Raises: RequestError as `__init__`."""
+        """Return why another request failed in this folder, or None. The present request then replaces the failed one.
+
+        Raises: RequestError as `__init__`.
+        """
         folder = self.folder
-        # before the question for the first file: another command may be writing it
+        # before the check for CONFIG, which another command may be writing
         others = folder.is_dir() and any(not _is_leftover(file) for file in folder.iterdir())
         if (folder / CONFIG).exists():
             different = differences(read_request(folder).content, self.request["content"])
@@ -156,18 +164,19 @@ class Run(Progress):
             if different:
                 raise RequestError(f"--out {self.shown} holds another run: {'; '.join(different)}; give another folder")
         elif others or (folder.exists() and not folder.is_dir()):
-            raise RequestError(f"--out {self.shown} holds files that are not a run; give another folder")
+            why = "holds files that are not a run" if folder.is_dir() else "is a file"
+            raise RequestError(f"--out {self.shown} {why}; give another folder")
         return None
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Keep other commands out of the folder while the block runs, and remove what a killed one left half written.
+        """Lock the folder against other commands while the block runs, and remove partial files of a killed command.
 
-        A RequestError that ends the block before there is a result is written down.
-        Raises: RequestError where another command writes it.
+        If the block ends with a RequestError before there is a result, the error is recorded in the folder.
+        Raises: RequestError if another command is writing the folder.
         """
         with locked(self.folder, self.shown):
-            failed = self._check()  # another command may have been here since
+            failed = self._check()  # another command may have changed the folder in the meantime
             if failed is not None:
                 say(f"{self.shown}: another request failed there ({failed}); the run starts anew")
                 self._forget()
@@ -176,19 +185,19 @@ class Run(Progress):
                     shutil.rmtree(file) if file.is_dir() else file.unlink()
             remove_half_written(self.folder)
             restore_folder(self.folder / CHECKPOINT)
-            if not (self.folder / RESULT).exists():  # one that was begun is finished as this request has it
+            if not (self.folder / RESULT).exists():  # an unfinished run is finished with the present request
                 write_text(self.folder / CONFIG, tomli_w.dumps(sealed(self.request)))
             (self.folder / FAILED).unlink(missing_ok=True)
             try:
                 yield
             except RequestError as error:
                 if not (self.folder / RESULT).exists():
-                    with contextlib.suppress(OSError):  # what went wrong before matters more
+                    with contextlib.suppress(OSError):  # the first error is more important
                         write_json(self.folder / FAILED, sealed({"why": str(error)}))
                 raise
 
     def _forget(self) -> None:
-        """Remove what another request has left; that it failed, and its request, is replaced last."""
+        """Remove files of another request. Its failure and its request are replaced last."""
         for folder in self.folder.glob(f"{CHECKPOINT}*"):
             shutil.rmtree(folder)
         (self.folder / METRICS).unlink(missing_ok=True)
@@ -196,25 +205,25 @@ class Run(Progress):
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def tidy(self) -> None:
-        """Remove what a command has left that was killed just after its last step, if nobody is writing."""
+        """Remove files that a command left when killed after its last step, unless another command is writing."""
         old = self.folder / f"{CHECKPOINT}.old"
         if old.exists() or any(_is_leftover(file) for file in self.folder.iterdir()):
             with contextlib.suppress(RequestError, OSError), self.writing():
                 pass
 
     def result(self, kind: type[R]) -> R | None:
-        """The result of a finished run. Raises: RequestError where it cannot be read."""
+        """Return the result of a finished run, else None. Raises: RequestError if the result cannot be read."""
         if not (self.folder / RESULT).exists():
             return None
         return read_result(self.folder, kind, "; delete it, and the run ends anew")
 
     def update(self, result: Mapping[str, Any]) -> None:
-        """Replace the result of a finished run, and then the request for it: a kill between costs a measurement."""
+        """Replace the result and then the request of a finished run. A kill in between costs one evaluation."""
         write_json(self.folder / RESULT, sealed(result))
         write_text(self.folder / CONFIG, tomli_w.dumps(sealed(self.request)))
 
     def finish(self, weights: dict[str, Tensor], result: Mapping[str, Any]) -> None:
-        """Write the student's weights and, last, the result."""
+        """Write the student's weights and then the result, the last file."""
         from safetensors.torch import save
 
         with replacing(self.folder / WEIGHTS) as partial:
@@ -226,14 +235,17 @@ class Run(Progress):
 
 
 def _plain(value: Any) -> Any:
-    """A value as TOML gives it back: lists for tuples, nothing for None."""
+    """Return a value as TOML stores it: lists for tuples, and no entry for None."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items() if item is not None}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _is_leftover(file: Path) -> bool:
-    """Whether a kill left this file of a run: half written, or a lock that nobody holds. Others' files stay."""
+    """Return whether a file is left over from a killed command: a partial file of a run, or an unused lock.
+
+    Files of other names stay.
+    """
     own = (CONFIG, METRICS, CHECKPOINT, WEIGHTS, RESULT, FAILED)
     return file.name == LOCK or (file.name.endswith(PARTIAL) and file.name.startswith(own))
 
@@ -245,5 +257,5 @@ def _lines(metrics: Path) -> list[str]:
 def _step(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # a row that was cut off by a kill
+    except (ValueError, KeyError, TypeError):  # a row cut short by a kill
         return float("inf")

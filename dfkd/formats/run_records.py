@@ -1,4 +1,4 @@
-"""What the files of a run say, as records: its request, its result, why it failed, how far it came."""
+"""Records of the files of a run: request, result, failure and progress."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from dfkd.system.errors import RequestError
 from dfkd.system.records import Count, check_format, parse
 
 RUN_FORMAT = 1
-"""Of a run's folder, in config.toml, and of a checkpoint, in its progress.json. Another one is refused."""
+"""Version of the format of a run (in config.toml) and of a checkpoint (in progress.json). Others are refused."""
 CONFIG, RESULT, FAILED, WEIGHTS = "config.toml", "result.json", "failed.json", "student.safetensors"
 HINT = "; distill again into another folder"
 R = TypeVar("R")
@@ -22,7 +22,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class ModelTable:
-    """The network of a run: what makes its folder a MODEL."""
+    """Network of a run, by which its folder is a MODEL."""
 
     architecture: str
     normalize: str | None = None
@@ -34,7 +34,7 @@ class ModelTable:
 
 @dataclass(frozen=True)
 class Request:
-    """A run's config.toml: its network, and in `content` everything that decides the result."""
+    """config.toml of a run: its network, and in `content` everything that decides the result."""
 
     model: ModelTable
     content: Mapping[str, Any]
@@ -43,7 +43,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and how it was computed."""
+    """Device, precision and further settings of the computation."""
 
     device: str
     precision: str
@@ -67,7 +67,7 @@ class DistillContent:
 
 @dataclass(frozen=True)
 class DistillTable:
-    """The options of a distillation; `test` is what its student was measured on."""
+    """Options of a distillation. `test` is the labeled DATA on which the student was evaluated."""
 
     teacher: str | tuple[str, ...]
     student: str
@@ -77,7 +77,7 @@ class DistillTable:
 
 @dataclass(frozen=True)
 class DistillRequest:
-    """The config.toml of a distillation."""
+    """config.toml of a distillation."""
 
     distill: DistillTable
     content: DistillContent
@@ -85,7 +85,7 @@ class DistillRequest:
 
 @dataclass(frozen=True)
 class Finished:
-    """The result.json of a run of whatever stage."""
+    """result.json of a run of any stage."""
 
     files: Mapping[str, Entry]
     table: Mapping[str, Any]
@@ -93,7 +93,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a distillation. Without a test its figures are None."""
+    """Result of a distillation. Measures on test images are None without `--test`."""
 
     name: str
     seed: int
@@ -109,20 +109,20 @@ class Result:
     test_images: Count | None
     generator_steps: Count | None
     begins: str | None
-    """`teacher`, `given` or `random`: where the student's first weights come from."""
+    """Origin of the student's first weights: `teacher`, `given` or `random`."""
     files: Mapping[str, Entry]
     table: Mapping[str, Any]
     test_fingerprint: str | None = None
     per_class: tuple[float | None, ...] | None = None
-    """Top-1 of each class; None for a class without test images."""
+    """Top-1 accuracy of each class, None for a class without test images."""
     teacher_per_class: tuple[float | None, ...] | None = None
     exits: tuple[float, ...] | None = None
-    """Top-1 of heads at which the student could stop earlier, from the shallowest."""
+    """Top-1 accuracy of heads at which the student could stop early, beginning with the shallowest head."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's progress.json: the step that is done, the seconds so far, and what was written of its state."""
+    """progress.json of a checkpoint: completed steps, seconds so far, and size and hash of its state file."""
 
     step: Count
     seconds: float
@@ -132,37 +132,40 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a run ended before its last step."""
+    """Reason why a run ended before its last step."""
 
     why: str
 
 
 def read_request(folder: Path) -> Request:
-    """The config.toml of any run. Raises: RequestError, naming the field, where it cannot be read, or was changed."""
+    """Return the config.toml of any run.
+
+    Raises: RequestError, which names the field, if the file cannot be read or was changed.
+    """
     return _request(folder, Request)
 
 
 def read_distillation(folder: Path) -> DistillRequest:
-    """The config.toml of a distillation. Raises: RequestError as `read_request`."""
+    """Return the config.toml of a distillation. Raises: RequestError as `read_request`."""
     return _request(folder, DistillRequest)
 
 
 def read_result(folder: Path, kind: type[R], hint: str = HINT) -> R:
-    """A run's result.json, as a `Result` or `Finished`; `hint` is the end of the message.
+    """Return the result.json of a run, as a `Result` or `Finished`. `hint` is the end of the error message.
 
-    Raises: RequestError, naming the field, where it cannot be read, or was changed.
+    Raises: RequestError, which names the field, if the file cannot be read or was changed.
     """
     path = folder / RESULT
     try:
         return parse(kind, unsealed(json.loads(path.read_text(encoding="utf-8"))))
-    except OSError as error:  # a permission, a server that is away: no reason to distill again
+    except OSError as error:  # missing permission or an unreachable server are no reason to distill again
         raise RequestError(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         raise RequestError(f"{path} cannot be read ({error}){hint}") from None
 
 
 def read_failure(folder: Path) -> str | None:
-    """Why the run in a folder ended before its last step; None where it did not, or nothing is known of it."""
+    """Return why the run in a folder ended before its last step, or None if no failure is recorded."""
     if (folder / RESULT).exists():
         return None
     try:
@@ -172,14 +175,14 @@ def read_failure(folder: Path) -> str | None:
 
 
 def parse_progress(text: str) -> Checkpoint:
-    """A checkpoint's progress.json. Raises: ValueError, naming the field, where it was changed."""
+    """Return the progress.json of a checkpoint. Raises: ValueError, which names the field, if the text was changed."""
     table = json.loads(text)
     check_format(table, RUN_FORMAT)
     return parse(Checkpoint, unsealed(table))
 
 
 def finished_weights(folder: Path) -> Path:
-    """The weights of a run's student. Raises: RequestError where they are not those that were written."""
+    """Return the checked file of a student's weights. Raises: RequestError if the file was changed."""
     path = folder / WEIGHTS
     if (folder / RESULT).exists():
         files = read_result(folder, Finished).files

@@ -1,8 +1,9 @@
-"""Write, verify and open a selection: Arrow shards that `datasets.load_from_disk` opens, beside a manifest.
+"""Writing, verifying and opening of selections: Arrow shards, which `datasets.load_from_disk` opens, beside a manifest.
 
-Up to 64 pixels the images are raw uint8 of one shape, one record batch a shard: the flattened storage of a shard is a
-view of the file in memory, without decoding or copying. They are stored [channels, height, width]: Arrow keeps four
-bytes of offset for every innermost list, with channels last that would be more than the pixels. Larger ones stay files.
+Images of up to 64 pixels a side are raw uint8 of one shape, in one record batch per shard. The flattened storage of a
+shard is then a view of the file in memory, without decoding or copying. The layout is [channels, height, width],
+because Arrow keeps four bytes of offset for every innermost list. With channels last, offsets would take more space
+than pixels. Larger images are stored as encoded files.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,10 +25,13 @@ from dfkd.system.files import make_folder, replacing, write_json
 
 ROWS_PER_SHARD = 8_192
 BYTES_PER_SHARD = 256 * 2**20
-"""Of encoded files, whose sizes differ; Arrow counts the bytes of a column in 32 bits."""
+"""Limit for shards of encoded files, whose sizes differ. Arrow counts the bytes of a column in 32 bits."""
 HASHED_WHEN_OPENED = 256 * 2**20
-"""Shards of so many bytes together are hashed whenever they are opened (a fifth of a second); of larger selections
-sizes are checked, and hashes by `dfkd inspect --verify`: a hundred million images take minutes to read."""
+"""Largest total size in bytes of shards that are hashed whenever they are opened, which takes a fifth of a second.
+
+For larger selections, opening checks sizes, and `dfkd inspect --verify` checks hashes. Reading a hundred million images
+takes minutes.
+"""
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,11 @@ def write_shards(
     done: Sequence[ShardFile] = (),
     written: Callable[[Mapping[str, Any]], None] = lambda file: None,
 ) -> list[dict[str, Any]]:
-    """Write one Arrow file for each element of `shards` and the two files with which `datasets` opens the folder.
+    """Write one Arrow file per element of `shards`, and the two files with which `datasets` opens the folder.
 
-    `done` are the files that an earlier call has written before the first of these; `written` is told of every new one.
-    Returns the manifest's list of files: name, rows, bytes, sha256. The folder is complete only when `write_manifest`
-    is done.
+    `done` are the first files, written by an earlier call. `written` is called with the entry of every new file.
+    Returns: the manifest's list of files, each with name, rows, bytes and sha256. The folder is complete only after
+    `write_manifest`.
     """
     from datasets import DatasetInfo
 
@@ -83,10 +87,10 @@ def write_shards(
 
 
 class Shards:
-    """A complete selection, memory-mapped: images by row number, and the columns."""
+    """Complete selection, memory-mapped: images by row number, and columns."""
 
     def __init__(self, folder: Path) -> None:
-        """Open `folder`. Raises: RequestError for an incomplete selection or a shard that is not as it was written."""
+        """Open `folder`. Raises: RequestError for an incomplete selection or a changed shard."""
         self.folder = folder
         self.manifest = read_manifest(folder)
         sizes = [check_size(folder / file.name, file, HINT) for file in self.manifest.files]
@@ -96,13 +100,13 @@ class Shards:
         self._starts = np.cumsum([0, *(len(table) for table in self._tables)])
         self.encoded = self.manifest.image.encoded
         self._threads = ThreadPoolExecutor(processors()) if self.encoded else None
-        known = self.manifest.filter if self.encoded else {}  # raw images are filtered already
+        known = self.manifest.filter if self.encoded else {}  # raw images were filtered before they were stored
         self._filter = read_filter(known, self.manifest.image.channels)
         self._frame = self.manifest.content.preprocess.frame
         try:
             self._raw = [] if self.encoded else [_pixels(table, self.manifest.image) for table in self._tables]
             classes = {self._check_columns(table) for table in self._tables}
-        except (ValueError, KeyError, AttributeError, TypeError) as error:  # Arrow's own are ValueErrors, but for one
+        except (ValueError, KeyError, AttributeError, TypeError) as error:  # nearly all of Arrow's are ValueErrors
             raise RequestError(
                 f"{folder} holds other columns than its {MANIFEST} says ({error}); make it again"
             ) from None
@@ -115,9 +119,9 @@ class Shards:
     def pixels(
         self, rows: Int[np.ndarray, " batch"], windows: Sequence[Window] | None = None
     ) -> UInt8[np.ndarray, "batch height width channels"]:
-        """The images of some rows: copied out of the shards, or decoded by one thread a core.
+        """Return the images of some rows: copied from the shards, or decoded with one thread per core.
 
-        Of encoded images `windows` are decoded, one each, where they are given.
+        `windows`, if given, has one window per row, which is decoded of an encoded image.
         """
         image = self.manifest.image
         out = np.empty((len(rows), image.size, image.size, image.channels), dtype=np.uint8)
@@ -137,9 +141,9 @@ class Shards:
         return decode(file, image.size, image.channels, image.bits, self._frame, window).pixels
 
     def column(self, name: str, rows: Int[np.ndarray, " some"] | None = None) -> np.ndarray:
-        """A column of numbers or strings (not the images), rows first: whole, or some rows of it in their order."""
+        """Return a column of numbers or strings [rows, ...]: the whole column, or `rows` of it in their order."""
         for table in self._tables:
-            table[name].validate(full=True)  # its offsets: Arrow follows them wherever they lead
+            table[name].validate(full=True)  # check offsets, which Arrow follows without a bounds check
         if rows is None:
             return np.concatenate([_to_numpy(table[name].combine_chunks()) for table in self._tables])
         parts = self._locate(rows)
@@ -147,7 +151,10 @@ class Shards:
         return np.concatenate(values)[np.argsort(np.concatenate([where for where, _, _ in parts]))]
 
     def _check_columns(self, table: Any) -> int:
-        """Raises: ValueError, KeyError, AttributeError or TypeError for other columns. Returns the classes."""
+        """Return the number of classes.
+
+        Raises: ValueError, KeyError, AttributeError or TypeError if the columns differ from the format.
+        """
         import pyarrow as pa
 
         classes = table.schema.field("logits").type.list_size
@@ -164,12 +171,12 @@ class Shards:
         return classes
 
     def verify(self) -> None:
-        """Read every shard again. Raises: RequestError naming the first one whose bytes have changed."""
+        """Read every shard again. Raises: RequestError, which names the first changed shard."""
         for file in self.manifest.files:
             check_file(self.folder / file.name, file, HINT)
 
     def _locate(self, rows: Int[np.ndarray, " batch"]) -> list[tuple[np.ndarray, int, np.ndarray]]:
-        """(positions in `rows`, shard, rows within the shard) for each shard that is touched."""
+        """Return (positions in `rows`, shard, rows within the shard) for each shard that has some of the rows."""
         shard_of = np.searchsorted(self._starts, rows, side="right") - 1
         touched = np.unique(shard_of)
         wheres = [np.flatnonzero(shard_of == shard) for shard in touched]
@@ -198,7 +205,7 @@ def _features(rows: Rows) -> Any:
 
 
 def _features_of(shard: Path) -> Any:
-    """The features of a shard that was written earlier."""
+    """Return the features of a shard that was written earlier."""
     import pyarrow as pa
     from datasets import Features
 
@@ -249,20 +256,20 @@ def _open_arrow(path: Path, rows: int) -> Any:
 
 
 def _pixels(table: Any, image: ImageShape) -> UInt8[np.ndarray, "rows channels height width"]:
-    """The images of a shard as a view of its file: three levels of lists, flattened."""
+    """Return the images of a shard as a view of its file, by flattening three levels of lists."""
     import pyarrow as pa
 
-    # chunk(0), the shard's one record batch; combine_chunks() would copy it
+    # chunk(0) is the shard's one record batch; combine_chunks() would copy the data
     flat = table["image"].chunk(0)
-    # pyarrow knows the type of `datasets` only where that is imported, which takes seconds: else this is the storage
+    # Without `datasets`, whose import takes seconds, pyarrow does not know the extension type and returns its storage.
     flat = getattr(flat, "storage", flat)
     for _ in range(3):
-        flat.validate()  # of the offsets those that flatten() follows: a damaged one would lead out of the file
+        flat.validate()  # flatten() follows these offsets; a damaged one would lead out of the file
         flat = flat.flatten()
     flat.validate()
     if flat.type != pa.uint8() or flat.null_count:
         raise ValueError(f"column image is of {flat.type} with {flat.null_count} empty values, not uint8")
-    # the buffer and not to_numpy(), which imports pandas
+    # to_numpy() would import pandas
     pixels = np.frombuffer(flat.buffers()[1], np.uint8, len(flat), flat.offset)
     return pixels.reshape(-1, image.channels, image.size, image.size)
 

@@ -1,4 +1,4 @@
-"""`dfkd inspect --verify`: every byte of a selection, a run or a pipeline's folder against its checksums."""
+"""Verification of every byte of a selection, a run or a pipeline's folder, for `dfkd inspect --verify`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +10,13 @@ from dfkd.system.checksums import Entry, check_file
 from dfkd.system.errors import RequestError
 
 Written = tuple[Path, Entry | None]
-"""A file and what was written of it; None where it is a table with a checksum of its own, compared when it is read."""
+"""File and its recorded entry. The entry is None for a table with a checksum of its own, which reading compares."""
 
 
 def verify(folder: Path) -> str:
-    """Read everything in a folder again; what was checked, in one line.
+    """Read all files in a folder again and compare them with their checksums. Returns: a summary in one line.
 
-    Raises: RequestError that names the files that are not what was written, or says that there is nothing to verify.
+    Raises: RequestError, which names changed files, or says that the folder has no files to verify.
     """
     entries = list(_entries(folder))
     wrong: list[str] = []
@@ -33,7 +33,7 @@ def verify(folder: Path) -> str:
 
 
 def _entries(folder: Path) -> Iterator[Written]:
-    """The files of a folder, with those in a pipeline's selections and runs."""
+    """Yield the files of a folder, including those of a pipeline's selections and runs."""
     if (folder / MANIFEST).exists():
         yield from _of_selection(folder)
         return
@@ -54,7 +54,7 @@ def _of_selection(folder: Path) -> Iterator[Written]:
 
 
 def _of_run(folder: Path) -> Iterator[Written]:
-    """A run's files; of an unfinished one those that there are: it has neither student nor result."""
+    """Yield the files of a run. An unfinished run has no student and no result."""
     read_request(folder)
     yield folder / CONFIG, None
     if (folder / RESULT).exists():

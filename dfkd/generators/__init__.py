@@ -1,8 +1,13 @@
-"""Images made from the teacher where there is no pool. A method is a class here, one file each.
+"""Generators: methods that make images from the teacher where there is no pool.
 
-`dfkd generate --method NAME` makes a folder of images with one, `dfkd distill --source NAME` lets it learn along with
-the student. The name is looked up here (in any case), or imported where it has dots: `my_package.inversion.Mine`. Each
-is a `dfkd.generators.base.Method`; a new one is a file and its line below, `__all__` follows.
+Each method is a class in a file of its own:
+
+- `dfkd generate --method NAME` writes a folder of images.
+- `dfkd distill --source NAME` trains the method together with the student.
+
+NAME is looked up here, in any case. A NAME with dots is imported, such as `my_package.inversion.Mine`. Every method is
+a subclass of `dfkd.generators.base.Method`. A new method needs a file and an import below. `__all__` follows from the
+imports.
 """
 
 from dfkd.generators.base import Method

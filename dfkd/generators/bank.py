@@ -1,4 +1,4 @@
-"""Images that were made and are kept, and what the methods share that keep them."""
+"""Bank of generated images, and the base class of the methods that fill one."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,10 +12,10 @@ from dfkd.system.errors import RequestError
 
 
 class Bank:
-    """Images as pixels on the processor, in the order in which they came, with the class each was made for.
+    """Generated images in CPU memory, in the order in which they were made, with the class that each was made for.
 
-    It is part of its run's checkpoint and of nothing else: another run's images cannot slip in. It only grows: in
-    memory a byte a pixel and channel.
+    The bank is saved only in the checkpoint of its run, so images of another run cannot enter. The bank only grows, by
+    one byte per pixel and channel.
     """
 
     def __init__(self, size: int, channels: int) -> None:
@@ -28,33 +28,33 @@ class Bank:
         return sum(map(len, self._labels))
 
     def add(self, images: Float[Tensor, "batch channels size size"], labels: Int[Tensor, " batch"]) -> None:
-        """Keep a batch of images in [0, 1]."""
+        """Append a batch of images in [0, 1] and their classes, as uint8 pixels."""
         self._pixels.append(quantize(images).cpu().contiguous())
-        self._labels.append(labels.to("cpu", copy=True))  # a method may write its next batch's over them
+        self._labels.append(labels.to("cpu", copy=True))  # a method may reuse its tensor for the next batch
 
     @property
     def pixels(self) -> UInt8[Tensor, "images size size channels"]:
-        """All images."""
+        """Pixels of all images."""
         self._pixels = [torch.cat(self._pixels)] if len(self._pixels) > 1 else self._pixels
         return self._pixels[0]
 
     @property
     def labels(self) -> Int[Tensor, " images"]:
-        """The class that every image was made for."""
+        """Class that each image was made for."""
         self._labels = [torch.cat(self._labels)] if len(self._labels) > 1 else self._labels
         return self._labels[0]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All images and their classes."""
+        """Return all images and their classes."""
         return {"pixels": self.pixels, "labels": self.labels}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore the images and classes from `state_dict`."""
         self._pixels, self._labels = [state["pixels"]], [state["labels"]]
 
 
 class BankMethod(Method):
-    """Images come in batches, `per_batch` updates each, into a bank from which the student learns.
+    """Method that makes batches of images, `per_batch` updates each, and keeps them in a bank for the student.
 
     Subclasses call `keep` in `update` when a batch is complete.
     """
@@ -65,7 +65,7 @@ class BankMethod(Method):
         self._per_batch = self.first = per_batch
 
     def keep(self, images: Float[Tensor, "batch channels size size"], labels: Int[Tensor, " batch"]) -> None:
-        """Put a complete batch into the bank. Raises: RequestError where an image is not finite."""
+        """Add a complete batch to the bank. Raises: RequestError if a pixel is not finite."""
         if not images.isfinite().all():
             name = type(self).__name__.lower()
             raise RequestError(
@@ -75,26 +75,26 @@ class BankMethod(Method):
         self.bank.add(images, labels)
 
     def sample(self, count: int, random: torch.Generator) -> Float[Tensor, "count channels size size"]:
-        """Images of the bank, drawn with replacement."""
+        """Draw images from the bank, with replacement."""
         rows = torch.randint(len(self.bank), (count,), generator=random, device=random.device)
         return self._as_images(self.bank.pixels[rows.cpu()])
 
     def images(self, start: int, count: int) -> Float[Tensor, "count channels size size"]:
-        """Images of the bank in the order in which they were made. Raises: RequestError where it has not so many."""
+        """Return images of the bank in the order in which they were made. Raises: RequestError if there are too few."""
         if start + count > len(self.bank):
             raise RequestError(f"{len(self.bank):,} images were made, {start + count:,} are wanted; take more steps")
         return self._as_images(self.bank.pixels[start : start + count])
 
     def available(self) -> int:
-        """The images of the bank."""
+        """Return the number of images in the bank."""
         return len(self.bank)
 
     def updates_for(self, count: int) -> int:
-        """A batch after another."""
+        """Return the number of updates that make enough whole batches for `count` images."""
         return -(-count // self.task.batch) * self._per_batch
 
     def parts(self) -> Mapping[str, Stateful]:
-        """The bank."""
+        """Return the bank, by name."""
         return {"bank": self.bank}
 
     def _as_images(

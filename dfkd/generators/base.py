@@ -1,4 +1,4 @@
-"""The base class of generators: what they are given, what they give, and their state."""
+"""Base class of generators, the task that they are given, and checks of their results."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -20,55 +20,55 @@ from dfkd.training.sources import Source, Student
 
 @runtime_checkable
 class Stateful(Protocol):
-    """What a checkpoint can hold: a module, an optimizer, a bank of images."""
+    """Object that a checkpoint can hold, such as a module, an optimizer or a bank of images."""
 
     def state_dict(self) -> Any:
-        """Everything that it needs to go on."""
+        """Return everything that is needed to continue."""
         ...
 
     def load_state_dict(self, state: Any) -> Any:
-        """Go on from `state_dict`."""
+        """Restore the state from `state_dict`."""
         ...
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a generator makes images for."""
+    """The teacher that a generator makes images for, and the size, number and classes of the images."""
 
     teacher: Classifier
     """The teacher, with the method's `taps`. Its weights never change."""
     size: int
     """Side of the images in pixels."""
     batch: int
-    """Images per step of the method."""
+    """Images per update of the method."""
     seed: int
-    """Decides every random number of the method."""
+    """Seed of all random numbers of the method."""
     wanted: Float[Tensor, " classes"] | None = None
-    """The share of each class among the images, for methods that choose classes. None: even shares."""
+    """Share of each class among the images, for methods that choose classes. None: equal shares."""
     real: Source | None = None
-    """Selections (`--samples`), for methods that also learn from real images. None if there are none."""
+    """Source of real images (`--samples`), for methods that also learn from them. None if there are none."""
 
     @property
     def channels(self) -> int:
-        """Channels of the images: 1 or 3."""
+        """Number of channels of the images: 1 or 3."""
         return self.teacher.model.channels
 
     @property
     def classes(self) -> int:
-        """The number of the teacher's classes."""
+        """Number of the teacher's classes."""
         return self.teacher.model.classes
 
     @property
     def device(self) -> torch.device:
-        """The device on which everything is computed."""
+        """Device on which all tensors are computed."""
         return self.teacher.place.device
 
 
 class Method(ABC):
     """A generator: a way to make images from a teacher.
 
-    A subclass is built from the `Task` and its own keyword-only options, each with a type and a default.
-    `NAME:key=value` sets them. It sets the class variables that differ from their defaults. `parts` names its networks,
+    A subclass takes the `Task` and its own keyword-only options, each with a type and a default. `NAME:key=value` sets
+    these options. The subclass sets the class variables that differ from their defaults. `parts` names its networks,
     optimizers and banks, so that a checkpoint has them. Draw random numbers with `self.random`.
 
     Args:
@@ -79,23 +79,23 @@ class Method(ABC):
     """
 
     taps: ClassVar[frozenset[str]] = frozenset()
-    """The teacher's features that it reads."""
+    """Features of the teacher that the method reads."""
     needs_student: ClassVar[bool] = False
-    """Whether `update` needs the student. `uses_student` follows."""
+    """Whether `update` needs the student. If true, `uses_student` becomes true."""
     uses_student: ClassVar[bool] = False
-    """Whether it uses the student if there is one."""
+    """Whether `update` uses the student if there is one."""
     needs_real: ClassVar[bool] = False
-    """Whether it also learns from real images (`Task.real`)."""
+    """Whether the method also learns from real images (`Task.real`)."""
     needs_statistics: ClassVar[bool] = False
-    """Whether it reads the statistics of the teacher's BatchNorm layers. A teacher without them is refused."""
+    """Whether the method reads the statistics of the teacher's BatchNorm layers. A teacher without them is refused."""
     every: int = 1
-    """Steps of the student from one turn of this method to the next."""
+    """Student steps from one turn of the method to the next."""
     turns: int = 1
     """Calls of `update` per turn."""
     first: int = 1
     """Calls of `update` before the student's first step."""
     paper: ClassVar[Paper | None] = None
-    """The paper that it is from."""
+    """The paper that describes the method."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -110,13 +110,13 @@ class Method(ABC):
 
     @abstractmethod
     def update(self, student: Student | None) -> dict[str, Tensor]:
-        """Learn for one step.
+        """Take one training step.
 
         Args:
             student: The student, if there is one.
 
         Returns:
-            The terms of its loss by name, as detached scalars, for the metrics.
+            The terms of the method's loss by name, as detached scalars, for the metrics.
         """
 
     @abstractmethod
@@ -125,7 +125,7 @@ class Method(ABC):
 
         Args:
             count: The number of images.
-            random: Random numbers to draw them with.
+            random: The random number generator to draw them with.
 
         Returns:
             Pixels in [0, 1], [count, channels, size, size], without gradients.
@@ -133,26 +133,26 @@ class Method(ABC):
 
     @abstractmethod
     def updates_for(self, count: int) -> int:
-        """Say how many calls of `update` a number of images takes by default.
+        """Return the default number of `update` calls for a number of images.
 
         Args:
-            count: The number of images that are worth keeping.
+            count: The number of images to keep.
 
         Returns:
             The number of calls.
         """
 
     def available(self) -> int | None:
-        """Say how many images a finished method can give.
+        """Return how many images a trained method can make.
 
         Returns:
-            The number. None: any number.
+            The number of images. None: any number.
         """
         return None
 
     @abstractmethod
     def images(self, start: int, count: int) -> Float[Tensor, "count channels size size"]:
-        """Give images of a finished method by number, the same each time.
+        """Return images of a trained method by number, the same images at every call.
 
         Args:
             start: The number of the first image, from 0.
@@ -164,7 +164,7 @@ class Method(ABC):
 
     @abstractmethod
     def parts(self) -> Mapping[str, Stateful]:
-        """Name everything that changes while it learns.
+        """Return everything that changes during training, by name.
 
         Returns:
             Modules, optimizers and banks by name.
@@ -182,9 +182,9 @@ class Method(ABC):
         return self.task.teacher.model.preprocess.normalized(images)
 
     def teach(self, images: Float[Tensor, "batch channels size size"]) -> Outputs:
-        """Ask the teacher, with gradients to the images. The images are counted.
+        """Run the teacher on images, with gradients to the images, and count the images.
 
-        Several processes that work together have the same images. Each answers its share of them.
+        With several processes, every process passes the same images. Each process computes its share of the batch.
 
         Args:
             images: Pixels in [0, 1].
@@ -196,7 +196,7 @@ class Method(ABC):
         return spread(self.task.teacher.answer)(self.normalize(images))
 
     def real(self, count: int) -> Float[Tensor, "count channels size size"]:
-        """Take the next real images.
+        """Return the next real images.
 
         Args:
             count: The number of images.
@@ -209,7 +209,7 @@ class Method(ABC):
         return pixels.permute(0, 3, 1, 2).float() / 255
 
     def labels(self, count: int) -> Int[Tensor, " count"]:
-        """Draw classes to make images of, with the shares of `Task.wanted`.
+        """Draw a class for each image to make, with the probabilities of `Task.wanted`.
 
         Args:
             count: The number of images.
@@ -222,10 +222,10 @@ class Method(ABC):
         return torch.multinomial(shares.to(self.task.device), count, replacement=True, generator=self.random)
 
     def state_dict(self) -> dict[str, Any]:
-        """Collect everything that a resumed run needs.
+        """Return everything that a resumed run needs.
 
         Returns:
-            The states of `parts`, of the random numbers and of the counters.
+            The states of `parts`, of the random number generator and of the counters.
         """
         return {
             **{name: part.state_dict() for name, part in self._parts().items()},
@@ -234,10 +234,10 @@ class Method(ABC):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state.
+        """Restore a state.
 
         Args:
-            state: What `state_dict` returned.
+            state: The result of `state_dict`.
         """
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
@@ -250,12 +250,12 @@ class Method(ABC):
 
 
 def method_code(method: Method) -> Foreign:
-    """Within it a method is called."""
+    """Return the context for calls of a method, which reports errors with the method's file and line."""
     return Foreign(f"generator {type(method).__name__} fails:", method)
 
 
 def checked_terms(method: Method, terms: object) -> dict[str, Tensor]:
-    """What an `update` returned. Raises: RequestError where that is no dictionary of numbers as tensors."""
+    """Return the result of `update`. Raises: RequestError unless it is a dictionary of tensors with one number each."""
     if isinstance(terms, dict) and all(isinstance(term, Tensor) and term.numel() == 1 for term in terms.values()):
         return terms
     raise RequestError(
@@ -265,7 +265,7 @@ def checked_terms(method: Method, terms: object) -> dict[str, Tensor]:
 
 
 def checked_images(method: Method, images: object, count: int) -> Tensor:
-    """What `sample` or `images` returned. Raises: RequestError where that is no such batch."""
+    """Return the images of a method. Raises: RequestError unless they are a float tensor of the expected shape."""
     shape = (count, method.task.channels, method.task.size, method.task.size)
     if isinstance(images, Tensor) and images.shape == shape and images.is_floating_point():
         return images
@@ -274,17 +274,20 @@ def checked_images(method: Method, images: object, count: int) -> Tensor:
 
 
 def quantize(images: Float[Tensor, "batch channels height width"]) -> UInt8[Tensor, "batch height width channels"]:
-    """Images in [0, 1] as pixels: what student, shards and a reader see is the same."""
+    """Convert images in [0, 1] to uint8 pixels, so that the student, the shards and the user see the same image."""
     return (images.detach().float() * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def total(terms: Mapping[str, Float[Tensor, ""]], weights: Mapping[str, float]) -> Float[Tensor, ""]:
-    """The sum of `terms`, each times its weight."""
+    """Return the weighted sum of `terms`."""
     return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Float[Tensor, ""], *others: torch.optim.Optimizer) -> None:
-    """A step of the optimizers; nothing but their parameters gets a gradient, so that a student in `loss` has none."""
+    """Take one step of each optimizer down `loss`.
+
+    Only the parameters of the optimizers get gradients. A student that is part of `loss` gets none.
+    """
     learning = (optimizer, *others)
     for each in learning:
         each.zero_grad(set_to_none=True)

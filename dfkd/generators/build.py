@@ -1,4 +1,4 @@
-"""`NAME[:key=value,...]` -> a method, built for a teacher."""
+"""Parsing of `NAME[:key=value,...]`, and building of the named method for a teacher."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ GENERATOR = Kind("generator", ("dfkd.generators",), given=("task",), reads_files
 
 
 def choose(text: str) -> Component:
-    """The method that `text` names. Raises: RequestError for an unknown one, or an option that it has not."""
+    """Return the method that `text` names. Raises: RequestError for an unknown method or option."""
     component = GENERATOR.look_up(text)
     if not (isinstance(component.target, type) and issubclass(component.target, Method)):
         raise RequestError(f"generator {component.name!r} is not a dfkd.generators.base.Method")
@@ -27,7 +27,7 @@ def choose(text: str) -> Component:
 
 
 def method_class(component: Component) -> type[Method]:
-    """The class of a generator that was chosen, for what it declares."""
+    """Return the class of a chosen generator, to read its class variables."""
     assert isinstance(component.target, type) and issubclass(component.target, Method)
     return component.target
 
@@ -43,9 +43,10 @@ def build(
     wanted: Tensor | None = None,
     real: Source | None = None,
 ) -> Method:
-    """Build a method for a teacher; `taps` are its features by hand, the rest is as in `Task`.
+    """Build a method for a teacher.
 
-    Raises: RequestError for a teacher whose input size is not known, or whose features cannot be found.
+    `taps` are tapped features that the user names (`--teacher-taps`). The other arguments are those of `Task`. Raises:
+    RequestError if the teacher's input size is unknown, if its features are not found, or if `batch` is below 2.
     """
     kind = method_class(component)
     if teacher.image_size is None:

@@ -1,4 +1,4 @@
-"""CMI: batches of images that can be told from each other, and from the batches before."""
+"""CMI: batches of images that differ from each other and from earlier batches."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,8 +10,8 @@ from torch.nn.functional import cross_entropy, normalize
 
 from dfkd.data.images.augment import enlarge
 from dfkd.generators.base import Stateful, Task, descend
-from dfkd.generators.generator import build_generator
-from dfkd.generators.inversion import BETAS, InversionMethod, Recipe
+from dfkd.generators.generator import BETAS, build_generator
+from dfkd.generators.inversion import InversionMethod, Recipe
 from dfkd.models.features.outputs import Outputs
 from dfkd.models.features.taps import in_group
 from dfkd.system.limits import check_above, check_at_least
@@ -19,7 +19,7 @@ from dfkd.system.paper import Paper
 from dfkd.system.torch_optim import Adam
 
 LEAST_AREA = 0.25
-"""Of a local view: its smallest share of the image."""
+"""Smallest area of a local view, as a share of the image."""
 
 
 class CMI(InversionMethod):
@@ -28,18 +28,20 @@ class CMI(InversionMethod):
         one_hot * CE(t, y) + statistics * distance of BatchNorm statistics
             + adversarial * adversarial term + contrast * contrastive term
 
-    t are the teacher's logits [batch, classes] and y randomly drawn classes. Every batch begins with a newly drawn
-    generator and fresh noise. `steps` of Adam fit both.
+    t are the teacher's logits [batch, classes] and y randomly drawn classes. Every batch begins with a newly
+    initialized generator and fresh noise. `steps` updates of Adam fit the weights and the noise.
 
-    A view's features are the teacher's at the ends of its stages, averaged over the positions and concatenated. A small
-    network that trains along projects them to unit vectors. The contrastive term is `contrast` below. It identifies a
-    close-up of an image among whole views: those of the batch's images and of `negatives` earlier ones. The features of
-    at most `memory` earlier views are remembered.
+    The features of a view are the teacher's feature maps at the ends of its stages, averaged over positions and
+    concatenated. A small network, trained along with the generator, projects the features to unit vectors. For each
+    image, the contrastive term compares a close-up with whole views. It asks which of these shows the same image. The
+    whole views are those of the batch and of `negatives` earlier images. The features of at most `memory` earlier
+    images are kept.
 
-    The paper takes 200 steps at the rate 0.001 for a batch of 256. It makes one every 2,000 steps of the student, after
-    50,000 images that are made without the student. The defaults make fewer and shorter batches, for short runs. The
-    authors' code remembers the features of the views of an image's best step. Here they are those of new views of the
-    image that is kept. Its features are those at all BatchNorm layers, for ResNet-34 at its stages.
+    The paper takes 200 steps at the learning rate 0.001 for a batch of 256. It makes one batch every 2,000 student
+    steps, after 50,000 images that are made without the student. The defaults make fewer and shorter batches, for short
+    runs. The authors' code remembers the features of the views at an image's best step. This implementation computes
+    them on new views of the image that is kept. The authors' code takes features at all BatchNorm layers, for ResNet-34
+    at its stages.
     """
 
     paper = Paper("Contrastive model inversion for data-free knowledge distillation", 2021, "2105.08584")
@@ -65,9 +67,12 @@ class CMI(InversionMethod):
         width: int = 64,
         flip: bool = True,
     ) -> None:
-        """`steps` of a batch, `every` so many of the student, and `warmup` batches before its first; Adam's rate;
-        weights of the terms; `projected` numbers of a projected view, `latent` of noise an image. Raises: RequestError
-        for a teacher without BatchNorm.
+        """Build the generator, the projection and the memory of features.
+
+        A batch takes `steps` updates and is made every `every` student steps. `warmup` batches are made before the
+        student's first step. `lr` is Adam's learning rate. `one_hot`, `statistics`, `adversarial` and `contrast` are
+        the weights of the terms. `projected` is the width of a projected view and `latent` the width of the noise.
+        Raises: RequestError for a teacher without BatchNorm.
         """
         check_at_least(contrast=contrast, negatives=negatives)
         check_at_least(1, memory=memory, projected=projected)
@@ -83,15 +88,15 @@ class CMI(InversionMethod):
         self.weights["contrast"] = contrast
 
     def renew(self) -> None:
-        """Newly drawn weights."""
+        """Initialize the generator's weights again."""
         redraw(self.network, self.random)
 
     def fresh_optimizer(self) -> torch.optim.Optimizer:
-        """Of the generator and its input."""
+        """Return a new optimizer of the generator's weights and input."""
         return Adam([*self.network.parameters(), self.underway.latent], lr=self._rate, betas=BETAS)
 
     def more_terms(self, images: Float[Tensor, "batch channels size size"], answer: Outputs) -> dict[str, Tensor]:
-        """The contrast; `answer` is to the whole views."""
+        """Return the contrastive term. `answer` is the teacher's output for the whole views."""
         close, whole = averaged(self.teach(self.close_up(images))), averaged(answer)
         before = self.memory.draw(self._negatives, self.random)
         anchors, keys = torch.cat([close, before[:, 0]]), torch.cat([whole, before[:, 1]])
@@ -100,17 +105,20 @@ class CMI(InversionMethod):
         return {"contrast": contrast(normalize(self.head(anchors), dim=1), keys, len(images), self._temperature)}
 
     def step(self, loss: Float[Tensor, ""]) -> None:
-        """The projection learns along."""
+        """Take one step of the generator, its input and the projection."""
         descend(self.optimizer, loss, self.head_optimizer)
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Remember the images that are kept."""
+        """Add the features of the kept images to the memory."""
         kept = self.underway.images
         self.memory.add(averaged(self.teach(self.close_up(kept))), averaged(self.teach(self.augmented(kept))))
 
     def close_up(self, images: Float[Tensor, "batch channels size size"]) -> Float[Tensor, "batch channels size size"]:
-        """Local views: a random part of every image, a quarter of it at least, stretched to the whole size."""
+        """Return local views: a random part of each image, at least a quarter of its area, resized to the full size.
+
+        With `flip`, each view is mirrored with probability 1/2.
+        """
         view = enlarge(images, LEAST_AREA, self.random)
         if not self.recipe.flip:
             return view
@@ -118,38 +126,38 @@ class CMI(InversionMethod):
         return torch.where(mirrored, view.flip(3), view)
 
     def parts(self) -> Mapping[str, Stateful]:
-        """The projection and what is remembered besides."""
+        """Return the parts of an inversion method, the projection, its optimizer and the memory."""
         own: dict[str, Stateful] = {"head": self.head, "head_optimizer": self.head_optimizer, "memory": self.memory}
         return {**super().parts(), **own}
 
 
 class Memory:
-    """Features of the close-up and of the whole view of the images before, the oldest dropped first."""
+    """Features of the close-up and the whole view of earlier images. The oldest images are dropped first."""
 
     def __init__(self, width: int, capacity: int, device: torch.device) -> None:
         self.rows: Float[Tensor, "images 2 width"] = torch.empty(0, 2, width, device=device)
         self._capacity = capacity
 
     def add(self, close: Float[Tensor, "batch width"], whole: Float[Tensor, "batch width"]) -> None:
-        """Remember a batch."""
+        """Add the features of a batch."""
         self.rows = torch.cat([self.rows, torch.stack([close, whole], dim=1)])[-self._capacity :]
 
     def draw(self, count: int, random: torch.Generator) -> Float[Tensor, "drawn 2 width"]:
-        """Different ones, `count` or as many as there are."""
+        """Draw the features of `count` different images, or of all if there are fewer."""
         chosen: Int[Tensor, " drawn"] = torch.randperm(len(self.rows), generator=random, device=random.device)[:count]
         return self.rows[chosen]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that is remembered."""
+        """Return all features."""
         return {"rows": self.rows}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore the features from `state_dict`."""
         self.rows = state["rows"].to(self.rows.device)
 
 
 def averaged(answer: Outputs) -> Float[Tensor, "batch width"]:
-    """The features at the ends of all stages, averaged over the positions, one behind the other."""
+    """Return the features at the ends of all stages, averaged over positions and concatenated."""
     stages = in_group(answer.features, "stage")
     return torch.cat([answer.features[name].float().mean(dim=(2, 3)) for name in stages], dim=1)
 
@@ -157,10 +165,10 @@ def averaged(answer: Outputs) -> Float[Tensor, "batch width"]:
 def contrast(
     anchors: Float[Tensor, "rows width"], keys: Float[Tensor, "rows width"], new: int, temperature: float
 ) -> Float[Tensor, ""]:
-    """How badly every anchor is recognised: cross-entropy of its key among all keys by similarity / temperature.
+    """Return the contrastive loss: cross-entropy of the key of each anchor among all keys, by similarity / temperature.
 
-    The mean over the `new` images of the batch, which come first, plus the mean over those before: the memory's size
-    does not dilute the batch's gradient. Anchors and keys are unit vectors.
+    Anchors and keys are unit vectors. The `new` images of the batch come first. The loss is their mean plus the mean
+    over the earlier images. So the size of the memory does not dilute the gradient of the batch.
     """
     logits = anchors @ keys.T / temperature
     loss = cross_entropy(logits, torch.arange(len(keys), device=keys.device), reduction="none")
@@ -169,7 +177,10 @@ def contrast(
 
 @torch.no_grad()
 def redraw(network: nn.Module, random: torch.Generator) -> None:
-    """New weights as DCGAN draws them (https://arxiv.org/abs/1511.06434): normal, of deviation 0.02, scales about 1."""
+    """Draw new weights as DCGAN does (https://arxiv.org/abs/1511.06434).
+
+    Weights are normal with deviation 0.02, BatchNorm scales normal around 1 with deviation 0.02, biases 0.
+    """
     for layer in network.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)):
             layer.weight.normal_(0, 0.02, generator=random)

@@ -1,4 +1,4 @@
-"""DAFL: a generator whose images the teacher is sure of, in all classes alike."""
+"""DAFL: a generator of images that the teacher classifies confidently, with all classes equally often."""
 
 from torch import Tensor
 
@@ -17,10 +17,10 @@ class DAFL(GeneratorMethod):
     t are the teacher's logits [batch, classes] and f its features. H is the entropy of the batch's mean prediction. The
     student is not needed.
 
-    The authors' code takes the entropy's logarithm to the base 10. For ten classes this is the share of the largest
-    possible entropy, which is used here for any number. Its CIFAR settings are batch 1024, latent 1000, lr 0.02 and the
-    weights 0.05, 0.01, 5. The defaults are its MNIST weights, with the rate of most later papers. Its generator's
-    BatchNorm layers have an eps of 0.8. Here they have torch's 1e-5.
+    The authors' code takes the entropy's logarithm to the base 10. For ten classes this equals the share of the largest
+    possible entropy, which is used here for any number of classes. The CIFAR settings of the authors are batch 1024,
+    latent 1000, lr 0.02 and the weights 0.05, 0.01, 5. The defaults here are their MNIST weights, with the learning
+    rate of most later papers. Their generator's BatchNorm layers have an eps of 0.8. Here the layers have torch's 1e-5.
     """
 
     paper = Paper("Data-free learning of student networks", 2019, "1904.01186")
@@ -38,12 +38,16 @@ class DAFL(GeneratorMethod):
         activation: float = 0.1,
         entropy: float = 5.0,
     ) -> None:
-        """Weights of the three terms; `latent` numbers of noise an image; Adam's `lr`."""
+        """Build the generator network.
+
+        `latent` is the width of the noise, `width` the channels of the last layers, and `lr` Adam's learning rate.
+        `one_hot`, `activation` and `entropy` are the weights of the terms.
+        """
         super().__init__(task, latent=latent, width=width, lr=lr, steps=steps)
         self.weights = {"one_hot": one_hot, "activation": activation, "class_entropy": entropy}
 
     def update(self, student: Student | None) -> dict[str, Tensor]:
-        """One step of the generator."""
+        """Take one step of the generator."""
         answer = self.teach(self.make(self.task.batch))
         terms = {
             "one_hot": one_hot(answer.logits),

@@ -1,6 +1,6 @@
-"""DeepInversion: pixels that are changed until the teacher sees the classes and the statistics that it was trained on.
+"""DeepInversion: pixels optimized until the teacher sees the wanted classes and its training statistics.
 
-Adaptive DeepInversion looks besides for what the student does not know yet.
+Adaptive DeepInversion also looks for images on which student and teacher disagree.
 """
 
 import math
@@ -20,11 +20,11 @@ from dfkd.system.torch_optim import Adam
 from dfkd.training.sources import Student
 
 TEMPERATURE = 3.0
-"""Of the predictions in the competition term."""
+"""Temperature of the predictions in the competition term."""
 
 
 class Canvas(nn.Module):
-    """The batch in the making, as the teacher's input, and the classes it is made for."""
+    """The batch that is being optimized, as the teacher's input, and its wanted classes."""
 
     view: Tensor
     labels: Tensor
@@ -42,13 +42,13 @@ class DeepInversion(BankMethod):
 
     x are the pixels [batch, channels, size, size], t the teacher's logits and y randomly drawn classes. TV is the total
     variation. Every batch begins as normal noise. Adam makes `steps` updates of its pixels. Each update sees the images
-    cyclically shifted by up to `jitter` pixels. The last step's images go to the bank. The authors' code intends to
-    keep the best ones and keeps the last, too.
+    cyclically shifted by up to `jitter` pixels. The images of the last step go to the bank. The authors' code intends
+    to keep the best images, but also keeps the last.
 
-    `batches` are made before the student's first step, and one more before every `every` of its steps. In the paper all
-    are made before. Its CIFAR settings are these weights with batches of 256 and 2000 steps at lr 0.05. That is twenty
-    times the work of the defaults. Pixels are limited to what an image can hold. The authors' code for ImageNet does
-    so, that for CIFAR does not.
+    `batches` batches are made before the student's first step, and then one batch every `every` student steps. In the
+    paper all batches are made before. The CIFAR settings of the paper are these weights with batches of 256 and 2000
+    steps at lr 0.05. That is twenty times the work of the defaults. Pixels are clamped to the range of an image. The
+    authors' code does so for ImageNet, but not for CIFAR.
     """
 
     paper = Paper("Dreaming to distill: data-free knowledge transfer via DeepInversion", 2019, "1912.08795")
@@ -68,7 +68,10 @@ class DeepInversion(BankMethod):
         variation: float = 2.5e-5,
         l2: float = 0.0,
     ) -> None:
-        """Raises: RequestError for a teacher without BatchNorm, and for options below what they mean."""
+        """Prepare the batch of pixels and its optimizer.
+
+        Raises: RequestError for a teacher without BatchNorm, or an option below its minimum.
+        """
         check_at_least(1, steps=steps, batches=batches, every=every)
         check_at_least(jitter=jitter)
         super().__init__(task, per_batch=steps)
@@ -82,7 +85,7 @@ class DeepInversion(BankMethod):
         self.weights = {"one_hot": one_hot, "statistics": statistics, "variation": variation, "l2": l2}
 
     def update(self, student: Student | None) -> dict[str, Tensor]:
-        """One step of a batch; its last one puts it into the bank."""
+        """Take one step of a batch. The last step of the batch adds its images to the bank."""
         if self.updates % self._steps == 0:
             self._begin()
         terms = self.terms(self._jittered(), student)
@@ -95,17 +98,17 @@ class DeepInversion(BankMethod):
         return {name: term.detach() for name, term in terms.items()}
 
     def terms(self, view: Float[Tensor, "batch channels size size"], student: Student | None) -> dict[str, Tensor]:
-        """The terms for a batch as the teacher sees it."""
+        """Return the loss terms of a batch, given as the teacher's input."""
         return self._terms(view)[0]
 
     def parts(self) -> Mapping[str, Stateful]:
-        """The bank, and the batch in the making with its optimizer."""
+        """Return the bank, the batch in progress and its optimizer."""
         return {**super().parts(), "canvas": self.canvas, "optimizer": self.optimizer}
 
     def _terms(
         self, view: Float[Tensor, "batch channels size size"]
     ) -> tuple[dict[str, Tensor], Float[Tensor, "batch classes"]]:
-        """The terms without a student, and the teacher's logits."""
+        """Return the terms without a student, and the teacher's logits."""
         with self._statistics.watched():
             logits = self.teach(self._images(view)).logits
         distance = torch.stack(self._statistics.distances()).sum()
@@ -114,7 +117,7 @@ class DeepInversion(BankMethod):
 
     @torch.no_grad()
     def _begin(self) -> None:
-        """Another batch, of which the optimizer knows nothing."""
+        """Start a batch from noise, with new classes and an empty optimizer state."""
         shape, random = self.canvas.view.shape, self.random
         self.canvas.view.copy_(torch.randn(shape, generator=random, device=random.device))
         self.canvas.view.clamp_(self._black, self._white)
@@ -122,7 +125,10 @@ class DeepInversion(BankMethod):
         self.optimizer.state.clear()
 
     def _jittered(self) -> Float[Tensor, "batch channels size size"]:
-        """The whole batch shifted alike, by a gather: the shift need not be known on the processor."""
+        """Shift the whole batch by one random offset.
+
+        A gather does this without reading the offset on the CPU, which would wait for the device.
+        """
         side, reach = self.task.size, self._jitter
         shift = torch.randint(-reach, reach + 1, (2, 1), generator=self.random, device=self.task.device)
         rows, columns = (torch.arange(side, device=self.task.device) + shift) % side
@@ -133,7 +139,7 @@ class DeepInversion(BankMethod):
 
 
 class AdaptiveDeepInversion(DeepInversion):
-    """Adaptive DeepInversion: DeepInversion that also looks for disagreement of student and teacher.
+    """DeepInversion that also looks for images on which student and teacher disagree.
 
         loss of deepinversion + competition * (1 - JS(p_t, p_s))
 
@@ -141,8 +147,9 @@ class AdaptiveDeepInversion(DeepInversion):
     divergence, which is large where they disagree.
 
     The authors' code exchanges the two arguments of its divergences. It also clamps all probabilities to [0.01, 0.99],
-    which removes the gradient from classes below a hundredth. Here it is the divergence itself. Their weights of the
-    term are 10 for CIFAR and 0.2 for ImageNet. The student here answers in training mode, theirs in evaluation mode.
+    which removes the gradient of classes below 0.01. Here the divergence is neither exchanged nor clamped. The authors'
+    weights of the term are 10 for CIFAR and 0.2 for ImageNet. Here the student runs in training mode, in the authors'
+    code in evaluation mode.
     """
 
     paper = Paper("Dreaming to distill: data-free knowledge transfer via DeepInversion", 2019, "1912.08795")
@@ -163,7 +170,7 @@ class AdaptiveDeepInversion(DeepInversion):
         l2: float = 0.0,
         competition: float = 10.0,
     ) -> None:
-        """Raises: as `DeepInversion`."""
+        """Prepare the batch of pixels and its optimizer. Raises: as `DeepInversion`."""
         super().__init__(
             task,
             steps=steps,
@@ -179,28 +186,29 @@ class AdaptiveDeepInversion(DeepInversion):
         self.weights["competition"] = competition
 
     def terms(self, view: Float[Tensor, "batch channels size size"], student: Student | None) -> dict[str, Tensor]:
-        """The terms, with that which reads the student's answer to the same view."""
+        """Return the terms of `DeepInversion`, and the competition with the student on the same view."""
         assert student is not None
         terms, logits = self._terms(view)
         return {**terms, "competition": competition(logits, student(view).logits)}
 
 
 def total_variation(images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, ""]:
-    """Of neighbours' differences the root of the summed squares, over the batch, for each of four directions, added.
+    """Return the total variation of a batch, summed over four directions: horizontal, vertical and both diagonals.
 
-    Horizontal, vertical and both diagonals. It grows with the root of the batch.
+    For each direction, it is the root of the summed squared differences of neighbouring pixels, over the whole batch.
+    It grows with the square root of the batch size.
     """
     right, down = images.diff(dim=3), images.diff(dim=2)
     falling = images[:, :, 1:, 1:] - images[:, :, :-1, :-1]
     rising = images[:, :, 1:, :-1] - images[:, :, :-1, 1:]
-    # a vector norm has gradient 0 at 0, where a square root has none
+    # at 0 a vector norm has gradient 0, whereas that of a square root is not finite
     return torch.stack([torch.linalg.vector_norm(gap) for gap in (right, down, falling, rising)]).sum()
 
 
 def competition(teacher: Float[Tensor, "batch classes"], student: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
-    """1 minus the Jensen-Shannon divergence in nats of the predictions at temperature 3, averaged over images.
+    """Return 1 minus the Jensen-Shannon divergence of the predictions at temperature 3, in nats, averaged over images.
 
-    Lowest, at 1 - ln 2, where teacher and student rule out each other's classes; gradients go through both.
+    The minimum, 1 - ln 2, is reached where the two predictions have no class in common. Gradients reach both inputs.
     """
     log_p, log_q = (logits.div(TEMPERATURE).log_softmax(dim=1) for logits in (teacher, student))
     log_mean = torch.logaddexp(log_p, log_q) - math.log(2)

@@ -1,4 +1,4 @@
-"""DFAD: a generator that looks for the images on which the student's logits are furthest from the teacher's."""
+"""DFAD: a generator of images on which the student's logits are furthest from the teacher's."""
 
 import torch
 from torch import Tensor
@@ -18,12 +18,13 @@ class DFAD(GeneratorMethod):
         log=True:    -log(1 + mean over images and classes of |t - s|)
 
     t and s are the logits [batch, classes] of teacher and student. The student in turn minimizes the difference. It
-    takes `every` steps, each with fresh images, to one of the generator. There is no other term. The paper calls `log`
-    the steadier choice, and the authors' code omits it for CIFAR. The student's own loss there is `logits:norm=l1`. The
-    preset `dfad` has their recipe.
+    takes `every` steps, each with fresh images, per generator step. There is no other term. The paper calls `log` the
+    steadier choice, and the authors' code omits it for CIFAR. The student's own loss there is `logits:norm=l1`. The
+    preset `dfad` has the authors' recipe.
 
-    Their generator learns at 1e-3, with Adam's usual betas (0.9, 0.999), for 25,000 steps. In a run of a few hundred it
-    is too fast for the student. Its images are soon of one class, and far from the teacher's statistics.
+    The authors' generator learns at 1e-3, with Adam's usual betas (0.9, 0.999), for 25,000 steps. In a run of a few
+    hundred steps, this rate is too fast for the student. The images soon show one class, and are far from the teacher's
+    statistics.
     """
 
     paper = Paper("Data-free adversarial distillation", 2019, "1912.11006")
@@ -40,13 +41,17 @@ class DFAD(GeneratorMethod):
         every: int = 5,
         log: bool = False,
     ) -> None:
-        """`latent` numbers of noise an image; Adam's `lr`; `every` so many steps of the student one of `steps`."""
+        """Build the generator network.
+
+        `latent` is the width of the noise, `width` the channels of the last layers, and `lr` Adam's learning rate. The
+        student takes `every` steps per generator step.
+        """
         check_at_least(1, every=every)
         super().__init__(task, latent=latent, width=width, lr=lr, steps=steps, contrast=True)
         self.every, self._log = every, log
 
     def update(self, student: Student | None) -> dict[str, Tensor]:
-        """One step of the generator."""
+        """Take one step of the generator."""
         assert student is not None
         images = self.make(self.task.batch)
         term = logit_difference(self.teach(images).logits, student(self.normalize(images)).logits)

@@ -1,4 +1,4 @@
-"""The network that makes images from noise, and what the methods share that train one all along."""
+"""The network that makes images from noise, and the base class of the methods that train one throughout a run."""
 
 from collections.abc import Mapping
 
@@ -11,25 +11,29 @@ from dfkd.generators.base import Method, Stateful, Task, descend, total
 from dfkd.system.limits import check_at_least
 from dfkd.system.torch_optim import Adam
 
+BETAS = (0.5, 0.999)
+"""Betas of Adam, in the authors' code of most methods."""
 SLOPE = 0.2
-"""Of the leaky ReLU, below zero."""
+"""Negative slope of the leaky ReLU."""
 CONTRAST = 2.0
-"""Standard deviation of what the sigmoid is given where it is fixed: that of the pixels is a third of their range."""
+"""Standard deviation of the sigmoid's input with `contrast`. Pixels then deviate by about a third of their range."""
 LEAST = 32
-"""Images that are made at least: BatchNorm has the batch's statistics."""
+"""Smallest batch that `draw` renders, because BatchNorm uses the statistics of the batch."""
 
 
 class Generator(nn.Sequential):
-    """Noise [batch, latent] -> images [batch, channels, size, size] in [0, 1].
+    """Generator network from noise [batch, latent] to images [batch, channels, size, size] in [0, 1].
 
-    A linear layer to a quarter of the size and 2 `width` channels, then twice: doubled, convolved, normalized. It is
-    the generator of DAFL (https://arxiv.org/abs/1904.01186), which most later papers kept, but for its end: theirs is a
-    tanh and a BatchNorm without scale, whose values no pixels have; here a sigmoid, so that everyone sees the same
-    image. `contrast` puts that BatchNorm back, before the sigmoid: a batch whose pixels are all black, white or the
-    same cannot be made then, into which a loss without any term for the images themselves drives the generator.
+    A linear layer makes maps of a quarter of the size with 2 `width` channels. Two blocks follow, each with upsampling
+    by 2, a convolution and BatchNorm. This is the generator of DAFL (https://arxiv.org/abs/1904.01186), which most
+    later papers kept, except for its output. The original ends in a tanh and a BatchNorm without scale, whose values
+    exceed the range of pixels. A sigmoid here keeps the range, so that teacher, student and shards get the same image.
 
-    A side that 4 does not divide is reached by interpolation. BatchNorm has the batch's statistics always, so that
-    images are drawn as those were that it learnt from. Raises: ValueError for a size below 4.
+    `contrast` adds that BatchNorm before the sigmoid. A batch whose pixels are all black, white or equal is then
+    impossible. A loss without a term on the images themselves would drive the generator there.
+
+    A size that 4 does not divide is reached by interpolation. BatchNorm always uses the batch's statistics, so that
+    images are drawn as in training. Raises: ValueError for a size below 4.
     """
 
     def __init__(self, latent: int, size: int, channels: int, width: int = 64, contrast: bool = False) -> None:
@@ -56,14 +60,14 @@ class Generator(nn.Sequential):
 
 
 class Contrast(nn.Module):
-    """Every channel with mean 0 and standard deviation `CONTRAST` over the batch's pixels."""
+    """Layer that gives every channel mean 0 and standard deviation `CONTRAST` over all pixels of the batch."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(channels, affine=False, track_running_stats=False)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-        """The same shape."""
+        """Return the normalized batch, in the same shape."""
         return CONTRAST * self.norm(x)
 
 
@@ -72,12 +76,12 @@ def _normalized(channels: int) -> nn.BatchNorm2d:
 
 
 def noise(count: int, latent: int, random: torch.Generator) -> Float[Tensor, "count latent"]:
-    """Standard normal noise on the device of `random`."""
+    """Draw standard normal noise on the device of `random`."""
     return torch.randn(count, latent, generator=random, device=random.device)
 
 
 def build_generator(task: Task, latent: int, width: int, contrast: bool = False) -> Generator:
-    """A task's generator, whose initial weights its seed decides."""
+    """Build the generator of a task, with initial weights decided by the task's seed."""
     torch.manual_seed(task.seed)
     network = Generator(latent, task.size, task.channels, width, contrast)
     return network.to(task.device).to(memory_format=torch.channels_last)
@@ -86,7 +90,7 @@ def build_generator(task: Task, latent: int, width: int, contrast: bool = False)
 def render(
     network: nn.Module, latent: Float[Tensor, "count latent"], task: Task
 ) -> Float[Tensor, "count channels size size"]:
-    """The images in [0, 1] that a network makes from its input, with gradients."""
+    """Run a generator network on its input and return images in [0, 1], with gradients."""
     with task.teacher.place.autocast():
         images: Tensor = network(latent)
     return images.float()
@@ -100,7 +104,7 @@ class GeneratorMethod(Method):
         latent: Width of the noise.
         width: Channels of the network's last layers.
         lr: Learning rate of Adam.
-        steps: Calls of `update` of a training without a student.
+        steps: Calls of `update` in a training without a student.
         contrast: Whether the images of a batch have a fixed contrast.
 
     Raises:
@@ -112,7 +116,7 @@ class GeneratorMethod(Method):
         check_at_least(lr=lr)
         super().__init__(task)
         self.network = build_generator(task, latent, width, contrast)
-        self.optimizer = Adam(self.network.parameters(), lr=lr, betas=(0.5, 0.999))
+        self.optimizer = Adam(self.network.parameters(), lr=lr, betas=BETAS)
         self._steps = steps
 
     def make(self, count: int) -> Float[Tensor, "count channels size size"]:
@@ -127,7 +131,7 @@ class GeneratorMethod(Method):
         return render(self.network, noise(count, self.network.latent, self.random), self.task)
 
     def learn(self, terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, Tensor]:
-        """Take one step of the network down a weighted sum of terms.
+        """Take one optimizer step of the network on a weighted sum of terms.
 
         Args:
             terms: Scalars with gradients, by name.
@@ -141,16 +145,16 @@ class GeneratorMethod(Method):
         return {name: term.detach() for name, term in terms.items()}
 
     def sample(self, count: int, random: torch.Generator) -> Float[Tensor, "count channels size size"]:
-        """`count` new images."""
+        """Draw `count` new images."""
         return self.draw(count, random)
 
     @torch.no_grad()
     def draw(self, count: int, random: torch.Generator) -> Float[Tensor, "count channels size size"]:
-        """Draw new images without gradients, whatever a subclass gives the student.
+        """Draw new images from the network, without gradients. A subclass may override `sample` to return other images.
 
         Args:
             count: The number of images.
-            random: Random numbers to draw them with.
+            random: The random number generator to draw them with.
 
         Returns:
             Pixels in [0, 1], [count, channels, size, size].
@@ -158,21 +162,21 @@ class GeneratorMethod(Method):
         return render(self.network, noise(max(count, LEAST), self.network.latent, random), self.task)[:count]
 
     def images(self, start: int, count: int) -> Float[Tensor, "count channels size size"]:
-        """Images in blocks of one batch, each drawn with its own number."""
+        """Return images by number, drawn in blocks of one batch. The number of a block is part of its seed."""
         block = max(self.task.batch, LEAST)
         first, last = start // block, -(-(start + count) // block)
         made = [self.draw(block, self._numbered(number)) for number in range(first, last)]
         return torch.cat(made)[start - first * block :][:count]
 
     def updates_for(self, count: int) -> int:
-        """The steps of its training, however many images are wanted."""
+        """Return the steps of the training, which do not depend on the number of images."""
         return self._steps
 
     def parts(self) -> Mapping[str, Stateful]:
-        """The network and its optimizer."""
+        """Return the network and its optimizer."""
         return {"network": self.network, "optimizer": self.optimizer}
 
     def _numbered(self, number: int) -> torch.Generator:
-        """Random numbers that depend on the seed and a block's number alone, and not on what training drew."""
+        """Return random numbers for a block, decided only by the seed and the block's number, not by the training."""
         seed = int(np.random.SeedSequence([self.task.seed, number]).generate_state(1, np.uint64)[0] >> 1)
         return torch.Generator(self.task.device).manual_seed(seed)

@@ -1,4 +1,4 @@
-"""The signs by which a collapse of generated images is seen: one class, one image, or nothing like training data."""
+"""Detection of collapsed generators: images of one class, images that look the same, or a large statistics distance."""
 
 import torch
 from jaxtyping import Float, Int
@@ -9,44 +9,50 @@ from dfkd.models.features.bn_statistics import BatchStatistics
 from dfkd.system.console import say
 
 OBSERVED = 64
-"""Images a look."""
+"""Images per observation."""
 EVERY = 50
-"""Steps from one look to the next: about a hundredth of the teacher's work."""
+"""Steps from one observation to the next. This costs about a hundredth of the teacher's work."""
 FEW_CLASSES = 0.2
-"""Share of the classes that so many images could show at most: below it is a warning."""
+"""Share of the classes that `OBSERVED` images could show. A warning appears below 1 plus this share of the classes."""
 ALIKE = 0.02
-"""Root mean square difference of two images, of a pixel range of 1, below which they are the same to the eye."""
+"""Root mean square difference of two images, of a pixel range of 1, below which they look the same."""
 
 
 def effective_classes(predictions: Int[Tensor, " images"], classes: int) -> Float[Tensor, ""]:
-    """How many classes there are: exp of the entropy of the histogram, so that even ones count whole."""
+    """Return the effective number of predicted classes: exp of the entropy of their histogram.
+
+    k equally frequent classes give k.
+    """
     share = torch.bincount(predictions, minlength=classes).float() / len(predictions)
     return torch.special.entr(share).sum().exp()
 
 
 def pairwise_distance(images: Float[Tensor, "images channels height width"]) -> Float[Tensor, ""]:
-    """Mean over pairs of different images of their root mean square difference."""
+    """Return the root mean square difference of two images, averaged over all pairs."""
     flat = images.flatten(1)
     return torch.pdist(flat).mean() / flat.shape[1] ** 0.5
 
 
 class Health:
-    """Looks at a method's images every `EVERY` steps, and warns once of each sign."""
+    """Observer that measures a method's images every `EVERY` steps, and warns once about each sign of a collapse."""
 
     def __init__(self, method: Method) -> None:
         self._method = method
         self._statistics = BatchStatistics(method.task.teacher.model.module)
         self._warned: set[str] = set()
         self.images: Tensor | None = None
-        """Those of the last look."""
+        """Images of the last observation."""
 
     @torch.no_grad()
     def observe(self, step: int) -> dict[str, Tensor]:
-        """The class count, pairwise distance and statistics distance of fresh images; nothing at other steps."""
+        """Measure fresh images at every `EVERY`-th step, and return the measures by name.
+
+        Other steps return nothing.
+        """
         if step % EVERY:
             return {}
         method = self._method
-        random = torch.Generator(method.task.device).manual_seed(step)  # apart from the run's own random numbers
+        random = torch.Generator(method.task.device).manual_seed(step)  # separate from the run's random numbers
         with method_code(method):
             images = method.sample(OBSERVED, random)
         images = self.images = checked_images(method, images, OBSERVED)

@@ -1,4 +1,4 @@
-"""Batches of images that a generator and its input are fitted to, and what the methods share that make them so."""
+"""Base class of methods that fit a generator and its input to one batch of images at a time."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -18,31 +18,28 @@ from dfkd.models.features.outputs import Outputs
 from dfkd.system.limits import Range, check_at_least
 from dfkd.training.sources import Student
 
-BETAS = (0.5, 0.999)
-"""Of Adam, in the authors' code of all these methods."""
-
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the batches are made, and the weights of the terms that the methods share."""
+    """Number and length of the batches, and the weights of the terms that the methods share."""
 
     steps: int
-    """Steps of a batch."""
+    """Updates per batch."""
     every: int
-    """Steps of the student from one batch to the next."""
+    """Student steps from one batch to the next."""
     warmup: int
     """Batches before the student's first step."""
     flip: bool
-    """Whether views are mirrored with chance 1/2."""
+    """Whether views are mirrored with probability 1/2."""
     one_hot: float
     statistics: float
     adversarial: float
     momentum: float = 0.0
-    """Share of the batches before in the statistics."""
+    """Weight of earlier batches in the BatchNorm statistics."""
 
 
 class Underway(nn.Module):
-    """The batch that is being made: the generator's input, the classes, and its best images so far."""
+    """The batch in progress: the generator's input, the wanted classes, and the best images so far."""
 
     labels: Tensor
     images: Tensor
@@ -58,35 +55,40 @@ class Underway(nn.Module):
 
     @torch.no_grad()
     def begin(self, labels: Int[Tensor, " batch"], latent: Float[Tensor, "batch latent"]) -> None:
-        """Another batch."""
+        """Start a batch."""
         self.labels.copy_(labels)
         self.latent.copy_(latent)
         self.loss.fill_(torch.inf)
 
     @torch.no_grad()
     def offer(self, images: Float[Tensor, "batch channels size size"], loss: Float[Tensor, ""]) -> None:
-        """Keep the images whose loss is lowest; nothing waits for the device."""
+        """Keep the images if their loss is the lowest so far. This does not wait for the device."""
         better = loss < self.loss
         torch.where(better, images, self.images, out=self.images)
         torch.where(better, loss, self.loss, out=self.loss)
 
 
 class InversionMethod(BankMethod):
-    """A batch is made in `steps` updates: Adam fits a network's weights, and where it learns, its input to the teacher.
+    """Method that makes a batch in `steps` updates: Adam fits a network, and in some methods its input, to the teacher.
 
-    The loss is one-hot on the classes of the batch + statistics + adversarial, on views of the images that are cropped
-    and mirrored at random; of all steps the images with the lowest loss go to the bank, before such a view of them. The
-    adversarial term begins with the student: it is left out for the `warmup` batches, and where there is no student.
-    The student answers as in training, by the batch's statistics; the authors' code has it in evaluation mode.
+    The loss is one_hot + statistics + adversarial, on views of the images that are cropped and mirrored at random. Its
+    first term is the cross-entropy with the classes of the batch. The images of the step with the lowest loss go to the
+    bank, without augmentation. The adversarial term begins with the student: the `warmup` batches and trainings without
+    a student omit it. The student runs in training mode, with the batch's statistics. In the authors' code it runs in
+    evaluation mode.
 
-    Subclasses give the network, say in `renew` how it starts a batch, and may add terms, and learn from a batch.
+    Subclasses supply the network and define in `renew` how it starts a batch. They may add terms, and learn from a
+    finished batch.
     """
 
     uses_student = True
     needs_statistics = True
 
     def __init__(self, task: Task, recipe: Recipe, network: nn.Module, latent: int) -> None:
-        """`latent`: the width of the network's input. Raises: RequestError for a teacher without BatchNorm."""
+        """Prepare the batch in progress. `latent` is the width of the network's input.
+
+        Raises: RequestError for a teacher without BatchNorm, or a number of the recipe out of its range.
+        """
         check_at_least(1, steps=recipe.steps, every=recipe.every, warmup=recipe.warmup, latent=latent)
         Range(least=0, below=1).check(momentum=recipe.momentum)
         check_at_least(one_hot=recipe.one_hot, statistics=recipe.statistics, adversarial=recipe.adversarial)
@@ -105,34 +107,37 @@ class InversionMethod(BankMethod):
 
     @abstractmethod
     def renew(self) -> None:
-        """Make the network ready for the batch that begins."""
+        """Prepare the network for a new batch."""
 
     @abstractmethod
     def fresh_optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer of a batch."""
+        """Return the optimizer of a new batch."""
 
     def input(self, labels: Int[Tensor, " batch"]) -> Float[Tensor, "batch latent"]:
-        """What the network makes the batch from, at its start."""
+        """Return the network's input at the start of a batch."""
         return noise(self.task.batch, self.underway.latent.shape[1], self.random)
 
     def more_terms(self, images: Float[Tensor, "batch channels size size"], answer: Outputs) -> dict[str, Tensor]:
-        """Terms of the method's own, with weights in `weights`; `answer` is the teacher's to a view of the images."""
+        """Return terms of the subclass, whose weights are in `weights`.
+
+        `answer` is the teacher's output for a view of the images.
+        """
         return {}
 
     def step(self, loss: Float[Tensor, ""]) -> None:
-        """Learn from the loss of an update."""
+        """Take one optimizer step on the loss of an update."""
         descend(self.optimizer, loss)
 
     def finish(self) -> None:
-        """Learn from the batch that is complete."""
+        """Learn from a complete batch."""
 
     @property
     def batches(self) -> int:
-        """Complete ones."""
+        """Number of complete batches."""
         return self.updates // self.recipe.steps
 
     def update(self, student: Student | None) -> dict[str, Tensor]:
-        """One step of a batch; its last one puts it into the bank."""
+        """Take one step of a batch. The last step of the batch adds its best images to the bank."""
         if self.updates % self.recipe.steps == 0:
             labels = self.labels(self.task.batch)
             self.underway.begin(labels, self.input(labels))
@@ -147,17 +152,17 @@ class InversionMethod(BankMethod):
         if self.updates % self.recipe.steps == 0:
             self.moving.move()
             self.finish()
-            # a loss that was never finite left the images of the batch before
+            # if no loss of this batch was finite, the buffer still holds the images of an earlier batch
             self.keep(torch.where(self.underway.loss.isfinite(), self.underway.images, torch.nan), self.underway.labels)
         return {name: term.detach() for name, term in terms.items()}
 
     def augmented(self, images: Float[Tensor, "batch channels size size"]) -> Float[Tensor, "batch channels size size"]:
-        """Random views of images in [0, 1]: shifted by up to an eighth of the side, mirrored; black comes in."""
+        """Return images in [0, 1] shifted at random by up to an eighth of the side, filled with black, and mirrored."""
         rows = images.permute(0, 2, 3, 1)
         return crop_and_flip(rows, self.task.size // 8, self.recipe.flip, self.random).permute(0, 3, 1, 2)
 
     def parts(self) -> Mapping[str, Stateful]:
-        """The bank, the batch that is being made, and what makes it."""
+        """Return the bank, the batch in progress, the network, its optimizer and the moving statistics."""
         making: dict[str, Stateful] = {"underway": self.underway, "network": self.network, "optimizer": self.optimizer}
         return {**super().parts(), **making, "moving": self.moving}
 

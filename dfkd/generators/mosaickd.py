@@ -1,4 +1,4 @@
-"""MosaicKD: a generator whose images are of the teacher's classes, put together from patches of other images."""
+"""MosaicKD: a generator of images of the teacher's classes, composed of patches of other images."""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from dfkd.generators.base import Stateful, Task, descend
-from dfkd.generators.generator import SLOPE, GeneratorMethod
+from dfkd.generators.generator import BETAS, SLOPE, GeneratorMethod
 from dfkd.generators.terms import class_entropy, divergence
 from dfkd.system.limits import check_at_least
 from dfkd.system.paper import Paper
@@ -17,10 +17,11 @@ from dfkd.training.sources import Student
 
 
 class PatchDiscriminator(nn.Sequential):
-    """Images as the teacher's input [batch, channels, size, size] -> one logit a patch: real above 0, made below.
+    """Discriminator from the teacher's input [batch, channels, size, size] to one logit per patch.
 
-    Two convolutions of stride 2, so that a logit sees 10x10 pixels and no more: it judges whether a patch is real, not
-    what the whole image is. BatchNorm has the batch's statistics always.
+    The logit is above 0 for real patches, below 0 for made ones. Two convolutions of stride 2 give each logit a
+    receptive field of 10x10 pixels. So it judges the patch, not the whole image. BatchNorm always uses the batch's
+    statistics.
     """
 
     def __init__(self, channels: int, width: int) -> None:
@@ -41,12 +42,12 @@ class MosaicKD(GeneratorMethod):
 
     t and s are the predictions [batch, classes] of teacher and student. H is the entropy; that of the batch's mean
     prediction is in bits. The patch term is low where the discriminator takes patches of made images for real ones.
-    Each step first trains the discriminator to tell the two apart. Then the generator takes one step on the same
-    images.
+    Each update first trains the discriminator to tell made from real patches. Then the generator takes one step on the
+    same images.
 
-    Patch terms are summed over patches and averaged over images, as in the authors' code. Their force grows with the
-    number of patches, 64 for 32 pixels. The student learns from made and real images, half and half unless `--weights`
-    says otherwise. It takes `every` steps to one of the generator.
+    Patch terms are summed over patches and averaged over images, as in the authors' code. So their gradient grows with
+    the number of patches, which is 64 for 32 pixels. The student learns from made and real images, half and half unless
+    `--weights` is given. It takes `every` steps per generator step.
 
     These defaults are the authors' CIFAR recipe. Their generator is twice as wide at its start.
     """
@@ -69,17 +70,21 @@ class MosaicKD(GeneratorMethod):
         adv: float = 1.0,
         balance: float = 10.0,
     ) -> None:
-        """Weights of the terms; `latent` numbers of noise an image; `lr` of Adam for both networks."""
+        """Build the generator and the discriminator.
+
+        `latent` is the width of the noise, `width` the channels of the last layers, and `lr` Adam's learning rate for
+        both networks. `local`, `align`, `adv` and `balance` are the weights of the terms.
+        """
         check_at_least(1, every=every)
         super().__init__(task, latent=latent, width=width, lr=lr, steps=steps)
         self.every = every
-        bits = math.log2(max(task.classes, 2))  # class_entropy is a share of so many
+        bits = math.log2(max(task.classes, 2))  # class_entropy is divided by log(classes)
         self.weights = {"local": local, "align": align, "divergence": adv, "class_entropy": balance * bits}
         self.critic = PatchDiscriminator(task.channels, width).to(task.device)
-        self.critic_optimizer = Adam(self.critic.parameters(), lr=lr, betas=(0.5, 0.999))
+        self.critic_optimizer = Adam(self.critic.parameters(), lr=lr, betas=BETAS)
 
     def update(self, student: Student | None) -> dict[str, Tensor]:
-        """One step of the discriminator and one of the generator."""
+        """Take one step of the discriminator and one of the generator."""
         assert student is not None
         images = self.make(self.task.batch)
         view, real = self.normalize(images), self.normalize(self.real(self.task.batch))
@@ -95,16 +100,19 @@ class MosaicKD(GeneratorMethod):
         return {**self.learn(terms, self.weights), "discriminator": separation.detach()}
 
     def parts(self) -> Mapping[str, Stateful]:
-        """Both networks and their optimizers."""
+        """Return both networks and their optimizers."""
         return {**super().parts(), "critic": self.critic, "critic_optimizer": self.critic_optimizer}
 
 
 def patches(logits: Float[Tensor, "batch 1 height width"], *, real: bool) -> Float[Tensor, ""]:
-    """Cross-entropy of a discriminator's logits with `real` or made; summed over patches, averaged over images."""
+    """Return the discriminator's cross-entropy with the target `real` or made.
+
+    It is summed over patches and averaged over images.
+    """
     return softplus(-logits if real else logits).flatten(1).sum(dim=1).mean()
 
 
 def entropy(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
-    """Entropy of the predictions in nats, averaged over images: low where every one is of some class."""
+    """Return the entropy of the predictions in nats, averaged over images. It is low where the teacher is confident."""
     log_p = logits.log_softmax(dim=1)
     return -(log_p.exp() * log_p).sum(dim=1).mean()

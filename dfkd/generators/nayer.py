@@ -1,4 +1,4 @@
-"""NAYER: images from what is known of the classes, varied by a layer of noise that is drawn anew for every batch."""
+"""NAYER: images from embeddings of the classes, varied by a noise layer that is drawn anew for every batch."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dfkd.generators.base import Task
-from dfkd.generators.generator import build_generator
-from dfkd.generators.inversion import BETAS, InversionMethod, Recipe
+from dfkd.generators.generator import BETAS, build_generator
+from dfkd.generators.inversion import InversionMethod, Recipe
 from dfkd.models.ensemble import leader
 from dfkd.models.sharded import complete
 from dfkd.system.errors import RequestError
@@ -20,26 +20,27 @@ from dfkd.system.torch_optim import Adam
 
 
 class NAYER(InversionMethod):
-    """Images from embeddings of the classes, varied by a layer of noise that is drawn anew for every batch.
+    """Images from embeddings of the classes, varied by a noise layer that is drawn anew for every batch.
 
         one_hot * CE(t, y) + statistics * distance of BatchNorm statistics + adversarial * adversarial term
 
-    t are the teacher's logits [batch, classes] and y the wanted classes. An image is made from its class's embedding
-    and not from noise. The embedding is normalized over the batch. It passes a noisy layer and then the generator. A
-    noisy layer is linear, to `hidden` values, and its weights are drawn from N(0, 1) for every batch. One noisy layer
-    serves as many images as there are classes, one of each. So no two images have both in common. For every batch,
-    `steps` of Adam fit noisy layers and generator. The statistics include those of earlier batches (`momentum`). The
-    generator continues from batch to batch. After `life` batches a fresh one replaces it.
+    t are the teacher's logits [batch, classes] and y the wanted classes. An image is made from the embedding of its
+    class and not from noise. The embedding is normalized over the batch. It passes a noisy layer and then the
+    generator. A noisy layer is linear, to `hidden` values, and its weights are drawn from N(0, 1) for every batch. One
+    noisy layer serves as many images as there are classes, one of each. So no two images share both noisy layer and
+    class. For every batch, `steps` updates of Adam fit the noisy layers and the generator. The statistics include those
+    of earlier batches (`momentum`). The generator continues from batch to batch. After `life` batches a new one
+    replaces it.
 
-    This departs from the paper in the embeddings. There, a language model (CLIP) embeds the class's name. Neither names
-    nor model are available here. `embeddings=FILE.npy` with numbers [classes, width] supplies them. Without it, a class
-    is embedded as its row of the teacher's last linear layer. If there is none, classes are random orthogonal
-    directions. How much accuracy this costs against the paper's embeddings is not known.
+    This departs from the paper in the embeddings. There, a language model (CLIP) embeds the name of the class. Neither
+    names nor model are available here. `embeddings=FILE.npy` with numbers [classes, width] supplies them. Without this
+    option, the embedding of a class is its row of the teacher's last linear layer. If there is none, classes are random
+    orthogonal directions. How much accuracy this costs against the paper's embeddings is not known.
 
-    The paper makes batches of 400 in 30 steps (40 for 100 classes). It makes 200 of them before the student begins and
-    two every 400 steps of it. `every` and `warmup` are for short runs. The best images of a batch are chosen among its
-    own steps. The authors' code compares with those of earlier batches, too, and may keep images that are hardly
-    fitted.
+    The paper makes batches of 400 in 30 steps (40 for 100 classes). It makes 200 batches before the student begins and
+    two every 400 student steps. `every` and `warmup` are for short runs. Here the best images of a batch are those with
+    the lowest loss among the batch's own steps. The authors' code also compares with earlier batches, and may keep
+    images that are hardly fitted.
     """
 
     paper = Paper(
@@ -66,22 +67,27 @@ class NAYER(InversionMethod):
         flip: bool = True,
         embeddings: str | None = None,
     ) -> None:
-        """`steps` of a batch, `every` so many of the student, and `warmup` batches before its first; Adam's rate;
-        weights of the terms. Raises: RequestError for a teacher without BatchNorm, or an embedding file that does not
-        fit.
+        """Build the noisy layers and the generator.
+
+        A batch takes `steps` updates and is made every `every` student steps. `warmup` batches are made before the
+        student's first step. `lr` is Adam's learning rate. `one_hot`, `statistics` and `adversarial` are the weights of
+        the terms. Raises: RequestError for a teacher without BatchNorm, or an embedding file that does not fit.
         """
         check_at_least(1, life=life, hidden=hidden)
         self._rate, self._life, self._width = lr, life, width
         found = from_file(embeddings, task.classes) if embeddings is not None else from_teacher(task)
         self.embeddings = found.to(task.device)
-        each = task.classes if task.wanted is None else 1  # uneven classes: a layer an image, or two would be the same
+        each = task.classes if task.wanted is None else 1  # else drawn images of one class could be equal
         layers = -(-task.batch // each)
         network = NoisyGenerator(found.shape[1], hidden, layers, each, build_generator(task, hidden, width))
         recipe = Recipe(steps, every, warmup, flip, one_hot, statistics, adversarial, momentum)
         super().__init__(task, recipe, network.to(task.device), found.shape[1])
 
     def labels(self, count: int) -> Int[Tensor, " count"]:
-        """All classes in turn, the rest of the last turn drawn; as they are wanted where that is not evenly."""
+        """Return all classes in turn, and random ones for an incomplete last turn.
+
+        With `Task.wanted`, draw classes by their shares.
+        """
         if self.task.wanted is not None:
             return super().labels(count)
         classes, device = self.task.classes, self.task.device
@@ -89,31 +95,31 @@ class NAYER(InversionMethod):
         return torch.cat([whole, torch.randperm(classes, generator=self.random, device=device)[: count % classes]])
 
     def input(self, labels: Int[Tensor, " batch"]) -> Float[Tensor, "batch width"]:
-        """The embeddings of the classes."""
+        """Return the embeddings of the classes."""
         return self.embeddings[labels]
 
     @torch.no_grad()
     def renew(self) -> None:
-        """New noise, and after `life` batches a new generator."""
+        """Draw new noisy layers, and after `life` batches initialize the generator again."""
         assert isinstance(self.network, NoisyGenerator)
         self.network.noise.normal_(generator=self.random)
         self.network.bias.zero_()
         if self.batches and self.batches % self._life == 0:
-            with torch.random.fork_rng():  # its initial weights come from the global random numbers
+            with torch.random.fork_rng():  # build_generator seeds torch's global random numbers
                 fresh = build_generator(
                     replace(self.task, seed=self.task.seed + self.batches), self.network.noise.shape[2], self._width
                 )
             self.network.generator.load_state_dict(fresh.state_dict())
 
     def fresh_optimizer(self) -> torch.optim.Optimizer:
-        """Of the noisy layers and the generator; the embeddings stay."""
+        """Return a new optimizer of the noisy layers and the generator. The embeddings are not trained."""
         return Adam(self.network.parameters(), lr=self._rate, betas=BETAS)
 
 
 class NoisyGenerator(nn.Module):
-    """Embeddings [batch, width] -> images: BatchNorm, noisy layers, and a generator.
+    """Network from class embeddings [batch, width] to images: BatchNorm, noisy layers, and a generator.
 
-    Each of the `layers` serves `each` images that follow another in the batch.
+    Each of the `layers` noisy layers serves `each` consecutive images of the batch.
     """
 
     def __init__(self, width: int, hidden: int, layers: int, each: int, generator: nn.Module) -> None:
@@ -125,7 +131,7 @@ class NoisyGenerator(nn.Module):
         self._each = each
 
     def forward(self, embedded: Float[Tensor, "batch width"]) -> Float[Tensor, "batch channels size size"]:
-        """Images in [0, 1]."""
+        """Return images in [0, 1]."""
         count, rows = len(embedded), self.noise.shape[0] * self._each
         x = nn.functional.pad(self.normalized(embedded), (0, 0, 0, rows - count))
         mixed = torch.baddbmm(self.bias, x.view(self.noise.shape[0], self._each, -1), self.noise)
@@ -134,7 +140,7 @@ class NoisyGenerator(nn.Module):
 
 
 def from_teacher(task: Task) -> Float[Tensor, "classes width"]:
-    """The rows of the last linear layer that gives the classes; orthogonal directions where there is none."""
+    """Return the rows of the teacher's last linear layer with one row per class, else random orthogonal directions."""
     for layer in reversed(list(leader(task.teacher.model.module)[1].modules())):
         if isinstance(layer, nn.Linear) and layer.out_features == task.classes:
             return complete(layer.weight.detach()).float().clone()
@@ -144,7 +150,7 @@ def from_teacher(task: Task) -> Float[Tensor, "classes width"]:
 
 
 def from_file(file: str, classes: int) -> Float[Tensor, "classes width"]:
-    """Embeddings of one's own. Raises: RequestError where there are none, or they are not one finite row a class."""
+    """Read embeddings from a .npy file. Raises: RequestError unless the file has one finite row per class."""
     try:
         values = np.load(Path(file), allow_pickle=False)
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""How many images are wanted: so many of any class, or so many of each."""
+"""How many images to keep: a total, or a number for each class."""
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -7,9 +7,10 @@ from dfkd.system.errors import RequestError
 
 
 def missing(held: Int[np.ndarray, " classes"], count: int | None) -> Int[np.ndarray, " classes"]:
-    """The images that each class lacks to an even level: with `count` the level that so many reach, else the mean.
+    """Return the number of images that each class lacks to an even level.
 
-    Raises: RequestError where no class lacks any.
+    With `count`, the level is the highest that `count` images reach; the remainder goes to the classes with the fewest
+    images. Without it, the level is the mean over classes. Raises: RequestError if no class lacks images.
     """
     level = -(-int(held.sum()) // len(held))
     if count is not None:
@@ -19,35 +20,38 @@ def missing(held: Int[np.ndarray, " classes"], count: int | None) -> Int[np.ndar
     lacks = np.clip(level - held, 0, None)
     if count is not None:
         lowest = np.argsort(held, kind="stable")
-        lacks[lowest[: count - int(lacks.sum())]] += 1  # the rest, one a class
+        lacks[lowest[: count - int(lacks.sum())]] += 1  # the remainder, one per class
     if lacks.sum() == 0:
         raise RequestError("the classes are even already; say how many images to add with count")
     return lacks
 
 
 class Quota:
-    """What is still wanted, image by image."""
+    """Number of images that are still to keep, in total and optionally by class."""
 
     def __init__(self, count: int, per_class: Int[np.ndarray, " classes"] | None = None) -> None:
-        """`count` images in all; of each class so many where that is said."""
+        """Start with `count` images to keep. With `per_class`, they also have a limit for each class."""
         self.count, self.per_class = count, per_class
         self._left = count
         self._of_class = None if per_class is None else per_class.copy()
 
     @classmethod
     def of(cls, per_class: Int[np.ndarray, " classes"]) -> "Quota":
-        """So many images of each class."""
+        """Return the quota for these numbers of images per class."""
         return cls(int(per_class.sum()), per_class)
 
     @property
     def full(self) -> bool:
-        """Whether nothing is wanted any more."""
+        """Whether the quota is filled."""
         return self._left == 0
 
     def take(
         self, predictions: Int[np.ndarray, " block"], finite: Bool[np.ndarray, " block"]
     ) -> Int[np.ndarray, " taken"]:
-        """The positions of the images that are taken, the earlier first; those without a finite answer never are."""
+        """Return the positions of the images that the quota accepts, in order.
+
+        Images without finite logits are refused.
+        """
         taken = []
         for position, prediction in enumerate(predictions.tolist()):
             open_ = self._left > 0 and (self._of_class is None or self._of_class[prediction] > 0)
@@ -59,6 +63,9 @@ class Quota:
         return np.array(taken, dtype=np.int64)
 
     def lacking(self) -> dict[int, int]:
-        """What is left, by class; nothing where any class would do."""
+        """Return the number of images still to keep, by class, without the classes that are full.
+
+        It is empty for a quota without classes.
+        """
         left = self._of_class if self._of_class is not None else np.zeros(0, dtype=np.int64)
         return {int(k): int(left[k]) for k in np.flatnonzero(left)}

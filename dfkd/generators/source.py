@@ -1,4 +1,4 @@
-"""A method as the training loop's source of images: its turns, its images, its cost, and the signs of a collapse."""
+"""Adapter from a method to a source of the training loop: its turns, images, cost and health metrics."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,10 +9,10 @@ from torch import Tensor
 from dfkd.generators.base import Method, checked_images, checked_terms, method_code, quantize
 from dfkd.generators.health import Health
 from dfkd.system.shares import Share
-from dfkd.training.sources import Batch, Deaf, Student
+from dfkd.training.sources import Batch, NotFollowing, Student
 
 
-class GeneratedSource(Deaf):
+class GeneratedSource(NotFollowing):
     """Images that a method makes while the student learns from them."""
 
     images = None
@@ -26,38 +26,38 @@ class GeneratedSource(Deaf):
 
     @property
     def taps(self) -> frozenset[str]:
-        """The teacher's features that the method reads."""
+        """Features of the teacher that the method reads."""
         return self.method.taps
 
     @property
     def teacher_forwards(self) -> int:
-        """Images that the teacher has answered for the method's own sake."""
+        """Number of images that the teacher has answered for the method."""
         return self.method.teacher_forwards
 
     @property
     def generator_steps(self) -> int:
-        """Updates of the method."""
+        """Number of updates of the method."""
         return self.method.updates
 
     def sample(self, count: int, share: Share | None = None) -> Batch:
-        """The next `count` images: every process makes all of them, and learns from its share."""
+        """Return the next `count` images. Every process makes all of them and returns its share."""
         with method_code(self.method):
             images = self.method.sample(count, self._random)
         images = checked_images(self.method, images, count)
         return Batch(quantize(images if share is None else images[share.rows]), None, share)
 
     def warm_up(self, student: Student) -> dict[str, Tensor] | None:
-        """An update of the method's first turn; None when it is over."""
+        """Take one update of the method's first turn. Returns its terms, or None when the turn is over."""
         if self.method.updates >= self.method.first:
             return None
         self._update(student)
         return dict(self._seen)
 
     def update(self, student: Student) -> dict[str, Tensor]:
-        """The method's turn, where a step of the student begins with one. Returns what was last seen of it."""
+        """Run the method's turn if one is due before this student step. Returns the latest metrics of the method."""
         method, step = self.method, self._steps
         self._steps += 1
-        if step and step % method.every == 0:  # the first turn was the warm-up
+        if step and step % method.every == 0:  # warm_up was the first turn
             for _ in range(method.turns):
                 self._update(student)
         self._seen |= self._health.observe(self._steps)
@@ -69,7 +69,7 @@ class GeneratedSource(Deaf):
         self._seen |= checked_terms(self.method, seen)
 
     def state_dict(self) -> dict[str, Any]:
-        """The method, the position in its turns, and the random numbers of the images."""
+        """Return the states of the method and of the random numbers, the step, and the latest metrics."""
         return {
             "method": self.method.state_dict(),
             "steps": self._steps,
@@ -78,7 +78,7 @@ class GeneratedSource(Deaf):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore the state from `state_dict`."""
         self.method.load_state_dict(state["method"])
         self._steps, self._seen = int(state["steps"]), dict(state["seen"])
         self._random.set_state(state["random"])

@@ -1,4 +1,4 @@
-"""`dfkd generate`: teacher -> a folder of images made from it, a selection like any other."""
+"""`dfkd generate`: train a method on the teacher and write its images to a folder like that of a selection."""
 
 import shutil
 from collections.abc import Iterable, Mapping
@@ -49,14 +49,14 @@ from dfkd.training.sources import Student
 
 DEFAULT_COUNT = 10_000
 ATTEMPTS = 20
-"""Images that are made for every one that `--fill` misses, before it is given up."""
+"""Images made for each one that `--fill` lacks, before the stage gives up."""
 MARGIN = 2
-"""Images that are made for every one that is missing, by methods that make a fixed number of them."""
+"""Images made for each one that `--fill` lacks, by methods that make a fixed number of images."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What a request resolves to, ready to learn; nothing is written yet."""
+    """A resolved request, ready for training. Nothing is written yet."""
 
     config: GenerateConfig
     component: Component
@@ -70,12 +70,15 @@ class Generation:
 
 
 def run(config: GenerateConfig) -> Path:
-    """Make images as `config` says; a complete folder of the same request is left as it is. Returns its folder."""
+    """Make images for the request and return their folder. A complete folder of the same request is left as it is."""
     return generate(config, given_teacher(config.teacher, config.mixing), config.student)
 
 
 def generate(config: GenerateConfig, teacher: GivenModel, student: GivenModel | None) -> Path:
-    """The same, from networks that may be at hand already; without a folder into one of the cache."""
+    """Make images with a given teacher and student, which may be modules, and return the folder.
+
+    Without `out`, the folder is one of the cache.
+    """
     if config.out:
         output_path(config.out)
     prepared = _prepare(config, teacher, student)
@@ -93,13 +96,13 @@ def generate(config: GenerateConfig, teacher: GivenModel, student: GivenModel | 
 
 
 def check(config: GenerateConfig) -> Component:
-    """Refuse what can be refused before any work. Returns the method."""
+    """Raise RequestError for what can be refused before any work. Returns the method."""
     check_loggers(config.log)
     return choose(config.method)
 
 
 def _make(prepared: Generation, out: Path) -> Selected | None:
-    """Train the method, make images and write them, while the folder of the temporary name is locked."""
+    """Train the method, make images and write them, while the partial folder is locked."""
     config, partial = prepared.config, partial_folder(out)
     ranks.from_first(lambda: _begin(prepared, partial))
     method = _method(prepared)
@@ -111,35 +114,35 @@ def _make(prepared: Generation, out: Path) -> Selected | None:
     loggers = config.log if ranks.first() else ()
     with logged(loggers, record, out, options, (steps, config.log_every), maker.pictures) as log:
         train(maker, record)
-        if is_sharded(prepared.teacher.module):  # each rank has a part of it
+        if is_sharded(prepared.teacher.module):  # every rank has a part of the teacher, so all ranks have to score
             made = _collect(prepared, maker.method)
             return ranks.on_first(lambda: _write(made, maker, partial, out, log))
         return ranks.on_first(lambda: _write(_collect(prepared, maker.method), maker, partial, out, log))
 
 
 def _begin(prepared: Generation, partial: Path) -> None:
-    """Make the folder ready for this request."""
+    """Prepare the partial folder for this request."""
     check_partial(partial)
     Journal(partial, hash_of(prepared.content), anew=lambda: _forget(partial))
     restore_folder(partial / CHECKPOINT)
 
 
 def _write(selected: Selected, maker: "Maker", partial: Path, out: Path, log: Log) -> Selected:
-    """Write the images of a method that has learnt."""
+    """Write the selected images of the trained method."""
     log.result({"images": len(selected.choice), **selected.cost, "seconds": round(maker.seconds, 3)})
     write(partial, out, selected)
     return selected
 
 
 def _forget(partial: Path) -> None:
-    """Remove another request's checkpoint, also one that a kill has left half replaced."""
+    """Remove the checkpoint and logs of another request, also a checkpoint that a kill left half replaced."""
     for folder in partial.glob(f"{CHECKPOINT}*"):
         shutil.rmtree(folder)
     shutil.rmtree(partial / LOGS, ignore_errors=True)
 
 
 class Maker:
-    """A method that learns by itself, or from a student that stays as it is."""
+    """Learner of the training loop that trains a method alone, or with a fixed student."""
 
     def __init__(self, method: Method, prepared: Generation, plan: Pace) -> None:
         self.method, self.plan, self._name = method, plan, prepared.component.name
@@ -151,18 +154,18 @@ class Maker:
 
     @property
     def hint(self) -> str:
-        """What to do when it blows up."""
+        """Advice for the error message when a loss or a weight is not finite."""
         name = self._name
         return f"give the method a lower rate, such as {name}:lr=1e-4, or another --seed"
 
     def begin(self) -> None:
-        """There is nothing to turn on."""
+        """Do nothing: a method needs no preparation."""
 
     def warm_up(self) -> None:
-        """Every update is a step here."""
+        """Do nothing: every update is a step of this training."""
 
     def advance(self) -> Mapping[str, Tensor | float]:
-        """One update of the method."""
+        """Take one update of the method and return its metrics."""
         with method_code(self.method):
             seen = self.method.update(self._student)
         self._seen |= checked_terms(self.method, seen)
@@ -172,31 +175,34 @@ class Maker:
         return joined({}, self._seen)
 
     def tell(self, row: Mapping[str, float]) -> str:
-        """The terms of the method."""
+        """Return the first terms of the method's loss for the progress bar."""
         return ", ".join(f"{name} {value:.3f}" for name, value in [*row.items()][:3])
 
     def pictures(self) -> dict[str, np.ndarray]:
-        """Images of the last look at it, for a log."""
+        """Return the images of the last observation, for the log."""
         seen = self._health.images
         return {} if seen is None else {"generated": quantize(seen[:SHOWN]).cpu().numpy()}
 
     def learnt(self) -> Iterable[Mapping[str, Any]]:
-        """The method's networks."""
+        """Return the state of the method, whose values must stay finite."""
         return (self.method.state_dict(),)
 
     def state_dict(self) -> dict[str, Any]:
-        """The method, and what was last seen of it."""
+        """Return the states of the method and its latest metrics."""
         return {"method": self.method.state_dict(), "seen": self._seen}
 
     def load_state_dict(self, state: Mapping[str, Any], progress: Checkpoint) -> None:
-        """Go on from a checkpoint."""
+        """Restore the state, step and seconds of a checkpoint."""
         self.method.load_state_dict(state["method"])
         self._seen = dict(state["seen"])
         self.step, self.seconds = progress.step, progress.seconds
 
 
 def _prepare(config: GenerateConfig, teacher_given: GivenModel, student_given: GivenModel | None) -> Generation:
-    """Open and check everything. Raises: RequestError for whatever can be refused before the first step."""
+    """Open and check everything that the request names.
+
+    Raises: RequestError for whatever can be refused before the first step.
+    """
     component = check(config)
     name = component.name
     if method_class(component).needs_real != bool(config.samples):
@@ -235,7 +241,7 @@ def _prepare(config: GenerateConfig, teacher_given: GivenModel, student_given: G
 
 
 def _lacking(config: GenerateConfig, held: Int[np.ndarray, " classes"]) -> Quota:
-    """What the selection of `--fill` lacks."""
+    """Return the quota that fills the selection of `--fill`."""
     try:
         return Quota.of(missing(held, config.count))
     except RequestError as error:
@@ -243,7 +249,7 @@ def _lacking(config: GenerateConfig, held: Int[np.ndarray, " classes"]) -> Quota
 
 
 def _student(given: GivenModel | None, teacher: Model) -> Model | None:
-    """The student that answers along, as it is."""
+    """Load the fixed student that the method learns against."""
     if given is None:
         return None
     return load_trained(
@@ -287,7 +293,7 @@ def _needed(prepared: Generation) -> int:
 
 
 def _collect(prepared: Generation, method: Method) -> Selected:
-    """Make images until the quota is filled, and choose."""
+    """Make images until the quota is filled or the limit is reached, and choose among them."""
     quota, pictures = prepared.quota, GeneratedPictures(method, prepared.component.name)
     teacher = Classifier(prepared.teacher, prepared.place)
     most = quota.count if quota.per_class is None else ATTEMPTS * quota.count

@@ -1,4 +1,4 @@
-"""Terms of the losses of generators: functions of plain tensors, all to be minimized."""
+"""Loss terms of generators: functions of plain tensors, all to be minimized."""
 
 import math
 
@@ -9,10 +9,10 @@ from torch.nn.functional import cross_entropy
 
 
 def one_hot(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"] | None = None) -> Float[Tensor, ""]:
-    """Cross-entropy of the teacher's answer with given classes, or with its own most probable class.
+    """Return the cross-entropy of the teacher's logits with given classes, or with its own most probable class.
 
     Args:
-        logits: The teacher's.
+        logits: The teacher's logits.
         labels: The wanted class of each image. None: the teacher's most probable class.
 
     Returns:
@@ -22,27 +22,27 @@ def one_hot(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"
 
 
 def activation(features: Float[Tensor, "batch *shape"]) -> Float[Tensor, ""]:
-    """Minus the mean absolute feature: real images excite a teacher more than noise does.
+    """Return minus the mean absolute feature, because real images activate a teacher more than noise does.
 
     Args:
-        features: The teacher's, of any shape.
+        features: The teacher's features, of any shape.
 
     Returns:
-        The mean over all elements.
+        The negative mean over all elements.
     """
     return -features.abs().mean(dtype=torch.float32 if features.dtype == torch.bfloat16 else None)
 
 
 def class_entropy(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
-    """Minus the entropy of the batch's mean prediction, divided by log(classes).
+    """Return minus the entropy of the batch's mean prediction, divided by log(classes).
 
         sum over classes of p log p / log(classes),   p = mean over images of softmax(logits)
 
     Args:
-        logits: The teacher's.
+        logits: The teacher's logits.
 
     Returns:
-        From -1, where the classes are even, to 0.
+        A value from -1, if all classes are equally frequent, to 0.
 
     Example:
         >>> class_entropy(torch.zeros(4, 2))
@@ -55,24 +55,24 @@ def class_entropy(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
 def logit_difference(
     teacher: Float[Tensor, "batch classes"], student: Float[Tensor, "batch classes"]
 ) -> Float[Tensor, ""]:
-    """Minus the mean absolute difference of the logits: lowest where the student errs most.
+    """Return minus the mean absolute difference of the logits. The minimum is where student and teacher differ most.
 
     Args:
-        teacher: Logits.
-        student: Logits.
+        teacher: The teacher's logits.
+        student: The student's logits.
 
     Returns:
-        The mean over all elements.
+        The negative mean over all elements.
     """
     return -(teacher - student).abs().mean()
 
 
 def divergence(teacher: Float[Tensor, "batch classes"], student: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
-    """KL(softmax(teacher) || softmax(student)), with gradients through both.
+    """Return KL(softmax(teacher) || softmax(student)), with gradients through both.
 
     Args:
-        teacher: Logits.
-        student: Logits.
+        teacher: The teacher's logits.
+        student: The student's logits.
 
     Returns:
         The mean over images, in nats.
@@ -81,11 +81,11 @@ def divergence(teacher: Float[Tensor, "batch classes"], student: Float[Tensor, "
 
 
 def between(log_p: Float[Tensor, "batch classes"], log_q: Float[Tensor, "batch classes"]) -> Float[Tensor, " batch"]:
-    """KL(p || q) of each image, from logarithms. The gradient is finite even where a probability underflows to 0.
+    """Return KL(p || q) of each image from logarithms, with a finite gradient even where a probability underflows to 0.
 
     Args:
-        log_p: Logarithms of probabilities.
-        log_q: Logarithms of probabilities.
+        log_p: Logarithms of the probabilities p.
+        log_q: Logarithms of the probabilities q.
 
     Returns:
         One number per image, in nats.
@@ -94,17 +94,17 @@ def between(log_p: Float[Tensor, "batch classes"], log_q: Float[Tensor, "batch c
 
 
 def adversarial(teacher: Float[Tensor, "batch classes"], student: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
-    """Minus the divergence of the student from the teacher, on images for which both choose one class.
+    """Return minus KL(teacher || student) at temperature 1, on the images for which both predict the same class.
 
-    It is KL(p_teacher || p_student) at temperature 1. An image for which they choose different classes adds 0: the
-    images are to make the student unsure, and there it already is. Gradients go through both answers.
+    An image with different predictions adds 0, because the generator looks for images that the student gets wrong, and
+    this image already is one. Gradients go through both inputs.
 
     Args:
-        teacher: Logits.
-        student: Logits.
+        teacher: The teacher's logits.
+        student: The student's logits.
 
     Returns:
-        The mean over images, in nats.
+        The negative mean over all images, in nats.
     """
     log_p, log_q = teacher.log_softmax(dim=1), student.log_softmax(dim=1)
     agree = teacher.argmax(dim=1) == student.argmax(dim=1)

@@ -1,4 +1,4 @@
-"""ZSKT: a generator that looks for the images on which the student's prediction is furthest from the teacher's."""
+"""ZSKT: a generator of images on which the student's prediction is furthest from the teacher's."""
 
 from collections.abc import Mapping
 
@@ -20,12 +20,13 @@ class ZSKT(GeneratorMethod):
         -KL(softmax(t) || softmax(s))
 
     t and s are the logits [batch, classes] of teacher and student. The student in turn minimizes the divergence. It
-    takes `every` steps to one of the generator. All are on that step's batch, made again by the updated generator. The
-    student's own loss there is the same divergence and the attention of four stages. The preset `zskt` has it.
+    takes `every` steps per generator step. All of these steps use the batch of the generator step, rendered again by
+    the updated generator. The paper's loss for the student is the same divergence and the attention of four stages, as
+    in the preset `zskt`.
 
     The authors' code also averages the divergence over the classes. It clips both gradients to norm 5. Neither is in
-    the paper's formulas. It has Adam's usual betas (0.9, 0.999) and a generator that ends in a BatchNorm. Its
-    generator's rate falls along a cosine. Here, the rate of every generator is constant.
+    the paper's formulas. It has Adam's usual betas (0.9, 0.999) and a generator that ends in a BatchNorm. The learning
+    rate of its generator falls along a cosine. Here, the learning rate of every generator is constant.
     """
 
     paper = Paper("Zero-shot knowledge transfer via adversarial belief matching", 2019, "1905.09768")
@@ -41,7 +42,11 @@ class ZSKT(GeneratorMethod):
         steps: int = 2000,
         every: int = 10,
     ) -> None:
-        """`latent` numbers of noise an image; Adam's `lr`; `every` so many steps of the student one of `steps`."""
+        """Build the generator network.
+
+        `latent` is the width of the noise, `width` the channels of the last layers, and `lr` Adam's learning rate. The
+        student takes `every` steps per generator step.
+        """
         check_at_least(1, every=every)
         super().__init__(task, latent=latent, width=width, lr=lr, steps=steps, contrast=True)
         self.every = every
@@ -49,7 +54,7 @@ class ZSKT(GeneratorMethod):
         self._held.register_buffer("images", self.draw(task.batch, self.random))
 
     def update(self, student: Student | None) -> dict[str, Tensor]:
-        """One step of the generator, and the batch of the student's next steps."""
+        """Take one step of the generator, and render the batch of the student's next steps."""
         assert student is not None
         latent = noise(self.task.batch, self.network.latent, self.random)
         images = render(self.network, latent, self.task)
@@ -60,10 +65,10 @@ class ZSKT(GeneratorMethod):
         return learned
 
     def sample(self, count: int, random: torch.Generator) -> Float[Tensor, "count channels size size"]:
-        """The first `count` images of the batch in hand; where it has not so many, new ones."""
+        """Return the first `count` images of the current batch, or draw new ones if the batch has fewer."""
         held: Tensor = self._held.images  # type: ignore[assignment]
         return held[:count] if count <= len(held) else self.draw(count, random)
 
     def parts(self) -> Mapping[str, Stateful]:
-        """The network, its optimizer and the batch in hand."""
+        """Return the network, its optimizer and the current batch."""
         return {**super().parts(), "held": self._held}

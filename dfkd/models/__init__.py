@@ -1,6 +1,7 @@
-"""Classifiers that CIFAR-size work needs and torchvision lacks, and CLIP; `load.py` turns a MODEL text into a network.
+"""Networks that torchvision lacks, and the code that loads, checks, combines and exports models.
 
-A MODEL name without a dot is looked up in `__all__` first, then in `torchvision.models`.
+`load.py` turns a MODEL text into a network. A MODEL name without a dot is looked up in `__all__` first, then in
+`torchvision.models`.
 """
 
 from dfkd.models.architectures.cifar_resnet import cifar_resnet

@@ -1,4 +1,4 @@
-"""A checkpoint -> the dictionary of tensors in it that is the network's weights."""
+"""Search of a checkpoint for the dictionary of tensors that holds the network's weights."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,27 +9,28 @@ from torch import Tensor
 from dfkd.models.state import EXTRA, State
 
 _USUAL = ("state_dict", "model", "net")
-"""Keys that are looked into first, in this order."""
+"""Keys that are searched first, in this order."""
 _DEEPEST = 3
+"""Levels of nested dictionaries that are searched."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A dictionary of a checkpoint by its name, such as `ema.module`; no state where there is none."""
+    """A dictionary of a checkpoint and its name, such as `ema.module`. `state` is None if none was found."""
 
     state: State | None
     name: str = ""
     unusual: bool = False
-    """Whether it is not where most training scripts put weights."""
+    """Whether the dictionary is not where most training scripts store weights."""
     others: Sequence[str] = ()
-    """Names of other dictionaries that fit as well."""
+    """Names of other dictionaries that fit as well. If the requested name was not found: all names."""
 
 
 def choose(content: object, fits: Callable[[State], float] | None, key: str = "") -> Choice:
-    """The dictionary called `key`; else the usual one; else the one that fits the network best.
+    """Return the dictionary called `key`, else the usual one, else the one that fits the network best.
 
-    `fits` gives the share of the network's keys that a dictionary has, from 0 to 1. The usual one gives way only to one
-    that fits in whole where it does not.
+    `fits` returns the share of the network's keys that a dictionary has, from 0 to 1. Another dictionary replaces the
+    usual one only if the other has all keys and the usual one does not.
     """
     found = dict(_dictionaries(content))
     if key:
@@ -40,21 +41,21 @@ def choose(content: object, fits: Callable[[State], float] | None, key: str = ""
     shares = {name: fits(state) for name, state in found.items()}
     best = max(found, key=lambda name: (shares[name], name == first))
     taken = best if first is None or (shares[best] == 1 > shares[first]) else first
-    if shares[taken] == 0:  # an optimizer's, or another network's: the usual key is what the message is of
+    if shares[taken] == 0:  # tensors of an optimizer or another network: the error is about the usual key
         return Choice(None if first is None else found[first], first or "")
     others = [name for name in found if name != taken and shares[name] == 1 == shares[taken]]
     return Choice(found[taken], taken, taken != first, others)
 
 
 def usual(content: object) -> object:
-    """What lies behind the keys that most training scripts use."""
+    """Return the content under the keys that most training scripts use."""
     while isinstance(content, Mapping) and (inner := [k for k in _USUAL if isinstance(content.get(k), Mapping)]):
         content = content[inner[0]]
     return content
 
 
 def is_state_dict(value: object) -> TypeGuard[State]:
-    """Whether it is a dictionary of tensors with at least one, and of what modules keep beside (`EXTRA`)."""
+    """Return whether `value` maps names to tensors, at least one, and otherwise only to extra state (`EXTRA`)."""
     return (
         isinstance(value, Mapping)
         and any(isinstance(v, Tensor) for v in value.values())
@@ -63,7 +64,7 @@ def is_state_dict(value: object) -> TypeGuard[State]:
 
 
 def _dictionaries(content: object, name: str = "", depth: int = 0) -> Iterator[tuple[str, State]]:
-    """Every dictionary of tensors in a checkpoint, by the keys that lead to it."""
+    """Yield each dictionary of tensors in a checkpoint, with the keys that lead to it."""
     if is_state_dict(content):
         yield name, content
     elif isinstance(content, Mapping) and depth < _DEEPEST:

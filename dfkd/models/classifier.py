@@ -1,4 +1,4 @@
-"""A frozen classifier: its normalization, its logits, its taps. Teacher and evaluated student go through it alike."""
+"""A frozen classifier with its normalization, logits and taps. The teacher and an evaluated student both use it."""
 
 from collections.abc import Mapping
 
@@ -13,30 +13,31 @@ from dfkd.models.features.outputs import Outputs
 from dfkd.models.features.taps import Tap, Tapped, network_code
 from dfkd.models.health import CHECKED_IMAGES, check_health
 from dfkd.models.load import Model
-from dfkd.models.sharded import is_sharded, tied
+from dfkd.models.sharded import is_sharded, through_logits
 from dfkd.models.state import tensors_of
 from dfkd.system.device import Place
 
 
 def answer(network: Tapped, place: Place, view: Float[Tensor, "batch channels height width"]) -> Outputs:
-    """Logits in float32 and features of a normalized batch, with gradients."""
+    """Run a network on a normalized batch, and return float32 logits and features with gradients."""
     with place.autocast():
         logits, features = network(view)
     return Outputs(logits.float(), features)
 
 
 class Classifier:
-    """A model in evaluation mode that never learns, at a place; features are taken at `taps`."""
+    """A frozen model in evaluation mode at a place. Its features are taken at `taps`."""
 
     def __init__(self, model: Model, place: Place, taps: Mapping[str, Tap] | None = None, fold: bool = False) -> None:
-        """With `fold` answers come from a copy whose BatchNorms are folded away, where that is possible.
+        """Freeze the model and move it to the place.
 
-        They are the same up to rounding, and hooks on the model's own layers see nothing of them. The copy takes
-        as much of the device's memory as another teacher. A divided teacher (`dfkd.models.sharded`) is not copied.
+        With `fold`, a copy with folded BatchNorm layers computes the outputs, if folding is possible. The outputs are
+        the same up to rounding. Hooks on the model's own layers do not run. The copy needs as much device memory as a
+        second teacher. A sharded teacher (`dfkd.models.sharded`) is not copied.
         """
         self.model, self.place = model, place
         self._divided = is_sharded(model.module)
-        if self._divided:  # it is where it is to be, and cannot be copied
+        if self._divided:  # its parameters are on their devices already, and it cannot be copied
             module = model.module
         else:
             with network_code(model.module):
@@ -48,10 +49,13 @@ class Classifier:
         self.taps = dict(taps or {})
         self._run = Tapped(module, self.taps)
         self.network: nn.Module = module
-        """What runs: the model's module, or its folded copy."""
+        """The module that runs: the model's own, or its folded copy."""
 
     def adopt(self, other: "Classifier") -> bool:
-        """Run the other one's network from now on, if it is the same to the bit, and let go of this one's."""
+        """Replace this network by the other classifier's if all tensors and the place are equal, to save memory.
+
+        Returns whether the network was replaced.
+        """
         ours, theirs = (tensors_of(classifier.network) for classifier in (self, other))
         same = ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
         if same and self.place == other.place:
@@ -63,39 +67,39 @@ class Classifier:
     def preprocess(
         self, pixels: UInt8[Tensor, "batch height width channels"]
     ) -> Float[Tensor, "batch channels height width"]:
-        """Pixels on this classifier's device, as its input."""
+        """Move pixels to the classifier's device, and convert them to the network's input."""
         return self.model.preprocess(pixels.to(self.place.device, non_blocking=True))
 
     def _noise(self, count: int, size: int) -> Float[Tensor, "{count} channels {size} {size}"]:
-        random = torch.Generator().manual_seed(0)  # the global state is a student's seed
+        random = torch.Generator().manual_seed(0)  # not the global generator, which holds the student's seed
         shape = (count, size, size, self.model.channels)
         return self.preprocess(torch.randint(0, 256, shape, generator=random, dtype=torch.uint8))
 
     @torch.no_grad()
     def outputs(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:
-        """Logits in float32 and features of a normalized batch."""
+        """Return float32 logits and features of a normalized batch, without gradients."""
         return self.answer(view)
 
     def answer(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:
-        """The same for losses that need how the answer changes with the view; the weights get no gradient."""
+        """Return float32 logits and features of a normalized batch, with gradients to the view only."""
         outputs = answer(self._run, self.place, view)
-        return tied(outputs) if self._divided and outputs.logits.requires_grad else outputs
+        return through_logits(outputs) if self._divided and outputs.logits.requires_grad else outputs
 
     def __call__(self, pixels: UInt8[Tensor, "batch height width channels"]) -> Outputs:
-        """Logits in float32 and features of a batch of pixels."""
+        """Return float32 logits and features of a batch of pixels, without gradients."""
         return self.outputs(self.preprocess(pixels))
 
 
 def examine(classifier: Classifier, data: Pool) -> None:
-    """Say whether the answers to the first images of `data` can be trusted (`dfkd.models.health`)."""
+    """Check the outputs for the first images of `data`, and print whether they are valid (`dfkd.models.health`)."""
     images = data.images(np.arange(min(CHECKED_IMAGES, len(data))))
     examine_pixels(classifier, torch.from_numpy(np.delete(images.pixels, list(images.problems), axis=0)))
 
 
 def examine_pixels(classifier: Classifier, pixels: UInt8[Tensor, "batch height width channels"]) -> None:
-    """The same for images that are at hand."""
+    """Check the outputs for the given images, and print whether they are valid."""
     exact = classifier.place.dtype == torch.float32
-    # not through the call by which pools are scored: a test counts those images
+    # not `classifier(some)`: a test counts the images that pools send through that call
     check_health(
         lambda some: classifier.outputs(classifier.preprocess(some)).logits, pixels, classifier.model.spec, exact
     )

@@ -1,4 +1,4 @@
-"""What a network costs to run: the multiplications of one image."""
+"""The cost of running a network: multiplications for one image."""
 
 from typing import Any
 
@@ -10,16 +10,16 @@ from dfkd.models.features.taps import run_network
 
 @torch.no_grad()
 def multiplications(module: nn.Module, example: Tensor) -> int:
-    """Those of convolutions and linear layers for one image [1, channels, height, width].
+    """Count the multiplications of convolutions and linear layers for one image [1, channels, height, width].
 
-    Normalizations, activations, pooling and the products within an attention are not counted.
+    Normalizations, activations, pooling and the matrix products within attention are not counted.
     """
     counted = 0
 
     def count(layer: nn.Module, inputs: Any, output: Tensor) -> None:
         nonlocal counted
         for weight in layer.parameters(recurse=False):
-            if weight.ndim > 1:  # each output is a sum over all but the first dimension
+            if weight.ndim > 1:  # each output value is a sum over all dimensions but the first
                 counted += output.numel() * (weight.numel() // len(weight))
 
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)

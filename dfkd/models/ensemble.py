@@ -1,4 +1,4 @@
-"""Several classifiers as one: each answers an image in its own way, and the logits say what they say together."""
+"""Several classifiers as one network, with several ways to mix their logits or probabilities."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,68 +14,77 @@ from dfkd.config.stages import Mixing
 LOGITS: Mixing = "mean-logits"
 LEARNED: Mixing = "learned"
 _STEPS, _ROUNDS = 40, 100
-"""Of the two searches for the distribution that is nearest to all teachers: a few numbers for each image."""
+"""Iterations of the two searches for the distribution nearest to all teachers. Each is a few numbers per image."""
 _FAR = 3.0
-"""The longest step of a search, in natural logarithms."""
+"""Largest change of a value in one Newton step, in natural logarithms."""
 _RIDGE = 1e-9
-"""Added to a curvature of 1: what is the same everywhere has none."""
+"""Added to the diagonal of the scaled curvature, which is 1. A constant shift of all values has no curvature."""
 _LEAST = 1e-6
-"""Of a weight: a teacher that is quite unsure is not left out, as all may be."""
+"""Smallest weight of a teacher by entropy: all teachers may be unsure of an image, and weights must not all be 0."""
 _FLOOR = 1e-200
-"""Of a probability by which something is divided."""
+"""Smallest probability in divisions and logarithms."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One classifier of an ensemble, and how it stands to the others."""
+    """One classifier of an ensemble, with the mapping of its input and classes to those of the ensemble."""
 
     network: nn.Module
     classes: Sequence[int]
-    """For each of its logits the class of the ensemble; the one that is `other` has none, and any number here."""
+    """The ensemble's class for each logit. The number at `other` has no meaning."""
     size: int | None = None
-    """The side of the images that it is given; None for images as they come."""
+    """Side in pixels of the network's images. None: images are not resized."""
     scale: tuple[float, ...] | None = None
-    """Factors that turn the ensemble's input into its own, one for each channel; None for an input as it comes."""
+    """Factors per channel from the ensemble's normalization to the network's. None: both are the same."""
     shift: tuple[float, ...] | None = None
+    """Summands per channel, added after `scale`."""
     weight: float = 1.0
     class_weights: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
-    """Factors of the weight by the class of the ensemble."""
+    """Factors of `weight` by class of the ensemble."""
     other: int | None = None
-    """Which of its logits stands for all classes that it has not."""
+    """Index of the logit that stands for all classes that the network lacks."""
 
 
 class Ensemble(nn.Module):
-    """The classifiers as one network. It takes what the first one takes.
+    """Several classifiers as one network, which takes the input of the first.
 
-    Each has weights v_m(k), one for each class k; a class that it has not has weight 0 there. All answers are taken
-    over the union of the classes.
+    Teacher m has a weight v_m(k) for each class k. The weight is 0 for a class that the teacher lacks. All outputs
+    cover the union of the classes.
 
-    `mean-logits`: the mean of the logits of the teachers that have the class, sum_m v_m(k) z_m(k) / sum_m v_m(k).
-    Where teachers have different classes, each one's logits have mean 0: their level means nothing. For teachers with
-    no class in common, this is their logits side by side (Amalgamating Knowledge, https://arxiv.org/abs/1811.02796).
-    An `other` class speaks for the classes that the teacher has not, with a logit of z - log(their number) each.
+    `mean-logits` is the mean of the logits of the teachers that have the class:
 
-    The other ways give the distribution q that is nearest to the teachers' p_m: the least
-    sum_m a_m sum_k v_m(k) p_m(k) log(p_m(k) / q_m(k)). Among the same classes q_m is q, and the answer is the weighted
-    mean of the probabilities. A teacher with fewer classes knows q only among them: q_m(k) = q(k) / sum_{its j} q(j)
-    (Unifying Heterogeneous Classifiers, https://arxiv.org/abs/1904.06062). One with an `other` class says what is left:
-    q_m(other) = sum_{not its j} q(j) (section 5 of https://arxiv.org/abs/1503.02531). a_m is 1 for
-    `mean-probabilities`, max_k p_m(k) for `confidence`, and 1 - H(p_m) / log(its classes) for `entropy`. `learned` is
-    `mean-probabilities` with weights v_m(k) that `dfkd.models.learned_mixing` finds.
-    The logits are log q, with mean 0.
+        sum_m v_m(k) z_m(k) / sum_m v_m(k)
+
+    If teachers have different classes, each teacher's logits are shifted to mean 0, because their level has no meaning.
+    For teachers without common classes, the result is their concatenated logits (Amalgamating Knowledge,
+    https://arxiv.org/abs/1811.02796). An `other` class stands for the classes that the teacher lacks. Each of them gets
+    the logit z - log(number of classes that the teacher lacks).
+
+    The other mixings compute the distribution q that is nearest to the teachers' p_m. q minimizes
+
+        sum_m a_m sum_k v_m(k) p_m(k) log(p_m(k) / q_m(k))
+
+    If all teachers have the same classes, q_m is q, and q is the weighted mean of the probabilities. For a teacher with
+    fewer classes, q_m is q restricted to them: q_m(k) = q(k) / sum_{its j} q(j) (Unifying Heterogeneous Classifiers,
+    https://arxiv.org/abs/1904.06062). An `other` class stands for the rest: q_m(other) = sum_{not its j} q(j) (section
+    5 of https://arxiv.org/abs/1503.02531).
+
+    a_m is 1 for `mean-probabilities`, max_k p_m(k) for `confidence`, and 1 - H(p_m) / log(number of its classes) for
+    `entropy`. `learned` is `mean-probabilities` with the weights v_m(k) of `dfkd.models.learned_mixing`. The logits are
+    log q, shifted to mean 0.
     """
 
     weights: Tensor
-    """v_m(k)."""
+    """Weights v_m(k), [teachers, classes]."""
     rest: Tensor
-    """The weight of each one's `other` class, 0 where it has none."""
+    """Weight of each teacher's `other` class, [teachers]. 0 for a teacher without one."""
     belongs: Tensor
-    """[groups, teachers]: 1 where the teacher has the classes of a group, which all have the same teachers."""
+    """[groups, teachers]: 1 if the teacher has the classes of the group. A group has one set of teachers."""
     grouped: Tensor
-    """[classes, groups]: 1 for the group of a class."""
+    """[classes, groups]: 1 if the class is in the group."""
 
     def __init__(self, parts: Sequence[Part], classes: int, mixing: Mixing = LOGITS) -> None:
-        """`classes` are all that one of the parts has. Every class is known to one of them."""
+        """Combine the parts. `classes` is the number of classes of the union; each belongs to at least one part."""
         super().__init__()
         self.members = nn.ModuleList(part.network for part in parts)
         self.mixing, self._sizes = mixing, [part.size for part in parts]
@@ -86,7 +95,7 @@ class Ensemble(nn.Module):
             weights[m, own] = part.weight
             for k, factor in part.class_weights.items():
                 weights[m, k] *= factor
-            # for each class of the union its logit, or the one after the last for a class that it has not
+            # the part's logit for each class of the union; one past the last for a class that the part lacks
             place = torch.full((classes,), len(part.classes))
             place[own] = torch.tensor([i for i in range(len(part.classes)) if i != part.other])
             self.register_buffer(f"place{m}", place)
@@ -94,27 +103,27 @@ class Ensemble(nn.Module):
                 self.register_buffer(f"scale{m}", torch.tensor(part.scale)[:, None, None])
                 self.register_buffer(f"shift{m}", torch.tensor(part.shift)[:, None, None])
         self.register_buffer("weights", weights)
-        # where a teacher has all the classes, its `other` one stands for none
+        # the `other` class of a teacher that has all classes stands for none
         others = [0.0 if part.other is None else part.weight for part in parts]
         self.register_buffer("rest", torch.where((weights == 0).any(dim=1), torch.tensor(others), 0.0))
         patterns, group_of = torch.unique(weights.T > 0, dim=0, return_inverse=True)
         self.register_buffer("belongs", patterns.float())
         self.register_buffer("grouped", F.one_hot(group_of, len(patterns)).float())
         self._same = len(patterns) == 1
-        """Whether all have the same classes."""
+        """Whether all teachers have the same classes."""
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """The logits of the ensemble."""
+        """Compute the logits of the ensemble."""
         answers = [self._ask(m, images) for m in range(len(self.members))]
         return self._mean_logits(answers) if self.mixing == LOGITS else self._nearest(answers)
 
     def each(self, images: Float[Tensor, "batch channels height width"]) -> list[Float[Tensor, "batch classes"]]:
-        """What each member says by itself: its logits over all classes, least where it has not the class."""
+        """Return each member's logits over the union, with the lowest finite value for classes it lacks."""
         answers = (self._ask(m, images) for m in range(len(self.members)))
         return [self._over_union(m, answer, torch.finfo(answer.dtype).min) for m, answer in enumerate(answers)]
 
     def _ask(self, m: int, images: Tensor) -> Tensor:
-        """A member's own logits, in float32."""
+        """Compute a member's own logits, in float32."""
         size = self._sizes[m]
         if hasattr(self, f"scale{m}"):
             images = images * getattr(self, f"scale{m}") + getattr(self, f"shift{m}")
@@ -124,8 +133,8 @@ class Ensemble(nn.Module):
         return logits.float()
 
     def _over_union(self, m: int, values: Tensor, absent: Tensor | float) -> Tensor:
-        """A member's values over all classes; those that it has not are `absent`."""
-        # not `len`, which would be a constant of an exported program
+        """Expand a member's values to the union of classes. Classes that the member lacks get `absent`."""
+        # not `len`, which torch.export makes a constant
         column = absent if isinstance(absent, Tensor) else values.new_full((values.shape[0], 1), absent)
         return torch.cat([values, column], dim=1)[:, getattr(self, f"place{m}")]
 
@@ -141,7 +150,7 @@ class Ensemble(nn.Module):
         return _weighted(unions, torch.where(weights == 0, rest[:, None], weights))
 
     def _nearest(self, answers: Sequence[Tensor]) -> Tensor:
-        """The logarithm of the nearest distribution, in double precision: autocast leaves that alone."""
+        """Compute the logarithm of the nearest distribution in float64, which autocast does not change."""
         certain, said, left = CERTAINTY[self.mixing], [], []
         for m, (answer, other) in enumerate(zip(answers, self._others, strict=True)):
             log_p = answer.double().log_softmax(dim=1)
@@ -162,22 +171,23 @@ class Ensemble(nn.Module):
 
 
 def _closed(words: Float[Tensor, "batch members groups"], has: Bool[Tensor, "groups members"]) -> Tensor:
-    """The logarithm of q over the sum of `words`, by group, for members that say nothing of classes they have not.
+    """Return log(q / sum of `words` over members) by group, for members without an `other` class.
 
-    With v_m = log(sum of m's words / q of its classes), q in a group is the words there over the sum of exp(v_m) of
-    those that have it. v is where sum_g words_g log sum_m exp(v_m) - sum_m words_m v_m is least: convex, of as many
-    numbers as there are members, and found by Newton's steps. Groups of a single member decide nothing and are left
-    out. The gradient goes through the last step alone, which is what the implicit function theorem says.
+    Let v_m = log(sum of m's words / q of m's classes). Then q of a group is the sum of the group's words, divided by
+    the sum of exp(v_m) over the group's members. v minimizes the convex function sum_g words_g log sum_m exp(v_m) -
+    sum_m words_m v_m, which has one variable per member. Newton steps find v. Groups of a single member do not affect v
+    and are left out. Only the last step has a gradient. By the implicit function theorem, this is the gradient of the
+    solution.
     """
     some = words * (has.sum(dim=1) > 1)
     said, own = some.sum(dim=1), some.sum(dim=2)
     v = torch.where(own > 0, own.clamp_min(_FLOOR).log(), 0.0).detach()
-    for _ in range(_STEPS if len(has[0]) > 2 else 0):  # of two members it is the least already
+    for _ in range(_STEPS if len(has[0]) > 2 else 0):  # for two members the start is the minimum
         v = v + _newton(v, said.detach(), own.detach(), has).clamp(-_FAR, _FAR)
     v = v + _newton(v, said, own, has)
     among = v[:, None, :].masked_fill(~has, float("-inf")).logsumexp(dim=2)
     total = words.sum(dim=1).clamp_min(_FLOOR).log()
-    # members that no class links keep the share of their words
+    # groups that no chain of members links keep their share of the words
     linked = _linked(has)
     log_q = total - among
     apart = torch.where(linked[None], log_q[:, None, :], float("-inf")).logsumexp(dim=2)
@@ -186,7 +196,7 @@ def _closed(words: Float[Tensor, "batch members groups"], has: Bool[Tensor, "gro
 
 
 def _newton(v: Tensor, said: Tensor, own: Tensor, has: Tensor) -> Float[Tensor, "batch members"]:
-    """Newton's step for `_closed`; gradients reach it from `said` and `own`."""
+    """Return Newton's step for `_closed`. Gradients pass through `said` and `own`."""
     share = v[:, None, :].masked_fill(~has, float("-inf")).softmax(dim=2)
     flow = said[:, :, None] * share
     short = own - flow.sum(dim=1)
@@ -198,7 +208,7 @@ def _newton(v: Tensor, said: Tensor, own: Tensor, has: Tensor) -> Float[Tensor, 
 
 
 def _solved(matrix: Float[Tensor, "batch n n"], right: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
-    """The solution of a few positive definite equations by elimination, in operators that every exported file has."""
+    """Solve small positive definite systems by elimination, with operators that all exported formats have."""
     rows = torch.cat([matrix, right[:, :, None]], dim=2)
     for k in range(rows.shape[1]):
         pivot = rows[:, k : k + 1] / rows[:, k : k + 1, k : k + 1]
@@ -208,7 +218,7 @@ def _solved(matrix: Float[Tensor, "batch n n"], right: Float[Tensor, "batch n"])
 
 
 def _linked(has: Bool[Tensor, "groups members"]) -> Bool[Tensor, "groups groups"]:
-    """Whether two groups are linked by a chain of members that have both a link and the next one."""
+    """Return for each pair of groups whether a chain of members links them. A member links the groups that it has."""
     links = (has.double() @ has.double().T) > 0
     for _ in range(len(has[0])):
         links = (links.double() @ links.double()) > 0
@@ -222,10 +232,11 @@ def _open(
     has: Bool[Tensor, "groups members"],
     counts: Float[Tensor, " groups"],
 ) -> Float[Tensor, "batch groups"]:
-    """The same where the `open` members say by `left` how probable all is that they have not.
+    """Return log(q / sum of `words` over members) by group, where the `open` members have an `other` class.
 
-    Every round goes to the least of a bound of the divergences, which touches them at the last round's q (expectation
-    and maximization: what a member says of the rest is spread over it as q is).
+    `left` is the weighted probability of the `other` class. Each round minimizes an upper bound of the divergences that
+    equals them at the last round's q. This is expectation-maximization: the probability of the `other` class is spread
+    over its classes in proportion to q.
     """
     belongs, foreign, said = has.double(), (~has).double(), words.sum(dim=1).clamp_min(_FLOOR)
     total, tells = words.sum(dim=2) + left, open.double()
@@ -239,7 +250,7 @@ def _open(
 
 
 def _weighted(values: Sequence[Tensor], weights: Float[Tensor, "members classes"]) -> Tensor:
-    """The mean over members with weights for each class."""
+    """Return the mean over members with weights per class."""
     share = weights / weights.sum(dim=0)
     return torch.stack([value * part for value, part in zip(values, share, strict=True)]).sum(dim=0)
 
@@ -260,13 +271,13 @@ def _sureness(log_p: Float[Tensor, "batch classes"]) -> Float[Tensor, " batch"]:
 CERTAINTY: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
     {"mean-probabilities": _even, "confidence": _confidence, "entropy": _sureness, LEARNED: _even}
 )
-"""How much each member counts, by the way of mixing: from the logarithms of its probabilities."""
+"""Factor a_m of a member for each mixing, from the member's log-probabilities."""
 
 
 def leader(module: nn.Module) -> tuple[str, nn.Module]:
-    """The network whose features and layers stand for a classifier's: itself, or the first one of an ensemble.
+    """Return the network whose features and layers stand for a classifier: itself, or the first of an ensemble.
 
-    Returns its path within `module` too: empty, or with a dot at its end.
+    Returns the network's path within `module` too: empty, or with a dot at its end.
     """
     path = ""
     while isinstance(module, Ensemble):

@@ -1,4 +1,4 @@
-"""What a network says of its own input: from a file of ours, a timm configuration, or torchvision's weights."""
+"""The input that a network expects, as stated by a file of `dfkd`, a timm configuration or torchvision's weights."""
 
 import json
 import re
@@ -12,34 +12,35 @@ from torch import nn
 from dfkd.data.images.frame import WHOLE, Frame, Interpolation
 
 NOTES = "dfkd.json"
-"""The member of an exported program that says what its input is."""
+"""Member of an exported program's archive that describes the input."""
 NOTED = ("mean", "std", "image_size", "crop_pct", "interpolation", "classes")
+"""Keys of the description that are read."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What is known of a network's input; None stands for what nothing says."""
+    """What is known about a network's input. None stands for an unknown value."""
 
     normalize: str | None = None
     frame: Frame = WHOLE
     size: int | None = None
     classes: tuple[str, ...] = ()
-    """The names of its classes."""
+    """Names of the classes, if known."""
     said_by: str | None = None
-    """What says it, with its verb, where that is not a run."""
+    """Subject and verb for messages, such as `timm says`. None for a run."""
 
 
 UNKNOWN = Expected()
 
 
 def of_network(target: Callable[..., Any] | None, options: Mapping[str, Any], module: nn.Module) -> Expected:
-    """What a network says in its `expected`, timm's `pretrained_cfg`, or the weights of a torchvision model."""
+    """Return the input that a network's `expected`, timm's `pretrained_cfg` or torchvision's weights describe."""
     own = getattr(module, "expected", None)
     return own if isinstance(own, Expected) else _of_weights(target, options) or _of_timm(module) or UNKNOWN
 
 
 def from_safetensors(path: Path) -> Expected | None:
-    """What `dfkd export` wrote into a safetensors file; None for another file."""
+    """Read the description that `dfkd export` wrote into a safetensors file; None for another file."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -56,7 +57,7 @@ def from_safetensors(path: Path) -> Expected | None:
 
 
 def from_program(notes: str | bytes) -> Expected:
-    """The notes of an exported program."""
+    """Parse the description in an exported program."""
     try:
         found = json.loads(notes or "{}")
     except (ValueError, RecursionError):
@@ -65,7 +66,7 @@ def from_program(notes: str | bytes) -> Expected:
 
 
 def from_notes(notes: Mapping[str, Any]) -> Expected | None:
-    """What notes of ours say; None where they hold no normalization."""
+    """Convert a description of `dfkd export`; None without a valid normalization."""
     normalize = _spelled(notes.get("mean"), notes.get("std"))
     if normalize is None:
         return None
@@ -85,7 +86,7 @@ def _of_timm(module: nn.Module) -> Expected | None:
 
 
 def _of_weights(target: Callable[..., Any] | None, options: Mapping[str, Any]) -> Expected | None:
-    """`Weights.transforms()` of the weights that `weights=NAME` takes."""
+    """Return the input that `Weights.transforms()` describes, for the weights that `weights=NAME` names."""
     name = options.get("weights")
     if not name or target is None or not target.__module__.startswith("torchvision.models"):
         return None
@@ -95,20 +96,20 @@ def _of_weights(target: Callable[..., Any] | None, options: Mapping[str, Any]) -
         transforms = get_model_weights(target.__name__)[str(name).rpartition(".")[2]].transforms()
         size, before = transforms.crop_size[0], transforms.resize_size[0]
         mode, mean, std = transforms.interpolation.value, transforms.mean, transforms.std
-    except (ValueError, KeyError, AttributeError, IndexError, TypeError):  # other transforms than those of a classifier
+    except (ValueError, KeyError, AttributeError, IndexError, TypeError):  # not the transforms of a classifier
         return None
     return Expected(_spelled(mean, std), _frame(size / before, mode), size, said_by="its weights say")
 
 
 def _frame(crop_pct: object, interpolation: object) -> Frame:
-    """What is known of the crop; a ratio above 1 and other kinds of interpolation are not."""
+    """Return the known part of the frame. A ratio above 1 or an unknown interpolation is replaced by the default."""
     known = isinstance(crop_pct, (int, float)) and 0 < crop_pct <= 1
     kinds = {kind: kind for kind in get_args(Interpolation)} | {"lanczos": "bicubic"}
     return Frame(float(crop_pct) if known else 1.0, kinds.get(str(interpolation), "bilinear"))  # type: ignore[arg-type]
 
 
 def size_option(module: nn.Module) -> str | None:
-    """The constructor's option for the size of the input, where a network has one size."""
+    """Return the constructor's option for the input size, if the network accepts only one size."""
     package = type(module).__module__.partition(".")[0]
     if package == "timm" and hasattr(getattr(module, "patch_embed", None), "img_size"):
         return "img_size"
@@ -116,7 +117,7 @@ def size_option(module: nn.Module) -> str | None:
 
 
 def _spelled(mean: object, std: object) -> str | None:
-    """A `--normalize` text; None where the values are no lists of numbers."""
+    """Format mean and standard deviation as a `--normalize` text; None unless they are lists of numbers."""
     text = ""
     for values in (mean, std):
         if not isinstance(values, (list, tuple)) or not values or not all(type(v) in (int, float) for v in values):

@@ -1,8 +1,9 @@
 """`dfkd export`: a model as one file for another program.
 
-The file holds the network: it takes normalized float32 images [batch, channels, size, size], any batch, and gives
-logits. With `--with-normalize` it takes pixels in [0, 1]. What the input is, and the names of the classes, are stored
-in the file's metadata, where MODEL finds them again. With `--samples` the file is run and compared with the model.
+The file holds the network. Its input is a normalized float32 tensor [batch, channels, size, size] of any batch size,
+and its output the logits. With `--with-normalize`, the input is pixels in [0, 1]. The file's metadata holds a
+description of the input and the class names, which MODEL reads. With `--samples`, the file is run, and its logits are
+compared with the model's.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ from dfkd.formats.overwrite import check_output
 from dfkd.formats.shards import Shards
 from dfkd.models.expected import NOTES
 from dfkd.models.exported import Runner, compare, onnx_runner, program_runner, tell
-from dfkd.models.fake_int8 import unrounded
+from dfkd.models.fake_int8 import with_fixed_rounding
 from dfkd.models.features.taps import network_code, run_network
 from dfkd.models.load import Model
 from dfkd.models.reduce import Half, to_int8
@@ -40,12 +41,12 @@ from dfkd.system.files import output_path, replacing
 from dfkd.system.foreign import Foreign
 
 CHECKED, CALIBRATED = 64, 128
-"""Images of the selection on which a file is checked, and others on which int8 is calibrated, at the most."""
+"""Largest number of images for the check of a file, and of other images for the calibration of int8."""
 _BATCH = "batch"
 
 
 class Normalized(nn.Module):
-    """A network behind its normalization."""
+    """A network that first normalizes its input."""
 
     def __init__(self, network: nn.Module, preprocess: Preprocess) -> None:
         super().__init__()
@@ -56,24 +57,28 @@ class Normalized(nn.Module):
         self.register_buffer("std", torch.tensor(preprocess.std)[:, None, None])
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """The logits of images in [0, 1]."""
+        """Compute the logits of images in [0, 1]."""
         logits: Tensor = self.network((images - self.mean) / self.std)
         return logits
 
 
 @dataclass(frozen=True)
 class Export:
-    """What is written: a network in some number type, and what is said of its input."""
+    """The content of a file: the network in a number type, and the description of its input."""
 
     model: Model
     module: nn.Module
-    """The network as it goes into the file."""
+    """The network as the file stores it."""
     dtype: str
     notes: Mapping[str, Any]
+    """Description of the input, for the file's metadata."""
 
 
 def run(config: ExportConfig) -> Path:
-    """Export as `config` says. Raises: RequestError where the input size is unknown or a package is missing."""
+    """Export a model and return the file's path.
+
+    Raises: RequestError if the input size is unknown or a package is missing.
+    """
     out = output_path(config.out)
     if out.is_dir():
         raise RequestError(f"--out {config.out} is a folder; give a file")
@@ -107,7 +112,7 @@ def run(config: ExportConfig) -> Path:
 
 
 def _check(config: ExportConfig, form: str) -> None:
-    """Refuse what can be refused before anything is opened."""
+    """Reject invalid options before anything is opened."""
     if form == "safetensors" and (config.dtype == "int8" or config.with_normalize):
         what = "--dtype int8" if config.dtype == "int8" else "--with-normalize"
         raise RequestError(f"{what} needs a program, and safetensors are weights alone; give --format onnx or pt2")
@@ -118,7 +123,7 @@ def _check(config: ExportConfig, form: str) -> None:
 
 
 def _images(model: Model, samples: str) -> UInt8[Tensor, "images height width channels"]:
-    """Some images of a selection, from all over it."""
+    """Read evenly spaced images of a selection."""
     shards = Shards(Path(samples))
     image = shards.manifest.image
     if (image.size, image.channels) != (model.image_size or image.size, model.channels):
@@ -135,7 +140,7 @@ def _images(model: Model, samples: str) -> UInt8[Tensor, "images height width ch
 def _export(
     config: ExportConfig, model: Model, images: UInt8[Tensor, "images height width channels"] | None, dtype: str
 ) -> Export:
-    """The network in a number type, with its normalization where that is wanted."""
+    """Convert the network to a number type, with its normalization if requested."""
     with network_code(model.module):
         module = model.module.eval()
     with _in_one_line(model):
@@ -159,7 +164,10 @@ def _export(
 def _compare(
     config: ExportConfig, form: str, export: Export, content: bytes, images: UInt8[Tensor, "images h w channels"]
 ) -> None:
-    """Run the file, and the one in float32 where it is another, on images on which nothing was calibrated."""
+    """Compare the logits of the file, and of a float32 file if that is another, with the model's.
+
+    With six or more images, these are images on which nothing was calibrated.
+    """
     checked = images[::3][:CHECKED] if len(images) >= 6 else images
     views = export.model.preprocess(checked).contiguous()
     given = checked.permute(0, 3, 1, 2).contiguous() / 255 if config.with_normalize else views
@@ -207,7 +215,7 @@ def _onnx(export: Export) -> bytes:
 
 
 def _name_batch(graph: Any) -> None:
-    """Call the free dimension `batch`, which the tracer numbers, also in the sizes that are computed from it."""
+    """Name the traced batch dimension `batch`, also in the sizes that are computed from it."""
     traced = graph.input[0].type.tensor_type.shape.dim[0].dim_param
     name = re.compile(rf"(?<!\w){re.escape(traced)}(?!\w)")
     for value in (*graph.input, *graph.output, *graph.value_info) if traced else ():
@@ -221,26 +229,26 @@ RUNNERS: dict[str, Callable[[bytes], tuple[str, Runner]]] = {"pt2": program_runn
 
 
 def _program(export: Export) -> torch.export.ExportedProgram:
-    """The traced network; its batch is free, its image size is not."""
-    model, module = export.model, unrounded(export.module)
+    """Trace the network with a free batch size and a fixed image size."""
+    model, module = export.model, with_fixed_rounding(export.module)
     if model.image_size is None:
         raise RequestError(f"the input size of {model.spec} is not known; give --image-size N")
-    # two images: a batch of one would be taken for a constant
+    # two images: torch.export would make a batch of one a constant
     example = torch.zeros(2, model.channels, model.image_size, model.image_size)
     free: Any = {0: torch.export.Dim(_BATCH)}
     taken = next(iter(inspect.signature(module.forward).parameters.values()))
-    if taken.kind is taken.VAR_POSITIONAL:  # what was read from a .pt2 file takes anything
+    if taken.kind is taken.VAR_POSITIONAL:  # a module that was read from a .pt2 file takes *args
         free = (free,)
     with _in_one_line(model):
         program = torch.export.export(module, (example,), dynamic_shapes=(free,))
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # it names the files of this machine
+        node.meta.pop("stack_trace", None)  # the stack trace holds paths of this machine
     return program
 
 
 @contextlib.contextmanager
 def _in_one_line(model: Model) -> Iterator[None]:
-    """Raises: RequestError, instead of torch's pages, for a network that cannot be traced."""
+    """Raise RequestError instead of torch's long message if a network cannot be traced."""
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

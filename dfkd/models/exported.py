@@ -1,4 +1,4 @@
-"""What an exported file gives, beside what the model gives: the largest difference, equal predictions, time, size."""
+"""Comparison of an exported file with its model: largest difference, equal predictions, time and size."""
 
 import io
 import time
@@ -16,24 +16,27 @@ from dfkd.system.text import aligned
 
 Runner = Callable[[Float[Tensor, "batch channels height width"]], Float[Tensor, "batch classes"]]
 TIMED = 10
-"""Images one after the other by which a file's time is measured."""
+"""Images, in batches of one, by which the time per image is measured."""
 _AT_ONCE = 16
+"""Batch size of the comparison."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A file beside its model."""
+    """Result of the comparison of a file with its model."""
 
     name: str
     size: int
+    """Size of the file, in bytes."""
     seconds: float
-    """For one image."""
+    """Time for one image, in seconds."""
     difference: float
+    """Largest absolute difference of the logits."""
     equal: float
-    """Share of the images on which the most likely class is the same."""
+    """Share of the images with the same predicted class."""
 
     def row(self) -> list[str]:
-        """As cells of a table."""
+        """Format the result as cells of a table."""
         return [
             self.name,
             f"{self.size:,}",
@@ -61,14 +64,17 @@ def compare(
 
 
 def tell(rows: list[Compared], runner: str, images: int) -> None:
-    """Print the table."""
+    """Print the results as a table."""
     say(f"checked with {runner} on {images:,} images of the selection, against the model in float32:")
     for line in aligned(HEAD, [row.row() for row in rows]).splitlines():
         say(f"  {line}")
 
 
 def onnx_runner(content: bytes) -> tuple[str, Runner]:
-    """What runs an ONNX file: onnxruntime where it is installed, else the slow reference of the library onnx."""
+    """Return the name and the function that run an ONNX file.
+
+    onnxruntime is used if installed, else the slow reference of the library onnx.
+    """
     try:
         import onnxruntime
     except ImportError:
@@ -88,8 +94,8 @@ def onnx_runner(content: bytes) -> tuple[str, Runner]:
 
 
 def program_runner(content: bytes) -> tuple[str, Runner]:
-    """What runs a .pt2 file: torch."""
-    with warnings.catch_warnings():  # torch 2.11 warns of its own reader
+    """Return the name and the function by which torch runs a .pt2 file."""
+    with warnings.catch_warnings():  # torch 2.11 warns about its own reader
         warnings.simplefilter("ignore")
         module = torch.export.load(io.BytesIO(content)).module()
     return f"torch {torch.__version__.partition('+')[0]}", torch.no_grad()(lambda images: module(images))

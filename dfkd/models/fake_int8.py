@@ -1,4 +1,4 @@
-"""A network that trains as it will compute in int8: weights and inputs of its layers are rounded."""
+"""Quantization-aware training: a network whose layers round their weights and inputs to int8."""
 
 import copy
 from typing import Any, cast
@@ -14,26 +14,26 @@ from dfkd.models.features.image_distance import FoldedNorm
 
 LOW, HIGH = -128, 127
 _MEMORY = 0.99
-"""The share of a range that stays in a step; the rest is the batch's."""
+"""Share of the previous range that is kept in a step. The rest is the batch's range."""
 
 
 def takes_int8(layer: nn.Module) -> bool:
-    """Whether a layer can compute on 8 bits."""
+    """Return whether a layer can compute in int8."""
     if type(layer) in (nn.Conv2d, Subsampled):
         return cast(nn.Conv2d, layer).padding_mode == "zeros" and layer.padding != "same"
     return type(layer) is nn.Linear
 
 
 def weight_scales(weight: Tensor) -> Float[Tensor, " outputs"]:
-    """One scale for each output: the largest weight is 127."""
+    """Return one scale per output channel, so that the largest absolute weight becomes 127."""
     return (weight.detach().abs().flatten(1).amax(dim=1) / HIGH).clamp_min(1e-12)
 
 
 class Rounded(nn.Module):
-    """What a layer has that rounds its input and weights: the range of its input, a mean over the batches so far.
+    """Base of layers that round their input and weights. The input's range is a moving average over batches.
 
-    The gradient passes the rounding as if it were not there, and is 0 beyond the range (Jacob et al. 2018, arXiv
-    1712.05877). Until the first batch nothing is rounded.
+    The gradient passes the rounding unchanged, and is 0 outside the range (Jacob et al. 2018, arXiv 1712.05877). Before
+    the first batch nothing is rounded.
     """
 
     low: Tensor
@@ -42,19 +42,19 @@ class Rounded(nn.Module):
 
     @classmethod
     def of(cls, layer: nn.Conv2d | nn.Linear) -> nn.Module:
-        """The layer itself, which from now on rounds."""
+        """Turn a layer into one that rounds, in place, and return it."""
         layer.__class__ = _Conv2d if isinstance(layer, nn.Conv2d) else _Linear
         for name in ("low", "high", "seen"):
             layer.register_buffer(name, torch.zeros((), device=layer.weight.device))
         return layer
 
     def quantization(self) -> tuple[Tensor, Tensor]:
-        """Scale and zero point of the input: 0 is exact."""
+        """Return scale and zero point of the input, so that 0 is exact."""
         scale = ((self.high - self.low) / (HIGH - LOW)).clamp_min(1e-8)
         return scale, (LOW - self.low / scale).round().clamp(LOW, HIGH).to(torch.int32)
 
     def rounded(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Both on the grid of int8, in float32."""
+        """Round the input and the weights to the int8 grid, in float32."""
         x, weight = x.float(), weight.float()
         if self.training:
             self._widen(x.detach())
@@ -75,15 +75,15 @@ class Rounded(nn.Module):
 
 
 def rounds(network: nn.Module) -> bool:
-    """Whether a network trains with rounded weights and inputs."""
+    """Return whether a network trains with rounded weights and inputs."""
     return any(isinstance(layer, Rounded) for layer in network.modules())
 
 
 @torch.no_grad()
-def unrounded(network: nn.Module) -> nn.Module:
-    """A copy that rounds no inputs, with weights that are rounded already; a network that never rounds is itself.
+def with_fixed_rounding(network: nn.Module) -> nn.Module:
+    """Return a copy with rounded weights that does not round inputs; the network itself if it never rounds.
 
-    It is a program without branches, in float32.
+    The copy is a float32 program without branches.
     """
     if not rounds(network):
         return network
@@ -118,9 +118,9 @@ class _Linear(Rounded, nn.Linear):
 
 
 def fake_int8(network: nn.Module, channels: int, image_size: int) -> nn.Module:
-    """A copy whose convolutions and linear layers round, with its BatchNorms folded into them.
+    """Return a copy with folded BatchNorm layers whose convolutions and linear layers round.
 
-    Raises: ValueError where there is no such layer.
+    Raises: ValueError if there is no such layer.
     """
     random = torch.Generator().manual_seed(0)
     views = torch.randn(4, channels, image_size, image_size, generator=random).split(2)

@@ -1,5 +1,7 @@
-"""The text of a MODEL -> the network that it names, before anything runs through it."""
+"""Lookup of the network that a MODEL text names, before its first forward pass."""
 
+import importlib.util
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -29,15 +31,15 @@ from dfkd.system.remote import is_remote
 
 MODEL = Kind("model", ("dfkd.models", "torchvision.models"))
 OBJECT = "object "
-"""How the architecture of a network begins that was an object in Python: no text builds it again."""
+"""Start of the architecture of a network that was given as a Python object. No text can build it again."""
 SIZE = "image_size"
-"""The constructor's parameter for the side of the images, where a network is built for one size."""
-_KNOWN_PACKAGES = ("dfkd", "torchvision", "timm")  # their constructors bring weights only where an option says so
+"""The constructor's parameter for the side of the images, if a network is built for one size."""
+_KNOWN_PACKAGES = ("dfkd", "torchvision", "timm")  # their constructors load weights only if an option says so
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a MODEL text leads to, before anything runs through it."""
+    """The network that a MODEL text names, before its first forward pass."""
 
     spec: str
     module: nn.Module
@@ -45,36 +47,37 @@ class Found:
     class_key: str | None = None
     """The constructor's parameter for the class count."""
     channel_key: str | None = None
+    """The constructor's parameter for the number of input channels."""
     channels: int | None = None
     image_size: int | None = None
     takes_any_size: bool = False
-    """Whether `image_size` is but the default of a network of ours."""
+    """Whether `image_size` is only the default of a network of `dfkd`, which takes other sizes too."""
     expected: Expected = UNKNOWN
     code: str | None = None
     has_weights: bool | None = True
     may_bring_weights: bool = False
-    """Whether the constructor is code that may load weights unasked."""
+    """Whether the constructor is code that may load weights by itself."""
     new_layers: tuple[str, ...] = ()
-    """The classifiers, where the weights are of another class count."""
+    """Names of the classifier layers, if the weights have another class count."""
     spelling: Mapping[str, str] = field(default_factory=dict)
-    """The `$NAME` that a run has written in its architecture, by the path that was filled in."""
+    """The `$NAME` in a run's architecture, by the path that replaced the `$NAME`."""
 
 
 def find_model(
     text: str, classes: int | None, channels: int | None, new_classifier: bool = False, image_size: int | None = None
 ) -> Found:
-    """Read or build it. Counts that neither the text nor the weights say are those given, of a student's teacher.
+    """Read or build the network that a MODEL text names.
 
-    `image_size` is for architectures of ours that are built for one size, where the text gives none.
+    `classes` and `channels` are those of a student's teacher. They apply if neither the text nor the weights give a
+    count. `image_size` applies to architectures of `dfkd` that are built for one size, if the text gives none. With
+    `new_classifier`, weights may have another class count: the other layers are kept, and the classifier is new.
 
-    With `new_classifier` the layers of weights with another class count are kept, and the classifier is new.
-
-    Raises: RequestError as `dfkd.models.load.load_model`.
+    Raises: RequestError as `dfkd.models.load.load_model` does.
     """
     if is_remote(text):
         return _from_run(folder_of(text))
     path = user_path(text)
-    if not can_exist(path / CONFIG):  # a network with the widths of all its layers
+    if not can_exist(path / CONFIG):  # too long for a path: a network with the widths of all layers
         return _from_name(text, classes, channels, new_classifier, image_size)
     if (path / CONFIG).is_file():
         return _from_run(path)
@@ -85,22 +88,46 @@ def find_model(
     if "@" not in text and (names_weights(text) or ("/" in text and path.is_file())):
         raise RequestError(f"{text!r} names weights without their architecture: NAME[:key=value,...]@{text}")
     if "/" in text.partition("@")[0].partition(":")[0]:
-        raise RequestError(f"{text!r} is not a finished RUN (no {CONFIG} there), nor a .pt2 file, nor a model's name")
+        hint = _of_timm(text.partition("@")[0])
+        raise RequestError(
+            f"{text!r} is not a finished RUN (no {CONFIG} there), nor a .pt2 file, nor a model's name{hint}"
+        )
     return _from_name(text, classes, channels, new_classifier, image_size)
 
 
 def check_name(text: str) -> None:
-    """Raises: RequestError for a MODEL that is not there and is no known NAME. Folders and files may be yet to come."""
+    """Raise RequestError for a NAME that is unknown and no path. Paths may not exist yet."""
     name = text.partition("@")[0]
-    if name == text and names_weights(text):  # weights without their architecture, which must not be imported
+    if name == text and names_weights(text):  # a file of weights without architecture, which must not be imported
         return
     path = user_path(text)
     if "/" not in name.partition(":")[0] and not (can_exist(path) and path.exists()):
-        MODEL.look_up(name)
+        _look_up(name)
+
+
+def _look_up(text: str) -> Component:
+    """What a NAME names. Raises: RequestError; where timm has the network, with its NAME here."""
+    try:
+        return MODEL.look_up(text)
+    except RequestError as error:
+        if hint := _of_timm(text):
+            raise RequestError(f"no model is called {text!r}{hint}") from error
+        raise
+
+
+def _of_timm(text: str) -> str:
+    """How a network of timm is named, where a text that is no NAME has the name of one; else nothing."""
+    name = re.sub(r"^timm(\.create_model)?[.:/]", "", text).partition(",")[0]
+    if not re.fullmatch(r"[\w.]+(:[\w.]+)?", name) or importlib.util.find_spec("timm") is None:
+        return ""
+    import timm
+
+    network = name if timm.is_model(name) else name.partition(":")[0]
+    return f"; timm has it: timm.create_model:model_name={network}" if timm.is_model(network) else ""
 
 
 def _from_run(path: Path) -> Found:
-    """The student of a finished run: `[model]` of its config.toml and student.safetensors."""
+    """Load the student of a finished run: `[model]` of its config.toml and student.safetensors."""
     request = read_request(path)
     table, architecture = request.model, request.model.architecture
     weights = path / WEIGHTS
@@ -133,16 +160,16 @@ def _from_run(path: Path) -> Found:
 
 
 def _from_export(path: Path) -> Found:
-    """A torch.export program; unflattened, because then modules keep their paths, for taps, and train() is allowed."""
+    """Load a torch.export program, unflattened: its modules keep their paths for taps, and train() works."""
     require_file(path, (".pt2",))
     check_program(path)
     try:
-        with warnings.catch_warnings():  # torch 2.11 warns of its own reader
+        with warnings.catch_warnings():  # torch 2.11 warns about its own reader
             warnings.simplefilter("ignore")
             notes = {NOTES: ""}
             program = torch.export.load(path, extra_files=notes)
             module = torch.export.unflatten(program)
-    except Exception as error:  # a damaged file can raise anything at all from the reader
+    except Exception as error:  # the reader of a damaged file can raise any exception
         raise RequestError(f"{str(path)!r} cannot be read: {str(error).partition(chr(10))[0]}") from error
     check_evaluates(program, path)
     inputs = program.graph_signature.user_inputs
@@ -176,7 +203,7 @@ def _from_name(
     architecture, at, weights = text.partition("@")
     if at and not weights:
         raise RequestError(f"{text!r} names no weights after the @")
-    model = MODEL.look_up(architecture)
+    model = _look_up(architecture)
     if model.named.numbers:
         number = model.named.numbers[0]
         raise RequestError(f"in model {architecture!r}, {number:g} is for no parameter: write key=value")
@@ -190,7 +217,7 @@ def _from_name(
     used, new = model.preset(**teachers), []
     renews = new_classifier and class_key is not None and classes is not None
     if renews and loads_weights(used.options):
-        module = _construct(used.without(*WEIGHT_OPTIONS))  # first: the seed decides its new layers
+        module = _construct(used.without(*WEIGHT_OPTIONS))  # built first: the seed decides its new layers
         new = keep_layers(module, _construct(used.without(class_key or "")))
     else:
         module = _construct(used)
@@ -207,7 +234,7 @@ def _from_name(
         elif seen.keys() - model.options.keys():
             used = other
             loaded = module = _construct(used)
-        load_state(loaded, state, path)
+        load_state(loaded, state, path, [parameter.name for parameter in model.parameters])
         if loaded is not module:
             new = keep_layers(module, loaded)
     stored = from_safetensors(path) if weights else None
@@ -231,7 +258,7 @@ def _from_name(
 
 
 def _inner_code(model: Component) -> str | None:
-    """A hash of the code of the network that a changed one is made of, where that is one's own."""
+    """Return a hash of the code of the network that `network=` names, if the user wrote that code."""
     text = model.options.get("network")
     if not isinstance(text, str) or model.is_own:
         return None
@@ -251,12 +278,12 @@ def _construct(model: Component) -> nn.Module:
                 "itself, or export it with torch.export as .pt2"
             )
         if any(value.is_complex() for value in (*module.parameters(), *module.buffers())):
-            return _real_in_float32(module.to("cpu")).eval()  # `to` would take imaginary parts away
+            return _real_in_float32(module.to("cpu")).eval()  # `to` would drop imaginary parts
         return module.to("cpu", torch.float32).eval()
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
-    """The network within what spreads it over devices or compiles it."""
+    """Return the network within wrappers that parallelize or compile it."""
     parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     while inner := module.module if isinstance(module, parallel) else getattr(module, "_orig_mod", None):
         module = inner
@@ -264,7 +291,7 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 
 
 def _real_in_float32(module: nn.Module) -> nn.Module:
-    """A network with real and complex weights, of which the real ones are converted."""
+    """Convert the real weights of a network to float32, in place. Complex weights stay."""
     for value in (*module.parameters(), *module.buffers()):
         if value.is_floating_point():
             value.data = value.data.float()
@@ -272,11 +299,11 @@ def _real_in_float32(module: nn.Module) -> nn.Module:
 
 
 def _count_keys(model: Component) -> tuple[str | None, str | None]:
-    """The names of the constructor's parameters for the class count and the input channels, where it has them."""
+    """Return the constructor's parameters for class count and input channels; None for a missing one."""
     parameters = model.parameters
     taken = {parameter.name for parameter in parameters} | model.options.keys()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        # what **kwargs stands for cannot be seen; these two packages are known
+        # **kwargs hides parameters; those of these two packages are known
         passed_on = {"torchvision": {"num_classes"}, "timm": {"num_classes", "in_chans"}}
         taken |= passed_on.get(model.target.__module__.partition(".")[0], set())
     return (
@@ -288,7 +315,7 @@ def _count_keys(model: Component) -> tuple[str | None, str | None]:
 def _counts_in(
     state: Mapping[str, Any], module: nn.Module, class_key: str | None, channel_key: str | None
 ) -> dict[str, int]:
-    """The class and channel counts in which the weights differ from the module, by the constructor's names."""
+    """Return the class and channel counts in which the weights differ from the module, by parameter name."""
     layers = list(module.named_modules())
     convolutions = [name for name, layer in layers if isinstance(layer, nn.Conv2d)]
     classifiers = [name for name, layer in layers if isinstance(layer, nn.Linear)] or convolutions
@@ -303,7 +330,7 @@ def _counts_in(
 
 
 def made_for(target: Callable[..., Any], options: Mapping[str, Any], module: nn.Module) -> int | None:
-    """The side of the images that an architecture is made for, or None."""
+    """Return the image side in pixels that an architecture is made for, or None."""
     told = options.get(SIZE, options.get("img_size"))
     if isinstance(told, int):
         return told

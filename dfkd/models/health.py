@@ -1,4 +1,4 @@
-"""Whether a classifier's answers can be trusted: a few images, in a batch, in another order and alone."""
+"""Check of a classifier's logits on a few images: in a batch, in another order, and one image alone."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,14 +12,14 @@ from dfkd.system.console import say
 CHECKED_IMAGES = 4
 
 Ask = Callable[[Tensor], Tensor]
-"""Pixels [batch, height, width, channels] -> logits."""
+"""Function from pixels [batch, height, width, channels] to logits."""
 
 
 def check_health(ask: Ask, pixels: UInt8[Tensor, "batch height width channels"], spec: str, exact: bool) -> None:
-    """Say in one line that the answers to a few images are sound, or in a note each what they are not.
+    """Print in one line that the logits of a few images are valid, or a note for each fault.
 
-    `exact` says that they are computed in float32. No random state changes.
-    Raises: RequestError where the classifier refuses the images.
+    `exact` tells whether the logits are computed in float32. Random states do not change.
+    Raises: RequestError if the classifier rejects the images.
     """
     if len(pixels) < 2:
         return
@@ -54,7 +54,10 @@ def _faults(
     same: float,
     near: float,
 ) -> list[str]:
-    """What is wrong with how answers repeat; `same` and `near` are shares of the largest answer."""
+    """Return what is wrong if logits are not finite or not repeatable.
+
+    `same` and `near` are tolerances, as shares of the largest logit.
+    """
     if not answers.isfinite().all():
         bad = int((~answers.isfinite().all(dim=1)).sum())
         return [f"gives no finite answer to {bad} of {len(answers)} images: check its weights and --normalize"]
@@ -67,7 +70,7 @@ def _faults(
 
 
 def _kind(answers: Float[Tensor, "batch classes"]) -> str | None:
-    """What the rows are, where they are no logits."""
+    """Return what the rows are if they are not logits, else None."""
     if not answers.isfinite().all():
         return None
     least, most = float(answers.min()), float(answers.max())
@@ -79,5 +82,5 @@ def _kind(answers: Float[Tensor, "batch classes"]) -> str | None:
 
 
 def are_probabilities(answers: Float[Tensor, "batch classes"]) -> bool:
-    """Whether each row is the result of a softmax: no value is below 0, and their sum is 1 up to rounding."""
+    """Return whether each row is a softmax output: no value below 0, and a sum of 1 up to rounding."""
     return bool((answers >= 0).all() and ((answers.float().sum(dim=1) - 1).abs() < 1e-3).all())

@@ -1,4 +1,4 @@
-"""How much each of several teachers counts for each class, learned from images without labels."""
+"""Weights of an ensemble's teachers for each class, learned from images without labels."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -16,24 +16,25 @@ from dfkd.system.device import Place
 from dfkd.system.errors import RequestError
 
 IMAGES = 5_000
-"""The most that are answered for it."""
+"""Largest number of images from which the weights are learned."""
 _ROUNDS = 50
 _PRIOR = 0.1
-"""Added to every count: an answer that never came is not impossible."""
+"""Added to every count, so that a prediction that never occurred keeps a probability."""
 _SURE = 0.99
+"""Upper bound of a teacher's share of right predictions."""
 _LEAST = 0.01
-"""Bounds of how often a teacher is taken to be right, and of a weight."""
+"""Lower bound of a weight."""
 
 
 def confusions(
     said: Sequence[Int[Tensor, "images classes"]],
 ) -> tuple[Float[Tensor, " classes"], list[Float[Tensor, "classes classes"]]]:
-    """How frequent the classes are, and what each teacher says for each, without labels.
+    """Estimate the class frequencies, and each teacher's confusion matrix, without labels.
 
     Maximum likelihood estimation of observer error-rates using the EM algorithm (Dawid and Skene, 1979): the class of
-    an image is hidden, and teachers answer by it independently of each other. Row k of a teacher's table is the
-    distribution of its answers to images of class k. `said` has a one where a teacher's most probable class is. It
-    begins with the share of the teachers who say a class as what is known of each image.
+    an image is hidden, and the teachers' predictions are independent given the class. Row k of a teacher's matrix is
+    the distribution of its predictions for images of class k. `said` has a one at each teacher's predicted class. The
+    first estimate of an image's class is the share of the teachers that predict each class.
     """
     answers = [one.double() for one in said]
     known = torch.stack(answers).mean(dim=0)
@@ -47,10 +48,10 @@ def confusions(
 
 
 def class_weights(said: Sequence[Int[Tensor, "images classes"]]) -> Float[Tensor, "teachers classes"]:
-    """The weight of each teacher for each class: log((C - 1) a / (1 - a)).
+    """Return the weight of each teacher for each class: log((C - 1) a / (1 - a)).
 
-    C is the number of classes, and a how often the teacher is right where it says the class, by `confusions`. Of
-    independent answers that are right so often, a vote by the logarithm of the odds is right most often (Nitzan and
+    C is the number of classes. a is the probability that the teacher's prediction of the class is right, by
+    `confusions`. Among votes of independent predictions, the one weighted by log-odds is right most often (Nitzan and
     Paroush, 1982).
     """
     frequent, tables = confusions(said)
@@ -64,9 +65,9 @@ def class_weights(said: Sequence[Int[Tensor, "images classes"]]) -> Float[Tensor
 
 @torch.no_grad()
 def learn_weights(model: Model, batches: Iterable[Tensor], place: Place) -> None:
-    """Give an ensemble the weights that its answers to some images lead to, as factors of those that it has.
+    """Multiply an ensemble's weights by those learned from its predictions for some images.
 
-    Raises: RequestError where a teacher has a class for everything else, which answers for no class of the others.
+    Raises: RequestError if a teacher has an `other` class, which is no class of the other teachers.
     """
     ensemble = model.module
     assert isinstance(ensemble, Ensemble)
@@ -78,7 +79,7 @@ def learn_weights(model: Model, batches: Iterable[Tensor], place: Place) -> None
             for one, logits in zip(said, ensemble.each(classifier.preprocess(pixels)), strict=True):
                 one.append(F.one_hot(logits.argmax(dim=1), model.classes).cpu())
     weights = class_weights([torch.cat(one) for one in said])
-    # rounded: other last bits of an answer are no other teacher
+    # rounded: differences in rounding between machines must not make another teacher
     ensemble.weights.mul_((weights * 1000).round().to(ensemble.weights) / 1000)
     if len(said) == 2:
         say("note: of two teachers that disagree nobody can tell who is right; --mixing learned is for three or more")

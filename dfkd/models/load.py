@@ -1,4 +1,4 @@
-"""MODEL -> a network: `NAME[:key=value,...][@WEIGHTS]`, the folder of a RUN, or a `.pt2` file (torch.export)."""
+"""Loading of a MODEL: `NAME[:key=value,...][@WEIGHTS]`, the folder of a RUN, or a `.pt2` file (torch.export)."""
 
 import hashlib
 import itertools
@@ -33,44 +33,47 @@ _SETS_SIZE = "(--image-size sets the size)"
 
 @dataclass(frozen=True)
 class Model:
-    """A classifier and what it expects of its input."""
+    """A classifier and the input that it expects."""
 
     spec: str
-    """The MODEL, with the weights or the RUN by their last name."""
+    """The MODEL text. Weights or RUN are shortened to the last part of their path."""
     architecture: str
-    """`NAME[:key=value,...]` with the class and channel counts in use: builds the same network, without weights."""
+    """`NAME[:key=value,...]` with the class and channel counts in use. The text builds the network without weights."""
     module: nn.Module
-    """On the cpu, float32, evaluation mode."""
+    """The network on the CPU, in float32 and evaluation mode."""
     preprocess: Preprocess
     normalize: str
     image_size: int | None
-    """Side of the input in pixels; None where only the data can say."""
+    """Side of the input in pixels; None if only the data can tell."""
     classes: int
     channels: int
     code: str | None = None
-    """A hash of the code of an architecture of one's own, or of the file of a .pt2 program."""
+    """Hash of the code of the user's own architecture, or of a .pt2 file."""
     has_weights: bool | None = True
-    """False where a bare name has no weights; None where a dotted name, or an option like weights=none, gives none."""
+    """False for a bare name without weights. None if a dotted name, or an option like weights=none, gives none."""
     may_bring_weights: bool = False
-    """Whether the constructor is code that may load weights unasked."""
+    """Whether the constructor is code that may load weights by itself."""
     frame: Frame = WHOLE
-    """What of a photograph it sees."""
+    """Crop and interpolation of photographs."""
     class_names: tuple[str, ...] = ()
-    """The names of the classes, where its file holds them."""
+    """Names of the classes, if the model's file holds them."""
     new_classifier: bool = False
-    """Whether its weights were of another class count, so that its classifier has none."""
+    """Whether the weights had another class count, so that the classifier is untrained."""
     made_for: int | None = None
-    """The side of the images that the model says itself, whatever was given."""
+    """Side in pixels that the model itself states, whatever the options are."""
     takes_any_size: bool = False
-    """Whether that is but the default of a network of ours."""
+    """Whether `made_for` is only the default of a network of `dfkd`, which takes other sizes too."""
 
     @property
     def of_photographs(self) -> bool:
-        """Whether its images are larger than those that a selection keeps as pixels."""
+        """Whether the images are larger than those that a selection stores as pixels."""
         return (self.image_size or 0) > ENCODED_ABOVE
 
     def fingerprint(self) -> dict[str, str]:
-        """What decides the outputs: the architecture, and a SHA-256 of the state's names, types, shapes and bytes."""
+        """Return what decides the outputs: architecture, hash of the state dict, and hash of the code.
+
+        The SHA-256 of the state dict covers names, dtypes, shapes and bytes.
+        """
         digest = hashlib.sha256()
         for name, value in sorted(tensors_of(self.module).items()):
             digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
@@ -79,7 +82,7 @@ class Model:
         return {"architecture": self.architecture, "weights": digest.hexdigest(), **own}
 
     def parameter_count(self) -> int:
-        """The number of parameters."""
+        """Return the number of parameters."""
         return sum(parameter.numel() for parameter in self.module.parameters())
 
 
@@ -95,7 +98,10 @@ def load_trained(
     channels: int | None = None,
     unsaid: str = DEFAULT_NORMALIZE,
 ) -> Model:
-    """`load_model` for a model that is to answer, under its option. Raises: RequestError also without weights."""
+    """Load a model that must have weights. `option` is its name in error messages.
+
+    Raises: RequestError as `load_model` does, and for a model without weights.
+    """
     model = load_model(
         text,
         normalize=normalize,
@@ -125,16 +131,16 @@ def load_model(
     new_classifier: bool = False,
     unsaid: str = DEFAULT_NORMALIZE,
 ) -> Model:
-    """The model that a MODEL text names, or that is at hand.
+    """Load the model that a MODEL text names, or that is given as a Python object.
 
-    `classes` and `channels` are the teacher's, given where this is its student. With `new_classifier` weights may be of
-    another class count: the classifier is then new. `unsaid` is the normalization where neither an option nor the model
-    says one.
+    `classes` and `channels` are the teacher's, if the model is its student. With `new_classifier`, weights may have
+    another class count: the classifier is then new. `unsaid` is the normalization if neither an option nor the model
+    states one.
 
-    Class and channel counts come from the text, else from the weights' shapes, else from the teacher, else they are
-    the constructor's. `image_size` is the given one, else the RUN's, else what the architecture is made for.
-    Raises: RequestError for an unknown name or option, weights that are missing or do not fit, an unfinished RUN, a
-    network that gives no [batch, classes] logits, and counts that differ from the teacher's.
+    Class and channel counts come from the text, else from the shapes of the weights, else from the teacher, else from
+    the constructor. The image size is `image_size`, else the RUN's, else the one that the architecture is made for.
+    Raises: RequestError for an unknown name or option, an unfinished RUN, and weights that are missing or do not fit.
+    Also for a network without [batch, classes] logits, and for counts that differ from the teacher's.
     """
     if image_size is not None and image_size < 1:
         raise RequestError(f"--image-size {image_size} is not a number of pixels (1 or more)")
@@ -180,26 +186,26 @@ def load_model(
 
 
 def _own_normalize(found: Found, channels: int) -> list[str]:
-    """The normalization that the model says, by its name where it has one; none where it says none."""
+    """Return the normalization that the model states, by its name if it has one; empty if there is none."""
     said = found.expected.normalize
     if said is None or found.expected.said_by is None:
         return [] if said is None else [said]
     try:
         values = parse_normalize(said, channels)
-    except RequestError:  # three colours' values for a gray network: nothing is known of it
+    except RequestError:  # values of three channels tell nothing about a gray network
         return []
     return [next((name for name in NORMALIZATIONS if parse_normalize(name, channels) == values), said)]
 
 
 def _frame(found: Found, size: int | None, crop_pct: float | None, interpolation: Interpolation | None) -> Frame:
-    """What is given, else what the model says, which up to 64 pixels a run's alone decides."""
+    """Return the given crop and interpolation, else the model's. Up to 64 pixels only a run's are used."""
     of_photos = (size or 0) > ENCODED_ABOVE or found.expected.said_by is None
     said = found.expected.frame if of_photos else WHOLE
     return Frame(crop_pct or said.crop_pct, interpolation or said.interpolation)
 
 
 def _say_expected(found: Found, normalize: list[str], frame: Frame, size: int | None, given: object) -> None:
-    """Say in one line what the model says of its input, and which options override it."""
+    """Print in one line what the model states about its input, and which options override that."""
     says, overrides = [f"normalization {name}" for name in normalize], ["--normalize"] * len(normalize)
     if frame != WHOLE and not given and size is not None:
         side = frame.resized(size)
@@ -211,14 +217,14 @@ def _say_expected(found: Found, normalize: list[str], frame: Frame, size: int | 
 
 
 def _has_weights(found: Found) -> bool | None:
-    """As `Model.has_weights`: those of the MODEL's file, or those that an option of the constructor loads."""
+    """Return `Model.has_weights`. Weights come from the MODEL's file or from an option of the constructor."""
     if found.has_weights or loads_weights(found.named.options):
         return True
     return None if found.named.options.keys() & WEIGHT_OPTIONS else found.has_weights
 
 
 def _channel_counts(found: Found) -> tuple[int, ...]:
-    """The input channels that a network may take: those it says, else its first convolution's, else color or gray."""
+    """Return the numbers of input channels to try: those stated, else the first convolution's, then 3 and 1."""
     if found.channels:
         return (found.channels,)
     first = next((layer.in_channels for layer in found.module.modules() if isinstance(layer, nn.Conv2d)), 3)
@@ -227,7 +233,7 @@ def _channel_counts(found: Found) -> tuple[int, ...]:
 
 @torch.no_grad()
 def _counts(found: Found, image_size: int | None) -> tuple[int, int]:
-    """The channels of the input and the classes of the logits, from a forward pass of two black images."""
+    """Return the input channels and the classes, from a forward pass of two black images."""
     with network_code(found.module):
         module = found.module.eval()
     refusals: dict[int, tuple[bool, str]] = {}
@@ -244,7 +250,7 @@ def _counts(found: Found, image_size: int | None) -> tuple[int, int]:
             why = f"{raised.said}{raised.line}{f' {sets}' if of_size else ''}"
             refusals[channels] = of_size, f"an input of [batch, {channels}, {size}, {size}]: {why}"
             continue
-        if black._version:  # the student would learn from what the teacher has made of the images
+        if black._version:  # else the student would get the images that the teacher has changed
             module.register_forward_pre_hook(_copied)
         if not isinstance(logits, Tensor):
             logits = _take_member(found, logits)
@@ -265,22 +271,22 @@ def _counts(found: Found, image_size: int | None) -> tuple[int, int]:
 
 
 def _copied(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """A hook before a network that writes into its input."""
+    """Clone the input of a network that changes its input in place (forward pre-hook)."""
     return tuple(value.clone() for value in inputs)
 
 
 def _flattened(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """A hook on a network that gives its logits as maps of one pixel."""
+    """Flatten logits that are maps of one pixel (forward hook)."""
     return output.flatten(1)
 
 
 def _logarithms(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """A hook on a network that ends in a softmax: a later one undoes the logarithm."""
+    """Replace a network's probabilities by their logarithms, which a softmax undoes (forward hook)."""
     return output.clamp_min(torch.finfo(output.dtype).tiny).log()
 
 
 def _take_member(found: Found, output: object) -> Tensor:
-    """The logits among what a network returns; from now on it returns them alone."""
+    """Return the logits among a network's outputs, and let the network return only them from now on."""
     kind, key = type(output).__name__, find_member(output, found.module)
     if key is None:
         raise RequestError(f"model {found.spec!r} returns a {kind}, not one tensor of logits [batch, classes]")

@@ -1,4 +1,4 @@
-"""Which part of a network's output is its logits: networks also return tuples, dictionaries and objects of tensors."""
+"""The logits within a network's output, which can be a tuple, a dictionary or an object of tensors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,19 +9,19 @@ LOGITS = "logits"
 
 
 class Member:
-    """A forward hook that replaces an output by its member under `key`; an output that is a tensor stays."""
+    """A forward hook that replaces an output by one of its members. A tensor stays as it is."""
 
     def __init__(self, key: Any) -> None:
-        """`key` is an index, a key or the name of an attribute."""
+        """Select the member under `key`: an index, a key or the name of an attribute."""
         self.key = key
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> Any:
-        """The member, or the output itself where it has no such member."""
+        """Return the member, or the output itself if there is no such member."""
         return output if isinstance(output, Tensor) else members(output).get(self.key, output)
 
 
 def members(output: Any) -> dict[Any, Any]:
-    """The members of a tuple, a mapping or an object, by index, key or attribute."""
+    """Return the members of a tuple, a mapping or an object, by index, key or attribute."""
     if isinstance(output, Mapping):
         return dict(output)
     if isinstance(output, (tuple, list)):
@@ -30,9 +30,9 @@ def members(output: Any) -> dict[Any, Any]:
 
 
 def find_member(output: Any, module: nn.Module) -> Any:
-    """The key of the logits of two images; None where no member, or more than one, can be them.
+    """Return the key of the logits in an output for two images; None if no member or several can be the logits.
 
-    A member `logits` comes first, then the only one [batch, classes], then the only one as wide as the last linear
+    The member `logits` comes first, then the only one [batch, classes], then the only one as wide as the last linear
     layer.
     """
     fitting = {key: value.shape[1] for key, value in members(output).items() if _fits(value)}

@@ -1,4 +1,4 @@
-"""Models that are given as objects: a network that is at hand, or several teachers, where else a MODEL text stands."""
+"""Models that are given as Python objects, where else a MODEL text stands: a network, or several teachers."""
 
 import copy
 from collections.abc import Mapping
@@ -18,21 +18,21 @@ from dfkd.system.names import Named
 
 @dataclass(frozen=True)
 class OwnNetwork:
-    """A module of the caller's. It is copied whenever it is used, and never changed."""
+    """A module of the caller. Each use copies the module, which never changes."""
 
     module: nn.Module
 
     @property
     def name(self) -> str:
-        """Its class."""
+        """Qualified name of the module's class."""
         kind = type(self.module)
         return f"{kind.__module__}.{kind.__qualname__}"
 
     def found(self) -> Found:
-        """A copy, as it is now. Raises: RequestError where it cannot be copied."""
+        """Return a copy of the module as it is now. Raises: RequestError if the module cannot be copied."""
         try:
             module = copy.deepcopy(self.module)
-        except Exception as error:  # foreign code; tensors that are part of a graph are the usual ones
+        except Exception as error:  # foreign code; the usual cause is a tensor of an autograd graph
             raise RequestError(f"the module {self.name} cannot be copied ({error})") from error
         return Found(
             type(self.module).__name__,
@@ -46,27 +46,27 @@ class OwnNetwork:
 
 @dataclass(frozen=True)
 class OneTeacher:
-    """One of several teachers, as a `[[teacher]]` table says it."""
+    """One of several teachers, with the keys of a `[[teacher]]` table."""
 
     model: str | OwnNetwork
     normalize: str | None = None
     image_size: int | None = None
     classes: str | tuple[str, ...] | None = None
-    """FILE with the names of its classes, or the names."""
+    """Names of the classes, or a FILE with the names."""
     other: str | None = None
-    """The name of its class for everything else."""
+    """Name of the teacher's class for everything else."""
     weight: float = 1.0
     class_weights: Mapping[str, Any] | None = None
-    """Factors of the weight, by the name of the class: numbers, where the file is right."""
+    """Factors of the weight by name of the class. The values are numbers if the file is valid."""
 
 
 @dataclass(frozen=True)
 class Several:
-    """Several teachers, which answer as one."""
+    """Several teachers that act as one classifier."""
 
     teachers: tuple[OneTeacher, ...]
     mixing: Mixing | None = None
 
 
 GivenModel = str | OwnNetwork | Several
-"""A MODEL text, a network that is at hand, or several teachers."""
+"""A MODEL text, a network as a Python object, or several teachers."""

@@ -1,8 +1,8 @@
-"""What is looked at before a `.pt2` file is loaded: `torch.export.load` by itself would run what is in it.
+"""Check of a `.pt2` file before `torch.export.load`, which would execute code from the file.
 
-The file is a program, but one of tensor operators alone. Its reader unpickles some members without restriction,
-evaluates the text of size expressions as Python, looks operators up by any dotted name in torch, and writes names into
-the source code of the modules that it builds. So each of these is checked here, and a file that has more is refused.
+The file is a program of tensor operators. torch's reader unpickles some members without restriction. It evaluates size
+expressions as Python, looks up operators by any dotted name in torch, and writes names into the source code of
+generated modules. All of these are checked here, and a file with other content is rejected.
 """
 
 import ast
@@ -35,20 +35,20 @@ _ARITHMETIC = (
 )
 _TRAINS = ("train", "training")
 _MOST = 10_000
-"""Characters of one expression."""
+"""Largest length of an expression, in characters."""
 
 
 def check_program(path: Path) -> None:
-    """Make the operators known that a quantized program names.
+    """Check a `.pt2` file, and register the operators that a quantized program names.
 
-    Raises: RequestError for a `.pt2` file that holds anything but tensor operators, or cannot be read.
+    Raises: RequestError for a file that holds anything but tensor operators, or that cannot be read.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
             inside = {name.partition("/")[2]: name for name in members}
             models = [name for name in inside if name.startswith("models/")]
-            # two members of one name, or two top folders: torch's reader might take another one than this
+            # with two members of one name, or two top folders, torch might read another member than this check
             alike = len(inside) == len(members) and len({name.partition("/")[0] for name in members}) == 1
             if not alike or "archive_format" not in inside or models != ["models/model.json"]:
                 raise RequestError(f"{str(path)!r} is not a program of this format; export it again with this torch")
@@ -61,12 +61,12 @@ def check_program(path: Path) -> None:
                     raise RequestError(f"{str(path)!r} holds pickled Python objects ({name}), which could run code")
     except RequestError:
         raise
-    except Exception as error:  # a damaged file: zip, json and their parts raise anything
+    except Exception as error:  # the zip and JSON readers can raise anything for a damaged file
         raise RequestError(f"{str(path)!r} cannot be read: {str(error).partition(chr(10))[0]}") from error
 
 
 def check_description(value: Any, path: str = "the program") -> None:
-    """Check one JSON member of the archive. Raises: RequestError for what would be executed."""
+    """Check one JSON member of the archive. Raises: RequestError for content that would be executed."""
     for keys, text in _texts(value):
         key = keys[-1] if keys else ""
         if key == "use_pickle" and text:
@@ -78,7 +78,7 @@ def check_description(value: Any, path: str = "the program") -> None:
                 raise RequestError(f"{path!r} has the size {text[:80]!r}, which is not arithmetic and could run code")
         elif key == "target" and "nodes" in keys:
             if text.startswith(f"torch.ops.{_QUANTIZED}."):
-                import torch.ao.quantization.fx._decomposed  # noqa: F401  # it registers them
+                import torch.ao.quantization.fx._decomposed  # noqa: F401  # the import registers the operators
             if not _OPERATORS.match(text) or text.startswith(_FILE_OPERATORS):
                 raise RequestError(f"{path!r} uses {text[:80]!r}; only tensor operators (torch.ops.aten) are run")
         elif key == "path_name":
@@ -89,7 +89,7 @@ def check_description(value: Any, path: str = "the program") -> None:
 
 
 def _texts(value: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every leaf of a JSON value, and every key as a name, with the keys that lead there."""
+    """Yield every leaf of a JSON value, and every dictionary key as a name, with the keys that lead there."""
     todo: list[tuple[tuple[str, ...], Any]] = [((), value)]
     while todo:
         keys, one = todo.pop()
@@ -103,7 +103,7 @@ def _texts(value: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
 
 
 def _is_arithmetic(text: str) -> bool:
-    """Whether an expression holds numbers, plain names, their arithmetic and calls of known functions only."""
+    """Return whether an expression holds only numbers, plain names, arithmetic and calls of known functions."""
     if len(text) > _MOST:
         return False
     try:
@@ -115,13 +115,13 @@ def _is_arithmetic(text: str) -> bool:
 def _is_harmless(node: ast.AST) -> bool:
     if isinstance(node, ast.Call):
         return isinstance(node.func, ast.Name) and bool(_CALLED.match(node.func.id))
-    if isinstance(node, ast.Constant):  # the only text is a symbol's name
+    if isinstance(node, ast.Constant):  # the only strings are names of symbols
         return node.value.isidentifier() if isinstance(node.value, str) else isinstance(node.value, (int, float))
     return isinstance(node, _ARITHMETIC)
 
 
 def _is_plain(data: bytes) -> bool:
-    """Whether a pickle can be loaded by the reader that makes tensors and plain values only."""
+    """Return whether `torch.load` can read a pickle with `weights_only`."""
     try:
         torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     except Exception:  # refused, or damaged
@@ -130,12 +130,12 @@ def _is_plain(data: bytes) -> bool:
 
 
 def check_evaluates(program: torch.export.ExportedProgram, path: Path) -> None:
-    """Raises: RequestError for a program that was exported in training mode: its answers are another network's."""
+    """Raise RequestError for a program that was exported in training mode, where outputs differ."""
     for node in program.graph.nodes:
         schema = getattr(node.target, "_schema", None) if node.op == "call_function" else None
         given = [argument.name for argument in schema.arguments] if schema else []
         values = dict(zip(given, node.args, strict=False)) | node.kwargs
-        # a BatchNorm without running statistics has none to use, in evaluation mode too
+        # a BatchNorm without running statistics uses the batch's, in evaluation mode too
         norm = "running_mean" in given
         if (norm and values["running_mean"] is None) or not any(values.get(key) is True for key in _TRAINS):
             continue

@@ -1,4 +1,4 @@
-"""A network of fewer multiplications: whole channels of small weights are left out, and what is left is a MODEL."""
+"""Structured pruning: channels with small weights are removed, and the result is a MODEL of fewer multiplications."""
 
 import copy
 import warnings
@@ -19,29 +19,29 @@ from dfkd.system.errors import RequestError
 from dfkd.system.foreign import Foreign
 
 _TRIES = 6
-"""Halvings of the range in which the share of the channels is searched."""
+"""Bisection steps in the search for the share of the channels."""
 _EQUIVALENT = {"cifar_resnet": {"shortcut": "conv"}}
-"""Options that make the same function of layers that can be cut: shortcuts that pad with zeros have no weights."""
+"""Options that build the same function from layers that can be pruned. Shortcuts that pad have no weights."""
 _SAME = 1e-3
-"""Of the largest logit, how much rounding may change it."""
+"""Tolerance of the logits for rounding, as a share of the largest logit."""
 
 
 def check_installed() -> None:
-    """Raises: RequestError without torch-pruning."""
+    """Raise RequestError if torch-pruning is not installed."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its own imports
+            warnings.simplefilter("ignore")  # warnings about its own imports
             import torch_pruning  # noqa: F401
     except ImportError as error:
         raise RequestError(f"--prune needs {error.name}: pip install '.[prune]' in the checkout of dfkd") from None
 
 
 def prune(model: Model, share: float) -> Model:
-    """The same classifier with at most `share` of its multiplications; the same share of channels in every layer.
+    """Return the classifier with at most `share` of its multiplications, pruned by the same share in every layer.
 
     A channel's importance is the norm of all weights that belong to it, in every layer of its group (torch-pruning,
-    DepGraph, arXiv 2301.12900). The classifier keeps its classes.
-    Raises: RequestError where so few channels cannot be had, or the network cannot be built from its widths.
+    DepGraph, arXiv 2301.12900). The number of classes does not change.
+    Raises: RequestError if the share cannot be reached, or if the network cannot be built from its widths.
     """
     check_installed()
     whole = _cuttable(model)
@@ -74,7 +74,7 @@ def _example(model: Model) -> Tensor:
 
 
 def _cuttable(model: Model) -> Model:
-    """The model, or the same function made of layers that can be cut."""
+    """Return the model, or the same function as a network of layers that can be pruned."""
     architecture = names.parse(model.architecture)
     options = _EQUIVALENT.get(architecture.name)
     if options is None or options.items() <= architecture.options.items():
@@ -86,7 +86,7 @@ def _cuttable(model: Model) -> Model:
 
 
 def _without(whole: Model, example: Tensor, ratio: float, model: Model) -> nn.Module:
-    """A copy without a share of the channels of every layer."""
+    """Return a copy without a share of the channels of every layer."""
     import torch_pruning
 
     module = copy.deepcopy(whole.module).eval().requires_grad_(True)
@@ -105,7 +105,7 @@ def _without(whole: Model, example: Tensor, ratio: float, model: Model) -> nn.Mo
 
 
 def _written(model: Model, whole: Model, module: nn.Module) -> Model:
-    """The pruned network, built from its text. Raises: RequestError where that is another one."""
+    """Build the pruned network from its text. Raises: RequestError if the result is another network."""
     layers = dict(module.named_modules())
     widths = {
         path: width

@@ -1,4 +1,4 @@
-"""A network in fewer bits: float16, or int8 with scales that are calibrated on images."""
+"""Networks of lower precision: float16, or int8 with scales that are calibrated on images."""
 
 import copy
 from collections.abc import Sequence
@@ -16,28 +16,28 @@ from dfkd.system.errors import RequestError
 
 
 class Half(nn.Module):
-    """A network that computes in float16, between an input and logits in float32."""
+    """A network that computes in float16, with a float32 input and float32 logits."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = copy.deepcopy(network).half()
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """The logits."""
+        """Compute the logits."""
         logits: Tensor = self.network(images.half())
         return logits.float()
 
 
 class Int8(nn.Module):
-    """A convolution or linear layer with int8 weights, one scale a channel, whose input is rounded to 8 bits.
+    """A convolution or linear layer with int8 weights, one scale per output channel, and an input rounded to 8 bits.
 
-    The operators are those of PyTorch's quantization, which ONNX and its runtimes know as pairs of QuantizeLinear and
-    DequantizeLinear: a runtime with int8 kernels computes in them.
+    The operators are those of PyTorch's quantization. In ONNX they are pairs of QuantizeLinear and DequantizeLinear. A
+    runtime with int8 kernels computes these pairs in int8.
     """
 
     def __init__(self, layer: nn.Module, scale: float, zero: int) -> None:
         super().__init__()
-        import torch.ao.quantization.fx._decomposed  # it registers the operators
+        import torch.ao.quantization.fx._decomposed  # the import registers the operators
 
         given = cast(nn.Conv2d, layer)
         weight = given.weight.detach()
@@ -53,7 +53,7 @@ class Int8(nn.Module):
             self._geometry = layer.stride, layer.padding, layer.dilation, layer.groups
 
     def forward(self, images: Tensor) -> Tensor:
-        """The layer's output in float32."""
+        """Compute the layer's output in float32."""
         ops = torch.ops.quantized_decomposed
         given = (self._scale, self._zero, LOW, HIGH, torch.int8)
         images = ops.dequantize_per_tensor(ops.quantize_per_tensor(images, *given), *given)
@@ -64,12 +64,12 @@ class Int8(nn.Module):
 
 
 def to_int8(network: nn.Module, views: Sequence[Float[Tensor, "_ channels height width"]], spec: str) -> nn.Module:
-    """A copy whose convolutions and linear layers compute on 8 bits. BatchNorms are folded into them before.
+    """Return a copy with folded BatchNorm layers whose convolutions and linear layers compute in int8.
 
-    `views` are at least two batches as the network sees them: PyTorch's histogram observer finds from all of them the
-    scale of every layer's input. What is no such layer, or is run in another way, stays in float32. Layers that were
-    trained to round have their scale already.
-    Raises: RequestError where there is no layer to convert.
+    `views` are at least two batches of the network's input. PyTorch's histogram observer finds the scale of each
+    layer's input from all of them. Other layers, and those that do not run as modules, stay in float32. Layers that
+    were trained to round keep their scale.
+    Raises: RequestError if there is no layer to convert.
     """
     network = copy.deepcopy(folded(network.eval(), {}, views[:2]))
     ranges = _trained_ranges(network) | _input_ranges(network, views)
@@ -81,7 +81,7 @@ def to_int8(network: nn.Module, views: Sequence[Float[Tensor, "_ channels height
 
 
 def _trained_ranges(network: nn.Module) -> dict[str, tuple[float, int]]:
-    """Scale and zero point of every layer that has learned with them."""
+    """Return scale and zero point of every layer that was trained to round."""
     layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, Rounded) and layer.seen}
     found = {name: layer.quantization() for name, layer in layers.items()}
     return {name: (float(scale), int(zero)) for name, (scale, zero) in found.items()}
@@ -89,7 +89,7 @@ def _trained_ranges(network: nn.Module) -> dict[str, tuple[float, int]]:
 
 @torch.no_grad()
 def _input_ranges(network: nn.Module, views: Sequence[Tensor]) -> dict[str, tuple[float, int]]:
-    """Scale and zero point for the input of every layer that is run as a module."""
+    """Return scale and zero point for the input of every layer that runs as a module."""
     from torch.ao.quantization.observer import HistogramObserver
 
     observers: dict[str, HistogramObserver] = {}

@@ -24,7 +24,7 @@ _SAYS = f"a FILE{FILE} with a [[{_TABLE}]] table for each says so: classes = FIL
 
 
 def given_teacher(teacher: str | tuple[str, ...], mixing: Mixing | None) -> GivenModel:
-    """What `--teacher` and `--mixing` name: a MODEL, or several teachers."""
+    """Return what `--teacher` and `--mixing` name: a MODEL, or several teachers."""
     if isinstance(teacher, tuple) and len(teacher) > 1:
         return Several(tuple(OneTeacher(model) for model in teacher), mixing)
     model = teacher if isinstance(teacher, str) else teacher[0]
@@ -37,12 +37,12 @@ def given_teacher(teacher: str | tuple[str, ...], mixing: Mixing | None) -> Give
 
 
 def names_several(model: GivenModel) -> bool:
-    """Whether a text names a file of several teachers."""
+    """Return whether a text names a file of several teachers."""
     return isinstance(model, str) and model.endswith(FILE) and "@" not in model
 
 
 def read(text: str) -> Several:
-    """The teachers of a file. Raises: RequestError, naming the table, for whatever it should not hold."""
+    """Read the teachers of a file. Raises: RequestError for invalid content, with the table's name."""
     tables = load_toml(user_path(text))
     for key in tables:
         if key not in (_TABLE, _WAY):
@@ -65,13 +65,12 @@ def load_classifier(
     interpolation: Interpolation | None = None,
     learns: bool = False,
 ) -> Model:
-    """`load_trained`, also of several teachers. They take what the first one takes.
+    """Load a trained model, or several teachers as one, which take the input of the first.
 
-    `learns`: the caller has images to learn weights on, where the teachers' mixing is so.
-
-    `normalize` and `image_size` are those of the first teacher. Another one has its own: what its table says, else what
-    the model says of itself, else the first one's. Raises: RequestError as `load_trained`, and where the teachers do
-    not go together.
+    `learns` tells whether the caller has images from which weights are learned, if the mixing is `learned`. `normalize`
+    and `image_size` are those of the first teacher. Another teacher uses its table's, else those that its model states,
+    else the first teacher's.
+    Raises: RequestError as `load_trained` does, and if the teachers cannot be combined.
     """
     several = given if isinstance(given, Several) else read(given) if names_several(given) else None  # type: ignore[arg-type]
     frame: dict[str, Any] = {"crop_pct": crop_pct, "interpolation": interpolation}
@@ -99,7 +98,7 @@ def load_classifier(
 
 
 def _together(several: Several, models: Sequence[Model], option: str) -> Model:
-    """The ensemble of the loaded models."""
+    """Combine the loaded models into an ensemble."""
     first, mixing = models[0], several.mixing or LOGITS
     named = _class_names(several.teachers, models, option)
     others = [_other(one, names, model) for one, names, model in zip(several.teachers, named, models, strict=True)]
@@ -130,7 +129,7 @@ def _together(several: Several, models: Sequence[Model], option: str) -> Model:
 
 
 def _class_names(teachers: Sequence[OneTeacher], models: Sequence[Model], option: str) -> list[Sequence[str | int]]:
-    """The names of each one's classes, or their numbers where nothing says names and there is nothing to tell apart."""
+    """Return each teacher's class names. Without names, a teacher gets another's, or numbers if nobody has names."""
     named: list[Sequence[str | int]] = []
     for one, model in zip(teachers, models, strict=True):
         names: Sequence[str | int] = model.class_names
@@ -157,7 +156,7 @@ def _class_names(teachers: Sequence[OneTeacher], models: Sequence[Model], option
 
 
 def _other(one: OneTeacher, names: Sequence[str | int], model: Model) -> int | None:
-    """Which of its classes is the one for everything else."""
+    """Return the index of the teacher's class for everything else."""
     if one.other is None:
         return None
     if one.other not in names:
@@ -177,7 +176,7 @@ def _part(
     other: int | None,
     numbers: Mapping[str | int, int],
 ) -> Part:
-    """One teacher as the first one's input reaches it."""
+    """Return one teacher as a part of the ensemble, which gets the first teacher's input."""
     by_class = one.class_weights or {}
     if not isinstance(by_class, Mapping):
         raise RequestError(f"class_weights of {model.spec} is not a table of names and numbers")
@@ -201,7 +200,10 @@ def _part(
 
 
 def _own_size(one: OneTeacher, model: Model, first: Model) -> int | None:
-    """The side of the images that it is given; None for that of the first one's, or where it takes any small ones."""
+    """Return the side to which a teacher's images are resized; None if they are not resized.
+
+    They are not resized if the teacher takes the first one's size, or any small size.
+    """
     if one.image_size is not None:
         return one.image_size
     as_they_come = model.takes_any_size and not first.of_photographs
@@ -220,7 +222,7 @@ def _described(model: Model, part: Part) -> str:
 
 
 def _say_classes(parts: Sequence[Part], classes: int, mixing: Mixing) -> None:
-    """Say what the teachers make together, and what a way of mixing cannot know."""
+    """Print the classes of the ensemble, and what a way of mixing cannot tell."""
     counts = [len(part.classes) - (part.other is not None) for part in parts]
     say(f"{len(parts)} teachers of {', '.join(map(str, counts))} classes as one of {classes}, mixing {mixing}")
     apart, linked = [{*part.classes} for part in parts], {*parts[0].classes}

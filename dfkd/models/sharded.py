@@ -1,6 +1,6 @@
-"""A frozen teacher whose parameters are divided among the processes, by torch's `fully_shard` (FSDP2).
+"""A frozen teacher whose parameters are sharded over the processes, by torch's `fully_shard` (FSDP2).
 
-Each process holds its share of every parameter. A part of the network is put together for the time in which it runs.
+Each rank holds a slice of every parameter. The parameters of a part of the network are gathered while that part runs.
 """
 
 from collections.abc import Iterator
@@ -20,16 +20,16 @@ from dfkd.system.errors import RequestError
 
 OPTION = "--shard-teacher"
 _LEAST = 0.01
-"""Of all parameters, what a part must hold to be put together by itself: each one costs an exchange."""
+"""Smallest share of all parameters for a part that is gathered by itself: each gather is a communication."""
 _SAME = 1e-2
-"""Of the largest logit, how much the divided network's may differ: a GPU rounds more than a CPU."""
+"""Tolerance of the sharded network's logits, as a share of the largest logit: a GPU rounds more than a CPU."""
 _HINT = "leave it out, or name a network of torch's own layers that lie in Sequential or ModuleList"
 
 
 def shard_teacher(model: Model, place: Place) -> None:
-    """Divide the parameters of a model among the processes; with one process there is nothing to divide.
+    """Shard the parameters of a model over the ranks. With one process, only print a note.
 
-    Raises: RequestError for a network that cannot be divided.
+    Raises: RequestError for a network that cannot be sharded.
     """
     if ranks.count() == 1:
         say(f"note: {OPTION} changes nothing with one process (docs/machines.md)")
@@ -55,20 +55,21 @@ def shard_teacher(model: Model, place: Place) -> None:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether the parameters of a network are divided."""
-    return _together in module._forward_pre_hooks.values()
+    """Return whether the parameters of a network are sharded."""
+    return _check_all_ranks_run in module._forward_pre_hooks.values()
 
 
 def complete(value: Tensor) -> Tensor:
-    """A tensor of a network with all its numbers, of which this process may have a share; every rank asks for it."""
+    """Return a network's tensor with all its values, gathered if it is sharded. Every rank must call this."""
     whole: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
     return whole
 
 
-def tied(outputs: Outputs) -> Outputs:
-    """Outputs of a divided network whose features lead back through its logits, too.
+def through_logits(outputs: Outputs) -> Outputs:
+    """Return outputs of a sharded network whose features also lead back through the logits.
 
-    FSDP puts a part together again when a gradient reaches the part's output, which that of a feature inside does not.
+    FSDP gathers a part again when a gradient reaches the part's output. The gradient of a feature inside does not do
+    that.
     """
     features = {name: _Tied.apply(value, outputs.logits) for name, value in outputs.features.items()}
     return replace(outputs, features=features)
@@ -86,10 +87,10 @@ class _Tied(torch.autograd.Function):
 
 
 def undivided(layer: nn.Linear | None) -> nn.Linear | None:
-    """A layer of a network that may be divided, for a loss that computes with it."""
+    """Return a layer with all its weights, gathered if its network is sharded, for a loss that computes with it."""
     if layer is None or not hasattr(layer.weight, "full_tensor"):
         return layer
-    # without random weights: what a student draws afterwards would be other numbers
+    # without random weights, which would change the numbers that a student draws afterwards
     whole = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
     for name, value in layer.named_parameters():
         setattr(whole, name, nn.Parameter(complete(value.detach()), requires_grad=False))
@@ -100,18 +101,19 @@ def _divide(module: nn.Module, device: torch.device) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    scalars = {p for p in module.parameters() if p.ndim == 0}  # FSDP divides along the first dimension
+    scalars = {p for p in module.parameters() if p.ndim == 0}  # FSDP splits along the first dimension
     options: dict[str, Any] = {"mesh": init_device_mesh(device.type, (ranks.count(),)), "reshard_after_forward": True}
     for part in _parts(module):
         fully_shard(part, ignored_params=scalars, **options)
     fully_shard(module, ignored_params=scalars, **options)
-    module.register_forward_pre_hook(_together, prepend=True)  # before that of FSDP, which waits for all
+    # before the hook of FSDP, which waits for all ranks
+    module.register_forward_pre_hook(_check_all_ranks_run, prepend=True)
     for scalar in scalars:
         scalar.data = scalar.data.to(device)
 
 
 def _parts(module: nn.Module) -> Iterator[nn.Module]:
-    """The large elements of the network's lists of layers, such as its blocks; inner ones first, each once."""
+    """Yield the large elements of the network's lists of layers, such as blocks: inner ones first, each once."""
     least = _LEAST * sum(p.numel() for p in module.parameters())
     found = {
         id(part): part
@@ -124,8 +126,8 @@ def _parts(module: nn.Module) -> Iterator[nn.Module]:
     return reversed(found.values())
 
 
-def _together(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """A hook before a divided network. Raises: RequestError where rank 0 works alone: it would wait for ever."""
+def _check_all_ranks_run(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Raise RequestError if rank 0 runs the sharded network alone, and would wait forever (forward pre-hook)."""
     if ranks.count() == 1:
         raise RequestError(f"{OPTION}: rank 0 alone asks the teacher, of which it has a part; leave it out")
 

@@ -1,8 +1,9 @@
-"""Weights from a file: safetensors, or a pickle of tensors that runs no code. Its bytes decide which, not its name."""
+"""Weights from a file: safetensors, or a pickle of tensors that runs no code. The content decides, not the name."""
 
 import json
 import re
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -31,37 +32,37 @@ from dfkd.system.errors import RequestError, nearest
 from dfkd.system.foreign import Raised
 
 WEIGHT_SUFFIXES = (".pt", ".pth", ".th", ".safetensors", ".ckpt", ".bin", ".tar")
-"""Names that weights usually have; a file of another name is read too."""
+"""Usual suffixes of weights files. A file with another suffix is read too."""
 _BESIDE = (
     "argparse.Namespace",
     *(f"pathlib.{kind}Path" for kind in ("Posix", "PurePosix", "Windows", "PureWindows")),
     "numpy.dtype",
     *(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")),
 )
-"""Settings, paths and numbers that training scripts store beside weights."""
+"""Types of settings, paths and numbers that training scripts store beside weights."""
 _INDEX = ".index.json"
-"""The end of the name of a list of the files that hold parts of one state dict."""
+"""End of the name of an index, which lists the files that hold parts of one state dict."""
 _PART = re.compile(r"-\d{5}-of-\d{5}")
 
 
 class Unread:
-    """Stands for what `_BESIDE` names: no type of the file's choice is made, and its content is dropped."""
+    """A stand-in for the types of `_BESIDE`. It drops their content, and no type that the file names is created."""
 
     def __init__(self, *content: object) -> None:
-        """Take any arguments."""
+        """Accept any arguments."""
 
     def __setstate__(self, content: object) -> None:
-        """Take any state."""
+        """Accept any state."""
 
 
 def names_weights(text: str) -> bool:
-    """Whether a MODEL without @ is a file of weights by its name, so that it is no module to import."""
+    """Return whether a MODEL without @ is the name of a weights file, and not of a module to import."""
     name, _, options = text.partition(":")
     return Path((name if "=" in options else text).partition("#")[0]).suffix.lower() in WEIGHT_SUFFIXES
 
 
 def require_file(path: Path, suffixes: Sequence[str]) -> None:
-    """Raise RequestError, with the nearest sibling's name, where `path` is not a file."""
+    """Raise RequestError, with the most similar name in the folder, unless `path` is a file."""
     if path.is_dir():
         raise RequestError(f"{str(path)!r} is a folder, not a file ({', '.join(suffixes)})")
     if not path.is_file():
@@ -71,9 +72,9 @@ def require_file(path: Path, suffixes: Sequence[str]) -> None:
 
 
 def read_state_dict(path: Path, module: nn.Module | None = None) -> dict[str, Any]:
-    """The tensors of a weights file on the cpu: bare, or the dictionary in it that fits `module` best.
+    """Read the tensors of a weights file to the CPU: a bare state dict, or the one that fits `module` best.
 
-    `FILE#KEY` names the dictionary. What is taken from an unusual key, and what else would fit, is said in a note.
+    `FILE#KEY` names the dictionary. A note tells if it comes from an unusual key, and which others would fit.
     Raises: RequestError for a file that is missing, unreadable, of another kind, or holds pickled Python objects.
     """
     path, key = _with_key(path)
@@ -122,7 +123,7 @@ def read_state_dict(path: Path, module: nn.Module | None = None) -> dict[str, An
 
 
 def _of_network(state: State, module: nn.Module, path: Path) -> dict[str, Any]:
-    """The tensors under the prefix that the network's own keys have, where others lie beside them."""
+    """Return the tensors under the prefix of the network's keys, if there are other tensors too."""
     prefixes = under(state, module)
     whole = share(fit_prefix(state, module), module)
     if not prefixes or (whole == 1 and not under(fit_prefix(state, module), module)):
@@ -139,34 +140,36 @@ def _of_network(state: State, module: nn.Module, path: Path) -> dict[str, Any]:
         more = f"; {path.name}#{others[0]} takes {others[0]!r}" if others else ""
         say(
             f"note: weights {path.name!r}: the {len(inside):,} tensors under {first!r} are taken, which fit the model; "
-            f"{len(left):,} others are left out ({_few(left)}){more}"
+            f"left out: {len(left):,} ({_few(left)}){more}"
         )
     return inside
 
 
 def _with_key(path: Path) -> tuple[Path, str]:
-    """The file and the dictionary that `FILE#KEY` names; a file whose own name has a # is taken as it is."""
+    """Split `FILE#KEY` into file and key. A file whose own name has a # is not split."""
     name, _, key = path.name.rpartition("#")
     return (path, "") if not name or path.exists() else (path.with_name(name), key)
 
 
 def state_to_write(module: nn.Module) -> dict[str, Tensor]:
-    """The state of `module` as safetensors takes it: on the cpu, each name with memory of its own, tied weights too."""
+    """Return the state of `module` for safetensors: on the CPU, each name with its own memory, even if tied."""
     return {name: value.detach().cpu().contiguous().clone() for name, value in tensors_of(module).items()}
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
-    """Put the weights of a file into `module`; prefixes such as `module.` that all keys share are stripped.
+    """Load the weights of a file into `module`. Prefixes such as `module.` that all keys share are stripped.
 
-    Raises: RequestError as `read_state_dict` does, and where keys or shapes do not fit.
+    Raises: RequestError as `read_state_dict` does, and if keys or shapes do not fit.
     """
     load_state(module, read_state_dict(path, module), path)
 
 
-def load_state(module: nn.Module, state: State, path: Path) -> None:
-    """Put the tensors read from `path` into `module`. Keys that it does not have are left out with a note.
+def load_state(module: nn.Module, state: State, path: Path, options: Sequence[str] = ()) -> None:
+    """Load the tensors read from `path` into `module`. Surplus keys are left out with a note if all others fit.
 
-    Raises: RequestError naming the missing, the unexpected and the mis-shaped keys.
+    `options` are the parameters of the module's constructor, for the hint.
+
+    Raises: RequestError with the missing, the unexpected and the mis-shaped keys.
     """
     given = fit_prefix(state, module)
     state, own = completed(given, module), module.state_dict()
@@ -175,7 +178,7 @@ def load_state(module: nn.Module, state: State, path: Path) -> None:
     try:
         _put(module, state)
     except Raised as raised:
-        if not str(raised.error).startswith("Error(s) in loading state_dict"):  # not torch's list of what does not fit
+        if not str(raised.error).startswith("Error(s) in loading state_dict"):  # not torch's list of mismatches
             raise
         missing, unexpected, shapes = _differences(own, state)
         if unexpected and not missing and not shapes and not _more_layers(own, unexpected):
@@ -186,14 +189,17 @@ def load_state(module: nn.Module, state: State, path: Path) -> None:
             )
             return
         why = _mismatch(own, state) or raised.said
-        hint = "check its name and options"
+        hint = "check its name and options" + (f" ({', '.join(options)})" if options else "")
         if missing and _PART.search(path.name):
             hint = f"it is one of several parts; name their list, {_PART.sub('', path.name)}{_INDEX}"
         raise RequestError(f"weights {str(path)!r} do not fit the model: {why}; {hint}") from None
 
 
 def _put(module: nn.Module, state: State) -> None:
-    """Strict, and a module's own renaming of old keys takes part; it may need to know the version that wrote them."""
+    """Load a state dict strictly, so that a module's own renaming of old keys takes part.
+
+    A module may need a version that the state dict lacks. The module's current version is then tried.
+    """
     try:
         with network_code(module):
             module.load_state_dict(state)
@@ -207,7 +213,7 @@ def _put(module: nn.Module, state: State) -> None:
 
 
 def _read(path: Path) -> object:
-    """What a file holds; nothing in it is executed."""
+    """Read the content of a file without executing anything in it."""
     try:
         if path.name.endswith(_INDEX):
             return _joined(path)
@@ -221,12 +227,12 @@ def _read(path: Path) -> object:
 
             return load_file(path)
         with path.open("rb") as file, warnings.catch_warnings(), _settings_unread():
-            warnings.simplefilter("ignore")  # of pickle protocols, before it refuses them
+            warnings.simplefilter("ignore")  # warnings about pickle protocols, before the error
             return torch.load(file, weights_only=True, map_location="cpu")
     except RequestError:
         raise
-    except Exception as error:  # a damaged file can raise anything at all from the readers
-        # torch's own text begins with the advice to load the file without this protection
+    except Exception as error:  # the readers of a damaged file can raise any exception
+        # torch's message begins with the advice to switch this protection off
         said = str(error).partition("Weights only load failed")
         hint = "save model.state_dict() instead, or use safetensors"
         if "GLOBAL " in said[2]:
@@ -242,11 +248,13 @@ def _read(path: Path) -> object:
         reason = said[0].partition("\n")[0] or type(error).__name__
         if reason.startswith("[enforce fail"):
             reason = "it is a zip file, but none that torch.save writes"
+        if head.startswith(b"PK") and not zipfile.is_zipfile(path):
+            reason = "the file is cut short or damaged; fetch it again"
         raise RequestError(f"weights {str(path)!r} cannot be read: {reason}") from error
 
 
 def _joined(path: Path) -> dict[str, Any]:
-    """The tensors of all files that a list names, which lie beside it."""
+    """Read the tensors of all files that an index names. They must be in the folder of the index."""
     names = {*json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()}
     whole: dict[str, Any] = {}
     for name in sorted(names):
@@ -261,7 +269,10 @@ def _joined(path: Path) -> dict[str, Any]:
 
 
 def _is_stored(value: Tensor) -> bool:
-    """Whether a dense tensor has as many numbers in its storage as in its shape: a repeated one fills any memory."""
+    """Return whether a dense tensor's storage has as many values as its shape.
+
+    An expanded tensor needs little storage in the file, and could fill the memory when copied.
+    """
     if value.layout is not torch.strided or value.is_quantized or value.is_meta:
         return True
     return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
@@ -272,7 +283,7 @@ def _is_tensor(value: object) -> bool:
 
 
 def _other_kind(head: bytes) -> str | None:
-    """What a file is that is often mistaken for weights, from its first bytes."""
+    """Return what a file is that is often mistaken for weights, from its first bytes; None for other files."""
     if not head:
         return "the file is empty; fetch it again"
     if head.startswith(b"version https://git-lfs"):
@@ -283,20 +294,20 @@ def _other_kind(head: bytes) -> str | None:
 
 
 def _settings_unread() -> AbstractContextManager[None]:
-    """Within it, torch takes the types of `_BESIDE` as well."""
+    """Return a context in which torch loads the types of `_BESIDE` too."""
     context: AbstractContextManager[None] = torch.serialization.safe_globals([(Unread, name) for name in _BESIDE])
     return context
 
 
 def _more_layers(own: Iterable[str], unexpected: Iterable[str]) -> bool:
-    """Whether an unexpected key is one of the model's own with another number: the weights are of a deeper network."""
+    """Return whether an unexpected key equals a key of the model but for a number: the network is deeper."""
     known = {re.sub(r"\d+", "0", key) for key in own}
     return any(re.sub(r"\d+", "0", key) in known for key in unexpected)
 
 
 def _differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
-    """The missing, the unexpected and the mis-shaped keys, these with their shapes."""
-    # BatchNorm's counter came later than many checkpoints; torch fills it in
+    """Return the missing, the unexpected and the mis-shaped keys, the last with their shapes."""
+    # many checkpoints are older than BatchNorm's counter; torch fills it in
     missing = [key for key in own if key not in given and not key.endswith(COUNTER)]
     unexpected = [key for key in given if key not in own]
     shapes = [

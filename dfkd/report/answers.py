@@ -1,4 +1,4 @@
-"""Two networks' answers to the same images, and the figures that they give."""
+"""Predictions of student and teacher for the same images, and their statistics."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ CASES = {
 
 @dataclass(frozen=True)
 class Answers:
-    """The classes that student and teacher predict, how sure they are, and how far apart: one value an image."""
+    """Predicted classes and confidences of student and teacher, and the divergence between both, by image."""
 
     student: Int[np.ndarray, " images"]
     teacher: Int[np.ndarray, " images"]
@@ -33,16 +33,16 @@ class Answers:
 
     @property
     def differ(self) -> Bool[np.ndarray, " images"]:
-        """Where they predict different classes."""
+        """Mask of the images for which student and teacher predict different classes."""
         return self.student != self.teacher
 
     def disagreements(self) -> Int[np.ndarray, " found"]:
-        """The images on which they disagree, the largest divergence first."""
+        """Return the rows for which the predictions differ, the largest divergence first."""
         rows = np.flatnonzero(self.differ)
         return rows[np.argsort(-np.nan_to_num(self.divergence[rows], nan=np.inf), kind="stable")]
 
     def case(self, row: int) -> str:
-        """Which of `CASES` an image is on which they disagree."""
+        """Return the key of `CASES` for an image whose predictions differ."""
         if self.labels is None:
             return "disagree"
         right = [side[row] == self.labels[row] for side in (self.teacher, self.student)]
@@ -51,7 +51,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Everything that the page shows."""
+    """Content of the page of `dfkd explain`."""
 
     student: str
     teacher: str
@@ -59,16 +59,16 @@ class Explanation:
     answers: Answers
     names: Sequence[str]
     origins: Sequence[str]
-    """Of the shown images: the first ones of `Answers.disagreements`."""
+    """Origins of the shown images, which are the first ones of `Answers.disagreements`."""
     images: UInt8[np.ndarray, "shown height width channels"]
     raw: bool
     cams: Sequence[Float[np.ndarray, "shown height width"] | None]
-    """The student's and the teacher's."""
+    """Grad-CAM maps of the student and of the teacher. None for a network without a feature map."""
     knowledge: Knowledge | None
 
 
 def facts(found: Explanation) -> list[tuple[str, str]]:
-    """The figures of all images, as words."""
+    """Return the statistics of all images, as pairs of name and text."""
     answers = found.answers
     apart = int(answers.differ.sum())
     lines = [
@@ -92,14 +92,14 @@ def facts(found: Explanation) -> list[tuple[str, str]]:
 
 
 def terminal_lines(found: Explanation) -> list[str]:
-    """What the command prints."""
+    """Return the lines that the command prints."""
     pairs = [f"{class_name(a, found.names)} -> {class_name(b, found.names)}: {n:,}" for a, b, n in pairs_of(found)[:5]]
     said = [f"{name}: {value}" for name, value in facts(found)]
     return [*said, f"most frequent, teacher -> student: {'; '.join(pairs)}"] if pairs else said
 
 
 def pairs_of(found: Explanation) -> list[tuple[int, int, int]]:
-    """Classes of the teacher and of the student where they differ, the most frequent first."""
+    """Return (teacher's class, student's class, number of images) where the two differ, the most frequent first."""
     differ = found.answers.differ
     pairs = Counter(zip(found.answers.teacher[differ].tolist(), found.answers.student[differ].tolist(), strict=True))
     return [(a, b, n) for (a, b), n in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))]

@@ -1,6 +1,7 @@
-"""Small charts as inline SVG. Widths are percentages and heights pixels: they fill any screen, text keeps its size.
+"""Small charts as inline SVG.
 
-Rows are told apart by colour and by dash pattern; every chart has a title and a description in words.
+Widths are percentages and heights are pixels, so that a chart fills any screen and its text keeps its size. Rows differ
+in colour and in dash pattern. Every chart has a title and a description in words.
 """
 
 import math
@@ -10,28 +11,28 @@ from statistics import fmean, stdev
 from dfkd.report.markup import Html, tag
 
 SERIES_STYLES = 8
-"""The style sheet has so many colours with dash patterns; they repeat beyond."""
+"""Number of styles in the style sheet, each a colour and a dash pattern. More rows repeat the styles."""
 MOST_POINTS = 300
-"""Points a line: more would only make the file larger."""
+"""Largest number of points per line. More points would only enlarge the file."""
 
 Number = int | float
 Point = tuple[Number, Number]
 
 
 class Scale:
-    """Values to percentages of the width or height, over a range that holds all values with a margin."""
+    """Map from values to percentages of the width or height. The range holds all values, with a margin."""
 
     def __init__(self, values: Sequence[Number], margin: Number = 0.05) -> None:
         low, high = min(values), max(values)
-        pad = margin * (high - low) if high > low else 0.05 * abs(high) or 1.0  # a single value stands in the middle
+        pad = margin * (high - low) if high > low else 0.05 * abs(high) or 1.0  # a single value is centred
         self.low, self.high = low - pad, high + pad
 
     def __call__(self, value: Number) -> float:
-        """A value's percentage."""
+        """Return the percentage of a value."""
         return round(100 * (value - self.low) / (self.high - self.low), 3)
 
     def ticks(self, wanted: int = 4) -> list[float]:
-        """Round numbers within the range: multiples of 1, 2 or 5 times a power of ten."""
+        """Return round numbers within the range: multiples of 1, 2 or 5 times a power of ten."""
         rough = (self.high - self.low) / wanted
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(m * power for m in (1, 2, 5, 10) if m * power >= 0.7 * rough)
@@ -40,21 +41,24 @@ class Scale:
 
 
 def svg(title: str, description: str, height: int, *children: object) -> Html:
-    """A picture of the full width with its accessible name and description."""
+    """Return an SVG image of the full width, with an accessible name and description."""
     named = (tag("title", title), tag("desc", description))
     return tag("svg", *named, *children, role="img", aria_label=title, width="100%", height=height)
 
 
 def figure(caption: str, *children: object) -> Html:
-    """A chart under its caption."""
+    """Return a chart under its caption."""
     return tag("figure", tag("figcaption", caption), *children)
 
 
 def lines(title: str, description: str, series: Mapping[str, Sequence[Point]], styles: Mapping[str, int]) -> Html:
-    """One line a series over a common x; the values on the left stand on their grid lines. Needs one point at least."""
+    """Draw one line per series over a common x axis.
+
+    There must be at least one point. The labels of the y axis are on their grid lines.
+    """
     points = [point for line in series.values() for point in line]
     x, y = Scale([p[0] for p in points], margin=0), Scale([p[1] for p in points])
-    height, bottom = 200, 180  # the x axis's numbers stand below
+    height, bottom = 200, 180  # the labels of the x axis are below
 
     def down(value: Number) -> float:
         return round(bottom * (1 - y(value) / 100), 2)
@@ -75,7 +79,7 @@ def lines(title: str, description: str, series: Mapping[str, Sequence[Point]], s
 
 
 def legend(styles: Mapping[str, int]) -> Html:
-    """Which line is which."""
+    """Return the legend: the style and name of each row."""
     samples = (
         tag("svg", tag("line", class_=f"line s{n % SERIES_STYLES}", x1=0, x2=32, y1=5, y2=5), width=32, height=10)
         for n in styles.values()
@@ -86,9 +90,9 @@ def legend(styles: Mapping[str, int]) -> Html:
 
 
 def strips(rows: Mapping[str, Sequence[float]], reference: float | None, shown: Callable[[float], str]) -> Html:
-    """A dot plot: for each row a dot a value, a bar at their mean and a line one sample deviation to both sides.
+    """Draw a dot plot: for each row one dot per value, a bar at the mean, and the standard deviation to both sides.
 
-    `reference` is a broken line through all rows, `shown` writes a value.
+    `reference` is a broken line through all rows. `shown` formats a value.
     """
     means = {name: fmean(row) for name, row in rows.items()}
     spans = {name: stdev(row) if len(row) > 1 else 0.0 for name, row in rows.items()}
@@ -112,9 +116,9 @@ def strips(rows: Mapping[str, Sequence[float]], reference: float | None, shown: 
 def histogram(
     title: str, back: tuple[str, Sequence[int]], front: tuple[str, Sequence[int]], mark: tuple[str, float] | None
 ) -> Html:
-    """Two sets of values in [0, 1] as shares of each set: wide bars behind, narrow bars before them.
+    """Draw two sets of values in [0, 1] as shares of each set, with wide bars behind narrow bars.
 
-    Each set is its name and its counts in bins of equal width; `mark` is a named value on the x axis.
+    A set is a pair of its name and its counts in bins of equal width. `mark` is a named value on the x axis.
     """
     shares = [[count / max(sum(counts), 1) for count in counts] for _, counts in (back, front)]
     top, bottom, height = max(map(max, shares)) or 1.0, 150, 170
@@ -144,7 +148,7 @@ def histogram(
 
 
 def bar(share: float) -> Html:
-    """A bar of a share of the width; the number itself has to stand beside it."""
+    """Draw a bar of a share of the width. It is hidden from screen readers, so the number must be shown beside it."""
     drawn = tag("rect", class_="front", width=f"{100 * share:.2f}%", height=10, y=4)
     return tag("svg", drawn, width="100%", height=18, aria_hidden="true")
 
@@ -158,7 +162,7 @@ def _vertical(style: str, x: Number, top: int, bottom: int) -> Html:
 
 
 def _thinned(line: Sequence[Point]) -> Sequence[Point]:
-    """Every n-th point and the last one."""
+    """Return every n-th point and the last one."""
     step = -(-len(line) // MOST_POINTS)
     kept = list(line[::step])
     return kept if kept[-1] == line[-1] else [*kept, line[-1]]

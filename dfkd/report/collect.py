@@ -1,4 +1,4 @@
-"""Run folders -> rows: the runs of one name are its seeds."""
+"""Run folders as rows of a comparison. Runs of one name are the seeds of one row."""
 
 import json
 import math
@@ -29,16 +29,16 @@ NEEDED = (
     *("name", "seed", "source", "student_parameters", "top1", "agreement", "teacher_top1", "test_images"),
     *("steps", "images_seen", "teacher_forwards", "seconds", "generator_steps"),
 )
-"""Fields of a result that a comparison reads; a result may have more."""
+"""Fields of a result that a comparison reads. A result may have more."""
 WORDS = ("name", "source")
-"""The fields that are text; the others are numbers."""
+"""Fields that are text. The others are numbers."""
 CURVED = ("loss", "agreement")
-"""Fields of the metrics that are drawn."""
+"""Metrics that are drawn over steps."""
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a finished run's folder says: its options, what decided it (neither from a CSV), its result, its metrics."""
+    """A finished run: its options, content, result and metrics. A run that is read from a CSV has its result only."""
 
     folder: str
     config: Mapping[str, Any]
@@ -49,31 +49,31 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class Row:
-    """The runs of one name, ordered by seed."""
+    """Runs of one name, ordered by seed."""
 
     name: str
     runs: tuple[FinishedRun, ...]
 
     def values(self, field: str) -> list[Any]:
-        """A field of the result over the runs, without those that lack it (no accuracy without a test)."""
+        """Return a field of the result for each run that has it. For example, a run without a test has no accuracy."""
         return [value for run in self.runs if (value := getattr(run.result, field)) is not None]
 
     def mean(self, field: str) -> float | None:
-        """Its mean, or None where no run has it."""
+        """Return the mean of a field over the runs, or None if no run has it."""
         values = self.values(field)
         return fmean(values) if values else None
 
     def deviation(self, field: str) -> float | None:
-        """Its sample standard deviation over the seeds, or None for fewer than two."""
+        """Return the sample standard deviation of a field over the seeds, or None for fewer than two."""
         values = self.values(field)
         return stdev(values) if len(values) > 1 else None
 
 
 def collect(folders: Sequence[str]) -> list[Row]:
-    """Read run folders and group them: the best mean accuracy first, rows without a test last.
+    """Read run folders and group them into rows, the best mean accuracy first, rows without a test last.
 
-    Raises: RequestError for a folder that is no finished run, two runs of the same name and seed, or a name whose runs
-    differ in more than their seeds, naming the field.
+    Raises: RequestError for a folder that is not a finished run, and for two runs of the same name and seed. It is also
+    raised if runs of one name differ in another field, which the message names.
     """
     if not folders:
         raise RequestError("there is nothing to compare: give RUN folders")
@@ -85,12 +85,12 @@ def collect(folders: Sequence[str]) -> list[Row]:
 
 
 def best_first(rows: Sequence[Row]) -> list[Row]:
-    """The rows by their mean accuracy, the untested ones last."""
+    """Sort rows by mean accuracy, the best first, rows without a test last."""
     return sorted(rows, key=lambda row: -math.inf if (mean := row.mean("top1")) is None else mean, reverse=True)
 
 
 def read_run(folder: str) -> FinishedRun:
-    """Read one run. Raises: RequestError where it is none, is not finished or cannot be read."""
+    """Read one run. Raises: RequestError if the folder is not a run, is not finished or cannot be read."""
     path = Path(folder)
     if not (path / CONFIG).exists():
         what = "does not exist" if not path.exists() else f"is not a run: it has no {CONFIG}"
@@ -106,14 +106,14 @@ def read_run(folder: str) -> FinishedRun:
 
 
 def curve(row: Row, field: str) -> list[tuple[float, float]]:
-    """A metric over steps, the mean over seeds at the steps that all of them logged."""
+    """Return a metric over steps, averaged over the seeds, at the steps that all seeds logged."""
     logged = [{m["step"]: m[field] for m in run.metrics if math.isfinite(m.get(field, math.nan))} for run in row.runs]
     common = set.intersection(*map(set, logged))
     return [(float(step), fmean(run[step] for run in logged)) for step in sorted(common)]
 
 
 def settings(row: Row) -> dict[str, str]:
-    """How a row was made: every option with the value that was used; values that differ between seeds are listed."""
+    """Return every option of a row with the value that was used. Values that differ between seeds are listed."""
     listed: dict[str, list[str]] = {}
     for run in row.runs:
         for name, value in _settings(run).items():
@@ -143,23 +143,23 @@ def _row(name: str, runs: Sequence[FinishedRun]) -> Row:
 
 
 def _seeds(run: FinishedRun) -> tuple[int, int]:
-    """The run's seed, and that of its student's weights."""
+    """Return the run's seed, and the seed of its student's initial weights."""
     own = (run.content.options if run.content else {}).get("student_seed")
     return run.result.seed, own if isinstance(own, int) else run.result.seed
 
 
 def _beside_seeds(run: FinishedRun) -> dict[str, Any]:
-    """What the runs of one row have in common: all but seeds, random weights and the selections' fingerprints."""
+    """Return what all runs of a row must share: all but seeds, random weights and the selections' fingerprints."""
     content = run.content
     if content is None:
         return {}
-    given = run.result.begins == "given" and "run" not in content.student.table  # a run has seeds itself
+    given = run.result.begins == "given" and "run" not in content.student.table  # a run depends on its seed
     options = {key: value for key, value in content.options.items() if key not in ("seed", "student", "student_seed")}
     student = {key: value for key, value in content.student.table.items() if key != "weights" or given}
-    if "specialists" in content.options:  # which classes go together is found by each seed's own images
+    if "specialists" in content.options:  # the images of each seed decide which classes form a group
         student["architecture"] = re.sub(r",?\bgroups=('[^']*'|[^,]*)", "", str(student["architecture"]))
     own = {"options": options, "student": student, "selections": len(content.selections)}
-    table = {key: value for key, value in content.table.items() if key != "peers"}  # they have seeds, too
+    table = {key: value for key, value in content.table.items() if key != "peers"}  # peers have seeds, too
     return {**table, **own, "begins": run.result.begins}
 
 
@@ -177,7 +177,7 @@ def _settings(run: FinishedRun) -> dict[str, str]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The logged rows; what a kill cut off is left out. A run without metrics has no curves."""
+    """Read the logged rows, without a line that a kill cut off. A run without metrics has no rows."""
     found = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:

@@ -1,4 +1,4 @@
-"""`dfkd compare`: finished runs -> a table on the terminal, a CSV and a page."""
+"""`dfkd compare`: finished runs as a table on the terminal, a CSV file and a page."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,13 +17,14 @@ from dfkd.system.files import write_text
 from dfkd.system.text import visible
 
 EXPLAINED = 8
-"""Rows whose disagreements are shown: the best ones."""
+"""Number of rows, from the best, whose disagreements are shown."""
 
 
 def run(config: CompareConfig, failed: Mapping[str, str] | None = None) -> Path:
-    """Compare as `config` says; `failed` are runs that have no result, with the reasons. Returns the page.
+    """Compare runs as `config` says and return the path of the page.
 
-    Raises: RequestError for a wrong `--out` or runs that cannot be put side by side.
+    `failed` maps the names of runs without a result to the reasons. Raises: RequestError for a wrong `--out`, or for
+    runs that cannot be compared.
     """
     path = page_path(config.out)
     for written in (path, path.with_suffix(".csv")):
@@ -43,7 +44,7 @@ def run(config: CompareConfig, failed: Mapping[str, str] | None = None) -> Path:
 
 
 def _explained(rows: Sequence[Row], count: int) -> dict[str, Explanation]:
-    """The answers of the first seed of rows and of its teacher, on the images that it was tested on."""
+    """Compare the predictions of the best rows' first seeds and their teachers on the test images of each run."""
     if not count:
         return {}
     found = {}

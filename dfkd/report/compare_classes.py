@@ -1,4 +1,4 @@
-"""Accuracy by class beside the teacher's, with the classes that a row's selections hardly have."""
+"""Accuracy by class beside the teacher's, with marks at classes that are rare in a row's selections."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,9 +11,9 @@ from dfkd.system.errors import RequestError
 from dfkd.system.portable import expand
 
 MOST_CLASSES = 30
-"""Classes of the table; of more, those that lose most."""
+"""Largest number of classes in the table. If there are more, those that lose most are shown."""
 STARVED = 0.1
-"""Share of an even part of the images below which a class is starved."""
+"""Share of an equal part of the images. A class with fewer images is starved."""
 MARK = "†"
 
 ClassMeans = list[float | None]
@@ -21,7 +21,7 @@ Opener = Callable[[str], Manifest | None]
 
 
 def classes(rows: Sequence[Row]) -> Html:
-    """Top-1 of every class beside the teacher's."""
+    """Return the section with the top-1 accuracy of every class beside the teacher's."""
     of_row = {row.name: means for row in rows if (means := _by_class(row, "per_class"))}
     teachers = [means for row in rows if (means := _by_class(row, "teacher_per_class"))]
     if not of_row or len({len(means) for means in of_row.values()}) > 1:
@@ -31,7 +31,7 @@ def classes(rows: Sequence[Row]) -> Html:
     held = _held(rows, count)
 
     def lost(k: int) -> float:
-        """How far the rows are below the teacher, or below one."""
+        """Return how far the rows are below the teacher on a class, or below 1 without a teacher."""
         ours = [means[k] for means in of_row.values() if means[k] is not None]
         target = 1.0 if theirs is None else theirs[k]
         return 0.0 if not ours or target is None else target - fmean(value for value in ours if value is not None)
@@ -62,7 +62,7 @@ def classes(rows: Sequence[Row]) -> Html:
 
 
 def exits(rows: Sequence[Row]) -> Html:
-    """Top-1 of early exits beside that of the whole student, for the rows that have some."""
+    """Return the section with the top-1 accuracy of early exits beside the whole student's, for rows with exits."""
     of_row = {row.name: means for row in rows if (means := _by_class(row, "exits"))}
     if not of_row:
         return Html()
@@ -77,14 +77,14 @@ def exits(rows: Sequence[Row]) -> Html:
 
 
 def starved(images: Sequence[float]) -> list[int]:
-    """The classes that have hardly any of these images."""
+    """Return the starved classes, given the number of images of each class."""
     return [k for k, number in enumerate(images) if number * len(images) < STARVED * sum(images)]
 
 
 def selected_images(run: FinishedRun, opener: Opener) -> list[int] | None:
-    """For each class the images of a run's selections, by the teacher's prediction.
+    """Return the number of images of each predicted class in a run's selections.
 
-    None where it learned from no selection, and where one of them is no longer in its place.
+    None if the run used no selection, or if one of its selections is no longer in its folder.
     """
     folders = run.config.get("samples") or []
     if run.content is None or not folders or len(folders) != len(run.content.selections):
@@ -101,7 +101,10 @@ def selected_images(run: FinishedRun, opener: Opener) -> list[int] | None:
 
 
 def _held(rows: Sequence[Row], count: int) -> dict[str, list[float]]:
-    """By row, the selected images of each class: the mean over seeds. Without rows where it is not known."""
+    """Return the selected images of each class by row, averaged over seeds.
+
+    Rows with unknown selections are left out.
+    """
     known: dict[str, Manifest | None] = {}
 
     def opener(folder: str) -> Manifest | None:
@@ -123,7 +126,7 @@ def _held(rows: Sequence[Row], count: int) -> dict[str, list[float]]:
 def _starved_words(
     of_row: Mapping[str, ClassMeans], theirs: ClassMeans | None, held: Mapping[str, Sequence[float]]
 ) -> list[str]:
-    """For each row with starved classes, what it loses there and elsewhere."""
+    """Return a sentence for each row with starved classes: its loss on these classes and on the others."""
     found = []
     for name, means in of_row.items():
         few = starved(held.get(name, []))
@@ -143,7 +146,7 @@ def _starved_words(
 
 
 def _unknown(rows: Sequence[Row], held: Mapping[str, Sequence[float]]) -> list[str]:
-    """Which rows are not marked, in a sentence."""
+    """Return a sentence that names the rows without marks, if there are any."""
     lacking = [row.name for row in rows if row.name not in held and any(run.config.get("samples") for run in row.runs)]
     return [f"Not marked, because the selections are not where they were: {'; '.join(lacking)}."] if lacking else []
 
@@ -164,7 +167,10 @@ def _percent(value: float | None) -> str:
 
 
 def _by_class(row: Row, field: str) -> ClassMeans | None:
-    """The mean over seeds for every class; None where no seed has it or they have different numbers of classes."""
+    """Return the mean over seeds for every class.
+
+    None if no seed has the field, or if the numbers of classes differ.
+    """
     found = row.values(field)
     if not found or len({len(values) for values in found}) != 1 or not found[0]:
         return None

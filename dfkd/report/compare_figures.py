@@ -1,4 +1,4 @@
-"""The figures of a comparison: accuracy of every seed, accuracy over what it costs, learning curves."""
+"""Figures of a comparison: accuracy of every seed, accuracy over cost, and training curves."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -21,7 +21,7 @@ COSTS = (
 
 
 def seeds(rows: Sequence[Row]) -> Html:
-    """Top-1 of every seed."""
+    """Return the section with the top-1 accuracy of every seed."""
     tested = {row.name: row.values("top1") for row in rows if row.values("top1")}
     if not tested:
         return Html()
@@ -32,7 +32,7 @@ def seeds(rows: Sequence[Row]) -> Html:
 
 
 def costs(rows: Sequence[Row], styles: Mapping[str, int]) -> Html:
-    """Accuracy over each cost that differs between tested rows."""
+    """Return the section with accuracy over each cost that differs between tested rows."""
     tested = [row for row in rows if row.values("top1")]
     teacher, charts = _teacher(rows), []
     for field, title in COSTS:
@@ -56,7 +56,7 @@ def costs(rows: Sequence[Row], styles: Mapping[str, int]) -> Html:
 
 
 def curves(rows: Sequence[Row], styles: Mapping[str, int]) -> Html:
-    """Loss and agreement over steps, and over seconds."""
+    """Return the section with loss and agreement over steps and over seconds."""
     charts = []
     for field, words in CURVES:
         of_steps = {row.name: points for row in rows if (points := curve(row, field))}
@@ -76,9 +76,10 @@ def curves(rows: Sequence[Row], styles: Mapping[str, int]) -> Html:
 
 
 def over_seconds(row: Row, points: Sequence[Point]) -> list[Point]:
-    """A curve over steps as one over seconds: the time of the steps alone, by the logged rates, the mean over seeds.
+    """Convert a curve over steps to one over seconds, averaged over the seeds.
 
-    Nothing where a seed has no rates.
+    The seconds are those of the optimizer steps alone, from the logged rates. The result is empty if a seed has no
+    rates.
     """
     clocks = []
     for run in row.runs:
@@ -102,6 +103,6 @@ def _spot(row: Row, field: str) -> Spot:
 
 
 def _teacher(rows: Sequence[Row]) -> float | None:
-    """The teacher's accuracy where there is one."""
+    """Return the teacher's accuracy, or None if it is not known or differs between runs."""
     teachers = {value for row in rows for value in row.values("teacher_top1")}
     return teachers.pop() if len(teachers) == 1 else None

@@ -1,4 +1,4 @@
-"""Rows -> the page of the comparison."""
+"""The HTML page of a comparison."""
 
 import dataclasses
 import re
@@ -17,13 +17,16 @@ from dfkd.report.table import markdown_table, reading, shown_table
 from dfkd.system.portable import portable
 
 MACHINE = ("device", "precision", "dfkd", "torch")
-"""Settings that say with what a run was computed."""
+"""Settings that name the device and the software of a run."""
 
 
 def write(
     path: Path, rows: Sequence[Row], found: Sequence[str], explained: Mapping[str, Explanation] | None = None
 ) -> None:
-    """Write the comparison's page, with the warnings that were `found` and the answers of rows that are `explained`."""
+    """Write the page of a comparison.
+
+    `found` are the warnings. `explained` are the disagreements with the teacher, by row.
+    """
     styles = {row.name: number for number, row in enumerate(rows)}
     shown = shown_table(rows)
     of_row = {row.name: settings(row) for row in rows}
@@ -56,7 +59,7 @@ def write(
 
 
 def _disagreements(rows: Sequence[Row], explained: Mapping[str, Explanation]) -> Html:
-    """For each row that is explained a closed block: pairs of classes, reliability and images."""
+    """Return the section with a closed block per explained row: class pairs, reliability and images."""
     if not any(row.values("top1") for row in rows):
         return Html()
     heading = "Where student and teacher disagree"
@@ -73,12 +76,12 @@ def _disagreements(rows: Sequence[Row], explained: Mapping[str, Explanation]) ->
 
 
 def _lines(text: str) -> Html:
-    """A text whose lines stay lines: within a line control characters are made visible."""
+    """Convert a text to markup and keep its line breaks. Other control characters become visible."""
     return Html("\n".join(map(html, text.splitlines())))
 
 
 def _machines(of_row: Mapping[str, Mapping[str, str]]) -> str:
-    """On what the runs were computed."""
+    """Return a sentence with the number of rows, and the devices and software of the runs."""
     used = dict.fromkeys(
         ", ".join(f"{name} {values[name]}" for name in MACHINE if name in values) for values in of_row.values()
     )
@@ -86,11 +89,11 @@ def _machines(of_row: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def command(config: Mapping[str, Any]) -> str:
-    """The command line that repeats a run: what is not a default, quoted for a shell, `~` as $HOME."""
+    """Return the command line that repeats a run: options that are not defaults, quoted for a shell, `~` as $HOME."""
     defaults = {f.name: f.default for f in dataclasses.fields(DistillConfig)}
     words = ["dfkd", "distill"]
     for name, value in config.items():
-        if name == "preset" or value == _plain(defaults.get(name)):  # a preset's values are among the others
+        if name == "preset" or value == _plain(defaults.get(name)):  # options have the preset's values
             continue
         flag = name.replace("_", "-")
         if isinstance(value, bool):
@@ -106,7 +109,7 @@ def _warnings(found: Sequence[str]) -> Html:
 
 
 def _split(of_row: Mapping[str, Mapping[str, str]]) -> tuple[list[str], list[str]]:
-    """The options in which rows differ, and the others."""
+    """Return the options in which rows differ, and the other options."""
     names = list(dict.fromkeys(name for values in of_row.values() for name in values))
     different = [name for name in names if len({values.get(name) for values in of_row.values()}) > 1]
     return different, [name for name in names if name not in different]
@@ -116,7 +119,7 @@ def _different(of_row: Mapping[str, Mapping[str, str]]) -> Html:
     different, _ = _split(of_row)
     if not different:
         return Html()
-    # a row of the table for each of ours: there are more options than fit side by side in the other direction
+    # one line per option and one column per row: there are more options than fit side by side
     body = [[name, *(values.get(name, "-") for values in of_row.values())] for name in different]
     found = table("Options in which rows differ", ["option", *of_row], body, words=True)
     return section("What differs", found)
@@ -134,7 +137,7 @@ def _same(of_row: Mapping[str, Mapping[str, str]]) -> Html:
 
 
 def _commands(rows: Sequence[Row]) -> Html:
-    """A closed block a row, with a command a seed."""
+    """Return the section with a closed block per row, and a command per seed."""
     blocks = (
         tag("details", tag("summary", row.name), *(tag("pre", command(run.config)) for run in row.runs)) for row in rows
     )
@@ -147,7 +150,7 @@ def _plain(value: Any) -> Any:
 
 
 def _quote(word: str) -> str:
-    """A word for a shell, whose `~/` becomes $HOME also where a shell would not expand it, and `$NAME` is filled in."""
+    """Quote a word for a shell. `~/` becomes $HOME, which is expanded within quotes, too. `$NAME` stays a variable."""
     parts = re.split(r"(~/|\$\w+)", portable(word))
     quoted = [shlex.quote(part) if part else "" for part in parts]
     for i in range(1, len(parts), 2):

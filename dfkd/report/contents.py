@@ -1,4 +1,4 @@
-"""What a selection holds, as values and as aligned text."""
+"""Content of a selection, as values and as aligned text."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from dfkd.system.text import aligned, visible
 
 QUANTILES = {"min": 0.0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "max": 1.0}
 SHOWN_CLASSES = 20
-"""Classes whose bars and images are shown; a page of a thousand classes could not be read."""
+"""Number of classes whose bars and images are shown. A page of a thousand classes could not be read."""
 SCORES = ("confidence", "entropy")
 
 
 @dataclass(frozen=True)
 class Contents:
-    """A selection's columns of scores, and the scores of the pool it was taken from (None without a pool)."""
+    """Scores and predictions of a selection's images, and the scores of its pool (None without a pool)."""
 
     shards: Shards
     selected: Mapping[str, Float[np.ndarray, " images"]]
@@ -31,23 +31,23 @@ class Contents:
 
     @property
     def pool(self) -> Mapping[str, Float[np.ndarray, " pool"]] | None:
-        """The two scores of the pool."""
+        """Confidence and entropy of the pool's images."""
         return None if self.scored is None else self.scored.table()
 
     @property
     def per_class(self) -> list[int]:
-        """Images of every predicted class."""
+        """Number of images of each predicted class."""
         return np.bincount(self.prediction, minlength=self.kept.shape[1]).tolist()
 
     @property
     def shown_classes(self) -> list[int]:
-        """The classes with the most images, in their own order."""
+        """Classes with the most images, in ascending order."""
         counts = self.per_class
         return sorted(sorted(range(len(counts)), key=lambda k: -counts[k])[:SHOWN_CLASSES])
 
 
 def read(folder: Path) -> Contents:
-    """Open a selection and read its scores. Raises: RequestError where it is none, or empty."""
+    """Open a selection and read its scores. Raises: RequestError if the folder is not a selection, or is empty."""
     shards = Shards(folder)
     if len(shards) == 0:
         raise RequestError(f"{folder} holds no image; make the selection again")
@@ -64,7 +64,7 @@ def read(folder: Path) -> Contents:
 
 
 def terminal_text(contents: Contents) -> str:
-    """Everything but the gallery, as aligned text."""
+    """Return all but the gallery, as aligned text."""
     manifest = contents.shards.manifest
     facts = facts_of(contents)
     width = max(len(name) for name, _ in facts) + 2
@@ -82,7 +82,7 @@ def terminal_text(contents: Contents) -> str:
 
 
 def facts_of(contents: Contents) -> list[tuple[str, str]]:
-    """What it is, by name."""
+    """Return the facts of a selection, as pairs of name and text."""
     manifest = contents.shards.manifest
     threshold, kept = manifest.threshold, contents.kept.sum(axis=1)
     image, kind = manifest.image, "encoded files" if contents.shards.encoded else "raw"
@@ -112,7 +112,7 @@ def facts_of(contents: Contents) -> list[tuple[str, str]]:
 
 
 def quantiles(contents: Contents) -> list[list[str]]:
-    """Rows of a table: each score of the selection and of the pool."""
+    """Return the rows of a table: the quantiles of each score, of the selection and of the pool."""
     sets = [("selected", contents.selected), *([("pool", contents.pool)] if contents.pool else [])]
     return [
         [f"{score}, {name}", *(f"{value:.3f}" for value in np.quantile(scores[score], [*QUANTILES.values()]))]
@@ -122,7 +122,7 @@ def quantiles(contents: Contents) -> list[list[str]]:
 
 
 def left_out(contents: Contents) -> str:
-    """Which classes are not shown; empty where all are."""
+    """Return a sentence about the classes that are not shown. It is empty if all are shown."""
     counts = contents.per_class
     empty = f"; {counts.count(0):,} have none" if 0 in counts else ""
     if len(counts) <= SHOWN_CLASSES:

@@ -1,4 +1,4 @@
-"""The teacher's answers in two dimensions: the directions in which they vary most (PCA)."""
+"""The teacher's outputs in two dimensions: the directions in which they vary most (PCA)."""
 
 from dataclasses import dataclass
 
@@ -12,24 +12,27 @@ from dfkd.system.errors import RequestError
 from dfkd.system.spacing import evenly_spaced
 
 FITTED_ON = 10_000
-"""Images that decide the two directions."""
+"""Number of images that decide the two directions."""
 PARTS = 16
-"""Parts of the pool that are read: the answers to all of a large one would take minutes."""
+"""Number of the pool's parts that are read. All outputs of a large pool would take minutes."""
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """Where each image is; NaN where there is no answer."""
+    """Coordinates of each image. They are NaN where the teacher's outputs are not known."""
 
     points: Float[np.ndarray, "rows 2"]
     share: float
-    """Of the variance that the two directions hold."""
+    """Share of the variance in the two directions."""
     kind: str
-    """What was embedded: `features` or `logits`."""
+    """Embedded outputs: `features` or `logits`."""
 
 
 def embedding(answers: KeptAnswers, rows: Int[np.ndarray, " rows"]) -> Embedding | None:
-    """Two coordinates for sorted pool rows; None where fewer than three images have answers that can be read."""
+    """Return two coordinates for sorted pool rows.
+
+    None if outputs of fewer than three images are stored, if they cannot be read, or if all are equal.
+    """
     parts = np.unique(rows // PART_ROWS)
     read = parts[evenly_spaced(len(parts), PARTS)]
     known = answers.knows(rows) & np.isin(rows // PART_ROWS, read)
@@ -43,7 +46,7 @@ def embedding(answers: KeptAnswers, rows: Int[np.ndarray, " rows"]) -> Embedding
         return None
     some = evenly_spaced(len(there), FITTED_ON)
     center, directions, share = principal(values[some])
-    if share == 0:  # all answers are the same
+    if share == 0:  # all outputs are equal
         return None
     points = np.full((len(rows), 2), np.nan, np.float32)
     points[known] = (values - center) @ directions
@@ -53,9 +56,10 @@ def embedding(answers: KeptAnswers, rows: Int[np.ndarray, " rows"]) -> Embedding
 def principal(
     values: Float[np.ndarray, "rows width"],
 ) -> tuple[Float[np.ndarray, " width"], Float[np.ndarray, "width 2"], float]:
-    """The mean, the two unit eigenvectors of the covariance with the largest eigenvalues, and their share of its trace.
+    """Return the mean, the first two principal directions, and their share of the variance.
 
-    Of each the component that is largest in absolute value is positive.
+    The directions are unit eigenvectors of the covariance. In each, the component of largest absolute value is
+    positive.
     """
     center = values.mean(axis=0)
     spread = (values - center).astype(np.float64)

@@ -1,4 +1,4 @@
-"""`dfkd explain`: where a student and its teacher disagree, and what both look at."""
+"""`dfkd explain`: where a student and its teacher disagree, and which pixels both use."""
 
 import csv
 import io
@@ -36,7 +36,10 @@ from dfkd.training.evaluate import check_labels, named_classes, open_pair, show_
 
 
 def run(config: ExplainConfig) -> None:
-    """Answer all images with both networks, and write the page and the table. Raises: RequestError."""
+    """Run both networks on all images, and write the page and the CSV file.
+
+    Raises: RequestError for a wrong request.
+    """
     page = page_path(config.out)
     rows = page.with_suffix(".csv")
     given = (config.model, config.teacher, config.data, config.classes, config.preset, config.foreground)
@@ -51,7 +54,10 @@ def run(config: ExplainConfig) -> None:
 
 
 def explained(config: ExplainConfig) -> tuple[Explanation, Pool]:
-    """What the page shows, and the images, whatever `--out` says. Raises: RequestError."""
+    """Return the content of the page and the images, without regard to `--out`.
+
+    Raises: RequestError for a wrong request.
+    """
     if config.foreground is not None and not config.entropy:
         raise RequestError(f"--foreground {config.foreground} changes nothing without --entropy, such as --entropy 16")
     if config.baseline is not None and not config.entropy:
@@ -65,6 +71,8 @@ def explained(config: ExplainConfig) -> tuple[Explanation, Pool]:
         given_names.check(student.model.classes)
         names = given_names.names
     labels = _labels(data, student.model.classes)
+    if not names and labels is not None:
+        names = data.class_names(student.model.classes)
     baseline = _baseline(config, student, data)
     for classifier in (student, teacher):
         examine(classifier, data)
@@ -96,7 +104,10 @@ def explained(config: ExplainConfig) -> tuple[Explanation, Pool]:
 def answer_all(
     student: Classifier, teacher: Classifier, data: Pool, batch_size: int, labels: Int[np.ndarray, " images"] | None
 ) -> Answers:
-    """What both networks say of every image. An answer that is not finite is of class -1 or -2."""
+    """Run both networks on every image.
+
+    If the student's logits are not finite, its class is -1. If the teacher's are not finite, its class is -2.
+    """
     columns: list[list[Tensor]] = [[], [], [], [], []]
 
     def take(pixels: UInt8[Tensor, "batch height width channels"]) -> None:
@@ -106,7 +117,7 @@ def answer_all(
         finite = [logits.isfinite().all(dim=1) for logits in (ours, theirs)]
         best = [values.exp().amax(dim=1).where(known, torch.nan) for values, known in zip(logs, finite, strict=True)]
         classes = [torch.from_numpy(named_classes(logits)) for logits in (ours, theirs)]
-        classes[0] = classes[0].where(finite[0], -1)  # two answers that are not finite are no agreement
+        classes[0] = classes[0].where(finite[0], -1)  # the teacher has -2: two non-finite outputs do not agree
         for column, values in zip(columns, (*classes, *best, divergence), strict=True):
             column.append(values)
 
@@ -119,7 +130,7 @@ def answer_all(
 
 
 def _named(config: ExplainConfig) -> tuple[GivenModel, str]:
-    """The teacher, or several, and the data: given, or those of the run."""
+    """Return the teacher, or several, and the data: as given, else those of the run."""
     missing = [f"--{name}" for name in ("teacher", "data") if getattr(config, name) is None]
     if not missing:
         assert config.teacher is not None
@@ -139,7 +150,7 @@ def _is_run(model: GivenModel) -> bool:
 
 
 def _baseline(config: ExplainConfig, student: Classifier, data: Pool) -> Classifier | None:
-    """The network that the student's knowledge is compared with. It sees the same images."""
+    """Load the network with which the student's knowledge is compared. It gets the same images."""
     if config.baseline is None:
         return None
     normalize = config.normalize or (None if _is_run(config.baseline) else student.model.normalize)
@@ -158,7 +169,7 @@ def _baseline(config: ExplainConfig, student: Classifier, data: Pool) -> Classif
 
 
 def _labels(data: Pool, classes: int) -> Int[np.ndarray, " images"] | None:
-    """The labels, or None, with a note, where the data has none for this many classes."""
+    """Return the labels. None, with a note, if the data has no labels for this number of classes."""
     try:
         data.labels(classes)
     except RequestError as error:
@@ -168,14 +179,14 @@ def _labels(data: Pool, classes: int) -> Int[np.ndarray, " images"] | None:
 
 
 def _pixels(data: Pool, indices: Int[np.ndarray, " shown"]) -> UInt8[np.ndarray, "shown height width channels"]:
-    """Images in this order; a pool is read in its own."""
+    """Return images in the order of `indices`. The pool is read in its own order."""
     order = np.argsort(indices)
     pixels = data.images(indices[order]).pixels
     return pixels[np.argsort(order)]
 
 
 def _deepest(classifier: Classifier) -> Tap | None:
-    """Where its deepest map is; None, with a note, where it has none."""
+    """Return the tap of the deepest feature map. None, with a note, if the network has no such map."""
     try:
         return deepest_map(classifier)
     except RequestError as error:
@@ -189,7 +200,7 @@ def _cams(
     pixels: UInt8[np.ndarray, "shown height width channels"],
     classes: Int[np.ndarray, " shown"],
 ) -> Float[np.ndarray, "shown height width"] | None:
-    """Grad-CAM of a class of each image; None without images, and for a network without maps."""
+    """Return Grad-CAM of the given class of each image. None without images, or without a feature map."""
     if tap is None or not len(pixels):
         return None
     pieces = zip(torch.from_numpy(pixels).split(32), torch.from_numpy(classes).clamp_min(0).split(32), strict=True)
@@ -200,7 +211,7 @@ def _cams(
 def _knowledge(
     config: ExplainConfig, classifiers: Mapping[str, tuple[Classifier, GivenModel]], data: Pool
 ) -> Knowledge | None:
-    """What the networks use of some images, spread over the data."""
+    """Quantify what the networks use of some images, which are spread over the data."""
     if not config.entropy:
         return None
     masks = None if config.foreground is None else _masks(config.foreground, len(data))
@@ -211,7 +222,7 @@ def _knowledge(
 
 
 def _masks(file: str, images: int) -> Bool[np.ndarray, "images height width"]:
-    """The foreground of every image. Raises: RequestError for a file that is not one mask an image."""
+    """Read the foreground mask of every image. Raises: RequestError unless the file has one mask per image."""
     try:
         loaded = np.load(file, allow_pickle=False)
         array = loaded if isinstance(loaded, np.ndarray) else loaded[loaded.files[0]]
@@ -224,7 +235,7 @@ def _masks(file: str, images: int) -> Bool[np.ndarray, "images height width"]:
 
 
 def _table(answers: Answers, data: Pool, names: Sequence[str]) -> str:
-    """A line for every image, as CSV."""
+    """Return a CSV with one line per image."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     labels = answers.labels

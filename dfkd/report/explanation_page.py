@@ -1,4 +1,4 @@
-"""Two networks' answers to the same images -> a page with tables, images and maps."""
+"""The HTML page of `dfkd explain`, with tables, images and Grad-CAM maps."""
 
 from collections import Counter
 from pathlib import Path
@@ -8,16 +8,16 @@ from jaxtyping import Float, UInt8
 
 from dfkd.report.answers import CASES, Answers, Explanation, facts, pairs_of
 from dfkd.report.charts import bar, figure, legend, lines
-from dfkd.report.gallery import plain_image
+from dfkd.report.gallery import image_tag
 from dfkd.report.knowledge_page import knowledge_section
 from dfkd.report.markup import Html, definitions, join, section, table, tag, write_page
 from dfkd.system.text import class_name
 from dfkd.training.evaluate import CALIBRATION_BINS
 
 PAIRS = 20
-"""Pairs of classes that the page lists."""
+"""Number of class pairs that the page lists."""
 WARM = np.array([255.0, 120.0, 0.0])
-"""The colour of a map where it is 1."""
+"""Colour of a map where its value is 1."""
 
 
 def write(path: Path, found: Explanation) -> None:
@@ -35,12 +35,16 @@ def write(path: Path, found: Explanation) -> None:
 
 
 def _part(heading: str, content: Html) -> Html:
-    """A section, where there is something to show."""
+    """Return a section, or nothing if its content is empty."""
     return section(heading, content) if content else content
 
 
 def _classes(found: Explanation) -> Html:
-    """A row a class: by its label where there is one, else by the teacher's answer; the class that lost most first."""
+    """Return the table of classes, the largest loss of accuracy first.
+
+    An image counts for its label, or for the teacher's prediction if there are no labels. Without labels, the
+    disagreement replaces the loss of accuracy.
+    """
     answers, labels = found.answers, found.answers.labels
     by = answers.teacher if labels is None else labels
     rows = []
@@ -65,7 +69,7 @@ def _classes(found: Explanation) -> Html:
 
 
 def pair_table(found: Explanation) -> Html:
-    """The most frequent pairs of different answers."""
+    """Return the table of the most frequent pairs of different predictions."""
     pairs = pairs_of(found)
     if not pairs:
         return tag("p", "They predict the same class for every image.")
@@ -80,7 +84,7 @@ def pair_table(found: Explanation) -> Html:
 
 
 def reliability(answers: Answers) -> Html:
-    """Accuracy over confidence, in bins of equal width."""
+    """Return the chart of accuracy over confidence, in bins of equal width."""
     if answers.labels is None:
         return Html()
     series: dict[str, list[tuple[float, float]]] = {}
@@ -109,7 +113,7 @@ def reliability(answers: Answers) -> Html:
 
 
 def gallery(found: Explanation) -> Html:
-    """The images on which they disagree most, with the maps of both networks, grouped by who is right."""
+    """Return the images of largest divergence, with the maps of both networks, grouped by which network is right."""
     answers, rows = found.answers, found.answers.disagreements()[: len(found.images)]
     if not len(rows):
         return Html()
@@ -124,11 +128,13 @@ def gallery(found: Explanation) -> Html:
             )
         ]
         pixels = found.images[position]
-        pictures = [plain_image(pixels, found.raw, found.origins[position], "; ".join([*label, *said]))]
+        pictures = [image_tag(pixels, found.raw, "; ".join([*label, *said]), found.origins[position])]
         for who, maps in zip(("student", "teacher"), found.cams, strict=True):
             if maps is not None:
                 heat = heated(pixels, maps[position])
-                pictures.append(plain_image(heat, found.raw, f"what the {who} looks at", f"Grad-CAM of the {who}"))
+                pictures.append(
+                    image_tag(heat, found.raw, f"Grad-CAM of the {who}", f"regions that the {who} relies on")
+                )
         caption = [tag("div", words) for words in (*label, *said, f"KL {answers.divergence[row]:.2f}")]
         item = tag("figure", tag("div", *pictures, class_="side"), tag("figcaption", *caption))
         groups[answers.case(row)].append(tag("li", item))
@@ -146,7 +152,7 @@ def gallery(found: Explanation) -> Html:
 def heated(
     pixels: UInt8[np.ndarray, "height width channels"], heat: Float[np.ndarray, "height width"]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """An image in gray, coloured where the map is high."""
+    """Return the image in gray, coloured where the map is high."""
     light = pixels.mean(axis=2, keepdims=True) * 0.8 + 25
     mixed = light + heat[..., None] * 0.75 * (WARM - light)
     return mixed.round().clip(0, 255).astype(np.uint8)

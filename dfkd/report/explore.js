@@ -1,19 +1,19 @@
 "use strict";
-// Methods, count, gamma and balance tried on the stored scores: the same rules as dfkd.select, in the page.
+// Tries methods, count, gamma and balance on the stored scores, by the same rules as dfkd.select.
 const explore = {
-  /** A column from base64, little-endian. */
+  /** Return a column from little-endian base64. */
   column(text, type) {
     const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
     return new type(bytes.buffer);
   },
 
-  /** Rows by a column, stable: ties fall to the earlier row. */
+  /** Return rows sorted by a column. Of equal values, the earlier row comes first. */
   order(values, sign) {
     const rows = Uint32Array.from(values.keys()).filter((row) => !Number.isNaN(values[row]));
     return rows.sort((a, b) => sign * (values[a] - values[b]) || a - b);
   },
 
-  /** A permutation that the seed decides; not that of `--seed`, which numpy draws. */
+  /** Return a permutation decided by the seed. `--seed` gives another one, which numpy draws. */
   shuffled(count, seed) {
     const rows = Uint32Array.from({ length: count }, (_, k) => k);
     let state = seed + 1;
@@ -25,7 +25,7 @@ const explore = {
     return rows;
   },
 
-  /** How many to take of each group: the smallest share as large as can be, what is left over to the first ones. */
+  /** Return how many rows to take of each group, as evenly as possible. The first groups get the remainder. */
   quotas(sizes, count) {
     const wanted = Math.min(count, sizes.reduce((a, b) => a + b, 0));
     const taken = (level) => sizes.reduce((sum, size) => sum + Math.min(size, level), 0);
@@ -39,7 +39,7 @@ const explore = {
     return sizes.map((size) => (size > low && left > 0 ? (left--, low + 1) : Math.min(size, low)));
   },
 
-  /** The rows that a method picks, with its threshold and how many it admits. */
+  /** Return the rows that a method picks, the admitted rows and the threshold. */
   choose(pool, { method, gamma, count, balance }) {
     const total = pool.confidence.length;
     let rows = explore.ranked(pool, method), threshold = null;
@@ -80,7 +80,7 @@ const explore = {
     return sizes;
   },
 
-  /** The command for what is shown, of the pool's full size. */
+  /** Return the command for the shown selection, scaled to the full pool. */
   command(pool, { method, gamma, count, balance }) {
     const share = method === "threshold" ? ` --gamma ${gamma}` : "";
     const full = Math.max(1, Math.round(count * pool.scale));
@@ -142,7 +142,7 @@ class View {
     this.draw();
   }
 
-  /** The classes before balance, the best of the same number, and after. */
+  /** Draw the images per class before and after balance. Before: the best images, as many as are picked. */
   bars() {
     const { pool } = this, { picked, admitted } = this.chosen;
     const before = explore.perClass(pool, admitted.subarray(0, picked.length));
@@ -167,7 +167,7 @@ class View {
     );
   }
 
-  /** The plane: what is picked last, so that it is seen. */
+  /** Draw the plane. Picked images come last, so that they are visible. */
   draw() {
     const { pool, plane } = this;
     const box = plane.getBoundingClientRect(), dense = devicePixelRatio || 1;
@@ -208,7 +208,7 @@ class View {
     }
   }
 
-  /** What the plane shows: for each axis a function from 0 to 1, NaN where an image has no place, and its name. */
+  /** Return for each axis its name, and a function from a row to 0..1, or NaN for an image without coordinates. */
   axes() {
     const { pool } = this, plane = this.form.elements.up.value;
     if (plane === "embedding") {
@@ -222,7 +222,7 @@ class View {
     return { across, up: (row) => (Math.log(pool.distance[row]) - low) / (high - low || 1), acrossName, upName: "distance (log)" };
   }
 
-  /** The number of each class at the mean of its dots. */
+  /** Draw the number of each class at the mean of its dots. */
   classNumbers(pen, colour) {
     const { pool } = this, sums = Array.from({ length: pool.classes }, () => [0, 0, 0]);
     for (let row = 0; row < pool.prediction.length; row++)
@@ -244,7 +244,7 @@ class View {
     }
   }
 
-  /** What the dot under the pointer is; with its image where the page has it. */
+  /** Show the image of the dot under the pointer, with a picture if the page has it. */
   point(event) {
     const { pool } = this, box = this.plane.getBoundingClientRect();
     const x = event.clientX - box.left, y = event.clientY - box.top;

@@ -1,7 +1,8 @@
-"""What a page needs to try other methods on a selection's stored scores: the scores themselves, or a sample of them."""
+"""Section of a page that tries other methods on a selection's stored scores, or on a sample of them."""
 
 import base64
 from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,14 @@ from dfkd.report.charts import Number
 from dfkd.report.embedding import Embedding
 from dfkd.report.markup import Html, data, section, tag
 from dfkd.report.pool_scores import ScoredPool
+from dfkd.select import methods
 from dfkd.select.choose import REASONS, SELECTED
+from dfkd.system.names import parse
 
+GAMMA = signature(methods.threshold).parameters["gamma"].default
+"""Position of the slider for a selection by another method."""
 MOST = 100_000
-"""Scores in a page; of a larger pool a sample."""
+"""Largest number of scores in a page. A larger pool is sampled."""
 NOTE = (
     "All of this is computed in the page, on the stored scores: nothing runs. It does not know near-duplicates and "
     "clusters, and draws other random images than --seed does. Images of the gallery that it picks have a blue frame."
@@ -30,28 +35,28 @@ def explorer(
     pictured: Int[np.ndarray, " pictured"],
     embed: Callable[[Int[np.ndarray, " rows"]], Embedding | None] = lambda rows: None,
 ) -> Html:
-    """The section of the page; images at the rows `pictured` of the pool are in any sample.
+    """Return the section of the page. Any sample has the images at the pool rows `pictured`.
 
-    `embed` gives two coordinates for pool rows, where there are some.
+    `embed` returns two coordinates for pool rows, or None.
     """
     rows = _sample(scores, pictured)
     embedded = embed(scores.row[rows])
     options: Mapping[str, Any] = manifest.content.options.table
-    method = str(options["method"]).partition(":")[0]
-    methods = ["threshold", "statistics", "random", "confidence", "entropy"]
+    method = parse(str(options["method"]))
+    names = ["threshold", "statistics", "random", "confidence", "entropy"]
     if scores.distance is None:
-        methods.remove("statistics")
-    begin = method if method in methods else methods[0]
+        names.remove("statistics")
+    begin = method.name if method.name in names else names[0]
     balance = options.get("balance")
     scale = len(scores.row) / len(rows)
     planes = {"entropy": "confidence and entropy"}
     planes |= {"distance": "confidence and distance"} if scores.distance is not None else {}
     planes |= {"embedding": f"two directions of the teacher's {embedded.kind}"} if embedded is not None else {}
-    gamma = _given_gamma(str(options["method"]))
+    gamma = method.options.get("gamma", GAMMA)
     count = round(manifest.count / scale)
     form = tag(
         "form",
-        _choice("Method", "method", dict(zip(methods, methods, strict=True)), begin),
+        _choice("Method", "method", dict(zip(names, names, strict=True)), begin),
         _slider("Gamma", "gamma", 0.01, 1, 0.01, gamma),
         _slider("Count", "count", 1, len(rows), max(1, len(rows) // 1000), count),
         _choice("Balance", "balance", {"none": "none", "class": "class"}, "class" if balance == "class" else "none"),
@@ -92,7 +97,7 @@ def _embedded_words(embedded: Embedding | None) -> str:
 
 
 def _points(embedded: Embedding | None) -> dict[str, Any]:
-    """Both coordinates from 1 to 65535; 0 where there is none."""
+    """Return both coordinates as integers from 1 to 65535. 0 marks an image without coordinates."""
     if embedded is None:
         return {"east": None, "north": None}
     low, high = (bound(embedded.points, axis=0) for bound in (np.nanmin, np.nanmax))
@@ -105,7 +110,7 @@ def _points(embedded: Embedding | None) -> dict[str, Any]:
 
 
 def _sample(scores: ScoredPool, pictured: Int[np.ndarray, " pictured"]) -> Int[np.ndarray, " sample"]:
-    """Positions in the scores: all, or a sample with those of the images that the page shows."""
+    """Return positions in the scores: all, or a sample that includes the images of the page."""
     everything = np.arange(len(scores.row))
     if len(everything) <= MOST:
         return everything
@@ -130,15 +135,6 @@ def _columns(scores: ScoredPool, rows: Int[np.ndarray, " sample"], classes: int,
         "classes": classes,
         "scale": scale,
     }
-
-
-def _given_gamma(method: str) -> float:
-    """The gamma that a method's text says, else its default."""
-    _, found, rest = method.partition("gamma=")
-    try:
-        return float(rest.split(",")[0]) if found else 0.7
-    except ValueError:
-        return 0.7
 
 
 def _choice(label: str, name: str, values: Mapping[str, str], chosen: str) -> Html:

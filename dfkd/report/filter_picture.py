@@ -1,4 +1,4 @@
-"""The filter of a pool as a picture: its kernel, and what it does to frequencies."""
+"""Picture of a pool filter: its kernel and its frequency response."""
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -15,7 +15,7 @@ RESOLUTION = 32
 
 
 def filter_section(manifest: Manifest, examples: Html | None) -> Html:
-    """The section of the page; nothing where the selection's images went through no filter."""
+    """Return the section about the filter. It is empty if the images went through no filter."""
     found = read_filter(manifest.filter, manifest.image.channels) if manifest.filter else None
     if found is None:
         return Html()
@@ -45,7 +45,7 @@ def filter_section(manifest: Manifest, examples: Html | None) -> Html:
 
 
 def response(kernel: Float[np.ndarray, "size size"]) -> list[tuple[float, float]]:
-    """The mean gain over directions at each frequency, as a share of the highest one."""
+    """Return the gain at each frequency, averaged over directions. Frequencies are shares of the highest one."""
     gain = np.abs(np.fft.fft2(kernel, (RESOLUTION, RESOLUTION)))
     one = np.fft.fftfreq(RESOLUTION) * 2
     away = np.hypot(one[:, None], one[None, :])
@@ -55,7 +55,7 @@ def response(kernel: Float[np.ndarray, "size size"]) -> list[tuple[float, float]
 
 
 def drawn(kernel: Float[np.ndarray, "to from size size"]) -> UInt8[np.ndarray, "height width 3"]:
-    """Kernels side by side: white is 0, blue above it, orange below, as strong as the largest weight."""
+    """Draw the kernels side by side: white is 0, blue positive, orange negative, scaled to the largest weight."""
     channels, size = kernel.shape[0], kernel.shape[-1]
     share = kernel / max(float(np.abs(kernel).max()), 1e-12)
     ends = np.where(share[..., None] > 0, np.array([29, 95, 168]), np.array([194, 65, 12]))

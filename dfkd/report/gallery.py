@@ -1,4 +1,4 @@
-"""Images in a page: those of a selection by class, and those of its pool by the reason why they are out."""
+"""Images of a page: selected images by class, and images that are not selected by reason."""
 
 import base64
 import io
@@ -16,7 +16,7 @@ from dfkd.system.spacing import evenly_spaced
 
 IMAGES_A_CLASS = 12
 THUMBNAIL = 96
-"""The side of a larger image, in pixels."""
+"""Side of the thumbnail of a larger image, in pixels."""
 GALLERY_NOTE = (
     f"Up to {IMAGES_A_CLASS} images of a class, from the least to the most confident. Below each: the teacher's "
     "confidence, the entropy of its prediction (0: sure of one class, 1: all alike), and the classes that are kept."
@@ -27,13 +27,13 @@ OUT = {
     NOT_ADMITTED: "Not admitted",
     NON_FINITE: "The teacher gives no finite answer",
 }
-"""Why an image that can be shown is out."""
+"""Heading for each reason why a readable image is not selected."""
 NEAREST = FAR = 12
-"""Images of a reason: those that are nearly in, and some of the others."""
+"""Images shown per reason: those closest to being selected, and some of the others."""
 
 
 def pool_rows(contents: Contents) -> Int[np.ndarray, " images"] | None:
-    """Where the selected images are in the pool: both are in the pool's order. None without a pool."""
+    """Return the pool rows of the selected images, which are in the pool's order. None without a pool."""
     scored = contents.scored
     if scored is None:
         return None
@@ -42,7 +42,7 @@ def pool_rows(contents: Contents) -> Int[np.ndarray, " images"] | None:
 
 
 def gallery(contents: Contents) -> list[Html]:
-    """Each shown class with images that are spread evenly over its range of confidence."""
+    """Return the images of each shown class, spread evenly over the range of confidence."""
     parts = []
     confidence, entropy = (contents.selected[name] for name in SCORES)
     origins = contents.shards.column("source")
@@ -73,7 +73,7 @@ def _kept(mask: Bool[np.ndarray, " classes"], most: int = 6) -> str:
 
 
 def data_uri(pixels: UInt8[np.ndarray, "height width channels"], raw: bool, side: int = THUMBNAIL) -> str:
-    """An image within the page: small raw ones without loss, larger ones reduced to so many pixels a side."""
+    """Return an image as a data URI: raw images as PNG, encoded ones as JPEG of at most `side` pixels."""
     from PIL import Image
 
     image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
@@ -87,7 +87,7 @@ def data_uri(pixels: UInt8[np.ndarray, "height width channels"], raw: bool, side
 
 
 def left_out_images(contents: Contents, pool: Pool) -> list[Html]:
-    """Of each reason the images that are nearly in, by the score of the method, and some of the others."""
+    """Return, for each reason, the images closest to being selected by the method's score, and some of the others."""
     scored = contents.scored
     assert scored is not None
     parts = []
@@ -99,7 +99,7 @@ def left_out_images(contents: Contents, pool: Pool) -> list[Html]:
         others = rows[NEAREST:]
         spread = evenly_spaced(len(others), FAR)
         shown = np.concatenate([rows[:NEAREST], others[spread]])
-        order = np.argsort(scored.row[shown])  # a pool is read in its order
+        order = np.argsort(scored.row[shown])  # a pool is read in ascending order
         images = pool.images(scored.row[shown[order]])
         origins = pool.origins(scored.row[shown[order]])
         items = [Html()] * len(shown)
@@ -119,7 +119,7 @@ def left_out_images(contents: Contents, pool: Pool) -> list[Html]:
 
 
 def before_and_after(contents: Contents, pool: Pool, count: int = 8) -> Html:
-    """Images of the selection as the pool has them, above the same ones through its filter."""
+    """Return selected images as they are in the pool, above the same images after the filter."""
     manifest = contents.shards.manifest
     places = pool_rows(contents)
     kernel = read_filter(manifest.filter, manifest.image.channels) if manifest.filter else None
@@ -129,14 +129,14 @@ def before_and_after(contents: Contents, pool: Pool, count: int = 8) -> Html:
     before = pool.images(places[picked]).pixels
     raw = not pool.encoded
     rows = [
-        tag("ul", *(tag("li", image_tag(p, raw, f"{what} the filter", what, None)) for p in pixels), class_="gallery")
+        tag("ul", *(tag("li", image_tag(p, raw, f"{what} the filter", what)) for p in pixels), class_="gallery")
         for what, pixels in (("before", before), ("after", kernel(before)))
     ]
     return tag("div", tag("p", "Images before the filter, and after it.", class_="note"), *rows)
 
 
 def _rank(contents: Contents, scored: ScoredPool) -> np.ndarray:
-    """The lower, the nearer to being picked, by the score that the method reads."""
+    """Return the score that the method reads. A lower value is closer to being selected."""
     method = contents.shards.manifest.content.options.method.partition(":")[0]
     if method == "statistics" and scored.distance is not None:
         return scored.distance
@@ -144,27 +144,18 @@ def _rank(contents: Contents, scored: ScoredPool) -> np.ndarray:
 
 
 def image_tag(
-    pixels: UInt8[np.ndarray, "height width channels"], raw: bool, alt: str, title: str, place: int | None
+    pixels: UInt8[np.ndarray, "height width channels"], raw: bool, alt: str, title: str = "", place: int | None = None
 ) -> Html:
-    """An image; `place` is its number in the pool, by which a script finds it."""
-    return tag(
-        "img",
-        src=data_uri(pixels, raw),
-        alt=alt,
-        title=title,
-        class_="pixelated" if raw else None,
-        data_row=place,
-        loading="lazy",
-    )
+    """Return an image element.
 
-
-def plain_image(pixels: UInt8[np.ndarray, "h w channels"], raw: bool, title: str, alt: str) -> Html:
-    """An image; `title` is what a pointer shows of it."""
+    `title` is the text that is shown on hover. `place` is the image's row in the pool, by which the script finds it.
+    """
     return tag(
         "img",
         src=data_uri(pixels, raw),
         alt=alt,
         title=title or None,
         class_="pixelated" if raw else None,
+        data_row=place,
         loading="lazy",
     )

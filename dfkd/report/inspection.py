@@ -1,4 +1,4 @@
-"""`dfkd inspect`: what is in a selection, on the terminal and as a page; and the page of a soft decision tree."""
+"""`dfkd inspect`: the content of a selection on the terminal and as a page, or the page of a soft decision tree."""
 
 from pathlib import Path
 
@@ -19,10 +19,10 @@ from dfkd.system.errors import RequestError
 
 
 def run(config: InspectConfig) -> None:
-    """Print what a selection holds and write its page where `--out` says. Raises: RequestError where it is none.
+    """Print the content of a selection, and write its page to `--out`.
 
-    Of a run whose student is a soft decision tree, write its page.
-    With `--verify`, print what was verified, and raise where anything in the folder is not what was written.
+    For a run whose student is a soft decision tree, write the page of the tree. With `--verify`, print what was
+    verified. Raises: RequestError if the folder is neither of the two, or if a verified file is not what was written.
     """
     if config.verify:
         if config.out is not None:
@@ -46,13 +46,13 @@ def run(config: InspectConfig) -> None:
 
 
 def _write_tree(config: InspectConfig, path: Path | None) -> None:
-    """The page of a run's tree. Raises: RequestError for another student, and without `--out`."""
+    """Write the page of a run's tree. Raises: RequestError for another student, or without `--out`."""
     model = load_model(config.folder)
     tree = model.module
     if not isinstance(tree, SoftTree):
         raise RequestError(
-            f"{config.folder} is a run, and its student is not a soft_tree, whose filters can be shown; "
-            "dfkd compare shows runs, and --verify reads their files"
+            f"{config.folder} is a run: dfkd compare {config.folder} --out FILE.html shows it, --verify checks its "
+            "files; of a run, inspect shows the filters of a soft_tree"
         )
     if path is None:
         raise RequestError(f"{config.folder} is a run with a tree; --out FILE.html shows its filters")
@@ -64,7 +64,7 @@ def _write_tree(config: InspectConfig, path: Path | None) -> None:
 
 
 def _opened(named: tuple[str, ...], contents: Contents) -> Pool:
-    """The pool of a selection. Raises: RequestError where it is another one."""
+    """Open the pool of a selection. Raises: RequestError if the pool is another one."""
     scored, manifest = contents.scored, contents.shards.manifest
     if scored is None:
         raise RequestError("--pool changes nothing: the images of this selection are not from a pool")

@@ -1,4 +1,4 @@
-"""A selection -> its page: what became of the pool, scores, classes, filter, a gallery, and methods to try."""
+"""The HTML page of a selection: reasons, scores, classes, filter, gallery, and methods to try."""
 
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from dfkd.system.errors import RequestError
 
 
 def write(path: Path, folder: str, contents: Contents, pool: Pool | None = None) -> None:
-    """Write the page; with the pool, its images too."""
+    """Write the page. With `pool`, the page shows images that are not selected, too."""
     manifest, counts = contents.shards.manifest, contents.per_class
     reasons = manifest.reasons
     total = sum(reasons.values())
@@ -83,7 +83,7 @@ def write(path: Path, folder: str, contents: Contents, pool: Pool | None = None)
 
 
 def _pool_classes(contents: Contents) -> dict[str, list[int]]:
-    """Of every class, how many pool images and how many admitted ones there are: the classes before balance."""
+    """Return the number of pool images and of admitted images by class, before balance."""
     scored = contents.scored
     if scored is None:
         return {}
@@ -96,7 +96,7 @@ def _pool_classes(contents: Contents) -> dict[str, list[int]]:
 
 
 def _shown_rows(contents: Contents) -> Int[np.ndarray, " images"]:
-    """Pool images that the gallery may show."""
+    """Return the pool rows of the images that the gallery may show."""
     places = pool_rows(contents)
     return np.array([], dtype=np.int64) if places is None or len(places) > MOST else places
 
@@ -124,7 +124,7 @@ def _left_out_section(contents: Contents, pool: Pool | None, answers: KeptAnswer
 
 
 def _near_duplicates(contents: Contents, scored: ScoredPool, pool: Pool, answers: KeptAnswers | None) -> Html:
-    """The largest groups of near-duplicates, where there are some."""
+    """Return the largest groups of near-duplicates. The result is empty if there are none."""
     least = contents.shards.manifest.content.options.table.get("deduplicate")
     if not isinstance(least, float) or len(scored.of(NEAR_DUPLICATE)) == 0:
         return Html()

@@ -1,4 +1,4 @@
-"""What the teacher said of a selection's images, as it is kept: features where a selection stored them, else logits."""
+"""The teacher's stored outputs for a pool: features if the selection kept them, else logits."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,25 +16,28 @@ from dfkd.select.score import PoolScores, features_file, parts_of, scores_file
 from dfkd.system.files import cached_folder
 
 AT_ONCE = 16_384
-"""Images whose answers are read at a time."""
+"""Images whose outputs are read at a time."""
 
 
 @dataclass(frozen=True)
 class KeptAnswers:
-    """A row of numbers for each image of a pool: from the cache, or for selected images from their shards."""
+    """The teacher's features or logits for images of a pool, from the cache or from a selection's shards."""
 
     shards: Shards
     scored: ScoredPool
     cached: PoolScores | None
-    """None where the cache does not have them."""
+    """Scores and outputs in the cache. None if the cache does not have them."""
     kind: Literal["features", "logits"]
 
     def knows(self, rows: Int[np.ndarray, " some"]) -> Bool[np.ndarray, " some"]:
-        """Of which pool rows there are answers."""
+        """Return a mask of the pool rows whose outputs are stored."""
         return np.ones(len(rows), bool) if self.cached is not None else np.isin(rows, self._selected)
 
     def read(self, rows: Int[np.ndarray, " some"]) -> Iterator[Float[np.ndarray, "part width"]]:
-        """The answers for sorted pool rows of which there are some, part by part; 0 where one is not finite."""
+        """Yield the outputs of sorted pool rows in parts, with 0 for values that are not finite.
+
+        All rows must be stored.
+        """
         for start in range(0, len(rows), AT_ONCE):
             some = rows[start : start + AT_ONCE]
             if self.cached is None:
@@ -49,7 +52,7 @@ class KeptAnswers:
 
 
 def kept_answers(shards: Shards, scored: ScoredPool) -> KeptAnswers | None:
-    """The answers that are left of a scoring; None where even the shards do not go with the pool's scores."""
+    """Return the outputs that are still stored. None if not even the shards match the pool's scores."""
     features = shards.manifest.content.options.table.get("features")
     folder = cached_folder("scores", _scoring(shards.manifest))
     parts = range(parts_of(scored.images))
@@ -62,7 +65,7 @@ def kept_answers(shards: Shards, scored: ScoredPool) -> KeptAnswers | None:
 
 
 def _scoring(manifest: Manifest) -> Mapping[str, Any]:
-    """What decided the scores of a pool: the cache's key."""
+    """Return what decided the scores of a pool, which is the key of the cache."""
     content = {name: part for name, part in manifest.content.table.items() if name not in ("options", "seed")}
     if "kernel" in manifest.filter:
         content["filter"] = {name: value for name, value in manifest.filter.items() if name != "inception_score"}

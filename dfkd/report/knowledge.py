@@ -1,4 +1,4 @@
-"""Quantified knowledge (arXiv 2003.03622): what networks use of images, and how they came to use it while they learned.
+"""Quantified knowledge (arXiv 2003.03622): what networks use of images, and how this changed during training.
 
 Cheng et al., Explaining knowledge distillation by quantifying the knowledge, 2020.
 """
@@ -25,12 +25,12 @@ from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 
 GRID = 16
-"""Parts on the longer side of an image."""
+"""Parts along the longer side of an image."""
 
 
 @dataclass(frozen=True)
 class Learning:
-    """A network's concepts on the foreground at some moments of its training, after its first weights."""
+    """A network's concepts on the foreground at several moments of its training, the first weights left out."""
 
     steps: tuple[int, ...]
     distance: Float[np.ndarray, " moments"]
@@ -39,19 +39,23 @@ class Learning:
 
     @property
     def counts(self) -> Float[np.ndarray, " moments"]:
-        """Concepts of an image at each moment, the mean over images."""
+        """Number of concepts of an image at each moment, averaged over images."""
         means: np.ndarray = self.concepts.sum(axis=(2, 3)).mean(axis=1)
         return means
 
     def distances(self) -> Float[np.ndarray, " some"]:
-        """For each image that has a concept at some moment: how far the weights had come when it had the most."""
+        """Return the weight distance at which each image has the most concepts.
+
+        Images without concepts are left out.
+        """
         numbers = self.concepts.sum(axis=(2, 3))
         return self.distance[numbers.argmax(axis=0)[numbers.any(axis=0)]]
 
     def measures(self) -> dict[str, float]:
-        """D mean and D std of `distances`, and rho: the share of all concepts ever had that is left in the end.
+        """Return D mean and D std of `distances`, and rho: the share of all concepts ever found that remains.
 
-        rho is the mean over the images that have a concept at some moment. NaN where there is none.
+        rho is the mean over the images that have a concept at some moment. A measure is NaN if there are no such
+        images.
         """
         found = self.distances()
         ever = self.concepts.any(axis=0).sum(axis=(1, 2))
@@ -67,17 +71,18 @@ class Learning:
 
 @dataclass(frozen=True)
 class Knowledge:
-    """Pixel-wise entropies of networks on some images, in nats, and the objects' masks where they are known."""
+    """Pixel-wise entropies of networks on some images, in nats, and the foreground masks if they are known."""
 
     pixels: UInt8[np.ndarray, "images height width channels"]
     entropies: Mapping[str, Float[np.ndarray, "images rows columns"]]
     masks: Bool[np.ndarray, "images h w"] | None
     learning: Mapping[str, Learning] = field(default_factory=dict)
-    """Of the networks that kept weights."""
+    """Concepts during training, for the networks whose runs kept weights."""
 
     def counts(self) -> dict[str, tuple[float, float, float]] | None:
-        """For each network the mean number of concepts on the foreground and on the background, and the mean of the
-        share of the first; None without masks. Images without a background part, or a concept, do not count.
+        """Return mean numbers of concepts on foreground and background, and the foreground's mean share, by network.
+
+        None without masks. Images without a background part are left out. Images without a concept have no share.
         """
         if self.masks is None:
             return None
@@ -96,13 +101,16 @@ Parts = Bool[np.ndarray, "rows columns"]
 def concepts_of(
     entropies: Float[np.ndarray, "images rows columns"], masks: Bool[np.ndarray, "images h w"]
 ) -> list[tuple[Parts, Parts]]:
-    """The concepts on the foreground and on the background of each image that has a background part."""
+    """Return the concepts on the foreground and on the background of each image that has a background part."""
     parts = [(entropy, shrunk(mask, entropy.shape)) for entropy, mask in zip(entropies, masks, strict=True)]
     return [concept_parts(entropy, part) for entropy, part in parts if not part.all()]
 
 
 def shrunk(mask: Bool[np.ndarray, "height width"], size: Sequence[int]) -> Parts:
-    """A mask at a lower resolution: true where at least half of the pixels are. Each part has a pixel or more."""
+    """Reduce the resolution of a mask.
+
+    A part is true if at least half of its pixels are, and has at least one pixel.
+    """
     edges = [np.linspace(0, length, parts + 1) for length, parts in zip(mask.shape, size, strict=True)]
     spans = [[(int(a), max(int(np.ceil(b)), int(a) + 1)) for a, b in pairwise(e)] for e in edges]
     return np.array([[mask[top:end, left:right].mean() >= 0.5 for left, right in spans[1]] for top, end in spans[0]])
@@ -114,9 +122,9 @@ def knowledge(
     pixels: UInt8[np.ndarray, "images height width channels"],
     masks: Bool[np.ndarray, "images h w"] | None,
 ) -> Knowledge | None:
-    """What networks use of these images; `runs` are the folders that may have kept weights.
+    """Quantify what networks use of some images. `runs` are the folders that may have kept weights.
 
-    None, with a note, where a network has no map.
+    None, with a note, if a network has no feature map.
     """
     taps: dict[str, Tap] = {}
     for name, classifier in classifiers.items():
@@ -136,7 +144,7 @@ def knowledge(
 def entropies_of(
     bare: Classifier, tap: Tap, pixels: UInt8[np.ndarray, "images height width channels"]
 ) -> Float[np.ndarray, "images rows columns"]:
-    """The pixel-wise entropies of a network."""
+    """Return the pixel-wise entropies of a network, in nats."""
     classifier = Classifier(bare.model, bare.place, {"map": tap})
     views = classifier.preprocess(torch.from_numpy(pixels))
     return np.concatenate([pixel_entropy(classifier, view, GRID).cpu().numpy() for view in views.split(16)])
@@ -150,7 +158,7 @@ def learning_of(
     pixels: UInt8[np.ndarray, "images height width channels"],
     masks: Bool[np.ndarray, "images h w"],
 ) -> Learning | None:
-    """How a network came to its concepts, from the weights that its run kept; None where it kept too few.
+    """Return a network's concepts during training, from the weights that its run kept. None if the run kept too few.
 
     Raises: RequestError for kept weights that are damaged, or of another network.
     """

@@ -1,28 +1,28 @@
-"""Quantified knowledge as a section of a page: entropy maps, counts of concepts, and how networks came to them."""
+"""Section of a page about quantified knowledge: entropy maps, numbers of concepts, and concepts during training."""
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from dfkd.models.features.pixel_entropy import SIGNIFICANT
 from dfkd.report.charts import figure, legend, lines
-from dfkd.report.gallery import plain_image
+from dfkd.report.gallery import image_tag
 from dfkd.report.knowledge import Knowledge, Learning
 from dfkd.report.markup import Html, join, section, table, tag
 
 
 def knowledge_section(known: Knowledge | None, raw: bool) -> Html:
-    """The section; nothing where no entropies were learned."""
+    """Return the section. It is empty if no entropies were learned."""
     if known is None:
         return Html()
     names = [*known.entropies]
     items = []
     for number, pixels in enumerate(known.pixels):
-        pictures = [plain_image(pixels, raw, "", "image")]
+        pictures = [image_tag(pixels, raw, "image")]
         words = []
         for who, entropies in known.entropies.items():
             entropy = entropies[number]
             alt = f"pixel-wise entropy of the {who}"
-            pictures.append(plain_image(gray(entropy), True, f"entropy of the {who}", alt))
+            pictures.append(image_tag(gray(entropy), True, alt, f"entropy of the {who}"))
             words.append(f"{who} {entropy.mean():.2f}")
         caption = f"mean entropy: {', '.join(words)} nats"
         items.append(tag("li", tag("figure", tag("div", *pictures, class_="side"), tag("figcaption", caption))))
@@ -51,7 +51,7 @@ def _counts(known: Knowledge) -> Html:
 
 
 def _learning(known: Knowledge) -> Html:
-    """How each network that kept weights came to its concepts; a hint where none did."""
+    """Return the concepts during training of each network that kept weights, or a hint if none did."""
     if known.masks is None:
         return Html()
     if not known.learning:
@@ -83,11 +83,11 @@ def _learning(known: Knowledge) -> Html:
 
 
 def curve(learnt: Learning) -> list[tuple[float, float]]:
-    """Concepts on the foreground over the weight distance."""
+    """Return the number of concepts on the foreground over the weight distance."""
     return [*zip(learnt.distance.tolist(), learnt.counts.tolist(), strict=True)]
 
 
 def gray(values: Float[np.ndarray, "rows columns"]) -> UInt8[np.ndarray, "rows columns 1"]:
-    """Values as a gray image from the lowest, black, to the highest."""
+    """Convert values to a gray image, from black for the lowest to white for the highest."""
     low, high = float(values.min()), float(values.max())
     return np.round(255 * (values - low) / (high - low or 1.0)).astype(np.uint8)[..., None]

@@ -1,4 +1,4 @@
-"""How generated images came to be: what the generator's training logged, and its images while it went on."""
+"""Section of a page about generated images: logged metrics, and images from the generator's training."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from dfkd.training.log import PICTURES
 from dfkd.training.loggers.pictures import FOLDER
 
 SHOWN, SIDE = 24, 320
-"""Images from the first to the last one, and the longer side of a picture of the training, in pixels."""
+"""Number of shown images from the first to the last, and longer side of a training picture in pixels."""
 HIDDEN = ("step", "learning_rate", "images_per_second")
 WORDS = {
     "generated_classes": "Effective number of classes among 64 fresh images",
@@ -28,14 +28,14 @@ WORDS = {
 
 
 def making_section(contents: Contents) -> Html:
-    """The section of the page; nothing for images of a pool."""
+    """Return the section. It is empty for images of a pool."""
     manifest, folder = contents.shards.manifest, contents.shards.folder
     if manifest.source == "selection":
         return Html()
     rows = evenly_spaced(len(contents.shards), SHOWN)
     raw, origins = not contents.shards.encoded, contents.shards.column("source", rows)
     made = [
-        tag("li", image_tag(pixels, raw, str(origin), str(origin), None))
+        tag("li", image_tag(pixels, raw, str(origin), str(origin)))
         for pixels, origin in zip(contents.shards.pixels(rows), origins, strict=True)
     ]
     return section(
@@ -48,7 +48,7 @@ def making_section(contents: Contents) -> Html:
 
 
 def _curves(metrics: Sequence[dict[str, Any]]) -> Html:
-    """A chart for each metric: the signs of a collapse first, then the terms of the loss."""
+    """Return a chart for each metric: first the signs of a collapse, then the terms of the loss."""
     names = [name for name in dict.fromkeys(name for row in metrics for name in row) if name not in HIDDEN]
     charts = []
     for name in sorted(names, key=[*WORDS, *names].index):
@@ -61,7 +61,7 @@ def _curves(metrics: Sequence[dict[str, Any]]) -> Html:
 
 
 def _pictures(folder: Path) -> Html:
-    """The pictures of the training, where it kept some."""
+    """Return the pictures that were kept during training, or a hint if there are none."""
     from PIL import Image, UnidentifiedImageError
 
     items = []

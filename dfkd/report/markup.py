@@ -1,7 +1,7 @@
-"""What the HTML pages share: markup in which text is always escaped, the frame with its style sheet, and tables.
+"""Shared parts of the HTML pages: markup in which text is always escaped, the page's frame and style sheet, and tables.
 
-A page is one file: its policy allows it no request and no script but ours, which it knows by their hashes. It can be
-mailed and opened anywhere.
+A page is one file. Its content security policy allows no request, and only the scripts of dfkd, which it identifies by
+their hashes. The file can be mailed and opened anywhere.
 """
 
 import base64
@@ -23,9 +23,9 @@ from dfkd.system.text import visible
 VOID = ("img", "input", "meta")
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {}"
 LONG = 18
-"""Characters of a word that is not broken in a table's header."""
+"""Characters of the longest word that a table's header does not break."""
 SCRIPT = "page.js"
-"""What every page can do."""
+"""Script of every page."""
 
 
 class Html(str):
@@ -35,31 +35,31 @@ class Html(str):
 
 
 def html(value: object) -> Html:
-    """Any value as markup: text is escaped and visible, and the user's own folder in it is written `~`."""
+    """Convert a value to markup: escape text, make control characters visible, and write the home folder as `~`."""
     return value if isinstance(value, Html) else Html(escape(visible(portable(str(value)))))
 
 
 def join(parts: Iterable[object]) -> Html:
-    """Several values as markup, one after the other."""
+    """Convert values to markup, and concatenate the results."""
     return Html("".join(map(html, parts)))
 
 
 def tag(name: str, /, *children: object, **attributes: object) -> Html:
-    """An element. `class_` is the attribute class, `_` in a name stands for `-`; None leaves an attribute out."""
+    """Return an element. `class_` is the attribute class, `_` in a name stands for `-`, and None omits an attribute."""
     given = [f' {key.rstrip("_").replace("_", "-")}="{html(v)}"' for key, v in attributes.items() if v is not None]
     start = f"<{name}{''.join(given)}>"
     return Html(start if name in VOID else f"{start}{join(children)}</{name}>")
 
 
 def section(heading: str, *children: object) -> Html:
-    """A part of the page under its heading."""
+    """Return a part of the page under its heading."""
     return tag("section", tag("h2", heading), *children)
 
 
 def table(caption: str, head: Sequence[object], rows: Iterable[Sequence[object]], *, words: bool = False) -> Html:
-    """A table that scrolls sideways on a narrow screen; a row's first cell is its header.
+    """Return a table that scrolls sideways on a narrow screen. The first cell of a row is its header.
 
-    Numbers stand on the right; `words` puts every cell on the left.
+    Numbers are right-aligned. With `words`, every cell is left-aligned.
     """
     cells = (
         tag(
@@ -86,12 +86,12 @@ def table(caption: str, head: Sequence[object], rows: Iterable[Sequence[object]]
 
 
 def definitions(pairs: Iterable[tuple[object, object]]) -> Html:
-    """Names and their values, a line each."""
+    """Return names and their values, one pair per line."""
     return tag("dl", *(part for name, value in pairs for part in (tag("dt", name), tag("dd", value))))
 
 
 def page_path(out: str) -> Path:
-    """The page's file. Raises: RequestError where `--out` is not FILE.html."""
+    """Return the path of the page. Raises: RequestError unless `--out` is FILE.html."""
     output_path(out)
     path = Path(out)
     if path.suffix != ".html" or path.is_dir():
@@ -100,13 +100,19 @@ def page_path(out: str) -> Path:
 
 
 def data(name: str, values: Mapping[str, Any]) -> Html:
-    """Values for a script of the page, as JSON under an id. It is never run: `<` ends no element in it."""
+    """Return values for a script of the page, as JSON under an id.
+
+    `<` is escaped, so that no value ends the element.
+    """
     text = json.dumps(values, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return Html(f'<script type="application/json" id="{html(name)}">{text}</script>')
 
 
 def write_page(path: Path, title: str, *content: object, scripts: Sequence[str] = ()) -> None:
-    """Write a whole page, or leave what was there; `scripts` are files beside this one that it runs, too."""
+    """Write a page completely, or leave the old file.
+
+    `scripts` are further files beside this module that the page runs.
+    """
     codes = [_resource(name) for name in (SCRIPT, *scripts)]
     hashes = (base64.b64encode(hashlib.sha256(code.encode()).digest()).decode() for code in codes)
     head = tag(
@@ -136,12 +142,12 @@ def _resource(name: str) -> Html:
 
 
 def _when() -> str:
-    """When the page was written, and by which version."""
+    """Return the time of writing, and the version of dfkd."""
     return f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %Z}, dfkd {__version__}"
 
 
 def _header(name: object, scope: str) -> Html:
-    """A header cell. One with a word that would make its column too wide may be broken anywhere."""
+    """Return a header cell. A cell with a long word may be broken anywhere, so that its column is not too wide."""
     words = "" if isinstance(name, Html) else str(name)
     is_long = max(map(len, words.split()), default=0) > LONG
     return tag("th", name, scope=scope, class_="long" if is_long else None)

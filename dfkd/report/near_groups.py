@@ -1,4 +1,4 @@
-"""Groups of near-duplicates: an image that was kept, with those that were left out for it."""
+"""Groups of near-duplicates: a kept image, and the images that were left out because of it."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,25 +17,28 @@ from dfkd.select.diversity import unit_rows
 from dfkd.system.spacing import evenly_spaced
 
 GROUPS, SHOWN = 8, 7
-"""Groups that are shown, the largest ones, and images of each beside the one that was kept."""
+"""Number of groups that are shown, the largest first, and of images per group beside the kept one."""
 LOOKED_UP, PAIRS = 512, 50_000_000
-"""Near-duplicates whose kept image is looked up, and the most comparisons that this may take."""
+"""Number of near-duplicates whose kept image is looked up, and largest number of comparisons for this."""
 ROUNDING = 1e-3
-"""Of a cosine of float16 features."""
+"""Rounding error of a cosine of float16 features."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Positions in a pool's scores: the image that was kept, and the others, the most similar first."""
+    """Positions in a pool's scores: the kept image, and its near-duplicates, the most similar first."""
 
     kept: int
     others: Int[np.ndarray, " others"]
     similarity: Float[np.ndarray, " others"]
-    """Cosine of the features of each with the kept image's."""
+    """Cosine similarity of each near-duplicate with the kept image, by their features."""
 
 
 def near_groups(scored: ScoredPool, answers: KeptAnswers, similarity: float) -> list[Group]:
-    """The largest groups. Of a large pool those that a sample of the near-duplicates leads to."""
+    """Return the largest groups.
+
+    In a large pool, only groups that a sample of the near-duplicates leads to are found.
+    """
     kept, out = scored.of(SELECTED, NOT_DRAWN), scored.of(NEAR_DUPLICATE)
     if len(kept) == 0 or len(out) == 0:
         return []
@@ -58,7 +61,7 @@ def near_groups(scored: ScoredPool, answers: KeptAnswers, similarity: float) -> 
 def _nearest(
     answers: KeptAnswers, rows: Int[np.ndarray, " rows"], among: Int[np.ndarray, " among"]
 ) -> tuple[Int[np.ndarray, " rows"], Float[np.ndarray, " rows"]]:
-    """For each pool row the position of the most similar one of the others, with the cosine of their features."""
+    """Return the position of the most similar row of `among` for each pool row, and the cosine of their features."""
     ours = unit_rows(np.concatenate([*answers.read(rows)]))
     best, cosine, start = np.zeros(len(rows), np.int64), np.full(len(rows), -2, np.float32), 0
     for part in answers.read(among):
@@ -71,7 +74,7 @@ def _nearest(
 
 
 def groups_shown(scored: ScoredPool, groups: Sequence[Group], pool: Pool) -> Html:
-    """The images of the groups: first the kept one, then the others."""
+    """Return the images of the groups, the kept image of each first."""
     shown = [np.array([group.kept, *group.others[:SHOWN].tolist()]) for group in groups]
     rows = np.unique(scored.row[np.concatenate(shown)]) if shown else np.array([], np.int64)
     images, origins = pool.images(rows), pool.origins(rows)

@@ -1,14 +1,14 @@
 "use strict";
-// What every page can do: a click on a table's head sorts it, figures are saved as SVG, tables as CSV. Without scripts
-// the page is complete, too.
+// Functions of every page: a click on a table's head sorts it, figures are saved as SVG and tables as CSV. The page is
+// complete without scripts.
 const dfkd = {
-  /** The number that a cell begins with, `NaN` where there is none. */
+  /** Return the number at the start of a cell's text, or `NaN`. */
   number(text) {
     const found = text.replace(/[\s,%]/g, "").replace("\u2212", "-").match(/^[+-]?\d+(\.\d+)?(e[+-]?\d+)?/i);
     return found ? Number(found[0]) : NaN;
   },
 
-  /** Sort a table's rows by a column; cells without a number come last, texts by their letters. */
+  /** Sort a table's rows by a column. In a column of numbers, cells without a number come last. */
   sort(table, column, descending) {
     const rows = [...table.tBodies[0].rows].map((row) => {
       const cell = row.cells[column];
@@ -29,7 +29,7 @@ const dfkd = {
     });
   },
 
-  /** A table as CSV; text that a spreadsheet would take for a formula gets a quote before it. */
+  /** Return a table as CSV. Text that looks like a formula to a spreadsheet gets a leading quote. */
   csv(table) {
     const safe = (text) => (/^[=@+\-]/.test(text) && Number.isNaN(Number(text.replace(/[,%\s]/g, ""))) && text !== "-" ? "'" + text : text);
     const quoted = (text) => (/[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
@@ -37,7 +37,7 @@ const dfkd = {
     return [...table.rows].map(line).join("\n") + "\n";
   },
 
-  /** A chart as a file of its own: with its size, and with the styles that the page gives it. */
+  /** Return a chart as a separate SVG file, with its size and its styles on the page. */
   svg(chart) {
     const box = chart.getBoundingClientRect();
     const copy = chart.cloneNode(true);

@@ -1,4 +1,4 @@
-"""The scores that a selection keeps of its whole pool, with the reason for which each image is in or out."""
+"""The scores of a selection's whole pool, with the reason why each image is in or out."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,36 +12,36 @@ from dfkd.system.checksums import check_file
 from dfkd.system.errors import RequestError
 
 UNSCORED = (UNREADABLE, NON_FINITE)
-"""Reasons of pool images whose scores mean nothing."""
+"""Reasons of pool images whose scores have no meaning."""
 
 
 @dataclass(frozen=True)
 class ScoredPool:
-    """The scores of all pool images that have some, with their positions in the pool."""
+    """The scores of all pool images that have some, with their rows in the pool."""
 
     confidence: Float[np.ndarray, " rows"]
     entropy: Float[np.ndarray, " rows"]
     prediction: Int[np.ndarray, " rows"]
     reason: Int[np.ndarray, " rows"]
-    """Positions in `REASONS`."""
+    """Index of each image's reason in `REASONS`."""
     row: Int[np.ndarray, " rows"]
     images: int
-    """Of the pool, with those that have no scores."""
+    """Number of images of the pool, with those that have no scores."""
     distance: Float[np.ndarray, " rows"] | None = None
 
     def of(self, *reasons: str) -> Int[np.ndarray, " rows"]:
-        """The positions of the images that are in or out for one of these reasons."""
+        """Return the positions of the images with any of the given reasons."""
         return np.flatnonzero(np.isin(self.reason, [*map(REASONS.index, reasons)]))
 
     def table(self) -> dict[str, Float[np.ndarray, " rows"]]:
-        """The two scores of every method."""
+        """Return confidence and entropy by name."""
         return {"confidence": self.confidence, "entropy": self.entropy}
 
 
 def read_pool_scores(path: Path, manifest: Manifest) -> ScoredPool | None:
-    """The scores of a pool; None where the samples do not come from one, or none of its images has any.
+    """Read the scores of a pool. None if the images are not from a pool, or if no image has scores.
 
-    Raises: RequestError where the file is not what was written.
+    Raises: RequestError if the file is not what was written.
     """
     if not path.exists():
         return None

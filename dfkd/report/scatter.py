@@ -1,4 +1,4 @@
-"""A chart of values over a cost, with error bars and the Pareto front; each row has a shape and a colour of its own."""
+"""A chart of values over a cost, with error bars and the Pareto front. Each row has its own shape and colour."""
 
 import itertools
 import math
@@ -18,16 +18,16 @@ SHAPES = (
     "M-6,-3.5L-3.5,-6L0,-2.5L3.5,-6L6,-3.5L2.5,0L6,3.5L3.5,6L0,2.5L-3.5,6L-6,3.5L-2.5,0Z",
     "M0,-6.5L6.2,-2L3.8,5.3H-3.8L-6.2,-2Z",
 )
-"""Outlines of markers around (0, 0), one for each colour: rows are told apart without it, too."""
+"""Outlines of markers around (0, 0), one per colour, so that rows also differ without colour."""
 LEFT = 0.14
-"""Margin of the costs: the values of the grid stand there."""
+"""Margin of the cost axis, which has room for the labels of the grid."""
 WIDE = 20
-"""A ratio of the largest to the smallest cost from which the axis is logarithmic."""
+"""Ratio of the largest to the smallest cost from which the axis is logarithmic."""
 
 
 @dataclass(frozen=True)
 class Spot:
-    """A row's mean cost and mean value, with their deviations over its seeds."""
+    """Mean cost and mean value of a row, with their standard deviations over its seeds."""
 
     cost: Number
     value: Number
@@ -36,7 +36,7 @@ class Spot:
 
 
 def pareto_front(spots: Mapping[str, Spot]) -> list[str]:
-    """The rows that no other row beats at the same or a lower cost, the cheapest first."""
+    """Return the rows that no other row beats at the same or a lower cost, the cheapest first."""
     front: list[str] = []
     best = -math.inf
     for name in sorted(spots, key=lambda name: (spots[name].cost, -spots[name].value)):
@@ -53,14 +53,12 @@ def scatter(
     shown: Callable[[float], str],
     reference: float | None = None,
 ) -> Html:
-    """Values upwards over costs to the right, in a frame; `shown` writes a value, `reference` is a broken line."""
+    """Draw values over costs. `shown` formats a value, and `reference` is the value of a broken line."""
     front = pareto_front(spots)
     costs = [s.cost for s in spots.values()]
     logarithmic = min(costs) > 0 and max(costs) >= WIDE * min(costs)
     along = math.log10 if logarithmic else float
-    x = Scale(
-        [along(c) for c in costs] + ([] if logarithmic else _ends(spots, "cost")), margin=0.14
-    )  # the values of the grid stand on the left
+    x = Scale([along(c) for c in costs] + ([] if logarithmic else _ends(spots, "cost")), margin=LEFT)
     y = Scale([*_ends(spots, "value"), *([] if reference is None else [reference])], margin=0.12)
     height, bottom, top = 260, 220, 8
 
@@ -86,7 +84,7 @@ def scatter(
 
 
 def marker(number: int) -> Html:
-    """A row's sign for a legend."""
+    """Return a row's marker for a legend."""
     style = number % SERIES_STYLES
     mark = tag("path", d=SHAPES[style], class_=f"spot s{style}", transform="translate(8 8)")
     return tag("svg", mark, width=16, height=16, aria_hidden="true")
@@ -100,7 +98,7 @@ def _marker(
     down: Callable[[Number], float],
     logarithmic: bool,
 ) -> list[Html]:
-    """Error bars, and the sign before them."""
+    """Return the error bars of a row, and its marker in front of them."""
     at, level = across(spot.cost), down(spot.value)
     low, high = down(spot.value - spot.value_spread), down(spot.value + spot.value_spread)
     parts = [tag("line", class_=f"error {style}", x1=at, x2=at, y1=low, y2=high)] if spot.value_spread else []
@@ -112,7 +110,7 @@ def _marker(
 
 
 def _front(points: Sequence[tuple[float, float]], height: int) -> Html:
-    """The steps of the best value that a cost buys."""
+    """Return the Pareto front as steps: the best value up to each cost."""
     path = [f"{points[0][0]},{points[0][1]}"]
     for (_, before), (cost, value) in itertools.pairwise(points):
         path += [f"{cost},{before}", f"{cost},{value}"]
@@ -123,20 +121,23 @@ def _front(points: Sequence[tuple[float, float]], height: int) -> Html:
 
 
 def _ends(spots: Mapping[str, Spot], of: str) -> list[Number]:
-    """Where the error bars end."""
+    """Return the ends of the error bars."""
     pairs = [(getattr(s, of), getattr(s, f"{of}_spread")) for s in spots.values()]
     return [mean + sign * spread for mean, spread in pairs for sign in (-1, 1)]
 
 
 def _log_ticks(x: Scale) -> list[float]:
-    """1, 2 and 5 times the powers of ten within a logarithmic range; the powers alone where these are many."""
+    """Return 1, 2 and 5 times the powers of ten within a logarithmic range.
+
+    If these are too many, return the powers alone.
+    """
     powers = range(math.floor(x.low), math.ceil(x.high) + 1)
     ticks = [m * 10.0**p for p in powers for m in (1, 2, 5) if x.low <= math.log10(m * 10.0**p) <= x.high]
     return ticks if len(ticks) <= 7 else [t for t in ticks if math.log10(t) % 1 == 0]
 
 
 def _short(value: Number) -> str:
-    """A number in at most five signs."""
+    """Format a number in at most five characters."""
     for unit, sign in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= unit:
             return f"{value / unit:.3g}{sign}"

@@ -1,4 +1,4 @@
-"""Rows -> the table's cells, the sentence that reads them, what makes the comparison unfair, and the CSV."""
+"""Texts of a comparison: the cells of its table, a summary in one sentence, warnings, and the CSV."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ from dfkd.system.portable import portable
 from dfkd.system.text import aligned, visible
 
 BEGINNINGS = {"teacher": "the teacher's layers", "given": "weights of their own", "random": "random weights"}
-"""With what students begin, in the words of a warning."""
+"""Initial weights of the student, in the words of a warning."""
 _FORMULA = ("=", "+", "-", "@")
 HEAD = (
     "name",
@@ -33,7 +33,7 @@ HEAD = (
 
 
 def cells(row: Row) -> list[str]:
-    """A row of the table, a text for each name in `HEAD`; `-` where there is nothing to say."""
+    """Return a text for each column in `HEAD`, with `-` for a value that is missing."""
     to_teacher = teacher_difference(row)
     rates = [r.result.images_seen / r.result.seconds for r in row.runs if r.result.seconds > 0]
     return [
@@ -50,7 +50,7 @@ def cells(row: Row) -> list[str]:
 
 
 def with_deviation(row: Row, field: str) -> str:
-    """The mean of a share in percent, with the sample standard deviation where there are two seeds."""
+    """Format the mean of a share in percent, with the sample standard deviation if there are two or more seeds."""
     mean, deviation = row.mean(field), row.deviation(field)
     if mean is None:
         return "-"
@@ -58,7 +58,7 @@ def with_deviation(row: Row, field: str) -> str:
 
 
 def teacher_difference(row: Row) -> float | None:
-    """How far the student is from its teacher in points of top-1, the mean over seeds."""
+    """Return the student's minus the teacher's top-1 accuracy in percentage points, averaged over seeds."""
     both = [(run.result.top1, run.result.teacher_top1) for run in row.runs]
     apart = [100 * (ours - theirs) for ours, theirs in both if ours is not None and theirs is not None]
     return fmean(apart) if apart else None
@@ -66,7 +66,7 @@ def teacher_difference(row: Row) -> float | None:
 
 @dataclass(frozen=True)
 class Shown:
-    """The table without the columns that say nothing, and in words the costs that are the same in all rows."""
+    """The table without redundant columns, and the costs that are the same in all rows as a text."""
 
     head: list[str]
     body: list[list[str]]
@@ -74,11 +74,11 @@ class Shown:
 
 
 def shown_table(rows: Sequence[Row]) -> Shown:
-    """The table; costs that are the same in all of several rows are said once, beside it."""
+    """Return the table. Costs that are the same in all of several rows become a text beside it."""
     body = [cells(row) for row in rows]
     named = ("steps", "teacher forwards", "generator steps", "student parameters", "source")
     costs = [HEAD.index(name) for name in named]
-    none = [k for k in costs if {line[k] for line in body} <= {"0", "-"}]  # no generator anywhere
+    none = [k for k in costs if {line[k] for line in body} <= {"0", "-"}]  # for example no generators
     same = [k for k in costs if len(rows) > 1 and len({line[k] for line in body}) == 1 and k not in none]
     kept = [k for k in range(len(HEAD)) if k not in (*same, *none)]
     words = f"in all rows: {', '.join(f'{HEAD[k]} {body[0][k]}' for k in same)}" if same else ""
@@ -86,13 +86,13 @@ def shown_table(rows: Sequence[Row]) -> Shown:
 
 
 def terminal_table(rows: Sequence[Row]) -> str:
-    """The table as aligned text."""
+    """Return the table as aligned text."""
     shown = shown_table(rows)
     return "\n".join(filter(None, (aligned(shown.head, shown.body), shown.same)))
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """The table as Markdown, for a README."""
+    """Return the table as Markdown, for a README."""
     shown = shown_table(rows)
 
     def line(values: Sequence[str]) -> str:
@@ -104,7 +104,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
 
 
 def reading(rows: Sequence[Row]) -> str:
-    """What the table says, in one sentence, with the seeds' spread (the larger of the two deviations) beside it."""
+    """Summarize the table in one sentence, with the larger of the two best rows' deviations over seeds."""
     tested = [row for row in rows if row.values("top1")]
     if not tested:
         return "No run was tested, so nothing can be said about accuracy; dfkd distill --test measures it."
@@ -124,7 +124,7 @@ def reading(rows: Sequence[Row]) -> str:
 
 
 def warnings(rows: Sequence[Row]) -> list[str]:
-    """What makes the rows hard to compare, each with the rows that it concerns."""
+    """Return what makes the rows hard to compare, each with the rows concerned."""
     found = []
 
     def differ(what: str, value: Callable[[Row], list[str]]) -> bool:
@@ -164,13 +164,13 @@ def warnings(rows: Sequence[Row]) -> list[str]:
     if partly and any(row.values("top1") for row in rows):
         found.append(f"not every run was tested: {_listed(partly)}")
     single = [row.name for row in rows if len(row.runs) == 1]
-    if single:
+    if single and len(rows) > 1:
         found.append(f"one seed: a difference may be noise ({_listed(single)})")
     return found
 
 
 def csv_text(rows: Sequence[Row]) -> str:
-    """One line a run: its row, seed and folder, then every single value of its result."""
+    """Return one line per run: its name, seed and folder, then every scalar of its result."""
     runs = [run for row in rows for run in row.runs]
     first = ("name", "seed", "folder")
     tables = [{**run.result.table, **_exits(run)} for run in runs]
@@ -191,7 +191,7 @@ def _exits(run: FinishedRun) -> dict[str, float]:
 
 
 def read_csv(text: str) -> list[Row]:
-    """The rows of a comparison's CSV, with what `cells` needs of each run: for tables that are made of kept results."""
+    """Read the rows of a comparison's CSV, with the fields that `cells` needs. Tables of stored results use this."""
     names: dict[str, list[FinishedRun]] = {}
     for line in csv.DictReader(io.StringIO(text)):
         values: dict[str, Any] = {
@@ -207,7 +207,7 @@ def _number(text: str) -> int | float | None:
 
 
 def csv_cell(value: Any) -> Any:
-    """A value for a CSV that a spreadsheet opens: text that it would take for a formula gets a quote before it."""
+    """Return a value for a CSV that a spreadsheet opens. Text that looks like a formula gets a leading quote."""
     if not isinstance(value, str):
         return value
     text = visible(portable(value))

@@ -1,4 +1,4 @@
-"""A soft decision tree as a page: the filters of its first nodes, and the way of single images to their leaves."""
+"""The HTML page of a soft decision tree: filters of the first nodes, and paths of single images to their leaves."""
 
 import itertools
 from collections.abc import Sequence
@@ -19,16 +19,16 @@ from dfkd.system.spacing import evenly_spaced
 from dfkd.system.text import class_name
 
 LEVELS = 5
-"""Levels of the picture of the tree: more would be too small to see."""
+"""Levels in the picture of the tree. More levels would be too small to see."""
 IMAGES = 6
-"""Images whose ways are shown."""
+"""Number of images whose paths are shown."""
 _WIDTH, _ROW = 960, 92
-"""Of the picture of the tree, in its own units: its width, and the height of a level."""
+"""Width of the picture of the tree, and height of a level, in units of the SVG's view box."""
 _MORE, _LESS = np.array([29, 95, 168]), np.array([194, 65, 12])
 
 
 def write(path: Path, name: str, model: Model, tree: SoftTree, images: Pool | None) -> None:
-    """Write the page of a tree; with images, the ways of some of them."""
+    """Write the page of a tree. With `images`, the page shows the paths of some of them."""
     nodes, leaves = len(tree.filters.weight), len(tree.leaves)
     facts = [
         ("model", model.architecture),
@@ -52,7 +52,10 @@ def write(path: Path, name: str, model: Model, tree: SoftTree, images: Pool | No
 
 
 def filter_images(tree: SoftTree) -> UInt8[np.ndarray, "nodes height width 3"]:
-    """Every node's filter: gray ones from orange over white to blue, in colour ones around a middle gray."""
+    """Return every node's filter as an image.
+
+    Filters of gray images go from orange over white to blue. Filters of colour images are centred at a middle gray.
+    """
     side = tree.image_size
     shape = (-1, tree.in_channels, side, side)
     weight = tree.filters.weight.detach().cpu().float().reshape(shape).permute(0, 2, 3, 1).numpy()
@@ -65,7 +68,7 @@ def filter_images(tree: SoftTree) -> UInt8[np.ndarray, "nodes height width 3"]:
 
 
 def picture(filters: UInt8[np.ndarray, "nodes height width 3"], levels: int) -> Html:
-    """The first levels of a tree: lines from every node to its children, and the filters upon them."""
+    """Draw the first levels of a tree: lines from every node to its children, and the filters on top."""
     places = {node: _place(node) for node in range(2**levels - 1)}
     lines, images = [], []
     for node, (x, y, side) in places.items():
@@ -93,7 +96,7 @@ def picture(filters: UInt8[np.ndarray, "nodes height width 3"], levels: int) -> 
 
 
 def _place(node: int) -> tuple[float, float, int]:
-    """The middle of a node in the picture, and the side of its filter."""
+    """Return the centre of a node in the picture, and the side of its filter."""
     level = (node + 1).bit_length() - 1
     spread = _WIDTH / 2**level
     across = node + 1 - 2**level
@@ -102,7 +105,7 @@ def _place(node: int) -> tuple[float, float, int]:
 
 @torch.no_grad()
 def _spread_of_leaves(model: Model, tree: SoftTree) -> str:
-    """How many leaves are for each class."""
+    """Return the number of leaves of each class, as text."""
     counts = torch.bincount(tree.distributions.argmax(dim=1), minlength=model.classes).tolist()
     return ", ".join(f"{class_name(k, model.class_names)}: {count}" for k, count in enumerate(counts) if count)
 
@@ -130,7 +133,7 @@ def _way(
     filters: UInt8[np.ndarray, "nodes height width 3"],
     origin: str,
 ) -> Html:
-    """The nodes from the root to the most probable leaf, with the probability of each turn, and the leaf's classes."""
+    """Return the path from the root to the most probable leaf, the probability of each turn, and the leaf's classes."""
     paths = reached(right[None])[-1][0]
     leaf = int(paths.argmax())
     steps = [tag("li", tag("figure", _image(pixels, f"the image {origin}"), tag("figcaption", "the image")))]
@@ -150,7 +153,7 @@ def _way(
 
 
 def _bars(model: Model, shares: Sequence[float], most: int = 5) -> list[list[object]]:
-    """The most probable classes."""
+    """Return the rows of the most probable classes."""
     best = sorted(range(len(shares)), key=lambda k: -shares[k])[:most]
     return [
         [class_name(k, model.class_names), tag("td", bar(shares[k]), class_="bar"), f"{shares[k]:.3f}"] for k in best

@@ -1,1 +1,1 @@
-"""Pool -> scores -> indices -> shards: what of an unlabeled pool this teacher can teach from."""
+"""Selection of the images of an unlabeled pool from which a teacher can teach: pool -> scores -> indices -> shards."""

@@ -1,6 +1,6 @@
-"""Scores -> indices: a method ranks the usable rows, near-duplicates go, and `count` are picked, evenly on request.
+"""Choice of images by their scores: a method ranks, near-duplicates are removed, and `count` images are picked.
 
-Every row of the pool gets the reason for which it is in or out.
+Every row of the pool gets a reason why it is selected or not.
 """
 
 import math
@@ -25,28 +25,35 @@ SELECTED, UNREADABLE, NON_FINITE, NOT_ADMITTED, NEAR_DUPLICATE, NOT_DRAWN = REAS
     "not_drawn",
 )
 Method = Callable[[ImageScores, np.random.Generator], Ranking]
+"""Selection method with its parameters set."""
 _BLOCK = 65_536
 Features = Callable[[Int[np.ndarray, " rows"]], Float[np.ndarray, "rows width"]]
+"""Function from pool rows to the teacher's penultimate features."""
+Copies = Callable[[Int[np.ndarray, " rows"], int | None], Bool[np.ndarray, " rows"]]
+"""Function from ranked rows, and the number of them that is needed, to a mask of near-copies (`near_copies`)."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was picked: for every pool row its position in `REASONS`."""
+    """The rows of a pool that are selected, and the reason for every row."""
 
     reasons: Int[np.ndarray, " rows"]
+    """Position in `REASONS`, for every row of the pool."""
     threshold: float | None
+    """Smallest confidence that was admitted, if the method has a threshold."""
     admitted: int
+    """Number of rows that the method admits."""
 
     @property
     def indices(self) -> Int[np.ndarray, " selected"]:
-        """The rows that are selected, sorted."""
+        """Rows that are selected, sorted."""
         return np.flatnonzero(self.reasons == REASONS.index(SELECTED))
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def some(self, start: int, stop: int) -> Int[np.ndarray, " some"]:
-        """The `start`-th to the `stop`-th of the selected rows, without a list of all of them."""
+        """Return the `start`-th to the `stop`-th selected row, without a list of all selected rows."""
         stop = min(stop, len(self))
         if start >= stop:
             return np.empty(0, np.int64)
@@ -56,7 +63,7 @@ class Choice:
 
     @cached_property
     def _ends(self) -> Int[np.ndarray, " ends"]:
-        """How many rows are selected before each block, and in all."""
+        """Number of selected rows before each block, and in total."""
         starts = range(0, len(self.reasons), _BLOCK)
         return np.cumsum([0, *(np.count_nonzero(self._is_selected(start, start + _BLOCK)) for start in starts)])
 
@@ -64,10 +71,10 @@ class Choice:
         return self.reasons[start:stop] == REASONS.index(SELECTED)
 
     def counts(self) -> dict[str, int]:
-        """How many pool rows there are of each reason."""
+        """Return the number of pool rows for each reason."""
         found = sum(
             np.bincount(self.reasons[start : start + _BLOCK], minlength=len(REASONS))
-            for start in range(0, len(self.reasons), _BLOCK)  # bincount takes a copy of 8 bytes a row
+            for start in range(0, len(self.reasons), _BLOCK)  # bincount makes a copy of 8 bytes per row
         )
         return dict(zip(REASONS, np.asarray(found).tolist(), strict=True))
 
@@ -82,13 +89,15 @@ def choose(
     features: Features,
     balance: str = "none",
     deduplicate: float | None = None,
+    copies: Copies | None = None,
     reach: float | None = None,
 ) -> Choice:
-    """Pick `count` rows (None: half of the usable ones, or all that are left if that is less).
+    """Pick `count` rows. None picks half of the usable rows, or all that are left if those are fewer.
 
-    `features` gives the teacher's penultimate features of pool rows; it is called only where they are needed. With
-    `reach`, a balance picks among the best `reach * count` rows.
-    Raises: RequestError when no row is usable, or fewer than `count` are left; it says how many there are.
+    `features` returns the teacher's penultimate features of pool rows, and is called only if they are needed. `copies`
+    finds near-copies by their pixels among ranked rows. With `reach`, a balanced pick considers only the best
+    `reach * count` rows.
+    Raises: RequestError if no row is usable. TooFew if fewer than `count` rows are left.
     """
     reasons = np.full(len(readable), REASONS.index(NOT_ADMITTED), dtype=np.int8)
     finite = np.isfinite(scores.confidence) & np.isfinite(scores.entropy)
@@ -105,6 +114,12 @@ def choose(
         dropped = near_duplicates(features(rows), deduplicate)
         reasons[rows[dropped]] = REASONS.index(NEAR_DUPLICATE)
         rows = rows[~dropped]
+    if copies is not None:
+        aim = min(max(usable // 2, 1), len(rows)) if count is None else count
+        within = None if reach is None else math.ceil(reach * aim)
+        dropped = copies(rows, aim if balance == "none" else within)
+        reasons[rows[dropped]] = REASONS.index(NEAR_DUPLICATE)
+        rows = rows[~dropped]
     wanted = how_many(count, len(rows), admitted, usable)
     if balance == "none":
         rows = rows[:wanted]
@@ -119,13 +134,13 @@ def choose(
 
 
 def check_usable(images: int) -> None:
-    """Raises: RequestError where none of the images can be used."""
+    """Raise RequestError if none of the images is usable."""
     if images == 0:
         raise RequestError("no image of the pool can be used: none is readable with a finite score")
 
 
 def how_many(count: int | None, left: int, admitted: int, usable: int) -> int:
-    """How many to pick of those that are left. Raises: TooFew where more are requested."""
+    """Return how many of the rows that are left are picked. Raises: TooFew if more are requested."""
     wanted = min(max(usable // 2, 1), left) if count is None else count
     if wanted > left:
         raise TooFew(wanted, left, admitted, usable)
@@ -135,14 +150,16 @@ def how_many(count: int | None, left: int, admitted: int, usable: int) -> int:
 def _ranked(
     scores: ImageScores, usable: Bool[np.ndarray, " rows"], method: Method, rng: np.random.Generator
 ) -> Ranking:
-    """The method's ranking of the usable rows, numbered within the pool."""
+    """Rank the usable rows by the method, and number them within the pool."""
     columns = [column for column in vars(scores).values() if column is not None]
-    if usable.all():  # nearly always; copies of the scores and of the rows would be the most that a large pool takes
+    if usable.all():  # the usual case: for a large pool, copies of scores and rows would need the most memory
         views = [column.view() for column in columns]
         for view in views:
-            view.flags.writeable = False  # a method of one's own that sorts in-place would spoil what is written later
+            view.flags.writeable = (
+                False  # a user's method that sorts in place would spoil the scores that are written later
+            )
         ranking = _called(method, ImageScores(*views), rng)
-        rows = np.asarray(ranking.rows)  # as indexing takes them: a method of one's own may give a mask
+        rows = np.asarray(ranking.rows)  # a user's method may return a mask
         return Ranking(_checked(rows, len(usable)), ranking.threshold)
     where = np.flatnonzero(usable)
     ranking = _called(method, ImageScores(*(column[where] for column in columns)), rng)
@@ -157,7 +174,7 @@ def _called(method: Method, scores: ImageScores, rng: np.random.Generator) -> Ra
 
 
 def _checked(rows: np.ndarray, images: int) -> Int[np.ndarray, " ranked"]:
-    """A method's rows as numbers. Raises: RequestError for some that are none of the images, or that repeat."""
+    """Return a method's rows as numbers. Raises: RequestError for rows out of range, or repeated rows."""
     if rows.dtype == bool and rows.shape == (images,):
         return np.flatnonzero(rows)
     within = rows.ndim == 1 and (len(rows) == 0 or (rows.dtype.kind in "iu" and 0 <= rows.min() <= rows.max() < images))
@@ -170,7 +187,7 @@ def _checked(rows: np.ndarray, images: int) -> Int[np.ndarray, " ranked"]:
 
 
 class TooFew(RequestError):
-    """More images were requested than are left; holds the numbers, so that the caller can name the flag to change."""
+    """An error: more images were requested than are left. The caller names the option to change."""
 
     def __init__(self, wanted: int, left: int, admitted: int, usable: int) -> None:
         self.wanted, self.left, self.admitted, self.usable = wanted, left, admitted, usable

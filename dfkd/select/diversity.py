@@ -8,22 +8,29 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 EXACT_UP_TO = 16_384
-"""Above so many rows the search looks into the nearest cells only (IVF): its time grows hardly faster than the rows,
-where that of all pairs grows with their square, and a few pairs may be missed."""
+"""Rows up to which all pairs are compared. Above, only the nearest cells are searched (IVF).
+
+The time of all pairs grows with the square of the rows. The time of the cells grows little faster than the rows. The
+cells may miss a few pairs.
+"""
 ROWS_A_CELL, PROBED = 64, 8
-"""A row is compared with some 8 * 64 others; benchmarks/speed/scale.json has the share of the pairs that this finds."""
+"""Rows per cell, and cells that are searched for a row.
+
+A row is compared with some 8 * 64 others. benchmarks/speed/scale.json has the share of the pairs that this finds.
+"""
 QUERIES = 256
+"""Rows that are searched at once."""
 
 
 def near_duplicates(features: Float[np.ndarray, "rows width"], similarity: float) -> Bool[np.ndarray, " rows"]:
-    """True for the rows that are at least so similar (cosine) to an earlier row that is kept.
+    """Return a mask of the rows whose cosine similarity to an earlier row that is kept is at least `similarity`.
 
-    Rows come best first, so that of two near-duplicates the better one stays.
+    The best row comes first, so the better one of two near-duplicates stays.
     """
     unit = unit_rows(features)
     index = _index(unit)
     dropped = np.zeros(len(unit), dtype=bool)
-    # range_search wants strictly more than its radius; the width of one float below includes equality
+    # range_search finds similarities above its radius; the next smaller float includes equality
     radius = float(np.nextafter(np.float32(similarity), np.float32(-2)))
     for start in range(0, len(unit), QUERIES):
         rows = np.arange(start, min(start + QUERIES, len(unit)))
@@ -41,7 +48,7 @@ def near_duplicates(features: Float[np.ndarray, "rows width"], similarity: float
 def clusters(
     features: Float[np.ndarray, "rows width"], count: int, seed: int, tries: int = 1
 ) -> Int[np.ndarray, " rows"]:
-    """The number of the nearest of `count` spherical k-means centers, for every row; those of the best of `tries`."""
+    """Return the nearest of `count` spherical k-means centers for every row, from the best of `tries` runs."""
     import faiss
 
     unit = unit_rows(features)
@@ -52,7 +59,7 @@ def clusters(
 
 
 def spherical_centers(features: Float[np.ndarray, "rows width"], count: int) -> Float[np.ndarray, "count width"]:
-    """The centers of `count` clusters by the angle between features."""
+    """Return the centers of `count` clusters by spherical k-means."""
     import faiss
 
     unit = unit_rows(features)
@@ -65,7 +72,7 @@ def spherical_centers(features: Float[np.ndarray, "rows width"], count: int) -> 
 def nearest_centers(
     features: Float[np.ndarray, "rows width"], centers: Float[np.ndarray, "count width"] | None
 ) -> Int[np.ndarray, " rows"]:
-    """The number of the nearest center for every row; 0 without centers."""
+    """Return the number of the nearest center for every row; 0 without centers."""
     import faiss
 
     if centers is None:
@@ -77,29 +84,29 @@ def nearest_centers(
 
 
 def unit_rows(features: Float[np.ndarray, "rows width"]) -> Float[np.ndarray, "rows width"]:
-    """Rows of length 1 and of the same direction; a row of zeros stays."""
+    """Scale every row to length 1. A row of zeros stays."""
     rows = np.ascontiguousarray(features, dtype=np.float32)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
 def _index(unit: Float[np.ndarray, "rows width"]) -> Any:
-    """All rows, to be searched by inner product."""
+    """Build an index of all rows for a search by inner product."""
     import faiss
 
     width = unit.shape[1]
     if len(unit) <= EXACT_UP_TO:
         index: Any = faiss.IndexFlatIP(width)
     else:
-        # Cells around rows drawn at random, found through a graph: with centers by k-means the training alone would
-        # grow as n^2 at so many cells, and near-duplicates lie together around any center.
+        # Random rows are the centers of the cells, found through a graph. With this many cells, k-means would take
+        # O(n^2). Near-duplicates usually share a cell, whatever the centers.
         drawn = np.random.default_rng(0).choice(len(unit), len(unit) // ROWS_A_CELL, replace=False)
-        centers = np.unique(unit[drawn], axis=0)  # many equal ones would cut the graph off from the others
+        centers = np.unique(unit[drawn], axis=0)  # many equal centers would disconnect the graph
         cells = faiss.IndexHNSWFlat(width, 32, faiss.METRIC_INNER_PRODUCT)
         cells.hnsw.efSearch = 4 * PROBED
-        with _one_thread():  # with several the graph depends on which is faster
+        with _one_thread():  # with several threads the graph depends on their timing
             cells.add(centers)
         index = faiss.IndexIVFFlat(cells, width, len(centers), faiss.METRIC_INNER_PRODUCT)
-        index.train(centers)  # finds its cells there
+        index.train(centers)  # the cells exist already
         index.nprobe = PROBED
     index.add(unit)
     return index

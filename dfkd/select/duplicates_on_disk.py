@@ -1,7 +1,7 @@
-"""Near-duplicates among more features than memory holds: cluster by cluster, each in a file of its own.
+"""Near-duplicates among more features than memory holds: cluster by cluster, each in its own file.
 
-Images are sorted into clusters of their features first, and compared within each (SemDeDup, 2023,
-https://arxiv.org/abs/2303.09540). Two near-duplicates in two clusters are both kept.
+Images are first assigned to clusters of their features, and then compared within each cluster (SemDeDup, 2023,
+https://arxiv.org/abs/2303.09540). Two near-duplicates in different clusters are both kept.
 """
 
 import shutil
@@ -17,24 +17,25 @@ from dfkd.select.diversity import near_duplicates, nearest_centers, spherical_ce
 from dfkd.system.files import make_folder
 
 PIECE = 65_536
-"""Rows of a cluster on average: their features are in memory at once."""
+"""Rows of a cluster on average. Their features are in memory at once."""
 _LARGEST = 4 * PIECE
-"""Rows of a cluster that are compared at once; a larger one goes in pieces, the best rows first."""
+"""Largest number of rows of a cluster that are compared at once. A larger cluster goes in pieces, best rows first."""
 _SAMPLED, _MOST_SAMPLED = 64, 32_768
-"""Rows for each cluster, of which the centers are made, and in all."""
+"""Rows per cluster, and rows in total, from which the centers are computed."""
 Ranked = tuple[Int[np.ndarray, " rows"], UInt32[np.ndarray, " rows"]]
-"""Rows of the pool, and the keys by which they are ranked: the larger one first, of equal ones the earlier row."""
+"""Rows of the pool, and the keys that rank them: the larger key first, the earlier row of equal keys."""
 
 
 def near_duplicates_on_disk(
     blocks: Callable[[], Iterable[Ranked]], count: int, features: Features, similarity: float, folder: Path
 ) -> Iterator[Int[np.ndarray, " dropped"]]:
-    """The rows that are at least so similar to a better row that is kept, cluster by cluster.
+    """Yield, cluster by cluster, the rows that are near-duplicates of a better row that is kept.
 
-    `blocks` reads the `count` rows that are compared, block by block. `folder` holds their features meanwhile: 2 bytes
-    for each number. With one cluster it drops what `near_duplicates` does.
+    Near-duplicates have a cosine similarity of at least `similarity`. `blocks` reads the `count` rows to compare, block
+    by block. `folder` holds their features during the search, at 2 bytes per number. With one cluster, the result is
+    that of `near_duplicates`.
     """
-    shutil.rmtree(folder, ignore_errors=True)  # what a killed command has left
+    shutil.rmtree(folder, ignore_errors=True)  # left by a killed command
     make_folder(folder)
     try:
         clusters = max(1, -(-count // PIECE))
@@ -55,7 +56,7 @@ def near_duplicates_on_disk(
 def _centers(
     blocks: Callable[[], Iterable[Ranked]], count: int, features: Features, clusters: int
 ) -> Float[np.ndarray, "clusters width"] | None:
-    """The centers of the clusters, of rows at even distances; None for one cluster."""
+    """Compute the centers of the clusters from evenly spaced rows; None for one cluster."""
     if clusters == 1:
         return None
     step, seen = max(1, count // min(_SAMPLED * clusters, _MOST_SAMPLED)), 0
@@ -79,7 +80,7 @@ def _append(
     features: Float[np.ndarray, "rows width"],
     cluster: Int[np.ndarray, " rows"],
 ) -> None:
-    """Write each row behind those of its cluster."""
+    """Append each row to the file of its cluster."""
     records = np.empty(len(rows), _record(features.shape[1]))
     records["row"], records["key"], records["features"] = rows, keys, features
     order = np.argsort(cluster, kind="stable")
@@ -90,7 +91,10 @@ def _append(
 
 
 def _dropped(records: np.ndarray, similarity: float) -> Int[np.ndarray, " dropped"]:
-    """The rows of one cluster that go; of a very large one, each is compared with its piece and the best that stay."""
+    """Return the near-duplicates of one cluster.
+
+    In a very large cluster, each piece is compared with itself and with the best rows that are kept.
+    """
     records = records[np.lexsort((records["row"], -records["key"].astype(np.int64)))]
     if len(records) <= _LARGEST:
         return np.asarray(records["row"][near_duplicates(records["features"], similarity)])

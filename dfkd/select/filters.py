@@ -1,8 +1,8 @@
 """Pool filters (`--filter`): functions from a teacher and a part of its pool to a linear filter of the images.
 
-A pool may be sharper, softer or more colorful than the teacher's training images. The filter that once resized it is
-enough. Your own filter has the same form: `my_filter(teacher, pixels, *, parameters...) -> Filter`. `NAME:key=value`
-sets its parameters. `Traits` declares the rest.
+A pool may be sharper, softer or more colorful than the teacher's training images. Resizing is a linear filter, so a
+linear filter can compensate for a different resizing. Your own filter has the same form: `my_filter(teacher, pixels, *,
+parameters...) -> Filter`. `NAME:key=value` sets its parameters. `Traits` declares the rest.
 """
 
 import math
@@ -25,29 +25,32 @@ __all__ = ["blur", "fitted"]
 
 @dataclass(frozen=True)
 class Traits(components.Traits):
-    """Declarations of a pool filter: `@Traits(rise=1.05)` above it."""
+    """Declarations of a pool filter: `@Traits(rise=1.05)` above the function."""
 
     rise: float | None = None
-    """The filter is kept if it multiplies the teacher's Inception Score on the pool by at least this. None: always."""
+    """Smallest factor by which a filter that is kept raises the teacher's Inception Score on the pool. None: any."""
 
 
 _SIZES = range(1, 17, 2)
 _STEPS, _BATCH, _RATE = 60, 64, 5e-3
-"""Half of the steps come nearly as far, twice as many no farther (benchmarks/quality/LOG.md)."""
+"""Optimizer steps, batch size and learning rate.
+
+Half of the steps give nearly the same result, twice as many none better (benchmarks/quality/LOG.md).
+"""
 
 
 @Traits(rise=1.05)
 def fitted(teacher: Classifier, pixels: UInt8[Tensor, "images height width channels"], *, size: int = 5) -> Filter:
-    """The filter with which images are most like the teacher's own to its BatchNorm layers.
+    """Fit a filter that matches the pool to the statistics of the teacher's BatchNorm layers.
 
-    Adam from the identity, along the mean over layers and channels of KL(N(m, v) || N(m', v')), where m and v are a
-    batch's mean and variance and m' and v' those that the layer remembers. The statistics are DeepInversion's
-    (https://arxiv.org/abs/1912.08795), which makes images by them; that a network is adapted to new images of the same
-    classes by the distribution of its features is BUFR's (https://arxiv.org/abs/2107.05446). A filter of the images
-    instead is ours.
+    Adam starts from the identity, and minimizes the mean over layers and channels of KL(N(m, v) || N(m', v')). m and v
+    are a batch's mean and variance, m' and v' the running statistics of the layer. DeepInversion
+    (https://arxiv.org/abs/1912.08795) generates images by the same statistics. BUFR (https://arxiv.org/abs/2107.05446)
+    adapts a network to new images of the same classes by the distribution of its features. Filtering the images instead
+    is our own.
 
-    Raises: RequestError for a teacher without such layers, whose layers do not run or let no gradient through, or a
-    size that is not odd.
+    Raises: RequestError for a teacher without such layers, whose layers do not run or pass no gradient, or a size that
+    is not odd.
     """
     if size not in _SIZES:
         raise RequestError(f"size={size} is not odd and from 1 to {_SIZES[-1]}")
@@ -56,7 +59,7 @@ def fitted(teacher: Classifier, pixels: UInt8[Tensor, "images height width chann
     learnt = _Centered(images, size)
     optimizer = Adam(learnt.parameters(), lr=_RATE, betas=(0.9, 0.99))
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
-    drawn = torch.Generator().manual_seed(0)  # the global state is a student's seed
+    drawn = torch.Generator().manual_seed(0)  # not the global generator, which holds the student's seed
     with progress("fitting the filter", _STEPS, "steps") as bar:
         for _ in range(_STEPS):
             batch = images[torch.randint(len(images), (_BATCH,), generator=drawn)]
@@ -77,10 +80,10 @@ def fitted(teacher: Classifier, pixels: UInt8[Tensor, "images height width chann
 
 
 class _Centered(nn.Module):
-    """A kernel and a bias by what they do to images of mean 0 and deviation 1: there they do not pull at each other."""
+    """A kernel and a bias for images of mean 0 and deviation 1, on which their effects are independent."""
 
     def __init__(self, images: Float[Tensor, "images channels height width"], size: int) -> None:
-        """Begin with the filter that changes nothing."""
+        """Start with the filter that changes nothing."""
         super().__init__()
         std, self.mean = torch.std_mean(images, dim=(0, 2, 3))
         self.std = std.clamp_min(1 / 255)
@@ -88,15 +91,15 @@ class _Centered(nn.Module):
         self.weights, self.shift = nn.Parameter(start.kernel), nn.Parameter(start.bias)
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        """Kernel and bias for the images as they are."""
+        """Return kernel and bias for the original images."""
         kernel = self.weights * (self.std[:, None] / self.std)[:, :, None, None]
         return kernel, self.mean + self.std * self.shift - kernel.sum(dim=(2, 3)) @ self.mean
 
 
 def blur(teacher: Classifier, pixels: UInt8[Tensor, "images height width channels"], *, sigma: float) -> Filter:
-    """A Gaussian of `sigma` pixels; below 0 what it takes away is added, which sharpens.
+    """Return a Gaussian filter of `sigma` pixels. Below 0, what the Gaussian removes is added, which sharpens.
 
-    Raises: RequestError for one of less than 0.1 or more than 3 pixels.
+    Raises: RequestError for a |sigma| below 0.1 or above 3.
     """
     if not 0.1 <= abs(sigma) <= 3:
         raise RequestError(f"sigma={sigma} is not from 0.1 to 3, or from -3 to -0.1")
@@ -109,7 +112,7 @@ def blur(teacher: Classifier, pixels: UInt8[Tensor, "images height width channel
 
 
 def divergence(statistics: BatchStatistics) -> Float[Tensor, ""]:
-    """The mean over layers and channels of KL(N(mean, variance) || N(running mean, running variance))."""
+    """Return the mean over layers and channels of KL(N(mean, variance) || N(running mean, running variance))."""
     layers = []
     for layer, mean, variance in statistics.seen:
         known = layer.running_var + layer.eps  # type: ignore[operator]
@@ -120,11 +123,11 @@ def divergence(statistics: BatchStatistics) -> Float[Tensor, ""]:
 
 
 def inception_score(logits: Float[Tensor, "images classes"]) -> float:
-    """exp(H(mean of p) - mean of H(p)), from 1 to the number of classes: are images each sure, together diverse?
+    """Return exp(H(mean of p) - mean of H(p)), from 1 to the number of classes.
 
-    By the teacher instead of an Inception network: Improved techniques for training GANs, 2016,
-    https://arxiv.org/abs/1606.03498. Rows that are not finite are left out; it is 1 where
-    there is no other.
+    The score is high if each prediction is certain and all together are diverse. p are the teacher's probabilities, not
+    those of an Inception network (Improved techniques for training GANs, 2016, https://arxiv.org/abs/1606.03498). Rows
+    that are not finite are left out. The score is 1 without finite rows.
     """
     finite = logits[logits.isfinite().all(dim=1)]
     if len(finite) == 0:

@@ -1,4 +1,4 @@
-"""Which shards of a selection are written: what lets a killed `select` go on with the next one."""
+"""Journal of the complete shards of an unfinished selection, from which a killed `select` resumes."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -22,21 +22,23 @@ class _Line:
 
 
 class Journal:
-    """The list of the complete shards in the folder of an unfinished selection, a line each, each with its checksum.
+    """The list of the complete shards of an unfinished selection, in its folder: a line each, with a checksum.
 
-    A line is written after its shard is on the disk. The list of another selection's shards is begun anew.
+    A line is written after its shard is on disk. The list of another selection is replaced.
     """
 
     def __init__(self, folder: Path, fingerprint: str, anew: Callable[[], None] = lambda: None) -> None:
-        """`anew` is called before the list of another selection, or of none, is replaced."""
+        """Open the list. `anew` is called before the list of another selection, or of none, is replaced."""
         self._path, self.fingerprint = folder / JOURNAL, fingerprint
         self._is_new = True
         self.done: list[ShardFile] = []
-        """The files that need not be written again, as the manifest lists them: read and compared just now."""
+        """Complete shards as the manifest lists them. Their checksums were just verified."""
         for file in self._listed():
             try:
                 check_file(folder / file.name, file)
-            except RequestError:  # lost in a power cut, or damaged: from here on it is written again
+            except (
+                RequestError
+            ):  # missing after a power failure, or damaged: this shard and all later ones are written again
                 break
             self.done.append(file)
         if self._is_new:
@@ -44,19 +46,22 @@ class Journal:
         write_text(self._path, "".join(self._line(file) for file in ({}, *(file.describe() for file in self.done))))
 
     def add(self, file: Mapping[str, Any]) -> None:
-        """Note a shard that was written."""
+        """Append a shard that was written."""
         with self._path.open("a", encoding="utf-8") as lines:
             lines.write(self._line(file))
 
     def remove(self) -> None:
-        """Remove the list, once the manifest is written."""
+        """Delete the list, once the manifest is written."""
         self._path.unlink()
 
     def _line(self, file: Mapping[str, Any]) -> str:
         return json.dumps(sealed({"fingerprint": self.fingerprint, "file": file})) + "\n"
 
     def _listed(self) -> Sequence[ShardFile]:
-        """The shards of this selection up to the first line that a kill has cut off; all, where it has a manifest."""
+        """Return the listed shards of this selection, up to the first damaged line.
+
+        If the selection has a manifest and no list, all its shards are returned.
+        """
         if not self._path.exists():
             if not (self._path.parent / MANIFEST).exists():
                 return []

@@ -1,8 +1,8 @@
 """Selection methods: functions from scores to the admissible rows, best first.
 
-Your own method has the same form: `method(scores, rng, *, parameters...) -> Ranking`. It sees usable rows only: every
-score is finite. The scores may be read-only. Rows are numbered within the scores that it is given. Ties fall to the
-earlier row, so that a result depends on its input alone. `rng` is seeded by `--seed`.
+Your own method has the same form: `method(scores, rng, *, parameters...) -> Ranking`. The method gets usable rows only:
+every score is finite. The scores may be read-only. Rows are numbered within the given scores. Of equal values, the
+earlier row comes first, so that a result depends on its input alone. `rng` is seeded by `--seed`.
 
 `NAME:key=value` sets the parameters. Each has a type, a default and, if needed, a `Range` (`Annotated`). `--gamma` also
 sets a parameter of that name. `Traits` declares the rest.
@@ -24,47 +24,50 @@ __all__ = ["confidence", "entropy", "random", "statistics", "threshold"]
 
 
 Balance = Literal["none", "class", "cluster"]
-"""Over what images are picked evenly."""
+"""Groups over which images are picked evenly."""
 
 
 @dataclass(frozen=True)
 class ImageScores:
-    """What the teacher says of a pool, one row per image."""
+    """The teacher's scores of a pool, one row per image."""
 
     confidence: Float[np.ndarray, " rows"]
-    """The largest probability, from 0 to 1."""
+    """Largest probability, from 0 to 1."""
     entropy: Float[np.ndarray, " rows"]
-    """The entropy of the probabilities, divided by log(classes): from 0 to 1."""
+    """Entropy of the probabilities, divided by log(classes): from 0 to 1."""
     prediction: Int[np.ndarray, " rows"]
-    """The most probable class."""
+    """Most probable class."""
     distance: Float[np.ndarray, " rows"] | None = None
-    """The distance from the statistics of the teacher's BatchNorm layers. NaN for a teacher without them."""
+    """Distance from the statistics of the teacher's BatchNorm layers. NaN for a teacher without them."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The number by which a method ranks. With it `select` chooses while it reads, and holds no scores in memory."""
+    """The number by which a method ranks. With a scale, `select` can choose without holding all scores in memory."""
 
     value: Callable[[ImageScores, np.random.Generator], Float[np.ndarray, " rows"]]
-    """A float32 for each image, the largest first. NaN is not admitted. The generator is that of a part of the pool."""
+    """Function that returns a float32 for each image, of which the largest come first.
+
+    NaN is not admitted. The generator is that of a part of the pool.
+    """
     gamma: float | None = None
-    """The most confident share of the usable images that is admitted. None admits all."""
+    """Most confident share of the usable images that is admitted. None admits all."""
     missing: str = ""
-    """The end of the error message if no image is admitted."""
+    """End of the error message if no image is admitted."""
 
 
 @dataclass(frozen=True)
 class Traits(components.Traits):
-    """Declarations of a selection method: `@Traits(balance="class")` above it."""
+    """Declarations of a selection method: `@Traits(balance="class")` above the function."""
 
     balance: Balance = "none"
-    """The balance if `--balance` is not given."""
+    """Balance if `--balance` is not given."""
     reach: float | None = None
-    """Images are picked evenly among the best `reach` times `--count`. None: among all admitted images."""
+    """Factor of `--count`: images are picked evenly among the best `reach * count`. None: among all admitted images."""
     typical: bool = False
-    """Whether it selects by `ImageScores.distance`. The pool filter is then fitted to the nearest images alone."""
+    """Whether the method selects by `ImageScores.distance`. The pool filter is then fitted to the nearest images."""
     scale: Callable[..., Scale] | None = None
-    """From the method's parameters to its `Scale`, if it ranks by one number for each image on its own."""
+    """Function from the method's parameters to its `Scale`, if the method ranks each image by one number."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Ranking:
     rows: Int[np.ndarray, " admitted"]
     """Row numbers, each at most once."""
     threshold: float | None = None
-    """The smallest confidence that was admitted, if the method has such a threshold."""
+    """Smallest confidence that was admitted, if the method has a threshold."""
 
 
 def _confidence(scores: ImageScores, rng: np.random.Generator) -> Float[np.ndarray, " rows"]:
@@ -96,12 +99,12 @@ _NO_STATISTICS = "it reads the teacher's BatchNorm layers, and this teacher has 
 def _likeness(
     confidence: Float[np.ndarray, " rows"], distance: Float[np.ndarray, " rows"], weight: float
 ) -> Float[np.ndarray, " rows"]:
-    """log(c**weight / d)."""
+    """Return log(c**weight / d)."""
     return weight * np.log(confidence) - np.log(np.maximum(distance, np.finfo(np.float32).tiny))
 
 
 def surest(gamma: float, rows: int) -> int:
-    """How many of so many rows the share `gamma` is."""
+    """Return the number of rows in the share `gamma` of all `rows`, at least 1."""
     return max(1, math.ceil(round(gamma * rows, 6)))  # rounded first: 0.07 * 100 is a little above 7
 
 
@@ -113,20 +116,20 @@ def threshold(
     gamma: Annotated[float, SHARE] = 0.7,
     draw: Literal["confidence", "random", "entropy"] = "confidence",
 ) -> Ranking:
-    """Adaptive confidence threshold: admit the most confident share of the pool, then draw from it.
+    """Admit the most confident share of the pool, then pick from it (adaptive confidence threshold).
 
         X' = {x : c(x) >= delta},   delta = the (1 - gamma) quantile of c over the pool
 
-    c is the confidence. With `draw="entropy"` the picks are those of X' with the largest entropy, neither the unsure
-    nor the nearly one-hot. That is our reading of a description in https://arxiv.org/abs/2302.08771, whose formula was
-    not available. It costs a point where few are picked (docs/results.md). So the most confident are the default,
-    evenly over the classes (`--balance`).
+    c is the confidence. With `draw="entropy"`, the picks are those of X' with the largest entropy, neither uncertain
+    nor nearly one-hot. This is our reading of a description in https://arxiv.org/abs/2302.08771, whose formula was not
+    available. It costs a point of accuracy if few images are picked (docs/results.md). The default therefore picks the
+    most confident images, evenly over the classes (`--balance`).
 
     Args:
         scores: The scores of the usable images.
         rng: Random numbers, for `draw="random"`.
         gamma: The share of the pool that is admitted.
-        draw: What comes first within it.
+        draw: The order of the admitted images.
 
     Returns:
         The admitted rows, and delta.
@@ -157,18 +160,18 @@ def _statistics_scale(weight: float) -> Scale:
 def statistics(
     scores: ImageScores, rng: np.random.Generator, *, weight: Annotated[float, Range(least=0)] = 0.0
 ) -> Ranking:
-    """The images most like the teacher's training data, by the statistics of its BatchNorm layers.
+    """Rank images by the teacher's BatchNorm statistics: those most like the teacher's training data come first.
 
         c^weight / d,   the largest first
 
     d is the distance of `dfkd.models.features.image_distance.ImageDistances`, and c the confidence. A network is often
-    confident of images that it never saw: text, screenshots, noise. The statistics of its layers tell them from
-    photographs where confidence cannot (docs/results.md).
+    confident about images unlike its training data: text, screenshots, noise. The statistics of its layers tell these
+    from photographs, and confidence does not (docs/results.md).
 
     Args:
         scores: The scores of the usable images, with distances.
         rng: Not used.
-        weight: How much the confidence counts. 0 ranks by the distance alone.
+        weight: The exponent of the confidence. 0 ranks by the distance alone.
 
     Returns:
         The rows that have a distance.
@@ -186,7 +189,7 @@ def statistics(
 
 @Traits(scale=lambda: Scale(_drawn))
 def random(scores: ImageScores, rng: np.random.Generator) -> Ranking:
-    """All images in random order: the baseline that a selection has to beat.
+    """Rank all images in random order, as a baseline.
 
     Args:
         scores: The scores of the usable images.
@@ -200,7 +203,9 @@ def random(scores: ImageScores, rng: np.random.Generator) -> Ranking:
 
 @Traits(scale=lambda: Scale(_confidence))
 def confidence(scores: ImageScores, rng: np.random.Generator) -> Ranking:
-    """The most confident first: the selection of DFND (Learning student networks in the wild, CVPR 2021).
+    """Rank all images by confidence, the largest first.
+
+    This is the selection of DFND (Learning student networks in the wild, CVPR 2021).
 
     Args:
         scores: The scores of the usable images.
@@ -214,9 +219,9 @@ def confidence(scores: ImageScores, rng: np.random.Generator) -> Ranking:
 
 @Traits(scale=lambda: Scale(_entropy))
 def entropy(scores: ImageScores, rng: np.random.Generator) -> Ranking:
-    """The most uncertain first, a baseline that is known to harm.
+    """Rank all images by entropy, the largest first, a baseline that is known to harm.
 
-    Mosaicking to distill (https://arxiv.org/abs/2110.15094) measured it.
+    Mosaicking to distill (https://arxiv.org/abs/2110.15094) measured this.
 
     Args:
         scores: The scores of the usable images.

@@ -1,4 +1,4 @@
-"""Pool -> the same pool through the filter that `--filter` names, found once for a teacher and a pool."""
+"""The filter that `--filter` names, applied to a pool. It is found once for a teacher and a pool, and cached."""
 
 import json
 from collections.abc import Mapping
@@ -29,43 +29,46 @@ from dfkd.system.portable import portable
 
 FILTER = Kind("filter", (filters.__name__,), given=("teacher", "pixels"), failure="failed")
 FORMAT = 1
-"""Of our own filters: what a later version would find in another way is found anew."""
+"""Version of the filters of `dfkd`. A filter that another version found is not used."""
 IMAGES = 2048
-"""Images of the pool that a filter is found with: one half shows it to the filter, the other measures it."""
+"""Images of the pool with which a filter is found: half for the filter's function, half to measure the result."""
 LEAST = 512
-"""Images of a pool from which on a filter is fitted where nobody names one: of fewer, statistics say little."""
+"""Smallest pool for which a filter is fitted by default. With fewer images, statistics are unreliable."""
 SEARCHED, NEAREST = 4 * IMAGES, 0.1
-"""Images of the pool among which the nearest share is found, for a selection of those: the same for every count."""
+"""Images of the pool that are searched, and the nearest share of them, for methods that select by distance.
+
+Neither number depends on `--count`.
+"""
 
 
 @dataclass(frozen=True)
 class NamedFilter:
-    """A filter by its name, with its options spelled out; `automatic`: nobody named it."""
+    """A filter with all its options. `automatic` tells that the user did not name it."""
 
     component: Component
     automatic: bool
 
     def describe(self) -> dict[str, Any]:
-        """What of it decides a selection."""
+        """Return the filter's part of a selection's content."""
         return {"filter": portable(self.component.text), "filter_code": self.component.code or FORMAT}
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """A filter, None where it was not kept, and the teacher's Inception Score of some images without and with it."""
+    """A filter, None if not kept, and the teacher's Inception Score of some images without and with the filter."""
 
     filter: Filter | None
     before: float
     after: float
 
     def describe(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return filter and scores as JSON values."""
         scores = {"inception_score": [self.before, self.after]}
         return scores | (self.filter.describe() if self.filter else {})
 
 
 def parse_filter(text: str, model: Model, pool: Pool) -> NamedFilter | None:
-    """The parsed `--filter`; None for none. Raises: RequestError for one that cannot be."""
+    """Parse `--filter`; None for no filter. Raises: RequestError for an invalid filter."""
     named = names.parse(text)
     automatic, none = (named.name.lower() == word for word in ("auto", "none"))
     if (automatic or none) and (named.options or named.numbers):
@@ -73,6 +76,8 @@ def parse_filter(text: str, model: Model, pool: Pool) -> NamedFilter | None:
     if automatic:
         can = pool.image_size <= ENCODED_ABOVE and len(pool) >= LEAST and BatchStatistics(model.module).layers
         text, none = "fitted", not can
+        if len(pool) < LEAST and pool.image_size <= ENCODED_ABOVE:
+            say(f"filter none: the pool has {len(pool):,} images, and {LEAST} are needed to fit one")
     if none:
         return None
     try:
@@ -90,13 +95,13 @@ def adapt(
     scoring: Mapping[str, Any],
     nearest: bool = False,
 ) -> Adapted | None:
-    """The filter, from the cache or found anew; None for one that nobody named and that cannot be found.
+    """Return the filter, cached or newly found; None if an automatic filter cannot be found.
 
-    `scoring` is what decides the scores of the pool without one. With `nearest`, it is found for the tenth of them that
-    is nearest to the statistics of the teacher's BatchNorm layers: others would decide the filter of a pool that is
-    mostly something else.
+    `scoring` is everything that decides the scores of the unfiltered pool. With `nearest`, the filter is found for the
+    tenth of the images nearest to the statistics of the teacher's BatchNorm layers. In a pool of mostly unrelated
+    images, those would otherwise decide the filter.
 
-    Raises: RequestError for a pool of which less than two images can be read, or what the filter itself refuses.
+    Raises: RequestError if fewer than two images of the pool can be read, or if the filter itself raises one.
     """
     request = {**scoring, **filter.describe(), "images": IMAGES, **({"nearest": NEAREST} if nearest else {})}
     file = request_folder("filters", request) / "filter.json"
@@ -109,7 +114,7 @@ def adapt(
                 raise
             say(f"the images are not filtered: {error}")
             return None
-        # other machines that find it at the same time come to other last bits: all go on with the first one's
+        # machines that find the filter at the same time differ in rounding: all use the first result
         write_json(file, sealed(found.describe()), first=True)
         found = _read(file, model.channels) or found
     scores = f"the teacher's Inception Score of the pool is {found.before:.2f}, and {found.after:.2f} filtered"
@@ -118,7 +123,7 @@ def adapt(
 
 
 def find(filter: NamedFilter, teacher: Classifier, pool: Pool, nearest: bool = False) -> Adapted:
-    """Find the filter and judge it. Raises: RequestError as `adapt`."""
+    """Find the filter, and measure whether to keep it. Raises: RequestError as `adapt` does."""
     component, what = filter.component, f"filter {filter.component.text}"
     drawn = np.random.default_rng(0).choice(len(pool), min(SEARCHED if nearest else IMAGES, len(pool)), replace=False)
     images = pool.images(np.sort(drawn))
@@ -132,7 +137,7 @@ def find(filter: NamedFilter, teacher: Classifier, pool: Pool, nearest: bool = F
     if not isinstance(found, Filter):
         raise RequestError(f"{what} gives a {type(found).__name__}, not a dfkd.data.images.filter.Filter")
     try:
-        found = read_filter(found.describe(), pool.channels)  # as every later reader will see it
+        found = read_filter(found.describe(), pool.channels)  # the values that every later reader will get
     except ValueError as error:
         raise RequestError(f"{what} cannot be used: {error}") from None
     assert found is not None
@@ -145,7 +150,7 @@ def find(filter: NamedFilter, teacher: Classifier, pool: Pool, nearest: bool = F
 def _nearest(
     teacher: Classifier, pixels: UInt8[np.ndarray, "images height width channels"], count: int
 ) -> UInt8[np.ndarray, "nearest height width channels"]:
-    """The `count` images nearest to the teacher's statistics, in their order."""
+    """Return the `count` images nearest to the teacher's statistics, in their original order."""
     distances = ImageDistances(teacher.network)
     found = []
     for part in torch.from_numpy(pixels).split(256):
@@ -161,7 +166,7 @@ def _score(teacher: Classifier, pixels: UInt8[np.ndarray, "images height width c
 
 
 def _read(file: Path, channels: int) -> Adapted | None:
-    """What an earlier command has found; None where there is nothing, or it was damaged and is removed."""
+    """Return what an earlier command found; None if there is nothing. A damaged file is deleted."""
     if not file.exists():
         return None
     try:

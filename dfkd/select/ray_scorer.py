@@ -1,7 +1,7 @@
-"""Scoring by workers of Ray: each opens the teacher and the pool once, and is handed one part after the other.
+"""Scoring by workers of Ray: each opens the teacher and the pool once, and gets one part after the other.
 
-A part's scores are a file in the cache's folder, as always. Through Ray go the numbers of the parts, and the files
-where a worker does not see the folder of this machine.
+The scores of a part are a file in the cache folder, as without Ray. Ray transfers the numbers of the parts. It
+transfers the files too if a worker does not see the folder of this machine.
 """
 
 import os
@@ -29,12 +29,12 @@ from dfkd.system.ray_session import RESTARTS, cluster_resources, connected, envi
 from dfkd.system.signals import Interrupted, stop_request
 
 _PATIENCE = 30
-"""Seconds without an answer after which a worker that has nothing to do scores what another one was given."""
+"""Seconds without a result after which an idle worker also scores a part that another worker was given."""
 
 
 @dataclass(frozen=True)
 class RayScorer:
-    """Scores parts by workers of Ray."""
+    """A scorer of parts by workers of Ray."""
 
     request: Request
     adapted: Adapted | None
@@ -42,10 +42,12 @@ class RayScorer:
     folder: Path
 
     def __call__(self, todo: Sequence[int], advance: Callable[[int], None]) -> Generator[dict[int, str], None, None]:
-        """Score them. A part whose worker has ended is scored again, by this worker's next start or by another one.
+        """Score the parts `todo`, and yield for each why images could not be read.
 
-        A worker of a machine that is gone starts again only where there is room: others then score its part, too.
-        Raises: RequestError for what a worker refuses, and where all have ended.
+        If a worker ends, its next start or another worker scores the part again. After a machine is lost, its workers
+        start again only where there is room. Other workers then also score their parts.
+        Raises: RequestError if a worker refuses the request, and if all workers have ended. Interrupted after SIGINT or
+        SIGTERM.
         """
         with connected() as ray, stop_request() as stop:
             left, idle, waited, finished, twice = deque(todo), list[Any](), 0, set[int](), set[int]()
@@ -86,7 +88,10 @@ class RayScorer:
                         yield problems
 
     def _workers(self, ray: Any, parts: int) -> list[Any]:
-        """The workers, which Ray starts as soon as there is room for them. Raises: RequestError where there is none."""
+        """Create the workers, which Ray starts as soon as there is room.
+
+        Raises: RequestError if there is no room for a worker.
+        """
         config, place = self.request.config, self.request.place
         on_gpu = place.device.type == "cuda"
         gpus = float(on_gpu) if config.gpus_per_worker is None else config.gpus_per_worker
@@ -96,7 +101,7 @@ class RayScorer:
                 f"{'cpu' if on_gpu else 'cuda'}, or another number"
             )
         room = cluster_resources(ray)["GPU"] / gpus if gpus else cluster_resources(ray)["CPU"]
-        if "RAY_ADDRESS" not in os.environ and room < 1:  # a cluster may grow
+        if "RAY_ADDRESS" not in os.environ and room < 1:  # an existing cluster may grow
             raise RequestError(
                 f"--gpus-per-worker {gpus:g}: this machine has {cluster_resources(ray)['GPU']:g} for Ray"
             )
@@ -113,7 +118,7 @@ class RayScorer:
         return [worker.remote(given, self.adapted, self.scoring, os.getcwd()) for _ in range(count)]
 
     def _fetch(self, ray: Any, worker: Any, part: int) -> None:
-        """Bring the files of a part here, from a worker that does not see the folder of this machine."""
+        """Copy the files of a part here, from a worker that does not see the folder of this machine."""
         if not scores_file(self.folder, part).exists():
             for name, content in ray.get(worker.files.remote(part)).items():
                 with replacing(self.folder / name) as partial:
@@ -121,14 +126,17 @@ class RayScorer:
 
 
 class _Worker:
-    """One of several processes that score. It opens everything itself, and has to come to what the command has."""
+    """One of several processes that score. It opens teacher and pool itself.
+
+    The worker must compute the same scores as the command would.
+    """
 
     def __init__(self, config: SelectConfig, adapted: Adapted | None, scoring: dict[str, Any], folder: str) -> None:
         self._given = config, adapted, scoring, folder
         self._scorer: PartScorer | None = None
 
     def open(self) -> tuple[int, dict[int, str]]:
-        """Open the teacher and the pool: as `score`, of no images."""
+        """Open the teacher and the pool. Returns what `score` does, for no images."""
         with printing(quiet=True):
             self._opened()
         return 0, {}
@@ -141,9 +149,9 @@ class _Worker:
         return sum(counted), problems
 
     def files(self, part: int) -> dict[str, bytes]:
-        """The files of a part by their names, the scores last: with them the part is complete."""
+        """Return the files of a part by name. The scores come last, because they make the part complete."""
         scorer = self._opened()
-        if not scores_file(scorer.folder, part).exists():  # those of a machine that is gone
+        if not scores_file(scorer.folder, part).exists():  # the files were on a machine that is gone
             self.score(part)
         files = [features_file(scorer.folder, part, scorer.tap)] if scorer.tap else []
         return {file.name: file.read_bytes() for file in (*files, scores_file(scorer.folder, part))}
@@ -152,10 +160,10 @@ class _Worker:
         if self._scorer is None:
             config, adapted, scoring, folder = self._given
             try:
-                if os.path.isdir(folder):  # paths are those of the command
+                if os.path.isdir(folder):  # relative paths are those of the command
                     os.chdir(folder)
                 self._scorer = stage_of(config).within(config, self._open, config, adapted, scoring)
-            except RequestError as error:  # in a form that can be sent
+            except RequestError as error:  # in a form that Ray can send
                 raise RequestError(f"a worker on {socket.gethostname()}: {error}") from None
         return self._scorer
 
@@ -168,6 +176,6 @@ class _Worker:
 
 
 def _refused(error: Any) -> Exception:
-    """What a worker has raised, as this command says it."""
+    """Return the exception of this command for a worker's error."""
     cause = error.cause
     return RequestError(str(cause)) if isinstance(cause, RequestError) else error

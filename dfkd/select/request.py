@@ -1,4 +1,4 @@
-"""What a request to select resolves to: everything is opened and checked, nothing is computed or written yet."""
+"""Resolution of a request to select: everything is opened and checked, and nothing is computed or written yet."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -36,7 +36,7 @@ METHOD = Kind("selection method", ("dfkd.select.methods",), given=("scores", "rn
 
 @dataclass(frozen=True)
 class Request:
-    """What a request resolves to, ready to score; nothing is written yet."""
+    """A resolved request, ready for scoring. Nothing is written yet."""
 
     config: SelectConfig
     method: Component
@@ -46,13 +46,13 @@ class Request:
     tap: Tap | None
     filter: NamedFilter | None
     scoring: dict[str, Any]
-    """Everything that decides the scores; the cache's key."""
+    """Everything that decides the scores: the key of the cache."""
     content: dict[str, Any]
     """Everything that decides the selection."""
 
 
 def resolve(config: SelectConfig, method: Component, teacher: GivenModel, data: Sequence[GivenData]) -> Request:
-    """Open and check everything."""
+    """Open and check everything that a request names."""
     place = resolve_place(config.device, config.precision)
     model = load_classifier(
         teacher,
@@ -88,7 +88,7 @@ def resolve(config: SelectConfig, method: Component, teacher: GivenModel, data: 
 
 
 def check(config: SelectConfig) -> Component:
-    """Refuse what can be refused before any work. Returns the method, with the `gamma` of `--gamma` or its own."""
+    """Reject an invalid request before any work. Returns the method with its `gamma`, if it has one."""
     parse_taps(config.teacher_taps)
     if config.engine == "ray":
         check_installed()
@@ -101,7 +101,11 @@ def check(config: SelectConfig) -> Component:
 
 @torch.no_grad()
 def _default_method(config: SelectConfig, model: Model, pool: Pool) -> str:
-    """What `auto` stands for: `--gamma` is an option of the threshold, and statistics are those of BatchNorm layers."""
+    """Return the method that `auto` stands for.
+
+    With `--gamma`, this is the threshold, which has that option. Otherwise the statistics need BatchNorm layers that
+    run.
+    """
     if config.gamma is not None:
         return THRESHOLD
     with (distances := ImageDistances(model.module)).watched():
@@ -121,9 +125,9 @@ def _check_store(config: SelectConfig, pool: Pool) -> None:
 
 
 def _with_defaults(config: SelectConfig, method: Component) -> SelectConfig:
-    """The request with what stands for options that were not given."""
+    """Return the request with the defaults of options that were not given."""
     balance = Traits.of(method.target).balance if config.balance is None else config.balance
-    # in a manifest's `config` a number stands, whatever the method: that of the default method
+    # the manifest's `config` always has a number: without `--gamma`, the default of the threshold
     gamma = METHOD.choose(THRESHOLD).options["gamma"] if config.gamma is None else config.gamma
     return replace(config, balance=balance, gamma=gamma)
 
@@ -155,6 +159,7 @@ def _options(config: SelectConfig, method: Component, tap: Tap | None) -> dict[s
         "class_dropping": config.class_dropping,
         "balance": config.balance,
         "deduplicate": config.deduplicate,
+        **({"deduplicate_pixels": pixels} if (pixels := config.deduplicate_pixels) is not None else {}),
         **({"store": config.store} if config.store is not None else {}),
         **({"features": str(tap), "faiss": version("faiss-cpu")} if tap else {}),
         **({"code": code} if (code := method.code) else {}),
@@ -162,7 +167,7 @@ def _options(config: SelectConfig, method: Component, tap: Tap | None) -> dict[s
 
 
 def _features_tap(config: SelectConfig, model: Model, pool: Pool) -> Tap | None:
-    """Where the teacher's features are taken, if this selection needs them."""
+    """Return the tap of the teacher's features if this selection needs features."""
     if config.deduplicate is None and config.balance != "cluster":
         if config.teacher_taps:
             say("note: --teacher-taps changes nothing without --deduplicate or --balance cluster")
@@ -172,7 +177,7 @@ def _features_tap(config: SelectConfig, model: Model, pool: Pool) -> Tap | None:
 
 
 def scorable(request: Request, adapted: Adapted | None) -> tuple[Classifier, Pool, dict[str, Any]]:
-    """The teacher, the pool through its filter, and what decides the scores: the cache's key."""
+    """Return the teacher, the pool through its filter, and the cache's key: everything that decides the scores."""
     pool, scoring, tap = request.pool, request.scoring, request.tap
     if adapted and adapted.filter:
         pool = pool.filtered(adapted.filter)

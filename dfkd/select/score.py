@@ -1,4 +1,4 @@
-"""Pool -> scores: the teacher sees every image once; what it says is kept, part by part, for every later selection."""
+"""Scoring of a pool: the teacher sees every image once. The scores are cached, part by part, for later selections."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
@@ -25,17 +25,18 @@ from dfkd.system.signals import Interrupted, StopRequest, stop_request
 
 SCORE_FORMAT = 3
 PART_ROWS = 16_384
-"""Images a part: a killed scoring goes on from its last complete part, an interrupted one from its last batch."""
+"""Images per part. A killed scoring resumes from its last complete part, an interrupted one from its last batch."""
 SCORES = {"confidence": np.float32, "entropy": np.float32, "prediction": np.int32, "distance": np.float32}
-"""The columns of `ImageScores`, in its order."""
+"""Columns of `ImageScores`, in its order, with their dtypes."""
 
 
 def score_logits(
     logits: Float[Tensor, "batch classes"],
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"], Int[Tensor, " batch"]]:
-    """Confidence max p, entropy -sum p log p / log(classes), and the predicted class; NaN where a logit is not finite.
+    """Return confidence max p, entropy -sum p log p / log(classes), and the predicted class.
 
-    Computed in float32 from log-probabilities, so that a probability that underflows to 0 adds 0 and not NaN.
+    Confidence and entropy are NaN if a logit is not finite. They are computed in float32 from log-probabilities, so
+    that a probability that underflows to 0 adds 0 and not NaN.
     """
     finite = logits.isfinite().all(dim=1)
     log_p = torch.log_softmax(torch.where(finite[:, None], logits.float(), 0.0), dim=1)
@@ -49,25 +50,25 @@ def score_logits(
 
 @dataclass(frozen=True)
 class PoolScores:
-    """The scores of a whole pool. They stay on disk until they are read."""
+    """The scores of a whole pool, which stay on disk until they are read."""
 
     folder: Path
     tap: Tap | None
-    """Where the stored features were taken."""
+    """Tap of the stored features."""
     rows: int
     problems: dict[int, str]
-    """Why an image could not be read, by pool index."""
+    """Reason why an image could not be read, by pool index."""
 
     @property
     def readable(self) -> Bool[np.ndarray, " rows"]:
-        """False for the images that could not be read."""
+        """Mask of the images that could be read."""
         flags = np.ones(self.rows, dtype=bool)
         flags[list(self.problems)] = False
         return flags
 
     @property
     def images(self) -> ImageScores:
-        """The scores of the whole pool, read into memory: 16 bytes an image."""
+        """Scores of the whole pool, read into memory: 16 bytes per image."""
         whole = ImageScores(*(np.empty(self.rows, kind) for kind in SCORES.values()))
         for part in range(parts_of(self.rows)):
             scores = self._part(part)
@@ -76,7 +77,7 @@ class PoolScores:
         return whole
 
     def parts(self) -> Iterator[tuple[ImageScores, Bool[np.ndarray, " rows"]]]:
-        """The scores part by part, and which images could be read."""
+        """Yield the scores of each part, and a mask of the images that could be read."""
         unreadable = np.array(sorted(self.problems), dtype=np.int64)
         for part in range(parts_of(self.rows)):
             scores = self._part(part)
@@ -86,19 +87,19 @@ class PoolScores:
             yield scores, readable
 
     def at(self, indices: Int[np.ndarray, " picked"]) -> ImageScores:
-        """The scores of sorted pool indices."""
+        """Return the scores of sorted pool indices."""
         parts = [(self._part(part), rows) for part, rows in _by_part(indices)]
         return ImageScores(
             *(np.concatenate([getattr(scores, name)[rows] for scores, rows in parts]) for name in SCORES)
         )
 
     def logits(self, indices: Int[np.ndarray, " picked"]) -> Float[np.ndarray, "picked classes"]:
-        """The teacher's float16 logits of sorted pool indices."""
+        """Return the teacher's float16 logits of sorted pool indices."""
         parts = [_stored(scores_file(self.folder, p), ("logits",))["logits"][rows] for p, rows in _by_part(indices)]
         return np.concatenate(parts)
 
     def features(self, indices: Int[np.ndarray, " picked"]) -> Float[np.ndarray, "picked width"]:
-        """The teacher's float16 penultimate features of pool indices in any order."""
+        """Return the teacher's float16 penultimate features of pool indices in any order."""
         order = np.argsort(indices, kind="stable")
         blocks = [
             _stored(features_file(self.folder, part, self.tap), ("features",))["features"][rows]
@@ -111,18 +112,20 @@ class PoolScores:
 
 
 Scorer = Callable[[Sequence[int], Callable[[int], None]], Generator[dict[int, str], None, None]]
-"""Scores parts into the pool's folder, and is told how to count images; for each part that is done it gives why images
-of it could not be read, by pool index."""
+"""Function that scores parts into the pool's folder, and calls its second argument with numbers of images.
+
+For each part that is done, it yields why images could not be read, by pool index.
+"""
 
 
 def score_pool(
     pool: Pool, folder: Path, scorer: Scorer, *, tap: Tap | None, max_unreadable: float, parts: range | None = None
 ) -> PoolScores:
-    """Score every image of some parts of the pool (None: of all) that `folder` has no scores of yet; open the scores.
+    """Score the images of some parts (None: all) for which `folder` has no scores, and open the scores.
 
-    With `tap`, the teacher's tap `last`, features are stored too. Memory does not grow with the pool's pixels.
-    Of images outside of the parts nothing is opened.
-    Raises: RequestError when more than `max_unreadable` of the pool cannot be read, and what the scorer raises.
+    With `tap`, the teacher's tap `last`, features are stored too. Memory does not grow with the pool's pixels. Images
+    outside of the parts are not opened.
+    Raises: RequestError if more than `max_unreadable` of the pool cannot be read, and what the scorer raises.
     """
     parts = range(parts_of(len(pool))) if parts is None else parts
     images = sum(_rows(len(pool), part) for part in parts)
@@ -149,7 +152,7 @@ def score_pool(
 
 @dataclass(frozen=True)
 class PartScorer:
-    """Scores parts one after the other, in this process."""
+    """A scorer of one part after the other, in this process."""
 
     teacher: Classifier
     pool: Pool
@@ -158,9 +161,9 @@ class PartScorer:
     tap: Tap | None
 
     def __call__(self, todo: Sequence[int], advance: Callable[[int], None]) -> Generator[dict[int, str], None, None]:
-        """Score them.
+        """Score the parts `todo`, and yield for each why images could not be read.
 
-        Raises: Interrupted after SIGINT or SIGTERM, once the scores that there are of an unfinished part are kept.
+        Raises: Interrupted after SIGINT or SIGTERM, once the existing scores of an unfinished part are written.
         """
         with stop_request() as stop:
             for part in todo:
@@ -176,7 +179,7 @@ class PartScorer:
 def _score_part(
     teacher: Classifier, pool: Pool, part: int, batch_size: int, head: Columns, advance: Any, stop: StopRequest
 ) -> Columns:
-    """The columns of a part, of which `head` is scored already; fewer rows where a signal came."""
+    """Return the columns of a part, of which `head` is scored already. After a signal there are fewer rows."""
     start, rows, scored = part * PART_ROWS, _rows(len(pool), part), 0
     part_columns: Columns = {}
     distances = ImageDistances(teacher.network)
@@ -185,7 +188,7 @@ def _score_part(
         nonlocal scored
         end = scored + len(columns["confidence"])
         for name, values in columns.items():
-            if name not in part_columns:  # once for the part: small blocks, one a batch, would scatter over the heap
+            if name not in part_columns:  # once per part: small blocks, one per batch, would fragment the heap
                 part_columns[name] = np.empty((rows, *values.shape[1:]), values.dtype)
             part_columns[name][scored:end] = values
         advance(end - scored)
@@ -218,21 +221,27 @@ def _score_batch(teacher: Classifier, distances: ImageDistances, images: Images)
 
 
 def _problems(part: int, columns: Columns) -> dict[int, str]:
-    """Why images of a part could not be read, by pool index."""
+    """Return why images of a part could not be read, by pool index."""
     return {part * PART_ROWS + i: why for i, why in enumerate(columns["problem"]) if why is not None}
 
 
 def _directions(features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
-    """Features in float16. Only their direction is used: a row that is out of range is scaled, one with NaN is zero."""
+    """Convert features to float16, of which only the directions are used.
+
+    A row out of range is scaled. A row that is not finite becomes 0.
+    """
     features = torch.where(features.isfinite().all(dim=1, keepdim=True), features, 0.0)
     return (features / (features.abs().amax(dim=1, keepdim=True) / 65504).clamp(min=1)).half()
 
 
 def _write_part(folder: Path, part: int, columns: Columns, tap: Tap | None, head: bool) -> None:
-    """Keep a part's scores, or the first of them; the features first, for a part is complete that has both."""
+    """Write a part's scores, or the first of them if `head`.
+
+    Features are written first, because a part is complete once it has both.
+    """
     if tap:
         write_columns(features_file(folder, part, tap, head), {"features": columns["features"]})
-    # in one order, also behind the first batches that were read from a file
+    # in one order, also if the first batches were read from a file
     write_columns(scores_file(folder, part, head), {name: columns[name] for name in (*SCORES, "logits", "problem")})
     if not head:
         for file in (scores_file(folder, part, True), features_file(folder, part, tap, True)):
@@ -242,7 +251,7 @@ def _write_part(folder: Path, part: int, columns: Columns, tap: Tap | None, head
 def _cached(
     folder: Path, parts: range, tap: Tap | None, images: int, problems: dict[int, str]
 ) -> tuple[list[int], int]:
-    """The parts that are to be scored, and how many of them are damaged; `problems` gets the others'."""
+    """Return the parts to score, and how many of them are damaged. `problems` gets those of the other parts."""
     todo, damaged = [], 0
     for part in parts:
         if not scores_file(folder, part).exists() or (tap and not features_file(folder, part, tap).exists()):
@@ -261,19 +270,22 @@ def _cached(
 
 
 def _read_head(folder: Path, part: int, tap: Tap | None, batch_size: int) -> Columns:
-    """What an interrupted command has left of a part: whole batches, so that those after it are what they were."""
+    """Return what an interrupted command left of a part; empty if that is not whole batches.
+
+    With whole batches, the later batches have the same images as without an interruption.
+    """
     try:
         head = read_columns(scores_file(folder, part, True), (*SCORES, "problem", "logits"))
         if tap:
             head |= read_columns(features_file(folder, part, tap, True), ("features",))
-    except Damaged:  # or not there
+    except Damaged:  # or missing
         return {}
     rows = {len(values) for values in head.values()}
     return head if len(rows) == 1 and rows.pop() % batch_size == 0 else {}
 
 
 def _stored(file: Path, names: tuple[str, ...]) -> Columns:
-    """Columns that are read when rows of them are needed. Raises: RequestError where they are damaged."""
+    """Read columns of a cached file. Raises: RequestError if the file is damaged."""
     try:
         return read_columns(file, names)
     except Damaged as damaged:
@@ -281,7 +293,7 @@ def _stored(file: Path, names: tuple[str, ...]) -> Columns:
 
 
 def _by_part(indices: Int[np.ndarray, " picked"]) -> Iterator[tuple[int, np.ndarray]]:
-    """Sorted pool indices as (part, rows within it)."""
+    """Yield sorted pool indices as (part, rows within the part)."""
     parts = indices // PART_ROWS
     for rows in np.split(indices, np.flatnonzero(np.diff(parts)) + 1):
         if len(rows):
@@ -290,7 +302,7 @@ def _by_part(indices: Int[np.ndarray, " picked"]) -> Iterator[tuple[int, np.ndar
 
 
 def parts_of(images: int) -> int:
-    """How many parts there are of so many images."""
+    """Return the number of parts for a number of images."""
     return -(-images // PART_ROWS)
 
 
@@ -299,17 +311,17 @@ def _rows(images: int, part: int) -> int:
 
 
 def scores_file(folder: Path, part: int, head: bool = False) -> Path:
-    """Where the scores of a part are kept, or its first ones that an interrupted command has left."""
+    """Return the file of a part's scores, or with `head` of the first scores, left by an interrupted command."""
     return folder / f"scores-{part:06d}{'.head' if head else ''}.parquet"
 
 
 def features_file(folder: Path, part: int, tap: Tap | None, head: bool = False) -> Path:
-    """Where the features of a part are kept that were taken at `tap`."""
+    """Return the file of a part's features that were taken at `tap`, or with `head` of the first of them."""
     return folder / f"features-{hash_of(str(tap))}-{part:06d}{'.head' if head else ''}.parquet"
 
 
 class TooManyUnreadable(RequestError):
-    """More of a pool cannot be read than is allowed; holds the parts of its text: a caller can name a flag."""
+    """An error: more of a pool is unreadable than is allowed. The caller names the option."""
 
     def __init__(self, pool: Pool, problems: dict[int, str], share: float) -> None:
         first = sorted(problems)[:3]

@@ -1,4 +1,4 @@
-"""A selection's folder, written: shards, scores and, last, the manifest that makes it complete."""
+"""Writing of a selection's folder: shards, scores and, last, the manifest that makes it complete."""
 
 import shutil
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -33,14 +33,16 @@ from dfkd.system.locks import LOCK
 from dfkd.system.portable import portable
 
 FILES_AT_ONCE = 64
+"""Encoded files that are read at once."""
 SCORES_AT_ONCE = 8 * ROWS_PER_SHARD
+"""Rows of scores that are read at once."""
 OWN = (LOCK, JOURNAL, CHECKPOINT, METRICS, LOGS, "data-", "dataset_info.json", "scores.parquet", "state.json", MANIFEST)
-"""How the names begin in a folder in which a selection is written."""
+"""Prefixes of the names in a folder in which a selection is written."""
 
 
 @runtime_checkable
 class Pictures(Protocol):
-    """The images of which some are selected, by number: a pool, or what a generator makes."""
+    """Images by number, of which some are selected: a pool, or the images of a generator."""
 
     encoded: bool
     image_size: int
@@ -48,39 +50,39 @@ class Pictures(Protocol):
     def __len__(self) -> int: ...
 
     def origins(self, indices: Int[np.ndarray, " batch"]) -> list[str]:
-        """Where each comes from."""
+        """Return the origin of each image."""
         ...
 
     def images(self, indices: Int[np.ndarray, " batch"]) -> Images:
-        """Their pixels."""
+        """Return the pixels of the images."""
         ...
 
     def files(self, indices: Int[np.ndarray, " batch"]) -> list[bytes]:
-        """Their encoded files, where they are stored so."""
+        """Return the encoded files of the images, if images are stored encoded."""
         ...
 
 
 @runtime_checkable
 class Scores(Protocol):
-    """What the teacher says of the images."""
+    """The teacher's scores of the images."""
 
     def at(self, indices: Int[np.ndarray, " picked"]) -> ImageScores:
-        """Of sorted numbers."""
+        """Return the scores of sorted numbers of images."""
         ...
 
     @property
     def problems(self) -> dict[int, str]:
-        """Why an image could not be read, by number."""
+        """Reason why an image could not be read, by number."""
         ...
 
     def logits(self, indices: Int[np.ndarray, " picked"]) -> Float[np.ndarray, "picked classes"]:
-        """The float16 logits of sorted numbers."""
+        """Return the float16 logits of sorted numbers of images."""
         ...
 
 
 @dataclass(frozen=True)
 class Selected:
-    """A selection before it is written: what was requested, from what, and what was chosen."""
+    """A selection before it is written: the request, its images and scores, and the choice."""
 
     config: SelectConfig | GenerateConfig
     model: Model
@@ -90,21 +92,21 @@ class Selected:
     content: dict[str, Any]
     """Everything that decides the selection."""
     source: str = "selection"
-    """What the manifest and a run's result call it."""
+    """Name of the source in the manifest and in a run's result."""
     cost: Mapping[str, int] = field(default_factory=dict)
-    """What a generator took to make it."""
+    """Cost of generating the images."""
     filter: Mapping[str, Any] | None = None
-    """What the images went through, as the manifest says it."""
+    """Filter of the images, as in the manifest."""
     left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """Of the pool's files and folders, what is no image: how many, by suffix or another reason."""
+    """Number of files that are no images, by file or folder of the pool, and by suffix or another reason."""
     bits: int | None = None
-    """Of images with 16 bits, those in use."""
+    """Number of bits in use, for images with 16 bits."""
     store: int | None = None
-    """The shorter side in pixels at which encoded images are written; None: the files as they are."""
+    """Shorter side in pixels at which encoded images are written. None: files are written as they are."""
 
     @cached_property
     def per_class(self) -> Int[np.ndarray, " classes"]:
-        """How many of the selected images there are of each predicted class."""
+        """Number of selected images for each predicted class."""
         counts = np.zeros(self.model.classes, np.int64)
         for start in range(0, len(self.choice), SCORES_AT_ONCE):
             rows = self.choice.some(start, start + SCORES_AT_ONCE)
@@ -113,35 +115,39 @@ class Selected:
 
 
 def is_done(out: Path, shown: str, content: dict[str, Any]) -> bool:
-    """Whether `out` is this very selection. Raises: RequestError where it holds anything else, or damaged shards."""
+    """Return whether `out` holds this very selection.
+
+    Raises: RequestError if `out` holds anything else, or damaged shards.
+    """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if not (out / MANIFEST).exists():
-        raise RequestError(f"--out {shown} holds files that are not a selection; give another folder")
+        why = "holds files that are not a selection" if out.is_dir() else "is a file"
+        raise RequestError(f"--out {shown} {why}; give another folder")
     different = differences(Shards(out).manifest.content.table, content)
     if different:
         raise RequestError(f"--out {shown} holds another selection: {'; '.join(different)}; give another folder")
-    with suppress(OSError):  # a command that was killed just after its last step
+    with suppress(OSError):  # left by a command that was killed just after its last step
         clear(out)
     return True
 
 
 def write(partial: Path, out: Path, selected: Selected) -> None:
-    """Write the whole folder under a temporary name and rename it, so that `out` is complete or not there.
+    """Write the folder under a temporary name and rename it, so that `out` is complete or missing.
 
     Shards that a killed command of the same request has written are kept, in the folder of the temporary name.
     """
-    # with the filter: one that was found anew since a kill is another, by its last bits
+    # with the filter: one that was found again after a kill differs in rounding
     journal = Journal(partial, hash_of([selected.content, selected.filter] if selected.filter else selected.content))
     done = journal.done
     keep = {LOCK, JOURNAL, CHECKPOINT, METRICS, LOGS, *(file.name for file in done)}
-    for file in partial.iterdir():  # half written, or of another selection that was not finished
+    for file in partial.iterdir():  # half-written files, and those of another unfinished selection
         if file.name not in keep:
             shutil.rmtree(file) if file.is_dir() else file.unlink()
     start = sum(file.rows for file in done)
     if done:
         say(f"{start:,} images were written before, in {len(done):,} shards")
-    with closing(_rows(selected, start)) as rows:  # with its progress bar, before an error is told
+    with closing(_rows(selected, start)) as rows:  # closes the progress bar before an error is printed
         files = write_shards(partial, rows, journal.fingerprint, done, journal.add)
     _write_scores(partial / "scores.parquet", selected)
     sync_folder(partial)
@@ -153,20 +159,23 @@ def write(partial: Path, out: Path, selected: Selected) -> None:
 
 
 def clear(out: Path) -> None:
-    """Remove from a complete selection what was of use only until then."""
+    """Remove files that a complete selection no longer needs."""
     (out / LOCK).unlink(missing_ok=True)
     shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
 
 
 def check_partial(partial: Path) -> None:
-    """Raise RequestError where the folder of the temporary name is somebody else's."""
+    """Raise RequestError if the folder of the temporary name holds files of something else."""
     for file in partial.iterdir():
         if not file.name.startswith(OWN):
             raise RequestError(f"{partial} is needed and holds {file.name!r}, which is not of a selection; move it")
 
 
 def _manifest(selected: Selected, files: list[dict[str, Any]]) -> dict[str, Any]:
-    """Counts and results first; `config` is the request, without the paths, which do not decide the content."""
+    """Return the manifest: counts and results first.
+
+    `config` is the request without the paths, which do not decide the content.
+    """
     model, pool, scores, choice = selected.model, selected.pool, selected.scores, selected.choice
     unreadable = np.array([*scores.problems], dtype=np.int64)
     stored = named(type(selected.config), lambda option: option.stored)
@@ -198,7 +207,7 @@ def _manifest(selected: Selected, files: list[dict[str, Any]]) -> dict[str, Any]
 
 
 def _rows(selected: Selected, start: int) -> Generator[Rows, None, None]:
-    """The shards' content, a shard at a time, in the pool's order, from the `start`-th image on."""
+    """Yield the content of each shard, in the pool's order, from the `start`-th selected image on."""
     pool, floor = selected.pool, selected.config.class_dropping
     with progress("writing", len(selected.choice), "images", start) as bar:
         for indices, image in _images(pool, selected.choice, start, selected.store, selected.bits):
@@ -218,7 +227,10 @@ def _rows(selected: Selected, start: int) -> Generator[Rows, None, None]:
 def _kept(
     logits: Float[np.ndarray, "rows classes"], prediction: Int[np.ndarray, " rows"], floor: float
 ) -> Bool[np.ndarray, "rows classes"]:
-    """The mask to store. The predicted class is in it also where logits so large that float16 cuts them are alike."""
+    """Return the mask to store, which always includes the predicted class.
+
+    Logits beyond the range of float16 are clipped, and may then be equal.
+    """
     kept = kept_classes(torch.from_numpy(logits), floor).numpy()
     kept[np.arange(len(kept)), prediction] = True
     return kept
@@ -227,8 +239,10 @@ def _kept(
 def _images(
     pool: Pictures, choice: Choice, first: int, store: int | None, bits: int | None
 ) -> Iterator[tuple[Int[np.ndarray, " rows"], UInt8[np.ndarray, "rows size size channels"] | list[bytes]]]:
-    """The selected images from the `first` on, cut into shards: at most so many rows, and of encoded files at most so
-    many bytes."""
+    """Yield the selected images from the `first` on, cut into shards.
+
+    A shard has at most ROWS_PER_SHARD rows and, of encoded files, BYTES_PER_SHARD bytes or one file.
+    """
     if not pool.encoded:
         for start in range(first, len(choice), ROWS_PER_SHARD):
             rows = choice.some(start, start + ROWS_PER_SHARD)
@@ -250,7 +264,10 @@ def _images(
 
 
 def _pixels(pool: Pictures, indices: Int[np.ndarray, " rows"]) -> UInt8[np.ndarray, "rows size size channels"]:
-    """The pixels of images that were readable when they were scored. Raises: RequestError where one no longer is."""
+    """Return the pixels of images that were readable when they were scored.
+
+    Raises: RequestError if one no longer is.
+    """
     images = pool.images(indices)
     for position, why in images.problems.items():
         name = pool.origins(indices[position : position + 1])[0]
@@ -259,7 +276,7 @@ def _pixels(pool: Pictures, indices: Int[np.ndarray, " rows"]) -> UInt8[np.ndarr
 
 
 def _write_scores(path: Path, selected: Selected) -> None:
-    """One row for every pool image, with the reason for which it is in or out."""
+    """Write one row for every pool image, with the reason why the image is selected or not."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

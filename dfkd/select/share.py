@@ -1,4 +1,4 @@
-"""Which parts of a pool one command scores, of several at once: `--part K/N`, or as an array job of SLURM says."""
+"""The share of a pool that one of several commands scores: `--part K/N`, or a task of a SLURM array job."""
 
 import os
 import re
@@ -12,15 +12,15 @@ _ARRAY = "SLURM_ARRAY_TASK_"
 
 
 @dataclass(frozen=True)
-class Share:
-    """The `number`-th of `count` equal shares of a pool's parts: one command's work, of several at once."""
+class PoolShare:
+    """The `number`-th of `count` equal shares of a pool's parts: the work of one of several commands."""
 
     number: int = 1
     count: int = 1
 
     @classmethod
-    def parse(cls, text: str, environment: Mapping[str, str] = os.environ) -> "Share":
-        """From K/N, or from the variables of an array job. Raises: RequestError for anything else."""
+    def parse(cls, text: str, environment: Mapping[str, str] = os.environ) -> "PoolShare":
+        """Parse K/N, or read the variables of an array job. Raises: RequestError for another text."""
         if text == SLURM:
             return cls(*_of_array(environment))
         match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text, re.ASCII)
@@ -33,18 +33,20 @@ class Share:
         return f"{self.number}/{self.count}"
 
     def parts(self, total: int) -> range:
-        """The numbers of its parts, of `total`: none where there are fewer parts than shares."""
+        """Return the numbers of the share's parts, of `total`. With more shares than parts, some are empty."""
         return range((self.number - 1) * total // self.count, self.number * total // self.count)
 
 
-WHOLE = Share()
-"""The pool in one share."""
+WHOLE = PoolShare()
+"""The whole pool as one share."""
 
 
 def _of_array(environment: Mapping[str, str]) -> tuple[int, int]:
-    """The number of this task, from 1, and how many there are; the indices of an array begin anywhere, in any step.
+    """Return the number of this task, from 1, and the number of tasks.
 
-    Raises: RequestError outside of an array job, or where the indices are no range: the tasks would share nothing.
+    The indices of an array may begin anywhere, in steps of any size.
+    Raises: RequestError outside of an array job, or if the indices are not a whole range: some parts would have no
+    task.
     """
     number, count, first, last, step = (
         _variable(environment, name, default)

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dfkd.config import SelectConfig
 from dfkd.data import Pool
 from dfkd.data.locate import GivenData
@@ -19,12 +21,13 @@ from dfkd.select.choose import Choice, TooFew, choose
 from dfkd.select.duplicates_on_disk import near_duplicates_on_disk
 from dfkd.select.journal import JOURNAL
 from dfkd.select.methods import Traits
+from dfkd.select.near_copies import descriptors, near_copies
 from dfkd.select.pool_filter import Adapted, adapt
 from dfkd.select.ray_scorer import RayScorer
 from dfkd.select.request import METHOD, Request, check, resolve, scorable
 from dfkd.select.score import PartScorer, PoolScores, Scorer, TooManyUnreadable, parts_of, score_pool
 from dfkd.select.selection_writer import Selected, check_partial, is_done, write
-from dfkd.select.share import WHOLE, Share
+from dfkd.select.share import WHOLE, PoolShare
 from dfkd.system.components import Component
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
@@ -34,18 +37,23 @@ from dfkd.system.locks import locked, once
 from dfkd.system.text import inspect_command, of_classes
 
 __all__ = ["check", "run", "select"]
+UNREADABLE_NAMED = 3
+"""Images that cannot be read and are named on the terminal."""
 
 
 def run(config: SelectConfig) -> Path:
-    """Select as `config` says; a complete selection of the same request is left as it is. Returns its folder."""
+    """Select as `config` says, and return the folder. A complete selection of the same request does not change."""
     return select(config, given_teacher(config.teacher, config.mixing), config.pool)
 
 
 def select(config: SelectConfig, teacher: GivenModel, pool: Sequence[GivenData]) -> Path:
-    """The same, from a teacher and a pool that may be at hand already; without a folder into one of the cache."""
+    """Select from a teacher and a pool, which may be Python objects, and return the folder.
+
+    A complete selection of the same request does not change. Without `out`, the folder is in the cache.
+    """
     if config.out:
         output_path(config.out)
-    method, share = check(config), Share.parse(config.part) if config.part is not None else None
+    method, share = check(config), PoolShare.parse(config.part) if config.part is not None else None
     if config.engine == "ray" and not all(isinstance(one, str) for one in (teacher, *pool)):
         raise RequestError("--engine ray takes a MODEL and DATA as texts: its workers open them themselves")
     request = resolve(config, method, teacher, pool)
@@ -72,20 +80,20 @@ def _make(request: Request, out: Path) -> Selected:
     check_partial(partial)
     try:
         pool, scores, adapted = _score(request)
-        choice = _choose(config, request.method, scores, request.model.classes)
+        choice = _choose(config, request.method, pool, scores, request.model.classes)
         found = adapted.describe() if adapted else None
         of_pool = Selected(config, request.model, pool, scores, choice, request.content, filter=found)
         selected = replace(of_pool, left_out=pool.left_out, bits=pool.bits, store=config.store)
         write(partial, out, selected)
     except RequestError:
-        if not (partial / JOURNAL).exists():  # else a pool that cannot be read just now: shards are kept
+        if not (partial / JOURNAL).exists():  # with a journal, shards are kept: the pool may be unreadable only for now
             shutil.rmtree(partial, ignore_errors=True)
         raise
     return selected
 
 
-def _score(request: Request, share: Share = WHOLE) -> tuple[Pool, PoolScores, Adapted | None]:
-    """The pool through its filter, the scores of a share of it, and what was found for a filter."""
+def _score(request: Request, share: PoolShare = WHOLE) -> tuple[Pool, PoolScores, Adapted | None]:
+    """Return the pool through its filter, the scores of a share of the pool, and the result of the filter."""
     config, nearest = request.config, Traits.of(request.method.target).typical
     adapted = None
     if request.filter:
@@ -103,19 +111,20 @@ def _score(request: Request, share: Share = WHOLE) -> tuple[Pool, PoolScores, Ad
     return pool, scores, adapted
 
 
-def _choose(config: SelectConfig, method: Component, scores: PoolScores, classes: int) -> Choice:
+def _choose(config: SelectConfig, method: Component, pool: Pool, scores: PoolScores, classes: int) -> Choice:
     traits, balance = Traits.of(method.target), config.balance or "none"
+    similarity, seen = config.deduplicate_pixels, descriptors(pool)
     common: dict[str, Any] = {"count": config.count, "seed": config.seed, "reach": traits.reach}
     try:
         if scores.rows > streaming.IN_MEMORY and traits.scale and balance != "cluster":
             groups = classes if balance == "class" else None
-            if config.deduplicate is not None:
-                common["deduplicate"] = partial(
-                    near_duplicates_on_disk,
-                    features=scores.features,
-                    similarity=config.deduplicate,
-                    folder=partial_folder(output_path(config.out)) / "data-near-duplicates",
-                )
+            folder = partial_folder(output_path(config.out)) / "data-near-duplicates"
+            compared = ((scores.features, config.deduplicate), (seen, similarity))
+            common["deduplicate"] = [
+                partial(near_duplicates_on_disk, features=features, similarity=least, folder=folder)
+                for features, least in compared
+                if least is not None
+            ]
             with Foreign(f"{method.kind.name} {method.text!r} {method.kind.failure}:", method.target):
                 scale = traits.scale(**method.options)
                 if scale.missing:
@@ -128,10 +137,11 @@ def _choose(config: SelectConfig, method: Component, scores: PoolScores, classes
             features=scores.features,
             balance=balance,
             deduplicate=config.deduplicate,
+            copies=None if similarity is None else lambda rows, needed: near_copies(rows, seen, similarity, needed),
             **common,
         )
     except TooFew as few:
-        in_its_text = "gamma" in METHOD.look_up(config.method).options  # then the flag would change nothing
+        in_its_text = "gamma" in METHOD.look_up(config.method).options  # then --gamma would change nothing
         if "gamma" in method.options and not in_its_text and few.wanted <= few.usable and few.left == few.admitted:
             enough = math.ceil(1000 * few.wanted / few.usable) / 1000
             raise RequestError(f"--{few}; --gamma {enough:g} admits enough, or ask for {few.left}") from None
@@ -147,5 +157,7 @@ def _report(selected: Selected) -> None:
     say(f"images by reason: {', '.join(f'{n:,} {reason}' for reason, n in counts.items())}")
     say(f"selected by predicted class: {of_classes(selected.per_class.tolist(), MANIFEST, ',', names)}")
     if scores.problems:
-        say(f"unreadable and skipped: {len(scores.problems):,}; {MANIFEST} names them")
+        first = ", ".join(pool.origins(np.array(sorted(scores.problems)[:UNREADABLE_NAMED])))
+        more = f", ...; {MANIFEST} names them" if len(scores.problems) > UNREADABLE_NAMED else ""
+        say(f"unreadable and skipped: {len(scores.problems):,} ({first}{more})")
     say(f"{out}: {len(choice):,} images; look at them with: {inspect_command(str(out))}")

@@ -1,12 +1,12 @@
-"""Scores -> indices without the scores in memory: they are read part by part, once for every digit that is counted.
+"""Choice of images without the scores in memory: they are read part by part, once for every digit that is counted.
 
-What `choose` does by sorting is done by counting. The value at a rank is found digit by digit (radix selection): each
-pass counts the values that share the digits found so far by their next one. So the choice is that of `choose`, to the
-image, and takes one byte an image beside tables of a fixed size. Counts of several parts add up in any order.
+`choose` sorts, and this module counts. The value at a rank is found digit by digit (radix selection). Each pass takes
+the values that share the digits found so far, and counts their next digit. The choice is that of `choose`, to the
+image. It takes one byte per image, and tables of a fixed size. Counts of several parts can be added in any order.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,19 +30,19 @@ from dfkd.select.methods import ImageScores, Scale, surest
 from dfkd.system.errors import RequestError
 
 IN_MEMORY = 10_000_000
-"""Images up to which the scores of a pool are held in memory: 31 to 43 bytes an image."""
+"""Images up to which the scores of a pool are held in memory: 31 to 43 bytes per image."""
 _COUNTERS = 20
-"""The logarithm of how many counters a table has: 8 MB. Fewer take more passes."""
+"""Binary logarithm of the number of counters in a table: 8 MB. Fewer counters take more passes."""
 Parts = Callable[[], Iterator[tuple[ImageScores, Bool[np.ndarray, " rows"]]]]
-"""Reads the pool from its first part: the scores, and which images could be read."""
+"""Function that reads the pool from its first part: the scores, and a mask of the images that could be read."""
 
 Ranked = Callable[[], Iterable[tuple[Int[np.ndarray, " rows"], UInt32[np.ndarray, " rows"]]]]
 Deduplicate = Callable[[Ranked, int], Iterator[Int[np.ndarray, " dropped"]]]
-"""Finds near-duplicates among so many ranked rows, which are read block by block: some rows of the pool at a time."""
+"""Function that yields the near-duplicates among a number of ranked rows, which are read block by block."""
 
 
 class _Rows(NamedTuple):
-    """Rows of a part in the pool's order: where they are in it, what they are ranked by, and their groups."""
+    """Rows of a part in the pool's order: positions in the part, keys that rank them, and groups."""
 
     where: Int[np.ndarray, " rows"]
     keys: UInt32[np.ndarray, " rows"]
@@ -51,13 +51,13 @@ class _Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class _Cut:
-    """For each group the key at a rank, and how many rows of that very key are within: the first ones of the pool."""
+    """For each group, the key at a rank, and how many rows of exactly that key are within: the first of the pool."""
 
     key: UInt32[np.ndarray, " groups"]
     ties: Int[np.ndarray, " groups"]
 
     def taker(self) -> Callable[[_Rows], Bool[np.ndarray, " rows"]]:
-        """A function that is given the rows from the pool's first one on, and says which are within."""
+        """Return a function that gets all rows in the pool's order, and returns a mask of those within."""
         seen = np.zeros_like(self.ties)
 
         def take(rows: _Rows) -> Bool[np.ndarray, " rows"]:
@@ -84,13 +84,13 @@ def choose_streaming(
     seed: int,
     groups: int | None = None,
     reach: float | None = None,
-    deduplicate: Deduplicate | None = None,
+    deduplicate: Sequence[Deduplicate] = (),
 ) -> Choice:
-    """What `dfkd.select.choose.choose` picks of `rows` images by a method of that scale.
+    """Return what `dfkd.select.choose.choose` picks of `rows` images, by a method with a scale.
 
-    `deduplicate` finds the near-duplicates among the admitted rows (`dfkd.select.duplicates_on_disk`). With `groups`,
-    as many classes as the teacher has, the picks are even over the predicted ones; `reach` as there.
-    Raises: RequestError as there.
+    Each `deduplicate` finds near-duplicates among the admitted rows (`dfkd.select.duplicates_on_disk`). With `groups`,
+    the number of the teacher's classes, the picks are balanced over the predicted classes. `reach` is as in `choose`.
+    Raises: RequestError as `choose` does.
     """
     pool = _Pool(parts, scale, seed, groups or 1, np.full(rows, REASONS.index(NOT_ADMITTED), dtype=np.int8))
     usable = sum(int(block.usable.sum()) for block in pool.blocks())
@@ -101,8 +101,8 @@ def choose_streaming(
     admitted = left = int(sizes.sum())
     if not admitted and scale.missing:
         raise RequestError(scale.missing)
-    if deduplicate is not None:
-        for dropped in deduplicate(pool.ranked, admitted):
+    for near_duplicates in deduplicate:
+        for dropped in near_duplicates(pool.ranked, left):
             pool.reasons[dropped] = REASONS.index(NEAR_DUPLICATE)
         sizes = pool.sizes()
         left = int(sizes.sum())
@@ -123,7 +123,7 @@ def choose_streaming(
 
 @dataclass(frozen=True)
 class _Block:
-    """A part of the pool: the scores, and the values by which they are ranked."""
+    """A part of the pool: scores, and the values that rank the images."""
 
     start: int
     scores: ImageScores
@@ -137,10 +137,10 @@ class _Block:
 
 
 class _Pool:
-    """The pool, read once more for each question. `admit` and then `narrow` leave fewer and fewer of its rows."""
+    """The pool, read again for every question. `admit` and then `narrow` reduce the rows that are left."""
 
     def __init__(self, parts: Parts, scale: Scale, seed: int, groups: int, reasons: Int[np.ndarray, " rows"]) -> None:
-        """`reasons`, of every row, say which ones are near-duplicates."""
+        """Start with all rows. `reasons`, of every row, mark near-duplicates."""
         self._parts, self._scale, self._seed, self._groups = parts, scale, seed, groups
         self.reasons = reasons
         self._cuts: list[_Cut] = []
@@ -158,7 +158,7 @@ class _Pool:
             start += len(readable)
 
     def admit(self, count: int) -> None:
-        """Admit the `count` surest rows, and those that are as sure as the last of them."""
+        """Admit the `count` most confident rows, and those as confident as the last of them."""
 
         def confidences() -> Iterator[_Rows]:
             for block in self.blocks():
@@ -168,19 +168,19 @@ class _Pool:
         self.threshold = float(_numbers(_cut(confidences, np.array([count])).key)[0])
 
     def is_admitted(self, block: _Block) -> Bool[np.ndarray, " rows"]:
-        """Which of its rows are."""
+        """Return a mask of the rows of a block that are admitted."""
         reasons = self.reasons[block.start : block.start + len(block.usable)]
         admitted = block.usable & ~np.isnan(block.value) & (reasons != REASONS.index(NEAR_DUPLICATE))
         return admitted if self.threshold is None else admitted & (block.scores.confidence >= self.threshold)
 
     def ranked(self) -> Iterator[tuple[Int[np.ndarray, " rows"], UInt32[np.ndarray, " rows"]]]:
-        """The admitted rows by their numbers in the pool, with their keys."""
+        """Yield the admitted rows by their numbers in the pool, with their keys."""
         for block in self.blocks():
             where = np.flatnonzero(self.is_admitted(block))
             yield block.start + where, _keys(block.value[where])
 
     def narrowed(self) -> Iterator[tuple[_Block, _Rows]]:
-        """Each block with the rows of it that are left."""
+        """Yield each block with the rows that are left."""
         takers = [cut.taker() for cut in self._cuts]
         for block in self.blocks():
             where = np.flatnonzero(self.is_admitted(block))
@@ -192,19 +192,22 @@ class _Pool:
             yield block, rows
 
     def sizes(self) -> Int[np.ndarray, " groups"]:
-        """How many rows of each group are left."""
+        """Return how many rows of each group are left."""
         counts = np.zeros(self._groups, np.int64)
         for _, rows in self.narrowed():
             counts += np.bincount(rows.group, minlength=self._groups)
         return counts
 
     def narrow(self, ranks: Int[np.ndarray, " groups"]) -> None:
-        """Leave the best rows, as many of each group as `ranks` says; or of all, where that is one number."""
+        """Leave the best `ranks[g]` rows of each group g, or of all rows if `ranks` is one number."""
         self._cuts.append(_cut(lambda: (rows for _, rows in self.narrowed()), ranks))
 
 
 def _cut(rows: Callable[[], Iterator[_Rows]], ranks: Int[np.ndarray, " groups"]) -> _Cut:
-    """Of each group, or of all rows, where as many rows as its rank says are within; so many there must be."""
+    """Find the cut at which `ranks` rows of each group, or of all rows, are within.
+
+    There must be at least as many rows.
+    """
     groups, left = len(ranks), ranks.astype(np.int64)
     width = max(1, min(16, _COUNTERS - (groups - 1).bit_length()))
     found, known = np.zeros(groups, np.uint32), 0
@@ -227,11 +230,11 @@ def _cut(rows: Callable[[], Iterator[_Rows]], ranks: Int[np.ndarray, " groups"])
 
 
 def _keys(values: Float[np.ndarray, " rows"]) -> UInt32[np.ndarray, " rows"]:
-    """Numbers that are ordered as the values are; 0 and -0 are equal."""
+    """Return numbers that are ordered as the values are. 0 and -0 are equal."""
     bits = (values.astype(np.float32, copy=False) + np.float32(0)).view(np.uint32)
     return np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
 
 
 def _numbers(keys: UInt32[np.ndarray, " rows"]) -> Float[np.ndarray, " rows"]:
-    """The values of keys."""
+    """Return the values of keys."""
     return np.where(keys >> 31, keys & np.uint32((1 << 31) - 1), ~keys).view(np.float32)

@@ -1,1 +1,1 @@
-"""What every room stands on: errors, files, locks, the device, the terminal."""
+"""Foundations of every other package: errors, files, locks, signals, processes, the device and the terminal."""

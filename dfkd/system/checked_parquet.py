@@ -1,4 +1,4 @@
-"""Columns of numbers in a Parquet file of the cache, each with the SHA-256 of its values."""
+"""Parquet files of the cache, with the SHA-256 of each column's values."""
 
 import hashlib
 import json
@@ -14,15 +14,18 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Columns = dict[str, np.ndarray]
-"""By name: one number a row, a list of numbers a row (two dimensions), or text or None (of type object)."""
+"""Arrays by column name, each with one entry per row.
+
+An array holds numbers [rows], lists of numbers [rows, width], or strings and None [rows] of dtype object.
+"""
 
 
 class Damaged(Exception):
-    """The file is not what was written."""
+    """Error for a cache file that is missing, unreadable or changed."""
 
 
 def write_columns(file: Path, columns: Mapping[str, np.ndarray]) -> None:
-    """Write columns of one length; the hashes go into the schema's metadata."""
+    """Write columns of equal length to a Parquet file. The hashes are stored in the schema's metadata."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -33,9 +36,9 @@ def write_columns(file: Path, columns: Mapping[str, np.ndarray]) -> None:
 
 
 def read_columns(file: Path, names: Sequence[str]) -> Columns:
-    """Some columns of a file.
+    """Return the named columns of a Parquet file after a check of their hashes.
 
-    Raises: Damaged where there is no such file, it cannot be read, or the values are not those that were written.
+    Raises: Damaged if the file is missing or unreadable, or if a column's values differ from those that were written.
     """
     import pyarrow.parquet as pq
 
@@ -45,7 +48,7 @@ def read_columns(file: Path, names: Sequence[str]) -> Columns:
         columns = {name: _values(table[name].combine_chunks()) for name in names}
         written = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         changed = [name for name, v in columns.items() if written.get(f"sha256:{name}") != _hash(v)]
-    except Exception as error:  # a damaged file can raise anything at all from the reader
+    except Exception as error:  # pyarrow can raise any exception for a damaged file
         what = str(error).partition("\n")[0] or type(error).__name__
         raise Damaged(f"{file} is damaged ({what})") from None
     if changed:
@@ -66,7 +69,7 @@ def _values(array: "pa.Array") -> np.ndarray:
     import pyarrow as pa
 
     if pa.types.is_string(array.type):
-        # nearly always every row is None: no image had a problem
+        # fast path: this column holds the images' problems, and nearly always every row is None
         rows = array.to_pylist() if array.null_count < len(array) else [None] * len(array)
         return np.array(rows, dtype=object)
     if pa.types.is_fixed_size_list(array.type):

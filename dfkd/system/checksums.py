@@ -1,4 +1,4 @@
-"""Checksums: of files, as entries of a manifest, and of a manifest or a request itself, as a field of it."""
+"""Checksums of files (entries of a manifest) and of JSON or TOML tables (a field of the table itself)."""
 
 import json
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ CHECKSUM = "checksum"
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON or TOML table with the hash of all its other fields in the field `checksum`."""
+    """Return a JSON or TOML table with a further field `checksum`, the hash of all other fields."""
     plain = json.loads(json.dumps({name: item for name, item in value.items() if name != CHECKSUM}, allow_nan=False))
     return {CHECKSUM: hash_of(plain), **plain}
 
 
 def unsealed(value: Any) -> dict[str, Any]:
-    """The table without its checksum. Raises: ValueError where it has none, or the fields are not those written."""
+    """Return a table without its checksum. Raises: ValueError if the checksum is missing or wrong."""
     if not isinstance(value, Mapping):
         raise ValueError("it is not a table")
     if CHECKSUM not in value:
@@ -33,21 +33,22 @@ def unsealed(value: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Entry:
-    """What was written of a file: its size in bytes and its SHA-256."""
+    """Size in bytes and SHA-256 of a file, recorded when the file was written."""
 
     bytes: Count
     sha256: str
 
 
 def entry(path: Path) -> dict[str, Any]:
-    """The table of an `Entry`."""
+    """Return the table of a file's `Entry`."""
     return {"bytes": path.stat().st_size, "sha256": hash_file(path)}
 
 
 def check_size(path: Path, written: Entry, hint: str = "") -> int:
-    """The file's size in bytes. Raises: RequestError where the file is gone or has another size than was `written`.
+    """Return a file's size in bytes after comparing it with the size that was `written`.
 
-    `hint` is the end of the message.
+    `hint` is the end of the error message.
+    Raises: RequestError if the file is missing or has another size.
     """
     try:
         size = path.stat().st_size
@@ -59,7 +60,7 @@ def check_size(path: Path, written: Entry, hint: str = "") -> int:
 
 
 def check_file(path: Path, written: Entry, hint: str = "") -> int:
-    """Read a whole file again; its size. Raises: RequestError where it is not what was `written`."""
+    """Return a file's size in bytes after a check of its hash. Raises: RequestError if the file was changed."""
     size = check_size(path, written, hint)
     if hash_file(path) != written.sha256:
         raise RequestError(f"{path} is damaged: its SHA-256 is not that of what was written{hint}")

@@ -1,4 +1,4 @@
-"""The identity of code that is not ours: a hash of a definition and of what it reaches in files of its user's."""
+"""Identity of foreign code: a hash of a definition and of all code that it reaches in the user's files."""
 
 import ast
 import hashlib
@@ -12,18 +12,19 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-WITH_VERSION = frozenset(("dfkd", "torch", "torchvision", "timm"))
-"""Packages whose code is known by their version."""
+from dfkd.system.versions import WITH_VERSION
+
 _DYNAMIC = frozenset(("globals", "eval", "exec", "__import__"))
-"""Functions that reach what no name says."""
+"""Functions that can reach names which the code does not mention."""
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 def code_of(target: Callable[..., Any], name: str = "") -> str | None:
-    """A hash of a class or function of one's own and of what it reaches; None for packages with a version.
+    """Return a hash of a user's class or function and of all code that it reaches.
 
-    `name` is the dotted name by which it was found. Comments, docstrings, layout and definitions that are not reached
-    do not count. Names are followed into other modules, unless these are installed.
+    The result is None for packages with a version. `name` is the dotted name under which the user imported `target`.
+    Comments, docstrings, layout and definitions that are not reached do not change the hash. Names are followed into
+    other modules, unless the modules are installed. Code of a notebook's cell has no file: its byte code is hashed.
     """
     if target.__module__.partition(".")[0] in WITH_VERSION:
         return None
@@ -31,14 +32,18 @@ def code_of(target: Callable[..., Any], name: str = "") -> str | None:
         file = inspect.getsourcefile(target)
     except TypeError:  # built in
         return None
-    if not file:
-        return None
+    except OSError:  # a class of a notebook
+        file = None
+    if not file or not Path(file).is_file():
+        from dfkd.system.loaded_code import loaded_code  # needs torch
+
+        return loaded_code(target)
     whole = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
     try:
         walk = _Walk(_Module(Path(file), target.__module__))
         walk.take(target.__module__, target.__qualname__.partition(".")[0])
         walk.take(*name.rpartition(".")[::2])
-    except (SyntaxError, ValueError):  # written for a preprocessor
+    except (SyntaxError, ValueError):  # the source is not plain Python
         return whole
     if not walk.written:
         return whole
@@ -46,16 +51,16 @@ def code_of(target: Callable[..., Any], name: str = "") -> str | None:
 
 
 class _Module:
-    """The top of a file: which statements bind which names."""
+    """Top-level statements of a file, by the names that they bind."""
 
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.name = path, name
         self.package = name if path.name == "__init__.py" else name.rpartition(".")[0]
         self.bound: dict[str, list[ast.stmt]] = {}
         self.imports: dict[str, tuple[str, str]] = {}
-        """By the name that is bound: a module, and a name in it or nothing for itself."""
+        """Imported module, and the name in it (empty for the module itself), by the name that is bound."""
         self.stars: list[str] = []
-        """Modules of which all names are imported."""
+        """Modules that are imported by `from module import *`."""
         self._loose: list[ast.stmt] = []
         for statement in ast.parse(path.read_bytes()).body:
             if not _is_script(statement):
@@ -77,12 +82,12 @@ class _Module:
             self._loose.append(statement)
 
     def has(self, name: str) -> bool:
-        """Whether the file binds a name, or may."""
+        """Return whether the file binds a name. A star import may bind any name."""
         return name in self.bound or name in self.imports or bool(self.stars)
 
     @cached_property
     def effects(self) -> list[tuple[ast.stmt, frozenset[str]]]:
-        """Statements that may change what others have bound, such as a registration, with the names that they touch."""
+        """Statements that may change other definitions, such as a registration, with the names that they mention."""
         found = []
         for statement in self._loose:
             parts = statement.decorator_list if isinstance(statement, _DEFINITIONS) else [statement]
@@ -94,7 +99,7 @@ class _Module:
 
 
 class _Walk:
-    """From name to name: the statements that some names reach, as text."""
+    """Collection of the statements that some names reach, followed from name to name."""
 
     def __init__(self, module: _Module) -> None:
         self.written: set[str] = set()
@@ -104,7 +109,7 @@ class _Walk:
         self._follows = not _is_installed(module.path)
 
     def take(self, source: str, name: str) -> None:
-        """Take what a name of a module reaches."""
+        """Add the statements that a name of a module reaches."""
         module = self._first if source == self._first.name else self._open(source)
         todo = [(module, name)] if module is not None else []
         while todo:
@@ -114,7 +119,7 @@ class _Walk:
                 todo += self._step(module, name)
 
     def _step(self, module: _Module, name: str) -> Iterator[tuple[_Module, str]]:
-        """Take the statements of one name. Yields the names that they mention."""
+        """Add the statements of one name, and yield the names that they mention."""
         statements = [*module.bound.get(name, ()), *(s for s, touched in module.effects if name in touched)]
         for statement in statements:
             self.written.add(_text(statement))
@@ -127,7 +132,7 @@ class _Walk:
     def _mentioned(self, module: _Module, statement: ast.stmt) -> Iterator[tuple[_Module, str]]:
         names, imports = _names(statement), dict(module.imports)
         for node in ast.walk(statement):
-            for name, source, attribute in _imports(node, module.package):  # also those within a function
+            for name, source, attribute in _imports(node, module.package):  # also imports within a function
                 imports[name] = source, attribute
                 yield from self._imported(source, attribute, name)
             first, *path = _dotted(node) or [""]
@@ -138,7 +143,7 @@ class _Walk:
         yield from ((module, name) for name in names)
 
     def _imported(self, source: str, attribute: str, name: str) -> Iterator[tuple[_Module, str]]:
-        """What an imported name is: in a module of one's own the statements there, else its origin."""
+        """Yield the definition of an imported name in a user's module. For other modules, record the import."""
         own = self._open(source)
         if own is None:
             self.written.add(f"import {source} {attribute} as {name}")
@@ -146,14 +151,14 @@ class _Walk:
             yield own, attribute
 
     def _along(self, source: str, path: list[str]) -> Iterator[tuple[_Module, str]]:
-        """`module.a.b` -> the name in the module of one's own that has it."""
+        """Yield the user's module and name that a dotted path `module.a.b` leads to."""
         for length, name in enumerate(path):
             own = self._open(".".join([source, *path[:length]]))
             if own is not None and own.has(name):
                 yield own, name
 
     def _open(self, name: str) -> _Module | None:
-        """The module of that name, if it is one's own."""
+        """Return the module of that name if it is a user's module, else None."""
         if not self._follows or name.partition(".")[0] in WITH_VERSION | sys.stdlib_module_names:
             return None
         path = _source(name)
@@ -168,7 +173,7 @@ class _Walk:
 
 
 def _source(name: str) -> Path | None:
-    """The file of a module, which is not imported for it."""
+    """Return the source file of a module, without importing the module itself."""
     first, *others = name.split(".")
     try:
         spec: ModuleSpec | None = importlib.util.find_spec(first)
@@ -187,12 +192,12 @@ def _is_installed(path: Path) -> bool:
 
 
 def _is_script(statement: ast.stmt) -> bool:
-    """Whether a statement is `if __name__ == "__main__": ...`."""
+    """Return whether a statement is `if __name__ == "__main__": ...`."""
     return isinstance(statement, ast.If) and "__name__" in _names(statement.test)
 
 
 def _at_top(statement: ast.stmt) -> Iterator[ast.AST]:
-    """A statement and what runs with it: the blocks of an `if` or `try`, but no bodies of functions and classes."""
+    """Yield a statement and the statements within its `if` or `try` blocks, without bodies of functions and classes."""
     yield statement
     if not isinstance(statement, _DEFINITIONS):
         for child in ast.iter_child_nodes(statement):
@@ -204,7 +209,7 @@ def _at_top(statement: ast.stmt) -> Iterator[ast.AST]:
 
 
 def _binds(node: ast.AST) -> Iterator[str]:
-    """The names that one statement binds or changes itself."""
+    """Yield the names that one statement itself binds or changes."""
     if isinstance(node, _DEFINITIONS):
         yield node.name
     targets: list[ast.expr] = []
@@ -227,7 +232,7 @@ def _names(node: ast.AST) -> set[str]:
 
 
 def _dotted(node: ast.AST) -> list[str]:
-    """`a.b.c`, or a name alone, as a list; nothing for another expression."""
+    """Return `a.b.c`, or a single name, as a list of names. Return an empty list for other expressions."""
     path: list[str] = []
     while isinstance(node, ast.Attribute):
         path.insert(0, node.attr)
@@ -236,7 +241,7 @@ def _dotted(node: ast.AST) -> list[str]:
 
 
 def _imports(node: ast.AST, package: str) -> Iterator[tuple[str, str, str]]:
-    """What an import binds: a name, the module, and the name there or nothing for the module itself."""
+    """Yield the bound name, the module, and the name in the module (empty for the module itself) of an import."""
     if isinstance(node, ast.Import):
         for alias in node.names:
             first = alias.name.partition(".")[0]
@@ -250,7 +255,7 @@ def _imports(node: ast.AST, package: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _text(node: object) -> str:
-    """A syntax tree as text, the same for every layout and version of Python; docstrings are left out."""
+    """Return a syntax tree as text without docstrings. The text does not depend on layout or Python's version."""
     if isinstance(node, ast.AST):
         fields = (f"{name}={_text(value)}" for name, value in ast.iter_fields(node) if _counts(name, value))
         return f"{type(node).__name__}({','.join(fields)})"
@@ -260,7 +265,7 @@ def _text(node: object) -> str:
 
 
 def _counts(name: str, value: object) -> bool:
-    """Whether a field of a node says something; later versions of Python add empty ones."""
+    """Return whether a field has content. Later versions of Python add empty fields."""
     return not (value is None or value == [] or name in ("ctx", "kind", "type_comment"))
 
 

@@ -1,8 +1,11 @@
-"""What the user sees while a stage works: one plain line a fact, and a progress bar with rate and time left."""
+"""Terminal output of a stage: log lines, and progress bars with rate and remaining time."""
 
 import functools
+import importlib
 import math
 import sys
+import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -24,9 +27,9 @@ _wording: ContextVar[Callable[[str], str]] = ContextVar("wording", default=str)
 
 @contextmanager
 def printing(quiet: bool, wording: Callable[[str], str] = str, still: Sequence[Kind] = ()) -> Iterator[None]:
-    """While the block runs, print nothing but what is `still` wanted, or every line as `wording` puts it.
+    """Set what this thread prints within the block.
 
-    What another thread prints stays as it is.
+    With `quiet`, only the kinds in `still` are printed, else all kinds. `wording` rewrites each line.
     """
     tokens = _shown.set(_shown.get() & frozenset(still if quiet else _KINDS)), _wording.set(wording)
     try:
@@ -37,18 +40,49 @@ def printing(quiet: bool, wording: Callable[[str], str] = str, still: Sequence[K
 
 
 def console() -> "Console":
-    """The process's console, on stderr, so that stdout stays free for results that a script reads."""
+    """Return the process's rich console on stderr. stdout stays free for results that a script reads."""
     global _console
     if _console is None or _console.file is not sys.stderr:  # a test may have replaced stderr
         from rich.console import Console
 
-        _console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        # plain text in a notebook: bars of rich need ipywidgets there, and ipykernel sets FORCE_COLOR
+        terminal = False if _in_notebook() else None
+        _console = Console(
+            file=sys.stderr, highlight=False, soft_wrap=True, force_jupyter=False, force_terminal=terminal
+        )
     return _console
 
 
+_unfinished = ""
+"""What stands on the last line of a notebook's output, which the next text replaces."""
+
+
+def _in_notebook() -> bool:
+    """Whether stderr is the output of a cell, where a line can be written anew and nothing else."""
+    return type(sys.stderr).__module__.startswith("ipykernel")
+
+
+def ready_notebook() -> None:
+    """Import the bars of tqdm, as `datasets` does, without the warning that ipywidgets are not installed."""
+    if _in_notebook() and "tqdm.auto" not in sys.modules:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module("tqdm.auto")
+
+
+def _rewrite(line: str) -> None:
+    """Replace the unfinished line of a notebook."""
+    global _unfinished
+    if line or _unfinished:
+        sys.stderr.write("\r" + line.ljust(len(_unfinished)) + ("" if line else "\r"))
+        sys.stderr.flush()
+    _unfinished = line
+
+
 def say(line: str) -> None:
-    """Print one line of the log; brackets are literal, and what would move the cursor is written out (file names)."""
+    """Print one line of the log. Brackets are literal, and control characters (of file names) are escaped."""
     if "lines" in _shown.get():
+        _rewrite("")
         console().print(visible(_wording.get()(line)), markup=False)
 
 
@@ -59,15 +93,16 @@ def answer(text: str) -> None:
 
 
 class Progress:
-    """A progress bar of `total` units; `advance` also replaces the text behind the bar.
+    """Progress bar of `total` units.
 
-    Where stderr is a terminal, the values of a training stand below it, with a curve of one of them.
+    On a terminal, the latest values of a training are shown below the bar, with a curve of one of them. In a notebook
+    the bar is a line that is rewritten.
     """
 
     def __init__(self, what: str, total: int, unit: str, done: int = 0) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-        alone = "lines" not in _shown.get()  # a stage without lines leaves none behind
+        alone = "lines" not in _shown.get()  # in a stage that prints no lines, the bar disappears at its end
         self._bar = _panel()(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -80,10 +115,14 @@ class Progress:
             disable="bars" not in _shown.get() or (alone and not console().is_terminal),
         )
         self._unit, self._done0 = unit, done
+        self._written = 0.0 if _in_notebook() and not self._bar.disable else math.inf
         self._task = self._bar.add_task(what, total=total, completed=done, rate="", note="", values={}, curve=[])
 
     def advance(self, units: int, note: str = "", values: Mapping[str, float] | None = None, curve: str = "") -> None:
-        """Count `units` more as done. `values` replace those below the bar; that of `curve` is drawn."""
+        """Count `units` more as done, and replace the text `note` after the bar.
+
+        `values` replace those below the bar. `curve` names the value that is drawn as a curve.
+        """
         task = self._bar.tasks[0]
         done, seconds = task.completed + units, task.elapsed or 0.0
         rate = f"{(done - self._done0) / seconds:,.0f} {self._unit}/s" if seconds > 0 else ""
@@ -91,14 +130,26 @@ class Progress:
         if values is not None and curve in values:
             fields["curve"] = [*task.fields["curve"], (curve, values[curve])][-CURVE:]
         self._bar.update(self._task, completed=done, rate=rate, note=note, **fields)
+        if time.monotonic() - self._written >= NOTEBOOK_SECONDS:
+            self._written = time.monotonic()
+            with console().capture() as drawn:
+                console().print(self._bar.get_renderable())
+            _rewrite(drawn.get().rstrip())
 
+    def close(self) -> None:
+        """Leave the notebook's line to the last state, which the bar itself prints."""
+        _rewrite("")
+
+
+NOTEBOOK_SECONDS = 0.5
+"""Between two states of a bar in a notebook."""
 
 CURVE = 60
-"""Values that a curve shows: the last ones."""
+"""Number of latest values that a curve shows."""
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """Values as blocks from the lowest to the highest; what is not finite is a gap."""
+    """Return values as block characters between their minimum and maximum; values that are not finite become gaps."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return " " * len(values)
@@ -110,16 +161,16 @@ def sparkline(values: Sequence[float]) -> str:
 
 @functools.cache
 def _panel() -> "type[Bar]":
-    """The class of bars, made when rich is needed."""
+    """Return the class of progress bars. rich is imported only when a bar is shown."""
     from rich.progress import Progress as Bar
     from rich.text import Text
 
     class Panel(Bar):
-        """A bar; on a terminal with the values and the curve of its task below it."""
+        """Progress bar that shows its task's values and curve below, on a terminal."""
 
         def get_renderables(self) -> "Iterator[RenderableType]":
             yield from super().get_renderables()
-            for task in self.tasks:  # there is none yet while the bar is made, and then no console either
+            for task in self.tasks:  # no tasks, and no console, exist while the constructor of Progress runs
                 if not self.console.is_terminal:
                     return
                 values, curve = task.fields["values"], task.fields["curve"]
@@ -134,13 +185,16 @@ def _panel() -> "type[Bar]":
 
 
 def _short(value: float) -> str:
-    """A value in a few characters."""
+    """Return a value in a few characters."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 @contextmanager
 def progress(what: str, total: int, unit: str, done: int = 0) -> Iterator[Progress]:
-    """Show a bar while the block runs; where stderr is no terminal only its last state is printed."""
+    """Show a progress bar while the block runs. If stderr is not a terminal, print only its last state."""
     shown = Progress(what, total, unit, done)
     with shown._bar:
-        yield shown
+        try:
+            yield shown
+        finally:
+            shown.close()

@@ -1,4 +1,4 @@
-"""Where a model computes and in which precision."""
+"""Device and precision of a model's computations."""
 
 import contextlib
 import functools
@@ -19,33 +19,36 @@ from dfkd.system.files import cache_folder, make_folder, write_json
 from dfkd.system.memory import keep_freed_memory
 
 PAYS = 1.2
-"""How many times as fast a convolution has to be in bfloat16. With AMX, and AMD's AVX512-BF16, it is about twice as
-fast, on an Intel processor with AVX512-BF16 alone 0.9 times (benchmarks/speed/LOG.md): nothing lies near the limit."""
+"""Smallest speed-up of a convolution by bfloat16 at which bfloat16 is used on a CPU.
+
+The speed-up is about 2 with AMX and with AMD's AVX512-BF16. On an Intel processor with AVX512-BF16 alone it is 0.9. No
+measurement is near the limit (benchmarks/speed/LOG.md).
+"""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A device and the type of autocast there; torch.float32 means no autocast."""
+    """A device and its autocast dtype. torch.float32 turns autocast off."""
 
     device: torch.device
     dtype: torch.dtype
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The context in which forward passes run."""
+        """Return the autocast context for forward passes."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def describe(self) -> dict[str, str]:
-        """What of the place decides a computed number's last bits."""
+        """Return device type and precision, which decide a computed number's last bits."""
         return {"device": self.device.type, "precision": str(self.dtype).removeprefix("torch.")}
 
 
 def resolve_place(device: str, precision: str) -> Place:
-    """A Place from `--device auto|cpu|cuda[:N]` and `--precision auto|bf16|fp32`.
+    """Return the Place for `--device auto|cpu|cuda[:N]` and `--precision auto|bf16|fp32`.
 
-    `auto` takes a GPU where there is one, and bfloat16 where the hardware multiplies it (AVX512-BF16, AMX, GPU); on a
-    processor only if it is faster, too: a short probe, whose finding is kept in the cache folder, so that a machine
-    computes in one precision for good.
-    Raises: RequestError for a device that torch does not know or that is not here.
+    The device `auto` is a GPU if there is one. The precision `auto` is bfloat16 if the hardware multiplies it
+    (AVX512-BF16, AMX, GPU). On a CPU, bfloat16 must also be faster in a short probe. The cache folder keeps the probe's
+    result, so that a machine always computes in the same precision.
+    Raises: RequestError for a device that torch does not know or that the machine does not have.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -66,7 +69,7 @@ def resolve_place(device: str, precision: str) -> Place:
 
 
 def _of_rank(device: str) -> str:
-    """The GPU of this process among those of its machine. Raises: RequestError where there is none for it."""
+    """Return the GPU of this rank on its machine. Raises: RequestError if there is none for the rank."""
     if device.partition(":")[0] != "cuda":
         return device
     if device != "cuda":
@@ -81,16 +84,16 @@ def _of_rank(device: str) -> str:
 
 
 def _settle(device: torch.device) -> None:
-    """What of the process has to be as this device needs it."""
+    """Set the process-wide options that a device needs."""
     if device.type == "cpu":
         keep_freed_memory()
-    else:  # who requests float32, or has an accuracy measured in it, gets 24 bits; gradients are summed in one order
+    else:  # float32 must have 24 bits of precision, and gradients must be summed in a fixed order
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
 
 
 def machine(device: torch.device) -> dict[str, str | int]:
-    """What a time was measured on: the processor or the GPU, torch's threads and its version."""
+    """Return the hardware, the number of threads and torch's version, for reports of measured times."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return {"hardware": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
@@ -105,14 +108,14 @@ def _processor() -> str:
 def _multiplies_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # torch has no public question for this; a release without these answers gets float32, which is always right
+    # torch has no public query. A release without these functions gets float32, which is always correct.
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in names)
 
 
 @functools.cache
 def _bf16_pays() -> bool:
-    """What the cache folder says of this processor and this torch, or else the probe, whose finding is kept there."""
+    """Return whether bfloat16 is fast enough here, by the cache folder or else by a probe, which is then cached."""
     path = cache_folder() / "precision.json"
     here = f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}, one thread, torch {torch.__version__}"
     found: dict[str, float] = {}
@@ -120,7 +123,7 @@ def _bf16_pays() -> bool:
         found = {str(key): float(value) for key, value in json.loads(path.read_text(encoding="utf-8")).items()}
     if here not in found:
         found[here] = round(bf16_speed(), 3)
-        with contextlib.suppress(OSError):  # a cache that cannot be written costs the probe again
+        with contextlib.suppress(OSError):  # without a writable cache, the next command repeats the probe
             make_folder(path.parent)
             write_json(path, found)
         chosen = "bfloat16" if found[here] >= PAYS else "float32"
@@ -129,19 +132,20 @@ def _bf16_pays() -> bool:
 
 
 def bf16_speed(rounds: int = 7) -> float:
-    """How many times as fast as in float32 a convolution is in bfloat16 here, forward and backward (0.02 s a round).
+    """Return the speed-up of a convolution, forward and backward, by bfloat16 over float32 on this CPU.
 
-    The best of some rounds of each, in the processor time of one thread, so that other work on the machine decides
-    nothing: beside two trainings on two cores the clock gave 1.1 to 5.5 where this gave 1.9 to 2.2.
+    The function takes the best of several rounds of 0.02 s for each dtype. Times are processor times of one thread,
+    because other work on the machine affects wall-clock times. Beside two trainings on two cores, wall-clock times gave
+    speed-ups from 1.1 to 5.5, and processor times from 1.9 to 2.2.
     """
-    # ones: drawing weights would move the random numbers of whoever resolves a place
+    # ones, because random weights would change the caller's random state
     weight = torch.ones(32, 32, 3, 3, requires_grad=True)
     images = torch.ones(16, 32, 32, 32).to(memory_format=torch.channels_last).requires_grad_()
     best = {torch.bfloat16: float("inf"), torch.float32: float("inf")}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for _ in range(rounds + 1):  # the first one warms up, and is never the best
+        for _ in range(rounds + 1):  # the first round is a warm-up, which is never the best
             for dtype in best:
                 started = time.thread_time()
                 with Place(torch.device("cpu"), dtype).autocast():

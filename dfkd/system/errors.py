@@ -1,4 +1,4 @@
-"""The one way to say that a request is wrong: the command line prints it as one line and exits with status 2."""
+"""The exception for a wrong request. The command line prints its message as one line and exits with status 2."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from dfkd.system.text import visible
 
 
 class RequestError(ValueError):
-    """A request that cannot be carried out, as a `ValueError`.
+    """Exception for a request that cannot be carried out, a `ValueError`.
 
     The message is one line. It names the value, what is allowed and a hint.
 
@@ -24,7 +24,10 @@ class RequestError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str], show: int = 12) -> str:
-    """The tail of a "there is no such name" message: `; did you mean 'x'?`, or the known names where none is near."""
+    """Return the end of an error message about an unknown name.
+
+    The end is `; did you mean 'x'?`, or a list of at most `show` known names if none is similar.
+    """
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:

@@ -1,4 +1,4 @@
-"""Files that are either complete or not there: written to a temporary name, flushed, renamed. And hashes."""
+"""Atomic writes of files and folders, the paths of the cache, and hashes."""
 
 import errno
 import hashlib
@@ -17,18 +17,19 @@ from dfkd.system.remote import is_remote
 
 PARTIAL = ".partial"
 STALE_SECONDS = 24 * 3600
-"""A temporary file that has not been written to for so long was left by a command that was killed."""
+"""Age in seconds above which a temporary file counts as left over from a killed command."""
 
 
 def partial_folder(final: Path) -> Path:
-    """Where a folder is written that is renamed to `final` when it is complete."""
+    """Return the temporary path of a folder, which is renamed to `final` when complete."""
     return final.with_name(final.name + PARTIAL)
 
 
 def cache_folder() -> Path:
-    """Where `dfkd` keeps what it can make again: DFKD_CACHE, else `dfkd` in the user's cache folder.
+    """Return the cache folder: DFKD_CACHE, or else `dfkd` in the user's cache folder.
 
-    Raises: RequestError for a user without a home.
+    The cache holds only what `dfkd` can compute again.
+    Raises: RequestError if the user has no home folder.
     """
     if named := os.environ.get("DFKD_CACHE"):
         return Path(named)
@@ -39,14 +40,14 @@ def cache_folder() -> Path:
 
 
 def cached_folder(kind: str, request: Mapping[str, Any]) -> Path:
-    """Where the cache keeps what is decided by `request`, whether it is there or not."""
+    """Return the path of a request's folder in the cache. The folder need not exist."""
     return cache_folder() / kind / hash_of(request)
 
 
 def request_folder(kind: str, request: Mapping[str, Any]) -> Path:
-    """`cached_folder`, made, with the request as JSON in it.
+    """Make a request's folder in the cache, write the request there as JSON, and return the path.
 
-    Raises: RequestError where the cache cannot be written.
+    Raises: RequestError if the cache cannot be written.
     """
     folder = cached_folder(kind, request)
     try:
@@ -61,23 +62,23 @@ def request_folder(kind: str, request: Mapping[str, Any]) -> Path:
 
 
 def result_folder(kind: str, content: Mapping[str, Any]) -> str:
-    """Where the cache keeps the result of a request that names no folder: what decides the result names it."""
+    """Return the folder in the cache for a request without `--out`. Its name is the hash of `content`."""
     return str(cached_folder(kind, content))
 
 
 def local_copy(uri: str) -> Path:
-    """Where the cache has a folder of an object store, under the same name."""
+    """Return the path in the cache for a folder of an object store. The folder keeps its name."""
     whole = uri.rstrip("/")
     return cache_folder() / "remote" / hash_of(whole) / whole.rpartition("/")[2]
 
 
 def user_path(text: str) -> Path:
-    """A path with `~` filled in; the `~` of a user whom nobody knows stays."""
+    """Return a path with `~` filled in. The `~` of an unknown user stays."""
     return Path(os.path.expanduser(text))
 
 
 def can_exist(path: Path) -> bool:
-    """Whether a file system takes such a name: where it is too long, asking for the file raises an error."""
+    """Return whether the file system allows a path. A path that is too long makes every file operation fail."""
     try:
         path.lstat()
     except OSError as error:
@@ -86,7 +87,7 @@ def can_exist(path: Path) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Flush a file or a folder's entries to the disk."""
+    """Flush a file, or a folder's entries, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         with _naming(path):
@@ -96,7 +97,7 @@ def sync(path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, so that their entries survive a power cut too."""
+    """Make a folder and its parents, and flush their entries, which then survive a power failure."""
     if not folder.is_dir():
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
@@ -105,12 +106,13 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def replacing(path: Path, first: bool = False) -> Iterator[Path]:
-    """Yield a temporary name to write to; when the block ends well it becomes `path`, else it is removed.
+    """Yield a temporary path, which is renamed to `path` if the block succeeds, and removed otherwise.
 
-    `first`: it is removed too where there is a `path` by then; of several commands at once, the first one's holds.
+    With `first`, an existing `path` stays and the temporary file is removed. Of concurrent commands, the first one
+    wins.
     """
     make_folder(path.parent)
-    # a name of its own: two commands may fill one cache at once, from two machines even, with the same process number
+    # A unique name: two commands may write to one cache, even from two machines with equal process numbers.
     partial = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
     try:
         with _naming(path):
@@ -119,12 +121,12 @@ def replacing(path: Path, first: bool = False) -> Iterator[Path]:
             _link(partial, path) if first else partial.replace(path)
         sync(path.parent)
     finally:
-        with suppress(OSError):  # what went wrong before matters more
+        with suppress(OSError):  # an error in the block is more important
             partial.unlink(missing_ok=True)
 
 
 def _link(partial: Path, path: Path) -> None:
-    """Give a file its final name unless that is taken; on a file system without hard links, also then."""
+    """Rename a file unless the target exists. A file system without hard links replaces the target."""
     try:
         os.link(partial, path)
     except FileExistsError:
@@ -136,7 +138,7 @@ def _link(partial: Path, path: Path) -> None:
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove the temporary files in a folder of ours that killed commands have left; those in use are younger."""
+    """Remove temporary files of killed commands from a folder of dfkd. Files in use are younger than STALE_SECONDS."""
     for partial in folder.glob(f"*{PARTIAL}"):
         with suppress(OSError):
             if time.time() - partial.stat().st_mtime > STALE_SECONDS:
@@ -145,7 +147,7 @@ def remove_stale(folder: Path) -> None:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Put the file's name on errors of writing, which have none: a full disk, a broken one."""
+    """Add the file's name to errors of writing that have none, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -155,20 +157,21 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str, first: bool = False) -> None:
-    """Write a whole text file, or leave what was there; `first` as with `replacing`."""
+    """Write a text file atomically. `first` is that of `replacing`."""
     with replacing(path, first) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Mapping[str, Any], first: bool = False) -> None:
-    """Write readable JSON with stable order, or leave what was there. NaN is refused: it is not JSON."""
+    """Write indented JSON atomically, with keys in the given order. Raises: ValueError for NaN."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n", first)
 
 
 def output_path(text: str, flag: str = "--out") -> Path:
-    """The path that a flag names, with links resolved; of an object store the copy in the cache.
+    """Return the absolute path that a flag names, with links resolved.
 
-    Raises: RequestError where nothing can be written there.
+    The path of a folder in an object store is that of its copy in the cache.
+    Raises: RequestError if the path cannot be written.
     """
     if is_remote(text) and flag != "--out":
         raise RequestError(f"{flag} {text} is in an object store; name a file on this machine")
@@ -183,19 +186,19 @@ def output_path(text: str, flag: str = "--out") -> Path:
 
 
 def _is_utf8(text: str) -> bool:
-    """False for a file's name of other bytes, which Python keeps as halves of surrogates."""
+    """Return whether a text is valid UTF-8. Python keeps the other bytes of file names as lone surrogates."""
     return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush everything in a folder, and its entries."""
+    """Flush all files and folders below a folder, and the folder's entries."""
     for path in sorted(folder.rglob("*")):
         sync(path)
     sync(folder)
 
 
 def replace_folder(partial: Path, final: Path) -> None:
-    """Replace an older folder by a complete one; `current_folder` finds one of the two at every moment."""
+    """Replace a folder by a complete new version. `current_folder` finds one of the two versions at any time."""
     old = final.with_name(final.name + ".old")
     sync_folder(partial)
     restore_folder(final)
@@ -207,7 +210,10 @@ def replace_folder(partial: Path, final: Path) -> None:
 
 
 def restore_folder(final: Path) -> None:
-    """Leave one version after a `replace_folder` that was cut off: the older, between its renames, else the newer."""
+    """Clean up after an interrupted `replace_folder`, and keep one version.
+
+    The older version is kept if the newer one was not yet renamed to `final`.
+    """
     old = final.with_name(final.name + ".old")
     if old.exists() and not final.exists():
         old.rename(final)
@@ -216,18 +222,18 @@ def restore_folder(final: Path) -> None:
 
 
 def current_folder(final: Path) -> Path | None:
-    """The last complete version of a folder written with `replace_folder`, or None."""
+    """Return the path of the last complete version of a folder that `replace_folder` writes, or None."""
     old = final.with_name(final.name + ".old")
     return final if final.exists() else old if old.exists() else None
 
 
 def hash_of(value: object) -> str:
-    """A short stable hash of a JSON value: 16 hexadecimal digits of SHA-256."""
+    """Return a short, stable hash of a JSON value: 16 hexadecimal digits of SHA-256."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def hash_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file's bytes as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

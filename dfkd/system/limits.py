@@ -1,4 +1,4 @@
-"""The numbers that a parameter or an option allows."""
+"""Ranges of numbers that a parameter or an option allows."""
 
 import math
 from dataclasses import dataclass
@@ -20,22 +20,22 @@ class Range:
     """
 
     least: int | float | None = None
-    """The smallest number that is allowed."""
+    """Smallest allowed number."""
     above: int | float | None = None
-    """A bound that is not allowed itself; larger numbers are."""
+    """Exclusive lower bound."""
     most: int | float | None = None
-    """The largest number that is allowed."""
+    """Largest allowed number."""
     below: int | float | None = None
-    """A bound that is not allowed itself; smaller numbers are."""
+    """Exclusive upper bound."""
 
     def holds(self, value: int | float) -> bool:
-        """Say whether a number is within the bounds.
+        """Return whether a number is within the bounds.
 
         Args:
             value: The number.
 
         Returns:
-            False also for infinity and NaN.
+            True for a finite number within the bounds. False for infinity and NaN.
         """
         return (
             math.isfinite(value)
@@ -46,9 +46,9 @@ class Range:
         )
 
     def check(self, **values: int | float) -> None:
-        """Refuse numbers that are not within the bounds.
+        """Raise RequestError if a number is not within the bounds.
 
-        Each keyword is a number by the name of its parameter.
+        Each keyword is the name of a parameter, with the number as its value.
 
         Raises:
             RequestError: A number is not within the bounds. The message names its parameter.
@@ -60,20 +60,20 @@ class Range:
                 raise RequestError(f"{name}={value:g} is not {self}{finite}")
 
     def __str__(self) -> str:
-        """Such as `above 0 and at most 1`."""
+        """Return the bounds in words, such as `above 0 and at most 1`."""
         words = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
         return " and ".join(f"{word} {bound}" for word, bound in words.items() if bound is not None)
 
 
 SHARE = Range(above=0, most=1)
-"""A part of a whole that is not empty."""
+"""Range of a fraction that is not 0."""
 
 
 def check_above(floor: int | float = 0, /, **values: int | float) -> None:
-    """Raises: RequestError for one of the `values` that is not above `floor`, or not finite."""
+    """Raise RequestError if one of the `values` is not above `floor`, or not finite."""
     Range(above=floor).check(**values)
 
 
 def check_at_least(floor: int | float = 0, /, **values: int | float) -> None:
-    """Raises: RequestError for one of the `values` that is below `floor`, or not finite."""
+    """Raise RequestError if one of the `values` is below `floor`, or not finite."""
     Range(least=floor).check(**values)

@@ -1,4 +1,4 @@
-"""One command at a time writes a folder: a lock that dies with the process that holds it."""
+"""Locks that let one command at a time write a folder. The kernel frees a lock when its process ends."""
 
 import errno
 import os
@@ -15,23 +15,23 @@ from dfkd.system.files import make_folder
 
 LOCK = ".lock"
 PROBED = 0.2
-"""Seconds after which a lock that was only looked at is free again."""
+"""Seconds to wait before a second try: `is_held` of another process holds a lock for a moment."""
 
 
 _Made = TypeVar("_Made")
 
 
 class Busy(RequestError):
-    """Another command is writing the folder."""
+    """Error if another command is writing the folder."""
 
 
 def once(
     done: Callable[[], bool], lock: Callable[[], AbstractContextManager[None]], make: Callable[[], _Made]
 ) -> _Made | None:
-    """What `make` gives under the lock; None where it is `done` already, by this command or another one.
+    """Return `make()`, called under the lock, or None if the work is `done` already.
 
-    `done` is called again under the lock: another command may have finished in between. Of several ranks the first
-    one asks and locks for all; `make` is called on each.
+    `done` is called again under the lock, because another command may have finished in between. With several ranks,
+    rank 0 checks and locks for all, and every rank calls `make`.
     """
     if ranks.from_first(done):
         return None
@@ -41,11 +41,10 @@ def once(
 
 @contextmanager
 def locked(folder: Path, shown: str, wait: bool = False) -> Iterator[None]:
-    """Make `folder` if need be and keep other commands out of it; `shown` is what messages call it.
+    """Lock a folder against other commands while the block runs. The folder is made if it does not exist.
 
-    The lock file is removed at the end, and the folder too if nothing was put into it.
-    Raises: Busy where another command holds the lock, unless it is to `wait` for it; RequestError where nothing
-    can be written.
+    The lock file is removed at the end, and the folder if it is empty. Messages call the folder `shown`.
+    Raises: Busy if another command holds the lock and `wait` is false. RequestError if the folder cannot be written.
     """
     try:
         handle = _acquire(folder, shown, wait)
@@ -54,16 +53,16 @@ def locked(folder: Path, shown: str, wait: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        # while it is held: whoever opened the file before it was removed sees that and tries again
+        # Remove the file before the lock is released. A process that opened the file earlier sees this and tries again.
         with suppress(OSError):
-            if _is_at(handle, folder / LOCK):  # the folder may have been renamed, and another command made it anew
+            if _is_at(handle, folder / LOCK):  # another command may have renamed the folder, or made a new one
                 (folder / LOCK).unlink()
                 folder.rmdir()
         os.close(handle)
 
 
 def is_held(folder: Path) -> bool:
-    """Whether another command is writing the folder at this moment; False where there are no locks."""
+    """Return whether another command is writing the folder now. False on a system without file locks."""
     try:
         import fcntl
 
@@ -71,7 +70,7 @@ def is_held(folder: Path) -> bool:
     except (ImportError, OSError):
         return False
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who look do not see each other
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # a shared lock: several processes can check at once
         return False
     except BlockingIOError:
         return True
@@ -82,17 +81,17 @@ def is_held(folder: Path) -> bool:
 
 
 def _acquire(folder: Path, shown: str, wait: bool) -> int:
-    """The open lock file: the kernel frees the lock when the file is closed, however the process ends."""
+    """Return the handle of the locked file. The kernel frees the lock when the handle is closed or the process ends."""
     path = folder / LOCK
     while True:
         make_folder(folder)
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:  # the folder was renamed or removed by the command that held it
+        except FileNotFoundError:  # the command that held the lock renamed or removed the folder
             continue
         try:
             _lock(handle, folder, shown, wait)
-            if _is_at(handle, path):  # and not the file that the last holder has removed
+            if _is_at(handle, path):  # else the last holder has removed the file
                 return handle
         except BaseException:
             os.close(handle)
@@ -109,16 +108,16 @@ def _is_at(handle: int, path: Path) -> bool:
 
 def _lock(handle: int, folder: Path, shown: str, wait: bool) -> None:
     try:
-        # Windows has no flock: nothing of this project is tested there, and two commands are not kept apart
+        # Windows has no flock. dfkd is not tested there, and does not keep two commands apart.
         import fcntl
     except ImportError:
         return
     try:
-        # opened for writing, which NFS requires; flock on NFS holds among machines from Linux 2.6.12 on
+        # NFS requires a file that is open for writing. flock works across machines on NFS since Linux 2.6.12.
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            time.sleep(PROBED)  # it may be one that has only looked: `is_held`
+            time.sleep(PROBED)  # `is_held` of another process may hold the lock for a moment
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise Busy(

@@ -1,4 +1,4 @@
-"""The memory of this process and of its GPU: what is kept for the next layer, and what was held at the most."""
+"""Memory of this process and of its GPU: reuse of freed blocks, and peak usage."""
 
 import contextlib
 import ctypes
@@ -13,48 +13,52 @@ import torch
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Have glibc keep the memory that a layer frees for the next one.
+    """Make glibc keep freed memory for the next layer.
 
-    By itself it requests every block above 32 MiB anew, which is zeroed page by page: a third of the time of
-    a forward pass whose maps are as large (benchmarks/speed/LOG.md). Other C libraries are left as they are.
+    By default glibc requests every block above 32 MiB from the kernel, which zeroes each page. For forward passes with
+    feature maps of this size, zeroing takes a third of the time (benchmarks/speed/LOG.md). Other C libraries are
+    unaffected.
     """
     trim, above = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
     mallopt = _of_glibc("mallopt")
     if mallopt is None:
         return
-    # older releases refuse more than 32 MiB; setting the other option first would fix the limit where it stands then
+    # Older releases refuse more than 32 MiB. Setting the trim threshold first would freeze the mmap threshold.
     if any(mallopt(above, size) == 1 for size in (2**31 - 1, 2**25)):
         mallopt(trim, 2**31 - 1)
 
 
 def forget_peak_memory(device: torch.device) -> None:
-    """Have `peak_memory_bytes` begin at what is in use now, for a process with several runs; on Linux, and of a GPU."""
+    """Reset the peak memory to the memory in use now, for a process with several runs.
+
+    The function works for GPUs, and on Linux for the process.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     trim = _of_glibc("malloc_trim")
     if trim is not None:
-        trim(0)  # what is kept for the next layer was another run's
+        trim(0)  # release the memory that was kept for the previous run's layers
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory held so far: of the GPU where the run has one, else of this process."""
+    """Return the peak memory in bytes so far: of the GPU if the run uses one, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage would begin with the size of the process that started this one
+    if status.exists():  # getrusage begins with the size of the parent process
         kilobytes = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
         if kilobytes:
             return 1024 * int(kilobytes[1])
     import resource
 
-    unit = 1 if sys.platform == "darwin" else 1024  # the same field, in bytes there
+    unit = 1 if sys.platform == "darwin" else 1024  # the field is in bytes on macOS
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _of_glibc(name: str) -> Any:
-    """A function of the C library, or None where that is another."""
+    """Return a function of the C library, or None if the library does not have it."""
     try:
         return getattr(ctypes.CDLL(None), name)
     except (AttributeError, OSError, TypeError):

@@ -1,13 +1,13 @@
-"""The text `NAME[:key=value,...]`: parsed, its values converted, and the class or function that NAME imports.
+"""The text `NAME[:key=value,...]`: parser, conversion of values, and import of NAME's class or function.
 
-A NAME without a dot is looked up in the modules that the caller names; a NAME with dots is imported. So the import is
-the registration, and something of one's own is used without an edit of this package. Importing runs that module's code.
-What is done with it is in `components`.
+A NAME without a dot is looked up in the modules that the caller gives. A NAME with dots is imported, which runs its
+module's code. A user's own class or function therefore needs no registration. `components` builds on this module.
 """
 
 import ast
 import importlib
 import os
+import re
 import sys
 import types
 import typing
@@ -24,20 +24,20 @@ from dfkd.system.limits import Range
 
 @dataclass(frozen=True)
 class Named:
-    """A parsed `NAME[:item,...]`: `options` are its `key=value` items, `numbers` the items without a key."""
+    """Parsed text `NAME[:item,...]`: `options` holds the `key=value` items, `numbers` the items without a key."""
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
     numbers: tuple[float, ...] = ()
 
     def __str__(self) -> str:
-        """The canonical spelling, which parses to the same value."""
+        """Return the canonical spelling, which `parse` reads back as an equal value."""
         items = [_number(number) for number in self.numbers] + [f"{k}={_spelled(v)}" for k, v in self.options.items()]
         return self.name + (":" + ",".join(items) if items else "")
 
 
 def parse(text: str) -> Named:
-    """Parse `NAME`, `NAME:0.5` or `NAME:key=value,key=value`; commas inside brackets or quotes do not separate.
+    """Parse `NAME`, `NAME:0.5` or `NAME:key=value,key=value`. Commas within brackets or quotes do not separate items.
 
     Raises: RequestError for an empty name, an item that is neither a number nor `key=value`, or a repeated key.
     """
@@ -54,7 +54,8 @@ def parse(text: str) -> Named:
             try:
                 numbers.append(float(item))
             except ValueError:
-                raise RequestError(f"in {text!r}, {item!r} is neither a number nor key=value") from None
+                hint = f"write KEY={item} with the parameter's name"
+                raise RequestError(f"in {text!r}, {item!r} is neither a number nor key=value; {hint}") from None
         elif not key.isidentifier() or key in options:
             why = "is given twice" if key in options else "is not a parameter's name"
             raise RequestError(f"in {text!r}, {key!r} {why}")
@@ -64,10 +65,11 @@ def parse(text: str) -> Named:
 
 
 def find(name: str, modules: Sequence[str], kind: str) -> Callable[..., Any]:
-    """The class or function called `name`: in one of `modules` where it has no dot (exactly, else by any case of the
-    names in `__all__`), imported where it has one.
+    """Return the class or function that `name` stands for.
 
-    Raises: RequestError, with the nearest known name, when there is none or it cannot be called.
+    A name with a dot is imported. A name without a dot is looked up in `modules`: as it is written, then without regard
+    to case in a module's `__all__`.
+    Raises: RequestError, with the most similar known name, if there is none or if it is not callable.
     """
     if "." in name:
         return _imported(name, kind)
@@ -80,23 +82,27 @@ def find(name: str, modules: Sequence[str], kind: str) -> Callable[..., Any]:
         if actual is not None:
             return _callable(getattr(module, actual), name, kind)
         known.update(by_case or public)
+    several = re.split(r"[\s,+]+", name)
+    if len(several) > 1 and {word.lower() for word in several} & known:
+        hint = f"give each as a value of its own: {' '.join(several)}"
+        raise RequestError(f"{name!r} is not the name of one {kind}; {hint}")
     raise RequestError(
         f"no {kind} is called {name!r}{nearest(name.lower(), known)} (your own is named with dots: my_package.{name})"
     )
 
 
 def converted(target: Callable[..., Any], options: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Each value as the type that its parameter is annotated with. Raises: RequestError as `convert`."""
+    """Return the options with each value converted to its parameter's annotation. Raises: RequestError as `convert`."""
     annotated = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
     try:
         hints = typing.get_type_hints(annotated, include_extras=True)
-    except Exception:  # annotations of foreign code need not resolve
+    except Exception:  # annotations of foreign code may not resolve
         hints = {}
     return {key: convert(value, hints.get(key), f"{name}:{key}") for key, value in options.items()}
 
 
 def _split(text: str) -> list[str]:
-    """Split at the commas that stand outside brackets and quotes."""
+    """Return the text's items, split at commas outside brackets and quotes."""
     items, depth, quote, start = [], 0, "", 0
     for i, char in enumerate(text):
         if quote:
@@ -114,19 +120,19 @@ def _split(text: str) -> list[str]:
 
 
 def _number(number: float) -> str:
-    """The short spelling where it is exact."""
+    """Return a number's short spelling if it is exact, else its `repr`."""
     short = f"{number:g}"
     return short if float(short) == number else repr(number)
 
 
 def _spelled(value: Any) -> str:
-    """A value as `parse` reads it back; text that would be read as something else is quoted."""
+    """Return a value's spelling, which `parse` reads back. Text that would be parsed as another value is quoted."""
     text = str(value)
     return repr(value) if isinstance(value, str) and (_value(text) != value or _split(text) != [text]) else text
 
 
 def _value(text: str) -> Any:
-    """A Python literal, `true`, `false` or `none`, else the text itself."""
+    """Return the value of a Python literal, `true`, `false` or `none`. Other text is returned as it is."""
     text = text.strip()
     if text.lower() in ("true", "false", "none"):
         return {"true": True, "false": False, "none": None}[text.lower()]
@@ -136,13 +142,14 @@ def _value(text: str) -> Any:
         return text
 
 
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false"}
+WORDS = {int: "a whole number", float: "a number", bool: "true or false"}
+"""What messages call the values of a type."""
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the annotated simple type; a hint that is no simple type lets everything through.
+    """Return `value` converted to an annotation. An annotation that is not a simple type accepts every value.
 
-    Raises: RequestError that begins with `where` and names the value and the type, or the `Range` that it is out of.
+    Raises: RequestError, which begins with `where` and names the value and its type or `Range`.
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
@@ -163,7 +170,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
                 continue
         some = [option for option in arguments if option is not type(None)]
         if len(some) == 1:
-            return convert(value, some[0], where)  # which says what it may be
+            return convert(value, some[0], where)  # its error names the allowed values
         raise RequestError(f"{where}={value} is not {' or '.join(getattr(a, '__name__', str(a)) for a in arguments)}")
     if hint is type(None) and value is not None:
         raise RequestError(f"{where}={value} is not none")
@@ -172,9 +179,9 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     if hint is str:
         if isinstance(value, (list, tuple, dict, set, bytes)) or "\0" in str(value):
             raise RequestError(f"{where}={value} is not text")
-        return value if isinstance(value, str) else str(value)  # as it is: an expanded text remembers its spelling
+        return value if isinstance(value, str) else str(value)  # not str(value): an Expanded text keeps its $NAME
     if hint in (int, float, bool) and type(value) is not hint:
-        raise RequestError(f"{where}={value!r} is not {_WORDS[hint]}")
+        raise RequestError(f"{where}={value!r} is not {WORDS[hint]}")
     if origin is tuple and arguments[1:] == (...,):
         items = value if isinstance(value, (list, tuple)) else [value]
         return tuple(convert(item, arguments[0], where) for item in items)
@@ -183,7 +190,10 @@ def convert(value: Any, hint: Any, where: str) -> Any:
 
 @contextmanager
 def settings_kept() -> Iterator[None]:
-    """Code of others may silence warnings in the block, but not turn ours into errors, nor change what numbers are."""
+    """Restore torch's default dtype, its gradient mode and the working folder after a block that runs foreign code.
+
+    Filters that turn warnings into errors are removed if they are new. New filters that silence warnings stay.
+    """
     before, torch, folder = list(warnings.filters), sys.modules.get("torch"), os.getcwd()
     settings = (torch.get_default_dtype(), torch.is_grad_enabled()) if torch is not None else None
     try:
@@ -195,16 +205,16 @@ def settings_kept() -> Iterator[None]:
         os.chdir(folder)
         kept = [found for found in warnings.filters if found[0] != "error" or found in before]
         if len(kept) < len(warnings.filters):
-            warnings.resetwarnings()  # so that Python forgets what it has looked up
+            warnings.resetwarnings()  # also clears Python's cache of matched filters
             warnings.filters[:] = kept  # type: ignore[index]
 
 
 def _imported(name: str, kind: str) -> Callable[..., Any]:
-    """Import `package.module.attribute`, also from the working folder, as `python -m` would."""
+    """Return the imported `package.module.attribute`. The working folder is searched too, as by `python -m`."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     module_name, _, attribute = name.rpartition(".")
-    arguments, sys.argv = sys.argv, [module_name]  # those of dfkd are none of the module's
+    arguments, sys.argv = sys.argv, [module_name]  # the module must not parse dfkd's arguments
     what = f"{kind} {name!r} cannot be imported:"
     try:
         with Foreign(what, always=True), settings_kept():

@@ -1,22 +1,22 @@
-"""The paper that a loss or a generator is from, as the documentation links it."""
+"""References to the papers of losses and generators, as the documentation links them."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Paper:
-    """A title, the year and where it is."""
+    """Title, year and address of a paper."""
 
     title: str
     year: int
     at: str
-    """Its arXiv number, or an address."""
+    """arXiv number or URL."""
 
     @property
     def url(self) -> str:
-        """Its address."""
+        """URL of the paper."""
         return self.at if self.at.startswith("https://") else f"https://arxiv.org/abs/{self.at}"
 
     def __str__(self) -> str:
-        """A link in Markdown."""
+        """Return the reference as a Markdown link."""
         return f"[{self.title}, {self.year}]({self.url})"

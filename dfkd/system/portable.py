@@ -1,7 +1,8 @@
-"""Text of a request as it may be stored, and back: what tells of the machine or its user becomes `~` and `$NAME`.
+"""Conversion of a request's texts to and from a form that reveals neither the machine nor its user.
 
-A text that was expanded remembers which path stands for which `$NAME`. While a stage runs, `portable` knows what the
-texts of its own request remember, and nothing of another request: two calls in one process do not see each other.
+`portable` replaces paths by `~` and `$NAME`; `expand` fills them in. An expanded text remembers which path stands for
+which `$NAME`. While a stage runs, `portable` uses the spellings of the stage's own request only. Several calls in one
+process therefore do not affect each other.
 """
 
 import os
@@ -13,25 +14,25 @@ from pathlib import Path
 from typing import Any
 
 _BEFORE = r"(?<![^@=,:\s])"
-"""Where a path may begin within a MODEL, a DATA or a list of them."""
+"""Regular expression for the place before a path in a MODEL, a DATA or a list of these."""
 _spelling: ContextVar[Mapping[str, str]] = ContextVar("spelling")
-"""For the request that runs: the paths that stand for `$NAME`, each with that `$NAME`."""
+"""Paths of the running request that were written as `$NAME`, each with its `$NAME`."""
 
 
 class Expanded(str):
-    """A text in which `$NAME` was filled in, with the path that stands for each `$NAME`."""
+    """Text in which `$NAME` was filled in; `names` holds the `$NAME` of each filled-in path."""
 
     names: Mapping[str, str]
 
     def __new__(cls, text: str, names: Mapping[str, str] | None = None) -> "Expanded":
-        """`names` has `$NAME` by the path that stands for it; a copy gets it with the rest of its state."""
+        """Make the text. `names` maps paths to `$NAME`; copying and pickling restore `names` as part of the state."""
         made = super().__new__(cls, text)
         made.names = dict(names or {})
         return made
 
 
 def names_of(value: Any) -> dict[str, str]:
-    """What the texts in `value` (also within lists and tables) remember of their `$NAME`, by the path."""
+    """Return the `$NAME` by path of all expanded texts in `value`, including those in lists and tables."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, (list, tuple)):
@@ -41,7 +42,7 @@ def names_of(value: Any) -> dict[str, str]:
 
 @contextmanager
 def spelled_as(request: Mapping[str, Any]) -> Iterator[None]:
-    """While the block runs, `portable` writes `$NAME` wherever a text of the request said so."""
+    """Have `portable` restore the `$NAME` spellings of a request's texts while the block runs."""
     token = _spelling.set(names_of(request))
     try:
         yield
@@ -50,11 +51,11 @@ def spelled_as(request: Mapping[str, Any]) -> Iterator[None]:
 
 
 def portable(value: Any, spelling: Mapping[str, str] | None = None) -> Any:
-    """A request's value as it may be stored: it tells nothing of the machine or its user that the request did not.
+    """Return a request's value in the form for storage, without details of the machine or its user.
 
-    In text (also within lists and tables) the user's own folder is written `~`, a folder called as the user is `$USER`,
-    and a path for which a preset or a pipeline said `$NAME` is `$NAME` again. A shell, and `expand`, fill them in.
-    `spelling` has further `$NAME` by their path.
+    Three replacements are made in texts, also within lists and tables. The user's home folder becomes `~`. A folder
+    with the user's name becomes `$USER` or `$LOGNAME`. A path that a preset or a pipeline wrote as `$NAME` becomes
+    `$NAME` again. A shell and `expand` reverse the replacements. `spelling` adds further `$NAME` by path.
     """
     if isinstance(value, Mapping):
         return {key: portable(item, spelling) for key, item in value.items()}
@@ -62,7 +63,7 @@ def portable(value: Any, spelling: Mapping[str, str] | None = None) -> Any:
         return [portable(item, spelling) for item in value]
     if not isinstance(value, str):
         return value
-    if "/" not in value:  # no path is in it
+    if "/" not in value:  # no path
         return _storable(str(value))
     home = os.path.expanduser("~")
     names = {**_spelling.get({}), **(spelling or {}), **names_of(value)}
@@ -77,17 +78,17 @@ def portable(value: Any, spelling: Mapping[str, str] | None = None) -> Any:
 
 
 def _storable(text: str) -> str:
-    """Half a surrogate (of a file's name that is no UTF-8) can be stored nowhere."""
+    """Return text with escapes for lone surrogates, which stand for bytes of file names that are not UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def expand(value: Any) -> Any:
-    """Text (or texts) with `~` and `$NAME` filled in, as a shell would; other values as they are."""
+    """Return a text, or a tuple of texts, with `~` and `$NAME` filled in. Return other values unchanged."""
     if isinstance(value, tuple):
         return tuple(expand(item) for item in value)
     if not isinstance(value, str):
         return value
-    names = names_of(value)  # of a text that was expanded before
+    names = names_of(value)  # of an earlier expansion
     for name in re.findall(r"\$(\w+|\{\w+\})", value):
         path = os.environ.get(name.strip("{}"), "")
         if path.startswith("/") and path.rstrip("/"):
@@ -97,6 +98,6 @@ def expand(value: Any) -> Any:
 
 
 def below(folder: str, *parts: str) -> str:
-    """The path of something in a folder; it remembers what the folder's text does."""
+    """Return the path of an entry in a folder, with the `$NAME` spellings of the folder's text."""
     path, names = str(Path(folder, *parts)), names_of(folder)
     return Expanded(path, names) if names else path

@@ -1,4 +1,4 @@
-"""torch's random state, which is one for the whole process: who takes turns with others keeps their own."""
+"""Save and restore torch's global random state, so that several trainings in one process draw independent numbers."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,25 +9,28 @@ from torch import Tensor
 
 
 def states(device: torch.device) -> list[Tensor]:
-    """The state as it is: of the processor and, where that is another one, of the device."""
+    """Return the current states of torch's CPU generator and, on CUDA, of the device's generator."""
     return [get() for get, _ in _generators(device)]
 
 
 def restore(device: torch.device, saved: Sequence[Tensor]) -> None:
-    """Make the state what it was."""
+    """Set torch's random generators to states that `states` returned."""
     for (_, put), state in zip(_generators(device), saved, strict=True):
         put(state)
 
 
 class Turn:
-    """One of several whose random numbers are drawn as if they were alone; its state is now what torch's is."""
+    """A random state of its own for one of several trainings in a process.
+
+    The state begins as a copy of torch's current state.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._states = device, states(device)
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Within the block torch's state is this one's."""
+        """Use the saved random state within the block, and save the state that the block leaves."""
         restore(self._device, self._states)
         try:
             yield

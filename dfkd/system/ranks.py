@@ -1,7 +1,7 @@
-"""The processes that torchrun starts for one command: which one this is, what they tell each other, how they end.
+"""Process groups of torchrun: the ranks of one command, their communication, and their common end.
 
-The processes of a command are called ranks, from 0. Rank 0 writes, prints and decides; what it decides reaches the
-others by `from_first`. Without torchrun, and with one process, every function here returns at once.
+Ranks are numbered from 0. Rank 0 writes, prints and decides; `from_first` sends its decisions to the other ranks.
+Without torchrun, and with one process, every function here returns at once.
 """
 
 import os
@@ -19,70 +19,70 @@ if TYPE_CHECKING:
     from torch.distributed import Work
 
 TIMEOUT = timedelta(hours=12)
-"""For which a rank waits for another one. A rank that has ended is noticed at once: its connections are closed."""
+"""Longest wait for another rank. The end of a rank is noticed at once, because its connections close."""
 SAVED = "what was saved is kept; give the same command again to resume"
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout")
-"""What gloo says where the other process has ended."""
+"""Parts of gloo's error messages for a process that has ended."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class _Ranks:
-    """This process among those of its command."""
+    """Position of this process among the processes of its command."""
 
     rank: int = 0
     count: int = 1
     on_machine: int = 0
-    """Its number among the processes of this machine."""
+    """Number of this process among those of its machine, from 0."""
 
 
 _ranks = _Ranks()
 
 
 class Ended(RequestError):
-    """The command ends for what another rank has told already."""
+    """Error that ends this rank after another rank has reported the cause."""
 
 
 def launched() -> bool:
-    """Whether this process is one of several that a launcher has started, by the variables that torchrun sets."""
+    """Return whether a launcher started this process as one of several. torchrun's environment variables tell."""
     return all(name in os.environ for name in ("RANK", "MASTER_ADDR", "MASTER_PORT")) and _number("WORLD_SIZE", 1) > 1
 
 
 def quiet() -> bool:
-    """Whether another process prints for this one."""
+    """Return whether this process leaves printing to rank 0."""
     return launched() and _number("RANK", 0) > 0
 
 
 def named() -> str:
-    """This process in the messages of a command that has several; empty for one."""
+    """Return the prefix that names this rank in messages, or an empty text for a single process."""
     return f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']}: " if launched() else ""
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """Return the rank of this process, from 0."""
     return _ranks.rank
 
 
 def count() -> int:
-    """How many processes work together."""
+    """Return the number of ranks."""
     return _ranks.count
 
 
 def on_machine() -> int:
-    """The number of this process among those of its machine: the GPU that it uses."""
+    """Return the number of this process on its machine, which is the number of its GPU."""
     return _ranks.on_machine
 
 
 def first() -> bool:
-    """Whether this process writes and prints."""
+    """Return whether this is rank 0, which writes and prints."""
     return _ranks.rank == 0
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Work together with the other processes of the launcher while the block runs.
+    """Join the process group of the launcher while the block runs.
 
-    Raises: Ended, where another rank has told why. RequestError where one has ended without a word.
+    Raises: Ended if another rank has reported the cause. RequestError if a rank has ended without a message.
     """
     import torch
     import torch.distributed as dist
@@ -100,7 +100,7 @@ def joined() -> Iterator[None]:
     try:
         yield
         meet()
-    except KeyboardInterrupt as interrupt:  # the launcher's, where another rank has ended
+    except KeyboardInterrupt as interrupt:  # from the launcher, if another rank has ended
         if _told(store, 0):
             raise Ended("another rank has said why") from interrupt
         raise
@@ -117,26 +117,30 @@ def joined() -> Iterator[None]:
 
 
 def _attempt() -> str:
-    """Of which start of torchrun this process is: its store still has the addresses of processes that were killed.
+    """Return a prefix for the store that names torchrun's restart.
 
-    Several machines count their restarts each for themselves, and get a new store.
+    torchrun's store keeps the addresses of killed processes over a restart. On several machines, each machine counts
+    restarts for itself, and torchrun makes a new store.
     """
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if _number("GROUP_WORLD_SIZE", 1) == 1 else "0"
     return f"dfkd-{restarts}"
 
 
 def _told(store: Any, more: int) -> int | None:
-    """How many ranks have an error to tell, with so many more of this one; None where that cannot be known any more."""
+    """Add `more` to the number of ranks that report an error, and return the sum.
+
+    The result is None if the store does not answer any more.
+    """
     from torch.distributed import PrefixStore
 
     try:
         return int(PrefixStore("dfkd", store).add("ended", more))
-    except RuntimeError:  # the store has gone with rank 0, where that keeps it: with torchrun the launcher does
+    except RuntimeError:  # the store ended with rank 0, unless the launcher keeps it, as torchrun does
         return None
 
 
 def _is_lost(error: BaseException) -> bool:
-    """Whether the error, or what led to it, is that another process has ended."""
+    """Return whether the end of another process caused an error."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, RuntimeError) and any(text in str(seen) for text in _LOST):
@@ -147,7 +151,7 @@ def _is_lost(error: BaseException) -> bool:
 
 @contextmanager
 def apart() -> Iterator[None]:
-    """Within the block this process works as if it were the only one: what rank 0 does alone waits for no other."""
+    """Make this process work as a single one within the block, so that rank 0 does not wait for other ranks."""
     global _ranks
     before, _ranks = _ranks, _Ranks(on_machine=_ranks.on_machine)
     try:
@@ -157,7 +161,7 @@ def apart() -> Iterator[None]:
 
 
 def meet() -> None:
-    """Wait until every rank is here."""
+    """Wait until every rank has reached this call."""
     if count() > 1:
         import torch
         import torch.distributed as dist
@@ -166,7 +170,10 @@ def meet() -> None:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What `make` gives on rank 0, on every rank; it is called there alone, and must not wait for the others."""
+    """Return rank 0's result of `make` on every rank.
+
+    Only rank 0 calls `make`, which must not wait for other ranks.
+    """
     if count() == 1:
         return make()
     import torch
@@ -182,7 +189,7 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def on_first(make: Callable[[], T]) -> T | None:
-    """What `make` gives on rank 0; the others wait for its end, and get None."""
+    """Call `make` on rank 0 and return its result there. The other ranks wait, and return None."""
     made: list[T] = []
     from_first(lambda: made.append(make()))
     return made[0] if made else None
@@ -190,7 +197,7 @@ def on_first(make: Callable[[], T]) -> T | None:
 
 @contextmanager
 def held(lock: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """A lock that rank 0 holds for all while the block runs."""
+    """Hold a lock for all ranks while the block runs. Rank 0 acquires the lock."""
     if first():
         with lock():
             meet()
@@ -201,14 +208,14 @@ def held(lock: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
 
 
 def dealt(things: Sequence[T]) -> Sequence[T]:
-    """The share of this rank of things that are done one by one."""
+    """Return this rank's share of a sequence whose items are processed one by one."""
     return things[rank() :: count()]
 
 
 class Vote:
-    """Whether a signal has reached any rank, known to all of them after the same step.
+    """Agreement of all ranks, after the same step, on whether a signal has reached any of them.
 
-    The question goes round while the step is computed.
+    The all-reduce runs while the step is computed.
     """
 
     def __init__(self, stop: StopRequest) -> None:
@@ -216,7 +223,7 @@ class Vote:
         self._cast: tuple[Tensor, Work] | None = None
 
     def cast(self) -> None:
-        """Before a step: say what is known here."""
+        """Send the signal that this rank knows to the other ranks, before a step."""
         if count() > 1:
             import torch
             import torch.distributed as dist
@@ -227,7 +234,7 @@ class Vote:
             self._cast = number, work
 
     def result(self) -> int | None:
-        """After a step: the number of the signal, or None; with one process what is known now."""
+        """Return the signal's number or None, after a step. With one process, return the present state."""
         if self._cast is None:
             return self._stop.signal
         number, work = self._cast
@@ -237,7 +244,7 @@ class Vote:
 
 
 def check_same(what: dict[str, Any], differences: Callable[[Any, Any], Sequence[str]]) -> None:
-    """Raises: RequestError where this rank resolves the request to something else than rank 0 does."""
+    """Raise RequestError if this rank resolves the request differently from rank 0."""
     different = differences(from_first(lambda: what), what) if count() > 1 else ()
     if different:
         raise RequestError(
@@ -247,7 +254,7 @@ def check_same(what: dict[str, Any], differences: Callable[[Any, Any], Sequence[
 
 
 def refuse(command: str, hint: str) -> None:
-    """Raises: RequestError for a command that runs in one process, where a launcher has started several."""
+    """Raise RequestError if a launcher has started several processes for a command that runs in one process."""
     if launched():
         raise RequestError(
             f"{command} runs in one process, and WORLD_SIZE={os.environ['WORLD_SIZE']} starts several; {hint}"

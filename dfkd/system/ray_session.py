@@ -1,4 +1,4 @@
-"""Ray, where it is installed: the cluster that RAY_ADDRESS names, else this machine for the time of the command."""
+"""Connection to Ray: the cluster that RAY_ADDRESS names, or else an instance on this machine for one command."""
 
 import os
 import signal
@@ -11,30 +11,30 @@ from typing import Any
 from dfkd.system.errors import RequestError
 
 _STORE = 100 * 2**20
-"""Bytes of Ray's object store on this machine: numbers and small files go through it."""
+"""Size in bytes of Ray's object store on this machine. Only numbers and small files pass through the store."""
 CORES: int | None = None
-"""Cores that Ray uses where it is started on this machine; None: all."""
+"""Number of cores that Ray uses on this machine, or None for all."""
 RESTARTS = 3
-"""How often a worker or a stage begins again after its process was killed, or ran out of memory."""
+"""Number of restarts of a worker or stage whose process was killed or ran out of memory."""
 _TRIES = 3
-"""How often Ray is started: its processes wait 15 s for each other, and a machine may be full of other work."""
+"""Number of tries to start Ray. Its processes wait 15 s for each other, which is short on a busy machine."""
 
 
 def check_installed() -> None:
-    """Raises: RequestError where Ray is not installed."""
+    """Raise RequestError if Ray is not installed."""
     if find_spec("ray") is None:
         raise RequestError("--engine ray needs ray: pip install '.[ray]' in the checkout of dfkd")
 
 
 @contextmanager
 def connected() -> Iterator[Any]:
-    """The module `ray`, connected while the block runs; a connection that was there before is used, and stays.
+    """Yield the module `ray`, connected while the block runs. An existing connection is used and kept.
 
-    Raises: RequestError where there is no such cluster, or Ray does not start.
+    Raises: RequestError if the cluster does not answer or Ray does not start.
     """
     check_installed()
     address = os.environ.get("RAY_ADDRESS")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a command of ours tells nobody that it was run
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send no usage statistics
     in_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
     try:
@@ -45,7 +45,7 @@ def connected() -> Iterator[Any]:
             return
         _start(ray, address)
         if in_main:
-            signal.signal(signal.SIGTERM, handler)  # Ray's own would end the command where it is
+            signal.signal(signal.SIGTERM, handler)  # Ray's own handler would end the command at once
         try:
             yield ray
         finally:
@@ -56,14 +56,14 @@ def connected() -> Iterator[Any]:
 
 
 def _start(ray: Any, address: str | None) -> None:
-    """Connect. Raises: RequestError where that cannot be."""
+    """Connect to Ray. Raises: RequestError if the cluster does not answer or Ray does not start."""
     here = {"num_cpus": CORES, "include_dashboard": False, "object_store_memory": _STORE}
     options: dict[str, Any] = {"address": address} if address else {"address": "local", **here}
     for tried in range(1, _TRIES + 1):
         try:
             ray.init(log_to_driver=False, logging_level="error", **options)
             return
-        except Exception as error:  # of its own, of gRPC's, of the operating system
+        except Exception as error:  # Ray, gRPC and the operating system raise errors of their own
             ray.shutdown()
             if address is None and tried < _TRIES:
                 continue
@@ -72,11 +72,11 @@ def _start(ray: Any, address: str | None) -> None:
 
 
 def cluster_resources(ray: Any) -> dict[str, float]:
-    """How many cores and GPUs there are for Ray."""
+    """Return the numbers of CPU cores and GPUs that the cluster has, as `CPU` and `GPU`."""
     found = ray.cluster_resources()
     return {name: float(found.get(name, 0)) for name in ("CPU", "GPU")}
 
 
 def environment() -> dict[str, Any]:
-    """The option of a worker by which it has the cache of this command."""
+    """Return the option that gives a Ray worker the cache folder of this command."""
     return {"runtime_env": {"env_vars": {name: os.environ[name] for name in ("DFKD_CACHE",) if name in os.environ}}}

@@ -1,4 +1,4 @@
-"""Records of JSON and TOML tables: a frozen dataclass is read from a table, and the field that is wrong is named."""
+"""Typed records of JSON and TOML tables: frozen dataclasses, with errors that name the wrong field."""
 
 import dataclasses
 import math
@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 R = TypeVar("R")
 TABLE = "table"
-"""The field of a record that holds the whole table, with the fields that the record does not know."""
+"""Name of a record's field that holds the whole table, including fields that the record does not declare."""
 _WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "nothing"}
 
 
 @dataclass(frozen=True)
 class Holds:
-    """What a value of the right type must be besides, for `Annotated`: a predicate, and what the message says."""
+    """Condition on a value beyond its type, for `Annotated`: a predicate, and its wording in error messages."""
 
     predicate: Callable[[Any], bool]
     what: str
@@ -26,13 +26,15 @@ Count = Annotated[int, Holds(lambda n: 0 <= n < 2**40, "from 0 to 2^40")]
 FileName = Annotated[
     str, Holds(lambda s: "/" not in s and s not in ("", ".", ".."), "the name of a file in the folder")
 ]
-"""A name that leads out of the folder could be any file of this machine."""
+"""Name of a file in the table's own folder. A path with a slash could lead to any file of the machine."""
 
 
 def parse(kind: type[R], table: object, within: str = "") -> R:
-    """Read a record. Fields that it does not know stay in its field `table`, if it has one.
+    """Return a record of type `kind`, read from a table.
 
-    Raises: ValueError, naming the field, for one that is missing and has no default, of another type or not allowed.
+    Unknown fields stay in the record's field `table`, if the record has one. `within` is the table's name in error
+    messages.
+    Raises: ValueError, which names the field, if a field without default is missing, has another type or breaks a rule.
     """
     if not isinstance(table, Mapping):
         raise ValueError(f"{within or 'it'} is not a table")
@@ -48,7 +50,7 @@ def parse(kind: type[R], table: object, within: str = "") -> R:
 
 
 def check_format(table: object, known: int) -> None:
-    """Raises: ValueError where a table is of another version of its format, or says none."""
+    """Raise ValueError unless the table's field `format` is the version `known`."""
     if not isinstance(table, Mapping):
         raise ValueError("it is not a table")
     if "format" not in table:
@@ -70,12 +72,12 @@ def _fields(kind: type) -> list[tuple[str, Any, bool]]:
 
 @cache
 def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    """The generic type of a hint and its arguments; a list of numbers asks for the same ones again and again."""
+    """Return a type hint's generic type and arguments. The cache serves lists, which have one hint for all items."""
     return get_origin(hint), get_args(hint)
 
 
 def _value(hint: Any, value: Any, name: str) -> Any:
-    """The value as the type says: tuples for lists, records for tables. Raises: ValueError as `parse`."""
+    """Return a value as its type hint says: tuples for lists, records for tables. Raises: ValueError as `parse`."""
     if hint is Any:
         return value
     origin, arguments = _parts(hint)

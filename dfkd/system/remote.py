@@ -1,7 +1,7 @@
-"""A file of an object store (`s3://`, `gs://`, `hf://`, `memory://`), by fsspec: read by ranges of bytes, never whole.
+"""Files of object stores (`s3://`, `gs://`, `hf://`, `memory://`), read by byte ranges through fsspec.
 
-It has those methods of `pathlib.Path` that readers call. A lost connection is tried again, and then ends the command:
-an image is not called unreadable because the network was.
+RemoteFile has the methods of `pathlib.Path` that readers call. After a lost connection, a request is repeated, and
+finally ends the command. A network error therefore never counts as an unreadable image.
 """
 
 import io
@@ -16,26 +16,27 @@ from typing import Any, NamedTuple, TypeVar
 from dfkd.system.errors import RequestError
 
 TRIES, PAUSE = 5, 0.5
-"""How often a request is made, and the seconds before the second time, which double."""
+"""Number of tries for a request, and the pause in seconds before the second try. The pause doubles with each try."""
 AHEAD = 8 << 20
-"""Bytes that are read at once where headers are looked for one after the other."""
+"""Smallest number of bytes in one request while headers are read one after another."""
 _URI = re.compile(r"(?!https?:)[a-z][a-z0-9+.-]*://", re.ASCII)
 _STATE = ("ETag", "etag", "md5Hash", "blob_id", "mtime", "LastModified", "last_modified", "updated", "created")
-"""What file systems call the mark of a file's content, or when it was written: the first one that is there."""
+"""Keys under which file systems report a content hash or a modification time, in order of preference."""
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _Found = TypeVar("_Found")
 
 
 class Size(NamedTuple):
-    """What `os.stat` says of a file, as far as readers need it."""
+    """Result of `RemoteFile.stat`, with the one field of `os.stat_result` that readers use."""
 
     st_size: int
 
 
 def tried(uri: str, request: Callable[[], _Found], done: str = "read", missing: bool = False) -> _Found:
-    """What a request gives, if need be after further tries; `done` is what it does to the file.
+    """Return the result of a request to an object store, after up to TRIES tries.
 
-    Raises: RequestError naming the file. FileNotFoundError where `missing` says that it need not be there.
+    `done` is the action in the error message: `read` or `written`.
+    Raises: RequestError, which names the file. FileNotFoundError if `missing` is true and the file does not exist.
     """
     for pause in (*(PAUSE * 2**n for n in range(TRIES - 1)), None):
         try:
@@ -48,7 +49,7 @@ def tried(uri: str, request: Callable[[], _Found], done: str = "read", missing: 
             if gone and (done == "written" or _of_bucket(error)):
                 what = f"cannot be {done}: {error}"
             raise RequestError(f"{uri!r} {what}; correct its name, or access to it") from None
-        except Exception as error:  # each file system has its own, and those of its network library
+        except Exception as error:  # each file system raises errors of its own and of its network library
             if pause is None:
                 raise RequestError(
                     f"{uri!r} cannot be {done} after {TRIES} tries ({type(error).__name__}: {error}); give the "
@@ -59,12 +60,12 @@ def tried(uri: str, request: Callable[[], _Found], done: str = "read", missing: 
 
 
 def _of_bucket(error: Exception) -> bool:
-    """Whether it is the bucket that is not there, as far as the file system says so."""
+    """Return whether an error says that the bucket does not exist. Only some file systems say so."""
     return "bucket does not exist" in str(error).lower()
 
 
 def system_of(uri: str) -> tuple[Any, str]:
-    """The file system of a URI, and the path there. Raises: RequestError where nothing can read it."""
+    """Return the file system of a URI, and the path there. Raises: RequestError if no file system can read the URI."""
     from fsspec.core import url_to_fs
 
     try:
@@ -78,10 +79,10 @@ def system_of(uri: str) -> tuple[Any, str]:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file of an object store."""
+    """File of an object store."""
 
     system: Any
-    """An fsspec file system."""
+    """The fsspec file system."""
     path: str
     uri: str
 
@@ -90,12 +91,12 @@ class RemoteFile:
 
     @property
     def name(self) -> str:
-        """Its name without its folder."""
+        """File name without its folder."""
         return posixpath.basename(self.path)
 
     @property
     def suffix(self) -> str:
-        """The last suffix of its name."""
+        """Last suffix of the file name."""
         return posixpath.splitext(self.path)[1]
 
     @cached_property
@@ -103,28 +104,28 @@ class RemoteFile:
         return self._tried(lambda: self.system.info(self.path))
 
     def stat(self) -> Size:
-        """Its size when it was opened."""
+        """Return the file's size in bytes at the first access."""
         return Size(int(self._about["size"]))
 
     def state(self) -> dict[str, int | str]:
-        """What its content is known by."""
+        """Return what identifies the file's content: its size and, if known, a content hash or modification time."""
         mark = next((key for key in _STATE if self._about.get(key)), None)
         return {"size": self.stat().st_size, **({mark: str(self._about[mark])} if mark else {})}
 
     def open(self, mode: str = "rb", buffering: int = 0, ahead: int = AHEAD) -> io.RawIOBase:
-        """A file object whose reads fetch at least `ahead` bytes at once."""
+        """Return a binary file object. Each request fetches at least `ahead` bytes."""
         return _Ranges(self, ahead)
 
     def read_bytes(self) -> bytes:
-        """All of it."""
+        """Return all bytes of the file."""
         return self.range(0, self.stat().st_size)
 
     def matches(self) -> list[str]:
-        """The paths that this one stands for, as a glob."""
+        """Return the sorted paths that match the file's path as a glob pattern."""
         return sorted(self._tried(lambda: self.system.glob(self.path)))
 
     def range(self, start: int, stop: int) -> bytes:
-        """Some of its bytes."""
+        """Return the bytes from `start` to `stop` (exclusive)."""
         return self._tried(lambda: self.system.cat_file(self.path, start=start, end=stop)) if start < stop else b""
 
     def _tried(self, request: Callable[[], _Found]) -> _Found:
@@ -132,7 +133,7 @@ class RemoteFile:
 
 
 class _Ranges(io.RawIOBase):
-    """A remote file by position: one block of it is in memory."""
+    """Seekable binary file over a remote file. One block of the file is in memory."""
 
     def __init__(self, file: RemoteFile, ahead: int) -> None:
         self._file, self._ahead, self._size = file, ahead, file.stat().st_size
@@ -172,12 +173,15 @@ class _Ranges(io.RawIOBase):
 
 
 def is_remote(text: str) -> bool:
-    """Whether a DATA is the URI of an object store, or of another file system that fsspec knows."""
+    """Return whether a DATA is the URI of an object store or of another file system of fsspec."""
     return _URI.match(text) is not None
 
 
 def find(text: str, expanded: Sequence[str]) -> list[RemoteFile]:
-    """The files that URIs name, globs filled in. Raises: RequestError where one names none, or nothing can read it."""
+    """Return the files that URIs name, with glob patterns expanded.
+
+    Raises: RequestError if a pattern matches no file or no file system can read a URI.
+    """
     protocol = text.partition("://")[0]
     found = []
     for uri in expanded:

@@ -1,9 +1,9 @@
-"""A batch that several processes share: which rows are whose, and what is needed of the other rows.
+"""Shares of a batch: the rows that each of several processes computes, and the exchange of rows between them.
 
-The rows of a batch lie with the ranks in their order, as evenly as it goes. Within a share the gradients are `count()`
-times those of the whole batch, because DistributedDataParallel takes the mean over the ranks; outside, where every
-rank computes the same numbers from the whole batch, they are the true ones. `whole` and `own` lead from one to the
-other. With one process each function returns what it is given.
+Each rank has a contiguous block of a batch's rows; the blocks are as equal as possible. DistributedDataParallel takes
+the mean of gradients over the ranks. Within a share, gradients are therefore `count()` times those of the whole batch.
+Outside shares, where every rank computes the same from the whole batch, gradients are the true ones. `whole` and `own`
+convert from one to the other. With one process each function returns its input.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from dfkd.system.random_state import restore, states
 
 @dataclass(frozen=True)
 class Share:
-    """Rows `start` to `stop` of a batch of `of` images."""
+    """One rank's rows of a batch: rows `start` to `stop` (exclusive) of `of` images."""
 
     start: int
     stop: int
@@ -30,36 +30,39 @@ class Share:
 
     @property
     def rows(self) -> slice:
-        """As an index."""
+        """Rows as an index."""
         return slice(self.start, self.stop)
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def within(self, start: int, stop: int) -> "Share":
-        """What of the share lies in a part of the batch, counted from the part's start."""
+        """Return the share's rows within rows `start` to `stop` of the batch, counted from `start`."""
         first, last = (min(max(edge, start), stop) - start for edge in (self.start, self.stop))
         return Share(first, last, stop - start)
 
 
 def share(of: int) -> Share:
-    """The rows of this process."""
+    """Return this rank's share of a batch of `of` images."""
     edges = [number * of // ranks.count() for number in (ranks.rank(), ranks.rank() + 1)]
     return Share(edges[0], edges[1], of)
 
 
 def all_of(of: int) -> Share:
-    """All rows."""
+    """Return the share that holds all `of` rows."""
     return Share(0, of, of)
 
 
 def weight(of: int) -> float:
-    """What the mean over this process's rows counts in the mean over the ranks, so that it is that over all rows."""
+    """Return the weight of this rank's mean over its rows.
+
+    The mean of the weighted means over the ranks is the mean over all `of` rows.
+    """
     return len(share(of)) * ranks.count() / of
 
 
 def check_batch(size: int) -> None:
-    """Raises: RequestError where not every rank has a row."""
+    """Raise RequestError if a batch of `size` images has fewer rows than there are ranks."""
     if size < ranks.count():
         raise RequestError(
             f"--batch-size {size} is the whole batch, and there are {ranks.count()} processes: give at least as many "
@@ -68,7 +71,10 @@ def check_batch(size: int) -> None:
 
 
 def whole(x: Tensor, of: int) -> Tensor:
-    """The rows of all ranks; gradients go back to this rank's own."""
+    """Return the rows of all ranks [of, ...], gathered from each rank's rows `x`.
+
+    The backward pass gives each rank the gradient of its own rows.
+    """
     if ranks.count() == 1:
         return x
     gathered: Tensor = _Whole.apply(x, of) if x.requires_grad and torch.is_grad_enabled() else _gather(x, of)
@@ -76,7 +82,10 @@ def whole(x: Tensor, of: int) -> Tensor:
 
 
 def own(x: Tensor) -> Tensor:
-    """This rank's rows of a batch that all ranks have; the gradients of all rows come back to every rank."""
+    """Return this rank's rows of a batch that all ranks hold.
+
+    The backward pass gives every rank the gradient of all rows.
+    """
     if ranks.count() == 1:
         return x
     rows: Tensor = _Own.apply(x) if x.requires_grad and torch.is_grad_enabled() else x[share(len(x)).rows]
@@ -84,7 +93,7 @@ def own(x: Tensor) -> Tensor:
 
 
 def summed(x: Tensor) -> Tensor:
-    """The sum over the ranks, with gradients."""
+    """Return the sum of a tensor over the ranks, with gradients."""
     if ranks.count() == 1:
         return x
     total: Tensor = _Summed.apply(x)
@@ -92,11 +101,14 @@ def summed(x: Tensor) -> Tensor:
 
 
 def pooled(mean: Tensor, variance: Tensor, number: Tensor | float) -> tuple[Tensor, Tensor]:
-    """Mean and variance over the values of all ranks, from those over `number` values here; with gradients."""
+    """Return mean and variance over the values of all ranks, with gradients.
+
+    `mean` and `variance` are over this rank's `number` values.
+    """
     if ranks.count() == 1:
         return mean, variance
     numbers = torch.as_tensor(number, dtype=torch.float64, device=mean.device).expand_as(mean)
-    # in one exchange: what cancels in the difference of squares is not missed in float64
+    # One exchange for the three sums. The difference of squares cancels digits, which float64 has to spare.
     sums = torch.stack([numbers * mean, numbers * (variance + mean.double().square()), numbers])
     first, second, count = summed(sums)
     together = first / count
@@ -104,7 +116,7 @@ def pooled(mean: Tensor, variance: Tensor, number: Tensor | float) -> tuple[Tens
 
 
 def means(row: dict[str, float]) -> dict[str, float]:
-    """The mean over the ranks of each value."""
+    """Return the mean over the ranks of each value in a row of metrics."""
     if ranks.count() == 1:
         return row
     values = torch.tensor([*row.values()], dtype=torch.float64)
@@ -114,10 +126,10 @@ def means(row: dict[str, float]) -> dict[str, float]:
 
 @contextmanager
 def own_random(device: torch.device) -> Iterator[None]:
-    """Random numbers of this rank's own, for a network that draws some for its rows (dropout).
+    """Give this rank its own random numbers within the block, for a network that draws some for its rows (dropout).
 
-    What else is drawn from torch's global state stays the same on all ranks; and as it is with one process, unless the
-    network draws.
+    All other numbers from torch's global generators stay equal on all ranks. These numbers are also those of a single
+    process if the network draws none.
     """
     if ranks.count() == 1:
         yield
@@ -135,7 +147,7 @@ def own_random(device: torch.device) -> Iterator[None]:
 
 
 def _gather(x: Tensor, of: int) -> Tensor:
-    """All rows of a tensor of any type, through its bytes; where shares differ in size, they are filled up by a row."""
+    """Return all rows of a tensor of any dtype. Shorter shares get a row of zeros for the exchange."""
     longest = -(-of // ranks.count())
     filled = x.detach().contiguous()
     if len(x) < longest:

@@ -1,6 +1,6 @@
-"""SIGINT and SIGTERM: the first one ends the work in good order within seconds, a second one ends the process at once.
+"""Handling of SIGINT and SIGTERM: the first signal stops the work in seconds, a second one ends the process at once.
 
-Whatever is on disk is complete at every moment, so that ending at once loses time and nothing else.
+Every file on disk is complete at any time. Ending at once therefore loses time and nothing else.
 """
 
 import os
@@ -15,11 +15,14 @@ from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 10.0
-"""Seconds after which a process that has not reacted is ended: the work may be inside a library's long call."""
+"""Seconds until a process that does not react is ended. The work may be inside a library's long call."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal came and what was done is kept; the shell's convention makes its number part of the exit status."""
+    """Exception for a signal, raised after the work is saved.
+
+    By the shell's convention, the exit status is 128 plus the signal's number.
+    """
 
     def __init__(self, signal: int, message: str = "") -> None:
         super().__init__(message)
@@ -27,13 +30,16 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Whether SIGINT or SIGTERM came while a block was to finish its step."""
+    """Record of a signal that arrived while a block finishes its step; `signal` is the signal's number or None."""
 
     signal: int | None = None
 
 
 class _Handler:
-    """What happens at a signal: the innermost block of `stop_request` is told, or the work is interrupted here."""
+    """Signal handler of a command: it informs the innermost `stop_request` block, or interrupts the work.
+
+    `together` is the number of seconds within which further signals are ignored.
+    """
 
     def __init__(self, together: float) -> None:
         self.first: int | None = None
@@ -52,19 +58,20 @@ class _Handler:
 
     @property
     def finishing(self) -> bool:
-        """Whether a block knows of the signal and finishes its step, however long that takes."""
+        """Whether a block knows of the signal and is finishing its step. There is no limit on that time."""
         return bool(self.blocks) and self.blocks[-1].signal is not None
 
 
 _current: ContextVar[_Handler | None] = ContextVar("handler", default=None)
-"""Of the command that this thread runs."""
+"""Handler of the command that runs in this thread."""
 
 
 @contextmanager
 def handled(together: float = 0.0) -> Iterator[_Handler | None]:
-    """Handle both signals while the block runs. Within another such block, or in a thread, nothing changes.
+    """Handle both signals while the block runs. A nested block, or one in another thread, changes nothing.
 
-    Signals within `together` seconds of the first count as one: of a terminal's interrupt a launcher sends another.
+    Signals within `together` seconds of the first count as one. A launcher forwards a terminal's interrupt a second
+    time.
     """
     if _current.get() is not None or threading.current_thread() is not threading.main_thread():
         yield _current.get()
@@ -73,7 +80,7 @@ def handled(together: float = 0.0) -> Iterator[_Handler | None]:
     token = _current.set(handler)
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
-    # a signal that was ignored from the start stays so: a shell starts work in the background without SIGINT
+    # a signal that was ignored from the start stays ignored: a shell starts background jobs without SIGINT
     before = {n: signal.signal(n, handler) for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN}
     wakeup = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     watcher = threading.Thread(target=_watch, args=(read_end, handler), name="dfkd-signals", daemon=True)
@@ -93,11 +100,11 @@ def handled(together: float = 0.0) -> Iterator[_Handler | None]:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Hold back SIGINT and SIGTERM while the block runs, so that it can stop between two steps.
+    """Hold back SIGINT and SIGTERM while the block runs, so that the work can stop between two steps.
 
-    Only within `handled`, which the command line begins: elsewhere signals are the caller's, and Python's own
-    KeyboardInterrupt ends the block where it is; what is on the disk is complete then, too.
-    Raises: Interrupted at the block's end, where a signal came and the block did not say so itself.
+    The function has an effect only within `handled`, which the command line enters. Elsewhere signals belong to the
+    caller, and Python's KeyboardInterrupt interrupts the block. Files on disk are complete then, too.
+    Raises: Interrupted at the end of the block if a signal arrived and the block raised nothing itself.
     """
     handler, request = _current.get(), StopRequest()
     if handler is None or handler.first is not None:
@@ -113,9 +120,9 @@ def stop_request() -> Iterator[StopRequest]:
 
 
 def _watch(read_end: int, handler: _Handler) -> None:
-    """End the process at the second signal, also while Python waits for a library's call and handles nothing.
+    """End the process at the second signal, even while Python waits for a library's call and runs no handler.
 
-    The interpreter writes a byte to the pipe for every signal; 0 is the block's end.
+    The interpreter writes a byte to the pipe for every signal. A byte of 0 marks the end of the block.
     """
     first = _next(read_end, None)
     if first == 0:
@@ -130,7 +137,7 @@ def _watch(read_end: int, handler: _Handler) -> None:
 
 
 def _next(read_end: int, seconds: float | None) -> int | None:
-    """The next signal's number, 0 at the end; None where none came within `seconds`."""
+    """Return the next signal's number, 0 at the end of the block, or None if none arrives within `seconds`."""
     with selectors.DefaultSelector() as selector:
         selector.register(read_end, selectors.EVENT_READ)
         while selector.select(seconds):

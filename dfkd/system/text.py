@@ -1,39 +1,40 @@
-"""Text for people: what may not be printed is written out, and tables survive a pipe."""
+"""Text for the terminal: escapes for unprintable characters, summaries of numbers per class, and aligned tables."""
 
 import shlex
 from collections.abc import Sequence
 from statistics import median
 
 LISTED_CLASSES = 20
-"""Up to so many classes a line lists the numbers of all; of more it gives the extremes."""
+"""Largest number of classes for which a line lists every number. For more classes, a line lists the extremes."""
 EXTREMES = 5
 
 
 def visible(text: str) -> str:
-    """`text` in one line of characters that only show themselves: all others are written as Python escapes.
+    """Return `text` as one line of printable characters; other characters become Python escapes.
 
-    File names and manifests come from anywhere. A line break in them could fake a line of ours, a terminal's escape or
-    a change of writing direction could hide what is there, and half a surrogate cannot be printed at all.
+    File names and manifests come from anywhere. A line break could imitate a line of dfkd. A terminal's escape sequence
+    or a change of writing direction could hide text. A lone surrogate cannot be printed at all.
     """
     return text if text.isprintable() else "".join(map(_visible, text))
 
 
 def inspect_command(folder: str) -> str:
-    """The command that shows a selection, as a shell takes it."""
+    """Return the command that writes a selection's HTML page, quoted for a shell."""
     return f"dfkd inspect {shlex.quote(folder)} --out {shlex.quote(folder + '.html')}"
 
 
 def class_name(number: int, names: Sequence[str] = ()) -> str:
-    """A class by its number and, where it is known, its name; a number below 0 stands for an answer of no class."""
+    """Return a class's number and, if known, its name. A negative number means that the logits are not finite."""
     if number < 0:
         return "not finite"
     return f"{number} {names[number]}" if number < len(names) else str(number)
 
 
 def of_classes(values: Sequence[float | int | None], all_in: str, form: str = "", names: Sequence[str] = ()) -> str:
-    """A number of each class in one line: all where they are few, else a summary; `all_in` says where all are.
+    """Return one line with a number for each class: every number of few classes, else a summary.
 
-    None stands for a class without images. `form` is a format of numbers, `names` are those of the classes if known.
+    Values of None stand for classes without images. `form` is the numbers' format specification. `names` are the
+    classes' names, if known. `all_in` says where a summary's reader finds all numbers.
     """
     if len(values) <= LISTED_CLASSES and names:
         cells = ("None" if value is None else format(value, form) for value in values)
@@ -52,7 +53,7 @@ def of_classes(values: Sequence[float | int | None], all_in: str, form: str = ""
 
 
 def aligned(head: Sequence[str], body: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
-    """Columns under their names, two spaces apart; those numbered in `left` on the left, the others on the right."""
+    """Return a table as aligned text, two spaces between columns. `left` has the numbers of left-aligned columns."""
     head, body = [visible(cell) for cell in head], [[visible(cell) for cell in line] for line in body]
     widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
     return "\n".join(

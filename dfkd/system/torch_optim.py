@@ -1,4 +1,4 @@
-"""torch's optimizers without what imports its compiler."""
+"""torch's optimizers without the import of torch's compiler."""
 
 import inspect
 from typing import TypeVar
@@ -9,9 +9,10 @@ Kind = TypeVar("Kind", bound=torch.optim.Optimizer)
 
 
 def _uncompiled(kind: type[Kind]) -> type[Kind]:
-    """The same optimizer without the decorators that keep torch.compile out of it.
+    """Return a subclass of an optimizer without the decorators that exclude its methods from torch.compile.
 
-    Their first call imports the compiler, which takes longer than torch itself; nothing here is compiled.
+    The first call of a decorated method imports the compiler, which takes longer than torch itself. dfkd does not
+    compile optimizers.
     """
     names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
     plain = {name: inspect.unwrap(getattr(kind, name)) for name in names}

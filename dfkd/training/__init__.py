@@ -1,1 +1,1 @@
-"""What every training shares, a student's and a generator's: where images come from, their views, and the loop."""
+"""What the trainings of students and of generators share: sources of images, their orders, the loop, and evaluation."""

@@ -1,4 +1,4 @@
-"""A step's gradients as the mean over the processes that share its batch, by torch's DistributedDataParallel."""
+"""Mean of a step's gradients over the processes that share its batch, by torch's DistributedDataParallel."""
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from dfkd.system import ranks
 
 Compute = Callable[..., tuple[Tensor, Any]]
-"""Computes the number that is minimised, and what else is wanted of the step."""
+"""Function that returns the value to minimise, and other results of the step."""
 
 
 def data_parallel(modules: Iterable[nn.Module], compute: Compute, device: torch.device) -> Compute:
-    """`compute`, such that the backward pass from its number leaves the mean gradients in the parameters of `modules`.
+    """Wrap `compute`: a backward pass from its value leaves mean gradients in the parameters of `modules`.
 
-    All ranks begin with the parameters of rank 0. BatchNorm's statistics stay each rank's own. With one process it is
-    `compute` itself.
+    The mean is that over the ranks. All ranks begin with the parameters of rank 0. BatchNorm statistics stay each
+    rank's own. With one process, `compute` itself is returned.
     """
     if ranks.count() == 1:
         return compute
@@ -28,7 +28,7 @@ def data_parallel(modules: Iterable[nn.Module], compute: Compute, device: torch.
     wrapped = kind(
         step,
         device_ids=[device] if device.type == "cuda" else None,
-        find_unused_parameters=True,  # losses may leave layers out; and buckets that stay make every run sum alike
+        find_unused_parameters=True,  # losses may leave layers out; fixed buckets make every run sum in the same order
         gradient_as_bucket_view=True,
         **options,
     )
@@ -41,14 +41,14 @@ def data_parallel(modules: Iterable[nn.Module], compute: Compute, device: torch.
 
 
 class _Step(nn.Module):
-    """What is wrapped: the modules, and only the number as its output, from which used parameters are found."""
+    """The module that is wrapped. Its only output is the value to minimise, from which used parameters are found."""
 
     def __init__(self, modules: Iterable[nn.Module], compute: Compute) -> None:
         super().__init__()
         self.parts = nn.ModuleList(modules)
         self.unused = nn.Parameter(
             torch.zeros(1)
-        )  # where there is none, DistributedDataParallel advises against looking
+        )  # without an unused parameter, DistributedDataParallel warns about the search for them
         self._compute = compute
         self.rest: Any = None
 

@@ -1,4 +1,4 @@
-"""`dfkd evaluate`, and the one function through which teacher and student are both measured."""
+"""`dfkd evaluate`, and the function that measures both teacher and student."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from dfkd.config import EvaluateConfig, ExplainConfig
 from dfkd.data import Pool, open_pool
-from dfkd.data.labels import ClassNames
 from dfkd.data.locate import GivenData
 from dfkd.formats.overwrite import check_output
 from dfkd.formats.run_records import CONFIG
@@ -27,29 +26,30 @@ from dfkd.system.portable import portable
 from dfkd.system.text import of_classes, visible
 
 CALIBRATION_BINS = 15
+"""Bins of equal width of the calibration error."""
 
 
 @dataclass(frozen=True)
 class Measures:
-    """What a model does on labeled images; shares in [0, 1]."""
+    """Metrics of a model on labeled images. Shares are in [0, 1]."""
 
     images: int
     top1: float
     top5: float
     calibration_error: float
     per_class: list[float | None]
-    """Top-1 of each class; None for a class without images."""
+    """Top-1 accuracy of each class; None for a class without images."""
     agreement: float | None
     """Share of images on which the model and its teacher predict the same class."""
     teacher_top1: float | None
     teacher_per_class: list[float | None] | None = None
-    """The teacher's top-1 of each class."""
+    """The teacher's top-1 accuracy of each class."""
 
 
 def measure(model: Classifier, data: Pool, batch_size: int, teacher: Classifier | None = None) -> Measures:
-    """Measure `model` on labeled data that `check_labels` takes, and its agreement with `teacher` where there is one.
+    """Measure `model` on labeled data that `check_labels` accepts, and its agreement with `teacher` if given.
 
-    Raises: RequestError for missing labels, and an image that cannot be read.
+    Raises: RequestError for missing labels, and for an unreadable image.
     """
     classes = model.model.classes
     labels = data.labels(classes)
@@ -88,7 +88,7 @@ def measure(model: Classifier, data: Pool, batch_size: int, teacher: Classifier 
 
 
 def show_all(data: Pool, batch_size: int, take: Callable[[UInt8[Tensor, "batch height width channels"]], None]) -> None:
-    """Give all images to `take`, in batches. Raises: RequestError for an image that cannot be read."""
+    """Pass all images to `take`, in batches. Raises: RequestError for an unreadable image."""
     with progress("evaluating", len(data), "images") as bar:
         for indices, images in data.batches(batch_size):
             if images.problems:
@@ -108,12 +108,15 @@ def _by_class(
 
 
 def named_classes(logits: Float[Tensor, "batch classes"]) -> Int[np.ndarray, " batch"]:
-    """The predicted classes; -2, which is no label and no student's answer, where a logit is not finite."""
+    """Return the predicted classes; -2 if a logit is not finite.
+
+    -2 is no label, and no prediction of a student.
+    """
     return torch.where(logits.isfinite().all(dim=1), logits.argmax(dim=1), -2).cpu().numpy()
 
 
 def check_labels(data: Pool, classes: int) -> Int[np.ndarray, " images"]:
-    """The labels of `data`. Raises: RequestError where there are none, or one is not among the model's classes."""
+    """Return the labels of `data`. Raises: RequestError if there are none, or one is not a class of the model."""
     labels = data.labels(classes)
     if len(labels) and (labels.min() < 0 or labels.max() >= classes):
         one_more = labels.min() > 0 and labels.max() == classes
@@ -127,8 +130,10 @@ def check_labels(data: Pool, classes: int) -> Int[np.ndarray, " images"]:
 
 
 def calibration_error(confidence: Float[np.ndarray, " images"], right: Bool[np.ndarray, " images"]) -> float:
-    """Expected calibration error over 15 bins of equal width (https://arxiv.org/abs/1706.04599): the mean over images
-    of their bin's distance between confidence and accuracy; a confidence on an edge belongs to the bin below it.
+    """Return the expected calibration error over 15 bins of equal width (https://arxiv.org/abs/1706.04599).
+
+    It is the mean over images of the distance between confidence and accuracy of their bin. A confidence on an edge
+    belongs to the bin below.
     """
     bins: Int[np.ndarray, " images"] = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, None)
     gaps = np.bincount(bins, weights=confidence - right, minlength=CALIBRATION_BINS)
@@ -136,12 +141,12 @@ def calibration_error(confidence: Float[np.ndarray, " images"], right: Bool[np.n
 
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
-    """Evaluate as `config` says, print the figures, and write them where `--json` says."""
+    """Evaluate as `config` says, print the metrics, and write them to the file of `--json`."""
     if config.json is not None and output_path(config.json, "--json").is_dir():
         raise RequestError(f"--json {config.json} is a folder; give a file")
     if config.json is not None:
         check_output(config.json, "--json", (config.data, config.model, config.teacher, config.preset, config.classes))
-    is_run = (Path(config.model) / CONFIG).exists()  # a student was taught with its teacher's normalization
+    is_run = (Path(config.model) / CONFIG).exists()  # a student is trained with its teacher's normalization
     figures = evaluate(config, config.model, config.data, config.teacher, is_run)
     names = figures.get("class_names", ())
     for name, value in figures.items():
@@ -160,9 +165,9 @@ def evaluate(
     teacher: GivenModel | None = None,
     as_student: bool = False,
 ) -> dict[str, Any]:
-    """The figures of a model, from networks and labeled data that may be at hand already.
+    """Return the metrics of a model. Model, teacher and data may be Python objects.
 
-    `as_student`: the teacher gets the model's normalization where none is given.
+    With `as_student`, the teacher gets the model's normalization if none is given.
     """
     evaluated, taught, images = open_pair(config, model, data, teacher, as_student)
     loaded = evaluated.model
@@ -173,7 +178,7 @@ def evaluate(
     measures = measure(evaluated, images, config.batch_size, taught)
     figures = {"model": loaded.spec, "parameters": loaded.parameter_count(), **vars(measures)}
     figures |= evaluated.place.describe()
-    names = loaded.class_names if config.classes is None else ClassNames(config.classes).names
+    names = (loaded.class_names if config.classes is None else ()) or images.class_names(loaded.classes)
     figures |= {"class_names": list(names)} if names else {}
     if taught is not None:
         figures["teacher"] = taught.model.spec
@@ -188,7 +193,7 @@ def open_pair(
     teacher: GivenModel | None,
     as_student: bool,
 ) -> tuple[Classifier, Classifier | None, Pool]:
-    """A model, its teacher where there is one, and images as both see them. `as_student` is as for `evaluate`.
+    """Open a model, its teacher if given, and images as both see them. `as_student` is as for `evaluate`.
 
     Raises: RequestError for networks that cannot be compared.
     """

@@ -1,4 +1,4 @@
-"""An order of stored images that follows the student: what it has learnt makes room for what it has not."""
+"""An order of stored images that follows the student, and repeats those with the largest divergence."""
 
 from typing import Any
 
@@ -11,27 +11,29 @@ from dfkd.system.limits import SHARE
 
 
 class HardestOrder:
-    """Rounds of the images on which the student was farthest from the teacher when it last saw them.
+    """Rounds of the images with the largest divergence of the student from the teacher when last seen.
 
-    The first round has all images, every later one the `share` of them with the largest values, shuffled. An image that
-    is left out keeps its value, and returns once enough of the others have fallen below it. Ranking by the latest known
-    loss is that of Online batch selection for faster training of neural networks, 2015,
-    https://arxiv.org/abs/1511.06343, which draws every batch with a chance that falls exponentially with the rank; the
-    cut by rounds is ours. Other than the orders that a seed alone decides, this one goes forward only, and `state_dict`
-    is part of where it stands.
+    The first round has all images. Each later round has the `share` of images with the largest values, shuffled. An
+    image that is left out keeps its value, and returns once enough other values have fallen below. Online batch
+    selection for faster training of neural networks, 2015, https://arxiv.org/abs/1511.06343, also ranks by the latest
+    known loss. It draws every batch with a probability that falls exponentially with the rank. The cut by rounds is our
+    own. Unlike orders that a seed alone decides, this order only goes forward, and its `state_dict` is part of the
+    position.
     """
 
     def __init__(self, images: int, share: float, seed: int) -> None:
-        """Order `images` rows. Raises: RequestError unless 0 < share <= 1."""
+        """Start an order of `images` rows. Raises: RequestError unless 0 < share <= 1."""
         SHARE.check(share=share)
         self._size, self._seed = max(1, round(share * images)), seed
-        self._values = np.full(images, np.finfo(np.float32).max, dtype=np.float32)  # not seen yet: the first to be
+        self._values = np.full(
+            images, np.finfo(np.float32).max, dtype=np.float32
+        )  # images that were not seen yet come first
         self._told: list[tuple[Int[np.ndarray, " batch"], Float[Tensor, " batch"]]] = []
         self._number, self._start = 0, 0
         self._round = self._shuffled(np.arange(images))
 
     def rows(self, position: int, count: int) -> Int[np.ndarray, " count"]:
-        """The rows at `count` positions from `position` on, where the rows drawn before ended."""
+        """Return the rows at `count` positions from `position` on, which must be where the last call ended."""
         parts = [np.empty(0, dtype=np.int64)]
         while count:
             if position == self._start + len(self._round):
@@ -43,17 +45,17 @@ class HardestOrder:
         return np.concatenate(parts)
 
     def seen(self, rows: Int[np.ndarray, " batch"], values: Float[Tensor, " batch"]) -> None:
-        """How far the student is from the teacher on these rows. Values on a device are read when a round is drawn."""
+        """Record the divergence of these rows. Values on a device are read when the next round is drawn."""
         self._told.append((rows, values))
 
     def state_dict(self) -> dict[str, Any]:
-        """The round, and the value of every image."""
+        """Return the round, and the value of every image."""
         self._read()
         arrays = {"round": torch.from_numpy(self._round), "values": torch.from_numpy(self._values.copy())}
         return {"number": self._number, "start": self._start, **arrays}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore a state from `state_dict`."""
         self._number, self._start = int(state["number"]), int(state["start"])
         self._round, self._values = state["round"].numpy(), state["values"].numpy().copy()
         self._told.clear()
@@ -61,7 +63,9 @@ class HardestOrder:
     def _read(self) -> None:
         if self._told:
             rows, values = zip(*self._told, strict=True)
-            self._values[np.concatenate(rows)] = torch.cat(values).cpu().numpy()  # of a row seen twice the last counts
+            self._values[np.concatenate(rows)] = (
+                torch.cat(values).cpu().numpy()
+            )  # for a row seen twice, the last value counts
             self._told.clear()
 
     def _shuffled(self, rows: Int[np.ndarray, " rows"]) -> Int[np.ndarray, " rows"]:

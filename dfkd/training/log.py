@@ -1,4 +1,4 @@
-"""`--log`: the rows of metrics, pictures and the result of a training, for programs that show them while it runs."""
+"""`--log`: metrics, pictures and the result of a training, for programs that show them during the training."""
 
 import contextlib
 import importlib
@@ -17,25 +17,25 @@ from dfkd.system.errors import RequestError
 from dfkd.training.loggers.base import Logger, Training
 
 LOGGERS = {"tensorboard": "TensorBoard", "wandb": "WeightsAndBiases", "mlflow": "MLflow", "pictures": "Pictures"}
-"""What `--log` names: a module of `dfkd.training.loggers`, and its class."""
+"""Modules of `dfkd.training.loggers`, which `--log` names, and their classes."""
 MEASURES = frozenset(
     {
         *("agreement", "student_entropy", "teacher_entropy", "learning_rate", "images_per_second"),
         *("generated_classes", "generated_distance", "statistics_distance"),
     }
 )
-"""What is no loss in a row of metrics."""
+"""Names of metrics that are not losses."""
 PICTURES = 20
 """Pictures of a whole training."""
 SHOWN = 16
-"""Images of a picture."""
+"""Images per picture."""
 
 Pictures = Callable[[], Mapping[str, UInt8[np.ndarray, "images height width channels"]]]
-"""The images that a training has just seen or made, by what they are."""
+"""Function that returns the images that a training has just seen or made, by name."""
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Refuse a logger whose library is not installed. Raises: RequestError."""
+    """Raise RequestError for a logger whose library is not installed."""
     for name in names:
         needs = _logger(name).needs
         if find_spec(needs) is None:
@@ -43,9 +43,9 @@ def check_loggers(names: Sequence[str]) -> None:
 
 
 class Log:
-    """What a training tells its loggers. They are opened at the first row: a process that logs nothing opens none.
+    """The loggers of a training. They are opened at the first row, so a process that logs nothing opens none.
 
-    A logger that fails is told and left out: the training goes on.
+    A logger that fails is removed with a warning, and the training continues.
     """
 
     def __init__(self, names: Sequence[str], training: Training, steps: int, every: int, pictures: Pictures) -> None:
@@ -54,7 +54,7 @@ class Log:
         self._open: dict[str, Logger] | None = None
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """A row of metrics, with a picture some times in a training."""
+        """Log a row of metrics, with a picture several times per training."""
         step = int(row["step"])
         scalars = {_grouped(name): float(value) for name, value in row.items() if name != "step"}
         self._tell(step, lambda logger: logger.scalars(step, scalars))
@@ -66,7 +66,7 @@ class Log:
         self._tell(step, lambda logger: logger.image(step, name, picture))
 
     def result(self, table: Mapping[str, Any]) -> None:
-        """The last table."""
+        """Log the final result."""
         self._tell(self._steps, lambda logger: logger.result(self._steps, table))
 
     def close(self) -> None:
@@ -74,7 +74,7 @@ class Log:
         self._tell(None, lambda logger: logger.close())
 
     def _is_pictured(self, step: int) -> bool:
-        """Whether a picture is due: decided by the step alone, so that a resumed training has the same ones."""
+        """Return whether a picture is due. The step alone decides, so that a resumed training has the same pictures."""
         now, before = (at * PICTURES // self._steps for at in (step, step - self._every))
         return now > before or step <= self._every
 
@@ -92,7 +92,7 @@ class Log:
 
     @contextlib.contextmanager
     def _guarded(self, name: str) -> Iterator[None]:
-        """A server that is away, or a disk that is full: the training matters more."""
+        """Catch the errors of a logger, such as an unreachable server or a full disk, and remove the logger."""
         try:
             yield
         except Exception as error:
@@ -111,9 +111,9 @@ def logged(
     pace: tuple[int, int],
     pictures: Pictures,
 ) -> Iterator[Log]:
-    """Log the rows that are recorded while the block runs.
+    """Yield a log of the rows that are recorded while the block runs.
 
-    `shown` is the folder of the result, `pace` the number of steps and that from row to row.
+    `shown` is the folder of the result. `pace` is the number of steps, and the number of steps between rows.
     """
     training = Training(record.folder / LOGS, shown.name, options)
     log = Log(names, training, *pace, pictures)
@@ -128,7 +128,7 @@ def logged(
 def grid(
     images: UInt8[np.ndarray, "images height width channels"],
 ) -> UInt8[np.ndarray, "grid_height grid_width channels"]:
-    """Images side by side, in rows of equal length as nearly square as can be; what is left over is black."""
+    """Arrange images in a grid, as nearly square as possible. Unused cells are black."""
     count, height, width, channels = images.shape
     across = math.ceil(math.sqrt(count))
     down = -(-count // across)
@@ -139,7 +139,7 @@ def grid(
 
 
 def _grouped(name: str) -> str:
-    """A metric's name: losses stand together."""
+    """Return the name of a metric, with losses in one group."""
     if name == "loss":
         return "loss/total"
     return name if name.removeprefix("source.") in MEASURES else f"loss/{name}"

@@ -1,4 +1,4 @@
-"""The training loop, the only one: a student's distillation and a generator's training go through it."""
+"""The only training loop, for the distillation of students and the training of generators."""
 
 import itertools
 import time
@@ -20,7 +20,7 @@ from dfkd.system.signals import Interrupted, stop_request
 
 @dataclass(frozen=True)
 class Pace:
-    """How long a training is, how many images a step has, and how often it is written down, in steps."""
+    """Number of steps, images per step, and steps between checkpoints and between rows of metrics."""
 
     steps: int
     batch_size: int
@@ -30,61 +30,61 @@ class Pace:
 
 Measured = Tensor | float
 _WRITTEN = ("step", "learning_rate", "images_per_second")
-"""What rows of metrics.jsonl have of the loop itself."""
+"""Columns of metrics.jsonl that the loop itself writes."""
 
 
 @runtime_checkable
 class Learner(Protocol):
-    """Everything that changes in a training, with one step of it."""
+    """State of a training, and the functions by which the loop advances it."""
 
     step: int
     seconds: float
 
     @property
     def plan(self) -> Pace:
-        """How far it goes."""
+        """Length of the training, and its intervals."""
         ...
 
     @property
     def hint(self) -> str:
-        """What to do where a metric or a weight is no longer finite."""
+        """Advice for the error message when a metric or a weight is not finite."""
         ...
 
     def warm_up(self) -> Mapping[str, Tensor] | None:
-        """Do a piece of what comes before the first step. Returns its metrics, or None where nothing is left to do."""
+        """Do one piece of the work before the first step. Returns its metrics, or None if nothing is left to do."""
         ...
 
     def begin(self) -> None:
-        """Before the first step, or the first one after a checkpoint was loaded."""
+        """Prepare for the first step, or for the first one after a checkpoint was loaded."""
         ...
 
     def advance(self) -> Mapping[str, Tensor | float]:
-        """One step, which adds 1 to `step`. Returns its metrics."""
+        """Run one step, which adds 1 to `step`. Returns its metrics."""
         ...
 
     def tell(self, row: Mapping[str, float]) -> str:
-        """What the progress bar says of a row of metrics."""
+        """Return the text of the progress bar for a row of metrics."""
         ...
 
     def learnt(self) -> Iterable[Mapping[str, Any]]:
-        """The state that has to stay finite."""
+        """Return the states that must stay finite."""
         ...
 
     def state_dict(self) -> Mapping[str, Any]:
-        """Everything that a resumed training needs to go on as if it had not stopped."""
+        """Return everything that a resumed training needs to continue as if uninterrupted."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any], progress: Checkpoint) -> None:
-        """Go on from a checkpoint: its state, and the step and seconds in `progress`."""
+        """Restore a checkpoint: its state, and the step and seconds in `progress`."""
         ...
 
 
 @runtime_checkable
 class Record(Protocol):
-    """What is written down of a training: `dfkd.formats.run_folder.Progress`, or several of them."""
+    """The files of a training: `dfkd.formats.run_folder.Progress`, or several of them."""
 
     def load(self) -> tuple[Mapping[str, Any], Checkpoint] | None:
-        """The last complete checkpoint's state and progress."""
+        """Return the state and the progress of the last complete checkpoint, or None."""
         ...
 
     def log(self, row: Mapping[str, Any]) -> None:
@@ -97,7 +97,7 @@ class Record(Protocol):
 
 
 def joined(learner: Mapping[str, Measured], source: Mapping[str, Measured]) -> dict[str, Tensor | float]:
-    """One row of metrics of a learner and of the source that it learns from, whose names it does not know.
+    """Return the metrics of a learner and of its source as one row.
 
     A name of the source that is taken is written as `source.NAME`.
     """
@@ -106,12 +106,11 @@ def joined(learner: Mapping[str, Measured], source: Mapping[str, Measured]) -> d
 
 
 def train(learner: Learner, record: Record) -> None:
-    """Train to the last step, from the record's checkpoint if it has one.
+    """Train to the last step, from the record's checkpoint if there is one.
 
-    Where several processes work together each takes every step; rank 0 writes.
-    Raises: RequestError when a metric or the weights are no longer finite, naming step and term: the checkpoint before
-    is kept. KeyboardInterrupt after SIGINT or SIGTERM, once the checkpoint is written from which the same command goes
-    on.
+    With several processes, each runs every step, and rank 0 writes.
+    Raises: RequestError when a metric or the weights are not finite, with step and term. The last checkpoint is kept.
+    KeyboardInterrupt after SIGINT or SIGTERM, once the checkpoint is written from which the same command resumes.
     """
     plan = learner.plan
     found = ranks.from_first(record.load)
@@ -158,13 +157,13 @@ def train(learner: Learner, record: Record) -> None:
 
 
 def _memory() -> dict[str, float]:
-    """The most memory held so far, for the eye: of the GPU where one is in use."""
+    """Return the peak memory so far, for the progress bar: of the GPU if one is in use."""
     device = torch.device("cuda" if torch.cuda.is_initialized() else "cpu")
     return {"peak memory GB": peak_memory_bytes(device) / 1e9}
 
 
 def _save(learner: Learner, record: Record) -> None:
-    """Write a checkpoint, on rank 0; the others wait for it, so that none ends before it is there."""
+    """Write a checkpoint on rank 0. The other ranks wait, so that none ends before the checkpoint exists."""
     check_weights(learner)
     progress = {"step": learner.step, "seconds": learner.seconds}
     ranks.from_first(lambda: record.save(learner.state_dict(), progress))
@@ -181,7 +180,10 @@ def _check_finite(row: Mapping[str, float], step: int, hint: str) -> None:
 
 
 def check_weights(learner: Learner) -> None:
-    """A step whose loss was finite can leave weights that are not: they must not replace the last good checkpoint."""
+    """Raise RequestError unless all weights are finite.
+
+    A step with a finite loss can make weights that are not finite. They must not replace the last good checkpoint.
+    """
     for state in learner.learnt():
         for name, value in _tensors_in(state):
             if not torch.isfinite(value).all():
@@ -192,7 +194,7 @@ def check_weights(learner: Learner) -> None:
 
 
 def _tensors_in(state: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The tensors of nested state dictionaries and lists, with their keys."""
+    """Yield the tensors of nested state dicts and lists, with their keys."""
     if isinstance(state, Tensor):
         yield name, state
     elif isinstance(state, Mapping):

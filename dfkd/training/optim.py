@@ -1,4 +1,4 @@
-"""Optimizer and learning rate; the rate is a function of the step, so that a resumed run needs no schedule state."""
+"""Optimizer and learning rate. The rate is a function of the step, so that a resumed run needs no schedule state."""
 
 import math
 from collections.abc import Iterable
@@ -9,15 +9,16 @@ from torch import nn
 from dfkd.system.torch_optim import SGD, AdamW
 
 SCHEDULE_WARMUP = {"onecycle": 0.3, "cosine": 0.05}
+"""Share of the steps in which the learning rate rises, by schedule."""
 
 
 def default_rate(
     kind: str, student: nn.Module, init: str = "none", trained: bool = False, photographs: bool = False
 ) -> float:
-    """The peak rate where none is given, by benchmarks/quality/LOG.md.
+    """Return the default of the peak learning rate, chosen by benchmarks/quality/LOG.md.
 
-    Without BatchNorm, which forgives large steps, SGD needs a small one; layers that are the teacher's are to last, and
-    so are those of a student that begins `trained`. On photographs 0.4 gave losses that are not finite.
+    BatchNorm tolerates large steps. Without BatchNorm, SGD needs a small rate. So do layers that come from the teacher,
+    and a student that begins `trained`: their weights should last. On photographs, 0.4 gave losses that are not finite.
     """
     if kind == "adamw":
         return 0.0005 if trained else 0.002
@@ -29,7 +30,7 @@ def default_rate(
 
 
 def make_optimizer(modules: Iterable[nn.Module], kind: str, weight_decay: float) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum 0.9, or AdamW; vectors (biases, normalization) are not decayed."""
+    """Build SGD with Nesterov momentum 0.9, or AdamW. Vectors (biases, normalization) have no weight decay."""
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
@@ -37,16 +38,16 @@ def make_optimizer(modules: Iterable[nn.Module], kind: str, weight_decay: float)
     ]
     if kind == "sgd":
         optimizer = SGD(groups, lr=0.0, momentum=0.9, nesterov=True, fused=True)
-        for p in parameters:  # what it would begin with; the fused step fails where some have one and others do not yet
+        for p in parameters:  # the initial value; the fused step fails if only some parameters have a buffer
             optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
         return optimizer
     return AdamW(groups, lr=0.0, fused=True)
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
-    """The rate of `step` (from 0): up a half cosine from peak/25 over the share `warmup`, then down one to zero.
+    """Return the rate of `step` (from 0): up a half cosine from peak/25 over the share `warmup`, then down to 0.
 
-    The shape of the 1cycle policy (https://arxiv.org/abs/1708.07120) without its momentum cycle.
+    The shape is that of the 1cycle policy (https://arxiv.org/abs/1708.07120) without its momentum cycle.
     """
     rise = warmup * steps
     if step < rise:
@@ -56,6 +57,6 @@ def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every group."""
+    """Set the learning rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = rate

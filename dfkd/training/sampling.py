@@ -2,8 +2,8 @@
 
 `--batches` names the functions `shuffled`, `classes`, `superclasses` and `hardest`. Your own order has the same form:
 `order(stored, batch, seed, *, parameters...) -> Order`. An order is an endless stream of row numbers that its seed
-alone decides. What is at a position can be computed at any time, so that a run resumes from a position. An order with
-the methods of `Following` is told how far the student is from the teacher.
+alone decides. The rows at a position can be computed at any time, so that a run resumes from a position. An order with
+the methods of `Following` gets the divergence of the student from the teacher.
 """
 
 import math
@@ -27,7 +27,7 @@ class Order(Protocol):
     """An endless stream of row numbers."""
 
     def rows(self, position: int, count: int) -> Int[np.ndarray, " count"]:
-        """Give the rows at a range of positions.
+        """Return the rows at a range of positions.
 
         Args:
             position: The first position, from 0.
@@ -41,10 +41,10 @@ class Order(Protocol):
 
 @runtime_checkable
 class Following(Order, Protocol):
-    """An order that follows the student. The rows of each batch are drawn from it once, in turn."""
+    """An order that follows the student. The rows of each batch are drawn once, one batch after the other."""
 
     def seen(self, rows: Int[np.ndarray, " batch"], values: Float[Tensor, " batch"]) -> None:
-        """Take the teacher's divergence from the student, after a batch.
+        """Record the divergence of the student from the teacher, after a batch.
 
         Args:
             rows: The rows of the batch.
@@ -53,7 +53,7 @@ class Following(Order, Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Collect what it has drawn and seen.
+        """Return what the order has drawn and seen.
 
         Returns:
             Tensors and numbers by name.
@@ -61,53 +61,56 @@ class Following(Order, Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state.
+        """Restore a state from `state_dict`.
 
         Args:
-            state: What `state_dict` returned.
+            state: The state that `state_dict` returned.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What an order may know of the stored images."""
+    """Properties of the stored images that an order may use."""
 
     images: int
-    """Their number."""
+    """Number of images."""
     column: Callable[[str], np.ndarray]
-    """By name, a column of the selections with one row per image: `prediction`, `logits` [images, classes], ..."""
+    """Function from the name of a column of the selections to its values, one row per image.
+
+    Columns are `prediction`, `logits` [images, classes], ...
+    """
 
 
 def shuffled(stored: Stored, batch: int, seed: int) -> Order:
-    """Every epoch is a permutation of all images."""
+    """Draw all images in each epoch, in a random permutation."""
     return ShuffledOrder(stored.images, seed)
 
 
 def classes(stored: Stored, batch: int, seed: int, *, each: int = 8) -> Order:
-    """`each` images of every one of batch / `each` classes, by the teacher's predictions, in turns."""
+    """Draw batches of `each` images for each of batch / `each` predicted classes, which take turns."""
     return GroupedOrder(stored.column("prediction"), batch, each, seed)
 
 
 def superclasses(stored: Stored, batch: int, seed: int, *, each: int = 8, count: int = 16) -> Order:
-    """The same with `count` clusters of images that the teacher says the like of."""
+    """Draw batches of `each` images for each of batch / `each` clusters of similar logits, out of `count` clusters."""
     return GroupedOrder(clusters_of(stored.column("logits").astype(np.float32), count, seed), batch, each, seed)
 
 
 def hardest(stored: Stored, batch: int, seed: int, *, share: Annotated[float, SHARE] = 0.5) -> Order:
-    """After a first pass, again and again the `share` of the images that the student knows least."""
+    """Draw all images once, then again and again the `share` with the largest divergence from the teacher."""
     return HardestOrder(stored.images, share, seed)
 
 
 class ShuffledOrder:
-    """Every epoch is a permutation of all images."""
+    """An order in which every epoch is a permutation of all images."""
 
     def __init__(self, images: int, seed: int) -> None:
         self._images, self._seed = images, seed
         self._last = (-1, np.empty(0, dtype=np.int64))
 
     def rows(self, position: int, count: int) -> Int[np.ndarray, " count"]:
-        """The rows at `count` positions from `position` on; they may reach into the next epochs."""
+        """Return the rows at `count` positions from `position` on, which may reach into the next epochs."""
         parts: list[np.ndarray] = []
         while count:
             epoch, offset = divmod(position, self._images)
@@ -121,21 +124,21 @@ class ShuffledOrder:
 
 
 class GroupedOrder:
-    """Every batch has `each` images of every one of batch / each groups: of classes, or of clusters of images.
+    """An order whose batches have `each` images of batch / each groups: classes, or clusters of images.
 
-    Correlation congruence for knowledge distillation, 2019, https://arxiv.org/abs/1904.01802, draws such batches from
-    labels (class-uniform) and from clusters of features (superclass-uniform); here `groups` are the teacher's
-    predictions or `clusters_of` its logits. Groups take turns: in a batch no two of them differ by more than one
-    turn, and over time all have the same share, whatever their sizes. In a group every image is seen before one is
-    seen twice, and the `each` images of a turn are different ones, unless the group has fewer: then they repeat.
-    Groups without images do not take part. Positions count images; a batch begins at every multiple of its size. In
-    memory: up to 4 `each` bytes an image.
+    Correlation congruence for knowledge distillation, 2019, https://arxiv.org/abs/1904.01802, draws batches of this
+    form from labels (class-uniform) and from clusters of features (superclass-uniform). Here `groups` are the teacher's
+    predictions or `clusters_of` its logits. Groups take turns. In a batch, the turns of two groups differ by at most
+    one. Over time all groups have the same share, whatever their sizes. In a group, every image is seen before one is
+    seen twice. The `each` images of a turn are different, unless the group has fewer images. Groups without images do
+    not take part. Positions count images, and a batch begins at every multiple of its size. The order takes up to 4
+    `each` bytes per image.
     """
 
     def __init__(self, groups: Int[np.ndarray, " images"], batch: int, each: int, seed: int) -> None:
-        """Order the images whose groups are given, one number an image.
+        """Start an order of the images whose groups are given, one number per image.
 
-        Raises: RequestError unless `each` is at least 1 and divides `batch`, or without images.
+        Raises: RequestError unless `each` is at least 1 and divides `batch`, and without images.
         """
         check_at_least(1, each=each)
         if batch < 1 or batch % each:
@@ -152,14 +155,14 @@ class GroupedOrder:
         self._images: dict[int, _Deal] = {}
 
     def rows(self, position: int, count: int) -> Int[np.ndarray, " count"]:
-        """The rows at `count` positions from `position` on."""
+        """Return the rows at `count` positions from `position` on."""
         first, last = position // self._batch, -(-(position + count) // self._batch)
         batches = [self._rows_of(number) for number in range(first, last)]
         start = position - first * self._batch
         return np.concatenate(batches)[start : start + count] if batches else np.empty(0, dtype=np.int64)
 
     def _rows_of(self, number: int) -> Int[np.ndarray, " batch"]:
-        """The rows of a batch, group by group."""
+        """Return the rows of a batch, group by group."""
         groups, turns = np.unique(self._turns.hand(number), return_counts=True)
         before = self._turns.dealt(number)[groups]
         parts = []
@@ -172,10 +175,10 @@ class GroupedOrder:
 
 
 def clusters_of(logits: Float[np.ndarray, "images classes"], count: int, seed: int) -> Int[np.ndarray, " images"]:
-    """`count` clusters of images that the teacher says the like of, one number an image, for `GroupedOrder`.
+    """Return the cluster of each image, out of `count` clusters of similar logits, for `GroupedOrder`.
 
-    Spherical k-means of the logits (cosine); some clusters may have no image. Raises: RequestError unless
-    1 <= count <= images.
+    Spherical k-means of the logits (cosine) finds the clusters. Some may have no image. Raises: RequestError unless 1
+    <= count <= images.
     """
     from dfkd.select.diversity import clusters
 
@@ -185,12 +188,11 @@ def clusters_of(logits: Float[np.ndarray, "images classes"], count: int, seed: i
 
 
 class _Deal:
-    """Cards dealt endlessly in hands of one size, so that no hand has a card twice while another is not in it.
+    """Cards dealt endlessly in hands of one size. No hand has a card twice while it lacks another card.
 
-    A hand has all cards as often as they fit in, and the rest of it from an endless stream of permutations: a
-    permutation that begins amid a hand first deals cards that the hand has not got. Where that is in step again,
-    after as many permutations as a hand has cards at the most, a round begins; it is drawn from the seed and its
-    number alone.
+    A hand has all cards as often as they fit, and a rest from an endless stream of permutations. A permutation that
+    begins within a hand first deals cards that the hand lacks. After some permutations, at most as many as a hand has
+    cards, a permutation ends together with a hand. Then a new round begins, which the seed and its number alone decide.
     """
 
     def __init__(self, cards: int, size: int, seed: tuple[int, ...]) -> None:
@@ -201,19 +203,19 @@ class _Deal:
         self._last = (-1, np.empty(0, dtype=np.int32))
 
     def hand(self, number: int) -> Int[np.ndarray, " size"]:
-        """The cards of a hand."""
+        """Return the cards of a hand."""
         round_number, index = divmod(number, self._hands)
         rest = self._round(round_number)[index * self._rest : (index + 1) * self._rest]
         return np.concatenate([*[np.arange(self._cards)] * self._whole, rest]).astype(np.int64)
 
     def dealt(self, number: int) -> Int[np.ndarray, " cards"]:
-        """How often every card was dealt before a hand."""
+        """Return how often every card was dealt before a hand."""
         round_number, index = divmod(number, self._hands)
         in_round = np.bincount(self._round(round_number)[: index * self._rest], minlength=self._cards)
         return number * self._whole + round_number * self._permutations + in_round
 
     def _round(self, number: int) -> Int[np.ndarray, " dealt"]:
-        """The rests of all hands of a round, one after the other."""
+        """Return the rests of all hands of a round, one after the other."""
         if not self._rest:
             return np.empty(0, dtype=np.int32)
         last, cards = self._last
@@ -229,7 +231,7 @@ class _Deal:
 
 
 def _after(held: Int[np.ndarray, " held"], missing: int, cards: Int[np.ndarray, " cards"]) -> Int[np.ndarray, " cards"]:
-    """A permutation whose first `missing` cards are none of those held; otherwise in its own order."""
+    """Reorder a permutation so that its first `missing` cards are not among those held."""
     if len(held) == 0:
         return cards.astype(np.int32)
     new = np.flatnonzero(~np.isin(cards, held))[:missing]

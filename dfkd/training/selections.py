@@ -1,4 +1,4 @@
-"""Stored images to learn on: selections, opened and checked with the teacher that they are for, and their order."""
+"""Stored images for training: selections, opened and checked with their teacher, and the order of their images."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -29,13 +29,13 @@ from dfkd.training.sources import Source
 from dfkd.training.stored import Resident, ShardSource
 
 ORDER = Kind("order of batches", (sampling.__name__,), given=("stored", "batch", "seed"), failure="failed")
-"""What `--batches` names."""
+"""Components that `--batches` names."""
 RESIDENT_SHARE = 0.5
-"""Of a GPU's free memory, the most that the images may take; the rest is the networks'."""
+"""Largest share of a GPU's free memory for images. The rest is for the networks."""
 
 
 def open_selections(samples: Sequence[str], normalize: str | None, image_size: int | None) -> list[Shards]:
-    """The selections of `--samples`. Raises: RequestError where they cannot be mixed, or one is empty."""
+    """Open the selections of `--samples`. Raises: RequestError if they cannot be mixed, or if one is empty."""
     selections = [Shards(folder_of(folder)) for folder in samples]
     for shards, name in zip(selections, samples, strict=True):
         first = selections[0].manifest
@@ -61,16 +61,16 @@ def open_teacher(
     selections: Sequence[Shards],
     config: ModelConfig,
 ) -> Model:
-    """The teacher, whose input is as the selections were made unless an option says otherwise.
+    """Open the teacher with the input of the selections, unless an option says otherwise.
 
-    Raises: RequestError where it has other classes or channels than they were made for; another teacher is noted.
+    Raises: RequestError for other classes or channels than those of the selections. Another teacher is only noted.
     """
     given: dict[str, Any] = {"crop_pct": config.crop_pct, "interpolation": config.interpolation}
     if not selections:
         return _finite(load_classifier(teacher, normalize=config.normalize, image_size=config.image_size, **given))
     first = selections[0].manifest
     image, made_with = first.image, first.content.preprocess.normalize
-    # a generator's images are of the input's size: they say nothing of photographs
+    # generated images have the size of the input: they tell nothing about photographs
     photos = next((shards.manifest for shards in selections if shards.manifest.source == "selection"), None)
     seen = {} if photos is None else vars(photos.content.preprocess.frame)
     given = {name: seen.get(name) if value is None else value for name, value in given.items()}
@@ -94,7 +94,7 @@ def open_teacher(
 
 
 def pieces(selections: Sequence[Shards], most: int, batch: int = 256) -> Iterator[UInt8[Tensor, "b h w c"]]:
-    """Batches of images from all over the selections, about `most` of them."""
+    """Yield batches of images, evenly spaced over the selections, about `most` of them in total."""
     images = sum(map(len, selections))
     for shards in selections:
         rows = evenly_spaced(len(shards), max(1, round(most * len(shards) / images)))
@@ -103,7 +103,7 @@ def pieces(selections: Sequence[Shards], most: int, batch: int = 256) -> Iterato
 
 
 def _finite(teacher: Model) -> Model:
-    """Raises: RequestError for weights that are not finite: the student's loss would be blamed for it."""
+    """Return the teacher. Raises: RequestError if its weights are not finite, before a student's loss is blamed."""
     for name, value in tensors_of(teacher.module).items():
         if value.is_floating_point() and not value.isfinite().all():
             raise RequestError(f"--teacher {teacher.spec} has weights that are not finite ({name})")
@@ -113,13 +113,13 @@ def _finite(teacher: Model) -> Model:
 def stored_images(
     config: DistillConfig, selections: Sequence[Shards], place: Place, crops: Crops | None = None
 ) -> list[ShardSource]:
-    """The selections as one source, or as one each where they have shares of their own.
+    """Return the selections as one source, or as one source each if they have weights.
 
-    With `crops` images are random windows of their files, another one whenever they are read. Otherwise their pixels
-    stay on a GPU from their first use on, as far as `RESIDENT_SHARE` of its free memory goes.
+    With `crops`, images are random windows of their files, other ones at every read. Otherwise pixels stay on a GPU
+    after their first use, within `RESIDENT_SHARE` of its free memory.
     """
     groups = [[s] for s in selections] if config.weights and len(selections) > 1 else [selections] if selections else []
-    room = 0  # in main memory the shards are mapped already
+    room = 0  # in main memory the shards are memory-mapped already
     if place.device.type == "cuda":
         room = int(RESIDENT_SHARE * torch.cuda.mem_get_info(place.device)[0])
     stored: list[ShardSource] = []
@@ -134,14 +134,14 @@ def stored_images(
 
 
 def real_images(selections: Sequence[Shards], seed: int, crops: Crops | None = None) -> Source | None:
-    """The images of the selections for a generator that learns from such too, in an order of its own."""
+    """Return the images of the selections in their own order, for a generator that also learns from images."""
     if not selections:
         return None
     return ShardSource(selections, sampling.ShuffledOrder(sum(map(len, selections)), seed + 1), crops=crops)
 
 
 def _order(config: DistillConfig, selections: Sequence[Shards]) -> sampling.Order:
-    """The order of the images that `--batches` names."""
+    """Build the order of images that `--batches` names."""
     stored = sampling.Stored(
         sum(map(len, selections)), lambda column: np.concatenate([shards.column(column) for shards in selections])
     )

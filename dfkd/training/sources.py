@@ -1,6 +1,6 @@
-"""Where batches come from. The training loop knows nothing of a source but this interface.
+"""Sources of batches. The training loop knows only this interface of a source.
 
-A generator that learns along with the student is a source too: its `update` is the generator's step.
+A generator that trains along with the student is a source too: its `update` is the generator's step.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,14 +16,14 @@ from dfkd.models.features.outputs import Outputs
 from dfkd.system.shares import Share
 
 Student = Callable[[Float[Tensor, "batch channels height width"]], Outputs]
-"""The student as a source sees it: it answers a view as in training, gradients reach the view, no statistics move."""
+"""The student's forward pass for a source: as in training, with gradients to the view, but fixed statistics."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images, and which stored image each one is; None where some are not stored.
+    """Images, and the row of the stored image of each. `rows` is None if some images are not stored.
 
-    Where several processes share the batch, `pixels` are those of `share`, and `rows` are of all.
+    If several processes share the batch, `pixels` are those of `share`, and `rows` are those of the whole batch.
     """
 
     pixels: UInt8[Tensor, "images height width channels"]
@@ -33,123 +33,126 @@ class Batch:
 
 @runtime_checkable
 class Source(Protocol):
-    """Images to learn on."""
+    """A source of training images."""
 
     @property
     def images(self) -> int | None:
-        """How many there are: rows of a batch are below it. None where they are not stored."""
+        """Number of stored images. The rows of a batch are below this. None if images are not stored."""
         ...
 
     @property
     def teacher_forwards(self) -> int:
-        """Images that the teacher has answered for the source's own sake."""
+        """Number of images that the teacher has answered for the source itself."""
         ...
 
     @property
     def generator_steps(self) -> int:
-        """Steps that a generator of the source has learnt for."""
+        """Number of optimizer steps of the source's generators."""
         ...
 
     @property
     def taps(self) -> frozenset[str]:
-        """The teacher's features that a generator of the source reads."""
+        """Taps of the teacher that a generator of the source reads."""
         ...
 
     def warm_up(self, student: Student) -> Mapping[str, Tensor] | None:
-        """A piece of what the source does before the student's first step; None where nothing is left to do."""
+        """Do one piece of the source's work before the student's first step.
+
+        Returns its metrics, or None if nothing is left to do.
+        """
         ...
 
     def update(self, student: Student) -> Mapping[str, Tensor]:
-        """What the source does before a step of the student, and its metrics; nothing for stored images."""
+        """Do the source's work before a step of the student. Returns its metrics; none for stored images."""
         ...
 
     @property
     def follows(self) -> bool:
-        """Whether it wants to be told, after every batch, how far the student is from the teacher (`seen`)."""
+        """Whether the source needs the divergence of the student from the teacher after every batch (`seen`)."""
         ...
 
     def seen(self, rows: Int[Tensor, " batch"], values: Float[Tensor, " batch"]) -> None:
-        """Told of a batch: the divergence of the student from the teacher on each of its images."""
+        """Record the divergence of the student from the teacher on each image of a batch."""
         ...
 
     def sample(self, count: int, share: Share | None = None) -> Batch:
-        """The next `count` images; the pixels only of the `share`, where it is given."""
+        """Return the next `count` images. With `share`, the pixels are only those of the share."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs to go on with the same images."""
+        """Return everything that a resumed run needs to continue with the same images."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore a state from `state_dict`."""
         ...
 
 
-class Deaf:
-    """What a source answers that does not want to be told of the student."""
+class NotFollowing:
+    """Base of sources that do not follow the student."""
 
     @property
     def follows(self) -> bool:
-        """It does not."""
+        """False: the source does not follow the student."""
         return False
 
     def seen(self, rows: Int[Tensor, " batch"], values: Float[Tensor, " batch"]) -> None:
-        """Nothing changes."""
+        """Ignore the divergence."""
 
 
-class Still(Deaf):
-    """What a source answers that has no generator: images that are there already follow no student."""
+class WithoutGenerator(NotFollowing):
+    """Base of sources without a generator."""
 
     teacher_forwards = generator_steps = 0
     taps: frozenset[str] = frozenset()
 
     def warm_up(self, student: Student) -> None:
-        """Nothing is left to do."""
+        """Return None: there is nothing to do."""
 
     def update(self, student: Student) -> dict[str, Tensor]:
-        """Nothing changes."""
+        """Return no metrics: there is nothing to do."""
         return {}
 
 
-class MixedSource(Deaf):
-    """Batches of several sources in fixed shares, to the image: over any number of batches each has its share."""
+class MixedSource(NotFollowing):
+    """A mixture of sources in fixed shares. The shares are exact to one image over any number of batches."""
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[float]) -> None:
-        """One weight a source; they need not sum to 1."""
+        """Mix sources, with one weight per source. The weights need not sum to 1."""
         self._sources, self._position = list(sources), 0
         self._edges = np.cumsum([0.0, *weights]) / sum(weights)
 
     @property
     def images(self) -> int | None:
-        """The stored images of all sources together; None where a source stores none."""
+        """Number of stored images, over all sources. None if a source stores none."""
         counts = [source.images for source in self._sources]
         return None if None in counts else sum(count or 0 for count in counts)
 
     @property
     def teacher_forwards(self) -> int:
-        """Of all sources."""
+        """Number of images that the teacher has answered, over all sources."""
         return sum(source.teacher_forwards for source in self._sources)
 
     @property
     def generator_steps(self) -> int:
-        """Of all sources."""
+        """Number of optimizer steps of generators, over all sources."""
         return sum(source.generator_steps for source in self._sources)
 
     @property
     def taps(self) -> frozenset[str]:
-        """Of all sources."""
+        """Taps of the teacher, over all sources."""
         return frozenset(tap for source in self._sources for tap in source.taps)
 
     def warm_up(self, student: Student) -> Mapping[str, Tensor] | None:
-        """Of one source after the other."""
+        """Do one piece of the first source that has work left. Returns its metrics, or None."""
         return next((seen for source in self._sources if (seen := source.warm_up(student)) is not None), None)
 
     def update(self, student: Student) -> dict[str, Tensor]:
-        """Every source in turn."""
+        """Update every source in turn. Returns the metrics of all sources."""
         return {name: value for source in self._sources for name, value in source.update(student).items()}
 
     def sample(self, count: int, share: Share | None = None) -> Batch:
-        """The next `count` images: each source's part of them, one behind the other."""
+        """Return the next `count` images, one source after the other. `share` is as in `Source.sample`."""
         start, self._position = self._position, self._position + count
         ends = [np.floor(self._edges * position + 1e-9).astype(np.int64) for position in (start, self._position)]
         counts = np.diff(ends[1] - ends[0]).tolist()
@@ -169,11 +172,11 @@ class MixedSource(Deaf):
         return Batch(pixels, torch.cat(rows), share)
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, and every source."""
+        """Return the position, and the state of every source."""
         return {"position": self._position, "sources": [source.state_dict() for source in self._sources]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore a state from `state_dict`."""
         self._position = int(state["position"])
         for source, own in zip(self._sources, state["sources"], strict=True):
             source.load_state_dict(own)

@@ -15,18 +15,19 @@ from dfkd.system.errors import RequestError
 from dfkd.system.foreign import Foreign
 from dfkd.system.shares import Share
 from dfkd.training.sampling import Following, Order
-from dfkd.training.sources import Batch, Still
+from dfkd.training.sources import Batch, WithoutGenerator
 
 _FAILS = "the order of batches fails:"
 _Rows = tuple[UInt8[Tensor, "images height width channels"], Int[Tensor, " batch"]]
 """Pixels and rows of a batch of stored images."""
 
 
-class ShardSource(Still):
-    """The images of one or more selections, one behind the other, in an endless order; every batch is full.
+class ShardSource(WithoutGenerator):
+    """The images of one or more selections in an endless order of full batches.
 
-    Where images have to be decoded, the next batch is prepared while the student learns from this one, unless the order
-    follows the student: then this one decides it.
+    The rows of the selections follow one another. If images must be decoded, the next batch is prepared while the
+    student learns from the current one. If the order follows the student, the current batch decides the next one, and
+    nothing is prepared.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class ShardSource(Still):
         resident: "Resident | None" = None,
         crops: Crops | None = None,
     ) -> None:
-        """With `resident`, pixels are kept on its device from the first time that they are learnt from.
+        """Open the source. With `resident`, pixels stay on its device after their first use.
 
         With `crops`, every image is a random window of its file.
         """
@@ -49,22 +50,22 @@ class ShardSource(Still):
 
     @property
     def images(self) -> int:
-        """The images of all selections together."""
+        """Number of images of all selections."""
         return int(self._starts[-1])
 
     @property
     def follows(self) -> bool:
-        """Whether its order does."""
+        """Whether the order follows the student."""
         return self._following is not None
 
     def seen(self, rows: Int[Tensor, " batch"], values: Float[Tensor, " batch"]) -> None:
-        """Tell the order."""
+        """Pass the divergence on to the order."""
         if self._following is not None:
             with Foreign(_FAILS, self._order):
                 self._following.seen(rows.numpy(), values)
 
     def sample(self, count: int, share: Share | None = None) -> Batch:
-        """The next `count` images; the pixels only of the `share`, where it is given."""
+        """Return the next `count` images. With `share`, the pixels are only those of the share."""
         position, self._position = self._position, self._position + count
         if self._reader is None:
             return Batch(*self._batch(position, count, share), share)
@@ -73,22 +74,25 @@ class ShardSource(Still):
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the endless order, and the state of one that follows the student."""
+        """Return the position in the endless order, and the state of an order that follows the student."""
         order = {"order": self._following.state_dict()} if self._following is not None else {}
         return {"position": self._position, **order}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a position."""
+        """Restore a state from `state_dict`."""
         self._position = int(state["position"])
         if self._following is not None:
             self._following.load_state_dict(state["order"])
 
     def _read(self, position: int, count: int, share: Share | None) -> _Rows:
-        """The batch at a position, as far as it was read ahead: within a mixture its size differs from step to step."""
+        """Return the batch at a position, using images that were read ahead.
+
+        In a mixture, the number of images differs from step to step.
+        """
         if self._ahead is None:
             return self._batch(position, count, share)
         start, ahead, future = self._ahead
-        pixels, rows = future.result()  # waited for in any case: one thread at a time reads
+        pixels, rows = future.result()  # always wait, because one thread at a time reads
         if start != position or ahead != share:
             return self._batch(position, count, share)
         here = len(rows)
@@ -112,7 +116,7 @@ class ShardSource(Still):
         return torch.from_numpy(self._pixels(own, windows)), torch.from_numpy(rows)
 
     def _check(self, rows: object, count: int) -> None:
-        """Raises: RequestError for what an order of one's own gives instead of rows."""
+        """Raise RequestError if a user's order returns something other than rows."""
         is_rows = isinstance(rows, np.ndarray) and rows.shape == (count,) and rows.dtype.kind in "iu"
         if not is_rows or (count and not 0 <= rows.min() <= rows.max() < self.images):  # type: ignore[attr-defined]
             raise RequestError(
@@ -122,7 +126,7 @@ class ShardSource(Still):
     def _pixels(
         self, rows: Int[np.ndarray, " batch"], windows: Sequence[Window] | None = None
     ) -> UInt8[np.ndarray, "batch height width channels"]:
-        if not len(rows):  # of a mixture, whose share has none of this source
+        if not len(rows):  # in a mixture, a share may have no image of this source
             return self._selections[0].pixels(rows)
         which = np.searchsorted(self._starts, rows, side="right") - 1
         parts = []
@@ -139,10 +143,10 @@ class ShardSource(Still):
 
 
 class Resident:
-    """Pixels on a device, where a batch is then gathered: an image is read and copied the first time it is needed.
+    """Pixels on a device, from which batches are gathered. Each image is read and copied at its first use.
 
-    So a training begins at once, whatever the number of images, and from the second pass on nothing is read, decoded
-    or moved. They take their size in uint8 there.
+    So a training starts at once, whatever the number of images. From the second pass on, nothing is read, decoded or
+    copied. The pixels take their uint8 size in the device's memory.
     """
 
     def __init__(self, images: int, size: int, channels: int, device: torch.device) -> None:
@@ -154,11 +158,11 @@ class Resident:
         rows: Int[np.ndarray, " batch"],
         read: Callable[[Int[np.ndarray, " some"]], UInt8[np.ndarray, "some height width channels"]],
     ) -> UInt8[Tensor, "batch height width channels"]:
-        """The pixels of some rows; those that are not there yet are `read`."""
+        """Return the pixels of some rows. `read` returns those that are not on the device yet."""
         new = np.unique(rows[~self._here[rows]])
         if len(new):
             pixels, where = torch.from_numpy(read(new)), torch.from_numpy(new)
-            device = self._pixels.device  # nothing here waits for it
+            device = self._pixels.device  # no call here waits for the device
             self._pixels[where.to(device, non_blocking=True)] = pixels.to(device, non_blocking=True)
             self._here[new] = True
         return self._pixels[torch.from_numpy(rows).to(self._pixels.device, non_blocking=True)]

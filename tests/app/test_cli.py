@@ -66,8 +66,8 @@ def test_several_values_and_positional_ones():
     ("arguments", "said"),
     [
         (("--pool", "a"), "missing --teacher, --out (dfkd select --help lists the options)"),
-        ((*SELECT, "--count", "many"), "--count: 'many' is not INT (dfkd select --help lists the options)"),
-        ((*SELECT, "--gamma", "x"), "--gamma: 'x' is not FLOAT (dfkd select --help lists the options)"),
+        ((*SELECT, "--count", "many"), "--count: 'many' is not a whole number (dfkd select --help lists the options)"),
+        ((*SELECT, "--gamma", "x"), "--gamma: 'x' is not a number (dfkd select --help lists the options)"),
         (("--teacher", "t", "--out", "o", "--pool"), "--pool needs at least one value"),
         ((*SELECT, "--count"), "--count needs a value (dfkd select --help lists the options)"),
         ((*SELECT, "--balance", "even"), "--balance: invalid choice 'even'; it is one of none, class, cluster"),

@@ -1,7 +1,9 @@
 """The scripts of students that are no networks, and of smaller ones: their pipelines."""
 
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -68,3 +70,38 @@ def test_knowledge__its_table_has_means_and_ranges(script, tmp_path):
     (tmp_path / "kept.json").write_text(json.dumps({"networks": dict.fromkeys(module.ROWS, seeds)}))
     line = module.table(tmp_path / "kept.json").splitlines()[2]
     assert line == f"| {module.ROWS['labels']} | 62.5 |{' 1.12 (1 to 1.25) |' * (len(names) - 1)} 1 (1 to 1) |"
+
+
+def test_knowledge__keeps_the_teachers_own_figures_beside_those_of_the_row_teacher(script, tmp_path, monkeypatch):
+    module = script("knowledge")
+    names = [name for found in module.HYPOTHESES.values() for name in found]
+    figures = dict.fromkeys(names, 2.0)
+    found = SimpleNamespace(learning=dict.fromkeys(module.ROWS))
+    np.savez(tmp_path / "heldout.npz", images=np.zeros((3, 8, 8, 1), np.uint8))
+    for name in module.ROWS:
+        run = tmp_path / "runs" / name
+        run.mkdir(parents=True)
+        (run / "result.json").write_text(json.dumps({"name": name, "seed": 0, "top1": 0.5}))
+    played = {
+        "prepare": lambda out: None,
+        "tables": lambda *given: {},
+        "load_trained": lambda *given, **more: None,
+        "Classifier": lambda *given: None,
+        "knowledge": lambda *given: found,
+        "counted": lambda found, name: figures | {"rho": 0.25 if name == module.ITSELF else 1.0},
+        "curve": lambda of: [(0.0, 1.0), (1.0, 3.0)],
+    }
+    for name, play in played.items():
+        monkeypatch.setattr(module, name, play)
+    monkeypatch.setattr(module.cli, "main", lambda command: 0)
+    assert module.measure(tmp_path, seeds=(0,)) == 0
+    networks = json.loads((tmp_path / "knowledge.json").read_text())["networks"]
+    assert networks[module.ITSELF]["rho"] == 0.25 and [one["rho"] for one in networks["teacher"]] == [1.0]
+    titles = re.findall(r"<h2[^>]*>([^<]+)</h2>", (tmp_path / "knowledge.html").read_text())
+    assert module.HYPOTHESES.keys() <= set(titles)
+
+
+def test_knowledge__the_table_of_the_reference_is_that_of_the_result_file(script):
+    root = Path(__file__).parents[2]
+    table = script("knowledge").table(root / "benchmarks" / "quality" / "knowledge-digits.json")
+    assert table in (root / "docs" / "reference.md").read_text()

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dfkd.data import open_pool
 from dfkd.system.errors import RequestError
@@ -74,3 +75,18 @@ def test_without_images(tmp_path: Path) -> None:
     (tmp_path / "x.tar").touch()
     with pytest.raises(RequestError, match=r"for its .tar files write '.*/\*.tar'"):
         open_pool([str(tmp_path)], image_size=16, channels=3)
+
+
+@pytest.mark.parametrize(
+    ("folders", "classes", "names"),
+    [
+        (("bee", "ant", "cat"), 3, ("ant", "bee", "cat")),
+        (("bee", "ant", "cat"), 2, ()),
+        (("0", "1", "2"), 3, ()),
+    ],
+)
+def test_class_names__are_the_folders_where_these_count_in_sorted_order(tmp_path, folders, classes, names):
+    for folder in folders:
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / folder / "a.png")
+    assert open_pool([str(tmp_path)], image_size=8, channels=3).class_names(classes) == names

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from dfkd.distill.grafting import entropy, graft, grafts_with, share
+from dfkd.distill.grafting import entropy, graft, grafts_with, kept_share
 
 
 def network(seed, width=4):
@@ -27,9 +27,9 @@ def test_share__is_larger_for_the_layer_that_knows_more():
     dead = torch.zeros(4, 4, 2, 2)
     dead[0, 0, 0, 0] = 1.0
     gap = math.log(10) + sum(x * math.log(x) for x in (63 / 64, 1 / 64))
-    assert share(flat, dead) == pytest.approx(0.4 / math.pi * math.atan(500 * gap) + 0.5, abs=1e-3)
-    assert share(flat, dead) + share(dead, flat) == pytest.approx(1)
-    assert share(flat, flat) == 0.5
+    assert kept_share(flat, dead) == pytest.approx(0.4 / math.pi * math.atan(500 * gap) + 0.5, abs=1e-3)
+    assert kept_share(flat, dead) + kept_share(dead, flat) == pytest.approx(1)
+    assert kept_share(flat, flat) == 0.5
 
 
 def test_graft__mixes_each_with_the_one_before_it_as_they_were():
@@ -40,7 +40,7 @@ def test_graft__mixes_each_with_the_one_before_it_as_they_were():
         own, theirs = before[number], before[number - 1]
         for name, value in student.state_dict().items():
             layer = "2.weight" if name >= "2" else "0.weight"
-            kept = share(own[layer], theirs[layer])
+            kept = kept_share(own[layer], theirs[layer])
             torch.testing.assert_close(value, kept * own[name] + (1 - kept) * theirs[name], check_dtype=False)
     assert students[0].state_dict()["1.num_batches_tracked"] == 0
 

@@ -51,7 +51,7 @@ from dfkd.system.random_state import Turn
 from dfkd.system.shares import all_of, own_random, share
 from dfkd.training.data_parallel import data_parallel
 from dfkd.training.sampling import ShuffledOrder
-from dfkd.training.sources import Batch, Still
+from dfkd.training.sources import Batch, WithoutGenerator
 
 PLACE = Place(torch.device("cpu"), torch.float32)
 IMAGES, BATCH, CLASSES = 40, 7, 5
@@ -114,7 +114,7 @@ def of_loss(name):
     return found | {f"kept {path}": buffer.clone() for path, buffer in objective.named_buffers()}
 
 
-class RealImages(Still):
+class RealImages(WithoutGenerator):
     """A source of images that are there already."""
 
     images = IMAGES

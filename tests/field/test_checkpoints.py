@@ -3,6 +3,8 @@
 import argparse
 import os
 import pickle
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +42,35 @@ def loaded(tmp_path, trained):
             assert torch.equal(value, trained[own]), own
 
     return check
+
+
+def test_weights__that_are_cut_short_are_called_so(tmp_path, trained):
+    torch.save(trained, tmp_path / "w.pt")
+    whole = (tmp_path / "w.pt").read_bytes()
+    (tmp_path / "w.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RequestError, match=r"cannot be read: the file is cut short or damaged; fetch it again$"):
+        load_weights(network(), tmp_path / "w.pt")
+
+
+def test_weights__of_another_size_come_with_the_names_of_the_options(tmp_path, monkeypatch):
+    (tmp_path / "sized.py").write_text(
+        "from torch import nn\n"
+        "def net(width=4, kinds=5):\n    return nn.Sequential(nn.Flatten(), nn.Linear(12, kinds))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(12, 7)).state_dict(), "w.pt")
+    with pytest.raises(RequestError, match=r"check its name and options \(width, kinds\)$"):
+        load_model("sized.net@w.pt")
+
+
+@pytest.mark.parametrize("text", ["mobilenet_9", "timm:mobilenet_9@w.pt", "timm.mobilenet_9", "timm/mobilenet_9"])
+def test_load_model__says_how_a_network_of_timm_is_named(monkeypatch, text):
+    timm = types.SimpleNamespace(is_model=lambda name: name == "mobilenet_9", __spec__="where it is")
+    monkeypatch.setitem(sys.modules, "timm", timm)
+    with pytest.raises(RequestError, match=r"; timm has it: timm\.create_model:model_name=mobilenet_9$"):
+        load_model(text)
+    with pytest.raises(RequestError, match=r"mobilenet_8(?!.*timm has it)"):
+        load_model(text.replace("9", "8"))
 
 
 @pytest.mark.parametrize(

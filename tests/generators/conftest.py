@@ -14,7 +14,7 @@ from dfkd.models.features.taps import Tapped
 from dfkd.models.load import load_model
 from dfkd.system.device import Place
 from dfkd.training.sampling import ShuffledOrder
-from dfkd.training.sources import Batch, Still
+from dfkd.training.sources import Batch, WithoutGenerator
 
 SIZE, CLASSES, BATCH = 8, 4, 40
 RESNET = "cifar_resnet:depth=8,width=4"
@@ -36,7 +36,7 @@ def network(seed, channels=1, architecture=RESNET, size=SIZE):
     return model
 
 
-class RealImages(Still):
+class RealImages(WithoutGenerator):
     """A source of images that are there already."""
 
     images = 100

@@ -8,7 +8,7 @@ from dfkd.models import resnet18_small
 from dfkd.models.classifier import Classifier
 from dfkd.models.features.outputs import Outputs
 from dfkd.models.load import load_model
-from dfkd.models.sharded import _parts, is_sharded, shard_teacher, tied, undivided
+from dfkd.models.sharded import _parts, is_sharded, shard_teacher, through_logits, undivided
 from dfkd.system import ranks
 from dfkd.system.device import Place
 from dfkd.system.errors import RequestError
@@ -62,7 +62,7 @@ def test_tied__features_lead_back_through_the_logits_with_a_gradient_of_zero():
     reached = []
     logits = x * 2
     logits.register_hook(lambda gradient: reached.append(gradient.clone()))
-    outputs = tied(Outputs(logits, {"last": x * 3}))
+    outputs = through_logits(Outputs(logits, {"last": x * 3}))
     (gradient,) = torch.autograd.grad(outputs.features["last"].sum(), x)
     assert torch.equal(gradient, torch.full((2, 3), 3.0))
     assert len(reached) == 1 and not reached[0].any()

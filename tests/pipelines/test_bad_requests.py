@@ -59,11 +59,13 @@ BASE = {"--teacher": "TEACHER", "--pool": "POOL", "--out": "out", "--normalize":
         ),
         ({"--count": 5000}, "--count 5000 is above the pool's 1200 images; give as many or fewer"),
         ({"--count": 0}, "--count 0 is not at least 1"),
-        ({"--count": "many"}, "--count: 'many' is not INT"),
+        ({"--count": "many"}, "--count: 'many' is not a whole number"),
         ({"--normalize": "imagnet"}, "did you mean 'imagenet'?"),
         ({"--device": "gpu"}, "--device 'gpu'"),
         ({"--image-size": -1}, "-1"),
         ({"--out": "full"}, "--out full holds files that are not a selection"),
+        ({"--out": "full/letter.txt"}, "--out full/letter.txt is a file; give another folder"),
+        ({"--pool": "photo.jpg"}, "'photo.jpg' is in no known format; it is one image; name the folder that holds"),
         ({"--out": "SELECTION"}, "holds another selection: options.count (400, now None)"),
         ({"--teacher": "cifar_resnet:depth=8"}, "has no weights and would answer at random"),
         ({"--teacher-taps": "gibberish"}, "gibberish"),
@@ -75,6 +77,7 @@ BASE = {"--teacher": "TEACHER", "--pool": "POOL", "--out": "out", "--normalize":
     ],
 )  # fmt: skip
 def test_select(refused, lab, selection, tmp_path, change, said):
+    (tmp_path / "photo.jpg").touch()
     (tmp_path / "empty").mkdir()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("mine")

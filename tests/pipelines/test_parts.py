@@ -11,7 +11,7 @@ import pytest
 
 from dfkd.models.classifier import Classifier
 from dfkd.select import pool_filter, score, stage, streaming
-from dfkd.select.share import Share
+from dfkd.select.share import PoolShare
 from dfkd.system.errors import RequestError
 
 
@@ -115,7 +115,7 @@ def test_what_is_missing_of_the_shares_is_scored_by_the_last_command(lab, tmp_pa
 def test_every_part_of_a_pool_is_in_one_share():
     for total in (1, 5, 6104):
         for count in (1, 2, 7, 64):
-            shares = [Share(number, count).parts(total) for number in range(1, count + 1)]
+            shares = [PoolShare(number, count).parts(total) for number in range(1, count + 1)]
             assert [part for share in shares for part in share] == list(range(total))
             assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -143,14 +143,14 @@ def array_task(**variables):
 @pytest.mark.parametrize(
     ("task", "share"),
     [
-        (array_task(ID=0, COUNT=16, MIN=0, MAX=15, STEP=1), Share(1, 16)),
-        (array_task(ID=15, COUNT=16, MIN=0, MAX=15), Share(16, 16)),
-        (array_task(ID=3, COUNT=4, MIN=1, MAX=4, STEP=1), Share(3, 4)),
-        (array_task(ID=18, COUNT=3, MIN=10, MAX=18, STEP=4), Share(3, 3)),
+        (array_task(ID=0, COUNT=16, MIN=0, MAX=15, STEP=1), PoolShare(1, 16)),
+        (array_task(ID=15, COUNT=16, MIN=0, MAX=15), PoolShare(16, 16)),
+        (array_task(ID=3, COUNT=4, MIN=1, MAX=4, STEP=1), PoolShare(3, 4)),
+        (array_task(ID=18, COUNT=3, MIN=10, MAX=18, STEP=4), PoolShare(3, 3)),
     ],
 )
 def test_part_slurm__counts_from_the_first_task_of_the_array(task, share):
-    assert Share.parse("slurm", task) == share
+    assert PoolShare.parse("slurm", task) == share
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_part_slurm__counts_from_the_first_task_of_the_array(task, share):
 )
 def test_part_slurm__of_no_range_of_tasks_is_refused(task, said):
     with pytest.raises(RequestError, match=f"--part slurm: {said}"):
-        Share.parse("slurm", task)
+        PoolShare.parse("slurm", task)
 
 
 def test_part_slurm__scores_its_share(lab, tmp_path, cache, scored, monkeypatch, capsys):

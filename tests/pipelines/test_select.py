@@ -207,6 +207,11 @@ def test_near_duplicates_and_clusters(lab, tmp_path):
     rows = [int(s.partition("#")[2]) % 120 for s in Shards(tmp_path / "kept").column("source")]
     assert len(set(rows)) == 80
     assert json.loads((tmp_path / "kept" / "manifest.json").read_text())["reasons"]["near_duplicate"] >= 120
+    of_pixels = ("--out", tmp_path / "pixels", "--deduplicate-pixels", 0.9999, "--count", 60)
+    assert lab.dfkd("select", *common, *of_pixels) == 0
+    rows = [int(s.partition("#")[2]) % 120 for s in Shards(tmp_path / "pixels").column("source")]
+    assert len(set(rows)) == 60
+    assert json.loads((tmp_path / "pixels" / "manifest.json").read_text())["content"]["options"]["deduplicate_pixels"]
     assert lab.dfkd("select", *common, "--out", tmp_path / "spread", "--balance", "cluster", "--count", 50) == 0
     assert len(Shards(tmp_path / "spread")) == 50
 

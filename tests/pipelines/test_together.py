@@ -264,7 +264,7 @@ def test_graft__mixes_the_students_and_goes_on_to_the_same_runs_after_a_kill(lab
         ((), ["--batch-size 8 --out b"], "--batch-size is not an option in which students of one command may differ"),
         ((), ["--lr 0.1"], "--also '--lr 0.1' lacks --out"),
         ((), ["lenet5 --out b"], "--also 'lenet5 --out b' has no option"),
-        ((), ["--lr fast --out b"], "--lr: 'fast' is not FLOAT"),
+        ((), ["--lr fast --out b"], "--lr: 'fast' is not a number"),
         ((), ["--lr --out b"], "--lr needs a value"),
         ((), ["--lr 1 2 --out b"], "--lr needs one value"),
         ((), ["--lr 1 --lr 2 --out b"], "--lr is given twice"),

@@ -47,7 +47,7 @@ def test_loss__of_the_tree_is_refused_for_another_student(lab, selection, tmp_pa
 def test_inspect__of_a_run_without_a_tree_says_what_to_do(lab, selection, tmp_path, capsys):
     assert lab.distill(selection, tmp_path / "run", "--steps", 1, "--loss", "kd", "--init", "none") == 0
     assert lab.dfkd("inspect", tmp_path / "run", "--out", tmp_path / "page.html") == 2
-    assert "its student is not a soft_tree" in capsys.readouterr().err
+    assert "is a run: dfkd compare " in capsys.readouterr().err
 
 
 def test_export__writes_the_tree_as_a_program(lab, run, selection, tmp_path, capsys):

@@ -96,7 +96,7 @@ def test_choose_streaming__drops_the_near_duplicates_that_choose_drops(photos, t
     deduplicate = partial(near_duplicates_on_disk, features=photos.__getitem__, similarity=0.99, folder=tmp_path / "x")
     streamed = choose_streaming(
         in_parts(scores, readable, 999), rows, Traits.of(methods.threshold).scale(**given), count=900, seed=0,
-        groups=3 if balance == "class" else None, deduplicate=deduplicate,
+        groups=3 if balance == "class" else None, deduplicate=[deduplicate],
     )  # fmt: skip
     assert known.counts()["near_duplicate"] > 100
     assert np.array_equal(streamed.reasons, known.reasons)

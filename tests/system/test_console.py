@@ -2,6 +2,8 @@
 
 import io
 import re
+import sys
+import warnings
 
 import pytest
 from rich.console import Console
@@ -42,6 +44,46 @@ def test_progress__on_a_terminal_has_values_and_a_curve(terminal):
     assert "40/40" in shown
     assert "kd 0.2   ofd 12,346   agreement 0.75" in shown
     assert "agreement ▁▃▆█" in shown
+
+
+@pytest.mark.parametrize("module", ["ipykernel.iostream", "io"])
+def test_ready_notebook__tqdm_does_not_ask_for_ipywidgets(monkeypatch, tmp_path, module):
+    (tmp_path / "tqdm").mkdir()
+    (tmp_path / "tqdm" / "__init__.py").touch()
+    (tmp_path / "tqdm" / "auto.py").write_text("import warnings\nwarnings.warn('IProgress not found')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tqdm"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr("sys.stderr", type("Stream", (io.StringIO,), {"__module__": module})())
+    with warnings.catch_warnings(record=True) as warned:
+        console.ready_notebook()
+    assert not warned
+    assert ("tqdm.auto" in sys.modules) == (module != "io")
+
+
+class Cell(io.StringIO):
+    """The output of a cell, to which no cursor can go back."""
+
+    __module__ = "ipykernel.iostream"
+
+
+def test_progress__in_a_notebook_is_one_line_that_is_written_anew(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as ipykernel does
+    monkeypatch.setattr(console, "NOTEBOOK_SECONDS", 0.0)
+    monkeypatch.setattr("sys.stderr", cell := Cell())
+    with progress("training", 3, "steps") as bar:
+        bar.advance(1, "a long note behind the bar")
+        say("a line between")
+        bar.advance(2)
+    say("after")
+    written = cell.getvalue()
+    assert "\x1b" not in written
+    assert "1/3" in written
+    assert written.count("\n") == 3
+    shown = [line.rpartition("\r")[2] for line in written.split("\n")]
+    assert shown[0] == "a line between"
+    assert "3/3" in shown[1] and "long" not in shown[1]
+    assert shown[2] == "after"
 
 
 def test_progress__elsewhere_is_its_last_state_alone(capsys):

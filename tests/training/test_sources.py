@@ -4,7 +4,7 @@ import torch
 from dfkd.formats.shards import Shards
 from dfkd.training.hardest import HardestOrder
 from dfkd.training.sampling import ShuffledOrder
-from dfkd.training.sources import Batch, Deaf, MixedSource, Source
+from dfkd.training.sources import Batch, MixedSource, NotFollowing, Source
 from dfkd.training.stored import Resident, ShardSource
 
 
@@ -163,7 +163,7 @@ def test_a_mixture_goes_on_from_its_state():
 
 
 def test_a_mixture_with_images_that_are_not_stored_has_no_rows():
-    class Unstored(Deaf):
+    class Unstored(NotFollowing):
         images, teacher_forwards, generator_steps, taps = None, 7, 3, frozenset({"last"})
 
         def warm_up(self, student):

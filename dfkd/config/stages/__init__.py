@@ -1,4 +1,4 @@
-"""The options of every stage, one declaration each: a frozen dataclass a stage."""
+"""Options of every stage: one frozen dataclass per stage, and one declaration per option."""
 
 from dfkd.config.stages.distill import DistillConfig
 from dfkd.config.stages.pipelines import DemoConfig, RunConfig

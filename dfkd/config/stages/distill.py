@@ -1,4 +1,4 @@
-"""The options of distill."""
+"""Options of the stage `distill`."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,4 +1,4 @@
-"""The options of the stages that run others: run and demo."""
+"""Options of the stages `run` and `demo`, which run other stages."""
 
 from dataclasses import dataclass
 

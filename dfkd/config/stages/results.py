@@ -1,4 +1,4 @@
-"""The options of the stages that measure, show and write what was made."""
+"""Options of the stages that evaluate, explain, inspect, compare and export."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -105,7 +105,7 @@ class ExportConfig(ModelConfig):
     format: Literal["onnx", "pt2", "safetensors"] | None = option(
         "Default: the suffix of the file. onnx needs pip install '.[onnx]'.", "output", default=None
     )
-    out: str = option("The file.", "output")
+    out: str = option("FILE to write.", "output")
     dtype: Literal["float32", "float16", "int8"] = option(
         "Numbers of the file. int8: convolutions and linear layers, calibrated on --samples; for .onnx and .pt2.",
         "output",

@@ -1,4 +1,4 @@
-"""The options of the stages that make samples: select and generate."""
+"""Options of the stages `select` and `generate`, which make samples."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -69,6 +69,14 @@ class SelectConfig(ModelConfig):
     deduplicate: float | None = option(
         "Drop an image whose features have at least this cosine similarity (such as 0.99) to a better image. "
         "Above ten million images they are compared cluster by cluster (docs/scale.md). Default: keep all.",
+        "selection",
+        default=None,
+        above=0,
+        most=1,
+    )
+    deduplicate_pixels: float | None = option(
+        "Drop an image whose pixels, as 8x8 luminances, have at least this cosine similarity (such as 0.95) to a "
+        "better image: recompressed, recolored and mirrored copies. It reads images a second time. Default: keep all.",
         "selection",
         default=None,
         above=0,

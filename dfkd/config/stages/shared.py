@@ -1,4 +1,4 @@
-"""What several stages can be told, and the texts that their options share."""
+"""Options and help texts that several stages share."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -35,7 +35,7 @@ OWN_TAPS = "Positions of the features, such as last=fc:input. Default: found by 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Checked):
-    """What every stage that uses a model can be told."""
+    """Options of every stage that uses a model."""
 
     preset: str | None = option(
         "NAME or FILE.toml of options. A flag overrides the preset, the preset overrides the default.",

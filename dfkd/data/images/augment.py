@@ -1,4 +1,4 @@
-"""Random views of a batch, vectorised; teacher and student see the same view."""
+"""Vectorized random augmentation of a batch. Teacher and student see the same view."""
 
 import math
 
@@ -13,9 +13,10 @@ from dfkd.system.shares import Share, all_of
 def draw_crops(
     images: int, padding: int, flip: bool, generator: torch.Generator | None, device: torch.device
 ) -> Int[Tensor, "images 3"]:
-    """A random view of each image, as `crop` takes it: rows and columns from 0 to 2 `padding`, mirrored 0 or 1.
+    """Return a random view of each image, for `crop`.
 
-    Without a `generator` the random numbers are torch's own.
+    A view is a row offset and a column offset, both from 0 to 2 `padding`, and 1 for a mirrored image, else 0. Without
+    a `generator`, torch's global generator is used.
     """
     if padding:
         shift = torch.randint(0, 2 * padding + 1, (2, images), generator=generator, device=device)
@@ -28,9 +29,10 @@ def draw_crops(
 def crop(
     pixels: Shaped[Tensor, "batch height width channels"], padding: int, crops: Int[Tensor, "batch 3"]
 ) -> Shaped[Tensor, "batch height width channels"]:
-    """The window of each image, padded with black, that begins at its row and column, mirrored where `crops` says so.
+    """Return each padded image's window at the row and column offset in `crops`, mirrored where `crops` says so.
 
-    One gather does it all: for every output pixel the row and column that it comes from. Gradients go back through it.
+    The padding is black. One gather operation reads each output pixel from its source row and column. Gradients flow
+    through it.
     """
     n, height, width, _ = pixels.shape
     device = pixels.device
@@ -50,9 +52,10 @@ def crop_and_flip(
     generator: torch.Generator,
     share: Share | None = None,
 ) -> Shaped[Tensor, "batch height width channels"]:
-    """Each image shifted by up to `padding` pixels both ways (black comes in), and mirrored with chance 1/2.
+    """Return each image shifted at random by up to `padding` pixels on both axes, and mirrored with probability 1/2.
 
-    `share`: which images of a batch they are. Random numbers are drawn for all of it.
+    Black pixels fill the border. `share` tells which images of a batch `pixels` are; random numbers are drawn for the
+    whole batch.
     """
     share = share or all_of(len(pixels))
     return crop(pixels, padding, draw_crops(share.of, padding, flip, generator, pixels.device)[share.rows])
@@ -64,14 +67,14 @@ def enlarge(
     generator: torch.Generator,
     share: Share | None = None,
 ) -> Float[Tensor, "batch channels height width"]:
-    """A random window of each image, of the share `area` of it to all of it, resized to the whole; 1 changes nothing.
+    """Return a random window of each image, resized to the size of the image. With `area` 1, images stay unchanged.
 
     `share` as in `crop_and_flip`.
 
-    The window's area is uniform from `area` to 1, its proportions are those of the image times a factor from 3/4 to
-    4/3, uniform in the logarithm, and what would stand out of the image is cut off, so that where `area` is above 3/4
-    a window can be smaller, by a seventh at the most: Going deeper with convolutions, 2014,
-    https://arxiv.org/abs/1409.4842, whose smallest area is 0.08. Bilinear between pixels.
+    The method is that of Going deeper with convolutions, 2014, https://arxiv.org/abs/1409.4842, where `area` is 0.08.
+    The window's area, as a fraction of the image, is uniform from `area` to 1. Its aspect ratio is the image's times a
+    factor from 3/4 to 4/3, uniform in the logarithm. Parts outside the image are cut off. Windows with a drawn area
+    above 3/4 can therefore be smaller than drawn, by at most a seventh. Interpolation is bilinear.
     """
     if area >= 1:
         return view
@@ -80,7 +83,7 @@ def enlarge(
     shares, factors, down, right = drawn[:, share.rows]
     shares, factors = area + (1 - area) * shares, torch.exp(math.log(4 / 3) * (2 * factors - 1))
     height, width = (shares / factors).sqrt().clamp_max(1), (shares * factors).sqrt().clamp_max(1)
-    y, x = (2 * down - 1) * (1 - height), (2 * right - 1) * (1 - width)  # of the middle, where the edges are -1 and 1
+    y, x = (2 * down - 1) * (1 - height), (2 * right - 1) * (1 - width)  # of the center; the edges are -1 and 1
     none = torch.zeros_like(x)
     windows = torch.stack([width, none, x, none, height, y], dim=1).view(-1, 2, 3)
     grid = F.affine_grid(windows, list(view.shape), align_corners=False)
@@ -94,12 +97,12 @@ def jitter(
     generator: torch.Generator,
     share: Share | None = None,
 ) -> Float[Tensor, "batch channels height width"]:
-    """Images in [0, 1] of other brightness, contrast and, in color, saturation.
+    """Return images in [0, 1] with random brightness, contrast and, in color, saturation.
 
     `share` as in `crop_and_flip`.
 
-    Each factor is uniform from 1 - `strength` to 1 + `strength` for every image. torchvision's ColorJitter has a random
-    order of the three; here it is this one. The luma is that of ITU-R 601.
+    Each factor is uniform from 1 - `strength` to 1 + `strength`, for each image separately. The order is fixed:
+    brightness, contrast, saturation. torchvision's ColorJitter has a random order. The luma is that of ITU-R 601.
     """
     channels, share = images.shape[1], share or all_of(len(images))
     factors = torch.empty(3, share.of, device=images.device).uniform_(1 - strength, 1 + strength, generator=generator)
@@ -117,14 +120,17 @@ def jitter(
 def mix(
     view: Float[Tensor, "batch channels height width"], mixup: float, cutmix: float, generator: torch.Generator
 ) -> Float[Tensor, "batch channels height width"]:
-    """Each image mixed with another one of the batch: the share w ~ Beta(alpha, alpha) of it stays.
+    """Return each image mixed with another image of the batch. A fraction w ~ Beta(alpha, alpha) of the image stays.
 
     `mixup` > 0 is the alpha of w * image + (1 - w) * other (mixup: Beyond empirical risk minimization, 2017,
-    https://arxiv.org/abs/1710.09412); `cutmix` > 0 that of a box of (1 - w) of the area, to whole pixels, that the
-    other image fills (CutMix, 2019, https://arxiv.org/abs/1905.04899). With both, each image takes one of the two with
-    chance 1/2; with neither the view stays. The teacher answers for the mixed image, so labels are not mixed. Ours:
-    every image has a weight and a box of its own, where the papers' code has one for the batch; and the box lies within
-    the image, where CutMix's code draws its center and cuts off what stands out, so that it is smaller than it says.
+    https://arxiv.org/abs/1710.09412). `cutmix` > 0 is the alpha of a box that the other image fills. The box has 1 - w
+    of the area, rounded to whole pixels (CutMix, 2019, https://arxiv.org/abs/1905.04899). With both, each image takes
+    one of the two with probability 1/2. With neither, the view stays unchanged. Labels are not mixed, because the
+    teacher's logits are those of the mixed image.
+
+    Two details differ from the papers' code. Every image has its own weight and box, where the papers' code has one for
+    the batch. The box is drawn within the image. CutMix's code draws the center and cuts off the parts outside the
+    image, so that the box is smaller than its weight says.
     """
     n, _, height, width = view.shape
     weights = []
@@ -143,7 +149,7 @@ def mix(
 
 
 def _beta(alpha: float, n: int, device: torch.device, generator: torch.Generator) -> Float[Tensor, " n"]:
-    """Beta(alpha, alpha) variables, from two Gamma ones each, which torch draws from a given generator."""
+    """Return Beta(alpha, alpha) samples, made of Gamma samples, which torch can draw with a given generator."""
     gammas = torch._standard_gamma(torch.full((2, n), alpha, device=device), generator=generator)
     return gammas[0] / gammas.sum(dim=0).clamp_min(1e-12)
 
@@ -151,7 +157,10 @@ def _beta(alpha: float, n: int, device: torch.device, generator: torch.Generator
 def _outside_a_box(
     kept: Float[Tensor, " batch"], height: int, width: int, generator: torch.Generator
 ) -> Float[Tensor, "batch 1 {height} {width}"]:
-    """1 at the share `kept` of the pixels, 0 in a box of the image's own proportions, anywhere within it."""
+    """Return a mask with 0 in a random box within each image, and 1 outside. The fraction `kept` of the mask is 1.
+
+    The box has the aspect ratio of the image.
+    """
     inside = []
     for length in (height, width):
         size = ((1 - kept).sqrt() * length).round()

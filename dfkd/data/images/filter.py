@@ -1,4 +1,4 @@
-"""The linear filter that is applied to the images of a pool."""
+"""Linear filter for the images of a pool."""
 
 import math
 from collections.abc import Mapping
@@ -19,30 +19,33 @@ def filtered(
     kernel: Float[Tensor, "channels channels size size"],
     bias: Float[Tensor, " channels"],
 ) -> Float[Tensor, "batch channels height width"]:
-    """Images in [0, 1] convolved, and cut to that range again; beyond an edge its pixels go on."""
+    """Return images in [0, 1], convolved and clamped to [0, 1]. The padding replicates edge pixels."""
     reach = kernel.shape[-1] // 2
     return conv2d(pad(planes, (reach,) * 4, mode="replicate"), kernel, bias).clamp(0, 1)
 
 
 @dataclass(frozen=True)
 class Filter:
-    """A linear filter of images: a kernel of odd size over all channels, and a bias. It is called with uint8 images."""
+    """Linear filter of images: a convolution kernel of odd size over all channels, and a bias.
+
+    The filter is called with uint8 images.
+    """
 
     kernel: Float[Tensor, "channels channels size size"]
-    """Weights, as of a convolution."""
+    """Weights as of a convolution layer."""
     bias: Float[Tensor, " channels"]
-    """Added to pixels in [0, 1]."""
+    """Bias for pixels in [0, 1]."""
 
     def __call__(
         self, pixels: UInt8[np.ndarray, "batch height width channels"]
     ) -> UInt8[np.ndarray, "batch height width channels"]:
-        """Filter images, a part at a time to save memory.
+        """Filter images, in several parts to save memory.
 
         Args:
             pixels: uint8 [batch, height, width, channels].
 
         Returns:
-            Rounded pixels of the same shape.
+            Filtered pixels of the same shape, rounded to uint8.
         """
         out = np.empty_like(pixels)
         for start in range(0, len(pixels), _AT_ONCE):
@@ -52,7 +55,7 @@ class Filter:
         return out
 
     def describe(self) -> dict[str, Any]:
-        """Write the filter as JSON.
+        """Return the filter as a JSON value.
 
         Returns:
             `kernel` and `bias` as lists.
@@ -61,14 +64,14 @@ class Filter:
 
 
 def read_filter(described: Mapping[str, Any], channels: int) -> Filter | None:
-    """The filter that `Filter.describe` wrote, if there is one.
+    """Return the filter from the output of `Filter.describe`, or None if there is none.
 
-    Raises: ValueError, KeyError or TypeError where it is damaged.
+    Raises: ValueError, KeyError or TypeError if the value is damaged.
     """
     if "kernel" not in described:
         return None
     try:
-        # by numpy, whose errors are of the types above; torch's are not
+        # numpy's errors have the types above; torch's do not
         kernel, bias = (torch.from_numpy(np.array(described[key], np.float32)) for key in ("kernel", "bias"))
     except OverflowError as error:
         raise ValueError(f"filter has a number that is too large ({error})") from None
@@ -81,9 +84,9 @@ def read_filter(described: Mapping[str, Any], channels: int) -> Filter | None:
 
 
 def read_scores(described: Mapping[str, Any]) -> tuple[float, float]:
-    """The teacher's Inception Scores without the filter and with it.
+    """Return the teacher's Inception Scores without and with the filter.
 
-    Raises: ValueError or KeyError where there are none.
+    Raises: ValueError or KeyError if there are none.
     """
     scores = described["inception_score"]
     if not isinstance(scores, list) or [type(score) for score in scores] != [float, float]:

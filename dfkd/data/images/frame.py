@@ -1,4 +1,4 @@
-"""A photograph of any size -> a square: its shorter side resized and the center cropped, or a random window of it."""
+"""Square crops of photographs of any size: the shorter side resized and the center cropped, or a random window."""
 
 import math
 from dataclasses import dataclass
@@ -11,27 +11,33 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 ENCODED_ABOVE = 64
-"""The largest side in pixels at which a selection holds raw pixels. Above it images are treated as photographs."""
+"""Largest side in pixels at which a selection holds raw pixels. Larger images are treated as photographs."""
 PHOTO_FORMAT = 1
-"""Of how photographs are decoded and resized: pixels of another one are others, by a level or two."""
+"""Version of the decoding and resizing of photographs. Pixels of another version differ by a level or two."""
 Interpolation = Literal["bilinear", "bicubic"]
 _STRIP = 16
-"""The proportions from which on what the crop drops is cut off before resizing: a strip of 1 pixel would grow."""
+"""Aspect ratio above which the ends of an image are cut off before resizing.
+
+A strip 1 pixel wide would otherwise be resized to an enormous image.
+"""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What of a photograph a model sees: the shorter side becomes size / `crop_pct` pixels, and the center is kept."""
+    """Part of a photograph that a model sees.
+
+    The shorter side is resized to size / `crop_pct` pixels, and the center is cropped.
+    """
 
     crop_pct: float = 1.0
     interpolation: Interpolation = "bilinear"
 
     def resized(self, size: int) -> int:
-        """The shorter side before the crop."""
-        return math.floor(size / self.crop_pct + 1e-6)  # 224 / (224 / 232) is a little less than 232
+        """Return the shorter side in pixels before the crop, for an input of `size` pixels."""
+        return math.floor(size / self.crop_pct + 1e-6)  # 224 / (224 / 232) is slightly less than 232
 
     def describe(self) -> dict[str, Any]:
-        """As JSON: what differs from a plain resize of the shorter side to the input's."""
+        """Return the fields that differ from a plain resize of the shorter side to the input's size, as JSON."""
         return {name: value for name, value in vars(self).items() if value != getattr(WHOLE, name)}
 
 
@@ -40,7 +46,7 @@ WHOLE = Frame()
 
 @dataclass(frozen=True)
 class Window:
-    """A random part of an image, by four numbers from 0 to 1; `area` is the smallest share of the image."""
+    """Random window of an image, given by four numbers from 0 to 1. `area` is the smallest fraction of the image."""
 
     area: float
     share: float
@@ -49,10 +55,11 @@ class Window:
     right: float
 
     def box(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """Top, left, height and width in an image.
+        """Return top, left, height and width of the window in an image, in pixels.
 
-        The share of the area is uniform from `area` to 1, width / height from 3/4 to 4/3, uniform in the logarithm:
-        Going deeper with convolutions, 2014, https://arxiv.org/abs/1409.4842. What would stand out is cut off.
+        The fraction of the image's area is uniform from `area` to 1. The ratio width / height is from 3/4 to 4/3,
+        uniform in the logarithm (Going deeper with convolutions, 2014, https://arxiv.org/abs/1409.4842). Parts outside
+        the image are cut off.
         """
         pixels = (self.area + (1 - self.area) * self.share) * height * width
         factor = math.exp(math.log(4 / 3) * (2 * self.factor - 1))
@@ -63,13 +70,13 @@ class Window:
 
 @dataclass(frozen=True)
 class Crops:
-    """Random windows of stored images. They depend on the position in the order of images and on the seed alone."""
+    """Random windows of stored images, which depend only on the seed and the position in the order of images."""
 
     area: float
     seed: int
 
     def at(self, position: int, count: int) -> list[Window]:
-        """Those of `count` positions from `position` on: Philox gives four numbers for every value of its counter."""
+        """Return the windows of `count` positions from `position` on. Philox gives four numbers per counter value."""
         raw = np.random.Philox(counter=position, key=self.seed).random_raw(4 * count)
         numbers = (raw >> np.uint64(11)).reshape(count, 4) * 2.0**-53
         return [Window(self.area, *row) for row in numbers.tolist()]
@@ -78,7 +85,7 @@ class Crops:
 def framed(
     pixels: UInt8[np.ndarray, "batch height width channels"], size: int, frame: Frame
 ) -> UInt8[np.ndarray, "batch size size channels"]:
-    """Images of one shape, resized with antialiasing and cropped at the center, as by torchvision's transforms."""
+    """Return images of one shape, resized with antialiasing and center-cropped as by torchvision's transforms."""
     height, width = pixels.shape[1:3]
     short = min(height, width)
     if max(height, width) > _STRIP * short:
@@ -95,20 +102,23 @@ def framed(
 def windowed(
     pixels: UInt8[np.ndarray, "height width channels"], size: int, frame: Frame, window: Window
 ) -> UInt8[np.ndarray, "size size channels"]:
-    """A part of an image, resized with antialiasing."""
+    """Return a window of an image, resized with antialiasing."""
     top, left, rows, columns = window.box(*pixels.shape[:2])
     part = pixels[None, top : top + rows, left : left + columns]
     return _rows_first(_scaled(part, size, size, frame.interpolation))[0]
 
 
 def resized(width: int, height: int, size: int) -> tuple[int, int]:
-    """Width and height once the shorter side is `size`; the longer is rounded down, as by torchvision's Resize."""
+    """Return width and height after the shorter side is resized to `size`.
+
+    The longer side is rounded down, as by torchvision's Resize.
+    """
     short = min(width, height)
     return size * width // short, size * height // short
 
 
 def margin(length: int, size: int) -> int:
-    """Pixels before a centered crop, rounded as by torchvision's CenterCrop."""
+    """Return the number of pixels before a centered crop, rounded as by torchvision's CenterCrop."""
     return round((length - size) / 2)
 
 

@@ -1,4 +1,4 @@
-"""How pixels become a model's input. What the teacher expects belongs to the teacher; the student inherits it."""
+"""Normalization of pixels to a model's input. The student inherits the teacher's normalization."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Means and deviations of pixels in [0, 1], one a channel."""
+    """Mean and standard deviation of pixels in [0, 1], per channel."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -27,25 +27,44 @@ class Preprocess:
     def normalized(
         self, images: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch channels height width"]:
-        """Images in [0, 1] as the same batch that their pixels would be, with gradients."""
+        """Return images in [0, 1] normalized as `__call__` normalizes their pixels, with gradients."""
         mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (self.mean, self.std))
         return (images - mean) / std
 
     def __call__(
         self, images: UInt8[Tensor, "batch height width channels"]
     ) -> Float[Tensor, "batch channels height width"]:
-        """Pixels as a normalised float32 batch; NHWC memory seen as NCHW is channels-last without a copy."""
+        """Return pixels as a normalized float32 batch [batch, channels, height, width].
+
+        The view of NHWC memory as NCHW is channels-last without a copy.
+        """
         mean = torch.tensor(self.mean, device=images.device) * 255
         std = torch.tensor(self.std, device=images.device) * 255
         return ((images - mean) / std).permute(0, 3, 1, 2)
 
 
 def parse_normalize(text: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation for `channels` channels from `imagenet`, `cifar10`, `none` or `m,m,m/s,s,s`.
+    """Return mean and standard deviation for `channels` channels from `imagenet`, `cifar10`, `none` or `m,m,m/s,s,s`.
 
-    One given value serves every channel; a gray teacher gets the average of the three colours' values.
-    Means above 1, or deviations above 10, are for pixels in [0, 255]: all are divided by 255, with a note.
-    Raises: RequestError for an unknown name, a wrong number of values, or a deviation that is not positive.
+    One given value serves every channel. For a gray teacher, named values are averaged over the three colors. Means
+    above 1 or deviations above 10 are for pixels in [0, 255]. All values are then divided by 255, with a note.
+    Raises: RequestError as `given_statistics`, and for a wrong number of values.
+    """
+    mean, std = given_statistics(text)
+    if channels == 1 and text in NORMALIZATIONS:
+        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
+    if len(mean) not in (1, channels) or len(std) not in (1, channels):
+        raise RequestError(f"--normalize {text!r} has {len(mean)}/{len(std)} values; the model has {channels} channels")
+    if max(mean) > 1 or min(std) > 10:
+        mean, std = (tuple(value / 255 for value in values) for values in (mean, std))
+        say(f"note: --normalize {text} is for pixels in [0, 255]; its values are divided by 255")
+    return mean * (channels // len(mean)), std * (channels // len(std))
+
+
+def given_statistics(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation as they are written, for any number of channels.
+
+    Raises: RequestError for an unknown name, a text that is not a number, or a deviation that is not positive.
     """
     if text in NORMALIZATIONS:
         mean, std = NORMALIZATIONS[text]
@@ -61,11 +80,4 @@ def parse_normalize(text: str, channels: int) -> tuple[tuple[float, ...], tuple[
         raise RequestError(f"--normalize {text!r} has a number that is not finite")
     if min(std) <= 0:
         raise RequestError(f"--normalize {text!r} has a deviation that is not above 0")
-    if channels == 1 and text in NORMALIZATIONS:
-        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
-    if len(mean) not in (1, channels) or len(std) not in (1, channels):
-        raise RequestError(f"--normalize {text!r} has {len(mean)}/{len(std)} values; the model has {channels} channels")
-    if max(mean) > 1 or min(std) > 10:
-        mean, std = (tuple(value / 255 for value in values) for values in (mean, std))
-        say(f"note: --normalize {text} is for pixels in [0, 255]; its values are divided by 255")
-    return mean * (channels // len(mean)), std * (channels // len(std))
+    return mean, std

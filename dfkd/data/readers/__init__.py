@@ -1,1 +1,1 @@
-"""One file per format of a pool; each yields a `Reader`."""
+"""Readers of the formats of a pool: one file per format."""

@@ -1,4 +1,4 @@
-"""A table's columns, a piece at a time: the record batches of an Arrow file, the row groups of a Parquet file."""
+"""Columns of a table in pieces: the record batches of an Arrow file, or the row groups of a Parquet file."""
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _MOST_BYTES = 1 << 30
-"""Of a row group that are read at once: Arrow's arrays of bytes end at 2 GB, and all of it lies in memory."""
+"""Largest number of bytes of a row group that are read at once. The bytes are held in memory, and Arrow allows 2 GB."""
 
 
 @runtime_checkable
 class Chunks(Protocol):
-    """A table in pieces that can be loaded one at a time."""
+    """Table in pieces, which are loaded one at a time."""
 
     @property
     def schema(self) -> "pa.Schema":
@@ -26,17 +26,17 @@ class Chunks(Protocol):
 
     @property
     def lengths(self) -> Sequence[int]:
-        """Rows of each piece."""
+        """Number of rows of each piece."""
 
     def load(self, column: str, index: int) -> "pa.Array":
-        """One column of piece `index`."""
+        """Return one column of piece `index`."""
 
     def whole(self, column: str) -> "pa.ChunkedArray":
-        """One column of all pieces."""
+        """Return one column of all pieces."""
 
 
 class ArrowChunks:
-    """The record batches of a memory-mapped table."""
+    """Record batches of a memory-mapped table."""
 
     def __init__(self, table: "pa.Table") -> None:
         self.schema, self._table = table.schema, table
@@ -44,7 +44,10 @@ class ArrowChunks:
         self._checked: set[tuple[str, int]] = set()
 
     def load(self, column: str, index: int) -> "pa.Array":
-        """A view of the file's memory. Its offsets are checked once: Arrow itself follows them wherever they lead."""
+        """Return a view of the file's memory for one column of piece `index`.
+
+        The offsets are validated once, because Arrow follows them without a bounds check.
+        """
         chunk = self._table.column(column).chunk(index)
         if (column, index) not in self._checked:
             chunk.validate(full=True)
@@ -52,15 +55,15 @@ class ArrowChunks:
         return chunk
 
     def whole(self, column: str) -> "pa.ChunkedArray":
-        """A view of the file's memory."""
+        """Return a view of the file's memory for one column."""
         self._table.column(column).validate(full=True)
         return self._table.column(column)
 
 
 class ParquetChunks:
-    """The row groups of a Parquet file, large ones in pieces of as many rows.
+    """Row groups of a Parquet file. Large row groups are cut into pieces of equally many rows.
 
-    The last two are kept, so that a batch across a border reads neither twice.
+    The last two pieces are kept, so that a batch across a boundary reads no piece twice.
     """
 
     def __init__(self, path: Path | RemoteFile) -> None:
@@ -75,11 +78,11 @@ class ParquetChunks:
         self._open: tuple[str, int, Iterator[pa.RecordBatch]] | None = None
 
     def load(self, column: str, index: int) -> "pa.Array":
-        """Read, decompress and keep one piece of a column."""
+        """Return one column of piece `index`, read, decompressed and kept."""
         with self._lock:
             if (column, index) not in self._kept:
                 if isinstance(self._path, Path):
-                    self._path.stat()  # of a file that has vanished, pyarrow's own error does not name it
+                    self._path.stat()  # pyarrow's error for a missing file does not name the file
                 if len(self._kept) == 2:
                     self._kept.popitem(last=False)
                 array = self._read(column, index)
@@ -96,7 +99,11 @@ class ParquetChunks:
         return pq.ParquetFile(self._path.open(ahead=0), metadata=self._metadata, pre_buffer=True)
 
     def _cut(self, group: int) -> Iterator[tuple[int, int, int, int]]:
-        """The pieces of a row group: its index, the piece's number, the rows of all pieces but the last, its own."""
+        """Yield the pieces of a row group.
+
+        A piece is a tuple: the group's index, the piece's number, the rows of every piece but the last, the piece's
+        rows.
+        """
         about = self._metadata.row_group(group)
         rows, columns = about.num_rows, range(about.num_columns)
         most = max((about.column(i).total_uncompressed_size for i in columns), default=0)
@@ -107,7 +114,7 @@ class ParquetChunks:
         yield from ((group, number, step, min(step, rows - at)) for number, at in enumerate(range(0, rows, step)))
 
     def _read(self, column: str, index: int) -> "pa.Array":
-        """One piece; those of a large row group are read one after the other, as a pool is."""
+        """Return one piece. Pieces of a large row group are read in sequence, because a pool is."""
         group, number, step, _ = self._pieces[index]
         if step == self._metadata.row_group(group).num_rows:
             with self._file() as file:
@@ -127,6 +134,6 @@ class ParquetChunks:
         return batch.column(0)
 
     def whole(self, column: str) -> "pa.ChunkedArray":
-        """Read one column."""
+        """Return one column, read from the file."""
         with self._file() as file:
             return file.read(columns=[column]).column(column)

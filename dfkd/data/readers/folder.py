@@ -1,4 +1,4 @@
-"""A folder of images; its first-level subfolders are the classes where labels are wanted."""
+"""Reader of a folder of images. For labels, first-level subfolders are the classes."""
 
 import hashlib
 import os
@@ -18,17 +18,16 @@ from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 
 _SYSTEM = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
-"""Folders that systems and archivers add, with thumbnails or copies in them."""
+"""Folders that operating systems and archivers add, with thumbnails or copies."""
 _SPLIT = re.compile(r"(train(ing)?|val(id(ation)?)?|test(ing)?|dev|eval(uation)?)([-_ ]?(set|data|images|\d+))?")
-"""Names of folders that hold a part of a data set, and no class."""
+"""Names of folders that hold a split of a data set, rather than a class."""
 
 
 class FolderReader:
-    """Every image file below `path`, in sorted order; hidden files and folders of the system are left out.
+    """Reader of every image file below a folder, in sorted order.
 
-    Linked folders are followed.
-
-    A suffix that images have makes a file one, else its first bytes.
+    Links to folders are followed. Hidden files and system folders are left out. A file is an image by its suffix, or
+    else by its first bytes.
     """
 
     shape = None
@@ -40,7 +39,7 @@ class FolderReader:
             name = os.fsencode(relative)
             try:
                 status = entry.stat()
-            except OSError:  # a link to nowhere: it stays in the list and is reported when it is read
+            except OSError:  # a broken link stays in the list, and reading reports it
                 status = entry.stat(follow_symlinks=False)
             digest.update(b"%s\0%d\0%d\n" % (name, status.st_size, status.st_mtime_ns))
             self._names.append(name)
@@ -55,17 +54,17 @@ class FolderReader:
         return len(self._names)
 
     def read(self, indices: Int64[np.ndarray, " n"]) -> list[object]:
-        """Each file's bytes."""
+        """Return each file's bytes."""
         return [self._file(i) for i in indices.tolist()]
 
     def members(self, indices: Int64[np.ndarray, " n"]) -> list[str]:
-        """`/sub/a.png`."""
+        """Return `/sub/a.png` for each file."""
         return [f"/{printable(self._names[i])}" for i in indices.tolist()]
 
     def named_labels(self) -> tuple[list[str], Int64[np.ndarray, " images"]]:
-        """The names of the first-level subfolders, sorted, and the position in them of each image's.
+        """Return the sorted names of the first-level subfolders, and each image's position in these names.
 
-        Raises: RequestError where an image lies in no subfolder.
+        Raises: RequestError if an image is in no subfolder.
         """
         with os.scandir(self._path) as entries:
             classes = sorted(os.fsencode(e.name) for e in entries if e.is_dir() and not _hidden(e.name))
@@ -89,7 +88,10 @@ class FolderReader:
         return names, positions
 
     def labels(self) -> Int64[np.ndarray, " images"]:
-        """The class of each image's first-level subfolder, for a model of as many classes. Raises: RequestError."""
+        """Return each image's class, for a model with one class per subfolder.
+
+        Raises: RequestError as `named_labels`.
+        """
         return labels_of_names(*self.named_labels(), f"folder {str(self._path)!r}")
 
     def _file(self, index: int) -> bytes | Unreadable:
@@ -106,10 +108,10 @@ def _hidden(name: str) -> bool:
 def _image_files(
     folder: str, left_out: Counter[str], below: str = "", above: frozenset[tuple[int, int]] = frozenset()
 ) -> Iterator[tuple["os.DirEntry[str]", str]]:
-    """Walk in sorted order: each image file's entry and its path below the top folder. Others are counted."""
+    """Yield each image file's entry and its path below the top folder, in sorted order. Count the other files."""
     status = os.stat(folder)
     here = (status.st_dev, status.st_ino)
-    if here in above:  # a link back to a folder that this one lies in
+    if here in above:  # a link back to a parent folder
         return
     try:
         with os.scandir(folder) as found:
@@ -129,7 +131,7 @@ def _image_files(
 
 def _is_image(entry: "os.DirEntry[str]") -> bool:
     suffix = os.path.splitext(entry.name)[1].lower()
-    if suffix in IMAGE_SUFFIXES or not (content.may_be_image(suffix) and entry.is_file()):  # a pipe would wait
+    if suffix in IMAGE_SUFFIXES or not (content.may_be_image(suffix) and entry.is_file()):  # a pipe would block
         return suffix in IMAGE_SUFFIXES
     try:
         with open(entry.path, "rb", buffering=0) as file:
@@ -139,7 +141,7 @@ def _is_image(entry: "os.DirEntry[str]") -> bool:
 
 
 def _hint(path: Path) -> str:
-    """What to write instead, where the folder holds files of another format."""
+    """Return a hint for the error message if the folder holds files of another format."""
     for suffix in (".tar", ".parquet", ".arrow", ".npz"):
         if any(path.glob(f"*{suffix}")):
             return f"; for its {suffix} files write '{path}/*{suffix}'"

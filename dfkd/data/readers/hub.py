@@ -1,4 +1,4 @@
-"""`hf:REPO[/CONFIG][@REVISION][:SPLIT]`: a data set of the Hub, or a local folder that `load_dataset` knows."""
+"""Reader of `hf:REPO[/CONFIG][@REVISION][:SPLIT]`: a data set of the Hub, or a local folder for `load_dataset`."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ _FORM = "hf:REPO[/CONFIG][@REVISION][:SPLIT]"
 
 
 class HubName(NamedTuple):
-    """What `hf:REPO[/CONFIG][@REVISION][:SPLIT]` names; `shown` is the same without a local folder's path."""
+    """Parts of `hf:REPO[/CONFIG][@REVISION][:SPLIT]`. `shown` is the text without a local folder's path."""
 
     repo: str
     config: str | None
@@ -21,9 +21,9 @@ class HubName(NamedTuple):
 
 
 def open_hub(text: str) -> tuple[str, TableReader]:
-    """The name for origins, and a reader of the data set's Arrow cache. Code from the Hub is never run.
+    """Return the name for origins, and a reader of the data set's Arrow cache. Code from the Hub is never run.
 
-    Raises: RequestError where the text is malformed, or `datasets.load_dataset` fails.
+    Raises: RequestError if the text is malformed or `datasets.load_dataset` fails.
     """
     name = parse_hub(text)
     import datasets
@@ -31,18 +31,18 @@ def open_hub(text: str) -> tuple[str, TableReader]:
 
     try:
         dataset = datasets.load_dataset(name.repo, name.config, split=name.split, revision=name.revision)
-    except Exception as error:  # network, files and formats, each with its library's own exceptions
+    except Exception as error:  # network, files and formats raise errors of several libraries
         raise RequestError(f"{text!r} cannot be loaded ({_FORM}): {error}") from error
-    # The fingerprint hashes repository, configuration, split and the revision (locally: the times) of the data files.
+    # The fingerprint hashes repository, configuration, split, and the data files' revision (their times if local).
     identity: dict[str, Any] = {"format": "hf", "rows": len(dataset), "fingerprint": dataset._fingerprint}
-    # where the images that a row may name lie: the folder itself, or what was fetched from the Hub
+    # folders in which rows may name images: the local folder, or the caches of the Hub
     caches = [datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE]
     follow = [name.repo] if Path(name.repo).is_dir() else caches
     return name.shown, TableReader(name.shown, ArrowChunks(arrow_table(dataset)), identity, follow)
 
 
 def parse_hub(text: str) -> HubName:
-    """Take `hf:...` apart; the split is `train` where none is given. Raises: RequestError where it is malformed."""
+    """Return the parts of `hf:...`. The default split is `train`. Raises: RequestError if the text is malformed."""
     named, colon, split = text.removeprefix("hf:").partition(":")
     split = split or "train"
     folder = user_path(named)

@@ -1,4 +1,4 @@
-"""`.npz`: the pixels are memory-mapped where they lie inside the zip file, and their pages given back once read."""
+"""Reader of `.npz` files. Pixels are memory-mapped within the zip file, and their pages are released after reading."""
 
 import io
 import lzma
@@ -24,16 +24,16 @@ _BROKEN = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, tokenize.TokenError, EOFError, RuntimeError),
     *(SyntaxError, TypeError, KeyError, MemoryError),
 )
-"""What a damaged, encrypted or strangely compressed zip file raises and numpy's headers, beside ValueError, OSError."""
+"""Exceptions of zip files and numpy headers that are damaged, encrypted or compressed in an unknown way."""
 _IMAGES, _LABELS = ("images", "x", "data"), ("labels", "y")
 _AROUND = 1 << 16
-"""Bytes that Linux maps around one that is read."""
+"""Number of bytes that Linux maps around an accessed byte."""
 _ROWS_AT_ONCE = 1024
-"""Rows that are copied before their pages go: of rows that lie far apart that is 64 MB."""
+"""Number of rows that are copied before their pages are released. Scattered rows take up to 64 MB."""
 
 
 class NpzReader:
-    """The array `images`, `x` or `data` (uint8) and, where labels are wanted, `labels` or `y`."""
+    """Reader of the array `images`, `x` or `data` (uint8), and of the labels `labels` or `y`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -63,17 +63,18 @@ class NpzReader:
         return self._pixels.shape[0]
 
     def read(self, indices: Int64[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"]:
-        """The pixels, copied out of the file."""
+        """Return a copy of the pixels."""
         return as_nhwc(self._pixels.read(indices))
 
     def members(self, indices: Int64[np.ndarray, " n"]) -> list[str]:
-        """`#17`."""
+        """Return `#17` for index 17."""
         return row_numbers(indices)
 
     def labels(self) -> Int64[np.ndarray, " images"]:
-        """The label array; in the flat layout (the downsampled-ImageNet release) labels start at 1 and are shifted.
+        """Return the label array.
 
-        Raises: RequestError where there is none, or one that does not fit.
+        In the flat layout (the downsampled-ImageNet release), labels that start at 1 are shifted to start at 0.
+        Raises: RequestError if there are no labels or they do not fit the images.
         """
         name = next((n for n in _LABELS if n in self._members), None)
         if name is None:
@@ -90,17 +91,17 @@ class NpzReader:
 
 
 class _Stack:
-    """An array of uint8 in a file, memory-mapped. What was read does not stay in this process's memory."""
+    """Memory-mapped uint8 array in a file. Pages that were read do not stay in the process's memory."""
 
     def __init__(self, file: io.BufferedIOBase, offset: int, shape: tuple[int, ...], fortran: bool) -> None:
         self.shape, self._before = shape, offset % mmap.ALLOCATIONGRANULARITY
         length, start = self._before + math.prod(shape), offset - self._before
         self._mapping = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=start)
-        # A plain ndarray: indexing a np.memmap makes another one, which costs more than the copy of a small batch.
+        # A plain ndarray: indexing an np.memmap makes another memmap, which costs more than copying a small batch.
         self._rows = np.ndarray(shape, np.uint8, self._mapping, self._before, order="F" if fortran else "C")
 
     def read(self, indices: Int64[np.ndarray, " n"]) -> UInt8[np.ndarray, "n *stored"]:
-        """Copies of some rows."""
+        """Return copies of some rows."""
         if len(indices) > _ROWS_AT_ONCE:
             rows = np.empty((len(indices), *self.shape[1:]), np.uint8)
             for start in range(0, len(indices), _ROWS_AT_ONCE):
@@ -113,13 +114,13 @@ class _Stack:
         return copied
 
     def _give_back(self, first: int, last: int) -> None:
-        """Take the pages of these rows and those between out of this process; in the system's cache they stay.
+        """Release the pages of rows `first` to `last` from this process. The pages stay in the system's page cache.
 
-        A mapped file would else be resident to its last page, as if this process needed the memory.
+        Otherwise the whole mapped file would count as resident memory of the process.
         """
-        if not hasattr(mmap, "MADV_DONTNEED"):  # Windows
+        if not hasattr(mmap, "MADV_DONTNEED"):  # on Windows
             return
-        start, end = 0, len(self._mapping)  # in Fortran's order any row touches all pages
+        start, end = 0, len(self._mapping)  # in Fortran order any row touches all pages
         if self._rows.flags.c_contiguous:
             row = math.prod(self.shape[1:])
             start, end = self._before + first * row, self._before + (last + 1) * row
@@ -131,8 +132,10 @@ _LONGEST_HEADER = 1 << 16
 
 
 def _map(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> _Stack:
-    """The array of one member, memory-mapped: in the zip file where it is stored, else in a copy without a name, which
-    goes when the array goes. Raises: ValueError for anything but uint8 pixels.
+    """Return one member's array, memory-mapped. Raises: ValueError for anything but uint8 pixels.
+
+    A stored member is mapped in the zip file. A compressed member is unpacked to an unnamed temporary file, which is
+    removed with the array.
     """
     with path.open("rb") as whole:
         if member.compress_type == zipfile.ZIP_STORED:
@@ -141,7 +144,7 @@ def _map(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> _Stac
             whole.seek(name_length + extra_length, 1)
             return _map_npy(whole, member.file_size)
         with archive.open(member) as file:
-            shape, _ = _header(file)  # refuse before gigabytes are unpacked
+            shape, _ = _header(file)  # refuses before gigabytes are unpacked
             if not 0 <= member.file_size - math.prod(shape) <= _LONGEST_HEADER:
                 raise ValueError(f"shape {list(shape)} does not fit its {member.file_size} bytes; write the file again")
         say(f"{path.name} is compressed: unpacking {member.file_size / 1e9:.2f} GB to {tempfile.gettempdir()}")
@@ -160,7 +163,7 @@ def _map(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> _Stac
 
 
 def _map_npy(file: io.BufferedIOBase, length: int) -> _Stack:
-    """Map the `.npy` of `length` bytes that begins where `file` stands."""
+    """Return the memory-mapped array of a `.npy` member of `length` bytes that begins at the position of `file`."""
     start = file.tell()
     shape, fortran = _header(file)
     offset = file.tell()
@@ -173,7 +176,10 @@ def _map_npy(file: io.BufferedIOBase, length: int) -> _Stack:
 
 
 def _header(file: io.BufferedIOBase | IO[bytes]) -> tuple[tuple[int, ...], bool]:
-    """Read a `.npy` header: shape and whether it is in Fortran order. Raises: ValueError unless it is a uint8 stack."""
+    """Return the shape from a `.npy` header, and whether the array is in Fortran order.
+
+    Raises: ValueError unless the array is a stack of uint8 images.
+    """
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(file)

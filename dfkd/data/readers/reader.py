@@ -1,4 +1,4 @@
-"""What the pool needs of a format: the `Reader` protocol, and what several readers share."""
+"""The `Reader` protocol, which the pool needs of every format, and functions that several readers share."""
 
 from array import array
 from math import isqrt
@@ -19,39 +19,39 @@ _CHANNELS = (1, 3, 4)
 
 
 class Unreadable(Exception):
-    """Why one image cannot be had. The text goes into manifests: it names no absolute path."""
+    """Reason why an image cannot be read. Manifests contain the text, which therefore names no absolute path."""
 
 
 class NoImages(RequestError):
-    """A file or folder is whole, and holds no image; beside others that hold some it is left out."""
+    """Error for a file or folder that is intact but has no images. Beside others with images, it is left out."""
 
 
 @runtime_checkable
 class Reader(Protocol):
-    """Random access to the images of one file, folder or data set; many threads may call `read` and `members`."""
+    """Random access to the images of a file, folder or data set. `read` and `members` are thread-safe."""
 
     @property
     def shape(self) -> tuple[int, int, int] | None:
-        """Height, width and channels of raw pixels; None where images are encoded, each of its own size."""
+        """Height, width and channels of raw pixels, or None for encoded images, which differ in size."""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the content, as JSON; no absolute paths."""
+        """Everything that decides the content, as JSON without absolute paths."""
 
     def __len__(self) -> int: ...
 
     def read(self, indices: Int64[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"] | list[object]:
-        """Raw pixels, or for each index a file's bytes, a PIL image, or the `Unreadable` that says what is wrong."""
+        """Return raw pixels, or a list with a file's bytes, a PIL image or an `Unreadable` for each index."""
 
     def members(self, indices: Int64[np.ndarray, " n"]) -> list[str]:
-        """What follows the reader's name in an origin: `#17` or `/folder/a.png`."""
+        """Return the part of each origin after the reader's name: `#17` or `/folder/a.png`."""
 
     def labels(self) -> Int64[np.ndarray, " images"]:
-        """Raises: RequestError where there are none."""
+        """Return the labels. Raises: RequestError if there are none."""
 
 
 def file_state(path: Path | RemoteFile) -> dict[str, int | str]:
-    """The identity of a file that is too large to be hashed: its size in bytes and when it was written."""
+    """Return the identity of a file that is too large to be hashed: its size in bytes and its modification time."""
     if isinstance(path, RemoteFile):
         return path.state()
     status = path.stat()
@@ -59,12 +59,12 @@ def file_state(path: Path | RemoteFile) -> dict[str, int | str]:
 
 
 def row_numbers(indices: Int64[np.ndarray, " n"]) -> list[str]:
-    """`members` of a reader whose images are told apart by their position alone."""
+    """Return the `members` of a reader whose images differ by position alone."""
     return [f"#{i}" for i in indices.tolist()]
 
 
 def as_nhwc(batch: UInt8[np.ndarray, "n *stored"]) -> UInt8[np.ndarray, "n h w c"]:
-    """Images in one of the known layouts as [n, height, width, channels]; a view where that can be.
+    """Return images in one of the known layouts as [n, height, width, channels], as a view if possible.
 
     Raises: ValueError for another layout.
     """
@@ -77,25 +77,25 @@ def as_nhwc(batch: UInt8[np.ndarray, "n *stored"]) -> UInt8[np.ndarray, "n h w c
             return batch
         if len(stored) == 3 and stored[0] in _CHANNELS:
             return np.ascontiguousarray(batch.transpose(0, 2, 3, 1))
-        if stored == (3 * side * side,):  # the downsampled-ImageNet release: red, green and blue planes
+        if stored == (3 * side * side,):  # planes of red, green and blue in the downsampled-ImageNet release
             return np.ascontiguousarray(batch.reshape(n, 3, side, side).transpose(0, 2, 3, 1))
     raise ValueError(f"the shape of one image, {list(stored)}, is not {LAYOUTS}")
 
 
 def image_shape(stored: tuple[int, ...]) -> tuple[int, int, int]:
-    """Height, width and channels of images that are `stored` in one of the known layouts. Raises: ValueError."""
+    """Return height, width and channels of images `stored` in a known layout. Raises: ValueError as `as_nhwc`."""
     height, width, channels = as_nhwc(np.empty((0, *stored), np.uint8)).shape[1:]
     return height, width, channels
 
 
 def as_labels(values: Any, count: int, where: str) -> Int64[np.ndarray, " images"]:
-    """Class indices, one an image, also from whole numbers as floats or from truth values.
+    """Return one class index per image. Whole numbers may be given as floats, and classes 0 and 1 as booleans.
 
-    Raises: ValueError where `values` are something else.
+    Raises: ValueError if `values` are of another kind or number.
     """
     labels = np.asarray(values)
     if labels.dtype.kind == "f" and np.array_equal(labels, np.trunc(labels)) and (np.abs(labels) < 2**53).all():
-        labels = labels.astype(np.int64)  # as other tools write whole numbers beside missing ones
+        labels = labels.astype(np.int64)  # other tools write whole numbers as floats if some are missing
     if labels.dtype == bool:
         labels = labels.astype(np.int64)
     if labels.dtype.kind not in "iu" or labels.size != count:
@@ -104,13 +104,13 @@ def as_labels(values: Any, count: int, where: str) -> Int64[np.ndarray, " images
 
 
 class Names:
-    """A list of byte strings in two flat buffers: ten million file names take their length, not a gigabyte."""
+    """Compact list of byte strings in two flat buffers. Ten million file names take little more than their length."""
 
     def __init__(self) -> None:
         self._text, self._ends = bytearray(), array("q", [0])
 
     def append(self, name: bytes) -> None:
-        """Add one name."""
+        """Append a name."""
         self._text += name
         self._ends.append(len(self._text))
 
@@ -122,5 +122,5 @@ class Names:
 
 
 def printable(name: bytes) -> str:
-    """A file's name as text that can be stored anywhere, also where it is not UTF-8."""
+    """Return a file name as text. Bytes that are not UTF-8 are escaped, so that the text can be stored anywhere."""
     return name.decode("utf-8", "backslashreplace")

@@ -1,4 +1,4 @@
-"""Tables with an image column: `.parquet`, `.arrow`, a folder that `datasets.load_from_disk` opens, a Hub data set."""
+"""Reader of tables with images: `.parquet`, `.arrow`, a folder for `datasets.load_from_disk`, a Hub data set."""
 
 import json
 import math
@@ -25,14 +25,18 @@ _LABELS = ("label", "labels", "y", "cls", "fine_label", "target", "class")
 
 
 class TableReader:
-    """A table's image column: encoded (`{bytes, path}` or binary) or raw (`datasets.Array3D`, or lists of uint8)."""
+    """Reader of a table's image column.
+
+    Images are encoded (`{bytes, path}` or binary) or raw (`datasets.Array3D`, or lists of uint8).
+    """
 
     def __init__(
         self, name: str, chunks: Chunks, identity: dict[str, Any], follow: Sequence[str | os.PathLike[str]] = ()
     ) -> None:
-        """Read `chunks`. Rows that hold a path instead of bytes are read where it lies in a folder of `follow`:
+        """Open the table `chunks`.
 
-        a table from elsewhere must not choose which files of this machine are opened.
+        Rows may hold a path instead of bytes. Such a file is read only if it is in a folder of `follow`. Otherwise a
+        table from elsewhere could choose which files of this machine are opened.
         """
         self._name, self._chunks, self.identity = name, chunks, identity
         self._follow = tuple(os.path.abspath(folder) for folder in follow)
@@ -49,7 +53,7 @@ class TableReader:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def read(self, indices: Int64[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"] | list[object]:
-        """Pixels gathered from views of the column's memory, or each row's encoded bytes."""
+        """Return pixels, gathered from views of the column's memory, or each row's encoded bytes."""
         owners = np.searchsorted(self._ends, indices, side="right")
         rows = indices - np.concatenate(([0], self._ends))[owners]
         if self.shape is None:
@@ -61,18 +65,18 @@ class TableReader:
                     items[position] = self._encoded(cell)
             return items
         stacks = {owner: self._pixels(owner) for owner in np.unique(owners).tolist()}
-        pixels = np.empty((len(indices), *self.shape), np.uint8)  # here, for now the shape is known to be true
+        pixels = np.empty((len(indices), *self.shape), np.uint8)  # after _pixels has checked the shape
         for owner, stack in stacks.items():
             here = owners == owner
             pixels[here] = as_nhwc(stack[rows[here]])
         return pixels
 
     def members(self, indices: Int64[np.ndarray, " n"]) -> list[str]:
-        """`#17`."""
+        """Return `#17` for index 17."""
         return row_numbers(indices)
 
     def labels(self) -> Int64[np.ndarray, " images"]:
-        """The label column. Raises: RequestError where there is none, or it does not hold integers."""
+        """Return the label column. Raises: RequestError if there is none or its values are not integers."""
         import pyarrow as pa
 
         column, values = self._label_column()
@@ -85,7 +89,7 @@ class TableReader:
             raise RequestError(f"labels of {self._name!r}: {error}") from error
 
     def named_labels(self) -> tuple[list[str], Int64[np.ndarray, " images"]] | None:
-        """The names of the classes and the position in them of each image's; None where the table has none."""
+        """Return the names of the classes and each image's position in them, or None if the table has no names."""
         column, values = self._label_column()
         if _words(values) is not None:
             names, positions = np.unique(values.to_pylist(), return_inverse=True)
@@ -100,7 +104,7 @@ class TableReader:
         return (listed, labels) if fits and len(labels) and 0 <= labels.min() <= labels.max() < len(listed) else None
 
     def _label_column(self) -> tuple[str, "pa.ChunkedArray"]:
-        """The name and the values of the label column. Raises: RequestError where rows have none."""
+        """Return name and values of the label column. Raises: RequestError if there is none or rows lack a label."""
         import pyarrow as pa
 
         column = self._find(_LABELS, "label")
@@ -116,7 +120,7 @@ class TableReader:
         return column, values
 
     def _find(self, names: Sequence[str], kind: str) -> str:
-        """The first of `names` that is a column, in any case."""
+        """Return the column that matches the first of `names` that exists, without regard to case."""
         columns = {column.lower(): column for column in reversed(self._chunks.schema.names)}
         found = next((columns[name] for name in names if name in columns), None)
         if found is None:
@@ -127,7 +131,7 @@ class TableReader:
         return found
 
     def _load(self, index: int) -> "pa.Array":
-        """The images of one chunk. Raises: RequestError where they cannot be read."""
+        """Return the images of one piece. Raises: RequestError if the piece cannot be read."""
         import pyarrow as pa
 
         try:
@@ -135,13 +139,13 @@ class TableReader:
             if len(array) != self._chunks.lengths[index]:
                 raise ValueError(f"{len(array)} rows, not {self._chunks.lengths[index]}")
             return array
-        except RequestError:  # an object store's: it names the file
+        except RequestError:  # from an object store; the message names the file
             raise
         except (ValueError, OSError, KeyError, pa.ArrowException) as error:
             raise RequestError(f"{self._name!r} is damaged ({error}); fetch or write it again") from error
 
     def _encoded(self, cell: bytes | dict[str, Any] | None) -> object:
-        """The bytes of one cell, or of the file that it names."""
+        """Return the bytes of one cell, or of the file that the cell names."""
         data = cell.get("bytes") if isinstance(cell, dict) else cell
         path = cell.get("path") if isinstance(cell, dict) else None
         if data is not None:
@@ -157,7 +161,7 @@ class TableReader:
             return Unreadable(f"its file cannot be opened: {error.strerror}")
 
     def _raw_shape(self) -> tuple[int, int, int] | None:
-        """Height, width and channels of raw pixels; None for encoded images. Raises: RequestError for neither."""
+        """Return height, width and channels of raw pixels, None for encoded images. Raises: RequestError for others."""
         import pyarrow as pa
 
         kind = self._chunks.schema.field(self._column).type
@@ -186,7 +190,7 @@ class TableReader:
             raise RequestError(f"column {self._column!r} of {self._name!r}: {error}") from error
 
     def _pixels(self, index: int) -> UInt8[np.ndarray, "n *stored"]:
-        """A chunk's pixels in the layout that they are stored in: a view of its memory."""
+        """Return a piece's pixels in their stored layout, as a view of the piece's memory."""
         array = self._load(index)
         array, rows = getattr(array, "storage", array), len(array)
         even = self._fixed or index in self._even
@@ -206,7 +210,7 @@ class TableReader:
 
 
 def open_parquet(path: Path | RemoteFile) -> TableReader:
-    """A Parquet file. Raises: RequestError where it is none."""
+    """Return a reader of a Parquet file. Raises: RequestError if the file is not an intact Parquet file."""
     import pyarrow as pa
 
     try:
@@ -216,7 +220,10 @@ def open_parquet(path: Path | RemoteFile) -> TableReader:
 
 
 def open_arrow(path: Path) -> TableReader:
-    """An Arrow file in stream or file format, memory-mapped. Raises: RequestError where it is none."""
+    """Return a reader of a memory-mapped Arrow file in stream or file format.
+
+    Raises: RequestError if the file is not an intact Arrow file.
+    """
     import pyarrow as pa
 
     try:
@@ -232,23 +239,23 @@ def open_arrow(path: Path) -> TableReader:
 
 
 def is_saved(path: Path) -> bool:
-    """Whether `datasets.load_from_disk` would open the folder."""
+    """Return whether `datasets.load_from_disk` would open the folder."""
     if (path / "dataset_dict.json").is_file():
         return True
-    beside = (path / "dataset_info.json").is_file() or any(path.glob("*.arrow"))  # a `state.json` alone is anybody's
+    beside = (path / "dataset_info.json").is_file() or any(path.glob("*.arrow"))  # others write a `state.json`, too
     return beside and (path / "state.json").is_file()
 
 
 def open_saved(path: Path) -> TableReader:
-    """A folder that `datasets.load_from_disk` opens: a selection of ours, or anybody's.
+    """Return a reader of a folder that `datasets.load_from_disk` opens: a selection or another data set.
 
-    Raises: RequestError where it is broken, or holds several splits.
+    Raises: RequestError if the folder is damaged or holds several splits.
     """
     import datasets
 
     try:
         dataset = datasets.load_from_disk(str(path))
-    except Exception as error:  # a foreign format, read by a foreign library: what it raises is not declared
+    except Exception as error:  # a foreign library reads a foreign format, and does not declare its exceptions
         raise RequestError(f"{str(path)!r} is not a whole data set ({error}); write it again") from error
     if isinstance(dataset, datasets.DatasetDict):
         splits = ", ".join(f"'{path / split}'" for split in dataset)
@@ -275,14 +282,14 @@ def open_saved(path: Path) -> TableReader:
 
 
 def arrow_table(dataset: Any) -> "pa.Table":
-    """The memory-mapped table of a `datasets.Dataset`."""
-    if dataset._indices is not None:  # rows that were picked or shuffled, not yet written out: no public name for it
+    """Return the memory-mapped table of a `datasets.Dataset`."""
+    if dataset._indices is not None:  # rows selected or shuffled, with no public name for it
         dataset = dataset.flatten_indices()
     return dataset.data.table
 
 
 def _bytes_of(array: "pa.Array", rows: Int64[np.ndarray, " n"]) -> "pa.Array":
-    """Some rows of a column of encoded images. Arrow itself takes none of a view's."""
+    """Return some rows of a column of encoded images. Arrow's `take` does not support binary views."""
     import pyarrow as pa
 
     if pa.types.is_binary_view(array.type):
@@ -291,7 +298,7 @@ def _bytes_of(array: "pa.Array", rows: Int64[np.ndarray, " n"]) -> "pa.Array":
 
 
 def _words(values: "pa.ChunkedArray") -> str | None:
-    """The first value of a column of text; None for another column."""
+    """Return the first value of a text column, or None for other columns."""
     import pyarrow as pa
 
     kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
@@ -316,7 +323,7 @@ def _is_list(kind: "pa.DataType") -> bool:
 
 
 def _lengths_are(array: "pa.Array", extent: int) -> bool:
-    """Whether every list of `array` has `extent` elements."""
+    """Return whether every list of `array` has `extent` elements."""
     import pyarrow as pa
 
     if pa.types.is_fixed_size_list(array.type):

@@ -1,4 +1,4 @@
-"""WebDataset `.tar`: the headers are read once, and where they lie is kept; members by their position after that."""
+"""Reader of WebDataset `.tar` files. Headers are read once, and their positions are kept in the cache."""
 
 import io
 import json
@@ -26,31 +26,35 @@ from dfkd.system.files import cache_folder, hash_of, write_json
 from dfkd.system.remote import AHEAD, RemoteFile
 
 _MOST_EMPTY = 1 << 20
-"""Bytes of an archive without members: blocks of zeros, as many as the writer puts in one record."""
+"""Largest size in bytes of an archive without members: blocks of zeros that fill one record."""
 _MOST_STEPS = 8
-"""From link to link, which may lead round."""
+"""Largest number of links to follow. Links may form a cycle."""
 _MOST_KINDS = 8
-"""Images of one sample that are told apart by the ends of their names; more are a collection under one name."""
+"""Largest number of different name endings by which the images of one sample are told apart.
+
+With more endings, the images are a collection under one name.
+"""
 _MOST_OPEN = 32
-"""Archives whose headers are held in memory, 8 bytes an image."""
+"""Number of archives whose header positions are kept in memory, at 8 bytes per image."""
 _NEAR = 1 << 18
-"""Bytes of an archive in an object store that are rather read than skipped with another request."""
+"""Largest gap in bytes that is read from an object store rather than skipped with another request."""
 _MOST_AHEAD = 4 * AHEAD
 _RULES = 4
-"""The number of the rules by which a member is an image; an index that was kept under others is not read."""
+"""Version of the rules by which a member is an image. An index that was made under other rules is not read."""
 
 
 class _Headers(NamedTuple):
-    """Where the images' headers lie, and of links by their own also those that they stand for."""
+    """Positions of the images' headers, and the position of the target's header for each image that is a link."""
 
     positions: Int64[np.ndarray, " images"]
     linked: dict[int, int]
 
 
 class TarReader:
-    """The image members of one uncompressed tar file. Where they lie is read from the cache, names from the headers.
+    """Reader of the image members of an uncompressed tar file.
 
-    `member` names the one image of a WebDataset sample that is taken, by all that follows the key: `jpg`, `mask.png`.
+    Positions are read from the cache, names from the headers. `member` names the one image of each WebDataset sample
+    that is taken, by the name after the key: `jpg`, `mask.png`.
     """
 
     shape = None
@@ -74,17 +78,20 @@ class TarReader:
         return self._count
 
     def read(self, indices: Int64[np.ndarray, " n"]) -> list[object]:
-        """Each member's bytes."""
+        """Return each member's bytes."""
         try:
             headers = self._headers()
             with self._opened(headers, indices) as file:
                 positions = headers.positions[indices].tolist()
                 return [bytes_of(file, headers.linked.get(position, position)) for position in positions]
-        except OSError as error:  # the file was there when the pool was opened
+        except OSError as error:  # the file existed when the pool was opened
             return [Unreadable(f"cannot be read from its tar file: {error.strerror}")] * len(indices)
 
     def members(self, indices: Int64[np.ndarray, " n"]) -> list[str]:
-        """`/key.jpg`. Raises: RequestError where there are other headers than when the archive was first opened."""
+        """Return `/key.jpg` for each member.
+
+        Raises: RequestError if headers have changed since the archive was first opened.
+        """
         headers = self._headers()
         positions = headers.positions[indices].tolist()
         try:
@@ -95,9 +102,10 @@ class TarReader:
         return [f"/{printable(name.encode('utf-8', 'surrogateescape'))}" for name in names]
 
     def labels(self) -> Int64[np.ndarray, " images"]:
-        """The number in the `.cls` member that shares an image's name up to the last dot, else its key.
+        """Return the number in the `.cls` member of each image.
 
-        Raises: RequestError where one is missing, or there are several that differ.
+        The member has the image's name up to the last dot, or else the image's key.
+        Raises: RequestError if a label is missing, or if there are several that differ.
         """
         classes: dict[str, int] = {}
         of_key: dict[str, set[int]] = {}
@@ -128,7 +136,7 @@ class TarReader:
             raise RequestError(f"{name!r} in {str(self._path)!r} is not a class number") from None
 
     def _label(self, classes: Mapping[str, int], of_key: Mapping[str, set[int]], stem: str, key: str) -> int:
-        """The class of an image. Keys that have dots in them, as in `22.05.png`, are told apart by the whole name."""
+        """Return the class of an image. The whole name distinguishes keys that contain dots, as in `22.05.png`."""
         if stem in classes:
             return classes[stem]
         labels = of_key.get(key, set())
@@ -139,7 +147,7 @@ class TarReader:
         return next(iter(labels))
 
     def _opened(self, headers: _Headers, indices: Int64[np.ndarray, " n"]) -> io.RawIOBase:
-        """The archive, of an object store by ranges: members that lie near each other are fetched with one request."""
+        """Open the archive. From an object store, nearby members are fetched with one request."""
         if isinstance(self._path, Path):
             return self._path.open("rb", buffering=0)
         ends = np.append(headers.positions, self._path.stat().st_size)
@@ -148,21 +156,22 @@ class TarReader:
         return self._path.open(ahead=span if near else _NEAR)
 
     def _headers(self) -> _Headers:
-        """Where the images' headers lie: those of the archives that were read last are in memory."""
+        """Return the positions of the images' headers. The positions of recently read archives are in memory."""
         if self._held is None:
             try:
                 return _recent_headers(self._kept)
-            except Damaged:  # the cache was cleared since the archive was opened
+            except Damaged:  # the cache was cleared after the archive was opened
                 self._index()
         return self._held or _recent_headers(self._kept)
 
     def _index(self) -> tuple[_Headers, list[str], dict[str, int]]:
-        """Where the images' headers lie, notes, and what is left out.
+        """Return the positions of the images' headers, notes, and counts of left-out files.
 
-        It is kept in the cache, for every command opens the whole pool; where that cannot be written, in memory.
+        The index is kept in the cache, because every command opens the whole pool. Without a writable cache, this
+        reader keeps the positions in memory.
         """
-        said = self._kept.with_suffix(".json")  # written before: where there is none, there was nothing to say
-        with suppress(Damaged):  # or not there
+        said = self._kept.with_suffix(".json")  # written before the index: without this file, the archive has no notes
+        with suppress(Damaged):  # Damaged stands for a missing file, too
             headers = _read_headers(self._kept)
             others = json.loads(said.read_text("utf-8")) if said.exists() else {"notes": [], "left_out": {}}
             return headers, others["notes"], others["left_out"]
@@ -172,14 +181,14 @@ class TarReader:
             if notes:
                 write_json(said, {"notes": notes, "left_out": left_out})
             write_columns(self._kept, {"position": positions, "data": data})
-        except OSError:  # then every command reads the headers again
+        except OSError:  # every command then reads the headers again
             self._held = headers
         return headers, notes, left_out
 
     def _images(
         self,
     ) -> tuple[Int64[np.ndarray, " images"], Int64[np.ndarray, " images"], list[str], dict[str, int]]:
-        """The headers of the images, those of their bytes, notes, and how many others there are of each kind."""
+        """Return the positions of the images' headers and of their data's headers, notes, and counts of other files."""
         positions, data, targets = array("q"), array("q"), dict[int, int]()
         left_out, kinds, several, before = Counter[str](), set[str](), 0, ("", "")
         with _binary(self._path) as file:
@@ -202,7 +211,7 @@ class TarReader:
                     positions.append(position)
                     data.append(target)
         notes = [content.note(self._path.name, left_out)] if left_out else []
-        again = several >= len(kinds) > 1  # else the ends are of names with dots in them, each there once
+        again = several >= len(kinds) > 1  # else the endings are parts of names with dots, and each occurs once
         if again and len(kinds) <= _MOST_KINDS and not self._only:
             notes.append(
                 f"note: {self._path.name} has samples of several images ({', '.join(sorted(kinds))}), and all are "
@@ -211,7 +220,10 @@ class TarReader:
         return np.array(positions, np.int64), np.array(data, np.int64), notes, content.counted(left_out)
 
     def _targets(self) -> dict[int, int]:
-        """The headers of the bytes that links stand for, by the links' own; a link out of the archive is not there."""
+        """Return the position of the target's header for each link, by the position of the link's header.
+
+        The position is -1 for a link to a file outside the archive.
+        """
         links = {position: member for position, member in self._scan() if member.link is not None}
         where = {plain(member.name): position for position, member in links.items()}
         wanted = {member.link for member in links.values()}
@@ -225,7 +237,7 @@ class TarReader:
         return found
 
     def _scan(self) -> Iterator[tuple[int, Member]]:
-        """Yield the header position and the member of every regular file and link, but for those that macOS adds."""
+        """Yield header position and member of every regular file and link, except those that macOS adds."""
         end = self._path.stat().st_size
         if 0 < end <= _MOST_EMPTY and not self._path.read_bytes().strip(b"\0"):
             return
@@ -245,7 +257,7 @@ class TarReader:
 
 
 def _read_headers(kept: Path) -> _Headers:
-    """From the cache. Raises: Damaged where there are none."""
+    """Return the positions of headers from the cache. Raises: Damaged if there are none."""
     columns = read_columns(kept, ("position", "data"))
     return _Headers(columns["position"], _differing(columns["position"], columns["data"]))
 
@@ -254,7 +266,7 @@ _recent_headers = lru_cache(maxsize=_MOST_OPEN)(_read_headers)
 
 
 def _is_image(file: io.RawIOBase, suffix: str, position: int) -> bool:
-    """Whether the member at `position` is an image: by the suffix of its name, else by its first bytes; -1 is none."""
+    """Return whether the member at `position` is an image, by suffix or else by its first bytes. -1 is none."""
     if position < 0 or suffix in IMAGE_SUFFIXES or not content.may_be_image(suffix):
         return position >= 0 and suffix in IMAGE_SUFFIXES
     member = member_at(file, position)

@@ -1,4 +1,4 @@
-"""A member of a tar file by the position of its header: its name, where its bytes lie, and the bytes."""
+"""Members of a tar file by the position of their headers: name, position of the data, and the data."""
 
 import io
 import posixpath
@@ -9,24 +9,27 @@ from dfkd.data.readers.reader import Unreadable
 
 _BLOCK = tarfile.BLOCKSIZE
 _MOST_SPARSE = 1 << 26
-"""Bytes of an image that was stored with holes: they cost an archive nothing, and fill the memory."""
+"""Largest size in bytes of an image stored as a sparse file. Holes need no space in an archive, but fill the memory."""
 
 
 class Member(NamedTuple):
-    """A member's name, where its bytes lie, and where the next member's header begins; names are None for no file."""
+    """Name of a member, start and size of its data in bytes, and the position of the next member's header.
+
+    The name is None for members that are not files.
+    """
 
     name: str | None
     start: int
     size: int
     next: int
     link: str | None = None
-    """The member whose bytes a link stands for."""
+    """Path of the member that a link stands for."""
     sparse: bool = False
-    """Whether its bytes lie in pieces, with holes between them."""
+    """Whether the data is stored in pieces with holes between them."""
 
 
 def bytes_of(file: io.RawIOBase, position: int) -> bytes | Unreadable:
-    """What the member at `position` holds."""
+    """Return the data of the member at `position`."""
     try:
         member = member_at(file, position, check=True)
     except tarfile.TarError as error:
@@ -39,7 +42,7 @@ def bytes_of(file: io.RawIOBase, position: int) -> bytes | Unreadable:
 
 
 def _without_holes(file: io.RawIOBase, position: int) -> bytes | Unreadable:
-    """What a sparse member at `position` holds."""
+    """Return the data of the sparse member at `position`."""
     file.seek(position)
     try:
         with tarfile.TarFile(fileobj=file) as tar:
@@ -53,10 +56,11 @@ def _without_holes(file: io.RawIOBase, position: int) -> bytes | Unreadable:
 
 
 def member_at(file: io.RawIOBase, position: int, check: bool = False) -> Member:
-    """Read the header at `position`; at the end of the archive `next` is `position`. Raises: tarfile.TarError.
+    """Return the member whose header is at `position`. At the end of the archive, `next` equals `position`.
 
-    A plain ustar header is parsed here, ten times as fast as by `tarfile`, which does all others (long names, pax);
-    `check` compares its checksum.
+    A plain ustar header is parsed here, ten times as fast as by `tarfile`. `tarfile` parses the other headers (long
+    names, pax). `check` verifies the header's checksum.
+    Raises: tarfile.TarError if the header is damaged.
     """
     file.seek(position)
     header = file.read(_BLOCK)
@@ -72,9 +76,9 @@ def member_at(file: io.RawIOBase, position: int, check: bool = False) -> Member:
         full = prefix + b"/" + name if prefix else name
         start = position + _BLOCK
         return Member(_clean(full.decode("utf-8", "surrogateescape")), start, size, start + -(-size // _BLOCK) * _BLOCK)
-    if not header.strip(b"\0") and position > 0:  # two blocks of zeros, or nothing: the end
+    if not header.strip(b"\0") and position > 0:  # two blocks of zeros, or nothing, mark the end
         return Member(None, position, 0, position)
-    tarfile.TarInfo.frombuf(header, tarfile.ENCODING, "surrogateescape")  # TarFile takes a broken header for the end
+    tarfile.TarInfo.frombuf(header, tarfile.ENCODING, "surrogateescape")  # TarFile takes a damaged one for the end
     file.seek(position)
     with tarfile.TarFile(fileobj=file) as tar:
         info = tar.next()
@@ -82,20 +86,20 @@ def member_at(file: io.RawIOBase, position: int, check: bool = False) -> Member:
             return Member(None, position, 0, position)
         regular, sparse = info.isreg(), info.issparse()
         link = None
-        if info.islnk() or info.issym():  # a hard link's name begins at the top
+        if info.islnk() or info.issym():  # the target of a hard link is relative to the archive's top folder
             link = plain(posixpath.join(posixpath.dirname(info.name) if info.issym() else "", info.linkname))
         called = _clean(info.name) if regular or link is not None else None
-        size = info.size * (regular and not sparse)  # of a sparse one the pieces are shorter
+        size = info.size * (regular and not sparse)  # the pieces of a sparse file are shorter than its size
         return Member(called, info.offset_data, size, tar.offset, link, sparse)
 
 
 def is_apple_double(name: str) -> bool:
-    """Whether a member holds what macOS keeps beside a file (`._a.jpg`), and no image."""
+    """Return whether a member is a macOS companion file (`._a.jpg`), which is not an image."""
     return name.rpartition("/")[2].startswith("._")
 
 
 def plain(name: str | None) -> str:
-    """A member's path as links name it."""
+    """Return a member's path in the form in which links name it."""
     return _clean(posixpath.normpath(name or ""))
 
 
@@ -104,7 +108,7 @@ def _clean(name: str) -> str:
 
 
 def key_of(name: str) -> tuple[str, str]:
-    """WebDataset's key (everything before the base name's first dot) and what follows that dot, in lower case."""
+    """Return WebDataset's key (the path up to the base name's first dot) and the text after that dot, in lower case."""
     folder, slash, base = name.rpartition("/")
     key, _, end = base.partition(".")
     return folder + slash + key, end.lower()

@@ -1,4 +1,4 @@
-"""`torchvision:NAME[:SPLIT]`: a data set of torchvision, or a class of one's own with the same manners."""
+"""Reader of `torchvision:NAME[:SPLIT]`: a data set of torchvision, or a user's class with the same interface."""
 
 import hashlib
 import inspect
@@ -19,7 +19,10 @@ from dfkd.system.names import find
 
 
 class VisionReader:
-    """A map-style data set of (image, label): its `data` where that holds the pixels, else its PIL images."""
+    """Reader of a map-style data set of (image, label).
+
+    Pixels are those of the data set's attribute `data` if it matches the items, else those of PIL images.
+    """
 
     def __init__(self, name: str, dataset: Any) -> None:
         self._name, self._dataset = name, dataset
@@ -37,17 +40,20 @@ class VisionReader:
         return len(self._dataset)
 
     def read(self, indices: Int64[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"] | list[object]:
-        """Pixels, or PIL images."""
+        """Return pixels, or PIL images."""
         if self._pixels is not None:
             return as_nhwc(self._pixels[indices])
         return [self._image(i) for i in indices.tolist()]
 
     def members(self, indices: Int64[np.ndarray, " n"]) -> list[str]:
-        """`#17`."""
+        """Return `#17` for index 17."""
         return row_numbers(indices)
 
     def labels(self) -> Int64[np.ndarray, " images"]:
-        """`targets` or `labels` of the data set, else what it gives beside every image. Raises: RequestError."""
+        """Return the data set's attribute `targets` or `labels`, or else the labels of all items.
+
+        Raises: RequestError if the labels are not integers.
+        """
         for attribute in ("targets", "labels"):
             values = getattr(self._dataset, attribute, None)
             if values is not None and len(values) == len(self):
@@ -62,29 +68,29 @@ class VisionReader:
     def _image(self, index: int) -> object:
         try:
             return image_in(self._dataset[index])
-        except Exception as error:  # the data set's own decoding: anything may come
-            why = (isinstance(error, OSError) and error.strerror) or error  # without its file's path
+        except Exception as error:  # the data set's own decoding can raise any exception
+            why = (isinstance(error, OSError) and error.strerror) or error  # without the file's path
             return Unreadable(f"{type(error).__name__}: {why}")
 
 
 def image_in(item: Any) -> Any:
-    """The image of one item of a data set: the item itself, or the first of (image, label), or of a table."""
+    """Return the image of a data set's item: the item itself, the first of (image, label), or the image of a table."""
     if isinstance(item, Mapping):
         return next((item[key] for key in ("image", "img") if key in item), item)
     return item[0] if isinstance(item, (tuple, list)) and item else item
 
 
 def label_in(item: Any) -> Any:
-    """The label beside it; -1 where there is none."""
+    """Return the label of a data set's item, or -1 if there is none."""
     if isinstance(item, Mapping):
         return next((item[key] for key in ("label", "labels") if key in item), -1)
     return item[1] if isinstance(item, (tuple, list)) and len(item) > 1 else -1
 
 
 def open_vision(text: str) -> tuple[str, VisionReader]:
-    """The name for origins, and a reader. Files lie in `DFKD_DATA`, by default in the user's cache folder.
+    """Return the name for origins, and a reader. Files are in `DFKD_DATA`, by default in the user's cache folder.
 
-    Raises: RequestError for an unknown name or split, and where the data set cannot be had.
+    Raises: RequestError for an unknown name or split, or if the data set is not available.
     """
     name, *words = text.removeprefix("torchvision:").split(":")
     target = find(name if "." in name else name.lower(), ["torchvision.datasets"], "torchvision data set")
@@ -105,12 +111,12 @@ def open_vision(text: str) -> tuple[str, VisionReader]:
 
 
 def data_folder() -> Path:
-    """Where torchvision's files are kept: `DFKD_DATA`, or `data` in our cache folder."""
+    """Return the folder of torchvision's files: `DFKD_DATA`, or `data` in the cache folder."""
     return Path(os.environ.get("DFKD_DATA") or cache_folder() / "data")
 
 
 def _build(target: Callable[..., Any], given: dict[str, Any], can_download: bool, text: str) -> Any:
-    """The data set from the files that are there, else downloaded."""
+    """Return the data set, from existing files or else after a download."""
     try:
         return target(**given)
     except (RuntimeError, FileNotFoundError):
@@ -121,7 +127,7 @@ def _build(target: Callable[..., Any], given: dict[str, Any], can_download: bool
 
 
 def _split(target: Callable[..., Any], words: list[str], text: str) -> dict[str, Any]:
-    """The arguments that SPLIT stands for: some data sets take `train=bool`, some `split=str`, EMNIST both."""
+    """Return the arguments for SPLIT: some data sets take `train=bool`, some `split=str`, and EMNIST takes both."""
     parameters = inspect.signature(target).parameters
     given: dict[str, Any] = {}
     for word in words:
@@ -136,7 +142,7 @@ def _split(target: Callable[..., Any], words: list[str], text: str) -> dict[str,
 
 
 def _raw(dataset: Any) -> UInt8[np.ndarray, "n *stored"] | None:
-    """The data set's `data`, where that is a stack of exactly the pixels that its items have."""
+    """Return the data set's attribute `data` if it holds one uint8 image per item and equals item 0, else None."""
     data = getattr(dataset, "data", None)
     pixels = np.asarray(data) if isinstance(data, np.ndarray | torch.Tensor) else None
     if pixels is None or pixels.dtype != np.uint8 or len(pixels) != len(dataset):

@@ -1,1 +1,1 @@
-"""How a student begins: with layers of its teacher."""
+"""Initialization of a student with layers of its teacher."""

@@ -1,4 +1,4 @@
-"""A student that begins with layers of its teacher, thinned out where it is narrower."""
+"""Initialization of a student by copies of its teacher's layers, with fewer channels if the student is narrower."""
 
 from collections.abc import Mapping
 from typing import TypeGuard
@@ -14,17 +14,19 @@ from dfkd.system.errors import RequestError
 
 
 def inherit(student: Model, teacher: Model) -> str:
-    """Copy to the student every layer that the teacher has under the same name, as far as it fits; says how many.
+    """Copy every layer to the student that the teacher has under the same name, if it fits; return a summary.
 
-    Weight selection, Initializing Models with Larger Ones, 2023, https://arxiv.org/abs/2311.18823: where the student
-    has fewer channels, it gets evenly spaced ones of the teacher's, which are the same channels in every layer of a
-    width, so that a residual stream stays in order (channels that are concatenated, or flattened with their pixels, are
-    not: there it is for `reconstruct` to make the best of it). A sum over fewer inputs is weighted up to its old size
-    (ours; behind a normalization it changes nothing but the size of the weights). A layer is a module with parameters
-    or buffers of its own, and is copied whole or not at all: a bias says nothing without its weight. As blocks are
-    numbered within their stage, a shallower student gets each stage's first blocks. Of several teachers the first one's
-    layers are taken.
-    Raises: RequestError where the two share no layer with weights.
+    This is weight selection (Initializing Models with Larger Ones, 2023, https://arxiv.org/abs/2311.18823). A narrower
+    student gets evenly spaced channels of the teacher. These are the same channels in every layer of one width, so a
+    residual stream stays in order. Concatenated channels, and channels that are flattened with their pixels, are not in
+    order; `reconstruct` adapts these layers. A sum over fewer inputs is scaled up to its old size. This is ours; before
+    a normalization it only changes the size of the weights.
+
+    A layer is a module with parameters or buffers of its own. It is copied as a whole or not at all, because a bias is
+    useless without its weight. Blocks are numbered within their stage, so a shallower student gets each stage's first
+    blocks. Of several teachers, the layers of the first one are copied.
+
+    Raises: RequestError if the two networks share no layer with weights.
     """
     layers, theirs = _layers(student), _layers(teacher)
     shared = _shared(layers, theirs)
@@ -43,10 +45,10 @@ def inherit(student: Model, teacher: Model) -> str:
 
 
 def heir(student: Model, teacher: Model) -> bool:
-    """Whether the student is a part of the teacher that `inherit` can cut out: all its layers, but not the teacher.
+    """Return whether `inherit` can copy all layers of the student, and the student is not the teacher itself.
 
-    With fewer channels, all of its weights have to be those of plain or depthwise layers: in other groups of channels
-    and in the heads of an attention, evenly spaced channels are others than they were.
+    With fewer channels, all of the student's weights have to belong to plain or depthwise layers. In other channel
+    groups, and in attention heads, evenly spaced channels have another meaning.
     """
     ours, theirs = tensors_of(student.module), tensors_of(_network(teacher))
     layers = _layers(student)
@@ -62,7 +64,7 @@ def heir(student: Model, teacher: Model) -> bool:
 
 
 def twins(student: Model, teacher: Model) -> bool:
-    """Whether the student is as large as the teacher, so that what `inherit` makes is the teacher itself."""
+    """Return whether the student has the teacher's shapes, so that `inherit` makes it a copy of the teacher."""
     return _shapes(tensors_of(student.module)) == _shapes(tensors_of(_network(teacher)))
 
 
@@ -70,24 +72,27 @@ Plain = nn.Conv2d | nn.Linear
 
 
 def plain(layer: nn.Module | None) -> TypeGuard[Plain]:
-    """Whether every output is a weighted sum of all channels, of a convolution with zeros beyond the edge."""
+    """Return whether every output is a weighted sum over all channels; a convolution has to pad with zeros."""
     if isinstance(layer, nn.Conv2d):
         return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
     return isinstance(layer, nn.Linear)
 
 
 def depthwise(layer: nn.Module) -> bool:
-    """Whether every output channel is a convolution of the input channel of the same number alone."""
+    """Return whether every output channel is a convolution of the input channel with the same number only."""
     return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels == layer.out_channels
 
 
 def evenly(total: int, count: int) -> Int[Tensor, " count"]:
-    """`count` evenly spaced numbers below `total`, the first of them 0."""
+    """Return `count` evenly spaced indices below `total`, starting with 0."""
     return torch.arange(count) * total // count
 
 
 def thinned(weight: Tensor, shape: torch.Size) -> Tensor:
-    """Evenly spaced channels of `weight`, [out, in, ...] or [channels]; fewer inputs are weighted up to the old sum."""
+    """Return evenly spaced channels of `weight`, [out, in, ...] or [channels], cut to `shape`.
+
+    If inputs are left out, the weights are scaled up to keep the size of the sum.
+    """
     if weight.shape == shape or weight.ndim == 0:
         return weight
     few = weight[evenly(len(weight), shape[0])]
@@ -97,11 +102,11 @@ def thinned(weight: Tensor, shape: torch.Size) -> Tensor:
 
 
 _Layers = dict[str, dict[str, Tensor]]
-"""The parameters and buffers of every module that has some of its own."""
+"""Parameters and buffers by name, for every module that has some of its own."""
 
 
 def _network(model: Model) -> nn.Module:
-    """The network whose layers are a classifier's."""
+    """Return the network whose layers a classifier has: itself, or the first of an ensemble."""
     return leader(model.module)[1]
 
 
@@ -114,7 +119,7 @@ def _own(layer: nn.Module) -> dict[str, Tensor]:
 
 
 def _shared(ours: _Layers, theirs: _Layers) -> list[str]:
-    """The names of the layers that can be copied; none where they are without weights, such as normalizations."""
+    """Return the names of the layers that can be copied; none if only layers without weight matrices fit."""
     names = [name for name, own in ours.items() if _fits(own, theirs.get(name, {}))]
     return names if any(value.ndim > 1 for name in names for value in ours[name].values()) else []
 
@@ -124,7 +129,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 
 
 def _fits(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
-    """Whether a layer's tensors are those of another's with some of its channels: kernels are not cut."""
+    """Return whether a layer's tensors are those of another one with fewer or equal channels and the same kernels."""
     return ours.keys() == theirs.keys() and all(
         value.ndim == theirs[name].ndim
         and value.shape[2:] == theirs[name].shape[2:]

@@ -1,4 +1,4 @@
-"""Layers that a student has from its teacher, fitted anew: each to give what the teacher's does, from what it gets."""
+"""Least-squares fit of the student's copied layers to the outputs of the teacher's layers."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -15,19 +15,23 @@ from dfkd.models.features.taps import network_code, run_network
 from dfkd.training.bn_reestimate import batch_norms, reestimate
 
 _IMAGES, _FEWEST, _PIXELS = 1024, 64, 2**21
-"""Images to fit on: so many, or fewer where they have more pixels in all."""
+"""Number of images to fit on: the most, the fewest, and the number of pixels that limits it in between."""
 _PAIRS, _PAIRS_AN_INPUT = 16384, 8
-"""Pairs of input and output to fit a layer on: so many, and for each of its inputs, as far as the maps have them."""
+"""Number of input-output pairs to fit a layer on: the minimum, and the minimum per input of the layer.
+
+There may be fewer if the maps have fewer positions."""
 _WIDEST = 8192
-"""Inputs to an output, at the most: their products are half a gigabyte."""
+"""Largest number of inputs per output of a layer that is fitted; their products take half a gigabyte."""
 _RIDGE, _RIDGE_OF_FEW = 1e-3, 0.1
-"""Of the inputs' variance, how strongly weights are held to what they were; and besides, times inputs / pairs."""
+"""Ridge penalty on changes of the weights, relative to the inputs' mean variance; two terms.
+
+The first term is constant. The second is multiplied by inputs / pairs."""
 _PATCH_VALUES = 2**24
-"""Values of the patches that are cut out of the maps at a time."""
+"""Number of patch values that are cut out of the maps at a time."""
 
 
 def images_for(side: int) -> int:
-    """How many images of so many pixels a side the layers are fitted on."""
+    """Return the number of images for the fit, for images of `side` x `side` pixels."""
     return min(_IMAGES, max(_FEWEST, _PIXELS // side**2))
 
 
@@ -37,17 +41,23 @@ def reconstruct(
 ) -> dict[str, float]:
     """Fit the student's layers in turn, by least squares, to the outputs of the teacher's layers of the same names.
 
-    Channel Pruning for Accelerating Very Deep Neural Networks, 2017, https://arxiv.org/abs/1707.06168: a layer gets
-    what the layers before it, fitted already, make of the images, and is to give what the teacher's layer gives. The
-    channels are those of `inherit` (the paper chooses them with LASSO; it also corrects for a shortcut's error, which
-    is left out). Where the images say little about a weight, it stays what it was: ours, a ridge, which grows as pairs
-    get few, for without it layers with about as many inputs as pairs learn these images by heart. A convolution without
-    bias is fitted up to a constant where the student has BatchNorm, which takes it away. Outputs are compared at
-    random positions of the maps. Convolutions in groups stay as they are, and layers whose maps are of another
-    size, that have more than 8,192 inputs, or that compute more than their type says (weights that are standardized).
-    BatchNorm's statistics become those of `view`; both networks are left in evaluation mode.
-    Returns: for each layer, in the order of the pass, the share of the outputs' variance that it gives, on these images
-    (of their square, for a layer without bias that is not fitted up to a constant).
+    Channel Pruning for Accelerating Very Deep Neural Networks, 2017, https://arxiv.org/abs/1707.06168: the input of a
+    layer is the output of the student's layers before it, which are already fitted. Its target is the output of the
+    teacher's layer. The channels are those of `inherit`. The paper chooses them with LASSO, and also corrects for a
+    shortcut's error; neither is done here.
+
+    Ours is a ridge penalty: weights that the images determine poorly stay near their old values. The penalty grows as
+    pairs get few. Without it, layers with about as many inputs as pairs overfit the images. In a student with
+    BatchNorm, a convolution without bias is fitted up to a constant, which BatchNorm removes. Outputs are compared at
+    random positions of the maps.
+
+    These layers stay as they are: convolutions in groups, and layers whose maps differ in size between the networks.
+    Layers with more than 8,192 inputs stay, too. So do layers that compute more than their type, such as standardized
+    weights. BatchNorm's statistics are re-estimated on `view`. Both networks are left in evaluation mode.
+
+    Returns: for each layer, in the order of the forward pass, the share of the teacher outputs' variance that its
+    outputs explain on these images. For a layer without bias that is not fitted up to a constant, it is the share of
+    their square.
     """
     with network_code(teacher):
         teacher.eval()
@@ -70,29 +80,29 @@ def reconstruct(
 
 @dataclass
 class _Wanted:
-    """What a layer of the student is to give: the teacher's outputs at some positions of the map of every image."""
+    """Target of a student's layer: the teacher's outputs at some positions of every image's map."""
 
     layer: Plain
     images: int
     size: int = 0
-    """Positions of a map."""
+    """Number of positions of a map."""
     positions: list[Int[Tensor, "part some"]] = field(default_factory=list)
     outputs: list[Float[Tensor, "part some channels"]] = field(default_factory=list)
 
     def remember(self, _: nn.Module, inputs: Any, output: Tensor) -> None:
-        """A hook on the teacher's layer."""
+        """Record outputs at random positions, as a forward hook of the teacher's layer."""
         rows = _rows(output, isinstance(self.layer, nn.Conv2d))
         self.size = rows.shape[1]
         pairs = max(_PAIRS, _PAIRS_AN_INPUT * self.layer.weight[0].numel())
         some = min(self.size, -(-pairs // self.images))
-        generator = torch.Generator().manual_seed(len(self.positions))  # not the global state, which is the student's
+        generator = torch.Generator().manual_seed(len(self.positions))  # the global state is the student's
         positions = torch.rand(len(rows), self.size, generator=generator).argsort(dim=1)[:, :some].to(rows.device)
         channels = evenly(rows.shape[2], len(self.layer.weight)).to(rows.device)
         self.positions.append(positions)
         self.outputs.append(_at(rows, positions)[..., channels])
 
     def take(self) -> tuple[Int[Tensor, "batch some"], Float[Tensor, "pairs channels"]]:
-        """The positions and outputs of all images, which are not kept any longer."""
+        """Return the positions and outputs of all images, and release them."""
         taken = torch.cat(self.positions), torch.cat(self.outputs).flatten(0, 1)
         self.positions, self.outputs = [], []
         return taken
@@ -107,9 +117,9 @@ def _fit(
     constant_free: bool,
     shares: dict[str, float],
 ) -> None:
-    """A hook before the student's layer: give it the weights that make the best of its input."""
+    """Fit the layer to its input and its target, as a forward pre-hook of the student's layer."""
     if not inputs or len(inputs[0]) != sum(map(len, wanted.positions)):
-        return  # a layer that is called with keywords, or again, or a teacher's that is not called once
+        return  # a layer called with keywords or a second time, or a teacher's layer not called exactly once
     x, (positions, outputs), width = inputs[0], wanted.take(), layer.weight[0].numel()
     parts = max(1, _PATCH_VALUES // (width * wanted.size))
     moments = _Moments(width, outputs.shape[1], x.device)
@@ -127,7 +137,7 @@ def _fit(
 
 
 class _Moments:
-    """Means and products of inputs x and outputs y over pairs, from which the best linear map from x to y follows."""
+    """Means and products of inputs x and outputs y over pairs, which determine the best linear map from x to y."""
 
     def __init__(self, width: int, channels: int, device: torch.device) -> None:
         self.width, self.count = width, 0
@@ -136,7 +146,10 @@ class _Moments:
         self.products = torch.zeros(width + channels, width + channels, dtype=torch.float64, device=device)
 
     def add(self, x: Float[Tensor, "pairs width"], y: Float[Tensor, "pairs channels"]) -> None:
-        """More pairs. They are taken from the first ones' mean: products of large numbers would lose what differs."""
+        """Add pairs, as deviations from the first pairs' mean.
+
+        Products of large values would lose the small differences to rounding.
+        """
         z = torch.cat([x, y], dim=1)
         if not self.count:
             self.start = z.mean(0)
@@ -147,12 +160,15 @@ class _Moments:
 
     @property
     def means(self) -> tuple[Float[Tensor, " width"], Float[Tensor, " channels"]]:
-        """Those of x and y."""
+        """Means of x and y."""
         both = self.start + self.sums / self.count
         return both[: self.width], both[self.width :]
 
     def solve(self, start: Float[Tensor, "width channels"], up_to_constant: bool) -> tuple[Tensor, float]:
-        """The weights, held to `start`, and the share of y's variance (or else of its square) that they give."""
+        """Return the weights, with a ridge penalty towards `start`, and the share of y's variance that they explain.
+
+        Unless `up_to_constant`, it is the share of y's square.
+        """
         shifted = self.sums / self.count
         products = (self.products / self.count).addr_(shifted, shifted, alpha=-1)
         if not up_to_constant:
@@ -168,13 +184,16 @@ class _Moments:
         return weights.float(), 1 - float(missed.sum() / yy.sum().clamp_min(1e-12))
 
     def constant(self, weights: Float[Tensor, "width channels"]) -> Float[Tensor, " channels"]:
-        """What is left of y's mean for the bias."""
+        """Return the bias: y's mean minus the mean of the weighted inputs."""
         x, y = self.means
         return (y - x @ weights.double()).float()
 
 
 def _matched(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[Plain, nn.Module]]:
-    """The layers that are fitted, each with the teacher's of its name, which may be of an exported program."""
+    """Return the student's layers to fit, each with the teacher's layer of the same name.
+
+    The teacher's layer may be part of an exported program.
+    """
     theirs = dict(teacher.named_modules())
     matched: dict[str, tuple[Plain, nn.Module]] = {}
     for name, ours in student.named_modules():
@@ -187,15 +206,15 @@ def _matched(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[Plain, n
 
 
 def _patches(layer: Plain, x: Tensor) -> Float[Tensor, "batch positions width"]:
-    """What each value of the layer's output is a weighted sum of."""
+    """Return the inputs of which each position's outputs are weighted sums."""
     if isinstance(layer, nn.Linear):
         return _rows(x, False)
-    assert not isinstance(layer.padding, str)  # that would not be plain
+    assert not isinstance(layer.padding, str)  # such a layer is not `plain`
     return F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride).transpose(1, 2)
 
 
 def _computes(layer: Plain, x: Tensor, rows: Float[Tensor, "batch positions width"]) -> bool:
-    """Whether the output is what the layer's type says: a class of its own may standardize weights or pad."""
+    """Return whether the layer's output is the plain one of its type: a subclass may standardize weights or pad."""
     if type(layer) in (nn.Conv2d, nn.Linear):
         return True
     known = F.linear(rows, layer.weight.flatten(1), layer.bias)
@@ -204,7 +223,7 @@ def _computes(layer: Plain, x: Tensor, rows: Float[Tensor, "batch positions widt
 
 
 def _rows(x: Tensor, channels_first: bool) -> Float[Tensor, "batch positions width"]:
-    """Maps, tokens or vectors as one row a position."""
+    """Return maps, tokens or vectors as one row per position."""
     return x.flatten(2).transpose(1, 2) if channels_first else x.reshape(len(x), -1, x.shape[-1])
 
 

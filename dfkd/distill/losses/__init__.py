@@ -1,7 +1,7 @@
-"""What a student can learn from a teacher, one file a loss; `--loss` finds them here by name, in any case.
+"""The losses that `--loss` finds by name, in upper or lower case; one file per loss.
 
-Each is a `dfkd.distill.loss.Loss`. A new one is a file here and its line below: the documentation, the benchmarks and
-the tests find it through `__all__`.
+Each loss is a `dfkd.distill.loss.Loss`. A new loss is a file here and an import line below. The documentation, the
+benchmarks and the tests find the loss through `__all__`.
 """
 
 from dfkd.distill.loss import Loss

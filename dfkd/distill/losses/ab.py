@@ -1,4 +1,4 @@
-"""Activation boundaries: which neurons of the teacher fire."""
+"""Activation boundaries: which of the teacher's neurons are active."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -11,23 +11,23 @@ from dfkd.system.paper import Paper
 
 
 class AB(Loss):
-    """Activation boundaries: every pre-activation of the student is on the teacher's side of zero.
+    """Activation boundaries: every pre-activation of the student has the sign of the teacher's.
 
         (margin - s)^2   where t > 0 and s < margin
         (margin + s)^2   where t <= 0 and s > -margin
         0                elsewhere
 
-    s and t are the pre-activations [batch, channels, height, width] of student and teacher; s is taken behind a
+    s and t are the pre-activations [batch, channels, height, width] of student and teacher; s is the output of a
     connector. The value is summed over channels and pixels, averaged over the batch and summed over the stages. Each
-    stage counts half of the next deeper one, whose maps are about half as large. The loss is 0 where the student is
-    past the margin on the teacher's side everywhere.
+    stage has half the weight of the next deeper one, whose maps are about half as large. The loss is 0 if the student
+    is beyond the `margin` on the teacher's side everywhere.
 
-    The halving and the weight are those of the authors' code for CIFAR. Other code averages over the elements. Where
-    widths differ, the connector is a 1x1 convolution and a batch normalization on the student's side. Ours: maps of
-    different resolution are average-pooled to the smaller one.
+    The halving and `weight` are those of the authors' code for CIFAR (arXiv 1811.03233). Other code averages over the
+    elements. If widths differ, the connector is a 1x1 convolution and a batch normalization on the student's side.
+    Ours: maps of different resolution are average-pooled to the smaller one.
 
     The paper initializes the student by this loss alone and then trains it by KD. That is `--loss ab`, then `--student
-    THAT_RUN --loss kd`. Alone, the loss never reaches the student's last layer.
+    THAT_RUN --loss kd`. Alone, the loss gives the student's last layer no gradient.
 
     Raises: RequestError unless margin > 0, or for features that are not maps.
     """
@@ -47,19 +47,19 @@ class AB(Loss):
         self.connectors = nn.ModuleList()
 
     def setup(self, student: Outputs, teacher: Outputs) -> None:
-        """Build a connector for every stage whose widths differ; they are drawn from torch's random state."""
+        """Build a connector for every stage whose widths differ, with weights from torch's random state."""
         for ours, theirs in align.map_pairs("pre", student, teacher):
             width = theirs.shape[1]
             self.connectors.append(nn.Identity() if ours.shape[1] == width else align.connector(ours, width))
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
-        """The loss of a batch."""
+        """Compute the loss of a batch."""
         total = student.logits.new_zeros(())
         pairs = align.map_pairs("pre", student, teacher)
         for connector, (ours, theirs) in zip(self.connectors, pairs, strict=True):
             ours, theirs = align.same_size(ours, theirs)
             s = align.apply(connector, ours)
-            side = (align.full(theirs).sign() - 0.5).sign()  # 1 where t > 0, else -1; on a CPU a mask costs far more
+            side = (align.full(theirs).sign() - 0.5).sign()  # 1 where t > 0, else -1; a mask is far slower on a CPU
             short = (self.margin - side * s).relu()
             total = total / 2 + short.square().sum() / len(s)
         return total

@@ -1,4 +1,4 @@
-"""The larger of two alpha-divergences: one that punishes a student for too much certainty, one for too little."""
+"""The larger of two alpha-divergences: one punishes overconfidence of the student, the other underconfidence."""
 
 import math
 
@@ -14,11 +14,13 @@ from dfkd.system.limits import check_above
 from dfkd.system.paper import Paper
 
 LIMIT = 1e-3
-"""Closer than this to 0 or 1 an alpha is that number: the formula's denominator is lost in rounding there."""
+"""Distance from 0 or 1 within which an alpha is treated as 0 or 1.
+
+Closer than this, the formula's denominator is lost in rounding."""
 
 
 class Alpha(Loss):
-    """The teacher's distribution, by the larger of two alpha-divergences on each image.
+    """The teacher's class probabilities, by the larger of two alpha-divergences for each image.
 
         max(D(alpha_minus), D(alpha_plus))
         D(alpha) = sum over classes of q * ((p / q)^alpha - 1) / (alpha * (alpha - 1))
@@ -26,22 +28,25 @@ class Alpha(Loss):
     p and q are the probabilities [batch, classes] of teacher and student, at temperature 1. The maximum is taken for
     each image and averaged over the batch.
 
-    - The limit at alpha 1 is KL(p || q). It is large where the student gives a class of the teacher's too little.
+    - The limit at alpha 1 is KL(p || q). It is large if the student gives too little probability to a class that the
+      teacher considers likely.
     - The limit at alpha 0 is KL(q || p).
-    - Alpha -1 is half the sum of q^2 / p, less 1/2. It is large where the student gives a class too much.
+    - At alpha -1, D is half the sum of q^2 / p, minus 1/2. It is large if the student gives a class too much
+      probability.
 
-    The alphas and `clip` are the paper's. So is `weight`: the paper's students learn from the teacher alone.
+    `alpha_minus`, `alpha_plus` and `clip` have the values of the paper (arXiv 2102.07954). `weight` is also the
+    paper's: its students learn from the teacher alone.
 
     Clipping follows the authors' code. w = min((p / q)^alpha, `clip`) is the clipped importance ratio.
 
         value:      D(alpha) with w in place of (p / q)^alpha
         gradient:   -sum over classes of q * (w / alpha) * grad log q, with q and w as constants
 
-    The loss compares the two values and takes the larger. The gradient is not the derivative of that value. Without the
-    clip it is the derivative of the divergence. With the clip it is the gradient of another divergence, which continues
-    linearly in q beyond the clip. So w bounds what a class can add. At alpha 1, w / alpha is p / q and not clipped: q
-    times it is p, as in cross-entropy. At alpha 0, w / alpha is log min(p / q, `clip`). The value at alphas above 1 can
-    be negative once it is clipped.
+    The loss compares the two values and takes the larger one. The gradient is not the derivative of that value. Without
+    the clip, the gradient is the derivative of the divergence. With the clip, it is the gradient of another divergence,
+    which is linear in q beyond the clip. The clip thus bounds the contribution of each class. At alpha 1, w / alpha is
+    p / q and is not clipped: its product with q is p, as in cross-entropy. At alpha 0, w / alpha is log min(p / q,
+    `clip`). For alphas above 1, the clipped value can be negative.
 
     Raises: RequestError unless alpha_minus <= alpha_plus and clip > 1. At clip 1 the teacher itself would be clipped.
     """
@@ -58,19 +63,22 @@ class Alpha(Loss):
         self.alphas, self.clip = (alpha_minus, alpha_plus), clip
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
-        """The loss of a batch."""
+        """Compute the loss of a batch."""
         log_q, log_p = full(student.logits).log_softmax(dim=1), full(teacher.logits).log_softmax(dim=1)
         constant = log_q.detach()
         (minus, slope_minus), (plus, slope_plus) = (self._divergence(constant, log_p, alpha) for alpha in self.alphas)
         left = minus > plus
-        # a value that is exactly 0, with the gradient of sum q * slope * log q, all but the last a constant
+        # the value is exactly 0; the gradient is that of sum slope * log q, with slope as a constant
         gradient = (torch.where(left[:, None], slope_minus, slope_plus) * (log_q - constant)).sum(dim=1)
         return (torch.where(left, minus, plus) + gradient).mean()
 
     def _divergence(
         self, log_q: Float[Tensor, "batch classes"], log_p: Float[Tensor, "batch classes"], alpha: float
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch classes"]]:
-        """The clipped divergence of each image, and the factors of grad log q (up to a multiple of q, which adds 0)."""
+        """Return each image's clipped divergence, and the factors of grad log q up to a multiple of q.
+
+        A multiple of q adds nothing: the sum of q * grad log q is 0.
+        """
         q, log_ratio = log_q.exp(), log_p - log_q
         if abs(alpha - 1) < LIMIT:
             p = log_p.exp()
@@ -78,6 +86,6 @@ class Alpha(Loss):
         if abs(alpha) < LIMIT:
             clipped = q * log_ratio.clamp_max(math.log(self.clip))
             return -clipped.sum(dim=1), -clipped
-        # clamped before the exponential, which would overflow; expm1, so that nothing cancels at small alphas
+        # clamp before the exponential, which would overflow; expm1 avoids cancellation at small alphas
         clipped = q * (alpha * log_ratio).clamp_max(math.log(self.clip)).expm1()
         return clipped.sum(dim=1) / (alpha * (alpha - 1)), -clipped / alpha

@@ -1,4 +1,4 @@
-"""Attention transfer: where in the image a stage is active."""
+"""Attention transfer: the spatial distribution of each stage's activations."""
 
 import torch
 from jaxtyping import Float
@@ -17,15 +17,15 @@ class AT(Loss):
         sum over stages of ||Q_s - Q_t||_2 / (h w)
         Q = sum over channels of |A|^p, flattened, divided by its L2 norm
 
-    A is a stage's last map [batch, channels, h, w]; s is the student's, t the teacher's. The value is averaged over the
-    batch. It is the paper's activation-based form, with p = 2. Maps of different resolution are average-pooled to the
-    smaller one before they are normalized.
+    A is a stage's last map [batch, channels, h, w]. Indices s and t are student and teacher. The value is averaged over
+    the batch. This is the activation-based form of the paper (arXiv 1612.03928), with `p` = 2. Maps of different
+    resolution are average-pooled to the smaller one before they are normalized.
 
     The paper's formula is beta/2 times the norm, not squared. Its beta is 1000 divided by the number of elements of the
-    attention map and by the batch size. So `weight` is 500, and the division is in the loss. The authors' code and
-    later code take the squared norm with beta = 1000 without the half. That is `at:1000,squared=true`.
+    attention map and by the batch size. Here `weight` is therefore 500, and the loss itself divides. The authors' code
+    and later code take the squared norm with beta = 1000 without the factor 1/2. That is `at:1000,squared=true`.
 
-    Raises: RequestError unless p >= 1, and for a stage that is no map [batch, channels, height, width].
+    Raises: RequestError unless p >= 1, and for a stage that is not a map [batch, channels, height, width].
     """
 
     family = "features"
@@ -45,12 +45,12 @@ class AT(Loss):
         self.p, self.squared = p, squared
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
-        """The loss of a batch."""
+        """Compute the loss of a batch."""
         total = student.logits.new_zeros(())
         for pair in align.map_pairs("stage", student, teacher):
             ours, theirs = (align.unit(q.flatten(1)) for q in align.same_size(*map(self._attention, pair)))
             gap = ours - theirs
-            # the norm has gradient 0 at 0, where a square root would have none
+            # vector_norm has gradient 0 at 0; the gradient of a square root would be infinite
             distance = gap.square().sum(dim=1) if self.squared else torch.linalg.vector_norm(gap, dim=1)
             total = total + distance.mean() / gap.shape[1]
         return total

@@ -19,19 +19,19 @@ class BYOT(Loss):
         CE(softmax(s), y) + sum over heads of
             (1 - alpha) CE(softmax(z), y) + alpha T^2 KL(softmax(s / T) || softmax(z / T)) + features MSE(f, F)
 
-    s are the student's logits [batch, classes], and F is the map of its deepest stage. z and f are the same of a head.
-    y is the teacher's most probable class, and T is the `temperature`. CE is the cross-entropy, MSE the mean squared
-    difference of the elements. s and F are held fixed in the sum: the heads learn from them. Values are averaged over
-    the batch.
+    s are the student's logits [batch, classes], and F is the map of its deepest stage. z and f are the logits and the
+    map of a head. y is the teacher's most probable class, and T is the `temperature`. CE is the cross-entropy, MSE the
+    mean squared difference of the elements. In the sum s and F are constants: the heads learn from them. Values are
+    averaged over the batch.
 
     A head halves the resolution of its stage's map by 3x3 convolutions with stride 2. Each doubles the width, up to
-    that of F. A 1x1 convolution gives the width of F. Batch normalization and ReLU follow each convolution, and the map
-    is then f. A linear layer on the mean of f gives z. The heads are dropped after the training; the earlier stages
-    have learnt to serve them. Before that, `--test` also measures each head, as an early exit.
+    that of F. A 1x1 convolution gives the width of F. Batch normalization and ReLU follow each convolution, and their
+    output is f. A linear layer on the mean of f gives z. The heads are dropped after the training. Their gradients have
+    trained the earlier stages. Before that, `--test` also measures each head, as an early exit.
 
-    In the paper y is the image's label. Images are unlabeled here. The paper writes the squared distance of the
-    features, a sum. The mean and the weights are ours. The student needs maps of two resolutions, and so does the
-    teacher: only stages that both have are found.
+    In the paper (arXiv 1905.08094) y is the image's label. Images are unlabeled here. The paper writes the squared
+    distance of the features, a sum. The mean and the weights `alpha` and `features` are ours. The student needs maps of
+    two resolutions, and so does the teacher: only stages that both networks have are found.
 
     Raises: RequestError unless 0 < alpha <= 1, temperature > 0 and features >= 0. Also for fewer than two stages.
     """
@@ -49,14 +49,14 @@ class BYOT(Loss):
         self.heads = nn.ModuleList()
 
     def setup(self, student: Outputs, teacher: Outputs) -> None:
-        """Build a head for each stage but the deepest; they are drawn from torch's random state."""
+        """Build a head for each stage but the deepest, with weights from torch's random state."""
         *earlier, deepest = self._maps(student)
         for x in earlier:
             self.heads.append(_Head(x, deepest, student.logits.shape[1]))
         self.to(student.logits.device)
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
-        """The loss of a batch."""
+        """Compute the loss of a batch."""
         *earlier, deepest = self._maps(student)
         logits, label = align.full(student.logits), teacher.logits.argmax(dim=1)
         fixed = align.full(deepest).detach()
@@ -71,12 +71,12 @@ class BYOT(Loss):
         return total
 
     def exits(self, student: Outputs) -> list[Tensor]:
-        """What the heads say."""
+        """Return the logits [batch, classes] of each head, from the shallowest."""
         *earlier, _ = self._maps(student)
         return [head(align.full(x))[0] for head, x in zip(self.heads, earlier, strict=True)]
 
     def _maps(self, student: Outputs) -> list[Tensor]:
-        """The student's maps, from the shallowest."""
+        """Return the student's maps, from the shallowest."""
         maps = student.group("stage")
         align.check_shape("stage", *maps, dimensions=(4,))
         if len(maps) < 2:
@@ -85,7 +85,7 @@ class BYOT(Loss):
 
 
 class _Head(nn.Module):
-    """From the map of a stage to logits, and to a map like that of the deepest stage."""
+    """Layers from the map of a stage to logits, and to a map of the deepest stage's shape."""
 
     def __init__(self, x: Float[Tensor, "batch _ _ _"], deepest: Float[Tensor, "batch _ _ _"], classes: int) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class _Head(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch width h w"]
     ) -> tuple[Float[Tensor, "batch classes"], Float[Tensor, "batch _ _ _"]]:
-        """The logits, and the map."""
+        """Return the logits and the map."""
         x = self.shrink(x)
         if x.shape[2:] != self.size:
             x = F.adaptive_avg_pool2d(x, self.size)
@@ -112,6 +112,6 @@ class _Head(nn.Module):
 
 
 def _block(width: int, out: int, kernel: int) -> nn.Sequential:
-    """A convolution with batch normalization and ReLU; one of 3x3 has stride 2."""
+    """Build a convolution with batch normalization and ReLU; a 3x3 convolution has stride 2."""
     conv = nn.Conv2d(width, out, kernel, stride=2 if kernel == 3 else 1, padding=kernel // 2, bias=False)
     return nn.Sequential(conv, align.BatchNorm(out), nn.ReLU())

@@ -1,4 +1,4 @@
-"""Correlation congruence: a kernel of every two samples of a batch."""
+"""Correlation congruence: a kernel between every two samples of a batch."""
 
 import math
 from typing import Literal
@@ -23,21 +23,21 @@ class CC(Loss):
         kernel=gaussian:   exp(-2 gamma) * sum over p <= order of (2 gamma)^p / p! * (x . y)^p
         kernel=bilinear:   x . y
 
-    x are the features of the tap `last` [batch, width], divided by their length; n is the batch. `gaussian` is
-    exp(-gamma |x - y|^2) by its Taylor expansion in x . y, which holds for vectors of length 1. The loss is 0 at
-    equality.
+    x are the features of the tap `last` [batch, width], divided by their length; n is the batch size. `gaussian` is the
+    Taylor expansion of exp(-gamma |x - y|^2) in x . y, up to `order`. It holds for vectors of length 1. The loss is 0
+    at equality.
 
-    Gamma 0.4 and order 2 are the paper's. Its instance congruence is `kd`. Its batches with several images of a class,
-    or of a cluster of classes, are `--batches`. Other definitions exist:
+    `gamma` 0.4 and `order` 2 are those of the paper (arXiv 1904.01802). Its instance congruence is `kd`. Its batches
+    with several images of a class, or of a cluster of classes, are `--batches`. Other definitions exist:
 
     - RepDistiller's `correlation` has no kernel. It is the mean over neighbors in the batch of |s_i - t_i| . |s_i+1 -
-      t_i+1|, and is said there to be by the authors.
+      t_i+1|. RepDistiller attributes it to the authors.
     - torchdistill does not normalize the features. It takes the norm, not its square.
-    - Others put learned layers of one width behind both networks. Ours has none. C is [n, n] whatever the widths, and a
-      layer learned behind the teacher can make both sides constant.
+    - Others put learned layers of one width behind both networks. Ours has none. C is [n, n] for all widths, and a
+      learned layer behind the teacher can make both sides constant.
 
     `weight` 100 is that of Knowledge-Distillation-Zoo for this definition. The 0.003 of torchdistill's configuration of
-    the paper is for features of any length. With length 1 it would leave almost nothing of the loss.
+    the paper is for features of any length. With length 1 it would make the loss negligible.
 
     Raises: RequestError unless gamma > 0 and order >= 1.
     """
@@ -56,7 +56,7 @@ class CC(Loss):
         self.kernel, self.gamma, self.order = kernel, gamma, order
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
-        """The loss of a batch."""
+        """Compute the loss of a batch."""
         ours, theirs = (self._correlations(align.unit(align.vectors(x))) for x in (student, teacher))
         return F.mse_loss(ours, theirs)
 

@@ -1,4 +1,4 @@
-"""Contrastive representation distillation: of many images, which one did the other network see?"""
+"""Contrastive representation distillation: which of many images did the other network see?"""
 
 import math
 from typing import Literal
@@ -26,32 +26,32 @@ class CRD(Loss):
         h(s) = P / (P + K / M),   P = exp(s / temperature) / Z
         m <- unit(momentum * m + (1 - momentum) * v)
 
-    x are the student's features of the tap `last` [batch, features]; v [batch, width] is their embedding. u is that of
-    the teacher's features. m [M, width] is a memory of the teacher's u for each of M images. The exchanged part has a
-    memory of the student's v. K is the number of negatives. Z is M times the mean of exp(s / temperature) over the
-    images drawn for the first batch, and constant from then on. The last line updates the memories of the batch's
-    images after a step.
+    x are the student's features of the tap `last` [batch, features]; v [batch, width] is their embedding. u is the
+    embedding of the teacher's features. m [M, width] is a memory of the teacher's u for each of M images. The exchanged
+    term has a memory of the student's v. K is the number of `negatives`. Z is M times the mean of exp(s / temperature)
+    over the images drawn for the first batch, and constant from then on. The last line updates the memories of the
+    batch's images after a step.
 
-    Both embeddings learn, as in the paper. They do not collapse: with one embedding for all, an image could not be told
-    from its negatives, which is what the loss measures. Each side learns against the other's constant values, never by
-    moving both.
+    Both embeddings learn, as in the paper (arXiv 1910.10699). They do not collapse: if all images had one embedding, an
+    image could not be distinguished from its negatives, which the loss measures. In each term, only one side gets a
+    gradient; the other side's values are constants.
 
-    What differs from the paper:
+    Differences from the paper:
 
-    - Its better negatives are images of other labels. There are no labels here. Negatives are all images but the one
-      itself, drawn with replacement.
-    - One set of negatives serves the batch, as a matrix product. Loss and gradient have the same expectation as with a
-      new draw for each image. The authors' code draws for each image. Its gather is 128 x 16384 x 128 numbers, 1 GB a
-      step.
-    - `positive=batch` is the paper's formula: the pair is what both networks say of the same view. The authors' code
-      takes it from the memory (`positive=memory`). At an image's first visit that is a random vector, so it suits many
-      epochs only.
+    - The paper's better negatives are images of other labels. There are no labels here. Negatives are all images but
+      the image itself, drawn with replacement.
+    - One set of negatives serves the whole batch, as a matrix product. Loss and gradient have the same expectation as
+      with a separate draw for each image. The authors' code draws for each image. Its gather is 128 x 16384 x 128
+      numbers, 1 GB in a step.
+    - `positive=batch` is the paper's formula: the pair is both networks' embeddings of the same view. The authors' code
+      takes the partner from the memory (`positive=memory`). At an image's first visit the memory holds a random vector,
+      so this suits only runs of many epochs.
 
     `weight`, `width`, `temperature`, `momentum` and `negatives` are the authors' for CIFAR-100. `negatives` is limited
     to the number of other images. The memories are float32 and part of every checkpoint. A million images take 2 x 128
     x 4 bytes x 10^6 = 1 GB on the device.
 
-    Raises: RequestError for options out of range, and where images are not stored or only one is.
+    Raises: RequestError for options out of range, and if images are not stored or there is only one.
     """
 
     family = "relations"
@@ -79,7 +79,7 @@ class CRD(Loss):
         self.images, self._z_is_set = 0, False
 
     def bind(self, setting: Setting) -> None:
-        """Learn how many images there are. Raises: RequestError where they are not stored, or fewer than two."""
+        """Keep the number of images. Raises: RequestError if images are not stored, or there are fewer than two."""
         if setting.images is None:
             raise RequestError("it remembers every image: it needs stored ones, not images made on the fly")
         if setting.images < 2:
@@ -88,7 +88,7 @@ class CRD(Loss):
         self.negatives = min(self.negatives, self.images - 1)
 
     def setup(self, student: Outputs, teacher: Outputs) -> None:
-        """Build the embeddings and the memories, of random vectors of about length 1."""
+        """Build the embeddings and the memories, which hold random vectors of length about 1."""
         ours, theirs = (align.vectors(outputs) for outputs in (student, teacher))
         self.student_embedding = align.projection(ours, self.width, always=True, bias=True)
         self.teacher_embedding = align.projection(theirs, self.width, always=True, bias=True)
@@ -96,11 +96,14 @@ class CRD(Loss):
         for name in ("student_memory", "teacher_memory"):
             memory = torch.empty(self.images, self.width, device=ours.device).uniform_(-bound, bound)
             self.register_buffer(name, memory)
-        # of the student's and the teacher's side; NaN until the first batch
+        # one value for the student's and one for the teacher's side; NaN until the first batch
         self.register_buffer("log_z", torch.full((2,), torch.nan, device=ours.device))
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
-        """The loss of a batch; where gradients are on, the memories move, and the first batch sets Z."""
+        """Compute the loss of a batch.
+
+        If gradients are recorded, also update the memories, and set Z from the first batch.
+        """
         if teacher.rows is None:
             raise RequestError(
                 "it has to know which stored image a view is of: it does not go with a generator, Mixup or CutMix"
@@ -115,7 +118,7 @@ class CRD(Loss):
             partners = memory[rows] if self.positive == "memory" else partners.detach()
             anchors, negatives = anchors / self.temperature, memory[drawn]
             z = self.log_z[side]
-            if not self._z_is_set:  # or it is, and is a resumed run's: reading it would be to wait for the device
+            if not self._z_is_set:  # a resumed run may have set it; a read would synchronize with the device
                 z = torch.where(z.isnan(), self._estimated(anchors.detach(), negatives), z)
             total = total + self._contrast(anchors, partners, negatives, hits, z)
             log_z.append(z)
@@ -124,7 +127,7 @@ class CRD(Loss):
         return total
 
     def draw(self) -> Int[Tensor, " negatives"]:
-        """The images that are this batch's negatives, uniform over all, from torch's global generator."""
+        """Draw the batch's negatives, uniformly over all images, from torch's global generator."""
         return torch.randint(self.images, (self.negatives,), device=self.log_z.device)
 
     def _embedded(self, embedding: nn.Module, outputs: Outputs) -> Float[Tensor, "batch width"]:
@@ -134,7 +137,7 @@ class CRD(Loss):
     def _estimated(
         self, anchors: Float[Tensor, "batch width"], negatives: Float[Tensor, "negatives width"]
     ) -> Float[Tensor, ""]:
-        """log Z: the logarithm of M times the mean of exp(a . m) over the images drawn."""
+        """Return log Z: the logarithm of M times the mean of exp(a . m) over the images drawn."""
         scores = anchors @ negatives.T
         return scores.flatten().logsumexp(dim=0) + math.log(self.images / scores.numel())
 
@@ -146,10 +149,10 @@ class CRD(Loss):
         hits: Bool[Tensor, "batch negatives"],
         log_z: Float[Tensor, ""],
     ) -> Float[Tensor, ""]:
-        """The loss of one side, whose anchors are divided by the temperature; the mean over the batch.
+        """Compute the loss of one side, averaged over the batch; `anchors` are already divided by the temperature.
 
-        h and 1 - h are logistic functions of log P - log(K / M). The draws that hit the image itself are left out; the
-        others count the more for it, so that the expectation is that of K draws from the other images.
+        h and 1 - h are logistic functions of log P - log(K / M). Draws that hit the image itself are left out. The
+        remaining draws are weighted up, so that the expectation is that of K draws from the other images.
         """
         shift = -log_z - math.log(self.negatives / self.images)
         matches = (anchors * partners).sum(dim=1) + shift
@@ -165,8 +168,8 @@ class CRD(Loss):
         u: Float[Tensor, "batch width"],
         log_z: Float[Tensor, " 2"],
     ) -> None:
-        """Move the memories of the batch's images, and keep Z."""
-        # an image that is in the batch twice writes the mean of both twice: else which one stays were left to chance
+        """Update the memories of the batch's images, and save Z."""
+        # an image that is in the batch twice writes the mean of both twice; otherwise the order of writes would matter
         same = (rows[:, None] == rows).to(v.dtype)
         same = same / same.sum(dim=1, keepdim=True)
         for memory, new in ((self.student_memory, v), (self.teacher_memory, u)):

@@ -1,4 +1,4 @@
-"""Class-wise self-knowledge distillation: images of one class are to be answered alike."""
+"""Class-wise self-knowledge distillation: similar outputs for images of one class."""
 
 import torch
 import torch.nn.functional as F
@@ -14,17 +14,17 @@ from dfkd.system.paper import Paper
 
 
 class CSKD(Loss):
-    """What the student says of the other images of the same predicted class, and that class itself.
+    """The student's own output for other images of the same predicted class, and that class itself.
 
         T^2 * mean over pairs of KL(softmax(s' / T) || softmax(s / T)) + hard * CE(softmax(s), y)
 
-    s are the student's logits [batch, classes]. s' are those of another image of the batch with the same y, held fixed.
-    y is the teacher's most probable class, and T is the `temperature`. CE is the cross-entropy. For each image the mean
-    is taken over the others of its class, and then over the images that have one.
+    s are the student's logits [batch, classes]. s' are those of another image of the batch with the same y, as
+    constants. y is the teacher's most probable class, and T is the `temperature`. CE is the cross-entropy. For each
+    image the mean is taken over the others of its class, and then over the images that have one.
 
-    In the paper y is the image's label. Images are unlabeled here. The paper draws one partner for each image;
-    `--batches classes:each=2` has every class twice in a batch, or more often in a batch that is more than twice as
-    large as there are classes. Where there are more than two, all others of the class are partners.
+    In the paper (arXiv 2003.13964) y is the image's label. Images are unlabeled here. The paper draws one partner for
+    each image. `--batches classes:each=2` puts every class into a batch twice. If the batch is larger than twice the
+    number of classes, it contains some classes more often. All other images of the class are partners.
 
     Raises: RequestError unless temperature > 0 and hard >= 0.
     """
@@ -39,7 +39,7 @@ class CSKD(Loss):
         self.temperature, self.hard = temperature, hard
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
-        """The loss of a batch."""
+        """Compute the loss of a batch."""
         label, logits = teacher.logits.argmax(dim=1), full(student.logits)
         log_q = (logits / self.temperature).log_softmax(dim=1)
         p = log_q.detach().exp()

@@ -1,4 +1,4 @@
-"""Channel-wise distillation: where in the image each channel is active."""
+"""Channel-wise distillation: the spatial distribution of each channel's activation."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -17,14 +17,14 @@ class CWD(Loss):
         T^2 / C * sum over C channels of KL(softmax(y_t / T) || softmax(y_s / T))
 
     y_t and y_s are the maps [batch, C, height, width] of teacher and student at one stage. The softmax is over the
-    pixels of one channel. T is the `temperature`; 4 is the paper's. The value is averaged over the batch. Where the
-    widths differ, a learned 1x1 convolution follows the student's map, as in the paper. Maps of different resolution
-    are average-pooled to the smaller one.
+    pixels of one channel. T is the `temperature`; 4 is the value of the paper (arXiv 2011.13256). The value is averaged
+    over the batch. If the widths differ, a learned 1x1 convolution follows the student's map, as in the paper. Maps of
+    different resolution are average-pooled to the smaller one.
 
-    The paper is on segmentation. `weight` 50 is its weight for feature maps (3 for maps of logits). `stage` is the last
-    by default. A softmax does not see a constant that is added to a channel.
+    The paper is about segmentation. `weight` 50 is its weight for feature maps (3 for maps of logits). `stage` is the
+    last one by default. A constant added to a channel does not change the softmax.
 
-    Raises: RequestError unless temperature > 0. Also for a stage that does not exist, or that is no map.
+    Raises: RequestError unless temperature > 0. Also for a stage that does not exist, or that is not a map.
     """
 
     family = "features"
@@ -45,7 +45,7 @@ class CWD(Loss):
         self.projection = align.projection(ours, theirs.shape[1])
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
-        """The loss of a batch."""
+        """Compute the loss of a batch."""
         ours, theirs = align.same_size(*align.one_stage(self.stage, student, teacher))
         log_q, log_p = (
             (channels.flatten(2) / self.temperature).log_softmax(dim=2)

@@ -1,4 +1,4 @@
-"""Relations of a batch's probabilities, among the classes of an image and among the images of a class."""
+"""Correlation of the class probabilities of student and teacher, within each image and within each class."""
 
 import torch
 from jaxtyping import Float
@@ -11,9 +11,11 @@ from dfkd.system.limits import check_above, check_at_least
 from dfkd.system.paper import Paper
 
 CONSTANT = 1e-4
-"""Probabilities whose distance from their mean has a smaller norm are constant: rounding has no relation to teach."""
+"""Norm of the deviation from the mean up to which probabilities count as constant.
+
+Below this norm the deviations are rounding errors."""
 FLATTEST = 0.01
-"""Probabilities of the student that vary less than this share of the teacher's are not scaled up further."""
+"""Lower bound of the student's norm in the correlation, as a share of the teacher's norm."""
 
 
 class DIST(Loss):
@@ -22,21 +24,21 @@ class DIST(Loss):
         T^2 * (beta * mean over rows of (1 - r) + gamma * mean over columns of (1 - r))
 
     Rows and columns are those of the softened probabilities [batch, classes] at `temperature` T. r is Pearson's
-    correlation of the teacher's row or column with the student's. The loss is also 0 where they differ by a positive
+    correlation of the teacher's row or column with the student's. The loss is also 0 if the two differ by a positive
     factor and a shift.
 
-    The factor T^2 is that of the authors' code. `beta` and `gamma` (2 each) and `temperature` (4) are the paper's for
-    CIFAR-100. The paper adds cross-entropy to the label with weight 1. Labels are not known here, and `weight` is 1.
-    The class in the authors' code has 1 for all three.
+    The factor T^2 is that of the authors' code. `beta` and `gamma` (2 each) and `temperature` (4) are the values of the
+    paper (arXiv 2205.10536) for CIFAR-100. The paper adds the cross-entropy with the label, with weight 1. Labels are
+    not known here, and `weight` is 1. The class in the authors' code has 1 for all three parameters.
 
     The correlation of a constant is undefined. The authors add 1e-8 to the product of the norms. A constant row then
     costs 1 even at equality, and its gradient reaches 1e8. Ours:
 
-    - Rows and columns in which the teacher is constant cost 0 (norm of the distance from the mean at most 0.0001). So
-      equality costs 0, and a batch of one has rows alone.
-    - A student's norm counts as at least 1 % of the teacher's, and at least 0.0001. So a student that begins with equal
-      logits gets a finite gradient.
-    - Elsewhere this is Pearson's correlation without an epsilon.
+    - Rows and columns in which the teacher is constant cost 0. Constant means that the norm of the deviation from the
+      mean is at most 0.0001. Equality therefore costs 0, and a batch of one has only a row term.
+    - The student's norm counts as at least 1 % of the teacher's, and at least 0.0001. A student that starts with equal
+      logits then gets a finite gradient.
+    - Otherwise this is Pearson's correlation without an epsilon.
 
     Raises: RequestError unless temperature > 0, beta and gamma >= 0.
     """
@@ -51,14 +53,14 @@ class DIST(Loss):
         self.beta, self.gamma, self.temperature = beta, gamma, temperature
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
-        """The loss of a batch."""
+        """Compute the loss of a batch."""
         ours, theirs = ((full(outputs.logits) / self.temperature).softmax(dim=1) for outputs in (student, teacher))
         relations = self.beta * _distance(ours, theirs) + self.gamma * _distance(ours.T, theirs.T)
         return relations * self.temperature**2
 
 
 def _distance(ours: Float[Tensor, "rows entries"], theirs: Float[Tensor, "rows entries"]) -> Float[Tensor, ""]:
-    """1 - Pearson's correlation, averaged over the rows; those in which the teacher is constant add 0."""
+    """Return 1 - Pearson's correlation, averaged over the rows; rows in which the teacher is constant add 0."""
     ours, theirs = (x - x.mean(dim=1, keepdim=True) for x in (ours, theirs))
     norm = torch.linalg.vector_norm(theirs, dim=1)
     floor = (FLATTEST * norm).clamp_min(CONSTANT)

@@ -1,4 +1,4 @@
-"""Decoupled knowledge distillation: the target class against the rest, and the rest among themselves, apart."""
+"""Decoupled knowledge distillation: separate terms for the target class and for the other classes."""
 
 import torch
 from jaxtyping import Float
@@ -18,23 +18,25 @@ class DKD(Loss):
         T^2 * (alpha * KL(b_t || b_s) + beta * KL(r_t || r_s))
 
     b [batch, 2] holds the softened probability of the target class and that of all others together. r [batch, classes -
-    1] is the softmax over the others alone. T is the `temperature`. The value is averaged over the batch.
+    1] is the softmax over the others alone. Indices t and s are teacher and student. T is the `temperature`. The value
+    is averaged over the batch.
 
         KL of the whole distributions = KL(b_t || b_s) + (1 - b_t of the target) * KL(r_t || r_s)
 
-    So in kd a confident teacher silences the second part; here it does not. With two classes r is one value, and its
-    part is 0.
+    In `kd` a confident teacher therefore suppresses the second term; here it does not. With two classes r is one value,
+    and its term is 0.
 
-    The target class is the label in the paper. Images are unlabeled here, and the teacher's most probable class stands
-    in for it. The authors' code (mdistiller) removes the target from r by subtracting 1000 from its logit. The target
-    keeps a probability where logits are far apart. It also takes the logarithm of b, which is infinite where a
-    probability underflows. Ours is exact: it leaves out the target's column. Its b is the softmax of the target's logit
-    and the logsumexp of the others.
+    The target class is the label in the paper (arXiv 2203.08679). Images are unlabeled here, so the teacher's most
+    probable class replaces it. The authors' code (mdistiller) removes the target from r by subtracting 1000 from its
+    logit. The target then keeps some probability if logits are far apart. That code also takes the logarithm of b,
+    which is infinite if a probability underflows. Ours is exact: it leaves out the target's column. Its b is the
+    softmax over the target's logit and the logsumexp of the others.
 
-    `alpha`, `beta` and `temperature` are the paper's for most pairs on CIFAR-100. Its beta is larger for a more
-    confident teacher. `weight` 1 is that of its CIFAR-100 setting. That setting adds cross-entropy to the label. It
-    raises the loss from 0 over 20 epochs at a rate of 0.05. Neither is done here, and the loss is several times as
-    steep as kd. At SGD's default rate use a weight near 0.2, or a lower `--lr`.
+    `alpha`, `beta` and `temperature` are the paper's for most pairs on CIFAR-100. The paper uses a larger beta for a
+    more confident teacher. `weight` 1 is that of the paper's CIFAR-100 setting. That setting adds the cross-entropy
+    with the label. It raises the weight of the loss from 0 over 20 epochs at a learning rate of 0.05. Neither is done
+    here, and the gradient is several times as large as that of `kd`. At SGD's default rate use a weight near 0.2, or a
+    lower `--lr`.
 
     Raises: RequestError unless temperature > 0, alpha and beta >= 0.
     """
@@ -50,7 +52,7 @@ class DKD(Loss):
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
-        """The loss of a batch."""
+        """Compute the loss of a batch."""
         if student.logits.shape[1] == 1:
             return student.logits.sum() * 0
         target = teacher.logits.argmax(dim=1)

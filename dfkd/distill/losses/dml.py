@@ -1,4 +1,4 @@
-"""Deep mutual learning: what the other students say of the same view."""
+"""Deep mutual learning: each student learns from the predictions of the other students."""
 
 import torch
 import torch.nn.functional as F
@@ -15,21 +15,22 @@ from dfkd.system.paper import Paper
 
 
 class DML(Loss):
-    """What each of the other students says of the view, and the teacher's most probable class.
+    """The class probabilities of each of the other students, and the teacher's most probable class.
 
         T^2 * mean over peers of KL(softmax(p / T) || softmax(s / T)) + hard * CE(softmax(s), argmax t)
 
-    s, p and t are the logits [batch, classes] of the student, of another student and of the teacher. T is the
-    `temperature`. CE is the cross-entropy. The value is averaged over the batch. The other students are those of
-    `--also`; they are held fixed.
+    s, p and t are the logits [batch, classes] of the student, of another student and of the teacher, for the same view.
+    T is the `temperature`. CE is the cross-entropy. The value is averaged over the batch. The other students are those
+    of `--also`; no gradient reaches them.
 
-    In the paper CE has the image's label. Images are unlabeled here: the teacher's most probable class stands in for
-    it. `--loss kd dml:hard=0` has the teacher's whole distribution instead.
+    In the paper (arXiv 1706.00384) CE has the image's label. Images are unlabeled here, so the teacher's most probable
+    class replaces it. `hard` is the weight of this term. `--loss kd dml:hard=0` learns from the teacher's whole
+    distribution instead.
 
-    The paper's students learn in turns, each from the newest weights of the others. Here all reply to a view, and then
-    all learn: one pass of each student is enough.
+    The paper's students learn in turns, each from the newest weights of the others. Here all students run on a view,
+    and then all take their step. One forward pass of each student is enough.
 
-    Raises: RequestError unless temperature > 0 and hard >= 0, and where there is no other student.
+    Raises: RequestError unless temperature > 0 and hard >= 0, and if there is no other student.
     """
 
     family = "students"
@@ -44,7 +45,7 @@ class DML(Loss):
         self.temperature, self.hard = temperature, hard
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
-        """The loss of a batch."""
+        """Compute the loss of a batch."""
         ours = full(student.logits)
         log_q = (ours / self.temperature).log_softmax(dim=1)
         each = [kl((full(p) / self.temperature).softmax(dim=1), log_q) for p in peers(teacher)]
@@ -53,7 +54,7 @@ class DML(Loss):
 
 
 def peers(teacher: Outputs) -> tuple[Float[Tensor, "batch classes"], ...]:
-    """The other students' logits. Raises: RequestError where there are none."""
+    """Return the other students' logits. Raises: RequestError if there are none."""
     if not teacher.peers:
         raise RequestError("there is no other student to learn from; Outputs.peers holds their logits")
     return teacher.peers

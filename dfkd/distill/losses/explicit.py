@@ -1,4 +1,4 @@
-"""Explicit features: L1 between teacher and student where images enter and where the classifier begins."""
+"""Explicit features: L1 distance after the first BatchNorm and before the last linear layer."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -15,14 +15,15 @@ class Explicit(Loss):
 
         mean |s - t| at `first` + mean |s - t| at `last`
 
-    `first` is the output of the first BatchNorm layer, before its activation. `last` is the input of the last linear
-    layer. Features are [batch, width] or [batch, channels, height, width].
+    s and t are features of student and teacher, [batch, width] or [batch, channels, height, width]. `first` is the
+    output of the first BatchNorm layer, before its activation. `last` is the input of the last linear layer.
 
-    The paper describes the two taps and the L1 norm. Ours:
+    The paper (arXiv 2302.08771) describes the two taps and the L1 norm. Ours:
 
     - The mean is over elements.
-    - Where widths differ, the student's side has a learned projection: a 1x1 convolution, or a linear layer.
-    - Maps of different resolution are average-pooled to the smaller one. Where only one is a map, that map is averaged.
+    - If widths differ, the student's side has a learned projection: a 1x1 convolution, or a linear layer.
+    - Maps of different resolution are average-pooled to the smaller one. If only one is a map, it is averaged over its
+      pixels.
 
     Raises: RequestError for features that are neither [batch, width] nor [batch, channels, height, width].
     """
@@ -37,13 +38,13 @@ class Explicit(Loss):
         self.projections = nn.ModuleDict()
 
     def setup(self, student: Outputs, teacher: Outputs) -> None:
-        """Build the projections from a batch of features; they are drawn from torch's random state."""
+        """Build the projections from a batch of features, with weights from torch's random state."""
         for tap in self.taps:
             ours, theirs = _aligned(student.features[tap], teacher.features[tap], tap)
             self.projections[tap] = align.projection(ours, theirs.shape[1], bias=ours.ndim == 2)
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
-        """The loss of a batch."""
+        """Compute the loss of a batch."""
         total = student.logits.new_zeros(())
         for tap in self.taps:
             ours, theirs = _aligned(student.features[tap], teacher.features[tap], tap)
@@ -52,7 +53,7 @@ class Explicit(Loss):
 
 
 def _aligned(ours: Tensor, theirs: Tensor, tap: str) -> tuple[Tensor, Tensor]:
-    """The two features at one resolution; channels may still differ."""
+    """Return the two features at one resolution; channels may still differ."""
     align.check_shape(tap, ours, theirs)
     if ours.ndim != theirs.ndim:
         return align.averaged(ours), align.averaged(theirs)

@@ -1,4 +1,4 @@
-"""FitNet: the student's middle map matches the teacher's, through a regressor that trains with it."""
+"""FitNet: the student's map of one stage regresses the teacher's, through a learned regressor."""
 
 from typing import Literal
 
@@ -18,21 +18,22 @@ class FitNet(Loss):
         1/2 ||u_h - r(v_g)||^2
 
     u_h is the teacher's hint, v_g the student's guided map and r the regressor. Maps are [batch, channels, height,
-    width]. The value is the mean over the batch and all elements. The paper writes the sum, whose size depends on the
-    resolution. Well-known public code omits the half and has weight 100, which is `fitnet:200` here.
+    width]. The value is the mean over the batch and all elements. The paper (arXiv 1412.6550) writes the sum, whose
+    size depends on the resolution. Well-known public code omits the factor 1/2 and has weight 100, which is
+    `fitnet:200` here.
 
     The paper's regressor is a convolution without padding. Its kernel is large enough to bring the student's map to the
     teacher's resolution. The activation of the teacher's layer follows. Here both maps are average-pooled to the
-    smaller resolution, at which that kernel is 1x1. Where the widths agree, too, there is no regressor, as in the
+    smaller resolution, at which that kernel is 1x1. If the widths are also equal, there is no regressor, as in the
     authors' code.
 
-    A map does not tell which activation made it. With `activation=none` the regressor is linear. `activation=relu` is
-    the paper's for teachers with ReLU. `stage` says which stage is the hint; the paper's is the middle one.
+    A map does not show which activation produced it. With `activation=none` the regressor is linear. `activation=relu`
+    is the paper's choice for teachers with ReLU. `stage` selects the stage of the hint; the paper uses the middle one.
 
-    `weight` is 1. The paper trains this loss alone, up to the guided layer, and then the whole student with KD. That is
-    one run with `--loss fitnet`, and a second with `--student THAT_RUN`.
+    `weight` is 1. The paper trains this loss alone, up to the guided layer, and then the whole student with `kd`. That
+    is one run with `--loss fitnet`, and a second one with `--student THAT_RUN`.
 
-    Raises: RequestError for a stage that does not exist, or that is no map [batch, channels, height, width].
+    Raises: RequestError for a stage that does not exist, or that is not a map [batch, channels, height, width].
     """
 
     family = "features"
@@ -51,7 +52,7 @@ class FitNet(Loss):
         self.regressor = align.projection(ours, theirs.shape[1], bias=True)
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
-        """The loss of a batch."""
+        """Compute the loss of a batch."""
         ours, theirs = align.same_size(*align.one_stage(self.stage, student, teacher))
         ours = align.apply(self.regressor, ours)
         return F.mse_loss(ours.relu() if self.activation == "relu" else ours, align.full(theirs)) / 2

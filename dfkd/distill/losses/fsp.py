@@ -1,4 +1,4 @@
-"""Flow of solution procedure: how a stage turns its first map into its last one."""
+"""Flow of solution procedure: inner products between a stage's first and last map."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -22,16 +22,16 @@ class FSP(Loss):
     Well-known public code uses other matrices: those of the last maps of consecutive stages, pooled to the smaller one.
     It takes the mean over entries instead of the sum.
 
-    The paper has the same channels in both networks. Where they differ here, the student's maps pass learned 1x1
-    convolutions. Resolutions may differ between the networks, because G does not depend on them. Where the two maps of
-    one stage differ in resolution, the larger is max-pooled, as in the paper.
+    In the paper (Yim et al., CVPR 2017) both networks have the same channels. If channels differ here, learned 1x1
+    convolutions project the student's maps. Resolutions may differ between the networks, because G does not depend on
+    them. If the two maps of one stage differ in resolution, the larger one is max-pooled, as in the paper.
 
     The paper trains this loss alone, and then the task alone. That is a run with `--loss fsp`, and another with
-    `--student THAT_RUN`. It gives all stages one weight and does not say which. `weight` is ours, for learning rates of
-    0.4 where the paper has 0.001. The sum over entries grows with the product of the widths. Narrow networks tolerate
-    0.0001.
+    `--student THAT_RUN`. The paper gives all stages one weight but does not state it. `weight` is ours, for learning
+    rates of 0.4, where the paper has 0.001. The sum over entries grows with the product of the widths. Narrow networks
+    tolerate 0.0001.
 
-    Raises: RequestError for a feature that is no map, or for unequal numbers of first and last maps.
+    Raises: RequestError for a feature that is not a map, or for unequal numbers of first and last maps.
     """
 
     family = "features"
@@ -55,7 +55,7 @@ class FSP(Loss):
                 layers.append(align.projection(ours, theirs.shape[1]))
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
-        """The loss of a batch."""
+        """Compute the loss of a batch."""
         total = student.logits.new_zeros(())
         for (first, last), (begin, end) in zip(
             zip(self.first, self.last, strict=True), _stages(student, teacher), strict=True
@@ -67,7 +67,7 @@ class FSP(Loss):
 
 
 def _stages(student: Outputs, teacher: Outputs) -> list[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]]:
-    """For each stage its first and its last map, each of the student and of the teacher."""
+    """Return, for each stage, its first and its last map, each as a pair of student and teacher."""
     first, last = (align.map_pairs(group, student, teacher) for group in ("begin", "stage"))
     if len(first) != len(last):
         raise RequestError(

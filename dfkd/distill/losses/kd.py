@@ -1,4 +1,4 @@
-"""Knowledge distillation on the softened outputs, with the classes that are dropped from the teacher's answer."""
+"""Knowledge distillation on softened probabilities, with optional class dropping."""
 
 from typing import Literal
 
@@ -15,23 +15,25 @@ from dfkd.system.paper import Paper
 
 
 class KD(Loss):
-    """The teacher's softened distribution over the classes and, if `hard` is set, its most probable class.
+    """The teacher's softened class probabilities and, if `hard` is set, its most probable class.
 
         T^2 * KL(softmax(t / T) || softmax(s / T)) + hard * CE(softmax(s), argmax t)
 
     s and t are the logits [batch, classes] of student and teacher, and T is the `temperature`. CE is the cross-entropy.
     The value is averaged over the batch.
 
-    The paper adds the cross-entropy to the label, at temperature 1. Its weight is considerably lower than that of the
-    soft part. Images are unlabeled here: the teacher's most probable class stands in for the label. `hard` is 0 unless
-    it is given.
+    The paper (arXiv 1503.02531) adds the cross-entropy with the label, at temperature 1. The weight of this term is
+    considerably lower than that of the soft term. Images are unlabeled here, so the teacher's most probable class
+    replaces the label. `hard` is the weight of this term and is 0 by default.
 
     The teacher's outputs may carry a class-dropping mask (https://arxiv.org/abs/2302.08771). That paper's formula was
-    not available; both rules are our reading. `dropped` says what becomes of the classes outside the mask:
+    not available; both rules below are our reading. `dropped` sets how the classes outside the mask are treated:
 
-    - `bucket` adds them up to one class, in teacher and student alike. The student learns their sum, not its split.
-    - `renormalize` removes them from the teacher's distribution only. The student keeps its full softmax, which drives
-      them to 0. At temperatures above 1 this removes much of what the teacher says.
+    - `bucket` adds up their probabilities into one class, for teacher and student alike. The student learns the sum of
+      the dropped classes, not its split.
+    - `renormalize` removes the dropped classes from the teacher's distribution only. The student keeps its full
+      softmax, and the loss drives its dropped classes to 0. At temperatures above 1 this removes much of the teacher's
+      distribution.
 
     Raises: RequestError unless temperature > 0 and hard >= 0.
     """
@@ -50,7 +52,7 @@ class KD(Loss):
         self.temperature, self.dropped, self.hard = temperature, dropped, hard
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
-        """The loss of a batch."""
+        """Compute the loss of a batch."""
         target = teacher.logits / self.temperature
         log_q = (student.logits / self.temperature).log_softmax(dim=1)
         if teacher.kept is not None and self.dropped == "renormalize":
@@ -65,7 +67,7 @@ class KD(Loss):
 def _with_bucket(
     p: Float[Tensor, "batch classes"], log_q: Float[Tensor, "batch classes"], kept: Bool[Tensor, "batch classes"]
 ) -> tuple[Float[Tensor, "batch classes_and_bucket"], Float[Tensor, "batch classes_and_bucket"]]:
-    """The kept classes' probabilities (others 0) and the sum of the others behind them; the student's in logarithms."""
+    """Return p and log q with the dropped classes as one more class; dropped classes have p = 0."""
     rest_p = p.masked_fill(kept, 0).sum(dim=1, keepdim=True)
     rest_q = log_q.exp().masked_fill(kept, 0).sum(dim=1, keepdim=True)
     tiny = torch.finfo(log_q.dtype).tiny  # the student's rest may underflow, or be empty

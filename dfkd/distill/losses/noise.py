@@ -1,4 +1,4 @@
-"""Label-noise adaptation: the teacher's predictions on foreign images as labels of which some are wrong."""
+"""Label-noise adaptation: the teacher's predictions on images of another domain as labels, some of which are wrong."""
 
 import math
 
@@ -21,18 +21,18 @@ class Noise(Loss):
         Q_ii = accuracy,   Q_ij = (1 - accuracy) * softmax(W_i)_j
 
     s are the student's logits [batch, classes]. y is the teacher's most probable class. The value is averaged over the
-    batch. Row i of Q says which classes the teacher predicts for images of class i. W [classes, classes - 1] is learned
-    and begins as zeros, so that errors are even at first. The student's own answer is what remains without the
-    teacher's errors.
+    batch. Row i of Q is the distribution of the teacher's predictions for images of class i. W [classes, classes - 1]
+    is learned and starts at zero, so all errors are equally likely at first. The student's own output models the class
+    without the teacher's errors.
 
-    This is the noise term of the paper's method (DFND). The whole method is `--loss kd noise`, both with `weight` 1 and
-    kd at temperature 4. W trains with the student's optimizer, including weight decay. The authors' code trains it with
-    Adam at rate 0.001. `accuracy` is the teacher's on its own data; their code has 0.9523 for CIFAR-10 and 0.7774 for
-    CIFAR-100. Give yours if you know it.
+    This is the noise term of the paper's method (DFND, Chen et al., CVPR 2021). The whole method is `--loss kd noise`,
+    both with `weight` 1 and `kd` at temperature 4. W trains with the student's optimizer, including weight decay. The
+    authors' code trains W by Adam at learning rate 0.001. `accuracy` is the teacher's accuracy on its own data. The
+    authors' code has 0.9523 for CIFAR-10 and 0.7774 for CIFAR-100. Set the accuracy of your teacher if you know it.
 
-    The minimum is -log accuracy, not 0, for accuracies of at least a half. It is reached by a student that is certain
-    of the teacher's class. With two classes there is one kind of error, and W has nothing to learn. The computation
-    uses logarithms throughout.
+    The minimum is -log accuracy, not 0, for an accuracy of at least 1/2. A student that is certain of the teacher's
+    class reaches it. With two classes there is only one kind of error, and W has nothing to learn. The computation uses
+    logarithms throughout.
 
     Raises: RequestError unless 0 < accuracy < 1.
     """
@@ -45,7 +45,7 @@ class Noise(Loss):
         "https://openaccess.thecvf.com/content/CVPR2021/html/Chen_Learning_Student_Networks_in_the_Wild_CVPR_2021_paper.html",
     )
     errors: nn.Parameter
-    """W, before the softmax of its rows; class i's row leaves out class i."""
+    """W [classes, classes - 1], before the softmax over each row; row i leaves out class i."""
 
     def __init__(self, accuracy: float = 0.95) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Noise(Loss):
         self.errors = nn.Parameter(torch.zeros(classes, classes - 1, device=teacher.logits.device))
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
-        """The loss of a batch."""
+        """Compute the loss of a batch."""
         log_q, target = full(student.logits).log_softmax(dim=1), teacher.logits.argmax(dim=1)
         return -(log_q + self._log_matrix()[:, target].T).logsumexp(dim=1).mean()
 

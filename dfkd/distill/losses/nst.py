@@ -1,4 +1,4 @@
-"""Neuron selectivity transfer: what the channels respond to, as a distribution."""
+"""Neuron selectivity transfer: the distribution of the channels' activation patterns."""
 
 from typing import Literal
 
@@ -20,15 +20,15 @@ class NST(Loss):
         kernel=linear:     x . y
         kernel=gaussian:   exp(-|x - y|^2 / (2 s^2)),   s^2 = mean of |x - y|^2
 
-    x_1 ... x_C are the channels of the teacher's map [batch, C, height, width], y_1 ... y_D those of the student's.
+    x_1 ... x_C are the channels of the teacher's map [batch, C, height, width], and y_1 ... y_D those of the student's.
     Each is a vector over the pixels, divided by its L2 norm. The value is averaged over the batch. Widths may differ.
-    Maps of different resolution are average-pooled to the smaller one. A channel that is 0 everywhere stays 0.
+    Maps of different resolution are average-pooled to the smaller one. A channel of zeros stays zero.
 
-    `poly` is the paper's best kernel. Ours: s^2 averages an image's pairs of a teacher's with a student's channel, and
-    gets no gradient. `stage` is the last by default, as in the authors' code. Well-known public code sums over all
-    stages. `weight` 50 is that of both, for `poly`.
+    `poly` is the best kernel of the paper (arXiv 1707.01219). Ours: s^2 is the mean over one image's pairs of a
+    teacher's and a student's channel, and gets no gradient. `stage` is the last one by default, as in the authors'
+    code. Well-known public code sums over all stages. `weight` 50 is that of both, for `poly`.
 
-    Raises: RequestError for a stage that does not exist, or that is no map [batch, channels, height, width].
+    Raises: RequestError for a stage that does not exist, or that is not a map [batch, channels, height, width].
     """
 
     family = "features"
@@ -42,12 +42,12 @@ class NST(Loss):
         self.kernel, self.stage = kernel, stage
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
-        """The loss of a batch."""
+        """Compute the loss of a batch."""
         y, x = map(_neurons, align.same_size(*align.one_stage(self.stage, student, teacher)))
-        if self.kernel == "linear":  # the kernel's means are the dot products of the means
+        if self.kernel == "linear":  # the mean of the linear kernel is the dot product of the means
             return (x.mean(dim=1) - y.mean(dim=1)).square().sum(dim=1).mean()
         if self.kernel == "poly" and x.shape[2] ** 2 < x.shape[1] * y.shape[1]:
-            # the same number from the pixels' Gram matrices, which are smaller where channels outnumber pixels
+            # the same value from the pixels' Gram matrices, which are smaller if there are more channels than pixels
             gram_x, gram_y = (z.transpose(1, 2) @ z / z.shape[1] for z in (x, y))
             return (gram_x - gram_y).square().sum(dim=(1, 2)).mean()
         dots = {"xx": x @ x.transpose(1, 2), "yy": y @ y.transpose(1, 2), "xy": x @ y.transpose(1, 2)}
@@ -57,7 +57,7 @@ class NST(Loss):
 
 
 def _neurons(feature: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch channels pixels"]:
-    """Every channel of every image as a vector of length 1."""
+    """Return every channel of every image as a vector of length 1."""
     maps = align.full(feature).flatten(2)
     return align.unit(maps.flatten(0, 1)).view_as(maps)
 
@@ -71,9 +71,9 @@ def _gaussian(
     y: Float[Tensor, "batch student_channels pixels"],
     dots: dict[str, Tensor],
 ) -> dict[str, Tensor]:
-    """The kernel of every pair, from the dot products."""
+    """Compute the Gaussian kernel of every pair of channels from the dot products."""
     squares = {"x": x.square().sum(dim=2), "y": y.square().sum(dim=2)}
     distances = {ab: squares[ab[0]][:, :, None] + squares[ab[1]][:, None, :] - 2 * dot for ab, dot in dots.items()}
     bandwidth = distances["xy"].detach().mean(dim=(1, 2), keepdim=True)
-    # the floor is above what rounding makes of a distance of 0
+    # the floor is larger than the rounding error of a distance of 0
     return {ab: (-distance / (2 * bandwidth.clamp_min(1e-5))).exp() for ab, distance in distances.items()}

@@ -1,4 +1,4 @@
-"""Overhaul of feature distillation: pre-activations, without what the teacher's activation takes away."""
+"""Overhaul of feature distillation: pre-activations of the student match those of the teacher behind a margin ReLU."""
 
 from typing import Any
 
@@ -15,21 +15,21 @@ from dfkd.system.shares import summed
 
 
 class OFD(Loss):
-    """The teacher's positive pre-activations; where they are negative, the student's are no higher.
+    """The teacher's positive pre-activations; where the teacher's are negative, the student's are no higher.
 
         0             where s <= t <= 0
         (s - t)^2     elsewhere,   t = max(x, m),   m <= 0
 
-    x is the teacher's pre-activation [batch, channels, height, width]. t is x behind the margin ReLU. m is the mean of
-    the channel's negative values. s is the student's pre-activation behind a connector. The value is summed over
-    channels and pixels, averaged over the batch and summed over the stages. Each stage counts half of the next deeper
+    x is the teacher's pre-activation [batch, channels, height, width]. t is the margin ReLU of x. m is the mean of the
+    channel's negative values. s is the student's pre-activation behind a connector. The value is summed over channels
+    and pixels, averaged over the batch and summed over the stages. Each stage has half the weight of the next deeper
     one, whose maps are about half as large. The loss is 0 where s = t.
 
-    The halving and the weight are those of the authors' code for CIFAR-100. They compute m from the BatchNorm before
-    the activation, as the expectation under a normal distribution. Ours is the mean over all batches seen, with the
-    present one. It needs no BatchNorm. A channel without negative values has m = 0. The connector on the student's side
-    is a 1x1 convolution and a batch normalization. Where resolutions differ, s and t are average-pooled to the smaller
-    one.
+    The halving and `weight` are those of the authors' code for CIFAR-100 (arXiv 1904.01866). The authors compute m from
+    the BatchNorm before the activation, as the expectation under a normal distribution. Ours is the mean over all
+    batches so far, including the current one. It needs no BatchNorm. A channel without negative values has m = 0. The
+    connector on the student's side is a 1x1 convolution and a batch normalization. If resolutions differ, s and t are
+    average-pooled to the smaller one.
 
     Raises: RequestError for features that are not maps.
     """
@@ -45,13 +45,13 @@ class OFD(Loss):
         self.connectors, self.margins = nn.ModuleList(), nn.ModuleList()
 
     def setup(self, student: Outputs, teacher: Outputs) -> None:
-        """Build the connectors, which are drawn from torch's random state, and margins that have seen nothing."""
+        """Build the connectors, with weights from torch's random state, and the margins without any values."""
         for ours, theirs in align.map_pairs("pre", student, teacher):
             self.connectors.append(align.connector(ours, theirs.shape[1]))
             self.margins.append(_Margin(theirs.shape[1]).to(ours.device))
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
-        """The loss of a batch. Where gradients are recorded, the margins learn from it."""
+        """Compute the loss of a batch, and update the margins if gradients are recorded."""
         total = student.logits.new_zeros(())
         pairs = align.map_pairs("pre", student, teacher)
         for connector, margin, (ours, theirs) in zip(self.connectors, self.margins, pairs, strict=True):
@@ -63,14 +63,17 @@ class OFD(Loss):
 
 
 class _PartialDistance(torch.autograd.Function):
-    """The sum of (s - t)², but 0 where s <= t <= 0; t gets no gradient.
+    """Sum of (s - t)², but 0 where s <= t <= 0, as an autograd function; t gets no gradient.
 
-    Arithmetic does what masks would: on a CPU a mask costs as much as ten passes over the maps.
+    Arithmetic replaces masks: on a CPU a mask costs as much as ten passes over the maps.
     """
 
     @staticmethod
     def forward(ctx: Any, s: Tensor, t: Tensor) -> Float[Tensor, ""]:
-        """The gap is kept, cut off from below at 0 unless t > 0, where that floor lies below every gap."""
+        """Return the sum of squares of the gap s - t, where negative gaps count only if t > 0.
+
+        For t <= 0 the lower bound of the gap is 0. For t > 0 it is below every gap and clips nothing.
+        """
         gap = s - t
         floor = t.clamp_min(0).to(gap.dtype).mul_(-torch.finfo(gap.dtype).max)
         torch.maximum(gap, floor, out=gap)
@@ -80,20 +83,20 @@ class _PartialDistance(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Float[Tensor, ""]) -> tuple[Tensor, None]:
-        """Of s alone."""
+        """Return the gradient of s."""
         (gap,) = ctx.saved_tensors
         return gap * (2 * gradient), None
 
 
 class _Margin(nn.Module):
-    """The mean of every channel's negative values over all batches seen, as their sum and number."""
+    """Mean of every channel's negative values over all batches so far, kept as their sum and number."""
 
     total: Tensor
     count: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        for name in ("total", "count"):  # float64: the number soon leaves what float32 counts exactly
+        for name in ("total", "count"):  # float64: the number soon exceeds the integers that float32 represents exactly
             self.register_buffer(name, torch.zeros(channels, dtype=torch.float64))
 
     @torch.no_grad()
@@ -104,7 +107,7 @@ class _Margin(nn.Module):
         return self.total + sums, self.count - signs
 
     def forward(self, x: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "channels 1 1"]:
-        """The margins with the batch `x` in them; they are kept where gradients are recorded (not in a mere check)."""
+        """Return the margins including the batch `x`; save them if gradients are recorded, not in a check."""
         total, count = self._with(x)
         if torch.is_grad_enabled():
             self.total.copy_(total)

@@ -1,4 +1,4 @@
-"""Probabilistic knowledge transfer: which samples of a batch are a sample's likely neighbours."""
+"""Probabilistic knowledge transfer: the distribution of each sample's neighbors in the batch."""
 
 import torch
 from jaxtyping import Float
@@ -22,9 +22,10 @@ class PKT(Loss):
     t_i are the teacher's features of the tap `last`, [batch, width]. p_j|i and p_i|j differ: rows are not made
     symmetric. The loss is 0 at equality. Neither scale nor width of the features matters.
 
-    The paper recommends the cosine kernel. `diagonal` counts a sample as its own neighbor (K = 1), as the authors' code
-    and all later collections do. The paper's sums leave it out. Ours: the mean over samples, not the sum, and 1e-7
-    added to K. Batches of one or two have nothing to divide and cost 0.
+    The paper (arXiv 1803.10837) recommends the cosine kernel. `diagonal` counts a sample as its own neighbor (K = 1),
+    as the authors' code and all later collections do. The paper's sums leave it out. Ours: the mean over samples, not
+    the sum, and 1e-7 added to K. A batch of one costs 0. Without `diagonal` a batch of two costs 0, too, because each
+    row has one entry.
 
     `weight` is 30,000 / 64. The paper learns from this loss alone. RepDistiller gives 30,000 for CIFAR-100 to the mean
     over all entries of the [batch, batch] array, in batches of 64. That is this mean over rows divided by 64.
@@ -42,13 +43,13 @@ class PKT(Loss):
         self.diagonal = diagonal
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
-        """The loss of a batch."""
+        """Compute the loss of a batch."""
         if len(student.logits) < 2:
             return student.logits.sum() * 0
         q, p = (self._conditional(align.unit(align.vectors(x))) for x in (student, teacher))
         left_out = p == 0  # the diagonal
         ratio = q.masked_fill(left_out, 1) / p.masked_fill(left_out, 1)
-        # the same sum as of -log(ratio), both being distributions, but terms that are small one by one: it is exact
+        # equals the sum of -p log(ratio), as p and q each sum to 1; every term is small, which avoids cancellation
         return (p * (ratio - 1 - ratio.log())).sum(dim=1).mean()
 
     def _conditional(self, x: Float[Tensor, "batch width"]) -> Float[Tensor, "batch batch"]:

@@ -1,4 +1,4 @@
-"""Implicit structured relation: the distances among a batch's predictions."""
+"""Implicit structured relation: the pairwise distances among a batch's predictions."""
 
 from typing import Literal
 
@@ -17,11 +17,12 @@ class Relation(Loss):
         mean over pairs of huber(d_s, d_t)
 
     d is the Euclidean distance of two samples' predictions [batch, classes], divided by its mean over the batch's
-    pairs. Huber's delta is 1. Each pair of distinct samples counts once.
+    pairs. Indices s and t are student and teacher. Huber's delta is 1. Each pair of distinct samples counts once.
 
-    The paper describes a relation among predictions, matched with the Huber loss. Which relation is our reading: the
-    distance of Relational knowledge distillation (https://arxiv.org/abs/1904.05068), on `of` = probabilities or logits.
-    A batch of one has no pairs and costs 0. Identical predictions have distance 0 and gradient 0.
+    The paper (arXiv 2302.08771) describes a relation among predictions, matched with the Huber loss. It does not define
+    the relation. Ours is the distance of Relational knowledge distillation (https://arxiv.org/abs/1904.05068), between
+    probabilities or logits, as `of` selects. A batch of one has no pairs and costs 0. Identical predictions have
+    distance 0 and gradient 0.
     """
 
     family = "relations"
@@ -32,7 +33,7 @@ class Relation(Loss):
         self.of = of
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
-        """The loss of a batch."""
+        """Compute the loss of a batch."""
         if len(student.logits) < 2:
             return student.logits.sum() * 0
         ours, theirs = (x.logits.softmax(dim=1) if self.of == "probabilities" else x.logits for x in (student, teacher))
@@ -40,6 +41,6 @@ class Relation(Loss):
 
 
 def relative_distances(rows: Float[Tensor, "batch width"]) -> Float[Tensor, " pairs"]:
-    """Euclidean distances of the distinct pairs of rows, divided by their mean; 0 where all rows are the same."""
+    """Return the Euclidean distances of distinct pairs of rows, divided by their mean; 0 if all rows are equal."""
     distances = F.pdist(rows)
     return distances / distances.mean().clamp_min(1e-12)

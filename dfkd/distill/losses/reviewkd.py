@@ -1,4 +1,4 @@
-"""Knowledge review: each stage of the teacher taught to the student's stages from there to the deepest."""
+"""Knowledge review: each stage of the teacher teaches the student's same stage and all deeper ones."""
 
 import torch
 import torch.nn.functional as F
@@ -18,22 +18,23 @@ class ReviewKD(Loss):
 
         fused = x a_1 + y a_2
         sum over stages of HCL(conv(fused), t)
-        HCL = mean squared difference at full size, 4x4, 2x2 and 1x1, with weights 1, 1/2, 1/4, 1/8
+        HCL = weighted mean of the mean squared differences at full size, 4x4, 2x2 and 1x1
 
     An attention-based fusion (ABF) goes from the student's deepest stage to its shallowest. All maps are [batch,
-    channels, height, width]. x is the stage's map behind a 1x1 convolution and batch normalization. y comes from the
-    deeper stages, resized to it. A 1x1 convolution of both makes the attention maps a_1 and a_2, between 0 and 1. The
-    fused map goes on to the next stage. It also passes a 3x3 convolution and batch normalization at the teacher's
-    resolution, into the loss.
+    channels, height, width]. x is the stage's map after a 1x1 convolution and batch normalization. y comes from the
+    deeper stages, resized to x. A 1x1 convolution of both makes the attention maps a_1 and a_2, between 0 and 1. The
+    fused map goes on to the next stage. A 3x3 convolution and batch normalization also bring it to the teacher's width,
+    at the teacher's resolution, for the loss.
 
-    HCL is the hierarchical context loss. It averages the maps to those sizes that are smaller than the map. The weights
-    are divided by the sum of those that took part. The loss is 0 where the fused maps equal the teacher's.
+    HCL is the hierarchical context loss. It averages the maps to each of these sizes that is smaller than the map. Each
+    size that is used has half the weight of the one before. The weights are divided by their sum. The loss is 0 if
+    these maps equal the teacher's.
 
-    The widths within the fusion (the student's deepest, at most 512) and what goes on to the next stage are those of
-    the authors' code. That code also reviews the pooled last feature, a map of one pixel, before the deepest stage.
-    `last` does so here. That code takes the teacher's maps before the activation. It raises the weight from 0 over the
-    first 20 of 240 epochs. This is not done here: the learning rate rises slowly, and a loss does not know how long a
-    run is. The weight is that of most of its CIFAR-100 scripts (they have 0.6 to 8).
+    Two choices are those of the authors' code (arXiv 2104.09044): the width within the fusion (the student's deepest,
+    at most 512), and what goes on to the next stage. That code also reviews the pooled last feature, a map of one
+    pixel, before the deepest stage. `last` does so here. That code takes the teacher's maps before the activation. It
+    raises the weight from 0 over the first 20 of 240 epochs. This is not done here: the learning rate rises slowly, and
+    a loss does not know the length of the run. `weight` is that of most of its CIFAR-100 scripts (they have 0.6 to 8).
 
     Raises: RequestError for features of another shape, or, with `last`, for a batch of one.
     """
@@ -51,7 +52,7 @@ class ReviewKD(Loss):
         self.fusions = nn.ModuleList()
 
     def setup(self, student: Outputs, teacher: Outputs) -> None:
-        """Build a fusion for every stage; they are drawn from torch's random state."""
+        """Build a fusion for every stage, with weights from torch's random state."""
         pairs = self._pairs(student, teacher)
         middle = min(512, pairs[-1][0].shape[1])
         for depth, (ours, theirs) in enumerate(pairs, start=1):
@@ -59,7 +60,7 @@ class ReviewKD(Loss):
         self.to(student.logits.device)
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
-        """The loss of a batch."""
+        """Compute the loss of a batch."""
         total = student.logits.new_zeros(())
         pairs = self._pairs(student, teacher)
         deeper: Tensor | None = None
@@ -70,7 +71,7 @@ class ReviewKD(Loss):
         return total
 
     def _pairs(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
-        """The maps of every stage and, behind them, the last features as maps of one pixel."""
+        """Return the maps of every stage and, with `last`, the last features as maps of one pixel."""
         pairs = align.map_pairs("stage", student, teacher)
         if "last" in self.taps:
             pair = student.features["last"], teacher.features["last"]
@@ -81,7 +82,7 @@ class ReviewKD(Loss):
 
 
 class _Fusion(nn.Module):
-    """Attention based fusion of a stage's map with what came from the deeper stages."""
+    """Attention-based fusion of a stage's map with the fused map of the deeper stages."""
 
     def __init__(self, width: int, middle: int, out: int, deepest: bool) -> None:
         super().__init__()
@@ -92,7 +93,7 @@ class _Fusion(nn.Module):
     def forward(
         self, ours: Float[Tensor, "batch width h w"], deeper: Tensor | None, size: torch.Size
     ) -> tuple[Float[Tensor, "batch out _ _"], Float[Tensor, "batch middle _ _"]]:
-        """The map for the loss, in the resolution `size`, and what goes on to the next stage."""
+        """Return the map for the loss, and the fused map for the next stage, both at the resolution `size`."""
         x = self.enter(ours)
         if self.attend is not None and deeper is not None:
             y = _resized(deeper, x.shape[2:])
@@ -107,7 +108,10 @@ def _resized(x: Tensor, size: torch.Size) -> Tensor:
 
 
 def _hierarchical(gap: Float[Tensor, "batch channels h w"]) -> Float[Tensor, ""]:
-    """The hierarchical context loss of a difference of maps: averaging is linear, so it is done once for both."""
+    """Compute the hierarchical context loss of a difference of maps.
+
+    Averaging is linear, so the difference is averaged instead of both maps.
+    """
     total, weight, weights = gap.square().mean(), 1.0, 1.0
     for level in _LEVELS:
         if level < min(gap.shape[2:]):

@@ -1,4 +1,4 @@
-"""SimKD: one squared error on the last feature, and the teacher's classifier on top of it."""
+"""SimKD: mean squared error on the last feature, with an option to reuse the teacher's classifier."""
 
 from typing import Literal
 
@@ -21,25 +21,25 @@ class SimKD(Loss):
 
         mean of (P(s) - t)^2
 
-    s and t are the features of student and teacher, and P is the projector. The loss is 0 where they are equal.
+    s and t are the features of student and teacher, and P is the projector. The loss is 0 if P(s) = t.
 
-    In the paper the student runs with the projector and the teacher's classifier behind it. It is trained by this loss
-    alone. Here the exported student keeps its architecture, so there are two ways:
+    In the paper (arXiv 2203.14001) the student runs with the projector and the teacher's classifier behind it. It is
+    trained by this loss alone. Here the exported student keeps its architecture, so there are two ways:
 
     - `projector=conv`, the default, is the paper's: 1x1, 3x3 and 1x1 convolutions on the deepest stage's map [batch,
       channels, height, width]. They have batch normalization, ReLU and a bottleneck of the teacher's width / `factor`.
-      It trains the features only. Add a loss for the student's last layer, as in `--loss kd simkd`.
-    - `reuse=true` needs `projector=linear`, on the last linear layer's input [batch, width]. When training ends, the
-      student's last layer becomes the teacher's behind the projector, W = W_t P and b = W_t p + b_t. This is exact.
-      Until then this loss does not train the student's last layer. So the agreement and other losses on the logits are
-      of a layer that is replaced. `--loss simkd:reuse=true` alone is the paper's way.
+      This trains the features only. Add a loss for the student's last layer, as in `--loss kd simkd`.
+    - `reuse=true` needs `projector=linear`, on the last linear layer's input [batch, width]. After the last step, the
+      student's last layer becomes the teacher's after the projector: W = W_t P and b = W_t p + b_t. This is exact.
+      Before that, this loss does not train the student's last layer. The agreement and other losses on the logits then
+      refer to a layer that is replaced. `--loss simkd:reuse=true` alone is the paper's way.
 
     The first is the default because it is the paper's projector and works on any pair of networks. Maps of different
     resolution are average-pooled to the smaller one, as in the authors' code.
 
     Raises: RequestError for reuse with projector=conv, for factor < 1, and for features of another shape. Also for
-    reuse where a network's logits do not come from a linear layer with the tap `last` as its input. Also for reuse
-    where the student's layer has no bias.
+    reuse if a network's logits do not come from a linear layer with the tap `last` as its input. Also for reuse if the
+    student's layer has no bias.
     """
 
     family = "features"
@@ -58,10 +58,10 @@ class SimKD(Loss):
         self.linear = reuse or projector == "linear"
         if self.linear:
             self.taps = ("last",)
-        self._heads: tuple[nn.Linear, nn.Linear] | None = None  # in a tuple: they are no parts of this module
+        self._heads: tuple[nn.Linear, nn.Linear] | None = None  # in a tuple: not registered as submodules
 
     def bind(self, setting: Setting) -> None:
-        """Take the networks' last layers, where the teacher's is to be reused."""
+        """Keep the networks' last layers if the teacher's is to be reused."""
         if not self.reuse:
             return
         ours, theirs = setting.student_head, setting.teacher_head
@@ -82,29 +82,25 @@ class SimKD(Loss):
         self._heads = ours, theirs
 
     def setup(self, student: Outputs, teacher: Outputs) -> None:
-        """Build the projector; it is drawn from torch's random state."""
+        """Build the projector, with weights from torch's random state."""
         ours, theirs = self._pair(student, teacher)
         width = theirs.shape[1]
         if self._heads is not None:
             for feature, head, who in zip((ours, theirs), self._heads, ("student", "teacher"), strict=True):
-                if feature.shape[1] != head.in_features:
-                    raise RequestError(
-                        f"reuse=true: the {who}'s feature 'last' has {feature.shape[1]} values, its last layer "
-                        f"takes {head.in_features}; leave last out of {who}_taps"
-                    )
+                align.check_head("reuse=true", feature, head, who)
         if self.linear:
             self.projector = align.projection(ours, width, always=True, bias=True)
         else:
             self.projector = _convolutions(ours.shape[1], max(1, width // self.factor), width).to(ours.device)
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
-        """The loss of a batch."""
+        """Compute the loss of a batch."""
         ours, theirs = self._pair(student, teacher)
         return F.mse_loss(align.apply(self.projector, ours), align.full(theirs))
 
     @torch.no_grad()
     def finish(self) -> None:
-        """With `reuse`, make the student's last layer the teacher's behind the projector. Repeating changes nothing."""
+        """With `reuse`, write projector and teacher's last layer into the student's; a second call changes nothing."""
         if self._heads is None:
             return
         ours, theirs = self._heads

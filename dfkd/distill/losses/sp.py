@@ -1,4 +1,4 @@
-"""Similarity-preserving: which samples of a batch resemble each other in the deepest map."""
+"""Similarity-preserving distillation: similarities among the samples of a batch, in the deepest map."""
 
 from typing import Literal
 
@@ -17,15 +17,15 @@ class SP(Loss):
 
         ||G_t - G_s||_F^2 / b^2,   G = Q Q^T, normalized
 
-    Q is the last map of the deepest resolution, flattened to [b, channels * height * width]; b is the batch. Each
-    network keeps its own channels and resolution: G is [b, b] in any case. The loss is 0 at equality. The scale of the
-    features does not matter.
+    Q is the last map of the deepest resolution, flattened to [b, channels * height * width]; b is the batch size. Each
+    network keeps its own channels and resolution, because G is always [b, b]. The loss is 0 at equality. The scale of
+    the features does not matter.
 
-    `normalize=row` divides every row of G by its L2 norm. This is the paper's form, and RepDistiller's, which its
-    authors checked. `normalize=frobenius` divides G by its Frobenius norm. It is also in use, with values about b times
-    smaller. `weight` 3000 is the paper's.
+    `normalize=row` divides every row of G by its L2 norm. This is the form of the paper (arXiv 1907.09682), and of
+    RepDistiller, which its authors checked. `normalize=frobenius` divides G by its Frobenius norm. It is also in use,
+    with values about b times smaller. `weight` 3000 is the paper's.
 
-    Raises: RequestError for a feature that is no map.
+    Raises: RequestError for a feature that is not a map.
     """
 
     family = "relations"
@@ -38,7 +38,7 @@ class SP(Loss):
         self.normalize = normalize
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
-        """The loss of a batch."""
+        """Compute the loss of a batch."""
         ours, theirs = align.one_stage("last", student, teacher)
         return F.mse_loss(self._similarities(ours), self._similarities(theirs))
 

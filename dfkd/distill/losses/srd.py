@@ -1,4 +1,4 @@
-"""SRD: the student's features, as the teacher's classifier reads them."""
+"""SRD: the student's features, judged by the teacher's classifier."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -19,16 +19,16 @@ class SRD(Loss):
         mean of (W C(s) + b - z)^2  +  feature * mean of (C(s) - t)^2
 
     s is the student's deepest map [batch, channels, height, width]. t is the teacher's last feature [batch, width], and
-    z are the teacher's logits. W and b are the teacher's last linear layer. It is frozen. C is a 1x1 convolution to the
-    teacher's width with batch normalization and ReLU, averaged over the map. Both means are over images and values. The
-    loss is 0 where C(s) = t.
+    z are the teacher's logits. W and b are the teacher's last linear layer, which is frozen. C is a 1x1 convolution to
+    the teacher's width with batch normalization and ReLU, averaged over the map. Both means are over images and values.
+    The loss is 0 if C(s) = t.
 
-    The paper calls W C(s) + b the cross-network logit. It is meant for unlabeled images of other classes than the
-    teacher's. The second term is in the authors' code, with `feature` = 1, or 10 for ShuffleNet. The student's own last
-    layer learns nothing from this loss. Add one on the logits, as in `--loss kd srd`.
+    The paper (arXiv 2205.06701) calls W C(s) + b the cross-network logit. It is meant for unlabeled images of other
+    classes than the teacher's. The second term is in the authors' code, with `feature` = 1, or 10 for ShuffleNet. This
+    loss does not train the student's own last layer. Add one on the logits, as in `--loss kd srd`.
 
-    Raises: RequestError for feature < 0, for a student without a map, and for a teacher whose logits do not come from a
-    linear layer with the tap `last` as its input.
+    Raises: RequestError for feature < 0, and for a student without a map. Also for a teacher whose logits do not come
+    from a linear layer with the tap `last` as its input.
     """
 
     family = "features"
@@ -40,10 +40,10 @@ class SRD(Loss):
         super().__init__()
         check_at_least(0, feature=feature)
         self.feature = feature
-        self._head: tuple[nn.Linear, ...] = ()  # in a tuple: it is no part of this module
+        self._head: tuple[nn.Linear, ...] = ()  # in a tuple: not registered as a submodule
 
     def bind(self, setting: Setting) -> None:
-        """Take the teacher's classifier."""
+        """Keep the teacher's last linear layer."""
         if setting.teacher_head is None:
             raise RequestError(
                 "srd needs a teacher whose logits come from a linear layer with the tap 'last' as its input; "
@@ -52,17 +52,13 @@ class SRD(Loss):
         self._head = (setting.teacher_head,)
 
     def setup(self, student: Outputs, teacher: Outputs) -> None:
-        """Build the connector; it is drawn from torch's random state."""
+        """Build the connector, with weights from torch's random state."""
         ours, theirs = self._pair(student, teacher)
-        if theirs.shape[1] != self._head[0].in_features:
-            raise RequestError(
-                f"srd: the teacher's feature 'last' has {theirs.shape[1]} values, its last layer takes "
-                f"{self._head[0].in_features}; leave last out of teacher_taps"
-            )
+        align.check_head("srd", theirs, self._head[0], "teacher")
         self.connector = align.connector(ours, theirs.shape[1]).append(nn.ReLU())
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
-        """The loss of a batch."""
+        """Compute the loss of a batch."""
         ours, theirs = self._pair(student, teacher)
         connected = align.averaged(align.apply(self.connector, ours))
         (head,) = self._head
@@ -71,5 +67,5 @@ class SRD(Loss):
         return semantic + self.feature * F.mse_loss(connected, theirs)
 
     def _pair(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
-        """The student's deepest map, and the teacher's last feature as vectors."""
+        """Return the student's deepest map, and the teacher's last feature [batch, width]."""
         return align.map_pairs("stage", student, teacher)[-1][0], align.vectors(teacher)

@@ -1,4 +1,4 @@
-"""Knowledge distillation on standardized logits: what is taught is their order and proportions, not their scale."""
+"""Knowledge distillation on standardized logits: scale and shift of the teacher's logits are not matched."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -18,17 +18,17 @@ class Standardized(Loss):
         z(x) = (x - mean of x) / standard deviation of x
 
     s and t are the logits [batch, classes] of student and teacher, and T is the `temperature`. Mean and standard
-    deviation are those over the classes of one image. The value is averaged over the batch. So each image has its own
-    temperature, in proportion to the spread of its logits, in teacher and student separately.
+    deviation are taken over the classes of one image. The value is averaged over the batch. Each image thus has its own
+    temperature, proportional to the spread of its logits, separately for teacher and student.
 
-    The standard deviation is the paper's, with 1 / classes under the root. The authors' code has 1 / (classes - 1). For
-    10 classes this equals a temperature 5 % higher, and it is undefined for one class. `temperature` (2) and `weight`
-    (9) are those of the authors' commands for CIFAR-100. They add cross-entropy to the label; labels are not known
-    here.
+    The standard deviation is that of the paper (arXiv 2403.01427), with 1 / classes under the root. The authors' code
+    has 1 / (classes - 1). For 10 classes this equals a temperature 5 % higher, and it is undefined for one class.
+    `temperature` (2) and `weight` (9) are those of the authors' commands for CIFAR-100. These commands add the
+    cross-entropy with the label; labels are not known here.
 
-    A standard deviation below `epsilon` counts as `epsilon`. So equal logits have a defined, flat distribution. Above
-    `epsilon` nothing is added; the authors' code adds 1e-7. The gradient grows as 1 / standard deviation. A student
-    that begins with equal logits needs a bound: with 0.001 it is 1000 times the gradient of z.
+    A standard deviation below `epsilon` counts as `epsilon`. Equal logits therefore have a defined, uniform
+    distribution. Above `epsilon` nothing is added; the authors' code adds 1e-7. The gradient grows as 1 / standard
+    deviation. A student that starts with equal logits needs a bound: with 0.001 it is 1000 times the gradient of z.
 
     Raises: RequestError unless temperature and epsilon > 0.
     """
@@ -44,11 +44,11 @@ class Standardized(Loss):
         self.temperature, self.epsilon = temperature, epsilon
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
-        """The loss of a batch."""
+        """Compute the loss of a batch."""
         ours, theirs = (self._z(outputs.logits) / self.temperature for outputs in (student, teacher))
         return kl(theirs.softmax(dim=1), ours.log_softmax(dim=1)) * self.temperature**2
 
     def _z(self, logits: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
         centered = full(logits) - full(logits).mean(dim=1, keepdim=True)
-        # clamped under the root: the root of 0 has an infinite gradient
+        # clamp under the root, because the root of 0 has an infinite gradient
         return centered / centered.square().mean(dim=1, keepdim=True).clamp_min(self.epsilon**2).sqrt()

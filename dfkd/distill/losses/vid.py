@@ -1,4 +1,4 @@
-"""Variational information distillation: how well the teacher's features follow from the student's."""
+"""Variational information distillation: how well the teacher's features can be predicted from the student's."""
 
 import math
 
@@ -20,19 +20,20 @@ class VID(Loss):
 
         log(σ_c) + (t - μ(s))² / (2 σ_c²),   σ_c² = softplus(α_c) + epsilon
 
-    It is -log q(t | s) up to a constant. s and t are features of student and teacher, [batch, channels, height, width]
-    or [batch, width]. μ is a mean network on the student's side. σ_c² is one variance for each channel of the teacher.
-    Both are learned. Maximizing the likelihood maximizes a lower bound of the mutual information.
+    This is -log q(t | s) up to a constant. s and t are features of student and teacher, [batch, channels, height,
+    width] or [batch, width]. μ is a mean network on the student's side. σ_c² is one variance for each channel of the
+    teacher. Both are learned. Maximizing the likelihood maximizes a lower bound of the mutual information.
 
-    The value is averaged over all elements of a tap and summed over the taps. The taps are the last map of every stage,
-    and with `last` the input of the last linear layer. The loss can be negative. For given variances its minimum is the
-    mean of log(σ_c), at t = μ(s). With learned variances its lower bound is log(epsilon) / 2 for each tap (-5.76).
+    The value is averaged over all elements of a tap and summed over the taps. The taps are the last map of every stage
+    and, with `last`, the input of the last linear layer. The loss can be negative. For given variances its minimum is
+    the mean of log(σ_c), at t = μ(s). With learned variances its lower bound is log(epsilon) / 2 for each tap (-5.76).
 
-    The paper sums over elements and weights the taps. Four values are those of the public code that credits the
-    authors: the mean, `variance` (where σ_c² starts), epsilon and the weight 1. For maps the mean network is three 1x1
-    convolutions with batch normalization and ReLU between them. They have as many channels as the teacher. For `last`
-    it is linear, without the batch normalization, which the public code does not have for maps either. Ours: maps of
-    different resolution are average-pooled to the smaller one. Where `last` is a map, it is averaged.
+    The paper (arXiv 1904.05835) sums over elements and weights the taps. Four values are those of public code that
+    credits the authors: the mean, `variance` (the initial σ_c²), `epsilon` and `weight` 1. For maps the mean network is
+    three 1x1 convolutions with batch normalization and ReLU between them. They have as many channels as the teacher.
+    For `last` the mean network is linear, without batch normalization. The public code has no batch normalization for
+    maps either. Ours: maps of different resolution are average-pooled to the smaller one. If `last` is a map, it is
+    averaged over its pixels.
 
     Raises: RequestError unless variance > epsilon > 0, or for features of another shape.
     """
@@ -54,9 +55,9 @@ class VID(Loss):
         self.alphas = nn.ParameterList()
 
     def setup(self, student: Outputs, teacher: Outputs) -> None:
-        """Build mean networks and variances for every tap; the networks are drawn from torch's random state."""
+        """Build mean networks, with weights from torch's random state, and variances for every tap."""
         softplus = self.variance - self.epsilon
-        alpha = softplus + math.log(-math.expm1(-softplus))  # its inverse, which does not overflow
+        alpha = softplus + math.log(-math.expm1(-softplus))  # the inverse of softplus, in a form that does not overflow
         for ours, theirs in self._tapped(student, teacher):
             width = theirs.shape[1]
             self.means.append(_regressor(ours, width) if ours.ndim == 4 else nn.Linear(ours.shape[1], width))
@@ -64,7 +65,7 @@ class VID(Loss):
         self.to(student.logits.device)
 
     def forward(self, student: Outputs, teacher: Outputs) -> Float[Tensor, ""]:
-        """The loss of a batch."""
+        """Compute the loss of a batch."""
         total = student.logits.new_zeros(())
         pairs = self._tapped(student, teacher)
         for mean, alpha, (ours, theirs) in zip(self.means, self.alphas, pairs, strict=True):
@@ -75,7 +76,7 @@ class VID(Loss):
         return total
 
     def _tapped(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
-        """The pairs of features, each at one resolution."""
+        """Return the pairs of student's and teacher's features, each pair at one resolution."""
         pairs = [align.same_size(*pair) for pair in align.map_pairs("stage", student, teacher)]
         if "last" in self.taps:
             pair = student.features["last"], teacher.features["last"]

@@ -1,1 +1,1 @@
-"""The teacher's answers, stored once for several views of every image."""
+"""Recorded answers of the teacher, for several views of every image."""

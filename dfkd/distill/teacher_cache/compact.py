@@ -1,4 +1,4 @@
-"""Logits small enough to keep for every view: all, or of many classes the largest and one level for the rest."""
+"""Compact logits for every view: all logits, or, for many classes, the largest ones and one value for the rest."""
 
 from collections.abc import Mapping
 
@@ -10,19 +10,21 @@ from torch import Tensor
 from dfkd.models.features.outputs import half
 
 ALL_UP_TO = 64
-"""Classes up to which every logit is kept."""
+"""Largest number of classes for which every logit is kept."""
 LARGEST = 32
-"""Logits that are kept of more classes."""
+"""Number of logits that are kept if there are more classes."""
 REST_TEMPERATURE = 4.0
-"""The temperature of plain `kd`, at which the rest keeps its share exactly. At 1 its share is next to nothing."""
+"""Temperature at which the total probability of the rest is kept exactly: that of plain `kd`.
+
+At temperature 1 this probability is close to 0."""
 
 
 def compact(logits: Float[Tensor, "rows classes"]) -> dict[str, np.ndarray]:
-    """`logits` in float16 [rows, kept]; of many classes also `classes` [rows, kept] and `rest` in float16 [rows].
+    """Return `logits` in float16 [rows, kept]; for many classes also `classes` [rows, kept] and `rest` [rows].
 
-    `rest` is the logit that all other classes have if they share what is theirs evenly: T log mean exp(z / T) over
-    them, with T = `REST_TEMPERATURE`. The probability of the rest as a whole is kept at that temperature; at a
-    higher one it becomes too large, at a lower one too small, the more so the more the others differ.
+    `rest`, in float16, is the logit of each other class if all share their probability evenly. It is T log mean exp(z /
+    T) over them, with T = `REST_TEMPERATURE`. At that temperature the total probability of the rest is exact. At a
+    higher temperature it is too large, at a lower one too small. The error grows with the differences among the rest.
     """
     classes = logits.shape[1]
     if classes <= ALL_UP_TO:
@@ -38,7 +40,7 @@ def compact(logits: Float[Tensor, "rows classes"]) -> dict[str, np.ndarray]:
 
 
 def expand(kept: Mapping[str, np.ndarray], classes: int) -> Float[Tensor, "rows classes"]:
-    """The logits in float32 that `compact` has kept; the rest has its level."""
+    """Return the float32 logits that `compact` has kept; all other classes get the logit `rest`."""
     values = torch.from_numpy(kept["logits"]).float()
     if "classes" not in kept:
         return values

@@ -1,10 +1,11 @@
-"""The teacher's answers once: to a fixed number of views of every image, kept in the cache before the training begins.
+"""Recorded answers of the teacher to a fixed number of views of every image, kept in the cache.
 
-`dfkd distill --teacher-views K` trains on these K views alone and runs no teacher. A view is a random crop and flip;
-which one is drawn from the number of the view and of the image, not from the run's seed, so that runs of any seed and
-of any K share what is kept. A file holds one view of `PART_ROWS` images: where each was cropped, and `compact` logits.
-FKD (A fast knowledge distillation framework for visual recognition, 2021, https://arxiv.org/abs/2112.01528) keeps
-such answers of random crops beside their coordinates; a fixed number for every image, in turns, is ours.
+`dfkd distill --teacher-views K` trains on these K views only, and runs no teacher during the training. A view is a
+random crop and flip. It is drawn from the numbers of the view and the image, not from the run's seed. Runs of any seed
+and any K therefore share the recorded answers. A file holds one view of `PART_ROWS` images: the position of each crop,
+and `compact` logits. FKD (A fast knowledge distillation framework for visual recognition, 2021,
+https://arxiv.org/abs/2112.01528) keeps answers of random crops beside their coordinates. A fixed number of views for
+every image, used in turn, is ours.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,40 +33,42 @@ from dfkd.system.versions import versions
 
 VIEW_FORMAT = 2
 PART_ROWS = 4_096
-"""Images a file: what an interrupted command has to do again at the most."""
+"""Number of images in a file: the most that an interrupted command has to compute again."""
 BATCH = 256
-"""Images a teacher forward; it decides the last bits, so it is not the training's."""
+"""Number of images in a teacher's forward pass.
+
+It affects the last bits of the logits, so it is independent of the training's batch size."""
 CHECKED = 128
-"""Answers that are given again and compared whenever a training begins."""
+"""Number of recorded answers that are computed again and compared whenever a training begins."""
 
 
 class TeacherViews:
     """Views of stored images with the teacher's answers; each image shows its views in turn."""
 
     def __init__(self, kept: Mapping[str, np.ndarray], classes: int) -> None:
-        """`kept` are columns of [views, images, ...]: `crops`, and what `compact` makes of logits."""
+        """Keep the columns [views, images, ...] in `kept`: `crops`, and those that `compact` makes of logits."""
         self.classes, self._kept = classes, kept
         self._turn = np.zeros(self.images, dtype=np.uint8 if self.views <= 255 else np.int32)
 
     @property
     def views(self) -> int:
-        """Views of every image."""
+        """Number of views of every image."""
         return len(self._kept["crops"])
 
     @property
     def images(self) -> int:
-        """Images, of all selections together."""
+        """Number of images of all selections together."""
         return self._kept["crops"].shape[1]
 
     @property
     def nbytes(self) -> int:
-        """What they take in memory."""
+        """Memory of the recorded answers, in bytes."""
         return sum(column.nbytes for column in self._kept.values())
 
     def take(self, rows: Int[Tensor, " batch"]) -> tuple[Int16[Tensor, "batch 3"], Float[Tensor, "batch classes"]]:
-        """The next view of each image, as `augment.crop` takes it, and the teacher's logits of it.
+        """Return the next view of each image, as `augment.crop` takes it, and the teacher's logits for it.
 
-        An image that stands twice in a batch shows the same view twice.
+        An image that occurs twice in a batch shows the same view twice.
         """
         where = rows.numpy()
         turn = self._turn[where].astype(np.int64)
@@ -75,31 +78,31 @@ class TeacherViews:
     def at(
         self, views: Int[np.ndarray, " batch"], rows: Int[np.ndarray, " batch"]
     ) -> tuple[Int16[Tensor, "batch 3"], Float[Tensor, "batch classes"]]:
-        """Certain views of certain images."""
+        """Return given views of given images, with the teacher's logits."""
         columns = {name: column[views, rows] for name, column in self._kept.items()}
         return torch.from_numpy(columns["crops"]), expand(columns, self.classes)
 
     def classes_at(
         self, views: Int[np.ndarray, " batch"], rows: Int[np.ndarray, " batch"]
     ) -> Int[Tensor, "batch kept"]:
-        """The classes whose own logits are kept; all, or of many the largest."""
+        """Return the classes whose own logits are kept: all, or the largest ones if there are many."""
         if "classes" in self._kept:
             return torch.from_numpy(self._kept["classes"][views, rows].astype(np.int64))
         return torch.arange(self.classes).expand(len(rows), -1)
 
     def state_dict(self) -> dict[str, Any]:
-        """Whose turn it is, for every image."""
+        """Return the next view of every image."""
         return {"turn": torch.from_numpy(self._turn.copy())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore the next view of every image."""
         self._turn = state["turn"].numpy().copy()
 
 
 def recorded(teacher: Classifier, selections: Sequence[Shards], views: int, padding: int, flip: bool) -> TeacherViews:
-    """The `views` of all images of the selections; the teacher answers what is not in the cache yet.
+    """Return the `views` of all images of the selections; the teacher computes answers that are not in the cache.
 
-    Raises: RequestError where what is kept is not what this teacher says. Interrupted after SIGINT or SIGTERM.
+    Raises: RequestError if recorded answers differ from this teacher's outputs. Interrupted after SIGINT or SIGTERM.
     """
     folders = [request_folder("views", _request(teacher, shards, padding, flip)) for shards in selections]
     starts = np.cumsum([0, *map(len, selections)]).tolist()
@@ -120,28 +123,28 @@ def recorded(teacher: Classifier, selections: Sequence[Shards], views: int, padd
 
 @dataclass(frozen=True)
 class _File:
-    """One view of some images of a selection."""
+    """File with one view of up to `PART_ROWS` images of a selection."""
 
     shards: Shards
     folder: Path
     start: int
-    """The selection's first row among those of all selections."""
+    """Index of the selection's first row among those of all selections."""
     view: int
     part: int
 
     @property
     def rows(self) -> Int[np.ndarray, " rows"]:
-        """The images, by their rows in the selection."""
+        """Rows of the images in the selection."""
         return np.arange(self.part * PART_ROWS, min((self.part + 1) * PART_ROWS, len(self.shards)))
 
     @property
     def path(self) -> Path:
-        """Where they are kept."""
+        """File of the recorded answers."""
         return self.folder / f"view-{self.view:04d}-{self.part:06d}.parquet"
 
 
 def _request(teacher: Classifier, shards: Shards, padding: int, flip: bool) -> dict[str, Any]:
-    """Everything that decides the views and the answers to them; the cache's key."""
+    """Return everything that decides the views and the answers to them, as the key of the cache."""
     return {
         "teacher": teacher.model.fingerprint(),
         "normalize": teacher.model.normalize,
@@ -156,7 +159,7 @@ def _request(teacher: Classifier, shards: Shards, padding: int, flip: bool) -> d
 def _columns(
     teacher: Classifier, files: Sequence[_File], shape: tuple[int, int], padding: int, flip: bool
 ) -> dict[str, np.ndarray]:
-    """What the files hold, as columns of `shape` [views, images, ...]; what is not there, or damaged, is made."""
+    """Return the files' columns in `shape` [views, images, ...]; compute files that are missing or damaged."""
     names = ("crops", "logits", *(("classes", "rest") if teacher.model.classes > ALL_UP_TO else ()))
     kept: dict[str, np.ndarray] = {}
 
@@ -169,7 +172,7 @@ def _columns(
 
     missing = []
     for file in files:
-        with suppress(Damaged):  # or not there
+        with suppress(Damaged):  # or missing
             columns = read_columns(file.path, names)
             if len(columns["crops"]) == len(file.rows):
                 keep(file, columns)
@@ -201,7 +204,7 @@ def _columns(
 
 
 def _of_another_rank(file: _File, names: Sequence[str]) -> Columns:
-    """What a file holds that another process has made. Raises: RequestError where the cache is not shared with it."""
+    """Read a file that another process has written. Raises: RequestError if the cache is not shared with it."""
     try:
         return read_columns(file.path, names)
     except Damaged as error:
@@ -212,7 +215,7 @@ def _of_another_rank(file: _File, names: Sequence[str]) -> Columns:
 
 
 def _answers(teacher: Classifier, file: _File, padding: int, flip: bool) -> Iterator[Columns]:
-    """The columns of a file, a batch at a time."""
+    """Yield the columns of a file, one batch at a time."""
     rows = file.rows
     seed = np.random.SeedSequence([file.view, file.part]).generate_state(1, np.uint64)[0] >> np.uint64(1)
     generator = torch.Generator().manual_seed(int(seed))
@@ -231,7 +234,7 @@ def _live(
     crops: Int16[Tensor, "batch 3"],
     padding: int,
 ) -> Float[Tensor, "batch classes"]:
-    """What the teacher says of these views now."""
+    """Compute the teacher's logits for these views."""
     device = teacher.place.device
     return teacher(crop(torch.from_numpy(pixels).to(device), padding, crops.to(device))).logits
 
@@ -239,12 +242,12 @@ def _live(
 def _largest_difference(
     teacher: Classifier, selections: Sequence[Shards], found: TeacherViews, padding: int, folders: Sequence[Path]
 ) -> float:
-    """Between logits that are kept and those given now, over some views.
+    """Return the largest difference between recorded logits and those computed now, over some views.
 
-    Raises: RequestError where it is more than rounding: the files are those of another teacher.
+    Raises: RequestError if it is more than rounding: the files are those of another teacher.
     """
     rng = np.random.default_rng(0)
-    # of the precision that both were computed and kept in; other batches give other last bits
+    # rounding of the precisions of computation and storage; other batches change the last bits
     rounding = max(torch.finfo(teacher.place.dtype).eps, torch.finfo(torch.float16).eps)
     differences, limits = [], []
     for shards, start in zip(selections, np.cumsum([0, *map(len, selections)]).tolist(), strict=False):
@@ -252,10 +255,10 @@ def _largest_difference(
         views = rng.integers(0, found.views, len(rows))
         crops, kept = found.at(views, start + rows)
         now = _live(teacher, shards.pixels(rows), crops, padding).cpu().clamp(-65504, 65504)
-        where = found.classes_at(views, start + rows)  # those largest now may be others, by the last bits
+        where = found.classes_at(views, start + rows)  # the largest now may be other classes, because of rounding
         differences.append(float((kept - now).gather(1, where).abs().max()))
         limits.append(0.05 * float(now.std()) + 4 * rounding * float(now.abs().max()))
-    largest = float(np.max(differences))  # NaN where there is one
+    largest = float(np.max(differences))  # NaN if any is NaN
     if not largest <= max(limits):
         raise RequestError(
             f"the kept answers of the teacher differ from its present ones by {largest:.3g}; delete "

@@ -1,1 +1,1 @@
-"""Networks for small images that torchvision lacks."""
+"""Architectures that torchvision lacks."""

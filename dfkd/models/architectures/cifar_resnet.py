@@ -14,9 +14,10 @@ Shortcut = Literal["pad", "conv"]
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions; where the shape changes, the shortcut subsamples and pads with zeros ("option A").
+    """Two 3x3 convolutions. If the shape changes, the shortcut subsamples and pads with zeros ("option A").
 
-    Or it is a 1x1 convolution that begins as just that, and learns ("option B", without its normalization).
+    With `shortcut="conv"`, the shortcut is a learned 1x1 convolution without normalization ("option B"). Its initial
+    weights compute the same as option A.
     """
 
     def __init__(self, in_planes: int, planes: int, stride: int, shortcut: Shortcut = "pad") -> None:
@@ -32,7 +33,7 @@ class BasicBlock(nn.Module):
         self.shortcut = nn.Conv2d(in_planes, planes, 1, stride, bias=False) if learns else None
 
     def forward(self, x: Float[Tensor, "batch _ _ _"]) -> Float[Tensor, "batch _ _ _"]:
-        """The block's output, `stride` times smaller in height and width."""
+        """Compute the block's output, `stride` times smaller in height and width."""
         out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
         return self.relu(out + self._shortcut(x))
 
@@ -46,7 +47,7 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """A 3x3 stem, three stages of `blocks` residual blocks with 1, 2 and 4 times `width` channels, mean, linear."""
+    """A 3x3 stem, three stages of `blocks` blocks with 1, 2 and 4 times `width` channels, mean, linear layer."""
 
     def __init__(self, blocks: int, width: int, num_classes: int, in_channels: int, shortcut: Shortcut = "pad") -> None:
         super().__init__()
@@ -62,7 +63,7 @@ class CifarResNet(nn.Module):
                 _pad(block.shortcut.weight)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """The logits."""
+        """Compute the logits."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(x.mean((2, 3)))
@@ -71,11 +72,12 @@ class CifarResNet(nn.Module):
 def cifar_resnet(
     depth: int, width: int = 16, num_classes: int = 10, in_channels: int = 3, shortcut: Shortcut = "pad"
 ) -> CifarResNet:
-    """The CIFAR ResNet of `depth` weighted layers (20, 32, 44, 56, 110); `width` is the first stage's channels.
+    """Build the CIFAR ResNet of `depth` weighted layers (20, 32, 44, 56, 110).
 
-    `shortcut=conv` lets the shortcuts between stages learn. `distill --prune` cuts their channels.
+    `width` is the number of channels of the first stage. With `shortcut=conv`, the shortcuts between stages are
+    learned, and `distill --prune` can prune their channels.
 
-    Raises: ValueError where depth is not 6n+2.
+    Raises: ValueError unless depth is 6n+2 and at least 8.
     """
     if depth < 8 or depth % 6 != 2:
         raise ValueError(f"depth={depth} is not 6n+2 (8, 14, 20, 32, 44, 56, 110)")
@@ -84,7 +86,7 @@ def cifar_resnet(
 
 @torch.no_grad()
 def _pad(weight: Tensor) -> None:
-    """Make a 1x1 convolution what pads the channels with zeros on both sides."""
+    """Initialize a 1x1 convolution so that it pads the channels with zeros on both sides."""
     planes, in_planes = weight.shape[:2]
     before = (planes - in_planes) // 2
     weight.zero_()

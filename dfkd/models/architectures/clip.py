@@ -1,4 +1,4 @@
-"""A classifier from the names of its classes: CLIP compares an image with a text about each class."""
+"""CLIP as a classifier: an image is compared with a text about each class."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,18 +20,19 @@ _FOLDER, _HUB = "local-dir:", "hf-hub:"
 
 
 class ZeroShot(nn.Module):
-    """Learning Transferable Visual Models From Natural Language Supervision, https://arxiv.org/abs/2103.00020.
+    """A zero-shot classifier: CLIP's image encoder, and a linear layer of text embeddings.
 
-    The logit of a class is s <v, t>: the scale s that CLIP has learnt, the direction v of the image's embedding, and
-    the direction t of the mean of the directions of the class's texts. What the text encoder says is the last layer's
-    weight; the encoder itself is not kept. Images of another size are resized to the model's.
+    Learning Transferable Visual Models From Natural Language Supervision, https://arxiv.org/abs/2103.00020. The logit
+    of a class is s <v, t>. s is CLIP's learned scale, and v the image embedding, normalized. t is the normalized mean
+    of the normalized embeddings of the class's texts. The text embeddings are the weight of the last layer, and the
+    text encoder is not kept. Images of another size are resized to the model's.
     """
 
     brings_weights = True
-    """It reads its weights itself, without a file behind an @."""
+    """Whether the constructor reads the weights itself, without a file after an @."""
 
     def __init__(self, visual: nn.Module, texts: Float[Tensor, "classes width"], scale: float, size: int) -> None:
-        """`texts` are the directions t."""
+        """Build the classifier. `texts` are the vectors t, and `size` is the side of the images in pixels."""
         super().__init__()
         self.visual, self._size = visual, size
         self.head = nn.Linear(texts.shape[1], len(texts), bias=False)
@@ -39,7 +40,7 @@ class ZeroShot(nn.Module):
         self.expected: Expected = UNKNOWN
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
-        """The logits of a normalized batch."""
+        """Compute the logits of a normalized batch."""
         if images.shape[-1] != self._size:
             images = F.interpolate(images, size=(self._size, self._size), mode="bicubic", antialias=True)
         logits: Tensor = self.head(F.normalize(self.visual(images), dim=1))
@@ -47,13 +48,13 @@ class ZeroShot(nn.Module):
 
 
 def clip(names: str, model: str = "ViT-B-32", weights: str = "laion2b_s34b_b79k", templates: str = PROMPT) -> ZeroShot:
-    """CLIP as a classifier of the classes that a FILE `names`, through the library open_clip.
+    """Build CLIP as a classifier of the classes that a FILE `names`, through the library open_clip.
 
-    `model` is one that open_clip knows, a folder that open_clip has written, or `hf-hub:OWNER/NAME`; the last two have
-    their own weights. `weights` are a tag of the model, which is downloaded, or a file. `templates` is a text with {}
-    for the name of a class, a FILE with one a line, or `simple` or `imagenet`: the 7 and the 80 of CLIP's authors.
-    BatchNorm layers are frozen, as their statistics are those of CLIP's own images.
-    Raises: RequestError where open_clip, a file or a name is not there.
+    `model` is a name that open_clip knows, a folder that open_clip has written, or `hf-hub:OWNER/NAME`. The last two
+    have their own weights. `weights` is a tag of the model, which is downloaded, or a file. `templates` is a text with
+    {} for the name of a class, a FILE with one such text per line, or `simple` or `imagenet`: the 7 and the 80 of
+    CLIP's authors. BatchNorm layers are frozen, because their statistics are those of CLIP's own images.
+    Raises: RequestError if open_clip, a file or a name is missing.
     """
     try:
         import open_clip
@@ -80,7 +81,7 @@ def clip(names: str, model: str = "ViT-B-32", weights: str = "laion2b_s34b_b79k"
 
 
 def _templates(text: str, open_clip: Any) -> Sequence[Any]:
-    """The texts about a class."""
+    """Return the templates of the texts about a class."""
     known = {"simple": "SIMPLE_IMAGENET_TEMPLATES", "imagenet": "OPENAI_IMAGENET_TEMPLATES"}
     if text in known:
         several: Sequence[Any] = getattr(open_clip, known[text])
@@ -102,7 +103,7 @@ def _templates(text: str, open_clip: Any) -> Sequence[Any]:
 
 
 def _source(model: str, weights: str, open_clip: Any) -> tuple[str, str | None]:
-    """What open_clip is to open."""
+    """Return the model and the weights for `open_clip.create_model`."""
     if model.startswith(_HUB):
         return model, None
     folder = user_path(model.removeprefix(_FOLDER))

@@ -1,6 +1,6 @@
-"""Classifiers of scikit-learn as networks: fitted by it, kept as tensors, and run by torch.
+"""Classifiers of scikit-learn as networks: fitted by scikit-learn, stored as tensors, and run by torch.
 
-A file of such a student holds arrays and nothing that is executed. It answers without scikit-learn.
+The file of a student holds arrays and nothing that is executed. The student runs without scikit-learn.
 """
 
 from typing import Any, ClassVar, Literal
@@ -11,23 +11,23 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 LEAST = 0.01
-"""A class of a smaller probability is left out of an image's target: it would make another row of the data."""
+"""Smallest probability of a class in an image's target. Every class of a target adds a row to the training data."""
 _NEVER = -20.0
-"""The logit of a class that no target has."""
+"""Logit of a class that no target has."""
 
 
 class Estimator(nn.Module):
     """A classifier of pixels that is fitted at once, without gradients."""
 
     learns_by: ClassVar[tuple[str, ...]] = ("kd:temperature=1",)
-    """What it is fitted to: the cross-entropy with the teacher's probabilities."""
+    """Loss of the fit: the cross-entropy with the teacher's probabilities."""
 
     def __init__(self, image_size: int) -> None:
         super().__init__()
         self.image_size = image_size
 
     def fit(self, x: Float[np.ndarray, "images features"], p: Float[np.ndarray, "images classes"], seed: int) -> None:
-        """Learn the distributions `p`. Raises: ValueError where they have one class alone."""
+        """Fit the distributions `p`. Raises: ValueError if all images have the same class."""
         raise NotImplementedError
 
 
@@ -40,18 +40,18 @@ class Logistic(Estimator):
         self.regression = nn.Linear(in_channels * image_size**2, num_classes).requires_grad_(False)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """The logits."""
+        """Compute the logits."""
         logits: Tensor = self.regression(x.flatten(1))
         return logits
 
     def fit(self, x: Float[np.ndarray, "images features"], p: Float[np.ndarray, "images classes"], seed: int) -> None:
-        """As `Estimator.fit`, by L-BFGS."""
+        """Fit by L-BFGS, as `Estimator.fit`."""
         from sklearn.linear_model import LogisticRegression
 
         rows, classes, weights = expanded(p)
         found = LogisticRegression(C=self.strength, max_iter=1000).fit(x[rows], classes, weights)
         weight, bias = np.zeros(self.regression.weight.shape), np.full(self.regression.bias.shape, _NEVER)
-        two = len(found.classes_) == 2  # one vector then stands for the difference
+        two = len(found.classes_) == 2  # two classes have one vector, for the difference of their logits
         known = found.classes_[1:] if two else found.classes_
         bias[found.classes_] = 0
         weight[known], bias[known] = found.coef_, found.intercept_
@@ -87,7 +87,7 @@ class Boosting(Estimator):
         self.baseline = nn.Parameter(torch.zeros(num_classes), requires_grad=False)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """The logits."""
+        """Compute the logits."""
         x = x.flatten(1).float()
         if x.shape[1] != self.features:
             raise ValueError(
@@ -101,7 +101,7 @@ class Boosting(Estimator):
         return self.value[trees, node].unflatten(1, (self.rounds, -1)).sum(dim=1) + self.baseline
 
     def fit(self, x: Float[np.ndarray, "images features"], p: Float[np.ndarray, "images classes"], seed: int) -> None:
-        """As `Estimator.fit`, by histograms of the pixels' values."""
+        """Fit trees on histograms of the pixel values, as `Estimator.fit`."""
         from sklearn.ensemble import HistGradientBoostingClassifier
 
         rows, classes, weights = expanded(p)
@@ -113,7 +113,7 @@ class Boosting(Estimator):
             early_stopping=False,
             random_state=seed % 2**32,
         ).fit(x[rows], classes, weights)
-        two = len(found.classes_) == 2  # the trees of one class then are for the difference
+        two = len(found.classes_) == 2  # two classes have one tree per round, for the difference of their logits
         known = found.classes_[1:] if two else found.classes_
         self.baseline.fill_(_NEVER)
         self.baseline[torch.from_numpy(found.classes_)] = 0
@@ -124,7 +124,7 @@ class Boosting(Estimator):
                 self._take(turn * count + int(k), tree.nodes)
 
     def _take(self, row: int, nodes: Any) -> None:
-        """Keep one tree: a leaf leads to itself."""
+        """Store one tree. The children of a leaf are the leaf itself."""
         leaf, own = nodes["is_leaf"].astype(bool), np.arange(len(nodes))
         columns = {
             "feature": np.where(leaf, 0, nodes["feature_idx"]),
@@ -141,9 +141,10 @@ class Boosting(Estimator):
 def expanded(
     p: Float[np.ndarray, "images classes"],
 ) -> tuple[Int[np.ndarray, " rows"], Int[np.ndarray, " rows"], Float[np.ndarray, " rows"]]:
-    """Each image once for every class of some probability, which is its weight: the gradient is that of `p` itself.
+    """Repeat each image for each of its classes, with the probability as weight: the gradient is that of `p`.
 
-    Raises: ValueError where all have the same class.
+    Returns image, class and weight of each row.
+    Raises: ValueError if all images have the same class.
     """
     kept = np.where(p >= min(LEAST, 1 / p.shape[1]), p, 0)
     rows, classes = np.nonzero(kept)
@@ -163,8 +164,9 @@ def sklearn(
     num_classes: int = 10,
     in_channels: int = 3,
 ) -> Estimator:
-    """A classifier of scikit-learn: gradient-boosted trees, or logistic regression with regularization 1 / `strength`.
+    """Build a classifier of scikit-learn: gradient-boosted trees, or logistic regression.
 
+    The regularization of the logistic regression is 1 / `strength`.
     Raises: ValueError for a number out of range.
     """
     for name, number in {"rounds": rounds, "leaves": leaves - 1, "depth": depth}.items():

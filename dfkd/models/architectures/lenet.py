@@ -1,7 +1,7 @@
 """LeNet-5 and the half LeNet-5 of data-free distillation (DAFL, Chen et al. 2019, arXiv 1904.01186).
 
-LeCun's layers with ReLU and max-pooling, for images of 32 pixels. Those of 28 (handwritten digits) get two zeros on
-each side: the padding of 2 in the first convolution with which they are published.
+The layers are LeCun's with ReLU and max-pooling, for images of 32 pixels. Images of 28 pixels (handwritten digits) are
+padded with two zeros on each side. The published networks have this padding in their first convolution.
 """
 
 from jaxtyping import Float
@@ -30,17 +30,23 @@ class LeNet5(nn.Module):
         initialize(self)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """The logits."""
+        """Compute the logits."""
         if x.shape[-1] == 28:
             x = pad(x, (2, 2, 2, 2))
         return self.classifier(self.features(x).flatten(1))
 
 
 def lenet5(num_classes: int = 10, in_channels: int = 1) -> LeNet5:
-    """LeNet-5: 6, 16 and 120 channels, 84 hidden units; 61,706 parameters for ten classes of gray images."""
+    """Build LeNet-5: 6, 16 and 120 channels, 84 hidden units.
+
+    It has 61,706 parameters for ten classes of gray images.
+    """
     return LeNet5((6, 16, 120), 84, num_classes, in_channels)
 
 
 def lenet5_half(num_classes: int = 10, in_channels: int = 1) -> LeNet5:
-    """LeNet-5 with half of each layer's units: 3, 8 and 60 channels, 42 hidden units; 15,738 parameters."""
+    """Build LeNet-5 with half of each layer's units: 3, 8 and 60 channels, 42 hidden units.
+
+    It has 15,738 parameters for ten classes of gray images.
+    """
     return LeNet5((3, 8, 60), 42, num_classes, in_channels)

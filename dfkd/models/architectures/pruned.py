@@ -1,4 +1,4 @@
-"""A network of which some channels are left out: another one's layers, with widths that are written down."""
+"""Networks with fewer channels: the layers of another network, with widths that a text lists."""
 
 from collections.abc import Mapping
 
@@ -8,17 +8,17 @@ from torch import Tensor, nn
 from dfkd.models.architectures.subsampled import safe
 
 Widths = Mapping[str, tuple[int, ...]]
-"""The shape that is left of layers: outputs and inputs of a convolution or linear layer, channels of a BatchNorm."""
+"""Remaining shape by layer: outputs and inputs of a convolution or linear layer, channels of a BatchNorm."""
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 def pruned(network: str, widths: str) -> nn.Module:
-    """The network of the MODEL text `network` with fewer channels, such as `widths=conv1=8x3 bn1=8`.
+    """Build the network of the MODEL text `network` with fewer channels, such as `widths=conv1=8x3 bn1=8`.
 
-    The text is enough to build it; no code but the network's own is run. Layers that are cut begin at random.
-    Raises: ValueError for a layer that is not there, and for a width that is none of its own.
+    The text is enough to build the network, and only the network's own code is run. Pruned layers get random weights.
+    Raises: ValueError for a layer that does not exist, and for a width that the layer cannot have.
     """
-    from dfkd.models.find import MODEL  # it needs this package's list of networks
+    from dfkd.models.find import MODEL  # imported here, because it needs this package's list of networks
 
     module = MODEL.look_up(network).build()
     for path, shape in parse_widths(widths).items():
@@ -31,7 +31,7 @@ def pruned(network: str, widths: str) -> nn.Module:
 
 
 def parse_widths(text: str) -> dict[str, tuple[int, ...]]:
-    """The widths by layer. Raises: ValueError for another form."""
+    """Parse the widths by layer. Raises: ValueError for another form."""
     found = {}
     for item in text.split():
         path, equals, shape = item.partition("=")
@@ -43,12 +43,12 @@ def parse_widths(text: str) -> dict[str, tuple[int, ...]]:
 
 
 def spell_widths(widths: Widths) -> str:
-    """As `parse_widths` reads them."""
+    """Format widths as `parse_widths` reads them."""
     return " ".join(f"{path}={'x'.join(map(str, shape))}" for path, shape in widths.items())
 
 
 def width_of(layer: nn.Module) -> tuple[int, ...] | None:
-    """The widths of a layer that can be cut; None for another one."""
+    """Return the widths of a layer that can be pruned; None for another layer."""
     if isinstance(layer, nn.Conv2d):
         return layer.out_channels, layer.in_channels
     if isinstance(layer, nn.Linear):
@@ -57,7 +57,10 @@ def width_of(layer: nn.Module) -> tuple[int, ...] | None:
 
 
 def cut(layer: nn.Module, path: str, shape: tuple[int, ...]) -> None:
-    """Give a layer fewer channels, and random weights. Raises: ValueError where it cannot have these."""
+    """Reduce the channels of a layer, in place, and draw random weights.
+
+    Raises: ValueError if the layer cannot have the shape.
+    """
     own = width_of(layer)
     if own is None:
         raise ValueError(f"layer {path!r} is a {type(layer).__name__}, which has no widths")
@@ -82,7 +85,7 @@ def cut(layer: nn.Module, path: str, shape: tuple[int, ...]) -> None:
 
 
 def _shrink(layer: nn.Module, name: str, value: Tensor, shape: tuple[int, ...]) -> None:
-    """Replace a tensor by an empty one of the widths."""
+    """Replace a tensor by an uninitialized one of the reduced shape."""
     sizes = [shape[0], *value.shape[1:]]
     if value.ndim > 1:
         sizes[1] = 1 if getattr(layer, "groups", 1) > 1 else shape[1]

@@ -1,4 +1,4 @@
-"""torchvision's networks for phones, for images of about 32 pixels: a stem of stride 1, and 4x4 pixels at the end."""
+"""torchvision's mobile networks for images of about 32 pixels: a stem of stride 1, and 4x4 pixels at the end."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from dfkd.models.architectures.initialization import initialize
 
 _MOBILENET = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
-"""Expansion, channels, blocks and stride of each stage: the paper's table 2, but the second stage keeps the size."""
+"""Expansion, channels, blocks and stride of each stage: the paper's table 2, but stride 1 in the second stage."""
 _SHUFFLENET = {
     0.5: (24, 48, 96, 192, 1024),
     1.0: (24, 116, 232, 464, 1024),
@@ -16,14 +16,14 @@ _SHUFFLENET = {
 """Channels of stem, stages and last layer by width: table 5 of the paper."""
 _FIRES = ((64, 16, 64), (128, 16, 64), None, (128, 32, 128), (256, 32, 128), None)
 _LAST_FIRES = ((256, 48, 192), (384, 48, 192), (384, 64, 256), (512, 64, 256))
-"""Channels in, squeezed, and of each half of the output, of SqueezeNet 1.1; None is a max-pool."""
+"""Input, squeezed and expanded channels (of each half) of SqueezeNet 1.1's Fire modules. None is a max-pool."""
 
 
 class SqueezeNetSmall(nn.Module):
-    """A 3x3 stem, torchvision's Fire modules of SqueezeNet 1.1 with three max-pools, mean, linear.
+    """A 3x3 stem, torchvision's Fire modules of SqueezeNet 1.1 with three max-pools, mean, linear layer.
 
-    The mean comes before the classifier, which is one linear layer for a convolution of 1x1 pixels. Without the ReLU
-    behind it that is the same function.
+    The mean comes before the classifier, which is a linear layer instead of a 1x1 convolution. Without the ReLU after
+    SqueezeNet's classifier, both compute the same.
     """
 
     def __init__(self, num_classes: int, in_channels: int, dropout: float) -> None:
@@ -39,7 +39,7 @@ class SqueezeNetSmall(nn.Module):
         initialize(self)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """The logits."""
+        """Compute the logits."""
         logits: Tensor = self.classifier(self.dropout(self.features(x).mean((2, 3))))
         return logits
 
@@ -47,7 +47,7 @@ class SqueezeNetSmall(nn.Module):
 def mobilenet_v2_small(
     width: float = 1.0, num_classes: int = 10, in_channels: int = 3, dropout: float = 0.0
 ) -> nn.Module:
-    """MobileNetV2 (arXiv 1801.04381) for images of about 32 pixels; `width` multiplies the channels of its layers.
+    """Build MobileNetV2 (arXiv 1801.04381) for images of about 32 pixels; `width` scales its channels.
 
     Raises: ValueError unless width is above 0.
     """
@@ -62,8 +62,9 @@ def mobilenet_v2_small(
 
 
 def shufflenet_v2_small(width: float = 1.0, num_classes: int = 10, in_channels: int = 3) -> nn.Module:
-    """ShuffleNetV2 (arXiv 1807.11164) for images of about 32 pixels, in one of the paper's widths; no max-pool.
+    """Build ShuffleNetV2 (arXiv 1807.11164) for images of about 32 pixels, in one of the paper's widths.
 
+    The network has no max-pool.
     Raises: ValueError for another width.
     """
     from torchvision.models.shufflenetv2 import ShuffleNetV2
@@ -77,7 +78,7 @@ def shufflenet_v2_small(width: float = 1.0, num_classes: int = 10, in_channels: 
 
 
 def squeezenet_small(num_classes: int = 10, in_channels: int = 3, dropout: float = 0.0) -> nn.Module:
-    """SqueezeNet 1.1 (arXiv 1602.07360) for images of about 32 pixels. It has no BatchNorm."""
+    """Build SqueezeNet 1.1 (arXiv 1602.07360) for images of about 32 pixels. The network has no BatchNorm."""
     return SqueezeNetSmall(num_classes, in_channels, dropout)
 
 
@@ -88,4 +89,4 @@ def _stem(in_channels: int, channels: int) -> nn.Conv2d:
 
 
 def _pool() -> nn.MaxPool2d:
-    return nn.MaxPool2d(3, 2, padding=1)  # padded: a map of one pixel stays, so small images pass
+    return nn.MaxPool2d(3, 2, padding=1)  # padded: a map of one pixel keeps its size, so small images work

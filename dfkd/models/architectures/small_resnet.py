@@ -1,6 +1,6 @@
 """torchvision's residual networks for small images: a 3x3 stem of stride 1 and no max-pool.
 
-`resnet34_small` -> `resnet18_small` is the pair that data-free work reports on CIFAR.
+`resnet34_small` -> `resnet18_small` is the usual pair of teacher and student in data-free distillation on CIFAR.
 """
 
 from collections.abc import Sequence
@@ -11,17 +11,17 @@ from dfkd.models.architectures.initialization import initialize
 
 
 def resnet18_small(num_classes: int = 10, in_channels: int = 3) -> nn.Module:
-    """ResNet-18 (arXiv 1512.03385) for images of about 32 pixels."""
+    """Build ResNet-18 (arXiv 1512.03385) for images of about 32 pixels."""
     return _small("BasicBlock", (2, 2, 2, 2), num_classes, in_channels)
 
 
 def resnet34_small(num_classes: int = 10, in_channels: int = 3) -> nn.Module:
-    """ResNet-34 (arXiv 1512.03385) for images of about 32 pixels."""
+    """Build ResNet-34 (arXiv 1512.03385) for images of about 32 pixels."""
     return _small("BasicBlock", (3, 4, 6, 3), num_classes, in_channels)
 
 
 def resnet50_small(num_classes: int = 10, in_channels: int = 3) -> nn.Module:
-    """ResNet-50 (arXiv 1512.03385) for images of about 32 pixels."""
+    """Build ResNet-50 (arXiv 1512.03385) for images of about 32 pixels."""
     return _small("Bottleneck", (3, 4, 6, 3), num_classes, in_channels)
 
 

@@ -1,5 +1,6 @@
-"""The soft decision tree (Frosst and Hinton 2017, Distilling a neural network into a soft decision tree,
-arXiv 1711.09784): a classifier whose every decision can be looked at.
+"""Soft decision tree: a classifier whose decisions can be inspected.
+
+Frosst and Hinton 2017, Distilling a neural network into a soft decision tree, arXiv 1711.09784.
 """
 
 from typing import ClassVar, Literal
@@ -9,14 +10,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 DEEPEST = 14
-"""A tree of this depth has 16,384 leaves."""
+"""Largest depth of a tree: 16,384 leaves."""
 
 
 def reached(right: Float[Tensor, "batch nodes"]) -> list[Float[Tensor, "batch _"]]:
-    """The probability with which an image reaches each node, level by level from the root; the leaves are the last.
+    """Return the probability that an image reaches each node, level by level from the root to the leaves.
 
-    `right` are the probabilities of the right branch, [batch, 2^depth - 1], also level by level: node i has the
-    children 2i + 1, on the left, and 2i + 2.
+    `right` holds the probabilities of the right branch, [batch, 2^depth - 1], also level by level. Node i has the left
+    child 2i + 1 and the right child 2i + 2.
     """
     levels = [torch.ones_like(right[:, :1])]
     first = 0
@@ -29,28 +30,29 @@ def reached(right: Float[Tensor, "batch nodes"]) -> list[Float[Tensor, "batch _"
 
 
 class Turns(nn.Module):
-    """The probability of the right branch from the activations of the nodes."""
+    """Probability of the right branch: the sigmoid of `beta` times a node's activation."""
 
     def __init__(self, beta: float) -> None:
         super().__init__()
         self.beta = beta
 
     def forward(self, x: Float[Tensor, "batch nodes"]) -> Float[Tensor, "batch nodes"]:
-        """In float32, where 1 - p is exact enough."""
+        """Compute the probabilities in float32, in which 1 - p is exact enough."""
         return torch.sigmoid(self.beta * x.float())
 
 
 class SoftTree(nn.Module):
-    """A binary tree of `depth` levels of nodes, each a linear filter of the pixels, and leaves of learned classes.
+    """A binary tree of `depth` levels of nodes, which are linear filters of the pixels, and leaves of learned classes.
 
-    Node i goes right with probability sigmoid(beta (w_i x + b_i)); beta is the paper's inverse temperature. Leaf l has
-    the distribution Q_l = softmax(phi_l), whatever the image. In evaluation mode the logits are log Q of the leaf with
-    the greatest path probability P_l, as in the paper, or of the mixture, log sum_l P_l Q_l. In training mode they are
-    sum_l P_l log Q_l, from which the loss `tree` makes the paper's; as logits they are the geometric mixture's.
+    Node i goes right with probability sigmoid(beta (w_i x + b_i)). beta is the paper's inverse temperature. Leaf l has
+    the distribution Q_l = softmax(phi_l), which does not depend on the image. In evaluation mode, the logits are log Q
+    of the leaf with the largest path probability P_l, as in the paper. With `predict="mixture"`, they are log sum_l P_l
+    Q_l. In training mode, the logits are those of the geometric mixture, sum_l P_l log Q_l, from which the loss `tree`
+    computes the paper's.
     """
 
     learns_by: ClassVar[tuple[str, ...]] = ("tree",)
-    """The default of `--loss` for such a student."""
+    """Default of `--loss` for this student."""
 
     def __init__(
         self,
@@ -69,26 +71,26 @@ class SoftTree(nn.Module):
 
     @property
     def distributions(self) -> Float[Tensor, "leaves classes"]:
-        """The leaves' distributions, in logarithms."""
+        """Log-probabilities of the classes at each leaf."""
         return self.leaves.float().log_softmax(dim=1)
 
     def right(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch nodes"]:
-        """The probability of the right branch at every node."""
+        """Compute the probability of the right branch at every node."""
         turns: Tensor = self.turns(self.filters(x.flatten(1)))
         return turns
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """The logits."""
+        """Compute the logits."""
         paths, leaves = reached(self.right(x))[-1], self.distributions
         if self.training:
-            return (paths[:, :, None] * leaves).sum(dim=1)  # no product of matrices: autocast would round it
+            return (paths[:, :, None] * leaves).sum(dim=1)  # not a matrix product, which autocast would round
         if self.predict == "leaf":
             return leaves[paths.argmax(dim=1)]
         logs = paths.clamp_min(torch.finfo(paths.dtype).tiny).log()
         return (logs[:, :, None] + leaves).logsumexp(dim=1)
 
     def path(self, turns: Float[Tensor, "nodes"]) -> Int[Tensor, " depth"]:
-        """The nodes from the root to the leaf of the greatest path probability, from one image's `right`."""
+        """Return the nodes from the root to the leaf of the largest path probability, from one image's `right`."""
         leaf = int(reached(turns[None])[-1].argmax())
         nodes, node = [], len(turns) + leaf
         while node:
@@ -105,7 +107,7 @@ def soft_tree(
     num_classes: int = 10,
     in_channels: int = 3,
 ) -> SoftTree:
-    """A soft decision tree of 2^depth - 1 nodes and 2^depth leaves.
+    """Build a soft decision tree of 2^depth - 1 nodes and 2^depth leaves.
 
     Raises: ValueError for a depth out of range, and unless beta is above 0.
     """

@@ -1,5 +1,6 @@
-"""A generalist and specialists for groups of its classes (Hinton et al. 2015, Distilling the knowledge in a neural
-network, arXiv 1503.02531, section 5): a classifier whose parts vote.
+"""A generalist, and specialists for groups of its classes: a classifier whose parts vote.
+
+Hinton et al. 2015, Distilling the knowledge in a neural network, arXiv 1503.02531, section 5.
 """
 
 import itertools
@@ -12,11 +13,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 Groups = Sequence[Sequence[int]]
-"""The special classes of each specialist; none is special to two."""
+"""Special classes of each specialist. No class is special to two specialists."""
 
 
 class Special(nn.Module):
-    """Which classes are special to which specialist, for every image of a batch."""
+    """The table of the special classes of each specialist, repeated for every image of a batch."""
 
     classes: Bool[Tensor, "specialists classes"]
 
@@ -28,12 +29,12 @@ class Special(nn.Module):
         self.register_buffer("classes", table)
 
     def forward(self, logits: Float[Tensor, "batch classes"]) -> Bool[Tensor, "batch specialists classes"]:
-        """The same table for each row of `logits`."""
+        """Return the table for each row of `logits`."""
         return self.classes.expand(logits.shape[0], -1, -1)
 
 
 class Experts(nn.Module):
-    """The specialists as one module: the logits of each over all classes."""
+    """The specialists as one module, which returns the logits of each over all classes."""
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -42,33 +43,34 @@ class Experts(nn.Module):
     def forward(
         self, images: Float[Tensor, "batch channels height width"], less: Float[Tensor, "specialists classes"]
     ) -> Float[Tensor, "batch specialists classes"]:
-        """Their logits, less what a training takes off."""
+        """Compute the specialists' logits minus `less`, the correction of a training."""
         return torch.stack([network(images).float() for network in self.networks], dim=1) - less
 
 
 class Specialists(nn.Module):
     """A generalist, and a specialist for each of some groups of its classes. The logits are those of their vote.
 
-    A specialist has a class for each of its special classes and one more, the dustbin, for all the rest. Here the
-    dustbin's logit is the log-sum-exp of the logits of the rest, so that a specialist begins as the generalist, and any
-    network can be one.
+    A specialist has its special classes and one more, the dustbin, for all other classes. Here the dustbin's logit is
+    the log-sum-exp of the other classes' logits. A specialist can therefore start as a copy of the generalist, and any
+    network can be a specialist.
 
     A specialist votes on an image if the generalist's most probable class is special to it (the paper's n is 1). Groups
-    have no class in common, so that one votes at the most. The vote is the distribution q for which KL(p_g, q) +
-    KL(p_m, q) is least: q is compared with the specialist's dustbin by the sum of the classes that this stands for. The
-    paper descends on the logits of q. For one specialist q is known: the mean of both, with the dustbin spread over its
-    classes as the generalist has it. All specialists run on all images: the network is a program without branches.
+    have no class in common, so at most one specialist votes. The vote is the distribution q that minimizes KL(p_g, q) +
+    KL(p_m, q). For the specialist's dustbin, q is summed over the classes of the dustbin. The paper finds the logits of
+    q by gradient descent. For one specialist, q has a closed form: the mean of both distributions, with the dustbin
+    spread over its classes in the generalist's proportions. All specialists run on all images, so the network is a
+    program without branches.
 
-    Half of what a specialist trains on is of its special classes. The paper then adds to the dustbin's logit the
-    logarithm of the proportion by which these are oversampled. Here a training takes it off: the specialist is the same
-    after that correction, and it begins as the generalist. The generalist does not train, and no gradient leads
-    through the vote.
+    Half of the images on which a specialist trains are of its special classes. The paper then adds the logarithm of the
+    oversampling proportion to the dustbin's logit. Here training subtracts the logarithm instead. The resulting
+    specialist is the same, and can still start as a copy of the generalist. The generalist is not trained, and no
+    gradient passes through the vote.
     """
 
     learns_by: ClassVar[tuple[str, ...]] = ("specialists",)
-    """The default of `--loss` for such a student."""
+    """Default of `--loss` for this student."""
     shares: Float[Tensor, " specialists"]
-    """Of the images it trains on, the share of those of its special classes."""
+    """Share of the images of its special classes among the images that a specialist trains on."""
 
     def __init__(self, generalist: nn.Module, networks: Sequence[nn.Module], groups: Groups, classes: int) -> None:
         super().__init__()
@@ -77,13 +79,13 @@ class Specialists(nn.Module):
         self.register_buffer("shares", torch.full((len(groups),), 0.5))
 
     def train(self, mode: bool = True) -> "Specialists":
-        """The specialists alone train."""
+        """Set the mode of the specialists. The generalist stays in evaluation mode."""
         super().train(mode)
         self.generalist.eval()
         return self
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """The logits of the vote."""
+        """Compute the logits of the vote."""
         with torch.no_grad():
             general: Tensor = self.generalist(images).float()
         said = self.experts(images, self._less() if self.training else torch.zeros_like(self.special.classes.float()))
@@ -97,7 +99,7 @@ class Specialists(nn.Module):
         said: Float[Tensor, "batch specialists classes"],
         special: Bool[Tensor, "batch specialists classes"],
     ) -> Float[Tensor, "batch classes"]:
-        """The logarithm of the vote, from the logarithms of the probabilities."""
+        """Return the logarithm of the vote, from log-probabilities."""
         each, least = general[:, None].expand_as(said), torch.finfo(general.dtype).min
         dustbins, theirs = (x.masked_fill(special, least).logsumexp(dim=2, keepdim=True) for x in (said, each))
         spread = torch.where(special, said, each + dustbins - theirs)
@@ -107,18 +109,21 @@ class Specialists(nn.Module):
         return torch.logaddexp(general, torch.where(votes.any(dim=1), heard, general)) - math.log(2)
 
     def _less(self) -> Float[Tensor, "specialists classes"]:
-        """What is taken off the logits of the rest: the logarithm of how much rarer special images are than half."""
+        """Return the log-odds of other images against special ones, for the logits of the other classes.
+
+        Training subtracts these values from the logits.
+        """
         odds = ((1 - self.shares) / self.shares).log()
         return odds[:, None] * (~self.special.classes).float()
 
 
 def specialists(network: str, groups: str, num_classes: int = 10) -> Specialists:
-    """The network of the MODEL text `network` as the generalist, with specialists for `groups=0+3+5 1+7` of classes.
+    """Build a generalist of the MODEL text `network`, and specialists for `groups=0+3+5 1+7` of its classes.
 
-    The text is enough to build it. Raises: ValueError for a group of fewer than two classes, or of all, and for a class
-    that is none of the network's.
+    The text is enough to build the network.
+    Raises: ValueError for a group of fewer than two classes, or of all, and for a class that the network lacks.
     """
-    from dfkd.models.find import MODEL  # it needs this package's list of networks
+    from dfkd.models.find import MODEL  # imported here, because it needs this package's list of networks
 
     parsed = parse_groups(groups)
     for group in parsed:
@@ -129,7 +134,7 @@ def specialists(network: str, groups: str, num_classes: int = 10) -> Specialists
 
 
 def parse_groups(text: str) -> list[list[int]]:
-    """The classes of each group. Raises: ValueError for another form."""
+    """Parse the classes of each group. Raises: ValueError for another form."""
     found: list[list[int]] = []
     for item in text.split():
         numbers = item.split("+")
@@ -144,5 +149,5 @@ def parse_groups(text: str) -> list[list[int]]:
 
 
 def spell_groups(groups: Groups) -> str:
-    """As `parse_groups` reads them."""
+    """Format groups as `parse_groups` reads them."""
     return " ".join("+".join(map(str, group)) for group in groups)

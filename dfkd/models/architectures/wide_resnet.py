@@ -8,7 +8,10 @@ from dfkd.models.architectures.initialization import initialize
 
 
 class WideBlock(nn.Module):
-    """BatchNorm and ReLU before each of two 3x3 convolutions, dropout between them; a 1x1 shortcut on a new shape."""
+    """Two 3x3 convolutions, each after BatchNorm and ReLU, with dropout between them.
+
+    If the shape changes, the shortcut is a 1x1 convolution.
+    """
 
     def __init__(self, in_planes: int, planes: int, stride: int, dropout: float) -> None:
         super().__init__()
@@ -21,14 +24,14 @@ class WideBlock(nn.Module):
         self.shortcut = nn.Conv2d(in_planes, planes, 1, stride, bias=False) if changes else None
 
     def forward(self, x: Float[Tensor, "batch _ _ _"]) -> Float[Tensor, "batch _ _ _"]:
-        """The block's output, `stride` times smaller in height and width."""
+        """Compute the block's output, `stride` times smaller in height and width."""
         active = F.relu(self.bn1(x))
         out = self.conv2(self.dropout(F.relu(self.bn2(self.conv1(active)))))
         return out + (x if self.shortcut is None else self.shortcut(active))
 
 
 class WideResNet(nn.Module):
-    """A 3x3 stem of 16 channels, three stages of 16, 32 and 64 times `width` channels, BatchNorm, mean, linear."""
+    """A 3x3 stem of 16 channels, stages of 16, 32 and 64 times `width` channels, BatchNorm, mean, linear layer."""
 
     def __init__(self, blocks: int, width: int, num_classes: int, in_channels: int, dropout: float) -> None:
         super().__init__()
@@ -42,7 +45,7 @@ class WideResNet(nn.Module):
         initialize(self)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """The logits."""
+        """Compute the logits."""
         x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
         return self.linear(F.relu(self.bn(x)).mean((2, 3)))
 
@@ -50,9 +53,9 @@ class WideResNet(nn.Module):
 def wide_resnet(
     depth: int, width: int, num_classes: int = 10, in_channels: int = 3, dropout: float = 0.0
 ) -> WideResNet:
-    """The wide ResNet "WRN-depth-width" of the paper, such as 16-1, 40-2 or 28-10.
+    """Build the paper's "WRN-depth-width", such as 16-1, 40-2 or 28-10.
 
-    Raises: ValueError where depth is not 6n+4.
+    Raises: ValueError unless depth is 6n+4 and at least 10.
     """
     if depth < 10 or depth % 6 != 4:
         raise ValueError(f"depth={depth} is not 6n+4 (10, 16, 22, 28, 40)")

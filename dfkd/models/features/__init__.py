@@ -1,1 +1,1 @@
-"""Where the features of a network are, and what is read there."""
+"""Taps, where a network's features are taken, and measures of the features."""

@@ -1,4 +1,4 @@
-"""How far images are from a teacher's training data, by the statistics that its BatchNorm layers remember."""
+"""Distance of images from a teacher's training data, by the running statistics of its BatchNorm layers."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,27 +14,27 @@ from dfkd.system.errors import RequestError
 from dfkd.system.shares import pooled
 
 _CONSTANT = 1e-12
-"""Added to a variance: one of 0 has a gradient, of 0."""
+"""Added to a variance, so that the gradient of a variance of 0 is 0."""
 
 
 class BatchStatistics:
-    """Reads the mean and variance of what a teacher's BatchNorm layers are given, while `watched`."""
+    """Mean and variance of the inputs of a teacher's BatchNorm layers, recorded while `watched`."""
 
     def __init__(self, module: nn.Module) -> None:
-        """Find the layers that remember statistics."""
+        """Find the layers with running statistics."""
         self.layers = [
             layer
             for layer in module.modules()
             if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is not None
         ]
         self.seen: list[tuple[nn.Module, Tensor, Tensor]] = []
-        """Layer, mean and variance, in the order in which the layers ran."""
+        """Layer, mean and variance of each recorded input, in the order in which the layers ran."""
         self._numbers: list[int] = []
-        """The values of a channel in each."""
+        """Number of values per channel of each recorded input."""
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Take the statistics of every pass through the module within the block."""
+        """Record the statistics of every forward pass within the block."""
         self.seen, self._numbers = [], []
         handles = [layer.register_forward_pre_hook(self._take, with_kwargs=True) for layer in self.layers]
         try:
@@ -46,10 +46,10 @@ class BatchStatistics:
             self._exchange()
 
     def distances(self) -> list[Float[Tensor, ""]]:
-        """For every layer that was passed: |mean - running mean|_2 + |variance - running variance|_2.
+        """Return |mean - running mean|_2 + |variance - running variance|_2 for each recorded input.
 
-        The variances are the batch's own, without Bessel's correction. DeepInversion's regularizer
-        (https://arxiv.org/abs/1912.08795) is their sum; gradients reach the images.
+        The variances are the batch's own, without Bessel's correction. The sum of the distances is DeepInversion's
+        regularizer (https://arxiv.org/abs/1912.08795). Gradients reach the images.
         """
         return [_distance(layer, mean, variance) for layer, mean, variance in self.seen]
 
@@ -59,7 +59,7 @@ class BatchStatistics:
         self._numbers.append(x.numel() // x.shape[1])
 
     def _exchange(self) -> None:
-        """Make the statistics of each rank's rows those of the whole batch, for all layers at once."""
+        """Replace the statistics of each rank's rows by those of the whole batch, for all layers at once."""
         layers, means, variances = zip(*self.seen, strict=True)
         sizes = [len(mean) for mean in means]
         of_channels = [mean.new_full((len(mean),), float(n)) for mean, n in zip(means, self._numbers, strict=True)]
@@ -70,13 +70,16 @@ class BatchStatistics:
 class _Moments(torch.autograd.Function):
     """Mean and variance of every channel, in the one pass of BatchNorm's own kernel.
 
-    `x.var` and its gradient took more time on a CPU than the teacher's whole pass and its gradient. Sums are in float32
-    where `x` has less precision.
+    On a CPU, `x.var` and its gradient took longer than the teacher's forward and backward pass. Sums are in float32 if
+    `x` has less precision.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Float[Tensor, "batch channels ..."]) -> tuple[Tensor, Tensor]:
-        """The kernel normalizes, too: (x - mean) / deviation is what the gradient of the variance needs."""
+        """Compute mean and variance. The kernel also normalizes.
+
+        The gradient of the variance needs the normalized input, (x - mean) / deviation.
+        """
         ones = torch.ones(x.shape[1], device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
         normalized, mean, scale = torch.native_batch_norm(
             x, ones, torch.zeros_like(ones), None, None, training=True, momentum=0.0, eps=_CONSTANT
@@ -87,7 +90,7 @@ class _Moments(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_mean: Tensor, by_variance: Tensor) -> Tensor:
-        """Every value of a channel moves the mean by 1 / n, and the variance by 2 (x - mean) / n."""
+        """Compute the gradient: a value moves the mean by 1 / n, and the variance by 2 (x - mean) / n."""
         normalized, scale = ctx.saved_tensors
         n = normalized.numel() / len(scale)
         shift, slope = (
@@ -98,34 +101,34 @@ class _Moments(torch.autograd.Function):
 
 
 class MovingStatistics:
-    """The statistics of the batch being made together with those of the batches before it.
+    """Moving average of the statistics of a batch and of the batches before.
 
-    What a layer is given is then measured over many images, however few a batch has: FastDFKD's adaptive regularizer
+    The average describes many images, however few a batch has: FastDFKD's adaptive regularizer
     (https://arxiv.org/abs/2112.06253).
     """
 
     def __init__(self, statistics: BatchStatistics, momentum: float) -> None:
-        """`momentum`: the share of the batches before; 0 is the batch alone."""
+        """Start the average. `momentum` is the share of the batches before; 0 uses the batch alone."""
         self._statistics, self._momentum = statistics, momentum
         self._before: list[tuple[Tensor, Tensor]] = []
 
     def distances(self) -> list[Float[Tensor, ""]]:
-        """`BatchStatistics.distances` of the blended statistics; gradients reach the batch's share."""
+        """Return `BatchStatistics.distances` of the average. Gradients reach the batch's share."""
         return [
             _distance(layer, *blended)
             for (layer, _, _), blended in zip(self._statistics.seen, self._blended(), strict=True)
         ]
 
     def move(self) -> None:
-        """Count what was seen last among the batches before."""
+        """Add the last recorded batch to the batches before."""
         self._before = [(mean.detach(), variance.detach()) for mean, variance in self._blended()]
 
     def state_dict(self) -> dict[str, list[tuple[Tensor, Tensor]]]:
-        """Mean and variance of the batches before, a pair a layer; none before the first."""
+        """Return mean and variance of the batches before, one pair per layer; empty before the first."""
         return {"before": self._before}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Restore a state from `state_dict`."""
         device = self._statistics.layers[0].running_mean.device  # type: ignore[union-attr]
         self._before = [(mean.to(device), variance.to(device)) for mean, variance in state["before"]]
 
@@ -145,7 +148,10 @@ def _distance(layer: nn.Module, mean: Float[Tensor, " channels"], variance: Floa
 
 
 def require_statistics(module: nn.Module, without: str = "dafl, dfad and zskt work") -> BatchStatistics:
-    """The statistics of a teacher. Raises: RequestError where no layer remembers any; it says what does `without`."""
+    """Return the statistics of a teacher. Raises: RequestError if no layer has running statistics.
+
+    `without` completes the error message with methods that need no statistics.
+    """
     found = BatchStatistics(module)
     if not found.layers:
         raise RequestError(

@@ -1,4 +1,4 @@
-"""Where the features of a network are: found by running it once and watching which modules run, in which order."""
+"""Search for a network's taps: one forward pass shows which modules run, and in which order."""
 
 import itertools
 import math
@@ -25,12 +25,12 @@ _ACTIVATION = (
     *(nn.Hardswish, nn.Softplus),
 )
 _PADDING = (nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d)
-"""What widens a map for a convolution: a resolution of its own it is not."""
+"""Layers that pad a map for a convolution. Their output is not a resolution of its own."""
 
 
 @dataclass(frozen=True)
 class FoundTaps:
-    """The taps of a network by name, and what its user should know about them, one line each."""
+    """The taps of a network by name, and notes for the user, one line each."""
 
     taps: dict[str, Tap]
     notes: list[str]
@@ -42,17 +42,20 @@ def find_taps(
     given: Mapping[str, Tap] | None = None,
     wanted: Collection[str] = ("first", "last"),
 ) -> FoundTaps:
-    """The taps that losses read, by the order in which `module` runs.
+    """Return the taps that losses read, by the order in which the modules of `module` run.
 
-    `first` is the output of the first BatchNorm, before any activation; without BatchNorm, that of the stem (the first
-    convolution, or linear layer where there is none). `last` is the input of the last linear layer that gives as many
-    values as there are classes; where a convolution does (SqueezeNet), that convolution's input.
-    Three groups have a tap for every resolution, numbered from the shallowest (stage1, stage2, ...): `stage` is the
-    output of the last of the outermost modules that give it, `pre` the same before its activation, `begin` the first
-    map of its shape. Maps of a single pixel do not count. Of the taps that are `wanted`, those `given` are kept and not
-    searched; given ones of a group are that group. The module's training flags and statistics stay as they are. Of a
-    ensemble the taps are those of its first network.
-    Raises: RequestError where a tap is not found, or the module does not give logits for `example`.
+    `first` is the output of the first BatchNorm, before any activation. Without BatchNorm, `first` is the output of the
+    first convolution, or of the first linear layer if there is no convolution. `last` is the input of the last linear
+    layer that gives as many values as there are classes. If a convolution does that (SqueezeNet), `last` is the
+    convolution's input.
+
+    Three groups have a tap for every resolution, numbered from the shallowest (stage1, stage2, ...). `stage` is the
+    output of the last of the outermost modules at the resolution. `pre` is the same before its activation. `begin` is
+    the first map of the same shape. Maps of a single pixel do not count.
+
+    Only `wanted` taps and groups are searched, unless they are `given`. Given taps of a group are the whole group. The
+    module's training flags and statistics do not change. For an ensemble, the taps are those of its first network.
+    Raises: RequestError if a tap is not found, or if the module does not return logits for `example`.
     """
     taps, notes = dict(given or {}), []
     missing = {*wanted} - {*taps} - {group_of(name) for name in taps}
@@ -78,13 +81,13 @@ def find_taps(
 
 
 def group_of(tap: str) -> str:
-    """The group of a numbered tap, `stage` of stage2; the name of any other."""
+    """Return the group of a numbered tap, such as `stage` for stage2; else the tap's own name."""
     group = tap.rstrip("0123456789")
     return group if group in GROUPS else tap
 
 
 def match_groups(teacher: Mapping[str, Tap], student: Mapping[str, Tap]) -> tuple[dict[str, Tap], dict[str, Tap]]:
-    """The taps of both, as many in every group: the deepest ones, since networks differ in their stems."""
+    """Return the taps of both networks, equally many in every group: the deepest, as stems differ."""
     matched: tuple[dict[str, Tap], dict[str, Tap]] = ({}, {})
     groups = dict.fromkeys(group_of(name) for name in teacher)
     for group in groups:
@@ -110,25 +113,25 @@ class _Run:
     path: str
     layer: nn.Module
     output: Any = None
-    """What it returned; a tensor that several runs return is the same object."""
+    """The module's return value. A tensor that several modules return is the same object."""
     exited: int = -1
-    """Its position in the order of leaving."""
+    """Position in the order in which modules return."""
 
 
 @dataclass(frozen=True)
 class _Trace:
     runs: list[_Run]
-    """In the order of entering."""
+    """Runs in the order in which modules are entered."""
     classes: int
     aspect: float
-    """Height over width of the images."""
+    """Height of the images divided by their width."""
 
 
 def _first(trace: _Trace) -> tuple[Tap | None, str]:
-    """The first tap and a note on it; no tap and the reason."""
+    """Return the first tap and a note on it; None and the reason if there is none."""
     for i, run in enumerate(trace.runs):
         if isinstance(run.layer, _BATCH_NORM):
-            # timm fuses the activation into a subclass of BatchNorm: what its first child takes is normalized only
+            # timm's BatchNorm subclass includes the activation: its first child's input is only normalized
             inner = next((other for other in trace.runs[i + 1 :] if other.path.startswith(run.path + ".")), None)
             return (Tap(inner.path, "input"), "") if inner else (Tap(run.path), "")
     for kind in (_CONVOLUTION, nn.Linear):
@@ -139,7 +142,7 @@ def _first(trace: _Trace) -> tuple[Tap | None, str]:
 
 
 def _last(trace: _Trace) -> tuple[Tap | None, str]:
-    """The last tap and a note on it; no tap and the reason."""
+    """Return the last tap and a note on it; None and the reason if there is none."""
     for run in reversed(trace.runs):
         if isinstance(run.layer, nn.Linear) and run.output.shape[-1] == trace.classes:
             return Tap(run.path, "input"), ""
@@ -153,17 +156,17 @@ def _last(trace: _Trace) -> tuple[Tap | None, str]:
 
 
 def _group(trace: _Trace, group: str) -> tuple[list[Tap], list[str]]:
-    """The taps of a group from the shallowest to the deepest, and notes on them."""
+    """Return the taps of a group, from the shallowest to the deepest, and notes on them."""
     runs_of = Counter(run.path for run in trace.runs)
     maps = [
         run
         for run in sorted(trace.runs, key=lambda run: run.exited)
-        # the output of a module that runs again is not its last one, and the whole network is no position in it
+        # a tap takes a module's first output, so the module must run once; the whole network is no tap
         if run.path and runs_of[run.path] == 1 and _is_map(run.output, trace.aspect)
         if not isinstance(run.layer, _PADDING)
     ]
     last: dict[tuple[int, int], _Run] = {}
-    for run in maps:  # of the least deep modules: a block that halves the map computes at both resolutions inside
+    for run in maps:  # keep the outermost modules: a block that halves the map has both resolutions inside
         size = (run.output.shape[2], run.output.shape[3])
         if size not in last or run.path.count(".") <= last[size].path.count("."):
             last[size] = run
@@ -181,7 +184,7 @@ def _group(trace: _Trace, group: str) -> tuple[list[Tap], list[str]]:
 
 
 def _after_activation(paths: list[str]) -> str:
-    """The note on maps whose activation is no module."""
+    """Return the note on maps whose activation is not a module."""
     if len(paths) == 1:
         return f"the map of {paths[0]!r} cannot be taken before its activation: it is taken after it"
     more = f"{paths[0]!r} and {len(paths) - 1} more"
@@ -189,7 +192,7 @@ def _after_activation(paths: list[str]) -> str:
 
 
 def _is_map(output: Any, aspect: float) -> bool:
-    """Whether it is a map of several pixels with the image's proportions: [batch, height, width, channels] is not."""
+    """Return whether an output is a map of several pixels with the images' proportions, channels first."""
     if not isinstance(output, Tensor) or output.ndim != 4:
         return False
     height, width = output.shape[2:]
@@ -197,7 +200,10 @@ def _is_map(output: Any, aspect: float) -> bool:
 
 
 def _before_activation(trace: _Trace, stage: _Run) -> tuple[Tap, bool]:
-    """What enters the activation whose output the stage returns; without one, that output, and whether it is active."""
+    """Return the input of the activation whose output the stage returns, and False.
+
+    Without an activation module, return the stage's output, and whether it is activated: no value is below 0.
+    """
     for run in reversed(trace.runs):
         if run.output is stage.output and isinstance(run.layer, _ACTIVATION):
             return Tap(run.path, "input"), False
@@ -205,13 +211,13 @@ def _before_activation(trace: _Trace, stage: _Run) -> tuple[Tap, bool]:
 
 
 def _device_of(module: nn.Module) -> torch.device:
-    """Where a network lies; it may have been moved since it was loaded."""
+    """Return the device of a network, which may have been moved since it was loaded."""
     return next((value.device for value in (*module.parameters(), *module.buffers())), torch.device("cpu"))
 
 
 @torch.no_grad()
 def _trace(module: nn.Module, example: Tensor) -> _Trace:
-    """Run `module` in evaluation mode and note which of its modules run, in the order of entering them."""
+    """Run `module` in evaluation mode, and record the runs of its modules in the order of entering."""
     runs: list[_Run] = []
     order = itertools.count()
     handles: list[RemovableHandle] = []
@@ -239,7 +245,7 @@ def _watch(path: str, layer: nn.Module, runs: list[_Run], order: Iterator[int]) 
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the block, then each module's own flag again."""
+    """Set evaluation mode for the block, then restore each module's own flag."""
     training = [(layer, layer.training) for layer in module.modules()]
     with network_code(module):
         module.eval()

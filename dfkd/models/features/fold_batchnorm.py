@@ -1,4 +1,4 @@
-"""BatchNorm of a network that no longer learns, multiplied into the convolutions before it: a pass over memory less."""
+"""Folding of a frozen network's BatchNorm layers into the convolutions before them, which saves a pass over memory."""
 
 import copy
 from collections import Counter
@@ -17,29 +17,29 @@ from dfkd.models.features.image_distance import FoldedNorm
 from dfkd.models.features.taps import Tap, Tapped
 
 _SAME = 1e-4
-"""Of the largest value, how much an output may differ in float32: rounding is a hundredth of it."""
+"""Tolerance of an output in float32, as a share of its largest value. Rounding is a hundredth of this."""
 
 
 @torch.no_grad()
 def folded(
     module: nn.Module, taps: Mapping[str, Tap], views: Sequence[Float[Tensor, "_ channels height width"]]
 ) -> nn.Module:
-    """A copy of a network in evaluation mode whose BatchNorms are part of the convolutions that feed them.
+    """Return a copy of a network in evaluation mode with BatchNorm layers folded into the convolutions before them.
 
-    Logits, and features at `taps`, are the same up to rounding: that of the precision that the copy is run in, as the
-    weights are rounded after they are multiplied. What feeds what is seen on a pass of the first of two `views`: a
-    convolution and a BatchNorm make a pair where each runs once, the one's output is the other's input, and nothing has
-    changed it in between. That nothing else reads it is made sure of by what both networks say of the second view.
-    Returns `module` itself where there is no pair, or where its copy says something else, or cannot be made or run.
+    Logits, and features at `taps`, are the same up to rounding, in the precision in which the copy runs: the weights
+    are rounded after the multiplication. A forward pass of the first of two `views` finds the pairs. A convolution and
+    a BatchNorm are a pair if each runs once, and if the BatchNorm's input is the convolution's unchanged output.
+    Something else may still read that tensor. So the outputs of both networks are compared on the second view. Returns
+    `module` itself if there is no pair, if the outputs differ, or if the copy cannot be made or run.
     """
     try:
         return _twin(module, taps, *views) or module
-    except Exception:  # whatever somebody's network raises when it is changed: as it is it may run, or tells why not
+    except Exception:  # a foreign network can raise anything when it is changed; unchanged, it may run
         return module
 
 
 def _twin(module: nn.Module, taps: Mapping[str, Tap], traced: Tensor, compared: Tensor) -> nn.Module | None:
-    """The copy, or None where there is none that says the same."""
+    """Return the copy; None if there is no pair, or if the outputs differ."""
     pairs = _pairs(module, {tap.path for tap in taps.values()}, traced)
     if not pairs:
         return None
@@ -53,9 +53,9 @@ def _twin(module: nn.Module, taps: Mapping[str, Tap], traced: Tensor, compared: 
 
 
 def _pairs(module: nn.Module, tapped: set[str], view: Tensor) -> dict[str, str]:
-    """The names of convolutions, with the BatchNorm behind each."""
+    """Return the name of the BatchNorm after each convolution, by the name of the convolution."""
     names = Counter(id(layer) for _, layer in module.named_modules(remove_duplicate=False))
-    made: dict[int, tuple[str, Tensor, int]] = {}  # the tensor itself, so that no other one gets its number
+    made: dict[int, tuple[str, Tensor, int]] = {}  # holds the tensor, so that no other tensor gets its id
     runs: Counter[str] = Counter()
     found: dict[str, str] = {}
 
@@ -82,13 +82,13 @@ def _pairs(module: nn.Module, tapped: set[str], view: Tensor) -> dict[str, str]:
 
 
 def _watched(layer: nn.Module) -> bool:
-    """Whether something is computed besides: a hook, or a weight made from others."""
+    """Return whether a layer has hooks, or a weight that is computed from others."""
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
     return any(hooks) or hasattr(layer, "parametrizations")
 
 
 def _said(module: nn.Module, taps: Mapping[str, Tap], view: Tensor) -> list[Tensor]:
-    """The logits and the features."""
+    """Return the logits and the features."""
     network = Tapped(module, taps)
     try:
         logits, features = network(view)

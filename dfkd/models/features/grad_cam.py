@@ -1,4 +1,4 @@
-"""Grad-CAM: the part of an image that a network's answer for a class comes from."""
+"""Grad-CAM: the part of an image on which a network's logit for a class depends."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from dfkd.models.features.taps import Tap, in_group
 
 
 def deepest_map(classifier: Classifier) -> Tap:
-    """Where a network has its deepest map of more than one pixel. Raises: RequestError where it has none."""
+    """Return the tap of the deepest map of more than one pixel. Raises: RequestError if there is none."""
     model = classifier.model
     example = torch.zeros(1, model.channels, model.image_size or 32, model.image_size or 32)
     taps = find_taps(model.module, example, wanted=("stage",)).taps
@@ -23,17 +23,17 @@ def deepest_map(classifier: Classifier) -> Tap:
 def grad_cam(
     classifier: Classifier, tap: Tap, view: Float[Tensor, "batch channels height width"], classes: Int[Tensor, " batch"]
 ) -> Float[Tensor, "batch height width"]:
-    """For each image the map relu(sum over k of a_k A_k), divided by its maximum, at the image's resolution.
+    """Return for each image the map relu(sum over k of a_k A_k), divided by its maximum, at the image's resolution.
 
-    A_k is channel k of the output at `tap`, and a_k the mean over A_k's pixels of the gradient of the logit of the
-    image's class. A map without a positive value is 0 everywhere.
+    A_k is channel k of the output at `tap`. a_k is the gradient of the logit of the image's class with respect to A_k,
+    averaged over the pixels. A map without a positive value is 0 everywhere.
     Selvaraju et al., Grad-CAM, 2017 (https://arxiv.org/abs/1610.02391).
     """
     outputs: list[Tensor] = []
 
     def keep(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         outputs.append(output)
-        return output.clone()  # what follows may change it in place
+        return output.clone()  # later layers may change the output in place
 
     handle = classifier.network.get_submodule(tap.path).register_forward_hook(keep)
     try:

@@ -1,4 +1,4 @@
-"""How far each image is from what a teacher's BatchNorm layers remember of its training data."""
+"""Distance of each image from the running statistics of a teacher's BatchNorm layers."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,13 +9,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 _USED = 1e-4
-"""Of a layer's largest scale: a channel with less is constant behind the layer, whatever the images."""
+"""Smallest scale of a used channel, as a share of the layer's largest. Other channels are constant after the layer."""
 _CACHE = 2**21
-"""Bytes of an activation that are squared at once."""
+"""Bytes of a feature map that are squared at once."""
 
 
 class FoldedNorm(nn.Identity):
-    """What stays of a BatchNorm that is part of the convolution before it: what it would say of its output."""
+    """A stand-in for a BatchNorm that is folded into the convolution before.
+
+    Its buffers are the statistics that the BatchNorm implies for the convolution's new output.
+    """
 
     mean: Tensor
     variance: Tensor
@@ -33,38 +36,38 @@ class FoldedNorm(nn.Identity):
 
 @dataclass(frozen=True)
 class _Remembered:
-    """The statistics of a layer's input over the training data, one value for each channel that the layer uses."""
+    """Statistics of a layer's input over the training data, one value for each channel."""
 
     mean: Float[Tensor, " channels"]
     variance: Float[Tensor, " channels"]
     floor: Float[Tensor, " channels"]
-    """BatchNorm's epsilon over the variance: what a channel of one value has."""
+    """BatchNorm's epsilon divided by the variance: the variance ratio of a constant channel."""
     used: Float[Tensor, " channels"]
     """1 for a channel that the layer uses, else 0."""
 
 
 class ImageDistances:
-    """Measures each image of a batch, while `watched`, against the statistics of a teacher's BatchNorm layers.
+    """Distance of each image of a batch from the statistics of a teacher's BatchNorm layers, measured while `watched`.
 
-    The distance in a layer is the mean over its channels of KL(N(m, v) || N(m', v')): m and v are the mean and the
-    variance of the channel over the positions of one image, m' and v' those that the layer remembers. The distance of
-    an image is the root of the mean square over the layers. A channel whose scale is 0 is left out, and so is a layer
-    of fewer than 2 positions. DeepInversion (https://arxiv.org/abs/1912.08795) draws a batch of made images to the same
-    statistics; to measure single images of a pool by them is ours.
+    The distance in a layer is the mean over its channels of KL(N(m, v) || N(m', v')). m and v are the mean and the
+    variance of the channel over the positions of one image. m' and v' are the running statistics of the layer. The
+    distance of an image is the root of the mean square over the layers. Channels with a scale of 0, and layers of fewer
+    than 2 positions, are left out. DeepInversion (https://arxiv.org/abs/1912.08795) optimizes a generated batch towards
+    the same statistics. Measuring single images of a pool by them is our own.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        """Find the layers in a network that may be folded (`dfkd.models.features.fold_batchnorm`)."""
+        """Find the BatchNorm layers of a network, also folded ones (`dfkd.models.features.fold_batchnorm`)."""
         self._layers = {layer: known for layer in module.modules() if (known := _remembered(layer)) is not None}
         self._squares: list[Tensor] = []
 
     def __bool__(self) -> bool:
-        """Whether the network remembers anything."""
+        """Return whether the network has running statistics."""
         return bool(self._layers)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Measure the images of the pass within the block."""
+        """Measure the images of the forward pass within the block."""
         self._squares = []
         handles = [layer.register_forward_pre_hook(self._measure, with_kwargs=True) for layer in self._layers]
         try:
@@ -74,7 +77,10 @@ class ImageDistances:
                 handle.remove()
 
     def take(self, images: int) -> Float[Tensor, " batch"]:
-        """The distances of the images that were seen last, in nats; NaN where no layer did, or one saw other images."""
+        """Return the distances of the last measured images, in nats.
+
+        They are NaN if no layer ran, or if a layer saw another number of images.
+        """
         squares, self._squares = self._squares, []
         if not squares or any(len(layer) != images for layer in squares):
             return torch.full((images,), torch.nan)
@@ -88,7 +94,10 @@ class ImageDistances:
 
 
 def _remembered(layer: nn.Module) -> _Remembered | None:
-    """What a layer remembers of its input; of a folded one, of the output of the convolution that it is part of."""
+    """Return the running statistics of a layer; None without any.
+
+    A folded layer has those of the output of its convolution.
+    """
     if isinstance(layer, FoldedNorm):
         mean, variance, floor = layer.mean, layer.variance, layer.floor
         scale = variance.sqrt()
@@ -115,10 +124,10 @@ def _divergence(x: Float[Tensor, "batch channels ..."], known: _Remembered) -> F
 
 
 def _moments(x: Float[Tensor, "batch channels ..."]) -> tuple[Tensor, Tensor]:
-    """The mean of each channel of each image, and that of its square, in float32.
+    """Return the mean of each channel of each image, and the mean of its square, in float32.
 
-    `torch.var_mean` took half as long as the network on a CPU, and a square of the whole batch left its cache. New
-    memory for each square took a quarter of the time.
+    On a CPU, `torch.var_mean` took half as long as the network. The square of a whole batch exceeded the cache.
+    Allocating memory for each square took a quarter of the time.
     """
     rows, over = (x.permute(0, 2, 3, 1).flatten(1, 2), 1) if _is_channels_last(x) else (x.flatten(2), 2)
     size = len(x) if x.is_cuda else max(1, _CACHE // (4 * x[0].numel()))

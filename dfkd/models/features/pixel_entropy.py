@@ -1,4 +1,4 @@
-"""Pixel-wise entropy: how much of each part of an image a network's features discard, and the concepts they keep."""
+"""Pixel-wise entropy: how much of each part of an image a network's features discard, and which concepts they keep."""
 
 import math
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from torch import Tensor
 from dfkd.models.classifier import Classifier
 
 STEPS, SAMPLES = 100, 4
-"""Optimizer steps, and perturbed images in each."""
+"""Optimizer steps, and perturbed images in each step."""
 REACH = 0.1
-"""The deviation that a part would have if all parts mattered alike, in units of the normalized input."""
+"""Standard deviation of the noise of a part if all parts mattered equally, in units of the normalized input."""
 SIGNIFICANT = 0.2
-"""By how much a part's entropy is below the background's for a visual concept, in nats: b in the paper."""
+"""Nats by which the entropy of a visual concept is below the background's: b in the paper."""
 
 
 def pixel_entropy(
@@ -26,18 +26,18 @@ def pixel_entropy(
     samples: int = SAMPLES,
     reach: float = REACH,
 ) -> Float[Tensor, "batch rows columns"]:
-    """The entropy in nats of the noise that each part of an image can bear: high where its content is discarded.
+    """Return the entropy in nats of the noise that each part of an image tolerates.
 
-    An image is cut into squares, `grid` of them on its longer side. Part i gets normal noise of deviation sigma_i. The
-    deviations minimize
+    The entropy is high where the features discard the content. An image is cut into squares, `grid` of them on its
+    longer side. Part i gets normal noise of standard deviation sigma_i. The deviations minimize
 
         E |f(x + noise) - f(x)|^2 / s  -  beta * sum over i of log sigma_i
 
     f are the features at the tap `map` of `classifier`. s is the same expectation for noise of deviation t on every
-    part, divided by t^2, as t goes to 0. It makes networks comparable. The entropy of part i is log sigma_i + log(2 pi
-    e) / 2. beta = 2 reach^2 / parts, so that every sigma_i would be `reach` if f depended on all parts alike; the
-    paper gives no number. Adam takes `steps` steps on log sigma, each with `samples` noises. What is returned is the
-    mean over the second half of the steps.
+    part, divided by t^2, as t goes to 0. Division by s makes networks comparable. The entropy of part i is log sigma_i
+    + log(2 pi e) / 2. beta is 2 reach^2 / parts. Every sigma_i would then be `reach` if f depended on all parts
+    equally. The paper gives no value of beta. Adam takes `steps` steps on log sigma, each with `samples` noises. The
+    result is the mean over the second half of the steps.
 
     Cheng et al., Explaining knowledge distillation by quantifying the knowledge, 2020
     (https://arxiv.org/abs/2003.03622), after Guan et al., 2019 (https://arxiv.org/abs/1906.04109).
@@ -46,7 +46,7 @@ def pixel_entropy(
     random = torch.Generator(view.device).manual_seed(0)
 
     def moved(deviation: Tensor, noise: Tensor) -> Float[Tensor, " batch"]:
-        """The squared distance of the features, with these deviations [batch, height, width]."""
+        """Return the squared distance of the features under noise of the deviations [batch, height, width]."""
         features = classifier.answer(view + deviation[:, None] * noise).features["map"].float()
         return (features - still).square().flatten(1).sum(dim=1)
 
@@ -77,7 +77,7 @@ def pixel_entropy(
 
 
 def at_pixels(parts: Float[Tensor, "batch rows columns"], side: int, size: Sequence[int]) -> Float[Tensor, "batch h w"]:
-    """The value of every part at each of its pixels; the last parts of an image may be cut."""
+    """Expand the value of every part to its pixels. The last parts of an image may be cut off."""
     pixels = parts.repeat_interleave(side, dim=1).repeat_interleave(side, dim=2)
     return pixels[:, : size[0], : size[1]]
 
@@ -85,9 +85,10 @@ def at_pixels(parts: Float[Tensor, "batch rows columns"], side: int, size: Seque
 def concept_parts(
     entropy: Float[np.ndarray, "rows columns"], foreground: Bool[np.ndarray, "rows columns"], b: float = SIGNIFICANT
 ) -> tuple[Bool[np.ndarray, "rows columns"], Bool[np.ndarray, "rows columns"]]:
-    """The parts on the foreground, and on the background, whose entropy is below the background's mean by b.
+    """Return the foreground and the background parts whose entropy is more than b below the background's mean.
 
-    These are the visual concepts of the paper above. Raises: ValueError for an image without background.
+    These are the visual concepts of the paper that `pixel_entropy` names.
+    Raises: ValueError for an image without background.
     """
     if foreground.all():
         raise ValueError("the foreground covers every part of the image: there is no background to compare with")

@@ -1,4 +1,4 @@
-"""A network's pass over a batch that several processes share: each answers its rows, and all get the answers to all."""
+"""Forward passes of several processes over one batch: each computes its rows, and all get the outputs of all rows."""
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -15,9 +15,9 @@ Answer = Callable[[Float[Tensor, "batch channels height width"]], Outputs]
 
 
 def spread(answer: Answer) -> Answer:
-    """The same answers to a view that every rank has; each rank computes those to its rows.
+    """Return a function like `answer`, for a view that every rank has. Each rank computes its own rows.
 
-    Gradients reach the view. A view of fewer images than there are ranks is answered by each as a whole.
+    Gradients reach the view. If the view has fewer images than there are ranks, each rank computes all rows.
     """
 
     def everywhere(view: Float[Tensor, "batch channels height width"]) -> Outputs:
@@ -31,9 +31,9 @@ def spread(answer: Answer) -> Answer:
 
 
 def gathered(outputs: Outputs, of: int, taps: Collection[str], view: bool = False) -> Outputs:
-    """The outputs of all ranks' rows, of features those in `taps` (also by group), of the rest what is there.
+    """Gather the outputs of all ranks' rows, with the features whose tap or group is in `taps`.
 
-    `view`: with the images.
+    `of` is the number of rows of the whole batch. `view` tells whether to gather the images too.
     """
     if ranks.count() == 1:
         return outputs

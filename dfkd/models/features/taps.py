@@ -1,4 +1,4 @@
-"""Taps: the positions in a network where its features are taken. `dfkd.models.features.find_taps` finds them."""
+"""Taps: the positions in a network where features are taken. `dfkd.models.features.find_taps` finds them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from dfkd.system.foreign import Foreign, Raised
 
 @dataclass(frozen=True)
 class Tap:
-    """One side of a module; written `layer1.0.bn1` for its output and `linear:input` for its input."""
+    """The output or the input of a module, written `layer1.0.bn1` or `linear:input`."""
 
     path: str
     side: Literal["output", "input"] = "output"
@@ -25,7 +25,7 @@ class Tap:
 
 
 def parse_tap(text: str) -> Tap:
-    """A tap from `PATH`, `PATH:output` or `PATH:input`. Raises: RequestError for anything else."""
+    """Parse `PATH`, `PATH:output` or `PATH:input`. Raises: RequestError for another form."""
     path, colon, side = text.partition(":")
     if not path or (colon and side not in ("output", "input")):
         raise RequestError(f"tap {text!r} is not PATH, PATH:output or PATH:input, such as bn1 or linear:input")
@@ -33,12 +33,15 @@ def parse_tap(text: str) -> Tap:
 
 
 def in_group(names: Iterable[str], group: str) -> list[str]:
-    """Of tap names those of a numbered group, from the shallowest: `stage` has stage1, stage2, ..., stage10."""
+    """Return the tap names of a numbered group, from the shallowest: `stage` has stage1, stage2, ..., stage10."""
     return sorted((n for n in names if n.rstrip("0123456789") == group), key=lambda n: int(n.removeprefix(group) or 0))
 
 
 def parse_taps(texts: Sequence[str]) -> dict[str, Tap]:
-    """Taps by name from `first=bn1 last=linear:input`. Raises: RequestError for another form or a repeated name."""
+    """Parse taps by name, such as `first=bn1 last=linear:input`.
+
+    Raises: RequestError for another form or a repeated name.
+    """
     taps: dict[str, Tap] = {}
     for text in texts:
         name, equals, tap = text.partition("=")
@@ -50,18 +53,20 @@ def parse_taps(texts: Sequence[str]) -> dict[str, Tap]:
 
 
 class Tapped:
-    """Runs a module and returns its logits together with its features at `taps`.
+    """A module that returns its logits together with its features at `taps`.
 
-    A feature is a copy, as the module made or took it: an in-place ReLU behind it does not change it, gradients flow
-    through it. Where a module runs twice in one pass, an output is that of its first run and an input that of its last.
-    Raises: RequestError for a path that the module has not, or, when called, for a tap that is not passed or whose
-    value is no tensor.
+    A feature is a copy of the tensor as the module returned or received it. A later in-place ReLU does not change the
+    copy, and gradients pass through it. If a module runs twice in one forward pass, an output is that of the first run,
+    and an input that of the last.
+    Raises: RequestError for a path that does not exist. A call raises it for a tap that is not reached or is no tensor.
     """
 
     def __init__(self, module: nn.Module, taps: Mapping[str, Tap]) -> None:
         self.module = module
         self._taps = dict(taps)
-        self._captured: dict[str, Tensor] | None = None  # a dictionary during a call, so that nothing outlives it
+        self._captured: dict[str, Tensor] | None = (
+            None  # a dictionary during a call only, so that no tensor outlives the call
+        )
         self._handles: list[RemovableHandle] = []
         modules = dict(module.named_modules(remove_duplicate=False))
         for tap in taps.values():
@@ -73,7 +78,7 @@ class Tapped:
     def __call__(
         self, x: Float[Tensor, "batch channels height width"]
     ) -> tuple[Float[Tensor, "batch classes"], dict[str, Tensor]]:
-        """The logits and the features by tap name, each in the type that the module computes in."""
+        """Return the logits and the features by tap name, in the dtype in which the module computes."""
         features: dict[str, Tensor] = {}
         self._captured = features
         try:
@@ -91,9 +96,9 @@ class Tapped:
         return logits, features
 
     def _run(self, x: Tensor) -> Any:
-        """The module's output; where `view` refuses channels-last memory, the module gets contiguous memory for good.
+        """Run the module. If `view` rejects channels-last memory, the module uses contiguous memory from now on.
 
-        Raises: RequestError for whatever else foreign code raises, but not for memory that runs out.
+        Raises: RequestError for any exception of foreign code, but not for out of memory.
         """
         try:
             return run_network(self.module, x)
@@ -109,11 +114,11 @@ class Tapped:
 
     @property
     def taps(self) -> dict[str, Tap]:
-        """Where the features are taken, by their names."""
+        """Taps by name."""
         return dict(self._taps)
 
     def remove(self) -> None:
-        """Take the hooks out of the module; further calls find no features."""
+        """Remove the hooks from the module. Later calls find no features."""
         for handle in self._handles:
             handle.remove()
 
@@ -135,25 +140,25 @@ class Tapped:
 
 
 def run_network(module: nn.Module, x: Tensor) -> Any:
-    """What a network returns. Raises: RequestError for whatever it raises, but not for memory that runs out."""
+    """Run a network and return its output. Raises: RequestError for any exception but out of memory."""
     mode = "training" if module.training else "evaluation"
     what = f"the model {type(module).__name__} fails in {mode} mode on {list(x.shape)}:"
     try:
         with Foreign(what, module, always=True):
             return module(x)
     except Raised as raised:
-        if "more than 1 value per channel" not in raised.said:  # BatchNorm's words for one image of one pixel
+        if "more than 1 value per channel" not in raised.said:  # BatchNorm's message for one image of one pixel
             raise
         raise RequestError(f"{raised}; give a larger --batch-size") from raised.error
 
 
 def network_code(module: nn.Module) -> Foreign:
-    """Within it a network's own methods besides `forward` may be called: `train`, `to`, `state_dict`."""
+    """Return a context in which a network's methods besides `forward` may be called: `train`, `to`, `state_dict`."""
     return Foreign(f"the model {type(module).__name__} fails:", module, always=True)
 
 
 def _is_layout(error: BaseException) -> bool:
-    """Whether it is `Tensor.view` that cannot read channels-last memory."""
+    """Return whether an error is that of `Tensor.view`, which cannot read channels-last memory."""
     return isinstance(error, RuntimeError) and "view size is not compatible" in str(error)
 
 

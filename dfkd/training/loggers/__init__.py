@@ -1,1 +1,1 @@
-"""Where metrics go beside `metrics.jsonl`: one file for each program that shows them."""
+"""Loggers besides `metrics.jsonl`: one file for each program that shows metrics."""

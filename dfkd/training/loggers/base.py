@@ -1,4 +1,4 @@
-"""What every logger has: it takes numbers, pictures and tables of one training."""
+"""Interface of the loggers, which take numbers, pictures and tables of one training."""
 
 import json
 from abc import ABC, abstractmethod
@@ -15,14 +15,14 @@ from dfkd.system.files import write_json
 
 @dataclass(frozen=True)
 class Training:
-    """What is logged: its name, its options, and the folder in which a logger may keep files."""
+    """The training that is logged: its name, its options, and the folder for a logger's files."""
 
     folder: Path
     name: str
     options: Mapping[str, Any]
 
     def remembered(self, logger: str, make: Callable[[], str]) -> tuple[str, bool]:
-        """The identity that a logger gave this training, and whether an earlier command made it."""
+        """Return the identity that a logger gave this training, and whether an earlier command made it."""
         file = self.folder / f"{logger}.json"
         if file.exists():
             return str(json.loads(file.read_text(encoding="utf-8"))["id"]), True
@@ -33,29 +33,29 @@ class Training:
 
 
 class Logger(ABC):
-    """One program's record of a training. It is opened with the step of the first row that it will get.
+    """One program's record of a training. It is opened with the step of its first row.
 
-    A resumed training opens it again: rows of the steps before `step` are there already, later ones are replaced or
+    A resumed training opens the record again. Rows of the steps before `step` exist already. Later rows are replaced or
     left as they are.
     """
 
     needs: ClassVar[str]
-    """The module that has to be installed; the extra of `dfkd` has its name."""
+    """Module that must be installed. The extra of `dfkd` has the logger's name."""
 
     @abstractmethod
     def __init__(self, training: Training, step: int) -> None: ...
 
     @abstractmethod
     def scalars(self, step: int, row: Mapping[str, float]) -> None:
-        """The numbers of a step."""
+        """Log the metrics of a step."""
 
     @abstractmethod
     def image(self, step: int, name: str, pixels: UInt8[np.ndarray, "height width channels"]) -> None:
-        """A picture of a step."""
+        """Log a picture of a step."""
 
     @abstractmethod
     def result(self, step: int, table: Mapping[str, Any]) -> None:
-        """The last table."""
+        """Log the final result."""
 
     @abstractmethod
     def close(self) -> None:
@@ -63,10 +63,10 @@ class Logger(ABC):
 
 
 def numbers(table: Mapping[str, Any]) -> dict[str, float]:
-    """Those entries of a table that are numbers."""
+    """Return the entries of a table that are numbers."""
     return {name: float(value) for name, value in table.items() if type(value) in (int, float)}
 
 
 def as_text(value: Any) -> str:
-    """An entry of a table as text."""
+    """Format an entry of a table as text."""
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

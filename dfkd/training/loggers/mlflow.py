@@ -1,4 +1,4 @@
-"""MLflow: MLFLOW_TRACKING_URI, else a store of files in the folder `mlruns` beside the training's own."""
+"""Logger for MLflow: MLFLOW_TRACKING_URI, else files in the folder `mlruns` beside the training's own."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from dfkd.training.loggers.base import Logger, Training, as_text, numbers
 
 LONGEST = 500
-"""Characters of a parameter: older servers take no more."""
+"""Largest length of a parameter, in characters. Older servers take no more."""
 
 
 class MLflow(Logger):
@@ -26,16 +26,16 @@ class MLflow(Logger):
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         if not uri:
             uri = (training.folder.parent.parent / "mlruns").resolve().as_uri()
-            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow refuses such a store unless told
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # without this, MLflow refuses a store of files
         self._client = MlflowClient(uri)
         self._run, begun = training.remembered("mlflow", lambda: self._new(training))
         self._last = -1
-        if begun:  # a row cannot be replaced: those that are there already are the same
+        if begun:  # MLflow cannot replace rows, and those that exist are the same
             last = self._client.get_run(self._run).data.tags.get("last_step", "-1")
             self._last = int(last)
 
     def _new(self, training: Training) -> str:
-        """A new run with the options as parameters."""
+        """Create a run with the options as parameters."""
         from mlflow.entities import Param
 
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "dfkd")
@@ -43,12 +43,12 @@ class MLflow(Logger):
         experiment = found.experiment_id if found else self._client.create_experiment(name)
         run = self._client.create_run(experiment, run_name=training.name).info.run_id
         params = [Param(name, as_text(value)[:LONGEST]) for name, value in training.options.items()]
-        for start in range(0, len(params), 100):  # a server takes no more at a time
+        for start in range(0, len(params), 100):  # a server takes no more at once
             self._client.log_batch(run, params=params[start : start + 100])
         return str(run)
 
     def scalars(self, step: int, row: Mapping[str, float]) -> None:
-        """Each under its name, in which MLflow's own signs alone are left."""
+        """Log each metric under its name. Characters that MLflow does not allow become `_`."""
         from mlflow.entities import Metric, RunTag
 
         if step <= self._last:
@@ -58,11 +58,11 @@ class MLflow(Logger):
         self._client.log_batch(self._run, metrics=metrics, tags=[RunTag("last_step", str(step))])
 
     def image(self, step: int, name: str, pixels: UInt8[np.ndarray, "height width channels"]) -> None:
-        """As a PNG file of the run."""
+        """Log the picture as a PNG file of the run."""
         self._client.log_image(self._run, pixels, f"images/{name}-{step:07d}.png")
 
     def result(self, step: int, table: Mapping[str, Any]) -> None:
-        """As result.json, and its numbers as metrics too."""
+        """Log the result as result.json, and its numbers as metrics."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -72,4 +72,4 @@ class MLflow(Logger):
         self._client.set_terminated(self._run)
 
     def close(self) -> None:
-        """Everything is written at once."""
+        """Do nothing, because everything is written at once."""

@@ -1,4 +1,4 @@
-"""Pictures of a training as PNG files in its folder; `dfkd inspect` shows those of a generator."""
+"""Logger of pictures as PNG files in the training's folder. `dfkd inspect` shows those of a generator."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,21 +21,21 @@ class Pictures(Logger):
     def __init__(self, training: Training, step: int) -> None:
         self._folder = training.folder / FOLDER
         make_folder(self._folder)
-        for file in self._folder.glob("*.png"):  # of steps that a resumed training takes again
+        for file in self._folder.glob("*.png"):  # pictures of steps that a resumed training repeats
             number = file.name.partition("-")[0]
             if number.isdecimal() and int(number) >= step:
                 file.unlink()
 
     def scalars(self, step: int, row: Mapping[str, float]) -> None:
-        """They are in metrics.jsonl."""
+        """Do nothing, because metrics.jsonl has the metrics."""
 
     def image(self, step: int, name: str, pixels: UInt8[np.ndarray, "height width channels"]) -> None:
-        """Write it."""
+        """Write the picture."""
         with replacing(self._folder / f"{step:07d}-{name}.png") as partial:
             partial.write_bytes(encode_png(pixels))
 
     def result(self, step: int, table: Mapping[str, Any]) -> None:
-        """It is in the manifest, or in result.json."""
+        """Do nothing, because the manifest or result.json has the result."""
 
     def close(self) -> None:
-        """Nothing is left to write."""
+        """Do nothing, because everything is written at once."""

@@ -1,4 +1,4 @@
-"""TensorBoard: event files in the folder `tensorboard` of the training's logs."""
+"""Logger for TensorBoard: event files in the folder `tensorboard` of the training's logs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,22 +19,22 @@ class TensorBoard(Logger):
 
         folder = training.folder / "tensorboard"
         begun = folder.exists()
-        # rows of an earlier command from this step on are not shown: they are logged again
+        # rows of an earlier command from this step on are purged: they are logged again
         self._writer = SummaryWriter(str(folder), purge_step=step if begun else None)
         if not begun:
             self._writer.add_text("options", _markdown(training.options))
 
     def scalars(self, step: int, row: Mapping[str, float]) -> None:
-        """Each under its name."""
+        """Log each metric under its name."""
         for name, value in row.items():
             self._writer.add_scalar(name, value, step)
 
     def image(self, step: int, name: str, pixels: UInt8[np.ndarray, "height width channels"]) -> None:
-        """Under `images/`."""
+        """Log the picture under `images/`."""
         self._writer.add_image(f"images/{name}", pixels, step, dataformats="HWC")
 
     def result(self, step: int, table: Mapping[str, Any]) -> None:
-        """As text, and its numbers as scalars too."""
+        """Log the result as text, and its numbers as scalars."""
         self._writer.add_text("result", _markdown(table), step)
         self.scalars(step, {f"result/{name}": value for name, value in numbers(table).items()})
 

@@ -1,4 +1,4 @@
-"""Weights & Biases. Its own variables decide where it goes: WANDB_MODE=offline, WANDB_PROJECT, WANDB_ENTITY."""
+"""Logger for Weights & Biases, configured by WANDB_MODE=offline, WANDB_PROJECT and WANDB_ENTITY."""
 
 import os
 from collections.abc import Mapping
@@ -28,25 +28,25 @@ class WeightsAndBiases(Logger):
             resume="allow",
             dir=str(training.folder),
             config=dict(training.options),
-            # it would write the terminal, the working folder's code and its history
+            # without these, wandb records terminal output, code and git data
             settings=wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True),
         )
 
     def scalars(self, step: int, row: Mapping[str, float]) -> None:
-        """Each under its name."""
+        """Log each metric under its name."""
         self._run.log(dict(row), step=step)
 
     def image(self, step: int, name: str, pixels: UInt8[np.ndarray, "height width channels"]) -> None:
-        """Under `images/`."""
+        """Log the picture under `images/`."""
         plain = pixels[..., 0] if pixels.shape[2] == 1 else pixels
         self._run.log({f"images/{name}": self._wandb.Image(plain)}, step=step)
 
     def result(self, step: int, table: Mapping[str, Any]) -> None:
-        """As the run's summary, and as a table."""
+        """Log the result as the run's summary, and as a table."""
         rows = [[name, as_text(value)] for name, value in table.items()]
         self._run.log({"result": self._wandb.Table(columns=["name", "value"], data=rows)}, step=step)
         self._run.summary.update({f"result/{name}": value for name, value in numbers(table).items()})
 
     def close(self) -> None:
-        """End the run, or this part of it."""
+        """End the run, or this part of the run."""
         self._run.finish()
