@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, ForwardRef, Literal, get_args, get_origin
 
 import jaxtyping
 import numpy as np
@@ -40,7 +40,7 @@ def _checked(**options: Any) -> Callable[[Any], Any]:
                 checked.__init__ = decorate(checked.__init__)
             return checked
         hints = [part for hint in checked.__annotations__.values() for part in _parts(hint)]
-        of_names = any(isinstance(hint, str) or "{" in str(hint) for hint in hints)
+        of_names = any(isinstance(hint, str | ForwardRef) or "{" in str(hint) for hint in hints)
         of_arrays = any(inspect.isclass(hint) and issubclass(hint, jaxtyping.AbstractArray) for hint in hints)
         if of_names or (of_arrays and inspect.isgeneratorfunction(checked)):
             return _jaxtyped(checked, **options)
@@ -63,7 +63,8 @@ def _with_shapes(checked: Callable[..., Any]) -> Callable[..., Any]:
 def _parts(annotation: Any) -> Iterator[Any]:
     """An annotation and all that it is made of, but for the values of a `Literal`."""
     yield annotation
-    for part in () if get_origin(annotation) is Literal else get_args(annotation):
+    parts = annotation if isinstance(annotation, list) else get_args(annotation)  # a list: the arguments of a Callable
+    for part in () if get_origin(annotation) is Literal else parts:
         yield from _parts(part)
 
 
