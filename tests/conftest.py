@@ -1,11 +1,13 @@
+import dataclasses
 import fcntl
+import functools
 import inspect
 import itertools
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ForwardRef, Literal, get_args, get_origin
 
 import jaxtyping
 import numpy as np
@@ -16,31 +18,54 @@ from beartype import beartype
 torch.set_num_threads(1)  # two threads that wait for each other are slower on networks of this size
 
 _jaxtyped = jaxtyping.jaxtyped
+_names_of_one_call = _jaxtyped("context")
 _numbers = itertools.count()
 
 
 def _checked(**options: Any) -> Callable[[Any], Any]:
-    """`jaxtyping.jaxtyped` where there are shapes to compare; beartype alone, which is quicker, where there are none.
+    """`jaxtyping.jaxtyped`, quicker: beartype alone where there are no shapes, and one pass over the arguments.
+
+    jaxtyping itself binds the arguments and checks them twice at every call, for its messages. It is needed for a size
+    that is written as `{argument}`, for a class that is named by a string, and for a generator, which runs later.
 
     A function within another one is left to mypy: its check would be compiled at every call of that. No such function
-    of dfkd has an array's shape among its annotations. Both took a third of the time of the tests.
+    of dfkd has an array's shape among its annotations.
     """
 
     def decorate(checked: Any) -> Any:
         if "<locals>" in checked.__qualname__:
             return checked
-        if inspect.isclass(checked) or any(map(_may_have_shape, checked.__annotations__.values())):
+        if inspect.isclass(checked):
+            if dataclasses.is_dataclass(checked) and "__init__" in vars(checked):
+                checked.__init__ = decorate(checked.__init__)
+            return checked
+        hints = [part for hint in checked.__annotations__.values() for part in _parts(hint)]
+        of_names = any(isinstance(hint, str | ForwardRef) or "{" in str(hint) for hint in hints)
+        of_arrays = any(inspect.isclass(hint) and issubclass(hint, jaxtyping.AbstractArray) for hint in hints)
+        if of_names or (of_arrays and inspect.isgeneratorfunction(checked)):
             return _jaxtyped(checked, **options)
-        return beartype(checked)
+        return _with_shapes(beartype(checked)) if of_arrays else beartype(checked)
 
     return decorate
 
 
-def _may_have_shape(annotation: Any) -> bool:
-    if isinstance(annotation, str):
-        return True
-    array = inspect.isclass(annotation) and issubclass(annotation, jaxtyping.AbstractArray)
-    return array or any(map(_may_have_shape, get_args(annotation)))
+def _with_shapes(checked: Callable[..., Any]) -> Callable[..., Any]:
+    """A function in whose arguments and result, checked by beartype, a name of a size means one number."""
+
+    @functools.wraps(checked)
+    def call(*arguments: Any, **options: Any) -> Any:
+        with _names_of_one_call:
+            return checked(*arguments, **options)
+
+    return call
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """An annotation and all that it is made of, but for the values of a `Literal`."""
+    yield annotation
+    parts = annotation if isinstance(annotation, list) else get_args(annotation)  # a list: the arguments of a Callable
+    for part in () if get_origin(annotation) is Literal else parts:
+        yield from _parts(part)
 
 
 jaxtyping.jaxtyped = _checked  # looked up by every module of dfkd when it is imported

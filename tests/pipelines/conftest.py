@@ -15,13 +15,15 @@ FITTED_ON = 64
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick_fits():
-    """Fit a student's layers on fewer images, and a filter in a quarter of the steps, each four times as long.
+    """Fit a student's layers on fewer images, and a filter in a quarter of the steps, on half of the images, each four
+    times as long.
 
     For a module, because runs that its tests share are made before the first of them begins.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dfkd.distill.init.reconstruct._IMAGES", FITTED_ON)
         patch.setattr("dfkd.select.filters._STEPS", 15)
+        patch.setattr("dfkd.select.filters._BATCH", 32)
         patch.setattr("dfkd.select.filters._RATE", 2e-2)
         yield
 
@@ -31,7 +33,13 @@ class Lab:
     folder: Path
     teacher: str
     pool: str
+    """1,200 images without a digit."""
+    few: str
+    """The first 120 of them, where it does not matter how many there are: a teacher's answers take time."""
     heldout: str
+    """400 digits and their labels."""
+    few_heldout: str
+    """The first 100 of them."""
 
     fitted_on = FITTED_ON
     flags = ("--normalize", demo.NORMALIZE, "--image-size", demo.SIDE, "--precision", "fp32")
@@ -58,14 +66,13 @@ def lab(tmp_path_factory, digits_teacher):
     folder = tmp_path_factory.mktemp("lab")
     images, labels = demo.digits()
     shutil.copy(digits_teacher, folder / "teacher.safetensors")
-    np.savez(folder / "heldout.npz", images=images[1000:1400], labels=labels[1000:1400])
-    np.savez(folder / "pool.npz", images=demo.patches(1200))
-    return Lab(
-        folder,
-        f"{demo.TEACHER}@{folder / 'teacher.safetensors'}",
-        str(folder / "pool.npz"),
-        str(folder / "heldout.npz"),
-    )
+    pool = demo.patches(1200)
+    for name, count in (("heldout", 400), ("few_heldout", 100)):
+        np.savez(folder / f"{name}.npz", images=images[1000 : 1000 + count], labels=labels[1000 : 1000 + count])
+    for name, count in (("pool", 1200), ("few", 120)):
+        np.savez(folder / f"{name}.npz", images=pool[:count])
+    data = {name: str(folder / f"{name}.npz") for name in ("pool", "few", "heldout", "few_heldout")}
+    return Lab(folder, f"{demo.TEACHER}@{folder / 'teacher.safetensors'}", **data)
 
 
 @pytest.fixture(scope="session")

@@ -49,8 +49,14 @@ BASE = {"--teacher": "TEACHER", "--pool": "POOL", "--out": "out", "--normalize":
         ({"--method": "random:3"}, "3 is for no parameter: random has none"),
         ({"--gamma": 0}, "--gamma 0.0 is not above 0"),
         ({"--method": "threshold:gamma=2"}, "threshold:gamma=2 is not above 0 and at most 1"),
-        ({"--gamma": 0.25, "--count": 700}, "300 images that are left of 1200 usable ones; --gamma 0.584"),
-        ({"--method": "threshold", "--count": 1000}, "840 images that are left of 1200 usable ones; --gamma 0.834"),
+        (
+            {"--pool": "FEW", "--gamma": 0.25, "--count": 70},
+            "30 images that are left of 120 usable ones; --gamma 0.584",
+        ),
+        (
+            {"--pool": "FEW", "--method": "threshold", "--count": 100},
+            "84 images that are left of 120 usable ones; --gamma 0.834",
+        ),
         ({"--count": 5000}, "--count 5000 is above the pool's 1200 images; give as many or fewer"),
         ({"--count": 0}, "--count 0 is not at least 1"),
         ({"--count": "many"}, "--count: 'many' is not a whole number"),
@@ -78,6 +84,7 @@ def test_select(refused, lab, selection, tmp_path, change, said):
     names = {
         "TEACHER": lab.teacher,
         "POOL": lab.pool,
+        "FEW": lab.few,
         "SELECTION": selection,
         "WEIGHTS": lab.folder / "teacher.safetensors",
     }

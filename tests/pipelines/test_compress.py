@@ -20,7 +20,7 @@ def made(lab, selection, tmp_path_factory):
         "defaults": {
             "teacher": lab.teacher,
             "samples": [str(selection)],
-            "batch-size": 32,
+            "batch-size": 16,
             "precision": "fp32",
             "loss": ["kd"],
             "log-every": 2,

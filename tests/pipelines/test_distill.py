@@ -17,7 +17,8 @@ from dfkd.models import cifar_resnet
 from dfkd.models.load import load_model
 from dfkd.system.memory import forget_peak_memory, peak_memory_bytes
 
-QUICK = ("--steps", 12, "--batch-size", 32, "--checkpoint-every", 5, "--log-every", 4)
+QUICK = ("--steps", 12, "--batch-size", 16, "--checkpoint-every", 5, "--log-every", 4)
+PLAIN = (*QUICK, "--loss", "kd", "--init", "none")
 TWO_STEPS = ("--steps", 2, "--batch-size", 8)
 
 
@@ -46,8 +47,8 @@ def test_the_folder_holds_what_the_contract_says(lab, selection, finished):
     student = load_model(str(finished))
     expected = {
         "steps": 12,
-        "images_seen": 384,
-        "teacher_forwards": 384 + lab.fitted_on,  # of the training, and of what the student's layers were fitted on
+        "images_seen": 192,
+        "teacher_forwards": 192 + lab.fitted_on,  # of the training, and of what the student's layers were fitted on
         "test_images": 400,
         "source": "selection",
         "selection_fingerprint": json.loads((selection / "manifest.json").read_text())["fingerprint"],
@@ -116,9 +117,9 @@ def test_batches_even_over_the_teachers_classes(lab, selection, tmp_path, monkey
         return teach(self, view, batch)
 
     monkeypatch.setattr(Trainer, "teach", keep)
-    assert lab.distill(selection, tmp_path / "run", *QUICK, "--batches", "classes:each=4") == 0
+    assert lab.distill(selection, tmp_path / "run", *PLAIN, "--batches", "classes:each=4") == 0
     present = np.flatnonzero(np.bincount(predictions, minlength=10))
-    for counts in seen:  # 32 images: 8 turns of 4 over the classes that there are
+    for counts in seen:  # 16 images: 4 turns of 4 over the classes that there are
         assert set(counts[present] % 4) == {0} and counts.max() - counts[present].min() <= 4
     assert sum(seen)[present].min() > 0
 
@@ -218,10 +219,11 @@ PINNED = [
     "options",
     [
         ("--mixup", 0.3),
-        ("--optimizer", "adamw", "--batches", "hardest:share=0.1", "--batch-size", 64),  # more than one pass
-        ("--ema", 0.9, "--cutmix", 1),
-        ("--reestimate", 2, "--mixup", 1, "--cutmix", 1),
-        ("--init", "teacher", "--student", "cifar_resnet:depth=8", "--ema", 0.9, "--reestimate", 2),
+        # 1.2 passes
+        ("--optimizer", "adamw", "--batches", "hardest:share=0.1", "--batch-size", 40, *PLAIN[-4:]),
+        ("--ema", 0.9, "--cutmix", 1, *PLAIN[-4:]),
+        ("--reestimate", 2, "--mixup", 1, "--cutmix", 1, *PLAIN[-4:]),
+        ("--loss", "kd", "--init", "teacher", "--student", "cifar_resnet:depth=8", "--ema", 0.9, "--reestimate", 2),
     ],
 )
 def test_interrupted_and_resumed_is_bit_for_bit_uninterrupted(lab, selection, tmp_path, monkeypatch, capsys, options):
@@ -272,19 +274,21 @@ def test_a_finished_run_is_not_done_again_and_another_is_refused(lab, selection,
     assert "holds another run: options.lr (0.1, now 0.2)" in capsys.readouterr().err
 
 
-def test_several_selections_are_mixed(lab, selection, tmp_path):
-    assert lab.select(tmp_path / "random", "--method", "random", "--count", 100) == 0
+def test_several_selections_are_mixed(lab, tmp_path):
+    few = ("--pool", lab.few)
+    assert lab.select(tmp_path / "sure", *few, "--method", "confidence", "--count", 80) == 0
+    assert lab.select(tmp_path / "random", *few, "--method", "random", "--count", 20) == 0
     teacher = ("--teacher", lab.teacher, "--student", "cifar_resnet:depth=8,width=4", "--precision", "fp32")
-    flags = ("--out", tmp_path / "run", "--epochs", 2, "--batch-size", 50)
-    assert lab.dfkd("distill", *teacher, "--samples", selection, tmp_path / "random", *flags) == 0
+    flags = ("--out", tmp_path / "run", "--epochs", 2, "--batch-size", 10)
+    assert lab.dfkd("distill", *teacher, "--samples", tmp_path / "sure", tmp_path / "random", *flags) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["steps"] == 20  # two passes over 400 + 100 images
+    assert result["steps"] == 20  # two passes over 80 + 20 images
     assert len(result["selection_fingerprint"].split("+")) == 2
     assert result["top1"] is None
 
 
 def test_a_student_learns_from_images_without_a_digit(lab, selection, tmp_path):
-    flags = ("--steps", 100, "--batch-size", 64, "--test", lab.heldout, "--checkpoint-every", 1000)
+    flags = ("--steps", 80, "--batch-size", 32, "--test", lab.heldout, "--checkpoint-every", 1000)
     assert lab.distill(selection, tmp_path / "run", *flags) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["teacher_top1"] > 0.9
@@ -311,11 +315,11 @@ def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_checkpoint(
 
 def test_a_finished_run_is_tested_and_named_later_without_training(lab, selection, tmp_path, monkeypatch):
     run = tmp_path / "run"
-    assert lab.distill(selection, run, *QUICK) == 0
+    assert lab.distill(selection, run, *TWO_STEPS) == 0
     monkeypatch.setattr(Trainer, "advance", lambda self: pytest.fail("a step was made"))
-    assert lab.distill(selection, run, *QUICK, "--test", lab.heldout, "--name", "new") == 0
+    assert lab.distill(selection, run, *TWO_STEPS, "--test", lab.heldout, "--name", "new") == 0
     result = json.loads((run / "result.json").read_text())
-    assert (result["name"], result["test_images"], result["steps"]) == ("new", 400, 12)
+    assert (result["name"], result["test_images"], result["steps"]) == ("new", 400, 2)
     figures = tmp_path / "figures.json"
     assert lab.dfkd("evaluate", "--model", run, "--data", lab.heldout, "--json", figures) == 0
     assert json.loads(figures.read_text())["top1"] == pytest.approx(result["top1"])
@@ -334,19 +338,19 @@ def test_the_figures_are_of_the_test_that_the_run_names(lab, selection, tmp_path
     step = Trainer.advance
     monkeypatch.setattr(Trainer, "advance", lambda self: exit() if self.step == 8 else step(self))
     with pytest.raises(SystemExit):
-        lab.distill(selection, tmp_path / "run", *QUICK, "--test", lab.heldout)
+        lab.distill(selection, tmp_path / "run", *PLAIN, "--test", lab.heldout)
     monkeypatch.setattr(Trainer, "advance", step)
     run = tmp_path / "run"
-    assert lab.distill(selection, run, *QUICK, "--test", few) == 0  # it is gone on with
+    assert lab.distill(selection, run, *PLAIN, "--test", few) == 0  # it is gone on with
     assert tested(run) == (100, "few.npz", None)
     monkeypatch.setattr(Trainer, "advance", lambda self: pytest.fail("a step was made"))
-    assert lab.distill(selection, run, *QUICK, "--test", lab.heldout) == 0
+    assert lab.distill(selection, run, *PLAIN, "--test", lab.heldout) == 0
     assert tested(run) == (400, Path(lab.heldout).name, None)
-    assert lab.distill(selection, run, *QUICK, "--name", "new") == 0
+    assert lab.distill(selection, run, *PLAIN, "--name", "new") == 0
     assert tested(run) == (400, Path(lab.heldout).name, "new")
-    assert lab.distill(selection, run, *QUICK, "--test", few) == 0
+    assert lab.distill(selection, run, *PLAIN, "--test", few) == 0
     few.write_bytes(Path(lab.heldout).read_bytes())  # the same name, other images
-    assert lab.distill(selection, run, *QUICK, "--test", few) == 0
+    assert lab.distill(selection, run, *PLAIN, "--test", few) == 0
     assert tested(run)[:2] == (400, "few.npz")
 
 
@@ -362,7 +366,7 @@ def test_another_spelling_is_the_same_run(lab, selection, tmp_path, monkeypatch)
 
 
 def test_selections_for_different_inputs_are_not_mixed_in_silence(lab, selection, tmp_path, capsys):
-    other = ("--normalize", "none", "--count", 50)
+    other = ("--normalize", "none", "--pool", lab.few, "--count", 50)
     assert lab.select(tmp_path / "other", *other) == 0
     mixed = ("--teacher", lab.teacher, "--student", "cifar_resnet:depth=8,width=4", "--precision", "fp32")
     flags = ("--samples", selection, tmp_path / "other", "--out", tmp_path / "run", "--steps", 2)
@@ -382,10 +386,10 @@ def test_a_damaged_checkpoint_is_named(lab, selection, tmp_path, capsys, monkeyp
     step = Trainer.advance
     monkeypatch.setattr(Trainer, "advance", lambda self: exit() if self.step == 8 else step(self))
     with pytest.raises(SystemExit):
-        lab.distill(selection, tmp_path / "run", *QUICK)
+        lab.distill(selection, tmp_path / "run", *PLAIN)
     state = tmp_path / "run" / "checkpoint" / "state.pt"
     state.write_bytes(state.read_bytes()[:5000])
-    assert lab.distill(selection, tmp_path / "run", *QUICK) == 2
+    assert lab.distill(selection, tmp_path / "run", *PLAIN) == 2
     assert "is damaged" in capsys.readouterr().err
 
 

@@ -1,6 +1,5 @@
 import json
 
-import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -18,15 +17,32 @@ def images(model):
     return torch.randn(5, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
+FLAGS = ("--normalize", "0.5/0.5", "--image-size", 16)
+
+
 @pytest.fixture
 def export(lab, tmp_path):
-    def run(form, *more):
-        out = tmp_path / f"student.{form}"
-        flags = ("--normalize", "0.5/0.5", "--image-size", 16, "--out", out)  # the suffix says which format
-        assert lab.dfkd("export", "--model", lab.teacher, *flags, *more) == 0
+    def run(form):
+        out = tmp_path / f"student.{form}"  # the suffix says which format
+        assert lab.dfkd("export", "--model", lab.teacher, *FLAGS, "--out", out) == 0
         return out
 
     return run
+
+
+@pytest.fixture(scope="module")
+def program(lab, tmp_path_factory):
+    """The teacher as a `.pt2`."""
+    out = tmp_path_factory.mktemp("program") / "student.pt2"
+    assert lab.dfkd("export", "--model", lab.teacher, *FLAGS, "--out", out) == 0
+    return out
+
+
+def logits_of(onnx, batch):
+    from onnx.reference import ReferenceEvaluator
+
+    evaluator = ReferenceEvaluator(str(onnx))
+    return torch.from_numpy(evaluator.run(None, {evaluator.input_names[0]: batch.numpy()})[0])
 
 
 def test_pt2_is_the_same_network_and_a_model(export, model, images, capsys):
@@ -45,33 +61,30 @@ def test_safetensors_are_weights_with_their_normalization(export, model):
     assert (json.loads(metadata["mean"]), json.loads(metadata["image_size"])) == ([0.5], 16)
 
 
+@pytest.mark.slow  # that of a `.pt2` is as exact, and that of a network is of any batch (tests/photos/test_export.py)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of the exporter's own libraries
 def test_onnx_gives_the_same_logits_for_any_batch(export, model, images):
-    from onnx.reference import ReferenceEvaluator
-
-    evaluator = ReferenceEvaluator(str(export("onnx")))
+    out = export("onnx")
     for batch in (images, images[:1]):
-        (logits,) = evaluator.run(None, {"images": batch.numpy()})
         with torch.no_grad():
-            np.testing.assert_allclose(logits, model.module(batch).numpy(), rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(logits_of(out, batch), model.module(batch), rtol=1e-3, atol=1e-3)
+
+
+def test_what_was_exported_can_be_exported_again(lab, program, model, images, tmp_path):
+    again = tmp_path / "again.pt2"
+    assert lab.dfkd("export", "--model", program, *FLAGS, "--out", again) == 0
+    with torch.no_grad():
+        found = load_model(str(again), normalize="0.5/0.5", image_size=16).module(images)
+        torch.testing.assert_close(found, model.module(images), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("form", ["pt2", "onnx"])
-def test_what_was_exported_can_be_exported_again(lab, export, model, images, tmp_path, form):
-    again = tmp_path / f"again.{form}"
-    flags = ("--normalize", "0.5/0.5", "--image-size", 16, "--out", again)
-    assert lab.dfkd("export", "--model", export("pt2"), *flags) == 0
-    with torch.no_grad():
-        expected = model.module(images)
-        if form == "pt2":
-            found = load_model(str(again), normalize="0.5/0.5", image_size=16).module(images)
-        else:
-            from onnx.reference import ReferenceEvaluator
-
-            evaluator = ReferenceEvaluator(str(again))
-            found = torch.from_numpy(evaluator.run(None, {evaluator.input_names[0]: images.numpy()})[0])
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+def test_a_program_can_be_exported_as_onnx_for_any_batch(lab, program, model, images, tmp_path):
+    again = tmp_path / "again.onnx"
+    assert lab.dfkd("export", "--model", program, *FLAGS, "--out", again) == 0
+    for batch in (images, images[:1]):
+        with torch.no_grad():
+            torch.testing.assert_close(logits_of(again, batch), model.module(batch), rtol=1e-3, atol=1e-3)
 
 
 def test_bad_requests(lab, tmp_path, capsys):

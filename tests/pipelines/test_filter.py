@@ -21,6 +21,12 @@ from dfkd.system.device import resolve_place
 TWO_STEPS = ("--steps", 2, "--batch-size", 8, "--init", "none")
 
 
+@pytest.fixture(autouse=True)
+def _of_few(monkeypatch):
+    """A filter is fitted for a pool of 200 images, too."""
+    monkeypatch.setattr("dfkd.select.pool_filter.LEAST", 200)
+
+
 def manifest(folder):
     return json.loads((folder / "manifest.json").read_text())
 
@@ -35,7 +41,7 @@ def pale(tmp_path_factory):
     """Digits that nobody would take for such: paler by far than the teacher's own."""
     images, _ = demo.digits()
     path = tmp_path_factory.mktemp("pale") / "pale.npz"
-    np.savez(path, images=(110 + 0.4 * images[1000:]).astype(np.uint8))
+    np.savez(path, images=(110 + 0.4 * images[1000:1260]).astype(np.uint8))
     return path
 
 
@@ -48,7 +54,7 @@ def no_fit():
 
 
 def test_a_filter_is_fitted_and_what_is_stored_has_gone_through_it(lab, pale, tmp_path, capsys):
-    assert select(lab, tmp_path / "s", pale, "--count", 300) == 0
+    assert select(lab, tmp_path / "s", pale, "--count", 120) == 0
     found = manifest(tmp_path / "s")
     before, after = found["filter"]["inception_score"]
     assert after > 3 * before
@@ -57,7 +63,7 @@ def test_a_filter_is_fitted_and_what_is_stored_has_gone_through_it(lab, pale, tm
 
     shards = Shards(tmp_path / "s")
     picked = [int(source.removeprefix("pale.npz#")) for source in shards.column("source")]
-    pixels = shards.pixels(np.arange(300))
+    pixels = shards.pixels(np.arange(120))
     assert np.array_equal(pixels, read_filter(found["filter"], 1)(np.load(pale)["images"][picked]))
     teacher = Classifier(load_model(lab.teacher, normalize=demo.NORMALIZE), resolve_place("cpu", "fp32"))
     np.testing.assert_allclose(shards.column("logits"), teacher(torch.from_numpy(pixels)).logits, rtol=2e-3, atol=1e-2)
@@ -71,35 +77,35 @@ def test_a_filter_is_fitted_and_what_is_stored_has_gone_through_it(lab, pale, tm
 def test_a_filter_is_fitted_once_for_a_teacher_and_a_pool(lab, pale, tmp_path, no_fit, monkeypatch, capsys):
     """For statistics, whatever the count, and for all other methods."""
     for given, other in ((), ()), (("--method", "threshold"), ("--method", "random")):
-        assert select(lab, tmp_path / f"a{len(given)}", pale, "--count", 300, *given) == 0
+        assert select(lab, tmp_path / f"a{len(given)}", pale, "--count", 120, *given) == 0
         with monkeypatch.context() as patch:
             no_fit(patch)
-            assert select(lab, tmp_path / f"b{len(given)}", pale, "--count", 200, *other) == 0
+            assert select(lab, tmp_path / f"b{len(given)}", pale, "--count", 80, *other) == 0
         assert manifest(tmp_path / f"a{len(given)}")["filter"] == manifest(tmp_path / f"b{len(given)}")["filter"]
-        assert "scores: all 797 are cached" in capsys.readouterr().err
-    assert select(lab, tmp_path / "a0", pale, "--count", 300) == 0
+        assert "scores: all 260 are cached" in capsys.readouterr().err
+    assert select(lab, tmp_path / "a0", pale, "--count", 120) == 0
     assert "this selection is complete already" in capsys.readouterr().err
 
 
 def test_a_damaged_filter_in_the_cache_is_fitted_again(lab, pale, tmp_path, monkeypatch):
     monkeypatch.setenv("DFKD_CACHE", str(tmp_path / "cache"))
-    assert select(lab, tmp_path / "a", pale, "--count", 300) == 0
+    assert select(lab, tmp_path / "a", pale, "--count", 120) == 0
     (kept,) = (tmp_path / "cache").rglob("filter.json")
     whole = kept.read_bytes()
     kept.write_bytes(whole[: len(whole) // 2])
-    assert select(lab, tmp_path / "b", pale, "--count", 300) == 0
+    assert select(lab, tmp_path / "b", pale, "--count", 120) == 0
     assert kept.read_bytes() == whole
     assert manifest(tmp_path / "a")["fingerprint"] == manifest(tmp_path / "b")["fingerprint"]
 
 
 def test_filter__of_a_heap_is_that_of_the_images_that_are_selected(lab, tmp_path):
     """Where most of a pool is noise, that would decide the filter of a selection that has none of it."""
-    digits = demo.digits()[0][1000:1400]
-    noise = np.random.default_rng(0).integers(0, 256, (1500, *digits.shape[1:]), dtype=np.uint8)
+    digits = demo.digits()[0][1000:1100]
+    noise = np.random.default_rng(0).integers(0, 256, (400, *digits.shape[1:]), dtype=np.uint8)
     np.savez(tmp_path / "heap.npz", images=np.concatenate([digits, noise]))
     changes = {}
     for method in ("statistics", "threshold"):
-        more = ("--count", 300, "--method", method)
+        more = ("--count", 80, "--method", method)
         assert select(lab, tmp_path / method, tmp_path / "heap.npz", *more) == 0
         found = read_filter(manifest(tmp_path / method)["filter"], 1)
         changes[method] = np.abs(found(digits).astype(float) - digits).mean() if found else 0
@@ -107,33 +113,33 @@ def test_filter__of_a_heap_is_that_of_the_images_that_are_selected(lab, tmp_path
 
 
 def test_a_pool_without_its_filter_is_another_selection(lab, pale, tmp_path, capsys):
-    assert select(lab, tmp_path / "s", pale, "--count", 300) == 0
-    assert select(lab, tmp_path / "s", pale, "--count", 300, "--filter", "none") == 2
+    assert select(lab, tmp_path / "s", pale, "--count", 120) == 0
+    assert select(lab, tmp_path / "s", pale, "--count", 120, "--filter", "none") == 2
     assert "holds another selection: options.filter" in capsys.readouterr().err
-    assert select(lab, tmp_path / "t", pale, "--count", 300, "--filter", "none") == 0
+    assert select(lab, tmp_path / "t", pale, "--count", 120, "--filter", "none") == 0
     assert "filter" not in manifest(tmp_path / "t")
     assert "filter" not in manifest(tmp_path / "t")["content"]["options"]
 
 
 def test_a_filter_that_does_not_help_is_not_kept(lab, tmp_path, capsys):
     images, _ = demo.digits()
-    np.savez(tmp_path / "own.npz", images=images[:1000])
-    assert select(lab, tmp_path / "s", tmp_path / "own.npz", "--count", 300) == 0
+    np.savez(tmp_path / "own.npz", images=images[:260])
+    assert select(lab, tmp_path / "s", tmp_path / "own.npz", "--count", 120) == 0
     found = manifest(tmp_path / "s")["filter"]
     assert found.keys() == {"inception_score"}
     assert "filtered; not kept" in capsys.readouterr().err
     shards = Shards(tmp_path / "s")
     picked = [int(source.removeprefix("own.npz#")) for source in shards.column("source")]
-    assert np.array_equal(shards.pixels(np.arange(300)), images[picked])
+    assert np.array_equal(shards.pixels(np.arange(120)), images[picked])
 
 
 def test_files_stay_as_they_came_and_are_filtered_when_they_are_read(lab, tmp_path, monkeypatch, capsys):
     photos = tmp_path / "photos"
     photos.mkdir()
     monkeypatch.setattr("dfkd.select.pool_filter.LEAST", 40)
-    for i, patch in enumerate(demo.patches(60)):
-        Image.fromarray(patch[..., 0]).resize((90, 90)).save(photos / f"{i:03d}.png")
-    flags = ("--teacher", lab.teacher, "--normalize", demo.NORMALIZE, "--image-size", 80, "--precision", "fp32")
+    for i, patch in enumerate(demo.patches(42)):
+        Image.fromarray(patch[..., 0]).resize((72, 72)).save(photos / f"{i:03d}.png")
+    flags = ("--teacher", lab.teacher, "--normalize", demo.NORMALIZE, "--image-size", 66, "--precision", "fp32")
     pool = ("--pool", photos, "--count", 20)
     assert lab.dfkd("select", *flags, *pool, "--filter", "blur:sigma=2", "--out", tmp_path / "s") == 0
     assert lab.dfkd("select", *flags, *pool, "--method", "random", "--out", tmp_path / "plain") == 0
@@ -144,8 +150,8 @@ def test_files_stay_as_they_came_and_are_filtered_when_they_are_read(lab, tmp_pa
     names = shards.column("source").tolist()
     from dfkd.data import open_pool
 
-    pool = open_pool([str(photos)], image_size=80, channels=1)
-    rows = [i for i, origin in enumerate(pool.origins(np.arange(60))) if origin in names]
+    pool = open_pool([str(photos)], image_size=66, channels=1)
+    rows = [i for i, origin in enumerate(pool.origins(np.arange(42))) if origin in names]
     own = pool.images(np.array(rows)).pixels
     stored = shards.pixels(np.arange(20))
     assert np.array_equal(stored, read_filter(manifest(tmp_path / "s")["filter"], 1)(own))
@@ -186,22 +192,23 @@ def precise(teacher, pixels):
 def test_a_filter_of_your_own(lab, tmp_path, monkeypatch, capsys):
     (tmp_path / "own_filters.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
-    assert lab.select(tmp_path / "s", "--count", 100, "--filter", "own_filters.negative:white=0.5") == 0
+    few = ("--pool", lab.few, "--count", 100)
+    assert lab.select(tmp_path / "s", *few, "--filter", "own_filters.negative:white=0.5") == 0
     options = manifest(tmp_path / "s")["content"]["options"]
     assert options["filter"] == "own_filters.negative:white=0.5"
     assert len(options["filter_code"]) == 16
     shards = Shards(tmp_path / "s")
-    picked = [int(source.removeprefix("pool.npz#")) for source in shards.column("source")]
-    expected = (127.5 - np.load(lab.pool)["images"][picked].astype(float)).clip(0)
+    picked = [int(source.removeprefix("few.npz#")) for source in shards.column("source")]
+    expected = (127.5 - np.load(lab.few)["images"][picked].astype(float)).clip(0)
     assert np.abs(shards.pixels(np.arange(100)) - expected).max() <= 0.5
-    assert lab.select(tmp_path / "p", "--count", 100, "--filter", "own_filters.precise") == 0
+    assert lab.select(tmp_path / "p", *few, "--filter", "own_filters.precise") == 0
     for name, why in {
         "nothing": "gives a NoneType, not a dfkd.data.images.filter.Filter",
         "even": "cannot be used: filter has a kernel of [1, 1, 4, 4] and a bias of [1]",
         "of_three": "cannot be used: filter has a kernel of [3, 3, 1, 1] and a bias of [3]",
         "not_a_number": "cannot be used: filter has numbers that are not finite",
     }.items():
-        assert lab.select(tmp_path / "t", "--count", 100, "--filter", f"own_filters.{name}") == 2
+        assert lab.select(tmp_path / "t", *few, "--filter", f"own_filters.{name}") == 2
         assert f"filter own_filters.{name} {why}" in capsys.readouterr().err
         assert not list(tmp_path.glob("t*"))
 
@@ -245,7 +252,7 @@ def test_a_teacher_without_batchnorm_is_taken_as_it_is_unless_a_fit_is_asked_for
 @pytest.mark.parametrize("spelled", ["Fitted", "dfkd.select.filters.fitted"])
 def test_a_fitted_filter_is_judged_by_whatever_name(lab, tmp_path, spelled):
     images, _ = demo.digits()
-    np.savez(tmp_path / "own.npz", images=images[:1000])
+    np.savez(tmp_path / "own.npz", images=images[:260])
     assert select(lab, tmp_path / "s", tmp_path / "own.npz", "--filter", spelled) == 0
     assert manifest(tmp_path / "s")["filter"].keys() == {"inception_score"}
 
@@ -297,10 +304,10 @@ def test_a_teacher_whose_statistics_lead_nowhere_is_taken_as_it_is(lab, pale, tm
 
 def test_a_pool_that_cannot_be_read_is_told_as_such(lab, tmp_path, capsys):
     (tmp_path / "bad").mkdir()
-    for i in range(520):
+    for i in range(220):
         (tmp_path / "bad" / f"{i}.png").write_bytes(b"no image")
     assert select(lab, tmp_path / "s", tmp_path / "bad") == 2
-    assert "520 of 520 images cannot be read, above --max-unreadable" in capsys.readouterr().err
+    assert "220 of 220 images cannot be read, above --max-unreadable" in capsys.readouterr().err
 
 
 def test_a_teacher_that_answers_nothing_finite_is_told_as_such(lab, pale, tmp_path, capsys):
@@ -321,7 +328,7 @@ def test_selections_through_different_filters_are_mixed(lab, pale, tmp_path):
 
 
 def test_a_small_pool_is_taken_as_it_is_and_one_image_shows_nothing(lab, tmp_path, capsys):
-    np.savez(tmp_path / "few.npz", images=demo.patches(511))
+    np.savez(tmp_path / "few.npz", images=demo.patches(199))
     assert select(lab, tmp_path / "s", tmp_path / "few.npz", "--count", 10) == 0
     assert "filter" not in manifest(tmp_path / "s")
     np.savez(tmp_path / "one.npz", images=demo.patches(1))

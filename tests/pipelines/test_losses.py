@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from dfkd.distill import losses
 from dfkd.models import cifar_resnet, wide_resnet
 
-STEPS = ("--steps", 3, "--batch-size", 16, "--log-every", 1, "--init", "none")
+STEPS = ("--steps", 3, "--batch-size", 8, "--log-every", 1, "--init", "none")
 SPECS = {
     "FT": "ft:paraphraser=1",
     "Codistillation": "codistillation:burn_in=0",
@@ -57,10 +57,10 @@ def test_byot__heads_are_measured_as_early_exits(lab, selection, tmp_path):
     assert "exits" not in json.loads((run / "result.json").read_text()), "the heads are gone, and the images others"
 
 
-@pytest.mark.parametrize("loss", ["crd", "ft:paraphraser=3", "ofd", "bss:steps=3,samples=8"])
+@pytest.mark.parametrize("loss", ["crd", "ft:paraphraser=3", "ofd", "bss:steps=3,samples=4"])
 def test_a_loss_with_a_memory_resumes_bit_for_bit(lab, selection, tmp_path, loss):
     """Buffers, counters and random numbers of the losses are in the checkpoint."""
-    common = ("--batch-size", 16, "--checkpoint-every", 2, "--loss", "kd", loss, "--init", "none")
+    common = ("--batch-size", 8, "--checkpoint-every", 2, "--loss", "kd", loss, "--init", "none")
     assert lab.distill(selection, tmp_path / "whole", "--steps", 6, *common) == 0
     with pytest.MonkeyPatch.context() as patch:
         from dfkd.distill.trainer import Trainer
@@ -84,7 +84,7 @@ def test_what_a_loss_asks_of_the_teacher_is_counted_over_an_interruption(lab, se
     from dfkd.distill.trainer import Trainer
 
     advance = Trainer.advance
-    flags = (*STEPS, "--checkpoint-every", 1, "--loss", "kd", "bss:steps=4,samples=8")
+    flags = (*STEPS, "--checkpoint-every", 1, "--loss", "kd", "bss:steps=4,samples=4")
 
     def stop(self):
         if self.step == 2:
@@ -97,4 +97,4 @@ def test_what_a_loss_asks_of_the_teacher_is_counted_over_an_interruption(lab, se
             lab.distill(selection, tmp_path / "run", *flags)
     assert lab.distill(selection, tmp_path / "run", *flags) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["teacher_forwards"] == 3 * (16 + 8 * (4 + 1))
+    assert result["teacher_forwards"] == 3 * (8 + 4 * (4 + 1))

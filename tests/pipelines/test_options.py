@@ -12,7 +12,7 @@ from dfkd.distill import trainer
 from dfkd.distill.trainer import Trainer
 from dfkd.training.hardest import HardestOrder
 
-QUICK = ("--steps", 12, "--batch-size", 32, "--checkpoint-every", 5, "--log-every", 4)
+QUICK = ("--steps", 12, "--batch-size", 16, "--checkpoint-every", 5, "--log-every", 4)
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -66,11 +66,11 @@ def test_statistics_are_reestimated_with_the_weights_that_are_written(lab, selec
     ours, theirs = student(tmp_path / "run"), student(averaged)
     assert same(ours, theirs, {name for name in ours if not name.endswith(STATISTICS)})
     assert ours["bn1.num_batches_tracked"] == 3
-    assert [len(view) for view in views] == [32] * 3
+    assert [len(view) for view in views] == [16] * 3
     first = torch.cat([torch.nn.functional.conv2d(view, ours["conv1.weight"], padding=1).double() for view in views])
     torch.testing.assert_close(ours["bn1.running_mean"].double(), first.mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert (result["images_seen"], result["teacher_forwards"]) == (12 * 32, 12 * 32 + lab.fitted_on)
+    assert (result["images_seen"], result["teacher_forwards"]) == (12 * 16, 12 * 16 + lab.fitted_on)
 
 
 def _kept(views, into):
@@ -80,7 +80,7 @@ def _kept(views, into):
 
 
 def test_killed_while_statistics_are_reestimated(lab, selection, tmp_path, monkeypatch):
-    flags = (*QUICK, "--ema", 0.7, "--reestimate", 2)
+    flags = (*QUICK, "--ema", 0.7, "--reestimate", 2, "--loss", "kd", "--init", "none")
     assert lab.distill(selection, tmp_path / "whole", *flags) == 0
     reestimate = trainer.reestimate
 
@@ -99,7 +99,7 @@ def test_killed_while_statistics_are_reestimated(lab, selection, tmp_path, monke
 
 
 def test_a_student_begins_as_its_teacher(lab, selection, tmp_path, capsys):
-    wide = ("--student", "cifar_resnet:depth=8", "--init", "teacher", "--lr", 0)
+    wide = ("--student", "cifar_resnet:depth=8", "--init", "teacher", "--lr", 0, "--loss", "kd")
     assert lab.distill(selection, tmp_path / "run", *QUICK, *wide) == 0
     assert "15 of the student's 15 layers begin as the teacher's" in capsys.readouterr().err
     ours, theirs = student(tmp_path / "run"), load_file(lab.folder / "teacher.safetensors")
@@ -159,9 +159,8 @@ def test_windows_are_what_the_teacher_answers_for_too(lab, selection, plain, tmp
         assert lab.distill(selection, tmp_path / "no", *QUICK, "--crop-area", area) == 2
 
 
-def test_the_hardest_images_are_those_where_the_student_was_farthest_from_the_teacher(
-    lab, selection, tmp_path, monkeypatch
-):
+def test_the_hardest_images_are_those_where_the_student_was_farthest_from_the_teacher(lab, tmp_path, monkeypatch):
+    assert lab.select(tmp_path / "s", "--pool", lab.few, "--count", 100) == 0
     batches, logits = [], []
     draw, teach, answer = HardestOrder.rows, Trainer.teach, Trainer.answer
 
@@ -175,11 +174,12 @@ def test_the_hardest_images_are_those_where_the_student_was_farthest_from_the_te
     monkeypatch.setattr(HardestOrder, "rows", kept(draw, batches))
     monkeypatch.setattr(Trainer, "teach", kept(teach, logits))
     monkeypatch.setattr(Trainer, "answer", kept(answer, logits))
-    assert lab.distill(selection, tmp_path / "run", *QUICK, "--batch-size", 100, "--batches", "hardest:share=0.5") == 0
-    latest = np.full(400, np.nan)
+    flags = ("--batch-size", 25, "--batches", "hardest:share=0.5", "--loss", "kd", "--init", "none")
+    assert lab.distill(tmp_path / "s", tmp_path / "run", *QUICK, *flags) == 0
+    latest = np.full(100, np.nan)
     for step, rows in enumerate(batches):
         if step >= 4 and step % 2 == 0:  # a round of two batches
-            hardest = np.argsort(-latest)[:200]
+            hardest = np.argsort(-latest)[:50]
             assert {*rows, *batches[step + 1]} == {*hardest}
         t, s = (outputs.logits.detach().double().cpu().numpy() / 4 for outputs in logits[2 * step : 2 * step + 2])
         log_p, log_q = (x - np.log(np.exp(x).sum(axis=1, keepdims=True)) for x in (t, s))
@@ -214,7 +214,7 @@ def test_without_batch_normalization_there_is_nothing_to_reestimate(lab, selecti
 
 
 def test_what_becomes_of_dropped_classes_is_no_matter_where_none_is_dropped(lab, selection, tmp_path, capsys):
-    loss = ("--loss", "kd:dropped=renormalize")
+    loss = ("--loss", "kd:dropped=renormalize", "--init", "none")
     assert lab.distill(selection, tmp_path / "a", *QUICK, *loss) == 0
     assert "note: a loss's dropped=... changes nothing without --class-dropping" in capsys.readouterr().err
     assert lab.distill(selection, tmp_path / "b", *QUICK, *loss, "--class-dropping", 0.05) == 0

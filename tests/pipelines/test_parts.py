@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,9 +20,15 @@ def tree(folder):
 
 
 @pytest.fixture
+def lab(lab):
+    """The lab with few images."""
+    return replace(lab, pool=lab.few)
+
+
+@pytest.fixture
 def cache(tmp_path, monkeypatch):
     """Small parts, and a cache of the test's own: a function that names it."""
-    monkeypatch.setattr(score, "PART_ROWS", 250)  # five of the lab's 1,200 images, the last of 200
+    monkeypatch.setattr(score, "PART_ROWS", 25)  # five of the 120 images, the last of 20
     return lambda name: monkeypatch.setenv("DFKD_CACHE", str(tmp_path / f"cache-{name}"))
 
 
@@ -35,18 +42,18 @@ def scored(monkeypatch):
 
 def test_shares_that_were_scored_apart_are_one_selection(lab, tmp_path, cache, scored, capsys):
     cache("whole")
-    assert lab.select(tmp_path / "whole", "--count", 400) == 0
+    assert lab.select(tmp_path / "whole", "--count", 40) == 0
     cache("parts")
-    for part, images in (("2/2", 700), ("1/2", 500)):
+    for part, images in (("2/2", 70), ("1/2", 50)):
         scored.clear()
-        assert lab.select(tmp_path / "apart", "--count", 400, "--part", part) == 0
+        assert lab.select(tmp_path / "apart", "--count", 40, "--part", part) == 0
         assert sum(scored) == images
         assert f"part {part} is scored; the same command without --part selects" in capsys.readouterr().err
         assert not (tmp_path / "apart").exists()
     scored.clear()
-    assert lab.select(tmp_path / "apart", "--count", 400) == 0
+    assert lab.select(tmp_path / "apart", "--count", 40) == 0
     assert scored == []
-    assert "all 1,200 are cached" in capsys.readouterr().err
+    assert "all 120 are cached" in capsys.readouterr().err
     assert tree(tmp_path / "apart") == tree(tmp_path / "whole")
 
 
@@ -54,14 +61,14 @@ def test_shares_that_were_scored_apart_are_one_selection(lab, tmp_path, cache, s
     "options",
     [
         ("--method", "threshold"),
-        ("--method", "threshold:draw=entropy", "--gamma", 0.6, "--balance", "none", "--count", 500),
-        ("--method", "statistics", "--count", 301),
+        ("--method", "threshold:draw=entropy", "--gamma", 0.6, "--balance", "none", "--count", 50),
+        ("--method", "statistics", "--count", 31),
     ],
 )
 def test_a_pool_whose_scores_are_not_held_in_memory_is_the_same_selection(lab, tmp_path, cache, monkeypatch, options):
     cache("whole")
     assert lab.select(tmp_path / "held", *options) == 0
-    monkeypatch.setattr(streaming, "IN_MEMORY", 1199)
+    monkeypatch.setattr(streaming, "IN_MEMORY", 119)
     monkeypatch.setattr(stage, "choose", lambda *a, **k: pytest.fail("chosen in memory"))
     assert lab.select(tmp_path / "read", *options) == 0
     assert tree(tmp_path / "read") == tree(tmp_path / "held")
@@ -71,13 +78,13 @@ def test_a_pool_whose_scores_are_not_held_in_memory_is_drawn_from_by_the_seed(
     lab, tmp_path, cache, monkeypatch, capsys
 ):
     cache("whole")
-    monkeypatch.setattr(streaming, "IN_MEMORY", 1199)
+    monkeypatch.setattr(streaming, "IN_MEMORY", 119)
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        assert lab.select(tmp_path / name, "--method", "random", "--count", 300, "--seed", seed) == 0
+        assert lab.select(tmp_path / name, "--method", "random", "--count", 30, "--seed", seed) == 0
     drawn = [(tmp_path / name / "data-00000.arrow").read_bytes() for name in "abc"]
     assert drawn[0] == drawn[1] != drawn[2]
-    assert lab.select(tmp_path / "d", "--method", "threshold", "--gamma", 0.1, "--count", 400) == 2
-    assert "--count=400 is above the 120 images that are left of 1200 usable ones" in capsys.readouterr().err
+    assert lab.select(tmp_path / "d", "--method", "threshold", "--gamma", 0.1, "--count", 40) == 2
+    assert "--count=40 is above the 12 images that are left of 120 usable ones" in capsys.readouterr().err
 
 
 def test_a_scale_of_ones_own_that_fails_is_one_line(lab, tmp_path, cache, monkeypatch, capsys):
@@ -88,7 +95,7 @@ def test_a_scale_of_ones_own_that_fails_is_one_line(lab, tmp_path, cache, monkey
         "@Traits(scale=lambda far=1.0: Scale(fails))\ndef mine(scores, rng, *, far: float = 1.0):\n    return 0\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(streaming, "IN_MEMORY", 1199)
+    monkeypatch.setattr(streaming, "IN_MEMORY", 119)
     assert lab.select(tmp_path / "a", "--method", "own_scale.mine:far=2") == 2
     assert (
         "method 'own_scale.mine:far=2.0' failed: KeyError: 'nothing' (own_scale.py, line 3)" in capsys.readouterr().err
@@ -99,10 +106,10 @@ def test_what_is_missing_of_the_shares_is_scored_by_the_last_command(lab, tmp_pa
     cache("parts")
     for part in ("1/4", "4/4"):
         assert lab.select(tmp_path / "s", "--part", part) == 0
-    assert sum(scored) == 250 + 450  # of five parts the first, and the last two
+    assert sum(scored) == 25 + 45  # of five parts the first, and the last two
     scored.clear()
     assert lab.select(tmp_path / "s") == 0
-    assert sum(scored) == 500
+    assert sum(scored) == 50
 
 
 def test_every_part_of_a_pool_is_in_one_share():
@@ -167,7 +174,7 @@ def test_part_slurm__scores_its_share(lab, tmp_path, cache, scored, monkeypatch,
     for name, value in array_task(ID=6, COUNT=2, MIN=5, MAX=6, STEP=1).items():
         monkeypatch.setenv(name, value)
     assert lab.select(tmp_path / "s", "--part", "slurm") == 0
-    assert sum(scored) == 700
+    assert sum(scored) == 70
     assert "part 2/2 is scored" in capsys.readouterr().err
 
 
@@ -177,15 +184,15 @@ def test_of_the_pool_too_much_can_be_unreadable_and_not_of_a_share(lab, tmp_path
     cache("broken")
     photos = tmp_path / "photos"
     photos.mkdir()
-    for i, image in enumerate(np.load(lab.pool)["images"][:500, ..., 0]):
+    for i, image in enumerate(np.load(lab.pool)["images"][:100, ..., 0]):
         Image.fromarray(image).save(photos / f"{i:03d}.png")
-        if i >= 490:
+        if i >= 98:
             (photos / f"{i:03d}.png").write_bytes(b"no picture")
     flags = ("--teacher", lab.teacher, *lab.flags, "--filter", "none", "--max-unreadable", 0.03)
     command = ("select", *flags, "--pool", photos, "--out", tmp_path / "s")
     assert lab.dfkd(*command, "--part", "2/2") == 0  # 4 % of the share, 2 % of the pool
     assert lab.dfkd(*command, "--max-unreadable", 0.01, "--part", "2/2") == 2
-    assert "10 of 500 images cannot be read, above --max-unreadable 0.01: photos/490.png" in capsys.readouterr().err
+    assert "2 of 100 images cannot be read, above --max-unreadable 0.01: photos/098.png" in capsys.readouterr().err
     assert lab.dfkd(*command, "--max-unreadable", 0.01, "--part", "1/2") == 0
 
 
@@ -231,8 +238,8 @@ def test_a_part_in_a_preset_has_no_place_in_a_pipeline_either(lab, tmp_path, cap
 @pytest.mark.slow
 def test_real_commands_at_once(lab, tmp_path):
     environment = {**os.environ, "DFKD_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    flags = ("--teacher", lab.teacher, *lab.flags, "--out", tmp_path / "s", "--count", 300)
-    small = "from dfkd.select import filters, score; score.PART_ROWS, filters._STEPS = 500, 5"
+    flags = ("--teacher", lab.teacher, *lab.flags, "--out", tmp_path / "s", "--count", 30)
+    small = "from dfkd.select import filters, score; score.PART_ROWS, filters._STEPS = 50, 5"
     program = f"from dfkd.app.cli import entry; {small}; entry()"
     command = [sys.executable, "-c", program, "select", *map(str, flags), "--pool", lab.pool]
     at_once = [
@@ -242,4 +249,4 @@ def test_real_commands_at_once(lab, tmp_path):
     said = [process.communicate()[1] for process in at_once]
     assert [process.returncode for process in at_once] == [0, 0, 0], said
     last = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=True)
-    assert "all 1,200 are cached, the teacher is not run" in last.stderr  # so that all went on with one filter
+    assert "all 120 are cached, the teacher is not run" in last.stderr  # so that all went on with one filter

@@ -22,7 +22,7 @@ from dfkd.system.errors import RequestError
 from dfkd.system.locks import locked
 
 ROOT = Path(__file__).parents[2]
-QUICK = ("--steps", 12, "--batch-size", 16, "--checkpoint-every", 5, "--log-every", 3, "--init", "none")
+QUICK = ("--steps", 12, "--batch-size", 16, "--checkpoint-every", 5, "--log-every", 3, "--init", "none", "--loss", "kd")
 
 
 def tree(folder):
@@ -42,8 +42,8 @@ def flip(path, position=-200):
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Several parts of scores and several shards."""
-    monkeypatch.setattr(score, "PART_ROWS", 500)
-    monkeypatch.setattr("dfkd.select.selection_writer.ROWS_PER_SHARD", 100)
+    monkeypatch.setattr(score, "PART_ROWS", 50)
+    monkeypatch.setattr("dfkd.select.selection_writer.ROWS_PER_SHARD", 10)
 
 
 @pytest.fixture(scope="module")
@@ -97,12 +97,12 @@ def test_the_figures_in_the_documentation_are_those_of_the_last_run():
 def test_a_scoring_that_is_interrupted_keeps_every_batch(
     lab, tmp_path, monkeypatch, capsys, small_pieces, number, status, more
 ):
-    flags = ("--count", 250, "--batch-size", 64, *more)
+    flags = ("--pool", lab.few, "--count", 25, "--batch-size", 6, *more)
     whole, forwards = Classifier.__call__, []
 
     def interrupted(self, pixels):
         forwards.append(len(pixels))
-        if sum(forwards) > 800:
+        if sum(forwards) > 80:
             os.kill(os.getpid(), number)
         return whole(self, pixels)
 
@@ -118,7 +118,7 @@ def test_a_scoring_that_is_interrupted_keeps_every_batch(
         Classifier, "__call__", lambda self, pixels: (forwards.append(len(pixels)), whole(self, pixels))[1]
     )
     assert lab.select(tmp_path / "out", *flags) == 0
-    assert scored + sum(forwards) == 1200
+    assert scored + sum(forwards) == 120
     after = cached()
     assert not [name for name in after if "head" in name]
     monkeypatch.setenv("DFKD_CACHE", str(tmp_path / "cache"))
@@ -131,7 +131,7 @@ def test_a_scoring_that_is_interrupted_keeps_every_batch(
     ("pool", "error", "status"), [("raw", KeyboardInterrupt, 130), ("files", RequestError("no answer just now"), 2)]
 )
 def test_a_selection_goes_on_behind_its_last_shard(lab, tmp_path, monkeypatch, small_pieces, pool, error, status):
-    flags = ("--count", 360)
+    flags = ("--pool", lab.few, "--count", 36)
     if pool == "files":
         (tmp_path / "photos").mkdir()
         for i, image in enumerate(np.load(lab.pool)["images"][:60]):
@@ -170,9 +170,10 @@ def test_shards_of_another_request_are_not_gone_on_with(lab, tmp_path, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(shards, "_write_arrow", killed)
-        assert lab.select(tmp_path / "out", "--count", 400) == 130
-    assert lab.select(tmp_path / "out", "--count", 150) == 0
-    assert lab.select(tmp_path / "again", "--count", 150) == 0
+        few = ("--pool", lab.few)
+        assert lab.select(tmp_path / "out", *few, "--count", 40) == 130
+    assert lab.select(tmp_path / "out", *few, "--count", 15) == 0
+    assert lab.select(tmp_path / "again", *few, "--count", 15) == 0
     assert tree(tmp_path / "out") == tree(tmp_path / "again")
 
 
@@ -197,7 +198,7 @@ def test_what_may_not_be_read_is_not_called_damaged(lab, selection, finished, mo
 
 
 def test_a_damaged_part_of_the_score_cache_is_scored_again(lab, tmp_path, monkeypatch, capsys, small_pieces):
-    flags = ("--count", 100, "--deduplicate", 0.999)
+    flags = ("--pool", lab.few, "--count", 10, "--deduplicate", 0.999)
     assert lab.select(tmp_path / "whole", *flags) == 0
     folder = next(Path(os.environ["DFKD_CACHE"]).glob("scores/*"))
     (folder / "scores-000001.parquet").write_bytes((folder / "scores-000001.parquet").read_bytes()[:3000])
@@ -213,8 +214,7 @@ def test_a_damaged_part_of_the_score_cache_is_scored_again(lab, tmp_path, monkey
     assert tree(tmp_path / "third") == tree(tmp_path / "whole")
 
 
-def test_a_run_that_another_command_begins_at_this_moment_is_a_run(lab, selection, tmp_path, monkeypatch):
-    assert lab.distill(selection, tmp_path / "first", *QUICK) == 0
+def test_a_run_that_another_command_begins_at_this_moment_is_a_run(lab, selection, one_run, tmp_path, monkeypatch):
     run = tmp_path / "run"
     run.mkdir()
 
@@ -225,7 +225,7 @@ def test_a_run_that_another_command_begins_at_this_moment_is_a_run(lab, selectio
             found = look(path)
             found = found if isinstance(found, bool) else list(found)
             if run in (path, path.parent) and path.suffix != ".json" and not os.listdir(run):
-                shutil.copytree(tmp_path / "first", run, dirs_exist_ok=True)
+                shutil.copytree(one_run, run, dirs_exist_ok=True)
             return found if isinstance(found, bool) else iter(found)
 
         return first
@@ -255,7 +255,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(lab, selection, tmp_path, m
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(handle)
 
-    for command, done in ((lambda: lab.select(tmp_path / "out", "--count", 50), "manifest.json"),
+    for command, done in ((lambda: lab.select(tmp_path / "out", "--pool", lab.few, "--count", 50), "manifest.json"),
                           (lambda: lab.distill(selection, tmp_path / "out", *QUICK), "result.json")):  # fmt: skip
         calls.clear()
         with monkeypatch.context() as patch:
@@ -337,9 +337,8 @@ def test_the_last_step_can_be_interrupted_too(lab, selection, tmp_path, monkeypa
     assert lab.distill(selection, tmp_path / "run", *QUICK) == 0
 
 
-def test_a_checkpoint_between_its_two_renames_is_found_and_put_back(lab, selection, tmp_path, monkeypatch):
+def test_a_checkpoint_between_its_two_renames_is_found_and_put_back(lab, selection, one_run, tmp_path, monkeypatch):
     step = Trainer.advance
-    assert lab.distill(selection, tmp_path / "whole", *QUICK) == 0
     monkeypatch.setattr(Trainer, "advance", lambda self: exit() if self.step == 8 else step(self))
     with pytest.raises(SystemExit):
         lab.distill(selection, tmp_path / "run", *QUICK)
@@ -352,7 +351,7 @@ def test_a_checkpoint_between_its_two_renames_is_found_and_put_back(lab, selecti
     assert lab.distill(selection, tmp_path / "run", *QUICK) == 0
     assert not (tmp_path / "run" / "checkpoint.old").exists()
     name = "student.safetensors"
-    assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert (tmp_path / "run" / name).read_bytes() == (one_run / name).read_bytes()
 
 
 def test_files_of_others_are_left_alone(lab, selection, tmp_path, capsys):
@@ -362,7 +361,7 @@ def test_files_of_others_are_left_alone(lab, selection, tmp_path, capsys):
     assert lab.distill(selection, tmp_path / "mine", *QUICK) == 2
     (tmp_path / "mine.partial").mkdir()
     (tmp_path / "mine.partial" / "letter.txt").write_text("mine")
-    assert lab.select(tmp_path / "mine.other", "--count", 50) == 0
+    assert lab.select(tmp_path / "mine.other", "--pool", lab.few, "--count", 50) == 0
     (tmp_path / "mine" / "film.partial").rename(tmp_path / "film.partial")
     (tmp_path / "mine").rmdir()
     assert lab.select(tmp_path / "mine", "--count", 50) == 2

@@ -50,7 +50,7 @@ samples = ["random", "sure"]
 @pytest.fixture
 def file(lab, tmp_path):
     path = tmp_path / "mine.toml"
-    path.write_text(FILE.format(out=tmp_path / "out", teacher=lab.teacher, pool=lab.pool, heldout=lab.heldout))
+    path.write_text(FILE.format(out=tmp_path / "out", teacher=lab.teacher, pool=lab.few, heldout=lab.few_heldout))
     return path
 
 

@@ -68,10 +68,10 @@ def test_the_folder_holds_what_the_contract_says(lab, selection):
 
 
 def test_the_threshold_is_in_the_manifest(lab, tmp_path):
-    assert lab.select(tmp_path / "s", "--count", 400, "--method", "threshold") == 0
+    assert lab.select(tmp_path / "s", "--pool", lab.few, "--count", 40, "--method", "threshold") == 0
     manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
     assert manifest["content"]["options"]["method"] == "threshold:gamma=0.7,draw=confidence"
-    assert manifest["admitted"] == 840
+    assert manifest["admitted"] == 84
     scores = pq.read_table(tmp_path / "s" / "scores.parquet").to_pydict()
     chosen = [i for i, reason in enumerate(scores["reason"]) if reason == "selected"]
     assert min(scores["confidence"][i] for i in chosen) >= manifest["threshold"]
@@ -98,7 +98,7 @@ def test_method__is_by_default_what_the_teacher_allows(lab, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     save_file(dict(lenet5(num_classes=10, in_channels=1).state_dict()), "lenet.safetensors")
-    flags = ("--normalize", "0.5/0.5", "--pool", lab.pool, "--count", 20, "--filter", "none")
+    flags = ("--normalize", "0.5/0.5", "--pool", lab.few, "--count", 20, "--filter", "none")
     for out, model, size, more, method in (
         ("a", lab.teacher, 16, (), "statistics"),
         ("b", lab.teacher, 16, ("--gamma", 0.5), "threshold:gamma=0.5"),
@@ -134,9 +134,9 @@ def test_the_teacher_is_folded_where_it_answers_for_many_images_and_not_where_it
         own(self, model, place, taps, fold)
 
     monkeypatch.setattr(Classifier, "__init__", made)
-    assert lab.select(tmp_path / "s", "--count", 40) == 0
+    assert lab.select(tmp_path / "s", "--pool", lab.few, "--count", 40) == 0
     assert asked == [True]
-    flags = ("--steps", 2, "--batch-size", 8, "--loss", "kd", "--test", lab.heldout)
+    flags = ("--steps", 2, "--batch-size", 8, "--loss", "kd", "--test", lab.few_heldout)
     assert lab.distill(tmp_path / "s", tmp_path / "run", *flags) == 0
     assert asked == [True, True, False, False]  # the trainer's; student and teacher as they are measured
 
@@ -150,68 +150,70 @@ def test_the_same_request_gives_the_same_bytes_and_is_not_done_twice(lab, select
 
 
 def test_another_count_or_method_does_not_run_the_teacher(lab, tmp_path, capsys, no_teacher):
-    assert lab.select(tmp_path / "first", "--method", "random", "--count", 100) == 0
+    few = ("--pool", lab.few)
+    assert lab.select(tmp_path / "first", *few, "--method", "random", "--count", 50) == 0
     no_teacher()
     for number, more in enumerate(
         [
-            ("--count", 50),
+            ("--count", 20),
             ("--gamma", 0.3),
-            ("--method", "confidence", "--count", 70),
+            ("--method", "confidence", "--count", 30),
             ("--method", "entropy"),
             ("--balance", "class", "--seed", 3),
             ("--class-dropping", 0.2),
         ]
     ):
-        assert lab.select(tmp_path / str(number), *more) == 0
-        assert "all 1,200 are cached, the teacher is not run" in capsys.readouterr().err
-    assert len(Shards(tmp_path / "1")) == 360  # all that gamma 0.3 admits
-    assert len(Shards(tmp_path / "3")) == 600  # half of the pool
+        assert lab.select(tmp_path / str(number), *few, *more) == 0
+        assert "all 120 are cached, the teacher is not run" in capsys.readouterr().err
+    assert len(Shards(tmp_path / "1")) == 36  # all that gamma 0.3 admits
+    assert len(Shards(tmp_path / "3")) == 60  # half of the pool
     confident, drawn = Shards(tmp_path / "2").column("confidence"), Shards(tmp_path / "3").column("confidence")
     assert confident.min() > np.median(drawn)
 
 
-def test_a_killed_scoring_goes_on_from_its_last_part(lab, tmp_path, monkeypatch, selection):
+def test_a_killed_scoring_goes_on_from_its_last_part(lab, tmp_path, monkeypatch):
     from dfkd.select import score
 
-    monkeypatch.setattr(score, "PART_ROWS", 500)
-    forwards = []
+    monkeypatch.setattr(score, "PART_ROWS", 50)
+    forwards, few = [], ("--pool", lab.few, "--count", 40)
     whole = Classifier.__call__
 
     def killed(self, pixels):
         forwards.append(len(pixels))
-        if sum(forwards) > 700:
+        if sum(forwards) > 70:
             raise KeyboardInterrupt
         return whole(self, pixels)
 
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "__call__", killed)
-        assert lab.select(tmp_path / "out", "--count", 400) == 130
+        assert lab.select(tmp_path / "out", *few) == 130
     assert not (tmp_path / "out").exists()
     forwards.clear()
     monkeypatch.setattr(
         Classifier, "__call__", lambda self, pixels: (forwards.append(len(pixels)), whole(self, pixels))[1]
     )
-    assert lab.select(tmp_path / "out", "--count", 400) == 0
-    assert sum(forwards) == 700  # of 1,200
-    assert Shards(tmp_path / "out").column("source").tolist() == Shards(selection).column("source").tolist()
+    assert lab.select(tmp_path / "out", *few) == 0
+    assert sum(forwards) == 70  # of 120
+    monkeypatch.setenv("DFKD_CACHE", str(tmp_path / "cache"))
+    assert lab.select(tmp_path / "whole", *few) == 0
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
 def test_near_duplicates_and_clusters(lab, tmp_path):
-    images = np.load(lab.pool)["images"][:300]
+    images = np.load(lab.few)["images"]
     np.savez(tmp_path / "twice.npz", images=np.concatenate([images, images]))
     common = ("--teacher", lab.teacher, *lab.flags, "--pool", tmp_path / "twice.npz", "--method", "random")
-    assert lab.dfkd("select", *common, "--out", tmp_path / "kept", "--deduplicate", 0.9999, "--count", 200) == 0
-    rows = [int(s.partition("#")[2]) % 300 for s in Shards(tmp_path / "kept").column("source")]
-    assert len(set(rows)) == 200
-    assert json.loads((tmp_path / "kept" / "manifest.json").read_text())["reasons"]["near_duplicate"] >= 300
-    assert (
-        lab.dfkd("select", *common, "--out", tmp_path / "pixels", "--deduplicate-pixels", 0.9999, "--count", 150) == 0
-    )
-    rows = [int(s.partition("#")[2]) % 300 for s in Shards(tmp_path / "pixels").column("source")]
-    assert len(set(rows)) == 150
+    assert lab.dfkd("select", *common, "--out", tmp_path / "kept", "--deduplicate", 0.9999, "--count", 80) == 0
+    rows = [int(s.partition("#")[2]) % 120 for s in Shards(tmp_path / "kept").column("source")]
+    assert len(set(rows)) == 80
+    assert json.loads((tmp_path / "kept" / "manifest.json").read_text())["reasons"]["near_duplicate"] >= 120
+    of_pixels = ("--out", tmp_path / "pixels", "--deduplicate-pixels", 0.9999, "--count", 60)
+    assert lab.dfkd("select", *common, *of_pixels) == 0
+    rows = [int(s.partition("#")[2]) % 120 for s in Shards(tmp_path / "pixels").column("source")]
+    assert len(set(rows)) == 60
     assert json.loads((tmp_path / "pixels" / "manifest.json").read_text())["content"]["options"]["deduplicate_pixels"]
-    assert lab.dfkd("select", *common, "--out", tmp_path / "spread", "--balance", "cluster", "--count", 100) == 0
-    assert len(Shards(tmp_path / "spread")) == 100
+    assert lab.dfkd("select", *common, "--out", tmp_path / "spread", "--balance", "cluster", "--count", 50) == 0
+    assert len(Shards(tmp_path / "spread")) == 50
 
 
 def test_unreadable_images_are_skipped_and_named(lab, tmp_path, capsys):
@@ -241,7 +243,7 @@ def test_large_photos_stay_encoded_and_teach(lab, tmp_path, rng, monkeypatch):
     torch.save(cifar_resnet(depth=8, width=4, num_classes=3).state_dict(), tmp_path / "three.pt")
     teacher = ("--teacher", f"cifar_resnet:depth=8,width=4@{tmp_path / 'three.pt'}", "--precision", "fp32")
     monkeypatch.setattr("dfkd.select.selection_writer.BYTES_PER_SHARD", 20_000)
-    where = ("--pool", folder, "--image-size", 72, "--out", tmp_path / "selection", "--method", "random", "--count", 20)
+    where = ("--pool", folder, "--image-size", 66, "--out", tmp_path / "selection", "--method", "random", "--count", 20)
     assert lab.dfkd("select", *teacher, *where, "--seed", 1) == 0
     shards = Shards(tmp_path / "selection")
     assert shards.encoded
@@ -251,7 +253,7 @@ def test_large_photos_stay_encoded_and_teach(lab, tmp_path, rng, monkeypatch):
     by_name = {f"photos/{path.name}": path.read_bytes() for path in folder.iterdir()}
     stored = [bytes(image["bytes"]) for image in raw_images(tmp_path / "selection")]
     assert stored == [by_name[source] for source in shards.column("source")]
-    assert shards.pixels(np.array([3, 0])).shape == (2, 72, 72, 3)
+    assert shards.pixels(np.array([3, 0])).shape == (2, 66, 66, 3)
     image = datasets.load_from_disk(str(tmp_path / "selection"))[0]["image"]
     assert image.size == (120, 90)
     run = (
@@ -281,7 +283,7 @@ def test_a_teacher_of_ones_own_by_its_dotted_name(lab, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     torch.save({"state_dict": importlib.import_module("their_nets").make(6).state_dict()}, "theirs.pth")
     teacher = ("--teacher", "their_nets.make:hidden=6@theirs.pth", "--normalize", "none", "--precision", "fp32")
-    assert lab.dfkd("select", *teacher, "--pool", lab.pool, "--out", "selection", "--count", 50) == 0
+    assert lab.dfkd("select", *teacher, "--pool", lab.few, "--out", "selection", "--count", 50) == 0
     run = (
         "--student",
         "their_nets.make:hidden=3",
@@ -338,7 +340,7 @@ def test_an_image_that_vanishes_after_scoring_is_no_black_image(lab, tmp_path, c
 
 
 def test_features_are_kept_by_the_place_they_were_taken_at(lab, tmp_path):
-    common = ("--method", "random", "--deduplicate", 0.97)
+    common = ("--pool", lab.few, "--method", "random", "--deduplicate", 0.97)
     assert lab.select(tmp_path / "a", *common, "--teacher-taps", "last=conv1") == 0
     assert lab.select(tmp_path / "b", *common) == 0
     a, b = (json.loads((tmp_path / name / "manifest.json").read_text()) for name in "ab")
@@ -368,26 +370,27 @@ def test_odd_places_for_the_folder(lab, tmp_path, monkeypatch, where):
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to("empty")
     monkeypatch.chdir(tmp_path / "empty" if where == "." else tmp_path)
-    assert lab.select(where, "--count", 20, "--method", "random") == 0
+    assert lab.select(where, "--pool", lab.few, "--count", 20, "--method", "random") == 0
     assert len(Shards((tmp_path / "empty" if where == "." else tmp_path) / where)) == 20
     assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_a_damaged_selection_is_not_complete(lab, tmp_path, capsys):
     out = tmp_path / "out"
-    assert lab.select(out, "--count", 50) == 0
+    assert lab.select(out, "--pool", lab.few, "--count", 50) == 0
     shard = out / "data-00000.arrow"
     shard.write_bytes(shard.read_bytes()[:1000])
-    assert lab.select(out, "--count", 50) == 2
+    assert lab.select(out, "--pool", lab.few, "--count", 50) == 2
     assert "delete the folder and select again" in capsys.readouterr().err
 
 
 def test_what_changes_nothing_is_said(lab, tmp_path, capsys):
-    assert lab.select(tmp_path / "s", "--method", "random", "--gamma", 0.5, "--teacher-taps", "last=linear:input") == 0
+    few, tap = ("--pool", lab.few), ("--teacher-taps", "last=linear:input")
+    assert lab.select(tmp_path / "s", *few, "--method", "random", "--gamma", 0.5, *tap) == 0
     said = capsys.readouterr().err
     assert "note: --gamma 0.5 changes nothing: --method random has none\n" in said
     assert "note: --teacher-taps changes nothing without --deduplicate or --balance cluster\n" in said
-    assert lab.select(tmp_path / "t", "--gamma", 0.5, "--teacher-taps", "last=linear:input", "--deduplicate", 0.99) == 0
+    assert lab.select(tmp_path / "t", *few, "--gamma", 0.5, *tap, "--deduplicate", 0.99) == 0
     assert "changes nothing" not in capsys.readouterr().err
-    assert lab.select(tmp_path / "u", "--gamma", 0.5, "--method", "threshold:gamma=0.9") == 0
+    assert lab.select(tmp_path / "u", *few, "--gamma", 0.5, "--method", "threshold:gamma=0.9") == 0
     assert "note: --gamma 0.5 changes nothing: --method threshold:gamma=0.9 says it\n" in capsys.readouterr().err

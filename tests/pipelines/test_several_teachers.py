@@ -33,7 +33,7 @@ def teachers(lab):
 def both(lab, teachers, tmp_path_factory):
     """A selection by both."""
     out = tmp_path_factory.mktemp("both") / "selection"
-    command = ("select", "--pool", lab.pool, "--out", out, "--count", 200, "--filter", "none")
+    command = ("select", "--pool", lab.few, "--out", out, "--count", 100, "--filter", "none")
     assert lab.dfkd(*command, "--teacher", *teachers, *lab.flags, "--mixing", "entropy") == 0
     return out
 

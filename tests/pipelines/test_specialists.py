@@ -12,7 +12,7 @@ from dfkd.models.architectures.specialists import Specialists
 from dfkd.models.load import load_model
 
 QUICK = ("--batch-size", 16, "--checkpoint-every", 3, "--log-every", 3)
-SPECIAL = ("--specialists", 3, "--steps", 6)
+SPECIAL = ("--specialists", 2, "--steps", 6)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,8 @@ import sys
 PROGRAM = """
 import json, sys, torch
 from dfkd.app import cli
+from dfkd.distill.init import reconstruct
+from dfkd.select import filters
 from dfkd.training.optim import make_optimizer
 for kind in ("sgd", "adamw"):  # one that goes on from a checkpoint, too
     net = torch.nn.Linear(2, 2)
@@ -15,6 +17,7 @@ for kind in ("sgd", "adamw"):  # one that goes on from a checkpoint, too
     optimizer.step()
     optimizer.zero_grad()
     optimizer.load_state_dict(optimizer.state_dict())
+reconstruct._IMAGES, filters._STEPS = 64, 2
 for arguments in json.loads(sys.argv[1]):
     if status := cli.main(arguments):
         sys.exit(status)
@@ -33,9 +36,9 @@ def imported(*commands):
 
 def test_commands__import_nothing_heavy_but_torch(lab, selection, tmp_path):
     """A training, also with a generator; a selection does not import the compiler, though it fits a filter."""
-    student = ("--student", "cifar_resnet:depth=8,width=4", "--steps", 2, "--samples", selection)
+    student = ("--student", "cifar_resnet:depth=8,width=4", "--steps", 2, "--batch-size", 8, "--samples", selection)
     distill = ["distill", "--teacher", lab.teacher, *student, "--out"]
-    beside = [*distill, tmp_path / "beside", "--source", "dafl:latent=4,width=2"]
+    beside = [*distill, tmp_path / "beside", "--source", "dafl:latent=4,width=2", "--init", "none"]
     select = ["select", "--teacher", lab.teacher, *lab.flags, "--pool", lab.pool, "--filter", "fitted", "--out"]
     trained, generated, selected = imported([*distill, tmp_path / "run"], beside, [*select, tmp_path / "selection"])
     assert trained == generated == []

@@ -14,14 +14,23 @@ from dfkd.distill.trainer import Trainer
 from dfkd.models.classifier import Classifier
 from dfkd.system import checked_parquet, console
 
-QUICK = ("--loss", "kd", "--steps", 20, "--batch-size", 32, "--checkpoint-every", 7, "--log-every", 4, "--init", "none")
+QUICK = ("--loss", "kd", "--steps", 20, "--batch-size", 8, "--checkpoint-every", 7, "--log-every", 4, "--init", "none")
+
+
+@pytest.fixture(scope="module")
+def selection(lab, tmp_path_factory):
+    """100 images."""
+    out = tmp_path_factory.mktemp("views") / "selection"
+    assert lab.select(out, "--pool", lab.few, "--count", 100) == 0
+    return out
 
 
 @pytest.fixture(autouse=True)
 def small_files(monkeypatch, tmp_path):
     """Four files a view, in a cache of the test's own."""
-    monkeypatch.setattr(teacher_views, "PART_ROWS", 100)
-    monkeypatch.setattr(teacher_views, "BATCH", 50)
+    monkeypatch.setattr(teacher_views, "PART_ROWS", 25)
+    monkeypatch.setattr(teacher_views, "BATCH", 13)
+    monkeypatch.setattr(teacher_views, "CHECKED", 32)
     monkeypatch.setenv("DFKD_CACHE", str(tmp_path / "cache"))
 
 
@@ -69,26 +78,26 @@ def test_the_kept_answers_are_those_of_the_teacher_to_the_very_views_that_are_le
     lab, selection, tmp_path, monkeypatch, lessons
 ):
     monkeypatch.setattr(Trainer, "teach", lambda *given: pytest.fail("the teacher was run in training"))
-    passes = ("--batch-size", 40, "--steps", 48)  # 4.8 of the 400 images, no image twice in a batch
+    passes = ("--batch-size", 10, "--steps", 48)  # 4.8 of the 100 images, no image twice in a batch
     assert lab.distill(selection, tmp_path / "run", *QUICK, *passes, "--teacher-views", 3) == 0
     shown = {}
     for batch, view in lessons:
         for row, one in zip(batch.rows.tolist(), view, strict=True):
             shown.setdefault(row, []).append(one.cpu().numpy().tobytes())
-    assert len(lessons) == 48 and len(shown) == 400
+    assert len(lessons) == 48 and len(shown) == 100
     # three views of each image, and then the first again
     assert all(len({*views[:3]}) == len({*views}) for views in shown.values())
-    assert sum(len({*views}) == 3 for views in shown.values()) > 350  # of 50 crops and flips; two draws may be alike
+    assert sum(len({*views}) == 3 for views in shown.values()) > 85  # of 50 crops and flips; two draws may be alike
     assert all(views[3] == views[0] for views in shown.values())
 
 
 def test_seeds_share_the_answers_and_more_views_ask_for_the_new_ones_alone(lab, selection, tmp_path, forwards, capsys):
     checked = teacher_views.CHECKED
     assert lab.distill(selection, tmp_path / "one", *QUICK, "--teacher-views", 2) == 0
-    assert sum(forwards) == 2 * 400 + checked and len(forwards) == 2 * 8 + 1
+    assert sum(forwards) == 2 * 100 + checked and len(forwards) == 2 * 8 + 1
     assert "differ from those that are kept by 0.00" in capsys.readouterr().err
     for number, (flags, asked) in enumerate(
-        [(("--teacher-views", 2, "--seed", 1), 0), (("--teacher-views", 3), 400), (("--teacher-views", 1), 0)]
+        [(("--teacher-views", 2, "--seed", 1), 0), (("--teacher-views", 3), 100), (("--teacher-views", 1), 0)]
     ):
         forwards.clear()
         assert lab.distill(selection, tmp_path / f"run{number}", *QUICK, *flags) == 0
@@ -98,14 +107,14 @@ def test_seeds_share_the_answers_and_more_views_ask_for_the_new_ones_alone(lab, 
     # another crop is another view
     forwards.clear()
     assert lab.distill(selection, tmp_path / "run", *QUICK, "--teacher-views", 1, "--crop-padding", 1) == 0
-    assert sum(forwards) == 400 + checked
+    assert sum(forwards) == 100 + checked
 
 
 def test_the_result_says_what_the_teacher_was_asked(lab, selection, tmp_path):
     fitted = ("--teacher-views", 2, "--test", lab.heldout, "--init", "teacher")
     assert lab.distill(selection, tmp_path / "run", *QUICK, *fitted) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert (result["teacher_forwards"], result["images_seen"]) == (800 + lab.fitted_on, 640)
+    assert (result["teacher_forwards"], result["images_seen"]) == (200 + lab.fitted_on, 160)
     assert result["test_images"] == 400
     assert "teacher_views = 2" in (tmp_path / "run" / "config.toml").read_text()
 
@@ -142,7 +151,7 @@ def test_interrupted_while_the_teacher_answers(lab, selection, tmp_path, monkeyp
     monkeypatch.setattr(console.Progress, "advance", bar)
     forwards.clear()
     assert lab.distill(selection, tmp_path / "run", *QUICK, "--teacher-views", 1) == 0
-    assert sum(forwards) == 200 + teacher_views.CHECKED
+    assert sum(forwards) == 50 + teacher_views.CHECKED
 
 
 def test_a_damaged_file_is_made_again_and_the_answers_of_another_teacher_are_refused(
@@ -154,7 +163,7 @@ def test_a_damaged_file_is_made_again_and_the_answers_of_another_teacher_are_ref
     first.write_bytes(first.read_bytes()[:-100])
     forwards.clear()
     assert lab.distill(selection, tmp_path / "again", *flags) == 0
-    assert sum(forwards) == 100 + teacher_views.CHECKED
+    assert sum(forwards) == 25 + teacher_views.CHECKED
     assert same(student(tmp_path / "run"), student(tmp_path / "again"))
     for file in (first, *others):
         stored = checked_parquet.read_columns(file, ("crops", "logits"))
@@ -171,19 +180,19 @@ def test_a_damaged_file_is_made_again_and_the_answers_of_another_teacher_are_ref
     # fewer rows than images, as another version might have cut them
     stored = checked_parquet.read_columns(first, ("crops", "logits"))
     for file in (first, *others):
-        checked_parquet.write_columns(file, {name: values[:50] for name, values in stored.items()})
+        checked_parquet.write_columns(file, {name: values[:12] for name, values in stored.items()})
     assert lab.distill(selection, tmp_path / "fifth", *flags) == 0
     assert same(student(tmp_path / "run"), student(tmp_path / "fifth"))
 
 
 def test_several_selections_keep_their_answers_apart(lab, selection, tmp_path, forwards, lessons):
-    assert lab.select(tmp_path / "other", "--count", 150, "--method", "random") == 0
+    assert lab.select(tmp_path / "other", "--pool", lab.few, "--count", 40, "--method", "random") == 0
     forwards.clear()
     assert lab.distill(tmp_path / "other", tmp_path / "run", *QUICK, "--teacher-views", 1) == 0
     both = ("--samples", selection, tmp_path / "other", "--weights", 1, 3)
     assert lab.distill(tmp_path / "other", tmp_path / "both", *QUICK, "--teacher-views", 1, *both) == 0
-    assert sum(forwards) == 150 + 400 + 2 * teacher_views.CHECKED
-    assert max(batch.rows.max() for batch, _ in lessons) >= 400  # the second one's rows
+    assert sum(forwards) == 40 + 100 + 2 * teacher_views.CHECKED
+    assert max(batch.rows.max() for batch, _ in lessons) >= 100  # the second one's rows
 
 
 @pytest.mark.parametrize(
@@ -227,7 +236,7 @@ def test_classes_that_are_all_but_equal_are_no_other_teacher(lab, tmp_path, monk
     (tmp_path / "tied_net.py").write_text(TIED)
     monkeypatch.syspath_prepend(tmp_path)
     teacher = ("--teacher", "tied_net.Tied", "--precision", "fp32")
-    pool = ("--pool", lab.pool, "--count", 100, "--method", "random", "--out", tmp_path / "s")
+    pool = ("--pool", lab.few, "--count", 100, "--method", "random", "--out", tmp_path / "s")
     assert lab.dfkd("select", *teacher, "--normalize", "0.5/0.5", "--image-size", 16, *pool) == 0
     run = ("--student", "cifar_resnet:depth=8,width=4", "--samples", tmp_path / "s", "--out", tmp_path / "run")
     assert lab.dfkd("distill", *teacher, *run, *QUICK, "--teacher-views", 1) == 0

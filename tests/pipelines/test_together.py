@@ -64,14 +64,14 @@ def alone(lab, selection, tmp_path_factory):
     """Each student by a command of its own."""
     folder = tmp_path_factory.mktemp("alone")
     for name, options in STUDENTS.items():
-        assert lab.distill(selection, folder / name, *QUICK, "--test", lab.heldout, *options) == 0
+        assert lab.distill(selection, folder / name, *QUICK, "--test", lab.few_heldout, *options) == 0
     return folder
 
 
 def distill_together(lab, selection, folder, *more):
     """All of them in one command."""
     others = [also(folder / name, options) for name, options in [*STUDENTS.items()][1:]]
-    flags = (*QUICK, "--test", lab.heldout, *STUDENTS["a"], *more)
+    flags = (*QUICK, "--test", lab.few_heldout, *STUDENTS["a"], *more)
     return lab.distill(selection, folder / "a", *flags, "--also", *others)
 
 
@@ -126,8 +126,8 @@ def test_sweep__goes_on_with_runs_of_single_commands_and_trains_no_finished_one(
     with monkeypatch.context() as patch:
         patch.setattr(Run, "save", lambda self, *given: (save(self, *given), 1 / 0))
         with pytest.raises(ZeroDivisionError):
-            lab.distill(selection, tmp_path / "c", *QUICK, "--test", lab.heldout, *STUDENTS["c"])
-    assert lab.distill(selection, tmp_path / "a", *QUICK, "--test", lab.heldout, *STUDENTS["a"]) == 0
+            lab.distill(selection, tmp_path / "c", *QUICK, "--test", lab.few_heldout, *STUDENTS["c"])
+    assert lab.distill(selection, tmp_path / "a", *QUICK, "--test", lab.few_heldout, *STUDENTS["a"]) == 0
     written = (tmp_path / "a" / "student.safetensors").stat().st_mtime_ns
     assert distill_together(lab, selection, tmp_path) == 0
     check_same(alone, tmp_path)
@@ -173,8 +173,8 @@ def undisturbed(lab, selection, tmp_path_factory):
 
 
 def test_mutual__students_end_nearer_to_each_other_than_alone(lab, selection, tmp_path):
-    flags = ("--steps", 30, "--batch-size", 32, "--init", "none", "--lr", 0.1, "--loss", "kd:temperature=1")
-    images = torch.from_numpy(np.load(lab.pool)["images"][:300]).permute(0, 3, 1, 2) / 127.5 - 1
+    flags = ("--steps", 20, "--batch-size", 16, "--init", "none", "--lr", 0.1, "--loss", "kd:temperature=1")
+    images = torch.from_numpy(np.load(lab.few)["images"]).permute(0, 3, 1, 2) / 127.5 - 1
     distances = []
     for name, loss in (("mutual", ["dml:hard=0"]), ("alone", [])):
         folder = tmp_path / name
