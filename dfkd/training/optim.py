@@ -18,7 +18,8 @@ def default_rate(
     """Return the default of the peak learning rate, chosen by benchmarks/quality/LOG.md.
 
     BatchNorm tolerates large steps. Without BatchNorm, SGD needs a small rate. So do layers that come from the teacher,
-    and a student that begins `trained`: their weights should last. On photographs, 0.4 gave losses that are not finite.
+    and a student that begins `trained`: their weights should last. On photographs, and for networks with depthwise
+    convolutions, 0.4 gave losses that are not finite.
     """
     if kind == "adamw":
         return 0.0005 if trained else 0.002
@@ -26,7 +27,13 @@ def default_rate(
         return 0.02
     if not any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in student.modules()):
         return 0.02
-    return 0.1 if init == "teacher" or photographs else 0.4
+    return 0.1 if init == "teacher" or photographs or _has_depthwise(student) else 0.4
+
+
+def _has_depthwise(network: nn.Module) -> bool:
+    """Return whether a convolution has one input channel for each of its groups, as in MobileNet."""
+    layers = (layer for layer in network.modules() if isinstance(layer, nn.Conv2d))
+    return any(layer.groups == layer.in_channels > 1 for layer in layers)
 
 
 def make_optimizer(modules: Iterable[nn.Module], kind: str, weight_decay: float) -> torch.optim.Optimizer:

@@ -80,6 +80,13 @@ def test_the_default_rate_is_small_without_batch_normalization_and_for_layers_of
     assert default_rate("adamw", lenet5()) == 0.002
 
 
+def test_default_rate__is_smaller_for_depthwise_convolutions():
+    narrow = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 3, groups=8), torch.nn.BatchNorm2d(8))
+    assert default_rate("sgd", narrow) == 0.1
+    narrow[1] = torch.nn.Conv2d(8, 8, 3, groups=2)
+    assert default_rate("sgd", narrow) == 0.4
+
+
 @pytest.mark.parametrize(
     ("kind", "theirs"),
     [

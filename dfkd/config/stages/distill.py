@@ -151,8 +151,8 @@ class DistillConfig(ModelConfig):
         open=True,
     )
     lr: float | None = option(
-        "Peak learning rate. Default: for adamw 0.002, or 0.0005 where auto chose it; for sgd 0.4, 0.1 above 64 pixels "
-        "and with the teacher's layers, or 0.02 without BatchNorm.",
+        "Peak learning rate. Default: for adamw 0.002, or 0.0005 where auto chose it; for sgd 0.4; 0.1 above 64 "
+        "pixels, with depthwise convolutions and with the teacher's layers; 0.02 without BatchNorm.",
         "training",
         default=None,
         least=0,
