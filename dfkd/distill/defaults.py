@@ -9,7 +9,7 @@ from torch import nn
 
 from dfkd.config import DistillConfig
 from dfkd.data.images.frame import Crops
-from dfkd.distill.init.inherit import heir
+from dfkd.distill.init.inherit import heir, twins
 from dfkd.formats.shards import Shards
 from dfkd.models.architectures.specialists import Specialists
 from dfkd.models.fake_int8 import rounds
@@ -38,6 +38,8 @@ def settled(
         config = replace(config, init=default_init(teacher, student, given))
         if config.init == "none" and isinstance(given, OwnNetwork) and heir(student, teacher):
             say("note: the student begins with its own weights; --init teacher gives it the teacher's layers")
+        elif config.init == "none" and has_weights(student, given) is False and twins(student, teacher):
+            say("note: the student has the teacher's shapes and random weights; --init teacher makes it a copy")
     if config.reestimate is None:
         config = replace(config, reestimate=default_reestimate(student))
     if config.crop_area is None:

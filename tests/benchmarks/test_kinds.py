@@ -101,7 +101,10 @@ def test_knowledge__keeps_the_teachers_own_figures_beside_those_of_the_row_teach
     assert module.HYPOTHESES.keys() <= set(titles)
 
 
-def test_knowledge__the_table_of_the_reference_is_that_of_the_result_file(script):
+@pytest.mark.parametrize(
+    ("name", "file", "page"),
+    [("knowledge", "knowledge-digits.json", "reference.md"), ("compress", "compress-digits.csv", "teaching.md")],
+)
+def test_table__of_a_page_is_that_of_the_result_file(script, name, file, page):
     root = Path(__file__).parents[2]
-    table = script("knowledge").table(root / "benchmarks" / "quality" / "knowledge-digits.json")
-    assert table in (root / "docs" / "reference.md").read_text()
+    assert script(name).table(root / "benchmarks" / "quality" / file) in (root / "docs" / page).read_text()
