@@ -26,11 +26,13 @@ MUTUAL = {
     "kd codistillation": ["kd", "codistillation:burn_in=20"],
     "kd graft": ["kd", "--graft", "20"],
 }
+OTHERS = {"kd graft": " --lr 0.2"}
+"""Options of the second student: two students of one rate would be equal after the first grafting."""
 
 
 def mutual(out, steps, name, losses, seed):
     """Train two students that learn from each other, in one command. Returns the exit status."""
-    values = SETTINGS["digits"]
+    values, own = SETTINGS["digits"], OTHERS.get(name, "")
     folder = out / "mutual" / f"{name.replace(' ', '-')}-seed{seed}"
     return cli.main(
         [
@@ -38,7 +40,7 @@ def mutual(out, steps, name, losses, seed):
             *("--samples", str(out / "samples" / f"random-seed{seed}"), "--test", values["test"].format(out=out)),
             *("--init", "none", "--crop-area", "1", "--steps", str(steps), "--seed", str(seed), "--loss", *losses),
             *("--name", name, "--out", str(folder)),
-            *("--also", f"--student-seed {100 + seed} --name '{name}, the other one' --out {folder}-other"),
+            *("--also", f"--student-seed {100 + seed} --name '{name}, the other one' --out {folder}-other{own}"),
         ]
     )
 

@@ -15,6 +15,7 @@ from dfkd.config.texts import flag, kind_of, value
 from dfkd.distill.grafting import grafts_with
 from dfkd.distill.prepare import Distillation
 from dfkd.models.state import tensors_of
+from dfkd.system.console import say
 from dfkd.system.errors import RequestError, nearest
 from dfkd.system.files import hash_of
 from dfkd.system.remote import is_remote
@@ -69,6 +70,8 @@ def learning_together(several: Sequence[Distillation]) -> list[Distillation]:
             raise RequestError(
                 f"--batches {other.config.batches} follows its student, and with --also there are several; leave it out"
             )
+    if several[0].config.graft and len(several) == 2 and len({_learns(prepared) for prepared in several}) == 1:
+        say("note: --graft makes two students of one rate and loss equal; give one of them another --lr in --also")
     marks = [hash_of(prepared.content) for prepared in several]
     found = []
     for number, prepared in enumerate(several):
@@ -88,6 +91,11 @@ def _lessons(prepared: Distillation) -> dict[str, Any]:
         "teacher_views": prepared.config.teacher_views,
         "layers fitted": prepared.trainer.fits,
     }
+
+
+def _learns(prepared: Distillation) -> tuple[Any, ...]:
+    """Return what else moves the weights of students that see the same batches."""
+    return prepared.trainer.plan.lr, prepared.config.optimizer, prepared.config.loss
 
 
 def _differing(text: str) -> dict[str, Any]:

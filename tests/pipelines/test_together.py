@@ -235,7 +235,9 @@ def test_mutual__a_student_whose_checkpoint_is_gone_is_named(lab, selection, tmp
     assert "b has a checkpoint of step 0 and another student one of step 3" in capsys.readouterr().err
 
 
-def test_graft__mixes_the_students_and_goes_on_to_the_same_runs_after_a_kill(lab, selection, tmp_path, monkeypatch):
+def test_graft__mixes_the_students_and_goes_on_to_the_same_runs_after_a_kill(
+    lab, selection, tmp_path, monkeypatch, capsys
+):
     def grafted(folder, *more):
         return lab.distill(
             selection, folder / "a", *QUICK, "--loss", "kd", *more, "--also", also(folder / "b", ("--student-seed", 1))
@@ -244,6 +246,8 @@ def test_graft__mixes_the_students_and_goes_on_to_the_same_runs_after_a_kill(lab
     weights = {}
     for name, more in (("mixed", ("--graft", 2)), ("alone", ())):
         assert grafted(tmp_path / name, *more) == 0
+        equal = "--graft makes two students of one rate and loss equal; give one of them another --lr in --also"
+        assert (equal in capsys.readouterr().err) == (name == "mixed")
         weights[name] = [load_file(tmp_path / name / run / "student.safetensors")["conv1.weight"] for run in "ab"]
     distances = {name: float((a - b).norm()) for name, (a, b) in weights.items()}
     assert distances["mixed"] < 0.6 * distances["alone"]
