@@ -168,6 +168,7 @@ TABLES = [
             "kd-ddgsd": "`ddgsd:flip=false`",
             "kd codistillation": "`codistillation:burn_in=20`, one of two students",
             "kd dml": "`dml:hard=0`, one of two students",
+            "kd graft": "`--graft 20`, one of two students of rates 0.4 and 0.2",
         },
     },
     {
