@@ -146,6 +146,14 @@ TABLES = [
         },
     },
     {
+        "title": "photographs at 128 pixels: a teacher of Caltech-101, 2,500 photos of STL-10, 500 steps of 32",
+        "files": ["photos-b-500-steps"],
+        "rows": {
+            "half-random-kd": "half of the teacher's channels; random photos, `kd`, random weights",
+            "half-defaults": "half of the teacher's channels; the defaults",
+        },
+    },
+    {
         "title": "digits: 2,000 of the demo's 20,000 images, a tenth of them patches; 150 steps of the defaults",
         "files": ["heap-digits"],
         "rows": {
