@@ -52,7 +52,7 @@ def explorer(
     planes = {"entropy": "confidence and entropy"}
     planes |= {"distance": "confidence and distance"} if scores.distance is not None else {}
     planes |= {"embedding": f"two directions of the teacher's {embedded.kind}"} if embedded is not None else {}
-    gamma = method.options.get("gamma", GAMMA)
+    gamma = method.options.get("gamma", GAMMA) if method.name == begin else GAMMA
     count = round(manifest.count / scale)
     form = tag(
         "form",

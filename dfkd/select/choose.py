@@ -115,7 +115,7 @@ def choose(
         reasons[rows[dropped]] = REASONS.index(NEAR_DUPLICATE)
         rows = rows[~dropped]
     if copies is not None:
-        aim = min(max(usable // 2, 1), len(rows)) if count is None else count
+        aim = aimed(count, len(rows), usable)
         within = None if reach is None else math.ceil(reach * aim)
         dropped = copies(rows, aim if balance == "none" else within)
         reasons[rows[dropped]] = REASONS.index(NEAR_DUPLICATE)
@@ -139,9 +139,14 @@ def check_usable(images: int) -> None:
         raise RequestError("no image of the pool can be used: none is readable with a finite score")
 
 
+def aimed(count: int | None, left: int, usable: int) -> int:
+    """Return how many rows are requested: `count`, or by default half of the usable rows, as far as they are left."""
+    return min(max(usable // 2, 1), left) if count is None else count
+
+
 def how_many(count: int | None, left: int, admitted: int, usable: int) -> int:
     """Return how many of the rows that are left are picked. Raises: TooFew if more are requested."""
-    wanted = min(max(usable // 2, 1), left) if count is None else count
+    wanted = aimed(count, left, usable)
     if wanted > left:
         raise TooFew(wanted, left, admitted, usable)
     return wanted

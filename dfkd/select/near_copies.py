@@ -1,4 +1,4 @@
-"""Near-copies of an image by its pixels: recompressed, recolored, mirrored or slightly changed. No network sees them.
+"""Near-copies of an image by its pixels: recompressed, recolored, mirrored or resized. No network reads them.
 
 A teacher's features are made to be equal within a class, and hardly tell a copy from another image of its class.
 """
@@ -18,7 +18,7 @@ PIECE, SMALLEST_PIECE = 16_384, 1_024
 READ = 256
 """Images that are read at once."""
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-"""ITU-R 601."""
+"""ITU-R 601. `decode.fit` has the same weights, but rounds to whole gray levels."""
 
 
 def describe(pixels: UInt8[np.ndarray, "images height width channels"]) -> Float[np.ndarray, "images cells"]:

@@ -39,7 +39,8 @@ def main(folder: Path) -> None:
     ray_together.NETS += PACED
     prepare(folder)
     select(folder, "Paced", "cache-one", "one")
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  (Ray's name; beside other tests, 15 hardly runs)
+    # Ray's default niceness of 15 would starve its workers beside other tests. The variable has Ray's spelling.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     ray_scorer._PATIENCE = 5
     cluster = Cluster(
         initialize_head=True,
