@@ -8,7 +8,6 @@ from dfkd.formats.overwrite import check_output
 from dfkd.report import compare_page
 from dfkd.report.answers import Explanation
 from dfkd.report.collect import Row, collect
-from dfkd.report.explanation import explained
 from dfkd.report.markup import page_path
 from dfkd.report.table import csv_text, reading, terminal_table, warnings
 from dfkd.system.console import answer, say
@@ -47,10 +46,12 @@ def _explained(rows: Sequence[Row], count: int) -> dict[str, Explanation]:
     """Compare the predictions of the best rows' first seeds and their teachers on the test images of each run."""
     if not count:
         return {}
+    from dfkd.report.explanation import explained  # imports torch, and a comparison of results alone needs no network
+
     found = {}
     for row in rows[:EXPLAINED]:
         try:
-            found[row.name], _ = explained(ExplainConfig(model=row.runs[0].folder, out="", count=count))
+            found[row.name], *_ = explained(ExplainConfig(model=row.runs[0].folder, out="", count=count))
         except RequestError as error:
             say(f"note: the disagreements of {row.name} are left out: {error}")
     return found

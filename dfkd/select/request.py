@@ -51,6 +51,11 @@ class Request:
     content: dict[str, Any]
     """Everything that decides the selection."""
 
+    @property
+    def stored_tap(self) -> str | None:
+        """Text of the tap whose features are stored with the scores."""
+        return None if self.tap is None else str(self.tap)
+
 
 def resolve(config: SelectConfig, method: Component, teacher: GivenModel, data: Sequence[GivenData]) -> Request:
     """Open and check everything that a request names."""
