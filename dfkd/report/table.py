@@ -119,6 +119,8 @@ def reading(rows: Sequence[Row]) -> str:
     spreads = [100 * d for row in (best, second) if (d := row.deviation("top1")) is not None]
     if len(spreads) < 2:
         return start + "but a row with a single seed does not say how far seeds are apart."
+    if a - b <= max(spreads):
+        start = f"{best.name} ({a:.2f} %) and {second.name} ({b:.2f} %) are level: {a - b:.2f} points apart, "
     verdict = "more" if a - b > max(spreads) else "no more"
     return start + f"which is {verdict} than the seeds' spread ({max(spreads):.2f} points)."
 

@@ -53,7 +53,11 @@ def test_terminal_table_says_equal_costs_once(make_run) -> None:
             (0.80, 0.82),
             "a is best: 91.00 % over 81.00 % (b) by 10.00 points, which is more than the seeds'",
         ),
-        ((0.90, 0.92), (0.80, 0.96), "by 3.00 points, which is no more than the seeds' spread (11.31 points)."),
+        (
+            (0.90, 0.92),
+            (0.80, 0.96),
+            "a (91.00 %) and b (88.00 %) are level: 3.00 points apart, which is no more than the seeds' spread (11",
+        ),
         ((0.90, 0.92), (0.80,), "by 11.00 points, but a row with a single seed does not say how far seeds are apart."),
         ((0.90, 0.92), (), "a reaches 91.00 ± 1.41 %, 4.00 points below its teacher."),
     ],
