@@ -10,7 +10,7 @@ from dfkd.report.answers import Explanation
 from dfkd.report.collect import Row, collect
 from dfkd.report.markup import page_path
 from dfkd.report.table import csv_text, reading, terminal_table, warnings
-from dfkd.system.console import answer, say
+from dfkd.system.console import answer, answer_width, say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import write_text
 from dfkd.system.text import visible
@@ -29,7 +29,7 @@ def run(config: CompareConfig, failed: Mapping[str, str] | None = None) -> Path:
     for written in (path, path.with_suffix(".csv")):
         check_output(str(written), "--out", config.runs)
     rows = collect(config.runs)
-    answer(terminal_table(rows))
+    answer(terminal_table(rows, answer_width()))
     answer(visible(reading(rows)))
     missing = [f"{name} failed and is not in the table: {why}" for name, why in (failed or {}).items()]
     found = [*missing, *warnings(rows)]

@@ -85,10 +85,15 @@ def shown_table(rows: Sequence[Row]) -> Shown:
     return Shown([HEAD[k] for k in kept], [[line[k] for k in kept] for line in body], words)
 
 
-def terminal_table(rows: Sequence[Row]) -> str:
-    """Return the table as aligned text."""
+def terminal_table(rows: Sequence[Row], width: int | None = None) -> str:
+    """Return the table as aligned text. With `width`, the last columns are left out if the table is wider."""
     shown = shown_table(rows)
-    return "\n".join(filter(None, (aligned(shown.head, shown.body), shown.same)))
+    kept, text = len(shown.head), aligned(shown.head, shown.body)
+    while width is not None and kept > 1 and len(text.partition("\n")[0]) > width:
+        kept -= 1
+        text = aligned(shown.head[:kept], [line[:kept] for line in shown.body])
+    more = f"more in the page: {', '.join(shown.head[kept:])}" if kept < len(shown.head) else ""
+    return "\n".join(filter(None, (text, more, shown.same)))
 
 
 def markdown_table(rows: Sequence[Row]) -> str:

@@ -67,6 +67,16 @@ def test_reading(make_run, best: tuple[float, ...], second: tuple[float, ...], s
     assert says in reading(collect(folders))
 
 
+def test_terminal_table__names_the_columns_that_do_not_fit(make_run) -> None:
+    rows = collect([make_run(name, top1=0.5) for name in ("a", "b")])
+    whole = terminal_table(rows)
+    table, more = terminal_table(rows, 40).splitlines()[:3], terminal_table(rows, 40).splitlines()[3]
+    assert max(map(len, table)) <= 40 and all(map(str.startswith, whole.splitlines(), table))
+    head = whole.splitlines()[0]
+    assert more.startswith("more in the page: ") and more.endswith(head.split("  ")[-1].strip())
+    assert terminal_table(rows, len(head)) == whole
+
+
 def test_reading_without_a_test(make_run) -> None:
     assert reading(collect([make_run("a", top1=None)])).startswith("No run was tested")
 
