@@ -17,17 +17,20 @@ from dfkd.models.features.image_distance import ImageDistances
 from dfkd.models.features.outputs import half
 from dfkd.models.features.taps import Tap
 from dfkd.select.methods import ImageScores
+from dfkd.select.near_copies import describe
 from dfkd.system.checked_parquet import Columns, Damaged, read_columns, write_columns
 from dfkd.system.console import progress, say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import hash_of
 from dfkd.system.signals import Interrupted, StopRequest, stop_request
 
-SCORE_FORMAT = 3
+SCORE_FORMAT = 4
 PART_ROWS = 16_384
 """Images per part. A killed scoring resumes from its last complete part, an interrupted one from its last batch."""
 SCORES = {"confidence": np.float32, "entropy": np.float32, "prediction": np.int32, "distance": np.float32}
 """Columns of `ImageScores`, in its order, with their dtypes."""
+STORED = (*SCORES, "logits", "cells", "problem")
+"""Columns of a part's file, in its order."""
 
 
 def score_logits(
@@ -100,12 +103,11 @@ class PoolScores:
 
     def features(self, indices: Int[np.ndarray, " picked"]) -> Float[np.ndarray, "picked width"]:
         """Return the teacher's float16 penultimate features of pool indices in any order."""
-        order = np.argsort(indices, kind="stable")
-        blocks = [
-            _stored(features_file(self.folder, part, self.tap), ("features",))["features"][rows]
-            for part, rows in _by_part(indices[order])
-        ]
-        return np.concatenate(blocks)[np.argsort(order, kind="stable")]
+        return _in_order(indices, "features", lambda part: features_file(self.folder, part, self.tap))
+
+    def cells(self, indices: Int[np.ndarray, " picked"]) -> Float[np.ndarray, "picked cells"]:
+        """Return the float16 luminances by which near-copies are found, of pool indices in any order."""
+        return _in_order(indices, "cells", lambda part: scores_file(self.folder, part))
 
     def _part(self, part: int) -> ImageScores:
         return ImageScores(**_stored(scores_file(self.folder, part), tuple(SCORES)))
@@ -214,6 +216,7 @@ def _score_batch(teacher: Classifier, distances: ImageDistances, images: Images)
         "prediction": prediction.int(),
         "distance": distances.take(len(prediction)),
         "logits": half(outputs.logits),
+        "cells": torch.from_numpy(describe(images.pixels)).half(),
     }
     if "last" in outputs.features:
         columns["features"] = _directions(outputs.features["last"].flatten(1))
@@ -242,7 +245,7 @@ def _write_part(folder: Path, part: int, columns: Columns, tap: Tap | None, head
     if tap:
         write_columns(features_file(folder, part, tap, head), {"features": columns["features"]})
     # in one order, also if the first batches were read from a file
-    write_columns(scores_file(folder, part, head), {name: columns[name] for name in (*SCORES, "logits", "problem")})
+    write_columns(scores_file(folder, part, head), {name: columns[name] for name in STORED})
     if not head:
         for file in (scores_file(folder, part, True), features_file(folder, part, tap, True)):
             file.unlink(missing_ok=True)
@@ -275,7 +278,7 @@ def _read_head(folder: Path, part: int, tap: Tap | None, batch_size: int) -> Col
     With whole batches, the later batches have the same images as without an interruption.
     """
     try:
-        head = read_columns(scores_file(folder, part, True), (*SCORES, "problem", "logits"))
+        head = read_columns(scores_file(folder, part, True), STORED)
         if tap:
             head |= read_columns(features_file(folder, part, tap, True), ("features",))
     except Damaged:  # or missing
@@ -290,6 +293,15 @@ def _stored(file: Path, names: tuple[str, ...]) -> Columns:
         return read_columns(file, names)
     except Damaged as damaged:
         raise RequestError(f"{damaged}; delete it, and the same command scores its images again") from None
+
+
+def _in_order(
+    indices: Int[np.ndarray, " picked"], column: str, file: Callable[[int], Path]
+) -> Float[np.ndarray, "picked width"]:
+    """Return a column of pool indices in any order. `file` returns the file of a part."""
+    order = np.argsort(indices, kind="stable")
+    blocks = [_stored(file(part), (column,))[column][rows] for part, rows in _by_part(indices[order])]
+    return np.concatenate(blocks)[np.argsort(order, kind="stable")]
 
 
 def _by_part(indices: Int[np.ndarray, " picked"]) -> Iterator[tuple[int, np.ndarray]]:

@@ -70,6 +70,22 @@ def test_describe__is_the_mean_luminance_of_each_cell_minus_that_of_the_image():
     assert cells[0] == 63 and np.all(cells[1:] == -1)
 
 
+@pytest.mark.parametrize("side", [8, 21, 224, 231])
+def test_describe__has_the_cells_of_any_size(side):
+    values = np.random.default_rng(side).integers(0, 256, (3, 8, 8)).astype(np.uint8)
+    cell = np.searchsorted(np.arange(1, 9) * side // 8, np.arange(side), side="right")  # of each pixel
+    drawn = values[:, cell][:, :, cell]
+    expected = values - values.mean(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(describe(drawn[..., None]), expected.reshape(3, 64), atol=1e-4)
+    colored = np.stack([drawn, 0 * drawn, 0 * drawn], axis=3)
+    np.testing.assert_allclose(describe(colored), 0.299 * expected.reshape(3, 64), atol=1e-4)
+
+
+def test_describe__repeats_the_pixels_of_a_tiny_image():
+    image = np.array([[0, 255]], np.uint8).reshape(1, 1, 2, 1)
+    assert np.array_equal(describe(image).reshape(8, 8) > 0, np.arange(8)[None] // 4 == np.ones((8, 1)))
+
+
 def test_near_copies__finds_a_mirrored_and_recompressed_copy(photos):
     both = np.concatenate([photos, jpeg(photos)[:, :, ::-1]])
     dropped = near_copies(np.arange(120), lambda rows: describe(both[rows]), 0.95)

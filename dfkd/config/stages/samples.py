@@ -76,7 +76,7 @@ class SelectConfig(ModelConfig):
     )
     deduplicate_pixels: float | None = option(
         "Drop an image whose pixels, as 8x8 luminances, have at least this cosine similarity (such as 0.95) to a "
-        "better image: recompressed, recolored and mirrored copies. It reads images a second time. Default: keep all.",
+        "better image: recompressed, recolored and mirrored copies. Default: keep all.",
         "selection",
         default=None,
         above=0,
