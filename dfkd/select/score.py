@@ -15,13 +15,14 @@ from dfkd.data import Images, Pool
 from dfkd.models.classifier import Classifier
 from dfkd.models.features.image_distance import ImageDistances
 from dfkd.models.features.outputs import half
-from dfkd.select.stored_scores import SCORES, PoolScores, features_file, parts_of, range_of, scores_file
+from dfkd.select.near_copies import describe
+from dfkd.select.stored_scores import SCORES, STORED, PoolScores, features_file, parts_of, range_of, scores_file
 from dfkd.system.checked_parquet import Columns, Damaged, read_columns, write_columns
 from dfkd.system.console import progress, say
 from dfkd.system.errors import RequestError
 from dfkd.system.signals import Interrupted, StopRequest, stop_request
 
-SCORE_FORMAT = 3
+SCORE_FORMAT = 4
 
 
 def score_logits(
@@ -145,6 +146,7 @@ def _score_batch(teacher: Classifier, distances: ImageDistances, images: Images)
         "prediction": prediction.int(),
         "distance": distances.take(len(prediction)),
         "logits": half(outputs.logits),
+        "cells": torch.from_numpy(describe(images.pixels)).half(),
     }
     if "last" in outputs.features:
         columns["features"] = _directions(outputs.features["last"].flatten(1))
@@ -174,7 +176,7 @@ def _write_part(folder: Path, part: int, columns: Columns, tap: str | None, head
     if tap:
         write_columns(features_file(folder, part, tap, head), {"features": columns["features"]})
     # in one order, also if the first batches were read from a file
-    write_columns(scores_file(folder, part, head), {name: columns[name] for name in (*SCORES, "logits", "problem")})
+    write_columns(scores_file(folder, part, head), {name: columns[name] for name in STORED})
     if not head:
         scores_file(folder, part, True).unlink(missing_ok=True)
         if tap:
@@ -208,7 +210,7 @@ def _read_head(folder: Path, part: int, tap: str | None, batch_size: int) -> Col
     With whole batches, the later batches have the same images as without an interruption.
     """
     try:
-        head = read_columns(scores_file(folder, part, True), (*SCORES, "problem", "logits"))
+        head = read_columns(scores_file(folder, part, True), STORED)
         if tap:
             head |= read_columns(features_file(folder, part, tap, True), ("features",))
     except Damaged:  # or missing

@@ -1,6 +1,6 @@
 """Files of a pool's scores in the cache: the teacher's answers in parts of so many images each."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,8 @@ PART_ROWS = 16_384
 """Images per part. A killed scoring resumes from its last complete part, an interrupted one from its last batch."""
 SCORES = {"confidence": np.float32, "entropy": np.float32, "prediction": np.int32, "distance": np.float32}
 """Columns of `ImageScores`, in its order, with their dtypes."""
+STORED = (*SCORES, "logits", "cells", "problem")
+"""Columns of a part's file, in its order."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,12 @@ class PoolScores:
     def features(self, indices: Int[np.ndarray, " picked"]) -> Float[np.ndarray, "picked width"]:
         """Return the teacher's float16 penultimate features of pool indices in any order."""
         assert self.tap is not None
-        order = np.argsort(indices, kind="stable")
-        blocks = [
-            _stored(features_file(self.folder, part, self.tap), ("features",))["features"][rows]
-            for part, rows in _by_part(indices[order])
-        ]
-        return np.concatenate(blocks)[np.argsort(order, kind="stable")]
+        tap = self.tap
+        return _in_order(indices, "features", lambda part: features_file(self.folder, part, tap))
+
+    def cells(self, indices: Int[np.ndarray, " picked"]) -> Float[np.ndarray, "picked cells"]:
+        """Return the float16 luminances by which near-copies are found, of pool indices in any order."""
+        return _in_order(indices, "cells", lambda part: scores_file(self.folder, part))
 
     def _part(self, part: int) -> ImageScores:
         return ImageScores(**_stored(scores_file(self.folder, part), tuple(SCORES)))
@@ -108,6 +110,15 @@ def _stored(file: Path, names: tuple[str, ...]) -> Columns:
         return read_columns(file, names)
     except Damaged as damaged:
         raise RequestError(f"{damaged}; delete it, and the same command scores its images again") from None
+
+
+def _in_order(
+    indices: Int[np.ndarray, " picked"], column: str, file: Callable[[int], Path]
+) -> Float[np.ndarray, "picked width"]:
+    """Return a column of pool indices in any order. `file` returns the file of a part."""
+    order = np.argsort(indices, kind="stable")
+    blocks = [_stored(file(part), (column,))[column][rows] for part, rows in _by_part(indices[order])]
+    return np.concatenate(blocks)[np.argsort(order, kind="stable")]
 
 
 def _by_part(indices: Int[np.ndarray, " picked"]) -> Iterator[tuple[int, np.ndarray]]:
