@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 from dfkd.config import DistillConfig
-from dfkd.models import DEFAULT_IMAGE_SIZE
 from dfkd.models.fake_int8 import fake_int8
 from dfkd.models.find import OBJECT
 from dfkd.models.load import Model
@@ -43,10 +42,13 @@ def _options(config: DistillConfig) -> list[str]:
 
 def _quantized(student: Model) -> Model:
     """Return the student with layers for quantization-aware training."""
-    size = student.image_size or DEFAULT_IMAGE_SIZE
-    options = {"network": student.architecture, "channels": student.channels, "image_size": size}
+    options = {
+        "network": student.architecture,
+        "channels": student.channels,
+        "image_size": student.trial_size,
+    }
     try:
-        module = fake_int8(student.module, student.channels, size)
+        module = fake_int8(student.module, student.channels, student.trial_size)
     except ValueError as error:
         raise RequestError(f"--quantize int8: {student.spec}: {error}") from None
     return replace(

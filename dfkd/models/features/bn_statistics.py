@@ -53,6 +53,18 @@ class BatchStatistics:
         """
         return [_distance(layer, mean, variance) for layer, mean, variance in self.seen]
 
+    def divergence(self) -> Float[Tensor, ""]:
+        """Return the mean over layers and channels of KL(N(mean, variance) || N(running mean, running variance)).
+
+        Gradients reach the images.
+        """
+        layers = []
+        for layer, mean, variance in self.seen:
+            known = layer.running_var + layer.eps  # type: ignore[operator]
+            apart = (mean - layer.running_mean) ** 2 / known  # type: ignore[operator]
+            layers.append(normal_divergence((variance + layer.eps) / known, apart).mean())  # type: ignore[operator]
+        return torch.stack(layers).mean()
+
     def _take(self, layer: nn.Module, inputs: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> None:
         x = next(iter([*inputs, *named.values()]))
         self.seen.append((layer, *_Moments.apply(x)))
@@ -145,6 +157,11 @@ class MovingStatistics:
 
 def _distance(layer: nn.Module, mean: Float[Tensor, " channels"], variance: Float[Tensor, " channels"]) -> Tensor:
     return (mean - layer.running_mean).norm() + (variance - layer.running_var).norm()  # type: ignore[operator]
+
+
+def normal_divergence(ratio: Float[Tensor, "*of"], apart: Float[Tensor, "*of"]) -> Float[Tensor, "*of"]:
+    """Return KL(N(m, v) || N(m', v')) from `ratio` = v / v' and `apart` = (m - m')^2 / v'."""
+    return (ratio - ratio.log() + apart - 1) / 2
 
 
 def require_statistics(module: nn.Module, without: str = "dafl, dfad and zskt work") -> BatchStatistics:

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dfkd.models.features.bn_statistics import normal_divergence
+
 _USED = 1e-4
 """Smallest scale of a used channel, as a share of the layer's largest. Other channels are constant after the layer."""
 _CACHE = 2**21
@@ -119,8 +121,7 @@ def _divergence(x: Float[Tensor, "batch channels ..."], known: _Remembered) -> F
     mean, square = _moments(x)
     ratio = (square - mean.square()).clamp_min(0) / known.variance + known.floor
     apart = (mean - known.mean).square() / known.variance
-    divergence = (ratio - ratio.log() + apart - 1) / 2
-    return divergence @ known.used / known.used.sum()
+    return normal_divergence(ratio, apart) @ known.used / known.used.sum()
 
 
 def _moments(x: Float[Tensor, "batch channels ..."]) -> tuple[Tensor, Tensor]:
