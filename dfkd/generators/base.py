@@ -69,7 +69,8 @@ class Method(ABC):
 
     A subclass takes the `Task` and its own keyword-only options, each with a type and a default. `NAME:key=value` sets
     these options. The subclass sets the class variables that differ from their defaults. `parts` names its networks,
-    optimizers and banks, so that a checkpoint has them. Draw random numbers with `self.random`.
+    optimizers and banks, so that a checkpoint has them. Draw random numbers with `self.random`. In the constructor,
+    initial weights are drawn by the seed, too.
 
     Args:
         task: The teacher, the size of the images, and the seed.
