@@ -40,7 +40,7 @@ def run(config: RunConfig, brief: bool = False) -> Path:
         failures = run_on_ray(stages, config.cpus_per_stage, config.gpus_per_stage)
     else:
         failures = _run_stages(stages, brief)
-    with locked(pipeline.out, str(pipeline.out), wait=True):
+    with locked(pipeline.out, f"out = {pipeline.out}", wait=True):
         for half_written in pipeline.out.glob(f"report.*{PARTIAL}"):
             half_written.unlink()
         report = _report(pipeline, {d.out for d in part.distillations}, failures)

@@ -21,7 +21,6 @@ from dfkd.distill.lessons import Plan
 from dfkd.distill.objective import Objective, build_objective
 from dfkd.distill.request import check_request
 from dfkd.distill.trainer import Trainer
-from dfkd.formats.remote_folder import folder_of
 from dfkd.formats.run_records import RESULT, Result, read_result
 from dfkd.formats.shards import Shards
 from dfkd.models.load import Model, load_model
@@ -33,6 +32,7 @@ from dfkd.system.device import Place, resolve_place
 from dfkd.system.errors import RequestError
 from dfkd.system.files import hash_of
 from dfkd.system.portable import portable
+from dfkd.system.remote_folder import folder_of
 from dfkd.system.shares import check_batch
 from dfkd.system.versions import versions
 from dfkd.training.bn_reestimate import batch_norms

@@ -85,7 +85,7 @@ def generate(config: GenerateConfig, teacher: GivenModel, student: GivenModel | 
     config, out = prepared.config, output_path(prepared.config.out)
     selected = once(
         lambda: is_done(out, config.out, prepared.content),
-        lambda: locked(partial_folder(out), config.out),
+        lambda: locked(partial_folder(out), f"--out {config.out}"),
         lambda: _make(prepared, out),
     )
     if selected is None:

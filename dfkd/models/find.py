@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from dfkd.data.images.frame import Frame
-from dfkd.formats.remote_folder import folder_of
 from dfkd.formats.run_records import CONFIG, WEIGHTS, finished_weights, read_request
 from dfkd.models import DEFAULT_IMAGE_SIZE
 from dfkd.models.expected import NOTES, UNKNOWN, Expected, from_program, from_safetensors, of_network
@@ -28,6 +27,7 @@ from dfkd.system.foreign import Foreign
 from dfkd.system.names import Named
 from dfkd.system.portable import expand, names_of
 from dfkd.system.remote import is_remote
+from dfkd.system.remote_folder import folder_of
 
 MODEL = Kind("model", ("dfkd.models", "torchvision.models"))
 OBJECT = "object "

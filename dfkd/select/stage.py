@@ -66,7 +66,7 @@ def select(config: SelectConfig, teacher: GivenModel, pool: Sequence[GivenData])
         _score(request, share)
         say(f"part {share} is scored; the same command without --part selects, when the others are scored too")
         return out
-    selected = once(done, lambda: locked(partial_folder(out), config.out), lambda: _make(request, out))
+    selected = once(done, lambda: locked(partial_folder(out), f"--out {config.out}"), lambda: _make(request, out))
     if selected is None:
         say(f"{config.out}: this selection is complete already")
     else:
