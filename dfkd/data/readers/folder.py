@@ -6,14 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
 from dfkd.data.labels import labels_of_names
 from dfkd.data.readers import content
-from dfkd.data.readers.reader import IMAGE_SUFFIXES, Names, NoImages, Unreadable, printable
+from dfkd.data.readers.reader import IMAGE_SUFFIXES, Names, NoImages, Reader, Unreadable, printable
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 
@@ -23,14 +22,14 @@ _SPLIT = re.compile(r"(train(ing)?|val(id(ation)?)?|test(ing)?|dev|eval(uation)?
 """Names of folders that hold a split of a data set, rather than a class."""
 
 
-class FolderReader:
+class FolderReader(Reader):
     """Reader of every image file below a folder, in sorted order.
 
     Links to folders are followed. Hidden files and system folders are left out. A file is an image by its suffix, or
     else by its first bytes.
     """
 
-    shape = None
+    classes_by_name = True
 
     def __init__(self, path: Path) -> None:
         self._path, self._names = path, Names()
@@ -43,7 +42,7 @@ class FolderReader:
                 status = entry.stat(follow_symlinks=False)
             digest.update(b"%s\0%d\0%d\n" % (name, status.st_size, status.st_mtime_ns))
             self._names.append(name)
-        self.identity: dict[str, Any] = {"format": "folder", "files": digest.hexdigest()[:16]}
+        self.identity = {"format": "folder", "files": digest.hexdigest()[:16]}
         if not len(self):
             raise NoImages(f"folder {str(path)!r} holds no images{_hint(path)}")
         self.left_out = content.counted(left_out)
