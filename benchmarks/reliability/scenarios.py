@@ -30,7 +30,7 @@ from benchmarks.reliability.faults import Faults
 from dfkd.app import cli
 from dfkd.distill.teacher_cache import views as teacher_views
 from dfkd.models import cifar_resnet
-from dfkd.select import score
+from dfkd.select import stored_scores
 
 SCENARIOS = (
     "select",
@@ -188,7 +188,7 @@ class Lab:
 
     def command(self, scenario, work):
         """Run the command of a scenario in this process."""
-        score.PART_ROWS = teacher_views.PART_ROWS = PART_ROWS
+        stored_scores.PART_ROWS = teacher_views.PART_ROWS = PART_ROWS
         dfkd.select.selection_writer.ROWS_PER_SHARD = ROWS_PER_SHARD
         dfkd.select.selection_writer.BYTES_PER_SHARD = BYTES_PER_SHARD
         os.environ["DFKD_CACHE"] = str(work / "cache") if work != self.folder else os.environ["DFKD_CACHE"]

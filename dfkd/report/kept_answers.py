@@ -12,7 +12,7 @@ from dfkd.formats.shards import Shards
 from dfkd.models.features.taps import parse_tap
 from dfkd.report.pool_scores import ScoredPool
 from dfkd.select.choose import SELECTED
-from dfkd.select.score import PoolScores, features_file, parts_of, scores_file
+from dfkd.select.stored_scores import PoolScores, features_file, parts_of, scores_file
 from dfkd.system.files import cached_folder
 
 AT_ONCE = 16_384

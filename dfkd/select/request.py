@@ -21,7 +21,8 @@ from dfkd.models.own import GivenModel
 from dfkd.models.several import load_classifier
 from dfkd.select.methods import Traits
 from dfkd.select.pool_filter import Adapted, NamedFilter, parse_filter
-from dfkd.select.score import SCORE_FORMAT
+from dfkd.select.stored_scores import SCORE_FORMAT
+from dfkd.system import names
 from dfkd.system.components import Component, Kind
 from dfkd.system.console import say
 from dfkd.system.device import Place, resolve_place
@@ -151,6 +152,14 @@ def _scoring_request(config: SelectConfig, model: Model, pool: Pool, place: Plac
         },
         "versions": versions("torch", "torchvision", "numpy", *(decoders() if pool.of_files else ("pillow",))),
     }
+
+
+def short(method: str) -> str:
+    """Return the text of a selection method without options that have their default; another version's as it is."""
+    try:
+        return method if names.parse(method).name.count(".") else METHOD.look_up(method).short
+    except RequestError:
+        return method
 
 
 def _options(config: SelectConfig, method: Component, tap: Tap | None) -> dict[str, Any]:

@@ -172,9 +172,9 @@ def test_another_count_or_method_does_not_run_the_teacher(lab, tmp_path, capsys,
 
 
 def test_a_killed_scoring_goes_on_from_its_last_part(lab, tmp_path, monkeypatch):
-    from dfkd.select import score
+    from dfkd.select import stored_scores
 
-    monkeypatch.setattr(score, "PART_ROWS", 50)
+    monkeypatch.setattr(stored_scores, "PART_ROWS", 50)
     forwards, few = [], ("--pool", lab.few, "--count", 40)
     whole = Classifier.__call__
 

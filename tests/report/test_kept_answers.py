@@ -17,7 +17,7 @@ from dfkd.report.kept_answers import KeptAnswers, kept_answers
 from dfkd.report.near_groups import near_groups
 from dfkd.report.pool_scores import ScoredPool
 from dfkd.select.choose import NEAR_DUPLICATE, NOT_ADMITTED, NOT_DRAWN, REASONS, SELECTED
-from dfkd.select.score import PoolScores, features_file
+from dfkd.select.stored_scores import PoolScores, features_file
 from dfkd.system.checked_parquet import write_columns
 
 TWICE = ((20, 0), (21, 0), (22, 1))

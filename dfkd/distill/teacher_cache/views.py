@@ -24,6 +24,7 @@ from dfkd.data.images.jpeg import decoders
 from dfkd.distill.teacher_cache.compact import ALL_UP_TO, compact, expand
 from dfkd.formats.shards import Shards
 from dfkd.models.classifier import Classifier
+from dfkd.models.features.outputs import HALF_LIMIT
 from dfkd.system import ranks
 from dfkd.system.checked_parquet import Columns, Damaged, read_columns, write_columns
 from dfkd.system.console import progress, say
@@ -255,7 +256,7 @@ def _largest_difference(
         rows = np.sort(rng.integers(0, len(shards), -(-CHECKED // len(selections))))
         views = rng.integers(0, found.views, len(rows))
         crops, kept = found.at(views, start + rows)
-        now = _live(teacher, shards.pixels(rows), crops, padding).cpu().clamp(-65504, 65504)
+        now = _live(teacher, shards.pixels(rows), crops, padding).cpu().clamp(-HALF_LIMIT, HALF_LIMIT)
         where = found.classes_at(views, start + rows)  # the largest now may be other classes, because of rounding
         differences.append(float((kept - now).gather(1, where).abs().max()))
         limits.append(0.05 * float(now.std()) + 4 * rounding * float(now.abs().max()))
