@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dfkd.config import DistillConfig
 from dfkd.config.texts import flag
+from dfkd.distill.observed import entropy
 from dfkd.distill.trainer import Trainer
 from dfkd.formats.run_records import Checkpoint
 from dfkd.models.architectures.estimator import Estimator
@@ -81,7 +82,7 @@ class Fitting(Trainer):
         p = theirs.logits.softmax(dim=1)
         self._lessons.append((view.flatten(1).float().cpu(), p.cpu()))
         self.step += 1
-        return {"teacher_entropy": -torch.xlogy(p, p).sum(dim=1).mean()}
+        return {"teacher_entropy": entropy(p)}
 
     def tell(self, row: Mapping[str, float]) -> str:
         """Return the progress bar's text."""

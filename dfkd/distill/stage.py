@@ -24,10 +24,11 @@ from dfkd.formats.run_folder import Run
 from dfkd.formats.run_records import Result, finished_weights, read_distillation
 from dfkd.models.classifier import Classifier, examine_pixels
 from dfkd.models.health import CHECKED_IMAGES
+from dfkd.models.load_weights import load_weights
 from dfkd.models.own import GivenModel
 from dfkd.models.several import given_teacher
 from dfkd.models.sharded import is_sharded
-from dfkd.models.weights import load_weights, state_to_write
+from dfkd.models.state import state_to_write
 from dfkd.system import names, ranks
 from dfkd.system.console import say
 from dfkd.system.device import Place

@@ -34,7 +34,7 @@ from dfkd.models.features.taps import network_code, run_network
 from dfkd.models.load import Model
 from dfkd.models.reduce import Half, to_int8
 from dfkd.models.several import load_classifier
-from dfkd.models.weights import state_to_write
+from dfkd.models.state import state_to_write
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import output_path, replacing

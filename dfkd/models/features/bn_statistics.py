@@ -1,6 +1,6 @@
 """Distance of images from a teacher's training data, by the running statistics of its BatchNorm layers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,17 @@ from dfkd.system.shares import pooled
 
 _CONSTANT = 1e-12
 """Added to a variance, so that the gradient of a variance of 0 is 0."""
+
+
+@contextmanager
+def before_each(layers: Iterable[nn.Module], hook: Callable[..., None]) -> Iterator[None]:
+    """Call `hook(layer, inputs, named_inputs)` before each forward pass of the layers within the block."""
+    handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class BatchStatistics:
@@ -36,12 +47,8 @@ class BatchStatistics:
     def watched(self) -> Iterator[None]:
         """Record the statistics of every forward pass within the block."""
         self.seen, self._numbers = [], []
-        handles = [layer.register_forward_pre_hook(self._take, with_kwargs=True) for layer in self.layers]
-        try:
+        with before_each(self.layers, self._take):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
         if ranks.count() > 1 and self.seen:
             self._exchange()
 
