@@ -15,7 +15,7 @@ from dfkd.data.labels import ClassNames
 from dfkd.data.locate import GivenData
 from dfkd.distill import compress, fitting, specialists, supply
 from dfkd.distill.assemble import assemble
-from dfkd.distill.defaults import begins_trained, crops_of_files, settled
+from dfkd.distill.defaults import crops_of_files, settled
 from dfkd.distill.init.inherit import inherit, twins
 from dfkd.distill.lessons import Plan
 from dfkd.distill.objective import Objective, build_objective
@@ -102,14 +102,13 @@ def prepare(
     student = compress.compressed(config, _load_student(config, student_given, teacher))
     student = specialists.with_specialists(config, student, selections, place)
     config = fitting.configured(config, student)
-    config = settled(config, teacher, student, student_given, selections)
+    config, trained = settled(config, teacher, student, student_given, selections)
     objective = objective or build_objective(config.loss)
     if config.init == "teacher":
         _inherit(student, teacher)
     if config.sync_batchnorm:
         student = _synchronized(student, place)
     crops = crops_of_files(config, selections)
-    trained = begins_trained(student, student_given, config.init)
     plan = _plan(config, selections, student, trained, crops is not None)
     _check_plan(config, plan, student, objective)
     content = _content(config, plan, teacher, student, selections, objective, place)
