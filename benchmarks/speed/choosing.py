@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dfkd.select import choose, methods, stored_scores, streaming
+from dfkd.select import choose, methods, score, stored_scores, streaming
 from dfkd.select.selection_writer import Selected
 from dfkd.system.checked_parquet import write_columns
 from dfkd.system.device import machine, resolve_place
@@ -114,7 +114,7 @@ def check_row(folder, images):
 
     def work():
         parts = range(-(-images // stored_scores.PART_ROWS))
-        todo, damaged = stored_scores.find_missing(folder, parts, None, images, {})
+        todo, damaged = score._cached(folder, parts, None, images, {})
         assert not todo and not damaged
         return {}
 

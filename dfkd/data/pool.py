@@ -1,7 +1,7 @@
 """Pool of images: several DATA in sequence, as origins and uint8 images of one size, by index."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +11,6 @@ from jaxtyping import Int64, Integer, UInt8
 
 from dfkd.data.conversion_notes import ConversionNotes
 from dfkd.data.images.decode import decode, encode_png, fit, processors
-from dfkd.data.images.filter import Filter
 from dfkd.data.images.frame import ENCODED_ABOVE, WHOLE, Frame
 from dfkd.data.images.intact import looks_intact
 from dfkd.data.labels import ClassNames, labels_of_names, ordered_names
@@ -30,6 +29,8 @@ _SMALL = 64 * 64
 At 32x32 pixels, two threads mostly wait for the interpreter's lock: they decode 8,000 images a second on two cores, and
 one thread decodes 13,000.
 """
+
+PixelFilter = Callable[[UInt8[np.ndarray, "batch size size channels"]], UInt8[np.ndarray, "batch size size channels"]]
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,10 @@ class Pool:
         self._workers = workers or processors()
         self._threads = ThreadPoolExecutor(self._workers, "dfkd-decode")
         self._notes = ConversionNotes(image_size, channels, bits, frame)
-        self._filter: Filter | None = None
+        self._filter: PixelFilter | None = None
         self._class_names = class_names
 
-    def filtered(self, by: Filter) -> "Pool":
+    def filtered(self, by: PixelFilter) -> "Pool":
         """Return a copy of the pool whose images are filtered. Its encoded files stay unfiltered."""
         pool = copy.copy(self)
         pool._filter = by

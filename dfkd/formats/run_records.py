@@ -17,6 +17,10 @@ from dfkd.system.remote_folder import LAST
 RUN_FORMAT = 1
 """Version of the format of a run (in config.toml) and of a checkpoint (in progress.json). Others are refused."""
 CONFIG, RESULT, FAILED, WEIGHTS = "config.toml", LAST["run"], "failed.json", "student.safetensors"
+METRICS, CHECKPOINT, LOGS, KEPT = "metrics.jsonl", "checkpoint", "logs", "weights"
+"""The metrics' file, and the folders of checkpoint, logs and kept weights."""
+STATE, PROGRESS = "state.pt", "progress.json"
+"""Files of a checkpoint."""
 HINT = "; distill again into another folder"
 R = TypeVar("R")
 

@@ -12,7 +12,8 @@ from jaxtyping import Int
 from dfkd.config import GenerateConfig
 from dfkd.config.tables import differences
 from dfkd.formats.manifest import MANIFEST
-from dfkd.formats.run_folder import CHECKPOINT, LOGS, Progress
+from dfkd.formats.run_folder import Progress
+from dfkd.formats.run_records import CHECKPOINT, LOGS
 from dfkd.formats.shards import Shards
 from dfkd.generators.base import Method, method_code
 from dfkd.generators.build import build, choose, method_class

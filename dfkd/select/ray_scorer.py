@@ -173,7 +173,7 @@ class _Worker:
         teacher, pool, scoring = scorable(request, adapted)
         if different := differences(expected, scoring):
             raise RequestError(f"it would not compute the same scores: {'; '.join(different)}")
-        return PartScorer(teacher, pool, request_folder("scores", scoring), config.batch_size, request.tap)
+        return PartScorer(teacher, pool, request_folder("scores", scoring), config.batch_size, request.stored_tap)
 
 
 def _refused(error: Any) -> Exception:

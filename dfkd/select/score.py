@@ -15,20 +15,14 @@ from dfkd.data import Images, Pool
 from dfkd.models.classifier import Classifier
 from dfkd.models.features.image_distance import ImageDistances
 from dfkd.models.features.outputs import HALF_LIMIT, half
-from dfkd.models.features.taps import Tap
-from dfkd.select.stored_scores import (
-    PoolScores,
-    find_missing,
-    parts_of,
-    problems_of,
-    read_head,
-    rows_of,
-    write_part,
-)
-from dfkd.system.checked_parquet import Columns
+from dfkd.select.near_copies import describe
+from dfkd.select.stored_scores import SCORES, STORED, PoolScores, features_file, parts_of, range_of, scores_file
+from dfkd.system.checked_parquet import Columns, Damaged, read_columns, write_columns
 from dfkd.system.console import progress, say
 from dfkd.system.errors import RequestError
 from dfkd.system.signals import Interrupted, StopRequest, stop_request
+
+SCORE_FORMAT = 4
 
 
 def score_logits(
@@ -57,7 +51,7 @@ For each part that is done, it yields why images could not be read, by pool inde
 
 
 def score_pool(
-    pool: Pool, folder: Path, scorer: Scorer, *, tap: Tap | None, max_unreadable: float, parts: range | None = None
+    pool: Pool, folder: Path, scorer: Scorer, *, tap: str | None, max_unreadable: float, parts: range | None = None
 ) -> PoolScores:
     """Score the images of some parts (None: all) for which `folder` has no scores, and open the scores.
 
@@ -66,21 +60,21 @@ def score_pool(
     Raises: RequestError if more than `max_unreadable` of the pool cannot be read, and what the scorer raises.
     """
     parts = range(parts_of(len(pool))) if parts is None else parts
-    images = sum(len(rows_of(len(pool), part)) for part in parts)
+    images = sum(len(range_of(len(pool), part)) for part in parts)
     problems: dict[int, str] = {}
 
     def check() -> None:
         if len(problems) > max_unreadable * len(pool):
             raise TooManyUnreadable(pool, problems, max_unreadable)
 
-    todo, damaged = find_missing(folder, parts, tap, len(pool), problems)
+    todo, damaged = _cached(folder, parts, tap, len(pool), problems)
     if damaged:
         say(f"scores: {damaged} of {len(parts)} cached parts are damaged and scored again")
     check()
     if not todo:
         say(f"scores: all {images:,} are cached, the teacher is not run")
     else:
-        done = images - sum(len(rows_of(len(pool), part)) for part in todo)
+        done = images - sum(len(range_of(len(pool), part)) for part in todo)
         with progress("scoring", images, "images", done) as bar, closing(scorer(todo, bar.advance)) as scored:
             for found in scored:
                 problems |= found
@@ -96,7 +90,7 @@ class PartScorer:
     pool: Pool
     folder: Path
     batch_size: int
-    tap: Tap | None
+    tap: str | None
 
     def __call__(self, todo: Sequence[int], advance: Callable[[int], None]) -> Generator[dict[int, str], None, None]:
         """Score the parts `todo`, and yield for each why images could not be read.
@@ -105,20 +99,20 @@ class PartScorer:
         """
         with stop_request() as stop:
             for part in todo:
-                head = read_head(self.folder, part, self.tap, self.batch_size)
+                head = _read_head(self.folder, part, self.tap, self.batch_size)
                 columns = _score_part(self.teacher, self.pool, part, self.batch_size, head, advance, stop)
-                whole = len(columns["confidence"]) == len(rows_of(len(self.pool), part))
-                write_part(self.folder, part, columns, self.tap, head=not whole)
+                whole = len(columns["confidence"]) == len(range_of(len(self.pool), part))
+                _write_part(self.folder, part, columns, self.tap, head=not whole)
                 if stop.signal is not None:
                     raise Interrupted(stop.signal, "the scores so far are kept; give the same command again to resume")
-                yield problems_of(part, columns)
+                yield _problems(len(self.pool), part, columns)
 
 
 def _score_part(
     teacher: Classifier, pool: Pool, part: int, batch_size: int, head: Columns, advance: Any, stop: StopRequest
 ) -> Columns:
     """Return the columns of a part, of which `head` is scored already. After a signal there are fewer rows."""
-    rows, scored = rows_of(len(pool), part), 0
+    images, scored = range_of(len(pool), part), 0
     part_columns: Columns = {}
     distances = ImageDistances(teacher.network)
 
@@ -127,16 +121,16 @@ def _score_part(
         end = scored + len(columns["confidence"])
         for name, values in columns.items():
             if name not in part_columns:  # once per part: small blocks, one per batch, would fragment the heap
-                part_columns[name] = np.empty((len(rows), *values.shape[1:]), values.dtype)
+                part_columns[name] = np.empty((len(images), *values.shape[1:]), values.dtype)
             part_columns[name][scored:end] = values
         advance(end - scored)
         scored = end
 
     if head:
         keep(head)
-    for indices, images in pool.batches(batch_size, rows.start + scored, rows.stop):
-        problems = np.array([images.problems.get(i) for i in range(len(indices))], dtype=object)
-        keep({**_score_batch(teacher, distances, images), "problem": problems})
+    for indices, batch in pool.batches(batch_size, images.start + scored, images.stop):
+        problems = np.array([batch.problems.get(i) for i in range(len(indices))], dtype=object)
+        keep({**_score_batch(teacher, distances, batch), "problem": problems})
         if stop.signal is not None:
             break
     return {name: values[:scored] for name, values in part_columns.items()}
@@ -152,10 +146,17 @@ def _score_batch(teacher: Classifier, distances: ImageDistances, images: Images)
         "prediction": prediction.int(),
         "distance": distances.take(len(prediction)),
         "logits": half(outputs.logits),
+        "cells": torch.from_numpy(describe(images.pixels)).half(),
     }
     if "last" in outputs.features:
         columns["features"] = _directions(outputs.features["last"].flatten(1))
     return {name: values.cpu().numpy() for name, values in columns.items()}
+
+
+def _problems(images: int, part: int, columns: Columns) -> dict[int, str]:
+    """Return why images of a part could not be read, by pool index."""
+    indices = range_of(images, part)
+    return {indices[i]: why for i, why in enumerate(columns["problem"]) if why is not None}
 
 
 def _directions(features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
@@ -165,6 +166,57 @@ def _directions(features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch 
     """
     features = torch.where(features.isfinite().all(dim=1, keepdim=True), features, 0.0)
     return (features / (features.abs().amax(dim=1, keepdim=True) / HALF_LIMIT).clamp(min=1)).half()
+
+
+def _write_part(folder: Path, part: int, columns: Columns, tap: str | None, head: bool) -> None:
+    """Write a part's scores, or the first of them if `head`.
+
+    Features are written first, because a part is complete once it has both.
+    """
+    if tap:
+        write_columns(features_file(folder, part, tap, head), {"features": columns["features"]})
+    # in one order, also if the first batches were read from a file
+    write_columns(scores_file(folder, part, head), {name: columns[name] for name in STORED})
+    if not head:
+        scores_file(folder, part, True).unlink(missing_ok=True)
+        if tap:
+            features_file(folder, part, tap, True).unlink(missing_ok=True)
+
+
+def _cached(
+    folder: Path, parts: range, tap: str | None, images: int, problems: dict[int, str]
+) -> tuple[list[int], int]:
+    """Return the parts to score, and how many of them are damaged. `problems` gets those of the other parts."""
+    todo, damaged = [], 0
+    for part in parts:
+        if not scores_file(folder, part).exists() or (tap and not features_file(folder, part, tap).exists()):
+            todo.append(part)
+            continue
+        try:
+            columns = read_columns(scores_file(folder, part), (*SCORES, "problem"))
+            if len(columns["confidence"]) != len(range_of(images, part)):
+                raise Damaged(f"{scores_file(folder, part)} has other rows")
+        except Damaged:
+            todo.append(part)
+            damaged += 1
+            continue
+        problems |= _problems(images, part, columns)
+    return todo, damaged
+
+
+def _read_head(folder: Path, part: int, tap: str | None, batch_size: int) -> Columns:
+    """Return what an interrupted command left of a part; empty if that is not whole batches.
+
+    With whole batches, the later batches have the same images as without an interruption.
+    """
+    try:
+        head = read_columns(scores_file(folder, part, True), STORED)
+        if tap:
+            head |= read_columns(features_file(folder, part, tap, True), ("features",))
+    except Damaged:  # or missing
+        return {}
+    rows = {len(values) for values in head.values()}
+    return head if len(rows) == 1 and rows.pop() % batch_size == 0 else {}
 
 
 class TooManyUnreadable(RequestError):

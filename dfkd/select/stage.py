@@ -20,7 +20,7 @@ from dfkd.select.choose import Choice, TooFew, choose
 from dfkd.select.duplicates_on_disk import near_duplicates_on_disk
 from dfkd.select.journal import JOURNAL
 from dfkd.select.methods import Traits
-from dfkd.select.near_copies import descriptors, near_copies
+from dfkd.select.near_copies import near_copies
 from dfkd.select.pool_filter import Adapted, adapt
 from dfkd.select.ray_scorer import RayScorer
 from dfkd.select.request import METHOD, Request, check, resolve, scorable
@@ -79,7 +79,7 @@ def _make(request: Request, out: Path) -> Selected:
     check_partial(partial)
     try:
         pool, scores, adapted = _score(request)
-        choice = _choose(request, pool, scores)
+        choice = _choose(request, scores)
         found = adapted.describe() if adapted else None
         of_pool = Selected(config, request.model, pool, scores, choice, request.content, filter=found)
         selected = replace(of_pool, left_out=pool.left_out, bits=pool.bits, store=config.store)
@@ -98,7 +98,7 @@ def _score(request: Request, share: PoolShare = WHOLE) -> tuple[Pool, PoolScores
     if request.filter:
         adapted = adapt(request.filter, request.model, request.place, request.pool, request.scoring, nearest)
     teacher, pool, scoring = scorable(request, adapted)
-    folder, tap = request_folder("scores", scoring), request.tap
+    folder, tap = request_folder("scores", scoring), request.stored_tap
     scorer: Scorer = PartScorer(teacher, pool, folder, config.batch_size, tap)
     if config.engine == "ray":
         scorer = RayScorer(request, adapted, scoring, folder)
@@ -110,19 +110,19 @@ def _score(request: Request, share: PoolShare = WHOLE) -> tuple[Pool, PoolScores
     return pool, scores, adapted
 
 
-def _choose(request: Request, pool: Pool, scores: PoolScores) -> Choice:
+def _choose(request: Request, scores: PoolScores) -> Choice:
     """Choose images in memory, or for many scores part by part. Raises: RequestError if too few are left."""
     method, balance = request.method, request.config.balance or "none"
     streams = scores.rows > streaming.IN_MEMORY and Traits.of(method.target).scale and balance != "cluster"
     try:
-        return (_choose_streaming if streams else _choose_in_memory)(request, pool, scores, balance)
+        return (_choose_streaming if streams else _choose_in_memory)(request, scores, balance)
     except TooFew as few:
         raise RequestError(f"--{few}; {_instead(few, request)}") from None
 
 
-def _choose_in_memory(request: Request, pool: Pool, scores: PoolScores, balance: str) -> Choice:
+def _choose_in_memory(request: Request, scores: PoolScores, balance: str) -> Choice:
     config, method = request.config, request.method
-    similarity, seen = config.deduplicate_pixels, descriptors(pool)
+    similarity, seen = config.deduplicate_pixels, scores.cells
     return choose(
         scores.images,
         scores.readable,
@@ -137,10 +137,10 @@ def _choose_in_memory(request: Request, pool: Pool, scores: PoolScores, balance:
     )
 
 
-def _choose_streaming(request: Request, pool: Pool, scores: PoolScores, balance: str) -> Choice:
+def _choose_streaming(request: Request, scores: PoolScores, balance: str) -> Choice:
     config, method = request.config, request.method
     traits, folder = Traits.of(method.target), partial_folder(output_path(config.out)) / "data-near-duplicates"
-    compared = ((scores.features, config.deduplicate), (descriptors(pool), config.deduplicate_pixels))
+    compared = ((scores.features, config.deduplicate), (scores.cells, config.deduplicate_pixels))
     with Foreign(f"{method.kind.name} {method.text!r} {method.kind.failure}:", method.target):
         assert traits.scale is not None
         scale = traits.scale(**method.options)
@@ -180,6 +180,8 @@ def _report(selected: Selected) -> None:
         say(f"threshold: confidence >= {choice.threshold:.4f} admits {choice.admitted:,} of {len(pool):,} images")
     say(f"images by reason: {', '.join(f'{n:,} {reason}' for reason, n in counts.items())}")
     say(f"selected by predicted class: {of_classes(selected.per_class.tolist(), MANIFEST, ',', names)}")
+    if choice.repeated:
+        say(f"note: {choice.repeated:,} of the selected images are near-copies of others; the pool has no other images")
     if scores.problems:
         first = ", ".join(pool.origins(np.array(sorted(scores.problems)[:UNREADABLE_NAMED])))
         more = f", ...; {MANIFEST} names them" if len(scores.problems) > UNREADABLE_NAMED else ""

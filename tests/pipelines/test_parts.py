@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dfkd.models.classifier import Classifier
-from dfkd.select import pool_filter, score, stage, streaming
+from dfkd.select import pool_filter, stage, stored_scores, streaming
 from dfkd.select.share import PoolShare
 from dfkd.system.errors import RequestError
 
@@ -28,7 +28,7 @@ def lab(lab):
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """Small parts, and a cache of the test's own: a function that names it."""
-    monkeypatch.setattr(score, "PART_ROWS", 25)  # five of the 120 images, the last of 20
+    monkeypatch.setattr(stored_scores, "PART_ROWS", 25)  # five of the 120 images, the last of 20
     return lambda name: monkeypatch.setenv("DFKD_CACHE", str(tmp_path / f"cache-{name}"))
 
 

@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 
 from dfkd.app.cli import main
 from dfkd.models import lenet5
-from dfkd.models.features.taps import parse_tap
 from dfkd.report.contents import read
 from dfkd.report.embedding import embedding, principal
 from dfkd.report.kept_answers import KeptAnswers, kept_answers
@@ -93,7 +92,7 @@ def test_inspect__shows_groups_of_near_duplicates_and_an_embedding(selected, mon
 
 def answers_of(folder, features, reasons):
     """Features of a pool in a cache, and its scores."""
-    count, tap = len(features), parse_tap("fc")
+    count, tap = len(features), "fc"
     write_columns(features_file(folder, 0, tap), {"features": features.astype(np.float16)})
     rows, number = np.arange(count), np.array([*map(REASONS.index, reasons)])
     scored = ScoredPool(rows / count, rows / count, rows % 2, number, rows, count)
