@@ -46,7 +46,9 @@ def costs(rows: Sequence[Row], styles: Mapping[str, int]) -> Html:
         "grey steps are the Pareto front: the best accuracy that a cost buys."
         + (" Broken line: the teacher." if teacher is not None else "")
     )
-    signs = (tag("li", marker(styles[row.name]), tag("span", row.name)) for row in tested)
+    named = {row.name: styles[row.name] for row in tested if styles[row.name] < SERIES_STYLES}
+    others = {f"{len(tested) - len(named):,} other rows": SERIES_STYLES} if len(tested) > len(named) else {}
+    signs = (tag("li", marker(number), tag("span", name)) for name, number in (named | others).items())
     return section(
         "What accuracy costs",
         tag("p", note, class_="note"),

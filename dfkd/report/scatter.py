@@ -74,37 +74,43 @@ def scatter(
     if reference is not None:
         parts.append(tag("line", class_="reference", x1=0, x2="100%", y1=down(reference), y2=down(reference)))
     parts.append(_front([(x(along(spots[name].cost)), down(spots[name].value)) for name in front], height))
-    for name, spot in spots.items():
-        parts += _marker(name, spot, f"s{styles[name] % SERIES_STYLES}", across, down, logarithmic)
+    for name in sorted(spots, key=lambda name: -styles[name]):  # the rows of a colour of their own are in front
+        parts += _marker(name, spots[name], styles[name], across, down, logarithmic)
     words = "; ".join(f"{name}: {shown(s.value)} at {_short(s.cost)}" for name, s in spots.items())
     scale = " The axis of the cost is logarithmic." if logarithmic else ""
     return svg(title, f"{words}. Pareto front: {', '.join(front)}.{scale}", height, *parts, style="axes")
 
 
 def marker(number: int) -> Html:
-    """Return a row's marker for a legend."""
-    style = number % SERIES_STYLES
-    mark = tag("path", d=SHAPES[style], class_=f"spot s{style}", transform="translate(8 8)")
+    """Return a row's marker for a legend. Rows after the last style share one."""
+    shape, style = _look(number)
+    mark = tag("path", d=shape, class_=f"spot {style}", transform="translate(8 8)")
     return tag("svg", mark, width=16, height=16, aria_hidden="true")
 
 
 def _marker(
     name: str,
     spot: Spot,
-    style: str,
+    number: int,
     across: Callable[[Number], str],
     down: Callable[[Number], float],
     logarithmic: bool,
 ) -> list[Html]:
     """Return the error bars of a row, and its marker in front of them."""
+    shape, style = _look(number)
     at, level = across(spot.cost), down(spot.value)
     low, high = down(spot.value - spot.value_spread), down(spot.value + spot.value_spread)
     parts = [tag("line", class_=f"error {style}", x1=at, x2=at, y1=low, y2=high)] if spot.value_spread else []
     if spot.cost_spread and not (logarithmic and spot.cost <= spot.cost_spread):
         ends = {"x1": across(spot.cost - spot.cost_spread), "x2": across(spot.cost + spot.cost_spread)}
         parts.append(tag("line", class_=f"error {style}", y1=level, y2=level, **ends))
-    shape = tag("path", tag("title", name), d=SHAPES[int(style[1:])], class_=f"spot {style}")
-    return [*parts, tag("svg", shape, x=at, y=level, overflow="visible")]
+    mark = tag("path", tag("title", name), d=shape, class_=f"spot {style}")
+    return [*parts, tag("svg", mark, x=at, y=level, overflow="visible")]
+
+
+def _look(number: int) -> tuple[str, str]:
+    """Return a row's outline and class."""
+    return (SHAPES[number], f"s{number}") if number < SERIES_STYLES else (SHAPES[0], "others")
 
 
 def _front(points: Sequence[tuple[float, float]], height: int) -> Html:

@@ -20,6 +20,7 @@ def test_pareto_front__has_the_rows_that_none_beats_at_its_cost() -> None:
 def test_scatter__puts_rows_where_their_values_are_with_error_bars() -> None:
     tree = chart(SPOTS)
     at = [float(sign.attrib["x"].rstrip("%")) for sign in tree.findall("svg") if "viewBox" not in sign.attrib]
+    at.reverse()  # the first row is drawn last, in front of the others
     pad = 100 * 0.06 / 1.12  # costs from 10 to 44, where the last error bar ends
     assert at == pytest.approx([pad + (100 - 2 * pad) * (cost - 10) / 34 for cost in (10, 10, 20, 40)], abs=0.01)
     bars = [line.attrib for line in tree.findall("line") if line.attrib["class"].startswith("error")]
@@ -34,6 +35,14 @@ def test_scatter__has_a_logarithmic_axis_for_costs_far_apart() -> None:
     at = [float(sign.attrib["x"].rstrip("%")) for sign in tree.findall("svg") if "viewBox" not in sign.attrib]
     assert at[1] - at[0] == pytest.approx(at[2] - at[1])
     assert "logarithmic" in tree.find("desc").text
+
+
+def test_scatter__rows_after_the_last_colour_look_alike() -> None:
+    spots = {str(number): Spot(number, number / 20) for number in range(10)}
+    styles = {name: number for number, name in enumerate(spots)}
+    tree = ElementTree.fromstring(scatter("t", spots, styles, lambda v: f"{v:.0%}"))
+    marks = [sign.find("path").attrib["class"] for sign in tree.findall("svg") if sign.find("path") is not None]
+    assert marks == ["spot others"] * 2 + [f"spot s{number}" for number in range(7, -1, -1)]
 
 
 def test_scatter__of_one_row_stands_in_the_middle() -> None:
