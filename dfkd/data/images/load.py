@@ -79,6 +79,8 @@ def load(item: object, needed: Needed, bits: int | None, arrays: bool = True) ->
         raise item
     if not isinstance(item, bytes | Image.Image):
         raise Unreadable(f"is a {type(item).__name__}, not an image")
+    if item == b"":
+        raise Unreadable("is an empty file")
     most = Image.MAX_IMAGE_PIXELS or math.inf
     try:
         plain = plain_jpeg(item) if arrays and isinstance(item, bytes) else None
@@ -87,7 +89,8 @@ def load(item: object, needed: Needed, bits: int | None, arrays: bool = True) ->
         image = _opened(item) if isinstance(item, bytes) else item
         width, height = image.size
         if width * height > most:
-            raise Unreadable(f"{width}x{height} pixels: above the limit against decompression bombs")
+            limit = f"above the limit of {most / 1e6:.0f} megapixels, against decompression bombs"
+            raise Unreadable(f"{width}x{height} pixels: {limit}; reduce it")
         if image.format in ("JPEG", "MPO"):
             return _load_jpeg(item if arrays else image, image, needed)
         return _load_other(image, bits)
