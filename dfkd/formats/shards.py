@@ -6,6 +6,7 @@ because Arrow keeps four bytes of offset for every innermost list. With channels
 than pixels. Larger images are stored as encoded files.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from dfkd.data.images.decode import decode, processors
+from dfkd.data.images.decode import Decoded, decode, processors
 from dfkd.data.images.filter import read_filter
 from dfkd.data.images.frame import Window
+from dfkd.data.images.nvjpeg import Nvjpeg
 from dfkd.formats.manifest import HINT, MANIFEST, ImageShape, ShardFile, read_manifest
 from dfkd.system.checksums import check_file, check_size, entry
 from dfkd.system.errors import RequestError
@@ -103,6 +105,7 @@ class Shards:
         known = self.manifest.filter if self.encoded else {}  # raw images were filtered before they were stored
         self._filter = read_filter(known, self.manifest.image.channels)
         self._frame = self.manifest.content.preprocess.frame
+        self.decoder: Nvjpeg | None = None
         try:
             self._raw = [] if self.encoded else [_pixels(table, self.manifest.image) for table in self._tables]
             classes = {self._check_columns(table) for table in self._tables}
@@ -112,6 +115,12 @@ class Shards:
             ) from None
         if classes - {self.manifest.classes}:
             raise RequestError(f"{folder} has logits of other classes than its {MANIFEST} says; select again")
+
+    def decoded_by(self, decoder: Nvjpeg) -> "Shards":
+        """Return a copy of the selection whose JPEG files are decoded on a GPU."""
+        shards = copy.copy(self)
+        shards.decoder = decoder
+        return shards
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -127,18 +136,24 @@ class Shards:
         out = np.empty((len(rows), image.size, image.size, image.channels), dtype=np.uint8)
         for where, shard, local in self._locate(rows):
             if self._threads is not None:
-                column = self._tables[shard]["image"].chunk(0).field("bytes").take(local)
+                files = self._tables[shard]["image"].chunk(0).field("bytes").take(local).to_pylist()
                 parts: Sequence[Window | None] = [None] * len(where) if windows is None else [windows[i] for i in where]
-                decoded = self._threads.map(self._decoded, column.to_pylist(), parts)
+                done: Sequence[Decoded | None] = [None] * len(where)
+                if self.decoder is not None:
+                    done = self.decoder(files, image.size, image.channels, self._frame, parts)
+                decoded = self._threads.map(self._decoded, files, parts, done)
                 for i, pixels in zip(where, decoded, strict=True):
                     out[i] = pixels
             else:
                 out[where] = self._raw[shard][local].transpose(0, 2, 3, 1)
         return out if self._filter is None else self._filter(out)
 
-    def _decoded(self, file: bytes, window: Window | None) -> UInt8[np.ndarray, "height width channels"]:
+    def _decoded(
+        self, file: bytes, window: Window | None, done: Decoded | None
+    ) -> UInt8[np.ndarray, "height width channels"]:
         image = self.manifest.image
-        return decode(file, image.size, image.channels, image.bits, self._frame, window).pixels
+        found = done or decode(file, image.size, image.channels, image.bits, self._frame, window)
+        return found.pixels
 
     def column(self, name: str, rows: Int[np.ndarray, " some"] | None = None) -> np.ndarray:
         """Return a column of numbers or strings [rows, ...]: the whole column, or `rows` of it in their order."""

@@ -9,7 +9,7 @@ from PIL import Image
 
 from dfkd.data.images import jpeg, load
 from dfkd.data.images.decode import decode, reencoded
-from dfkd.data.images.frame import Frame, Window, _scaled
+from dfkd.data.images.frame import Frame, Window, _planes, _scaled
 from dfkd.data.images.jpeg import decoders, plain_jpeg
 from dfkd.data.readers.reader import Unreadable
 
@@ -128,4 +128,4 @@ def test_decoders__name_what_is_installed(monkeypatch):
 
 def test_scaled__keeps_the_channels_of_a_pixel_together(photo):
     """As planes, into which torch turns what numpy's new axis gives, resizing takes twice as long."""
-    assert _scaled(photo.copy()[None], 72, 108, "bilinear").stride()[1] == 1
+    assert _scaled(_planes(photo.copy()[None]), 72, 108, "bilinear").stride()[1] == 1

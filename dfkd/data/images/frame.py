@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Num, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -87,26 +87,38 @@ def framed(
     pixels: UInt8[np.ndarray, "batch height width channels"], size: int, frame: Frame
 ) -> UInt8[np.ndarray, "batch size size channels"]:
     """Return images of one shape, resized with antialiasing and center-cropped as by torchvision's transforms."""
-    height, width = pixels.shape[1:3]
-    short = min(height, width)
-    if max(height, width) > _STRIP * short:
-        top, left = ((length - min(length, _STRIP * short)) // 2 for length in (height, width))
-        pixels = pixels[:, top : top + _STRIP * short, left : left + _STRIP * short]
-        height, width = pixels.shape[1:3]
-    side = frame.resized(size)
-    new_width, new_height = resized(width, height, side)
-    top, left = margin(new_height, size), margin(new_width, size)
-    planes = _scaled(pixels, new_height, new_width, frame.interpolation)
-    return _rows_first(planes[:, :, top : top + size, left : left + size])
+    return _rows_first(framed_planes(_planes(pixels), size, frame))
 
 
 def windowed(
     pixels: UInt8[np.ndarray, "height width channels"], size: int, frame: Frame, window: Window
 ) -> UInt8[np.ndarray, "size size channels"]:
     """Return a window of an image, resized with antialiasing."""
-    top, left, rows, columns = window.box(*pixels.shape[:2])
-    part = pixels[None, top : top + rows, left : left + columns]
-    return _rows_first(_scaled(part, size, size, frame.interpolation))[0]
+    return _rows_first(windowed_planes(_planes(pixels[None]), size, frame, window))[0]
+
+
+def framed_planes(
+    planes: Num[Tensor, "batch channels height width"], size: int, frame: Frame
+) -> Num[Tensor, "batch channels {size} {size}"]:
+    """Return the result of `framed` for a tensor on any device. torch resizes uint8 on a CPU only."""
+    height, width = planes.shape[2:]
+    short = min(height, width)
+    if max(height, width) > _STRIP * short:
+        top, left = ((length - min(length, _STRIP * short)) // 2 for length in (height, width))
+        planes = planes[:, :, top : top + _STRIP * short, left : left + _STRIP * short]
+        height, width = planes.shape[2:]
+    new_width, new_height = resized(width, height, frame.resized(size))
+    top, left = margin(new_height, size), margin(new_width, size)
+    planes = _scaled(planes, new_height, new_width, frame.interpolation)
+    return planes[:, :, top : top + size, left : left + size]
+
+
+def windowed_planes(
+    planes: Num[Tensor, "batch channels height width"], size: int, frame: Frame, window: Window
+) -> Num[Tensor, "batch channels {size} {size}"]:
+    """Return the result of `windowed` for a tensor on any device. torch resizes uint8 on a CPU only."""
+    top, left, rows, columns = window.box(*planes.shape[2:])
+    return _scaled(planes[:, :, top : top + rows, left : left + columns], size, size, frame.interpolation)
 
 
 def resized(width: int, height: int, size: int) -> tuple[int, int]:
@@ -123,12 +135,15 @@ def margin(length: int, size: int) -> int:
     return round((length - size) / 2)
 
 
-def _scaled(
-    pixels: UInt8[np.ndarray, "batch height width channels"], height: int, width: int, mode: str
-) -> UInt8[Tensor, "batch channels {height} {width}"]:
+def _planes(pixels: UInt8[np.ndarray, "batch height width channels"]) -> UInt8[Tensor, "batch channels height width"]:
     # numpy gives a new first axis the stride 0, and torch then resizes planes, which takes twice as long
     batch = torch.from_numpy(pixels[0])[None] if len(pixels) == 1 else torch.from_numpy(pixels)
-    planes = batch.permute(0, 3, 1, 2)
+    return batch.permute(0, 3, 1, 2)
+
+
+def _scaled(
+    planes: Num[Tensor, "batch channels old_height old_width"], height: int, width: int, mode: str
+) -> Num[Tensor, "batch channels {height} {width}"]:
     if planes.shape[2:] == (height, width):
         return planes
     return interpolate(planes, (height, width), mode=mode, antialias=True)

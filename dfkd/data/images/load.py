@@ -114,6 +114,26 @@ def _load_jpeg(item: "bytes | Image", image: "Image", needed: Needed) -> Loaded:
     return Loaded(*_flat(_upright(image), (height, width), 8))
 
 
+def jpeg_header(data: bytes) -> tuple[Plain, int] | None:
+    """Return a JPEG file's size and mode as stored, and its EXIF orientation.
+
+    The result is None for other formats and colors, damaged headers and images above Pillow's limit, as `load` has
+    rules or a message for these.
+    """
+    from PIL import Image
+
+    plain, orientation = plain_jpeg(data), 1
+    if plain is None:
+        try:
+            image = _opened(data)
+        except Exception:  # Pillow raises nearly any exception for damaged files
+            return None
+        if image.format not in ("JPEG", "MPO") or image.mode not in ("L", "RGB"):
+            return None
+        plain, orientation = Plain(*image.size, image.mode), _orientation(image)
+    return (plain, orientation) if plain.width * plain.height <= (Image.MAX_IMAGE_PIXELS or math.inf) else None
+
+
 def _of_jpeg(item: object, image: Plain, needed: Needed) -> Loaded | None:
     """Return a JPEG file decoded by simplejpeg, or None if Pillow is to decode the file."""
     pixels = jpeg_pixels(item, image, needed(image.width, image.height)) if isinstance(item, bytes) else None
