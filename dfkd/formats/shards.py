@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from dfkd.data.images.decode import Decoded, decode, processors
-from dfkd.data.images.filter import read_filter
+from dfkd.data.images.decode import BatchDecoder, Decoded, decode, processors
 from dfkd.data.images.frame import Window
-from dfkd.data.images.nvjpeg import Nvjpeg
+from dfkd.data.pool import PixelFilter
 from dfkd.formats.manifest import HINT, MANIFEST, ImageShape, ShardFile, read_manifest
 from dfkd.system.checksums import check_file, check_size, entry
 from dfkd.system.errors import RequestError
@@ -102,10 +101,9 @@ class Shards:
         self._starts = np.cumsum([0, *(len(table) for table in self._tables)])
         self.encoded = self.manifest.image.encoded
         self._threads = ThreadPoolExecutor(processors()) if self.encoded else None
-        known = self.manifest.filter if self.encoded else {}  # raw images were filtered before they were stored
-        self._filter = read_filter(known, self.manifest.image.channels)
+        self._filter = self._read_filter()
         self._frame = self.manifest.content.preprocess.frame
-        self.decoder: Nvjpeg | None = None
+        self.decoder: BatchDecoder | None = None
         try:
             self._raw = [] if self.encoded else [_pixels(table, self.manifest.image) for table in self._tables]
             classes = {self._check_columns(table) for table in self._tables}
@@ -116,7 +114,7 @@ class Shards:
         if classes - {self.manifest.classes}:
             raise RequestError(f"{folder} has logits of other classes than its {MANIFEST} says; select again")
 
-    def decoded_by(self, decoder: Nvjpeg) -> "Shards":
+    def decoded_by(self, decoder: BatchDecoder) -> "Shards":
         """Return a copy of the selection whose JPEG files are decoded on a GPU."""
         shards = copy.copy(self)
         shards.decoder = decoder
@@ -147,6 +145,14 @@ class Shards:
             else:
                 out[where] = self._raw[shard][local].transpose(0, 2, 3, 1)
         return out if self._filter is None else self._filter(out)
+
+    def _read_filter(self) -> PixelFilter | None:
+        """Return the filter of encoded images. Raw images were filtered before they were stored."""
+        if not self.encoded or "kernel" not in self.manifest.filter:
+            return None
+        from dfkd.data.images.filter import read_filter  # imports torch
+
+        return read_filter(self.manifest.filter, self.manifest.image.channels)
 
     def _decoded(
         self, file: bytes, window: Window | None, done: Decoded | None

@@ -2,13 +2,10 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from jaxtyping import Num, UInt8
-from torch import Tensor
-from torch.nn.functional import interpolate
+from jaxtyping import UInt8
 
 from dfkd.config.stages import Interpolation
 
@@ -87,38 +84,45 @@ def framed(
     pixels: UInt8[np.ndarray, "batch height width channels"], size: int, frame: Frame
 ) -> UInt8[np.ndarray, "batch size size channels"]:
     """Return images of one shape, resized with antialiasing and center-cropped as by torchvision's transforms."""
-    return _rows_first(framed_planes(_planes(pixels), size, frame))
+    return _scaled(pixels, framed_view(*pixels.shape[1:3], size, frame), frame.interpolation)
 
 
 def windowed(
     pixels: UInt8[np.ndarray, "height width channels"], size: int, frame: Frame, window: Window
 ) -> UInt8[np.ndarray, "size size channels"]:
     """Return a window of an image, resized with antialiasing."""
-    return _rows_first(windowed_planes(_planes(pixels[None]), size, frame, window))[0]
+    return _scaled(pixels[None], windowed_view(*pixels.shape[:2], size, window), frame.interpolation)[0]
 
 
-def framed_planes(
-    planes: Num[Tensor, "batch channels height width"], size: int, frame: Frame
-) -> Num[Tensor, "batch channels {size} {size}"]:
-    """Return the result of `framed` for a tensor on any device. torch resizes uint8 on a CPU only."""
-    height, width = planes.shape[2:]
-    short = min(height, width)
-    if max(height, width) > _STRIP * short:
-        top, left = ((length - min(length, _STRIP * short)) // 2 for length in (height, width))
-        planes = planes[:, :, top : top + _STRIP * short, left : left + _STRIP * short]
-        height, width = planes.shape[2:]
-    new_width, new_height = resized(width, height, frame.resized(size))
+class View(NamedTuple):
+    """How a view is made of an image: a part of it is resized, and a part of that is kept."""
+
+    rows: slice
+    columns: slice
+    height: int
+    width: int
+    kept_rows: slice = slice(None)
+    kept_columns: slice = slice(None)
+
+
+def framed_view(height: int, width: int, size: int, frame: Frame) -> View:
+    """Return how `framed` resizes and crops an image."""
+    most = _STRIP * min(height, width)
+    rows, columns = (_center(length, min(length, most)) for length in (height, width))
+    new_width, new_height = resized(min(width, most), min(height, most), frame.resized(size))
     top, left = margin(new_height, size), margin(new_width, size)
-    planes = _scaled(planes, new_height, new_width, frame.interpolation)
-    return planes[:, :, top : top + size, left : left + size]
+    return View(rows, columns, new_height, new_width, slice(top, top + size), slice(left, left + size))
 
 
-def windowed_planes(
-    planes: Num[Tensor, "batch channels height width"], size: int, frame: Frame, window: Window
-) -> Num[Tensor, "batch channels {size} {size}"]:
-    """Return the result of `windowed` for a tensor on any device. torch resizes uint8 on a CPU only."""
-    top, left, rows, columns = window.box(*planes.shape[2:])
-    return _scaled(planes[:, :, top : top + rows, left : left + columns], size, size, frame.interpolation)
+def windowed_view(height: int, width: int, size: int, window: Window) -> View:
+    """Return how `windowed` resizes a part of an image."""
+    top, left, rows, columns = window.box(height, width)
+    return View(slice(top, top + rows), slice(left, left + columns), size, size)
+
+
+def _center(length: int, kept: int) -> slice:
+    start = (length - kept) // 2
+    return slice(start, start + kept)
 
 
 def resized(width: int, height: int, size: int) -> tuple[int, int]:
@@ -135,21 +139,16 @@ def margin(length: int, size: int) -> int:
     return round((length - size) / 2)
 
 
-def _planes(pixels: UInt8[np.ndarray, "batch height width channels"]) -> UInt8[Tensor, "batch channels height width"]:
+def _scaled(
+    pixels: UInt8[np.ndarray, "batch height width channels"], view: View, mode: str
+) -> UInt8[np.ndarray, "batch new_height new_width channels"]:
+    import torch  # where pixels are resized only: the reports read stored pixels
+    from torch.nn.functional import interpolate
+
+    pixels = pixels[:, view.rows, view.columns]
     # numpy gives a new first axis the stride 0, and torch then resizes planes, which takes twice as long
     batch = torch.from_numpy(pixels[0])[None] if len(pixels) == 1 else torch.from_numpy(pixels)
-    return batch.permute(0, 3, 1, 2)
-
-
-def _scaled(
-    planes: Num[Tensor, "batch channels old_height old_width"], height: int, width: int, mode: str
-) -> Num[Tensor, "batch channels {height} {width}"]:
-    if planes.shape[2:] == (height, width):
-        return planes
-    return interpolate(planes, (height, width), mode=mode, antialias=True)
-
-
-def _rows_first(
-    planes: UInt8[Tensor, "batch channels height width"],
-) -> UInt8[np.ndarray, "batch height width channels"]:
-    return planes.permute(0, 2, 3, 1).contiguous().numpy()
+    planes = batch.permute(0, 3, 1, 2)
+    if planes.shape[2:] != (view.height, view.width):
+        planes = interpolate(planes, (view.height, view.width), mode=mode, antialias=True)
+    return planes[:, :, view.kept_rows, view.kept_columns].permute(0, 2, 3, 1).contiguous().numpy()

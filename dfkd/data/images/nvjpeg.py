@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from jaxtyping import Num, UInt8
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from dfkd.config.stages import Decoder
 from dfkd.data.images.decode import Decoded
-from dfkd.data.images.frame import WHOLE, Frame, Window, framed_planes, windowed_planes
+from dfkd.data.images.frame import WHOLE, Frame, View, Window, framed_view, windowed_view
 from dfkd.data.images.jpeg import Plain
 from dfkd.data.images.load import jpeg_header
 from dfkd.system.errors import RequestError
@@ -56,9 +57,11 @@ class Nvjpeg:
                 decoded = self._planes([files[i] for i in positions], channels)  # type: ignore[misc]
                 for i, planes in zip(positions, decoded, strict=True):
                     if planes is not None:
-                        upright = _upright(planes, headers[i][1])[None]
-                        window = None if windows is None else windows[i]
-                        squares[i] = _square(upright, size, frame, window)
+                        upright, window = _upright(planes, headers[i][1]), None if windows is None else windows[i]
+                        height, width = upright.shape[1:]
+                        view = windowed_view(height, width, size, window) if window else None
+                        view = view or framed_view(height, width, size, frame)
+                        squares[i] = _square(upright[None], view, frame.interpolation)
                 for i, pixels in zip(squares, _in_main_memory([*squares.values()]), strict=True):
                     found[i] = Decoded(pixels, _shape(*headers[i]))
         return found
@@ -141,12 +144,13 @@ def _upright(planes: Num[Tensor, "channels rows columns"], orientation: int) -> 
 
 
 def _square(
-    planes: UInt8[Tensor, "1 channels height width"], size: int, frame: Frame, window: Window | None
-) -> UInt8[Tensor, "1 channels {size} {size}"]:
+    planes: UInt8[Tensor, "1 channels height width"], view: View, mode: str
+) -> UInt8[Tensor, "1 channels size size"]:
     """Resize in float32, since a GPU does not resize uint8."""
-    values = planes.float()
-    values = framed_planes(values, size, frame) if window is None else windowed_planes(values, size, frame, window)
-    return values.round().clamp(0, 255).byte()
+    values = planes[:, :, view.rows, view.columns].float()
+    if values.shape[2:] != (view.height, view.width):
+        values = interpolate(values, (view.height, view.width), mode=mode, antialias=True)
+    return values[:, :, view.kept_rows, view.kept_columns].round().clamp(0, 255).byte()
 
 
 def _in_main_memory(squares: list[Tensor]) -> Iterator[UInt8[np.ndarray, "height width channels"]]:
