@@ -84,14 +84,16 @@ def framed(
     pixels: UInt8[np.ndarray, "batch height width channels"], size: int, frame: Frame
 ) -> UInt8[np.ndarray, "batch size size channels"]:
     """Return images of one shape, resized with antialiasing and center-cropped as by torchvision's transforms."""
-    return _scaled(pixels, framed_view(*pixels.shape[1:3], size, frame), frame.interpolation)
+    height, width = pixels.shape[1:3]
+    return _scaled(pixels, framed_view(height, width, size, frame), frame.interpolation)
 
 
 def windowed(
     pixels: UInt8[np.ndarray, "height width channels"], size: int, frame: Frame, window: Window
 ) -> UInt8[np.ndarray, "size size channels"]:
     """Return a window of an image, resized with antialiasing."""
-    return _scaled(pixels[None], windowed_view(*pixels.shape[:2], size, window), frame.interpolation)[0]
+    height, width = pixels.shape[:2]
+    return _scaled(pixels[None], windowed_view(height, width, size, window), frame.interpolation)[0]
 
 
 class View(NamedTuple):
