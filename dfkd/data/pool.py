@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int64, Integer, UInt8
 
 from dfkd.data.conversion_notes import ConversionNotes
-from dfkd.data.images.decode import decode, encode_png, fit, processors
+from dfkd.data.images.decode import BatchDecoder, Decoded, decode, encode_png, fit, processors
 from dfkd.data.images.frame import ENCODED_ABOVE, WHOLE, Frame
 from dfkd.data.images.intact import looks_intact
 from dfkd.data.labels import ClassNames, labels_of_names, ordered_names
@@ -85,12 +85,19 @@ class Pool:
         self._threads = ThreadPoolExecutor(self._workers, "dfkd-decode")
         self._notes = ConversionNotes(image_size, channels, bits, frame)
         self._filter: PixelFilter | None = None
+        self._decoder: BatchDecoder | None = None
         self._class_names = class_names
 
     def filtered(self, by: PixelFilter) -> "Pool":
         """Return a copy of the pool whose images are filtered. Its encoded files stay unfiltered."""
         pool = copy.copy(self)
         pool._filter = by
+        return pool
+
+    def decoded_by(self, decoder: BatchDecoder) -> "Pool":
+        """Return a copy of the pool whose JPEG files are decoded on a GPU."""
+        pool = copy.copy(self)
+        pool._decoder = decoder
         return pool
 
     def __len__(self) -> int:
@@ -241,25 +248,33 @@ class Pool:
         pixels: UInt8[np.ndarray, "batch size size channels"],
         problems: dict[int, str],
     ) -> tuple[set[tuple[int, int, int]], int | None]:
-        """Read and decode images into `pixels`. Large images are decoded on all threads.
+        """Read and decode images into `pixels`: on the GPU if there is a decoder, large ones else on all threads.
 
         Returns: the images' original shapes, and the largest value of 16-bit images.
         """
         shapes = set()
         largest: list[int] = []
 
+        def keep(position: int, decoded: Decoded) -> None:
+            pixels[position] = decoded.pixels
+            shapes.add(decoded.shape)
+            if decoded.largest is not None:
+                largest.append(decoded.largest)
+
         def some(where: np.ndarray, which: np.ndarray) -> None:
             for position, item in zip(where.tolist(), reader.read(which), strict=True):
                 try:
-                    decoded = decode(item, self.image_size, self.channels, self.bits, self.frame)
+                    keep(position, decode(item, self.image_size, self.channels, self.bits, self.frame))
                 except Unreadable as problem:
                     problems[position] = str(problem)
-                else:
-                    pixels[position] = decoded.pixels
-                    shapes.add(decoded.shape)
-                    if decoded.largest is not None:
-                        largest.append(decoded.largest)
 
+        if self._decoder is not None:
+            found = self._decoder([*reader.read(local)], self.image_size, self.channels, self.frame)
+            for position, decoded in zip(positions.tolist(), found, strict=True):
+                if decoded is not None:
+                    keep(position, decoded)
+            left = [decoded is None for decoded in found]
+            positions, local = positions[left], local[left]
         some(positions[:1], local[:1])
         positions, local = positions[1:], local[1:]
         if all(height * width <= _SMALL for height, width, _ in shapes) and shapes:

@@ -11,6 +11,7 @@ from dfkd.config import DistillConfig
 from dfkd.config.option import is_off, named
 from dfkd.config.tables import differences
 from dfkd.data import Pool, open_pool
+from dfkd.data.images.nvjpeg import gpu_decoder
 from dfkd.data.labels import ClassNames
 from dfkd.data.locate import GivenData
 from dfkd.distill import compress, fitting, specialists, supply
@@ -98,6 +99,8 @@ def prepare(
     check_batch(config.batch_size)
     place = resolve_place(config.device, config.precision)
     selections = open_selections(config.samples, config.normalize, config.image_size)
+    if decoder := gpu_decoder(config.decoder, place.device, any(shards.encoded for shards in selections)):
+        selections = [shards.decoded_by(decoder) for shards in selections]
     teacher = open_teacher(teacher_given, config.samples, selections, config)
     student = compress.compressed(config, _load_student(config, student_given, teacher))
     student = specialists.with_specialists(config, student, selections, place)

@@ -153,7 +153,12 @@ def _request(teacher: Classifier, shards: Shards, padding: int, flip: bool) -> d
         "images": [file.sha256 for file in shards.manifest.files],
         "crop_padding": padding,
         "flip": flip,
-        "compute": {**teacher.place.describe(), "batch_size": BATCH, "view_format": VIEW_FORMAT},
+        "compute": {
+            **teacher.place.describe(),
+            "batch_size": BATCH,
+            "view_format": VIEW_FORMAT,
+            **({"decoder": "nvjpeg"} if shards.decoder is not None else {}),
+        },
         "versions": versions("torch", "torchvision", *(decoders() if shards.encoded else ())),
     }
 
