@@ -48,7 +48,7 @@ def settled(
         trained = begins_trained(student, given, config.init)
         config = replace(config, optimizer="adamw" if trained else "sgd")
         if trained:
-            say("optimizer: adamw, the default for a student that begins trained")
+            say("optimizer: adamw, the default for a student that is fine-tuned")
     return config
 
 

@@ -144,8 +144,8 @@ def _choose(config: SelectConfig, method: Component, scores: PoolScores, classes
         in_its_text = "gamma" in METHOD.look_up(config.method).options  # then --gamma would change nothing
         if "gamma" in method.options and not in_its_text and few.wanted <= few.usable and few.left == few.admitted:
             enough = math.ceil(1000 * few.wanted / few.usable) / 1000
-            raise RequestError(f"--{few}; --gamma {enough:g} admits enough, or ask for {few.left}") from None
-        raise RequestError(f"--{few}; ask for {few.left}") from None
+            raise RequestError(f"--{few}; --gamma {enough:g} admits enough, or give --count {few.left}") from None
+        raise RequestError(f"--{few}; give --count {few.left}") from None
 
 
 def _report(selected: Selected) -> None:
