@@ -14,6 +14,7 @@ from dfkd.select.choose import REASONS, choose
 from dfkd.select.diversity import unit_rows
 from dfkd.select.methods import ImageScores
 from dfkd.select.near_copies import describe, near_copies
+from dfkd.system.errors import RequestError
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +140,29 @@ def test_choose__picks_no_near_copy_of_a_better_image(rng, balance, reach):
     best = {k: max(np.flatnonzero(originals == k), key=lambda row: scores.confidence[row]) for k in range(200)}
     assert all(best[originals[row]] == row for row in picked)
     assert (choice.reasons[picked] == REASONS.index("selected")).all()
+
+
+def test_choose__picks_near_copies_only_when_nothing_else_is_left():
+    rows, originals = np.arange(30), np.arange(30) // 3
+    scores = ImageScores(1 - rows / np.float32(30), np.zeros(30, np.float32), np.zeros(30, np.int64))
+
+    def chosen(count):
+        copies = np.flatnonzero(originals == np.roll(originals, 1))
+        return choose(
+            scores,
+            np.ones(30, bool),
+            methods.confidence,
+            count=count,
+            seed=0,
+            features=lambda rows: pytest.fail("these are the teacher's"),
+            balance="class",
+            copies=lambda ranked, needed: np.isin(ranked, copies),
+            reach=1.5,
+        )
+
+    assert chosen(10).indices.tolist() == rows[::3].tolist() and chosen(10).repeated == 0
+    assert chosen(12).indices.tolist() == sorted([*rows[::3], 1, 2]) and chosen(12).repeated == 2
+    assert chosen(30).repeated == 20
+    assert len(chosen(None)) == 10
+    with pytest.raises(RequestError, match="count=31 is above the 30 images that are left"):
+        chosen(31)

@@ -76,8 +76,9 @@ class SelectConfig(ModelConfig):
         most=1,
     )
     deduplicate_pixels: float | None = option(
-        "Drop an image whose pixels, as 8x8 luminances, have at least this cosine similarity (such as 0.95) to a "
-        "better image: recompressed, recolored and mirrored copies. Default: keep all.",
+        "Select an image last if its pixels, as 8x8 luminances, have at least this cosine similarity (such as 0.95) to "
+        "a better image: recompressed, recolored and mirrored copies. Not for aligned images such as X-rays, which are "
+        "all alike. Default: no image is compared.",
         "selection",
         default=None,
         above=0,
