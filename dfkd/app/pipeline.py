@@ -87,7 +87,7 @@ def _run_stages(stages: Sequence[StageConfig], brief: bool) -> list[Failure]:
             stage = left[number]
             _run_stage(stage, f"[{number}/{len(stages)}] {stage_of(stage).name} {Path(stage.out).name}", brief)
         except Busy:
-            say("another command was faster")
+            say(f"{Path(stage.out).name}: another command runs it")
             time.sleep(POLL)
             continue
         except OSError:  # a full disk or a missing folder concerns all stages

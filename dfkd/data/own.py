@@ -58,7 +58,7 @@ class ArrayReader(Reader):
         except ValueError as error:
             raise RequestError(f"--{option}: {error}") from None
         if not len(pixels):
-            raise RequestError(f"--{option} is an array without images")
+            raise RequestError(f"--{option} is an array without images; give one image or more")
         self._pixels, self._labels, self._option = pixels, labels, option
         self.identity = {
             "format": "array",

@@ -27,9 +27,9 @@ def compressed(config: DistillConfig, student: Model) -> Model:
     """
     for option in _options(config):
         if student.has_weights is False:
-            raise RequestError(f"{option} changes a student that has weights; write --student {student.spec}@WEIGHTS")
+            raise RequestError(f"{option} needs a student with weights; write --student {student.spec}@WEIGHTS")
         if student.architecture.startswith(OBJECT):
-            raise RequestError(f"{option} needs a student that is named by a text, not a module at hand")
+            raise RequestError(f"{option} needs a student that is named by a MODEL text, not a module")
     if config.prune is not None:
         student = prune(student, config.prune)
     return student if config.quantize is None else _quantized(student)

@@ -51,7 +51,7 @@ def settled(
     if config.optimizer == "auto":
         config = replace(config, optimizer="adamw" if trained else "sgd")
         if trained:
-            say("optimizer: adamw, the default for a student that begins trained")
+            say("optimizer: adamw, the default for a student that is fine-tuned")
     return config, trained
 
 

@@ -37,14 +37,14 @@ def configured(config: DistillConfig, student: Model) -> DistillConfig:
         return config
     what = f"--student {student.spec} is fitted, without gradients:"
     if config.loss and tuple(config.loss) != Estimator.learns_by:
-        raise RequestError(f"{what} it learns the teacher's probabilities; leave out --loss")
+        raise RequestError(f"{what} its targets are the teacher's probabilities; leave out --loss")
     for name, off in _OFF.items():
         if getattr(config, name) != off:
             raise RequestError(f"{what} {flag(name)} {getattr(config, name)} changes nothing; leave it out")
     if config.source is not None:
-        raise RequestError(f"{what} no generator can learn from it; leave out --source")
+        raise RequestError(f"{what} a generator needs gradients; leave out --source")
     if ranks.count() > 1:
-        raise RequestError(f"{what} start it without torchrun")
+        raise RequestError(f"{what} it runs in one process; start it without torchrun")
     return config if config.steps is not None else replace(config, epochs=config.epochs or 1)
 
 

@@ -131,7 +131,7 @@ class Trainer(Lessons):
             what = f"{min(shares):.0%} to {max(shares):.0%} of the variance of the teacher's"
             say(f"{len(shares)} layers are fitted; on these images their outputs give {what}")
         else:
-            say("no layer could be fitted; the student begins with what was copied")
+            say("no layer could be fitted; the student begins with the copied layers")
         self.seconds += time.perf_counter() - started
 
     def answer(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:
@@ -205,7 +205,9 @@ class Trainer(Lessons):
         set_rate(self.optimizer, rate)
         total, (ours, values) = self._compute(view, theirs, ours)
         if not total.requires_grad:
-            raise RequestError(f"no gradient leads from the losses ({', '.join(values)}) to the student")
+            raise RequestError(
+                f"the losses ({', '.join(values)}) give the student no gradient; add another one, such as kd"
+            )
         if self.source.follows and batch.rows is not None:
             self.source.seen(batch.rows, whole(distances(ours, theirs), plan.batch_size))
         self.optimizer.zero_grad(set_to_none=True)

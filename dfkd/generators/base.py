@@ -104,7 +104,7 @@ class Method(ABC):
 
     def __init__(self, task: Task) -> None:
         if self.needs_real and task.real is None:
-            raise RequestError("it learns from real images too, and there are none; give it a selection of a pool")
+            raise RequestError("it also learns from real images, and there are none; give a selection with --samples")
         self.task = task
         self.random = torch.Generator(task.device).manual_seed(task.seed)
         self.updates, self.teacher_forwards = 0, 0

@@ -52,7 +52,7 @@ def shard_teacher(model: Model, place: Place) -> None:
             f"{OPTION}: the teacher {model.spec} cannot be divided ({_first(error)}); {_HINT}"
         ) from error
     if bool((divided - whole).abs().max() > _SAME * whole.abs().max()):
-        raise RequestError(f"{OPTION}: the teacher {model.spec} says something else when it is divided; {_HINT}")
+        raise RequestError(f"{OPTION}: the teacher {model.spec} gives other outputs when it is divided; {_HINT}")
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -130,7 +130,9 @@ def _parts(module: nn.Module) -> Iterator[nn.Module]:
 def _check_all_ranks_run(module: nn.Module, inputs: tuple[Any, ...]) -> None:
     """Raise RequestError if rank 0 runs the sharded network alone, and would wait forever (forward pre-hook)."""
     if ranks.count() == 1:
-        raise RequestError(f"{OPTION}: rank 0 alone asks the teacher, of which it has a part; leave it out")
+        raise RequestError(
+            f"{OPTION}: rank 0 alone runs the teacher, and holds only a part of it; leave the option out"
+        )
 
 
 def _first(error: Exception) -> str:

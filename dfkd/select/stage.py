@@ -168,8 +168,8 @@ def _instead(few: TooFew, request: Request) -> str:
     in_its_text = "gamma" in METHOD.look_up(request.config.method).options  # then --gamma would change nothing
     if "gamma" in method.options and not in_its_text and few.wanted <= few.usable and few.left == few.admitted:
         enough = math.ceil(1000 * few.wanted / few.usable) / 1000
-        return f"--gamma {enough:g} admits enough, or ask for {few.left}"
-    return f"ask for {few.left}"
+        return f"--gamma {enough:g} admits enough, or give --count {few.left}"
+    return f"give --count {few.left}"
 
 
 def _report(selected: Selected) -> None:

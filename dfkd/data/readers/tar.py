@@ -96,7 +96,9 @@ class TarReader(Reader):
             with self._opened(headers, indices) as file:
                 names = [member_at(file, position, check=True).name or "" for position in positions]
         except tarfile.TarError as error:
-            raise RequestError(f"{str(self._path)!r} has changed since it was first opened ({error})") from None
+            raise RequestError(
+                f"{str(self._path)!r} has changed since it was first opened ({error}); give the command again"
+            ) from None
         return [f"/{printable(name.encode('utf-8', 'surrogateescape'))}" for name in names]
 
     def labels(self) -> Int64[np.ndarray, " images"]:
@@ -131,7 +133,7 @@ class TarReader(Reader):
         try:
             return int(text)
         except ValueError:
-            raise RequestError(f"{name!r} in {str(self._path)!r} is not a class number") from None
+            raise RequestError(f"{name!r} in {str(self._path)!r} is not a class number, such as 3") from None
 
     def _label(self, classes: Mapping[str, int], of_key: Mapping[str, set[int]], stem: str, key: str) -> int:
         """Return the class of an image. The whole name distinguishes keys that contain dots, as in `22.05.png`."""

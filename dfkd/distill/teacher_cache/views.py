@@ -118,7 +118,7 @@ def recorded(teacher: Classifier, selections: Sequence[Shards], views: int, padd
     largest = _largest_difference(teacher, selections, found, padding, folders)
     say(
         f"teacher views: {views} of each of {found.images:,} images, {found.nbytes / 1e6:,.0f} MB; the teacher's "
-        f"logits differ from those that are kept by {largest:.4f} at the most, in {CHECKED} that were compared"
+        f"logits differ from the recorded ones by at most {largest:.4f}, on {CHECKED} views that were compared"
     )
     return found
 
@@ -268,7 +268,7 @@ def _largest_difference(
     largest = float(np.max(differences))  # NaN if any is NaN
     if not largest <= max(limits):
         raise RequestError(
-            f"the kept answers of the teacher differ from its present ones by {largest:.3g}; delete "
+            f"recorded outputs of the teacher differ from its present outputs by {largest:.3g}; delete "
             f"{' and '.join(map(str, folders))}"
         )
     return largest
