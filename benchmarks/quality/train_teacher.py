@@ -36,7 +36,7 @@ from dfkd.models.classifier import Classifier
 from dfkd.models.features.outputs import Outputs
 from dfkd.models.features.taps import Tapped
 from dfkd.models.load import load_model
-from dfkd.models.weights import state_to_write
+from dfkd.models.state import state_to_write
 from dfkd.system.console import say
 from dfkd.system.device import Place, machine, resolve_place
 from dfkd.system.errors import RequestError

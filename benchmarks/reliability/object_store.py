@@ -32,9 +32,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from dfkd.app import cli
-from dfkd.formats.remote_folder import _Remote, folder_of
 from dfkd.models import lenet5
 from dfkd.system import remote
+from dfkd.system.remote_folder import _Remote, folder_of
 
 IMAGES = 300
 

@@ -103,10 +103,11 @@ class Files(Dataset):
         return self.transform(Image.open(self.paths[index]).convert("RGB"))
 
 
-def loader(folder, batch, augment, **options):
-    """Batches of the photos of a folder, by as many workers as there are processors; they stay from pass to pass."""
+def loader(folder, batch, augment, workers=None, **options):
+    """Batches of the photos of a folder, by `workers`, or one per processor; they stay from pass to pass."""
     files = Files(sorted(folder.glob("*.jpg")), augment)
-    return DataLoader(files, batch, num_workers=processors(), persistent_workers=True, **options)
+    workers = processors() if workers is None else workers
+    return DataLoader(files, batch, num_workers=workers, persistent_workers=workers > 0, **options)
 
 
 def untrained(name, folder):

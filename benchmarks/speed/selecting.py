@@ -10,12 +10,16 @@ is the least time if both use all cores. In the rows against a DataLoader, Pillo
 the same network from one worker per core. Rounds alternate, so that a slow minute of the machine affects all. The
 script prints medians.
 
+Where the script may use one processor only (`taskset -c 0`), the times of JPEG files are processor times, which other
+work on the machine affects less. The DataLoader then has no worker.
+
 The name is not `select.py`, because that would shadow Python's own module for scripts in this folder.
 """
 
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 from statistics import median
 
@@ -26,6 +30,7 @@ from torchvision.transforms import v2
 
 from dfkd.config import SelectConfig
 from dfkd.data import open_pool
+from dfkd.data.images.decode import processors
 from dfkd.models.classifier import Classifier
 from dfkd.models.load import load_model
 from dfkd.select import stage as select
@@ -70,6 +75,15 @@ def measure_raw(folder, name, teacher, normalize, count):
     return row(f"select, {name}, images/s", rounds)
 
 
+def spent(function):
+    """Return the seconds of a call: by the clock, or of the processor if there is one only."""
+    if processors() > 1:
+        return seconds(function)
+    started = time.process_time()
+    function()
+    return time.process_time() - started
+
+
 def measure_photos(folder, name, side, count):
     """Return images per second of the command, against the slower of teacher and decoding, and a DataLoader."""
     photos = folder / "photos"
@@ -79,7 +93,8 @@ def measure_photos(folder, name, side, count):
     model = Classifier(load_model(teacher, normalize="imagenet"), resolve_place("auto", "auto"))
     pool = open_pool([str(photos)], image_size=side, channels=3)
     options = {"image_size": side, "batch_size": PHOTO_BATCH}
-    files = loader(photos, PHOTO_BATCH, [v2.Resize(side), v2.CenterCrop(side)])
+    crop = [v2.Resize(side), v2.CenterCrop(side)]
+    files = loader(photos, PHOTO_BATCH, crop, workers=processors() if processors() > 1 else 0)
     network = load_model(teacher).module.eval().to(memory_format=torch.channels_last)
 
     def scored():
@@ -94,14 +109,14 @@ def measure_photos(folder, name, side, count):
     engineers()  # its workers start
     rounds, apart, others = [], [], []
     for _ in range(ROUNDS):
-        ours = seconds(command(folder, teacher, "imagenet", photos, **options))
+        ours = spent(command(folder, teacher, "imagenet", photos, **options))
         alone = list(pool.batches(PHOTO_BATCH))
-        teaching = seconds(scored)
+        teaching = spent(scored)
         del alone[:]
-        decoding = seconds(lambda: [None for _ in pool.batches(PHOTO_BATCH)])
+        decoding = spent(lambda: [None for _ in pool.batches(PHOTO_BATCH)])
         rounds.append((count / ours, count / max(teaching, decoding)))
         apart.append((count / teaching, count / decoding, (teaching + decoding) / ours))
-        others.append((count / ours, count / seconds(engineers)))
+        others.append((count / ours, count / spent(engineers)))
     taught, decoded, both = (round(median(values), 3) for values in zip(*apart, strict=True))
     found = {"teacher_alone": taught, "decoding_alone": decoded, "of_both_after_another": both}
     what = f"select, {name}, JPEG files to {side} pixels"

@@ -14,12 +14,12 @@ from dfkd.system.errors import RequestError, nearest
 _SECTIONS = {
     "data": "data",
     "models": "teacher and student",
-    "selection": "what is selected",
-    "learning": "what is learnt",
+    "selection": "selection",
+    "learning": "losses and targets",
     "training": "training",
     "augmentation": "augmentation",
     "output": "output",
-    "machine": "machine and defaults",
+    "machine": "device, seed and presets",
 }
 """Titles of the sections of `--help`, in order. The required options come before these sections."""
 
@@ -100,7 +100,7 @@ def _parser(prog: str, config: type, example: str) -> _Parser:
         needed = field.default is dataclasses.MISSING
         _add(required if needed else groups[declared.section], field, declared, hints[field.name])
     groups["output"].add_argument(QUIET, action="store_true", help="Print results and errors only.")
-    groups["machine"].add_argument("-h", "--help", action="store_true", help="show this help")
+    groups["machine"].add_argument("-h", "--help", action="store_true", help="Show this help.")
     return parser
 
 

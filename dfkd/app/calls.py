@@ -20,6 +20,7 @@ from dfkd.config.tables import check_mapping, describe, over_preset
 from dfkd.data.locate import GivenData
 from dfkd.models.find import OBJECT
 from dfkd.models.own import GivenModel, OwnNetwork, Several
+from dfkd.system import random_state
 from dfkd.system.console import printing, ready_notebook, say
 from dfkd.system.errors import RequestError, nearest
 from dfkd.system.portable import expand
@@ -70,9 +71,8 @@ class computing(opened):
 def _settings_kept() -> Iterator[None]:
     cudnn = torch.backends.cudnn
     settings = cudnn.allow_tf32, cudnn.deterministic
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     try:
-        with torch.random.fork_rng(devices=list(devices)):
+        with random_state.kept():
             yield
     finally:
         cudnn.allow_tf32, cudnn.deterministic = settings

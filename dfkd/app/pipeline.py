@@ -43,7 +43,7 @@ def run(config: RunConfig, brief: bool = False) -> Path:
         failures = run_on_ray(stages, config.cpus_per_stage, config.gpus_per_stage)
     else:
         failures = _run_stages(stages, brief or console().is_terminal)
-    with locked(pipeline.out, str(pipeline.out), wait=True):
+    with locked(pipeline.out, f"out = {pipeline.out}", wait=True):
         for half_written in pipeline.out.glob(f"report.*{PARTIAL}"):
             half_written.unlink()
         report = _report(pipeline, {d.out for d in part.distillations}, failures)
@@ -87,7 +87,7 @@ def _run_stages(stages: Sequence[StageConfig], brief: bool) -> list[Failure]:
             stage = left[number]
             _run_stage(stage, f"[{number}/{len(stages)}] {stage_of(stage).name} {Path(stage.out).name}", brief)
         except Busy:
-            say("another command was faster")
+            say(f"{Path(stage.out).name}: another command runs it")
             time.sleep(POLL)
             continue
         except OSError:  # a full disk or a missing folder concerns all stages

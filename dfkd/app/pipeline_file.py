@@ -124,7 +124,7 @@ def _check_order(stages: Sequence[StageConfig], path: Path) -> None:
         blocked = [stage for stage in left if needs(stage, left)]
         if len(blocked) == len(left):
             names = ", ".join(Path(stage.out).name for stage in left)
-            raise RequestError(f"{path}: of {names} none can be made before the others")
+            raise RequestError(f"{path}: {names} need their own or each other's results; remove one of these uses")
         left = blocked
 
 
@@ -134,9 +134,9 @@ def _options(
     """Return the name of a table for messages, and its options over its preset and the file's defaults."""
     where, config = f"{path} [{stage.name}.{name}]", stage.options
     if not isinstance(table, dict):
-        raise RequestError(f"{where} is not a table")
+        raise RequestError(f"{where} is not a table; write its options as key = value below it")
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-        raise RequestError(f"{where}: a name is a folder's name: letters, digits, '-', '_' and '.'")
+        raise RequestError(f"{where}: the name becomes a folder; use letters, digits, '-', '_' and '.'")
     known = named(config, lambda option: option.shared)
     shared = {key: value for key, value in defaults.items() if key.replace("-", "_") in known}
     shared, own = check_mapping(config, shared, f"{path} [defaults]"), check_mapping(config, table, where)
@@ -144,7 +144,7 @@ def _options(
     recipe = load_preset(preset, stage) if preset else {}
     for key in ("out", "seed", *(("name", "also") if stage.writes == "run" else ("part",))):
         if key in shared or key in own or (key in recipe and key in ("part", "also")):
-            raise RequestError(f"{where}: {key!r} does not belong in a pipeline; take it out")
+            raise RequestError(f"{where}: {key!r} cannot be set in a pipeline; remove it")
     below = (shared, recipe) if own.get("preset") else (recipe, shared)  # the table that names a preset overrides it
     return where, reduce(layered, (*below, own))
 

@@ -17,8 +17,8 @@ from dfkd.formats.run_records import finished_weights, read_request
 from dfkd.formats.shards import Shards
 from dfkd.models.find import OBJECT
 from dfkd.models.load import load_model
+from dfkd.models.load_weights import load_weights
 from dfkd.models.own import OwnNetwork
-from dfkd.models.weights import load_weights
 from dfkd.report.collect import FinishedRun, read_run
 from dfkd.system.errors import RequestError
 

@@ -117,7 +117,9 @@ class Teacher:
             own = self._own(out, pool=tuple(map(data_text, data)))
             config = configured(stage := STAGES["select"], options, own)
             if config.part is not None:
-                raise RequestError("--part is for commands on several machines: it gives no selection")
+                raise RequestError(
+                    "--part scores a part of the pool and returns no selection; use the command line for it"
+                )
             return Selection(stage.within(config, select, config, self._model, data))
 
     @with_options("generate")

@@ -17,6 +17,7 @@ from dfkd.system.foreign import COMMAND, Foreign
 from dfkd.system.locks import is_held
 from dfkd.system.portable import spelled_as
 from dfkd.system.remote import is_remote
+from dfkd.system.remote_folder import sent
 
 _TEACHER = "dfkd {} --teacher my_nets.make_net@teacher.pt"
 
@@ -57,7 +58,7 @@ class Stage:
             return nullcontext()
         if self.writes is None:
             raise RequestError(f"--out {out} is in an object store, and dfkd {self.name} writes files here; name one")
-        return importlib.import_module("dfkd.formats.remote_folder").sent(out, self.writes)
+        return sent(out, self.writes)
 
     def check(self, config: Any) -> None:
         """Raise RequestError if the configuration is wrong in a way that shows before any file is opened."""

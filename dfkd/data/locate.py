@@ -14,7 +14,7 @@ from dfkd.data.readers.folder import FolderReader
 from dfkd.data.readers.hub import open_hub
 from dfkd.data.readers.npz import NpzReader
 from dfkd.data.readers.reader import IMAGE_SUFFIXES, NoImages, Reader
-from dfkd.data.readers.table import is_saved, open_arrow, open_parquet, open_saved
+from dfkd.data.readers.table_files import is_saved, open_arrow, open_parquet, open_saved
 from dfkd.data.readers.tar import TarReader
 from dfkd.data.readers.vision import open_vision
 from dfkd.system import remote

@@ -11,7 +11,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from dfkd.data.locate import Data, GivenData
-from dfkd.data.readers.reader import Unreadable, as_labels, as_nhwc, image_shape, row_numbers
+from dfkd.data.readers.reader import Reader, Unreadable, as_labels, as_nhwc, image_shape
 from dfkd.data.readers.vision import VisionReader, image_in, label_in
 from dfkd.system.errors import RequestError
 
@@ -46,7 +46,7 @@ def data_of(value: Any, option: str) -> GivenData:
     )
 
 
-class ArrayReader:
+class ArrayReader(Reader):
     """Reader of an array or tensor of uint8 images, with optional labels."""
 
     def __init__(self, images: Any, labels: Any = None, option: str = "pool") -> None:
@@ -58,9 +58,9 @@ class ArrayReader:
         except ValueError as error:
             raise RequestError(f"--{option}: {error}") from None
         if not len(pixels):
-            raise RequestError(f"--{option} is an array without images")
+            raise RequestError(f"--{option} is an array without images; give one image or more")
         self._pixels, self._labels, self._option = pixels, labels, option
-        self.identity: dict[str, Any] = {
+        self.identity = {
             "format": "array",
             "shape": list(pixels.shape),
             "pixels": _hash([np.ascontiguousarray(pixels).data]),
@@ -74,10 +74,6 @@ class ArrayReader:
     def read(self, indices: Int64[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"]:
         """Return a copy of the pixels."""
         return np.ascontiguousarray(as_nhwc(self._pixels[indices]))
-
-    def members(self, indices: Int64[np.ndarray, " n"]) -> list[str]:
-        """Return `#17` for index 17."""
-        return row_numbers(indices)
 
     def labels(self) -> Int64[np.ndarray, " images"]:
         """Return the given labels. Raises: RequestError if there are none or they do not fit the images."""

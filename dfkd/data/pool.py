@@ -1,29 +1,28 @@
 """Pool of images: several DATA in sequence, as origins and uint8 images of one size, by index."""
 
-import contextvars
 import copy
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from queue import SimpleQueue
+from functools import partial
 
 import numpy as np
 from jaxtyping import Int64, Integer, UInt8
 
-from dfkd.data.images.decode import conversions, decode, encode_png, fit, processors
+from dfkd.data.conversion_notes import ConversionNotes
+from dfkd.data.images.decode import BatchDecoder, Decoded, decode, encode_png, fit, processors
 from dfkd.data.images.frame import ENCODED_ABOVE, WHOLE, Frame
+from dfkd.data.images.intact import looks_intact
 from dfkd.data.labels import ClassNames, labels_of_names, ordered_names
 from dfkd.data.locate import Data
-from dfkd.data.readers.folder import FolderReader
+from dfkd.data.read_ahead import read_ahead
 from dfkd.data.readers.reader import Reader, Unreadable
-from dfkd.data.readers.table import TableReader
-from dfkd.data.readers.tar import TarReader
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 
 NO_IMAGES = "without images"
-_AHEAD = 2
+_LOOKED_AT = 64
+"""Files that a thread reads at once to look for damaged ones."""
 _SMALL = 64 * 64
 """Largest number of pixels per image for which one thread decodes a batch.
 
@@ -78,20 +77,27 @@ class Pool:
                 unique = _unused(name, names)
                 names.add(unique)
                 self._parts.append((unique, reader, one))
-                if isinstance(reader, (FolderReader, TarReader)) and reader.left_out:
+                if reader.left_out:
                     self.left_out[unique] = dict(reader.left_out)
         self.encoded = image_size > ENCODED_ABOVE
         self._ends = np.cumsum([len(reader) for _, reader, _ in self._parts], dtype=np.int64)
         self._workers = workers or processors()
         self._threads = ThreadPoolExecutor(self._workers, "dfkd-decode")
-        self._said: set[tuple[int, str]] = set()
+        self._notes = ConversionNotes(image_size, channels, bits, frame)
         self._filter: PixelFilter | None = None
+        self._decoder: BatchDecoder | None = None
         self._class_names = class_names
 
     def filtered(self, by: PixelFilter) -> "Pool":
         """Return a copy of the pool whose images are filtered. Its encoded files stay unfiltered."""
         pool = copy.copy(self)
         pool._filter = by
+        return pool
+
+    def decoded_by(self, decoder: BatchDecoder) -> "Pool":
+        """Return a copy of the pool whose JPEG files are decoded on a GPU."""
+        pool = copy.copy(self)
+        pool._decoder = decoder
         return pool
 
     def __len__(self) -> int:
@@ -128,10 +134,10 @@ class Pool:
         for _, reader, data, positions, local in self._split(indices):
             if reader.shape is None:
                 shapes, largest = self._decode(reader, positions, local, pixels, problems)
-                self._say(data, shapes, encoded=True)
-                self._say_bits(data, largest)
+                self._notes.on_shapes(data, shapes, encoded=True)
+                self._notes.on_bits(data, largest)
                 continue
-            self._say(data, {reader.shape}, encoded=False)
+            self._notes.on_shapes(data, {reader.shape}, encoded=False)
             raw = reader.read(local)
             assert isinstance(raw, np.ndarray)
             as_they_are = raw.shape[1:] == pixels.shape[1:] and self.frame == WHOLE
@@ -151,6 +157,30 @@ class Pool:
                     raise RequestError(f"image {name + member!r} {item}; it was there when the pool was scored")
                 found[position] = item if isinstance(item, bytes) else encode_png(item)
         return found
+
+    def first_damaged(self) -> tuple[str, str] | None:
+        """Return origin and reason of the first file that cannot be read, or None.
+
+        Files that begin and end as their format does are taken as intact. All others are decoded.
+        """
+
+        def damaged(reader: Reader, start: int) -> tuple[int, str] | None:
+            local = np.arange(start, min(start + _LOOKED_AT, len(reader)))
+            for index, item in zip(local.tolist(), reader.read(local), strict=True):
+                try:
+                    if isinstance(item, Unreadable) or (isinstance(item, bytes) and not looks_intact(item)):
+                        decode(item, self.image_size, self.channels, self.bits, self.frame)
+                except Unreadable as problem:
+                    return index, str(problem)
+            return None
+
+        for name, reader, _ in self._parts:
+            if reader.shape is not None or not isinstance(reader.read(np.array([0]))[0], bytes | Unreadable):
+                continue  # pixels, or images that foreign code decodes: no files to look at
+            for found in self._threads.map(partial(damaged, reader), range(0, len(reader), _LOOKED_AT)):
+                if found is not None:
+                    return name + reader.members(np.array([found[0]]))[0], found[1]
+        return None
 
     def labels(self, classes: int | None = None) -> Int64[np.ndarray, " images"]:
         """Return the class of every image, for a model of `classes` classes. Nothing else reads labels.
@@ -173,15 +203,12 @@ class Pool:
         if self._class_names is not None:
             return self._class_names.names
         readers = [reader for _, reader, _ in self._parts]
-        if len(readers) != 1 or not isinstance(readers[0], FolderReader):
-            return ()
-        return ordered_names(*readers[0].named_labels(), classes)
+        named = readers[0].named_labels() if len(readers) == 1 and readers[0].classes_by_name else None
+        return () if named is None else ordered_names(*named, classes)
 
     def _labels(self, name: str, reader: Reader, classes: int | None) -> Int64[np.ndarray, " images"]:
         known = self._class_names
-        named = reader.named_labels() if isinstance(reader, FolderReader) else None
-        if known is not None and isinstance(reader, TableReader):
-            named = reader.named_labels()
+        named = reader.named_labels() if known is not None or reader.classes_by_name else None
         if named is not None:
             return labels_of_names(*named, repr(name), known, classes)
         if known is not None:
@@ -196,34 +223,9 @@ class Pool:
         The thread ends with the iteration, even if the caller stops early. Exceptions of the thread are raised here.
         """
         stop = len(self) if stop is None else min(stop, len(self))
-        queue: SimpleQueue[tuple[np.ndarray, Images] | BaseException | None] = SimpleQueue()
-        room, left = threading.Semaphore(_AHEAD), threading.Event()
-
-        def read_ahead() -> None:
-            try:
-                for first in range(start, stop, size):
-                    room.acquire()
-                    if left.is_set():
-                        return
-                    indices = np.arange(first, min(first + size, stop), dtype=np.int64)
-                    queue.put((indices, self.images(indices)))
-                queue.put(None)
-            except BaseException as error:
-                queue.put(error)
-
-        here = contextvars.copy_context()  # carries over whether this thread prints lines
-        thread = threading.Thread(target=here.run, args=(read_ahead,), name="dfkd-read-ahead", daemon=True)
-        thread.start()
-        try:
-            while (item := queue.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                room.release()
-                yield item
-        finally:
-            left.set()
-            room.release()
-            thread.join()
+        starts = range(start, stop, size)
+        indices = (np.arange(first, min(first + size, stop), dtype=np.int64) for first in starts)
+        yield from read_ahead(indices, self.images)
 
     def _split(
         self, indices: Integer[np.ndarray, " batch"]
@@ -246,25 +248,33 @@ class Pool:
         pixels: UInt8[np.ndarray, "batch size size channels"],
         problems: dict[int, str],
     ) -> tuple[set[tuple[int, int, int]], int | None]:
-        """Read and decode images into `pixels`. Large images are decoded on all threads.
+        """Read and decode images into `pixels`: on the GPU if there is a decoder, large ones else on all threads.
 
         Returns: the images' original shapes, and the largest value of 16-bit images.
         """
         shapes = set()
         largest: list[int] = []
 
+        def keep(position: int, decoded: Decoded) -> None:
+            pixels[position] = decoded.pixels
+            shapes.add(decoded.shape)
+            if decoded.largest is not None:
+                largest.append(decoded.largest)
+
         def some(where: np.ndarray, which: np.ndarray) -> None:
             for position, item in zip(where.tolist(), reader.read(which), strict=True):
                 try:
-                    decoded = decode(item, self.image_size, self.channels, self.bits, self.frame)
+                    keep(position, decode(item, self.image_size, self.channels, self.bits, self.frame))
                 except Unreadable as problem:
                     problems[position] = str(problem)
-                else:
-                    pixels[position] = decoded.pixels
-                    shapes.add(decoded.shape)
-                    if decoded.largest is not None:
-                        largest.append(decoded.largest)
 
+        if self._decoder is not None:
+            found = self._decoder([*reader.read(local)], self.image_size, self.channels, self.frame)
+            for position, decoded in zip(positions.tolist(), found, strict=True):
+                if decoded is not None:
+                    keep(position, decoded)
+            left = [decoded is None for decoded in found]
+            positions, local = positions[left], local[left]
         some(positions[:1], local[:1])
         positions, local = positions[1:], local[1:]
         if all(height * width <= _SMALL for height, width, _ in shapes) and shapes:
@@ -275,30 +285,6 @@ class Pool:
         for done in [self._threads.submit(some, where, which) for where, which in work]:
             done.result()
         return shapes, max(largest, default=None)
-
-    def _say(self, data: Data, shapes: set[tuple[int, int, int]], encoded: bool) -> None:
-        """Print each kind of conversion once for each DATA."""
-        others = ", and those of other sizes," if encoded else ""
-        for shape in sorted(shapes):
-            for kind, words in conversions(shape, self.image_size, self.channels, self.frame).items():
-                if (id(data), kind) not in self._said:
-                    self._said.add((id(data), kind))
-                    say(f"{data.name}: {words.replace('images', 'images' + others)}")
-
-    def _say_bits(self, data: Data, largest: int | None) -> None:
-        """Print once for each DATA how 16-bit images are converted. Their values often use fewer bits."""
-        if largest is None or (id(data), "bits") in self._said:
-            return
-        self._said.add((id(data), "bits"))
-        if self.bits is not None:
-            if largest >= 2**self.bits:
-                say(f"note: {data.name}: values up to {largest} need more than --bits {self.bits}; they become white")
-            return
-        dark = ""
-        if largest < 32768:
-            used = max(8, largest.bit_length())
-            dark = f"; they come out dark: --bits {used} scales gray, or write them so that white is 65535"
-        say(f"note: {data.name}: of 16-bit images the upper 8 bits are taken; the largest value is {largest}{dark}")
 
 
 def _unused(name: str, names: set[str]) -> str:

@@ -48,7 +48,7 @@ class _Alone(Loss):
     def _begin(self, student: Outputs, teacher: Outputs) -> None:
         name = type(self).__name__
         if self.uses_networks:
-            raise RequestError(f"{name} runs the networks themselves; it works within Teacher.distill alone")
+            raise RequestError(f"{name} needs the networks themselves; use it in Teacher.distill")
         missing = [tap for tap in self.taps if not (student.group(tap) or tap in student.features)]
         if missing:
             raise RequestError(f"{name} reads the features {', '.join(missing)}: give Outputs(logits, features)")

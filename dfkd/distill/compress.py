@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 from dfkd.config import DistillConfig
-from dfkd.models import DEFAULT_IMAGE_SIZE
 from dfkd.models.fake_int8 import fake_int8
 from dfkd.models.find import OBJECT
 from dfkd.models.load import Model
@@ -28,9 +27,9 @@ def compressed(config: DistillConfig, student: Model) -> Model:
     """
     for option in _options(config):
         if student.has_weights is False:
-            raise RequestError(f"{option} changes a student that has weights; write --student {student.spec}@WEIGHTS")
+            raise RequestError(f"{option} needs a student with weights; write --student {student.spec}@WEIGHTS")
         if student.architecture.startswith(OBJECT):
-            raise RequestError(f"{option} needs a student that is named by a text, not a module at hand")
+            raise RequestError(f"{option} needs a student that is named by a MODEL text, not a module")
     if config.prune is not None:
         student = prune(student, config.prune)
     return student if config.quantize is None else _quantized(student)
@@ -43,10 +42,13 @@ def _options(config: DistillConfig) -> list[str]:
 
 def _quantized(student: Model) -> Model:
     """Return the student with layers for quantization-aware training."""
-    size = student.image_size or DEFAULT_IMAGE_SIZE
-    options = {"network": student.architecture, "channels": student.channels, "image_size": size}
+    options = {
+        "network": student.architecture,
+        "channels": student.channels,
+        "image_size": student.trial_size,
+    }
     try:
-        module = fake_int8(student.module, student.channels, size)
+        module = fake_int8(student.module, student.channels, student.trial_size)
     except ValueError as error:
         raise RequestError(f"--quantize int8: {student.spec}: {error}") from None
     return replace(

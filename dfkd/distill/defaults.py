@@ -29,8 +29,11 @@ SLOW_MOMENTUM, REESTIMATED = 0.05, 20
 
 def settled(
     config: DistillConfig, teacher: Model, student: Model, given: GivenModel, selections: Sequence[Shards]
-) -> DistillConfig:
-    """Return the request with its open options set: losses, initialization, re-estimation, crops and optimizer."""
+) -> tuple[DistillConfig, bool]:
+    """Set the open options of a request: losses, initialization, re-estimation, crops and optimizer.
+
+    Returns: the request, and whether the student begins trained.
+    """
     if not config.loss:
         config = replace(config, loss=default_losses(config, teacher, student, given))
         say(f"losses: {' '.join(config.loss)}, the default for these networks and images")
@@ -44,12 +47,12 @@ def settled(
         config = replace(config, reestimate=default_reestimate(student))
     if config.crop_area is None:
         config = replace(config, crop_area=default_area(config, selections))
+    trained = begins_trained(student, given, config.init)
     if config.optimizer == "auto":
-        trained = begins_trained(student, given, config.init)
         config = replace(config, optimizer="adamw" if trained else "sgd")
         if trained:
-            say("optimizer: adamw, the default for a student that begins trained")
-    return config
+            say("optimizer: adamw, the default for a student that is fine-tuned")
+    return config, trained
 
 
 def default_losses(config: DistillConfig, teacher: Model, student: Model, given: GivenModel) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dfkd.config import DistillConfig
 from dfkd.config.texts import flag
+from dfkd.distill.observed import entropy
 from dfkd.distill.trainer import Trainer
 from dfkd.formats.run_records import Checkpoint
 from dfkd.models.architectures.estimator import Estimator
@@ -36,14 +37,14 @@ def configured(config: DistillConfig, student: Model) -> DistillConfig:
         return config
     what = f"--student {student.spec} is fitted, without gradients:"
     if config.loss and tuple(config.loss) != Estimator.learns_by:
-        raise RequestError(f"{what} it learns the teacher's probabilities; leave out --loss")
+        raise RequestError(f"{what} its targets are the teacher's probabilities; leave out --loss")
     for name, off in _OFF.items():
         if getattr(config, name) != off:
             raise RequestError(f"{what} {flag(name)} {getattr(config, name)} changes nothing; leave it out")
     if config.source is not None:
-        raise RequestError(f"{what} no generator can learn from it; leave out --source")
+        raise RequestError(f"{what} a generator needs gradients; leave out --source")
     if ranks.count() > 1:
-        raise RequestError(f"{what} start it without torchrun")
+        raise RequestError(f"{what} it runs in one process; start it without torchrun")
     return config if config.steps is not None else replace(config, epochs=config.epochs or 1)
 
 
@@ -81,7 +82,7 @@ class Fitting(Trainer):
         p = theirs.logits.softmax(dim=1)
         self._lessons.append((view.flatten(1).float().cpu(), p.cpu()))
         self.step += 1
-        return {"teacher_entropy": -torch.xlogy(p, p).sum(dim=1).mean()}
+        return {"teacher_entropy": entropy(p)}
 
     def tell(self, row: Mapping[str, float]) -> str:
         """Return the progress bar's text."""

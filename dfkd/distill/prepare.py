@@ -11,17 +11,17 @@ from dfkd.config import DistillConfig
 from dfkd.config.option import is_off, named
 from dfkd.config.tables import differences
 from dfkd.data import Pool, open_pool
+from dfkd.data.images.nvjpeg import gpu_decoder
 from dfkd.data.labels import ClassNames
 from dfkd.data.locate import GivenData
 from dfkd.distill import compress, fitting, specialists, supply
 from dfkd.distill.assemble import assemble
-from dfkd.distill.defaults import begins_trained, crops_of_files, settled
+from dfkd.distill.defaults import crops_of_files, settled
 from dfkd.distill.init.inherit import inherit, twins
 from dfkd.distill.lessons import Plan
 from dfkd.distill.objective import Objective, build_objective
 from dfkd.distill.request import check_request
 from dfkd.distill.trainer import Trainer
-from dfkd.formats.remote_folder import folder_of
 from dfkd.formats.run_records import RESULT, Result, read_result
 from dfkd.formats.shards import Shards
 from dfkd.models.load import Model, load_model
@@ -33,6 +33,7 @@ from dfkd.system.device import Place, resolve_place
 from dfkd.system.errors import RequestError
 from dfkd.system.files import hash_of
 from dfkd.system.portable import portable
+from dfkd.system.remote_folder import folder_of
 from dfkd.system.shares import check_batch
 from dfkd.system.versions import versions
 from dfkd.training.bn_reestimate import batch_norms
@@ -98,18 +99,19 @@ def prepare(
     check_batch(config.batch_size)
     place = resolve_place(config.device, config.precision)
     selections = open_selections(config.samples, config.normalize, config.image_size)
+    if decoder := gpu_decoder(config.decoder, place.device, any(shards.encoded for shards in selections)):
+        selections = [shards.decoded_by(decoder) for shards in selections]
     teacher = open_teacher(teacher_given, config.samples, selections, config)
     student = compress.compressed(config, _load_student(config, student_given, teacher))
     student = specialists.with_specialists(config, student, selections, place)
     config = fitting.configured(config, student)
-    config = settled(config, teacher, student, student_given, selections)
+    config, trained = settled(config, teacher, student, student_given, selections)
     objective = objective or build_objective(config.loss)
     if config.init == "teacher":
         _inherit(student, teacher)
     if config.sync_batchnorm:
         student = _synchronized(student, place)
     crops = crops_of_files(config, selections)
-    trained = begins_trained(student, student_given, config.init)
     plan = _plan(config, selections, student, trained, crops is not None)
     _check_plan(config, plan, student, objective)
     content = _content(config, plan, teacher, student, selections, objective, place)
@@ -137,8 +139,8 @@ def _check_plan(config: DistillConfig, plan: Plan, student: Model, objective: Ob
     for name, steps in objective.preparation.items():
         if steps >= plan.steps:
             raise RequestError(
-                f"--loss {name} prepares itself for {steps} steps and there are {plan.steps}: it would teach nothing; "
-                "give it fewer (ft:paraphraser=N), or more --steps"
+                f"--loss {name} prepares its own layers for {steps} steps, and the run has {plan.steps}: give it fewer "
+                "(ft:paraphraser=N), or more --steps"
             )
     if config.teacher_views > 1 and not plan.crop_padding and not plan.flip:
         raise RequestError(f"--teacher-views {config.teacher_views} are all the same without crop and flip; give 1")

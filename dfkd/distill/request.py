@@ -42,21 +42,21 @@ def _check_options(config: DistillConfig) -> None:
         say(f"note: --bits {config.bits} changes nothing without --test: a selection knows its own")
     views = f"--teacher-views {config.teacher_views}"
     if config.teacher_views and config.source is not None:
-        raise RequestError(f"{views} keeps answers to stored images, and --source makes new ones; leave one out")
+        raise RequestError(f"{views} records outputs for stored images, and --source makes new ones; leave one out")
     if config.teacher_views and (config.mixup or config.cutmix or config.color_jitter or (config.crop_area or 1) < 1):
         raise RequestError(
-            f"{views} keeps answers to shifted images; leave out --mixup, --cutmix, --color-jitter and --crop-area"
+            f"{views} records outputs for shifted images; leave out --mixup, --cutmix, --color-jitter and --crop-area"
         )
     if config.teacher_views and config.shard_teacher:
-        raise RequestError(f"{views} has each process ask the teacher for other views; leave out --shard-teacher")
+        raise RequestError(f"{views} has each process run the teacher on other views; leave out --shard-teacher")
     if config.epochs is not None and config.steps is not None:
         raise RequestError(f"--epochs {config.epochs} and --steps {config.steps} both set the length; give one of them")
     if config.student.endswith(".pt2"):
         raise RequestError(
-            f"--student {config.student!r} is a program whose network is not known; name its architecture"
+            f"--student {config.student!r} is a program, which cannot be trained; name the architecture instead"
         )
     if names_several(config.student):
-        raise RequestError(f"--student {config.student!r} names several networks, and one is taught; name that")
+        raise RequestError(f"--student {config.student!r} names several networks, and one is trained; name one")
 
 
 def _check_objective(config: DistillConfig, objective: Objective, peers: int) -> None:
@@ -71,6 +71,6 @@ def _check_objective(config: DistillConfig, objective: Objective, peers: int) ->
     if config.teacher_views and objective.beyond_logits:
         readers = ", ".join(objective.beyond_logits)
         raise RequestError(
-            f"--teacher-views {config.teacher_views} keeps the teacher's logits, and {readers} needs more of it; "
+            f"--teacher-views {config.teacher_views} records the teacher's logits, and {readers} needs more; "
             "choose among the losses on outputs (--loss kd relation:1), or leave it out"
         )

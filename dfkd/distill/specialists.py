@@ -34,7 +34,7 @@ def check(config: DistillConfig) -> None:
         return
     option = f"--specialists {config.specialists}"
     if not config.samples:
-        raise RequestError(f"{option} groups classes by answers to stored images; give --samples")
+        raise RequestError(f"{option} groups classes by predictions for stored images; give --samples")
     if config.source is not None:
         raise RequestError(f"{option} trains on stored images, and --source {config.source} makes more; leave it out")
     if config.init == "teacher":
@@ -47,8 +47,7 @@ def check_losses(student: Model, objective: Objective) -> None:
         for name in objective.names:
             if name not in Specialists.learns_by:
                 raise RequestError(
-                    f"--loss {name} would teach {student.spec} nothing: it reads the vote of specialists, which learn "
-                    "one by one; leave --loss out"
+                    f"--loss {name} cannot train {student.spec}: each specialist has its own loss; leave --loss out"
                 )
 
 
@@ -62,14 +61,14 @@ def with_specialists(config: DistillConfig, student: Model, selections: Sequence
         return student
     option = f"--specialists {count}"
     if student.has_weights is False:
-        raise RequestError(f"{option} begin as a student that has weights; write --student {student.spec}@WEIGHTS")
+        raise RequestError(f"{option} needs a student with weights; write --student {student.spec}@WEIGHTS")
     if student.architecture.startswith(OBJECT):
-        raise RequestError(f"{option} needs a student that is named by a text, not a module at hand")
+        raise RequestError(f"{option} needs a student that is named by a MODEL text, not a module")
     if 2 * count > student.classes:
-        raise RequestError(f"{option} need two classes each, and there are {student.classes}; give fewer")
+        raise RequestError(f"{option}: each needs two classes, and there are {student.classes}; give a smaller number")
     found = groups_of(_covariance(student, selections, place), count, config.seed)
     if not found:
-        raise RequestError(f"{option}: no two classes are confused with each other alone; give another number")
+        raise RequestError(f"{option}: no group of classes is confused; leave the option out, or give another number")
     options = {"network": student.architecture, "groups": spell_groups(found), "num_classes": student.classes}
     text = str(Named("specialists", options))
     module = MODEL.look_up(text).build().eval()

@@ -18,25 +18,25 @@ from dfkd.distill.exits import exit_accuracies
 from dfkd.distill.members import learning_together, members
 from dfkd.distill.prepare import Distillation, prepare
 from dfkd.distill.request import check_request
+from dfkd.distill.result import figures_of, result_of
 from dfkd.formats.kept_weights import WeightKeeper
-from dfkd.formats.manifest import Manifest
 from dfkd.formats.run_folder import Run
 from dfkd.formats.run_records import Result, finished_weights, read_distillation
-from dfkd.models.classifier import Classifier, examine_pixels
+from dfkd.models.classifier import examine_pixels
 from dfkd.models.health import CHECKED_IMAGES
+from dfkd.models.load_weights import load_weights
 from dfkd.models.own import GivenModel
 from dfkd.models.several import given_teacher
 from dfkd.models.sharded import is_sharded
-from dfkd.models.weights import load_weights, state_to_write
-from dfkd.system import names, ranks
+from dfkd.models.state import state_to_write
+from dfkd.system import ranks
 from dfkd.system.console import say
-from dfkd.system.device import Place
-from dfkd.system.files import hash_of, output_path, result_folder
+from dfkd.system.files import output_path, result_folder
 from dfkd.system.locks import once
-from dfkd.system.memory import forget_peak_memory, peak_memory_bytes
+from dfkd.system.memory import forget_peak_memory
 from dfkd.system.portable import portable
 from dfkd.system.random_state import Turn
-from dfkd.training.evaluate import Measures, measure
+from dfkd.training.evaluate import check_files
 from dfkd.training.log import Log, check_loggers, logged
 from dfkd.training.loop import train
 
@@ -168,7 +168,12 @@ def _keep_weights(prepared: Distillation, folder: Run) -> None:
 
 
 def _examine(prepared: Distillation) -> None:
-    """Check on some images, before the first step, whether the teacher's outputs are plausible."""
+    """Check before the first step that test files can be read, and on some images the teacher's outputs.
+
+    Raises: RequestError for a damaged test file. Otherwise it would be found only after the training.
+    """
+    if prepared.test is not None:
+        ranks.from_first(partial(check_files, prepared.test))
     forget_peak_memory(prepared.trainer.place.device)
     if prepared.selections:
         first = prepared.selections[0]
@@ -188,7 +193,7 @@ def _finish(
     prepared: Distillation, folder: Run, figures: dict[str, Any], processes: int, log: Log, together: int = 1
 ) -> dict[str, Any]:
     """Write the student and the result with its `figures`; `together` is the number of students of the command."""
-    result = figures | _result(prepared) | ({"processes": processes} if processes > 1 else {})
+    result = figures | result_of(prepared) | ({"processes": processes} if processes > 1 else {})
     result |= {"together": together} if together > 1 else {}
     folder.finish(state_to_write(prepared.student.module), result)
     log.result(result)
@@ -224,7 +229,7 @@ def _complete(prepared: Distillation, folder: Run) -> dict[str, Any]:
     known = (portable(config.test), result.test_fingerprint)
     if prepared.test is not None and (result.top1 is None or known != (tested, prepared.test_fingerprint)):
         load_weights(prepared.student.module, finished_weights(folder.folder))
-        changed |= _figures(prepared)
+        changed |= figures_of(prepared)
     elif prepared.test is None and tested is not None:
         folder.request["distill"]["test"] = tested  # the result keeps the figures, and they are of this data
     table = {**result.table, **changed}
@@ -238,16 +243,6 @@ def _complete(prepared: Distillation, folder: Run) -> dict[str, Any]:
     return table
 
 
-def _measure(prepared: Distillation) -> Measures | None:
-    """Measure the accuracy of the trained student in float32 on the labeled images; None without a test."""
-    if prepared.test is None:
-        return None
-    place = Place(prepared.trainer.place.device, torch.float32)
-    prepared.trainer.student.remove()
-    student, teacher = (Classifier(model, place) for model in (prepared.student, prepared.teacher))
-    return measure(student, prepared.test, 256, teacher)
-
-
 def _measured(prepared: Distillation) -> dict[str, Any]:
     """Return the figures that rank 0 measures; with a teacher in parts, all ranks measure."""
     measured = partial(_all_figures, prepared)
@@ -257,59 +252,7 @@ def _measured(prepared: Distillation) -> dict[str, Any]:
 def _all_figures(prepared: Distillation) -> dict[str, Any]:
     """Return the figures of a student that has just been trained, with those of the losses' heads."""
     exits = exit_accuracies(prepared)
-    return _figures(prepared) | ({"exits": exits} if exits else {})
-
-
-def _figures(prepared: Distillation) -> dict[str, Any]:
-    measures = _measure(prepared)
-    return {
-        "top1": measures and measures.top1,
-        "top5": measures and measures.top5,
-        "agreement": measures and measures.agreement,
-        "teacher_top1": measures and measures.teacher_top1,
-        "test_images": measures and measures.images,
-        "calibration_error": measures and measures.calibration_error,
-        "per_class": measures and measures.per_class,
-        "teacher_per_class": measures and measures.teacher_per_class,
-        "test_fingerprint": prepared.test_fingerprint,
-    }
-
-
-def _result(prepared: Distillation) -> dict[str, Any]:
-    config, trainer = prepared.config, prepared.trainer
-    images = trainer.plan.steps * trainer.plan.batch_size
-    manifests = [shards.manifest for shards in prepared.selections]
-    return {
-        "steps": trainer.plan.steps,
-        "images_seen": images,
-        "teacher_forwards": trainer.teacher_forwards + _made(manifests, "teacher_forwards"),
-        "generator_steps": trainer.source.generator_steps + _made(manifests, "generator_steps"),
-        "seconds": round(trainer.seconds, 3),
-        "peak_memory_bytes": peak_memory_bytes(trainer.place.device),
-        "source": "+".join(dict.fromkeys([*(m.source for m in manifests), *_methods(config)])),
-        "selection_fingerprint": "+".join(manifest.fingerprint for manifest in manifests) or None,
-        "seed": config.seed,
-        "begins": prepared.begins,
-        "student_parameters": prepared.student.parameter_count(),
-        "name": config.name or _row_name(config, manifests),
-        "fingerprint": hash_of(prepared.content),
-    }
-
-
-def _made(manifests: Sequence[Manifest], cost: str) -> int:
-    """Sum a cost of generating the selections, such as `teacher_forwards`; 0 if none of them was generated."""
-    return sum(manifest.cost.get(cost, 0) for manifest in manifests)
-
-
-def _row_name(config: DistillConfig, manifests: Sequence[Manifest]) -> str:
-    selected = ((manifest.source, manifest.content.options.method) for manifest in manifests)
-    methods = [method if source == "selection" else source for source, method in selected]
-    return f"{' + '.join([*methods, *_methods(config)])} | {' '.join(config.loss)}"
-
-
-def _methods(config: DistillConfig) -> list[str]:
-    """Return the name of the generator beside the selections, or an empty list."""
-    return [] if config.source is None else [names.parse(config.source).name]
+    return figures_of(prepared) | ({"exits": exits} if exits else {})
 
 
 def _report(config: DistillConfig, result: Mapping[str, Any]) -> None:

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dfkd.distill.distributions import TEMPERATURE, kl_of_each
 from dfkd.distill.init.reconstruct import images_for, reconstruct
 from dfkd.distill.lessons import Lessons, Plan
 from dfkd.distill.objective import Objective
+from dfkd.distill.observed import distances, observe
 from dfkd.distill.setting import Counted
 from dfkd.distill.teacher_cache.views import TeacherViews
 from dfkd.formats.kept_weights import WeightKeeper
@@ -22,8 +22,7 @@ from dfkd.models.ensemble import leader
 from dfkd.models.features.outputs import Outputs
 from dfkd.models.features.spread import spread
 from dfkd.models.features.taps import Tapped, network_code
-from dfkd.models.state import tensors_of
-from dfkd.models.weights import state_to_write
+from dfkd.models.state import state_to_write, tensors_of
 from dfkd.system import ranks
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
@@ -132,7 +131,7 @@ class Trainer(Lessons):
             what = f"{min(shares):.0%} to {max(shares):.0%} of the variance of the teacher's"
             say(f"{len(shares)} layers are fitted; on these images their outputs give {what}")
         else:
-            say("no layer could be fitted; the student begins with what was copied")
+            say("no layer could be fitted; the student begins with the copied layers")
         self.seconds += time.perf_counter() - started
 
     def answer(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:
@@ -206,9 +205,11 @@ class Trainer(Lessons):
         set_rate(self.optimizer, rate)
         total, (ours, values) = self._compute(view, theirs, ours)
         if not total.requires_grad:
-            raise RequestError(f"no gradient leads from the losses ({', '.join(values)}) to the student")
+            raise RequestError(
+                f"the losses ({', '.join(values)}) give the student no gradient; add another one, such as kd"
+            )
         if self.source.follows and batch.rows is not None:
-            self.source.seen(batch.rows, whole(_distances(ours, theirs), plan.batch_size))
+            self.source.seen(batch.rows, whole(distances(ours, theirs), plan.batch_size))
         self.optimizer.zero_grad(set_to_none=True)
         with Foreign("the backward pass of student and losses fails:", self._learnt_from()):
             total.backward()
@@ -217,7 +218,7 @@ class Trainer(Lessons):
             self.average.update(self.step)
         self.step += 1
         self._keep()
-        observed = _observed(ours, theirs)
+        observed = observe(ours, theirs)
         if ranks.count() > 1:  # so that the mean over the ranks is the mean over the batch
             observed = {name: value * weight(plan.batch_size) for name, value in observed.items()}
         measured = {"loss": total.detach(), **values, **observed}
@@ -282,26 +283,3 @@ class Trainer(Lessons):
         if "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"], self.place.device)
         self.step, self.seconds = progress.step, progress.seconds
-
-
-def _observed(ours: Outputs, theirs: Outputs) -> dict[str, Tensor]:
-    """Return the agreement in the batch, and the mean entropy of both networks in nats: they show an unhealthy run."""
-    with torch.no_grad():
-        agreement = (ours.logits.argmax(dim=1) == theirs.logits.argmax(dim=1)).float().mean()
-        entropies = [_entropy(outputs.logits) for outputs in (ours, theirs)]
-    return {"agreement": agreement, "student_entropy": entropies[0], "teacher_entropy": entropies[1]}
-
-
-@torch.no_grad()
-def _distances(ours: Outputs, theirs: Outputs) -> Float[Tensor, " batch"]:
-    """Return the KL divergence of the student from the teacher on each image, at the temperature of plain `kd`.
-
-    This measure is the same for all losses.
-    """
-    target, logits = (outputs.logits / TEMPERATURE for outputs in (theirs, ours))
-    return kl_of_each(target.softmax(dim=1), logits.log_softmax(dim=1))
-
-
-def _entropy(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
-    p = logits.softmax(dim=1)
-    return -torch.xlogy(p, p).sum(dim=1).mean()

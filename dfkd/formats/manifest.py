@@ -13,10 +13,11 @@ from dfkd.system.checksums import Entry, entry, sealed, unsealed
 from dfkd.system.errors import RequestError
 from dfkd.system.files import write_json
 from dfkd.system.records import Count, FileName, Holds, check_format, parse
+from dfkd.system.remote_folder import LAST
 
 FORMAT = 2
 """Version of the format of selections: manifest, shards and scores. Other versions are refused."""
-MANIFEST = "manifest.json"
+MANIFEST = LAST["selection"]
 HINT = "; delete the folder and select again"
 
 _AtLeastOne = Annotated[Count, Holds(lambda n: n > 0, "at least 1")]

@@ -178,7 +178,7 @@ class Run(Progress):
         If the block ends with a RequestError before there is a result, the error is recorded in the folder.
         Raises: RequestError if another command is writing the folder.
         """
-        with locked(self.folder, self.shown):
+        with locked(self.folder, f"--out {self.shown}"):
             failed = self._check()  # another command may have changed the folder in the meantime
             if failed is not None:
                 say(f"{self.shown}: another request failed there ({failed}); the run starts anew")

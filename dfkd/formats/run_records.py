@@ -12,10 +12,11 @@ from dfkd.formats.manifest import CropShare, NetworkPrint
 from dfkd.system.checksums import Entry, check_file, unsealed
 from dfkd.system.errors import RequestError
 from dfkd.system.records import Count, check_format, parse
+from dfkd.system.remote_folder import LAST
 
 RUN_FORMAT = 1
 """Version of the format of a run (in config.toml) and of a checkpoint (in progress.json). Others are refused."""
-CONFIG, RESULT, FAILED, WEIGHTS = "config.toml", "result.json", "failed.json", "student.safetensors"
+CONFIG, RESULT, FAILED, WEIGHTS = "config.toml", LAST["run"], "failed.json", "student.safetensors"
 METRICS, CHECKPOINT, LOGS, KEPT = "metrics.jsonl", "checkpoint", "logs", "weights"
 """The metrics' file, and the folders of checkpoint, logs and kept weights."""
 STATE, PROGRESS = "state.pt", "progress.json"

@@ -6,6 +6,7 @@ because Arrow keeps four bytes of offset for every innermost list. With channels
 than pixels. Larger images are stored as encoded files.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from dfkd.data.images.decode import decode, processors
+from dfkd.data.images.decode import BatchDecoder, Decoded, decode, processors
 from dfkd.data.images.frame import Window
 from dfkd.data.pool import PixelFilter
 from dfkd.formats.manifest import HINT, MANIFEST, ImageShape, ShardFile, read_manifest
@@ -102,6 +103,7 @@ class Shards:
         self._threads = ThreadPoolExecutor(processors()) if self.encoded else None
         self._filter = self._read_filter()
         self._frame = self.manifest.content.preprocess.frame
+        self.decoder: BatchDecoder | None = None
         try:
             self._raw = [] if self.encoded else [_pixels(table, self.manifest.image) for table in self._tables]
             classes = {self._check_columns(table) for table in self._tables}
@@ -111,6 +113,12 @@ class Shards:
             ) from None
         if classes - {self.manifest.classes}:
             raise RequestError(f"{folder} has logits of other classes than its {MANIFEST} says; select again")
+
+    def decoded_by(self, decoder: BatchDecoder) -> "Shards":
+        """Return a copy of the selection whose JPEG files are decoded on a GPU."""
+        shards = copy.copy(self)
+        shards.decoder = decoder
+        return shards
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -126,9 +134,12 @@ class Shards:
         out = np.empty((len(rows), image.size, image.size, image.channels), dtype=np.uint8)
         for where, shard, local in self._locate(rows):
             if self._threads is not None:
-                column = self._tables[shard]["image"].chunk(0).field("bytes").take(local)
+                files = self._tables[shard]["image"].chunk(0).field("bytes").take(local).to_pylist()
                 parts: Sequence[Window | None] = [None] * len(where) if windows is None else [windows[i] for i in where]
-                decoded = self._threads.map(self._decoded, column.to_pylist(), parts)
+                done: Sequence[Decoded | None] = [None] * len(where)
+                if self.decoder is not None:
+                    done = self.decoder(files, image.size, image.channels, self._frame, parts)
+                decoded = self._threads.map(self._decoded, files, parts, done)
                 for i, pixels in zip(where, decoded, strict=True):
                     out[i] = pixels
             else:
@@ -143,9 +154,12 @@ class Shards:
 
         return read_filter(self.manifest.filter, self.manifest.image.channels)
 
-    def _decoded(self, file: bytes, window: Window | None) -> UInt8[np.ndarray, "height width channels"]:
+    def _decoded(
+        self, file: bytes, window: Window | None, done: Decoded | None
+    ) -> UInt8[np.ndarray, "height width channels"]:
         image = self.manifest.image
-        return decode(file, image.size, image.channels, image.bits, self._frame, window).pixels
+        found = done or decode(file, image.size, image.channels, image.bits, self._frame, window)
+        return found.pixels
 
     def column(self, name: str, rows: Int[np.ndarray, " some"] | None = None) -> np.ndarray:
         """Return a column of numbers or strings [rows, ...]: the whole column, or `rows` of it in their order."""

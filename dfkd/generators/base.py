@@ -69,7 +69,8 @@ class Method(ABC):
 
     A subclass takes the `Task` and its own keyword-only options, each with a type and a default. `NAME:key=value` sets
     these options. The subclass sets the class variables that differ from their defaults. `parts` names its networks,
-    optimizers and banks, so that a checkpoint has them. Draw random numbers with `self.random`.
+    optimizers and banks, so that a checkpoint has them. Draw random numbers with `self.random`. In the constructor,
+    initial weights are drawn by the seed, too.
 
     Args:
         task: The teacher, the size of the images, and the seed.
@@ -103,7 +104,7 @@ class Method(ABC):
 
     def __init__(self, task: Task) -> None:
         if self.needs_real and task.real is None:
-            raise RequestError("it learns from real images too, and there are none; give it a selection of a pool")
+            raise RequestError("it also learns from real images, and there are none; give a selection with --samples")
         self.task = task
         self.random = torch.Generator(task.device).manual_seed(task.seed)
         self.updates, self.teacher_forwards = 0, 0

@@ -10,6 +10,7 @@ from dfkd.models.classifier import Classifier
 from dfkd.models.features.find_taps import find_taps, group_of
 from dfkd.models.features.taps import parse_taps
 from dfkd.models.load import Model
+from dfkd.system import random_state
 from dfkd.system.components import Component, Kind
 from dfkd.system.device import Place
 from dfkd.system.errors import RequestError
@@ -58,5 +59,6 @@ def build(
     if batch < 2:
         raise RequestError(f"batches of {batch} image are too small for {component.name}: BatchNorm needs 2")
     task = Task(classifier, teacher.image_size, batch, seed, wanted, real)
-    method: Method = component.build(task=task)
+    with random_state.kept(seed):  # the initial weights of the method's networks
+        method: Method = component.build(task=task)
     return method

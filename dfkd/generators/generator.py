@@ -81,8 +81,7 @@ def noise(count: int, latent: int, random: torch.Generator) -> Float[Tensor, "co
 
 
 def build_generator(task: Task, latent: int, width: int, contrast: bool = False) -> Generator:
-    """Build the generator of a task, with initial weights decided by the task's seed."""
-    torch.manual_seed(task.seed)
+    """Build the generator of a task. Its initial weights are drawn with torch's global random numbers."""
     network = Generator(latent, task.size, task.channels, width, contrast)
     return network.to(task.device).to(memory_format=torch.channels_last)
 

@@ -1,6 +1,5 @@
 """NAYER: images from embeddings of the classes, varied by a noise layer that is drawn anew for every batch."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from dfkd.generators.generator import BETAS, build_generator
 from dfkd.generators.inversion import InversionMethod, Recipe
 from dfkd.models.ensemble import leader
 from dfkd.models.sharded import complete
+from dfkd.system import random_state
 from dfkd.system.errors import RequestError
 from dfkd.system.limits import check_at_least
 from dfkd.system.paper import Paper
@@ -105,10 +105,8 @@ class NAYER(InversionMethod):
         self.network.noise.normal_(generator=self.random)
         self.network.bias.zero_()
         if self.batches and self.batches % self._life == 0:
-            with torch.random.fork_rng():  # build_generator seeds torch's global random numbers
-                fresh = build_generator(
-                    replace(self.task, seed=self.task.seed + self.batches), self.network.noise.shape[2], self._width
-                )
+            with random_state.kept(self.task.seed + self.batches):
+                fresh = build_generator(self.task, self.network.noise.shape[2], self._width)
             self.network.generator.load_state_dict(fresh.state_dict())
 
     def fresh_optimizer(self) -> torch.optim.Optimizer:

@@ -22,7 +22,7 @@ def missing(held: Int[np.ndarray, " classes"], count: int | None) -> Int[np.ndar
         lowest = np.argsort(held, kind="stable")
         lacks[lowest[: count - int(lacks.sum())]] += 1  # the remainder, one per class
     if lacks.sum() == 0:
-        raise RequestError("the classes are even already; say how many images to add with count")
+        raise RequestError("the classes are even already; give the number of images to add with --count")
     return lacks
 
 

@@ -1,7 +1,6 @@
 """`dfkd generate`: train a method on the teacher and write its images to a folder like that of a selection."""
 
 import shutil
-from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,17 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int
-from torch import Tensor
 
 from dfkd.config import GenerateConfig
 from dfkd.config.tables import differences
 from dfkd.formats.manifest import MANIFEST
 from dfkd.formats.run_folder import Progress
-from dfkd.formats.run_records import CHECKPOINT, LOGS, Checkpoint
+from dfkd.formats.run_records import CHECKPOINT, LOGS
 from dfkd.formats.shards import Shards
-from dfkd.generators.base import Method, checked_terms, method_code, quantize
+from dfkd.generators.base import Method, method_code
 from dfkd.generators.build import build, choose, method_class
-from dfkd.generators.health import Health
+from dfkd.generators.maker import Maker
 from dfkd.generators.pictures import BLOCK, GeneratedPictures
 from dfkd.generators.quota import Quota, missing
 from dfkd.models.classifier import Classifier
@@ -42,10 +40,9 @@ from dfkd.system.portable import portable
 from dfkd.system.shares import check_batch
 from dfkd.system.text import LISTED_CLASSES, inspect_command, of_classes
 from dfkd.system.versions import versions
-from dfkd.training.log import SHOWN, Log, check_loggers, logged
-from dfkd.training.loop import Pace, joined, train
+from dfkd.training.log import Log, check_loggers, logged
+from dfkd.training.loop import Pace, train
 from dfkd.training.selections import open_selections, open_teacher, real_images
-from dfkd.training.sources import Student
 
 DEFAULT_COUNT = 10_000
 ATTEMPTS = 20
@@ -85,7 +82,7 @@ def generate(config: GenerateConfig, teacher: GivenModel, student: GivenModel | 
     config, out = prepared.config, output_path(prepared.config.out)
     selected = once(
         lambda: is_done(out, config.out, prepared.content),
-        lambda: locked(partial_folder(out), config.out),
+        lambda: locked(partial_folder(out), f"--out {config.out}"),
         lambda: _make(prepared, out),
     )
     if selected is None:
@@ -105,11 +102,14 @@ def _make(prepared: Generation, out: Path) -> Selected | None:
     """Train the method, make images and write them, while the partial folder is locked."""
     config, partial = prepared.config, partial_folder(out)
     ranks.from_first(lambda: _begin(prepared, partial))
+    torch.manual_seed(config.seed)  # code from outside dfkd may draw torch's global random numbers
     method = _method(prepared)
     with method_code(method):
         enough = method.updates_for(_needed(prepared))
     steps = config.steps or enough
-    maker = Maker(method, prepared, Pace(steps, config.batch_size, config.checkpoint_every, config.log_every))
+    pace = Pace(steps, config.batch_size, config.checkpoint_every, config.log_every)
+    student = None if prepared.student is None else spread(Classifier(prepared.student, prepared.place).answer)
+    maker = Maker(method, prepared.component.name, student, pace)
     record, options = Progress(partial, f"; delete {partial}, and it starts anew"), portable(asdict(config))
     loggers = config.log if ranks.first() else ()
     with logged(loggers, record, out, options, (steps, config.log_every), maker.pictures) as log:
@@ -127,7 +127,7 @@ def _begin(prepared: Generation, partial: Path) -> None:
     restore_folder(partial / CHECKPOINT)
 
 
-def _write(selected: Selected, maker: "Maker", partial: Path, out: Path, log: Log) -> Selected:
+def _write(selected: Selected, maker: Maker, partial: Path, out: Path, log: Log) -> Selected:
     """Write the selected images of the trained method."""
     log.result({"images": len(selected.choice), **selected.cost, "seconds": round(maker.seconds, 3)})
     write(partial, out, selected)
@@ -139,63 +139,6 @@ def _forget(partial: Path) -> None:
     for folder in partial.glob(f"{CHECKPOINT}*"):
         shutil.rmtree(folder)
     shutil.rmtree(partial / LOGS, ignore_errors=True)
-
-
-class Maker:
-    """Learner of the training loop that trains a method alone, or with a fixed student."""
-
-    def __init__(self, method: Method, prepared: Generation, plan: Pace) -> None:
-        self.method, self.plan, self._name = method, plan, prepared.component.name
-        self.step, self.seconds = 0, 0.0
-        self._student: Student | None = None
-        if prepared.student is not None:
-            self._student = spread(Classifier(prepared.student, prepared.place).answer)
-        self._health, self._seen = Health(method), dict[str, Tensor]()
-
-    @property
-    def hint(self) -> str:
-        """Advice for the error message when a loss or a weight is not finite."""
-        name = self._name
-        return f"give the method a lower rate, such as {name}:lr=1e-4, or another --seed"
-
-    def begin(self) -> None:
-        """Do nothing: a method needs no preparation."""
-
-    def warm_up(self) -> None:
-        """Do nothing: every update is a step of this training."""
-
-    def advance(self) -> Mapping[str, Tensor | float]:
-        """Take one update of the method and return its metrics."""
-        with method_code(self.method):
-            seen = self.method.update(self._student)
-        self._seen |= checked_terms(self.method, seen)
-        self.step += 1
-        if self.step >= self.method.first:
-            self._seen |= self._health.observe(self.step)
-        return joined({}, self._seen)
-
-    def tell(self, row: Mapping[str, float]) -> str:
-        """Return the first terms of the method's loss for the progress bar."""
-        return ", ".join(f"{name} {value:.3f}" for name, value in [*row.items()][:3])
-
-    def pictures(self) -> dict[str, np.ndarray]:
-        """Return the images of the last observation, for the log."""
-        seen = self._health.images
-        return {} if seen is None else {"generated": quantize(seen[:SHOWN]).cpu().numpy()}
-
-    def learnt(self) -> Iterable[Mapping[str, Any]]:
-        """Return the state of the method, whose values must stay finite."""
-        return (self.method.state_dict(),)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the states of the method and its latest metrics."""
-        return {"method": self.method.state_dict(), "seen": self._seen}
-
-    def load_state_dict(self, state: Mapping[str, Any], progress: Checkpoint) -> None:
-        """Restore the state, step and seconds of a checkpoint."""
-        self.method.load_state_dict(state["method"])
-        self._seen = dict(state["seen"])
-        self.step, self.seconds = progress.step, progress.seconds
 
 
 def _prepare(config: GenerateConfig, teacher_given: GivenModel, student_given: GivenModel | None) -> Generation:

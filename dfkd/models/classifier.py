@@ -13,6 +13,7 @@ from dfkd.models.features.outputs import Outputs
 from dfkd.models.features.taps import Tap, Tapped, network_code
 from dfkd.models.health import CHECKED_IMAGES, check_health
 from dfkd.models.load import Model
+from dfkd.models.noise import noise
 from dfkd.models.sharded import is_sharded, through_logits
 from dfkd.models.state import tensors_of
 from dfkd.system.device import Place
@@ -44,8 +45,8 @@ class Classifier:
                 module = model.module.eval().requires_grad_(False).to(place.device)
                 module = module.to(memory_format=torch.channels_last)
         if fold and not self._divided and model.image_size is not None:
-            views = self._noise(4, model.image_size).split(2)
-            module = folded(module, taps or {}, views).to(memory_format=torch.channels_last)
+            views = noise(4, model.channels, model.image_size).to(place.device, memory_format=torch.channels_last)
+            module = folded(module, taps or {}, views.split(2)).to(memory_format=torch.channels_last)
         self.taps = dict(taps or {})
         self._run = Tapped(module, self.taps)
         self.network: nn.Module = module
@@ -69,11 +70,6 @@ class Classifier:
     ) -> Float[Tensor, "batch channels height width"]:
         """Move pixels to the classifier's device, and convert them to the network's input."""
         return self.model.preprocess(pixels.to(self.place.device, non_blocking=True))
-
-    def _noise(self, count: int, size: int) -> Float[Tensor, "{count} channels {size} {size}"]:
-        random = torch.Generator().manual_seed(0)  # not the global generator, which holds the student's seed
-        shape = (count, size, size, self.model.channels)
-        return self.preprocess(torch.randint(0, 256, shape, generator=random, dtype=torch.uint8))
 
     @torch.no_grad()
     def outputs(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:

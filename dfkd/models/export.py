@@ -34,7 +34,7 @@ from dfkd.models.features.taps import network_code, run_network
 from dfkd.models.load import Model
 from dfkd.models.reduce import Half, to_int8
 from dfkd.models.several import load_classifier
-from dfkd.models.weights import state_to_write
+from dfkd.models.state import state_to_write
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import output_path, replacing
@@ -133,6 +133,7 @@ def _images(model: Model, samples: str) -> UInt8[Tensor, "images height width ch
         )
     if len(shards) == 0:
         raise RequestError(f"--samples {samples} is empty")
+    # rounded down, unlike `evenly_spaced`: the images decide the bytes of an int8 file
     rows = np.unique(np.linspace(0, len(shards) - 1, CHECKED + CALIBRATED).astype(np.int64))
     return torch.from_numpy(shards.pixels(rows))
 

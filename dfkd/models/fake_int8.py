@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dfkd.models.architectures.subsampled import Subsampled, every, leaves_out
 from dfkd.models.features.fold_batchnorm import folded
 from dfkd.models.features.image_distance import FoldedNorm
+from dfkd.models.noise import noise
 
 LOW, HIGH = -128, 127
 _MEMORY = 0.99
@@ -122,8 +123,7 @@ def fake_int8(network: nn.Module, channels: int, image_size: int) -> nn.Module:
 
     Raises: ValueError if there is no such layer.
     """
-    random = torch.Generator().manual_seed(0)
-    views = torch.randn(4, channels, image_size, image_size, generator=random).split(2)
+    views = noise(4, channels, image_size).split(2)
     network = copy.deepcopy(folded(network.eval(), {}, views)).requires_grad_(True)
     layers = dict(network.named_modules())
     for path, layer in layers.items():

@@ -3,23 +3,22 @@
 import importlib.util
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dfkd.data.images.frame import Frame
-from dfkd.formats.remote_folder import folder_of
 from dfkd.formats.run_records import CONFIG, WEIGHTS, finished_weights, read_request
-from dfkd.models import DEFAULT_IMAGE_SIZE
+from dfkd.models.counts import SIZE, count_keys, counts_in, made_for
 from dfkd.models.expected import NOTES, UNKNOWN, Expected, from_program, from_safetensors, of_network
+from dfkd.models.load_weights import load_state, load_weights
 from dfkd.models.new_classifier import WEIGHT_OPTIONS, keep_layers, loads_weights
 from dfkd.models.program import check_evaluates, check_program
-from dfkd.models.state import fit_prefix, tensors_of
-from dfkd.models.weights import load_state, load_weights, names_weights, read_state_dict, require_file
+from dfkd.models.state import fit_prefix
+from dfkd.models.weights import names_weights, read_state_dict, require_file
 from dfkd.system.components import Component, Kind
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
@@ -28,12 +27,11 @@ from dfkd.system.foreign import Foreign
 from dfkd.system.names import Named
 from dfkd.system.portable import expand, names_of
 from dfkd.system.remote import is_remote
+from dfkd.system.remote_folder import folder_of
 
 MODEL = Kind("model", ("dfkd.models", "torchvision.models"))
 OBJECT = "object "
 """Start of the architecture of a network that was given as a Python object. No text can build it again."""
-SIZE = "image_size"
-"""The constructor's parameter for the side of the images, if a network is built for one size."""
 _KNOWN_PACKAGES = ("dfkd", "torchvision", "timm")  # their constructors load weights only if an option says so
 
 
@@ -209,7 +207,7 @@ def _from_name(
         raise RequestError(f"in model {architecture!r}, {number:g} is for no parameter: write key=value")
     if not model.is_own:
         model = replace(model, named=replace(model.named, name=model.target.__name__))
-    class_key, channel_key = _count_keys(model)
+    class_key, channel_key = count_keys(model)
     ours = model.target.__module__.startswith("dfkd.models")
     size_key = SIZE if ours and SIZE in (parameter.name for parameter in model.parameters) else None
     given = ((class_key, classes), (channel_key, channels), (size_key, image_size))
@@ -227,7 +225,7 @@ def _from_name(
     if weights:
         path = user_path(weights)
         state = read_state_dict(path, module)
-        seen = _counts_in(fit_prefix(state, module), module, class_key, channel_key)
+        seen = counts_in(fit_prefix(state, module), module, class_key, channel_key)
         other, loaded = used.set(**(seen | dict(model.options))), module
         if renews and class_key in seen.keys() - model.options.keys():
             loaded = _construct(other)
@@ -296,50 +294,3 @@ def _real_in_float32(module: nn.Module) -> nn.Module:
         if value.is_floating_point():
             value.data = value.data.float()
     return module
-
-
-def _count_keys(model: Component) -> tuple[str | None, str | None]:
-    """Return the constructor's parameters for class count and input channels; None for a missing one."""
-    parameters = model.parameters
-    taken = {parameter.name for parameter in parameters} | model.options.keys()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        # **kwargs hides parameters; those of these two packages are known
-        passed_on = {"torchvision": {"num_classes"}, "timm": {"num_classes", "in_chans"}}
-        taken |= passed_on.get(model.target.__module__.partition(".")[0], set())
-    return (
-        next((key for key in ("num_classes",) if key in taken), None),
-        next((key for key in ("in_channels", "in_chans") if key in taken), None),
-    )
-
-
-def _counts_in(
-    state: Mapping[str, Any], module: nn.Module, class_key: str | None, channel_key: str | None
-) -> dict[str, int]:
-    """Return the class and channel counts in which the weights differ from the module, by parameter name."""
-    layers = list(module.named_modules())
-    convolutions = [name for name, layer in layers if isinstance(layer, nn.Conv2d)]
-    classifiers = [name for name, layer in layers if isinstance(layer, nn.Linear)] or convolutions
-    own, counts = tensors_of(module), {}
-    for key, names, dimension in ((class_key, classifiers[-1:], 0), (channel_key, convolutions[:1], 1)):
-        for weight in (f"{name}.weight" for name in names):
-            if key and weight in state and state[weight].ndim == own[weight].ndim:
-                count = state[weight].shape[dimension]
-                if count != own[weight].shape[dimension]:
-                    counts[key] = count
-    return counts
-
-
-def made_for(target: Callable[..., Any], options: Mapping[str, Any], module: nn.Module) -> int | None:
-    """Return the image side in pixels that an architecture is made for, or None."""
-    told = options.get(SIZE, options.get("img_size"))
-    if isinstance(told, int):
-        return told
-    package = target.__module__
-    if package.startswith("dfkd.models"):
-        return DEFAULT_IMAGE_SIZE
-    if package.startswith("torchvision.models"):
-        return 224
-    config = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)  # timm's
-    size = config.get("input_size") if isinstance(config, Mapping) else None
-    last = size[-1] if isinstance(size, (tuple, list)) and size else None
-    return last if isinstance(last, int) else None

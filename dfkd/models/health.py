@@ -1,12 +1,12 @@
 """Check of a classifier's logits on a few images: in a batch, in another order, and one image alone."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from dfkd.system import random_state
 from dfkd.system.console import say
 
 CHECKED_IMAGES = 4
@@ -24,7 +24,7 @@ def check_health(ask: Ask, pixels: UInt8[Tensor, "batch height width channels"],
     if len(pixels) < 2:
         return
     order = torch.arange(len(pixels)).flip(0)
-    with torch.no_grad(), _same_random_state():
+    with torch.no_grad(), random_state.kept():
         answers, turned, alone = (ask(one).float().cpu() for one in (pixels, pixels[order], pixels[:1]))
         again = answers if torch.equal(turned[order], answers) else ask(pixels).float().cpu()
     if answers.ndim != 2 or turned.shape != answers.shape or alone.shape != answers[:1].shape:
@@ -37,13 +37,6 @@ def check_health(ask: Ask, pixels: UInt8[Tensor, "batch height width channels"],
         say(f"note: {spec} {fault}")
     if not found:
         say(f"{spec} on {len(pixels)} images: answers are finite, repeatable, logits, and the same in any batch")
-
-
-@contextmanager
-def _same_random_state() -> Iterator[None]:
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=list(devices)):
-        yield
 
 
 def _faults(

@@ -1,35 +1,26 @@
 """Loading of a MODEL: `NAME[:key=value,...][@WEIGHTS]`, the folder of a RUN, or a `.pt2` file (torch.export)."""
 
 import hashlib
-import itertools
-import re
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dfkd.config.stages import Interpolation
 from dfkd.data.images.frame import ENCODED_ABOVE, WHOLE, Frame
 from dfkd.data.images.normalize import NORMALIZATIONS, Normalization, parse_normalize
 from dfkd.models import DEFAULT_IMAGE_SIZE
-from dfkd.models.expected import size_option
-from dfkd.models.features.taps import network_code, run_network
 from dfkd.models.find import Found, find_model
-from dfkd.models.health import are_probabilities
-from dfkd.models.logits import Member, find_member, members
 from dfkd.models.new_classifier import WEIGHT_OPTIONS, loads_weights
 from dfkd.models.own import GivenModel, Several
 from dfkd.models.state import tensors_of
+from dfkd.models.trial import input_and_classes
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
-from dfkd.system.foreign import Raised
 from dfkd.system.names import Named
 from dfkd.system.portable import portable
 
 DEFAULT_NORMALIZE = "imagenet"
-_PROBE_SIZES = (DEFAULT_IMAGE_SIZE, 64, 224)
-_ON_SIZES = re.compile(r"(?i)size(?!.*to have \d+ channels)|shape|height|width|resolution|dimension")
-_SETS_SIZE = "(--image-size sets the size)"
 
 
 @dataclass(frozen=True)
@@ -64,6 +55,11 @@ class Model:
     """Side in pixels that the model itself states, whatever the options are."""
     takes_any_size: bool = False
     """Whether `made_for` is only the default of a network of `dfkd`, which takes other sizes too."""
+
+    @property
+    def trial_size(self) -> int:
+        """Side in pixels of an input on which the network is tried, before there is data."""
+        return self.image_size or DEFAULT_IMAGE_SIZE
 
     @property
     def of_photographs(self) -> bool:
@@ -149,7 +145,7 @@ def load_model(
         raise RequestError("several teachers are not one network; name one of them")
     found = find_model(text, classes, channels, new_classifier, image_size) if isinstance(text, str) else text.found()
     size = image_size or found.image_size
-    takes, gives = _counts(found, size)
+    takes, gives = input_and_classes(found, size)
     if channels not in (None, takes):
         fixed = "" if found.channel_key else "; its constructor has no in_channels to change that"
         raise RequestError(f"model {found.spec!r} takes {takes} input channels, the teacher {channels}{fixed}")
@@ -222,76 +218,3 @@ def _has_weights(found: Found) -> bool | None:
     if found.has_weights or loads_weights(found.named.options):
         return True
     return None if found.named.options.keys() & WEIGHT_OPTIONS else found.has_weights
-
-
-def _channel_counts(found: Found) -> tuple[int, ...]:
-    """Return the numbers of input channels to try: those stated, else the first convolution's, then 3 and 1."""
-    if found.channels:
-        return (found.channels,)
-    first = next((layer.in_channels for layer in found.module.modules() if isinstance(layer, nn.Conv2d)), 3)
-    return tuple(dict.fromkeys((first, 3, 1)))
-
-
-@torch.no_grad()
-def _counts(found: Found, image_size: int | None) -> tuple[int, int]:
-    """Return the input channels and the classes, from a forward pass of two black images."""
-    with network_code(found.module):
-        module = found.module.eval()
-    refusals: dict[int, tuple[bool, str]] = {}
-    for channels, size in itertools.product(_channel_counts(found), (image_size,) if image_size else _PROBE_SIZES):
-        try:
-            black = torch.zeros(2, channels, size, size)
-            logits = run_network(module, black)
-        except Raised as raised:
-            key = size_option(module)
-            builds = f"({found.named.name}:{key}={size} builds it for this size; --image-size sets the size)"
-            sets = builds if key and image_size else _SETS_SIZE
-            kinds = (RuntimeError, ValueError, AssertionError)
-            of_size = isinstance(raised.error, kinds) and bool(_ON_SIZES.search(raised.said))
-            why = f"{raised.said}{raised.line}{f' {sets}' if of_size else ''}"
-            refusals[channels] = of_size, f"an input of [batch, {channels}, {size}, {size}]: {why}"
-            continue
-        if black._version:  # else the student would get the images that the teacher has changed
-            module.register_forward_pre_hook(_copied)
-        if not isinstance(logits, Tensor):
-            logits = _take_member(found, logits)
-        if logits.ndim == 4 and logits.shape[2:] == (1, 1):
-            module.register_forward_hook(_flattened)
-            logits = logits.flatten(1)
-        if logits.ndim != 2 or len(logits) != 2 or logits.shape[1] < 2:
-            raise RequestError(
-                f"model {found.spec!r} returns {list(logits.shape)} for two images, not logits [batch, classes] "
-                "of two classes or more"
-            )
-        if are_probabilities(logits):
-            module.register_forward_hook(_logarithms)
-            say(f"note: model {found.spec!r} gives probabilities (softmax); their logarithms are taken as its logits")
-        return channels, logits.shape[1]
-    _, first = max(refusals.values(), key=lambda refusal: refusal[0])
-    raise RequestError(f"model {found.spec!r} cannot take {first}")
-
-
-def _copied(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Clone the input of a network that changes its input in place (forward pre-hook)."""
-    return tuple(value.clone() for value in inputs)
-
-
-def _flattened(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """Flatten logits that are maps of one pixel (forward hook)."""
-    return output.flatten(1)
-
-
-def _logarithms(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """Replace a network's probabilities by their logarithms, which a softmax undoes (forward hook)."""
-    return output.clamp_min(torch.finfo(output.dtype).tiny).log()
-
-
-def _take_member(found: Found, output: object) -> Tensor:
-    """Return the logits among a network's outputs, and let the network return only them from now on."""
-    kind, key = type(output).__name__, find_member(output, found.module)
-    if key is None:
-        raise RequestError(f"model {found.spec!r} returns a {kind}, not one tensor of logits [batch, classes]")
-    found.module.register_forward_hook(Member(key))
-    logits: Tensor = members(output)[key]
-    say(f"note: model {found.spec!r} returns a {kind}; its member {key!r} is taken as the {logits.shape[1]} logits")
-    return logits

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from dfkd.config.stages import Mixing
+from dfkd.models.counts import made_for
 from dfkd.models.expected import of_network
-from dfkd.models.find import OBJECT, Found, made_for
+from dfkd.models.find import OBJECT, Found
 from dfkd.models.identity import code_identity
 from dfkd.system.errors import RequestError
 from dfkd.system.names import Named

@@ -85,7 +85,7 @@ def check_description(value: Any, path: str = "the program") -> None:
             if not re.match(r"(weight|tensor)_\d+\Z", text):
                 raise RequestError(f"{path!r} holds the object {text[:80]!r}, which could run code")
         elif "graph" in keys and not _NAME.match(text):
-            raise RequestError(f"{path!r} has the name {text[:80]!r}, which is none")
+            raise RequestError(f"{path!r} has the name {text[:80]!r}, which is not an identifier")
 
 
 def _texts(value: Any) -> Iterator[tuple[tuple[str, ...], Any]]:

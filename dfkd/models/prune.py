@@ -7,11 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from dfkd.models import DEFAULT_IMAGE_SIZE
 from dfkd.models.architectures.pruned import spell_widths, width_of
 from dfkd.models.cost import multiplications
 from dfkd.models.find import MODEL
 from dfkd.models.load import Model
+from dfkd.models.noise import noise
 from dfkd.models.state import tensors_of
 from dfkd.system import names
 from dfkd.system.console import say
@@ -45,7 +45,7 @@ def prune(model: Model, share: float) -> Model:
     """
     check_installed()
     whole = _cuttable(model)
-    example = _example(model)
+    example = noise(1, model.channels, model.trial_size)
     total = multiplications(model.module, example)
     best, low, high = None, 0.0, 1.0
     for _ in range(_TRIES):
@@ -66,11 +66,6 @@ def prune(model: Model, share: float) -> Model:
         f"{model.parameter_count():,} parameters"
     )
     return found
-
-
-def _example(model: Model) -> Tensor:
-    side = model.image_size or DEFAULT_IMAGE_SIZE
-    return torch.randn(1, model.channels, side, side, generator=torch.Generator().manual_seed(0))
 
 
 def _cuttable(model: Model) -> Model:
@@ -120,7 +115,7 @@ def _written(model: Model, whole: Model, module: nn.Module) -> Model:
         built.load_state_dict(tensors_of(module))
     except RuntimeError:
         raise failure from None
-    example = _example(model)
+    example = noise(1, model.channels, model.trial_size)
     with torch.no_grad():
         ours, theirs = built(example), module.eval()(example)
     if not bool((ours - theirs).abs().max() <= _SAME * theirs.abs().max()):

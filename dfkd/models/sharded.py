@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dfkd.models.features.outputs import Outputs
 from dfkd.models.features.taps import network_code, run_network
 from dfkd.models.load import Model
+from dfkd.models.noise import noise
 from dfkd.system import ranks
 from dfkd.system.console import say
 from dfkd.system.device import Place
@@ -38,20 +39,20 @@ def shard_teacher(model: Model, place: Place) -> None:
         return
     if not any(True for _ in model.module.parameters()):
         raise RequestError(f"{OPTION}: the teacher {model.spec} has no parameters to divide; leave it out")
-    noise = torch.rand(2, model.channels, *(model.image_size or 32,) * 2, generator=torch.Generator().manual_seed(0))
+    view = noise(2, model.channels, model.trial_size)
     with network_code(model.module):
         module = model.module.eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
     try:
         with torch.no_grad():
-            whole = run_network(module, noise)
+            whole = run_network(module, view)
             _divide(module, place.device)
-            divided = run_network(module, noise.to(place.device)).cpu()
+            divided = run_network(module, view.to(place.device)).cpu()
     except (RuntimeError, ValueError, NotImplementedError, RequestError) as error:
         raise RequestError(
             f"{OPTION}: the teacher {model.spec} cannot be divided ({_first(error)}); {_HINT}"
         ) from error
     if bool((divided - whole).abs().max() > _SAME * whole.abs().max()):
-        raise RequestError(f"{OPTION}: the teacher {model.spec} says something else when it is divided; {_HINT}")
+        raise RequestError(f"{OPTION}: the teacher {model.spec} gives other outputs when it is divided; {_HINT}")
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -129,7 +130,9 @@ def _parts(module: nn.Module) -> Iterator[nn.Module]:
 def _check_all_ranks_run(module: nn.Module, inputs: tuple[Any, ...]) -> None:
     """Raise RequestError if rank 0 runs the sharded network alone, and would wait forever (forward pre-hook)."""
     if ranks.count() == 1:
-        raise RequestError(f"{OPTION}: rank 0 alone asks the teacher, of which it has a part; leave it out")
+        raise RequestError(
+            f"{OPTION}: rank 0 alone runs the teacher, and holds only a part of it; leave the option out"
+        )
 
 
 def _first(error: Exception) -> str:

@@ -19,6 +19,11 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
 
 
+def state_to_write(module: nn.Module) -> dict[str, Tensor]:
+    """Return the state of `module` for safetensors: on the CPU, each name with its own memory, even if tied."""
+    return {name: value.detach().cpu().contiguous().clone() for name, value in tensors_of(module).items()}
+
+
 def share(state: State, module: nn.Module) -> float:
     """Return the share of the module's keys that a state dict has, without BatchNorm's counters."""
     own = _deciding(module)

@@ -4,7 +4,7 @@ import json
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -13,23 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from dfkd.models.checkpoint import choose, is_state_dict, usual
-from dfkd.models.features.taps import network_code
 from dfkd.models.state import (
-    COUNTER,
-    EXTRA,
     State,
-    completed,
     fit_prefix,
-    only,
     part,
     share,
-    tensors_of,
     under,
     usual_prefix,
 )
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError, nearest
-from dfkd.system.foreign import Raised
+from dfkd.system.text import few
 
 WEIGHT_SUFFIXES = (".pt", ".pth", ".th", ".safetensors", ".ckpt", ".bin", ".tar")
 """Usual suffixes of weights files. A file with another suffix is read too."""
@@ -40,9 +34,8 @@ _BESIDE = (
     *(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")),
 )
 """Types of settings, paths and numbers that training scripts store beside weights."""
-_INDEX = ".index.json"
+INDEX = ".index.json"
 """End of the name of an index, which lists the files that hold parts of one state dict."""
-_PART = re.compile(r"-\d{5}-of-\d{5}")
 
 
 class Unread:
@@ -98,17 +91,15 @@ def read_state_dict(path: Path, module: nn.Module | None = None) -> dict[str, An
         raise RequestError(f"weights {str(path)!r} hold a {type(found).__name__}, not a state dict")
     if not is_state_dict(found):
         foreign = [str(name) for name, value in found.items() if not (isinstance(name, str) and _is_tensor(value))]
-        what = f"other things than tensors ({_few(foreign)})" if foreign else "no tensors"
+        what = f"other things than tensors ({few(foreign)})" if foreign else "no tensors"
         raise RequestError(f"weights {str(path)!r} hold {what}; save model.state_dict() alone, or under 'state_dict'")
     tensors = {name: value for name, value in found.items() if _is_tensor(value)}
     quantized = [name for name, value in tensors.items() if value.is_quantized]
     if quantized:
-        raise RequestError(f"weights {str(path)!r} hold quantized tensors ({_few(quantized)}); save the float network")
+        raise RequestError(f"weights {str(path)!r} hold quantized tensors ({few(quantized)}); save the float network")
     swollen = [name for name, value in tensors.items() if value.numel() > 1 and not _is_stored(value)]
     if swollen:
-        raise RequestError(
-            f"weights {str(path)!r} claim more numbers than they hold ({_few(swollen)}); save them again"
-        )
+        raise RequestError(f"weights {str(path)!r} claim more numbers than they hold ({few(swollen)}); save them again")
     if choice.unusual:
         say(
             f"note: weights {path.name!r}: the {len(found):,} tensors of {choice.name!r} are taken, which fit the model"
@@ -116,7 +107,7 @@ def read_state_dict(path: Path, module: nn.Module | None = None) -> dict[str, An
     if choice.others:
         other = choice.others[0]
         say(
-            f"note: weights {path.name!r} also hold {_few(choice.others)} (averaged weights, if EMA); "
+            f"note: weights {path.name!r} also hold {few(choice.others)} (averaged weights, if EMA); "
             f"{path.name}#{other} takes {'these' if len(choice.others) == 1 else other}"
         )
     return part(found, "") if module is None else _of_network(found, module, path)
@@ -131,7 +122,7 @@ def _of_network(state: State, module: nn.Module, path: Path) -> dict[str, Any]:
     first, *others = (prefix.removesuffix(".") for prefix in prefixes)
     if others and not usual_prefix(prefixes[0]):
         raise RequestError(
-            f"weights {str(path)!r} hold the model's tensors {len(prefixes)} times (under {_few([first, *others])}); "
+            f"weights {str(path)!r} hold the model's tensors {len(prefixes)} times (under {few([first, *others])}); "
             f"say which: {path.name}#{first}"
         )
     inside = part(state, prefixes[0])
@@ -140,7 +131,7 @@ def _of_network(state: State, module: nn.Module, path: Path) -> dict[str, Any]:
         more = f"; {path.name}#{others[0]} takes {others[0]!r}" if others else ""
         say(
             f"note: weights {path.name!r}: the {len(inside):,} tensors under {first!r} are taken, which fit the model; "
-            f"left out: {len(left):,} ({_few(left)}){more}"
+            f"left out: {len(left):,} ({few(left)}){more}"
         )
     return inside
 
@@ -151,71 +142,10 @@ def _with_key(path: Path) -> tuple[Path, str]:
     return (path, "") if not name or path.exists() else (path.with_name(name), key)
 
 
-def state_to_write(module: nn.Module) -> dict[str, Tensor]:
-    """Return the state of `module` for safetensors: on the CPU, each name with its own memory, even if tied."""
-    return {name: value.detach().cpu().contiguous().clone() for name, value in tensors_of(module).items()}
-
-
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Load the weights of a file into `module`. Prefixes such as `module.` that all keys share are stripped.
-
-    Raises: RequestError as `read_state_dict` does, and if keys or shapes do not fit.
-    """
-    load_state(module, read_state_dict(path, module), path)
-
-
-def load_state(module: nn.Module, state: State, path: Path, options: Sequence[str] = ()) -> None:
-    """Load the tensors read from `path` into `module`. Surplus keys are left out with a note if all others fit.
-
-    `options` are the parameters of the module's constructor, for the hint.
-
-    Raises: RequestError with the missing, the unexpected and the mis-shaped keys.
-    """
-    given = fit_prefix(state, module)
-    state, own = completed(given, module), module.state_dict()
-    if kept := [name for name in state if name.endswith(EXTRA) and name not in given]:
-        say(f"note: weights {path.name!r} lack {_few(kept)}, which is not a tensor: the constructor's value is used")
-    try:
-        _put(module, state)
-    except Raised as raised:
-        if not str(raised.error).startswith("Error(s) in loading state_dict"):  # not torch's list of mismatches
-            raise
-        missing, unexpected, shapes = _differences(own, state)
-        if unexpected and not missing and not shapes and not _more_layers(own, unexpected):
-            _put(module, only(state, own))
-            say(
-                f"note: weights {path.name!r}: {len(unexpected):,} of {len(state):,} tensors are left out, which the "
-                f"model does not have ({_few(unexpected)}); check its name and options if these matter"
-            )
-            return
-        why = _mismatch(own, state) or raised.said
-        hint = "check its name and options" + (f" ({', '.join(options)})" if options else "")
-        if missing and _PART.search(path.name):
-            hint = f"it is one of several parts; name their list, {_PART.sub('', path.name)}{_INDEX}"
-        raise RequestError(f"weights {str(path)!r} do not fit the model: {why}; {hint}") from None
-
-
-def _put(module: nn.Module, state: State) -> None:
-    """Load a state dict strictly, so that a module's own renaming of old keys takes part.
-
-    A module may need a version that the state dict lacks. The module's current version is then tried.
-    """
-    try:
-        with network_code(module):
-            module.load_state_dict(state)
-    except Raised as raised:
-        if hasattr(state, "_metadata") or isinstance(raised.error, RuntimeError):
-            raise
-        versioned = part(state, "")
-        versioned._metadata = getattr(module.state_dict(), "_metadata", None)  # type: ignore[attr-defined]
-        with network_code(module):
-            module.load_state_dict(versioned)
-
-
 def _read(path: Path) -> object:
     """Read the content of a file without executing anything in it."""
     try:
-        if path.name.endswith(_INDEX):
+        if path.name.endswith(INDEX):
             return _joined(path)
         with path.open("rb") as file:
             head, size = file.read(512), path.stat().st_size
@@ -243,7 +173,7 @@ def _read(path: Path) -> object:
         if "TorchScript" in said[0]:
             raise RequestError(f"weights {str(path)!r} hold a TorchScript program: {hint}") from None
         if said[1]:
-            what = _few(re.findall(r"^Unsupported .*$", said[2], re.MULTILINE) or ["no pickle of tensors"])
+            what = few(re.findall(r"^Unsupported .*$", said[2], re.MULTILINE) or ["no pickle of tensors"])
             raise RequestError(f"weights {str(path)!r} cannot be read ({what}): {hint}") from None
         reason = said[0].partition("\n")[0] or type(error).__name__
         if reason.startswith("[enforce fail"):
@@ -258,7 +188,7 @@ def _joined(path: Path) -> dict[str, Any]:
     names = {*json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()}
     whole: dict[str, Any] = {}
     for name in sorted(names):
-        if not isinstance(name, str) or Path(name).name != name or name.endswith(_INDEX):
+        if not isinstance(name, str) or Path(name).name != name or name.endswith(INDEX):
             raise RequestError(f"weights {str(path)!r} name {name!r}, which is not a file beside them")
         require_file(path.with_name(name), WEIGHT_SUFFIXES)
         found = _read(path.with_name(name))
@@ -297,31 +227,3 @@ def _settings_unread() -> AbstractContextManager[None]:
     """Return a context in which torch loads the types of `_BESIDE` too."""
     context: AbstractContextManager[None] = torch.serialization.safe_globals([(Unread, name) for name in _BESIDE])
     return context
-
-
-def _more_layers(own: Iterable[str], unexpected: Iterable[str]) -> bool:
-    """Return whether an unexpected key equals a key of the model but for a number: the network is deeper."""
-    known = {re.sub(r"\d+", "0", key) for key in own}
-    return any(re.sub(r"\d+", "0", key) in known for key in unexpected)
-
-
-def _differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
-    """Return the missing, the unexpected and the mis-shaped keys, the last with their shapes."""
-    # many checkpoints are older than BatchNorm's counter; torch fills it in
-    missing = [key for key in own if key not in given and not key.endswith(COUNTER)]
-    unexpected = [key for key in given if key not in own]
-    shapes = [
-        f"{key} {list(given[key].shape)} for {list(own[key].shape)}"
-        for key in own
-        if key in given and not key.endswith(EXTRA) and own[key].shape != given[key].shape
-    ]
-    return missing, unexpected, shapes
-
-
-def _mismatch(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
-    kinds = zip(("missing", "unexpected", "mis-shaped"), _differences(own, given), strict=True)
-    return "; ".join(f"{len(keys)} {kind} ({_few(keys)})" for kind, keys in kinds if keys)
-
-
-def _few(keys: Sequence[str], show: int = 3) -> str:
-    return ", ".join(keys[:show]) + (", ..." if len(keys) > show else "")

@@ -1,8 +1,8 @@
 """Predictions of student and teacher for the same images, and their statistics."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -29,6 +29,13 @@ class Answers:
     divergence: Float[np.ndarray, " images"]
     """KL(teacher || student) in nats."""
     labels: Int[np.ndarray, " images"] | None = None
+    unreadable: Mapping[int, str] = field(default_factory=dict)
+    """Why images of the data were left out, by index."""
+
+    @property
+    def indices(self) -> Int[np.ndarray, " images"]:
+        """Index of each image in the data."""
+        return np.delete(np.arange(len(self.student) + len(self.unreadable)), list(self.unreadable))
 
     @property
     def differ(self) -> Bool[np.ndarray, " images"]:
@@ -69,10 +76,11 @@ def facts(found: Explanation) -> list[tuple[str, str]]:
     """Return the statistics of all images, as pairs of name and text."""
     answers = found.answers
     apart = int(answers.differ.sum())
+    less = f"; {len(answers.unreadable):,} cannot be read" if answers.unreadable else ""
     lines = [
         ("student", found.student),
         ("teacher", found.teacher),
-        ("data", f"{found.data}, {len(answers.student):,} images"),
+        ("data", f"{found.data}, {len(answers.student):,} images{less}"),
         ("agreement", f"{1 - answers.differ.mean():.2%}; they disagree on {apart:,} image{'' if apart == 1 else 's'}"),
         ("KL(teacher || student), nats", f"{np.nanmean(answers.divergence):.4f}, the mean over images"),
     ]

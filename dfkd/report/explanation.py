@@ -77,7 +77,8 @@ def explained(config: ExplainConfig) -> tuple[Explanation, Pool, Knowledge | Non
     for classifier in (student, teacher):
         examine(classifier, data)
     answers = answer_all(student, teacher, data, config.batch_size, labels)
-    shown = answers.disagreements()[: config.count]
+    parted = answers.disagreements()[: config.count]
+    shown = answers.indices[parted]
     images, taps = _pixels(data, shown), [_deepest(classifier) for classifier in (student, teacher)]
     networks: dict[str, tuple[Classifier, GivenModel]]
     networks = {"student": (student, config.model), "teacher": (teacher, named[0])}
@@ -93,17 +94,17 @@ def explained(config: ExplainConfig) -> tuple[Explanation, Pool, Knowledge | Non
         images=images,
         raw=not data.encoded,
         cams=(
-            _cams(student, taps[0], images, answers.student[shown]),
-            _cams(teacher, taps[1], images, answers.teacher[shown]),
+            _cams(student, taps[0], images, answers.student[parted]),
+            _cams(teacher, taps[1], images, answers.teacher[parted]),
         ),
     )
-    return found, data, _knowledge(config, networks, data)
+    return found, data, _knowledge(config, networks, data, answers.indices)
 
 
 def answer_all(
     student: Classifier, teacher: Classifier, data: Pool, batch_size: int, labels: Int[np.ndarray, " images"] | None
 ) -> Answers:
-    """Run both networks on every image.
+    """Run both networks on every image. Without labels, unreadable images are left out.
 
     If the student's logits are not finite, its class is -1. If the teacher's are not finite, its class is -2.
     """
@@ -120,12 +121,18 @@ def answer_all(
         for column, values in zip(columns, (*classes, *best, divergence), strict=True):
             column.append(values)
 
-    show_all(data, batch_size, take)
+    unreadable = show_all(data, batch_size, take, leave_out=labels is None)
+    if unreadable:
+        first, why = next(iter(unreadable.items()))
+        named = f"{data.origins(np.array([first]))[0]} ({why})"
+        if len(unreadable) == len(data):
+            raise RequestError(f"none of {len(data):,} images can be read, such as {named}")
+        say(f"note: {len(unreadable):,} of {len(data):,} images cannot be read and are left out, such as {named}")
     ours, theirs, *rest = (torch.cat(column).numpy() for column in columns)
     unknown = int(((ours < 0) | (theirs < 0)).sum())
     if unknown:
         say(f"warning: of {unknown:,} images student or teacher gives no finite answer; they count as disagreement")
-    return Answers(ours, theirs, rest[0], rest[1], rest[2], labels)
+    return Answers(ours, theirs, rest[0], rest[1], rest[2], labels, unreadable)
 
 
 def _named(config: ExplainConfig) -> tuple[GivenModel, str]:
@@ -208,13 +215,16 @@ def _cams(
 
 
 def _knowledge(
-    config: ExplainConfig, classifiers: Mapping[str, tuple[Classifier, GivenModel]], data: Pool
+    config: ExplainConfig,
+    classifiers: Mapping[str, tuple[Classifier, GivenModel]],
+    data: Pool,
+    readable: Int[np.ndarray, " images"],
 ) -> Knowledge | None:
-    """Quantify what the networks use of some images, which are spread over the data."""
+    """Quantify what the networks use of some images, which are spread over the readable images of the data."""
     if not config.entropy:
         return None
     masks = None if config.foreground is None else _masks(config.foreground, len(data))
-    indices = evenly_spaced(len(data), config.entropy)
+    indices = readable[evenly_spaced(len(readable), config.entropy)]
     runs = {name: Path(expand(given)) for name, (_, given) in classifiers.items() if _is_run(given)}
     bare = {name: classifier for name, (classifier, _) in classifiers.items()}
     return knowledge(bare, runs, _pixels(data, indices), None if masks is None else masks[indices])
@@ -240,12 +250,12 @@ def _table(answers: Answers, data: Pool, names: Sequence[str]) -> str:
     labels = answers.labels
     head = ["image", "teacher", "teacher_confidence", "student", "student_confidence", "divergence"]
     writer.writerow(["row", *head, *([] if labels is None else ["label"])])
-    for row, image in enumerate(data.origins(np.arange(len(data)))):
+    for row, (index, image) in enumerate(zip(answers.indices, data.origins(answers.indices), strict=True)):
         of = [
             *(class_name(int(answers.teacher[row]), names), f"{answers.teacher_confidence[row]:.4f}"),
             *(class_name(int(answers.student[row]), names), f"{answers.student_confidence[row]:.4f}"),
             f"{answers.divergence[row]:.4f}",
         ]
         label = [] if labels is None else [class_name(int(labels[row]), names)]
-        writer.writerow([csv_cell(value) for value in (row, image, *of, *label)])
+        writer.writerow([csv_cell(value) for value in (index, image, *of, *label)])
     return out.getvalue()

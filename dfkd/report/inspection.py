@@ -3,7 +3,6 @@
 from dfkd.config import InspectConfig
 from dfkd.data import Pool, open_pool
 from dfkd.formats.overwrite import check_output
-from dfkd.formats.remote_folder import folder_of
 from dfkd.formats.run_records import CONFIG
 from dfkd.formats.verify import verify
 from dfkd.report.contents import Contents, read, terminal_text
@@ -11,6 +10,7 @@ from dfkd.report.inspection_page import write
 from dfkd.report.markup import page_path
 from dfkd.system.console import answer, say
 from dfkd.system.errors import RequestError
+from dfkd.system.remote_folder import folder_of
 
 
 def run(config: InspectConfig) -> None:

@@ -20,7 +20,7 @@ from dfkd.models.features.grad_cam import deepest_map
 from dfkd.models.features.pixel_entropy import concept_parts, pixel_entropy
 from dfkd.models.features.taps import Tap
 from dfkd.models.load import Model
-from dfkd.models.weights import load_weights
+from dfkd.models.load_weights import load_weights
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 

@@ -49,24 +49,15 @@ def clusters(
     features: Float[np.ndarray, "rows width"], count: int, seed: int, tries: int = 1
 ) -> Int[np.ndarray, " rows"]:
     """Return the nearest of `count` spherical k-means centers for every row, from the best of `tries` runs."""
-    import faiss
-
     unit = unit_rows(features)
-    settings = {"niter": 20, "nredo": tries, "spherical": True, "min_points_per_centroid": 1}
-    kmeans = faiss.Kmeans(unit.shape[1], count, seed=seed % 2**31, **settings)
-    kmeans.train(unit)
+    kmeans = _spherical(unit, count, niter=20, nredo=tries, seed=seed % 2**31)
     return kmeans.index.search(unit, 1)[1][:, 0].astype(np.int64)
 
 
 def spherical_centers(features: Float[np.ndarray, "rows width"], count: int) -> Float[np.ndarray, "count width"]:
     """Return the centers of `count` clusters by spherical k-means."""
-    import faiss
-
-    unit = unit_rows(features)
-    kmeans = faiss.Kmeans(unit.shape[1], count, niter=10, seed=0, spherical=True, min_points_per_centroid=1)
     with _one_thread():
-        kmeans.train(unit)
-    return np.asarray(kmeans.centroids)
+        return np.asarray(_spherical(unit_rows(features), count, niter=10, seed=0).centroids)
 
 
 def nearest_centers(
@@ -87,6 +78,15 @@ def unit_rows(features: Float[np.ndarray, "rows width"]) -> Float[np.ndarray, "r
     """Scale every row to length 1. A row of zeros stays."""
     rows = np.ascontiguousarray(features, dtype=np.float32)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
+def _spherical(unit: Float[np.ndarray, "rows width"], count: int, **settings: int) -> Any:
+    """Return spherical k-means of rows of length 1. A cluster may be of a single row."""
+    import faiss
+
+    kmeans = faiss.Kmeans(unit.shape[1], count, spherical=True, min_points_per_centroid=1, **settings)
+    kmeans.train(unit)
+    return kmeans
 
 
 def _index(unit: Float[np.ndarray, "rows width"]) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dfkd.data.images.filter import Filter, filtered
 from dfkd.models.classifier import Classifier
-from dfkd.models.features.bn_statistics import BatchStatistics, require_statistics
+from dfkd.models.features.bn_statistics import require_statistics
 from dfkd.system import components
 from dfkd.system.console import progress
 from dfkd.system.errors import RequestError
@@ -71,7 +71,7 @@ def fitted(teacher: Classifier, pixels: UInt8[Tensor, "images height width chann
                     "no gradient leads from the teacher's BatchNorm layers to its input; blur needs none"
                 )
             optimizer.zero_grad()
-            divergence(statistics).backward()
+            statistics.divergence().backward()
             optimizer.step()
             falling.step()
             bar.advance(1)
@@ -109,17 +109,6 @@ def blur(teacher: Classifier, pixels: UInt8[Tensor, "images height width channel
     identity = _identity(pixels.shape[3], len(row))
     smooth = torch.eye(pixels.shape[3])[:, :, None, None] * torch.outer(row, row)
     return Filter(smooth if sigma > 0 else 2 * identity.kernel - smooth, identity.bias)
-
-
-def divergence(statistics: BatchStatistics) -> Float[Tensor, ""]:
-    """Return the mean over layers and channels of KL(N(mean, variance) || N(running mean, running variance))."""
-    layers = []
-    for layer, mean, variance in statistics.seen:
-        known = layer.running_var + layer.eps  # type: ignore[operator]
-        ratio = (variance + layer.eps) / known  # type: ignore[operator]
-        apart = (mean - layer.running_mean) ** 2 / known  # type: ignore[operator]
-        layers.append(((ratio - ratio.log() + apart - 1) / 2).mean())
-    return torch.stack(layers).mean()
 
 
 def inception_score(logits: Float[Tensor, "images classes"]) -> float:

@@ -132,7 +132,7 @@ def find(filter: NamedFilter, teacher: Classifier, pool: Pool, nearest: bool = F
     if nearest:
         readable = _nearest(teacher, readable, min(IMAGES, max(LEAST, round(NEAREST * len(readable)))))
     if len(readable) < 2:
-        raise RequestError(f"{what} needs at least 2 readable images of the pool; give none")
+        raise RequestError(f"{what} needs at least 2 readable images of the pool; give --filter none")
     shown, held = readable[::2], readable[1::2]
     found: Any = component.build(teacher=teacher, pixels=torch.from_numpy(shown))
     if not isinstance(found, Filter):

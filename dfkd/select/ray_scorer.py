@@ -78,7 +78,9 @@ class RayScorer:
                         left.extendleft([] if part is None or part in finished else [part])
                         say(f"a worker has ended and is not started again: {str(error).strip().splitlines()[0]}")
                         if not running and not idle:
-                            raise RequestError("every worker of Ray has ended; what was scored is kept") from error
+                            raise RequestError(
+                                "every worker of Ray has ended; the same command continues from what was scored"
+                            ) from error
                         continue
                     except ray.exceptions.RayTaskError as error:
                         raise _refused(error) from error

@@ -11,6 +11,7 @@ from dfkd.config import SelectConfig
 from dfkd.data import Pool, open_pool
 from dfkd.data.images.frame import PHOTO_FORMAT
 from dfkd.data.images.jpeg import decoders
+from dfkd.data.images.nvjpeg import gpu_decoder
 from dfkd.data.locate import GivenData
 from dfkd.models.classifier import Classifier, examine
 from dfkd.models.features.find_taps import find_taps
@@ -22,6 +23,7 @@ from dfkd.models.several import load_classifier
 from dfkd.select.methods import Traits
 from dfkd.select.pool_filter import Adapted, NamedFilter, parse_filter
 from dfkd.select.score import SCORE_FORMAT
+from dfkd.system import names
 from dfkd.system.components import Component, Kind
 from dfkd.system.console import say
 from dfkd.system.device import Place, resolve_place
@@ -68,6 +70,8 @@ def resolve(config: SelectConfig, method: Component, teacher: GivenModel, data: 
         interpolation=config.interpolation,
     )
     pool = open_pool(data, image_size=model.image_size, channels=model.channels, bits=config.bits, frame=model.frame)
+    if decoder := gpu_decoder(config.decoder, place.device, pool.encoded):
+        pool = pool.decoded_by(decoder)
     if config.method == AUTO:
         config = replace(config, method=_default_method(config, model, pool))
         method = check(config)
@@ -155,9 +159,18 @@ def _scoring_request(config: SelectConfig, model: Model, pool: Pool, place: Plac
             "batch_size": config.batch_size,
             "score_format": SCORE_FORMAT,
             **({"photo_format": PHOTO_FORMAT} if pool.encoded else {}),
+            **({"decoder": config.decoder} if config.decoder != "cpu" else {}),
         },
         "versions": versions("torch", "torchvision", "numpy", *(decoders() if pool.of_files else ("pillow",))),
     }
+
+
+def short(method: str) -> str:
+    """Return the text of a selection method without options that have their default; another version's as it is."""
+    try:
+        return method if names.parse(method).name.count(".") else METHOD.look_up(method).short
+    except RequestError:
+        return method
 
 
 def _options(config: SelectConfig, method: Component, tap: Tap | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from dfkd.data import Images, Pool
 from dfkd.models.classifier import Classifier
 from dfkd.models.features.image_distance import ImageDistances
-from dfkd.models.features.outputs import half
+from dfkd.models.features.outputs import HALF_LIMIT, half
 from dfkd.select.near_copies import describe
 from dfkd.select.stored_scores import SCORES, STORED, PoolScores, features_file, parts_of, range_of, scores_file
 from dfkd.system.checked_parquet import Columns, Damaged, read_columns, write_columns
@@ -165,7 +165,7 @@ def _directions(features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch 
     A row out of range is scaled. A row that is not finite becomes 0.
     """
     features = torch.where(features.isfinite().all(dim=1, keepdim=True), features, 0.0)
-    return (features / (features.abs().amax(dim=1, keepdim=True) / 65504).clamp(min=1)).half()
+    return (features / (features.abs().amax(dim=1, keepdim=True) / HALF_LIMIT).clamp(min=1)).half()
 
 
 def _write_part(folder: Path, part: int, columns: Columns, tap: str | None, head: bool) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -29,7 +28,6 @@ from dfkd.select.score import PartScorer, Scorer, TooManyUnreadable, score_pool
 from dfkd.select.selection_writer import Selected, check_partial, is_done, write
 from dfkd.select.share import WHOLE, PoolShare
 from dfkd.select.stored_scores import PoolScores, parts_of
-from dfkd.system.components import Component
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import output_path, partial_folder, request_folder
@@ -67,7 +65,7 @@ def select(config: SelectConfig, teacher: GivenModel, pool: Sequence[GivenData])
         _score(request, share)
         say(f"part {share} is scored; the same command without --part selects, when the others are scored too")
         return out
-    selected = once(done, lambda: locked(partial_folder(out), config.out), lambda: _make(request, out))
+    selected = once(done, lambda: locked(partial_folder(out), f"--out {config.out}"), lambda: _make(request, out))
     if selected is None:
         say(f"{config.out}: this selection is complete already")
     else:
@@ -81,7 +79,7 @@ def _make(request: Request, out: Path) -> Selected:
     check_partial(partial)
     try:
         pool, scores, adapted = _score(request)
-        choice = _choose(config, request.method, scores, request.model.classes)
+        choice = _choose(request, scores)
         found = adapted.describe() if adapted else None
         of_pool = Selected(config, request.model, pool, scores, choice, request.content, filter=found)
         selected = replace(of_pool, left_out=pool.left_out, bits=pool.bits, store=config.store)
@@ -112,41 +110,66 @@ def _score(request: Request, share: PoolShare = WHOLE) -> tuple[Pool, PoolScores
     return pool, scores, adapted
 
 
-def _choose(config: SelectConfig, method: Component, scores: PoolScores, classes: int) -> Choice:
-    traits, balance = Traits.of(method.target), config.balance or "none"
-    similarity, seen = config.deduplicate_pixels, scores.cells
-    common: dict[str, Any] = {"count": config.count, "seed": config.seed, "reach": traits.reach}
+def _choose(request: Request, scores: PoolScores) -> Choice:
+    """Choose images in memory, or for many scores part by part. Raises: RequestError if too few are left."""
+    method, balance = request.method, request.config.balance or "none"
+    streams = scores.rows > streaming.IN_MEMORY and Traits.of(method.target).scale and balance != "cluster"
     try:
-        if scores.rows > streaming.IN_MEMORY and traits.scale and balance != "cluster":
-            groups = classes if balance == "class" else None
-            folder = partial_folder(output_path(config.out)) / "data-near-duplicates"
-            compared = ((scores.features, config.deduplicate), (seen, similarity))
-            common["deduplicate"] = [
-                partial(near_duplicates_on_disk, features=features, similarity=least, folder=folder)
-                for features, least in compared
-                if least is not None
-            ]
-            with Foreign(f"{method.kind.name} {method.text!r} {method.kind.failure}:", method.target):
-                scale = traits.scale(**method.options)
-                if scale.missing:
-                    scale = replace(scale, missing=f"{method.kind.name} {method.name}: {scale.missing}")
-                return streaming.choose_streaming(scores.parts, scores.rows, scale, groups=groups, **common)
-        return choose(
-            scores.images,
-            scores.readable,
-            lambda scores, rng: method.build(scores=scores, rng=rng),
-            features=scores.features,
-            balance=balance,
-            deduplicate=config.deduplicate,
-            copies=None if similarity is None else lambda rows, needed: near_copies(rows, seen, similarity, needed),
-            **common,
-        )
+        return (_choose_streaming if streams else _choose_in_memory)(request, scores, balance)
     except TooFew as few:
-        in_its_text = "gamma" in METHOD.look_up(config.method).options  # then --gamma would change nothing
-        if "gamma" in method.options and not in_its_text and few.wanted <= few.usable and few.left == few.admitted:
-            enough = math.ceil(1000 * few.wanted / few.usable) / 1000
-            raise RequestError(f"--{few}; --gamma {enough:g} admits enough, or ask for {few.left}") from None
-        raise RequestError(f"--{few}; ask for {few.left}") from None
+        raise RequestError(f"--{few}; {_instead(few, request)}") from None
+
+
+def _choose_in_memory(request: Request, scores: PoolScores, balance: str) -> Choice:
+    config, method = request.config, request.method
+    similarity, seen = config.deduplicate_pixels, scores.cells
+    return choose(
+        scores.images,
+        scores.readable,
+        lambda scores, rng: method.build(scores=scores, rng=rng),
+        count=config.count,
+        seed=config.seed,
+        reach=Traits.of(method.target).reach,
+        features=scores.features,
+        balance=balance,
+        deduplicate=config.deduplicate,
+        copies=None if similarity is None else lambda rows, needed: near_copies(rows, seen, similarity, needed),
+    )
+
+
+def _choose_streaming(request: Request, scores: PoolScores, balance: str) -> Choice:
+    config, method = request.config, request.method
+    traits, folder = Traits.of(method.target), partial_folder(output_path(config.out)) / "data-near-duplicates"
+    compared = ((scores.features, config.deduplicate), (scores.cells, config.deduplicate_pixels))
+    with Foreign(f"{method.kind.name} {method.text!r} {method.kind.failure}:", method.target):
+        assert traits.scale is not None
+        scale = traits.scale(**method.options)
+        if scale.missing:
+            scale = replace(scale, missing=f"{method.kind.name} {method.name}: {scale.missing}")
+        return streaming.choose_streaming(
+            scores.parts,
+            scores.rows,
+            scale,
+            count=config.count,
+            seed=config.seed,
+            reach=traits.reach,
+            groups=request.model.classes if balance == "class" else None,
+            deduplicate=[
+                partial(near_duplicates_on_disk, features=features, similarity=similarity, folder=folder)
+                for features, similarity in compared
+                if similarity is not None
+            ],
+        )
+
+
+def _instead(few: TooFew, request: Request) -> str:
+    """Return what to ask for if there are fewer images than `--count`."""
+    method = request.method
+    in_its_text = "gamma" in METHOD.look_up(request.config.method).options  # then --gamma would change nothing
+    if "gamma" in method.options and not in_its_text and few.wanted <= few.usable and few.left == few.admitted:
+        enough = math.ceil(1000 * few.wanted / few.usable) / 1000
+        return f"--gamma {enough:g} admits enough, or give --count {few.left}"
+    return f"give --count {few.left}"
 
 
 def _report(selected: Selected) -> None:

@@ -105,6 +105,13 @@ class Component:
         return str(self.named)
 
     @property
+    def short(self) -> str:
+        """Spelling without options that have their default."""
+        defaults = names.converted(self.target, self.defaults, self.name)
+        options = {key: value for key, value in self.options.items() if (key, value) not in defaults.items()}
+        return str(replace(self.named, options=options))
+
+    @property
     def identity(self) -> str:
         """Spelling with hashes of foreign code and of files that options name: all that decides the results."""
         code = self.code

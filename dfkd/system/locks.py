@@ -40,16 +40,16 @@ def once(
 
 
 @contextmanager
-def locked(folder: Path, shown: str, wait: bool = False) -> Iterator[None]:
+def locked(folder: Path, what: str, wait: bool = False) -> Iterator[None]:
     """Lock a folder against other commands while the block runs. The folder is made if it does not exist.
 
-    The lock file is removed at the end, and the folder if it is empty. Messages call the folder `shown`.
+    The lock file is removed at the end, and the folder if it is empty. Messages call the folder `what`: `--out run`.
     Raises: Busy if another command holds the lock and `wait` is false. RequestError if the folder cannot be written.
     """
     try:
-        handle = _acquire(folder, shown, wait)
+        handle = _acquire(folder, what, wait)
     except OSError as error:
-        raise RequestError(f"--out {shown} cannot be written to: {error.filename}: {error.strerror}") from None
+        raise RequestError(f"{what} cannot be written to: {error.filename}: {error.strerror}") from None
     try:
         yield
     finally:
@@ -80,7 +80,7 @@ def is_held(folder: Path) -> bool:
         os.close(handle)
 
 
-def _acquire(folder: Path, shown: str, wait: bool) -> int:
+def _acquire(folder: Path, what: str, wait: bool) -> int:
     """Return the handle of the locked file. The kernel frees the lock when the handle is closed or the process ends."""
     path = folder / LOCK
     while True:
@@ -90,7 +90,7 @@ def _acquire(folder: Path, shown: str, wait: bool) -> int:
         except FileNotFoundError:  # the command that held the lock renamed or removed the folder
             continue
         try:
-            _lock(handle, folder, shown, wait)
+            _lock(handle, folder, what, wait)
             if _is_at(handle, path):  # else the last holder has removed the file
                 return handle
         except BaseException:
@@ -106,7 +106,7 @@ def _is_at(handle: int, path: Path) -> bool:
         return False
 
 
-def _lock(handle: int, folder: Path, shown: str, wait: bool) -> None:
+def _lock(handle: int, folder: Path, what: str, wait: bool) -> None:
     try:
         # Windows has no flock. dfkd is not tested there, and does not keep two commands apart.
         import fcntl
@@ -121,9 +121,9 @@ def _lock(handle: int, folder: Path, shown: str, wait: bool) -> None:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise Busy(
-            f"--out {shown}: another command is writing this folder; wait for its end, or give another folder"
+            f"{what}: another command is writing this folder; wait for its end, or give another folder"
         ) from None
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
-        say(f"note: {folder.parent} has no locks ({error.strerror}); see that no other command writes {shown}")
+        say(f"note: {folder.parent} has no locks ({error.strerror}); see that no other command writes {what}")

@@ -1,4 +1,4 @@
-"""Save and restore torch's global random state, so that several trainings in one process draw independent numbers."""
+"""Save and restore torch's global random state: one process may run several trainings, and code of its caller."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +17,16 @@ def restore(device: torch.device, saved: Sequence[Tensor]) -> None:
     """Set torch's random generators to states that `states` returned."""
     for (_, put), state in zip(_generators(device), saved, strict=True):
         put(state)
+
+
+@contextmanager
+def kept(seed: int | None = None) -> Iterator[None]:
+    """Restore torch's random state after the block. The block begins with `seed`, if it is given."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=list(devices)):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
 
 
 class Turn:

@@ -67,3 +67,8 @@ def aligned(head: Sequence[str], body: Sequence[Sequence[str]], left: Sequence[i
 
 def _visible(char: str) -> str:
     return char if char.isprintable() else char.encode("unicode_escape").decode()
+
+
+def few(keys: Sequence[str], show: int = 3) -> str:
+    """Return the first `show` of several keys in words."""
+    return ", ".join(keys[:show]) + (", ..." if len(keys) > show else "")

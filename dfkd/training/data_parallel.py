@@ -46,9 +46,8 @@ class _Step(nn.Module):
     def __init__(self, modules: Iterable[nn.Module], compute: Compute) -> None:
         super().__init__()
         self.parts = nn.ModuleList(modules)
-        self.unused = nn.Parameter(
-            torch.zeros(1)
-        )  # without an unused parameter, DistributedDataParallel warns about the search for them
+        # without an unused parameter, DistributedDataParallel warns about the search for them
+        self.unused = nn.Parameter(torch.zeros(1))
         self._compute = compute
         self.rest: Any = None
 

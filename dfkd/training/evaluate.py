@@ -85,18 +85,40 @@ def measure(model: Classifier, data: Pool, batch_size: int, teacher: Classifier 
     )
 
 
-def show_all(data: Pool, batch_size: int, take: Callable[[UInt8[Tensor, "batch height width channels"]], None]) -> None:
-    """Pass all images to `take`, in batches. Raises: RequestError for an unreadable image."""
+def show_all(
+    data: Pool,
+    batch_size: int,
+    take: Callable[[UInt8[Tensor, "batch height width channels"]], None],
+    leave_out: bool = False,
+) -> dict[int, str]:
+    """Pass all images to `take`, in batches; with `leave_out`, without those that cannot be read.
+
+    Returns: why images were left out, by index.
+    Raises: RequestError for an unreadable image without `leave_out`.
+    """
+    unreadable: dict[int, str] = {}
     with progress("evaluating", len(data), "images") as bar:
         for indices, images in data.batches(batch_size):
-            if images.problems:
-                position, why = next(iter(images.problems.items()))
-                name = data.origins(indices[position : position + 1])[0]
-                raise RequestError(
-                    f"{name} cannot be read ({why}); an accuracy over fewer images would mislead: repair or remove it"
-                )
-            take(torch.from_numpy(images.pixels))
+            for position, why in images.problems.items():
+                if not leave_out:
+                    raise _refused(data.origins(indices[position : position + 1])[0], why)
+                unreadable[int(indices[position])] = why
+            if len(images.problems) < len(indices):
+                take(torch.from_numpy(np.delete(images.pixels, list(images.problems), axis=0)))
             bar.advance(len(indices))
+    return unreadable
+
+
+def check_files(data: Pool) -> None:
+    """Raise RequestError for a file that `measure` would refuse, as far as this shows without decoding all files."""
+    if damaged := data.first_damaged():
+        raise _refused(*damaged)
+
+
+def _refused(name: str, why: str) -> RequestError:
+    return RequestError(
+        f"{name} cannot be read ({why}); an accuracy over fewer images would mislead: repair or remove it"
+    )
 
 
 def _by_class(

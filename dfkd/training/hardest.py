@@ -25,9 +25,8 @@ class HardestOrder:
         """Start an order of `images` rows. Raises: RequestError unless 0 < share <= 1."""
         SHARE.check(share=share)
         self._size, self._seed = max(1, round(share * images)), seed
-        self._values = np.full(
-            images, np.finfo(np.float32).max, dtype=np.float32
-        )  # images that were not seen yet come first
+        # images that were not seen yet come first
+        self._values = np.full(images, np.finfo(np.float32).max, dtype=np.float32)
         self._told: list[tuple[Int[np.ndarray, " batch"], Float[Tensor, " batch"]]] = []
         self._number, self._start = 0, 0
         self._round = self._shuffled(np.arange(images))
@@ -63,9 +62,8 @@ class HardestOrder:
     def _read(self) -> None:
         if self._told:
             rows, values = zip(*self._told, strict=True)
-            self._values[np.concatenate(rows)] = (
-                torch.cat(values).cpu().numpy()
-            )  # for a row seen twice, the last value counts
+            # for a row seen twice, the last value counts
+            self._values[np.concatenate(rows)] = torch.cat(values).cpu().numpy()
             self._told.clear()
 
     def _shuffled(self, rows: Int[np.ndarray, " rows"]) -> Int[np.ndarray, " rows"]:

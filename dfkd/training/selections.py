@@ -11,7 +11,6 @@ from torch import Tensor
 from dfkd.config import DistillConfig, ModelConfig
 from dfkd.config.tables import differences
 from dfkd.data.images.frame import Crops
-from dfkd.formats.remote_folder import folder_of
 from dfkd.formats.shards import Shards
 from dfkd.models.ensemble import LEARNED, Ensemble
 from dfkd.models.learned_mixing import IMAGES, learn_weights
@@ -23,6 +22,7 @@ from dfkd.system.components import Kind
 from dfkd.system.console import say
 from dfkd.system.device import Place, resolve_place
 from dfkd.system.errors import RequestError
+from dfkd.system.remote_folder import folder_of
 from dfkd.system.spacing import evenly_spaced
 from dfkd.training import sampling
 from dfkd.training.sources import Source

@@ -352,7 +352,7 @@ def test_verbose_false__prints_nothing_at_all(teacher, pool, tmp_path, capfd):
         (lambda t, p: t.select(p[..., None]), "pool: the shape of one image"),
         (lambda t, p: t.select(3), "pool is a int, not a DATA text, an array"),
         (lambda t, p: t.select("nowhere/"), "there is no 'nowhere'"),
-        (lambda t, p: t.select(p, part="1/2"), "part is for commands on several machines"),
+        (lambda t, p: t.select(p, part="1/2"), "part scores a part of the pool and returns no selection"),
         (lambda t, p: t.distill(net(), []), "samples names selections, source a generator"),
         (lambda t, p: t.distill(net(), p), "samples is a ndarray, not a selection or its folder"),
         (
@@ -495,7 +495,7 @@ def test_losses__alone_say_what_they_need():
     logits = torch.randn(5, 4)
     with pytest.raises(dfkd.RequestError, match=r"Explicit reads the features first, last: give Outputs"):
         dfkd.losses.Explicit()(logits, logits)
-    with pytest.raises(dfkd.RequestError, match="runs the networks themselves"):
+    with pytest.raises(dfkd.RequestError, match="needs the networks themselves"):
         dfkd.losses.CRD()(logits, logits)
     outputs = dfkd.losses.Outputs
     narrow, wide = (outputs(logits, {n: torch.randn(5, w) for n in ("first", "last")}) for w in (3, 6))

@@ -22,6 +22,7 @@ def test_the_script_gives_every_command_its_file_and_the_paper_s_pair(tmp_path):
     assert (tmp_path / "told").read_text().splitlines() == [
         "./selecting.py made/selecting-gpu.json 100000 0 resnet34_small",
         "./distilling.py made/distilling-gpu.json 7 resnet34_small resnet18_small",
+        "./decoding.py made/decoding-gpu.json 256 nvjpeg",
         "./compiled.py made/compiled-gpu.json resnet34_small resnet18_small",
     ]
 

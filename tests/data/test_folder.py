@@ -33,6 +33,7 @@ def test_links_are_followed_but_not_in_circles(folder: Path, tmp_path: Path) -> 
     (folder / "a").rename(tmp_path / "elsewhere")
     (folder / "a").symlink_to(tmp_path / "elsewhere")
     (folder / "b" / "up").symlink_to(folder)
+    (folder / "b" / "itself").symlink_to(folder / "b" / "itself")  # neither a file nor a folder can be behind it
     assert len(open_pool([str(folder)], image_size=16, channels=3)) == 12
 
 
@@ -42,14 +43,16 @@ def test_unreadable_files_are_problems(folder: Path, patches: np.ndarray) -> Non
     (folder / "a" / "02.png").write_text("not an image")
     (folder / "a" / "03.png").unlink()
     (folder / "a" / "03.png").symlink_to("nowhere")
+    (folder / "b" / "04.png").write_bytes(b"")
     pool = open_pool([str(folder)], image_size=16, channels=3)
     (folder / "c" / "11.png").unlink()
     images = pool.images(np.arange(12)[::-1])
-    assert list(images.problems) == [0, 8, 9, 10]
+    assert list(images.problems) == [0, 7, 8, 9, 10]
+    assert images.problems[7] == "is an empty file"
     assert images.problems[0].startswith("cannot be opened")
     assert images.problems[9] == "is not a PNG, JPEG, WebP, BMP, GIF, TIFF or PPM image"
     assert "truncated" in images.problems[10]
-    assert not images.pixels[[0, 8, 9, 10]].any()
+    assert not images.pixels[[0, 7, 8, 9, 10]].any()
     assert np.array_equal(images.pixels[11], patches[0])
     with pytest.raises(RequestError, match=r"photos/c/11\.png.* cannot be opened"):
         pool.files(np.array([11]))
@@ -71,6 +74,10 @@ def test_identity_follows_names_sizes_and_times(folder: Path, tmp_path: Path) ->
 
 def test_without_images(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="holds no images"):
+        open_pool([str(tmp_path)], image_size=16, channels=3)
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "b.HEIC").touch()
+    with pytest.raises(RequestError, match=r"no images \(.*\), but 1 \.heic, 1 \.mp4; convert \.heic to JPEG$"):
         open_pool([str(tmp_path)], image_size=16, channels=3)
     (tmp_path / "x.tar").touch()
     with pytest.raises(RequestError, match=r"for its .tar files write '.*/\*.tar'"):

@@ -157,3 +157,26 @@ def test_bad_requests(arrays: list[str], tmp_path: Path) -> None:
         open_pool(arrays, image_size=16, channels=2)
     with pytest.raises(RequestError, match="--image-size 0"):
         open_pool(arrays, image_size=0, channels=3)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "tif"])
+def test_first_damaged__is_a_file_that_is_cut_off_or_no_image(tmp_path: Path, patches: np.ndarray, suffix: str) -> None:
+    for row, pixels in enumerate(patches):
+        Image.fromarray(pixels).save(tmp_path / f"{row:02d}.{suffix}")
+    pool = open_pool([str(tmp_path)], image_size=16, channels=3)
+    assert pool.first_damaged() is None
+    whole = (tmp_path / f"07.{suffix}").read_bytes()
+    for content in (whole[: 2 * len(whole) // 3], b"<html>", b""):
+        (tmp_path / f"07.{suffix}").write_bytes(content)
+        origin, why = pool.first_damaged() or ("", "")
+        assert origin.endswith(f"/07.{suffix}") and why
+    assert pool.images(np.array([7])).problems  # the same that is found on reading
+
+
+def test_first_damaged__decodes_no_intact_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a file was decoded")
+
+    pool = open_pool([str(folder)], image_size=16, channels=3)
+    monkeypatch.setattr("dfkd.data.pool.decode", refuse)
+    assert pool.first_damaged() is None

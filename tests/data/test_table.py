@@ -10,7 +10,8 @@ import pytest
 
 from dfkd.data import open_pool
 from dfkd.data.pool import Pool
-from dfkd.data.readers.table import ArrowChunks, TableReader
+from dfkd.data.readers.chunks import ArrowChunks
+from dfkd.data.readers.table import TableReader
 from dfkd.system.errors import RequestError
 
 ORDER = np.array([9, 0, 5, 4, 11, 0])

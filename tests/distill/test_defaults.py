@@ -15,6 +15,6 @@ SAME, NARROWER, OTHER = "cifar_resnet:depth=8,width=8", "cifar_resnet:depth=8,wi
 def test_settled__says_that_a_student_of_the_teachers_shapes_begins_with_random_weights(capsys, name, init, said):
     teacher, student = (load_model(text, classes=10, channels=3) for text in (SAME, name))
     config = DistillConfig(teacher="t", student=name, samples=("s",), out="o", loss=("kd",))
-    assert settled(config, teacher, student, name, ()).init == init
+    assert settled(config, teacher, student, name, ())[0].init == init
     note = "note: the student has the teacher's shapes and random weights; --init teacher makes it a copy"
     assert (note in capsys.readouterr().err) == said

@@ -255,7 +255,7 @@ def of_divided(folder):
             found[f"{what} {name}"] = value.detach()
             found[f"{what} gradient of {name}"] = torch.autograd.grad(value.square().sum(), view)[0]
     if ranks.count() > 1:
-        with ranks.apart(), pytest.raises(RequestError, match="rank 0 alone asks"):
+        with ranks.apart(), pytest.raises(RequestError, match="rank 0 alone runs"):
             classifier.outputs(view)
     return found
 

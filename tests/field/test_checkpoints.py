@@ -16,7 +16,8 @@ from torch import nn
 from dfkd.app.cli import main
 from dfkd.formats.overwrite import _input
 from dfkd.models.load import load_model
-from dfkd.models.weights import load_weights, read_state_dict
+from dfkd.models.load_weights import load_weights
+from dfkd.models.weights import read_state_dict
 from dfkd.system.errors import RequestError
 
 

@@ -21,7 +21,7 @@ from torch import nn
 from dfkd.app import cli
 from dfkd.data import open_pool
 from dfkd.models.load import load_model
-from dfkd.models.weights import load_weights
+from dfkd.models.load_weights import load_weights
 from dfkd.system.errors import RequestError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)

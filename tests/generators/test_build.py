@@ -1,10 +1,11 @@
 """What a method's name becomes, and what its class promises of it."""
 
 import pytest
+import torch
 
 from dfkd import generators
 from dfkd.generators.base import Method
-from dfkd.generators.build import choose
+from dfkd.generators.build import build, choose
 from dfkd.system.errors import RequestError
 
 
@@ -52,3 +53,19 @@ def test_a_method_of_ones_own_is_named_with_dots_and_its_code_decides(tmp_path, 
 def test_a_method_that_learns_from_real_images_asks_for_them(make):
     with pytest.raises(RequestError, match="generator mosaickd: it learns from real images too, and there are none"):
         make("mosaickd", real=False)
+
+
+@pytest.mark.parametrize("name", ["cmi", "dafl", "mosaickd"])
+def test_build__draws_weights_by_the_seed_and_keeps_torchs_random_state(make, name):
+    task, made = make(name, real=name == "mosaickd").task, []
+    for callers in (1, 2):
+        torch.manual_seed(callers)
+        before = torch.get_rng_state()
+        method = build(choose(name), task.teacher.model, task.teacher.place, batch=task.batch, seed=3, real=task.real)
+        assert torch.equal(torch.get_rng_state(), before)
+        made.append([value for part in method.parts().values() for value in _tensors(part.state_dict())])
+    assert made[0] and all(map(torch.equal, *made))
+
+
+def _tensors(state):
+    return [value for value in state.values() if isinstance(value, torch.Tensor)]

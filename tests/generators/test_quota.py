@@ -22,7 +22,7 @@ def test_with_a_count_the_lowest_classes_are_raised_together(held, count):
 
 
 def test_an_even_selection_is_refused():
-    with pytest.raises(RequestError, match="even already; say how many images to add with count"):
+    with pytest.raises(RequestError, match="even already; give the number of images to add with --count"):
         missing(np.array([4, 4, 4]), None)
 
 

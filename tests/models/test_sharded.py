@@ -40,7 +40,7 @@ def test_shard_teacher__refuses_a_network_that_cannot_be_divided(model, monkeypa
 def test_shard_teacher__refuses_a_network_that_then_says_something_else(model, monkeypatch):
     monkeypatch.setattr(ranks, "count", lambda: 2)
     monkeypatch.setattr("dfkd.models.sharded._divide", lambda module, device: nn.init.zeros_(next(module.parameters())))
-    with pytest.raises(RequestError, match="says something else when it is divided; leave it out"):
+    with pytest.raises(RequestError, match="gives other outputs when it is divided; leave it out"):
         shard_teacher(model, PLACE)
 
 

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dfkd.models.weights import load_weights, read_state_dict
+from dfkd.models.load_weights import load_weights
+from dfkd.models.weights import read_state_dict
 from dfkd.system.errors import RequestError
 
 

@@ -26,7 +26,7 @@ def test_distill__fine_tunes_a_student_with_public_weights(studio, selection, pu
     assert studio.distill(selection, run, "--student", public, "--lr", 0) == 0
     said = capsys.readouterr().err
     assert "its weights are of other classes; linear is new, with 5 classes" in said
-    assert "optimizer: adamw, the default for a student that begins trained" in said
+    assert "optimizer: adamw, the default for a student that is fine-tuned" in said
     request = tomllib.loads((run / "config.toml").read_text())
     assert request["content"]["options"]["optimizer"] == request["distill"]["optimizer"] == "adamw"
     state, before = load_file(run / "student.safetensors"), torch.load(studio.folder / "public.pt")

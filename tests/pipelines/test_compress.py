@@ -76,8 +76,8 @@ def test_run__of_a_student_in_int8_is_exported_with_the_scales_it_learned(lab, m
     ("options", "said"),
     [
         (("--prune", 1.5), "--prune 1.5 is not above 0 and below 1"),
-        (("--prune", 0.5), "--prune 0.5 changes a student that has weights"),
-        (("--quantize", "int8"), "--quantize int8 changes a student that has weights"),
+        (("--prune", 0.5), "--prune 0.5 needs a student with weights"),
+        (("--quantize", "int8"), "--quantize int8 needs a student with weights"),
         (("--prune", 0.5, "--init", "teacher"), "leave out --init teacher"),
     ],
 )

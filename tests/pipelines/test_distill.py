@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dfkd.data import open_pool
@@ -54,6 +55,7 @@ def test_the_folder_holds_what_the_contract_says(lab, selection, finished):
         "selection_fingerprint": json.loads((selection / "manifest.json").read_text())["fingerprint"],
         "seed": 0,
         "student_parameters": sum(p.numel() for p in student.module.parameters()),
+        "name": "statistics | kd ofd",
     }
     assert {key: result[key] for key in expected} == expected
     assert 0 < result["seconds"] < 600
@@ -409,3 +411,15 @@ def test_select_and_distill_open_nothing_but_what_is_named(lab, tmp_path, monkey
     assert lab.distill(tmp_path / "s", tmp_path / "r", "--steps", 2, "--batch-size", 8) == 0
     assert {"pool.npz", "teacher.safetensors"} & opened
     assert "heldout.npz" not in opened
+
+
+def test_distill__names_a_damaged_test_file_before_the_first_step(lab, selection, tmp_path, capsys):
+    with np.load(lab.heldout) as held:
+        for row, (pixels, label) in enumerate(zip(held["images"][:20], held["labels"], strict=False)):
+            (tmp_path / "test" / str(label)).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.squeeze()).save(tmp_path / "test" / str(label) / f"{row}.png")
+    cut = next((tmp_path / "test").rglob("7.png"))
+    cut.write_bytes(cut.read_bytes()[:60])
+    assert lab.distill(selection, tmp_path / "run", *TWO_STEPS, "--test", tmp_path / "test") == 2
+    assert f"test/{cut.parent.name}/7.png cannot be read" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

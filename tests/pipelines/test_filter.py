@@ -333,7 +333,7 @@ def test_a_small_pool_is_taken_as_it_is_and_one_image_shows_nothing(lab, tmp_pat
     assert "filter" not in manifest(tmp_path / "s")
     np.savez(tmp_path / "one.npz", images=demo.patches(1))
     assert select(lab, tmp_path / "t", tmp_path / "one.npz", "--filter", "fitted") == 2
-    assert "needs at least 2 readable images of the pool; give none" in capsys.readouterr().err
+    assert "needs at least 2 readable images of the pool; give --filter none" in capsys.readouterr().err
 
 
 def test_a_filter_that_is_damaged_in_the_manifest_is_told(lab, pale, tmp_path, capsys):

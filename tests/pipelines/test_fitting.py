@@ -50,10 +50,10 @@ def test_distill__takes_one_pass_where_no_length_is_given(lab, selection, tmp_pa
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--loss", "kd", "ofd"), "it learns the teacher's probabilities; leave out --loss"),
+        (("--loss", "kd", "ofd"), "its targets are the teacher's probabilities; leave out --loss"),
         (("--ema", 0.9), "--ema 0.9 changes nothing"),
         (("--keep-weights", 4), "--keep-weights 4 changes nothing"),
-        (("--source", "dafl"), "no generator can learn from it"),
+        (("--source", "dafl"), "a generator needs gradients"),
         (("--steps", 100000, "--batch-size", 1000), "GiB; give fewer --steps"),
     ],
 )

@@ -298,7 +298,7 @@ def test_wrong_requests_are_answered_in_one_line(lab, selection, tmp_path, capsy
             "orders whole batches of --samples; leave out --weights and --source",
         ),
         (("--source", "dafl", "--weights", 0), "--weights 0.0 is not above 0"),
-        (("--source", "dafl", "--loss", "crd"), "loss crd: it remembers every image: it needs stored ones"),
+        (("--source", "dafl", "--loss", "crd"), "loss crd: it remembers every image: it needs stored images"),
     ],
 )
 def test_wrong_sources_are_answered_in_one_line(lab, tmp_path, capsys, flags, said):

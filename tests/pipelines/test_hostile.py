@@ -113,7 +113,7 @@ def test_an_exported_program_runs_tensor_operators_alone(lab, tmp_path, refused)
         (texts(size, '"expr_str": "S(\'1\').__class__"'), (), "not arithmetic"),
         (texts(aten, '"torch.hub.load"'), (), "only tensor operators"),
         (texts(aten, '"torch.ops.aten.from_file.default"'), (), "only tensor operators"),
-        (texts('{"name": "linear"}', '{"name": "x):\\n  import os #"}'), (), "which is none"),
+        (texts('{"name": "linear"}', '{"name": "x):\\n  import os #"}'), (), "which is not an identifier"),
         (sample, (), "pickled Python objects"),
         (
             lambda n, d: d,

@@ -224,7 +224,7 @@ def test_a_part_has_no_place_in_a_pipeline(lab, tmp_path, capsys):
         f'[select.a]\nteacher = "{lab.teacher}"\npool = ["{lab.pool}"]\npart = "1/2"\n[distill.b]\nsamples = ["a"]\n'
     )
     assert lab.dfkd("run", tmp_path / "p.toml") == 2
-    assert "'part' does not belong in a pipeline" in capsys.readouterr().err
+    assert "'part' cannot be set in a pipeline" in capsys.readouterr().err
 
 
 def test_a_part_in_a_preset_has_no_place_in_a_pipeline_either(lab, tmp_path, capsys):
@@ -232,7 +232,7 @@ def test_a_part_in_a_preset_has_no_place_in_a_pipeline_either(lab, tmp_path, cap
     table = f'preset = "{tmp_path / "mine.toml"}"\nteacher = "{lab.teacher}"\npool = ["{lab.pool}"]\n'
     (tmp_path / "p.toml").write_text(f'[select.a]\n{table}[distill.b]\nsamples = ["a"]\n')
     assert lab.dfkd("run", tmp_path / "p.toml") == 2
-    assert "'part' does not belong in a pipeline" in capsys.readouterr().err
+    assert "'part' cannot be set in a pipeline" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -10,7 +10,9 @@ from dfkd.app import cli
 from dfkd.formats.shards import Shards
 from dfkd.models import cifar_resnet
 from dfkd.system import remote
+from dfkd.system.errors import RequestError
 from dfkd.system.files import local_copy
+from dfkd.system.remote_folder import folder_of
 
 OUT = "memory://bucket/made/some"
 
@@ -164,3 +166,11 @@ def test_out__in_an_object_store_is_for_selections_and_runs_alone(store, tmp_pat
     (tmp_path / "x.toml").write_text('out = "memory://bucket/all"\n')
     assert cli.main(["run", str(tmp_path / "x.toml")]) == 2
     assert "is in an object store" in capsys.readouterr().err
+
+
+def test_folder_of__says_that_its_copy_cannot_be_written_and_names_no_option(store, tmp_path, monkeypatch):
+    store.pipe_file("/bucket/made/some/manifest.json", b"{}")
+    (tmp_path / "cache").write_text("a file")
+    monkeypatch.setenv("DFKD_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(RequestError, match=f"^the copy of {OUT} cannot be written to: {tmp_path / 'cache'}"):
+        folder_of(OUT)

@@ -136,7 +136,7 @@ def test_python__selects_and_distills_with_a_list(lab, teachers, tmp_path, rng):
 def test_student__that_is_several_is_refused(lab, both, tmp_path, capsys):
     command = ("distill", "--teacher", lab.teacher, "--student", "s.toml", "--samples", both, "--out", tmp_path / "run")
     assert lab.dfkd(*command) == 2
-    assert "names several networks, and one is taught" in capsys.readouterr().err
+    assert "names several networks, and one is trained" in capsys.readouterr().err
 
 
 def test_learned__weighs_the_teachers_on_a_selection_and_is_refused_without_one(lab, teachers, both, tmp_path, capsys):

@@ -63,9 +63,9 @@ def test_specialists__are_a_model_for_export(lab, selection, run, tmp_path, caps
     ("options", "said"),
     [
         (("--loss", "kd"), "--loss kd would teach"),
-        (("--specialists", 6), "--specialists 6 need two classes each, and there are 10"),
+        (("--specialists", 6), "--specialists 6: each needs two classes, and there are 10"),
         (("--init", "teacher"), "--specialists 3 keeps the student's own weights"),
-        (("--student", "cifar_resnet:depth=8,width=4"), "--specialists 3 begin as a student that has weights"),
+        (("--student", "cifar_resnet:depth=8,width=4"), "--specialists 3 needs a student with weights"),
     ],
 )
 def test_specialists__refuse_what_they_cannot_do(lab, selection, generalist, tmp_path, capsys, options, said):

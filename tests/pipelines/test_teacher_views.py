@@ -95,7 +95,7 @@ def test_seeds_share_the_answers_and_more_views_ask_for_the_new_ones_alone(lab, 
     checked = teacher_views.CHECKED
     assert lab.distill(selection, tmp_path / "one", *QUICK, "--teacher-views", 2) == 0
     assert sum(forwards) == 2 * 100 + checked and len(forwards) == 2 * 8 + 1
-    assert "differ from those that are kept by 0.00" in capsys.readouterr().err
+    assert "differ from the recorded ones by at most 0.00" in capsys.readouterr().err
     for number, (flags, asked) in enumerate(
         [(("--teacher-views", 2, "--seed", 1), 0), (("--teacher-views", 3), 100), (("--teacher-views", 1), 0)]
     ):
@@ -171,12 +171,12 @@ def test_a_damaged_file_is_made_again_and_the_answers_of_another_teacher_are_ref
     capsys.readouterr()
     assert lab.distill(selection, tmp_path / "third", *flags) == 2
     said = capsys.readouterr().err
-    assert "differ from its present ones" in said and str(first.parent) in said
+    assert "differ from its present outputs" in said and str(first.parent) in said
     for file in (first, *others):
         stored = checked_parquet.read_columns(file, ("crops", "logits"))
         checked_parquet.write_columns(file, stored | {"logits": np.full_like(stored["logits"], np.nan)})
     assert lab.distill(selection, tmp_path / "fourth", *flags) == 2
-    assert "differ from its present ones by nan" in capsys.readouterr().err
+    assert "differ from its present outputs by nan" in capsys.readouterr().err
     # fewer rows than images, as another version might have cut them
     stored = checked_parquet.read_columns(first, ("crops", "logits"))
     for file in (first, *others):
@@ -198,14 +198,14 @@ def test_several_selections_keep_their_answers_apart(lab, selection, tmp_path, f
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--loss", "kd", "explicit:0.5"), "keeps the teacher's logits, and explicit needs more of it"),
-        (("--loss", "kd", "bss"), "keeps the teacher's logits, and bss needs more of it"),
+        (("--loss", "kd", "explicit:0.5"), "records the teacher's logits, and explicit needs more;"),
+        (("--loss", "kd", "bss"), "records the teacher's logits, and bss needs more;"),
         (("--crop-padding", 0, "--no-flip"), "--teacher-views 2 are all the same without crop and flip"),
         (("--mixup", 1), "leave out --mixup, --cutmix, --color-jitter and --crop-area"),
         (("--cutmix", 1), "leave out --mixup, --cutmix, --color-jitter and --crop-area"),
         (("--crop-area", 0.5), "leave out --mixup, --cutmix, --color-jitter and --crop-area"),
-        (("--source", "dfad"), "keeps answers to stored images"),
-        (("--shard-teacher",), "has each process ask the teacher for other views; leave out --shard-teacher"),
+        (("--source", "dfad"), "records outputs for stored images"),
+        (("--shard-teacher",), "has each process run the teacher on other views; leave out --shard-teacher"),
         (("--teacher-views", -1), "--teacher-views -1 is not at least 0"),
     ],
 )
@@ -240,4 +240,4 @@ def test_classes_that_are_all_but_equal_are_no_other_teacher(lab, tmp_path, monk
     assert lab.dfkd("select", *teacher, "--normalize", "0.5/0.5", "--image-size", 16, *pool) == 0
     run = ("--student", "cifar_resnet:depth=8,width=4", "--samples", tmp_path / "s", "--out", tmp_path / "run")
     assert lab.dfkd("distill", *teacher, *run, *QUICK, "--teacher-views", 1) == 0
-    assert "differ from those that are kept by 0.00" in capsys.readouterr().err
+    assert "differ from the recorded ones by at most 0.00" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -236,6 +237,34 @@ def test_explain__answers_that_are_not_finite_count_as_disagreement(place, tmp_p
     assert f"of {broken.sum()} images student or teacher gives no finite answer" in capsys.readouterr().err
 
 
+def test_explain__leaves_unreadable_images_out_where_nothing_is_labeled(place, tmp_path, capsys, monkeypatch):
+    examined = []
+    monkeypatch.setattr(explanation, "knowledge", lambda networks, runs, pixels, masks: examined.append(pixels))
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    with np.load(place / "plain.npz") as loaded:
+        for row, pixels in enumerate(loaded["images"]):
+            Image.fromarray(pixels[..., 0]).save(folder / f"{row:02d}.png")
+        second, last = loaded["images"][[1, 39]]
+    for row in (0, 17):
+        (folder / f"{row:02d}.png").write_bytes(b"no image")
+    explanation.run(options(place, tmp_path, data=str(folder), entropy=2, batch_size=1))
+    said = capsys.readouterr()
+    assert "2 of 40 images cannot be read and are left out, such as photos/00.png (is not a PNG" in said.err
+    assert f"data: {folder}, 38 images; 2 cannot be read" in said.out
+    with (tmp_path / "page.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    kept = [row for row in range(40) if row not in (0, 17)]
+    assert [int(row["row"]) for row in rows] == kept
+    assert [row["image"] for row in rows] == [f"photos/{row:02d}.png" for row in kept]
+    assert [int(row["student"]) for row in rows] == answered(place, "a.safetensors").argmax(1)[kept].tolist()
+    np.testing.assert_array_equal(examined, [[second, last]])
+    for file in folder.iterdir():
+        file.write_bytes(b"no image")
+    with pytest.raises(RequestError, match=r"none of 40 images can be read, such as photos/00\.png"):
+        explanation.run(options(place, tmp_path, data=str(folder)))
+
+
 def test_facts__who_is_right_where_they_part():
     answers = Answers(
         student=np.array([0, 1, 1, 2, 0]),
@@ -251,7 +280,7 @@ def test_facts__who_is_right_where_they_part():
     found = dict(facts(Explanation("s", "t", "d", answers, (), (), empty, True, (None, None))))
     assert found["agreement"] == "40.00%; they disagree on 3 images"
     assert found["student's accuracy"].startswith("60.00%")
-    assert found["the teacher is right, the student is not"] == "1 images"
+    assert found["the teacher is right, the student is not"] == "1 image"
 
 
 def test_knowledge__means_over_images_and_shares():

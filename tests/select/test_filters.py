@@ -10,7 +10,7 @@ from dfkd.models.classifier import Classifier
 from dfkd.models.features.bn_statistics import BatchStatistics
 from dfkd.models.load import load_model
 from dfkd.select import filters
-from dfkd.select.filters import blur, divergence, fitted, inception_score
+from dfkd.select.filters import blur, fitted, inception_score
 from dfkd.system.device import resolve_place
 from dfkd.system.errors import RequestError
 
@@ -36,7 +36,7 @@ def apart(teacher, pixels):
     statistics = BatchStatistics(teacher.model.module)
     with torch.no_grad(), statistics.watched():
         teacher(torch.from_numpy(pixels))
-    return divergence(statistics).item()
+    return statistics.divergence().item()
 
 
 def test_divergence_and_its_gradient_are_those_of_normal_distributions():
@@ -49,7 +49,7 @@ def test_divergence_and_its_gradient_are_those_of_normal_distributions():
     statistics = BatchStatistics(layers)
     with statistics.watched():
         layers(x)
-    found = divergence(statistics)
+    found = statistics.divergence()
 
     def normal(mean, variance, layer):
         return torch.distributions.Normal(mean, (variance + layer.eps).sqrt())

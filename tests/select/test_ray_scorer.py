@@ -138,7 +138,9 @@ def test_workers__of_which_one_answers_late_count_its_piece_once(play, monkeypat
 
 
 def test_workers__that_have_all_ended_are_told_in_one_line(play, capsys):
-    with pytest.raises(RequestError, match="every worker of Ray has ended; what was scored is kept"):
+    with pytest.raises(
+        RequestError, match="every worker of Ray has ended; the same command continues from what was scored"
+    ):
         play(lambda worker, part: ActorDied("no memory") if part == 3 else None)
 
 

@@ -7,10 +7,12 @@ from dfkd.config.option import option
 from dfkd.config.stages.shared import (
     BITS,
     CLASSES,
+    DECODER,
     MIXING,
     OWN_TAPS,
     SHARD_TEACHER,
     TEACHER,
+    Decoder,
     Logger,
     Mixing,
     ModelConfig,
@@ -242,6 +244,7 @@ class DistillConfig(ModelConfig):
     shard_teacher: bool = option(
         SHARD_TEACHER, "machine", default=False, role="none", machine=True, shown=False, off=False
     )
+    decoder: Decoder = option(DECODER, "machine", default="cpu", machine=True, off="cpu")
     teacher_taps: tuple[str, ...] = option(OWN_TAPS, "models", default=())
     student_taps: tuple[str, ...] = option("The same for the student.", "models", default=())
     checkpoint_every: int = option(

@@ -6,10 +6,12 @@ from typing import Literal
 from dfkd.config.option import option
 from dfkd.config.stages.shared import (
     BITS,
+    DECODER,
     MIXING,
     OWN_TAPS,
     SHARD_TEACHER,
     TEACHER,
+    Decoder,
     Engine,
     Logger,
     Mixing,
@@ -144,6 +146,7 @@ class SelectConfig(ModelConfig):
     bits: int | None = option(
         BITS.format("--pool"), "data", default=None, least=8, most=16, role="resolved", stored=False
     )
+    decoder: Decoder = option(DECODER, "machine", default="cpu", role="resolved", machine=True, stored=False)
     batch_size: int = option(
         "Images per teacher forward pass. Another size computes the scores again.", "machine", default=256, least=1
     )

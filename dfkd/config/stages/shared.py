@@ -10,6 +10,7 @@ Precision = Literal["auto", "bf16", "fp32"]
 Logger = Literal["tensorboard", "wandb", "mlflow", "pictures"]
 Mixing = Literal["mean-logits", "mean-probabilities", "confidence", "entropy", "learned"]
 Engine = Literal["local", "ray"]
+Decoder = Literal["cpu", "nvjpeg"]
 
 MODEL = "MODEL: NAME[:key=value,...][@WEIGHTS], a RUN folder or a .pt2 file."
 CLASSES = (
@@ -29,6 +30,10 @@ MIXING = (
 SHARD_TEACHER = (
     "With several processes (torchrun): divide the teacher's parameters among them (FSDP). Each block is gathered "
     "while it runs. For a teacher that does not fit into one GPU."
+)
+DECODER = (
+    "nvjpeg: decode the JPEG files of photographs on the GPU. Pixels differ by a few levels from "
+    "those of cpu, and so do scores and students."
 )
 OWN_TAPS = "Positions of the features, such as last=fc:input. Default: found by running the network."
 

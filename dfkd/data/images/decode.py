@@ -3,6 +3,7 @@
 import io
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,13 @@ class Decoded:
     pixels: UInt8[np.ndarray, "size size channels"]
     shape: tuple[int, int, int]
     largest: int | None = None
+
+
+BatchDecoder = Callable[..., list[Decoded | None]]
+"""Decoder of several files, such as `dfkd.data.images.nvjpeg.Nvjpeg`.
+
+It takes the files, size, channels, frame and a list of windows. It returns None for a file that it leaves to `decode`.
+"""
 
 
 def decode(

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -85,24 +85,46 @@ def framed(
 ) -> UInt8[np.ndarray, "batch size size channels"]:
     """Return images of one shape, resized with antialiasing and center-cropped as by torchvision's transforms."""
     height, width = pixels.shape[1:3]
-    short = min(height, width)
-    if max(height, width) > _STRIP * short:
-        top, left = ((length - min(length, _STRIP * short)) // 2 for length in (height, width))
-        pixels = pixels[:, top : top + _STRIP * short, left : left + _STRIP * short]
-        height, width = pixels.shape[1:3]
-    side = frame.resized(size)
-    new_width, new_height = resized(width, height, side)
-    top, left = margin(new_height, size), margin(new_width, size)
-    return _scaled(pixels, new_height, new_width, frame.interpolation, slice(top, top + size), slice(left, left + size))
+    return _scaled(pixels, framed_view(height, width, size, frame), frame.interpolation)
 
 
 def windowed(
     pixels: UInt8[np.ndarray, "height width channels"], size: int, frame: Frame, window: Window
 ) -> UInt8[np.ndarray, "size size channels"]:
     """Return a window of an image, resized with antialiasing."""
-    top, left, rows, columns = window.box(*pixels.shape[:2])
-    part = pixels[None, top : top + rows, left : left + columns]
-    return _scaled(part, size, size, frame.interpolation)[0]
+    height, width = pixels.shape[:2]
+    return _scaled(pixels[None], windowed_view(height, width, size, window), frame.interpolation)[0]
+
+
+class View(NamedTuple):
+    """How a view is made of an image: a part of it is resized, and a part of that is kept."""
+
+    rows: slice
+    columns: slice
+    height: int
+    width: int
+    kept_rows: slice = slice(None)
+    kept_columns: slice = slice(None)
+
+
+def framed_view(height: int, width: int, size: int, frame: Frame) -> View:
+    """Return how `framed` resizes and crops an image."""
+    most = _STRIP * min(height, width)
+    rows, columns = (_center(length, min(length, most)) for length in (height, width))
+    new_width, new_height = resized(min(width, most), min(height, most), frame.resized(size))
+    top, left = margin(new_height, size), margin(new_width, size)
+    return View(rows, columns, new_height, new_width, slice(top, top + size), slice(left, left + size))
+
+
+def windowed_view(height: int, width: int, size: int, window: Window) -> View:
+    """Return how `windowed` resizes a part of an image."""
+    top, left, rows, columns = window.box(height, width)
+    return View(slice(top, top + rows), slice(left, left + columns), size, size)
+
+
+def _center(length: int, kept: int) -> slice:
+    start = (length - kept) // 2
+    return slice(start, start + kept)
 
 
 def resized(width: int, height: int, size: int) -> tuple[int, int]:
@@ -120,20 +142,15 @@ def margin(length: int, size: int) -> int:
 
 
 def _scaled(
-    pixels: UInt8[np.ndarray, "batch height width channels"],
-    height: int,
-    width: int,
-    mode: str,
-    rows: slice = slice(None),
-    columns: slice = slice(None),
+    pixels: UInt8[np.ndarray, "batch height width channels"], view: View, mode: str
 ) -> UInt8[np.ndarray, "batch new_height new_width channels"]:
-    """Resize images to `height` and `width`, and return some rows and columns of them."""
     import torch  # where pixels are resized only: the reports read stored pixels
     from torch.nn.functional import interpolate
 
+    pixels = pixels[:, view.rows, view.columns]
     # numpy gives a new first axis the stride 0, and torch then resizes planes, which takes twice as long
     batch = torch.from_numpy(pixels[0])[None] if len(pixels) == 1 else torch.from_numpy(pixels)
     planes = batch.permute(0, 3, 1, 2)
-    if planes.shape[2:] != (height, width):
-        planes = interpolate(planes, (height, width), mode=mode, antialias=True)
-    return planes[:, :, rows, columns].permute(0, 2, 3, 1).contiguous().numpy()
+    if planes.shape[2:] != (view.height, view.width):
+        planes = interpolate(planes, (view.height, view.width), mode=mode, antialias=True)
+    return planes[:, :, view.kept_rows, view.kept_columns].permute(0, 2, 3, 1).contiguous().numpy()

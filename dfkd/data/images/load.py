@@ -79,6 +79,8 @@ def load(item: object, needed: Needed, bits: int | None, arrays: bool = True) ->
         raise item
     if not isinstance(item, bytes | Image.Image):
         raise Unreadable(f"is a {type(item).__name__}, not an image")
+    if item == b"":
+        raise Unreadable("is an empty file")
     most = Image.MAX_IMAGE_PIXELS or math.inf
     try:
         plain = plain_jpeg(item) if arrays and isinstance(item, bytes) else None
@@ -87,7 +89,8 @@ def load(item: object, needed: Needed, bits: int | None, arrays: bool = True) ->
         image = _opened(item) if isinstance(item, bytes) else item
         width, height = image.size
         if width * height > most:
-            raise Unreadable(f"{width}x{height} pixels: above the limit against decompression bombs")
+            limit = f"above the limit of {most / 1e6:.0f} megapixels, against decompression bombs"
+            raise Unreadable(f"{width}x{height} pixels: {limit}; reduce it")
         if image.format in ("JPEG", "MPO"):
             return _load_jpeg(item if arrays else image, image, needed)
         return _load_other(image, bits)
@@ -109,6 +112,26 @@ def _load_jpeg(item: "bytes | Image", image: "Image", needed: Needed) -> Loaded:
     least = needed(width, height)
     image.draft(None, least[::-1] if orientation > 4 else least)
     return Loaded(*_flat(_upright(image), (height, width), 8))
+
+
+def jpeg_header(data: bytes) -> tuple[Plain, int] | None:
+    """Return a JPEG file's size and mode as stored, and its EXIF orientation.
+
+    The result is None for other formats and colors, damaged headers and images above Pillow's limit, as `load` has
+    rules or a message for these.
+    """
+    from PIL import Image
+
+    plain, orientation = plain_jpeg(data), 1
+    if plain is None:
+        try:
+            image = _opened(data)
+        except Exception:  # Pillow raises nearly any exception for damaged files
+            return None
+        if image.format not in ("JPEG", "MPO") or image.mode not in ("L", "RGB"):
+            return None
+        plain, orientation = Plain(*image.size, image.mode), _orientation(image)
+    return (plain, orientation) if plain.width * plain.height <= (Image.MAX_IMAGE_PIXELS or math.inf) else None
 
 
 def _of_jpeg(item: object, image: Plain, needed: Needed) -> Loaded | None:

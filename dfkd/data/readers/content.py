@@ -22,6 +22,8 @@ _UNFIT = frozenset(
     )
 )
 """Suffixes of unfinished files, copies, and formats that are not decoded. Such files may begin like images."""
+_TO_CONVERT = frozenset((".avif", ".heic", ".heif", ".jp2", ".jxl"))
+"""Suffixes of photographs in formats that are not decoded."""
 _STARTS = re.compile(
     rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF.{4}WEBP|GIF8[79]a|BM.{4}\0\0\0\0.{4}[\x0c\x28\x38\x40\x6c\x7c]\0\0\0",
     re.DOTALL,
@@ -59,4 +61,11 @@ def count(left_out: Counter[str]) -> str:
 
 def note(where: str, left_out: Counter[str]) -> str:
     """Return a note on left-out files."""
-    return f"note: {where} holds {left_out.total():,} files that are not taken as images: {count(left_out)}"
+    found = f"{left_out.total():,} files that are not taken as images: {count(left_out)}"
+    return f"note: {where} holds {found}{hint(left_out)}"
+
+
+def hint(left_out: Counter[str]) -> str:
+    """Return what to do with photographs in formats that are not decoded, as the end of a message."""
+    photographs = sorted(_TO_CONVERT & left_out.keys())
+    return f"; convert {', '.join(photographs)} to JPEG" if photographs else ""

@@ -4,16 +4,15 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
 from dfkd.data.labels import labels_of_names
 from dfkd.data.readers import content
-from dfkd.data.readers.reader import IMAGE_SUFFIXES, Names, NoImages, Unreadable, printable
+from dfkd.data.readers.reader import IMAGE_SUFFIXES, Names, NoImages, Reader, Unreadable, printable
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 
@@ -23,14 +22,14 @@ _SPLIT = re.compile(r"(train(ing)?|val(id(ation)?)?|test(ing)?|dev|eval(uation)?
 """Names of folders that hold a split of a data set, rather than a class."""
 
 
-class FolderReader:
+class FolderReader(Reader):
     """Reader of every image file below a folder, in sorted order.
 
     Links to folders are followed. Hidden files and system folders are left out. A file is an image by its suffix, or
     else by its first bytes.
     """
 
-    shape = None
+    classes_by_name = True
 
     def __init__(self, path: Path) -> None:
         self._path, self._names = path, Names()
@@ -43,9 +42,9 @@ class FolderReader:
                 status = entry.stat(follow_symlinks=False)
             digest.update(b"%s\0%d\0%d\n" % (name, status.st_size, status.st_mtime_ns))
             self._names.append(name)
-        self.identity: dict[str, Any] = {"format": "folder", "files": digest.hexdigest()[:16]}
+        self.identity = {"format": "folder", "files": digest.hexdigest()[:16]}
         if not len(self):
-            raise NoImages(f"folder {str(path)!r} holds no images{_hint(path)}")
+            raise NoImages(f"folder {str(path)!r} holds no images{_hint(path, left_out)}")
         self.left_out = content.counted(left_out)
         if left_out:
             say(content.note(f"folder {str(path)!r}", left_out))
@@ -121,7 +120,7 @@ def _image_files(
     for entry in entries:
         if _hidden(entry.name):
             continue
-        if entry.is_dir():
+        if _leads_to(entry.is_dir):
             yield from _image_files(entry.path, left_out, f"{below}{entry.name}{os.sep}", above | {here})
         elif _is_image(entry):
             yield entry, below + entry.name
@@ -131,7 +130,8 @@ def _image_files(
 
 def _is_image(entry: "os.DirEntry[str]") -> bool:
     suffix = os.path.splitext(entry.name)[1].lower()
-    if suffix in IMAGE_SUFFIXES or not (content.may_be_image(suffix) and entry.is_file()):  # a pipe would block
+    # a pipe is not opened, because that would block
+    if suffix in IMAGE_SUFFIXES or not (content.may_be_image(suffix) and _leads_to(entry.is_file)):
         return suffix in IMAGE_SUFFIXES
     try:
         with open(entry.path, "rb", buffering=0) as file:
@@ -140,9 +140,18 @@ def _is_image(entry: "os.DirEntry[str]") -> bool:
         return False
 
 
-def _hint(path: Path) -> str:
-    """Return a hint for the error message if the folder holds files of another format."""
+def _leads_to(kind: Callable[[], bool]) -> bool:
+    """Return whether an entry is of a kind: False for a link that leads to itself, or where nothing may be read."""
+    try:
+        return kind()
+    except OSError:
+        return False
+
+
+def _hint(path: Path, left_out: Counter[str]) -> str:
+    """Return the end of the error message: what to write instead, or what the folder holds."""
     for suffix in (".tar", ".parquet", ".arrow", ".npz"):
         if any(path.glob(f"*{suffix}")):
             return f"; for its {suffix} files write '{path}/*{suffix}'"
-    return f" ({' '.join(sorted(IMAGE_SUFFIXES))})"
+    others = f", but {content.count(left_out)}{content.hint(left_out)}" if left_out else ""
+    return f" ({' '.join(sorted(IMAGE_SUFFIXES))}){others}"

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dfkd.data.readers.table import ArrowChunks, TableReader, arrow_table
+from dfkd.data.readers.chunks import ArrowChunks
+from dfkd.data.readers.table import TableReader
+from dfkd.data.readers.table_files import arrow_table
 from dfkd.system.errors import RequestError
 from dfkd.system.files import user_path
 

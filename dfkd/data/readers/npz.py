@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from dfkd.data.readers.reader import LAYOUTS, NoImages, as_labels, as_nhwc, image_shape, row_numbers
+from dfkd.data.readers.reader import LAYOUTS, NoImages, Reader, as_labels, as_nhwc, image_shape
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 
@@ -32,7 +32,7 @@ _ROWS_AT_ONCE = 1024
 """Number of rows that are copied before their pages are released. Scattered rows take up to 64 MB."""
 
 
-class NpzReader:
+class NpzReader(Reader):
     """Reader of the array `images`, `x` or `data` (uint8), and of the labels `labels` or `y`."""
 
     def __init__(self, path: Path) -> None:
@@ -57,7 +57,7 @@ class NpzReader:
         except _BROKEN as error:
             raise RequestError(f"{str(path)!r} is not a whole .npz file ({error}); fetch or write it again") from error
         contents = [[m.filename, m.CRC, m.file_size] for _, m in sorted(members.items())]
-        self.identity: dict[str, Any] = {"format": "npz", "members": contents}
+        self.identity = {"format": "npz", "members": contents}
 
     def __len__(self) -> int:
         return self._pixels.shape[0]
@@ -65,10 +65,6 @@ class NpzReader:
     def read(self, indices: Int64[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"]:
         """Return a copy of the pixels."""
         return as_nhwc(self._pixels.read(indices))
-
-    def members(self, indices: Int64[np.ndarray, " n"]) -> list[str]:
-        """Return `#17` for index 17."""
-        return row_numbers(indices)
 
     def labels(self) -> Int64[np.ndarray, " images"]:
         """Return the label array.

@@ -1,9 +1,12 @@
-"""The `Reader` protocol, which the pool needs of every format, and functions that several readers share."""
+"""`Reader`: what the pool needs of every format. Functions that several readers share."""
 
+from abc import ABC, abstractmethod
 from array import array
+from collections.abc import Mapping
 from math import isqrt
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -26,28 +29,37 @@ class NoImages(RequestError):
     """Error for a file or folder that is intact but has no images. Beside others with images, it is left out."""
 
 
-@runtime_checkable
-class Reader(Protocol):
+class Reader(ABC):
     """Random access to the images of a file, folder or data set. `read` and `members` are thread-safe."""
 
-    @property
-    def shape(self) -> tuple[int, int, int] | None:
-        """Height, width and channels of raw pixels, or None for encoded images, which differ in size."""
+    shape: tuple[int, int, int] | None = None
+    """Height, width and channels of raw pixels, or None for encoded images, which differ in size."""
+    identity: dict[str, Any]
+    """Everything that decides the content, as JSON without absolute paths."""
+    left_out: Mapping[str, int] = MappingProxyType({})
+    """Numbers of files that are not images, by suffix or another reason."""
+    classes_by_name: bool = False
+    """Whether the sorted names of the classes are the classes of a model, where `--classes` gives no others."""
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Everything that decides the content, as JSON without absolute paths."""
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of images."""
 
-    def __len__(self) -> int: ...
-
+    @abstractmethod
     def read(self, indices: Int64[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"] | list[object]:
         """Return raw pixels, or a list with a file's bytes, a PIL image or an `Unreadable` for each index."""
 
     def members(self, indices: Int64[np.ndarray, " n"]) -> list[str]:
         """Return the part of each origin after the reader's name: `#17` or `/folder/a.png`."""
+        return [f"#{i}" for i in indices.tolist()]
 
+    @abstractmethod
     def labels(self) -> Int64[np.ndarray, " images"]:
         """Return the labels. Raises: RequestError if there are none."""
+
+    def named_labels(self) -> tuple[list[str], Int64[np.ndarray, " images"]] | None:
+        """Return the names of the classes and each image's position in them, or None if the classes have no names."""
+        return None
 
 
 def file_state(path: Path | RemoteFile) -> dict[str, int | str]:
@@ -56,11 +68,6 @@ def file_state(path: Path | RemoteFile) -> dict[str, int | str]:
         return path.state()
     status = path.stat()
     return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
-
-
-def row_numbers(indices: Int64[np.ndarray, " n"]) -> list[str]:
-    """Return the `members` of a reader whose images differ by position alone."""
-    return [f"#{i}" for i in indices.tolist()]
 
 
 def as_nhwc(batch: UInt8[np.ndarray, "n *stored"]) -> UInt8[np.ndarray, "n h w c"]:

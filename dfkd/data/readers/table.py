@@ -1,4 +1,4 @@
-"""Reader of tables with images: `.parquet`, `.arrow`, a folder for `datasets.load_from_disk`, a Hub data set."""
+"""Reader of the image column and the labels of a table."""
 
 import json
 import math
@@ -10,12 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from dfkd.data.readers.chunks import ArrowChunks, Chunks, ParquetChunks
-from dfkd.data.readers.reader import NoImages, Unreadable, as_labels, as_nhwc, file_state, image_shape, row_numbers
-from dfkd.system.console import say
+from dfkd.data.readers.chunks import Chunks
+from dfkd.data.readers.reader import NoImages, Reader, Unreadable, as_labels, as_nhwc, image_shape
 from dfkd.system.errors import RequestError
-from dfkd.system.files import hash_of
-from dfkd.system.remote import RemoteFile
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,7 +21,7 @@ _IMAGES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "x", "data", 
 _LABELS = ("label", "labels", "y", "cls", "fine_label", "target", "class")
 
 
-class TableReader:
+class TableReader(Reader):
     """Reader of a table's image column.
 
     Images are encoded (`{bytes, path}` or binary) or raw (`datasets.Array3D`, or lists of uint8).
@@ -70,10 +67,6 @@ class TableReader:
             here = owners == owner
             pixels[here] = as_nhwc(stack[rows[here]])
         return pixels
-
-    def members(self, indices: Int64[np.ndarray, " n"]) -> list[str]:
-        """Return `#17` for index 17."""
-        return row_numbers(indices)
 
     def labels(self) -> Int64[np.ndarray, " images"]:
         """Return the label column. Raises: RequestError if there is none or its values are not integers."""
@@ -207,85 +200,6 @@ class TableReader:
             )
         self._even.add(index)
         return array.to_numpy(zero_copy_only=True).reshape(rows, *self._stored)
-
-
-def open_parquet(path: Path | RemoteFile) -> TableReader:
-    """Return a reader of a Parquet file. Raises: RequestError if the file is not an intact Parquet file."""
-    import pyarrow as pa
-
-    try:
-        return TableReader(str(path), ParquetChunks(path), {"format": "parquet", **file_state(path)})
-    except (pa.ArrowException, UnicodeError) as error:
-        raise RequestError(f"{str(path)!r} is not a whole Parquet file ({error}); fetch or write it again") from error
-
-
-def open_arrow(path: Path) -> TableReader:
-    """Return a reader of a memory-mapped Arrow file in stream or file format.
-
-    Raises: RequestError if the file is not an intact Arrow file.
-    """
-    import pyarrow as pa
-
-    try:
-        with pa.memory_map(str(path)) as file:
-            is_file = file.read(6) == b"ARROW1"
-            file.seek(0)
-            opened = pa.ipc.open_file(file) if is_file else pa.ipc.open_stream(file)
-            table = opened.read_all()
-        table.validate()
-        return TableReader(str(path), ArrowChunks(table), {"format": "arrow", **file_state(path)})
-    except (pa.ArrowException, OSError, UnicodeError) as error:
-        raise RequestError(f"{str(path)!r} is not a whole Arrow file ({error}); fetch or write it again") from error
-
-
-def is_saved(path: Path) -> bool:
-    """Return whether `datasets.load_from_disk` would open the folder."""
-    if (path / "dataset_dict.json").is_file():
-        return True
-    beside = (path / "dataset_info.json").is_file() or any(path.glob("*.arrow"))  # others write a `state.json`, too
-    return beside and (path / "state.json").is_file()
-
-
-def open_saved(path: Path) -> TableReader:
-    """Return a reader of a folder that `datasets.load_from_disk` opens: a selection or another data set.
-
-    Raises: RequestError if the folder is damaged or holds several splits.
-    """
-    import datasets
-
-    try:
-        dataset = datasets.load_from_disk(str(path))
-    except Exception as error:  # a foreign library reads a foreign format, and does not declare its exceptions
-        raise RequestError(f"{str(path)!r} is not a whole data set ({error}); write it again") from error
-    if isinstance(dataset, datasets.DatasetDict):
-        splits = ", ".join(f"'{path / split}'" for split in dataset)
-        raise RequestError(f"{str(path)!r} holds several splits; give one: {splits}")
-    identity: dict[str, Any] = {"format": "shards"}
-    manifest = path / "manifest.json"
-    try:
-        known: Any = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {"fingerprint": None}
-        fingerprint = known["fingerprint"]
-        unfiltered = "kernel" in known.get("filter", {}) and known["image"]["encoded"]
-        bits = (known.get("image") or {}).get("bits")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RequestError(f"{str(manifest)!r} is not a manifest with a fingerprint; select again") from error
-    if unfiltered:
-        say(f"{path}: the files of this selection are read as they came, without the filter that it was made with")
-    if bits is not None:
-        say(f"{path}: the files of this selection are read as they came; it was made with --bits {bits}")
-    if fingerprint is None:
-        files = [Path(file["filename"]) for file in dataset.cache_files]
-        identity["files"] = [[file.name, file_state(file)] for file in files]
-    else:
-        identity["fingerprint"] = hash_of(fingerprint)
-    return TableReader(str(path), ArrowChunks(arrow_table(dataset)), identity)
-
-
-def arrow_table(dataset: Any) -> "pa.Table":
-    """Return the memory-mapped table of a `datasets.Dataset`."""
-    if dataset._indices is not None:  # rows selected or shuffled, with no public name for it
-        dataset = dataset.flatten_indices()
-    return dataset.data.table
 
 
 def _bytes_of(array: "pa.Array", rows: Int64[np.ndarray, " n"]) -> "pa.Array":

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
 
 from dfkd.data.readers import content
-from dfkd.data.readers.reader import IMAGE_SUFFIXES, NoImages, Unreadable, file_state, printable
+from dfkd.data.readers.reader import IMAGE_SUFFIXES, NoImages, Reader, Unreadable, file_state, printable
 from dfkd.data.readers.tar_member import Member, bytes_of, is_apple_double, key_of, member_at, plain
 from dfkd.system.checked_parquet import Damaged, read_columns, write_columns
 from dfkd.system.console import say
@@ -50,18 +50,16 @@ class _Headers(NamedTuple):
     linked: dict[int, int]
 
 
-class TarReader:
+class TarReader(Reader):
     """Reader of the image members of an uncompressed tar file.
 
     Positions are read from the cache, names from the headers. `member` names the one image of each WebDataset sample
     that is taken, by the name after the key: `jpg`, `mask.png`.
     """
 
-    shape = None
-
     def __init__(self, path: Path | RemoteFile, member: str = "") -> None:
         self._path, self._only = path, member.lower()
-        self.identity: dict[str, Any] = {"format": "tar", **file_state(path)}
+        self.identity = {"format": "tar", **file_state(path)}
         if member:
             self.identity["member"] = self._only
         self._kept = cache_folder() / "tars" / f"{hash_of([_RULES, _absolute(path), self.identity])}.parquet"
@@ -98,7 +96,9 @@ class TarReader:
             with self._opened(headers, indices) as file:
                 names = [member_at(file, position, check=True).name or "" for position in positions]
         except tarfile.TarError as error:
-            raise RequestError(f"{str(self._path)!r} has changed since it was first opened ({error})") from None
+            raise RequestError(
+                f"{str(self._path)!r} has changed since it was first opened ({error}); give the command again"
+            ) from None
         return [f"/{printable(name.encode('utf-8', 'surrogateescape'))}" for name in names]
 
     def labels(self) -> Int64[np.ndarray, " images"]:
@@ -133,7 +133,7 @@ class TarReader:
         try:
             return int(text)
         except ValueError:
-            raise RequestError(f"{name!r} in {str(self._path)!r} is not a class number") from None
+            raise RequestError(f"{name!r} in {str(self._path)!r} is not a class number, such as 3") from None
 
     def _label(self, classes: Mapping[str, int], of_key: Mapping[str, set[int]], stem: str, key: str) -> int:
         """Return the class of an image. The whole name distinguishes keys that contain dots, as in `22.05.png`."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from dfkd.data.readers.reader import Unreadable, as_labels, as_nhwc, row_numbers
+from dfkd.data.readers.reader import Reader, Unreadable, as_labels, as_nhwc
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import cache_folder
@@ -22,7 +22,7 @@ COMPARED = 5
 """Items that must equal the attribute `data`, which is then read in their place."""
 
 
-class VisionReader:
+class VisionReader(Reader):
     """Reader of a map-style data set of (image, label).
 
     Pixels are those of the data set's attribute `data` if it matches the items, else those of PIL images.
@@ -33,8 +33,7 @@ class VisionReader:
         if not len(dataset):
             raise RequestError(f"{name!r} holds no images")
         self._pixels = _raw(dataset)
-        self.shape: tuple[int, int, int] | None = None
-        self.identity: dict[str, Any] = {"format": "torchvision", "name": name, "images": len(dataset)}
+        self.identity = {"format": "torchvision", "name": name, "images": len(dataset)}
         if self._pixels is not None:
             height, width, channels = as_nhwc(self._pixels[:1]).shape[1:]
             self.shape = (height, width, channels)
@@ -48,10 +47,6 @@ class VisionReader:
         if self._pixels is not None:
             return as_nhwc(self._pixels[indices])
         return [self._image(i) for i in indices.tolist()]
-
-    def members(self, indices: Int64[np.ndarray, " n"]) -> list[str]:
-        """Return `#17` for index 17."""
-        return row_numbers(indices)
 
     def labels(self) -> Int64[np.ndarray, " images"]:
         """Return the data set's attribute `targets` or `labels`, or else the labels of all items.

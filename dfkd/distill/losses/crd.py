@@ -81,7 +81,7 @@ class CRD(Loss):
     def bind(self, setting: Setting) -> None:
         """Keep the number of images. Raises: RequestError if images are not stored, or there are fewer than two."""
         if setting.images is None:
-            raise RequestError("it remembers every image: it needs stored ones, not images made on the fly")
+            raise RequestError("it remembers every image: it needs stored images, not those of a generator")
         if setting.images < 2:
             raise RequestError(f"it tells images apart and there is {setting.images}; select two or more")
         self.images = setting.images

@@ -24,6 +24,7 @@ from dfkd.data.images.jpeg import decoders
 from dfkd.distill.teacher_cache.compact import ALL_UP_TO, compact, expand
 from dfkd.formats.shards import Shards
 from dfkd.models.classifier import Classifier
+from dfkd.models.features.outputs import HALF_LIMIT
 from dfkd.system import ranks
 from dfkd.system.checked_parquet import Columns, Damaged, read_columns, write_columns
 from dfkd.system.console import progress, say
@@ -117,7 +118,7 @@ def recorded(teacher: Classifier, selections: Sequence[Shards], views: int, padd
     largest = _largest_difference(teacher, selections, found, padding, folders)
     say(
         f"teacher views: {views} of each of {found.images:,} images, {found.nbytes / 1e6:,.0f} MB; the teacher's "
-        f"logits differ from those that are kept by {largest:.4f} at the most, in {CHECKED} that were compared"
+        f"logits differ from the recorded ones by at most {largest:.4f}, on {CHECKED} views that were compared"
     )
     return found
 
@@ -152,7 +153,12 @@ def _request(teacher: Classifier, shards: Shards, padding: int, flip: bool) -> d
         "images": [file.sha256 for file in shards.manifest.files],
         "crop_padding": padding,
         "flip": flip,
-        "compute": {**teacher.place.describe(), "batch_size": BATCH, "view_format": VIEW_FORMAT},
+        "compute": {
+            **teacher.place.describe(),
+            "batch_size": BATCH,
+            "view_format": VIEW_FORMAT,
+            **({"decoder": "nvjpeg"} if shards.decoder is not None else {}),
+        },
         "versions": versions("torch", "torchvision", *(decoders() if shards.encoded else ())),
     }
 
@@ -255,14 +261,14 @@ def _largest_difference(
         rows = np.sort(rng.integers(0, len(shards), -(-CHECKED // len(selections))))
         views = rng.integers(0, found.views, len(rows))
         crops, kept = found.at(views, start + rows)
-        now = _live(teacher, shards.pixels(rows), crops, padding).cpu().clamp(-65504, 65504)
+        now = _live(teacher, shards.pixels(rows), crops, padding).cpu().clamp(-HALF_LIMIT, HALF_LIMIT)
         where = found.classes_at(views, start + rows)  # the largest now may be other classes, because of rounding
         differences.append(float((kept - now).gather(1, where).abs().max()))
         limits.append(0.05 * float(now.std()) + 4 * rounding * float(now.abs().max()))
     largest = float(np.max(differences))  # NaN if any is NaN
     if not largest <= max(limits):
         raise RequestError(
-            f"the kept answers of the teacher differ from its present ones by {largest:.3g}; delete "
+            f"recorded outputs of the teacher differ from its present outputs by {largest:.3g}; delete "
             f"{' and '.join(map(str, folders))}"
         )
     return largest

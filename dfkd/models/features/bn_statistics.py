@@ -1,6 +1,6 @@
 """Distance of images from a teacher's training data, by the running statistics of its BatchNorm layers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,17 @@ from dfkd.system.shares import pooled
 
 _CONSTANT = 1e-12
 """Added to a variance, so that the gradient of a variance of 0 is 0."""
+
+
+@contextmanager
+def before_each(layers: Iterable[nn.Module], hook: Callable[..., None]) -> Iterator[None]:
+    """Call `hook(layer, inputs, named_inputs)` before each forward pass of the layers within the block."""
+    handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class BatchStatistics:
@@ -36,12 +47,8 @@ class BatchStatistics:
     def watched(self) -> Iterator[None]:
         """Record the statistics of every forward pass within the block."""
         self.seen, self._numbers = [], []
-        handles = [layer.register_forward_pre_hook(self._take, with_kwargs=True) for layer in self.layers]
-        try:
+        with before_each(self.layers, self._take):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
         if ranks.count() > 1 and self.seen:
             self._exchange()
 
@@ -52,6 +59,18 @@ class BatchStatistics:
         regularizer (https://arxiv.org/abs/1912.08795). Gradients reach the images.
         """
         return [_distance(layer, mean, variance) for layer, mean, variance in self.seen]
+
+    def divergence(self) -> Float[Tensor, ""]:
+        """Return the mean over layers and channels of KL(N(mean, variance) || N(running mean, running variance)).
+
+        Gradients reach the images.
+        """
+        layers = []
+        for layer, mean, variance in self.seen:
+            known = layer.running_var + layer.eps  # type: ignore[operator]
+            apart = (mean - layer.running_mean) ** 2 / known  # type: ignore[operator]
+            layers.append(normal_divergence((variance + layer.eps) / known, apart).mean())  # type: ignore[operator]
+        return torch.stack(layers).mean()
 
     def _take(self, layer: nn.Module, inputs: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> None:
         x = next(iter([*inputs, *named.values()]))
@@ -145,6 +164,11 @@ class MovingStatistics:
 
 def _distance(layer: nn.Module, mean: Float[Tensor, " channels"], variance: Float[Tensor, " channels"]) -> Tensor:
     return (mean - layer.running_mean).norm() + (variance - layer.running_var).norm()  # type: ignore[operator]
+
+
+def normal_divergence(ratio: Float[Tensor, "*of"], apart: Float[Tensor, "*of"]) -> Float[Tensor, "*of"]:
+    """Return KL(N(m, v) || N(m', v')) from `ratio` = v / v' and `apart` = (m - m')^2 / v'."""
+    return (ratio - ratio.log() + apart - 1) / 2
 
 
 def require_statistics(module: nn.Module, without: str = "dafl, dfad and zskt work") -> BatchStatistics:

@@ -15,7 +15,7 @@ from dfkd.models.features.taps import Tap, in_group
 def deepest_map(classifier: Classifier) -> Tap:
     """Return the tap of the deepest map of more than one pixel. Raises: RequestError if there is none."""
     model = classifier.model
-    example = torch.zeros(1, model.channels, model.image_size or 32, model.image_size or 32)
+    example = torch.zeros(1, model.channels, model.trial_size, model.trial_size)
     taps = find_taps(model.module, example, wanted=("stage",)).taps
     return taps[in_group(taps, "stage")[-1]]
 

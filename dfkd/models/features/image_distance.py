@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dfkd.models.features.bn_statistics import before_each, normal_divergence
+
 _USED = 1e-4
 """Smallest scale of a used channel, as a share of the layer's largest. Other channels are constant after the layer."""
 _CACHE = 2**21
@@ -69,12 +71,8 @@ class ImageDistances:
     def watched(self) -> Iterator[None]:
         """Measure the images of the forward pass within the block."""
         self._squares = []
-        handles = [layer.register_forward_pre_hook(self._measure, with_kwargs=True) for layer in self._layers]
-        try:
+        with before_each(self._layers, self._measure):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def take(self, images: int) -> Float[Tensor, " batch"]:
         """Return the distances of the last measured images, in nats.
@@ -119,8 +117,7 @@ def _divergence(x: Float[Tensor, "batch channels ..."], known: _Remembered) -> F
     mean, square = _moments(x)
     ratio = (square - mean.square()).clamp_min(0) / known.variance + known.floor
     apart = (mean - known.mean).square() / known.variance
-    divergence = (ratio - ratio.log() + apart - 1) / 2
-    return divergence @ known.used / known.used.sum()
+    return normal_divergence(ratio, apart) @ known.used / known.used.sum()
 
 
 def _moments(x: Float[Tensor, "batch channels ..."]) -> tuple[Tensor, Tensor]:

@@ -38,6 +38,10 @@ class Outputs:
         return [self.features[tap] for tap in in_group(self.features, name)]
 
 
+HALF_LIMIT = 65504.0
+"""Largest number of float16."""
+
+
 def half(logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     """Convert logits to float16, for storage. Values beyond the range of float16 are clamped."""
-    return logits.clamp(-65504, 65504).half()
+    return logits.clamp(-HALF_LIMIT, HALF_LIMIT).half()

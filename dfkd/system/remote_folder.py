@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dfkd.formats.manifest import MANIFEST
-from dfkd.formats.run_records import RESULT
 from dfkd.system import ranks
 from dfkd.system.console import progress, say
 from dfkd.system.errors import RequestError
@@ -22,8 +20,8 @@ from dfkd.system.files import hash_file, local_copy, make_folder, replacing, use
 from dfkd.system.locks import LOCK, locked
 from dfkd.system.remote import is_remote, system_of, tried
 
-LAST = {"selection": MANIFEST, "run": RESULT}
-"""Name of the last file of each kind of folder."""
+LAST = {"selection": "manifest.json", "run": "result.json"}
+"""Name of the file that is written last, by kind of folder."""
 MARK = "incomplete.json"
 """Name of the file that marks a folder in the store as incomplete. The file holds the hash of the folder's last file.
 
@@ -108,8 +106,7 @@ class _Remote:
         last = self.local / self.last
         if last.is_file() and last.read_bytes() == whole:
             return True
-        make_folder(self.local.parent)
-        with locked(self.local.parent, self.uri, wait=True):
+        with locked(self.local.parent, f"the copy of {self.uri}", wait=True):
             shutil.rmtree(self.local, ignore_errors=True)
             files = {name: size for name, size in self._files().items() if name not in (self.last, MARK)}
             with progress(f"fetching {self.local.name}", len(files), "files") as bar:
