@@ -63,6 +63,12 @@ def test_given_teacher__is_one_model_or_several(weights, capsys):
     assert given_teacher("a", "entropy") == "a" and "changes nothing" in capsys.readouterr().err
 
 
+def test_file__of_several_teachers_is_no_teacher_beside_others(weights, tmp_path):
+    (tmp_path / "both.toml").write_text("".join(f'[[teacher]]\nmodel = "{text}"\n' for text in weights))
+    with pytest.raises(RequestError, match=r"--teacher: both.toml names several teachers itself; name it alone"):
+        load(given_teacher((weights[0], "both.toml"), None))
+
+
 def test_classifier__takes_what_the_first_one_takes_and_says_the_mean(weights):
     both = load_classifier(given_teacher(weights, None), normalize="0.5/0.25", image_size=None)
     ones = [load_trained(text, normalize="0.5/0.25", image_size=None) for text in weights]

@@ -23,7 +23,10 @@ class DistillConfig(ModelConfig):
 
     teacher: str | tuple[str, ...] = option(TEACHER, "models", role="resolved", reads="model")
     student: str = option(
-        "MODEL. The class count and channels default to the teacher's.", "models", role="resolved", reads="model"
+        "MODEL. The class count and channels default to the teacher's. --also names further students.",
+        "models",
+        role="resolved",
+        reads="model",
     )
     mixing: Mixing | None = option(MIXING, "models", default=None, role="resolved")
     also: tuple[str, ...] = option(
