@@ -151,7 +151,7 @@ def _class_names(teachers: Sequence[OneTeacher], models: Sequence[Model], option
     for one, model in zip(teachers, models, strict=True):
         names: Sequence[str | int] = model.class_names
         if isinstance(one.classes, str):
-            listed = ClassNames(one.classes)
+            listed = ClassNames(one.classes, "classes = ")
             listed.check(model.classes)
             names = listed.names
         elif one.classes is not None:

@@ -193,6 +193,7 @@ ONE = {"classes": ("a", "b", "c")}
         ((net(0), net(1, channels=1)), "takes 1 input channels, Net takes 3"),
         ((of(net(0), **ONE), of(net(1), classes=("a", "b"))), "2 classes are named for Net, which has 3"),
         ((of(net(0), classes=("a", "b", "b")), net(1)), "two classes called 'b'"),
+        ((of(net(0), classes="nowhere.txt"), net(1)), "^classes = nowhere.txt cannot be read: No such file"),
         ((of(net(0), **ONE), of(net(1), other="d", **ONE)), "no class other = 'd'; there are a, b, c"),
         ((of(net(0), **ONE), of(net(1), weight=0.0, **ONE)), "the weight 0.0 of Net is not a number above 0"),
         ((of(net(0), **ONE), of(net(1), class_weights={"x": 1.0}, **ONE)), "has no class 'x' to weigh"),
