@@ -32,52 +32,51 @@ Without a pool, images are made from the teacher.
     dfkd generate --teacher TEACHER --method dafl --out made --count 10000     # a folder like any selection
     dfkd distill  --teacher TEACHER --student STUDENT --source dfad --out run  # or generator and student together
 
-`generate` writes a selection. `distill --samples made` and `inspect made` take it as one. `select --pool made` scores
-it, applies thresholds and drops classes.
+`generate` writes a selection, for `distill --samples made` and `inspect made`. `select --pool made` scores its images
+and selects among them.
 
-Some methods need only the teacher. Others look for images that the student does not know yet. They train along with
-the student (`distill --source`), or are given a fixed one (`generate --student RUN`).
+Some methods need only the teacher. Others also look for images on which student and teacher differ. These train along
+with the student (`distill --source`), or are given a trained one (`generate --student RUN`).
 
-`NAME:key=value,...` sets a method's options. A class of your own is named with dots ([own.md](own.md) shows one).
+`NAME:key=value,...` sets a method's options. Your own class is named with dots ([own.md](own.md#a-generator)).
 
 ## A pool and a generator together
 
     dfkd distill ... --samples selected made --weights 3 1          # shares of every batch
-    dfkd distill ... --samples selected --source dafl --weights 3 1 # the generator learns meanwhile
+    dfkd distill ... --samples selected --source dafl --weights 3 1 # the generator trains along with the student
     dfkd generate ... --method fastdfkd --fill selected --out more  # images of the classes that `selected` lacks
 
-`--fill` counts the selection's images by the teacher's prediction. It adds what each class lacks to the mean. With
-`--count N` it raises the lowest classes together by N images. It keeps the images that the teacher assigns to a lacking
-class, and reports the classes that stay short. Methods that are told the class to make fill best. Their docstrings
-speak of wanted or drawn classes y. Most images of the other methods are discarded.
+`--fill` counts the selection's images by the teacher's prediction. It makes as many images as each class needs to reach
+the mean of all classes. With `--count N` it adds N images to the classes that have fewest. Only images that the teacher
+assigns to such a class are kept. A warning names the classes that still lack images. Methods with wanted or drawn
+classes y in their formula are best for this. With other methods most images are discarded.
 
 ## When images go bad
 
-`metrics.jsonl` has each term of the generator's loss. Every 50 steps it also has three measures of the images:
+`metrics.jsonl` has each term of the generator's loss. Every 50 steps it also has three measures of 64 images:
 
-- `generated_classes` is the effective number of classes that the teacher sees in 64 images.
+- `generated_classes` is the effective number of classes that the teacher predicts for them.
 - `generated_distance` is the root mean square difference of two images, with pixels from 0 to 1.
 - `statistics_distance` is the distance to the means and variances of the teacher's BatchNorm layers. It should fall.
 
-A warning names the measure when a batch shows hardly more than one class, or images that look the same. Where a term or
-a weight is no longer finite, the command stops and names the step and the term. The last good checkpoint stays.
+A warning says when a batch has hardly more than one class, or images that look the same. If a term or a weight is no
+longer finite, the command stops and names the step and the term. The last checkpoint is kept.
 
-Images that were made beforehand have a cost, too: teacher forwards and generator steps. They count in every run that
-learns from their folder. They do not count through `select --pool made`, as the scoring of a pool does not. `seconds`
-are those of the run.
+**Cost.** Generated images cost teacher forward passes and generator steps. `result.json` of every run that learns from
+them includes this cost. After `select --pool made` it is not included. `seconds` are those of the run alone.
 
-Images belong to their run. What a method keeps (a bank of images, a memory) is part of that run's checkpoint only. A
-run resumes exactly where it stopped.
+**State.** A bank of images or a memory of a method is part of the run's checkpoint. A run resumes exactly where it
+stopped.
 
 ## What they gave here
 
-Every row is trained with the loss `kd` for the same number of the student's steps. The rows differ in where the images
-come from. `random` learns from random images of the pool, `untrained` from a generator that never learns. Seconds
-include the generator's work; other work ran beside it. Networks of generators have `width=32` here. A figure without a
-deviation is one seed's.
+In every row, the student is trained with the loss `kd` for the same number of steps. The rows differ in the origin of
+the images. `random` has random images of the pool, `untrained` those of a generator that is not trained. Seconds
+include the generator's work; other work ran at the same time. Networks of generators have `width=32` here. A figure
+without a deviation is of one seed. A dash means: not run.
 
-Results depend on the teacher. `dafl:width=16` gave 95.8 on the teacher of the digits' column (one seed). It gave
-79.0 ± 5.9 on another training of the same network (three seeds; benchmarks/quality/LOG.md).
+Results depend on the teacher. `dafl:width=16` gave 95.8 % with the teacher of the digits' column (one seed). It gave
+79.0 ± 5.9 % with another training of the same network (three seeds; benchmarks/quality/LOG.md).
 
 {measured}
 
@@ -85,10 +84,10 @@ Results depend on the teacher. `dafl:width=16` gave 95.8 on the teacher of the d
 
 {equal}
 
-Without BatchNorm in the teacher, {without} work. The others need its statistics and refuse.
+If the teacher has no BatchNorm layers, {without} work. The others need their statistics and are refused.
 
-`dfkd distill --preset dfad ...` is the paper's own recipe for student and generator. Each method but the adaptive form
-has such a preset. None was run here at its full length.
+`dfkd distill --preset dfad ...` has the paper's own options for student and generator. Each method except
+`adaptivedeepinversion` has such a preset. None was run here at its full length.
 """
 
 

@@ -30,35 +30,34 @@ INTRO = """# Losses
 Written by `python docs/make_losses.py` from the docstrings and the result files; edit those.
 
 `dfkd distill --loss NAME[:WEIGHT,key=value,...] ...` sums the named losses: `--loss kd at rkd:10,angle=0`. Where no
-WEIGHT is given, the loss has its own, from its paper. A loss may learn projections, critics or memories. They train
-with the student and are saved in the checkpoint. They are no part of the student. [own.md](own.md) shows how to write
-a loss.
+WEIGHT is given, a loss has its default weight. A loss may have layers or memories of its own, such as projections and
+discriminators. They train with the student and are saved in the checkpoint. They are not part of the student.
+[own.md](own.md#a-loss) shows how to write a loss.
 
 ## How to choose
 
-- Begin with the default. It is `kd ofd` where both networks have feature maps of several resolutions. In the runs here
-  it was ahead, on CIFAR-10 and on photographs by far, at a moderate cost.
-- Otherwise the default is `kd` alone. So it is where a generator makes the images, with `--teacher-views`, and for a
-  student with public weights above 64 pixels. `kd` reads only the outputs and works on any pair of networks, also with
-  a `.pt2` teacher. Every other row of the tables is measured against it.
-- A loss on features needs maps or a linear head that `dfkd` can find. It pairs the stages of both networks from the
-  deepest, one for each resolution. It pools the larger map and learns a projection where widths differ. `dfkd` finds
-  the taps by running the networks. `--teacher-taps stage1=layer2 stage2=layer3 --student-taps ...` names them by hand.
-- The papers found their weights with labeled images of the teacher's own domain and hundreds of epochs. On other images
-  and in short runs a smaller weight can be better. Compare the loss's column in `metrics.jsonl` with that of `kd`.
-- Some papers warm their weight up, or learn at a rate of 0.05. `dkd` fails at SGD's 0.4 here; use `dkd:0.2` or
-  `--lr 0.05`.
-- Some papers use their loss before the distillation proper (`fitnet`, `ab`, `fsp`). Such a loss can have its own run:
+- Begin with the default. It is `kd ofd` if both networks have feature maps of several resolutions. On CIFAR-10 and on
+  photographs it was far ahead of `kd` alone, for a third more time per step. [reference.md](reference.md#distilling)
+  says when the default is `kd` alone.
+- `kd` reads only the outputs and works with any pair of networks, also with a `.pt2` teacher.
+- A loss on features needs feature maps, or a linear last layer. `dfkd` finds them by running the networks. It pairs the
+  stages of both networks from the deepest on, one for each resolution. It pools the larger map, and learns a projection
+  if widths differ. `--teacher-taps stage1=layer2 stage2=layer3 --student-taps ...` names the layers by hand.
+- The papers chose their weights on labeled images of the teacher's own domain, for hundreds of epochs. For other images
+  and short runs a smaller weight can be better. Compare the column of the loss in `metrics.jsonl` with that of `kd`.
+- Some papers increase the weight slowly, or use a learning rate of 0.05. `dkd` fails at SGD's rate of 0.4 here; use
+  `dkd:0.2` or `--lr 0.05`.
+- Some papers use their loss before the distillation itself (`fitnet`, `ab`, `fsp`). Such a loss can have its own run:
   `dfkd distill --loss ab --out first`, then `dfkd distill --student first --loss kd --out second`.
-- `--class-dropping` changes what `kd` learns from, and no other loss.
+- `--class-dropping` changes `kd` and no other loss.
 
 ## What they gave here
 
-A loss that teaches the outputs stands alone. Every other loss, and `noise` and `cgan`, is added to `kd`. All have their
-default weights, options and learning rate, with one exception. `ft:paraphraser=100` is used because the default
-preparation would take all of a short run. The rows differ in nothing else. Students begin with random weights and see
-no windows (`--init none --crop-area 1`). Where there is one seed, differences of a point are noise. A dash means: not
-run.
+A loss that trains the student's outputs is used alone. Every other loss, and `noise` and `cgan`, is added to `kd`. All
+rows have default weights, options and learning rate, except `ft:paraphraser=100`, whose default preparation is longer
+than these runs. Students begin with random weights, without random resized crops (`--init none --crop-area 1`). With
+one seed, differences of a point are noise. A dash means: not run in this setting.
+[teaching.md](teaching.md#several-students) has results of the losses on students.
 
 {measured}
 

@@ -39,8 +39,8 @@ ROWS = {
     "confident-ofd-init-wider": f"{CONFIDENT}; `kd ofd`; {BEGUN}, `--crop-area 0.2`",
     "confident-ofd-init-area-strong": f"{CONFIDENT}; `kd ofd:0.003`; {BEGUN}, {WINDOWS}",
     "confident-ofd-init-area-weak": f"{CONFIDENT}; `kd ofd:0.0001`; {BEGUN}, {WINDOWS}",
-    "confident-kd-area-further": f"{CONFIDENT}; `kd`, `--lr 0.02`, {WINDOWS}; goes on after `...-area-16000`",
-    "private-kd-further": "the teacher's own 40,000, which nobody has; `kd`, `--lr 0.02`; goes on after the same",
+    "confident-kd-area-further": f"{CONFIDENT}; `kd`, `--lr 0.02`, {WINDOWS}; continues `...-area-16000`",
+    "private-kd-further": "the teacher's own 40,000 images; `kd`, `--lr 0.02`; continues the same run",
     "random-ofd-init-area": f"random; `kd ofd`; {BEGUN}, {WINDOWS}",
     "threshold-ofd-init-area": f"`threshold:draw=entropy`; `kd ofd`; {BEGUN}, {WINDOWS}",
     "random-10000-ofd-init-area": f"10,000, random; `kd ofd`; {BEGUN}, {WINDOWS}",
@@ -59,7 +59,7 @@ ROWS = {
     "filtered-10000-ofd-init": f"10,000, {CONFIDENT}, of {FILTERED}; `kd ofd`; {BEGUN}",
     "filtered-random-ofd-init": f"random, of {FILTERED}; `kd ofd`; {BEGUN}",
     "filtered-random-kd": f"random, of {FILTERED}; `kd`",
-    "filtered-far-ofd-init": f"{CONFIDENT}, of none of CIFAR-10's classes and a fitted filter; `kd ofd`; {BEGUN}",
+    "filtered-far-ofd-init": f"{CONFIDENT}, filtered, of photos of none of CIFAR-10's classes; `kd ofd`; {BEGUN}",
     "filtered-ofd-init-area": f"{CONFIDENT}, of {FILTERED}; `kd ofd`; {BEGUN}, {WINDOWS}",
     "filtered-all-ofd-init": f"all 100,000, of {FILTERED}; `kd ofd`; {BEGUN}",
     "filtered-random-10000-ofd-init": f"10,000, random, of {FILTERED}; `kd ofd`; {BEGUN}",
@@ -73,7 +73,7 @@ ROWS = {
     "filtered-ofd-init-hotter": f"{CONFIDENT}, of {FILTERED}; `kd:temperature=8 ofd`; {BEGUN}",
     "blurred-ofd-init": f"{CONFIDENT}, of the pool through `blur:sigma=0.5`; `kd ofd`; {BEGUN}",
     "random-10000-ofd-init": f"10,000, random; `kd ofd`; {BEGUN}",
-    "private-ofd-init": f"the teacher's own 40,000, which nobody has; `kd ofd`; {BEGUN}",
+    "private-ofd-init": f"the teacher's own 40,000 images; `kd ofd`; {BEGUN}",
 }
 TREES = {
     f"{kind}-{source}": f"{words}, from {what}"
@@ -97,11 +97,11 @@ TABLES = [
     },
     {"title": f"{FIFTY}; losses; 500 steps", "files": ["begun-500-steps"]},
     {
-        "title": f"{FIFTY}; losses; 500 steps, with windows of the images and without",
+        "title": f"{FIFTY}; losses; 500 steps, with and without random resized crops",
         "files": ["area-500-steps", "ofd-weight-500-steps", "threshold-500-steps"],
     },
     {
-        "title": f"{FIFTY}; losses; 500 steps, with a filter of the images",
+        "title": f"{FIFTY}; losses; 500 steps, with a pool filter",
         "files": ["filter-500-steps", "filter-options-500-steps"],
     },
     {
@@ -117,7 +117,7 @@ TABLES = [
     },
     {"title": f"{FIFTY}; losses; 1,000 steps more, after 16,000", "files": ["further-1000-steps"]},
     {
-        "title": "10,000 of the 100,000 images of a heap, a fifth of them photos; 500 steps of the defaults",
+        "title": "10,000 images of a scraped pool of 100,000, a fifth of them photos; 500 steps of the defaults",
         "files": ["heap-20-500-steps"],
         "rows": {
             "heap-20-statistics": "`statistics`",
@@ -127,7 +127,7 @@ TABLES = [
         },
     },
     {
-        "title": "2,000 of the 100,000 images of a heap, 2 % of them photos; 500 steps of the defaults",
+        "title": "2,000 images of a scraped pool of 100,000, 2 % of them photos; 500 steps of the defaults",
         "files": ["heap-2-500-steps"],
         "rows": {
             "clean": "random, of the 2,000 photos alone",
@@ -195,7 +195,7 @@ TABLES = [
         },
     },
     {
-        "title": "digits: three specialists beside the same student that goes on; 5,000 random patches, random weights",
+        "title": "digits: three specialists, and the student trained further; 5,000 random patches, random weights",
         "files": ["specialists-digits"],
         "rows": {
             "kd": "the generalist, 200 steps",
@@ -205,7 +205,7 @@ TABLES = [
         },
     },
     {
-        "title": "digits: soft decision trees of depth 6 beside networks",
+        "title": "digits: soft decision trees of depth 6, and networks",
         "files": ["trees-digits"],
         "rows": TREES,
     },
@@ -219,15 +219,15 @@ TABLES = [
             "random": "random",
             "random-balanced": "random, even over classes",
             "entropy": "`threshold:draw=entropy`",
-            "entropy-balanced": "the same, even over classes",
-            "floor": "`threshold:draw=random`: of the surer 70 %",
-            "floor-balanced": "the same, even over classes",
-            "surer-balanced": "of the surer half at random, even over classes",
+            "entropy-balanced": "`threshold:draw=entropy`, even over classes",
+            "floor": "`threshold:draw=random`: of the most confident 70 %, at random",
+            "floor-balanced": "of the most confident 70 %, at random, even over classes",
+            "surer-balanced": "of the most confident half, at random, even over classes",
             "confident-balanced": CONFIDENT,
         },
     },
     {
-        "title": "digits once more, with a filter and without, on a teacher trained anew",
+        "title": "digits: with and without a filter, with another training of the teacher",
         "files": ["digits-filter"],
         "rows": {
             "random": "random",

@@ -85,7 +85,7 @@ def test_architecture_page__names_the_rooms_in_order_and_files_that_exist():
 
 
 def test_way_of_a_pixel__passes_at_most_14_files():
-    way = PAGE.read_text(encoding="utf-8").partition("## The way of a pixel")[2].partition("\n## ")[0]
+    way = PAGE.read_text(encoding="utf-8").partition("## The path of a pixel")[2].partition("\n## ")[0]
     files = re.findall(r"^\d+\. `([\w/.]+)`", way, re.MULTILINE)
     assert files and len(set(files)) == len(files) <= 14
 

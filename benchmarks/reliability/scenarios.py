@@ -30,7 +30,7 @@ from benchmarks.reliability.faults import Faults
 from dfkd.app import cli
 from dfkd.distill.teacher_cache import views as teacher_views
 from dfkd.models import cifar_resnet
-from dfkd.select import score
+from dfkd.select import stored_scores
 
 SCENARIOS = (
     "select",
@@ -52,6 +52,8 @@ TEACHER = "cifar_resnet:depth=8,width=4,in_channels={}@{}"
 STUDENT = "cifar_resnet:depth=8,width=2"
 GENERATOR = "dafl:latent=4,width=2"
 SHORT = ("--steps", 12, "--checkpoint-every", 4, "--log-every", 2, "--batch-size", 16)
+KEPT = ("--keep-weights", 6)
+"""At the steps of checkpoints and between them."""
 
 
 def in_child(work, log, *, fault=None, wait=True):
@@ -164,7 +166,7 @@ class Lab:
             return ["generate", "--teacher", gray, *more, *SHORT, *out]
         if scenario == "distill":
             data = ("--samples", self.folder / "out", "--test", self.folder / "test.npz")
-            return ["distill", "--teacher", gray, "--student", STUDENT, *data, *SHORT, "--mixup", 0.2, *out]
+            return ["distill", "--teacher", gray, "--student", STUDENT, *data, *SHORT, *KEPT, "--mixup", 0.2, *out]
         if scenario == "distill-source":
             data = ("--image-size", 12, "--normalize", "0.5/0.5", "--source", GENERATOR, "--ema", 0.9)
             return ["distill", "--teacher", gray, "--student", STUDENT, *data, *SHORT, *out]
@@ -176,7 +178,7 @@ class Lab:
             data = ("--samples", self.folder / "out", "--precision", "fp32", "--device", "cpu", "--init", "none")
             others = [f"--student-seed {seed} --loss {losses} --out {work / 'out' / str(seed)}" for seed in (1, 2)]
             first = ("--loss", *losses.split(), "--out", work / "out" / "0")
-            return ["distill", "--teacher", gray, "--student", STUDENT, *data, *SHORT, *first, "--also", *others]
+            return ["distill", "--teacher", gray, "--student", STUDENT, *data, *SHORT, *KEPT, *first, "--also", *others]
         file = work.with_name(work.name + ".toml")  # a file of the user, outside the folder that is compared
         file.write_text(
             f'out = "{work / "out"}"\n[defaults]\nteacher = "{gray}"\nnormalize = "0.5/0.5"\nimage-size = 12\n'
@@ -188,7 +190,7 @@ class Lab:
 
     def command(self, scenario, work):
         """Run the command of a scenario in this process."""
-        score.PART_ROWS = teacher_views.PART_ROWS = PART_ROWS
+        stored_scores.PART_ROWS = teacher_views.PART_ROWS = PART_ROWS
         dfkd.select.selection_writer.ROWS_PER_SHARD = ROWS_PER_SHARD
         dfkd.select.selection_writer.BYTES_PER_SHARD = BYTES_PER_SHARD
         os.environ["DFKD_CACHE"] = str(work / "cache") if work != self.folder else os.environ["DFKD_CACHE"]

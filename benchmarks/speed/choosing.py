@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dfkd.select import choose, methods, score, streaming
+from dfkd.select import choose, methods, score, stored_scores, streaming
 from dfkd.select.selection_writer import Selected
 from dfkd.system.checked_parquet import write_columns
 from dfkd.system.device import machine, resolve_place
@@ -43,14 +43,14 @@ def write_part(folder, part, rows):
         "distance": rng.lognormal(0, 0.5, rows).astype(np.float32),
         "problem": np.full(rows, None, dtype=object),
     }
-    write_columns(score.scores_file(folder, part), columns)
+    write_columns(stored_scores.scores_file(folder, part), columns)
 
 
 def write_pool(folder, images):
     """Write the scores of all parts. Returns wall seconds, processor seconds, and bytes on disk per image."""
     started, used = time.perf_counter(), time.process_time()
-    for part, start in enumerate(range(0, images, score.PART_ROWS)):
-        write_part(folder, part, min(score.PART_ROWS, images - start))
+    for part, start in enumerate(range(0, images, stored_scores.PART_ROWS)):
+        write_part(folder, part, min(stored_scores.PART_ROWS, images - start))
     size = sum(file.stat().st_size for file in folder.iterdir())
     return round(time.perf_counter() - started, 2), round(time.process_time() - used, 2), round(size / images, 2)
 
@@ -113,7 +113,7 @@ def check_row(folder, images):
     """Return the row of the first step of `select`: read all scores, to find missing or damaged ones."""
 
     def work():
-        parts = range(-(-images // score.PART_ROWS))
+        parts = range(-(-images // stored_scores.PART_ROWS))
         todo, damaged = score._cached(folder, parts, None, images, {})
         assert not todo and not damaged
         return {}
@@ -146,7 +146,7 @@ class Model:
 def child(what, folder, images):
     """Print one row as JSON."""
     folder, images = Path(folder), int(images)
-    pool = score.PoolScores(folder, None, images, {})
+    pool = stored_scores.PoolScores(folder, None, images, {})
     pool.at(np.arange(1))  # imports what it needs
     if what == "check":
         row = check_row(folder, images)
@@ -164,7 +164,7 @@ def main():
     if len(sys.argv) not in (2, 3):
         sys.exit(__doc__)
     images = int(sys.argv[2]) if len(sys.argv) > 2 else 100_000_000
-    tenth = min(images, score.PART_ROWS * max(1, images // (10 * score.PART_ROWS)))  # whole files
+    tenth = min(images, stored_scores.PART_ROWS * max(1, images // (10 * stored_scores.PART_ROWS)))  # whole files
     rows = []
     with tempfile.TemporaryDirectory(dir=Path(sys.argv[1]).resolve().parent) as folder:
         seconds, used, on_disk = write_pool(Path(folder), images)

@@ -25,7 +25,7 @@ import numpy as np
 from distilling import make_selection
 from ratios import report, row, untrained
 
-from dfkd.select.score import PART_ROWS
+from dfkd.select.stored_scores import PART_ROWS
 
 TEACHER = "cifar_resnet:depth=8,width=32,num_classes=10,in_channels=3"
 STUDENT = "cifar_resnet:depth=8"

@@ -18,7 +18,7 @@ from dfkd.config import CompareConfig, DistillConfig, RunConfig
 from dfkd.config.option import named
 from dfkd.config.stage_table import STAGES, stage_of
 from dfkd.config.tables import from_mapping
-from dfkd.system.console import printing, say
+from dfkd.system.console import console, printing, say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import PARTIAL
 from dfkd.system.locks import Busy, locked
@@ -29,7 +29,10 @@ POLL = 1.0
 
 
 def run(config: RunConfig, brief: bool = False) -> Path:
-    """Run a pipeline's stages, compare the runs, and return the report. With `brief`, a stage prints one line."""
+    """Run a pipeline's stages, compare the runs, and return the report.
+
+    With `brief`, and on a terminal, a stage prints one line at its end, and its warnings.
+    """
     pipeline = read_pipeline(Path(config.file), config.out)
     if config.engine == "ray":
         check_installed()
@@ -39,7 +42,7 @@ def run(config: RunConfig, brief: bool = False) -> Path:
     if config.engine == "ray":
         failures = run_on_ray(stages, config.cpus_per_stage, config.gpus_per_stage)
     else:
-        failures = _run_stages(stages, brief)
+        failures = _run_stages(stages, brief or console().is_terminal)
     with locked(pipeline.out, str(pipeline.out), wait=True):
         for half_written in pipeline.out.glob(f"report.*{PARTIAL}"):
             half_written.unlink()
@@ -97,14 +100,22 @@ def _run_stages(stages: Sequence[StageConfig], brief: bool) -> list[Failure]:
 
 
 def _run_stage(stage: StageConfig, title: str, brief: bool) -> None:
-    """Run one stage below its title. With `brief`, print the title and the seconds afterwards."""
+    """Run one stage below its title. With `brief`, print the title, the accuracy and the seconds afterwards."""
     if not brief:
         say(title)
     began = time.monotonic()
-    with printing(quiet=True, still=("bars",)) if brief else nullcontext():
+    with printing(quiet=True, still=("bars", "warnings")) if brief else nullcontext():
         stage_of(stage).run(stage)
     if brief:
-        say(f"{title}: {time.monotonic() - began:.0f} s")
+        say(f"{title}: {_accuracy(stage)}{time.monotonic() - began:.0f} s")
+
+
+def _accuracy(stage: StageConfig) -> str:
+    """Return the accuracy of a finished distillation as the beginning of a list. Empty for other stages."""
+    from dfkd.formats.run_records import Result, read_result
+
+    top1 = read_result(Path(stage.out), Result).top1 if isinstance(stage, DistillConfig) and stage.out else None
+    return "" if top1 is None else f"top-1 {top1:.2%}, "
 
 
 def _report(pipeline: Pipeline, done: Collection[str], failures: Sequence[Failure]) -> Path:

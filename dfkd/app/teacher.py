@@ -40,7 +40,8 @@ class Teacher:
             else 1.
         interpolation: Method by which larger images are resized. Default: the model's value, else `bilinear`.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        mixing: For a list: `mean-logits`, `mean-probabilities`, `confidence` or `entropy`. Default: `mean-logits`.
+        mixing: For a list: `mean-logits`, `mean-probabilities`, `confidence`, `entropy` or `learned`. Default:
+            `mean-logits`.
         classes: For a list: a file or a list of class names for each network.
 
     Raises:

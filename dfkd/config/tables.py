@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dfkd.config.option import field_hints
+from dfkd.config.option import field_hints, is_off
 from dfkd.config.stage_table import STAGES, Stage
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError, nearest
@@ -116,11 +116,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def describe(config: Any) -> str:
-    """Return a resolved configuration in one line, without empty values."""
+    """Return a resolved configuration in one line, without empty values and options that are off."""
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     return " ".join(
-        f"{f.name}={_short(getattr(config, f.name))}"
-        for f in dataclasses.fields(config)
-        if getattr(config, f.name) not in (None, (), "")
+        f"{name}={_short(value)}"
+        for name, value in values.items()
+        if value not in (None, (), "") and value is not False and not is_off(type(config), name, value)
     )
 
 

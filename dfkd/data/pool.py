@@ -3,7 +3,7 @@
 import contextvars
 import copy
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Int64, Integer, UInt8
 
 from dfkd.data.images.decode import conversions, decode, encode_png, fit, processors
-from dfkd.data.images.filter import Filter
 from dfkd.data.images.frame import ENCODED_ABOVE, WHOLE, Frame
 from dfkd.data.labels import ClassNames, labels_of_names, ordered_names
 from dfkd.data.locate import Data
@@ -31,6 +30,8 @@ _SMALL = 64 * 64
 At 32x32 pixels, two threads mostly wait for the interpreter's lock: they decode 8,000 images a second on two cores, and
 one thread decodes 13,000.
 """
+
+PixelFilter = Callable[[UInt8[np.ndarray, "batch size size channels"]], UInt8[np.ndarray, "batch size size channels"]]
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,10 @@ class Pool:
         self._workers = workers or processors()
         self._threads = ThreadPoolExecutor(self._workers, "dfkd-decode")
         self._said: set[tuple[int, str]] = set()
-        self._filter: Filter | None = None
+        self._filter: PixelFilter | None = None
         self._class_names = class_names
 
-    def filtered(self, by: Filter) -> "Pool":
+    def filtered(self, by: PixelFilter) -> "Pool":
         """Return a copy of the pool whose images are filtered. Its encoded files stay unfiltered."""
         pool = copy.copy(self)
         pool._filter = by

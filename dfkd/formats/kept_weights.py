@@ -4,12 +4,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dfkd.formats.run_records import HINT, RESULT, Finished, read_result
+from dfkd.formats.run_records import HINT, KEPT, RESULT, Finished, read_result
 from dfkd.system.checksums import check_file
 from dfkd.system.files import PARTIAL, make_folder, replacing
-
-KEPT = "weights"
-"""Name of the weights' folder in a run."""
 
 
 class WeightKeeper:

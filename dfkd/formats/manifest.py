@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from dfkd.config.stages import Interpolation
-from dfkd.data.images.filter import read_filter, read_scores
+from dfkd.data.images.filter_record import read_arrays, read_scores
 from dfkd.data.images.frame import Frame
 from dfkd.system.checksums import Entry, entry, sealed, unsealed
 from dfkd.system.errors import RequestError
@@ -157,7 +157,7 @@ def read_manifest(folder: Path) -> Manifest:
             raise ValueError(f"per_class counts {len(manifest.per_class)} classes of {manifest.classes}")
         if manifest.filter:
             read_scores(manifest.filter)
-            read_filter(manifest.filter, manifest.image.channels)
+            read_arrays(manifest.filter, manifest.image.channels)
     except OSError as error:  # missing permission or an unreachable server are no reason to delete anything
         raise RequestError(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -5,10 +5,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dfkd.data.locate import paths_of
-from dfkd.formats.kept_weights import KEPT
 from dfkd.formats.manifest import MANIFEST
-from dfkd.formats.run_folder import CHECKPOINT, METRICS, STATE
-from dfkd.formats.run_records import CONFIG, RESULT, WEIGHTS
+from dfkd.formats.run_records import CHECKPOINT, CONFIG, KEPT, METRICS, RESULT, STATE, WEIGHTS
 from dfkd.system.errors import RequestError
 from dfkd.system.files import user_path
 

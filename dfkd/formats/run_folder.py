@@ -14,12 +14,18 @@ import torch
 from torch import Tensor
 
 from dfkd.config.tables import differences
-from dfkd.formats.kept_weights import KEPT, kept_files, remove_half_written
+from dfkd.formats.kept_weights import kept_files, remove_half_written
 from dfkd.formats.run_records import (
+    CHECKPOINT,
     CONFIG,
     FAILED,
+    KEPT,
+    LOGS,
+    METRICS,
+    PROGRESS,
     RESULT,
     RUN_FORMAT,
+    STATE,
     WEIGHTS,
     Checkpoint,
     parse_progress,
@@ -42,11 +48,8 @@ from dfkd.system.files import (
 )
 from dfkd.system.locks import LOCK, locked
 
-METRICS, CHECKPOINT, LOGS = "metrics.jsonl", "checkpoint", "logs"
 READY = f"{CHECKPOINT}.next"
 """Name of a complete checkpoint that waits for the checkpoints of other runs."""
-STATE, PROGRESS = "state.pt", "progress.json"
-"""Files of a checkpoint."""
 R = TypeVar("R")
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, RuntimeError, RecursionError, pickle.UnpicklingError)
 

@@ -16,6 +16,10 @@ from dfkd.system.records import Count, check_format, parse
 RUN_FORMAT = 1
 """Version of the format of a run (in config.toml) and of a checkpoint (in progress.json). Others are refused."""
 CONFIG, RESULT, FAILED, WEIGHTS = "config.toml", "result.json", "failed.json", "student.safetensors"
+METRICS, CHECKPOINT, LOGS, KEPT = "metrics.jsonl", "checkpoint", "logs", "weights"
+"""The metrics' file, and the folders of checkpoint, logs and kept weights."""
+STATE, PROGRESS = "state.pt", "progress.json"
+"""Files of a checkpoint."""
 HINT = "; distill again into another folder"
 R = TypeVar("R")
 

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from dfkd.data.images.decode import decode, processors
-from dfkd.data.images.filter import read_filter
 from dfkd.data.images.frame import Window
+from dfkd.data.pool import PixelFilter
 from dfkd.formats.manifest import HINT, MANIFEST, ImageShape, ShardFile, read_manifest
 from dfkd.system.checksums import check_file, check_size, entry
 from dfkd.system.errors import RequestError
@@ -100,8 +100,7 @@ class Shards:
         self._starts = np.cumsum([0, *(len(table) for table in self._tables)])
         self.encoded = self.manifest.image.encoded
         self._threads = ThreadPoolExecutor(processors()) if self.encoded else None
-        known = self.manifest.filter if self.encoded else {}  # raw images were filtered before they were stored
-        self._filter = read_filter(known, self.manifest.image.channels)
+        self._filter = self._read_filter()
         self._frame = self.manifest.content.preprocess.frame
         try:
             self._raw = [] if self.encoded else [_pixels(table, self.manifest.image) for table in self._tables]
@@ -135,6 +134,14 @@ class Shards:
             else:
                 out[where] = self._raw[shard][local].transpose(0, 2, 3, 1)
         return out if self._filter is None else self._filter(out)
+
+    def _read_filter(self) -> PixelFilter | None:
+        """Return the filter of encoded images. Raw images were filtered before they were stored."""
+        if not self.encoded or "kernel" not in self.manifest.filter:
+            return None
+        from dfkd.data.images.filter import read_filter  # imports torch
+
+        return read_filter(self.manifest.filter, self.manifest.image.channels)
 
     def _decoded(self, file: bytes, window: Window | None) -> UInt8[np.ndarray, "height width channels"]:
         image = self.manifest.image

@@ -4,8 +4,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dfkd.formats.manifest import MANIFEST, read_manifest
-from dfkd.formats.run_folder import CHECKPOINT, PROGRESS, STATE
-from dfkd.formats.run_records import CONFIG, RESULT, Finished, parse_progress, read_request, read_result
+from dfkd.formats.run_records import (
+    CHECKPOINT,
+    CONFIG,
+    PROGRESS,
+    RESULT,
+    STATE,
+    Finished,
+    parse_progress,
+    read_request,
+    read_result,
+)
 from dfkd.system.checksums import Entry, check_file
 from dfkd.system.errors import RequestError
 

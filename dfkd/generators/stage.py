@@ -14,8 +14,8 @@ from torch import Tensor
 from dfkd.config import GenerateConfig
 from dfkd.config.tables import differences
 from dfkd.formats.manifest import MANIFEST
-from dfkd.formats.run_folder import CHECKPOINT, LOGS, Progress
-from dfkd.formats.run_records import Checkpoint
+from dfkd.formats.run_folder import Progress
+from dfkd.formats.run_records import CHECKPOINT, LOGS, Checkpoint
 from dfkd.formats.shards import Shards
 from dfkd.generators.base import Method, checked_terms, method_code, quantize
 from dfkd.generators.build import build, choose, method_class

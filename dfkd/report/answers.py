@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from dfkd.report.knowledge import Knowledge
 from dfkd.system.text import class_name
-from dfkd.training.evaluate import calibration_error
+from dfkd.training.calibration import calibration_error
 
 CASES = {
     "lost": "The teacher is right, the student is not",
@@ -51,7 +50,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Content of the page of `dfkd explain`."""
+    """Where a student and its teacher disagree on some data: the predictions, and some of the images."""
 
     student: str
     teacher: str
@@ -64,7 +63,6 @@ class Explanation:
     raw: bool
     cams: Sequence[Float[np.ndarray, "shown height width"] | None]
     """Grad-CAM maps of the student and of the teacher. None for a network without a feature map."""
-    knowledge: Knowledge | None
 
 
 def facts(found: Explanation) -> list[tuple[str, str]]:
@@ -75,7 +73,7 @@ def facts(found: Explanation) -> list[tuple[str, str]]:
         ("student", found.student),
         ("teacher", found.teacher),
         ("data", f"{found.data}, {len(answers.student):,} images"),
-        ("agreement", f"{1 - answers.differ.mean():.2%}; they disagree on {apart:,} images"),
+        ("agreement", f"{1 - answers.differ.mean():.2%}; they disagree on {apart:,} image{'' if apart == 1 else 's'}"),
         ("KL(teacher || student), nats", f"{np.nanmean(answers.divergence):.4f}, the mean over images"),
     ]
     if answers.labels is None:
@@ -88,7 +86,13 @@ def facts(found: Explanation) -> list[tuple[str, str]]:
         right = predicted == answers.labels
         error = calibration_error(np.nan_to_num(sure), right)
         lines.append((f"{name}'s accuracy", f"{right.mean():.2%}; calibration error {error:.4f}"))
-    return [*lines, *((CASES[case].lower(), f"{cases[case]:,} images") for case in ("lost", "won", "both"))]
+    return [
+        *lines,
+        *(
+            (CASES[case].lower(), f"{cases[case]:,} image{'' if cases[case] == 1 else 's'}")
+            for case in ("lost", "won", "both")
+        ),
+    ]
 
 
 def terminal_lines(found: Explanation) -> list[str]:

@@ -40,10 +40,18 @@ class Scale:
         return [round(k * step, 12) for k in range(first, last + 1)]
 
 
-def svg(title: str, description: str, height: int, *children: object) -> Html:
-    """Return an SVG image of the full width, with an accessible name and description."""
+def svg(title: str, description: str, height: int, *children: object, style: str | None = None) -> Html:
+    """Return an SVG image of the full width, with an accessible name and description.
+
+    An image of the style `axes` has a margin on the left, in which `y_labels` are.
+    """
     named = (tag("title", title), tag("desc", description))
-    return tag("svg", *named, *children, role="img", aria_label=title, width="100%", height=height)
+    return tag("svg", *named, *children, role="img", aria_label=title, width="100%", height=height, class_=style)
+
+
+def y_labels(ticks: Mapping[str, Number]) -> list[Html]:
+    """Return the labels of grid lines at some heights, in the margin of a chart."""
+    return [tag("text", words, x=-6, y=at + 4, text_anchor="end") for words, at in ticks.items()]
 
 
 def figure(caption: str, *children: object) -> Html:
@@ -54,7 +62,7 @@ def figure(caption: str, *children: object) -> Html:
 def lines(title: str, description: str, series: Mapping[str, Sequence[Point]], styles: Mapping[str, int]) -> Html:
     """Draw one line per series over a common x axis.
 
-    There must be at least one point. The labels of the y axis are on their grid lines.
+    There must be at least one point.
     """
     points = [point for line in series.values() for point in line]
     x, y = Scale([p[0] for p in points], margin=0), Scale([p[1] for p in points])
@@ -65,7 +73,7 @@ def lines(title: str, description: str, series: Mapping[str, Sequence[Point]], s
 
     grid = [tag("line", class_="grid", x1=0, x2="100%", y1=down(tick), y2=down(tick)) for tick in y.ticks()]
     ends = [(x.low, "start"), (x.high, "end")]
-    axis = [tag("text", f"{tick:g}", x=0, y=down(tick) - 3) for tick in y.ticks()]
+    axis = y_labels({f"{tick:g}": down(tick) for tick in y.ticks()})
     axis += [tag("text", _plain(v), x=f"{x(v)}%", y=height - 4, text_anchor=anchor) for v, anchor in ends]
     drawn, marks = [], []
     for name, line in series.items():
@@ -75,7 +83,7 @@ def lines(title: str, description: str, series: Mapping[str, Sequence[Point]], s
         marks.append(tag("circle", class_=f"dot {style}", cx=f"{x(line[-1][0])}%", cy=down(line[-1][1]), r=3))
     frame = {"viewBox": "0 0 100 100", "preserveAspectRatio": "none"}
     plot = tag("svg", *drawn, x=0, y=0, width="100%", height=bottom, **frame)
-    return svg(title, description, height, *grid, plot, *marks, *axis)
+    return svg(title, description, height, *grid, plot, *marks, *axis, style="axes")
 
 
 def legend(styles: Mapping[str, int]) -> Html:
@@ -108,7 +116,7 @@ def strips(rows: Mapping[str, Sequence[float]], reference: float | None, shown: 
         deviation = tag("line", class_="spread", x1=f"{x(mean - span)}%", x2=f"{x(mean + span)}%", y1=14, y2=14)
         marks = (base, *ruler, *dots, deviation, _vertical("mean", x(mean), 4, 24))
         items.append(tag("li", tag("span", name), svg(name, words, 28, *marks)))
-    ticks = (tag("text", shown(v), x=f"{x(v)}%", y=12, text_anchor="middle") for v in x.ticks())
+    ticks = (tag("text", shown(v), x=f"{x(v)}%", y=12, text_anchor=anchor(x(v))) for v in x.ticks())
     items.append(tag("li", tag("span"), tag("svg", *ticks, width="100%", height=16, aria_hidden="true")))
     return tag("ol", *items, class_="strips")
 
@@ -151,6 +159,11 @@ def bar(share: float) -> Html:
     """Draw a bar of a share of the width. It is hidden from screen readers, so the number must be shown beside it."""
     drawn = tag("rect", class_="front", width=f"{100 * share:.2f}%", height=10, y=4)
     return tag("svg", drawn, width="100%", height=18, aria_hidden="true")
+
+
+def anchor(percent: Number) -> str:
+    """Return where the label of a place on the x axis is held, so that it stays within the chart."""
+    return "middle" if percent < 95 else "end"
 
 
 def _plain(value: Number) -> str:

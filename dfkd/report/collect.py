@@ -12,10 +12,10 @@ from typing import Any
 from dfkd.config import DistillConfig
 from dfkd.config.option import named
 from dfkd.config.tables import differences
-from dfkd.formats.run_folder import METRICS
 from dfkd.formats.run_records import (
     CONFIG,
     HINT,
+    METRICS,
     RESULT,
     DistillContent,
     Result,

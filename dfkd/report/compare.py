@@ -8,10 +8,9 @@ from dfkd.formats.overwrite import check_output
 from dfkd.report import compare_page
 from dfkd.report.answers import Explanation
 from dfkd.report.collect import Row, collect
-from dfkd.report.explanation import explained
 from dfkd.report.markup import page_path
 from dfkd.report.table import csv_text, reading, terminal_table, warnings
-from dfkd.system.console import answer, say
+from dfkd.system.console import answer, answer_width, say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import write_text
 from dfkd.system.text import visible
@@ -30,7 +29,7 @@ def run(config: CompareConfig, failed: Mapping[str, str] | None = None) -> Path:
     for written in (path, path.with_suffix(".csv")):
         check_output(str(written), "--out", config.runs)
     rows = collect(config.runs)
-    answer(terminal_table(rows))
+    answer(terminal_table(rows, answer_width()))
     answer(visible(reading(rows)))
     missing = [f"{name} failed and is not in the table: {why}" for name, why in (failed or {}).items()]
     found = [*missing, *warnings(rows)]
@@ -47,10 +46,12 @@ def _explained(rows: Sequence[Row], count: int) -> dict[str, Explanation]:
     """Compare the predictions of the best rows' first seeds and their teachers on the test images of each run."""
     if not count:
         return {}
+    from dfkd.report.explanation import explained  # imports torch, and a comparison of results alone needs no network
+
     found = {}
     for row in rows[:EXPLAINED]:
         try:
-            found[row.name], _ = explained(ExplainConfig(model=row.runs[0].folder, out="", count=count))
+            found[row.name], *_ = explained(ExplainConfig(model=row.runs[0].folder, out="", count=count))
         except RequestError as error:
             say(f"note: the disagreements of {row.name} are left out: {error}")
     return found

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from dfkd.report.charts import Point, figure, legend, lines, strips
+from dfkd.report.charts import SERIES_STYLES, Point, figure, legend, lines, strips
 from dfkd.report.collect import Row, curve
 from dfkd.report.markup import Html, section, tag
 from dfkd.report.scatter import Spot, marker, scatter
@@ -14,7 +14,7 @@ CURVES = (
 )
 COSTS = (
     ("seconds", "Seconds of training"),
-    ("teacher_forwards", "Teacher forwards: images that the teacher answered"),
+    ("teacher_forwards", "Images that the teacher answered"),
     ("student_parameters", "Parameters of the student"),
 )
 """Fields of a result that are costs, with the titles of their charts."""
@@ -56,13 +56,13 @@ def costs(rows: Sequence[Row], styles: Mapping[str, int]) -> Html:
 
 
 def curves(rows: Sequence[Row], styles: Mapping[str, int]) -> Html:
-    """Return the section with loss and agreement over steps and over seconds."""
-    charts = []
+    """Return the section with loss and agreement over steps and over seconds, of as many rows as there are styles."""
+    charts, shown = [], rows[:SERIES_STYLES]
     for field, words in CURVES:
-        of_steps = {row.name: points for row in rows if (points := curve(row, field))}
+        of_steps = {row.name: points for row in shown if (points := curve(row, field))}
         if not of_steps:
             continue
-        by_time = {row.name: points for row in rows if (points := over_seconds(row, of_steps.get(row.name, [])))}
+        by_time = {row.name: points for row in shown if (points := over_seconds(row, of_steps.get(row.name, [])))}
         for what, series in (("steps", of_steps), ("seconds", by_time)):
             if series:
                 ends = "; ".join(f"{name}: {p[-1][1]:.3g} at {p[-1][0]:,.0f} {what}" for name, p in series.items())
@@ -70,9 +70,10 @@ def curves(rows: Sequence[Row], styles: Mapping[str, int]) -> Html:
                 charts.append(figure(f"{title.capitalize()}. {words}", lines(title, ends, series, styles)))
     if not charts:
         return Html()
-    note = tag("p", "Means over seeds, at the steps that all of them logged.", class_="note")
-    used = {row.name: styles[row.name] for row in rows}
-    return section("Training", note, tag("div", *charts, class_="charts"), legend(used))
+    few = f" The first {len(shown)} of {len(rows):,} rows." if len(rows) > len(shown) else ""
+    note = tag("p", f"Means over seeds, at the steps that all of them logged.{few}", class_="note")
+    used = {row.name: styles[row.name] for row in shown}
+    return section("Training", note, tag("div", *charts, class_="charts two"), legend(used))
 
 
 def over_seconds(row: Row, points: Sequence[Point]) -> list[Point]:

@@ -11,7 +11,7 @@ from dfkd.config import DistillConfig
 from dfkd.report import compare_classes, compare_figures
 from dfkd.report.answers import Explanation
 from dfkd.report.collect import Row, settings
-from dfkd.report.explanation_page import gallery, pair_table, reliability
+from dfkd.report.disagreements import gallery, pair_table, reliability
 from dfkd.report.markup import Html, definitions, html, join, section, table, tag, write_page
 from dfkd.report.table import markdown_table, reading, shown_table
 from dfkd.system.portable import portable
@@ -119,9 +119,11 @@ def _different(of_row: Mapping[str, Mapping[str, str]]) -> Html:
     different, _ = _split(of_row)
     if not different:
         return Html()
-    # one line per option and one column per row: there are more options than fit side by side
-    body = [[name, *(values.get(name, "-") for values in of_row.values())] for name in different]
-    found = table("Options in which rows differ", ["option", *of_row], body, words=True)
+    lines = [[name, *(values.get(name, "-") for values in of_row.values())] for name in different]
+    head, body = ["option", *of_row], lines
+    if len(of_row) > len(different):  # the longer side goes down: few columns fit side by side
+        head, *body = map(list, zip(["name", *of_row], *lines, strict=True))
+    found = table("Options in which rows differ", head, body, words=True)
     return section("What differs", found)
 
 
@@ -139,10 +141,16 @@ def _same(of_row: Mapping[str, Mapping[str, str]]) -> Html:
 def _commands(rows: Sequence[Row]) -> Html:
     """Return the section with a closed block per row, and a command per seed."""
     blocks = (
-        tag("details", tag("summary", row.name), *(tag("pre", command(run.config)) for run in row.runs)) for row in rows
+        tag("details", tag("summary", row.name), *(tag("pre", _unbroken(command(run.config))) for run in row.runs))
+        for row in rows
     )
     note = tag("p", "Paths are as they were given; the user's own folder is $HOME.", class_="note")
     return section("How to reproduce", note, join(blocks))
+
+
+def _unbroken(text: str) -> Html:
+    """Return a command whose options are not broken at a hyphen, where a browser would end a line."""
+    return Html(" ".join(tag("span", word) if word.startswith("--") else html(word) for word in text.split(" ")))
 
 
 def _plain(value: Any) -> Any:

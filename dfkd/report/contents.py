@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from dfkd.data.images.filter import read_scores
+from dfkd.data.images.filter_record import read_scores
 from dfkd.formats.shards import Shards
 from dfkd.report.pool_scores import ScoredPool, read_pool_scores
 from dfkd.system.errors import RequestError
@@ -31,8 +31,8 @@ class Contents:
 
     @property
     def pool(self) -> Mapping[str, Float[np.ndarray, " pool"]] | None:
-        """Confidence and entropy of the pool's images."""
-        return None if self.scored is None else self.scored.table()
+        """Confidence and entropy of the pool's images. None without a pool, and if all of its images are selected."""
+        return None if self.scored is None or self.scored.images == len(self.shards) else self.scored.table()
 
     @property
     def per_class(self) -> list[int]:
@@ -89,7 +89,10 @@ def facts_of(contents: Contents) -> list[tuple[str, str]]:
     options = manifest.content.options.table
     facts = [
         ("images", f"{len(contents.shards):,}"),
-        ("image", f"{image.size} x {image.size} pixels, {image.channels} channels, {kind}"),
+        (
+            "image",
+            f"{image.size} x {image.size} pixels, {image.channels} channel{'s' if image.channels > 1 else ''}, {kind}",
+        ),
         ("teacher", manifest.teacher),
         ("options", ", ".join(f"{name} {v}" for name, v in options.items() if v is not None)),
         ("seed", str(manifest.content.seed)),

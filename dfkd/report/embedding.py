@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dfkd.report.kept_answers import KeptAnswers
-from dfkd.select.score import PART_ROWS
+from dfkd.select.stored_scores import PART_ROWS
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.system.spacing import evenly_spaced

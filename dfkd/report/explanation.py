@@ -45,16 +45,16 @@ def run(config: ExplainConfig) -> None:
     given = (config.model, config.teacher, config.data, config.classes, config.preset, config.foreground)
     for path in (config.out, str(rows)):
         check_output(path, "--out", given)
-    found, data = explained(config)
+    found, data, known = explained(config)
     for line in terminal_lines(found):
         answer(line)
     write_text(rows, _table(found.answers, data, found.names))
-    write(page, found)
+    write(page, found, known)
     say(f"wrote {page} and {rows}")
 
 
-def explained(config: ExplainConfig) -> tuple[Explanation, Pool]:
-    """Return the content of the page and the images, without regard to `--out`.
+def explained(config: ExplainConfig) -> tuple[Explanation, Pool, Knowledge | None]:
+    """Return the disagreements, the images, and the knowledge with `--entropy`, without regard to `--out`.
 
     Raises: RequestError for a wrong request.
     """
@@ -96,9 +96,8 @@ def explained(config: ExplainConfig) -> tuple[Explanation, Pool]:
             _cams(student, taps[0], images, answers.student[shown]),
             _cams(teacher, taps[1], images, answers.teacher[shown]),
         ),
-        knowledge=_knowledge(config, networks, data),
     )
-    return found, data
+    return found, data, _knowledge(config, networks, data)
 
 
 def answer_all(

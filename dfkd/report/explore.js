@@ -189,16 +189,30 @@ class View {
     }
     pen.fillStyle = pen.strokeStyle = colour("--ink");
     pen.font = "12px system-ui, sans-serif";
-    pen.fillText(`${acrossName} ${acrossName === "confidence" ? "0" : ""}`, left, box.height - 6);
-    pen.textAlign = "right";
-    if (acrossName === "confidence") pen.fillText("1", box.width - 6, box.height - 6);
+    const fromZeroToOne = (name) => name === "confidence" || name === "entropy";
+    const write = (text, x, y, align) => {
+      pen.textAlign = align;
+      pen.fillText(text, x, y);
+    };
+    write(acrossName, left + wide / 2, box.height - 6, "center");
+    if (fromZeroToOne(acrossName)) {
+      write("0", left, box.height - 6, "left");
+      write("1", box.width - 6, box.height - 6, "right");
+    }
+    if (fromZeroToOne(upName)) {
+      write("0", left - 8, box.height - bottom, "right");
+      write("1", left - 8, 14, "right");
+    }
     pen.save();
-    pen.translate(14, 6);
+    pen.translate(14, 6 + tall / 2);
     pen.rotate(-Math.PI / 2);
-    pen.fillText(upName, 0, 0);
+    write(upName, 0, 0, "center");
     pen.restore();
+    const hasLine = acrossName === "confidence" && this.chosen.threshold !== null;
+    document.getElementById("explore-line").hidden = !hasLine;
+    document.getElementById("explore-directions").hidden = acrossName === "confidence";
     if (acrossName !== "confidence") this.classNumbers(pen, colour);
-    else if (this.chosen.threshold !== null) {
+    else if (hasLine) {
       const at = left + this.chosen.threshold * wide;
       pen.setLineDash([5, 4]);
       pen.beginPath();

@@ -26,7 +26,7 @@ NOTE = (
     "clusters, and draws other random images than --seed does. Images of the gallery that it picks have a blue frame."
 )
 
-DOTS = "Blue dots are picked, grey ones are not. The broken line is the threshold."
+DOTS = "Blue dots are picked, grey ones are not."
 
 
 def explorer(
@@ -54,11 +54,12 @@ def explorer(
     planes |= {"embedding": f"two directions of the teacher's {embedded.kind}"} if embedded is not None else {}
     gamma = method.options.get("gamma", GAMMA) if method.name == begin else GAMMA
     count = round(manifest.count / scale)
+    step = max(1, len(rows) // 1000)
     form = tag(
         "form",
         _choice("Method", "method", dict(zip(names, names, strict=True)), begin),
         _slider("Gamma", "gamma", 0.01, 1, 0.01, gamma),
-        _slider("Count", "count", 1, len(rows), max(1, len(rows) // 1000), count),
+        _slider("Count", "count", count % step or step, len(rows), step, count),  # it stops at least + k * step
         _choice("Balance", "balance", {"none": "none", "class": "class"}, "class" if balance == "class" else "none"),
         _choice("Plane", "up", planes, "distance" if begin == "statistics" else "entropy"),
     )
@@ -75,7 +76,13 @@ def explorer(
             tag(
                 "div",
                 tag("canvas", id="plane", role="img", aria_label="Every image by confidence and entropy or distance"),
-                tag("p", DOTS + _embedded_words(embedded), class_="note"),
+                tag(
+                    "p",
+                    DOTS,
+                    tag("span", " The broken line is the threshold.", id="explore-line"),
+                    tag("span", _embedded_words(embedded), id="explore-directions"),
+                    class_="note",
+                ),
                 tag("div", "Point at a dot.", id="explore-dot"),
             ),
             tag("h3", "Classes before balance (grey) and after (blue)"),

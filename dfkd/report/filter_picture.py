@@ -3,10 +3,10 @@
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from dfkd.data.images.filter import read_filter
+from dfkd.data.images.filter_record import read_arrays
 from dfkd.formats.manifest import Manifest
 from dfkd.report.charts import figure, legend, lines
-from dfkd.report.gallery import data_uri
+from dfkd.report.image_tags import data_uri
 from dfkd.report.markup import Html, section, tag
 
 CHANNELS = {1: ("gray",), 3: ("red", "green", "blue")}
@@ -16,10 +16,10 @@ RESOLUTION = 32
 
 def filter_section(manifest: Manifest, examples: Html | None) -> Html:
     """Return the section about the filter. It is empty if the images went through no filter."""
-    found = read_filter(manifest.filter, manifest.image.channels) if manifest.filter else None
+    found = read_arrays(manifest.filter, manifest.image.channels)
     if found is None:
         return Html()
-    kernel = found.kernel.numpy()
+    kernel, _ = found
     names = CHANNELS[manifest.image.channels]
     styles = dict(zip(names, {1: (7,), 3: (1, 2, 0)}[len(names)], strict=True))
     gains = {name: response(kernel[k, k]) for k, name in enumerate(names)}
@@ -27,12 +27,13 @@ def filter_section(manifest: Manifest, examples: Html | None) -> Html:
     words = "; ".join(
         f"{name}: {curve[0][1]:.2f} at 0, {curve[-1][1]:.2f} at the highest" for name, curve in gains.items()
     )
+    between = " Rows: from a channel; columns: to a channel."
     picture = tag("img", src=data_uri(drawn(kernel), True), alt="the filter's kernel", class_="pixelated kernel")
     return section(
         "Filter",
         tag(
             "div",
-            figure("The kernel: blue adds, orange subtracts. Rows: from a channel; columns: to a channel.", picture),
+            figure(f"The kernel: blue adds, orange subtracts.{'' if len(names) == 1 else between}", picture),
             figure(
                 "Gain over frequency, from 0 to 100 % of the highest one; the mean over directions.",
                 lines("Frequency response", words, series, styles),

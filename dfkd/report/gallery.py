@@ -1,22 +1,17 @@
 """Images of a page: selected images by class, and images that are not selected by reason."""
 
-import base64
-import io
-
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Int
 
 from dfkd.data import Pool
-from dfkd.data.images.filter import read_filter
 from dfkd.report.contents import SCORES, Contents
+from dfkd.report.image_tags import image_tag
 from dfkd.report.markup import Html, tag
 from dfkd.report.pool_scores import ScoredPool
 from dfkd.select.choose import NEAR_DUPLICATE, NON_FINITE, NOT_ADMITTED, NOT_DRAWN, SELECTED
 from dfkd.system.spacing import evenly_spaced
 
 IMAGES_A_CLASS = 12
-THUMBNAIL = 96
-"""Side of the thumbnail of a larger image, in pixels."""
 GALLERY_NOTE = (
     f"Up to {IMAGES_A_CLASS} images of a class, from the least to the most confident. Below each: the teacher's "
     "confidence, the entropy of its prediction (0: sure of one class, 1: all alike), and the classes that are kept."
@@ -72,20 +67,6 @@ def _kept(mask: Bool[np.ndarray, " classes"], most: int = 6) -> str:
     return "all" if len(kept) == len(mask) else ", ".join(map(str, kept[:most])) + (" ..." if len(kept) > most else "")
 
 
-def data_uri(pixels: UInt8[np.ndarray, "height width channels"], raw: bool, side: int = THUMBNAIL) -> str:
-    """Return an image as a data URI: raw images as PNG, encoded ones as JPEG of at most `side` pixels."""
-    from PIL import Image
-
-    image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
-    file = io.BytesIO()
-    if raw:
-        image.save(file, "PNG")
-    else:
-        image.thumbnail((side, side))
-        image.save(file, "JPEG", quality=85)
-    return f"data:image/{'png' if raw else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
 def left_out_images(contents: Contents, pool: Pool) -> list[Html]:
     """Return, for each reason, the images closest to being selected by the method's score, and some of the others."""
     scored = contents.scored
@@ -122,17 +103,25 @@ def before_and_after(contents: Contents, pool: Pool, count: int = 8) -> Html:
     """Return selected images as they are in the pool, above the same images after the filter."""
     manifest = contents.shards.manifest
     places = pool_rows(contents)
-    kernel = read_filter(manifest.filter, manifest.image.channels) if manifest.filter else None
-    if places is None or kernel is None:
+    if places is None or "kernel" not in manifest.filter:
         return Html()
+    from dfkd.data.images.filter import read_filter  # imports torch, which no other part of the page needs
+
+    kernel = read_filter(manifest.filter, manifest.image.channels)
+    assert kernel is not None
     picked = evenly_spaced(len(places), count)
     before = pool.images(places[picked]).pixels
     raw = not pool.encoded
-    rows = [
-        tag("ul", *(tag("li", image_tag(p, raw, f"{what} the filter", what)) for p in pixels), class_="gallery")
-        for what, pixels in (("before", before), ("after", kernel(before)))
-    ]
-    return tag("div", tag("p", "Images before the filter, and after it.", class_="note"), *rows)
+    pairs = zip(before, kernel(before), strict=True)
+    items = (
+        tag(
+            "li",
+            *(image_tag(p, raw, f"{what} the filter", what) for what, p in zip(("before", "after"), pair, strict=True)),
+        )
+        for pair in pairs
+    )
+    note = tag("p", "Images before the filter, each above the same image after it.", class_="note")
+    return tag("div", note, tag("ul", *items, class_="gallery"))
 
 
 def _rank(contents: Contents, scored: ScoredPool) -> np.ndarray:
@@ -141,21 +130,3 @@ def _rank(contents: Contents, scored: ScoredPool) -> np.ndarray:
     if method == "statistics" and scored.distance is not None:
         return scored.distance
     return -scored.entropy if method == "entropy" else -scored.confidence
-
-
-def image_tag(
-    pixels: UInt8[np.ndarray, "height width channels"], raw: bool, alt: str, title: str = "", place: int | None = None
-) -> Html:
-    """Return an image element.
-
-    `title` is the text that is shown on hover. `place` is the image's row in the pool, by which the script finds it.
-    """
-    return tag(
-        "img",
-        src=data_uri(pixels, raw),
-        alt=alt,
-        title=title or None,
-        class_="pixelated" if raw else None,
-        data_row=place,
-        loading="lazy",
-    )

@@ -1,16 +1,11 @@
 """`dfkd inspect`: the content of a selection on the terminal and as a page, or the page of a soft decision tree."""
 
-from pathlib import Path
-
 from dfkd.config import InspectConfig
 from dfkd.data import Pool, open_pool
 from dfkd.formats.overwrite import check_output
 from dfkd.formats.remote_folder import folder_of
 from dfkd.formats.run_records import CONFIG
 from dfkd.formats.verify import verify
-from dfkd.models.architectures.soft_tree import SoftTree
-from dfkd.models.load import load_model
-from dfkd.report import tree_page
 from dfkd.report.contents import Contents, read, terminal_text
 from dfkd.report.inspection_page import write
 from dfkd.report.markup import page_path
@@ -36,31 +31,15 @@ def run(config: InspectConfig) -> None:
         check_output(config.out, "--out", (config.folder, *config.pool))
     folder = folder_of(config.folder)
     if (folder / CONFIG).exists():
-        _write_tree(config, path)
+        from dfkd.report.tree_page import write_tree  # imports torch, which no selection needs
+
+        write_tree(config, path)
         return
     contents = read(folder)
     answer(terminal_text(contents))
     if path is not None:
         write(path, config.folder, contents, _opened(config.pool, contents) if config.pool else None)
         say(f"wrote {path}")
-
-
-def _write_tree(config: InspectConfig, path: Path | None) -> None:
-    """Write the page of a run's tree. Raises: RequestError for another student, or without `--out`."""
-    model = load_model(config.folder)
-    tree = model.module
-    if not isinstance(tree, SoftTree):
-        raise RequestError(
-            f"{config.folder} is a run: dfkd compare {config.folder} --out FILE.html shows it, --verify checks its "
-            "files; of a run, inspect shows the filters of a soft_tree"
-        )
-    if path is None:
-        raise RequestError(f"{config.folder} is a run with a tree; --out FILE.html shows its filters")
-    images = None
-    if config.pool:
-        images = open_pool(config.pool, image_size=tree.image_size, channels=tree.in_channels, frame=model.frame)
-    tree_page.write(path, Path(config.folder).resolve().name, model, tree, images)
-    say(f"wrote {path}")
 
 
 def _opened(named: tuple[str, ...], contents: Contents) -> Pool:

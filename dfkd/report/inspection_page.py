@@ -61,7 +61,7 @@ def write(path: Path, folder: str, contents: Contents, pool: Pool | None = None)
                 [[reason, f"{n:,}", f"{n / total:.1%}"] for reason, n in reasons.items()],
             ),
         )
-        if total
+        if total > len(contents.shards)
         else Html(),
         section("Scores", _histograms(contents), table("Quantiles", ["scores", *QUANTILES], quantiles(contents))),
         section(
@@ -69,7 +69,7 @@ def write(path: Path, folder: str, contents: Contents, pool: Pool | None = None)
             capped,
             table(
                 "Images of every class, by the teacher's prediction",
-                ["class", "bar", "images", "share", *of_pool],
+                ["class", "", "images", "share", *of_pool],
                 body,
             ),
         ),
@@ -85,7 +85,7 @@ def write(path: Path, folder: str, contents: Contents, pool: Pool | None = None)
 def _pool_classes(contents: Contents) -> dict[str, list[int]]:
     """Return the number of pool images and of admitted images by class, before balance."""
     scored = contents.scored
-    if scored is None:
+    if scored is None or contents.pool is None:
         return {}
     admitted = scored.of(SELECTED, NOT_DRAWN, NEAR_DUPLICATE)
     classes = contents.shards.manifest.classes
@@ -149,9 +149,10 @@ def _histograms(contents: Contents) -> Html:
         pool = _counts(contents.pool[score]) if contents.pool else [0] * len(selected)
         mark = ("threshold", threshold) if score == "confidence" and threshold is not None else None
         drawn = histogram(f"Histogram of {score}", ("pool", pool), ("selected", selected), mark)
-        charts.append(
-            figure(f"{score.capitalize()}. Wide bars: the pool; narrow bars: selected; shares of each.", drawn)
+        words = (
+            "Wide bars: the pool; narrow bars: selected; shares of each." if contents.pool else "Shares of the images."
         )
+        charts.append(figure(f"{score.capitalize()}. {words}", drawn))
     return tag("div", *charts, class_="charts")
 
 

@@ -9,10 +9,9 @@ from jaxtyping import Bool, Float, Int
 
 from dfkd.formats.manifest import Manifest
 from dfkd.formats.shards import Shards
-from dfkd.models.features.taps import parse_tap
 from dfkd.report.pool_scores import ScoredPool
 from dfkd.select.choose import SELECTED
-from dfkd.select.score import PoolScores, features_file, parts_of, scores_file
+from dfkd.select.stored_scores import PoolScores, features_file, parts_of, scores_file
 from dfkd.system.files import cached_folder
 
 AT_ONCE = 16_384
@@ -56,8 +55,8 @@ def kept_answers(shards: Shards, scored: ScoredPool) -> KeptAnswers | None:
     features = shards.manifest.content.options.table.get("features")
     folder = cached_folder("scores", _scoring(shards.manifest))
     parts = range(parts_of(scored.images))
-    if isinstance(features, str) and all(features_file(folder, n, parse_tap(features)).exists() for n in parts):
-        return KeptAnswers(shards, scored, PoolScores(folder, parse_tap(features), scored.images, {}), "features")
+    if isinstance(features, str) and all(features_file(folder, n, features).exists() for n in parts):
+        return KeptAnswers(shards, scored, PoolScores(folder, features, scored.images, {}), "features")
     if all(scores_file(folder, n).exists() for n in parts):
         return KeptAnswers(shards, scored, PoolScores(folder, None, scored.images, {}), "logits")
     found = KeptAnswers(shards, scored, None, "logits")

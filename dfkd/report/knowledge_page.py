@@ -5,7 +5,7 @@ from jaxtyping import Float, UInt8
 
 from dfkd.models.features.pixel_entropy import SIGNIFICANT
 from dfkd.report.charts import figure, legend, lines
-from dfkd.report.gallery import image_tag
+from dfkd.report.image_tags import image_tag
 from dfkd.report.knowledge import Knowledge, Learning
 from dfkd.report.markup import Html, join, section, table, tag
 

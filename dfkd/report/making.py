@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from dfkd.formats.run_folder import LOGS, METRICS
+from dfkd.formats.run_records import LOGS, METRICS
 from dfkd.report.charts import figure, lines
 from dfkd.report.collect import read_metrics
 from dfkd.report.contents import Contents
-from dfkd.report.gallery import data_uri, image_tag
+from dfkd.report.image_tags import data_uri, image_tag
 from dfkd.report.markup import Html, join, section, tag
 from dfkd.system.spacing import evenly_spaced
-from dfkd.training.log import PICTURES
+from dfkd.training.loggers.base import PICTURES
 from dfkd.training.loggers.pictures import FOLDER
 
 SHOWN, SIDE = 24, 320

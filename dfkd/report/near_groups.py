@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dfkd.data import Pool
-from dfkd.report.gallery import image_tag
+from dfkd.report.image_tags import image_tag
 from dfkd.report.kept_answers import KeptAnswers
 from dfkd.report.markup import Html, join, tag
 from dfkd.report.pool_scores import ScoredPool

@@ -48,11 +48,14 @@ const dfkd = {
       const style = getComputedStyle(from[k]);
       element.setAttribute("style", kept.map((name) => `${name}:${style.getPropertyValue(name)}`).join(";"));
     });
-    copy.setAttribute("width", Math.round(box.width));
-    copy.setAttribute("height", Math.round(box.height));
-    copy.style.background = getComputedStyle(document.body).backgroundColor;
+    const left = parseFloat(getComputedStyle(chart).paddingLeft); // the labels of the y axis are there
+    const whole = document.createElementNS(chart.namespaceURI, "svg");
+    for (const [name, length] of Object.entries({ width: box.width, height: box.height })) whole.setAttribute(name, Math.round(length));
+    whole.style.background = getComputedStyle(document.body).backgroundColor;
+    for (const [name, length] of Object.entries({ x: left, width: box.width - left, height: box.height })) copy.setAttribute(name, Math.round(length));
     copy.setAttribute("overflow", "visible");
-    return new XMLSerializer().serializeToString(copy);
+    whole.append(copy);
+    return new XMLSerializer().serializeToString(whole);
   },
 
   download(name, text, type) {
@@ -79,6 +82,7 @@ const dfkd = {
     for (const table of document.querySelectorAll("table")) {
       [...table.tHead.rows[0].cells].forEach((cell, column) => {
         const name = cell.textContent;
+        if (!name) return; // a column of bars
         cell.replaceChildren(dfkd.button(name, () => dfkd.sort(table, column, cell.getAttribute("aria-sort") === "ascending" ? true : cell.getAttribute("aria-sort") !== "descending" && !cell.matches(":first-child"))));
       });
       const words = table.caption ? table.caption.textContent : "table";

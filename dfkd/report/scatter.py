@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dfkd.report.charts import SERIES_STYLES, Number, Scale, svg
+from dfkd.report.charts import SERIES_STYLES, Number, Scale, anchor, svg, y_labels
 from dfkd.report.markup import Html, tag
 
 SHAPES = (
@@ -19,8 +19,6 @@ SHAPES = (
     "M0,-6.5L6.2,-2L3.8,5.3H-3.8L-6.2,-2Z",
 )
 """Outlines of markers around (0, 0), one per colour, so that rows also differ without colour."""
-LEFT = 0.14
-"""Margin of the cost axis, which has room for the labels of the grid."""
 WIDE = 20
 """Ratio of the largest to the smallest cost from which the axis is logarithmic."""
 
@@ -58,7 +56,7 @@ def scatter(
     costs = [s.cost for s in spots.values()]
     logarithmic = min(costs) > 0 and max(costs) >= WIDE * min(costs)
     along = math.log10 if logarithmic else float
-    x = Scale([along(c) for c in costs] + ([] if logarithmic else _ends(spots, "cost")), margin=LEFT)
+    x = Scale([along(c) for c in costs] + ([] if logarithmic else _ends(spots, "cost")), margin=0.06)
     y = Scale([*_ends(spots, "value"), *([] if reference is None else [reference])], margin=0.12)
     height, bottom, top = 260, 220, 8
 
@@ -69,10 +67,10 @@ def scatter(
         return round(bottom - (bottom - top) * y(value) / 100, 2)
 
     parts = [tag("line", class_="grid", x1=0, x2="100%", y1=down(v), y2=down(v)) for v in y.ticks()]
-    parts += [tag("text", shown(v), x=0, y=down(v) - 3) for v in y.ticks()]
+    parts += y_labels({shown(v): down(v) for v in y.ticks()})
     for tick in _log_ticks(x) if logarithmic else x.ticks():
         parts.append(tag("line", class_="grid", x1=across(tick), x2=across(tick), y1=bottom, y2=bottom + 5))
-        parts.append(tag("text", _short(tick), x=across(tick), y=bottom + 19, text_anchor="middle"))
+        parts.append(tag("text", _short(tick), x=across(tick), y=bottom + 19, text_anchor=anchor(x(along(tick)))))
     if reference is not None:
         parts.append(tag("line", class_="reference", x1=0, x2="100%", y1=down(reference), y2=down(reference)))
     parts.append(_front([(x(along(spots[name].cost)), down(spots[name].value)) for name in front], height))
@@ -80,7 +78,7 @@ def scatter(
         parts += _marker(name, spot, f"s{styles[name] % SERIES_STYLES}", across, down, logarithmic)
     words = "; ".join(f"{name}: {shown(s.value)} at {_short(s.cost)}" for name, s in spots.items())
     scale = " The axis of the cost is logarithmic." if logarithmic else ""
-    return svg(title, f"{words}. Pareto front: {', '.join(front)}.{scale}", height, *parts)
+    return svg(title, f"{words}. Pareto front: {', '.join(front)}.{scale}", height, *parts, style="axes")
 
 
 def marker(number: int) -> Html:

@@ -85,10 +85,15 @@ def shown_table(rows: Sequence[Row]) -> Shown:
     return Shown([HEAD[k] for k in kept], [[line[k] for k in kept] for line in body], words)
 
 
-def terminal_table(rows: Sequence[Row]) -> str:
-    """Return the table as aligned text."""
+def terminal_table(rows: Sequence[Row], width: int | None = None) -> str:
+    """Return the table as aligned text. With `width`, the last columns are left out if the table is wider."""
     shown = shown_table(rows)
-    return "\n".join(filter(None, (aligned(shown.head, shown.body), shown.same)))
+    kept, text = len(shown.head), aligned(shown.head, shown.body)
+    while width is not None and kept > 1 and len(text.partition("\n")[0]) > width:
+        kept -= 1
+        text = aligned(shown.head[:kept], [line[:kept] for line in shown.body])
+    more = f"more in the page: {', '.join(shown.head[kept:])}" if kept < len(shown.head) else ""
+    return "\n".join(filter(None, (text, more, shown.same)))
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
@@ -119,6 +124,8 @@ def reading(rows: Sequence[Row]) -> str:
     spreads = [100 * d for row in (best, second) if (d := row.deviation("top1")) is not None]
     if len(spreads) < 2:
         return start + "but a row with a single seed does not say how far seeds are apart."
+    if a - b <= max(spreads):
+        start = f"{best.name} ({a:.2f} %) and {second.name} ({b:.2f} %) are level: {a - b:.2f} points apart, "
     verdict = "more" if a - b > max(spreads) else "no more"
     return start + f"which is {verdict} than the seeds' spread ({max(spreads):.2f} points)."
 

@@ -9,12 +9,15 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from dfkd.data import Pool
+from dfkd.config import InspectConfig
+from dfkd.data import Pool, open_pool
 from dfkd.models.architectures.soft_tree import SoftTree, reached
-from dfkd.models.load import Model
+from dfkd.models.load import Model, load_model
 from dfkd.report.charts import bar, figure
-from dfkd.report.gallery import data_uri
+from dfkd.report.image_tags import data_uri
 from dfkd.report.markup import Html, definitions, section, table, tag, write_page
+from dfkd.system.console import say
+from dfkd.system.errors import RequestError
 from dfkd.system.spacing import evenly_spaced
 from dfkd.system.text import class_name
 
@@ -25,6 +28,24 @@ IMAGES = 6
 _WIDTH, _ROW = 960, 92
 """Width of the picture of the tree, and height of a level, in units of the SVG's view box."""
 _MORE, _LESS = np.array([29, 95, 168]), np.array([194, 65, 12])
+
+
+def write_tree(config: InspectConfig, path: Path | None) -> None:
+    """Write the page of a run's tree. Raises: RequestError for another student, or without `--out`."""
+    model = load_model(config.folder)
+    tree = model.module
+    if not isinstance(tree, SoftTree):
+        raise RequestError(
+            f"{config.folder} is a run: dfkd compare {config.folder} --out FILE.html shows it, --verify checks its "
+            "files; of a run, inspect shows the filters of a soft_tree"
+        )
+    if path is None:
+        raise RequestError(f"{config.folder} is a run with a tree; --out FILE.html shows its filters")
+    images = None
+    if config.pool:
+        images = open_pool(config.pool, image_size=tree.image_size, channels=tree.in_channels, frame=model.frame)
+    write(path, Path(config.folder).resolve().name, model, tree, images)
+    say(f"wrote {path}")
 
 
 def write(path: Path, name: str, model: Model, tree: SoftTree, images: Pool | None) -> None:

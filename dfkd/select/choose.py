@@ -43,6 +43,8 @@ class Choice:
     """Smallest confidence that was admitted, if the method has a threshold."""
     admitted: int
     """Number of rows that the method admits."""
+    repeated: int = 0
+    """Number of near-copies that are selected, because too few other rows are left."""
 
     @property
     def indices(self) -> Int[np.ndarray, " selected"]:
@@ -95,8 +97,8 @@ def choose(
     """Pick `count` rows. None picks half of the usable rows, or all that are left if those are fewer.
 
     `features` returns the teacher's penultimate features of pool rows, and is called only if they are needed. `copies`
-    finds near-copies by their pixels among ranked rows. With `reach`, a balanced pick considers only the best
-    `reach * count` rows.
+    finds near-copies by their pixels among ranked rows. They are picked only if fewer than `count` others are left.
+    With `reach`, a balanced pick considers only the best `reach * count` rows.
     Raises: RequestError if no row is usable. TooFew if fewer than `count` rows are left.
     """
     reasons = np.full(len(readable), REASONS.index(NOT_ADMITTED), dtype=np.int8)
@@ -107,7 +109,7 @@ def choose(
     usable = int(finite.sum())
     check_usable(usable)
     ranking = _ranked(scores, finite, method, np.random.default_rng(seed))
-    rows = ranking.rows
+    rows, repeated = ranking.rows, np.empty(0, np.int64)
     admitted = len(rows)
     reasons[rows] = REASONS.index(NOT_DRAWN)
     if deduplicate is not None:
@@ -117,9 +119,11 @@ def choose(
     if copies is not None:
         aim = aimed(count, len(rows), usable)
         within = None if reach is None else math.ceil(reach * aim)
-        dropped = copies(rows, aim if balance == "none" else within)
-        reasons[rows[dropped]] = REASONS.index(NEAR_DUPLICATE)
-        rows = rows[~dropped]
+        copied = copies(rows, aim if balance == "none" else within)
+        reasons[rows[copied]] = REASONS.index(NEAR_DUPLICATE)
+        missing = 0 if count is None else max(0, count - int((~copied).sum()))
+        repeated = rows[copied][:missing]
+        rows = np.concatenate([rows[~copied], repeated])
     wanted = how_many(count, len(rows), admitted, usable)
     if balance == "none":
         rows = rows[:wanted]
@@ -130,7 +134,7 @@ def choose(
             groups = clusters(features(rows), max(1, min(100, len(rows) // 40)), seed)
         rows = rows[pick_balanced(groups, wanted)]
     reasons[rows] = REASONS.index(SELECTED)
-    return Choice(reasons, ranking.threshold, admitted)
+    return Choice(reasons, ranking.threshold, admitted, len(repeated))
 
 
 def check_usable(images: int) -> None:

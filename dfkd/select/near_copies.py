@@ -3,20 +3,20 @@
 A teacher's features are made to be equal within a class, and hardly tell a copy from another image of its class.
 """
 
+import itertools
+
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int, UInt8
 
-from dfkd.data import Pool
 from dfkd.select.choose import Features
 from dfkd.select.diversity import near_duplicates
 
 GRID = 8
 """Side of the grid of mean luminances that describes an image."""
+LINES = 8
+"""Lines of pixels for each cell that are enough: neighboring lines of a photograph are alike."""
 PIECE, SMALLEST_PIECE = 16_384, 1_024
 """Most and fewest rows that are compared with the rows before them at once."""
-READ = 256
-"""Images that are read at once."""
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """ITU-R 601. `decode.fit` has the same weights, but rounds to whole gray levels."""
 
@@ -24,28 +24,28 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 def describe(pixels: UInt8[np.ndarray, "images height width channels"]) -> Float[np.ndarray, "images cells"]:
     """Return mean luminances on a grid, minus their mean over the image. The cosine of two such rows compares images.
 
-    Subtracting the mean and comparing by the cosine ignores brightness and contrast.
+    Subtracting the mean and comparing by the cosine ignores brightness and contrast. An image smaller than the grid
+    repeats its pixels. Of a large image every n-th line is read, at least `LINES` for each cell.
     """
-    gray = pixels[..., 0].astype(np.float32) if pixels.shape[3] == 1 else pixels.astype(np.float32) @ _LUMA
-    cells = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(gray)[:, None], GRID).numpy()
-    return (cells - cells.mean(axis=(2, 3), keepdims=True)).reshape(len(cells), -1)
+    images, height, width, channels = pixels.shape
+    downward, across = _cells(height, max(1, height // (GRID * LINES))), _cells(width, 1)
+    lines = pixels.reshape(images, height, width * channels)
+    bands = [lines[:, cell].sum(1, dtype=np.uint32) / len(range(height)[cell]) for cell in downward]
+    columns = np.stack(bands, axis=1).reshape(images, GRID, width, channels)
+    colors = np.stack([columns[:, :, cell].mean(2) for cell in across], axis=2).astype(np.float32)
+    luminances = colors[..., 0] if channels == 1 else colors @ _LUMA
+    return (luminances - luminances.mean(axis=(1, 2), keepdims=True)).reshape(images, -1)
+
+
+def _cells(side: int, step: int) -> list[slice]:
+    """Return the pixels of each cell along a side: every `step`-th of them, and at least one."""
+    edges = [i * side // GRID for i in range(GRID + 1)]
+    return [slice(first, max(last, first + 1), step) for first, last in itertools.pairwise(edges)]
 
 
 def mirrored(described: Float[np.ndarray, "images cells"]) -> Float[np.ndarray, "images cells"]:
     """Return the descriptions of the mirrored images."""
     return described.reshape(-1, GRID, GRID)[:, :, ::-1].reshape(described.shape)
-
-
-def descriptors(pool: Pool) -> Features:
-    """Return the function from pool rows to their descriptions. It reads the images again."""
-
-    def read(rows: Int[np.ndarray, " rows"]) -> Float[np.ndarray, "rows cells"]:
-        found = np.empty((len(rows), GRID**2), np.float32)
-        for start in range(0, len(rows), READ):
-            found[start : start + READ] = describe(pool.images(rows[start : start + READ]).pixels)
-        return found
-
-    return read
 
 
 def near_copies(

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import UInt8
 
 from dfkd.data import Pool
-from dfkd.data.images.filter import Filter, read_filter, read_scores
+from dfkd.data.images.filter import Filter, read_filter
+from dfkd.data.images.filter_record import read_scores
 from dfkd.data.pool import ENCODED_ABOVE
 from dfkd.models.classifier import Classifier
 from dfkd.models.features.bn_statistics import BatchStatistics

@@ -21,7 +21,8 @@ from dfkd.config.tables import differences
 from dfkd.models.several import given_teacher
 from dfkd.select.pool_filter import Adapted
 from dfkd.select.request import Request, check, resolve, scorable
-from dfkd.select.score import PartScorer, features_file, scores_file
+from dfkd.select.score import PartScorer
+from dfkd.select.stored_scores import features_file, scores_file
 from dfkd.system.console import printing, say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import replacing, request_folder
@@ -172,7 +173,7 @@ class _Worker:
         teacher, pool, scoring = scorable(request, adapted)
         if different := differences(expected, scoring):
             raise RequestError(f"it would not compute the same scores: {'; '.join(different)}")
-        return PartScorer(teacher, pool, request_folder("scores", scoring), config.batch_size, request.tap)
+        return PartScorer(teacher, pool, request_folder("scores", scoring), config.batch_size, request.stored_tap)
 
 
 def _refused(error: Any) -> Exception:

@@ -51,6 +51,11 @@ class Request:
     content: dict[str, Any]
     """Everything that decides the selection."""
 
+    @property
+    def stored_tap(self) -> str | None:
+        """Text of the tap whose features are stored with the scores."""
+        return None if self.tap is None else str(self.tap)
+
 
 def resolve(config: SelectConfig, method: Component, teacher: GivenModel, data: Sequence[GivenData]) -> Request:
     """Open and check everything that a request names."""
@@ -73,8 +78,10 @@ def resolve(config: SelectConfig, method: Component, teacher: GivenModel, data: 
         say("note: --workers and --gpus-per-worker change nothing without --engine ray")
     config = _with_defaults(config, method)
     say(
-        f"teacher {model.spec}: {model.classes} classes, input {pool.image_size} pixels, {model.channels} channels, "
-        f"normalize {model.normalize}, {place.dtype} on {place.device}; pool: {len(pool):,} images"
+        f"teacher {model.spec}: {model.classes} classes, input {pool.image_size} pixels, "
+        f"{model.channels} channel{'s' if model.channels > 1 else ''}, "
+        f"normalize {model.normalize}, {str(place.dtype).removeprefix('torch.')} on {place.device}; "
+        f"pool: {len(pool):,} images"
     )
     if config.count is not None and config.count > len(pool):
         raise RequestError(f"--count {config.count} is above the pool's {len(pool)} images; give as many or fewer")

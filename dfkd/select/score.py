@@ -1,6 +1,6 @@
 """Scoring of a pool: the teacher sees every image once. The scores are cached, part by part, for later selections."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,26 +8,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dfkd.data import Images, Pool
 from dfkd.models.classifier import Classifier
 from dfkd.models.features.image_distance import ImageDistances
 from dfkd.models.features.outputs import half
-from dfkd.models.features.taps import Tap
-from dfkd.select.methods import ImageScores
+from dfkd.select.near_copies import describe
+from dfkd.select.stored_scores import SCORES, STORED, PoolScores, features_file, parts_of, range_of, scores_file
 from dfkd.system.checked_parquet import Columns, Damaged, read_columns, write_columns
 from dfkd.system.console import progress, say
 from dfkd.system.errors import RequestError
-from dfkd.system.files import hash_of
 from dfkd.system.signals import Interrupted, StopRequest, stop_request
 
-SCORE_FORMAT = 3
-PART_ROWS = 16_384
-"""Images per part. A killed scoring resumes from its last complete part, an interrupted one from its last batch."""
-SCORES = {"confidence": np.float32, "entropy": np.float32, "prediction": np.int32, "distance": np.float32}
-"""Columns of `ImageScores`, in its order, with their dtypes."""
+SCORE_FORMAT = 4
 
 
 def score_logits(
@@ -48,69 +43,6 @@ def score_logits(
     return torch.where(finite, confidence, torch.nan), entropy, prediction
 
 
-@dataclass(frozen=True)
-class PoolScores:
-    """The scores of a whole pool, which stay on disk until they are read."""
-
-    folder: Path
-    tap: Tap | None
-    """Tap of the stored features."""
-    rows: int
-    problems: dict[int, str]
-    """Reason why an image could not be read, by pool index."""
-
-    @property
-    def readable(self) -> Bool[np.ndarray, " rows"]:
-        """Mask of the images that could be read."""
-        flags = np.ones(self.rows, dtype=bool)
-        flags[list(self.problems)] = False
-        return flags
-
-    @property
-    def images(self) -> ImageScores:
-        """Scores of the whole pool, read into memory: 16 bytes per image."""
-        whole = ImageScores(*(np.empty(self.rows, kind) for kind in SCORES.values()))
-        for part in range(parts_of(self.rows)):
-            scores = self._part(part)
-            for name in SCORES:
-                getattr(whole, name)[part * PART_ROWS : (part + 1) * PART_ROWS] = getattr(scores, name)
-        return whole
-
-    def parts(self) -> Iterator[tuple[ImageScores, Bool[np.ndarray, " rows"]]]:
-        """Yield the scores of each part, and a mask of the images that could be read."""
-        unreadable = np.array(sorted(self.problems), dtype=np.int64)
-        for part in range(parts_of(self.rows)):
-            scores = self._part(part)
-            readable = np.ones(len(scores.confidence), dtype=bool)
-            first, last = np.searchsorted(unreadable, [part * PART_ROWS, (part + 1) * PART_ROWS])
-            readable[unreadable[first:last] - part * PART_ROWS] = False
-            yield scores, readable
-
-    def at(self, indices: Int[np.ndarray, " picked"]) -> ImageScores:
-        """Return the scores of sorted pool indices."""
-        parts = [(self._part(part), rows) for part, rows in _by_part(indices)]
-        return ImageScores(
-            *(np.concatenate([getattr(scores, name)[rows] for scores, rows in parts]) for name in SCORES)
-        )
-
-    def logits(self, indices: Int[np.ndarray, " picked"]) -> Float[np.ndarray, "picked classes"]:
-        """Return the teacher's float16 logits of sorted pool indices."""
-        parts = [_stored(scores_file(self.folder, p), ("logits",))["logits"][rows] for p, rows in _by_part(indices)]
-        return np.concatenate(parts)
-
-    def features(self, indices: Int[np.ndarray, " picked"]) -> Float[np.ndarray, "picked width"]:
-        """Return the teacher's float16 penultimate features of pool indices in any order."""
-        order = np.argsort(indices, kind="stable")
-        blocks = [
-            _stored(features_file(self.folder, part, self.tap), ("features",))["features"][rows]
-            for part, rows in _by_part(indices[order])
-        ]
-        return np.concatenate(blocks)[np.argsort(order, kind="stable")]
-
-    def _part(self, part: int) -> ImageScores:
-        return ImageScores(**_stored(scores_file(self.folder, part), tuple(SCORES)))
-
-
 Scorer = Callable[[Sequence[int], Callable[[int], None]], Generator[dict[int, str], None, None]]
 """Function that scores parts into the pool's folder, and calls its second argument with numbers of images.
 
@@ -119,7 +51,7 @@ For each part that is done, it yields why images could not be read, by pool inde
 
 
 def score_pool(
-    pool: Pool, folder: Path, scorer: Scorer, *, tap: Tap | None, max_unreadable: float, parts: range | None = None
+    pool: Pool, folder: Path, scorer: Scorer, *, tap: str | None, max_unreadable: float, parts: range | None = None
 ) -> PoolScores:
     """Score the images of some parts (None: all) for which `folder` has no scores, and open the scores.
 
@@ -128,7 +60,7 @@ def score_pool(
     Raises: RequestError if more than `max_unreadable` of the pool cannot be read, and what the scorer raises.
     """
     parts = range(parts_of(len(pool))) if parts is None else parts
-    images = sum(_rows(len(pool), part) for part in parts)
+    images = sum(len(range_of(len(pool), part)) for part in parts)
     problems: dict[int, str] = {}
 
     def check() -> None:
@@ -142,7 +74,7 @@ def score_pool(
     if not todo:
         say(f"scores: all {images:,} are cached, the teacher is not run")
     else:
-        done = images - sum(_rows(len(pool), part) for part in todo)
+        done = images - sum(len(range_of(len(pool), part)) for part in todo)
         with progress("scoring", images, "images", done) as bar, closing(scorer(todo, bar.advance)) as scored:
             for found in scored:
                 problems |= found
@@ -158,7 +90,7 @@ class PartScorer:
     pool: Pool
     folder: Path
     batch_size: int
-    tap: Tap | None
+    tap: str | None
 
     def __call__(self, todo: Sequence[int], advance: Callable[[int], None]) -> Generator[dict[int, str], None, None]:
         """Score the parts `todo`, and yield for each why images could not be read.
@@ -169,18 +101,18 @@ class PartScorer:
             for part in todo:
                 head = _read_head(self.folder, part, self.tap, self.batch_size)
                 columns = _score_part(self.teacher, self.pool, part, self.batch_size, head, advance, stop)
-                whole = len(columns["confidence"]) == _rows(len(self.pool), part)
+                whole = len(columns["confidence"]) == len(range_of(len(self.pool), part))
                 _write_part(self.folder, part, columns, self.tap, head=not whole)
                 if stop.signal is not None:
                     raise Interrupted(stop.signal, "the scores so far are kept; give the same command again to resume")
-                yield _problems(part, columns)
+                yield _problems(len(self.pool), part, columns)
 
 
 def _score_part(
     teacher: Classifier, pool: Pool, part: int, batch_size: int, head: Columns, advance: Any, stop: StopRequest
 ) -> Columns:
     """Return the columns of a part, of which `head` is scored already. After a signal there are fewer rows."""
-    start, rows, scored = part * PART_ROWS, _rows(len(pool), part), 0
+    images, scored = range_of(len(pool), part), 0
     part_columns: Columns = {}
     distances = ImageDistances(teacher.network)
 
@@ -189,16 +121,16 @@ def _score_part(
         end = scored + len(columns["confidence"])
         for name, values in columns.items():
             if name not in part_columns:  # once per part: small blocks, one per batch, would fragment the heap
-                part_columns[name] = np.empty((rows, *values.shape[1:]), values.dtype)
+                part_columns[name] = np.empty((len(images), *values.shape[1:]), values.dtype)
             part_columns[name][scored:end] = values
         advance(end - scored)
         scored = end
 
     if head:
         keep(head)
-    for indices, images in pool.batches(batch_size, start + scored, start + rows):
-        problems = np.array([images.problems.get(i) for i in range(len(indices))], dtype=object)
-        keep({**_score_batch(teacher, distances, images), "problem": problems})
+    for indices, batch in pool.batches(batch_size, images.start + scored, images.stop):
+        problems = np.array([batch.problems.get(i) for i in range(len(indices))], dtype=object)
+        keep({**_score_batch(teacher, distances, batch), "problem": problems})
         if stop.signal is not None:
             break
     return {name: values[:scored] for name, values in part_columns.items()}
@@ -214,15 +146,17 @@ def _score_batch(teacher: Classifier, distances: ImageDistances, images: Images)
         "prediction": prediction.int(),
         "distance": distances.take(len(prediction)),
         "logits": half(outputs.logits),
+        "cells": torch.from_numpy(describe(images.pixels)).half(),
     }
     if "last" in outputs.features:
         columns["features"] = _directions(outputs.features["last"].flatten(1))
     return {name: values.cpu().numpy() for name, values in columns.items()}
 
 
-def _problems(part: int, columns: Columns) -> dict[int, str]:
+def _problems(images: int, part: int, columns: Columns) -> dict[int, str]:
     """Return why images of a part could not be read, by pool index."""
-    return {part * PART_ROWS + i: why for i, why in enumerate(columns["problem"]) if why is not None}
+    indices = range_of(images, part)
+    return {indices[i]: why for i, why in enumerate(columns["problem"]) if why is not None}
 
 
 def _directions(features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
@@ -234,7 +168,7 @@ def _directions(features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch 
     return (features / (features.abs().amax(dim=1, keepdim=True) / 65504).clamp(min=1)).half()
 
 
-def _write_part(folder: Path, part: int, columns: Columns, tap: Tap | None, head: bool) -> None:
+def _write_part(folder: Path, part: int, columns: Columns, tap: str | None, head: bool) -> None:
     """Write a part's scores, or the first of them if `head`.
 
     Features are written first, because a part is complete once it has both.
@@ -242,14 +176,15 @@ def _write_part(folder: Path, part: int, columns: Columns, tap: Tap | None, head
     if tap:
         write_columns(features_file(folder, part, tap, head), {"features": columns["features"]})
     # in one order, also if the first batches were read from a file
-    write_columns(scores_file(folder, part, head), {name: columns[name] for name in (*SCORES, "logits", "problem")})
+    write_columns(scores_file(folder, part, head), {name: columns[name] for name in STORED})
     if not head:
-        for file in (scores_file(folder, part, True), features_file(folder, part, tap, True)):
-            file.unlink(missing_ok=True)
+        scores_file(folder, part, True).unlink(missing_ok=True)
+        if tap:
+            features_file(folder, part, tap, True).unlink(missing_ok=True)
 
 
 def _cached(
-    folder: Path, parts: range, tap: Tap | None, images: int, problems: dict[int, str]
+    folder: Path, parts: range, tap: str | None, images: int, problems: dict[int, str]
 ) -> tuple[list[int], int]:
     """Return the parts to score, and how many of them are damaged. `problems` gets those of the other parts."""
     todo, damaged = [], 0
@@ -259,65 +194,29 @@ def _cached(
             continue
         try:
             columns = read_columns(scores_file(folder, part), (*SCORES, "problem"))
-            if len(columns["confidence"]) != _rows(images, part):
+            if len(columns["confidence"]) != len(range_of(images, part)):
                 raise Damaged(f"{scores_file(folder, part)} has other rows")
         except Damaged:
             todo.append(part)
             damaged += 1
             continue
-        problems |= _problems(part, columns)
+        problems |= _problems(images, part, columns)
     return todo, damaged
 
 
-def _read_head(folder: Path, part: int, tap: Tap | None, batch_size: int) -> Columns:
+def _read_head(folder: Path, part: int, tap: str | None, batch_size: int) -> Columns:
     """Return what an interrupted command left of a part; empty if that is not whole batches.
 
     With whole batches, the later batches have the same images as without an interruption.
     """
     try:
-        head = read_columns(scores_file(folder, part, True), (*SCORES, "problem", "logits"))
+        head = read_columns(scores_file(folder, part, True), STORED)
         if tap:
             head |= read_columns(features_file(folder, part, tap, True), ("features",))
     except Damaged:  # or missing
         return {}
     rows = {len(values) for values in head.values()}
     return head if len(rows) == 1 and rows.pop() % batch_size == 0 else {}
-
-
-def _stored(file: Path, names: tuple[str, ...]) -> Columns:
-    """Read columns of a cached file. Raises: RequestError if the file is damaged."""
-    try:
-        return read_columns(file, names)
-    except Damaged as damaged:
-        raise RequestError(f"{damaged}; delete it, and the same command scores its images again") from None
-
-
-def _by_part(indices: Int[np.ndarray, " picked"]) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield sorted pool indices as (part, rows within the part)."""
-    parts = indices // PART_ROWS
-    for rows in np.split(indices, np.flatnonzero(np.diff(parts)) + 1):
-        if len(rows):
-            part = int(rows[0]) // PART_ROWS
-            yield part, rows - part * PART_ROWS
-
-
-def parts_of(images: int) -> int:
-    """Return the number of parts for a number of images."""
-    return -(-images // PART_ROWS)
-
-
-def _rows(images: int, part: int) -> int:
-    return min(PART_ROWS, images - part * PART_ROWS)
-
-
-def scores_file(folder: Path, part: int, head: bool = False) -> Path:
-    """Return the file of a part's scores, or with `head` of the first scores, left by an interrupted command."""
-    return folder / f"scores-{part:06d}{'.head' if head else ''}.parquet"
-
-
-def features_file(folder: Path, part: int, tap: Tap | None, head: bool = False) -> Path:
-    """Return the file of a part's features that were taken at `tap`, or with `head` of the first of them."""
-    return folder / f"features-{hash_of(str(tap))}-{part:06d}{'.head' if head else ''}.parquet"
 
 
 class TooManyUnreadable(RequestError):

@@ -19,7 +19,7 @@ from dfkd.config.tables import differences
 from dfkd.data import Images
 from dfkd.data.images.decode import processors, reencoded
 from dfkd.formats.manifest import MANIFEST, write_manifest
-from dfkd.formats.run_folder import CHECKPOINT, LOGS, METRICS
+from dfkd.formats.run_records import CHECKPOINT, LOGS, METRICS
 from dfkd.formats.shards import BYTES_PER_SHARD, ROWS_PER_SHARD, Rows, Shards, write_shards
 from dfkd.models.load import Model
 from dfkd.select.choose import REASONS, Choice

@@ -21,13 +21,14 @@ from dfkd.select.choose import Choice, TooFew, choose
 from dfkd.select.duplicates_on_disk import near_duplicates_on_disk
 from dfkd.select.journal import JOURNAL
 from dfkd.select.methods import Traits
-from dfkd.select.near_copies import descriptors, near_copies
+from dfkd.select.near_copies import near_copies
 from dfkd.select.pool_filter import Adapted, adapt
 from dfkd.select.ray_scorer import RayScorer
 from dfkd.select.request import METHOD, Request, check, resolve, scorable
-from dfkd.select.score import PartScorer, PoolScores, Scorer, TooManyUnreadable, parts_of, score_pool
+from dfkd.select.score import PartScorer, Scorer, TooManyUnreadable, score_pool
 from dfkd.select.selection_writer import Selected, check_partial, is_done, write
 from dfkd.select.share import WHOLE, PoolShare
+from dfkd.select.stored_scores import PoolScores, parts_of
 from dfkd.system.components import Component
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
@@ -80,7 +81,7 @@ def _make(request: Request, out: Path) -> Selected:
     check_partial(partial)
     try:
         pool, scores, adapted = _score(request)
-        choice = _choose(config, request.method, pool, scores, request.model.classes)
+        choice = _choose(config, request.method, scores, request.model.classes)
         found = adapted.describe() if adapted else None
         of_pool = Selected(config, request.model, pool, scores, choice, request.content, filter=found)
         selected = replace(of_pool, left_out=pool.left_out, bits=pool.bits, store=config.store)
@@ -99,7 +100,7 @@ def _score(request: Request, share: PoolShare = WHOLE) -> tuple[Pool, PoolScores
     if request.filter:
         adapted = adapt(request.filter, request.model, request.place, request.pool, request.scoring, nearest)
     teacher, pool, scoring = scorable(request, adapted)
-    folder, tap = request_folder("scores", scoring), request.tap
+    folder, tap = request_folder("scores", scoring), request.stored_tap
     scorer: Scorer = PartScorer(teacher, pool, folder, config.batch_size, tap)
     if config.engine == "ray":
         scorer = RayScorer(request, adapted, scoring, folder)
@@ -111,9 +112,9 @@ def _score(request: Request, share: PoolShare = WHOLE) -> tuple[Pool, PoolScores
     return pool, scores, adapted
 
 
-def _choose(config: SelectConfig, method: Component, pool: Pool, scores: PoolScores, classes: int) -> Choice:
+def _choose(config: SelectConfig, method: Component, scores: PoolScores, classes: int) -> Choice:
     traits, balance = Traits.of(method.target), config.balance or "none"
-    similarity, seen = config.deduplicate_pixels, descriptors(pool)
+    similarity, seen = config.deduplicate_pixels, scores.cells
     common: dict[str, Any] = {"count": config.count, "seed": config.seed, "reach": traits.reach}
     try:
         if scores.rows > streaming.IN_MEMORY and traits.scale and balance != "cluster":
@@ -156,6 +157,8 @@ def _report(selected: Selected) -> None:
         say(f"threshold: confidence >= {choice.threshold:.4f} admits {choice.admitted:,} of {len(pool):,} images")
     say(f"images by reason: {', '.join(f'{n:,} {reason}' for reason, n in counts.items())}")
     say(f"selected by predicted class: {of_classes(selected.per_class.tolist(), MANIFEST, ',', names)}")
+    if choice.repeated:
+        say(f"note: {choice.repeated:,} of the selected images are near-copies of others; the pool has no other images")
     if scores.problems:
         first = ", ".join(pool.origins(np.array(sorted(scores.problems)[:UNREADABLE_NAMED])))
         more = f", ...; {MANIFEST} names them" if len(scores.problems) > UNREADABLE_NAMED else ""

@@ -3,7 +3,9 @@
 import functools
 import importlib
 import math
+import shutil
 import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,8 +19,10 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress as Bar
 
-Kind = Literal["lines", "answers", "bars"]
-_KINDS: tuple[Kind, ...] = ("lines", "answers", "bars")
+Kind = Literal["lines", "warnings", "answers", "bars"]
+_KINDS: tuple[Kind, ...] = ("lines", "warnings", "answers", "bars")
+WARNING = "warning: "
+"""Beginning of the lines that are warnings."""
 
 _console: "Console | None" = None
 _shown: ContextVar[frozenset[Kind]] = ContextVar("shown", default=frozenset(_KINDS))
@@ -81,7 +85,7 @@ def _rewrite(line: str) -> None:
 
 def say(line: str) -> None:
     """Print one line of the log. Brackets are literal, and control characters (of file names) are escaped."""
-    if "lines" in _shown.get():
+    if ("warnings" if line.startswith(WARNING) else "lines") in _shown.get():
         _rewrite("")
         console().print(visible(_wording.get()(line)), markup=False)
 
@@ -90,6 +94,11 @@ def answer(text: str) -> None:
     """Print a result on stdout, for the reader and for a script."""
     if "answers" in _shown.get():
         print(_wording.get()(text))
+
+
+def answer_width() -> int | None:
+    """Return the number of columns of the terminal that shows the results, or None if stdout is no terminal."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 class Progress:
@@ -121,12 +130,15 @@ class Progress:
     def advance(self, units: int, note: str = "", values: Mapping[str, float] | None = None, curve: str = "") -> None:
         """Count `units` more as done, and replace the text `note` after the bar.
 
-        `values` replace those below the bar. `curve` names the value that is drawn as a curve.
+        `values` replace those below the bar, and on a terminal the note, which has the most important of them. `curve`
+        names the value that is drawn as a curve.
         """
         task = self._bar.tasks[0]
         done, seconds = task.completed + units, task.elapsed or 0.0
         rate = f"{(done - self._done0) / seconds:,.0f} {self._unit}/s" if seconds > 0 else ""
         fields: dict[str, Any] = {} if values is None else {"values": dict(values)}
+        if values is not None and console().is_terminal:
+            note = ""  # it repeats some of the values
         if values is not None and curve in values:
             fields["curve"] = [*task.fields["curve"], (curve, values[curve])][-CURVE:]
         self._bar.update(self._task, completed=done, rate=rate, note=note, **fields)
@@ -175,8 +187,9 @@ def _panel() -> "type[Bar]":
                     return
                 values, curve = task.fields["values"], task.fields["curve"]
                 if values:
-                    words = "   ".join(f"{name} {_short(value)}" for name, value in values.items())
-                    yield Text(f"  {words}", overflow="ellipsis", no_wrap=True, style="dim")
+                    words = "   ".join(f"{name}\u00a0{_short(value)}" for name, value in values.items())
+                    for line in textwrap.wrap(words, self.console.width - 2, break_on_hyphens=False):
+                        yield Text(f"  {line}".replace("\u00a0", " "), overflow="ellipsis", no_wrap=True, style="dim")
                 if len(curve) > 1:
                     drawn = sparkline([value for _, value in curve])
                     yield Text(f"  {curve[-1][0]} {drawn}", overflow="ellipsis", no_wrap=True, style="dim")

@@ -24,9 +24,7 @@ from dfkd.system.errors import RequestError
 from dfkd.system.files import output_path, write_json
 from dfkd.system.portable import portable
 from dfkd.system.text import of_classes, visible
-
-CALIBRATION_BINS = 15
-"""Bins of equal width of the calibration error."""
+from dfkd.training.calibration import calibration_error
 
 
 @dataclass(frozen=True)
@@ -127,17 +125,6 @@ def check_labels(data: Pool, classes: int) -> Int[np.ndarray, " images"]:
     if (seen := len(np.unique(labels))) < classes:
         say(f"note: there are images of {seen} of the model's {classes} classes")
     return labels
-
-
-def calibration_error(confidence: Float[np.ndarray, " images"], right: Bool[np.ndarray, " images"]) -> float:
-    """Return the expected calibration error over 15 bins of equal width (https://arxiv.org/abs/1706.04599).
-
-    It is the mean over images of the distance between confidence and accuracy of their bin. A confidence on an edge
-    belongs to the bin below.
-    """
-    bins: Int[np.ndarray, " images"] = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, None)
-    gaps = np.bincount(bins, weights=confidence - right, minlength=CALIBRATION_BINS)
-    return float(np.abs(gaps).sum() / len(confidence))
 
 
 def run(config: EvaluateConfig) -> dict[str, Any]:

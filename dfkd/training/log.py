@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from dfkd.formats.run_folder import LOGS, Progress
+from dfkd.formats.run_folder import Progress
+from dfkd.formats.run_records import LOGS
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
-from dfkd.training.loggers.base import Logger, Training
+from dfkd.training.loggers.base import PICTURES, Logger, Training
 
 LOGGERS = {"tensorboard": "TensorBoard", "wandb": "WeightsAndBiases", "mlflow": "MLflow", "pictures": "Pictures"}
 """Modules of `dfkd.training.loggers`, which `--log` names, and their classes."""
@@ -25,8 +26,6 @@ MEASURES = frozenset(
     }
 )
 """Names of metrics that are not losses."""
-PICTURES = 20
-"""Pictures of a whole training."""
 SHOWN = 16
 """Images per picture."""
 

@@ -1,6 +1,6 @@
 import pytest
 
-from dfkd.config import SelectConfig, tables
+from dfkd.config import DistillConfig, SelectConfig, tables
 from dfkd.config.stage_table import STAGES
 from dfkd.system.errors import RequestError
 
@@ -77,3 +77,10 @@ def test_differences_names_nested_fields():
         "added (None, now 1,2)",
     ]
     assert tables.differences(new, dict(new)) == []
+
+
+def test_describe__names_what_is_used_and_not_what_is_off():
+    config = DistillConfig(teacher="t", student="s", samples=("a", "b"), out="o", ema=0.9)
+    said = tables.describe(config).split()
+    assert {"seed=0", "teacher=t", "samples=a,b", "ema=0.9"} <= {*said}
+    assert not [word for word in said if word.startswith(("keep_weights", "shard_teacher", "graft", "test"))]

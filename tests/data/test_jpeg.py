@@ -5,11 +5,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dfkd.data.images import jpeg, load
 from dfkd.data.images.decode import decode, reencoded
-from dfkd.data.images.frame import Frame, Window, _scaled
+from dfkd.data.images.frame import Frame, Window, windowed
 from dfkd.data.images.jpeg import decoders, plain_jpeg
 from dfkd.data.readers.reader import Unreadable
 
@@ -126,6 +127,13 @@ def test_decoders__name_what_is_installed(monkeypatch):
     jpeg.simplejpeg.cache_clear()
 
 
-def test_scaled__keeps_the_channels_of_a_pixel_together(photo):
+def test_windowed__resizes_with_the_channels_of_a_pixel_together(photo, monkeypatch):
     """As planes, into which torch turns what numpy's new axis gives, resizing takes twice as long."""
-    assert _scaled(photo.copy()[None], 72, 108, "bilinear").stride()[1] == 1
+    resize, seen = torch.nn.functional.interpolate, []
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "interpolate",
+        lambda planes, *given, **how: seen.append(planes) or resize(planes, *given, **how),
+    )
+    windowed(photo.copy(), 72, Frame(), Window(0.5, 0.5, 0.5, 0.5, 0.5))
+    assert seen[0].stride()[1] == 1

@@ -27,3 +27,13 @@ def test_commands__give_the_same_with_a_divided_teacher(computed):
             assert torch.allclose(ours, theirs, rtol=1e-4, atol=1 if name == "images" else 1e-5), name
     first, second = (rank["divided", "commands"] for rank in computed[1:])
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_commands__keep_the_weights_of_a_student_of_two_processes(computed):
+    """Before the first step they are those of one process, to the bit, and after the last step the student's."""
+    one, first, _ = (rank["divided", "commands"] for rank in computed)
+    names = [name.removeprefix("False student ") for name in first if name.startswith("False student")]
+    assert names and {name.split()[2] for name in first if " kept " in name} == {"0", "2"}
+    for name in names:
+        assert torch.equal(first[f"False kept 0 {name}"], one[f"False kept 0 {name}"]), name
+        assert torch.equal(first[f"False kept 2 {name}"], first[f"False student {name}"]), name

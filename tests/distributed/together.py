@@ -31,6 +31,7 @@ from dfkd.distill.cohort import Cohort
 from dfkd.distill.objective import build_objective
 from dfkd.distill.prepare import prepare
 from dfkd.distill.setting import Setting
+from dfkd.formats.kept_weights import kept_files
 from dfkd.formats.shards import Shards
 from dfkd.generators import stage as generate_stage
 from dfkd.generators.build import build, choose
@@ -277,12 +278,14 @@ def of_commands(folder):
         found[f"{divided} logits"] = torch.from_numpy(shards.column("logits"))
         distill = DistillConfig(
             **common, student="cifar_resnet:depth=8,width=2", samples=(f"{folder / str(ranks.count())}-False-made",),
-            loss=("kd", "ofd", "srd"), init="none", batch_size=6, steps=2, shard_teacher=divided,
-            out=f"{out}-run", test=str(folder / f"test{ranks.rank()}.npz"),
+            loss=("kd", "ofd", "srd"), init="none", batch_size=6, steps=2, reestimate=0, shard_teacher=divided,
+            keep_weights=1, out=f"{out}-run", test=str(folder / f"test{ranks.rank()}.npz"),
         )  # fmt: skip
         run, result = distill_stage.distill(distill, teacher, distill.student, distill.test)
         student = load_file(run / "student.safetensors")
         found |= {f"{divided} student {name}": value for name, value in student.items()}
+        for step, file in kept_files(run).items():
+            found |= {f"{divided} kept {step} {name}": value for name, value in load_file(file).items()}
         found[f"{divided} agreement"] = torch.tensor([result[name] for name in ("agreement", "teacher_top1")])
     return found
 

@@ -227,7 +227,7 @@ PINNED = [
     ],
 )
 def test_interrupted_and_resumed_is_bit_for_bit_uninterrupted(lab, selection, tmp_path, monkeypatch, capsys, options):
-    flags = (*QUICK, *options)
+    flags = (*QUICK, "--keep-weights", 6, *options)
     assert lab.distill(selection, tmp_path / "whole", *flags) == 0
     step = Trainer.advance
 
@@ -249,6 +249,8 @@ def test_interrupted_and_resumed_is_bit_for_bit_uninterrupted(lab, selection, tm
     assert lab.distill(selection, tmp_path / "resumed", *flags) == 0
     whole, resumed = (load_file(tmp_path / name / "student.safetensors") for name in ("whole", "resumed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    kept = [{f.name: f.read_bytes() for f in (tmp_path / n / "weights").iterdir()} for n in ("whole", "resumed")]
+    assert kept[0] == kept[1] and [*sorted(kept[0])] == [f"{k:07d}.safetensors" for k in range(0, 13, 2)]
     timing = ("images_per_second",)
     rows = [
         [{k: v for k, v in r.items() if k not in timing} for r in metrics(tmp_path / n)] for n in ("whole", "resumed")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dfkd.models.classifier import Classifier
-from dfkd.select import pool_filter, score, stage, streaming
+from dfkd.select import pool_filter, stage, stored_scores, streaming
 from dfkd.select.share import PoolShare
 from dfkd.system.errors import RequestError
 
@@ -28,7 +28,7 @@ def lab(lab):
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """Small parts, and a cache of the test's own: a function that names it."""
-    monkeypatch.setattr(score, "PART_ROWS", 25)  # five of the 120 images, the last of 20
+    monkeypatch.setattr(stored_scores, "PART_ROWS", 25)  # five of the 120 images, the last of 20
     return lambda name: monkeypatch.setenv("DFKD_CACHE", str(tmp_path / f"cache-{name}"))
 
 
@@ -239,7 +239,7 @@ def test_a_part_in_a_preset_has_no_place_in_a_pipeline_either(lab, tmp_path, cap
 def test_real_commands_at_once(lab, tmp_path):
     environment = {**os.environ, "DFKD_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     flags = ("--teacher", lab.teacher, *lab.flags, "--out", tmp_path / "s", "--count", 30)
-    small = "from dfkd.select import filters, score; score.PART_ROWS, filters._STEPS = 50, 5"
+    small = "from dfkd.select import filters, stored_scores; stored_scores.PART_ROWS, filters._STEPS = 50, 5"
     program = f"from dfkd.app.cli import entry; {small}; entry()"
     command = [sys.executable, "-c", program, "select", *map(str, flags), "--pool", lab.pool]
     at_once = [

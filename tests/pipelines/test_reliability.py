@@ -17,7 +17,7 @@ from PIL import Image
 from dfkd.distill.trainer import Trainer
 from dfkd.formats import shards
 from dfkd.models.classifier import Classifier
-from dfkd.select import score, stage
+from dfkd.select import stage, stored_scores
 from dfkd.system.errors import RequestError
 from dfkd.system.locks import locked
 
@@ -42,7 +42,7 @@ def flip(path, position=-200):
 @pytest.fixture
 def small_pieces(monkeypatch):
     """Several parts of scores and several shards."""
-    monkeypatch.setattr(score, "PART_ROWS", 50)
+    monkeypatch.setattr(stored_scores, "PART_ROWS", 50)
     monkeypatch.setattr("dfkd.select.selection_writer.ROWS_PER_SHARD", 10)
 
 

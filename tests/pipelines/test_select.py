@@ -172,9 +172,9 @@ def test_another_count_or_method_does_not_run_the_teacher(lab, tmp_path, capsys,
 
 
 def test_a_killed_scoring_goes_on_from_its_last_part(lab, tmp_path, monkeypatch):
-    from dfkd.select import score
+    from dfkd.select import stored_scores
 
-    monkeypatch.setattr(score, "PART_ROWS", 50)
+    monkeypatch.setattr(stored_scores, "PART_ROWS", 50)
     forwards, few = [], ("--pool", lab.few, "--count", 40)
     whole = Classifier.__call__
 
@@ -199,7 +199,7 @@ def test_a_killed_scoring_goes_on_from_its_last_part(lab, tmp_path, monkeypatch)
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
-def test_near_duplicates_and_clusters(lab, tmp_path):
+def test_near_duplicates_and_clusters(lab, tmp_path, capsys):
     images = np.load(lab.few)["images"]
     np.savez(tmp_path / "twice.npz", images=np.concatenate([images, images]))
     common = ("--teacher", lab.teacher, *lab.flags, "--pool", tmp_path / "twice.npz", "--method", "random")
@@ -212,6 +212,10 @@ def test_near_duplicates_and_clusters(lab, tmp_path):
     rows = [int(s.partition("#")[2]) % 120 for s in Shards(tmp_path / "pixels").column("source")]
     assert len(set(rows)) == 60
     assert json.loads((tmp_path / "pixels" / "manifest.json").read_text())["content"]["options"]["deduplicate_pixels"]
+    of_pixels = ("--out", tmp_path / "more", "--deduplicate-pixels", 0.9999, "--count", 150)
+    assert lab.dfkd("select", *common, *of_pixels) == 0
+    assert json.loads((tmp_path / "more" / "manifest.json").read_text())["reasons"]["near_duplicate"] == 240 - 150
+    assert "note: 30 of the selected images are near-copies of others" in capsys.readouterr().err
     assert lab.dfkd("select", *common, "--out", tmp_path / "spread", "--balance", "cluster", "--count", 50) == 0
     assert len(Shards(tmp_path / "spread")) == 50
 

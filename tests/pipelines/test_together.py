@@ -12,7 +12,10 @@ from dfkd import open_run
 from dfkd.distill import cohort
 from dfkd.formats.run_folder import Run
 
-QUICK = ("--steps", 8, "--batch-size", 16, "--checkpoint-every", 3, "--log-every", 4, "--init", "none")
+QUICK = (
+    *("--steps", 8, "--batch-size", 16, "--checkpoint-every", 3, "--log-every", 4, "--keep-weights", 4),
+    *("--init", "none"),
+)
 DROPPING = "wide_resnet:depth=10,dropout=0.3"
 STUDENTS = {
     "a": ("--loss", "kd", "ofd"),
@@ -40,6 +43,7 @@ def what_is_written(run):
         "row names": [list(row) for row in rows],
         "result": {k: v for k, v in result.items() if k not in TIMES},
         "student": (run / "student.safetensors").read_bytes(),
+        "kept": {file.name: file.read_bytes() for file in (run / "weights").iterdir()},
         "files": sorted(file.name for file in run.iterdir()),
     }
 

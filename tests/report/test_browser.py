@@ -219,8 +219,8 @@ def test_explain__tables_sort_and_class_names_are_only_text(drive: Drive, tmp_pa
     cams = (rng.uniform(0, 1, (len(shown), 8, 8)), None)
     knowledge = Knowledge(images[:2], {who: rng.normal(size=(2, 4, 4)) for who in ("student", "teacher")}, None)
     origins = [HOSTILE] * len(shown)
-    found = Explanation("run", HOSTILE, "data", answers, names, origins, images, True, cams, knowledge)
-    explanation_page.write(tmp_path / "page.html", found)
+    found = Explanation("run", HOSTILE, "data", answers, names, origins, images, True, cams)
+    explanation_page.write(tmp_path / "page.html", found, knowledge)
     looked = drive(
         tmp_path / "page.html",
         """(() => {

@@ -49,7 +49,7 @@ def test_page_csv_and_terminal(make_run, tmp_path: Path, capsys) -> None:
     assert re.findall(r'scope="row">([^<]+)', differing) == ["loss", "test"]
     assert len((tmp_path / "new" / "report.csv").read_text().splitlines()) == 5
     out = capsys.readouterr().out
-    assert out.startswith("name") and "50.50 ± 0.71" in out and "is best" in out
+    assert out.startswith("name") and "50.50 ± 0.71" in out and "are level: 0.00 points apart" in out
 
 
 def test_page_of_one_untested_run_without_metrics(make_run, tmp_path: Path, capsys) -> None:

@@ -24,7 +24,7 @@ from dfkd.models.load import load_model
 from dfkd.models.own import OwnNetwork
 from dfkd.report import explanation, knowledge
 from dfkd.report.answers import Answers, Explanation, facts
-from dfkd.report.explanation_page import heated
+from dfkd.report.disagreements import heated
 from dfkd.report.knowledge import Knowledge, Learning, shrunk
 from dfkd.report.knowledge_page import gray
 from dfkd.system.device import resolve_place
@@ -248,7 +248,7 @@ def test_facts__who_is_right_where_they_part():
     assert answers.disagreements().tolist() == [1, 4, 3]
     assert [answers.case(row) for row in answers.disagreements().tolist()] == ["lost", "both", "won"]
     empty = np.zeros((0, 4, 4, 1), np.uint8)
-    found = dict(facts(Explanation("s", "t", "d", answers, (), (), empty, True, (None, None), None)))
+    found = dict(facts(Explanation("s", "t", "d", answers, (), (), empty, True, (None, None))))
     assert found["agreement"] == "40.00%; they disagree on 3 images"
     assert found["student's accuracy"].startswith("60.00%")
     assert found["the teacher is right, the student is not"] == "1 images"

@@ -10,14 +10,13 @@ from safetensors.torch import save_file
 
 from dfkd.app.cli import main
 from dfkd.models import lenet5
-from dfkd.models.features.taps import parse_tap
 from dfkd.report.contents import read
 from dfkd.report.embedding import embedding, principal
 from dfkd.report.kept_answers import KeptAnswers, kept_answers
 from dfkd.report.near_groups import near_groups
 from dfkd.report.pool_scores import ScoredPool
 from dfkd.select.choose import NEAR_DUPLICATE, NOT_ADMITTED, NOT_DRAWN, REASONS, SELECTED
-from dfkd.select.score import PoolScores, features_file
+from dfkd.select.stored_scores import PoolScores, features_file
 from dfkd.system.checked_parquet import write_columns
 
 TWICE = ((20, 0), (21, 0), (22, 1))
@@ -93,7 +92,7 @@ def test_inspect__shows_groups_of_near_duplicates_and_an_embedding(selected, mon
 
 def answers_of(folder, features, reasons):
     """Features of a pool in a cache, and its scores."""
-    count, tap = len(features), parse_tap("fc")
+    count, tap = len(features), "fc"
     write_columns(features_file(folder, 0, tap), {"features": features.astype(np.float16)})
     rows, number = np.arange(count), np.array([*map(REASONS.index, reasons)])
     scored = ScoredPool(rows / count, rows / count, rows % 2, number, rows, count)

@@ -20,7 +20,7 @@ def test_pareto_front__has_the_rows_that_none_beats_at_its_cost() -> None:
 def test_scatter__puts_rows_where_their_values_are_with_error_bars() -> None:
     tree = chart(SPOTS)
     at = [float(sign.attrib["x"].rstrip("%")) for sign in tree.findall("svg") if "viewBox" not in sign.attrib]
-    pad = 100 * 0.14 / 1.28  # costs from 10 to 44, where the last error bar ends
+    pad = 100 * 0.06 / 1.12  # costs from 10 to 44, where the last error bar ends
     assert at == pytest.approx([pad + (100 - 2 * pad) * (cost - 10) / 34 for cost in (10, 10, 20, 40)], abs=0.01)
     bars = [line.attrib for line in tree.findall("line") if line.attrib["class"].startswith("error")]
     assert [bar["class"] for bar in bars] == ["error s3", "error s3"]

@@ -53,7 +53,11 @@ def test_terminal_table_says_equal_costs_once(make_run) -> None:
             (0.80, 0.82),
             "a is best: 91.00 % over 81.00 % (b) by 10.00 points, which is more than the seeds'",
         ),
-        ((0.90, 0.92), (0.80, 0.96), "by 3.00 points, which is no more than the seeds' spread (11.31 points)."),
+        (
+            (0.90, 0.92),
+            (0.80, 0.96),
+            "a (91.00 %) and b (88.00 %) are level: 3.00 points apart, which is no more than the seeds' spread (11",
+        ),
         ((0.90, 0.92), (0.80,), "by 11.00 points, but a row with a single seed does not say how far seeds are apart."),
         ((0.90, 0.92), (), "a reaches 91.00 ± 1.41 %, 4.00 points below its teacher."),
     ],
@@ -61,6 +65,16 @@ def test_terminal_table_says_equal_costs_once(make_run) -> None:
 def test_reading(make_run, best: tuple[float, ...], second: tuple[float, ...], says: str) -> None:
     folders = [make_run(name, s, top1=t) for name, row in (("a", best), ("b", second)) for s, t in enumerate(row)]
     assert says in reading(collect(folders))
+
+
+def test_terminal_table__names_the_columns_that_do_not_fit(make_run) -> None:
+    rows = collect([make_run(name, top1=0.5) for name in ("a", "b")])
+    whole = terminal_table(rows)
+    table, more = terminal_table(rows, 40).splitlines()[:3], terminal_table(rows, 40).splitlines()[3]
+    assert max(map(len, table)) <= 40 and all(map(str.startswith, whole.splitlines(), table))
+    head = whole.splitlines()[0]
+    assert more.startswith("more in the page: ") and more.endswith(head.split("  ")[-1].strip())
+    assert terminal_table(rows, len(head)) == whole
 
 
 def test_reading_without_a_test(make_run) -> None:

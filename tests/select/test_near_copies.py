@@ -14,6 +14,7 @@ from dfkd.select.choose import REASONS, choose
 from dfkd.select.diversity import unit_rows
 from dfkd.select.methods import ImageScores
 from dfkd.select.near_copies import describe, near_copies
+from dfkd.system.errors import RequestError
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,22 @@ def test_describe__is_the_mean_luminance_of_each_cell_minus_that_of_the_image():
     assert cells[0] == 63 and np.all(cells[1:] == -1)
 
 
+@pytest.mark.parametrize("side", [8, 21, 224, 231])
+def test_describe__has_the_cells_of_any_size(side):
+    values = np.random.default_rng(side).integers(0, 256, (3, 8, 8)).astype(np.uint8)
+    cell = np.searchsorted(np.arange(1, 9) * side // 8, np.arange(side), side="right")  # of each pixel
+    drawn = values[:, cell][:, :, cell]
+    expected = values - values.mean(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(describe(drawn[..., None]), expected.reshape(3, 64), atol=1e-4)
+    colored = np.stack([drawn, 0 * drawn, 0 * drawn], axis=3)
+    np.testing.assert_allclose(describe(colored), 0.299 * expected.reshape(3, 64), atol=1e-4)
+
+
+def test_describe__repeats_the_pixels_of_a_tiny_image():
+    image = np.array([[0, 255]], np.uint8).reshape(1, 1, 2, 1)
+    assert np.array_equal(describe(image).reshape(8, 8) > 0, np.arange(8)[None] // 4 == np.ones((8, 1)))
+
+
 def test_near_copies__finds_a_mirrored_and_recompressed_copy(photos):
     both = np.concatenate([photos, jpeg(photos)[:, :, ::-1]])
     dropped = near_copies(np.arange(120), lambda rows: describe(both[rows]), 0.95)
@@ -123,3 +140,29 @@ def test_choose__picks_no_near_copy_of_a_better_image(rng, balance, reach):
     best = {k: max(np.flatnonzero(originals == k), key=lambda row: scores.confidence[row]) for k in range(200)}
     assert all(best[originals[row]] == row for row in picked)
     assert (choice.reasons[picked] == REASONS.index("selected")).all()
+
+
+def test_choose__picks_near_copies_only_when_nothing_else_is_left():
+    rows, originals = np.arange(30), np.arange(30) // 3
+    scores = ImageScores(1 - rows / np.float32(30), np.zeros(30, np.float32), np.zeros(30, np.int64))
+
+    def chosen(count):
+        copies = np.flatnonzero(originals == np.roll(originals, 1))
+        return choose(
+            scores,
+            np.ones(30, bool),
+            methods.confidence,
+            count=count,
+            seed=0,
+            features=lambda rows: pytest.fail("these are the teacher's"),
+            balance="class",
+            copies=lambda ranked, needed: np.isin(ranked, copies),
+            reach=1.5,
+        )
+
+    assert chosen(10).indices.tolist() == rows[::3].tolist() and chosen(10).repeated == 0
+    assert chosen(12).indices.tolist() == sorted([*rows[::3], 1, 2]) and chosen(12).repeated == 2
+    assert chosen(30).repeated == 20
+    assert len(chosen(None)) == 10
+    with pytest.raises(RequestError, match="count=31 is above the 30 images that are left"):
+        chosen(31)

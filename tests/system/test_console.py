@@ -43,7 +43,19 @@ def test_progress__on_a_terminal_has_values_and_a_curve(terminal):
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
     assert "40/40" in shown
     assert "kd 0.2   ofd 12,346   agreement 0.75" in shown
+    assert "note" not in shown, "the values have it"
     assert "agreement ▁▃▆█" in shown
+
+
+def test_progress__on_a_narrow_terminal_has_all_values(monkeypatch):
+    told = io.StringIO()
+    made = Console(file=told, force_terminal=True, width=40, highlight=False, color_system=None, soft_wrap=True)
+    monkeypatch.setattr(console, "console", lambda: made)
+    with progress("training", 1, "steps") as bar:
+        bar.advance(1, values={f"a_long_name_{k}": k / 7 for k in range(4)})
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", told.getvalue()).splitlines()]
+    assert {f"a_long_name_{k} {k / 7:.4g}" for k in range(4)} <= {*"   ".join(lines).split("   ")}
+    assert max(map(len, lines)) <= 40
 
 
 @pytest.mark.parametrize("module", ["ipykernel.iostream", "io"])
@@ -101,6 +113,13 @@ def test_progress__of_a_stage_without_lines(terminal, still, seen):
     with printing(quiet=True, still=still), progress("training", 2, "steps") as bar:
         bar.advance(2)
     assert ("training" in terminal.getvalue()) == seen
+
+
+def test_say__a_warning_is_seen_in_a_stage_without_lines(terminal):
+    with printing(quiet=True, still=("bars", "warnings")):
+        say("a line")
+        say("warning: it may have collapsed")
+    assert terminal.getvalue() == "warning: it may have collapsed\n"
 
 
 def test_sparkline__from_the_lowest_to_the_highest():

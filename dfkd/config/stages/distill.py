@@ -23,15 +23,15 @@ class DistillConfig(ModelConfig):
 
     teacher: str | tuple[str, ...] = option(TEACHER, "models", role="resolved", reads="model")
     student: str = option(
-        "MODEL. The class count and channels default to the teacher's. --also names further students.",
+        "MODEL. Its number of classes and channels defaults to the teacher's. --also names further students.",
         "models",
         role="resolved",
         reads="model",
     )
     mixing: Mixing | None = option(MIXING, "models", default=None, role="resolved")
     also: tuple[str, ...] = option(
-        "Further students that learn from the same answers of the teacher. For each, the options in which it "
-        "differs, such as '--student lenet5 --loss kd rkd --out run-2' (docs/teaching.md). Each is a run of its own.",
+        "Further students that learn from the same forward passes of the teacher. One text for each, with the options "
+        "in which it differs: '--student lenet5 --loss kd rkd --out run-2' (docs/teaching.md). Each makes its own run.",
         "models",
         default=(),
         role="none",
@@ -41,7 +41,7 @@ class DistillConfig(ModelConfig):
         off=(),
     )
     graft: int = option(
-        "Steps between graftings of filters among the students of --also, which are of one architecture "
+        "Steps between graftings: students of --also, all of one architecture, take filters from each other "
         "(docs/teaching.md). 0: none.",
         "models",
         default=0,
@@ -49,8 +49,8 @@ class DistillConfig(ModelConfig):
         off=0,
     )
     student_seed: int | None = option(
-        "Seed of the student's random weights, and of what it draws itself. Images and views follow --seed. Default: "
-        "--seed.",
+        "Seed of the student's random weights and of its own random numbers, such as dropout. Images and views depend "
+        "on --seed. Default: --seed.",
         "models",
         default=None,
         least=0,
@@ -67,8 +67,8 @@ class DistillConfig(ModelConfig):
         open=True,
     )
     prune: float | None = option(
-        "Share of its multiplications that the student keeps, such as 0.25: channels are left out, then it trains. It "
-        "needs weights, such as the teacher's own. Needs pip install '.[prune]'. Default: all.",
+        "Remove channels of the student before the training, until this share of its multiplications is left, such as "
+        "0.25. The student needs weights, such as the teacher's own. Needs pip install '.[prune]'. Default: off.",
         "models",
         default=None,
         above=0,
@@ -76,16 +76,15 @@ class DistillConfig(ModelConfig):
         off=None,
     )
     quantize: Literal["int8"] | None = option(
-        "int8: train the student with weights and inputs rounded to 8 bits, as an export of dtype int8 does. "
-        "It needs weights, such as those of a RUN. Default: off.",
+        "int8: train the student with weights and inputs rounded to 8 bits, as dfkd export --dtype int8 rounds them. "
+        "The student needs weights, such as those of a RUN. Default: off.",
         "models",
         default=None,
         off=None,
     )
     specialists: int | None = option(
-        "Number of specialists that are added to the student, which needs weights, such as those of a RUN. Each begins "
-        "as the student and learns classes that it confuses; the result is a MODEL that votes (docs/teaching.md). "
-        "Default: none.",
+        "Number of specialists to add to a trained student, such as a RUN. Each begins as a copy of the student and "
+        "learns a group of classes that the student confuses. The networks vote (docs/teaching.md). Default: none.",
         "models",
         default=None,
         least=2,
@@ -140,22 +139,23 @@ class DistillConfig(ModelConfig):
     )
     batch_size: int = option("Images per step.", "training", default=128, least=1)
     batches: str = option(
-        "Order of the images. shuffled; classes:each=8: batches even over the teacher's classes; "
-        "superclasses:count=16: over clusters of them; hardest:share=0.5: after a first pass, the images where student "
-        "and teacher differ most.",
+        "Order of the images. shuffled. classes:each=8: several images of each predicted class in a batch. "
+        "superclasses:count=16: the same for clusters of the teacher's logits. hardest:share=0.5: after a first pass, "
+        "the images on which student and teacher differ most.",
         "training",
         default="shuffled",
     )
     optimizer: Literal["auto", "sgd", "adamw"] = option(
-        "sgd uses Nesterov momentum 0.9. auto: adamw if the student has weights of its own and the images are above 64 "
-        "pixels or its classifier is new, else sgd.",
+        "sgd uses Nesterov momentum 0.9. auto: adamw for a student with weights of its own if the images are above 64 "
+        "pixels or its classifier is new, and with --quantize and --specialists; else sgd.",
         "training",
         default="auto",
         open=True,
     )
     lr: float | None = option(
-        "Peak learning rate. Default: for adamw 0.002, or 0.0005 where auto chose it; for sgd 0.4; 0.1 above 64 "
-        "pixels, with depthwise convolutions and with the teacher's layers; 0.02 without BatchNorm.",
+        "Peak learning rate. Default for sgd: 0.4; 0.1 above 64 pixels, with depthwise convolutions or with the "
+        "teacher's layers; 0.02 without BatchNorm. Default for adamw: 0.002. Students for which auto chooses adamw: "
+        "0.0005, with sgd 0.02.",
         "training",
         default=None,
         least=0,
@@ -224,8 +224,8 @@ class DistillConfig(ModelConfig):
         off=0.0,
     )
     reestimate: int | None = option(
-        "Batches on which the final student's BatchNorm statistics are computed anew. 0: off. Default: 20 where the "
-        "student's running statistics have a momentum below 0.05 (torchvision's MobileNetV3), else 0.",
+        "Batches on which the final student's BatchNorm statistics are computed again. 0: off. Default: 20 if a "
+        "BatchNorm layer of the student has a momentum below 0.05 (torchvision's MobileNetV3), else 0.",
         "training",
         default=None,
         least=0,
@@ -234,7 +234,7 @@ class DistillConfig(ModelConfig):
     )
     sync_batchnorm: bool = option(
         "With several processes on GPUs (torchrun): the student's BatchNorm layers take the statistics of the whole "
-        "batch. Otherwise those of the process's own images.",
+        "batch. Default: those of the process's own images.",
         "machine",
         default=False,
         role="none",
@@ -251,8 +251,8 @@ class DistillConfig(ModelConfig):
         "Steps between checkpoints.", "output", default=500, least=1, role="none", shown=False
     )
     keep_weights: int = option(
-        "Keep the student's weights in OUT/weights: before the first step and at this number of evenly spread moments. "
-        "dfkd explain counts from them how it came to its knowledge. 0: off.",
+        "Keep the student's weights in OUT/weights: before the first step and at this number of evenly spread steps. "
+        "dfkd explain shows from them when the student learned its visual concepts. 0: off.",
         "output",
         default=0,
         least=0,
@@ -265,7 +265,7 @@ class DistillConfig(ModelConfig):
         "Steps between rows of metrics.jsonl.", "output", default=50, least=1, role="none", shown=False
     )
     log: tuple[Logger, ...] = option(
-        "Also log to tensorboard, wandb or mlflow (docs/reference.md#logs).",
+        "Also log to tensorboard, wandb or mlflow, or write pictures (docs/reference.md#logs).",
         "output",
         default=(),
         role="none",
@@ -273,7 +273,8 @@ class DistillConfig(ModelConfig):
         stored=False,
     )
     name: str | None = option(
-        "Row of the run in `dfkd compare`. Runs of one name are its seeds. Default: made from method and losses.",
+        "Name of the run's row in `dfkd compare`. Runs of one name are seeds of one row. Default: made from method and "
+        "losses.",
         "output",
         default=None,
         role="none",

@@ -10,7 +10,7 @@ from dfkd.config.stages.shared import Engine
 class RunConfig(Checked):
     """Run a pipeline of selections, distillations, seeds and a comparison. Complete stages are skipped."""
 
-    file: str = option("FILE.toml.", "data", positional=True)
+    file: str = option("FILE.toml of the pipeline.", "data", positional=True)
     out: str | None = option("Folder of the pipeline, instead of `out` in the file.", "output", default=None)
     only: tuple[str, ...] = option(
         "Rows to run, with the selections that they need. Default: all. The report has every complete row.",
@@ -18,8 +18,8 @@ class RunConfig(Checked):
         default=(),
     )
     engine: Engine = option(
-        "local: one stage after the other. ray: as tasks of Ray, on the cluster that RAY_ADDRESS names, else on this "
-        "machine. Needs pip install '.[ray]'.",
+        "local: one stage after the other. ray: the stages as tasks of Ray, on the cluster that RAY_ADDRESS names, "
+        "else on this machine. Needs pip install '.[ray]'.",
         "machine",
         default="local",
     )

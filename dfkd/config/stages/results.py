@@ -34,24 +34,26 @@ class ExplainConfig(ModelConfig):
     )
     classes: str | None = option(CLASSES.format("--data"), "data", default=None)
     bits: int | None = option(BITS.format("--data"), "data", default=None, least=8, most=16)
-    count: int = option("Number of images on the page on which they disagree.", "output", default=24, least=0)
+    count: int = option(
+        "Number of images with the largest disagreement to show on the page.", "output", default=24, least=0
+    )
     entropy: int = option(
-        "Number of images whose pixel-wise entropy is learned (arXiv 2003.03622). Each takes some 200 passes forward "
-        "and backward of both networks.",
+        "Number of images whose pixel-wise entropy is computed (arXiv 2003.03622). Each takes some 200 forward and "
+        "backward passes of both networks.",
         "output",
         default=0,
         least=0,
     )
     baseline: str | None = option(
-        "MODEL whose knowledge is counted beside the student's, such as the same network trained on labels. Needs "
+        "MODEL whose visual concepts are counted for comparison, such as the same network trained on labels. Needs "
         "--entropy.",
         "models",
         default=None,
         reads="model",
     )
     foreground: str | None = option(
-        "FILE.npy or FILE.npz with one mask an image of DATA: nonzero where the object is. Visual concepts are then "
-        "counted on it and beside it, and for a RUN with --keep-weights also how they came.",
+        "FILE.npy or FILE.npz with one mask for each image of DATA: nonzero where the object is. Visual concepts are "
+        "then counted on the object and beside it. Of a RUN with --keep-weights also when they appeared.",
         "data",
         default=None,
     )
@@ -70,16 +72,16 @@ class InspectConfig(Checked):
         positional=True,
     )
     out: str | None = option(
-        "FILE.html with the scores and a gallery; of a soft_tree, with its filters.", "output", default=None
+        "FILE.html with the scores and a gallery. Of a soft_tree: with its filters.", "output", default=None
     )
     pool: tuple[str, ...] = option(
-        "DATA that the selection was made from: the page also shows images that are out. For a soft_tree: images whose "
-        "ways through the tree are shown.",
+        "DATA that the selection was made from: the page then also shows rejected images. For a soft_tree: images "
+        "whose paths through the tree are shown.",
         "data",
         default=(),
         reads="data",
     )
-    verify: bool = option("Read every file instead, and compare it with its checksum.", "output", default=False)
+    verify: bool = option("Only read every file and compare it with its checksum.", "output", default=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +91,8 @@ class CompareConfig(Checked):
     runs: tuple[str, ...] = option("RUN folders.", "data", positional=True)
     out: str = option("FILE.html. FILE.csv is written beside it.", "output")
     disagreements: int = option(
-        "Images of each row on which student and teacher disagree that the page shows, with the classes that are "
-        "confused. Both networks of a row's first seed answer its test images.",
+        "Number of images to show for each row on which student and teacher disagree, with the classes that are "
+        "confused. Both networks of a row's first seed are run on its test images.",
         "output",
         default=0,
         least=0,
@@ -107,15 +109,15 @@ class ExportConfig(ModelConfig):
     )
     out: str = option("FILE to write.", "output")
     dtype: Literal["float32", "float16", "int8"] = option(
-        "Numbers of the file. int8: convolutions and linear layers, calibrated on --samples; for .onnx and .pt2.",
+        "Data type of the weights. int8: for convolutions and linear layers, calibrated on --samples; .onnx or .pt2.",
         "output",
         default="float32",
     )
     with_normalize: bool = option(
-        "Put the normalization into the file: its input is then pixels in [0, 1].", "output", default=False
+        "Put the normalization into the file, whose input is then pixels in [0, 1].", "output", default=False
     )
     samples: str | None = option(
-        "Selection folder. The file is checked against the model on some of its images. int8 is calibrated on others.",
+        "Selection folder. The file is compared with the model on some of its images. int8 is calibrated on others.",
         "data",
         default=None,
         reads="selection",

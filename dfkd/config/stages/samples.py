@@ -25,7 +25,8 @@ class SelectConfig(ModelConfig):
     teacher: str | tuple[str, ...] = option(TEACHER, "models", role="resolved", stored=False, reads="model")
     mixing: Mixing | None = option(MIXING, "models", default=None, role="resolved", stored=False)
     pool: tuple[str, ...] = option(
-        "DATA: folders, .npz, .parquet, .arrow, .tar, hf:REPO, torchvision:NAME. Labels are never read.",
+        "DATA: folders, .npz, .parquet, .arrow, .tar, hf:REPO, torchvision:NAME, s3://... (docs/reference.md#data). "
+        "Labels are never read.",
         "data",
         role="resolved",
         stored=False,
@@ -54,7 +55,7 @@ class SelectConfig(ModelConfig):
         range=SHARE,
     )
     class_dropping: float = option(
-        "Stored mask: keep the classes whose probability is at least this value. 0 keeps all.",
+        "Store a mask with each image: the classes whose probability is at least this value. 0: all classes.",
         "selection",
         default=0.05,
         least=0,
@@ -62,7 +63,7 @@ class SelectConfig(ModelConfig):
     )
     balance: Literal["none", "class", "cluster"] | None = option(
         "Select evenly over the predicted classes, or over clusters of the teacher's features. Default: class for the "
-        "threshold method, else none.",
+        "methods statistics and threshold, else none.",
         "selection",
         default=None,
     )
@@ -75,8 +76,9 @@ class SelectConfig(ModelConfig):
         most=1,
     )
     deduplicate_pixels: float | None = option(
-        "Drop an image whose pixels, as 8x8 luminances, have at least this cosine similarity (such as 0.95) to a "
-        "better image: recompressed, recolored and mirrored copies. It reads images a second time. Default: keep all.",
+        "Select an image last if its pixels, as 8x8 luminances, have at least this cosine similarity (such as 0.95) to "
+        "a better image: recompressed, recolored and mirrored copies. Not for aligned images such as X-rays, which are "
+        "all alike. Default: no image is compared.",
         "selection",
         default=None,
         above=0,
@@ -102,7 +104,7 @@ class SelectConfig(ModelConfig):
         stored=False,
     )
     workers: int | None = option(
-        "Number of workers of Ray. Default: as many as there is room for.",
+        "Number of workers of Ray. Default: as many as Ray has resources for.",
         "machine",
         default=None,
         least=1,
@@ -143,7 +145,7 @@ class SelectConfig(ModelConfig):
         BITS.format("--pool"), "data", default=None, least=8, most=16, role="resolved", stored=False
     )
     batch_size: int = option(
-        "Images per teacher forward pass. Another size computes the scores anew.", "machine", default=256, least=1
+        "Images per teacher forward pass. Another size computes the scores again.", "machine", default=256, least=1
     )
 
 
@@ -172,7 +174,7 @@ class GenerateConfig(ModelConfig):
         "Steps of the method. Default: the method's own.", "training", default=None, least=1, shared=False
     )
     student: str | None = option(
-        "MODEL with weights, such as a RUN, for methods that search for what a student does not know.",
+        "MODEL with weights, such as a RUN, for methods that look for images on which student and teacher differ.",
         "models",
         default=None,
         role="resolved",
@@ -191,7 +193,7 @@ class GenerateConfig(ModelConfig):
     )
     teacher_taps: tuple[str, ...] = option(OWN_TAPS, "models", default=())
     fill: str | None = option(
-        "A selection: make only images of the classes that it lacks, until it is even.",
+        "Folder of a selection: make images only of the classes that it lacks, until its classes are even.",
         "data",
         default=None,
         role="resolved",
@@ -199,7 +201,7 @@ class GenerateConfig(ModelConfig):
         reads="selection",
     )
     class_dropping: float = option(
-        "Stored mask: keep the classes whose probability is at least this value. 0 keeps all.",
+        "Store a mask with each image: the classes whose probability is at least this value. 0: all classes.",
         "learning",
         default=0.05,
         least=0,
@@ -212,7 +214,7 @@ class GenerateConfig(ModelConfig):
     checkpoint_every: int = option("Steps between checkpoints.", "output", default=500, least=1, role="none")
     log_every: int = option("Steps between rows of metrics.jsonl.", "output", default=50, least=1, role="none")
     log: tuple[Logger, ...] = option(
-        "Also log to tensorboard, wandb or mlflow (docs/reference.md#logs).",
+        "Also log to tensorboard, wandb or mlflow, or write pictures (docs/reference.md#logs).",
         "output",
         default=(),
         role="none",

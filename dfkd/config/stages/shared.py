@@ -18,8 +18,8 @@ CLASSES = (
     "many as the model's classes."
 )
 BITS = (
-    "Bits in use (such as 12) of 16-bit gray images in {}. The upper 8 of these are taken. Default: what the "
-    "files say, else 16."
+    "Bits in use (such as 12) of 16-bit gray images in {}. The upper 8 of these are taken. Default: "
+    "the files' own number, else 16."
 )
 TEACHER = f"{MODEL} Several, or a FILE.toml that lists them, teach together (docs/teaching.md)."
 MIXING = (
@@ -27,10 +27,10 @@ MIXING = (
     "weighted by confidence or by entropy. learned: weights for each class, found on --samples. Default: mean-logits."
 )
 SHARD_TEACHER = (
-    "With several processes (torchrun): each holds a share of the teacher's parameters. A part is put together while "
-    "it runs (FSDP). For a teacher that fills a GPU's memory."
+    "With several processes (torchrun): divide the teacher's parameters among them (FSDP). Each block is gathered "
+    "while it runs. For a teacher that does not fit into one GPU."
 )
-OWN_TAPS = "Positions of the features, such as last=fc:input. Default: found by tracing the network."
+OWN_TAPS = "Positions of the features, such as last=fc:input. Default: found by running the network."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +60,8 @@ class ModelConfig(Checked):
         "Random seed. The same seed gives the same result.", "machine", default=0, least=0, below=2**63, shown=False
     )
     normalize: str | None = option(
-        "Input normalization of the teacher: imagenet, cifar10, none or mean,mean,mean/std,std,std. Default: what "
-        "the model says (RUN, .pt2, timm, torchvision's weights), else imagenet.",
+        "Input normalization of the teacher: imagenet, cifar10, none or mean,mean,mean/std,std,std. Default: the "
+        "model's own (RUN, .pt2, timm, torchvision's weights), else imagenet.",
         "models",
         default=None,
         role="resolved",
@@ -75,7 +75,7 @@ class ModelConfig(Checked):
     )
     crop_pct: float | None = option(
         "Photographs are resized so that their shorter side is the image size divided by this ratio, then cropped at "
-        "the center. Default: above 64 pixels what the model says (RUN, timm, torchvision's weights), else 1.",
+        "the center. Default: above 64 pixels the model's own (RUN, .pt2, timm, torchvision's weights), else 1.",
         "models",
         default=None,
         above=0,
@@ -84,8 +84,8 @@ class ModelConfig(Checked):
         stored=False,
     )
     interpolation: Interpolation | None = option(
-        "How photographs are resized: bilinear or bicubic, with antialiasing. Default: above 64 pixels what the model "
-        "says, else bilinear.",
+        "How photographs are resized: bilinear or bicubic, with antialiasing. Default: above 64 pixels the model's "
+        "own, else bilinear.",
         "models",
         default=None,
         role="resolved",

@@ -1,6 +1,5 @@
 """Linear filter for the images of a pool."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
+
+from dfkd.data.images.filter_record import read_arrays
 
 _AT_ONCE = 256
 
@@ -68,29 +69,5 @@ def read_filter(described: Mapping[str, Any], channels: int) -> Filter | None:
 
     Raises: ValueError, KeyError or TypeError if the value is damaged.
     """
-    if "kernel" not in described:
-        return None
-    try:
-        # numpy's errors have the types above; torch's do not
-        kernel, bias = (torch.from_numpy(np.array(described[key], np.float32)) for key in ("kernel", "bias"))
-    except OverflowError as error:
-        raise ValueError(f"filter has a number that is too large ({error})") from None
-    size = kernel.shape[-1] if kernel.ndim else 0
-    if kernel.shape != (channels, channels, size, size) or size % 2 == 0 or bias.shape != (channels,):
-        raise ValueError(f"filter has a kernel of {list(kernel.shape)} and a bias of {list(bias.shape)}")
-    if not (kernel.isfinite().all() and bias.isfinite().all()):
-        raise ValueError("filter has numbers that are not finite")
-    return Filter(kernel, bias)
-
-
-def read_scores(described: Mapping[str, Any]) -> tuple[float, float]:
-    """Return the teacher's Inception Scores without and with the filter.
-
-    Raises: ValueError or KeyError if there are none.
-    """
-    scores = described["inception_score"]
-    if not isinstance(scores, list) or [type(score) for score in scores] != [float, float]:
-        raise ValueError("filter has no scores")
-    if not all(map(math.isfinite, scores)):
-        raise ValueError("filter has a score that is not finite")
-    return scores[0], scores[1]
+    found = read_arrays(described, channels)
+    return None if found is None else Filter(*map(torch.from_numpy, found))

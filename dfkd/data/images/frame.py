@@ -5,10 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
-from torch import Tensor
-from torch.nn.functional import interpolate
 
 from dfkd.config.stages import Interpolation
 
@@ -96,8 +93,7 @@ def framed(
     side = frame.resized(size)
     new_width, new_height = resized(width, height, side)
     top, left = margin(new_height, size), margin(new_width, size)
-    planes = _scaled(pixels, new_height, new_width, frame.interpolation)
-    return _rows_first(planes[:, :, top : top + size, left : left + size])
+    return _scaled(pixels, new_height, new_width, frame.interpolation, slice(top, top + size), slice(left, left + size))
 
 
 def windowed(
@@ -106,7 +102,7 @@ def windowed(
     """Return a window of an image, resized with antialiasing."""
     top, left, rows, columns = window.box(*pixels.shape[:2])
     part = pixels[None, top : top + rows, left : left + columns]
-    return _rows_first(_scaled(part, size, size, frame.interpolation))[0]
+    return _scaled(part, size, size, frame.interpolation)[0]
 
 
 def resized(width: int, height: int, size: int) -> tuple[int, int]:
@@ -124,17 +120,20 @@ def margin(length: int, size: int) -> int:
 
 
 def _scaled(
-    pixels: UInt8[np.ndarray, "batch height width channels"], height: int, width: int, mode: str
-) -> UInt8[Tensor, "batch channels {height} {width}"]:
+    pixels: UInt8[np.ndarray, "batch height width channels"],
+    height: int,
+    width: int,
+    mode: str,
+    rows: slice = slice(None),
+    columns: slice = slice(None),
+) -> UInt8[np.ndarray, "batch new_height new_width channels"]:
+    """Resize images to `height` and `width`, and return some rows and columns of them."""
+    import torch  # where pixels are resized only: the reports read stored pixels
+    from torch.nn.functional import interpolate
+
     # numpy gives a new first axis the stride 0, and torch then resizes planes, which takes twice as long
     batch = torch.from_numpy(pixels[0])[None] if len(pixels) == 1 else torch.from_numpy(pixels)
     planes = batch.permute(0, 3, 1, 2)
-    if planes.shape[2:] == (height, width):
-        return planes
-    return interpolate(planes, (height, width), mode=mode, antialias=True)
-
-
-def _rows_first(
-    planes: UInt8[Tensor, "batch channels height width"],
-) -> UInt8[np.ndarray, "batch height width channels"]:
-    return planes.permute(0, 2, 3, 1).contiguous().numpy()
+    if planes.shape[2:] != (height, width):
+        planes = interpolate(planes, (height, width), mode=mode, antialias=True)
+    return planes[:, :, rows, columns].permute(0, 2, 3, 1).contiguous().numpy()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Int64, UInt8
 
 from dfkd.data.readers.reader import Unreadable, as_labels, as_nhwc, row_numbers
@@ -148,6 +147,8 @@ def _split(target: Callable[..., Any], words: list[str], text: str) -> dict[str,
 
 def _raw(dataset: Any) -> UInt8[np.ndarray, "n *stored"] | None:
     """Return the data set's attribute `data` if it holds one uint8 image per item and equals a few items, else None."""
+    import torch
+
     data = getattr(dataset, "data", None)
     pixels = np.asarray(data) if isinstance(data, np.ndarray | torch.Tensor) else None
     if pixels is None or pixels.dtype != np.uint8 or len(pixels) != len(dataset):

@@ -12,6 +12,9 @@ from jaxtyping import UInt8
 
 from dfkd.system.files import write_json
 
+PICTURES = 20
+"""Pictures of a whole training."""
+
 
 @dataclass(frozen=True)
 class Training:

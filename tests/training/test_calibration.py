@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dfkd.training.evaluate import calibration_error
+from dfkd.training.calibration import calibration_error
 
 
 def test_calibration_error_by_hand():

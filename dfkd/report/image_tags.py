@@ -1,0 +1,44 @@
+"""Images as elements of a page."""
+
+import base64
+import io
+
+import numpy as np
+from jaxtyping import UInt8
+
+from dfkd.report.markup import Html, tag
+
+THUMBNAIL = 96
+"""Side of the thumbnail of a larger image, in pixels."""
+
+
+def image_tag(
+    pixels: UInt8[np.ndarray, "height width channels"], raw: bool, alt: str, title: str = "", place: int | None = None
+) -> Html:
+    """Return an image element.
+
+    `title` is the text that is shown on hover. `place` is the image's row in the pool, by which the script finds it.
+    """
+    return tag(
+        "img",
+        src=data_uri(pixels, raw),
+        alt=alt,
+        title=title or None,
+        class_="pixelated" if raw else None,
+        data_row=place,
+        loading="lazy",
+    )
+
+
+def data_uri(pixels: UInt8[np.ndarray, "height width channels"], raw: bool, side: int = THUMBNAIL) -> str:
+    """Return an image as a data URI: raw images as PNG, encoded ones as JPEG of at most `side` pixels."""
+    from PIL import Image
+
+    image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
+    file = io.BytesIO()
+    if raw:
+        image.save(file, "PNG")
+    else:
+        image.thumbnail((side, side))
+        image.save(file, "JPEG", quality=85)
+    return f"data:image/{'png' if raw else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode()}"
