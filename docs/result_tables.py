@@ -82,7 +82,7 @@ TREES = {
         ("labels", "labels"),
         ("teacher", "the teacher"),
         ("teacher-further", "the teacher, 7,000 steps more"),
-        ("teacher-freer", "the teacher, 2,500 steps more with `penalty=0.01`"),
+        ("teacher-freer", "the teacher, 7,000 steps more and 2,500 with `penalty=0.01`"),
         ("teacher-shifted", "the teacher, on shifted digits"),
         ("photographs", "the teacher, on patches of photographs"),
     )

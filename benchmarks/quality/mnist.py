@@ -142,8 +142,12 @@ def measured(out, names, steps=STEPS, test=TEST):
         if status == 0 and rows:
             file.write_text(tomli_w.dumps(tables(out, rows, seeds, steps, test)), encoding="utf-8")
             status = cli.main(["run", str(file)])
-    runs = sorted(str(run) for run in (out / "runs").iterdir()) if status == 0 else []
-    status = status or cli.main(["compare", *runs, "--out", str(out / "report.html")])
+    return status or results(out, test)
+
+
+def results(out, test):
+    """Compare all runs of the folder and write the result file. Returns the exit status."""
+    status = cli.main(["compare", *sorted(map(str, (out / "runs").iterdir())), "--out", str(out / "report.html")])
     if status == 0:
         with (out / "report.csv").open(encoding="utf-8", newline="") as opened:
             lines = list(csv.DictReader(opened))
@@ -164,7 +168,7 @@ WORDS = {
     "labels": "labels",
     "teacher": "the teacher",
     "teacher-further": "the teacher, 7,000 steps more",
-    "teacher-freer": "the teacher, 2,500 steps more, `penalty=0.01`",
+    "teacher-freer": "the same, then 2,500 with `penalty=0.01`",
     "teacher-shifted": "the teacher, on shifted digits",
     "photographs": "the teacher, on patches of photographs",
 }
