@@ -122,9 +122,15 @@ TABLES = [
         "rows": {
             "heap-20-statistics": "`statistics`",
             "heap-20-threshold": "`threshold`",
+            "heap-20-pixels": "`statistics` with `--deduplicate-pixels 0.95`",
             "heap-20-random": "random",
             "photos-statistics": "`statistics`, of the 20,000 photos alone",
         },
+    },
+    {
+        "title": "10,000 images of the pool of photos alone; 500 steps of the defaults",
+        "files": ["clean-pool-500-steps"],
+        "rows": {"statistics": "`statistics`", "random": "random"},
     },
     {
         "title": "2,000 images of a scraped pool of 100,000, 2 % of them photos; 500 steps of the defaults",
@@ -160,6 +166,7 @@ TABLES = [
         "rows": {
             "statistics": "`statistics`",
             "statistics-weight-0.5": "`statistics:weight=0.5`",
+            "statistics-deduplicate-pixels-0.95": "`statistics` with `--deduplicate-pixels 0.95`",
             "threshold": "`threshold`",
             "clean": "the patches alone",
             "random": "random",
