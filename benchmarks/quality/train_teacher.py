@@ -80,6 +80,7 @@ class TeacherConfig(ModelConfig):
     weight_decay: float = option(
         "Weight decay. Biases and normalization layers have none.", "training", default=5e-4, least=0
     )
+    flip: bool = option("Random horizontal flip.", "training", default=True)
     checkpoint_every: int = option("Steps between two checkpoints.", "output", default=500, least=1)
     keep_weights: int = option("Moments at which weights are kept, as of dfkd distill.", "output", default=0, least=0)
 
@@ -161,7 +162,7 @@ def _plan(config, model, data):
     defaults = DistillConfig(teacher="", student="", samples=(), out="")
     init = "none" if config.begin is None else "teacher"
     rate = default_rate("sgd", model.module, init, photographs=model.of_photographs)
-    own = {name: getattr(config, name) for name in ("batch_size", "checkpoint_every", "seed")} | {
+    own = {name: getattr(config, name) for name in ("batch_size", "checkpoint_every", "flip", "seed")} | {
         "steps": config.steps or -(-config.epochs * len(data) // config.batch_size),
         "lr": rate if config.lr is None else config.lr,
         "warmup": SCHEDULE_WARMUP[defaults.schedule],

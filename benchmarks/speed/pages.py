@@ -1,6 +1,8 @@
 """Cost of logging in a training, and time of the pages of `compare` and `inspect`.
 
-    python benchmarks/speed/pages.py OUT.json [IMAGES]      default: a selection of 1,000,000 images
+    python benchmarks/speed/pages.py OUT.json [PART...]      default: logging compare inspect
+
+OUT keeps the rows of parts that are not measured.
 
 Rows of `logging` have the processor time of writing one row of metrics, as a share of the 50 steps per row of the
 default. The step is that of `kd` from a LeNet-5 to half of it, the fastest pair of networks here. `compare` reads 100
@@ -42,6 +44,7 @@ from dfkd.training.log import logged
 TEACHER, STUDENT = "lenet5", "lenet5_half"
 LOGGERS = {"metrics.jsonl": (), "tensorboard": ("tensorboard",), "pictures": ("pictures",)}
 STEPS, EVERY, LOGGED = 30, 50, 40
+IMAGES = 1_000_000
 SIDE = 16
 RUNS, SEEDS, CLASSES = 100, 4, 100
 
@@ -138,12 +141,20 @@ def read_toml(path):
 
 
 def timed(*command):
-    """Return wall and processor seconds of a command of dfkd, and the largest memory peak of all commands so far."""
+    """Return wall and processor seconds of a command of dfkd, and its largest memory, which it says itself.
+
+    What the system counts of a child begins with the memory of its parent.
+    """
+    code = (
+        "import re, sys; from dfkd.app import cli; status = cli.main(sys.argv[1:]);"
+        "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1]); sys.exit(status)"
+    )
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run([sys.executable, "-m", "dfkd", *command, "--quiet"], check=True, stdout=subprocess.DEVNULL)
+    done = subprocess.run([sys.executable, "-c", code, *command, "--quiet"], check=True, stdout=subprocess.PIPE)
     seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"seconds": round(seconds, 2), "cpu_seconds": round(used, 2), "peak_bytes": 1024 * after.ru_maxrss}
+    peak = 1024 * int(done.stdout.split()[-1])
+    return {"seconds": round(seconds, 2), "cpu_seconds": round(used, 2), "peak_bytes": peak}
 
 
 def logging_rows(folder):
@@ -173,26 +184,37 @@ def logging_rows(folder):
     return found
 
 
+def compare_rows(folder):
+    """Return the cost of comparing many runs."""
+    page = folder / "report.html"
+    row = timed("compare", *write_runs(folder), "--out", str(page))
+    return [{"what": f"compare, {RUNS} runs", **row, "page_bytes": page.stat().st_size}]
+
+
+def inspect_rows(folder):
+    """Return the cost of the page of a large selection."""
+    os.environ["DFKD_CACHE"] = str(folder)
+    page = folder / "selection.html"
+    row = timed("inspect", str(write_selection(folder, IMAGES)), "--out", str(page))
+    return [{"what": f"inspect, {IMAGES:,} images", **row, "page_bytes": page.stat().st_size}]
+
+
+PARTS = {"logging": logging_rows, "compare": compare_rows, "inspect": inspect_rows}
+
+
 def main():
-    if len(sys.argv) not in (2, 3):
+    if len(sys.argv) < 2 or not {*sys.argv[2:]} <= PARTS.keys():
         sys.exit(__doc__)
-    count = int(sys.argv[2]) if len(sys.argv) > 2 else 1_000_000
-    with tempfile.TemporaryDirectory() as folder:
-        rows = logging_rows(Path(folder))
-    with tempfile.TemporaryDirectory() as folder:
-        page = Path(folder) / "report.html"
-        row = timed("compare", *write_runs(Path(folder)), "--out", str(page))
-        rows.append({"what": f"compare, {RUNS} runs", **row, "page_bytes": page.stat().st_size})
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["DFKD_CACHE"] = folder
-        page = Path(folder) / "selection.html"
-        row = timed("inspect", str(write_selection(Path(folder), count)), "--out", str(page))
-        rows.append({"what": "inspect", "images": count, **row, "page_bytes": page.stat().st_size})
-    for row in rows:
-        print(row)
+    out, parts = Path(sys.argv[1]), sys.argv[2:] or [*PARTS]
+    before = json.loads(out.read_text())["rows"] if out.exists() else []
+    rows = [row for row in before if row["what"].partition(",")[0] not in parts]
     measured_on = machine(resolve_place("cpu", "auto").device)
-    result = {"command": "benchmarks/speed/pages.py", "date": str(date.today()), **measured_on, "rows": rows}
-    Path(sys.argv[1]).write_text(json.dumps(result, indent=2) + "\n")
+    for part in parts:
+        with tempfile.TemporaryDirectory() as folder:
+            found = PARTS[part](Path(folder))
+        rows += [{**row, "date": str(date.today()), **measured_on} for row in found]
+        print(*found, sep="\n")
+    out.write_text(json.dumps({"command": "benchmarks/speed/pages.py", "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,8 @@ def parse_arguments(stage: Stage, arguments: Sequence[str]) -> Any:
     """
     prog, config = f"dfkd {stage.name}", stage.options
     parser = _parser(prog, config, stage.example)
-    found, unknown = parser.parse_known_intermixed_args([_hyphenated(argument) for argument in arguments])
+    words = [_hyphenated(argument) for argument in arguments]
+    found, unknown = parser.parse_known_intermixed_args(words)
     if found.help:
         print(parser.format_help())
         return None
@@ -60,7 +61,7 @@ def parse_arguments(stage: Stage, arguments: Sequence[str]) -> Any:
         flag = unknown[0].partition("=")[0]
         if flag.startswith("--"):
             raise RequestError(f"there is no option {flag!r}{nearest(flag, _flags(config))}")
-        raise RequestError(f"{unknown[0]!r} belongs to no option {hint}")
+        raise RequestError(f"{unknown[0]!r} belongs to no option{_taken(words, unknown[0])} {hint}")
     given = {key: value for key, value in vars(found).items() if key not in ("help", QUIET.lstrip("-"))}
     try:
         flags = {key: _value(key, value, field_hints(config)[key]) for key, value in given.items()}
@@ -69,6 +70,15 @@ def parse_arguments(stage: Stage, arguments: Sequence[str]) -> Any:
     values = tables.over_preset(stage, flags)
     _check_required(config, values, hint)
     return config(**values)
+
+
+def _taken(words: Sequence[str], word: str) -> str:
+    """Return which option already has its only value, if `word` comes after that value."""
+    for flag, value, further in zip(words, words[1:], words[2:], strict=False):
+        one_value = flag.startswith("--") and "=" not in flag and not value.startswith("--")
+        if further == word and one_value and not word.startswith("-"):
+            return f": {flag} takes one value"
+    return ""
 
 
 def _check_required(config: type, values: Mapping[str, Any], hint: str) -> None:

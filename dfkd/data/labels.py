@@ -21,18 +21,19 @@ _KEY = re.compile(r"([a-z]\d{6,})[\s:,;]+(\S.*)")
 class ClassNames:
     """Names of a model's classes from a file. Every class has one or more names."""
 
-    def __init__(self, text: str) -> None:
-        """Read the FILE of `--classes`. Raises: RequestError if the file cannot be read or is not a list of classes."""
-        self._text = text
+    def __init__(self, text: str, option: str = "--classes ") -> None:
+        """Read the FILE of an option, which messages name before the text.
+
+        Raises: RequestError if the file cannot be read or is not a list of classes.
+        """
+        self._said = f"{option}{text}"
         try:
             content = user_path(text).read_text(encoding="utf-8-sig")
         except (OSError, ValueError) as error:
-            raise RequestError(
-                f"--classes {text} cannot be read: {getattr(error, 'strerror', None) or error}"
-            ) from None
+            raise RequestError(f"{self._said} cannot be read: {getattr(error, 'strerror', None) or error}") from None
         listed = _of_json(content) if content.lstrip()[:1] in ("{", "[") else _of_lines(content)
         if not listed:
-            raise RequestError(f"--classes {text} lists no classes: it holds {_FORM}")
+            raise RequestError(f"{self._said} lists no classes: it holds {_FORM}")
         self.count = max(listed) + 1
         self.names = tuple(listed[k][0] if k in listed else str(k) for k in range(self.count))
         """First name of every class."""
@@ -43,7 +44,7 @@ class ClassNames:
     def check(self, classes: int) -> None:
         """Raise RequestError unless the file lists as many classes as the model has."""
         if self.count != classes:
-            raise RequestError(f"--classes {self._text} lists {self.count} classes, and the model has {classes}")
+            raise RequestError(f"{self._said} lists {self.count} classes, and the model has {classes}")
 
     def has(self, name: str) -> bool:
         """Return whether a class has exactly this name."""
@@ -60,8 +61,8 @@ class ClassNames:
         if len(found) == 1:
             return found[0]
         if found:
-            raise RequestError(f"--classes {self._text} gives the name {name!r} to classes {_listed(found)}; {where}")
-        raise RequestError(f"--classes {self._text} lists no class {name!r} of {where}{nearest(name, self._exact)}")
+            raise RequestError(f"{self._said} gives the name {name!r} to classes {_listed(found)}; {where}")
+        raise RequestError(f"{self._said} lists no class {name!r} of {where}{nearest(name, self._exact)}")
 
 
 def labels_of_names(

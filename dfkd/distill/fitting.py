@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -24,8 +24,11 @@ from dfkd.training.sources import Batch
 
 MOST_BYTES = 2**31
 """Largest size of the collected images in memory, in bytes, as float32."""
-_OFF = {"ema": 0.0, "reestimate": None, "batches": "shuffled", "lr": None, "keep_weights": 0}
-"""Options that have no effect on a student without gradients, with the values that switch them off."""
+_UNUSED = (
+    *("optimizer", "lr", "weight_decay", "schedule", "warmup", "ema", "reestimate"),
+    *("class_dropping", "batches", "keep_weights"),
+)
+"""Options that have no effect on a student without gradients."""
 
 
 def configured(config: DistillConfig, student: Model) -> DistillConfig:
@@ -38,8 +41,9 @@ def configured(config: DistillConfig, student: Model) -> DistillConfig:
     what = f"--student {student.spec} is fitted, without gradients:"
     if config.loss and tuple(config.loss) != Estimator.learns_by:
         raise RequestError(f"{what} its targets are the teacher's probabilities; leave out --loss")
-    for name, off in _OFF.items():
-        if getattr(config, name) != off:
+    defaults = {field.name: field.default for field in fields(DistillConfig)}
+    for name in _UNUSED:
+        if getattr(config, name) != defaults[name]:
             raise RequestError(f"{what} {flag(name)} {getattr(config, name)} changes nothing; leave it out")
     if config.source is not None:
         raise RequestError(f"{what} a generator needs gradients; leave out --source")

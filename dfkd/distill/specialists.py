@@ -10,6 +10,7 @@ from jaxtyping import Float
 from dfkd.config import DistillConfig
 from dfkd.distill.objective import Objective
 from dfkd.formats.shards import Shards
+from dfkd.models.architectures.estimator import Estimator
 from dfkd.models.architectures.specialists import Specialists, spell_groups
 from dfkd.models.classifier import Classifier
 from dfkd.models.find import MODEL, OBJECT
@@ -64,6 +65,12 @@ def with_specialists(config: DistillConfig, student: Model, selections: Sequence
         raise RequestError(f"{option} needs a student with weights; write --student {student.spec}@WEIGHTS")
     if student.architecture.startswith(OBJECT):
         raise RequestError(f"{option} needs a student that is named by a MODEL text, not a module")
+    if isinstance(student.module, Estimator):
+        raise RequestError(f"{option} learn by gradients, and --student {student.spec} is fitted without them")
+    if isinstance(student.module, Specialists):
+        raise RequestError(
+            f"{option} begin as one network, and --student {student.spec} has specialists; leave one out"
+        )
     if 2 * count > student.classes:
         raise RequestError(f"{option}: each needs two classes, and there are {student.classes}; give a smaller number")
     found = groups_of(_covariance(student, selections, place), count, config.seed)

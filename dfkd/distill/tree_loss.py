@@ -15,6 +15,8 @@ __all__ = ["Tree"]
 
 _EDGE = 1e-6
 """Smallest distance of a node's share from 0 and 1, so that its logarithm stays finite."""
+_UNREACHED = 1e-20
+"""Mean arrivals below which a node's share has no gradient. The gradient of the quotient overflows near 1e-38."""
 
 
 class Tree(Loss):
@@ -74,7 +76,8 @@ class Tree(Loss):
     def _share(self, right: Float[Tensor, "batch nodes"]) -> Float[Tensor, " nodes"]:
         """Return, for each node, the share of its images that turn right.
 
-        The value is that of the running means, and the gradient that of the current batch.
+        The value is that of the running means, and the gradient that of the current batch. A node that images no longer
+        reach keeps its share.
         """
         arrive = torch.cat(reached(right)[:-1], dim=1)
         now = torch.stack([(arrive * right).mean(dim=0), arrive.mean(dim=0), torch.ones_like(right[0])])
@@ -83,5 +86,6 @@ class Tree(Loss):
         if torch.is_grad_enabled():
             self.sums.copy_(sums)
         turning, arriving, batches = sums
+        now = torch.where(arriving > _UNREACHED * batches, now, now.detach())
         moving = [whole + batches * (part - part.detach()) for whole, part in ((turning, now[0]), (arriving, now[1]))]
         return moving[0] / moving[1].clamp_min(torch.finfo(right.dtype).tiny)

@@ -24,7 +24,7 @@ from dfkd.models.classifier import Classifier
 from dfkd.models.features.spread import spread
 from dfkd.models.load import Model, load_trained
 from dfkd.models.own import GivenModel
-from dfkd.models.several import given_teacher
+from dfkd.models.several import given_teacher, learns_weights
 from dfkd.models.sharded import is_sharded, shard_teacher
 from dfkd.select.choose import NON_FINITE, NOT_DRAWN, REASONS, SELECTED, Choice
 from dfkd.select.journal import Journal
@@ -148,9 +148,11 @@ def _prepare(config: GenerateConfig, teacher_given: GivenModel, student_given: G
     """
     component = check(config)
     name = component.name
-    if method_class(component).needs_real != bool(config.samples):
-        change = f"--samples changes nothing: {name} learns from the teacher alone"
-        raise RequestError(change if config.samples else f"{name} learns from real images too; --samples names them")
+    real = method_class(component).needs_real
+    if config.samples and not real and not learns_weights(teacher_given):
+        raise RequestError(f"--samples changes nothing: {name} learns from the teacher alone")
+    if real and not config.samples:
+        raise RequestError(f"{name} learns from real images too; --samples names them")
     check_batch(config.batch_size)
     place = resolve_place(config.device, config.precision)
     opened = (*config.samples, *((config.fill,) if config.fill is not None else ()))

@@ -40,6 +40,19 @@ def names_several(model: GivenModel) -> bool:
     return isinstance(model, str) and model.endswith(FILE) and "@" not in model
 
 
+def learns_weights(teacher: GivenModel) -> bool:
+    """Return whether teachers are weighted by what they answer to images."""
+    several = _several(teacher)
+    return several is not None and several.mixing == LEARNED
+
+
+def _several(given: GivenModel) -> Several | None:
+    """Return several teachers as given or as a file names them; None for a single model."""
+    if isinstance(given, Several):
+        return given
+    return read(given) if isinstance(given, str) and names_several(given) else None
+
+
 def read(text: str) -> Several:
     """Read the teachers of a file. Raises: RequestError for invalid content, with the table's name."""
     tables = load_toml(user_path(text))
@@ -71,7 +84,7 @@ def load_classifier(
     else the first teacher's.
     Raises: RequestError as `load_trained` does, and if the teachers cannot be combined.
     """
-    several = given if isinstance(given, Several) else read(given) if names_several(given) else None  # type: ignore[arg-type]
+    several = _several(given)
     frame: dict[str, Any] = {"crop_pct": crop_pct, "interpolation": interpolation}
     if several is None:
         return load_trained(given, option, normalize=normalize, image_size=image_size, **frame)
@@ -80,6 +93,11 @@ def load_classifier(
             f"{option}: --mixing learned needs images to learn weights on, and there are none here; it is for distill "
             "and generate with --samples; elsewhere give mean-probabilities"
         )
+    for one in several.teachers:
+        if names_several(one.model):
+            raise RequestError(
+                f"{option}: {one.model} names several teachers itself; name it alone, or each of its teachers"
+            )
     head = several.teachers[0]
     normalize, image_size = normalize or head.normalize, image_size or head.image_size
     first = load_trained(head.model, option, normalize=normalize, image_size=image_size, **frame)
@@ -133,7 +151,7 @@ def _class_names(teachers: Sequence[OneTeacher], models: Sequence[Model], option
     for one, model in zip(teachers, models, strict=True):
         names: Sequence[str | int] = model.class_names
         if isinstance(one.classes, str):
-            listed = ClassNames(one.classes)
+            listed = ClassNames(one.classes, "classes = ")
             listed.check(model.classes)
             names = listed.names
         elif one.classes is not None:

@@ -1,5 +1,6 @@
 """The scripts of students that are no networks, and of smaller ones: their pipelines."""
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -43,6 +44,41 @@ def test_labels__answer_with_the_label_of_an_image(script, tmp_path):
     network = script("trees").labels(str(tmp_path / "digits.npz"))
     view = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
     assert network(view).argmax(dim=1).tolist() == [3, 1, 4, 1, 5]
+
+
+def test_mnist__labels_are_those_of_the_images(script, tmp_path):
+    import torch
+
+    images = np.random.default_rng(0).integers(0, 256, (4, 28, 28, 1), dtype=np.uint8)
+    np.savez(tmp_path / "digits.npz", images=images, labels=np.array([3, 1, 4, 5]))
+    network = script("mnist").labels(str(tmp_path / "digits.npz"))
+    view = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    assert network(view).argmax(dim=1).tolist() == [3, 1, 4, 5]
+    assert network(-torch.ones(2, 1, 28, 28)).shape == (2, 10), "images that it does not know"
+
+
+def test_mnist__writes_a_row_for_each_run_with_both_accuracies_of_a_tree(script, tmp_path, monkeypatch):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 60), ("t10k", 20)):
+        head = [np.array(numbers, dtype=">i4").tobytes() for numbers in ((2051, count, 28, 28), (2049, count))]
+        pixels = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8).tobytes()
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(head[0] + pixels)
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(head[1] + (np.arange(count, dtype=np.uint8) % 10).tobytes())
+    monkeypatch.setenv("DFKD_DATA", str(tmp_path))
+    module = script("mnist")
+    monkeypatch.setattr(module, "LEARNED", 40)
+    monkeypatch.setattr(module, "PATCHES", 8)
+    names = ["tree-labels", "tree-photographs"]
+    assert module.measured(tmp_path / "out", names, steps=2) == 0
+    with (tmp_path / "out" / "mnist.csv").open(encoding="utf-8", newline="") as opened:
+        lines = {line["folder"]: line for line in csv.DictReader(opened)}
+    seeds = {f"runs/tree-labels-seed{seed}" for seed in range(3)}
+    assert lines.keys() == {"runs/tree-photographs-seed0", *seeds}
+    assert all(0 <= float(line["mixture_top1"]) <= 1 for line in lines.values())
+    assert {line["test_images"] for line in lines.values()} == {"20"}
+    assert [bool(line["agreement"]) == ("labels" in folder) for folder, line in lines.items()] == [False] * 4
 
 
 def test_compress__quantizes_every_row(script, rows, tmp_path):
@@ -103,7 +139,12 @@ def test_knowledge__keeps_the_teachers_own_figures_beside_those_of_the_row_teach
 
 @pytest.mark.parametrize(
     ("name", "file", "page"),
-    [("knowledge", "knowledge-digits.json", "reference.md"), ("compress", "compress-digits.csv", "teaching.md")],
+    [
+        ("knowledge", "knowledge-digits.json", "reference.md"),
+        ("compress", "compress-digits.csv", "teaching.md"),
+        ("trees", "trees-digits.csv", "teaching.md"),
+        ("mnist", "trees-mnist.csv", "teaching.md"),
+    ],
 )
 def test_table__of_a_page_is_that_of_the_result_file(script, name, file, page):
     root = Path(__file__).parents[2]

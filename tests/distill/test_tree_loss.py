@@ -140,6 +140,20 @@ def test_tree__is_finite_where_no_image_reaches_a_node():
     assert value.isfinite() and right.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("arriving", [1e-18, 1e-36, 1e-44])
+def test_tree__is_finite_where_images_have_not_reached_a_node_for_long(arriving):
+    """The running means halve with each batch. The quotient's gradient overflows before they are 0."""
+    right = torch.full((2, NODES), 0.5)
+    right[:, 0] = 1.0  # no image reaches the left half
+    right.requires_grad_()
+    ours = Outputs(torch.zeros(2, CLASSES, requires_grad=True), {"turns": right})
+    loss = Tree()
+    loss.setup(ours, ours)
+    loss.sums[:2] = arriving * torch.tensor([[2e-6], [1.0]])
+    loss(ours, Outputs(torch.zeros(2, CLASSES))).backward()
+    assert right.grad.isfinite().all()
+
+
 def test_tree__is_named_and_refuses_what_it_cannot_be():
     assert build_objective(["tree:penalty=0.5"]).student_modules == {"turns": "tree"}
     for text, said in (

@@ -99,3 +99,10 @@ def test_model__is_built_for_the_teachers_images_and_loads_arrays_alone(rng, tmp
 def test_sklearn__refuses_numbers_out_of_range(options, said):
     with pytest.raises(RequestError, match=said):
         load_model(f"sklearn:{options}")
+
+
+def test_estimator__is_traced_for_batches_of_any_size():
+    network = small().eval()
+    images = torch.randn(3, 1, SIDE, SIDE)
+    program = torch.export.export(network, (images,), dynamic_shapes={"x": {0: torch.export.Dim("batch")}})
+    assert program.module()(images[:2]).shape == (2, 3)

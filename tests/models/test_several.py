@@ -63,6 +63,12 @@ def test_given_teacher__is_one_model_or_several(weights, capsys):
     assert given_teacher("a", "entropy") == "a" and "changes nothing" in capsys.readouterr().err
 
 
+def test_file__of_several_teachers_is_no_teacher_beside_others(weights, tmp_path):
+    (tmp_path / "both.toml").write_text("".join(f'[[teacher]]\nmodel = "{text}"\n' for text in weights))
+    with pytest.raises(RequestError, match=r"--teacher: both.toml names several teachers itself; name it alone"):
+        load(given_teacher((weights[0], "both.toml"), None))
+
+
 def test_classifier__takes_what_the_first_one_takes_and_says_the_mean(weights):
     both = load_classifier(given_teacher(weights, None), normalize="0.5/0.25", image_size=None)
     ones = [load_trained(text, normalize="0.5/0.25", image_size=None) for text in weights]
@@ -187,6 +193,7 @@ ONE = {"classes": ("a", "b", "c")}
         ((net(0), net(1, channels=1)), "takes 1 input channels, Net takes 3"),
         ((of(net(0), **ONE), of(net(1), classes=("a", "b"))), "2 classes are named for Net, which has 3"),
         ((of(net(0), classes=("a", "b", "b")), net(1)), "two classes called 'b'"),
+        ((of(net(0), classes="nowhere.txt"), net(1)), "^classes = nowhere.txt cannot be read: No such file"),
         ((of(net(0), **ONE), of(net(1), other="d", **ONE)), "no class other = 'd'; there are a, b, c"),
         ((of(net(0), **ONE), of(net(1), weight=0.0, **ONE)), "the weight 0.0 of Net is not a number above 0"),
         ((of(net(0), **ONE), of(net(1), class_weights={"x": 1.0}, **ONE)), "has no class 'x' to weigh"),

@@ -53,6 +53,8 @@ def test_distill__takes_one_pass_where_no_length_is_given(lab, selection, tmp_pa
         (("--loss", "kd", "ofd"), "its targets are the teacher's probabilities; leave out --loss"),
         (("--ema", 0.9), "--ema 0.9 changes nothing"),
         (("--keep-weights", 4), "--keep-weights 4 changes nothing"),
+        (("--class-dropping", 0.1), "--class-dropping 0.1 changes nothing"),
+        (("--weight-decay", 0), "--weight-decay 0.0 changes nothing"),
         (("--source", "dafl"), "a generator needs gradients"),
         (("--steps", 100000, "--batch-size", 1000), "GiB; give fewer --steps"),
     ],
@@ -60,3 +62,9 @@ def test_distill__takes_one_pass_where_no_length_is_given(lab, selection, tmp_pa
 def test_distill__refuses_what_means_nothing_to_it(lab, selection, tmp_path, capsys, options, said):
     assert lab.distill(selection, tmp_path / "run", *TREES, *options) == 2
     assert said in capsys.readouterr().err
+
+
+def test_specialists__of_a_student_without_gradients_are_refused(lab, selection, run, tmp_path, capsys):
+    assert lab.distill(selection, tmp_path / "vote", "--student", run, "--specialists", 2) == 2
+    assert "--specialists 2 learn by gradients, and --student" in capsys.readouterr().err
+    assert not (tmp_path / "vote").exists()

@@ -146,5 +146,8 @@ def test_learned__weighs_the_teachers_on_a_selection_and_is_refused_without_one(
     said = capsys.readouterr().err
     assert "nobody can tell who is right" in said and "teacher 2 counts" in said
     assert 'mixing = "learned"' in (tmp_path / "run" / "config.toml").read_text()
+    made = ("--method", "deepinversion:steps=1", "--out", tmp_path / "made", "--count", 8, "--batch-size", 8)
+    assert lab.dfkd("generate", *command, *made, "--samples", both) == 0
+    assert "teacher 2 counts" in capsys.readouterr().err
     assert lab.dfkd("select", *command, *lab.flags, "--pool", lab.pool, "--out", tmp_path / "selection") == 2
     assert "--mixing learned needs images to learn weights on" in capsys.readouterr().err

@@ -73,3 +73,8 @@ def test_specialists__refuse_what_they_cannot_do(lab, selection, generalist, tmp
     flags = [word for pair in command.items() for word in pair]
     assert lab.distill(selection, tmp_path / "run", *flags) == 2
     assert said in capsys.readouterr().err
+
+
+def test_specialists__of_a_student_that_has_some_are_refused(lab, selection, run, tmp_path, capsys):
+    assert lab.distill(selection, tmp_path / "again", "--student", run, *SPECIAL) == 2
+    assert "has specialists; leave one out" in capsys.readouterr().err

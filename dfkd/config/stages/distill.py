@@ -25,7 +25,10 @@ class DistillConfig(ModelConfig):
 
     teacher: str | tuple[str, ...] = option(TEACHER, "models", role="resolved", reads="model")
     student: str = option(
-        "MODEL. Its number of classes and channels defaults to the teacher's.", "models", role="resolved", reads="model"
+        "MODEL. Its number of classes and channels defaults to the teacher's. --also names further students.",
+        "models",
+        role="resolved",
+        reads="model",
     )
     mixing: Mixing | None = option(MIXING, "models", default=None, role="resolved")
     also: tuple[str, ...] = option(

@@ -61,7 +61,7 @@ def clip(names: str, model: str = "ViT-B-32", weights: str = "laion2b_s34b_b79k"
         from open_clip.utils import freeze_batch_norm_2d
     except ImportError:
         raise RequestError("model clip needs open_clip: pip install '.[clip]' in the checkout of dfkd") from None
-    listed, texts = ClassNames(names), _templates(templates, open_clip)
+    listed, texts = ClassNames(names, "names="), _templates(templates, open_clip)
     source, pretrained = _source(model, weights, open_clip)
     network = open_clip.create_model(source, pretrained=pretrained).eval()
     spelled = [name.replace("_", " ") for name in listed.names]

@@ -94,7 +94,8 @@ class Boosting(Estimator):
                 f"the trees are for images of another size: {self.features} pixel values, not {x.shape[1]}"
             )
         trees = torch.arange(len(self.value), device=x.device)
-        node = torch.zeros(len(x), len(trees), dtype=torch.int64, device=x.device)
+        # x.shape[0], because torch.export takes len(x) for a constant
+        node = torch.zeros(x.shape[0], len(trees), dtype=torch.int64, device=x.device)
         for _ in range(self.depth):
             goes_left = x.gather(1, self.feature[trees, node]) <= self.threshold[trees, node]
             node = torch.where(goes_left, self.left[trees, node], self.right[trees, node])
