@@ -105,7 +105,7 @@ def test_select(refused, lab, selection, tmp_path, change, said):
         ({"--student": "cifar_resnet:depth=8,num_classes=4"}, "has 4 classes, the teacher 10"),
         ({"--teacher": "cifar_resnet:depth=8,in_channels=1@seven.pt"}, "--teacher has 7 classes and 1 channels"),
         ({"--teacher": "cifar_resnet:depth=8,in_channels=1"}, "has no weights and would answer at random"),
-        ({"--student": "student.pt2"}, "name its architecture"),
+        ({"--student": "student.pt2"}, "name the architecture instead"),
         ({"--loss": "kd:-1"}, "the weight -1 is not at least 0"),
         ({"--loss": "torch.nn.MSELoss"}, "loss torch.nn.MSELoss cannot take the outputs of student and teacher"),
         ({"--student-taps": "middle=bn1"}, "--student-taps names 'middle'; the losses read pre1, pre2, ..."),

@@ -62,7 +62,7 @@ def test_specialists__are_a_model_for_export(lab, selection, run, tmp_path, caps
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--loss", "kd"), "--loss kd would teach"),
+        (("--loss", "kd"), "--loss kd cannot train"),
         (("--specialists", 6), "--specialists 6: each needs two classes, and there are 10"),
         (("--init", "teacher"), "--specialists 3 keeps the student's own weights"),
         (("--student", "cifar_resnet:depth=8,width=4"), "--specialists 3 needs a student with weights"),
