@@ -15,7 +15,7 @@ def test_it_stands_what_every_method_has_to(check_method):
 
 
 def test_it_needs_real_images(make):
-    with pytest.raises(RequestError, match="it learns from real images too, and there are none"):
+    with pytest.raises(RequestError, match="it also learns from real images, and there are none"):
         make(SMALL)
     with pytest.raises(RequestError, match="every=0 is not at least 1"):
         make(SMALL + ",every=0", real=True)

@@ -78,7 +78,7 @@ class DistillConfig(ModelConfig):
         off=None,
     )
     quantize: Literal["int8"] | None = option(
-        "int8: train the student with weights and inputs rounded to 8 bits, as dfkd export --dtype int8 rounds them. "
+        "int8: train the student with weights and inputs rounded to 8 bits, as dfkd export does for int8. "
         "The student needs weights, such as those of a RUN. Default: off.",
         "models",
         default=None,
