@@ -16,13 +16,23 @@ from dfkd.system.errors import RequestError, nearest
 from dfkd.system.text import visible
 
 INTERRUPTED = 130
+UNREAD = 141
+"""Status when the output is no longer read, as a shell shows the signal SIGPIPE."""
 TOGETHER = 2.0
 """Seconds within which several signals count as one. A launcher repeats the signal that the terminal sends to all."""
 
 
 def entry() -> None:
     """Run the `dfkd` command and exit."""
-    sys.exit(main())
+    try:
+        status = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of the output has ended, as with `| head`
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):  # Python flushes both once more when it exits
+            os.dup2(nowhere, stream.fileno())
+        status = UNREAD
+    sys.exit(status)
 
 
 def main(argv: Sequence[str] | None = None, stages: Mapping[str, Stage] = STAGES) -> int:
@@ -64,8 +74,6 @@ def main(argv: Sequence[str] | None = None, stages: Mapping[str, Stage] = STAGES
         if not ranks.quiet():
             print(f"{prog}: interrupted; {visible(str(interrupt)) or 'what was complete is kept'}", file=sys.stderr)
         return getattr(interrupt, "exit_status", INTERRUPTED)
-    except BrokenPipeError:  # the reader of the output has ended, as with `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -1,4 +1,5 @@
 import io
+import os
 import re
 import resource
 import subprocess
@@ -53,6 +54,20 @@ def test_a_length_in_one_unit_takes_the_place_of_the_presets_in_the_other(tmp_pa
     (tmp_path / "p.toml").write_text("[distill]\nepochs = 2\n")
     got = parsed("distill", "--preset", tmp_path / "p.toml", "--steps=9", *given)
     assert (got.epochs, got.steps) == (None, 9)
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_entry__ends_in_silence_when_its_output_is_no_longer_read(closed):
+    reader, writer = os.pipe()
+    os.close(reader)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, closed: writer}
+    command = [sys.executable, "-m", "dfkd", *(("--help",) if closed == "stdout" else ("no-command",))]
+    try:
+        ended = subprocess.run(command, **streams, timeout=60)
+    finally:
+        os.close(writer)
+    assert ended.returncode == cli.UNREAD
+    assert not ended.stdout and not ended.stderr
 
 
 def test_several_values_and_positional_ones():
