@@ -148,7 +148,7 @@ def _starved_words(
 def _unknown(rows: Sequence[Row], held: Mapping[str, Sequence[float]]) -> list[str]:
     """Return a sentence that names the rows without marks, if there are any."""
     lacking = [row.name for row in rows if row.name not in held and any(run.config.get("samples") for run in row.runs)]
-    return [f"Not marked, because the selections are not where they were: {'; '.join(lacking)}."] if lacking else []
+    return [f"Not marked, because the selections were moved or deleted: {'; '.join(lacking)}."] if lacking else []
 
 
 def _points(ours: float | None, target: float | None) -> float | None:

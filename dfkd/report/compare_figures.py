@@ -27,7 +27,7 @@ def seeds(rows: Sequence[Row]) -> Html:
         return Html()
     teacher = _teacher(rows)
     line = f" Broken line: the teacher, {teacher:.2%}." if teacher is not None else ""
-    caption = f"A dot for each seed, a bar at their mean, a thin line one standard deviation to both sides.{line}"
+    caption = f"Dots are seeds. The bar is their mean, the thin line one standard deviation to both sides.{line}"
     return section("Top-1 accuracy of every seed", figure(caption, strips(tested, teacher, lambda v: f"{v:.1%}")))
 
 
@@ -42,8 +42,8 @@ def costs(rows: Sequence[Row], styles: Mapping[str, int]) -> Html:
     if not charts:
         return Html()
     note = (
-        "Top-1 accuracy, upwards, over a cost. A sign is the mean over seeds, its lines one standard deviation. The "
-        "grey steps are the Pareto front: the best accuracy that a cost buys."
+        "Top-1 accuracy over a cost. Symbols are means over seeds, their lines are one standard deviation. The grey "
+        "line is the Pareto front: the best accuracy at this cost or less."
         + (" Broken line: the teacher." if teacher is not None else "")
     )
     named = {row.name: styles[row.name] for row in tested if styles[row.name] < SERIES_STYLES}
@@ -73,7 +73,7 @@ def curves(rows: Sequence[Row], styles: Mapping[str, int]) -> Html:
     if not charts:
         return Html()
     few = f" The first {len(shown)} of {len(rows):,} rows." if len(rows) > len(shown) else ""
-    note = tag("p", f"Means over seeds, at the steps that all of them logged.{few}", class_="note")
+    note = tag("p", f"Means over seeds, at the steps that all seeds logged.{few}", class_="note")
     used = {row.name: styles[row.name] for row in shown}
     return section("Training", note, tag("div", *charts, class_="charts two"), legend(used))
 

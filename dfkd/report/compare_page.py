@@ -144,7 +144,7 @@ def _commands(rows: Sequence[Row]) -> Html:
         tag("details", tag("summary", row.name), *(tag("pre", _unbroken(command(run.config))) for run in row.runs))
         for row in rows
     )
-    note = tag("p", "Paths are as they were given; the user's own folder is $HOME.", class_="note")
+    note = tag("p", "Paths are shown as given, with $HOME for the home directory.", class_="note")
     return section("How to reproduce", note, join(blocks))
 
 

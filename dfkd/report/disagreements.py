@@ -48,9 +48,7 @@ def reliability(answers: Answers) -> Html:
         ]
     series["confidence = accuracy"] = [(0.0, 0.0), (1.0, 1.0)]
     styles = {name: number for number, name in enumerate(series)}
-    words = (
-        f"Accuracy over confidence in {CALIBRATION_BINS} bins of equal width. Below the diagonal a network is too sure."
-    )
+    words = f"Accuracy over confidence in {CALIBRATION_BINS} equal bins. Below the diagonal a network is overconfident."
     return tag("div", figure(words, lines("Reliability", words, series, styles)), legend(styles), class_="narrow")
 
 
@@ -81,8 +79,8 @@ def gallery(found: Explanation) -> Html:
         item = tag("figure", tag("div", *pictures, class_="side"), tag("figcaption", *caption))
         groups[answers.case(row)].append(tag("li", item))
     note = (
-        "The images with the largest KL divergence. Beside each: where the student's answer comes from, then the "
-        "teacher's (Grad-CAM of the class that each predicts, on its deepest map). The warmer, the more."
+        "The images with the largest KL divergence. The maps show which parts decide the answer of the student, then "
+        "of the teacher (Grad-CAM of the predicted class, on the deepest feature map). Warm colors are decisive."
     )
     parts = []
     for case, items in groups.items():

@@ -22,11 +22,11 @@ GAMMA = signature(methods.threshold).parameters["gamma"].default
 MOST = 100_000
 """Largest number of scores in a page. A larger pool is sampled."""
 NOTE = (
-    "All of this is computed in the page, on the stored scores: nothing runs. It does not know near-duplicates and "
-    "clusters, and draws other random images than --seed does. Images of the gallery that it picks have a blue frame."
+    "The page computes the selection from the stored scores; no command runs. It ignores near-duplicates and "
+    "clusters, and its random images differ from those of --seed. Selected images of the gallery have a blue frame."
 )
 
-DOTS = "Blue dots are picked, grey ones are not."
+DOTS = "Blue dots are selected images, grey dots are the others."
 
 
 def explorer(

@@ -35,7 +35,7 @@ def filter_section(manifest: Manifest, examples: Html | None) -> Html:
             "div",
             figure(f"The kernel: blue adds, orange subtracts.{'' if len(names) == 1 else between}", picture),
             figure(
-                "Gain over frequency, from 0 to 100 % of the highest one; the mean over directions.",
+                "Gain over frequency, mean over directions. 100 % is the highest frequency.",
                 lines("Frequency response", words, series, styles),
                 legend(styles),
             ),

@@ -114,7 +114,7 @@ def _left_out_section(contents: Contents, pool: Pool | None, answers: KeptAnswer
     if pool is None:
         hint = "dfkd inspect SELECTION --out FILE.html --pool POOL shows the images that are not in the selection."
         return section("Images that are out", tag("p", hint, class_="note"))
-    note = f"First the {NEAREST} that are nearly in, by the score of the method, then {FAR} spread over the others."
+    note = f"First the {NEAREST} images closest to being selected, then {FAR} evenly spaced among the others."
     return section(
         "Images that are out",
         tag("p", note, class_="note"),
@@ -130,7 +130,7 @@ def _near_duplicates(contents: Contents, scored: ScoredPool, pool: Pool, answers
         return Html()
     heading = tag("h3", "Groups of near-duplicates")
     if answers is None or answers.kind != "features":
-        words = "The teacher's features are no longer in the cache: dfkd select keeps them there again."
+        words = "The teacher's features are not in the cache. The same dfkd select command stores them again."
         return join((heading, tag("p", words, class_="note")))
     note = f"The largest groups. The cosine of the features is {least:g} or more (--deduplicate)."
     try:

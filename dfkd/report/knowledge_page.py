@@ -27,9 +27,9 @@ def knowledge_section(known: Knowledge | None, raw: bool) -> Html:
         caption = f"mean entropy: {', '.join(words)} nats"
         items.append(tag("li", tag("figure", tag("div", *pictures, class_="side"), tag("figcaption", caption))))
     note = (
-        f"Beside each image the pixel-wise entropy of {', then '.join(names)}: how much noise a part bears "
-        "before the deepest features change. Dark parts are used, light ones discarded; each map has its own range. A "
-        f"visual concept is a part whose entropy is {SIGNIFICANT} nats below the mean of the background's "
+        f"Beside each image the pixel-wise entropy of {', then '.join(names)}: how much noise a part "
+        "tolerates before the deepest features change. Dark parts are used, light ones are not; each map has its own "
+        f"range. A visual concept is a part whose entropy is {SIGNIFICANT} nats below the mean of the background's "
         "(arXiv 2003.03622)."
     )
     return section(
@@ -66,16 +66,17 @@ def _learning(known: Knowledge) -> Html:
         for name, learnt in known.learning.items()
     ]
     note = (
-        "Weight distance is the way of the weights, from moment to moment, in units of the first weights. D mean and D "
-        "std are over images, of the distance at which an image has the most concepts on its foreground: low where a "
-        "network learns quickly, and all at once. rho is the share of the concepts that it ever had which it keeps: "
-        "high without detours."
+        "Weight distance is the length of the path of the weights through the kept moments, relative to the norm of "
+        "the first weights. An image has the most concepts on its foreground at some distance. D mean and D std are "
+        "the mean and the standard deviation of this distance over images. A low D mean says that the network learns "
+        "quickly, a low D std that it learns all images at once. rho is the share of all concepts ever learned that "
+        "are kept. A high rho says that few were forgotten."
     )
     return join(
         (
-            tag("h3", "How the concepts came"),
+            tag("h3", "How concepts were learned"),
             tag("p", note, class_="note"),
-            table("Learning, from the weights that were kept", ["network", "moments", "D mean", "D std", "rho"], body),
+            table("Learning, by the kept weights", ["network", "moments", "D mean", "D std", "rho"], body),
             figure(f"{title}, the mean over images.", lines(title, ends, curves, styles)),
             legend(styles),
         )

@@ -22,7 +22,7 @@ SHOWN, SIDE = 24, 320
 HIDDEN = ("step", "learning_rate", "images_per_second")
 WORDS = {
     "generated_classes": "Effective number of classes among 64 fresh images",
-    "generated_distance": "Mean root mean square difference of two images, of a pixel range of 1",
+    "generated_distance": "Root mean square difference of two images, mean over pairs (pixels from 0 to 1)",
     "statistics_distance": "Distance to the statistics of the teacher's BatchNorm layers",
 }
 
@@ -39,10 +39,10 @@ def making_section(contents: Contents) -> Html:
         for pixels, origin in zip(contents.shards.pixels(rows), origins, strict=True)
     ]
     return section(
-        f"How {manifest.source} made them",
+        f"How {manifest.source} generated the images",
         _curves(read_metrics(folder / METRICS)),
         _pictures(folder / LOGS / FOLDER),
-        tag("h3", "Images in the order in which they were made, from the first to the last"),
+        tag("h3", "Generated images, from the first to the last"),
         tag("ul", *made, class_="gallery"),
     )
 

@@ -132,7 +132,7 @@ def write_page(path: Path, title: str, *content: object, scripts: Sequence[str] 
         "body",
         tag("header", tag("h1", title), tag("p", _when(), class_="note")),
         tag("main", *content),
-        tag("footer", f"Written by dfkd {__version__}. This file is complete in itself: it loads nothing."),
+        tag("footer", f"Written by dfkd {__version__}. This file loads nothing from elsewhere."),
     )
     write_text(path, f"<!doctype html>\n{tag('html', head, body, lang='en')}\n")
 

@@ -112,7 +112,7 @@ def reading(rows: Sequence[Row]) -> str:
     """Summarize the table in one sentence, with the larger of the two best rows' deviations over seeds."""
     tested = [row for row in rows if row.values("top1")]
     if not tested:
-        return "No run was tested, so nothing can be said about accuracy; dfkd distill --test measures it."
+        return "No run was tested, so there is no accuracy. Use dfkd distill --test."
     best = tested[0]
     if len(tested) == 1:
         away = teacher_difference(best)

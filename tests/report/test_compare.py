@@ -154,7 +154,7 @@ def test_page__marks_the_classes_that_a_selection_hardly_has(make_run, make_sele
     assert re.findall(r'title="([^"]+)">([\d.]+) †', shown) == [("1 of 60 selected images", "30.0")]
     assert "<li>few: the selection hardly has 1 of 3 classes (2); -60.0 points to the teacher there" in shown
     assert ", -10.0 elsewhere.</li>" in shown and shown.count("<li>") == 2
-    assert "<li>Not marked, because the selections are not where they were: moved.</li>" in shown
+    assert "<li>Not marked, because the selections were moved or deleted: moved.</li>" in shown
 
 
 def test_selected_images__of_another_selection_in_its_place_are_not_known(make_run, make_selection, tmp_path) -> None:

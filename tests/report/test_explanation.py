@@ -204,7 +204,7 @@ def check_kept(tmp_path, run, monkeypatch):
     np.save(tmp_path / "masks.npy", masks)
     more = ["--entropy", "2", "--foreground", str(tmp_path / "masks.npy"), "--baseline", str(run), "--count", "0"]
     assert main(["explain", "--model", str(run), "--out", str(tmp_path / "known.html"), *more]) == 0
-    page = (tmp_path / "known.html").read_text().partition("Learning, from the weights that were kept")[2]
+    page = (tmp_path / "known.html").read_text().partition("Learning, by the kept weights")[2]
     rows = re.findall(r'scope="row">(\w+)</th><td>2</td><td>([^<]+)</td><td>([^<]+)</td><td>([^<]+)</td>', page)
     assert [row[0] for row in rows] == ["student", "baseline"] and rows[0][1:] == rows[1][1:]
     kept[2].write_bytes(kept[0].read_bytes())

@@ -201,7 +201,7 @@ def test_page__shows_how_a_generator_made_the_images(make_selection, tmp_path: P
     (pictures / "0000060-generated.png").write_bytes(b"half")
     inspection.run(InspectConfig(folder=str(folder), out=str(tmp_path / "s.html")))
     page = (tmp_path / "s.html").read_text(encoding="utf-8")
-    made = page.partition("<h2>How dafl made them</h2>")[2].partition("</section>")[0]
+    made = page.partition("<h2>How dafl generated the images</h2>")[2].partition("</section>")[0]
     charts = [("generated_classes", "1.5", "2"), ("one_hot", "0.04", "0.02")]
     for name, first, last in charts:
         assert f"<desc>{name} over steps: from {first} to {last}</desc>" in made
