@@ -289,7 +289,7 @@ def test_names_are_escaped_wherever_they_are_shown(lab, tmp_path, rng, capsys):
     common = ("--teacher", lab.teacher, *lab.flags, "--pool", folder, "--method", "random")
     assert lab.dfkd("select", *common, "--out", tmp_path / "no") == 2
     said = capsys.readouterr().err
-    assert "photos/7" + SHOWN.replace("\\n", " ") + " (is not a PNG" in said  # a message is one line
+    assert "photos/7" + SHOWN.replace("\\n", " ") + " (is an empty file" in said  # a message is one line
     out = tmp_path / f"s{EVIL_NAME}"
     assert lab.dfkd("select", *common, "--out", out, "--max-unreadable", 1, "--count", 6) == 0
     assert lab.dfkd("inspect", out, "--out", tmp_path / "s.html") == 0

@@ -234,7 +234,7 @@ def test_wrong_options_and_sources_are_refused(pair, make, outputs):
     ]:
         with pytest.raises(RequestError, match=message):
             CRD(**options)
-    with pytest.raises(RequestError, match="needs stored ones"):
+    with pytest.raises(RequestError, match="needs stored images"):
         CRD().bind(setting(None))
     with pytest.raises(RequestError, match="there is 1"):
         CRD().bind(setting(1))
