@@ -51,7 +51,7 @@ def test_a_method_of_ones_own_is_named_with_dots_and_its_code_decides(tmp_path, 
 
 
 def test_a_method_that_learns_from_real_images_asks_for_them(make):
-    with pytest.raises(RequestError, match="generator mosaickd: it learns from real images too, and there are none"):
+    with pytest.raises(RequestError, match="generator mosaickd: it also learns from real images, and there are none"):
         make("mosaickd", real=False)
 
 
