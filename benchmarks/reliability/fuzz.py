@@ -108,7 +108,7 @@ def run_target(name: str, seconds: int, seed: int, findings: Path) -> dict[str, 
 
 def table(result: dict[str, Any]) -> str:
     """Return the figures of a run as the table of docs/reliability.md."""
-    rows = ["| target | inputs tried | branches reached | findings |", "| --- | ---: | ---: | ---: |"]
+    rows = ["| Target | Inputs tried | Branches reached | Findings |", "| --- | ---: | ---: | ---: |"]
     for name, one in result["targets"].items():
         rows.append(f"| {name} | {one['inputs']:,} | {one['places_reached']:,} | {one['findings']} |")
     rows.append(f"| all, in {result['seconds'] / 60:.0f} minutes | {result['inputs']:,} | | {result['findings']} |")
