@@ -160,6 +160,8 @@ def _beside_seeds(run: FinishedRun) -> dict[str, Any]:
         student["architecture"] = re.sub(r",?\bgroups=('[^']*'|[^,]*)", "", str(student["architecture"]))
     own = {"options": options, "student": student, "selections": len(content.selections)}
     table = {key: value for key, value in content.table.items() if key != "peers"}  # peers have seeds, too
+    if run.config.get("mixing") == "learned":  # the images of each seed decide the teachers' weights
+        own["teacher"] = {"architecture": content.teacher.architecture}
     return {**table, **own, "begins": run.result.begins}
 
 

@@ -118,3 +118,15 @@ def test_row__holds_seeds_whose_specialists_have_other_classes(make_run):
     assert len(collect([run(0, "0+1 4+5"), run(1, "'1+2 4+5'")])[0].runs) == 2
     with pytest.raises(RequestError, match="differ in"):
         collect([run(2, "0+1"), run(3, "0+1", "lenet5")])
+
+
+def test_row__holds_seeds_whose_mixing_is_learned_from_other_images(make_run):
+    def run(seed, mixing, of="lenet5", name="three"):
+        teacher = {"architecture": f"ensemble:mixing={mixing},of={of}", "weights": str(seed) * 64}
+        return make_run(name, seed, config={"mixing": mixing}, content={"teacher": teacher})
+
+    assert len(collect([run(0, "learned"), run(1, "learned")])[0].runs) == 2
+    with pytest.raises(RequestError, match="differ in teacher"):
+        collect([run(2, "learned"), run(3, "learned", "resnet18")])
+    with pytest.raises(RequestError, match=r"differ in teacher\.weights"):
+        collect([run(0, "entropy", name="mean"), run(1, "entropy", name="mean")])
