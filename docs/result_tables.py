@@ -128,6 +128,11 @@ TABLES = [
         },
     },
     {
+        "title": "the same pool with another teacher, a ResNet-56 of width 16; 500 steps, on 1,000 test images",
+        "files": ["resnet56-heap-20-500-steps"],
+        "rows": {"resnet56-heap-20-statistics": "`statistics`", "resnet56-heap-20-random": "random"},
+    },
+    {
         "title": "10,000 images of the pool of photos alone; 500 steps of the defaults",
         "files": ["clean-pool-500-steps"],
         "rows": {"statistics": "`statistics`", "random": "random"},
@@ -194,10 +199,10 @@ TABLES = [
             "one": "one teacher",
             "two": "two, `mean-logits`",
             "three": "three, `mean-logits`",
-            **{f"three-{way}": f"three, `{way}`" for way in ("mean-probabilities", "confidence", "entropy")},
+            **{f"three-{way}": f"three, `{way}`" for way in ("mean-probabilities", "confidence", "entropy", "learned")},
             **{
                 f"halves-{way}": f"two of six digits each, `{way}`"
-                for way in ("mean-logits", "mean-probabilities", "confidence", "entropy")
+                for way in ("mean-logits", "mean-probabilities", "confidence", "entropy", "learned")
             },
         },
     },
