@@ -66,10 +66,12 @@ def with_specialists(config: DistillConfig, student: Model, selections: Sequence
     if student.architecture.startswith(OBJECT):
         raise RequestError(f"{option} needs a student that is named by a MODEL text, not a module")
     if isinstance(student.module, Estimator):
-        raise RequestError(f"{option} learn by gradients, and --student {student.spec} is fitted without them")
+        raise RequestError(
+            f"{option} needs a student that learns by gradients, and {student.spec} does not; leave it out"
+        )
     if isinstance(student.module, Specialists):
         raise RequestError(
-            f"{option} begin as one network, and --student {student.spec} has specialists; leave one out"
+            f"{option} needs a student that is one network, and {student.spec} has specialists; leave one out"
         )
     if 2 * count > student.classes:
         raise RequestError(f"{option}: each needs two classes, and there are {student.classes}; give a smaller number")

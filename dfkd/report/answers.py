@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from dfkd.system.text import class_name
+from dfkd.system.text import class_name, counted
 from dfkd.training.calibration import calibration_error
 
 CASES = {
@@ -81,7 +81,7 @@ def facts(found: Explanation) -> list[tuple[str, str]]:
         ("student", found.student),
         ("teacher", found.teacher),
         ("data", f"{found.data}, {len(answers.student):,} images{less}"),
-        ("agreement", f"{1 - answers.differ.mean():.2%}; they disagree on {apart:,} image{'' if apart == 1 else 's'}"),
+        ("agreement", f"{1 - answers.differ.mean():.2%}; they disagree on {counted(apart, 'image')}"),
         ("KL(teacher || student), nats", f"{np.nanmean(answers.divergence):.4f}, the mean over images"),
     ]
     if answers.labels is None:
@@ -94,13 +94,7 @@ def facts(found: Explanation) -> list[tuple[str, str]]:
         right = predicted == answers.labels
         error = calibration_error(np.nan_to_num(sure), right)
         lines.append((f"{name}'s accuracy", f"{right.mean():.2%}; calibration error {error:.4f}"))
-    return [
-        *lines,
-        *(
-            (CASES[case].lower(), f"{cases[case]:,} image{'' if cases[case] == 1 else 's'}")
-            for case in ("lost", "won", "both")
-        ),
-    ]
+    return [*lines, *((CASES[case].lower(), counted(cases[case], "image")) for case in ("lost", "won", "both"))]
 
 
 def terminal_lines(found: Explanation) -> list[str]:

@@ -1,7 +1,7 @@
 """Small charts as inline SVG.
 
 Widths are percentages and heights are pixels, so that a chart fills any screen and its text keeps its size. Rows differ
-in colour and in dash pattern. Every chart has a title and a description in words.
+in color and in dash pattern. Every chart has a title and a description in words.
 """
 
 import math
@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 from dfkd.report.markup import Html, tag
 
 SERIES_STYLES = 8
-"""Number of styles in the style sheet, each a colour and a dash pattern. More rows repeat the styles."""
+"""Number of styles in the style sheet, each a color and a dash pattern. More rows repeat the styles."""
 MOST_POINTS = 300
 """Largest number of points per line. More points would only enlarge the file."""
 
@@ -24,7 +24,7 @@ class Scale:
 
     def __init__(self, values: Sequence[Number], margin: Number = 0.05) -> None:
         low, high = min(values), max(values)
-        pad = margin * (high - low) if high > low else 0.05 * abs(high) or 1.0  # a single value is centred
+        pad = margin * (high - low) if high > low else 0.05 * abs(high) or 1.0  # a single value is centered
         self.low, self.high = low - pad, high + pad
 
     def __call__(self, value: Number) -> float:

@@ -11,7 +11,7 @@ from dfkd.data.images.filter_record import read_scores
 from dfkd.formats.shards import Shards
 from dfkd.report.pool_scores import ScoredPool, read_pool_scores
 from dfkd.system.errors import RequestError
-from dfkd.system.text import aligned, visible
+from dfkd.system.text import aligned, counted, visible
 
 QUANTILES = {"min": 0.0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "max": 1.0}
 SHOWN_CLASSES = 20
@@ -89,10 +89,7 @@ def facts_of(contents: Contents) -> list[tuple[str, str]]:
     options = manifest.content.options.table
     facts = [
         ("images", f"{len(contents.shards):,}"),
-        (
-            "image",
-            f"{image.size} x {image.size} pixels, {image.channels} channel{'s' if image.channels > 1 else ''}, {kind}",
-        ),
+        ("image", f"{image.size} x {image.size} pixels, {counted(image.channels, 'channel')}, {kind}"),
         ("teacher", manifest.teacher),
         ("options", ", ".join(f"{name} {v}" for name, v in options.items() if v is not None)),
         ("seed", str(manifest.content.seed)),

@@ -8,12 +8,12 @@ from dfkd.report.charts import bar, figure, legend, lines
 from dfkd.report.image_tags import image_tag
 from dfkd.report.markup import Html, join, table, tag
 from dfkd.system.text import class_name
-from dfkd.training.calibration import CALIBRATION_BINS
+from dfkd.training.calibration import CALIBRATION_BINS, bins_of
 
 PAIRS = 20
 """Number of class pairs that the page lists."""
 WARM = np.array([255.0, 120.0, 0.0])
-"""Colour of a map where its value is 1."""
+"""Color of a map where its value is 1."""
 
 
 def pair_table(found: Explanation) -> Html:
@@ -42,7 +42,7 @@ def reliability(answers: Answers) -> Html:
     ):
         known = np.isfinite(sure)
         right = (predicted == answers.labels)[known]
-        bins = np.clip(np.ceil(sure[known] * CALIBRATION_BINS).astype(int) - 1, 0, None)
+        bins = bins_of(sure[known])
         series[name] = [
             (float(sure[known][bins == k].mean()), float(right[bins == k].mean())) for k in np.unique(bins).tolist()
         ]
@@ -92,7 +92,7 @@ def gallery(found: Explanation) -> Html:
 def heated(
     pixels: UInt8[np.ndarray, "height width channels"], heat: Float[np.ndarray, "height width"]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Return the image in gray, coloured where the map is high."""
+    """Return the image in gray, colored where the map is high."""
     light = pixels.mean(axis=2, keepdims=True) * 0.8 + 25
     mixed = light + heat[..., None] * 0.75 * (WARM - light)
     return mixed.round().clip(0, 255).astype(np.uint8)

@@ -174,7 +174,7 @@ class View {
     if (!box.width) return;
     plane.width = box.width * dense;
     plane.height = box.height * dense;
-    const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+    const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
     const pen = plane.getContext("2d");
     pen.scale(dense, dense);
     const left = 30, bottom = 24, wide = box.width - left - 6, tall = box.height - bottom - 6;
@@ -183,11 +183,11 @@ class View {
     this.y = (row) => box.height - bottom - up(row) * tall;
     const size = pool.confidence.length > 20000 ? 1.5 : 3;
     for (const [wanted, name] of [[0, "--rule-dark"], [1, "--c0"]]) {
-      pen.fillStyle = colour(name);
+      pen.fillStyle = color(name);
       for (let row = 0; row < pool.confidence.length; row++)
         if (this.isPicked[row] === wanted) pen.fillRect(this.x(row) - size / 2, this.y(row) - size / 2, size, size);
     }
-    pen.fillStyle = pen.strokeStyle = colour("--ink");
+    pen.fillStyle = pen.strokeStyle = color("--ink");
     pen.font = "12px system-ui, sans-serif";
     const fromZeroToOne = (name) => name === "confidence" || name === "entropy";
     const write = (text, x, y, align) => {
@@ -211,7 +211,7 @@ class View {
     const hasLine = acrossName === "confidence" && this.chosen.threshold !== null;
     document.getElementById("explore-line").hidden = !hasLine;
     document.getElementById("explore-directions").hidden = acrossName === "confidence";
-    if (acrossName !== "confidence") this.classNumbers(pen, colour);
+    if (acrossName !== "confidence") this.classNumbers(pen, color);
     else if (hasLine) {
       const at = left + this.chosen.threshold * wide;
       pen.setLineDash([5, 4]);
@@ -237,7 +237,7 @@ class View {
   }
 
   /** Draw the number of each class at the mean of its dots. */
-  classNumbers(pen, colour) {
+  classNumbers(pen, color) {
     const { pool } = this, sums = Array.from({ length: pool.classes }, () => [0, 0, 0]);
     for (let row = 0; row < pool.prediction.length; row++)
       if (pool.east[row]) {
@@ -249,7 +249,7 @@ class View {
     pen.font = "bold 13px system-ui, sans-serif";
     pen.textAlign = "center";
     pen.lineWidth = 4;
-    pen.strokeStyle = colour("--paper");
+    pen.strokeStyle = color("--paper");
     const few = [...sums.keys()].filter((k) => sums[k][2]).sort((a, b) => sums[b][2] - sums[a][2]).slice(0, 100);
     for (const k of few) {
       const [x, y, n] = sums[k];

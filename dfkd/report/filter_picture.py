@@ -60,10 +60,10 @@ def drawn(kernel: Float[np.ndarray, "to from size size"]) -> UInt8[np.ndarray, "
     channels, size = kernel.shape[0], kernel.shape[-1]
     share = kernel / max(float(np.abs(kernel).max()), 1e-12)
     ends = np.where(share[..., None] > 0, np.array([29, 95, 168]), np.array([194, 65, 12]))
-    colour = 255 + (ends - 255) * np.abs(share)[..., None]
+    color = 255 + (ends - 255) * np.abs(share)[..., None]
     sheet = np.full((channels * (size + 1) - 1, channels * (size + 1) - 1, 3), 128, np.uint8)
     for to in range(channels):
         for source in range(channels):
             top, left = source * (size + 1), to * (size + 1)
-            sheet[top : top + size, left : left + size] = colour[to, source].round().astype(np.uint8)
+            sheet[top : top + size, left : left + size] = color[to, source].round().astype(np.uint8)
     return sheet

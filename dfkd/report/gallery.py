@@ -10,6 +10,7 @@ from dfkd.report.markup import Html, tag
 from dfkd.report.pool_scores import ScoredPool
 from dfkd.select.choose import NEAR_DUPLICATE, NON_FINITE, NOT_ADMITTED, NOT_DRAWN, SELECTED
 from dfkd.system.spacing import evenly_spaced
+from dfkd.system.text import counted
 
 IMAGES_A_CLASS = 12
 GALLERY_NOTE = (
@@ -57,7 +58,7 @@ def gallery(contents: Contents) -> list[Html]:
             picture = image_tag(pixels, raw, alt, str(origins[row]), place)
             caption = tag("figcaption", f"{scores}, keeps {_kept(contents.kept[row])}")
             items.append(tag("li", tag("figure", picture, caption)))
-        heading = tag("h3", f"Class {k}, {len(rows):,} image{'s' if len(rows) > 1 else ''}")
+        heading = tag("h3", f"Class {k}, {counted(len(rows), 'image')}")
         parts += [heading, tag("ul", *items, class_="gallery")]
     return parts
 

@@ -15,6 +15,7 @@ from dfkd.report.pool_scores import ScoredPool
 from dfkd.select.choose import NEAR_DUPLICATE, NOT_DRAWN, SELECTED
 from dfkd.select.diversity import unit_rows
 from dfkd.system.spacing import evenly_spaced
+from dfkd.system.text import counted
 
 GROUPS, SHOWN = 8, 7
 """Number of groups that are shown, the largest first, and of images per group beside the kept one."""
@@ -91,6 +92,6 @@ def groups_shown(scored: ScoredPool, groups: Sequence[Group], pool: Pool) -> Htm
                 items.append(tag("li", tag("figure", shot, tag("figcaption", words))))
         more = f", {SHOWN} of them shown" if len(group.others) > SHOWN else ""
         count = len(group.others)
-        parts.append(tag("h4", f"One image and {count:,} near-duplicate{'s' if count > 1 else ''} of it{more}"))
+        parts.append(tag("h4", f"One image and {counted(count, 'near-duplicate')} of it{more}"))
         parts.append(tag("ul", *items, class_="gallery"))
     return join(parts)

@@ -1,4 +1,4 @@
-"""A chart of values over a cost, with error bars and the Pareto front. Each row has its own shape and colour."""
+"""A chart of values over a cost, with error bars and the Pareto front. Each row has its own shape and color."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ SHAPES = (
     "M-6,-3.5L-3.5,-6L0,-2.5L3.5,-6L6,-3.5L2.5,0L6,3.5L3.5,6L0,2.5L-3.5,6L-6,3.5L-2.5,0Z",
     "M0,-6.5L6.2,-2L3.8,5.3H-3.8L-6.2,-2Z",
 )
-"""Outlines of markers around (0, 0), one per colour, so that rows also differ without colour."""
+"""Outlines of markers around (0, 0), one per color, so that rows also differ without color."""
 WIDE = 20
 """Ratio of the largest to the smallest cost from which the axis is logarithmic."""
 
@@ -74,7 +74,7 @@ def scatter(
     if reference is not None:
         parts.append(tag("line", class_="reference", x1=0, x2="100%", y1=down(reference), y2=down(reference)))
     parts.append(_front([(x(along(spots[name].cost)), down(spots[name].value)) for name in front], height))
-    for name in sorted(spots, key=lambda name: -styles[name]):  # the rows of a colour of their own are in front
+    for name in sorted(spots, key=lambda name: -styles[name]):  # the rows of a color of their own are in front
         parts += _marker(name, spots[name], styles[name], across, down, logarithmic)
     words = "; ".join(f"{name}: {shown(s.value)} at {_short(s.cost)}" for name, s in spots.items())
     scale = " The axis of the cost is logarithmic." if logarithmic else ""

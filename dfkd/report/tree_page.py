@@ -75,7 +75,7 @@ def write(path: Path, name: str, model: Model, tree: SoftTree, images: Pool | No
 def filter_images(tree: SoftTree) -> UInt8[np.ndarray, "nodes height width 3"]:
     """Return every node's filter as an image.
 
-    Filters of gray images go from orange over white to blue. Filters of colour images are centred at a middle gray.
+    Filters of gray images go from orange over white to blue. Filters of color images are centered at a middle gray.
     """
     side = tree.image_size
     shape = (-1, tree.in_channels, side, side)
@@ -84,8 +84,8 @@ def filter_images(tree: SoftTree) -> UInt8[np.ndarray, "nodes height width 3"]:
     if tree.in_channels == 3:
         return (127.5 + 127.5 * share).round().astype(np.uint8)
     share = share.mean(axis=3, keepdims=True)
-    colour = 255 + (np.where(share > 0, _MORE, _LESS) - 255) * np.abs(share)
-    return colour.round().astype(np.uint8)
+    color = 255 + (np.where(share > 0, _MORE, _LESS) - 255) * np.abs(share)
+    return color.round().astype(np.uint8)
 
 
 def picture(filters: UInt8[np.ndarray, "nodes height width 3"], levels: int) -> Html:

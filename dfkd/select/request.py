@@ -31,6 +31,7 @@ from dfkd.system.errors import RequestError
 from dfkd.system.files import result_folder
 from dfkd.system.portable import portable
 from dfkd.system.ray_session import check_installed
+from dfkd.system.text import counted
 from dfkd.system.versions import versions
 
 AUTO, STATISTICS, THRESHOLD = "auto", "statistics", "threshold"
@@ -83,8 +84,8 @@ def resolve(config: SelectConfig, method: Component, teacher: GivenModel, data: 
     config = _with_defaults(config, method)
     say(
         f"teacher {model.spec}: {model.classes} classes, input {pool.image_size} pixels, "
-        f"{model.channels} channel{'s' if model.channels > 1 else ''}, "
-        f"normalize {model.normalize}, {str(place.dtype).removeprefix('torch.')} on {place.device}; "
+        f"{counted(model.channels, 'channel')}, normalize {model.normalize}, "
+        f"{str(place.dtype).removeprefix('torch.')} on {place.device}; "
         f"pool: {len(pool):,} images"
     )
     if config.count is not None and config.count > len(pool):

@@ -181,7 +181,7 @@ def _report(selected: Selected) -> None:
     say(f"images by reason: {', '.join(f'{n:,} {reason}' for reason, n in counts.items())}")
     say(f"selected by predicted class: {of_classes(selected.per_class.tolist(), MANIFEST, ',', names)}")
     if choice.repeated:
-        say(f"note: {choice.repeated:,} of the selected images are near-copies of others; the pool has no other images")
+        say(f"note: {choice.repeated:,} of the selected images are near-copies of others; too few others are left")
     if scores.problems:
         first = ", ".join(pool.origins(np.array(sorted(scores.problems)[:UNREADABLE_NAMED])))
         more = f", ...; {MANIFEST} names them" if len(scores.problems) > UNREADABLE_NAMED else ""

@@ -65,6 +65,11 @@ def aligned(head: Sequence[str], body: Sequence[Sequence[str]], left: Sequence[i
     )
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 image`, `1,200 images`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def _visible(char: str) -> str:
     return char if char.isprintable() else char.encode("unicode_escape").decode()
 

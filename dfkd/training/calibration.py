@@ -10,9 +10,12 @@ CALIBRATION_BINS = 15
 def calibration_error(confidence: Float[np.ndarray, " images"], right: Bool[np.ndarray, " images"]) -> float:
     """Return the expected calibration error over 15 bins of equal width (https://arxiv.org/abs/1706.04599).
 
-    It is the mean over images of the distance between confidence and accuracy of their bin. A confidence on an edge
-    belongs to the bin below.
+    It is the mean over images of the distance between confidence and accuracy of their bin.
     """
-    bins: Int[np.ndarray, " images"] = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, None)
-    gaps = np.bincount(bins, weights=confidence - right, minlength=CALIBRATION_BINS)
+    gaps = np.bincount(bins_of(confidence), weights=confidence - right, minlength=CALIBRATION_BINS)
     return float(np.abs(gaps).sum() / len(confidence))
+
+
+def bins_of(confidence: Float[np.ndarray, " images"]) -> Int[np.ndarray, " images"]:
+    """Return the number of each confidence's bin. A confidence on an edge belongs to the bin below."""
+    return np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, None)

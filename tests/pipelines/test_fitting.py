@@ -66,5 +66,5 @@ def test_distill__refuses_what_means_nothing_to_it(lab, selection, tmp_path, cap
 
 def test_specialists__of_a_student_without_gradients_are_refused(lab, selection, run, tmp_path, capsys):
     assert lab.distill(selection, tmp_path / "vote", "--student", run, "--specialists", 2) == 2
-    assert "--specialists 2 learn by gradients, and --student" in capsys.readouterr().err
+    assert "--specialists 2 needs a student that learns by gradients, and" in capsys.readouterr().err
     assert not (tmp_path / "vote").exists()

@@ -37,7 +37,7 @@ def test_scatter__has_a_logarithmic_axis_for_costs_far_apart() -> None:
     assert "logarithmic" in tree.find("desc").text
 
 
-def test_scatter__rows_after_the_last_colour_look_alike() -> None:
+def test_scatter__rows_after_the_last_color_look_alike() -> None:
     spots = {str(number): Spot(number, number / 20) for number in range(10)}
     styles = {name: number for number, name in enumerate(spots)}
     tree = ElementTree.fromstring(scatter("t", spots, styles, lambda v: f"{v:.0%}"))
