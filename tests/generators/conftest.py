@@ -19,6 +19,7 @@ from dfkd.training.sources import Batch, WithoutGenerator
 SIZE, CLASSES, BATCH = 8, 4, 40
 RESNET = "cifar_resnet:depth=8,width=4"
 PLACE = Place(torch.device("cpu"), torch.float32)
+IN_BFLOAT16 = Place(torch.device("cpu"), torch.bfloat16)
 
 
 def network(seed, channels=1, architecture=RESNET, size=SIZE):
@@ -59,14 +60,14 @@ class RealImages(WithoutGenerator):
 
 @pytest.fixture
 def make():
-    """`make("dafl:latent=20", seed=1)` builds a method for the small teacher."""
+    """`make("dafl:latent=20", seed=1)` builds a method for the small teacher, with `low` in bfloat16."""
 
-    def build_it(text, *, seed=0, channels=1, batch=BATCH, real=False, architecture=RESNET, size=SIZE, **task):
+    def build_it(text, *, seed=0, channels=1, batch=BATCH, real=False, architecture=RESNET, size=SIZE, low=False, **task):
         teacher = network(5, channels, architecture, size)
         if real:
             torch.manual_seed(3)
             task["real"] = RealImages(channels)
-        return build(choose(text), teacher, PLACE, batch=batch, seed=seed, **task)
+        return build(choose(text), teacher, IN_BFLOAT16 if low else PLACE, batch=batch, seed=seed, **task)
 
     return build_it
 
@@ -74,8 +75,17 @@ def make():
 @pytest.fixture
 def student():
     """The student as a method sees it; `student.module` is the network, in training mode."""
+    return judging(PLACE)
+
+
+@pytest.fixture
+def student_in_bfloat16():
+    return judging(IN_BFLOAT16)
+
+
+def judging(place):
     module = network(6).module.train()
-    judge = partial(answer, Tapped(module, {}), PLACE)
+    judge = partial(answer, Tapped(module, {}), place)
     judge.module = module
     return judge
 

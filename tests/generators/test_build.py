@@ -22,6 +22,18 @@ def test_a_method_works_without_batchnorm_or_says_that_it_cannot(make, name):
         assert make(name.lower(), real=kind.needs_real, architecture="lenet5", size=32).updates == 0
 
 
+@pytest.mark.parametrize("name", sorted(generators.__all__))
+def test_every_method_learns_in_bfloat16(make, student_in_bfloat16, name):
+    """`--precision auto` is bfloat16 on many processors and GPUs; float32 is what the other tests compute in."""
+    kind = getattr(generators, name)
+    method = make(name.lower(), real=kind.needs_real, low=True)
+    for _ in range(2):
+        metrics = method.update(student_in_bfloat16 if kind.needs_student else None)
+    assert metrics and all(value.isfinite() for value in metrics.values())
+    weights = [p for part in method.parts().values() if isinstance(part, torch.nn.Module) for p in part.parameters()]
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in weights)
+
+
 def test_the_methods_that_the_message_names_work_without():
     for name in ("DAFL", "DFAD", "ZSKT"):
         assert not getattr(generators, name).needs_statistics

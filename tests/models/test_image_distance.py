@@ -67,6 +67,21 @@ def test_distance__is_that_of_the_formula(network, images, layout, cache, monkey
     np.testing.assert_allclose(found, by_formula(network, images), rtol=1e-4)
 
 
+def test_distance__under_autocast_is_computed_in_float32(network, images):
+    with torch.autocast("cpu", torch.bfloat16):
+        found = measured(network, images)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, measured(network, images), rtol=2e-2, atol=0)  # the maps are in bfloat16
+
+    # an exact map, so that nothing but the distance's own arithmetic can differ
+    alone = nn.Sequential(nn.BatchNorm2d(4)).eval()
+    settled(alone)
+    maps = images.repeat(1, 2, 1, 1)[:, :4].bfloat16().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = measured(alone, maps)
+    torch.testing.assert_close(found, measured(alone, maps), rtol=0, atol=0)
+
+
 def test_distance__of_a_folded_network_is_the_same(network, images):
     twin = folded(network, {}, images.split(3))
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in twin.modules())

@@ -12,7 +12,7 @@ from dfkd.app import demo
 from dfkd.formats.shards import Shards
 from dfkd.models import cifar_resnet, lenet5
 from dfkd.models.classifier import Classifier
-from dfkd.select import stage
+from dfkd.select import methods, stage
 from dfkd.select.class_dropping import kept_classes
 from dfkd.select.score import score_logits
 
@@ -75,6 +75,21 @@ def test_the_threshold_is_in_the_manifest(lab, tmp_path):
     scores = pq.read_table(tmp_path / "s" / "scores.parquet").to_pydict()
     chosen = [i for i, reason in enumerate(scores["reason"]) if reason == "selected"]
     assert min(scores["confidence"][i] for i in chosen) >= manifest["threshold"]
+
+
+@pytest.mark.parametrize("method", [*methods.__all__, "statistics:weight=0.5"])
+def test_every_method_selects_in_bfloat16(lab, tmp_path, method):
+    """`--precision auto` is bfloat16 on many processors and GPUs; `lab` names float32."""
+    chosen = {}
+    for precision in ("bf16", "fp32"):
+        out = tmp_path / precision
+        options = ("--pool", lab.few, "--method", method, "--count", 40, "--precision", precision)
+        assert lab.select(out, *options) == 0
+        table = pq.read_table(out / "scores.parquet")
+        assert np.isfinite(table["confidence"].to_numpy()).all()
+        chosen[precision] = set(np.flatnonzero(np.array(table["reason"].to_pylist()) == "selected"))
+    assert len(chosen["bf16"]) == 40
+    assert len(chosen["bf16"] & chosen["fp32"]) >= 30, "rounding moves few images"
 
 
 def test_what_is_stored_is_what_the_teacher_says_of_the_stored_pixels(lab, selection):

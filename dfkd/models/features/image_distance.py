@@ -88,7 +88,8 @@ class ImageDistances:
         x, known = next(iter([*inputs, *named.values()])), self._layers[layer]
         if x.ndim < 3 or x[0, 0].numel() < 2:
             return
-        self._squares.append(_divergence(x.detach(), known).square())
+        with torch.autocast(x.device.type, enabled=False):  # else the mean over channels is a product in bfloat16
+            self._squares.append(_divergence(x.detach(), known).square())
 
 
 def _remembered(layer: nn.Module) -> _Remembered | None:
