@@ -68,6 +68,8 @@ POOLS = (*HEAPS, "long-tail", "photos", "digits")
 COUNTS = {"heap-2": 2_000, "digits": demo.SELECTED}
 COUNT, STEPS, DIGITS_STEPS = 10_000, (500, 2_000), (150,)
 COST_IMAGES = 2_000
+SIGNALED = 128
+"""Exit statuses from here on say that a signal ended the pipeline."""
 COLUMNS = (
     *("pool", "row", "method", "seed", "steps", "top1", "agreement", "photos", "kinds", "covered", "effective"),
     *("cost", "seconds"),
@@ -232,6 +234,8 @@ def run(command, pool, out, rows, steps, seeds, training):
     file = out / "methods.toml"
     write_text(file, tomli_w.dumps(tables))
     status = cli.main(["run", str(file)]) if training else selected(file)
+    if status >= SIGNALED:
+        return status
     measured = out / "cost.json"
     costs = json.loads(measured.read_text(encoding="utf-8")) if measured.exists() else {}
     for name, select in named.items():

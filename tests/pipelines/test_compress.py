@@ -28,7 +28,7 @@ def made(lab, selection, tmp_path_factory):
         },
         "seeds": [0, 1],
         "distill": {
-            "pruned": {"student": lab.teacher, "prune": 0.25, "steps": 20},
+            "pruned": {"student": lab.teacher, "prune": 0.25, "steps": 30, "lr": 0.02},
             "int8": {"student": "run:pruned", "quantize": "int8", "steps": 5},
         },
     }
@@ -47,8 +47,9 @@ def test_pipeline__prunes_distils_and_quantizes(lab, made):
     assert pruned["student_parameters"] < 0.35 * whole
     assert pruned["begins"] == int8["begins"] == "given"
     assert int8["top1"] > pruned["top1"] - 0.1
-    rows = [json.loads(line) for line in (made / "out/runs/pruned-seed0/metrics.jsonl").read_text().splitlines()]
-    assert rows[-1]["kd"] < 0.7 * rows[0]["kd"]
+    lines = (made / "out/runs/pruned-seed0/metrics.jsonl").read_text().splitlines()
+    costs = [json.loads(line)["kd"] for line in lines]
+    assert sum(costs[-3:]) < 0.8 * sum(costs[:3])  # several batches: one alone differs by as much
     told = (made / "out/runs/int8-seed0/config.toml").read_text()
     assert "run:" not in told
     assert 'optimizer = "adamw"' in told  # a rate for random weights destroys a network without BatchNorm

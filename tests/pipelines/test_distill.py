@@ -292,13 +292,13 @@ def test_several_selections_are_mixed(lab, tmp_path):
 
 
 def test_a_student_learns_from_images_without_a_digit(lab, selection, tmp_path):
-    flags = ("--steps", 80, "--batch-size", 32, "--test", lab.heldout, "--checkpoint-every", 1000)
+    flags = ("--steps", 80, "--batch-size", 32, "--test", lab.heldout, "--checkpoint-every", 1000, "--log-every", 4)
     assert lab.distill(selection, tmp_path / "run", *flags) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["teacher_top1"] > 0.9
     assert result["top1"] > 0.5
-    rows = metrics(tmp_path / "run")
-    assert rows[-1]["kd"] < 0.85 * rows[0]["kd"]
+    costs = [row["loss"] for row in metrics(tmp_path / "run")]
+    assert sum(costs[-5:]) < 0.85 * sum(costs[:5])  # several batches: one alone differs by as much
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_step_and_keeps_the_checkpoint(
