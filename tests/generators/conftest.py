@@ -62,7 +62,9 @@ class RealImages(WithoutGenerator):
 def make():
     """`make("dafl:latent=20", seed=1)` builds a method for the small teacher, with `low` in bfloat16."""
 
-    def build_it(text, *, seed=0, channels=1, batch=BATCH, real=False, architecture=RESNET, size=SIZE, low=False, **task):
+    def build_it(
+        text, *, seed=0, channels=1, batch=BATCH, real=False, architecture=RESNET, size=SIZE, low=False, **task
+    ):
         teacher = network(5, channels, architecture, size)
         if real:
             torch.manual_seed(3)

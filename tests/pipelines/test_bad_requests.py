@@ -111,7 +111,7 @@ def test_select(refused, lab, selection, tmp_path, change, said):
         ({"--student-taps": "middle=bn1"}, "--student-taps names 'middle'; the losses read pre1, pre2, ..."),
         ({"--loss": "relation", "--class-dropping": 0.1}, "--class-dropping 0.1 changes nothing: no loss uses it; kd"),
         ({"--loss": "simkd:reuse=true", "--student-taps": "last=layer1"}, "needs a student whose logits come from"),
-        ({"--loss": "ft", "--steps": 500}, "--loss ft prepares its own layers for 500 steps, and the run has 500"),
+        ({"--loss": "ft", "--steps": 500}, "--loss ft begins to teach after 500 steps, and the run has 500"),
         ({"--batches": "shuffled:3"}, "3 is for no parameter: shuffled has none"),
         ({"--batches": "class"}, "no order of batches is called 'class'; did you mean 'classes'?"),
         (
