@@ -19,7 +19,6 @@ import numpy as np
 import tomli_w
 import torch
 import train_teacher
-from torch import nn
 
 from dfkd.app import cli, demo
 from dfkd.data import open_pool
@@ -51,36 +50,6 @@ REPEATED = ("tree-labels", "tree-teacher")
 """Rows with three seeds. The others have one."""
 MIXTURE = "mixture_top1"
 """Column of mnist.csv: accuracy of the mean over a tree's leaves. `top1` is that of the likeliest leaf."""
-
-
-class Labels(nn.Module):
-    """Network that knows the label of each of some images: nearly all probability is its class's.
-
-    To an image that it does not know it answers with any of the labels.
-    """
-
-    def __init__(self, images, labels, classes):
-        super().__init__()
-        numbers = np.random.default_rng(0).integers(-(2**62), 2**62, images[0].size)
-        self.register_buffer("numbers", torch.from_numpy(numbers))
-        marks, rows = self.marks(torch.from_numpy(images)).sort()
-        self.register_buffer("known", marks)
-        of_row = nn.functional.one_hot(torch.from_numpy(labels)[rows], classes)
-        self.register_buffer("logits", train_teacher.SURE * of_row.float())
-
-    def marks(self, pixels):
-        """Return a number for each image, its own but for a chance of 1 to 2^64."""
-        return (pixels.flatten(1).long() * self.numbers).sum(dim=1)
-
-    def forward(self, x):
-        marks = self.marks((255 * (x * 0.5 + 0.5)).round())
-        return self.logits[torch.searchsorted(self.known, marks).clamp_max(len(self.known) - 1)]
-
-
-def labels(file: str, num_classes: int = 10, in_channels: int = 1):
-    """Return the labels of an .npz file as a network. Its images are normalized like the teacher's input."""
-    with np.load(file) as found:
-        return Labels(found["images"], found["labels"], num_classes)
 
 
 def prepare(out):
@@ -119,7 +88,7 @@ def tables(out, names, seeds, steps, test):
         },
         "distill": {
             name: {"samples": [ROWS[name][0]], **ROWS[name][1]}
-            | ({"teacher": f"mnist.labels:file={out / 'train.npz'}"} if "labels" in name else {})
+            | ({"teacher": f"labeled.labels:file={out / 'train.npz'}"} if "labels" in name else {})
             for name in names
         },
     }

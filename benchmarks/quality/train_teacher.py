@@ -17,6 +17,7 @@ from datetime import date
 
 import torch
 import torch.nn.functional as F
+from labeled import SURE
 
 from dfkd.app import cli
 from dfkd.config import DistillConfig, ModelConfig
@@ -51,8 +52,6 @@ from dfkd.training.sampling import ShuffledOrder
 from dfkd.training.sources import Batch, WithoutGenerator
 
 NAME = "train_teacher.py"
-SURE = 100.0
-"""Logit of the label's class, with 0 for the others. In float32 the softmax of these logits is one-hot."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@
 
 The script writes a pipeline and runs it by `dfkd run`, so it resumes after an interruption. OUT_DIR/report.csv has a
 row per run; benchmarks/quality/keep.py keeps it as trees-digits.csv. The published figures are of MNIST, which this
-repository does not have. Labels are a teacher here: `trees.labels` outputs the label of the nearest training digit.
+repository does not have. Labels are a teacher here (labeled.py).
 """
 
 import sys
@@ -12,8 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import tomli_w
-import torch
-from torch import nn
 
 from dfkd.app import cli, demo
 from dfkd.report.table import read_csv, with_deviation
@@ -24,25 +22,6 @@ NETWORK = {"student": demo.STUDENT, "loss": ["kd:temperature=1"], "init": "none"
 AS_THEY_ARE = {"crop_padding": 0, "flip": False}
 SHIFTED = {"crop_padding": 1, "flip": False}
 PATCHES = 20_000
-
-
-class Labels(nn.Module):
-    """Network whose logits give nearly all probability to the label of the nearest of some images."""
-
-    def __init__(self, images, labels, classes):
-        super().__init__()
-        self.register_buffer("images", images.flatten(1))
-        self.register_buffer("logits", 20.0 * nn.functional.one_hot(labels, classes).float())
-
-    def forward(self, x):
-        return self.logits[torch.cdist(x.flatten(1), self.images).argmin(dim=1)]
-
-
-def labels(file: str, num_classes: int = 10, in_channels: int = 1):
-    """Return the labels of an .npz file as a network. Its images are normalized like the teacher's input."""
-    with np.load(file) as found:
-        pixels, classes = torch.from_numpy(found["images"]), torch.from_numpy(found["labels"])
-    return Labels((pixels.float() / 255 - 0.5) / 0.5, classes, num_classes)
 
 
 def prepare(folder):
@@ -59,7 +38,7 @@ def prepare(folder):
 def tables(out, seeds, steps):
     """Return the pipeline: the teacher and the images of each row."""
     digits, teacher = str(out / "digits.npz"), f"{demo.TEACHER}@{out / 'teacher.safetensors'}"
-    by_labels = {"teacher": f"trees.labels:file={digits}"}
+    by_labels = {"teacher": f"labeled.labels:file={digits}"}
     rows = {
         "tree-labels": TREES | AS_THEY_ARE | by_labels,
         "tree-teacher": TREES | AS_THEY_ARE,

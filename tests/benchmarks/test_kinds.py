@@ -3,14 +3,17 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tomli_w
+import torch
 
 from dfkd.app.pipeline_file import read_pipeline
+from dfkd.data.images.normalize import Normalization, parse_normalize
 
 
 @pytest.fixture
@@ -27,7 +30,7 @@ def rows(tmp_path):
 def test_trees__differ_in_who_teaches_and_on_what(script, rows, tmp_path):
     np.savez(tmp_path / "digits.npz", labels=np.arange(7))
     found = rows(script("trees").tables(tmp_path, [0], 3))
-    assert [name for name, row in found.items() if row.teacher.startswith("trees.labels")] == [
+    assert [name for name, row in found.items() if row.teacher.startswith("labeled.labels")] == [
         "tree-labels",
         "network-labels",
     ]
@@ -36,25 +39,15 @@ def test_trees__differ_in_who_teaches_and_on_what(script, rows, tmp_path):
         assert row.crop_padding == (0 if name.split("-")[-1] in ("labels", "teacher") else 1)
 
 
-def test_labels__answer_with_the_label_of_an_image(script, tmp_path):
-    import torch
-
-    images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 1), dtype=np.uint8)
-    np.savez(tmp_path / "digits.npz", images=images, labels=np.array([3, 1, 4, 1, 5]))
-    network = script("trees").labels(str(tmp_path / "digits.npz"))
-    view = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
-    assert network(view).argmax(dim=1).tolist() == [3, 1, 4, 1, 5]
-
-
-def test_mnist__labels_are_those_of_the_images(script, tmp_path):
-    import torch
-
-    images = np.random.default_rng(0).integers(0, 256, (4, 28, 28, 1), dtype=np.uint8)
-    np.savez(tmp_path / "digits.npz", images=images, labels=np.array([3, 1, 4, 5]))
-    network = script("mnist").labels(str(tmp_path / "digits.npz"))
-    view = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-    assert network(view).argmax(dim=1).tolist() == [3, 1, 4, 5]
-    assert network(-torch.ones(2, 1, 28, 28)).shape == (2, 10), "images that it does not know"
+@pytest.mark.parametrize(("channels", "normalize"), [(1, "0.5/0.5"), (3, "cifar10")])
+def test_labels__are_those_of_the_images(script, tmp_path, channels, normalize):
+    images = np.random.default_rng(0).integers(0, 256, (5, 28, 28, channels), dtype=np.uint8)
+    np.savez(tmp_path / "labeled.npz", images=images, labels=np.array([3, 1, 4, 1, 5]))
+    network = script("labeled").labels(str(tmp_path / "labeled.npz"), in_channels=channels, normalize=normalize)
+    view = Normalization(*parse_normalize(normalize, channels))(torch.from_numpy(images))
+    assert network(view).softmax(dim=1).argmax(dim=1).tolist() == [3, 1, 4, 1, 5]
+    assert network(view)[0].softmax(dim=0)[3] == 1
+    assert network(-torch.ones(2, channels, 28, 28)).shape == (2, 10), "images that it does not know"
 
 
 def test_mnist__writes_a_row_for_each_run_with_both_accuracies_of_a_tree(script, tmp_path, monkeypatch):
@@ -89,13 +82,31 @@ def test_compress__quantizes_every_row(script, rows, tmp_path):
         assert Path(found[f"{name}-int8"].student) == Path(found[name].out)
 
 
-def test_knowledge__differs_in_who_teaches_and_on_what(script, rows, tmp_path):
-    np.savez(tmp_path / "digits.npz", labels=np.arange(7))
+@pytest.mark.parametrize("task", ["digits", "cifar10"])
+def test_knowledge__differs_in_who_teaches_and_on_what(script, rows, tmp_path, monkeypatch, task):
     module = script("knowledge")
-    found = rows(module.tables(tmp_path, (0,), 3))
+    monkeypatch.setenv("DFKD_DATA", str(tmp_path))
+    monkeypatch.setenv("DFKD_TEACHERS", "teachers")
+    of = {"images": np.zeros((7, 32, 32, 3), np.uint8), "labels": np.arange(7)}
+    for name in ("cifar10_train40k", "cifar10_heldout10k", "digits"):
+        np.savez(tmp_path / f"{name}.npz", **of)
+    monkeypatch.setattr(module, "prepare", lambda out: None)
+    monkeypatch.setattr(module, "LABELED", 5)
+    chosen = module.TASKS[task]
+    found = rows(module.tables(tmp_path, chosen.prepare(tmp_path), chosen))
     assert [*found] == [*module.ROWS] and {row.keep_weights for row in found.values()} == {module.MOMENTS}
-    assert [name for name, row in found.items() if row.teacher.startswith("trees.labels")] == ["labels"]
+    assert [name for name, row in found.items() if row.teacher.startswith("labeled.labels")] == ["labels"]
     assert len({(row.student, row.loss, row.init, row.steps) for row in found.values()}) == 1
+    if task == "cifar10":
+        assert len(np.load(tmp_path / "labeled.npz")["labels"]) == 5
+        assert found["teacher"].student == "cifar_resnet:depth=20"
+
+
+def test_knowledge__foreground_of_cifar10_is_the_central_square(script):
+    masks = script("knowledge").center(np.zeros((2, 32, 32, 3), np.uint8))
+    rows, columns = np.nonzero(masks[1])
+    assert masks.shape == (2, 32, 32) and masks[0].sum() == 16 * 16
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (8, 23, 8, 23)
 
 
 def test_knowledge__its_table_has_means_and_ranges(script, tmp_path):
@@ -118,8 +129,8 @@ def test_knowledge__keeps_the_teachers_own_figures_beside_those_of_the_row_teach
         run = tmp_path / "runs" / name
         run.mkdir(parents=True)
         (run / "result.json").write_text(json.dumps({"name": name, "seed": 0, "top1": 0.5}))
+    task = replace(module.TASKS["digits"], prepare=lambda out: {"normalize": "", "image_size": 8, "teacher": "t"})
     played = {
-        "prepare": lambda out: None,
         "tables": lambda *given: {},
         "load_trained": lambda *given, **more: None,
         "Classifier": lambda *given: None,
@@ -130,7 +141,7 @@ def test_knowledge__keeps_the_teachers_own_figures_beside_those_of_the_row_teach
     for name, play in played.items():
         monkeypatch.setattr(module, name, play)
     monkeypatch.setattr(module.cli, "main", lambda command: 0)
-    assert module.measure(tmp_path, seeds=(0,)) == 0
+    assert module.measure("digits", tmp_path, replace(task, seeds=(0,))) == 0
     networks = json.loads((tmp_path / "knowledge.json").read_text())["networks"]
     assert networks[module.ITSELF]["rho"] == 0.25 and [one["rho"] for one in networks["teacher"]] == [1.0]
     titles = re.findall(r"<h2[^>]*>([^<]+)</h2>", (tmp_path / "knowledge.html").read_text())
