@@ -83,7 +83,9 @@ class CRD(Loss):
         if setting.images is None:
             raise RequestError("it remembers every image: it needs stored images, not those of a generator")
         if setting.images < 2:
-            raise RequestError(f"it tells images apart and there is {setting.images}; select two or more")
+            raise RequestError(
+                f"it compares an image with others, and there is {setting.images}; select two or more images"
+            )
         self.images = setting.images
         self.negatives = min(self.negatives, self.images - 1)
 
