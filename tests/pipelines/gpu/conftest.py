@@ -205,6 +205,7 @@ def gpu(monkeypatch) -> Iterator[None]:
         "torch.cuda.device_count": lambda: 1,
         "torch.cuda.set_device": lambda *_: None,
         "torch.cuda.synchronize": lambda *_: None,
+        "torch.cuda.is_current_stream_capturing": lambda: False,  # optimizers of PyTorch 2.11 ask the driver
         "torch.cuda.get_device_name": lambda *_: "a pretended GPU",
         "torch.cuda.mem_get_info": lambda *_: (10**9, 10**9),
         "torch.cuda.reset_peak_memory_stats": lambda *_: None,
