@@ -124,6 +124,7 @@ TABLES = [
             "heap-20-threshold": "`threshold`",
             "heap-20-pixels": "`statistics` with `--deduplicate-pixels 0.95`",
             "heap-20-random": "random",
+            "heap-20-clean": "random, of the 20,000 photos alone",
             "photos-statistics": "`statistics`, of the 20,000 photos alone",
         },
     },
