@@ -1,6 +1,7 @@
 """A frozen classifier with its normalization, logits and taps. The teacher and an evaluated student both use it."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -76,9 +77,13 @@ class Classifier:
         """Return float32 logits and features of a normalized batch, without gradients."""
         return self.answer(view)
 
-    def answer(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:
-        """Return float32 logits and features of a normalized batch, with gradients to the view only."""
-        outputs = answer(self._run, self.place, view)
+    def answer(self, view: Float[Tensor, "batch channels height width"], exact: bool = False) -> Outputs:
+        """Return float32 logits and features of a normalized batch, with gradients to the view only.
+
+        With `exact`, the network computes in float32, whatever the place's precision is.
+        """
+        place = replace(self.place, dtype=torch.float32) if exact else self.place
+        outputs = answer(self._run, place, view)
         return through_logits(outputs) if self._divided and outputs.logits.requires_grad else outputs
 
     def __call__(self, pixels: UInt8[Tensor, "batch height width channels"]) -> Outputs:

@@ -16,7 +16,7 @@ from dfkd.models.counts import SIZE, count_keys, counts_in, made_for
 from dfkd.models.expected import NOTES, UNKNOWN, Expected, from_program, from_safetensors, of_network
 from dfkd.models.load_weights import load_state, load_weights
 from dfkd.models.new_classifier import WEIGHT_OPTIONS, keep_layers, loads_weights
-from dfkd.models.program import check_evaluates, check_program
+from dfkd.models.program import check_evaluates, check_program, unflattened
 from dfkd.models.state import fit_prefix
 from dfkd.models.weights import names_weights, read_state_dict, require_file
 from dfkd.system.components import Component, Kind
@@ -166,7 +166,7 @@ def _from_export(path: Path) -> Found:
             warnings.simplefilter("ignore")
             notes = {NOTES: ""}
             program = torch.export.load(path, extra_files=notes)
-            module = torch.export.unflatten(program)
+            module = unflattened(program)
     except Exception as error:  # the reader of a damaged file can raise any exception
         raise RequestError(f"{str(path)!r} cannot be read: {str(error).partition(chr(10))[0]}") from error
     check_evaluates(program, path)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from dfkd.models.state import tensors_of
 from dfkd.system.errors import RequestError
 
 _QUANTIZED = "quantized_decomposed"
@@ -34,6 +35,7 @@ _ARITHMETIC = (
     *(ast.Constant, ast.operator, ast.unaryop, ast.cmpop, ast.boolop, ast.Load),
 )
 _TRAINS = ("train", "training")
+_ASSERTION = torch.ops.aten._assert_tensor_metadata.default
 _MOST = 10_000
 """Largest length of an expression, in characters."""
 
@@ -127,6 +129,38 @@ def _is_plain(data: bytes) -> bool:
     except Exception:  # refused, or damaged
         return False
     return True
+
+
+class OwnTypes(torch.export.UnflattenedModule):
+    """A program with tensors of float16 or bfloat16. It computes in its own number types, without autocast.
+
+    Operators such as batch normalization refuse an input of autocast's type with weights of another.
+    """
+
+    def forward(self, *images: Any, **named: Any) -> Any:
+        """Run the program."""
+        device = next(iter([*images, *named.values()])).device.type
+        if not torch.is_autocast_enabled(device):  # a program that is traced for export has no autocast context
+            return super().forward(*images, **named)
+        with torch.autocast(device, enabled=False):
+            return super().forward(*images, **named)
+
+
+def unflattened(program: torch.export.ExportedProgram) -> torch.nn.Module:
+    """Return a program as a module that also runs under autocast. Its modules keep their paths.
+
+    torch writes an assertion before every conversion, such as `.float()`: the tensor has the type that it had during
+    the export. Under autocast it has another type. The conversions themselves remain, so the assertions are removed.
+    """
+    for part in program.graph_module.modules():
+        if isinstance(part, torch.fx.GraphModule):
+            for node in part.graph.find_nodes(op="call_function", target=_ASSERTION):
+                part.graph.erase_node(node)
+            part.recompile()
+    module = torch.export.unflatten(program)
+    if any(value.dtype in (torch.float16, torch.bfloat16) for value in tensors_of(module).values()):
+        module.__class__ = OwnTypes
+    return module
 
 
 def check_evaluates(program: torch.export.ExportedProgram, path: Path) -> None:

@@ -100,7 +100,11 @@ def _flattened(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) ->
 
 
 def _logarithms(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """Replace a network's probabilities by their logarithms, which a softmax undoes (forward hook)."""
+    """Replace a network's probabilities by their logarithms, which a softmax undoes (forward hook).
+
+    The logarithms are in float32 or more. In bfloat16 they would be rounded more coarsely than the probabilities.
+    """
+    output = output.to(torch.promote_types(output.dtype, torch.float32))
     return output.clamp_min(torch.finfo(output.dtype).tiny).log()
 
 

@@ -164,6 +164,7 @@ def _directions(features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch 
 
     A row out of range is scaled. A row that is not finite becomes 0.
     """
+    features = features.float()  # bfloat16 rounds the limit itself up, beyond the range of float16
     features = torch.where(features.isfinite().all(dim=1, keepdim=True), features, 0.0)
     return (features / (features.abs().amax(dim=1, keepdim=True) / HALF_LIMIT).clamp(min=1)).half()
 

@@ -84,6 +84,16 @@ def test_scores__of_a_teacher_that_ends_in_a_softmax_are_those_without_it(data, 
     assert np.allclose(plain, ended, atol=1e-5)
 
 
+def test_logarithms__of_probabilities_in_bfloat16_keep_their_digits(data):
+    """Teachers that give probabilities, in bfloat16: a logarithm of -7 would be rounded to steps of 0.03."""
+    images = torch.randn(6, 3, 8, 8)
+    ended, plain = (load_model(f"field_nets.Net{end}@net.pt", image_size=8).module for end in (":last=softmax", ""))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found, p = ended(images), plain(images).softmax(dim=1)
+    assert p.dtype == torch.bfloat16 and found.dtype == torch.float32
+    torch.testing.assert_close(found, p.float().log())
+
+
 def test_health__says_in_one_line_that_all_is_well(data, capsys):
     """Teachers with nothing wrong."""
     assert evaluate("field_nets.Net@net.pt") == 0

@@ -73,6 +73,16 @@ def test_logits__are_the_scaled_cosines_of_an_image_and_the_mean_text(text):
     assert torch.allclose(answers, torch.stack(expected, dim=1), atol=1e-4)
 
 
+def test_logits__in_bfloat16_are_compared_in_float32(text):
+    network = load(text).module
+    images = torch.rand(20, 3, 32, 32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        embedded, found = network.visual(images), network(images)
+    assert embedded.dtype == torch.bfloat16 and found.dtype == torch.float32
+    expected = torch.nn.functional.normalize(embedded.double(), dim=1) @ network.head.weight.detach().double().T
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_model__says_its_input_its_names_and_that_it_has_weights(text, capsys):
     model = load(text)
     assert (model.image_size, model.classes, model.channels) == (32, 3, 3)

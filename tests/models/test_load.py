@@ -6,12 +6,13 @@ import pytest
 import tomli_w
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from dfkd import models
 from dfkd.data.images.normalize import Normalization, parse_normalize
 from dfkd.formats.run_records import RUN_FORMAT
 from dfkd.models.load import load_model
+from dfkd.models.reduce import Half
 from dfkd.system.checksums import sealed
 from dfkd.system.errors import RequestError
 
@@ -203,6 +204,47 @@ def test_an_exported_program_is_a_model(exported: tuple[Path, nn.Module]):
         load_model(str(path), image_size=16)
     with pytest.raises(RequestError, match="has 5 classes, the teacher 10"):
         load_model(str(path), classes=10)
+
+
+class Converts(nn.Module):
+    """Converts number types, as attention and ensembles do: also where no gradient is wanted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.linear = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.norm(self.conv(x))
+        with torch.no_grad():
+            level = maps.float().mean(dim=(2, 3))
+        return self.linear(maps.mean(dim=(2, 3)).float() - level / 2).float()
+
+
+def exported_again(module: nn.Module, path: Path) -> nn.Module:
+    """The module as a program that is read from a file."""
+    program = torch.export.export(module, (torch.zeros(2, 3, 12, 12),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    torch.export.save(program, path)
+    return load_model(str(path)).module
+
+
+@torch.no_grad()
+def test_an_exported_program_that_converts_number_types_is_the_network_in_bfloat16(tmp_path: Path):
+    network, images = Converts().eval(), torch.rand(3, 3, 12, 12)
+    again = exported_again(network, tmp_path / "net.pt2")
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(again(images), network(images), rtol=0, atol=0)
+    torch.testing.assert_close(again(images), network(images))
+
+
+@torch.no_grad()
+def test_an_exported_program_in_float16_stays_in_float16(exported: tuple[Path, nn.Module], tmp_path: Path):
+    module, images = Half(exported[1]), torch.rand(3, 3, 12, 12)
+    again, expected = exported_again(module.eval(), tmp_path / "net.pt2"), module(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(again(images), expected, rtol=0, atol=1e-3)
+    shapes = (({0: torch.export.Dim.DYNAMIC},),)
+    once_more = torch.export.export(again, (images,), dynamic_shapes=shapes)  # it can be exported again
+    torch.testing.assert_close(once_more.module()(images), again(images))
 
 
 def test_an_exported_program_of_one_batch_size_is_refused(tmp_path: Path):

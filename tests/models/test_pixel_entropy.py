@@ -48,6 +48,28 @@ def test_pixel_entropy__of_linear_features(side, grid, scale):
     np.testing.assert_allclose(found, expected, atol=0.2)
 
 
+class Blurred(nn.Module):
+    """Features that are a convolution of the pixels, which autocast computes in bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = nn.Conv2d(1, 4, 3, padding=1)
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.linear(self.maps(x).mean(dim=(2, 3)))
+
+
+def test_pixel_entropy__in_bfloat16_is_that_in_float32():
+    torch.manual_seed(0)
+    model = load_model(OwnNetwork(Blurred()), normalize="none", image_size=6, channels=1)
+    image, found = torch.rand(1, 1, 6, 6), []
+    for precision in ("fp32", "bf16"):
+        classifier = Classifier(model, resolve_place("cpu", precision), {"map": Tap("maps")})
+        found.append(pixel_entropy(classifier, image, 3, steps=30))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0.1)
+
+
 def test_pixel_entropy__is_high_where_the_content_is_discarded():
     weights = torch.ones(6, 6)
     weights[:, 3:] = 0.05

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from dfkd.select.score import score_logits
+from dfkd.select.score import _directions, score_logits
 
 
 def test_scores_against_a_plain_formula(rng):
@@ -29,3 +29,13 @@ def test_what_is_not_finite_is_marked():
 
 def test_one_class_has_no_uncertainty():
     assert score_logits(torch.zeros(2, 1))[1].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1.0, 1e5, 3e8])
+def test_directions_fit_float16_in_any_precision(rng, dtype, scale):
+    features = torch.from_numpy(scale * rng.normal(size=(6, 8))).to(dtype)
+    found = _directions(features)
+    assert found.dtype == torch.float16 and found.isfinite().all()
+    cosines = torch.nn.functional.cosine_similarity(found.float(), features.float())
+    torch.testing.assert_close(cosines, torch.ones(6), rtol=0, atol=1e-5)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -25,7 +26,8 @@ class ZeroShot(nn.Module):
     Learning Transferable Visual Models From Natural Language Supervision, https://arxiv.org/abs/2103.00020. The logit
     of a class is s <v, t>. s is CLIP's learned scale, and v the image embedding, normalized. t is the normalized mean
     of the normalized embeddings of the class's texts. The text embeddings are the weight of the last layer, and the
-    text encoder is not kept. Images of another size are resized to the model's.
+    text encoder is not kept. Images of another size are resized to the model's. Embeddings are compared in float32. s
+    is about 100, and logits from 16 to 32 have steps of 0.125 in bfloat16.
     """
 
     brings_weights = True
@@ -43,7 +45,14 @@ class ZeroShot(nn.Module):
         """Compute the logits of a normalized batch."""
         if images.shape[-1] != self._size:
             images = F.interpolate(images, size=(self._size, self._size), mode="bicubic", antialias=True)
-        logits: Tensor = self.head(F.normalize(self.visual(images), dim=1))
+        embedded = self.visual(images)
+        if not torch.is_autocast_enabled(images.device.type):  # an exported program has no autocast context
+            return self._compared(embedded)
+        with torch.autocast(images.device.type, enabled=False):
+            return self._compared(embedded.float())
+
+    def _compared(self, embedded: Float[Tensor, "batch width"]) -> Float[Tensor, "batch classes"]:
+        logits: Tensor = self.head(F.normalize(embedded, dim=1))
         return logits
 
 

@@ -34,10 +34,11 @@ def pixel_entropy(
         E |f(x + noise) - f(x)|^2 / s  -  beta * sum over i of log sigma_i
 
     f are the features at the tap `map` of `classifier`. s is the same expectation for noise of deviation t on every
-    part, divided by t^2, as t goes to 0. Division by s makes networks comparable. The entropy of part i is log sigma_i
-    + log(2 pi e) / 2. beta is 2 reach^2 / parts. Every sigma_i would then be `reach` if f depended on all parts
-    equally. The paper gives no value of beta. Adam takes `steps` steps on log sigma, each with `samples` noises. The
-    result is the mean over the second half of the steps.
+    part, divided by t^2, as t goes to 0. Division by s makes networks comparable. s is always computed in float32,
+    because rounding to bfloat16 is larger than the small noise. The entropy of part i is log sigma_i + log(2 pi e) / 2.
+    beta is 2 reach^2 / parts. Every sigma_i would then be `reach` if f depended on all parts equally. The paper gives
+    no value of beta. Adam takes `steps` steps on log sigma, each with `samples` noises. The result is the mean over the
+    second half of the steps.
 
     Cheng et al., Explaining knowledge distillation by quantifying the knowledge, 2020
     (https://arxiv.org/abs/2003.03622), after Guan et al., 2019 (https://arxiv.org/abs/1906.04109).
@@ -45,20 +46,24 @@ def pixel_entropy(
     view = view.to(classifier.place.device)
     random = torch.Generator(view.device).manual_seed(0)
 
-    def moved(deviation: Tensor, noise: Tensor) -> Float[Tensor, " batch"]:
+    def features(of: Tensor, exact: bool = False) -> Tensor:
+        return classifier.answer(of, exact).features["map"].float()
+
+    def moved(deviation: Tensor, noise: Tensor, exact: bool = False) -> Float[Tensor, " batch"]:
         """Return the squared distance of the features under noise of the deviations [batch, height, width]."""
-        features = classifier.answer(view + deviation[:, None] * noise).features["map"].float()
-        return (features - still).square().flatten(1).sum(dim=1)
+        gap = features(view + deviation[:, None] * noise, exact) - still
+        return gap.square().flatten(1).sum(dim=1)
 
     def drawn() -> Tensor:
         return torch.randn(view.shape, generator=random, device=view.device)
 
     with torch.no_grad():
-        still = classifier.answer(view).features["map"].float()
+        still = features(view, exact=True)
         small = reach / 100
         everywhere = view.new_full((len(view), *view.shape[2:]), small)
-        distances = torch.stack([moved(everywhere, drawn()) for _ in range(16)])
+        distances = torch.stack([moved(everywhere, drawn(), exact=True) for _ in range(16)])
         scale = distances.mean(dim=0).clamp_min(torch.finfo(torch.float32).tiny) / small**2
+        still = features(view)
     side = -(-max(view.shape[2:]) // grid)
     parts = [-(-length // side) for length in view.shape[2:]]
     beta = 2 * reach**2 / math.prod(parts)
