@@ -124,7 +124,7 @@ def check_row(folder, images):
 def merge_row(pool):
     """Return the row of counting the chosen images' classes, and reading what `scores.parquet` has of all images."""
     reasons = np.zeros(pool.rows, np.int8)
-    reasons[::2] = choose.REASONS.index(choose.NOT_DRAWN)
+    reasons[::2] = choose.NOT_DRAWN
     selected = Selected.__new__(Selected)
     vars(selected).update(choice=choose.Choice(reasons, None, pool.rows), scores=pool, model=Model)
 

@@ -33,7 +33,7 @@ from dfkd.config import SelectConfig
 from dfkd.data import Images
 from dfkd.formats.run_folder import Progress
 from dfkd.models.load import load_model
-from dfkd.select.choose import NOT_ADMITTED, NOT_DRAWN, REASONS, SELECTED, Choice
+from dfkd.select.choose import NOT_ADMITTED, NOT_DRAWN, SELECTED, Choice
 from dfkd.select.methods import ImageScores
 from dfkd.select.selection_writer import Selected, write
 from dfkd.system.checksums import sealed, unsealed
@@ -87,9 +87,9 @@ def write_selection(folder, count):
     Returns its folder.
     """
     images = count + count // 4
-    reasons = np.full(images, REASONS.index(SELECTED), np.int8)
-    reasons[::5] = REASONS.index(NOT_ADMITTED)
-    reasons[5::10] = REASONS.index(NOT_DRAWN)
+    reasons = np.full(images, SELECTED, np.int8)
+    reasons[::5] = NOT_ADMITTED
+    reasons[5::10] = NOT_DRAWN
     model = load_model("cifar_resnet:depth=8", classes=CLASSES, channels=3, normalize="cifar10")
     pool, out = MadeUp(images), folder / "selection"
     config = SelectConfig(teacher="cifar_resnet:depth=8@t.pt", pool=("pool.npz",), out=str(out))

@@ -26,7 +26,7 @@ from dfkd.models.load import Model, load_trained
 from dfkd.models.own import GivenModel
 from dfkd.models.several import given_teacher, learns_weights
 from dfkd.models.sharded import is_sharded, shard_teacher
-from dfkd.select.choose import NON_FINITE, NOT_DRAWN, REASONS, SELECTED, Choice
+from dfkd.select.choose import NON_FINITE, NOT_DRAWN, SELECTED, Choice
 from dfkd.select.journal import Journal
 from dfkd.select.selection_writer import Selected, check_partial, is_done, write
 from dfkd.system import ranks
@@ -255,8 +255,8 @@ def _collect(prepared: Generation, method: Method) -> Selected:
     if len(indices) == 0:
         raise RequestError(f"none of {len(pictures):,} images is of a class that is missing; try another --method")
     finite = np.isfinite(pictures.scores.images.confidence)
-    reasons = np.where(finite, REASONS.index(NOT_DRAWN), REASONS.index(NON_FINITE)).astype(np.int8)
-    reasons[indices] = REASONS.index(SELECTED)
+    reasons = np.where(finite, NOT_DRAWN, NON_FINITE).astype(np.int8)
+    reasons[indices] = SELECTED
     choice = Choice(reasons, None, int(finite.sum()))
     return Selected(
         prepared.config,
