@@ -34,7 +34,7 @@ from dfkd.system.components import Component
 from dfkd.system.console import progress, say
 from dfkd.system.device import Place, resolve_place
 from dfkd.system.errors import RequestError
-from dfkd.system.files import hash_of, output_path, partial_folder, restore_folder, result_folder
+from dfkd.system.files import cached_folder, hash_of, output_path, partial_folder, restore_folder
 from dfkd.system.locks import locked, once
 from dfkd.system.portable import portable
 from dfkd.system.shares import check_batch
@@ -181,7 +181,7 @@ def _prepare(config: GenerateConfig, teacher_given: GivenModel, student_given: G
         "seed": config.seed,
     }
     ranks.check_same(content, differences)
-    config = replace(config, out=config.out or result_folder("selections", content))
+    config = replace(config, out=config.out or str(cached_folder("selections", content)))
     return Generation(config, component, teacher, student, place, samples, quota, content)
 
 

@@ -28,7 +28,7 @@ from dfkd.system.components import Component, Kind
 from dfkd.system.console import say
 from dfkd.system.device import Place, resolve_place
 from dfkd.system.errors import RequestError
-from dfkd.system.files import result_folder
+from dfkd.system.files import cached_folder
 from dfkd.system.portable import portable
 from dfkd.system.ray_session import check_installed
 from dfkd.system.text import counted
@@ -96,7 +96,7 @@ def resolve(config: SelectConfig, method: Component, teacher: GivenModel, data: 
     scoring = _scoring_request(config, model, pool, place)
     options = _options(config, method, tap) | (filter.describe() if filter else {})
     content = {**scoring, "options": options, "seed": config.seed}
-    config = replace(config, out=config.out or result_folder("selections", content))
+    config = replace(config, out=config.out or str(cached_folder("selections", content)))
     return Request(config, method, model, pool, place, tap, filter, scoring, content)
 
 
