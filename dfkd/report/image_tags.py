@@ -6,6 +6,7 @@ import io
 import numpy as np
 from jaxtyping import UInt8
 
+from dfkd.data.images.load import picture_of
 from dfkd.report.markup import Html, tag
 
 THUMBNAIL = 96
@@ -32,10 +33,7 @@ def image_tag(
 
 def data_uri(pixels: UInt8[np.ndarray, "height width channels"], raw: bool, side: int = THUMBNAIL) -> str:
     """Return an image as a data URI: raw images as PNG, encoded ones as JPEG of at most `side` pixels."""
-    from PIL import Image
-
-    image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
-    file = io.BytesIO()
+    image, file = picture_of(pixels), io.BytesIO()
     if raw:
         image.save(file, "PNG")
     else:
