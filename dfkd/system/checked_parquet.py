@@ -72,6 +72,13 @@ def _values(array: "pa.Array") -> np.ndarray:
         # fast path: this column holds the images' problems, and nearly always every row is None
         rows = array.to_pylist() if array.null_count < len(array) else [None] * len(array)
         return np.array(rows, dtype=object)
+    return to_numpy(array)
+
+
+def to_numpy(array: "pa.Array") -> np.ndarray:
+    """Return an array of numbers or strings [rows], or of lists of one length [rows, width]."""
+    import pyarrow as pa
+
     if pa.types.is_fixed_size_list(array.type):
         return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1)
     return array.to_numpy(zero_copy_only=False)
