@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -164,7 +164,7 @@ def _all_names(name: str) -> list[str]:
     return list(dict.fromkeys([*names, *(synonyms if len(synonyms) > 1 else ())]))
 
 
-def _unique(pairs: Any) -> dict[str, list[int]]:
+def _unique(pairs: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
     """Return the classes of each name."""
     found: dict[str, list[int]] = {}
     for name, number in pairs:
