@@ -155,26 +155,17 @@ def _ranked(
     scores: ImageScores, usable: Bool[np.ndarray, " rows"], method: Method, rng: np.random.Generator
 ) -> Ranking:
     """Rank the usable rows by the method, and number them within the pool."""
-    columns = [column for column in vars(scores).values() if column is not None]
-    if usable.all():  # the usual case: for a large pool, copies of scores and rows would need the most memory
-        views = [column.view() for column in columns]
-        for view in views:
-            view.flags.writeable = (
-                False  # a user's method that sorts in place would spoil the scores that are written later
-            )
-        ranking = _called(method, ImageScores(*views), rng)
-        rows = np.asarray(ranking.rows)  # a user's method may return a mask
-        return Ranking(_checked(rows, len(usable)), ranking.threshold)
-    where = np.flatnonzero(usable)
-    ranking = _called(method, ImageScores(*(column[where] for column in columns)), rng)
-    return Ranking(where[_checked(np.asarray(ranking.rows), len(where))], ranking.threshold)
-
-
-def _called(method: Method, scores: ImageScores, rng: np.random.Generator) -> Ranking:
-    ranking = method(scores, rng)
+    # usually all rows are usable: for a large pool, copies of scores and rows would need the most memory
+    where = None if usable.all() else np.flatnonzero(usable)
+    known = [column for column in vars(scores).values() if column is not None]
+    columns = [column.view() if where is None else column[where] for column in known]
+    for view in columns if where is None else ():
+        view.flags.writeable = False  # a user's method that sorts in place would spoil the scores
+    ranking = method(ImageScores(*columns), rng)
     if not isinstance(ranking, Ranking):
         raise RequestError(f"the method gives a {type(ranking).__name__}, not a dfkd.select.methods.Ranking")
-    return ranking
+    rows = _checked(np.asarray(ranking.rows), len(columns[0]))  # a user's method may return a mask
+    return Ranking(rows if where is None else where[rows], ranking.threshold)
 
 
 def _checked(rows: np.ndarray, images: int) -> Int[np.ndarray, " ranked"]:
