@@ -50,7 +50,7 @@ def data_of(value: Any, option: str) -> GivenData:
 class ArrayReader(Reader):
     """Reader of an array or tensor of uint8 images, with optional labels."""
 
-    def __init__(self, images: Any, labels: Any = None, option: str = "pool") -> None:
+    def __init__(self, images: Any, labels: Any, option: str) -> None:
         pixels = images.detach().cpu().numpy() if isinstance(images, Tensor) else images
         if pixels.dtype != np.uint8:
             raise RequestError(f"--{option} is an array of {pixels.dtype}, not uint8; give pixels of 0 to 255 as uint8")
@@ -94,7 +94,7 @@ class DatasetReader(VisionReader):
     file's bytes, or uint8 pixels as an array or tensor.
     """
 
-    def __init__(self, name: str, dataset: Any, option: str = "pool") -> None:
+    def __init__(self, name: str, dataset: Any, option: str) -> None:
         self._lock = threading.Lock()  # the data set may read from a single open file
         super().__init__(name, dataset)
         first, again = self._image(0), self._image(0)

@@ -62,7 +62,7 @@ class Found:
 
 
 def find_model(
-    text: str, classes: int | None, channels: int | None, new_classifier: bool = False, image_size: int | None = None
+    text: str, classes: int | None, channels: int | None, new_classifier: bool, image_size: int | None
 ) -> Found:
     """Read or build the network that a MODEL text names.
 

@@ -24,6 +24,8 @@ OUT = {
     NON_FINITE: "The teacher gives no finite answer",
 }
 """Heading for each reason why a readable image is not selected."""
+FILTERED = 8
+"""Images shown before and after the filter."""
 NEAREST = FAR = 12
 """Images shown per reason: those closest to being selected, and some of the others."""
 
@@ -100,7 +102,7 @@ def left_out_images(contents: Contents, pool: Pool) -> list[Html]:
     return parts
 
 
-def before_and_after(contents: Contents, pool: Pool, count: int = 8) -> Html:
+def before_and_after(contents: Contents, pool: Pool) -> Html:
     """Return selected images as they are in the pool, above the same images after the filter."""
     manifest = contents.shards.manifest
     places = pool_rows(contents)
@@ -110,7 +112,7 @@ def before_and_after(contents: Contents, pool: Pool, count: int = 8) -> Html:
 
     kernel = read_filter(manifest.filter, manifest.image.channels)
     assert kernel is not None
-    picked = evenly_spaced(len(places), count)
+    picked = evenly_spaced(len(places), FILTERED)
     before = pool.images(places[picked]).pixels
     raw = not pool.encoded
     pairs = zip(before, kernel(before), strict=True)

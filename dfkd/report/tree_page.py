@@ -25,6 +25,8 @@ LEVELS = 5
 """Levels in the picture of the tree. More levels would be too small to see."""
 IMAGES = 6
 """Number of images whose paths are shown."""
+LIKELIEST = 5
+"""Classes that are shown of a leaf."""
 _WIDTH, _ROW = 960, 92
 """Width of the picture of the tree, and height of a level, in units of the SVG's view box."""
 _MORE, _LESS = np.array([29, 95, 168]), np.array([194, 65, 12])
@@ -173,9 +175,9 @@ def _way(
     )
 
 
-def _bars(model: Model, shares: Sequence[float], most: int = 5) -> list[list[object]]:
+def _bars(model: Model, shares: Sequence[float]) -> list[list[object]]:
     """Return the rows of the most probable classes."""
-    best = sorted(range(len(shares)), key=lambda k: -shares[k])[:most]
+    best = sorted(range(len(shares)), key=lambda k: -shares[k])[:LIKELIEST]
     return [
         [class_name(k, model.class_names), tag("td", bar(shares[k]), class_="bar"), f"{shares[k]:.3f}"] for k in best
     ]

@@ -94,7 +94,7 @@ def adapt(
     place: Place,
     pool: Pool,
     scoring: Mapping[str, Any],
-    nearest: bool = False,
+    nearest: bool,
 ) -> Adapted | None:
     """Return the filter, cached or newly found; None if an automatic filter cannot be found.
 
