@@ -125,8 +125,9 @@ def prepare(
         shard_teacher(teacher, place)
     source = supply.build_source(config, selections, generator, teacher, place, crops)
     fit_on = real_images(selections, config.seed, crops) if fits else None
-    opened = (config, teacher, student, source, objective, place, plan, selections, fit_on)
-    trainer = assemble(*opened, cropped=crops is not None, peers=peers)
+    trainer = assemble(
+        config, teacher, student, source, objective, place, plan, selections, fit_on, crops is not None, peers
+    )
     return Distillation(config, selections, teacher, student, test, trainer, content)
 
 
