@@ -88,7 +88,7 @@ def generate(config: GenerateConfig, teacher: GivenModel, student: GivenModel | 
     if selected is None:
         say(f"{config.out}: these images are complete already")
     else:
-        _report(config, prepared, selected)
+        _report(prepared, selected)
     return out
 
 
@@ -270,7 +270,7 @@ def _collect(prepared: Generation, method: Method) -> Selected:
     )
 
 
-def _report(config: GenerateConfig, prepared: Generation, selected: Selected) -> None:
+def _report(prepared: Generation, selected: Selected) -> None:
     indices = selected.choice.indices
     say(f"{len(indices):,} images, mean confidence {selected.scores.at(indices).confidence.mean():.3f}")
     say(f"by predicted class: {of_classes(selected.per_class.tolist(), MANIFEST, ',')}")
@@ -281,4 +281,5 @@ def _report(config: GenerateConfig, prepared: Generation, selected: Selected) ->
         say(
             f"warning: {wanted - len(indices):,} of {wanted:,} are missing after {len(selected.pool):,} images{classes}"
         )
-    say(f"{config.out}: {len(indices):,} images; look at them with: {inspect_command(config.out)}")
+    out = prepared.config.out
+    say(f"{out}: {len(indices):,} images; look at them with: {inspect_command(out)}")

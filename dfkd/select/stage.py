@@ -80,9 +80,18 @@ def _make(request: Request, out: Path) -> Selected:
     try:
         pool, scores, adapted = _score(request)
         choice = _choose(request, scores)
-        found = adapted.describe() if adapted else None
-        of_pool = Selected(config, request.model, pool, scores, choice, request.content, filter=found)
-        selected = replace(of_pool, left_out=pool.left_out, bits=pool.bits, store=config.store)
+        selected = Selected(
+            config,
+            request.model,
+            pool,
+            scores,
+            choice,
+            request.content,
+            filter=adapted.describe() if adapted else None,
+            left_out=pool.left_out,
+            bits=pool.bits,
+            store=config.store,
+        )
         write(partial, out, selected)
     except RequestError:
         if not (partial / JOURNAL).exists():  # with a journal, shards are kept: the pool may be unreadable only for now
