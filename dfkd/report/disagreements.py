@@ -36,10 +36,7 @@ def reliability(answers: Answers) -> Html:
     if answers.labels is None:
         return Html()
     series: dict[str, list[tuple[float, float]]] = {}
-    for name, predicted, sure in (
-        ("student", answers.student, answers.student_confidence),
-        ("teacher", answers.teacher, answers.teacher_confidence),
-    ):
+    for name, predicted, sure in answers.sides:
         known = np.isfinite(sure)
         right = (predicted == answers.labels)[known]
         bins = bins_of(sure[known])
@@ -61,11 +58,7 @@ def gallery(found: Explanation) -> Html:
     for position, row in enumerate(rows.tolist()):
         label = [] if answers.labels is None else [f"label {class_name(int(answers.labels[row]), found.names)}"]
         said = [
-            f"{who}: {class_name(int(side[row]), found.names)}, {sure[row]:.2f}"
-            for who, side, sure in (
-                ("student", answers.student, answers.student_confidence),
-                ("teacher", answers.teacher, answers.teacher_confidence),
-            )
+            f"{who}: {class_name(int(side[row]), found.names)}, {sure[row]:.2f}" for who, side, sure in answers.sides
         ]
         pixels = found.images[position]
         pictures = [image_tag(pixels, found.raw, "; ".join([*label, *said]), found.origins[position])]
