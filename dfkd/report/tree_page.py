@@ -14,7 +14,7 @@ from dfkd.data import Pool, open_pool
 from dfkd.models.architectures.soft_tree import SoftTree, reached
 from dfkd.models.load import Model, load_model
 from dfkd.report.charts import bar, figure
-from dfkd.report.image_tags import data_uri
+from dfkd.report.image_tags import data_uri, weight_colors
 from dfkd.report.markup import Html, definitions, section, table, tag, write_page
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
@@ -29,7 +29,6 @@ LIKELIEST = 5
 """Classes that are shown of a leaf."""
 _WIDTH, _ROW = 960, 92
 """Width of the picture of the tree, and height of a level, in units of the SVG's view box."""
-_MORE, _LESS = np.array([29, 95, 168]), np.array([194, 65, 12])
 
 
 def write_tree(config: InspectConfig, path: Path | None) -> None:
@@ -85,9 +84,7 @@ def filter_images(tree: SoftTree) -> UInt8[np.ndarray, "nodes height width 3"]:
     share = weight / np.maximum(np.abs(weight).max(axis=(1, 2, 3), keepdims=True), 1e-12)
     if tree.in_channels == 3:
         return (127.5 + 127.5 * share).round().astype(np.uint8)
-    share = share.mean(axis=3, keepdims=True)
-    color = 255 + (np.where(share > 0, _MORE, _LESS) - 255) * np.abs(share)
-    return color.round().astype(np.uint8)
+    return weight_colors(share.mean(axis=3, keepdims=True))
 
 
 def picture(filters: UInt8[np.ndarray, "nodes height width 3"], levels: int) -> Html:
