@@ -5,7 +5,7 @@ from jaxtyping import Float, UInt8
 
 from dfkd.report.answers import CASES, Answers, Explanation, pairs_of
 from dfkd.report.charts import bar, figure, legend, lines
-from dfkd.report.image_tags import image_tag
+from dfkd.report.image_tags import gallery_item, image_tag
 from dfkd.report.markup import Html, join, table, tag
 from dfkd.system.text import class_name
 from dfkd.training.calibration import CALIBRATION_BINS, bins_of
@@ -69,8 +69,7 @@ def gallery(found: Explanation) -> Html:
                     image_tag(heat, found.raw, f"Grad-CAM of the {who}", f"regions that the {who} relies on")
                 )
         caption = [tag("div", words) for words in (*label, *said, f"KL {answers.divergence[row]:.2f}")]
-        item = tag("figure", tag("div", *pictures, class_="side"), tag("figcaption", *caption))
-        groups[answers.case(row)].append(tag("li", item))
+        groups[answers.case(row)].append(gallery_item(tag("div", *pictures, class_="side"), *caption))
     note = (
         "The images with the largest KL divergence. The maps show which parts decide the answer of the student, then "
         "of the teacher (Grad-CAM of the predicted class, on the deepest feature map). Warm colors are decisive."

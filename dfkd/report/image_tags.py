@@ -37,6 +37,11 @@ def image_tag(
     )
 
 
+def gallery_item(picture: Html, *caption: object) -> Html:
+    """Return an item of a gallery: a picture above its caption."""
+    return tag("li", tag("figure", picture, tag("figcaption", *caption)))
+
+
 def data_uri(pixels: UInt8[np.ndarray, "height width channels"], raw: bool, side: int = THUMBNAIL) -> str:
     """Return an image as a data URI: raw images as PNG, encoded ones as JPEG of at most `side` pixels."""
     image, file = picture_of(pixels), io.BytesIO()

@@ -14,7 +14,7 @@ from dfkd.data import Pool, open_pool
 from dfkd.models.architectures.soft_tree import SoftTree, reached
 from dfkd.models.load import Model, load_model
 from dfkd.report.charts import bar, figure
-from dfkd.report.image_tags import data_uri, weight_colors
+from dfkd.report.image_tags import data_uri, gallery_item, weight_colors
 from dfkd.report.markup import Html, definitions, section, table, tag, write_page
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
@@ -156,13 +156,13 @@ def _way(
     """Return the path from the root to the most probable leaf, the probability of each turn, and the leaf's classes."""
     paths = reached(right[None])[-1][0]
     leaf = int(paths.argmax())
-    steps = [tag("li", tag("figure", _image(pixels, f"the image {origin}"), tag("figcaption", "the image")))]
+    steps = [gallery_item(_image(pixels, f"the image {origin}"), "the image")]
     nodes = [*tree.path(right).tolist(), len(right) + leaf]
     for node, below in itertools.pairwise(nodes):
         turn = float(right[node]) if below == 2 * node + 2 else 1 - float(right[node])
         side = "right" if below == 2 * node + 2 else "left"
         words = f"{side} with {turn:.2f}"
-        steps.append(tag("li", tag("figure", _image(filters[node], f"node {node}"), tag("figcaption", words))))
+        steps.append(gallery_item(_image(filters[node], f"node {node}"), words))
     classes = tree.distributions[leaf].exp()
     return tag(
         "div",
