@@ -23,8 +23,7 @@ def pair_table(found: Explanation) -> Html:
         return tag("p", "They predict the same class for every image.")
     most = pairs[0][2]
     body = [
-        [class_name(a, found.names), class_name(b, found.names), tag("td", bar(n / most), class_="bar"), f"{n:,}"]
-        for a, b, n in pairs[:PAIRS]
+        [class_name(a, found.names), class_name(b, found.names), bar(n / most), f"{n:,}"] for a, b, n in pairs[:PAIRS]
     ]
     return table(
         f"The most frequent of {len(pairs):,} pairs of classes", ["teacher says", "student says", "", "images"], body

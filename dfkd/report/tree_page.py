@@ -175,9 +175,7 @@ def _way(
 def _bars(model: Model, shares: Sequence[float]) -> list[list[object]]:
     """Return the rows of the most probable classes."""
     best = sorted(range(len(shares)), key=lambda k: -shares[k])[:LIKELIEST]
-    return [
-        [class_name(k, model.class_names), tag("td", bar(shares[k]), class_="bar"), f"{shares[k]:.3f}"] for k in best
-    ]
+    return [[class_name(k, model.class_names), bar(shares[k]), f"{shares[k]:.3f}"] for k in best]
 
 
 def _image(pixels: UInt8[np.ndarray, "height width channels"], words: str) -> Html:
