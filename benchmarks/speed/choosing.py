@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from dfkd.select import choose, methods, score, stored_scores, streaming
-from dfkd.select.selection_writer import Selected
+from dfkd.select.selected import Selected
 from dfkd.system.checked_parquet import write_columns
 from dfkd.system.device import machine, resolve_place
 

@@ -35,7 +35,8 @@ from dfkd.formats.run_folder import Progress
 from dfkd.models.load import load_model
 from dfkd.select.choose import NOT_ADMITTED, NOT_DRAWN, SELECTED, Choice
 from dfkd.select.methods import ImageScores
-from dfkd.select.selection_writer import Selected, write
+from dfkd.select.selected import Selected
+from dfkd.select.selection_writer import write
 from dfkd.system.checksums import sealed, unsealed
 from dfkd.system.device import machine, resolve_place
 from dfkd.system.files import partial_folder

@@ -28,7 +28,8 @@ from dfkd.models.several import given_teacher, learns_weights
 from dfkd.models.sharded import is_sharded, shard_teacher
 from dfkd.select.choose import NON_FINITE, NOT_DRAWN, SELECTED, Choice
 from dfkd.select.journal import Journal
-from dfkd.select.selection_writer import Selected, check_partial, is_done, write
+from dfkd.select.selected import Selected
+from dfkd.select.selection_writer import check_partial, is_done, write
 from dfkd.system import ranks
 from dfkd.system.components import Component
 from dfkd.system.console import progress, say

@@ -25,7 +25,8 @@ from dfkd.select.pool_filter import Adapted, adapt
 from dfkd.select.ray_scorer import RayScorer
 from dfkd.select.request import METHOD, Request, check, resolve, scorable
 from dfkd.select.score import PartScorer, Scorer, TooManyUnreadable, score_pool
-from dfkd.select.selection_writer import Selected, check_partial, is_done, write
+from dfkd.select.selected import Selected
+from dfkd.select.selection_writer import check_partial, is_done, write
 from dfkd.select.share import WHOLE, PoolShare
 from dfkd.select.stored_scores import PoolScores, parts_of
 from dfkd.system.console import say
