@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from dfkd.config.stages import Interpolation
+from dfkd.config.stages.shared import Interpolation
 from dfkd.data.images.frame import ENCODED_ABOVE, WHOLE, Frame
 from dfkd.data.images.normalize import NORMALIZATIONS, Normalization, parse_normalize
 from dfkd.models import DEFAULT_IMAGE_SIZE

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from dfkd.config import ModelConfig
-from dfkd.config.stages import Interpolation, Mixing
+from dfkd.config.stages.shared import Interpolation, Mixing
 from dfkd.config.tables import from_mapping, load_toml
 from dfkd.data.labels import ClassNames
 from dfkd.models.ensemble import LEARNED, LOGITS, Ensemble, Part

@@ -16,7 +16,7 @@ import torch
 
 from dfkd.config import SelectConfig
 from dfkd.config.stage_table import stage_of
-from dfkd.config.stages import Precision
+from dfkd.config.stages.shared import Precision
 from dfkd.config.tables import differences
 from dfkd.models.several import given_teacher
 from dfkd.select.pool_filter import Adapted

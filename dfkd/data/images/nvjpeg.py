@@ -14,7 +14,7 @@ from jaxtyping import Num, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from dfkd.config.stages import Decoder
+from dfkd.config.stages.shared import Decoder
 from dfkd.data.images.decode import Decoded
 from dfkd.data.images.frame import WHOLE, Frame, View, Window, framed_view, windowed_view
 from dfkd.data.images.jpeg import Plain
