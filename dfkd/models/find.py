@@ -23,7 +23,7 @@ from dfkd.models.state import fit_prefix
 from dfkd.models.weights import names_weights, read_state_dict, require_file
 from dfkd.system.components import Component, Kind
 from dfkd.system.console import say
-from dfkd.system.errors import RequestError
+from dfkd.system.errors import RequestError, first_line
 from dfkd.system.files import can_exist, hash_file, user_path
 from dfkd.system.names import Named
 from dfkd.system.portable import expand, names_of
@@ -169,7 +169,7 @@ def _from_export(path: Path) -> Found:
             program = torch.export.load(path, extra_files=notes)
             module = torch.export.unflatten(program)
     except Exception as error:  # the reader of a damaged file can raise any exception
-        raise RequestError(f"{str(path)!r} cannot be read: {str(error).partition(chr(10))[0]}") from error
+        raise RequestError(f"{str(path)!r} cannot be read: {first_line(error)}") from error
     check_evaluates(program, path)
     inputs = program.graph_signature.user_inputs
     values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dfkd.system.errors import RequestError
+from dfkd.system.errors import RequestError, first_line
 
 _QUANTIZED = "quantized_decomposed"
 _OPERATORS = re.compile(
@@ -62,7 +62,7 @@ def check_program(path: Path) -> None:
     except RequestError:
         raise
     except Exception as error:  # the zip and JSON readers can raise anything for a damaged file
-        raise RequestError(f"{str(path)!r} cannot be read: {str(error).partition(chr(10))[0]}") from error
+        raise RequestError(f"{str(path)!r} cannot be read: {first_line(error)}") from error
 
 
 def check_description(value: Any, path: str = "the program") -> None:

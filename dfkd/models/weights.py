@@ -22,7 +22,7 @@ from dfkd.models.state import (
     usual_prefix,
 )
 from dfkd.system.console import say
-from dfkd.system.errors import RequestError, nearest
+from dfkd.system.errors import RequestError, first_line, nearest
 from dfkd.system.text import few
 
 WEIGHT_SUFFIXES = (".pt", ".pth", ".th", ".safetensors", ".ckpt", ".bin", ".tar")
@@ -175,7 +175,7 @@ def _read(path: Path) -> object:
         if said[1]:
             what = few(re.findall(r"^Unsupported .*$", said[2], re.MULTILINE) or ["no pickle of tensors"])
             raise RequestError(f"weights {str(path)!r} cannot be read ({what}): {hint}") from None
-        reason = said[0].partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         if reason.startswith("[enforce fail"):
             reason = "it is a zip file, but none that torch.save writes"
         if head.startswith(b"PK") and not zipfile.is_zipfile(path):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dfkd.system.errors import first_line
 from dfkd.system.files import replacing
 
 if TYPE_CHECKING:
@@ -49,8 +50,7 @@ def read_columns(file: Path, names: Sequence[str]) -> Columns:
         written = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         changed = [name for name, v in columns.items() if written.get(f"sha256:{name}") != _hash(v)]
     except Exception as error:  # pyarrow can raise any exception for a damaged file
-        what = str(error).partition("\n")[0] or type(error).__name__
-        raise Damaged(f"{file} is damaged ({what})") from None
+        raise Damaged(f"{file} is damaged ({first_line(error)})") from None
     if changed:
         raise Damaged(f"{file} is damaged: its {changed[0]} is not what was written")
     return columns
