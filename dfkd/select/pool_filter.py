@@ -128,7 +128,7 @@ def find(filter: NamedFilter, teacher: Classifier, pool: Pool, nearest: bool = F
     component, what = filter.component, f"filter {filter.component.text}"
     drawn = np.random.default_rng(0).choice(len(pool), min(SEARCHED if nearest else IMAGES, len(pool)), replace=False)
     images = pool.images(np.sort(drawn))
-    readable = np.delete(images.pixels, list(images.problems), axis=0)
+    readable = images.readable
     if nearest:
         readable = _nearest(teacher, readable, min(IMAGES, max(LEAST, round(NEAREST * len(readable)))))
     if len(readable) < 2:

@@ -105,7 +105,7 @@ def show_all(
                     raise _refused(data.origins(indices[position : position + 1])[0], why)
                 unreadable[int(indices[position])] = why
             if len(images.problems) < len(indices):
-                take(torch.from_numpy(np.delete(images.pixels, list(images.problems), axis=0)))
+                take(torch.from_numpy(images.readable))
             bar.advance(len(indices))
     return unreadable
 
@@ -152,9 +152,9 @@ def check_labels(data: Pool, classes: int) -> Int[np.ndarray, " images"]:
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
     """Evaluate as `config` says, print the metrics, and write them to the file of `--json`."""
-    if config.json is not None and output_path(config.json, "--json").is_dir():
-        raise RequestError(f"--json {config.json} is a folder; give a file")
     if config.json is not None:
+        if output_path(config.json, "--json").is_dir():
+            raise RequestError(f"--json {config.json} is a folder; give a file")
         check_output(config.json, "--json", (config.data, config.model, config.teacher, config.preset, config.classes))
     is_run = (Path(config.model) / CONFIG).exists()  # a student is trained with its teacher's normalization
     figures = evaluate(config, config.model, config.data, config.teacher, is_run)
