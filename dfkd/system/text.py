@@ -36,11 +36,10 @@ def of_classes(values: Sequence[float | int | None], all_in: str, form: str = ""
     Values of None stand for classes without images. `form` is the numbers' format specification. `names` are the
     classes' names, if known. `all_in` says where a summary's reader finds all numbers.
     """
-    if len(values) <= LISTED_CLASSES and names:
-        cells = ("None" if value is None else format(value, form) for value in values)
-        return ", ".join(f"{name} {cell}" for name, cell in zip(names, cells, strict=True))
     if len(values) <= LISTED_CLASSES:
-        return " ".join("None" if value is None else format(value, form) for value in values)
+        cells = ["None" if value is None else format(value, form) for value in values]
+        named = [f"{name} {cell}" for name, cell in zip(names, cells, strict=True)] if names else []
+        return ", ".join(named) or " ".join(cells)
     known = [(value, k) for k, value in enumerate(values) if value is not None]
     missing = f" ({len(values) - len(known):,} without images)" if len(known) < len(values) else ""
     if not known:
