@@ -77,6 +77,14 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow the tests that run a whole script of `benchmarks`, or several processes."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here / "benchmarks") or item.path.is_relative_to(here / "distributed"):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call() -> Any:
     """Fail a test that an interrupt escapes from: it would end the worker, and pytest-xdist then waits at its end."""

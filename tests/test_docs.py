@@ -28,20 +28,14 @@ def make(monkeypatch):
     return importlib.import_module
 
 
-def test_the_losses_page_is_up_to_date(make):
-    page = (ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
-    assert page == make("make_losses").page(), "run: python docs/make_losses.py"
-    for name in losses.__all__:
-        assert page.count(f"\n## {name.lower()}\n") == 1
-        assert page.count(f"| [`{name.lower()}`](#{name.lower()}) |") == 1
-
-
-def test_the_generators_page_is_up_to_date(make):
-    page = (ROOT / "docs" / "generators.md").read_text(encoding="utf-8")
-    assert page == make("make_generators").page(), "run: python docs/make_generators.py"
-    for name in generators.__all__:
-        assert page.count(f"\n## {name.lower()}\n") == 1
-        assert page.count(f"| [`{name.lower()}`](#{name.lower()}) |") == 1
+@pytest.mark.parametrize(
+    ("page", "names"), [("losses", losses.__all__), ("generators", generators.__all__), ("options", []), ("api", [])]
+)
+def test_page__is_up_to_date(make, page, names):
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    assert text == make(f"make_{page}").page(), f"run: python docs/make_{page}.py"
+    for name in map(str.lower, names):
+        assert text.count(f"\n## {name}\n") == text.count(f"| [`{name}`](#{name}) |") == 1
 
 
 @pytest.mark.parametrize("name", sorted({*generators.__all__} - {"AdaptiveDeepInversion"}))
@@ -50,16 +44,6 @@ def test_every_generator_has_its_papers_recipe(name):
     chosen = choose(values["source"])
     assert chosen.target is getattr(generators, name)
     assert build_objective(values["loss"]) and values["steps"] >= 10_000
-
-
-def test_options_page__is_up_to_date(make):
-    page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
-    assert page == make("make_options").page(), "run: python docs/make_options.py"
-
-
-def test_api_page__is_up_to_date(make):
-    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    assert page == make("make_api").page(), "run: python docs/make_api.py"
 
 
 def sentences(text):

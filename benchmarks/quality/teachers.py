@@ -19,7 +19,7 @@ from losses import SETTINGS
 from safetensors.torch import save_file
 
 from dfkd.app import cli, demo
-from dfkd.config.stages import Mixing
+from dfkd.config.stages.shared import Mixing
 from dfkd.system.files import replacing
 
 THIRDS = ("third-0", "third-1", "third-2")

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from dfkd.select import choose, methods, score, stored_scores, streaming
-from dfkd.select.selection_writer import Selected
+from dfkd.select.selected import Selected
 from dfkd.system.checked_parquet import write_columns
 from dfkd.system.device import machine, resolve_place
 
@@ -124,7 +124,7 @@ def check_row(folder, images):
 def merge_row(pool):
     """Return the row of counting the chosen images' classes, and reading what `scores.parquet` has of all images."""
     reasons = np.zeros(pool.rows, np.int8)
-    reasons[::2] = choose.REASONS.index(choose.NOT_DRAWN)
+    reasons[::2] = choose.NOT_DRAWN
     selected = Selected.__new__(Selected)
     vars(selected).update(choice=choose.Choice(reasons, None, pool.rows), scores=pool, model=Model)
 

@@ -33,9 +33,10 @@ from dfkd.config import SelectConfig
 from dfkd.data import Images
 from dfkd.formats.run_folder import Progress
 from dfkd.models.load import load_model
-from dfkd.select.choose import NOT_ADMITTED, NOT_DRAWN, REASONS, SELECTED, Choice
+from dfkd.select.choose import NOT_ADMITTED, NOT_DRAWN, SELECTED, Choice
 from dfkd.select.methods import ImageScores
-from dfkd.select.selection_writer import Selected, write
+from dfkd.select.selected import Selected
+from dfkd.select.selection_writer import write
 from dfkd.system.checksums import sealed, unsealed
 from dfkd.system.device import machine, resolve_place
 from dfkd.system.files import partial_folder
@@ -87,9 +88,9 @@ def write_selection(folder, count):
     Returns its folder.
     """
     images = count + count // 4
-    reasons = np.full(images, REASONS.index(SELECTED), np.int8)
-    reasons[::5] = REASONS.index(NOT_ADMITTED)
-    reasons[5::10] = REASONS.index(NOT_DRAWN)
+    reasons = np.full(images, SELECTED, np.int8)
+    reasons[::5] = NOT_ADMITTED
+    reasons[5::10] = NOT_DRAWN
     model = load_model("cifar_resnet:depth=8", classes=CLASSES, channels=3, normalize="cifar10")
     pool, out = MadeUp(images), folder / "selection"
     config = SelectConfig(teacher="cifar_resnet:depth=8@t.pt", pool=("pool.npz",), out=str(out))

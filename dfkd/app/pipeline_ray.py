@@ -13,7 +13,7 @@ from dfkd.app.failures import Failure, without
 from dfkd.app.pipeline_file import StageConfig, needs
 from dfkd.config.stage_table import stage_of
 from dfkd.system.console import printing, say
-from dfkd.system.errors import RequestError
+from dfkd.system.errors import RequestError, first_line
 from dfkd.system.locks import Busy
 from dfkd.system.ray_session import RESTARTS, cluster_resources, connected, environment
 from dfkd.system.signals import GRACE, Interrupted, handled, stop_request
@@ -95,5 +95,5 @@ def _error(ray: Any, answer: Any) -> Exception | None:
         cause: Exception = error.cause
         return cause if known else error
     except ray.exceptions.RayError as error:  # Ray has used up its retries
-        return RequestError(f"its process has ended {RESTARTS + 1} times: {str(error).strip().splitlines()[0]}")
+        return RequestError(f"its process has ended {RESTARTS + 1} times: {first_line(error)}")
     return None

@@ -10,7 +10,7 @@ from dfkd.app.calls import computing, configured, data_text, model_text, network
 from dfkd.app.results import Run, Selection
 from dfkd.config import ModelConfig
 from dfkd.config.stage_table import STAGES
-from dfkd.config.stages import Interpolation, Mixing
+from dfkd.config.stages.shared import Interpolation, Mixing
 from dfkd.data.images.normalize import given_statistics
 from dfkd.data.locate import GivenData
 from dfkd.data.own import data_of

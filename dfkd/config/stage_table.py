@@ -9,7 +9,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from dfkd.config import stages
+from dfkd.config import (
+    CompareConfig,
+    DemoConfig,
+    DistillConfig,
+    EvaluateConfig,
+    ExplainConfig,
+    ExportConfig,
+    GenerateConfig,
+    InspectConfig,
+    RunConfig,
+    SelectConfig,
+)
 from dfkd.config.option import options
 from dfkd.system.errors import RequestError
 from dfkd.system.files import local_copy, partial_folder
@@ -93,7 +104,7 @@ STAGES: Mapping[str, Stage] = MappingProxyType(
         for stage in (
             Stage(
                 "select",
-                stages.SelectConfig,
+                SelectConfig,
                 "dfkd.select.stage:run",
                 f"{_TEACHER.format('select')} --pool photos/ --out selection",
                 "selection",
@@ -101,7 +112,7 @@ STAGES: Mapping[str, Stage] = MappingProxyType(
             ),
             Stage(
                 "generate",
-                stages.GenerateConfig,
+                GenerateConfig,
                 "dfkd.generators.stage:run",
                 f"{_TEACHER.format('generate')} --method deepinversion --out made",
                 "selection",
@@ -109,7 +120,7 @@ STAGES: Mapping[str, Stage] = MappingProxyType(
             ),
             Stage(
                 "distill",
-                stages.DistillConfig,
+                DistillConfig,
                 "dfkd.distill.stage:run",
                 f"{_TEACHER.format('distill')} --student resnet18_small --samples selection --out run",
                 "run",
@@ -117,39 +128,37 @@ STAGES: Mapping[str, Stage] = MappingProxyType(
             ),
             Stage(
                 "evaluate",
-                stages.EvaluateConfig,
+                EvaluateConfig,
                 "dfkd.training.evaluate:run",
                 "dfkd evaluate --model run --data labeled-photos/",
             ),
             Stage(
                 "explain",
-                stages.ExplainConfig,
+                ExplainConfig,
                 "dfkd.report.explanation:run",
                 "dfkd explain --model run --out explained.html",
             ),
             Stage(
                 "inspect",
-                stages.InspectConfig,
+                InspectConfig,
                 "dfkd.report.inspection:run",
                 "dfkd inspect selection --out selection.html",
             ),
             Stage(
                 "compare",
-                stages.CompareConfig,
+                CompareConfig,
                 "dfkd.report.compare:run",
                 "dfkd compare run other-run --out report.html",
             ),
-            Stage(
-                "export", stages.ExportConfig, "dfkd.models.export:run", "dfkd export --model run --out student.onnx"
-            ),
+            Stage("export", ExportConfig, "dfkd.models.export:run", "dfkd export --model run --out student.onnx"),
             Stage(
                 "run",
-                stages.RunConfig,
+                RunConfig,
                 "dfkd.app.pipeline:run",
                 "dfkd run pipelines/quick.toml",
                 alone="give the command several times without torchrun: they share the work",
             ),
-            Stage("demo", stages.DemoConfig, "dfkd.app.demo:run", "dfkd demo --out demo"),
+            Stage("demo", DemoConfig, "dfkd.app.demo:run", "dfkd demo --out demo"),
         )
     }
 )

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from jaxtyping import Int64
 
 from dfkd.system.errors import RequestError, nearest
 from dfkd.system.files import hash_of, user_path
+from dfkd.system.text import few
 
 _FORM = "one class a line in the model's order, or JSON: a list, or a table of numbers and names"
 _NUMBERED = re.compile(r"(\d+)[\s:,;]+(\S.*)|(\S.*?)[\s:,;]+(\d+)")
@@ -88,7 +89,7 @@ def labels_of_names(
     elif classes == len(used):
         of_name = {k: label for label, k in enumerate(used)}
     else:
-        shown = ", ".join(repr(names[k]) for k in used[:4]) + (", ..." if used[4:] else "")
+        shown = few([repr(names[k]) for k in used], 4)
         raise RequestError(
             f"{where} has {len(used)} named classes ({shown}) and the model {classes}: which is which is not known; "
             f"--classes FILE names the model's classes: {_FORM}"
@@ -164,7 +165,7 @@ def _all_names(name: str) -> list[str]:
     return list(dict.fromkeys([*names, *(synonyms if len(synonyms) > 1 else ())]))
 
 
-def _unique(pairs: Any) -> dict[str, list[int]]:
+def _unique(pairs: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
     """Return the classes of each name."""
     found: dict[str, list[int]] = {}
     for name, number in pairs:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from dfkd.data.images.load import picture_of
 from dfkd.data.locate import Data, GivenData
 from dfkd.data.readers.reader import Reader, Unreadable, as_labels, as_nhwc, image_shape
 from dfkd.data.readers.vision import VisionReader, image_in, label_in
@@ -49,7 +50,7 @@ def data_of(value: Any, option: str) -> GivenData:
 class ArrayReader(Reader):
     """Reader of an array or tensor of uint8 images, with optional labels."""
 
-    def __init__(self, images: Any, labels: Any = None, option: str = "pool") -> None:
+    def __init__(self, images: Any, labels: Any, option: str) -> None:
         pixels = images.detach().cpu().numpy() if isinstance(images, Tensor) else images
         if pixels.dtype != np.uint8:
             raise RequestError(f"--{option} is an array of {pixels.dtype}, not uint8; give pixels of 0 to 255 as uint8")
@@ -93,7 +94,7 @@ class DatasetReader(VisionReader):
     file's bytes, or uint8 pixels as an array or tensor.
     """
 
-    def __init__(self, name: str, dataset: Any, option: str = "pool") -> None:
+    def __init__(self, name: str, dataset: Any, option: str) -> None:
         self._lock = threading.Lock()  # the data set may read from a single open file
         super().__init__(name, dataset)
         first, again = self._image(0), self._image(0)
@@ -134,15 +135,9 @@ def _picture(item: object) -> object:
     if pixels.dtype != np.uint8:
         return Unreadable(f"is {pixels.dtype}, not uint8; leave out ToTensor and Normalize: give pixels of 0 to 255")
     try:
-        return _as_picture(as_nhwc(pixels[None])[0])
+        return picture_of(as_nhwc(pixels[None])[0])
     except ValueError as error:
         return Unreadable(f"is not an image: {error}")
-
-
-def _as_picture(pixels: UInt8[np.ndarray, "height width channels"]) -> Any:
-    from PIL import Image
-
-    return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
 
 
 def _content(image: object) -> bytes:

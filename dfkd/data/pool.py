@@ -40,6 +40,11 @@ class Images:
     pixels: UInt8[np.ndarray, "batch size size channels"]
     problems: dict[int, str]
 
+    @property
+    def readable(self) -> UInt8[np.ndarray, "readable size size channels"]:
+        """Pixels of the images that could be read."""
+        return np.delete(self.pixels, list(self.problems), axis=0)
+
 
 class Pool:
     """Images by index. Memory use does not grow with their number, except for the names of files in folders.

@@ -41,8 +41,8 @@ def assemble(
     plan: Plan,
     selections: Sequence[Shards],
     fit_on: Source | None,
-    cropped: bool = False,
-    peers: int = 0,
+    cropped: bool,
+    peers: int,
 ) -> Trainer:
     """Build the trainer: taps on both networks, losses from a first batch, and one optimizer over all.
 
@@ -67,14 +67,9 @@ def assemble(
         teacher_head=undivided(_head(teacher.module, taps[0], example)) if objective.binds else None,
         images=source.images,
     )
+    has_rows = source.images is not None and not (plan.mixup or plan.cutmix)  # a mixed view shows two images
     with torch.no_grad(), counted.uncounted():  # in evaluation mode, so that no statistics change
-        probe = example.expand(2, -1, -1, -1).to(place.device)
-        ours = setting.student(probe)
-        theirs = replace(setting.teacher(probe), peers=(ours.logits,) * peers)
-        objective.setup(ours, theirs, setting)
-        whole = source.images is not None and not (plan.mixup or plan.cutmix)  # a mixed view shows two images
-        rows = torch.zeros(2, dtype=torch.int64, device=place.device) if whole else None
-        objective.to(place.device).check(ours, replace(theirs, view=probe, rows=rows))
+        _set_up(objective, setting, example.expand(2, -1, -1, -1).to(place.device), has_rows, peers)
     optimizer = make_optimizer([module, objective], config.optimizer, config.weight_decay)
     record = None
     if config.teacher_views:
@@ -92,6 +87,15 @@ def assemble(
         record=record,
         cropped=cropped,
     )
+
+
+def _set_up(objective: Objective, setting: Setting, view: torch.Tensor, has_rows: bool, peers: int) -> None:
+    """Let the losses build their parameters from the outputs for a first view of two images, and try them."""
+    ours = setting.student(view)
+    theirs = replace(setting.teacher(view), peers=(ours.logits,) * peers)
+    objective.setup(ours, theirs, setting)
+    rows = torch.zeros(2, dtype=torch.int64, device=view.device) if has_rows else None
+    objective.to(view.device).check(ours, replace(theirs, view=view, rows=rows))
 
 
 def _modules(student: Model, objective: Objective) -> dict[str, Tap]:

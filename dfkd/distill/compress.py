@@ -26,13 +26,18 @@ def compressed(config: DistillConfig, student: Model) -> Model:
     Raises: RequestError for a student without weights, or one that cannot be changed.
     """
     for option in _options(config):
-        if student.has_weights is False:
-            raise RequestError(f"{option} needs a student with weights; write --student {student.spec}@WEIGHTS")
-        if student.architecture.startswith(OBJECT):
-            raise RequestError(f"{option} needs a student that is named by a MODEL text, not a module")
+        check_student(option, student)
     if config.prune is not None:
         student = prune(student, config.prune)
     return student if config.quantize is None else _quantized(student)
+
+
+def check_student(option: str, student: Model) -> None:
+    """Raise RequestError unless a student has weights, and a text from which it can be built in another form."""
+    if student.has_weights is False:
+        raise RequestError(f"{option} needs a student with weights; write --student {student.spec}@WEIGHTS")
+    if student.architecture.startswith(OBJECT):
+        raise RequestError(f"{option} needs a student that is named by a MODEL text, not a module")
 
 
 def _options(config: DistillConfig) -> list[str]:

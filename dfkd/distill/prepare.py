@@ -10,7 +10,7 @@ import torch
 from dfkd.config import DistillConfig
 from dfkd.config.option import is_off, named
 from dfkd.config.tables import differences
-from dfkd.data import Pool, open_pool
+from dfkd.data import Pool
 from dfkd.data.images.nvjpeg import gpu_decoder
 from dfkd.data.labels import ClassNames
 from dfkd.data.locate import GivenData
@@ -37,7 +37,7 @@ from dfkd.system.remote_folder import folder_of
 from dfkd.system.shares import check_batch
 from dfkd.system.versions import versions
 from dfkd.training.bn_reestimate import batch_norms
-from dfkd.training.evaluate import check_labels
+from dfkd.training.evaluate import check_labels, open_images
 from dfkd.training.optim import SCHEDULE_WARMUP, default_rate
 from dfkd.training.selections import ORDER, open_selections, open_teacher, real_images
 
@@ -125,8 +125,9 @@ def prepare(
         shard_teacher(teacher, place)
     source = supply.build_source(config, selections, generator, teacher, place, crops)
     fit_on = real_images(selections, config.seed, crops) if fits else None
-    opened = (config, teacher, student, source, objective, place, plan, selections, fit_on)
-    trainer = assemble(*opened, cropped=crops is not None, peers=peers)
+    trainer = assemble(
+        config, teacher, student, source, objective, place, plan, selections, fit_on, crops is not None, peers
+    )
     return Distillation(config, selections, teacher, student, test, trainer, content)
 
 
@@ -249,14 +250,7 @@ def _of_run(student: GivenModel) -> dict[str, str]:
 
 
 def _open_test(test: GivenData, config: DistillConfig, teacher: Model) -> Pool:
-    data = open_pool(
-        [test],
-        image_size=teacher.image_size,
-        channels=teacher.channels,
-        classes=config.classes,
-        bits=config.bits,
-        frame=teacher.frame,
-    )
+    data = open_images(test, config, teacher)
     check_labels(data, teacher.classes)
     return data
 

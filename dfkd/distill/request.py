@@ -13,9 +13,7 @@ from dfkd.system.errors import RequestError
 from dfkd.training.selections import ORDER
 
 
-def check_request(
-    config: DistillConfig, student: GivenModel, peers: int = 0
-) -> tuple[Component | None, Objective | None]:
+def check_request(config: DistillConfig, student: GivenModel, peers: int) -> tuple[Component | None, Objective | None]:
     """Raise RequestError for what can be refused before any work; `peers` is the number of other students.
 
     Returns: the generator of `--source` and the named losses, each None if there is none.

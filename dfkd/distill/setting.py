@@ -32,10 +32,6 @@ class Counted:
         finally:
             self._counts = True
 
-    def resume(self, images: int) -> None:
-        """Set the number of images counted, from a checkpoint."""
-        self.images = images
-
 
 @dataclass(frozen=True)
 class Setting:

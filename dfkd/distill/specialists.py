@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Float
 
 from dfkd.config import DistillConfig
+from dfkd.distill.compress import check_student
 from dfkd.distill.objective import Objective
 from dfkd.formats.shards import Shards
 from dfkd.models.architectures.estimator import Estimator
 from dfkd.models.architectures.specialists import Specialists, spell_groups
 from dfkd.models.classifier import Classifier
-from dfkd.models.find import MODEL, OBJECT
+from dfkd.models.find import MODEL
 from dfkd.models.load import Model
 from dfkd.models.state import tensors_of
 from dfkd.select.diversity import clusters
@@ -61,10 +62,7 @@ def with_specialists(config: DistillConfig, student: Model, selections: Sequence
     if count is None:
         return student
     option = f"--specialists {count}"
-    if student.has_weights is False:
-        raise RequestError(f"{option} needs a student with weights; write --student {student.spec}@WEIGHTS")
-    if student.architecture.startswith(OBJECT):
-        raise RequestError(f"{option} needs a student that is named by a MODEL text, not a module")
+    check_student(option, student)
     if isinstance(student.module, Estimator):
         raise RequestError(
             f"{option} needs a student that learns by gradients, and {student.spec} does not; leave it out"

@@ -31,7 +31,7 @@ from dfkd.models.sharded import is_sharded
 from dfkd.models.state import state_to_write
 from dfkd.system import ranks
 from dfkd.system.console import say
-from dfkd.system.files import output_path, result_folder
+from dfkd.system.files import cached_folder, output_path
 from dfkd.system.locks import once
 from dfkd.system.memory import forget_peak_memory
 from dfkd.system.portable import portable
@@ -108,7 +108,7 @@ def distill_together(
 
 def _placed(prepared: Distillation) -> Distillation:
     """Return the distillation with an output folder; in the cache, if none is given."""
-    out = prepared.config.out or result_folder("runs", prepared.content)
+    out = prepared.config.out or str(cached_folder("runs", prepared.content))
     return replace(prepared, config=replace(prepared.config, out=out))
 
 

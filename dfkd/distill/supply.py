@@ -53,7 +53,7 @@ def build_source(
     generator: Component | None,
     teacher: Model,
     place: Place,
-    crops: Crops | None = None,
+    crops: Crops | None,
 ) -> Source:
     """Build the source of a run: the selections as one, a generator, or both in the shares of `--weights`."""
     stored = stored_images(config, selections, place, crops)

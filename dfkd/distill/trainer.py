@@ -279,7 +279,7 @@ class Trainer(Lessons):
             self.recorded.load_state_dict(state["teacher_views"])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["torch"])
-        self.counted.resume(state["teacher_forwards"])
+        self.counted.images = state["teacher_forwards"]
         if "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"], self.place.device)
         self.step, self.seconds = progress.step, progress.seconds

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from dfkd.config.stages import Interpolation
+from dfkd.config.stages.shared import Interpolation
 from dfkd.data.images.filter_record import read_arrays, read_scores
 from dfkd.data.images.frame import Frame
 from dfkd.system.checksums import Entry, entry, sealed, unsealed

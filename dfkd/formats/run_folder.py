@@ -35,7 +35,7 @@ from dfkd.formats.run_records import (
 )
 from dfkd.system.checksums import check_file, entry, sealed
 from dfkd.system.console import say
-from dfkd.system.errors import RequestError
+from dfkd.system.errors import RequestError, first_line
 from dfkd.system.files import (
     PARTIAL,
     current_folder,
@@ -130,8 +130,7 @@ class Progress:
                 found = torch.load(folder / STATE, map_location="cpu", weights_only=True), progress
                 step = progress.step
             except (RequestError, *_UNREADABLE) as error:
-                what = str(error).partition("\n")[0] or type(error).__name__
-                raise RequestError(f"{folder} is damaged ({what}){self._hint}") from None
+                raise RequestError(f"{folder} is damaged ({first_line(error)}){self._hint}") from None
         if metrics.exists():
             rows = [line for line in _lines(metrics) if _step(line) <= step]
             write_text(metrics, "".join(row + "\n" for row in rows))

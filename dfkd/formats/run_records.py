@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dfkd.config.stages import Interpolation
+from dfkd.config.stages.shared import Interpolation
 from dfkd.config.tables import load_toml
 from dfkd.formats.manifest import CropShare, NetworkPrint
 from dfkd.system.checksums import Entry, check_file, unsealed

@@ -20,6 +20,7 @@ from dfkd.data.images.decode import BatchDecoder, Decoded, decode, processors
 from dfkd.data.images.frame import Window
 from dfkd.data.pool import PixelFilter
 from dfkd.formats.manifest import HINT, MANIFEST, ImageShape, ShardFile, read_manifest
+from dfkd.system.checked_parquet import to_numpy
 from dfkd.system.checksums import check_file, check_size, entry
 from dfkd.system.errors import RequestError
 from dfkd.system.files import make_folder, replacing, write_json
@@ -166,9 +167,9 @@ class Shards:
         for table in self._tables:
             table[name].validate(full=True)  # check offsets, which Arrow follows without a bounds check
         if rows is None:
-            return np.concatenate([_to_numpy(table[name].combine_chunks()) for table in self._tables])
+            return np.concatenate([to_numpy(table[name].combine_chunks()) for table in self._tables])
         parts = self._locate(rows)
-        values = [_to_numpy(self._tables[n][name].take(local).combine_chunks()) for _, n, local in parts]
+        values = [to_numpy(self._tables[n][name].take(local).combine_chunks()) for _, n, local in parts]
         return np.concatenate(values)[np.argsort(np.concatenate([where for where, _, _ in parts]))]
 
     def _check_columns(self, table: Any) -> int:
@@ -293,11 +294,3 @@ def _pixels(table: Any, image: ImageShape) -> UInt8[np.ndarray, "rows channels h
     # to_numpy() would import pandas
     pixels = np.frombuffer(flat.buffers()[1], np.uint8, len(flat), flat.offset)
     return pixels.reshape(-1, image.channels, image.size, image.size)
-
-
-def _to_numpy(array: Any) -> np.ndarray:
-    import pyarrow as pa
-
-    if pa.types.is_fixed_size_list(array.type):
-        return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1)
-    return array.to_numpy(zero_copy_only=False)

@@ -26,15 +26,16 @@ from dfkd.models.load import Model, load_trained
 from dfkd.models.own import GivenModel
 from dfkd.models.several import given_teacher, learns_weights
 from dfkd.models.sharded import is_sharded, shard_teacher
-from dfkd.select.choose import NON_FINITE, NOT_DRAWN, REASONS, SELECTED, Choice
+from dfkd.select.choose import NON_FINITE, NOT_DRAWN, SELECTED, Choice
 from dfkd.select.journal import Journal
-from dfkd.select.selection_writer import Selected, check_partial, is_done, write
+from dfkd.select.selected import Selected
+from dfkd.select.selection_writer import check_partial, is_done, write
 from dfkd.system import ranks
 from dfkd.system.components import Component
 from dfkd.system.console import progress, say
 from dfkd.system.device import Place, resolve_place
 from dfkd.system.errors import RequestError
-from dfkd.system.files import hash_of, output_path, partial_folder, restore_folder, result_folder
+from dfkd.system.files import cached_folder, hash_of, output_path, partial_folder, restore_folder
 from dfkd.system.locks import locked, once
 from dfkd.system.portable import portable
 from dfkd.system.shares import check_batch
@@ -88,7 +89,7 @@ def generate(config: GenerateConfig, teacher: GivenModel, student: GivenModel | 
     if selected is None:
         say(f"{config.out}: these images are complete already")
     else:
-        _report(config, prepared, selected)
+        _report(prepared, selected)
     return out
 
 
@@ -181,7 +182,7 @@ def _prepare(config: GenerateConfig, teacher_given: GivenModel, student_given: G
         "seed": config.seed,
     }
     ranks.check_same(content, differences)
-    config = replace(config, out=config.out or result_folder("selections", content))
+    config = replace(config, out=config.out or str(cached_folder("selections", content)))
     return Generation(config, component, teacher, student, place, samples, quota, content)
 
 
@@ -255,8 +256,8 @@ def _collect(prepared: Generation, method: Method) -> Selected:
     if len(indices) == 0:
         raise RequestError(f"none of {len(pictures):,} images is of a class that is missing; try another --method")
     finite = np.isfinite(pictures.scores.images.confidence)
-    reasons = np.where(finite, REASONS.index(NOT_DRAWN), REASONS.index(NON_FINITE)).astype(np.int8)
-    reasons[indices] = REASONS.index(SELECTED)
+    reasons = np.where(finite, NOT_DRAWN, NON_FINITE).astype(np.int8)
+    reasons[indices] = SELECTED
     choice = Choice(reasons, None, int(finite.sum()))
     return Selected(
         prepared.config,
@@ -270,7 +271,7 @@ def _collect(prepared: Generation, method: Method) -> Selected:
     )
 
 
-def _report(config: GenerateConfig, prepared: Generation, selected: Selected) -> None:
+def _report(prepared: Generation, selected: Selected) -> None:
     indices = selected.choice.indices
     say(f"{len(indices):,} images, mean confidence {selected.scores.at(indices).confidence.mean():.3f}")
     say(f"by predicted class: {of_classes(selected.per_class.tolist(), MANIFEST, ',')}")
@@ -281,4 +282,5 @@ def _report(config: GenerateConfig, prepared: Generation, selected: Selected) ->
         say(
             f"warning: {wanted - len(indices):,} of {wanted:,} are missing after {len(selected.pool):,} images{classes}"
         )
-    say(f"{config.out}: {len(indices):,} images; look at them with: {inspect_command(config.out)}")
+    out = prepared.config.out
+    say(f"{out}: {len(indices):,} images; look at them with: {inspect_command(out)}")

@@ -36,13 +36,14 @@ def choose(content: object, fits: Callable[[State], float] | None, key: str = ""
     if key:
         return Choice(found.get(key), key, others=() if key in found else list(found))
     first = next((name for name, state in found.items() if state is usual(content)), None)
+    by_use = Choice(None) if first is None else Choice(found[first], first)
     if fits is None or not found:
-        return Choice(None if first is None else found[first], first or "")
+        return by_use
     shares = {name: fits(state) for name, state in found.items()}
     best = max(found, key=lambda name: (shares[name], name == first))
     taken = best if first is None or (shares[best] == 1 > shares[first]) else first
     if shares[taken] == 0:  # tensors of an optimizer or another network: the error is about the usual key
-        return Choice(None if first is None else found[first], first or "")
+        return by_use
     others = [name for name in found if name != taken and shares[name] == 1 == shares[taken]]
     return Choice(found[taken], taken, taken != first, others)
 

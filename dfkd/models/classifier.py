@@ -94,7 +94,7 @@ class Classifier:
 def examine(classifier: Classifier, data: Pool) -> None:
     """Check the outputs for the first images of `data`, and print whether they are valid (`dfkd.models.health`)."""
     images = data.images(np.arange(min(CHECKED_IMAGES, len(data))))
-    examine_pixels(classifier, torch.from_numpy(np.delete(images.pixels, list(images.problems), axis=0)))
+    examine_pixels(classifier, torch.from_numpy(images.readable))
 
 
 def examine_pixels(classifier: Classifier, pixels: UInt8[Tensor, "batch height width channels"]) -> None:

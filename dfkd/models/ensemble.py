@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from dfkd.config.stages import Mixing
+from dfkd.config.stages.shared import Mixing
 
 LOGITS: Mixing = "mean-logits"
 LEARNED: Mixing = "learned"

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from torch import nn
 
-from dfkd.config.stages import Interpolation
+from dfkd.config.stages.shared import Interpolation
 from dfkd.data.images.frame import WHOLE, Frame
 
 NOTES = "dfkd.json"

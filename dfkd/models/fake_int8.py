@@ -30,6 +30,13 @@ def weight_scales(weight: Tensor) -> Float[Tensor, " outputs"]:
     return (weight.detach().abs().flatten(1).amax(dim=1) / HIGH).clamp_min(1e-12)
 
 
+def rounded_weight(weight: Tensor) -> Tensor:
+    """Return a weight on the int8 grid of its scales, in float32."""
+    scales = weight_scales(weight)
+    zeros = torch.zeros_like(scales, dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(weight, scales, zeros, 0, -HIGH, HIGH)
+
+
 class Rounded(nn.Module):
     """Base of layers that round their input and weights. The input's range is a moving average over batches.
 
@@ -61,12 +68,7 @@ class Rounded(nn.Module):
             self._widen(x.detach())
         if not self.seen:
             return x, weight
-        scales = weight_scales(weight)
-        zeros = torch.zeros_like(scales, dtype=torch.int32)
-        return (
-            torch.fake_quantize_per_tensor_affine(x, *self.quantization(), LOW, HIGH),
-            torch.fake_quantize_per_channel_affine(weight, scales, zeros, 0, -HIGH, HIGH),
-        )
+        return torch.fake_quantize_per_tensor_affine(x, *self.quantization(), LOW, HIGH), rounded_weight(weight)
 
     @torch.no_grad()
     def _widen(self, x: Tensor) -> None:
@@ -93,9 +95,7 @@ def with_fixed_rounding(network: nn.Module) -> nn.Module:
         if isinstance(layer, Rounded):
             plain = cast(nn.Conv2d, layer)
             if layer.seen:
-                scales = weight_scales(plain.weight)
-                zeros = torch.zeros_like(scales, dtype=torch.int32)
-                plain.weight.copy_(torch.fake_quantize_per_channel_affine(plain.weight, scales, zeros, 0, -HIGH, HIGH))
+                plain.weight.copy_(rounded_weight(plain.weight))
             for name in ("low", "high", "seen"):
                 delattr(layer, name)
             kind: Any = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear

@@ -6,12 +6,14 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dfkd.data.images.frame import Frame
 from dfkd.formats.run_records import CONFIG, WEIGHTS, finished_weights, read_request
+from dfkd.models.construct import construct
 from dfkd.models.counts import SIZE, count_keys, counts_in, made_for
 from dfkd.models.expected import NOTES, UNKNOWN, Expected, from_program, from_safetensors, of_network
 from dfkd.models.load_weights import load_state, load_weights
@@ -21,9 +23,8 @@ from dfkd.models.state import fit_prefix
 from dfkd.models.weights import names_weights, read_state_dict, require_file
 from dfkd.system.components import Component, Kind
 from dfkd.system.console import say
-from dfkd.system.errors import RequestError
+from dfkd.system.errors import RequestError, first_line
 from dfkd.system.files import can_exist, hash_file, user_path
-from dfkd.system.foreign import Foreign
 from dfkd.system.names import Named
 from dfkd.system.portable import expand, names_of
 from dfkd.system.remote import is_remote
@@ -62,7 +63,7 @@ class Found:
 
 
 def find_model(
-    text: str, classes: int | None, channels: int | None, new_classifier: bool = False, image_size: int | None = None
+    text: str, classes: int | None, channels: int | None, new_classifier: bool, image_size: int | None
 ) -> Found:
     """Read or build the network that a MODEL text names.
 
@@ -168,7 +169,7 @@ def _from_export(path: Path) -> Found:
             program = torch.export.load(path, extra_files=notes)
             module = unflattened(program)
     except Exception as error:  # the reader of a damaged file can raise any exception
-        raise RequestError(f"{str(path)!r} cannot be read: {str(error).partition(chr(10))[0]}") from error
+        raise RequestError(f"{str(path)!r} cannot be read: {first_line(error)}") from error
     check_evaluates(program, path)
     inputs = program.graph_signature.user_inputs
     values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
@@ -201,58 +202,77 @@ def _from_name(
     architecture, at, weights = text.partition("@")
     if at and not weights:
         raise RequestError(f"{text!r} names no weights after the @")
-    model = _look_up(architecture)
-    if model.named.numbers:
-        number = model.named.numbers[0]
-        raise RequestError(f"in model {architecture!r}, {number:g} is for no parameter: write key=value")
-    if not model.is_own:
-        model = replace(model, named=replace(model.named, name=model.target.__name__))
+    model = _named(architecture)
     class_key, channel_key = count_keys(model)
     ours = model.target.__module__.startswith("dfkd.models")
     size_key = SIZE if ours and SIZE in (parameter.name for parameter in model.parameters) else None
     given = ((class_key, classes), (channel_key, channels), (size_key, image_size))
-    teachers = {key: n for key, n in given if key and n is not None}
-    used, new = model.preset(**teachers), []
+    used, new = model.preset(**{key: n for key, n in given if key and n is not None}), []
     renews = new_classifier and class_key is not None and classes is not None
     if renews and loads_weights(used.options):
-        module = _construct(used.without(*WEIGHT_OPTIONS))  # built first: the seed decides its new layers
-        new = keep_layers(module, _construct(used.without(class_key or "")))
+        module = construct(used.without(*WEIGHT_OPTIONS))  # built first: the seed decides its new layers
+        new = keep_layers(module, construct(used.without(class_key or "")))
     else:
-        module = _construct(used)
-    brings = getattr(module, "brings_weights", False) is True
+        module = construct(used)
+    brings, stored = getattr(module, "brings_weights", False) is True, None
     if weights and brings:
         raise RequestError(f"model {model.name!r} reads its weights itself: write weights={weights} among its options")
     if weights:
         path = user_path(weights)
-        state = read_state_dict(path, module)
-        seen = counts_in(fit_prefix(state, module), module, class_key, channel_key)
-        other, loaded = used.set(**(seen | dict(model.options))), module
-        if renews and class_key in seen.keys() - model.options.keys():
-            loaded = _construct(other)
-        elif seen.keys() - model.options.keys():
-            used = other
-            loaded = module = _construct(used)
-        load_state(loaded, state, path, [parameter.name for parameter in model.parameters])
-        if loaded is not module:
-            new = keep_layers(module, loaded)
-    stored = from_safetensors(path) if weights else None
-    spec = model.text + (f"@{Path(weights).name}" if weights else "")
+        module, used, renewed = _loaded(module, used, path, (class_key, channel_key), model.options, renews)
+        new, stored = renewed or new, from_safetensors(path)
     expected = stored or of_network(model.target, used.options, module)
     return Found(
-        spec,
+        model.text + (f"@{Path(weights).name}" if weights else ""),
         module,
         used.named,
         class_key,
         channel_key,
         used.options.get(channel_key or ""),
         expected.size or made_for(model.target, used.options, module),
-        model.target.__module__.startswith("dfkd.models") and not (expected.size or "image_size" in used.options),
+        ours and not (expected.size or SIZE in used.options),
         expected,
         code=model.code or _inner_code(model),
         has_weights=True if weights or brings else None if model.is_own else False,
         may_bring_weights=model.target.__module__.partition(".")[0] not in _KNOWN_PACKAGES,
         new_layers=tuple(new),
     )
+
+
+def _named(text: str) -> Component:
+    """Return the constructor that `NAME[:key=value,...]` names, under its own name unless that has dots."""
+    model = _look_up(text)
+    if model.named.numbers:
+        number = model.named.numbers[0]
+        raise RequestError(f"in model {text!r}, {number:g} is for no parameter: write key=value")
+    return model if model.is_own else replace(model, named=replace(model.named, name=model.target.__name__))
+
+
+def _loaded(
+    module: nn.Module,
+    used: Component,
+    path: Path,
+    keys: tuple[str | None, str | None],
+    given: Mapping[str, Any],
+    renews: bool,
+) -> tuple[nn.Module, Component, list[str]]:
+    """Load a file of weights into a network, which is built again if they have other counts under `keys`.
+
+    Counts that the text has `given` stay, and with `renews` the class count, too: the classifier is then new.
+    Returns: the network, its constructor, and the names of the new layers.
+    """
+    state = read_state_dict(path, module)
+    seen = counts_in(fit_prefix(state, module), module, *keys)
+    other, unsaid = used.set(**(seen | dict(given))), seen.keys() - given.keys()
+    options = [parameter.name for parameter in used.parameters]
+    if renews and keys[0] in unsaid:
+        trained = construct(other)
+        load_state(trained, state, path, options)
+        return module, used, keep_layers(module, trained)
+    if unsaid:
+        used, module = other, construct(other)
+    load_state(module, state, path, options)
+    return module, used, []
 
 
 def _inner_code(model: Component) -> str | None:
@@ -262,35 +282,3 @@ def _inner_code(model: Component) -> str | None:
         return None
     inner = MODEL.look_up(text)
     return inner.code or _inner_code(inner)
-
-
-def _construct(model: Component) -> nn.Module:
-    module = model.build()
-    if not isinstance(module, nn.Module):
-        raise RequestError(f"model {model.name!r} built a {type(module).__name__}, not a torch.nn.Module")
-    with Foreign(f"model {model.text!r} cannot be made ready:", module, always=True):
-        module = _unwrapped(module)
-        if isinstance(module, torch.jit.ScriptModule):
-            raise RequestError(
-                f"model {model.name!r} built a TorchScript program, whose layers cannot be read; build the network "
-                "itself, or export it with torch.export as .pt2"
-            )
-        if any(value.is_complex() for value in (*module.parameters(), *module.buffers())):
-            return _real_in_float32(module.to("cpu")).eval()  # `to` would drop imaginary parts
-        return module.to("cpu", torch.float32).eval()
-
-
-def _unwrapped(module: nn.Module) -> nn.Module:
-    """Return the network within wrappers that parallelize or compile it."""
-    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    while inner := module.module if isinstance(module, parallel) else getattr(module, "_orig_mod", None):
-        module = inner
-    return module
-
-
-def _real_in_float32(module: nn.Module) -> nn.Module:
-    """Convert the real weights of a network to float32, in place. Complex weights stay."""
-    for value in (*module.parameters(), *module.buffers()):
-        if value.is_floating_point():
-            value.data = value.data.float()
-    return module

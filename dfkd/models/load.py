@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from dfkd.config.stages import Interpolation
+from dfkd.config.stages.shared import Interpolation
 from dfkd.data.images.frame import ENCODED_ABOVE, WHOLE, Frame
 from dfkd.data.images.normalize import NORMALIZATIONS, Normalization, parse_normalize
 from dfkd.models import DEFAULT_IMAGE_SIZE
@@ -146,12 +146,7 @@ def load_model(
     found = find_model(text, classes, channels, new_classifier, image_size) if isinstance(text, str) else text.found()
     size = image_size or found.image_size
     takes, gives = input_and_classes(found, size)
-    if channels not in (None, takes):
-        fixed = "" if found.channel_key else "; its constructor has no in_channels to change that"
-        raise RequestError(f"model {found.spec!r} takes {takes} input channels, the teacher {channels}{fixed}")
-    if classes not in (None, gives):
-        fixed = "" if found.class_key or found.code is None else "; its constructor has no num_classes to change that"
-        raise RequestError(f"model {found.spec!r} has {gives} classes, the teacher {classes}{fixed}")
+    _check_counts(found, takes, gives, channels, classes)
     if found.new_layers:
         layers = ", ".join(found.new_layers)
         say(f"note: model {found.spec}: its weights are of other classes; {layers} is new, with {gives} classes")
@@ -180,6 +175,16 @@ def load_model(
         made_for=found.image_size,
         takes_any_size=found.takes_any_size,
     )
+
+
+def _check_counts(found: Found, takes: int, gives: int, channels: int | None, classes: int | None) -> None:
+    """Raise RequestError for other input channels or classes than the teacher has."""
+    if channels not in (None, takes):
+        fixed = "" if found.channel_key else "; its constructor has no in_channels to change that"
+        raise RequestError(f"model {found.spec!r} takes {takes} input channels, the teacher {channels}{fixed}")
+    if classes not in (None, gives):
+        fixed = "" if found.class_key or found.code is None else "; its constructor has no num_classes to change that"
+        raise RequestError(f"model {found.spec!r} has {gives} classes, the teacher {classes}{fixed}")
 
 
 def _own_normalize(found: Found, channels: int) -> list[str]:

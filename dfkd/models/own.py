@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dfkd.config.stages import Mixing
+from dfkd.config.stages.shared import Mixing
 from dfkd.models.counts import made_for
 from dfkd.models.expected import of_network
 from dfkd.models.find import OBJECT, Found

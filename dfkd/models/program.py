@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from dfkd.models.state import tensors_of
-from dfkd.system.errors import RequestError
+from dfkd.system.errors import RequestError, first_line
 
 _QUANTIZED = "quantized_decomposed"
 _OPERATORS = re.compile(
@@ -64,7 +64,7 @@ def check_program(path: Path) -> None:
     except RequestError:
         raise
     except Exception as error:  # the zip and JSON readers can raise anything for a damaged file
-        raise RequestError(f"{str(path)!r} cannot be read: {str(error).partition(chr(10))[0]}") from error
+        raise RequestError(f"{str(path)!r} cannot be read: {first_line(error)}") from error
 
 
 def check_description(value: Any, path: str = "the program") -> None:

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from dfkd.config.stages import Interpolation, Mixing
+from dfkd.config import ModelConfig
+from dfkd.config.stages.shared import Interpolation, Mixing
 from dfkd.config.tables import from_mapping, load_toml
 from dfkd.data.labels import ClassNames
 from dfkd.models.ensemble import LEARNED, LOGITS, Ensemble, Part
@@ -112,6 +113,21 @@ def load_classifier(
                 f"{first.channels}; several teachers see the same images"
             )
     return _together(several, models, option)
+
+
+def load_configured(given: GivenModel, option: str, config: ModelConfig) -> Model:
+    """Load a trained model, or several teachers as one, with the input that a stage's options state.
+
+    Raises: RequestError as `load_classifier` does.
+    """
+    return load_classifier(
+        given,
+        option,
+        normalize=config.normalize,
+        image_size=config.image_size,
+        crop_pct=config.crop_pct,
+        interpolation=config.interpolation,
+    )
 
 
 def _together(several: Several, models: Sequence[Model], option: str) -> Model:

@@ -17,7 +17,7 @@ from dfkd.models.noise import noise
 from dfkd.system import ranks
 from dfkd.system.console import say
 from dfkd.system.device import Place
-from dfkd.system.errors import RequestError
+from dfkd.system.errors import RequestError, first_line
 
 OPTION = "--shard-teacher"
 _LEAST = 0.01
@@ -49,7 +49,7 @@ def shard_teacher(model: Model, place: Place) -> None:
             divided = run_network(module, view.to(place.device)).cpu()
     except (RuntimeError, ValueError, NotImplementedError, RequestError) as error:
         raise RequestError(
-            f"{OPTION}: the teacher {model.spec} cannot be divided ({_first(error)}); {_HINT}"
+            f"{OPTION}: the teacher {model.spec} cannot be divided ({first_line(error)}); {_HINT}"
         ) from error
     if bool((divided - whole).abs().max() > _SAME * whole.abs().max()):
         raise RequestError(f"{OPTION}: the teacher {model.spec} gives other outputs when it is divided; {_HINT}")
@@ -133,7 +133,3 @@ def _check_all_ranks_run(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         raise RequestError(
             f"{OPTION}: rank 0 alone runs the teacher, and holds only a part of it; leave the option out"
         )
-
-
-def _first(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -22,7 +22,7 @@ from dfkd.models.state import (
     usual_prefix,
 )
 from dfkd.system.console import say
-from dfkd.system.errors import RequestError, nearest
+from dfkd.system.errors import RequestError, first_line, nearest
 from dfkd.system.text import few
 
 WEIGHT_SUFFIXES = (".pt", ".pth", ".th", ".safetensors", ".ckpt", ".bin", ".tar")
@@ -90,10 +90,10 @@ def read_state_dict(path: Path, module: nn.Module | None = None) -> dict[str, An
     if not isinstance(found, Mapping):
         raise RequestError(f"weights {str(path)!r} hold a {type(found).__name__}, not a state dict")
     if not is_state_dict(found):
-        foreign = [str(name) for name, value in found.items() if not (isinstance(name, str) and _is_tensor(value))]
+        foreign = [str(k) for k, v in found.items() if not (isinstance(k, str) and isinstance(v, Tensor))]
         what = f"other things than tensors ({few(foreign)})" if foreign else "no tensors"
         raise RequestError(f"weights {str(path)!r} hold {what}; save model.state_dict() alone, or under 'state_dict'")
-    tensors = {name: value for name, value in found.items() if _is_tensor(value)}
+    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     quantized = [name for name, value in tensors.items() if value.is_quantized]
     if quantized:
         raise RequestError(f"weights {str(path)!r} hold quantized tensors ({few(quantized)}); save the float network")
@@ -175,7 +175,7 @@ def _read(path: Path) -> object:
         if said[1]:
             what = few(re.findall(r"^Unsupported .*$", said[2], re.MULTILINE) or ["no pickle of tensors"])
             raise RequestError(f"weights {str(path)!r} cannot be read ({what}): {hint}") from None
-        reason = said[0].partition("\n")[0] or type(error).__name__
+        reason = first_line(error)
         if reason.startswith("[enforce fail"):
             reason = "it is a zip file, but none that torch.save writes"
         if head.startswith(b"PK") and not zipfile.is_zipfile(path):
@@ -206,10 +206,6 @@ def _is_stored(value: Tensor) -> bool:
     if value.layout is not torch.strided or value.is_quantized or value.is_meta:
         return True
     return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
-
-
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, Tensor)
 
 
 def _other_kind(head: bytes) -> str | None:

@@ -42,6 +42,14 @@ class Answers:
         """Mask of the images for which student and teacher predict different classes."""
         return self.student != self.teacher
 
+    @property
+    def sides(self) -> list[tuple[str, Int[np.ndarray, " images"], Float[np.ndarray, " images"]]]:
+        """Name, predictions and confidences of the student and of the teacher."""
+        return [
+            ("student", self.student, self.student_confidence),
+            ("teacher", self.teacher, self.teacher_confidence),
+        ]
+
     def disagreements(self) -> Int[np.ndarray, " found"]:
         """Return the rows for which the predictions differ, the largest divergence first."""
         rows = np.flatnonzero(self.differ)
@@ -87,10 +95,7 @@ def facts(found: Explanation) -> list[tuple[str, str]]:
     if answers.labels is None:
         return lines
     cases = Counter(map(answers.case, np.flatnonzero(answers.differ).tolist()))
-    for name, predicted, sure in (
-        ("student", answers.student, answers.student_confidence),
-        ("teacher", answers.teacher, answers.teacher_confidence),
-    ):
+    for name, predicted, sure in answers.sides:
         right = predicted == answers.labels
         error = calibration_error(np.nan_to_num(sure), right)
         lines.append((f"{name}'s accuracy", f"{right.mean():.2%}; calibration error {error:.4f}"))

@@ -156,9 +156,9 @@ def histogram(
 
 
 def bar(share: float) -> Html:
-    """Draw a bar of a share of the width. It is hidden from screen readers, so the number must be shown beside it."""
+    """Return a cell with a bar. Screen readers do not read it, so the number must be in another cell."""
     drawn = tag("rect", class_="front", width=f"{100 * share:.2f}%", height=10, y=4)
-    return tag("svg", drawn, width="100%", height=18, aria_hidden="true")
+    return tag("td", tag("svg", drawn, width="100%", height=18, aria_hidden="true"), class_="bar")
 
 
 def anchor(percent: Number) -> str:

@@ -9,6 +9,7 @@ from dfkd.report.collect import FinishedRun, Row
 from dfkd.report.markup import Html, section, table, tag
 from dfkd.system.errors import RequestError
 from dfkd.system.portable import expand
+from dfkd.system.text import few
 
 MOST_CLASSES = 30
 """Largest number of classes in the table. If there are more, those that lose most are shown."""
@@ -51,9 +52,9 @@ def classes(rows: Sequence[Row]) -> Html:
         "mean to teacher" if theirs else "mean to 100 %",
     ]
     most = f" The {len(shown)} of {count:,} classes that lose most." if len(shown) < count else ""
-    few = _starved_words(of_row, theirs, held)
-    notes = [*few, *_unknown(rows, held)]
-    legend = f" {MARK}: less than {STARVED:.0%} of an even share of the selected images." if few else ""
+    starving = _starved_words(of_row, theirs, held)
+    notes = [*starving, *_unknown(rows, held)]
+    legend = f" {MARK}: less than {STARVED:.0%} of an even share of the selected images." if starving else ""
     return section(
         "Classes",
         table(f"Top-1 % of every class, the mean over seeds.{legend}{most}", head, body),
@@ -129,14 +130,14 @@ def _starved_words(
     """Return a sentence for each row with starved classes: its loss on these classes and on the others."""
     found = []
     for name, means in of_row.items():
-        few = starved(held.get(name, []))
-        if not few:
+        missed = starved(held.get(name, []))
+        if not missed:
             continue
-        listed = ", ".join(map(str, few[:8])) + (", ..." if len(few) > 8 else "")
-        words = f"{name}: the selection hardly has {len(few):,} of {len(means):,} classes ({listed})"
+        listed = few([str(k) for k in missed], 8)
+        words = f"{name}: the selection hardly has {len(missed):,} of {len(means):,} classes ({listed})"
         gaps = {k: _points(means[k], 1.0 if theirs is None else theirs[k]) for k in range(len(means))}
         sides = [
-            [gap for k, gap in gaps.items() if (k in few) == inside and gap is not None] for inside in (True, False)
+            [gap for k, gap in gaps.items() if (k in missed) == inside and gap is not None] for inside in (True, False)
         ]
         if all(sides):
             to = "100 %" if theirs is None else "the teacher"
@@ -156,10 +157,10 @@ def _points(ours: float | None, target: float | None) -> float | None:
 
 
 def _cell(value: float | None, best: float | None, images: Sequence[float], k: int) -> Html:
-    few = k in starved(images)
+    marked = k in starved(images)
     words = f"{images[k]:,.0f} of {sum(images):,.0f} selected images" if images else None
     style = "best" if value is not None and value == best else None
-    return tag("td", f"{_percent(value)}{f' {MARK}' if few else ''}", class_=style, title=words)
+    return tag("td", f"{_percent(value)}{f' {MARK}' if marked else ''}", class_=style, title=words)
 
 
 def _percent(value: float | None) -> str:

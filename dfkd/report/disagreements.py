@@ -5,7 +5,7 @@ from jaxtyping import Float, UInt8
 
 from dfkd.report.answers import CASES, Answers, Explanation, pairs_of
 from dfkd.report.charts import bar, figure, legend, lines
-from dfkd.report.image_tags import image_tag
+from dfkd.report.image_tags import gallery_item, image_tag
 from dfkd.report.markup import Html, join, table, tag
 from dfkd.system.text import class_name
 from dfkd.training.calibration import CALIBRATION_BINS, bins_of
@@ -23,8 +23,7 @@ def pair_table(found: Explanation) -> Html:
         return tag("p", "They predict the same class for every image.")
     most = pairs[0][2]
     body = [
-        [class_name(a, found.names), class_name(b, found.names), tag("td", bar(n / most), class_="bar"), f"{n:,}"]
-        for a, b, n in pairs[:PAIRS]
+        [class_name(a, found.names), class_name(b, found.names), bar(n / most), f"{n:,}"] for a, b, n in pairs[:PAIRS]
     ]
     return table(
         f"The most frequent of {len(pairs):,} pairs of classes", ["teacher says", "student says", "", "images"], body
@@ -36,10 +35,7 @@ def reliability(answers: Answers) -> Html:
     if answers.labels is None:
         return Html()
     series: dict[str, list[tuple[float, float]]] = {}
-    for name, predicted, sure in (
-        ("student", answers.student, answers.student_confidence),
-        ("teacher", answers.teacher, answers.teacher_confidence),
-    ):
+    for name, predicted, sure in answers.sides:
         known = np.isfinite(sure)
         right = (predicted == answers.labels)[known]
         bins = bins_of(sure[known])
@@ -61,11 +57,7 @@ def gallery(found: Explanation) -> Html:
     for position, row in enumerate(rows.tolist()):
         label = [] if answers.labels is None else [f"label {class_name(int(answers.labels[row]), found.names)}"]
         said = [
-            f"{who}: {class_name(int(side[row]), found.names)}, {sure[row]:.2f}"
-            for who, side, sure in (
-                ("student", answers.student, answers.student_confidence),
-                ("teacher", answers.teacher, answers.teacher_confidence),
-            )
+            f"{who}: {class_name(int(side[row]), found.names)}, {sure[row]:.2f}" for who, side, sure in answers.sides
         ]
         pixels = found.images[position]
         pictures = [image_tag(pixels, found.raw, "; ".join([*label, *said]), found.origins[position])]
@@ -76,8 +68,7 @@ def gallery(found: Explanation) -> Html:
                     image_tag(heat, found.raw, f"Grad-CAM of the {who}", f"regions that the {who} relies on")
                 )
         caption = [tag("div", words) for words in (*label, *said, f"KL {answers.divergence[row]:.2f}")]
-        item = tag("figure", tag("div", *pictures, class_="side"), tag("figcaption", *caption))
-        groups[answers.case(row)].append(tag("li", item))
+        groups[answers.case(row)].append(gallery_item(tag("div", *pictures, class_="side"), *caption))
     note = (
         "The images with the largest KL divergence. The maps show which parts decide the answer of the student, then "
         "of the teacher (Grad-CAM of the predicted class, on the deepest feature map). Warm colors are decisive."

@@ -138,7 +138,7 @@ def _columns(scores: ScoredPool, rows: Int[np.ndarray, " sample"], classes: int,
         "reason": packed(scores.reason, "u1"),
         "row": packed(scores.row, "<u4"),
         "reasons": list(REASONS),
-        "selected": REASONS.index(SELECTED),
+        "selected": SELECTED,
         "classes": classes,
         "scale": scale,
     }

@@ -6,7 +6,7 @@ from jaxtyping import Float, UInt8
 from dfkd.data.images.filter_record import read_arrays
 from dfkd.formats.manifest import Manifest
 from dfkd.report.charts import figure, legend, lines
-from dfkd.report.image_tags import data_uri
+from dfkd.report.image_tags import data_uri, weight_colors
 from dfkd.report.markup import Html, section, tag
 
 CHANNELS = {1: ("gray",), 3: ("red", "green", "blue")}
@@ -58,12 +58,10 @@ def response(kernel: Float[np.ndarray, "size size"]) -> list[tuple[float, float]
 def drawn(kernel: Float[np.ndarray, "to from size size"]) -> UInt8[np.ndarray, "height width 3"]:
     """Draw the kernels side by side: white is 0, blue positive, orange negative, scaled to the largest weight."""
     channels, size = kernel.shape[0], kernel.shape[-1]
-    share = kernel / max(float(np.abs(kernel).max()), 1e-12)
-    ends = np.where(share[..., None] > 0, np.array([29, 95, 168]), np.array([194, 65, 12]))
-    color = 255 + (ends - 255) * np.abs(share)[..., None]
+    colors = weight_colors((kernel / max(float(np.abs(kernel).max()), 1e-12))[..., None])
     sheet = np.full((channels * (size + 1) - 1, channels * (size + 1) - 1, 3), 128, np.uint8)
     for to in range(channels):
         for source in range(channels):
             top, left = source * (size + 1), to * (size + 1)
-            sheet[top : top + size, left : left + size] = color[to, source].round().astype(np.uint8)
+            sheet[top : top + size, left : left + size] = colors[to, source]
     return sheet

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Int
 
 from dfkd.data import Pool
 from dfkd.report.contents import SCORES, Contents
-from dfkd.report.image_tags import image_tag
+from dfkd.report.image_tags import gallery_item, image_tag
 from dfkd.report.markup import Html, tag
 from dfkd.report.pool_scores import ScoredPool
 from dfkd.select.choose import NEAR_DUPLICATE, NON_FINITE, NOT_ADMITTED, NOT_DRAWN, SELECTED
@@ -24,6 +24,8 @@ OUT = {
     NON_FINITE: "The teacher gives no finite answer",
 }
 """Heading for each reason why a readable image is not selected."""
+FILTERED = 8
+"""Images shown before and after the filter."""
 NEAREST = FAR = 12
 """Images shown per reason: those closest to being selected, and some of the others."""
 
@@ -56,8 +58,7 @@ def gallery(contents: Contents) -> list[Html]:
             alt = f"predicted {k} with confidence {scores}: {origins[row]}"
             place = None if places is None else int(places[row])
             picture = image_tag(pixels, raw, alt, str(origins[row]), place)
-            caption = tag("figcaption", f"{scores}, keeps {_kept(contents.kept[row])}")
-            items.append(tag("li", tag("figure", picture, caption)))
+            items.append(gallery_item(picture, f"{scores}, keeps {_kept(contents.kept[row])}"))
         heading = tag("h3", f"Class {k}, {counted(len(rows), 'image')}")
         parts += [heading, tag("ul", *items, class_="gallery")]
     return parts
@@ -93,14 +94,13 @@ def left_out_images(contents: Contents, pool: Pool) -> list[Html]:
             if position in images.problems:
                 continue
             picture = image_tag(images.pixels[position], not pool.encoded, alt, origins[position], int(scored.row[row]))
-            caption = tag("figcaption", f"{words}, class {scored.prediction[row]}")
-            items[place] = tag("li", tag("figure", picture, caption))
+            items[place] = gallery_item(picture, f"{words}, class {scored.prediction[row]}")
         parts.append(tag("h3", f"{heading}, {len(rows):,} images"))
         parts.append(tag("ul", *items, class_="gallery"))
     return parts
 
 
-def before_and_after(contents: Contents, pool: Pool, count: int = 8) -> Html:
+def before_and_after(contents: Contents, pool: Pool) -> Html:
     """Return selected images as they are in the pool, above the same images after the filter."""
     manifest = contents.shards.manifest
     places = pool_rows(contents)
@@ -110,7 +110,7 @@ def before_and_after(contents: Contents, pool: Pool, count: int = 8) -> Html:
 
     kernel = read_filter(manifest.filter, manifest.image.channels)
     assert kernel is not None
-    picked = evenly_spaced(len(places), count)
+    picked = evenly_spaced(len(places), FILTERED)
     before = pool.images(places[picked]).pixels
     raw = not pool.encoded
     pairs = zip(before, kernel(before), strict=True)

@@ -40,7 +40,7 @@ def write(path: Path, folder: str, contents: Contents, pool: Pool | None = None)
     body = [
         [
             k,
-            tag("td", bar(counts[k] / max(counts)), class_="bar"),
+            bar(counts[k] / max(counts)),
             f"{counts[k]:,}",
             f"{counts[k] / sum(counts):.1%}",
             *(f"{column[k]:,}" for column in of_pool.values()),

@@ -5,7 +5,7 @@ from jaxtyping import Float, UInt8
 
 from dfkd.models.features.pixel_entropy import SIGNIFICANT
 from dfkd.report.charts import figure, legend, lines
-from dfkd.report.image_tags import image_tag
+from dfkd.report.image_tags import gallery_item, image_tag
 from dfkd.report.knowledge import Knowledge, Learning
 from dfkd.report.markup import Html, join, section, table, tag
 
@@ -25,7 +25,7 @@ def knowledge_section(known: Knowledge | None, raw: bool) -> Html:
             pictures.append(image_tag(gray(entropy), True, alt, f"entropy of the {who}"))
             words.append(f"{who} {entropy.mean():.2f}")
         caption = f"mean entropy: {', '.join(words)} nats"
-        items.append(tag("li", tag("figure", tag("div", *pictures, class_="side"), tag("figcaption", caption))))
+        items.append(gallery_item(tag("div", *pictures, class_="side"), caption))
     note = (
         f"Beside each image the pixel-wise entropy of {', then '.join(names)}: how much noise a part "
         "tolerates before the deepest features change. Dark parts are used, light ones are not; each map has its own "

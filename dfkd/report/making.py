@@ -11,7 +11,7 @@ from dfkd.formats.run_records import LOGS, METRICS
 from dfkd.report.charts import figure, lines
 from dfkd.report.collect import read_metrics
 from dfkd.report.contents import Contents
-from dfkd.report.image_tags import data_uri, image_tag
+from dfkd.report.image_tags import gallery_item, image_tag
 from dfkd.report.markup import Html, join, section, tag
 from dfkd.system.spacing import evenly_spaced
 from dfkd.training.loggers.base import PICTURES
@@ -72,11 +72,8 @@ def _pictures(folder: Path) -> Html:
         except (OSError, ValueError, UnidentifiedImageError):
             continue
         words = f"step {int(number):,}" if (number := file.name.partition("-")[0]).isdecimal() else file.name
-        raw = max(pixels.shape[:2]) <= SIDE
-        shot = tag(
-            "img", src=data_uri(pixels, raw, SIDE), alt=words, class_="pixelated" if raw else None, loading="lazy"
-        )
-        items.append(tag("li", tag("figure", shot, tag("figcaption", words))))
+        shot = image_tag(pixels, max(pixels.shape[:2]) <= SIDE, words, side=SIDE)
+        items.append(gallery_item(shot, words))
     if not items:
         hint = "dfkd generate --log pictures keeps images of the generator while it learns; they are shown here."
         return tag("p", hint, class_="note")

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dfkd.data import Pool
-from dfkd.report.image_tags import image_tag
+from dfkd.report.image_tags import gallery_item, image_tag
 from dfkd.report.kept_answers import KeptAnswers
 from dfkd.report.markup import Html, join, tag
 from dfkd.report.pool_scores import ScoredPool
@@ -89,7 +89,7 @@ def groups_shown(scored: ScoredPool, groups: Sequence[Group], pool: Pool) -> Htm
             if place not in images.problems:
                 alt = f"{words}: {origins[place]}"
                 shot = image_tag(images.pixels[place], not pool.encoded, alt, origins[place], int(rows[place]))
-                items.append(tag("li", tag("figure", shot, tag("figcaption", words))))
+                items.append(gallery_item(shot, words))
         more = f", {SHOWN} of them shown" if len(group.others) > SHOWN else ""
         count = len(group.others)
         parts.append(tag("h4", f"One image and {counted(count, 'near-duplicate')} of it{more}"))

@@ -12,7 +12,7 @@ const dfkd = {
   sort(table, column, descending) {
     const rows = [...table.tBodies[0].rows].map((row) => {
       const cell = row.cells[column];
-      const text = cell ? cell.dataset.value || cell.textContent : "";
+      const text = cell ? cell.textContent : "";
       return { row, text, value: dfkd.number(text) };
     });
     const numeric = rows.some((r) => !Number.isNaN(r.value)) && rows.every((r) => !Number.isNaN(r.value) || r.text.length < 2);

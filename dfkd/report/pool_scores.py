@@ -29,9 +29,9 @@ class ScoredPool:
     """Number of images of the pool, with those that have no scores."""
     distance: Float[np.ndarray, " rows"] | None = None
 
-    def of(self, *reasons: str) -> Int[np.ndarray, " rows"]:
+    def of(self, *reasons: int) -> Int[np.ndarray, " rows"]:
         """Return the positions of the images with any of the given reasons."""
-        return np.flatnonzero(np.isin(self.reason, [*map(REASONS.index, reasons)]))
+        return np.flatnonzero(np.isin(self.reason, reasons))
 
     def table(self) -> dict[str, Float[np.ndarray, " rows"]]:
         """Return confidence and entropy by name."""
@@ -66,7 +66,7 @@ def read_pool_scores(path: Path, manifest: Manifest) -> ScoredPool | None:
         prediction = table["prediction"].to_numpy().astype(np.int64)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise RequestError(f"{path} cannot be read ({error}); make the selection again") from None
-    usable = np.flatnonzero(~np.isin(reason, [-1, *map(REASONS.index, UNSCORED)]))
+    usable = np.flatnonzero(~np.isin(reason, [-1, *UNSCORED]))
     if len(usable) == 0:
         return None
     if not 0 <= prediction[usable].min() <= prediction[usable].max() < manifest.classes:

@@ -14,7 +14,7 @@ from dfkd.data import Pool, open_pool
 from dfkd.models.architectures.soft_tree import SoftTree, reached
 from dfkd.models.load import Model, load_model
 from dfkd.report.charts import bar, figure
-from dfkd.report.image_tags import data_uri
+from dfkd.report.image_tags import data_uri, gallery_item, weight_colors
 from dfkd.report.markup import Html, definitions, section, table, tag, write_page
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
@@ -25,9 +25,10 @@ LEVELS = 5
 """Levels in the picture of the tree. More levels would be too small to see."""
 IMAGES = 6
 """Number of images whose paths are shown."""
+LIKELIEST = 5
+"""Classes that are shown of a leaf."""
 _WIDTH, _ROW = 960, 92
 """Width of the picture of the tree, and height of a level, in units of the SVG's view box."""
-_MORE, _LESS = np.array([29, 95, 168]), np.array([194, 65, 12])
 
 
 def write_tree(config: InspectConfig, path: Path | None) -> None:
@@ -83,9 +84,7 @@ def filter_images(tree: SoftTree) -> UInt8[np.ndarray, "nodes height width 3"]:
     share = weight / np.maximum(np.abs(weight).max(axis=(1, 2, 3), keepdims=True), 1e-12)
     if tree.in_channels == 3:
         return (127.5 + 127.5 * share).round().astype(np.uint8)
-    share = share.mean(axis=3, keepdims=True)
-    color = 255 + (np.where(share > 0, _MORE, _LESS) - 255) * np.abs(share)
-    return color.round().astype(np.uint8)
+    return weight_colors(share.mean(axis=3, keepdims=True))
 
 
 def picture(filters: UInt8[np.ndarray, "nodes height width 3"], levels: int) -> Html:
@@ -157,13 +156,13 @@ def _way(
     """Return the path from the root to the most probable leaf, the probability of each turn, and the leaf's classes."""
     paths = reached(right[None])[-1][0]
     leaf = int(paths.argmax())
-    steps = [tag("li", tag("figure", _image(pixels, f"the image {origin}"), tag("figcaption", "the image")))]
+    steps = [gallery_item(_image(pixels, f"the image {origin}"), "the image")]
     nodes = [*tree.path(right).tolist(), len(right) + leaf]
     for node, below in itertools.pairwise(nodes):
         turn = float(right[node]) if below == 2 * node + 2 else 1 - float(right[node])
         side = "right" if below == 2 * node + 2 else "left"
         words = f"{side} with {turn:.2f}"
-        steps.append(tag("li", tag("figure", _image(filters[node], f"node {node}"), tag("figcaption", words))))
+        steps.append(gallery_item(_image(filters[node], f"node {node}"), words))
     classes = tree.distributions[leaf].exp()
     return tag(
         "div",
@@ -173,12 +172,10 @@ def _way(
     )
 
 
-def _bars(model: Model, shares: Sequence[float], most: int = 5) -> list[list[object]]:
+def _bars(model: Model, shares: Sequence[float]) -> list[list[object]]:
     """Return the rows of the most probable classes."""
-    best = sorted(range(len(shares)), key=lambda k: -shares[k])[:most]
-    return [
-        [class_name(k, model.class_names), tag("td", bar(shares[k]), class_="bar"), f"{shares[k]:.3f}"] for k in best
-    ]
+    best = sorted(range(len(shares)), key=lambda k: -shares[k])[:LIKELIEST]
+    return [[class_name(k, model.class_names), bar(shares[k]), f"{shares[k]:.3f}"] for k in best]
 
 
 def _image(pixels: UInt8[np.ndarray, "height width channels"], words: str) -> Html:

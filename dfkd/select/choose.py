@@ -16,14 +16,9 @@ from dfkd.select.diversity import clusters, near_duplicates
 from dfkd.select.methods import ImageScores, Ranking
 from dfkd.system.errors import RequestError
 
-SELECTED, UNREADABLE, NON_FINITE, NOT_ADMITTED, NEAR_DUPLICATE, NOT_DRAWN = REASONS = (
-    "selected",
-    "unreadable",
-    "non_finite",
-    "not_admitted",
-    "near_duplicate",
-    "not_drawn",
-)
+REASONS = ("selected", "unreadable", "non_finite", "not_admitted", "near_duplicate", "not_drawn")
+SELECTED, UNREADABLE, NON_FINITE, NOT_ADMITTED, NEAR_DUPLICATE, NOT_DRAWN = range(len(REASONS))
+"""Positions in `REASONS`."""
 Method = Callable[[ImageScores, np.random.Generator], Ranking]
 """Selection method with its parameters set."""
 _BLOCK = 65_536
@@ -49,7 +44,7 @@ class Choice:
     @property
     def indices(self) -> Int[np.ndarray, " selected"]:
         """Rows that are selected, sorted."""
-        return np.flatnonzero(self.reasons == REASONS.index(SELECTED))
+        return np.flatnonzero(self.reasons == SELECTED)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -70,7 +65,7 @@ class Choice:
         return np.cumsum([0, *(np.count_nonzero(self._is_selected(start, start + _BLOCK)) for start in starts)])
 
     def _is_selected(self, start: int, stop: int) -> Bool[np.ndarray, " rows"]:
-        return self.reasons[start:stop] == REASONS.index(SELECTED)
+        return self.reasons[start:stop] == SELECTED
 
     def counts(self) -> dict[str, int]:
         """Return the number of pool rows for each reason."""
@@ -101,26 +96,26 @@ def choose(
     With `reach`, a balanced pick considers only the best `reach * count` rows.
     Raises: RequestError if no row is usable. TooFew if fewer than `count` rows are left.
     """
-    reasons = np.full(len(readable), REASONS.index(NOT_ADMITTED), dtype=np.int8)
+    reasons = np.full(len(readable), NOT_ADMITTED, dtype=np.int8)
     finite = np.isfinite(scores.confidence) & np.isfinite(scores.entropy)
-    reasons[~finite] = REASONS.index(NON_FINITE)
-    reasons[~readable] = REASONS.index(UNREADABLE)
+    reasons[~finite] = NON_FINITE
+    reasons[~readable] = UNREADABLE
     finite &= readable
     usable = int(finite.sum())
     check_usable(usable)
     ranking = _ranked(scores, finite, method, np.random.default_rng(seed))
     rows, repeated = ranking.rows, np.empty(0, np.int64)
     admitted = len(rows)
-    reasons[rows] = REASONS.index(NOT_DRAWN)
+    reasons[rows] = NOT_DRAWN
     if deduplicate is not None:
         dropped = near_duplicates(features(rows), deduplicate)
-        reasons[rows[dropped]] = REASONS.index(NEAR_DUPLICATE)
+        reasons[rows[dropped]] = NEAR_DUPLICATE
         rows = rows[~dropped]
     if copies is not None:
         aim = aimed(count, len(rows), usable)
         within = None if reach is None else math.ceil(reach * aim)
         copied = copies(rows, aim if balance == "none" else within)
-        reasons[rows[copied]] = REASONS.index(NEAR_DUPLICATE)
+        reasons[rows[copied]] = NEAR_DUPLICATE
         missing = 0 if count is None else max(0, count - int((~copied).sum()))
         repeated = rows[copied][:missing]
         rows = np.concatenate([rows[~copied], repeated])
@@ -133,7 +128,7 @@ def choose(
         if balance == "cluster":
             groups = clusters(features(rows), max(1, min(100, len(rows) // 40)), seed)
         rows = rows[pick_balanced(groups, wanted)]
-    reasons[rows] = REASONS.index(SELECTED)
+    reasons[rows] = SELECTED
     return Choice(reasons, ranking.threshold, admitted, len(repeated))
 
 
@@ -160,26 +155,17 @@ def _ranked(
     scores: ImageScores, usable: Bool[np.ndarray, " rows"], method: Method, rng: np.random.Generator
 ) -> Ranking:
     """Rank the usable rows by the method, and number them within the pool."""
-    columns = [column for column in vars(scores).values() if column is not None]
-    if usable.all():  # the usual case: for a large pool, copies of scores and rows would need the most memory
-        views = [column.view() for column in columns]
-        for view in views:
-            view.flags.writeable = (
-                False  # a user's method that sorts in place would spoil the scores that are written later
-            )
-        ranking = _called(method, ImageScores(*views), rng)
-        rows = np.asarray(ranking.rows)  # a user's method may return a mask
-        return Ranking(_checked(rows, len(usable)), ranking.threshold)
-    where = np.flatnonzero(usable)
-    ranking = _called(method, ImageScores(*(column[where] for column in columns)), rng)
-    return Ranking(where[_checked(np.asarray(ranking.rows), len(where))], ranking.threshold)
-
-
-def _called(method: Method, scores: ImageScores, rng: np.random.Generator) -> Ranking:
-    ranking = method(scores, rng)
+    # usually all rows are usable: for a large pool, copies of scores and rows would need the most memory
+    where = None if usable.all() else np.flatnonzero(usable)
+    known = [column for column in vars(scores).values() if column is not None]
+    columns = [column.view() if where is None else column[where] for column in known]
+    for view in columns if where is None else ():
+        view.flags.writeable = False  # a user's method that sorts in place would spoil the scores
+    ranking = method(ImageScores(*columns), rng)
     if not isinstance(ranking, Ranking):
         raise RequestError(f"the method gives a {type(ranking).__name__}, not a dfkd.select.methods.Ranking")
-    return ranking
+    rows = _checked(np.asarray(ranking.rows), len(columns[0]))  # a user's method may return a mask
+    return Ranking(rows if where is None else where[rows], ranking.threshold)
 
 
 def _checked(rows: np.ndarray, images: int) -> Int[np.ndarray, " ranked"]:

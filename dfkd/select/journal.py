@@ -36,9 +36,7 @@ class Journal:
         for file in self._listed():
             try:
                 check_file(folder / file.name, file)
-            except (
-                RequestError
-            ):  # missing after a power failure, or damaged: this shard and all later ones are written again
+            except RequestError:  # missing after a power failure, or damaged: it and all later ones are written again
                 break
             self.done.append(file)
         if self._is_new:

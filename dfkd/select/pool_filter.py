@@ -94,7 +94,7 @@ def adapt(
     place: Place,
     pool: Pool,
     scoring: Mapping[str, Any],
-    nearest: bool = False,
+    nearest: bool,
 ) -> Adapted | None:
     """Return the filter, cached or newly found; None if an automatic filter cannot be found.
 
@@ -128,7 +128,7 @@ def find(filter: NamedFilter, teacher: Classifier, pool: Pool, nearest: bool = F
     component, what = filter.component, f"filter {filter.component.text}"
     drawn = np.random.default_rng(0).choice(len(pool), min(SEARCHED if nearest else IMAGES, len(pool)), replace=False)
     images = pool.images(np.sort(drawn))
-    readable = np.delete(images.pixels, list(images.problems), axis=0)
+    readable = images.readable
     if nearest:
         readable = _nearest(teacher, readable, min(IMAGES, max(LEAST, round(NEAREST * len(readable)))))
     if len(readable) < 2:

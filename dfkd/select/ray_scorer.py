@@ -16,7 +16,7 @@ import torch
 
 from dfkd.config import SelectConfig
 from dfkd.config.stage_table import stage_of
-from dfkd.config.stages import Precision
+from dfkd.config.stages.shared import Precision
 from dfkd.config.tables import differences
 from dfkd.models.several import given_teacher
 from dfkd.select.pool_filter import Adapted
@@ -24,7 +24,7 @@ from dfkd.select.request import Request, check, resolve, scorable
 from dfkd.select.score import PartScorer
 from dfkd.select.stored_scores import features_file, scores_file
 from dfkd.system.console import printing, say
-from dfkd.system.errors import RequestError
+from dfkd.system.errors import RequestError, first_line
 from dfkd.system.files import replacing, request_folder
 from dfkd.system.ray_session import RESTARTS, cluster_resources, connected, environment
 from dfkd.system.signals import Interrupted, stop_request
@@ -76,7 +76,7 @@ class RayScorer:
                             self._fetch(ray, worker, part)
                     except ray.exceptions.RayActorError as error:
                         left.extendleft([] if part is None or part in finished else [part])
-                        say(f"a worker has ended and is not started again: {str(error).strip().splitlines()[0]}")
+                        say(f"a worker has ended and is not started again: {first_line(error)}")
                         if not running and not idle:
                             raise RequestError(
                                 "every worker of Ray has ended; the same command continues from what was scored"

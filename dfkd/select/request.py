@@ -19,7 +19,7 @@ from dfkd.models.features.image_distance import ImageDistances
 from dfkd.models.features.taps import Tap, parse_taps, run_network
 from dfkd.models.load import Model
 from dfkd.models.own import GivenModel
-from dfkd.models.several import load_classifier
+from dfkd.models.several import load_configured
 from dfkd.select.methods import Traits
 from dfkd.select.pool_filter import Adapted, NamedFilter, parse_filter
 from dfkd.select.score import SCORE_FORMAT
@@ -28,7 +28,7 @@ from dfkd.system.components import Component, Kind
 from dfkd.system.console import say
 from dfkd.system.device import Place, resolve_place
 from dfkd.system.errors import RequestError
-from dfkd.system.files import result_folder
+from dfkd.system.files import cached_folder
 from dfkd.system.portable import portable
 from dfkd.system.ray_session import check_installed
 from dfkd.system.text import counted
@@ -63,13 +63,7 @@ class Request:
 def resolve(config: SelectConfig, method: Component, teacher: GivenModel, data: Sequence[GivenData]) -> Request:
     """Open and check everything that a request names."""
     place = resolve_place(config.device, config.precision)
-    model = load_classifier(
-        teacher,
-        normalize=config.normalize,
-        image_size=config.image_size,
-        crop_pct=config.crop_pct,
-        interpolation=config.interpolation,
-    )
+    model = load_configured(teacher, "--teacher", config)
     pool = open_pool(data, image_size=model.image_size, channels=model.channels, bits=config.bits, frame=model.frame)
     if decoder := gpu_decoder(config.decoder, place.device, pool.encoded):
         pool = pool.decoded_by(decoder)
@@ -96,7 +90,7 @@ def resolve(config: SelectConfig, method: Component, teacher: GivenModel, data: 
     scoring = _scoring_request(config, model, pool, place)
     options = _options(config, method, tap) | (filter.describe() if filter else {})
     content = {**scoring, "options": options, "seed": config.seed}
-    config = replace(config, out=config.out or result_folder("selections", content))
+    config = replace(config, out=config.out or str(cached_folder("selections", content)))
     return Request(config, method, model, pool, place, tap, filter, scoring, content)
 
 

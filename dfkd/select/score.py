@@ -4,7 +4,6 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -99,41 +98,65 @@ class PartScorer:
         """
         with stop_request() as stop:
             for part in todo:
-                head = _read_head(self.folder, part, self.tap, self.batch_size)
-                columns = _score_part(self.teacher, self.pool, part, self.batch_size, head, advance, stop)
+                columns = self._columns(part, advance, stop)
                 whole = len(columns["confidence"]) == len(range_of(len(self.pool), part))
-                _write_part(self.folder, part, columns, self.tap, head=not whole)
+                self._write(part, columns, head=not whole)
                 if stop.signal is not None:
                     raise Interrupted(stop.signal, "the scores so far are kept; give the same command again to resume")
                 yield _problems(len(self.pool), part, columns)
 
+    def _columns(self, part: int, advance: Callable[[int], None], stop: StopRequest) -> Columns:
+        """Return the columns of a part. After a signal there are fewer rows."""
+        images, scored = range_of(len(self.pool), part), 0
+        part_columns: Columns = {}
+        distances = ImageDistances(self.teacher.network)
 
-def _score_part(
-    teacher: Classifier, pool: Pool, part: int, batch_size: int, head: Columns, advance: Any, stop: StopRequest
-) -> Columns:
-    """Return the columns of a part, of which `head` is scored already. After a signal there are fewer rows."""
-    images, scored = range_of(len(pool), part), 0
-    part_columns: Columns = {}
-    distances = ImageDistances(teacher.network)
+        def keep(columns: Columns) -> None:
+            nonlocal scored
+            end = scored + len(columns["confidence"])
+            for name, values in columns.items():
+                if name not in part_columns:  # once per part: small blocks, one per batch, would fragment the heap
+                    part_columns[name] = np.empty((len(images), *values.shape[1:]), values.dtype)
+                part_columns[name][scored:end] = values
+            advance(end - scored)
+            scored = end
 
-    def keep(columns: Columns) -> None:
-        nonlocal scored
-        end = scored + len(columns["confidence"])
-        for name, values in columns.items():
-            if name not in part_columns:  # once per part: small blocks, one per batch, would fragment the heap
-                part_columns[name] = np.empty((len(images), *values.shape[1:]), values.dtype)
-            part_columns[name][scored:end] = values
-        advance(end - scored)
-        scored = end
+        if head := self._head(part):
+            keep(head)
+        for indices, batch in self.pool.batches(self.batch_size, images.start + scored, images.stop):
+            problems = np.array([batch.problems.get(i) for i in range(len(indices))], dtype=object)
+            keep({**_score_batch(self.teacher, distances, batch), "problem": problems})
+            if stop.signal is not None:
+                break
+        return {name: values[:scored] for name, values in part_columns.items()}
 
-    if head:
-        keep(head)
-    for indices, batch in pool.batches(batch_size, images.start + scored, images.stop):
-        problems = np.array([batch.problems.get(i) for i in range(len(indices))], dtype=object)
-        keep({**_score_batch(teacher, distances, batch), "problem": problems})
-        if stop.signal is not None:
-            break
-    return {name: values[:scored] for name, values in part_columns.items()}
+    def _head(self, part: int) -> Columns:
+        """Return what an interrupted command left of a part; empty if that is not whole batches.
+
+        With whole batches, the later batches have the same images as without an interruption.
+        """
+        try:
+            head = read_columns(scores_file(self.folder, part, True), STORED)
+            if self.tap:
+                head |= read_columns(features_file(self.folder, part, self.tap, True), ("features",))
+        except Damaged:  # or missing
+            return {}
+        rows = {len(values) for values in head.values()}
+        return head if len(rows) == 1 and rows.pop() % self.batch_size == 0 else {}
+
+    def _write(self, part: int, columns: Columns, head: bool) -> None:
+        """Write a part's scores, or the first of them if `head`.
+
+        Features are written first, because a part is complete once it has both.
+        """
+        if self.tap:
+            write_columns(features_file(self.folder, part, self.tap, head), {"features": columns["features"]})
+        # in one order, also if the first batches were read from a file
+        write_columns(scores_file(self.folder, part, head), {name: columns[name] for name in STORED})
+        if not head:
+            scores_file(self.folder, part, True).unlink(missing_ok=True)
+            if self.tap:
+                features_file(self.folder, part, self.tap, True).unlink(missing_ok=True)
 
 
 def _score_batch(teacher: Classifier, distances: ImageDistances, images: Images) -> dict[str, np.ndarray]:
@@ -169,21 +192,6 @@ def _directions(features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch 
     return (features / (features.abs().amax(dim=1, keepdim=True) / HALF_LIMIT).clamp(min=1)).half()
 
 
-def _write_part(folder: Path, part: int, columns: Columns, tap: str | None, head: bool) -> None:
-    """Write a part's scores, or the first of them if `head`.
-
-    Features are written first, because a part is complete once it has both.
-    """
-    if tap:
-        write_columns(features_file(folder, part, tap, head), {"features": columns["features"]})
-    # in one order, also if the first batches were read from a file
-    write_columns(scores_file(folder, part, head), {name: columns[name] for name in STORED})
-    if not head:
-        scores_file(folder, part, True).unlink(missing_ok=True)
-        if tap:
-            features_file(folder, part, tap, True).unlink(missing_ok=True)
-
-
 def _cached(
     folder: Path, parts: range, tap: str | None, images: int, problems: dict[int, str]
 ) -> tuple[list[int], int]:
@@ -203,21 +211,6 @@ def _cached(
             continue
         problems |= _problems(images, part, columns)
     return todo, damaged
-
-
-def _read_head(folder: Path, part: int, tap: str | None, batch_size: int) -> Columns:
-    """Return what an interrupted command left of a part; empty if that is not whole batches.
-
-    With whole batches, the later batches have the same images as without an interruption.
-    """
-    try:
-        head = read_columns(scores_file(folder, part, True), STORED)
-        if tap:
-            head |= read_columns(features_file(folder, part, tap, True), ("features",))
-    except Damaged:  # or missing
-        return {}
-    rows = {len(values) for values in head.values()}
-    return head if len(rows) == 1 and rows.pop() % batch_size == 0 else {}
 
 
 class TooManyUnreadable(RequestError):

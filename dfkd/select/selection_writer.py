@@ -1,31 +1,28 @@
 """Writing of a selection's folder: shards, scores and, last, the manifest that makes it complete."""
 
 import shutil
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, field
-from functools import cached_property, partial
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 
-from dfkd.config import GenerateConfig, SelectConfig
 from dfkd.config.option import named
 from dfkd.config.tables import differences
-from dfkd.data import Images
 from dfkd.data.images.decode import processors, reencoded
 from dfkd.formats.manifest import MANIFEST, write_manifest
 from dfkd.formats.run_records import CHECKPOINT, LOGS, METRICS
 from dfkd.formats.shards import BYTES_PER_SHARD, ROWS_PER_SHARD, Rows, Shards, write_shards
-from dfkd.models.load import Model
 from dfkd.select.choose import REASONS, Choice
 from dfkd.select.class_dropping import kept_classes
 from dfkd.select.journal import JOURNAL, Journal
-from dfkd.select.methods import ImageScores
+from dfkd.select.selected import SCORES_AT_ONCE, Pictures, Selected
 from dfkd.system.console import progress, say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import hash_of, replacing, sync, sync_folder
@@ -34,84 +31,8 @@ from dfkd.system.portable import portable
 
 FILES_AT_ONCE = 64
 """Encoded files that are read at once."""
-SCORES_AT_ONCE = 8 * ROWS_PER_SHARD
-"""Rows of scores that are read at once."""
 OWN = (LOCK, JOURNAL, CHECKPOINT, METRICS, LOGS, "data-", "dataset_info.json", "scores.parquet", "state.json", MANIFEST)
 """Prefixes of the names in a folder in which a selection is written."""
-
-
-@runtime_checkable
-class Pictures(Protocol):
-    """Images by number, of which some are selected: a pool, or the images of a generator."""
-
-    encoded: bool
-    image_size: int
-
-    def __len__(self) -> int: ...
-
-    def origins(self, indices: Int[np.ndarray, " batch"]) -> list[str]:
-        """Return the origin of each image."""
-        ...
-
-    def images(self, indices: Int[np.ndarray, " batch"]) -> Images:
-        """Return the pixels of the images."""
-        ...
-
-    def files(self, indices: Int[np.ndarray, " batch"]) -> list[bytes]:
-        """Return the encoded files of the images, if images are stored encoded."""
-        ...
-
-
-@runtime_checkable
-class Scores(Protocol):
-    """The teacher's scores of the images."""
-
-    def at(self, indices: Int[np.ndarray, " picked"]) -> ImageScores:
-        """Return the scores of sorted numbers of images."""
-        ...
-
-    @property
-    def problems(self) -> dict[int, str]:
-        """Reason why an image could not be read, by number."""
-        ...
-
-    def logits(self, indices: Int[np.ndarray, " picked"]) -> Float[np.ndarray, "picked classes"]:
-        """Return the float16 logits of sorted numbers of images."""
-        ...
-
-
-@dataclass(frozen=True)
-class Selected:
-    """A selection before it is written: the request, its images and scores, and the choice."""
-
-    config: SelectConfig | GenerateConfig
-    model: Model
-    pool: Pictures
-    scores: Scores
-    choice: Choice
-    content: dict[str, Any]
-    """Everything that decides the selection."""
-    source: str = "selection"
-    """Name of the source in the manifest and in a run's result."""
-    cost: Mapping[str, int] = field(default_factory=dict)
-    """Cost of generating the images."""
-    filter: Mapping[str, Any] | None = None
-    """Filter of the images, as in the manifest."""
-    left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """Number of files that are no images, by file or folder of the pool, and by suffix or another reason."""
-    bits: int | None = None
-    """Number of bits in use, for images with 16 bits."""
-    store: int | None = None
-    """Shorter side in pixels at which encoded images are written. None: files are written as they are."""
-
-    @cached_property
-    def per_class(self) -> Int[np.ndarray, " classes"]:
-        """Number of selected images for each predicted class."""
-        counts = np.zeros(self.model.classes, np.int64)
-        for start in range(0, len(self.choice), SCORES_AT_ONCE):
-            rows = self.choice.some(start, start + SCORES_AT_ONCE)
-            counts += np.bincount(self.scores.at(rows).prediction, minlength=len(counts))
-        return counts
 
 
 def is_done(out: Path, shown: str, content: dict[str, Any]) -> bool:

@@ -25,7 +25,8 @@ from dfkd.select.pool_filter import Adapted, adapt
 from dfkd.select.ray_scorer import RayScorer
 from dfkd.select.request import METHOD, Request, check, resolve, scorable
 from dfkd.select.score import PartScorer, Scorer, TooManyUnreadable, score_pool
-from dfkd.select.selection_writer import Selected, check_partial, is_done, write
+from dfkd.select.selected import Selected
+from dfkd.select.selection_writer import check_partial, is_done, write
 from dfkd.select.share import WHOLE, PoolShare
 from dfkd.select.stored_scores import PoolScores, parts_of
 from dfkd.system.console import say
@@ -80,9 +81,18 @@ def _make(request: Request, out: Path) -> Selected:
     try:
         pool, scores, adapted = _score(request)
         choice = _choose(request, scores)
-        found = adapted.describe() if adapted else None
-        of_pool = Selected(config, request.model, pool, scores, choice, request.content, filter=found)
-        selected = replace(of_pool, left_out=pool.left_out, bits=pool.bits, store=config.store)
+        selected = Selected(
+            config,
+            request.model,
+            pool,
+            scores,
+            choice,
+            request.content,
+            filter=adapted.describe() if adapted else None,
+            left_out=pool.left_out,
+            bits=pool.bits,
+            store=config.store,
+        )
         write(partial, out, selected)
     except RequestError:
         if not (partial / JOURNAL).exists():  # with a journal, shards are kept: the pool may be unreadable only for now

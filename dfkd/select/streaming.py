@@ -19,7 +19,6 @@ from dfkd.select.choose import (
     NON_FINITE,
     NOT_ADMITTED,
     NOT_DRAWN,
-    REASONS,
     SELECTED,
     UNREADABLE,
     Choice,
@@ -92,7 +91,7 @@ def choose_streaming(
     the number of the teacher's classes, the picks are balanced over the predicted classes. `reach` is as in `choose`.
     Raises: RequestError as `choose` does.
     """
-    pool = _Pool(parts, scale, seed, groups or 1, np.full(rows, REASONS.index(NOT_ADMITTED), dtype=np.int8))
+    pool = _Pool(parts, scale, seed, groups or 1, np.full(rows, NOT_ADMITTED, dtype=np.int8))
     usable = sum(int(block.usable.sum()) for block in pool.blocks())
     check_usable(usable)
     if scale.gamma is not None:
@@ -103,7 +102,7 @@ def choose_streaming(
         raise RequestError(scale.missing)
     for near_duplicates in deduplicate:
         for dropped in near_duplicates(pool.ranked, left):
-            pool.reasons[dropped] = REASONS.index(NEAR_DUPLICATE)
+            pool.reasons[dropped] = NEAR_DUPLICATE
         sizes = pool.sizes()
         left = int(sizes.sum())
     wanted = how_many(count, left, admitted, usable)
@@ -114,10 +113,10 @@ def choose_streaming(
     reasons = pool.reasons
     for block, within in pool.narrowed():
         some = reasons[block.start : block.start + len(block.usable)]
-        some[~block.finite] = REASONS.index(NON_FINITE)
-        some[~block.readable] = REASONS.index(UNREADABLE)
-        some[pool.is_admitted(block)] = REASONS.index(NOT_DRAWN)
-        some[within.where] = REASONS.index(SELECTED)
+        some[~block.finite] = NON_FINITE
+        some[~block.readable] = UNREADABLE
+        some[pool.is_admitted(block)] = NOT_DRAWN
+        some[within.where] = SELECTED
     return Choice(reasons, pool.threshold, admitted)
 
 
@@ -170,7 +169,7 @@ class _Pool:
     def is_admitted(self, block: _Block) -> Bool[np.ndarray, " rows"]:
         """Return a mask of the rows of a block that are admitted."""
         reasons = self.reasons[block.start : block.start + len(block.usable)]
-        admitted = block.usable & ~np.isnan(block.value) & (reasons != REASONS.index(NEAR_DUPLICATE))
+        admitted = block.usable & ~np.isnan(block.value) & (reasons != NEAR_DUPLICATE)
         return admitted if self.threshold is None else admitted & (block.scores.confidence >= self.threshold)
 
     def ranked(self) -> Iterator[tuple[Int[np.ndarray, " rows"], UInt32[np.ndarray, " rows"]]]:

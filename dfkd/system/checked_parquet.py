@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dfkd.system.errors import first_line
 from dfkd.system.files import replacing
 
 if TYPE_CHECKING:
@@ -49,8 +50,7 @@ def read_columns(file: Path, names: Sequence[str]) -> Columns:
         written = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         changed = [name for name, v in columns.items() if written.get(f"sha256:{name}") != _hash(v)]
     except Exception as error:  # pyarrow can raise any exception for a damaged file
-        what = str(error).partition("\n")[0] or type(error).__name__
-        raise Damaged(f"{file} is damaged ({what})") from None
+        raise Damaged(f"{file} is damaged ({first_line(error)})") from None
     if changed:
         raise Damaged(f"{file} is damaged: its {changed[0]} is not what was written")
     return columns
@@ -72,6 +72,13 @@ def _values(array: "pa.Array") -> np.ndarray:
         # fast path: this column holds the images' problems, and nearly always every row is None
         rows = array.to_pylist() if array.null_count < len(array) else [None] * len(array)
         return np.array(rows, dtype=object)
+    return to_numpy(array)
+
+
+def to_numpy(array: "pa.Array") -> np.ndarray:
+    """Return an array of numbers or strings [rows], or of lists of one length [rows, width]."""
+    import pyarrow as pa
+
     if pa.types.is_fixed_size_list(array.type):
         return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1)
     return array.to_numpy(zero_copy_only=False)

@@ -14,7 +14,7 @@ from torch import nn
 
 from dfkd.system import ranks
 from dfkd.system.console import say
-from dfkd.system.errors import RequestError
+from dfkd.system.errors import RequestError, first_line
 from dfkd.system.files import cache_folder, make_folder, write_json
 from dfkd.system.memory import keep_freed_memory
 
@@ -60,7 +60,7 @@ def resolve_place(device: str, precision: str) -> Place:
         found = torch.device(device)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
-        raise RequestError(f"--device {device!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from None
+        raise RequestError(f"--device {device!r} cannot be used here ({first_line(error)}); try cpu") from None
     _settle(found)
     bf16 = precision == "bf16" or (precision == "auto" and _multiplies_bf16(found))
     if bf16 and precision == "auto" and found.type == "cpu":

@@ -23,6 +23,11 @@ class RequestError(ValueError):
         super().__init__(visible(" ".join(message.split())))
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or the name of its class if the message is empty."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def nearest(name: str, known: Iterable[str], show: int = 12) -> str:
     """Return the end of an error message about an unknown name.
 

@@ -61,11 +61,6 @@ def request_folder(kind: str, request: Mapping[str, Any]) -> Path:
     return folder
 
 
-def result_folder(kind: str, content: Mapping[str, Any]) -> str:
-    """Return the folder in the cache for a request without `--out`. Its name is the hash of `content`."""
-    return str(cached_folder(kind, content))
-
-
 def local_copy(uri: str) -> Path:
     """Return the path in the cache for a folder of an object store. The folder keeps its name."""
     whole = uri.rstrip("/")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
-from dfkd.system.errors import RequestError
+from dfkd.system.errors import RequestError, first_line
 
 _STORE = 100 * 2**20
 """Size in bytes of Ray's object store on this machine. Only numbers and small files pass through the store."""
@@ -68,7 +68,7 @@ def _start(ray: Any, address: str | None) -> None:
             if address is None and tried < _TRIES:
                 continue
             what = f"RAY_ADDRESS={address} cannot be used" if address else "Ray does not start on this machine"
-            raise RequestError(f"--engine ray: {what}: {str(error).splitlines()[0]}") from error
+            raise RequestError(f"--engine ray: {what}: {first_line(error)}") from error
 
 
 def cluster_resources(ray: Any) -> dict[str, float]:

@@ -36,11 +36,10 @@ def of_classes(values: Sequence[float | int | None], all_in: str, form: str = ""
     Values of None stand for classes without images. `form` is the numbers' format specification. `names` are the
     classes' names, if known. `all_in` says where a summary's reader finds all numbers.
     """
-    if len(values) <= LISTED_CLASSES and names:
-        cells = ("None" if value is None else format(value, form) for value in values)
-        return ", ".join(f"{name} {cell}" for name, cell in zip(names, cells, strict=True))
     if len(values) <= LISTED_CLASSES:
-        return " ".join("None" if value is None else format(value, form) for value in values)
+        cells = ["None" if value is None else format(value, form) for value in values]
+        named = [f"{name} {cell}" for name, cell in zip(names, cells, strict=True)] if names else []
+        return ", ".join(named) or " ".join(cells)
     known = [(value, k) for k, value in enumerate(values) if value is not None]
     missing = f" ({len(values) - len(known):,} without images)" if len(known) < len(values) else ""
     if not known:
@@ -48,8 +47,8 @@ def of_classes(values: Sequence[float | int | None], all_in: str, form: str = ""
     ranked, middle = sorted(known), median(value for value, _ in known)
     ends = {"least": ranked[:EXTREMES], "most": sorted(known, key=lambda one: (-one[0], one[1]))[:EXTREMES]}
     called = names or [f"class {k}" for k in range(len(values))]
-    named = (f"{word} {', '.join(f'{value:{form}} ({called[k]})' for value, k in some)}" for word, some in ends.items())
-    return f"{len(values):,} classes{missing}: {'; '.join(named)}; median {middle:{form}}; all are in {all_in}"
+    shown = (f"{word} {', '.join(f'{value:{form}} ({called[k]})' for value, k in some)}" for word, some in ends.items())
+    return f"{len(values):,} classes{missing}: {'; '.join(shown)}; median {middle:{form}}; all are in {all_in}"
 
 
 def aligned(head: Sequence[str], body: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:

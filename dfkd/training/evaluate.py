@@ -10,14 +10,15 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from dfkd.config import EvaluateConfig, ExplainConfig
+from dfkd.config import DistillConfig, EvaluateConfig, ExplainConfig
 from dfkd.data import Pool, open_pool
 from dfkd.data.locate import GivenData
 from dfkd.formats.overwrite import check_output
 from dfkd.formats.run_records import CONFIG
 from dfkd.models.classifier import Classifier, examine
+from dfkd.models.load import Model
 from dfkd.models.own import GivenModel
-from dfkd.models.several import load_classifier
+from dfkd.models.several import load_classifier, load_configured
 from dfkd.system.console import answer, progress, say
 from dfkd.system.device import resolve_place
 from dfkd.system.errors import RequestError
@@ -104,7 +105,7 @@ def show_all(
                     raise _refused(data.origins(indices[position : position + 1])[0], why)
                 unreadable[int(indices[position])] = why
             if len(images.problems) < len(indices):
-                take(torch.from_numpy(np.delete(images.pixels, list(images.problems), axis=0)))
+                take(torch.from_numpy(images.readable))
             bar.advance(len(indices))
     return unreadable
 
@@ -151,9 +152,9 @@ def check_labels(data: Pool, classes: int) -> Int[np.ndarray, " images"]:
 
 def run(config: EvaluateConfig) -> dict[str, Any]:
     """Evaluate as `config` says, print the metrics, and write them to the file of `--json`."""
-    if config.json is not None and output_path(config.json, "--json").is_dir():
-        raise RequestError(f"--json {config.json} is a folder; give a file")
     if config.json is not None:
+        if output_path(config.json, "--json").is_dir():
+            raise RequestError(f"--json {config.json} is a folder; give a file")
         check_output(config.json, "--json", (config.data, config.model, config.teacher, config.preset, config.classes))
     is_run = (Path(config.model) / CONFIG).exists()  # a student is trained with its teacher's normalization
     figures = evaluate(config, config.model, config.data, config.teacher, is_run)
@@ -207,22 +208,8 @@ def open_pair(
     Raises: RequestError for networks that cannot be compared.
     """
     place = resolve_place(config.device, config.precision)
-    loaded = load_classifier(
-        model,
-        "--model",
-        normalize=config.normalize,
-        image_size=config.image_size,
-        crop_pct=config.crop_pct,
-        interpolation=config.interpolation,
-    )
-    images = open_pool(
-        [data],
-        image_size=loaded.image_size,
-        channels=loaded.channels,
-        classes=config.classes,
-        bits=config.bits,
-        frame=loaded.frame,
-    )
+    loaded = load_configured(model, "--model", config)
+    images = open_images(data, config, loaded)
     taught = None
     if teacher is not None:
         normalize = config.normalize or (loaded.normalize if as_student else None)
@@ -241,6 +228,18 @@ def open_pair(
             )
         taught = Classifier(known, place)
     return Classifier(loaded, place), taught, images
+
+
+def open_images(data: GivenData, config: EvaluateConfig | ExplainConfig | DistillConfig, model: Model) -> Pool:
+    """Open the data of a stage as images that a model takes."""
+    return open_pool(
+        [data],
+        image_size=model.image_size,
+        channels=model.channels,
+        classes=config.classes,
+        bits=config.bits,
+        frame=model.frame,
+    )
 
 
 def _line(measures: Measures) -> str:

@@ -16,7 +16,7 @@ from dfkd.models.ensemble import LEARNED, Ensemble
 from dfkd.models.learned_mixing import IMAGES, learn_weights
 from dfkd.models.load import Model
 from dfkd.models.own import GivenModel
-from dfkd.models.several import load_classifier
+from dfkd.models.several import load_classifier, load_configured
 from dfkd.models.state import tensors_of
 from dfkd.system.components import Kind
 from dfkd.system.console import say
@@ -65,14 +65,14 @@ def open_teacher(
 
     Raises: RequestError for other classes or channels than those of the selections. Another teacher is only noted.
     """
-    given: dict[str, Any] = {"crop_pct": config.crop_pct, "interpolation": config.interpolation}
     if not selections:
-        return _finite(load_classifier(teacher, normalize=config.normalize, image_size=config.image_size, **given))
+        return _finite(load_configured(teacher, "--teacher", config))
     first = selections[0].manifest
     image, made_with = first.image, first.content.preprocess.normalize
     # generated images have the size of the input: they tell nothing about photographs
     photos = next((shards.manifest for shards in selections if shards.manifest.source == "selection"), None)
     seen = {} if photos is None else vars(photos.content.preprocess.frame)
+    given: dict[str, Any] = {"crop_pct": config.crop_pct, "interpolation": config.interpolation}
     given = {name: seen.get(name) if value is None else value for name, value in given.items()}
     given |= {"normalize": config.normalize or made_with, "image_size": image.size, "learns": True}
     model = _finite(load_classifier(teacher, **given))

@@ -5,15 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+from dfkd.models import cifar_resnet
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-def pytest_collection_modifyitems(items):
-    """Mark the tests of this folder as slow: each runs a whole script."""
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture
@@ -38,3 +34,15 @@ def data(tmp_path):
         arrays = {"images": images.astype(np.uint8), "labels": labels}
         np.savez(folder / f"{name}.npz", **({"images": arrays["images"]} if name.startswith("pool") else arrays))
     return folder
+
+
+@pytest.fixture
+def small_teachers(tmp_path, monkeypatch):
+    """Two teachers in place of those of `RAW` in a script of the speed, whose weights lie in DFKD_TEACHERS."""
+    monkeypatch.setenv("DFKD_TEACHERS", str(tmp_path))
+    torch.save(cifar_resnet(8, width=8).state_dict(), tmp_path / "one.pt")
+    torch.save(cifar_resnet(14, width=4).state_dict(), tmp_path / "two.pt")
+    return {
+        "one": ("cifar_resnet:depth=8,width=8@{}/one.pt", "cifar10"),
+        "two": ("cifar_resnet:depth=14,width=4@{}/two.pt", "imagenet"),
+    }

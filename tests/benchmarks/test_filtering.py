@@ -3,24 +3,12 @@
 import json
 import sys
 
-import torch
 
-from dfkd.models import cifar_resnet
-
-TEACHERS = {
-    "one": ("cifar_resnet:depth=8,width=8@{}/one.pt", "cifar10"),
-    "two": ("cifar_resnet:depth=14,width=4@{}/two.pt", "imagenet"),
-}
-
-
-def test_rows_for_scoring_and_for_the_fit(tmp_path, data, script, monkeypatch):
-    torch.save(cifar_resnet(8, width=8).state_dict(), tmp_path / "one.pt")
-    torch.save(cifar_resnet(14, width=4).state_dict(), tmp_path / "two.pt")
+def test_rows_for_scoring_and_for_the_fit(tmp_path, data, small_teachers, script, monkeypatch):
     filtering = script("filtering", "speed")
-    monkeypatch.setattr(filtering, "RAW", TEACHERS)
+    monkeypatch.setattr(filtering, "RAW", small_teachers)
     monkeypatch.setattr(filtering, "ROUNDS", 1)
     monkeypatch.setenv("DFKD_DATA", str(data))
-    monkeypatch.setenv("DFKD_TEACHERS", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["filtering.py", str(tmp_path / "filtering.json"), "20"])
     filtering.main()
     rows = json.loads((tmp_path / "filtering.json").read_text())["rows"]

@@ -3,26 +3,14 @@
 import json
 import sys
 
-import torch
 
-from dfkd.models import cifar_resnet
-
-TEACHERS = {
-    "one": ("cifar_resnet:depth=8,width=8@{}/one.pt", "cifar10"),
-    "two": ("cifar_resnet:depth=14,width=4@{}/two.pt", "imagenet"),
-}
-
-
-def test_rows_for_raw_pools_and_for_jpegs(tmp_path, data, script, monkeypatch):
-    torch.save(cifar_resnet(8, width=8).state_dict(), tmp_path / "one.pt")
-    torch.save(cifar_resnet(14, width=4).state_dict(), tmp_path / "two.pt")
+def test_rows_for_raw_pools_and_for_jpegs(tmp_path, data, small_teachers, script, monkeypatch):
     selecting = script("selecting", "speed")
-    monkeypatch.setattr(selecting, "RAW", TEACHERS)
+    monkeypatch.setattr(selecting, "RAW", small_teachers)
     monkeypatch.setattr(selecting, "PHOTOS", {"ratios.Strided": 72})
     monkeypatch.setattr(selecting, "ROUNDS", 1)
     monkeypatch.setenv("DFKD_CACHE", str(tmp_path / "cache"))  # the script sets its own: back to this one afterwards
     monkeypatch.setenv("DFKD_DATA", str(data))
-    monkeypatch.setenv("DFKD_TEACHERS", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["selecting.py", str(tmp_path / "selecting.json"), "20", "6"])
     selecting.main()
     *raw, jpeg, loaded = json.loads((tmp_path / "selecting.json").read_text())["rows"]

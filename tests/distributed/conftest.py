@@ -12,13 +12,6 @@ import torch
 ROOT = Path(__file__).parents[2]
 
 
-def pytest_collection_modifyitems(items):
-    """Mark the tests of this folder as slow: `make test-distributed` and `make test-all` run them."""
-    for item in items:
-        if item.path.is_relative_to(Path(__file__).parent):
-            item.add_marker(pytest.mark.slow)
-
-
 @pytest.fixture(scope="session")
 def computed(tmp_path_factory):
     """What one process computes, and each of two: tensors by kind and name, then by what they are."""

@@ -1,6 +1,5 @@
 """Labelled data whose classes have names: folders, and tables."""
 
-import io
 import json
 import re
 from pathlib import Path
@@ -20,12 +19,6 @@ from dfkd.system.errors import RequestError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8)
 ALL = np.arange(12)
-
-
-def encode(pixels: np.ndarray, format: str = "PNG", **options: object) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format, **options)
-    return file.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -49,7 +42,7 @@ def test_evaluate__says_what_class_folders_stand_for(
     save_file(cifar_resnet(depth=8, width=4, num_classes=4).state_dict(), tmp_path / "t.safetensors")
     for i, folder in enumerate(folders):
         (tmp_path / "d" / folder).mkdir(parents=True)
-        (tmp_path / "d" / folder / "a.png").write_bytes(encode(PIXELS[i]))
+        Image.fromarray(PIXELS[i]).save(tmp_path / "d" / folder / "a.png")
     model = f"cifar_resnet:depth=8,width=4@{tmp_path / 't.safetensors'}"
     given = ("--model", model, "--image-size", "32", "--data", str(tmp_path / "d"))
     assert cli.main(["evaluate", *given]) == status
@@ -76,7 +69,7 @@ def test_open_pool__finds_class_folders_by_name(tmp_path: Path, file: str) -> No
     (tmp_path / file).write_text(LISTS[file], "utf-8")
     for i, folder in enumerate(["yak", "Big_Dog"]):
         (tmp_path / "d" / folder).mkdir(parents=True)
-        (tmp_path / "d" / folder / "a.png").write_bytes(encode(PIXELS[i]))
+        Image.fromarray(PIXELS[i]).save(tmp_path / "d" / folder / "a.png")
     pool = open_pool([str(tmp_path / "d")], image_size=16, channels=3, classes=str(tmp_path / file))
     assert dict(zip(pool.origins(ALL[:2]), pool.labels(4).tolist(), strict=True)) == {
         "d/yak/a.png": 3,
@@ -106,7 +99,7 @@ def test_class_names__refuses_what_names_no_class(tmp_path: Path, content: str, 
     """Lists of other classes, of names that stand twice, and files that are no lists."""
     (tmp_path / "c").write_text(content)
     (tmp_path / "d" / "panda").mkdir(parents=True)
-    (tmp_path / "d" / "panda" / "a.png").write_bytes(encode(PIXELS[0]))
+    Image.fromarray(PIXELS[0]).save(tmp_path / "d" / "panda" / "a.png")
     with pytest.raises(RequestError, match=re.escape(said)):
         open_pool([str(tmp_path / "d")], image_size=16, channels=3, classes=str(tmp_path / "c")).labels(4)
 
@@ -114,7 +107,8 @@ def test_class_names__refuses_what_names_no_class(tmp_path: Path, content: str, 
 def test_open_pool__finds_the_names_of_a_table(tmp_path: Path) -> None:
     """Tables whose labels are words, or numbers of names that the table's metadata lists."""
     (tmp_path / "c.txt").write_text(LISTS["lines.txt"])
-    cells = pa.array([encode(image) for image in PIXELS[:3]], pa.binary())
+    Image.fromarray(PIXELS[0]).save(tmp_path / "a.png")
+    cells = pa.array([(tmp_path / "a.png").read_bytes()] * 3, pa.binary())
     words = pa.table({"image": cells, "label": ["yak", "cat", "yak"]})
     about = {"info": {"features": {"label": {"names": ["panda", "yak"], "_type": "ClassLabel"}}}}
     numbers = pa.table({"image": cells, "label": [1, 0, 1]}).replace_schema_metadata({"huggingface": json.dumps(about)})
@@ -134,7 +128,7 @@ def test_commands__take_the_names_of_classes(tmp_path: Path, capsys: pytest.Capt
     for i, answer in enumerate(answers):
         folder = tmp_path / "d" / ["cat", "big dog", "panda", "yak"][answer]
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{i}.png").write_bytes(encode(PIXELS[i]))
+        Image.fromarray(PIXELS[i]).save(folder / f"{i}.png")
     (tmp_path / "d" / "empty").mkdir()
     (tmp_path / "c.txt").write_text(LISTS["synsets.txt"])
     np.savez(tmp_path / "pool.npz", images=PIXELS)

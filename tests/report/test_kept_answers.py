@@ -15,7 +15,7 @@ from dfkd.report.embedding import embedding, principal
 from dfkd.report.kept_answers import KeptAnswers, kept_answers
 from dfkd.report.near_groups import near_groups
 from dfkd.report.pool_scores import ScoredPool
-from dfkd.select.choose import NEAR_DUPLICATE, NOT_ADMITTED, NOT_DRAWN, REASONS, SELECTED
+from dfkd.select.choose import NEAR_DUPLICATE, NOT_ADMITTED, NOT_DRAWN, SELECTED
 from dfkd.select.stored_scores import PoolScores, features_file
 from dfkd.system.checked_parquet import write_columns
 
@@ -94,8 +94,8 @@ def answers_of(folder, features, reasons):
     """Features of a pool in a cache, and its scores."""
     count, tap = len(features), "fc"
     write_columns(features_file(folder, 0, tap), {"features": features.astype(np.float16)})
-    rows, number = np.arange(count), np.array([*map(REASONS.index, reasons)])
-    scored = ScoredPool(rows / count, rows / count, rows % 2, number, rows, count)
+    rows = np.arange(count)
+    scored = ScoredPool(rows / count, rows / count, rows % 2, np.array(reasons), rows, count)
     return scored, PoolScores(folder, tap, count, {})
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dfkd.select import methods
-from dfkd.select.choose import REASONS, TooFew, choose
+from dfkd.select.choose import NEAR_DUPLICATE, SELECTED, TooFew, choose
 from dfkd.select.methods import ImageScores
 from dfkd.system.errors import RequestError
 
@@ -38,7 +38,7 @@ def test_every_row_has_its_reason(pool):
         "not_drawn": 38,
     }
     assert (np.diff(choice.indices) > 0).all()
-    assert (choice.reasons[choice.indices] == REASONS.index("selected")).all()
+    assert (choice.reasons[choice.indices] == SELECTED).all()
     assert choice.admitted == 98
     assert (scores.confidence[choice.indices] >= choice.threshold).all()
 
@@ -70,7 +70,7 @@ def test_balance_over_classes_and_near_duplicates(pool):
     )  # fmt: skip
     assert np.bincount(scores.prediction[choice.indices]).tolist() == [10, 10, 10, 10]
     assert len({*twins[choice.indices]}) == 40
-    dropped = np.flatnonzero(choice.reasons == REASONS.index("near_duplicate"))
+    dropped = np.flatnonzero(choice.reasons == NEAR_DUPLICATE)
     assert all(scores.confidence[row] <= scores.confidence[row ^ 1] for row in dropped)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from dfkd.app import junk
 from dfkd.select import methods
 from dfkd.select import near_copies as module
-from dfkd.select.choose import REASONS, choose
+from dfkd.select.choose import SELECTED, choose
 from dfkd.select.diversity import unit_rows
 from dfkd.select.methods import ImageScores
 from dfkd.select.near_copies import describe, near_copies
@@ -139,7 +139,7 @@ def test_choose__picks_no_near_copy_of_a_better_image(rng, balance, reach):
     assert choice.counts()["near_duplicate"] > 0
     best = {k: max(np.flatnonzero(originals == k), key=lambda row: scores.confidence[row]) for k in range(200)}
     assert all(best[originals[row]] == row for row in picked)
-    assert (choice.reasons[picked] == REASONS.index("selected")).all()
+    assert (choice.reasons[picked] == SELECTED).all()
 
 
 def test_choose__picks_near_copies_only_when_nothing_else_is_left():

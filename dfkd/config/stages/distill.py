@@ -8,6 +8,7 @@ from dfkd.config.stages.shared import (
     BITS,
     CLASSES,
     DECODER,
+    LOG,
     MIXING,
     OWN_TAPS,
     SHARD_TEACHER,
@@ -268,7 +269,7 @@ class DistillConfig(ModelConfig):
         "Steps between rows of metrics.jsonl.", "output", default=50, least=1, role="none", shown=False
     )
     log: tuple[Logger, ...] = option(
-        "Also log to tensorboard, wandb or mlflow, or write pictures (docs/reference.md#logs).",
+        LOG,
         "output",
         default=(),
         role="none",

@@ -6,7 +6,9 @@ from typing import Literal
 from dfkd.config.option import option
 from dfkd.config.stages.shared import (
     BITS,
+    CLASS_DROPPING,
     DECODER,
+    LOG,
     MIXING,
     OWN_TAPS,
     SHARD_TEACHER,
@@ -57,7 +59,7 @@ class SelectConfig(ModelConfig):
         range=SHARE,
     )
     class_dropping: float = option(
-        "Store a mask with each image: the classes whose probability is at least this value. 0: all classes.",
+        CLASS_DROPPING,
         "selection",
         default=0.05,
         least=0,
@@ -204,7 +206,7 @@ class GenerateConfig(ModelConfig):
         reads="selection",
     )
     class_dropping: float = option(
-        "Store a mask with each image: the classes whose probability is at least this value. 0: all classes.",
+        CLASS_DROPPING,
         "learning",
         default=0.05,
         least=0,
@@ -217,7 +219,7 @@ class GenerateConfig(ModelConfig):
     checkpoint_every: int = option("Steps between checkpoints.", "output", default=500, least=1, role="none")
     log_every: int = option("Steps between rows of metrics.jsonl.", "output", default=50, least=1, role="none")
     log: tuple[Logger, ...] = option(
-        "Also log to tensorboard, wandb or mlflow, or write pictures (docs/reference.md#logs).",
+        LOG,
         "output",
         default=(),
         role="none",

@@ -35,6 +35,8 @@ DECODER = (
     "nvjpeg: decode the JPEG files of photographs on the GPU. Pixels differ by a few levels from "
     "those of cpu, and so do scores and students."
 )
+CLASS_DROPPING = "Store a mask with each image: the classes whose probability is at least this value. 0: all classes."
+LOG = "Also log to tensorboard, wandb or mlflow, or write pictures (docs/reference.md#logs)."
 OWN_TAPS = "Positions of the features, such as last=fc:input. Default: found by running the network."
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dfkd.data.images.frame import ENCODED_ABOVE, WHOLE, Frame, Window, framed, margin, resized, windowed
-from dfkd.data.images.load import load
+from dfkd.data.images.load import load, picture_of
 
 STORED_QUALITY = 90
 """Quality of JPEG files that are written at a working size."""
@@ -106,7 +106,7 @@ def encode_png(item: object) -> bytes:
     from PIL import Image
 
     if isinstance(item, np.ndarray):
-        item = Image.fromarray(item[..., 0] if item.shape[2] == 1 else item)
+        item = picture_of(item)
     assert isinstance(item, Image.Image), type(item)
     file = io.BytesIO()
     item.save(file, "PNG")

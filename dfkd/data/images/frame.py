@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from dfkd.config.stages import Interpolation
+from dfkd.config.stages.shared import Interpolation
 
 ENCODED_ABOVE = 64
 """Largest side in pixels at which a selection holds raw pixels. Larger images are treated as photographs."""

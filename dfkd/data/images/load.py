@@ -46,11 +46,7 @@ class Loaded:
 
     def picture(self) -> "Image":
         """Return the image as a PIL image."""
-        from PIL import Image
-
-        if isinstance(self.image, Image.Image):
-            return self.image
-        return Image.fromarray(self.image[..., 0] if self.image.shape[2] == 1 else self.image)
+        return picture_of(self.image) if isinstance(self.image, np.ndarray) else self.image
 
     def picture_of(self, channels: int) -> "Image":
         """Return the image as a PIL image of 1 or 3 channels."""
@@ -63,6 +59,13 @@ class Loaded:
             return self.image
         image = self.picture_of(channels)
         return np.array(image).reshape(*image.size[::-1], channels)
+
+
+def picture_of(pixels: UInt8[np.ndarray, "height width channels"]) -> "Image":
+    """Return pixels as a PIL image, which has no axis for the one channel of gray pixels."""
+    from PIL import Image
+
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
 def load(item: object, needed: Needed, bits: int | None, arrays: bool = True) -> Loaded:

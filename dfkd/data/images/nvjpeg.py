@@ -14,12 +14,12 @@ from jaxtyping import Num, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from dfkd.config.stages import Decoder
+from dfkd.config.stages.shared import Decoder
 from dfkd.data.images.decode import Decoded
 from dfkd.data.images.frame import WHOLE, Frame, View, Window, framed_view, windowed_view
 from dfkd.data.images.jpeg import Plain
 from dfkd.data.images.load import jpeg_header
-from dfkd.system.errors import RequestError
+from dfkd.system.errors import RequestError, first_line
 
 _DEVICE = "cuda"
 _END = b"\xff\xd9"
@@ -75,9 +75,8 @@ class Nvjpeg:
         try:
             decode_jpegs([file.getvalue()], 3, self._device)
         except Exception as error:
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise RequestError(
-                f"--decoder nvjpeg: torchvision cannot decode on the GPU ({why}); leave it out"
+                f"--decoder nvjpeg: torchvision cannot decode on the GPU ({first_line(error)}); leave it out"
             ) from None
 
     def _planes(self, files: Sequence[bytes], channels: int) -> list[UInt8[Tensor, "channels height width"] | None]:

@@ -10,8 +10,9 @@ import tempfile
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -186,5 +187,5 @@ def _header(file: io.BufferedIOBase | IO[bytes]) -> tuple[tuple[int, ...], bool]
     return shape, fortran
 
 
-def _or(names: Any) -> str:
+def _or(names: Iterable[str]) -> str:
     return " or ".join(map(repr, names)) or "nothing"

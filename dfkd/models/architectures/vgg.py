@@ -25,9 +25,7 @@ class VGG(nn.Module):
             for _ in range(count):
                 layers += [nn.Conv2d(planes, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(True)]
                 planes = width
-            layers.append(
-                nn.MaxPool2d(2, ceil_mode=True)
-            )  # ceil: a map of one pixel keeps its size, so small images work
+            layers.append(nn.MaxPool2d(2, ceil_mode=True))  # a map of one pixel keeps its size, so small images work
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(planes, num_classes)
         initialize(self)

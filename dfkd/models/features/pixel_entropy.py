@@ -88,14 +88,14 @@ def at_pixels(parts: Float[Tensor, "batch rows columns"], side: int, size: Seque
 
 
 def concept_parts(
-    entropy: Float[np.ndarray, "rows columns"], foreground: Bool[np.ndarray, "rows columns"], b: float = SIGNIFICANT
+    entropy: Float[np.ndarray, "rows columns"], foreground: Bool[np.ndarray, "rows columns"]
 ) -> tuple[Bool[np.ndarray, "rows columns"], Bool[np.ndarray, "rows columns"]]:
-    """Return the foreground and the background parts whose entropy is more than b below the background's mean.
+    """Return the foreground and the background parts with an entropy `SIGNIFICANT` below the background's mean.
 
     These are the visual concepts of the paper that `pixel_entropy` names.
     Raises: ValueError for an image without background.
     """
     if foreground.all():
         raise ValueError("the foreground covers every part of the image: there is no background to compare with")
-    kept = entropy[~foreground].mean() - entropy > b
+    kept = entropy[~foreground].mean() - entropy > SIGNIFICANT
     return kept & foreground, kept & ~foreground

@@ -64,9 +64,8 @@ class Tapped:
     def __init__(self, module: nn.Module, taps: Mapping[str, Tap]) -> None:
         self.module = module
         self._taps = dict(taps)
-        self._captured: dict[str, Tensor] | None = (
-            None  # a dictionary during a call only, so that no tensor outlives the call
-        )
+        # a dictionary during a call only, so that no tensor outlives the call
+        self._captured: dict[str, Tensor] | None = None
         self._handles: list[RemovableHandle] = []
         modules = dict(module.named_modules(remove_duplicate=False))
         for tap in taps.values():
