@@ -103,6 +103,13 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """No test leaves other threads behind: later ones would round otherwise, and be slow."""
+    yield
+    assert torch.get_num_threads() == 1
+
+
+@pytest.fixture(autouse=True)
 def _own_patches(monkeypatch):
     """What a test puts into the code and raises there is not an error of a user's network or loss."""
     from dfkd.system import foreign  # not above: modules are imported after `_checked` is in its place

@@ -52,13 +52,13 @@ def test_cells_find_what_all_pairs_find(photos, monkeypatch):
 
 def test_cells_repeat_whatever_the_threads(photos, monkeypatch):
     monkeypatch.setattr(diversity, "EXACT_UP_TO", 1000)
-    once = near_duplicates(photos, 0.95)
-    faiss.omp_set_num_threads(4)
+    once, threads = near_duplicates(photos, 0.95), torch.get_num_threads()
+    faiss.omp_set_num_threads(4)  # torch's threads, too, where both have one OpenMP library
     try:
         assert near_duplicates(photos, 0.95).tolist() == once.tolist()
         assert faiss.omp_get_max_threads() == 4
     finally:
-        faiss.omp_set_num_threads(torch.get_num_threads())
+        faiss.omp_set_num_threads(threads)
 
 
 def test_one_image_a_thousand_times_is_kept_once(photos, monkeypatch):
