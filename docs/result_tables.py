@@ -139,6 +139,11 @@ TABLES = [
         "rows": {"statistics": "`statistics`", "random": "random"},
     },
     {
+        "title": "50,000 images of the pool of photos alone; 4,000 steps of the defaults",
+        "files": ["clean-pool-4000-steps"],
+        "rows": {"statistics": "`statistics`"},
+    },
+    {
         "title": "2,000 images of a scraped pool of 100,000, 2 % of them photos; 500 steps of the defaults",
         "files": ["heap-2-500-steps"],
         "rows": {
