@@ -139,6 +139,11 @@ TABLES = [
         "rows": {"statistics": "`statistics`", "random": "random"},
     },
     {
+        "title": "50,000 images of the pool of photos alone; 1,000 steps of the defaults",
+        "files": ["clean-pool-1000-steps"],
+        "rows": {"statistics": "`statistics`", "threshold": "`threshold`", "random": "random"},
+    },
+    {
         "title": "50,000 images of the pool of photos alone; 4,000 steps of the defaults",
         "files": ["clean-pool-4000-steps"],
         "rows": {"statistics": "`statistics`"},
