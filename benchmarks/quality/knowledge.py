@@ -1,7 +1,7 @@
 """Three hypotheses on what distillation does to a student's knowledge (arXiv 2003.03622).
 
     python benchmarks/quality/knowledge.py digits OUT_DIR     scikit-learn's digits: minutes
-    python benchmarks/quality/knowledge.py cifar10 OUT_DIR    needs DFKD_DATA and DFKD_TEACHERS: an hour
+    python benchmarks/quality/knowledge.py cifar10 OUT_DIR    needs DFKD_DATA and DFKD_TEACHERS
 
 The hypotheses compare a student of a teacher with the same network trained on labels. The student (1) uses more visual
 concepts of the foreground, (2) learns them sooner and more at once, (3) with fewer detours. A third row learns from the

@@ -125,9 +125,8 @@ def prepare(
         shard_teacher(teacher, place)
     source = supply.build_source(config, selections, generator, teacher, place, crops)
     fit_on = real_images(selections, config.seed, crops) if fits else None
-    trainer = assemble(
-        config, teacher, student, source, objective, place, plan, selections, fit_on, crops is not None, peers
-    )
+    opened = (config, teacher, student, source, objective, place, plan, selections, fit_on)
+    trainer = assemble(*opened, cropped=crops is not None, peers=peers)
     return Distillation(config, selections, teacher, student, test, trainer, content)
 
 
