@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import io
 import json
 import os
 import signal
@@ -177,6 +178,48 @@ def test_pool__of_a_data_set_is_found_again_by_its_content_or_what_it_says(teach
     named = teacher.select(Named(pool), **PICK).folder
     Named.read = 0
     assert teacher.select(Named(changed), **PICK).folder == named and Named.read < 10
+
+
+def test_pool__of_a_data_set_is_known_by_all_that_decides_its_colors(teacher, pool):
+    class Changed(Photos):
+        def __init__(self, images, change):
+            super().__init__(images)
+            self.change = change
+
+        def __getitem__(self, index):
+            photo = super().__getitem__(index)
+            self.change(photo)
+            return photo
+
+    def palette(values):
+        return lambda photo: photo.putpalette(np.repeat(values, 3).astype(np.uint8).tobytes())
+
+    def of(**said):
+        return lambda photo: photo.info.update(said)
+
+    def turned(photo):
+        photo.getexif()[0x0112] = 3
+
+    changes = [of(), palette(np.arange(256)), palette(np.arange(256)[::-1]), of(transparency=7), turned]
+    folders = {teacher.select(Changed(pool, change), **PICK).folder for change in changes}
+    assert len(folders) == len(changes)
+
+
+@pytest.mark.parametrize("damaged", [0, 3])
+@pytest.mark.parametrize("early", [True, False])
+def test_pool__of_a_data_set_may_have_a_damaged_image(teacher, pool, damaged, early):
+    class Files(Photos):
+        def __getitem__(self, index):
+            file = io.BytesIO()
+            super().__getitem__(index).save(file, "BMP")
+            photo = Image.open(io.BytesIO(file.getvalue()[: -40 if index == damaged else None]))
+            if early:  # else Pillow reads the pixels later
+                photo.load()
+            return photo
+
+    with pytest.raises(dfkd.RequestError, match="1 of 60 images cannot be read"):
+        teacher.select(Files(pool), **PICK)
+    assert len(teacher.select(Files(pool), max_unreadable=0.05, **PICK)) == PICK["count"]
 
 
 def test_results__are_found_again_and_are_not_stale_after_the_weights_change(pool, monkeypatch):
