@@ -120,6 +120,22 @@ def test_teacher__selects_distills_and_evaluates_with_own_objects(pool, tmp_path
     assert measured["top1"] == run.result["teacher_top1"] and measured["agreement"] == run.result["agreement"]
 
 
+def test_evaluate__shows_a_teacher_the_images_in_its_own_normalization(pool):
+    torch.manual_seed(0)
+    network, labels = nn.Sequential(nn.Flatten(), nn.Linear(SIDE**2, 3)), np.arange(60) % 3
+    student, teacher = dfkd.Teacher(net(), **EXPECTED), dfkd.Teacher(network, normalize="0.9/0.2", image_size=SIDE)
+
+    def right(one):
+        return one.evaluate((pool, labels), verbose=False)["top1"]
+
+    def right_beside(one):
+        return student.evaluate((pool, labels), teacher=one, verbose=False)["teacher_top1"]
+
+    assert right(teacher) != right(dfkd.Teacher(network, **EXPECTED))
+    assert right_beside(teacher) == right(teacher)
+    assert right_beside(network) == right(dfkd.Teacher(network, **EXPECTED)), "a network alone says none"
+
+
 def test_selection__is_a_data_set_of_images_and_logits(selection, teacher, pool):
     assert len(selection) == 30 and selection.manifest["count"] == 30
     image, logits = selection[0]
