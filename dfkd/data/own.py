@@ -13,7 +13,7 @@ from torch import Tensor
 from dfkd.data.images.load import beside_pixels, picture_of
 from dfkd.data.locate import Data, GivenData
 from dfkd.data.readers.reader import Reader, Unreadable, as_labels, as_nhwc, image_shape
-from dfkd.data.readers.vision import VisionReader, image_in, label_in
+from dfkd.data.readers.vision import VisionReader, image_in, is_unlabeled, label_in
 from dfkd.system.errors import RequestError
 
 IDENTITY = "identity"
@@ -117,6 +117,8 @@ class DatasetReader(VisionReader):
             yield str(None if values is None else np.asarray(values).tolist()).encode()
         if self._pixels is not None:
             yield np.ascontiguousarray(self._pixels).tobytes()
+            if not is_unlabeled(label_in(self._dataset[0])) and self._kept_labels() is None:
+                yield str([label_in(self._dataset[index]) for index in range(len(self))]).encode()
             return
         for index in range(len(self)):
             with self._lock:
