@@ -183,7 +183,7 @@ class _Folders:
     def _one(self, name: str, key: str, seed: int, where: str) -> str:
         if name in self._known:
             return self.samples(name, seed)
-        if not Path(name).exists():
+        if not Path(name).exists() and not is_remote(name):
             raise RequestError(
                 f"{where}: {key} names {name!r}, no selection of this file and no folder{nearest(name, self._known)}"
             )

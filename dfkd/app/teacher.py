@@ -215,7 +215,8 @@ class Teacher:
             own = {**self._options, "model": _line(self._model), "data": data_text(images), "json": None}
             own |= {"teacher": None if other is None else _line(other)}
             config = configured(stage := STAGES["evaluate"], options, own)
-            figures: dict[str, Any] = stage.within(config, evaluate, config, self._model, images, other)
+            given = (self._model, images, other, False, _expected(teacher).get("normalize"))
+            figures: dict[str, Any] = stage.within(config, evaluate, config, *given)
             return figures
 
     def __repr__(self) -> str:

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from dfkd.data.images.load import picture_of
+from dfkd.data.images.load import beside_pixels, picture_of
 from dfkd.data.locate import Data, GivenData
 from dfkd.data.readers.reader import Reader, Unreadable, as_labels, as_nhwc, image_shape
-from dfkd.data.readers.vision import VisionReader, image_in, label_in
+from dfkd.data.readers.vision import VisionReader, image_in, is_unlabeled, label_in
 from dfkd.system.errors import RequestError
 
 IDENTITY = "identity"
@@ -97,8 +97,9 @@ class DatasetReader(VisionReader):
     def __init__(self, name: str, dataset: Any, option: str) -> None:
         self._lock = threading.Lock()  # the data set may read from a single open file
         super().__init__(name, dataset)
-        first, again = self._image(0), self._image(0)
-        if isinstance(first, Unreadable) and isinstance(image_in(dataset[0]), (np.ndarray, Tensor)):
+        item = super()._image(0)
+        first, again = _picture(item), self._image(0)
+        if isinstance(first, Unreadable) and isinstance(item, (np.ndarray, Tensor)):
             raise RequestError(f"image 0 of --{option} {first}")
         if _content(first) != _content(again):
             raise RequestError(f"--{option}: {name} gives another image 0 each time; remove its random transforms")
@@ -116,6 +117,8 @@ class DatasetReader(VisionReader):
             yield str(None if values is None else np.asarray(values).tolist()).encode()
         if self._pixels is not None:
             yield np.ascontiguousarray(self._pixels).tobytes()
+            if not is_unlabeled(label_in(self._dataset[0])) and self._kept_labels() is None:
+                yield str([label_in(self._dataset[index]) for index in range(len(self))]).encode()
             return
         for index in range(len(self)):
             with self._lock:
@@ -141,11 +144,14 @@ def _picture(item: object) -> object:
 
 
 def _content(image: object) -> bytes:
-    """Return an image's content as bytes."""
+    """Return an image's content as bytes, or the name of the error of a PIL image whose file is damaged."""
     from PIL import Image
 
     if isinstance(image, Image.Image):
-        return f"{image.mode} {image.size} ".encode() + image.tobytes()
+        try:
+            return f"{image.mode} {image.size} ".encode() + image.tobytes() + beside_pixels(image)
+        except Exception as error:  # Pillow reads the pixels only now; reported when the image is read
+            return type(error).__name__.encode()
     return image if isinstance(image, bytes) else str(image).encode()
 
 

@@ -94,7 +94,7 @@ def choose(
     `features` returns the teacher's penultimate features of pool rows, and is called only if they are needed. `copies`
     finds near-copies by their pixels among ranked rows. They are picked only if fewer than `count` others are left.
     With `reach`, a balanced pick considers only the best `reach * count` rows.
-    Raises: RequestError if no row is usable. TooFew if fewer than `count` rows are left.
+    Raises: RequestError if no row is usable, or the method admits none. TooFew if fewer than `count` rows are left.
     """
     reasons = np.full(len(readable), NOT_ADMITTED, dtype=np.int8)
     finite = np.isfinite(scores.confidence) & np.isfinite(scores.entropy)
@@ -106,6 +106,7 @@ def choose(
     ranking = _ranked(scores, finite, method, np.random.default_rng(seed))
     rows, repeated = ranking.rows, np.empty(0, np.int64)
     admitted = len(rows)
+    check_admitted(admitted, usable)
     reasons[rows] = NOT_DRAWN
     if deduplicate is not None:
         dropped = near_duplicates(features(rows), deduplicate)
@@ -136,6 +137,12 @@ def check_usable(images: int) -> None:
     """Raise RequestError if none of the images is usable."""
     if images == 0:
         raise RequestError("no image of the pool can be used: none is readable with a finite score")
+
+
+def check_admitted(images: int, usable: int) -> None:
+    """Raise RequestError if none of the usable images is admitted: a selection has an image or more."""
+    if images == 0:
+        raise RequestError(f"the method admits none of {usable} usable images")
 
 
 def aimed(count: int | None, left: int, usable: int) -> int:

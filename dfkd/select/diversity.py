@@ -1,5 +1,6 @@
 """Near-duplicates and clusters among the teacher's penultimate features, with faiss."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,13 +23,15 @@ QUERIES = 256
 """Rows that are searched at once."""
 
 
-def near_duplicates(features: Float[np.ndarray, "rows width"], similarity: float) -> Bool[np.ndarray, " rows"]:
+def near_duplicates(features: Float[np.ndarray, "rows *views width"], similarity: float) -> Bool[np.ndarray, " rows"]:
     """Return a mask of the rows whose cosine similarity to an earlier row that is kept is at least `similarity`.
 
-    The best row comes first, so the better one of two near-duplicates stays.
+    The best row comes first, so the better one of two near-duplicates stays. With several views of each row, the first
+    view of the earlier row is compared with all views of the later one.
     """
-    unit = unit_rows(features)
-    index = _index(unit)
+    views = math.prod(features.shape[1:-1])
+    described = unit_rows(features.reshape(-1, features.shape[-1]))
+    index, unit = _index(described), described[::views]
     dropped = np.zeros(len(unit), dtype=bool)
     # range_search finds similarities above its radius; the next smaller float includes equality
     radius = float(np.nextafter(np.float32(similarity), np.float32(-2)))
@@ -40,7 +43,7 @@ def near_duplicates(features: Float[np.ndarray, "rows width"], similarity: float
         limits, _, neighbors = index.range_search(unit[rows], radius)
         for i, row in enumerate(rows):
             if not dropped[row]:
-                near = neighbors[limits[i] : limits[i + 1]]
+                near = neighbors[limits[i] : limits[i + 1]] // views
                 dropped[near[near > row]] = True
     return dropped
 

@@ -61,8 +61,7 @@ def near_copies(
         size = PIECE if needed is None else min(PIECE, max(SMALLEST_PIECE, needed - len(kept)))
         read = described(rows[start : start + size])
         found = np.stack([read, mirrored(read)], axis=1)
-        compared = np.concatenate([kept, found]).reshape(-1, GRID**2)
-        near = near_duplicates(compared, similarity)[2 * len(kept) :: 2]
+        near = near_duplicates(np.concatenate([kept, found]), similarity)[len(kept) :]
         dropped[start : start + size] = near
         kept, start = np.concatenate([kept, found[~near]]), start + size
     return dropped

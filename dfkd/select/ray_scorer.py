@@ -53,6 +53,7 @@ class RayScorer:
         with connected() as ray, stop_request() as stop:
             left, idle, waited, finished, twice = deque(todo), list[Any](), 0, set[int](), set[int]()
             running: dict[Any, tuple[Any, int | None]] = {}
+            before = {part: _version(scores_file(self.folder, part)) for part in todo}
             for worker in self._workers(ray, len(todo)):
                 running[worker.open.remote()] = (worker, None)
             while len(finished) < len(todo):
@@ -73,7 +74,7 @@ class RayScorer:
                     try:
                         rows, problems = ray.get(answer)
                         if part is not None:
-                            self._fetch(ray, worker, part)
+                            self._fetch(ray, worker, part, before[part])
                     except ray.exceptions.RayActorError as error:
                         left.extendleft([] if part is None or part in finished else [part])
                         say(f"a worker has ended and is not started again: {first_line(error)}")
@@ -120,9 +121,12 @@ class RayScorer:
         count = min(parts, config.workers or max(1, int(room)))
         return [worker.remote(given, self.adapted, self.scoring, os.getcwd()) for _ in range(count)]
 
-    def _fetch(self, ray: Any, worker: Any, part: int) -> None:
-        """Copy the files of a part here, from a worker that does not see the folder of this machine."""
-        if not scores_file(self.folder, part).exists():
+    def _fetch(self, ray: Any, worker: Any, part: int, before: tuple[int, int] | None) -> None:
+        """Copy the files of a part here, from a worker that does not see the folder of this machine.
+
+        A file that is the one from `before` the scoring is damaged, or has no features beside it.
+        """
+        if _version(scores_file(self.folder, part)) in (None, before):
             for name, content in ray.get(worker.files.remote(part)).items():
                 with replacing(self.folder / name) as partial:
                     partial.write_bytes(content)
@@ -176,6 +180,15 @@ class _Worker:
         if different := differences(expected, scoring):
             raise RequestError(f"it would not compute the same scores: {'; '.join(different)}")
         return PartScorer(teacher, pool, request_folder("scores", scoring), config.batch_size, request.stored_tap)
+
+
+def _version(file: Path) -> tuple[int, int] | None:
+    """Return what differs after a file is replaced, or None for a missing file."""
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _refused(error: Any) -> Exception:

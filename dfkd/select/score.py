@@ -63,7 +63,7 @@ def score_pool(
     problems: dict[int, str] = {}
 
     def check() -> None:
-        if len(problems) > max_unreadable * len(pool):
+        if len(problems) / len(pool) > max_unreadable:  # divided: 0.29 * 100 is a little below 29
             raise TooManyUnreadable(pool, problems, max_unreadable)
 
     todo, damaged = _cached(folder, parts, tap, len(pool), problems)

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from dfkd.config.option import named
 from dfkd.config.tables import differences
 from dfkd.data.images.decode import processors, reencoded
+from dfkd.data.readers.reader import Unreadable
 from dfkd.formats.manifest import MANIFEST, write_manifest
 from dfkd.formats.run_records import CHECKPOINT, LOGS, METRICS
 from dfkd.formats.shards import BYTES_PER_SHARD, ROWS_PER_SHARD, Rows, Shards, write_shards
@@ -173,8 +174,9 @@ def _images(
     size = 0
     threads = ThreadPoolExecutor(processors())
     for start in range(first, len(choice), FILES_AT_ONCE):
-        some: Iterable[bytes] = pool.files(choice.some(start, start + FILES_AT_ONCE))
-        for file in some if store is None else threads.map(partial(reencoded, side=store, bits=bits), some):
+        rows = choice.some(start, start + FILES_AT_ONCE)
+        some: Iterable[bytes] = pool.files(rows)
+        for file in some if store is None else threads.map(partial(_smaller, pool, store, bits), rows.tolist(), some):
             if files and (size + len(file) > BYTES_PER_SHARD or len(files) == ROWS_PER_SHARD):
                 yield choice.some(first, first + len(files)), files
                 first, files, size = first + len(files), [], 0
@@ -184,6 +186,19 @@ def _images(
         yield choice.some(first, len(choice)), files
 
 
+def _smaller(pool: Pictures, store: int, bits: int | None, row: int, file: bytes) -> bytes:
+    """Return an encoded file at the working size. Raises: RequestError if it was readable and no longer is."""
+    try:
+        return reencoded(file, store, bits)
+    except Unreadable as why:
+        raise _changed(pool, row, str(why)) from None
+
+
+def _changed(pool: Pictures, row: int, why: str) -> RequestError:
+    name = pool.origins(np.array([row]))[0]
+    return RequestError(f"{name} was scored and cannot be read any more ({why}); the pool has changed: select again")
+
+
 def _pixels(pool: Pictures, indices: Int[np.ndarray, " rows"]) -> UInt8[np.ndarray, "rows size size channels"]:
     """Return the pixels of images that were readable when they were scored.
 
@@ -191,8 +206,7 @@ def _pixels(pool: Pictures, indices: Int[np.ndarray, " rows"]) -> UInt8[np.ndarr
     """
     images = pool.images(indices)
     for position, why in images.problems.items():
-        name = pool.origins(indices[position : position + 1])[0]
-        raise RequestError(f"{name} was scored and cannot be read any more ({why}); the pool has changed: select again")
+        raise _changed(pool, int(indices[position]), why)
     return images.pixels
 
 

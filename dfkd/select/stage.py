@@ -54,7 +54,7 @@ def select(config: SelectConfig, teacher: GivenModel, pool: Sequence[GivenData])
     if config.out:
         output_path(config.out)
     method, share = check(config), PoolShare.parse(config.part) if config.part is not None else None
-    if config.engine == "ray" and not all(isinstance(one, str) for one in (teacher, *pool)):
+    if config.engine == "ray" and not _in_texts(config, teacher, pool):
         raise RequestError("--engine ray takes a MODEL and DATA as texts: its workers open them themselves")
     request = resolve(config, method, teacher, pool)
     config, out = request.config, output_path(request.config.out)
@@ -72,6 +72,12 @@ def select(config: SelectConfig, teacher: GivenModel, pool: Sequence[GivenData])
     else:
         _report(selected)
     return out
+
+
+def _in_texts(config: SelectConfig, teacher: GivenModel, pool: Sequence[GivenData]) -> bool:
+    """Return whether the texts of `config` say all of the teacher and the pool."""
+    said = isinstance(teacher, str) or teacher == given_teacher(config.teacher, config.mixing)
+    return said and all(isinstance(one, str) for one in pool)
 
 
 def _make(request: Request, out: Path) -> Selected:

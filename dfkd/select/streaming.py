@@ -22,6 +22,7 @@ from dfkd.select.choose import (
     SELECTED,
     UNREADABLE,
     Choice,
+    check_admitted,
     check_usable,
     how_many,
 )
@@ -100,6 +101,7 @@ def choose_streaming(
     admitted = left = int(sizes.sum())
     if not admitted and scale.missing:
         raise RequestError(scale.missing)
+    check_admitted(admitted, usable)
     for near_duplicates in deduplicate:
         for dropped in near_duplicates(pool.ranked, left):
             pool.reasons[dropped] = NEAR_DUPLICATE

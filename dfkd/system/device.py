@@ -119,7 +119,7 @@ def _bf16_pays() -> bool:
     path = cache_folder() / "precision.json"
     here = f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}, one thread, torch {torch.__version__}"
     found: dict[str, float] = {}
-    with contextlib.suppress(OSError, ValueError, TypeError):
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
         found = {str(key): float(value) for key, value in json.loads(path.read_text(encoding="utf-8")).items()}
     if here not in found:
         found[here] = round(bf16_speed(), 3)

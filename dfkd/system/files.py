@@ -173,7 +173,7 @@ def output_path(text: str, flag: str = "--out") -> Path:
     path = local_copy(text) if is_remote(text) else Path(text).resolve()
     if not _is_utf8(str(path)):
         raise RequestError(f"{flag} {text} is not UTF-8, which Arrow requires of file names; give another name")
-    above = next(folder for folder in path.parents if folder.exists())
+    above = next((folder for folder in path.parents if folder.exists()), path)  # nothing is above the root
     if not above.is_dir() or not os.access(above, os.W_OK):
         what = "may not be written to" if above.is_dir() else "is a file"
         raise RequestError(f"{flag} {text} cannot be made: {above} {what}")

@@ -104,9 +104,15 @@ class _Remote:
         if whole is None:
             return False
         last = self.local / self.last
-        if last.is_file() and last.read_bytes() == whole:
+
+        def is_here() -> bool:
+            return last.is_file() and last.read_bytes() == whole
+
+        if is_here():
             return True
         with locked(self.local.parent, f"the copy of {self.uri}", wait=True):
+            if is_here():  # another command has fetched it, and reads it now
+                return True
             shutil.rmtree(self.local, ignore_errors=True)
             files = {name: size for name, size in self._files().items() if name not in (self.last, MARK)}
             with progress(f"fetching {self.local.name}", len(files), "files") as bar:
@@ -120,18 +126,21 @@ class _Remote:
     def send(self) -> None:
         """Send the folder in the cache, with its last file at the end. Skip files that an earlier call has sent."""
         last = self.local / self.last
-        if not last.is_file() or self.read(self.last) == last.read_bytes():
+        before = self.read(self.last)
+        if not last.is_file() or before == last.read_bytes():
             return
-        mark = json.dumps({"of": hash_file(last)}).encode()
-        there = self._files() if self.read(MARK) == mark else {}
-        if not there:
+        found = (path for path in sorted(self.local.rglob("*")) if path.is_file())
+        files = {path.relative_to(self.local).as_posix(): path for path in found if path.name not in (LOCK, self.last)}
+        mark, there = json.dumps({"of": hash_file(last)}).encode(), dict[str, int]()
+        if before is None and self.read(MARK) == mark:
+            there = self._files()
+        else:
+            # files of another version can have the sizes of these; those of a complete one stay until they are replaced
+            for name in files.keys() & self._files().keys() if before is None else ():
+                self._remove(name)
             self._write(MARK, mark)
-        files = [
-            path for path in sorted(self.local.rglob("*")) if path.is_file() and path.name not in (LOCK, self.last)
-        ]
         with progress(f"sending {self.local.name}", len(files), "files") as bar:
-            for path in files:
-                name = path.relative_to(self.local).as_posix()
+            for name, path in files.items():
                 if there.get(name) != path.stat().st_size:
                     self._send(path, name)
                 bar.advance(1)

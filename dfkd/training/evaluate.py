@@ -174,12 +174,14 @@ def evaluate(
     data: GivenData,
     teacher: GivenModel | None = None,
     as_student: bool = False,
+    teacher_normalize: str | None = None,
 ) -> dict[str, Any]:
     """Return the metrics of a model. Model, teacher and data may be Python objects.
 
-    With `as_student`, the teacher gets the model's normalization if none is given.
+    `teacher_normalize` is the teacher's normalization, by default the one in `config`. With `as_student`, the teacher
+    gets the model's normalization if none is given.
     """
-    evaluated, taught, images = open_pair(config, model, data, teacher, as_student)
+    evaluated, taught, images = open_pair(config, model, data, teacher, as_student, teacher_normalize)
     loaded = evaluated.model
     check_labels(images, loaded.classes)
     for classifier in (evaluated, taught):
@@ -202,8 +204,9 @@ def open_pair(
     data: GivenData,
     teacher: GivenModel | None,
     as_student: bool,
+    teacher_normalize: str | None = None,
 ) -> tuple[Classifier, Classifier | None, Pool]:
-    """Open a model, its teacher if given, and images as both see them. `as_student` is as for `evaluate`.
+    """Open a model, its teacher if given, and images as both see them. The last two parameters are as for `evaluate`.
 
     Raises: RequestError for networks that cannot be compared.
     """
@@ -212,7 +215,7 @@ def open_pair(
     images = open_images(data, config, loaded)
     taught = None
     if teacher is not None:
-        normalize = config.normalize or (loaded.normalize if as_student else None)
+        normalize = teacher_normalize or config.normalize or (loaded.normalize if as_student else None)
         frame = loaded.frame  # both see the same images
         known = load_classifier(
             teacher,

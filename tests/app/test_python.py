@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import io
 import json
 import os
 import signal
@@ -119,6 +120,22 @@ def test_teacher__selects_distills_and_evaluates_with_own_objects(pool, tmp_path
     assert measured["top1"] == run.result["teacher_top1"] and measured["agreement"] == run.result["agreement"]
 
 
+def test_evaluate__shows_a_teacher_the_images_in_its_own_normalization(pool):
+    torch.manual_seed(0)
+    network, labels = nn.Sequential(nn.Flatten(), nn.Linear(SIDE**2, 3)), np.arange(60) % 3
+    student, teacher = dfkd.Teacher(net(), **EXPECTED), dfkd.Teacher(network, normalize="0.9/0.2", image_size=SIDE)
+
+    def right(one):
+        return one.evaluate((pool, labels), verbose=False)["top1"]
+
+    def right_beside(one):
+        return student.evaluate((pool, labels), teacher=one, verbose=False)["teacher_top1"]
+
+    assert right(teacher) != right(dfkd.Teacher(network, **EXPECTED))
+    assert right_beside(teacher) == right(teacher)
+    assert right_beside(network) == right(dfkd.Teacher(network, **EXPECTED)), "a network alone says none"
+
+
 def test_selection__is_a_data_set_of_images_and_logits(selection, teacher, pool):
     assert len(selection) == 30 and selection.manifest["count"] == 30
     image, logits = selection[0]
@@ -177,6 +194,48 @@ def test_pool__of_a_data_set_is_found_again_by_its_content_or_what_it_says(teach
     named = teacher.select(Named(pool), **PICK).folder
     Named.read = 0
     assert teacher.select(Named(changed), **PICK).folder == named and Named.read < 10
+
+
+def test_pool__of_a_data_set_is_known_by_all_that_decides_its_colors(teacher, pool):
+    class Changed(Photos):
+        def __init__(self, images, change):
+            super().__init__(images)
+            self.change = change
+
+        def __getitem__(self, index):
+            photo = super().__getitem__(index)
+            self.change(photo)
+            return photo
+
+    def palette(values):
+        return lambda photo: photo.putpalette(np.repeat(values, 3).astype(np.uint8).tobytes())
+
+    def of(**said):
+        return lambda photo: photo.info.update(said)
+
+    def turned(photo):
+        photo.getexif()[0x0112] = 3
+
+    changes = [of(), palette(np.arange(256)), palette(np.arange(256)[::-1]), of(transparency=7), turned]
+    folders = {teacher.select(Changed(pool, change), **PICK).folder for change in changes}
+    assert len(folders) == len(changes)
+
+
+@pytest.mark.parametrize("damaged", [0, 3])
+@pytest.mark.parametrize("early", [True, False])
+def test_pool__of_a_data_set_may_have_a_damaged_image(teacher, pool, damaged, early):
+    class Files(Photos):
+        def __getitem__(self, index):
+            file = io.BytesIO()
+            super().__getitem__(index).save(file, "BMP")
+            photo = Image.open(io.BytesIO(file.getvalue()[: -40 if index == damaged else None]))
+            if early:  # else Pillow reads the pixels later
+                photo.load()
+            return photo
+
+    with pytest.raises(dfkd.RequestError, match="1 of 60 images cannot be read"):
+        teacher.select(Files(pool), **PICK)
+    assert len(teacher.select(Files(pool), max_unreadable=0.05, **PICK)) == PICK["count"]
 
 
 def test_results__are_found_again_and_are_not_stale_after_the_weights_change(pool, monkeypatch):

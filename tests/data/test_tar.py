@@ -132,6 +132,24 @@ def test_where_the_members_lie_is_kept_for_the_next_command(
     assert np.array_equal(pixels(), patches[4:6]), "a cache that cannot be written is no trouble"
 
 
+@pytest.mark.parametrize("damaged", ["", "{", "[1]", '{"notes": []}', '{"notes": 3, "left_out": 4}'])
+def test_what_was_left_out__is_counted_anew_if_the_kept_notes_are_damaged(
+    tmp_path: Path,
+    patches: np.ndarray,
+    encode: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    damaged: str,
+) -> None:
+    monkeypatch.setenv("DFKD_CACHE", str(tmp_path / "cache"))
+    write_tar(tmp_path / "x.tar", {"0.png": encode(patches[0]), "0.heic": b"photo"})
+    for _ in range(2):
+        assert open_pool([str(tmp_path / "x.tar")], image_size=16, channels=3).left_out == {"x.tar": {".heic": 1}}
+        assert "note: x.tar holds 1 files that are not taken as images: 1 .heic" in capsys.readouterr().err
+        (kept,) = (tmp_path / "cache" / "tars").glob("*.json")
+        kept.write_text(damaged)
+
+
 def test_where_the_members_lie__is_in_memory_of_few_archives(
     tmp_path: Path, patches: np.ndarray, encode: Callable
 ) -> None:

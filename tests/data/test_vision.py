@@ -1,12 +1,16 @@
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import torchvision
 from PIL import Image
 
 from dfkd.data import open_pool
+from dfkd.data.own import data_of
 from dfkd.data.readers.vision import VisionReader, data_folder, open_vision
 from dfkd.system.errors import RequestError
 
@@ -91,6 +95,57 @@ def test_open_vision__reads_items_where_a_later_one_differs_from_data(monkeypatc
     monkeypatch.setattr(torchvision.datasets, "later", Later, raising=False)
     pool = open_pool(["torchvision:torchvision.datasets.later"], image_size=8, channels=3)
     assert pool.images(np.arange(4)).pixels.max(axis=(1, 2, 3)).tolist() == [0, 0, 1, 1]
+
+
+class Labeled:
+    """A data set with `data` and `targets`, whose items have the labels of another function, or none."""
+
+    def __init__(self, label: Callable[[int], Any] | None, targets: Any = None) -> None:
+        self.data = np.arange(12, dtype=np.uint8).reshape(12, 1, 1, 1).repeat(8, axis=1).repeat(8, axis=2)
+        self.label, self.targets = label, [i % 3 for i in range(12)] if targets is None else targets
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> Any:
+        self.read.append(index)
+        image = Image.fromarray(self.data[index, :, :, 0])
+        return image if self.label is None else (image, self.label(index))
+
+
+@pytest.mark.parametrize(
+    ("label", "targets", "expected"),
+    [
+        (lambda i: i % 3, None, [0, 1, 2]),
+        (lambda i: np.int64(i % 3), torch.arange(12) % 3, [0, 1, 2]),
+        (lambda i: torch.tensor(i % 3), np.arange(12) % 3, [0, 1, 2]),
+        (None, None, [0, 1, 2]),
+        (lambda i: 2 - i % 3, None, [2, 1, 0]),
+        (lambda i: min(i % 3, 1), None, [0, 1, 1]),
+        (lambda i: i % 3, torch.stack([torch.arange(12), torch.arange(12)], dim=1), [0, 1, 2]),
+        (lambda i: i % 3, [{"boxes": []}] * 12, [0, 1, 2]),
+    ],
+)
+def test_labels__are_those_of_the_items(label: Any, targets: Any, expected: list[int]) -> None:
+    """`targets` do not know a `target_transform`, and may hold something else."""
+    reader = VisionReader("mine", Labeled(label, targets))
+    assert reader.labels().tolist() == expected * 4
+
+
+def test_labels__of_one_item_of_each_class_are_compared() -> None:
+    data = Labeled(lambda i: i % 3)
+    reader = VisionReader("mine", data)
+    data.read.clear()
+    reader.labels()
+    assert data.read == [0, 1, 2]
+
+
+def test_data_set__is_known_by_the_labels_of_its_items() -> None:
+    labels: list[Any] = [None, lambda i: i % 3, lambda i: 2 - i % 3, lambda i: i // 4]
+    identities = [open_pool([data_of(Labeled(label), "test")], image_size=8, channels=1).identity for label in labels]
+    assert identities[0] == identities[1]
+    assert len({str(identity) for identity in identities}) == 3
 
 
 def test_bad_requests(mnist: dict[str, np.ndarray]) -> None:

@@ -153,6 +153,25 @@ def test_tar__reads_links_to_its_own_members(tmp_path: Path, capsys: pytest.Capt
         assert "3 links to nothing in it" in capsys.readouterr().err
 
 
+def test_tar__reads_labels_that_are_links_of_any_name_and_order(tmp_path: Path) -> None:
+    hard, soft = tarfile.LNKTYPE, tarfile.SYMTYPE
+    members: dict[str, bytes | tuple[bytes, str]] = {
+        "d/first.png": encode(PIXELS[0]),
+        "d/first.cls": (soft, "22.06.cls"),
+        "d/22.05.png": encode(PIXELS[1]),
+        "d/22.05.cls": b"3",
+        "d/22.06.png": encode(PIXELS[2]),
+        "d/22.06.cls": (hard, "d/22.05.cls"),
+        "d/last.png": encode(PIXELS[3]),
+        "d/last.cls": (soft, "nothing.cls"),
+    }
+    path = write_links(tmp_path / "x.tar", members)
+    with pytest.raises(RequestError, match=r"there is no member 'd/last\.cls'"):
+        open_pool([str(path)], image_size=16, channels=3).labels()
+    write_links(path, {**members, "d/last.cls": (soft, "first.cls")})
+    assert open_pool([str(path)], image_size=16, channels=3).labels().tolist() == [3, 3, 3, 3]
+
+
 def test_content_decides__what_an_image_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Photos with rare, wrong or no suffixes, among other files, in a folder and in a tar."""
     names = ["00.jfif", "01.jpe", "02.JPG_large", "03", "04.img", "05.dat", "06.x", "07.gfi", "08"]

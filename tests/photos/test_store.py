@@ -2,6 +2,8 @@
 
 import io
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 
 from dfkd.data.images.decode import decode, reencoded
 from dfkd.formats.shards import Shards
+from dfkd.select import stage
 
 
 def stored_sizes(folder):
@@ -41,6 +44,29 @@ def test_store__writes_larger_photographs_at_the_working_size(studio, selection,
 def test_store__refuses_what_loses_pixels_or_does_nothing(studio, tmp_path, capsys, options, said):
     assert studio.select(tmp_path / "out", *options) == 2
     assert said in capsys.readouterr().err
+
+
+def test_store__names_a_photograph_that_was_damaged_after_scoring(studio, tmp_path, capsys, monkeypatch):
+    photos = tmp_path / "photos"
+    shutil.copytree(studio.photos, photos)
+    choose = stage.choose
+
+    def damaging(*given, **options):
+        file = photos / "kind 3" / "03.jpg"
+        file.write_bytes(file.read_bytes()[:-500])
+        return choose(*given, **options)
+
+    monkeypatch.setattr(stage, "choose", damaging)
+    assert replace(studio, photos=str(photos)).select(tmp_path / "out", "--count", 20, "--store", 98) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "photos/kind 3/03.jpg was scored and cannot be read any more (OSError: image file is truncated" in said
+
+
+def test_reencoded__leaves_a_strip_that_jpeg_cannot_hold():
+    file = io.BytesIO()
+    Image.new("L", (80_000, 300)).save(file, "PNG")
+    assert reencoded(file.getvalue(), 290) == file.getvalue()
+    assert Image.open(io.BytesIO(reencoded(file.getvalue(), 200))).size == (53_333, 200)
 
 
 def test_reencoded__is_upright_and_small_files_stay():

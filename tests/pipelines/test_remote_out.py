@@ -1,5 +1,8 @@
 """Selections and runs in an object store: fsspec's memory file system, which fails where a test says so."""
 
+import os
+from contextlib import contextmanager, nullcontext
+
 import fsspec
 import numpy as np
 import pytest
@@ -9,10 +12,10 @@ from safetensors.torch import save_file
 from dfkd.app import cli
 from dfkd.formats.shards import Shards
 from dfkd.models import cifar_resnet
-from dfkd.system import remote
+from dfkd.system import remote, remote_folder
 from dfkd.system.errors import RequestError
 from dfkd.system.files import local_copy
-from dfkd.system.remote_folder import folder_of
+from dfkd.system.remote_folder import folder_of, sent
 
 OUT = "memory://bucket/made/some"
 
@@ -103,6 +106,70 @@ def test_select__that_was_cut_off_while_it_sent_goes_on(store, select, tmp_path,
     assert {name: store.modified(name) for name in sent} == times, "what was sent is not sent again"
     assert len(Shards(local_copy(OUT))) == 9
     assert "incomplete.json" not in names(store)
+
+
+def cut_off(monkeypatch, store, name):
+    """Lose the connection at the file `name`, until the fixture is undone."""
+    put, pipe = store.put_file, store.pipe_file
+
+    def sending(path):
+        if path.endswith(f"/{name}"):
+            raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(store, "put_file", lambda here, path, *a, **k: (sending(path), put(here, path, *a, **k)))
+    monkeypatch.setattr(store, "pipe_file", lambda path, *a, **k: (sending(path), pipe(path, *a, **k)))
+
+
+def test_send__of_another_version_keeps_no_file_of_one_that_was_cut_off(store, tmp_path, monkeypatch):
+    """Two trainings give files of equal sizes. A file was taken for sent because one of its size was there."""
+    monkeypatch.setenv("DFKD_CACHE", str(tmp_path))
+    run, folder = "memory://bucket/runs/kd", local_copy("memory://bucket/runs/kd")
+    folder.mkdir(parents=True)
+    for version, stops in (("a", "result.json"), ("b", "config.toml"), ("b", None)):
+        with monkeypatch.context() as lost:
+            if stops is not None:
+                cut_off(lost, store, stops)
+            with pytest.raises(RequestError, match="reset by peer") if stops else nullcontext(), sent(run, "run"):
+                for name in ("config.toml", "student.safetensors", "result.json"):
+                    (folder / name).write_text(version)
+    assert names(store, "/bucket/runs/kd") == dict.fromkeys(("config.toml", "student.safetensors", "result.json"), b"b")
+
+
+def test_send__of_a_result_that_is_measured_anew_leaves_the_run_whole_if_it_is_cut_off(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("DFKD_CACHE", str(tmp_path))
+    run, folder = "memory://bucket/runs/kd", local_copy("memory://bucket/runs/kd")
+    folder.mkdir(parents=True)
+    with sent(run, "run"):
+        for name in ("config.toml", "student.safetensors", "result.json"):
+            (folder / name).write_text("a")
+    cut_off(monkeypatch, store, "config.toml")
+    with pytest.raises(RequestError, match="reset by peer"), sent(run, "run"):
+        (folder / "result.json").write_text("b")
+    assert {**names(store, "/bucket/runs/kd"), "incomplete.json": b""} == {
+        **dict.fromkeys(("config.toml", "student.safetensors", "result.json"), b"a"),
+        "incomplete.json": b"",
+    }
+
+
+def test_folder_of__that_waits_for_another_command_takes_what_that_one_has_fetched(store, tmp_path, monkeypatch):
+    """A second copy would remove the files that the other command reads."""
+    monkeypatch.setenv("DFKD_CACHE", str(tmp_path))
+    store.pipe_file("/bucket/made/some/manifest.json", b"{}")
+    store.pipe_file("/bucket/made/some/data-00000.arrow", b"images")
+    locked, fetched = remote_folder.locked, []
+
+    @contextmanager
+    def waiting(*given, **options):
+        if not fetched:
+            fetched.append(True)
+            fetched.append((folder_of(OUT) / "data-00000.arrow").open("rb"))
+        with locked(*given, **options):
+            yield
+
+    monkeypatch.setattr(remote_folder, "locked", waiting)
+    assert (folder_of(OUT) / "data-00000.arrow").samefile(fetched[1].name)
+    with fetched[1] as file:
+        assert os.fstat(file.fileno()).st_nlink == 1, "the file was removed"
 
 
 def test_select__tries_a_lost_connection_again(store, select, monkeypatch):

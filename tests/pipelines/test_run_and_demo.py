@@ -264,6 +264,12 @@ def test_a_file_is_checked_whole_before_anything_runs(file, old, new, said):
         read_pipeline(file)
 
 
+def test_samples_may_be_a_selection_of_an_object_store_as_for_distill(file):
+    file.write_text(file.read_text().replace('samples = ["random"]', 'samples = ["s3://bucket/some", "random"]', 1))
+    pipeline = read_pipeline(file)
+    assert pipeline.distillations[0].samples == ("s3://bucket/some", pipeline.selections[0].out)
+
+
 def test_a_preset_of_a_table_beats_the_defaults_and_gives_way_to_the_table(file, tmp_path):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('[distill]\nloss = ["kd:temperature=1"]\nepochs = 3\nlr = 0.3\n')

@@ -1,6 +1,7 @@
 """`--teacher A B` through all commands: digits whose teachers know all ten, or half of them each."""
 
 import json
+import os
 import tomllib
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from safetensors.torch import save_file
 import dfkd
 from dfkd.app import demo
 from dfkd.formats.shards import Shards
+from dfkd.models.load import load_model
 from dfkd.models.several import given_teacher, load_classifier
+from dfkd.select import ray_scorer, request
 
 SHORT = ("--steps", 6, "--batch-size", 32, "--checkpoint-every", 3, "--log-every", 3)
 
@@ -49,6 +52,30 @@ def test_selection__has_the_answers_of_the_ensemble(lab, teachers, both):
     with torch.no_grad():
         answers = model.module(model.preprocess(torch.from_numpy(shards.pixels(np.arange(20)))))
     assert np.allclose(shards.column("logits")[:20], answers.numpy(), atol=0.05)
+
+
+def test_selection__by_workers_of_ray_which_open_the_teachers_themselves(lab, teachers, both, tmp_path, monkeypatch):
+    """Ray is played: one worker, in this process."""
+    scored = []
+
+    def scorer(self, todo, advance):
+        worker = ray_scorer._Worker(self.request.config, self.adapted, self.scoring, os.getcwd())
+        for part in todo:
+            scored.append(part)
+            yield worker.score(part)[1]
+
+    monkeypatch.setattr(request, "check_installed", lambda: None)
+    monkeypatch.setattr(ray_scorer.RayScorer, "__call__", scorer)
+    command = ("select", "--pool", lab.few, "--count", 100, "--filter", "none", "--teacher", *teachers, *lab.flags)
+    more = ("--mixing", "entropy", "--batch-size", 128, "--engine", "ray", "--out", tmp_path / "out")
+    assert lab.dfkd(*command, *more) == 0 and scored
+    logits, expected = (Shards(folder).column("logits") for folder in (tmp_path / "out", both))
+    assert np.allclose(logits, expected, atol=0.05)
+    objects = dfkd.Teacher(
+        [load_model(text).module for text in teachers], normalize=demo.NORMALIZE, image_size=demo.SIDE
+    )
+    with pytest.raises(dfkd.RequestError, match="takes a MODEL and DATA as texts"):
+        objects.select(str(lab.few), engine="ray", verbose=False)
 
 
 def test_distill__learns_from_both_with_the_default_losses(lab, teachers, both, tmp_path, capsys):

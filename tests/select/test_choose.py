@@ -53,6 +53,17 @@ def test_the_default_count_is_half_or_what_there_is(pool):
     assert len(few.indices) == few.admitted == 20
 
 
+@pytest.mark.parametrize("more", [{}, {"count": 3}, {"deduplicate": 0.9}, {"balance": "class"}, {"balance": "cluster"}])
+def test_a_method_that_admits_nothing_is_refused(pool, more):
+    """A selection without images cannot be read again."""
+    with pytest.raises(RequestError, match=r"^the method admits none of 196 usable images$"):
+        choose(
+            *pool,
+            lambda s, r: methods.Ranking(np.flatnonzero(s.confidence > 2)),
+            **{"count": None, "seed": 0, "features": no_features, **more},
+        )
+
+
 def test_too_many_says_how_many_there_are(pool):
     scores, readable = pool
     with pytest.raises(TooFew, match=r"^count=197 is above the 196 images") as refused:

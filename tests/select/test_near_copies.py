@@ -13,7 +13,7 @@ from dfkd.select import near_copies as module
 from dfkd.select.choose import SELECTED, choose
 from dfkd.select.diversity import unit_rows
 from dfkd.select.methods import ImageScores
-from dfkd.select.near_copies import describe, near_copies
+from dfkd.select.near_copies import describe, mirrored, near_copies
 from dfkd.system.errors import RequestError
 
 
@@ -91,6 +91,22 @@ def test_near_copies__finds_a_mirrored_and_recompressed_copy(photos):
     both = np.concatenate([photos, jpeg(photos)[:, :, ::-1]])
     dropped = near_copies(np.arange(120), lambda rows: describe(both[rows]), 0.95)
     assert dropped[60:].all() and dropped[:60].sum() <= 1
+
+
+@pytest.mark.parametrize("piece", [1_000, 37])
+def test_near_copies__compares_nearly_symmetric_images_with_the_mirror_of_what_is_kept(monkeypatch, piece):
+    """An image that is like its own mirror does not hide that mirror, and a dropped image's mirror drops none."""
+    monkeypatch.setattr(module, "PIECE", piece)
+    rng = np.random.default_rng(10)
+    base = rng.normal(size=(400, 64))
+    base += rng.uniform(0, 1.2, (400, 1)) * mirrored(base)
+    described = (base[rng.integers(0, 60, 400)] + rng.normal(size=(400, 64)) * 0.35).astype(np.float32)
+    unit = unit_rows(described)
+    near = np.maximum(unit @ unit.T, unit @ mirrored(unit).T) >= 0.9
+    expected = np.zeros(400, dtype=bool)
+    for row in range(400):
+        expected[row] = (near[row, :row] & ~expected[:row]).any()
+    assert np.array_equal(near_copies(np.arange(400), described.__getitem__, 0.9), expected)
 
 
 def test_describe__an_image_of_one_color_is_no_copy_of_another(photos):

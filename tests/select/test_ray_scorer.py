@@ -10,9 +10,11 @@ import torch
 from dfkd.config import SelectConfig
 from dfkd.select import ray_scorer
 from dfkd.select.ray_scorer import RayScorer
+from dfkd.select.stored_scores import features_file, scores_file
 from dfkd.system import ray_session
 from dfkd.system.device import Place
 from dfkd.system.errors import RequestError
+from dfkd.system.files import replacing
 from dfkd.system.signals import Interrupted, StopRequest
 
 
@@ -167,6 +169,44 @@ def test_workers__are_as_many_as_there_is_room_or_pieces_for(play, monkeypatch):
         play(lambda worker, part: None, device="cuda")
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     assert len(play(lambda worker, part: None, workers=None, device="cuda")[0].workers) == 1, "a cluster may grow"
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_scores__from_before_are_replaced_by_those_of_a_worker_of_another_folder(tmp_path, monkeypatch, shared):
+    """The file here is damaged, or its features are missing, or the piece would not be scored."""
+    here, there = tmp_path / "here", tmp_path / ("here" if shared else "there")
+    here.mkdir()
+    scores_file(here, 0).write_bytes(b"old")
+
+    def scored(part):
+        with replacing(scores_file(there, part)) as partial:
+            partial.write_bytes(b"new %d" % part)
+
+    def transferred(part):
+        return {name.name: name.read_bytes() for name in [features_file(there, part, "t"), scores_file(there, part)]}
+
+    played = Played(lambda worker, part: None if part is None else scored(part))
+    start = played._start
+
+    def with_files(*given):
+        worker = start(*given)
+        worker.files = SimpleNamespace(remote=lambda part: ("files", part))
+        return worker
+
+    for part in (0, 1):
+        features_file(there, part, "t").parent.mkdir(exist_ok=True)
+        features_file(there, part, "t").write_bytes(b"features")
+    get = played.get
+    monkeypatch.setattr(played, "_start", with_files)
+    monkeypatch.setattr(played, "get", lambda answer: transferred(answer[1]) if answer[0] == "files" else get(answer))
+    monkeypatch.setattr(ray_scorer, "connected", lambda: nullcontext(played))
+    config = SelectConfig(teacher="t", pool=("p",), out="o", workers=1)
+    scorer = RayScorer.__new__(RayScorer)
+    request = SimpleNamespace(config=config, place=Place(torch.device("cpu"), torch.float32))
+    vars(scorer).update(request=request, adapted=None, scoring={}, folder=here)
+    assert len([*scorer([0, 1], lambda images: None)]) == 2
+    assert [scores_file(here, part).read_bytes() for part in (0, 1)] == [b"new 0", b"new 1"]
+    assert [features_file(here, part, "t").read_bytes() for part in (0, 1)] == [b"features"] * 2
 
 
 def test_gpus__that_do_not_fit_the_device_are_refused(play):

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from dfkd.select.score import _directions, score_logits
+from dfkd.data import open_pool
+from dfkd.data.own import data_of
+from dfkd.select.score import TooManyUnreadable, _directions, score_logits, score_pool
 
 
 def test_scores_against_a_plain_formula(rng):
@@ -39,3 +41,19 @@ def test_directions_fit_float16_in_any_precision(rng, dtype, scale):
     assert found.dtype == torch.float16 and found.isfinite().all()
     cosines = torch.nn.functional.cosine_similarity(found.float(), features.float())
     torch.testing.assert_close(cosines, torch.ones(6), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("images", [100, 200, 700])
+def test_as_many_unreadable_images_as_are_allowed_do_not_end_the_scoring(tmp_path, images):
+    pool = open_pool([data_of(np.zeros((images, 1, 1, 3), np.uint8), "pool")], image_size=1, channels=3)
+
+    def scored(unreadable):
+        def scorer(todo, advance):
+            yield dict.fromkeys(range(unreadable), "is damaged")
+
+        return score_pool(pool, tmp_path, scorer, tap=None, max_unreadable=0.29)
+
+    allowed = images * 29 // 100
+    assert len(scored(allowed).problems) == allowed
+    with pytest.raises(TooManyUnreadable, match=f"^{allowed + 1} of {images} images cannot be read"):
+        scored(allowed + 1)

@@ -36,6 +36,13 @@ def test_choose_streaming__draws_by_the_seed_alike_from_everywhere(in_parts, rng
     assert len(first) == 5000 and 190 < share.min() <= share.max() < 310  # each has 250, with a deviation of 14
 
 
+def test_choose_streaming__refuses_a_method_that_admits_nothing(in_parts, rng):
+    scores = ImageScores(rng.random(50, np.float32), rng.random(50, np.float32), np.zeros(50, np.int32))
+    parts, scale = in_parts(scores, np.ones(50, bool), 20), Scale(lambda scores, rng: scores.confidence * np.nan)
+    with pytest.raises(RequestError, match=r"^the method admits none of 50 usable images$"):
+        choose_streaming(parts, 50, scale, count=None, seed=0)
+
+
 def test_choose_streaming__holds_a_byte_an_image(rng, monkeypatch):
     monkeypatch.setattr(streaming, "_COUNTERS", 16)
     confidence = rng.random(4096, np.float32)

@@ -89,9 +89,10 @@ def test_a_machine_keeps_the_precision_that_the_probe_found(found, expected, for
     assert capfd.readouterr().err == ""
     (file,) = tmp_path.iterdir()
     assert list(json.loads(file.read_text()).values()) == [found]
-    file.write_text("{")  # damaged: it is measured anew
-    forget()
-    assert resolve_place("cpu", "auto").dtype != expected
+    for damaged in ("{", "[]", '{"a": []}'):  # it is measured anew
+        file.write_text(damaged)
+        forget()
+        assert resolve_place("cpu", "auto").dtype != expected
 
 
 def test_without_the_instructions_nothing_is_probed(forget, tmp_path, monkeypatch):

@@ -61,6 +61,10 @@ def test_hash_of_ignores_order_and_sees_values():
     assert files.hash_of({"a": 1}) != files.hash_of({"a": 2})
 
 
+def test_output_path__of_the_root_is_a_path_as_any_other():
+    assert files.output_path("/") == files.Path("/")
+
+
 def test_a_user_without_a_home_needs_a_cache_of_another_name(monkeypatch, tmp_path):
     def homeless():
         raise RuntimeError("Could not determine home directory.")

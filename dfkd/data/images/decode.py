@@ -14,6 +14,8 @@ from dfkd.data.images.load import load, picture_of
 
 STORED_QUALITY = 90
 """Quality of JPEG files that are written at a working size."""
+_LONGEST = 65_500
+"""Longest side in pixels of a JPEG file that libjpeg writes."""
 _FINER = 1.5
 """Least ratio of a decoded JPEG file's resolution to that of a window.
 
@@ -114,19 +116,21 @@ def encode_png(item: object) -> bytes:
 
 
 def reencoded(data: bytes, side: int, bits: int | None = None) -> bytes:
-    """Return a file as an upright JPEG file whose shorter side has `side` pixels. Return smaller files unchanged.
+    """Return a file as an upright JPEG file whose shorter side has `side` pixels.
 
+    Smaller files, and strips that no JPEG file can hold, stay unchanged.
     Raises: Unreadable as `decode`.
     """
     from PIL import Image
 
     loaded = load(data, lambda width, height: (2 * side,) * 2, bits, arrays=False)
-    if min(loaded.shape[:2]) <= side:
-        return data
     image = loaded.picture()
+    size = resized(*image.size, side)
+    if min(loaded.shape[:2]) <= side or max(size) > _LONGEST:
+        return data
     image = image if image.mode in ("L", "RGB") else image.convert("RGB")
     file = io.BytesIO()
-    image.resize(resized(*image.size, side), Image.Resampling.BICUBIC).save(file, "JPEG", quality=STORED_QUALITY)
+    image.resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=STORED_QUALITY)
     return file.getvalue()
 
 

@@ -198,6 +198,17 @@ def _orientation(image: "Image") -> int:
         return 1
 
 
+def beside_pixels(image: "Image") -> bytes:
+    """Return what decides a PIL image's colors beside its pixels, as bytes: orientation, palette and transparency.
+
+    The result is empty for an upright image that has neither of the others.
+    """
+    orientation, palette, transparency = _orientation(image), image.getpalette(None), image.info.get("transparency")
+    if orientation == 1 and palette is None and transparency is None:
+        return b""
+    return repr((orientation, palette, transparency)).encode()
+
+
 def _upright(image: "Image") -> "Image":
     from PIL import Image
 

@@ -20,6 +20,7 @@ from dfkd.data.readers import content
 from dfkd.data.readers.reader import IMAGE_SUFFIXES, NoImages, Reader, Unreadable, file_state, printable
 from dfkd.data.readers.tar_member import Member, bytes_of, is_apple_double, key_of, member_at, plain
 from dfkd.system.checked_parquet import Damaged, read_columns, write_columns
+from dfkd.system.checksums import sealed, unsealed
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import cache_folder, hash_of, write_json
@@ -110,23 +111,31 @@ class TarReader(Reader):
         classes: dict[str, int] = {}
         of_key: dict[str, set[int]] = {}
         images: list[tuple[str, str]] = []
+        links: dict[str, str] = {}
         positions = self._headers().positions
+
+        def add(name: str, label: int) -> None:
+            stem = posixpath.splitext(name)[0]
+            if classes.setdefault(stem, label) != label:
+                raise RequestError(f"{name!r} is twice in {str(self._path)!r}, as {classes[stem]} and {label}")
+            of_key.setdefault(key_of(name)[0], set()).add(label)
+
         with _binary(self._path) as file:
             for position, member in self._scan():
                 name = member.name or ""
-                stem, (key, end) = posixpath.splitext(name)[0], key_of(name)
-                if member.link is not None and end == "cls":
-                    if (target := posixpath.splitext(member.link)[0]) in classes:
-                        classes[stem] = classes[target]
-                        of_key.setdefault(key, set()).add(classes[stem])
-                elif content.suffix_of(name) == ".cls":
+                if content.suffix_of(name) == ".cls":
+                    if member.link is not None:
+                        links[name] = member.link
+                        continue
                     file.seek(member.start)
-                    label = self._class(name, file.read(member.size))
-                    if classes.setdefault(stem, label) != label:
-                        raise RequestError(f"{name!r} is twice in {str(self._path)!r}, as {classes[stem]} and {label}")
-                    of_key.setdefault(key, set()).add(label)
+                    add(name, self._class(name, file.read(member.size)))
                 elif len(images) < len(self) and positions[len(images)] == position:
-                    images.append((stem, key))
+                    images.append((posixpath.splitext(name)[0], key_of(name)[0]))
+        for name, target in links.items():  # a link may come before what it leads to
+            for _ in range(_MOST_STEPS):
+                target = links.get(target, target)
+            if (stem := posixpath.splitext(target)[0]) in classes:
+                add(name, classes[stem])
         return np.array([self._label(classes, of_key, *image) for image in images], np.int64)
 
     def _class(self, name: str, text: bytes) -> int:
@@ -171,15 +180,15 @@ class TarReader(Reader):
         reader keeps the positions in memory.
         """
         said = self._kept.with_suffix(".json")  # written before the index: without this file, the archive has no notes
-        with suppress(Damaged):  # Damaged stands for a missing file, too
+        with suppress(Damaged, ValueError, RecursionError):  # Damaged stands for a missing file, too
             headers = _read_headers(self._kept)
-            others = json.loads(said.read_text("utf-8")) if said.exists() else {"notes": [], "left_out": {}}
+            others = unsealed(json.loads(said.read_text("utf-8"))) if said.exists() else {"notes": [], "left_out": {}}
             return headers, others["notes"], others["left_out"]
         positions, data, notes, left_out = self._images()
         headers = _Headers(positions, _differing(positions, data))
         try:
             if notes:
-                write_json(said, {"notes": notes, "left_out": left_out})
+                write_json(said, sealed({"notes": notes, "left_out": left_out}))
             write_columns(self._kept, {"position": positions, "data": data})
         except OSError:  # every command then reads the headers again
             self._held = headers

@@ -21,6 +21,9 @@ from dfkd.system.spacing import evenly_spaced
 COMPARED = 5
 """Items that must equal the attribute `data`, which is then read in their place."""
 
+NO_LABEL = -1
+"""Label of an image that has none."""
+
 
 class VisionReader(Reader):
     """Reader of a map-style data set of (image, label).
@@ -49,20 +52,26 @@ class VisionReader(Reader):
         return [self._image(i) for i in indices.tolist()]
 
     def labels(self) -> Int64[np.ndarray, " images"]:
-        """Return the data set's attribute `targets` or `labels`, or else the labels of all items.
+        """Return the data set's attribute `targets` or `labels` if items have these labels, else those of all items.
 
         Raises: RequestError if the labels are not integers.
         """
-        for attribute in ("targets", "labels"):
-            values = getattr(self._dataset, attribute, None)
-            if values is not None and len(values) == len(self):
-                break
-        else:
+        values = self._kept_labels()
+        if values is None:
             values = [label_in(self._dataset[i]) for i in range(len(self))]
         try:
             return as_labels(values, len(self), "its target")
         except ValueError as error:
             raise RequestError(f"labels of {self._name!r}: {error}") from error
+
+    def _kept_labels(self) -> Any:
+        """Return the attribute that has the labels of the items, or None. One item of each class is compared."""
+        for values in (getattr(self._dataset, attribute, None) for attribute in ("targets", "labels")):
+            if values is not None and len(values) == len(self):
+                rows = _one_of_each(values)
+                if all(_has_label(self._dataset, row, values[row]) for row in rows):
+                    return values
+        return None
 
     def _image(self, index: int) -> object:
         try:
@@ -70,6 +79,32 @@ class VisionReader(Reader):
         except Exception as error:  # the data set's own decoding can raise any exception
             why = (isinstance(error, OSError) and error.strerror) or error  # without the file's path
             return Unreadable(f"{type(error).__name__}: {why}")
+
+
+def _has_label(dataset: Any, row: int, label: Any) -> bool:
+    """Return whether an item has a label, as far as this can be known: some data sets give none, or fail for an item.
+
+    `targets` do not know a `target_transform`.
+    """
+    try:
+        own = label_in(dataset[row])
+    except Exception:  # foreign code; the error is reported when the image is read
+        return True
+    return is_unlabeled(own) or np.array_equal(np.asarray(own), np.asarray(label))
+
+
+def _one_of_each(values: Any) -> list[int]:
+    """Return the first row of each label, or only the first row of values that are no labels."""
+    try:
+        labels = np.asarray(values)
+        return [0] if labels.dtype == object else np.unique(labels, return_index=True, axis=0)[1].tolist()
+    except ValueError:  # lists of several lengths
+        return [0]
+
+
+def is_unlabeled(label: object) -> bool:
+    """Return whether `label_in` has found no label."""
+    return isinstance(label, int) and label == NO_LABEL
 
 
 def image_in(item: Any) -> Any:
@@ -80,10 +115,10 @@ def image_in(item: Any) -> Any:
 
 
 def label_in(item: Any) -> Any:
-    """Return the label of a data set's item, or -1 if there is none."""
+    """Return the label of a data set's item, or NO_LABEL."""
     if isinstance(item, Mapping):
-        return next((item[key] for key in ("label", "labels") if key in item), -1)
-    return item[1] if isinstance(item, (tuple, list)) and len(item) > 1 else -1
+        return next((item[key] for key in ("label", "labels") if key in item), NO_LABEL)
+    return item[1] if isinstance(item, (tuple, list)) and len(item) > 1 else NO_LABEL
 
 
 def open_vision(text: str) -> tuple[str, VisionReader]:
