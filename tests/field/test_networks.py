@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from dfkd.app import cli
@@ -117,6 +118,28 @@ VIEW = """
 def test_tapped__falls_back_to_contiguous_memory(bench):
     """Networks that flatten with `view`, which channels-last memory refuses."""
     assert bench.accuracy(bench.net(VIEW)) == 1.0
+
+
+STANDARDIZED = """
+    def forward(self, x):
+        x = x / x.view(x.size(0), -1).std(1)[:, None, None, None]
+        return self.fc(self.features(x))
+"""
+
+
+def test_tapped__falls_back_before_the_average_of_the_weights_begins(bench):
+    """Students that refuse channels-last memory at their input: `--ema` averages the weights that then learn."""
+    teacher, flags = bench.net(STANDARDIZED), ("--normalize", "0.5/0.5", "--precision", "fp32")
+    selection = bench.folder / "selection"
+    data = ("--pool", bench.folder / "data.npz", "--image-size", 8, "--filter", "none")
+    assert bench.dfkd("select", "--teacher", teacher, *data, *flags, "--out", selection) == 0
+    short = ("--steps", 3, "--batch-size", 8, "--init", "none", "--loss", "kd", "--ema", 0.5, "--out")
+    run = bench.folder / "run"
+    student = ("--student", "foreign.Net", "--samples", selection)
+    assert bench.dfkd("distill", "--teacher", teacher, *student, *flags, *short, run) == 0
+    last = torch.load(run / "checkpoint" / "state.pt", weights_only=True)["student"]
+    written = load_file(run / "student.safetensors")
+    assert not any(torch.equal(written[name], value) for name, value in last.items())
 
 
 def test_tapped__tells_what_a_network_raises_in_bfloat16(bench, capsys):
