@@ -95,7 +95,7 @@ def with_fixed_rounding(network: nn.Module) -> nn.Module:
         if isinstance(layer, Rounded):
             plain = cast(nn.Conv2d, layer)
             if layer.seen:
-                plain.weight.copy_(rounded_weight(plain.weight))
+                plain.weight.copy_(rounded_weight(plain.weight.float()))  # torch rounds no float16
             for name in ("low", "high", "seen"):
                 delattr(layer, name)
             kind: Any = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
