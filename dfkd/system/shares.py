@@ -100,6 +100,15 @@ def summed(x: Tensor) -> Tensor:
     return total
 
 
+def widest(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the smallest `low` and the largest `high` over the ranks, without gradients."""
+    if ranks.count() == 1:
+        return low, high
+    ends = torch.stack([-low, high]).detach()
+    dist.all_reduce(ends, op=dist.ReduceOp.MAX)
+    return -ends[0], ends[1]
+
+
 def pooled(mean: Tensor, variance: Tensor, number: Tensor | float) -> tuple[Tensor, Tensor]:
     """Return mean and variance over the values of all ranks, with gradients.
 

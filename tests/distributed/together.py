@@ -39,6 +39,7 @@ from dfkd.generators.nayer import from_teacher as nayer_teacher
 from dfkd.models import cifar_resnet, soft_tree
 from dfkd.models import classifier as classifier_module
 from dfkd.models.classifier import Classifier, answer
+from dfkd.models.fake_int8 import fake_int8
 from dfkd.models.features.find_taps import find_taps, match_groups
 from dfkd.models.features.spread import spread
 from dfkd.models.features.taps import Tap, Tapped
@@ -113,6 +114,16 @@ def of_loss(name):
                     found[f"gradient {number} of {what}.{path}"] = p.grad.clone()
                     p.grad = None
     return found | {f"kept {path}": buffer.clone() for path, buffer in objective.named_buffers()}
+
+
+def of_rounding():
+    """The ranges of the inputs of a student in int8, after two steps."""
+    torch.manual_seed(1)
+    student = fake_int8(cifar_resnet(8, 8, CLASSES).eval(), 3, 16).train()
+    for number in range(2):
+        view = torch.randn(BATCH, 3, 16, 16, generator=torch.Generator().manual_seed(number))
+        student(view[(share(BATCH) if ranks.count() > 1 else all_of(BATCH)).rows])
+    return {name: buffer.clone() for name, buffer in student.named_buffers()}
 
 
 class RealImages(WithoutGenerator):
@@ -305,6 +316,7 @@ def results(file):
         found = {("loss", name): of_loss(name) for name in LOSSES}
         found |= {("generator", name): of_generator(name) for name in GENERATORS}
         found["cohort", "kd dml"] = of_cohort(file.parent)
+        found["rounding", "int8"] = of_rounding()
         found["source", "dfad"] = of_source(file.parent)
         found["divided", "teacher"] = of_divided(file.parent)
         found["divided", "commands"] = of_commands(file.parent)

@@ -7,6 +7,8 @@ import tomli_w
 import torch
 
 from dfkd.app.pipeline_file import read_pipeline
+from dfkd.config import DistillConfig
+from dfkd.distill.prepare import prepare
 from dfkd.models.load import load_model
 from dfkd.system.errors import RequestError
 
@@ -84,6 +86,22 @@ def test_run__of_a_student_in_int8_is_exported_with_the_scales_it_learned(lab, m
     model = load_model(str(run))
     assert model.architecture.startswith("quantized:") and "pruned:" in model.architecture
     assert model.module(torch.zeros(1, 1, 16, 16)).shape == (1, 10)
+
+
+def test_judge__of_a_student_in_int8_leaves_its_ranges_as_they_are(lab):
+    model = {"teacher": lab.teacher, "student": lab.teacher, "quantize": "int8", "normalize": "0.5/0.5"}
+    config = DistillConfig(**model, source="dfad:width=4", image_size=16, batch_size=4, precision="fp32", out="")
+    trainer = prepare(config, config.teacher, config.student, None).trainer
+    trainer.begin()
+    before = {name: value.clone() for name, value in trainer.student.module.state_dict().items()}
+    view = torch.randn(4, 1, 16, 16)
+    trainer.judge(view)
+    assert all(torch.equal(value, before[name]) for name, value in trainer.student.module.state_dict().items())
+    trainer.reply(view)
+    moved = [
+        name for name, value in trainer.student.module.state_dict().items() if not torch.equal(value, before[name])
+    ]
+    assert {name.rpartition(".")[2] for name in moved} == {"low", "high", "seen"}
 
 
 @pytest.mark.parametrize(
