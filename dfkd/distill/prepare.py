@@ -115,7 +115,7 @@ def prepare(
     _check_plan(config, plan, student, objective)
     content = _content(config, plan, teacher, student, selections, objective, place)
     content["student"] |= _of_run(student_given)
-    content |= supply.content(config, generator)
+    content |= supply.content(config, generator, teacher)
     ranks.check_same(content, differences)
     # open the test data before the training, so that an error in its name appears at once
     test = _open_test(test_given, config, teacher) if test_given is not None else None
