@@ -55,6 +55,13 @@ def test_ranges__of_a_student_in_int8_are_those_of_the_whole_batch(computed):
     assert any(name.endswith("high") and value > 0 for name, value in alone.items())
 
 
+def test_copies__of_students_have_the_statistics_of_rank_0_which_a_checkpoint_holds(computed):
+    first, second = (one["copies", "stale"] for one in computed[1:])
+    assert any("running_mean" in name for name in first)
+    for name, expected in first.items():
+        assert torch.equal(second[name], expected), name
+
+
 class PerImage(Loss):
     per_image = True
 

@@ -31,6 +31,7 @@ from dfkd.distill.cohort import Cohort
 from dfkd.distill.objective import build_objective
 from dfkd.distill.prepare import prepare
 from dfkd.distill.setting import Setting
+from dfkd.distill.stale import StaleCopies
 from dfkd.formats.kept_weights import kept_files
 from dfkd.formats.shards import Shards
 from dfkd.generators import stage as generate_stage
@@ -124,6 +125,18 @@ def of_rounding():
         view = torch.randn(BATCH, 3, 16, 16, generator=torch.Generator().manual_seed(number))
         student(view[(share(BATCH) if ranks.count() > 1 else all_of(BATCH)).rows])
     return {name: buffer.clone() for name, buffer in student.named_buffers()}
+
+
+def of_copies():
+    """What a student with old weights answers, after steps in which each process saw other images."""
+    torch.manual_seed(1)
+    student, copies = cifar_resnet(8, 4, CLASSES), StaleCopies([2], PLACE)
+    for number in range(3):
+        part = share(BATCH) if ranks.count() > 1 else all_of(BATCH)
+        student(torch.randn(BATCH, 3, 16, 16, generator=torch.Generator().manual_seed(number))[part.rows])
+    view = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(9))
+    said = copies.answers([student], view, 0)[2][0]
+    return {"said": said, **{f"kept {name}": value for name, value in copies.state_of(0)["stale"]["2"].items()}}
 
 
 class RealImages(WithoutGenerator):
@@ -317,6 +330,7 @@ def results(file):
         found |= {("generator", name): of_generator(name) for name in GENERATORS}
         found["cohort", "kd dml"] = of_cohort(file.parent)
         found["rounding", "int8"] = of_rounding()
+        found["copies", "stale"] = of_copies()
         found["source", "dfad"] = of_source(file.parent)
         found["divided", "teacher"] = of_divided(file.parent)
         found["divided", "commands"] = of_commands(file.parent)
