@@ -11,7 +11,6 @@ from dfkd.config import DistillConfig
 from dfkd.distill.compress import check_student
 from dfkd.distill.objective import Objective
 from dfkd.formats.shards import Shards
-from dfkd.models.architectures.estimator import Estimator
 from dfkd.models.architectures.specialists import Specialists, spell_groups
 from dfkd.models.classifier import Classifier
 from dfkd.models.find import MODEL
@@ -63,10 +62,6 @@ def with_specialists(config: DistillConfig, student: Model, selections: Sequence
         return student
     option = f"--specialists {count}"
     check_student(option, student)
-    if isinstance(student.module, Estimator):
-        raise RequestError(
-            f"{option} needs a student that learns by gradients, and {student.spec} does not; leave it out"
-        )
     if isinstance(student.module, Specialists):
         raise RequestError(
             f"{option} needs a student that is one network, and {student.spec} has specialists; leave one out"
