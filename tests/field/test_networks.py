@@ -108,6 +108,20 @@ def test_load_model__takes_the_logits_among_what_a_network_returns(bench, capsys
     assert "note: model 'foreign.Net@w.pt' returns a" in said and "is taken as the 5 logits" in said
 
 
+@pytest.mark.parametrize("returned", ["self.logits(x), x", "self.logits(x).softmax(1)"])
+def test_distill__refuses_another_form_of_a_network_whose_output_is_not_its_logits(bench, capsys, returned):
+    """Networks that return a tuple or probabilities: within another network, they are what their code returns."""
+    code = f"{RETURNS.partition('def forward')[0]}def forward(self, x):\n        return {returned}\n"
+    model, flags = bench.net(code), ("--normalize", "0.5/0.5", "--precision", "fp32")
+    data = ("--pool", bench.folder / "data.npz", "--image-size", 8, "--filter", "none")
+    assert bench.dfkd("select", "--teacher", model, *data, *flags, "--out", bench.folder / "selection") == 0
+    for option, said in (("--specialists", "whose own code returns logits"), ("--prune", "cannot be built from")):
+        form = (option, 2 if option == "--specialists" else 0.5, "--out", bench.folder / "run")
+        student = ("--student", model, "--samples", bench.folder / "selection")
+        assert bench.dfkd("distill", "--teacher", model, *student, *flags, *form) == 2
+        assert said in capsys.readouterr().err.splitlines()[-1]
+
+
 VIEW = """
     def features(self, x):
         x = self.body(x)
