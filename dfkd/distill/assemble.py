@@ -68,8 +68,10 @@ def assemble(
         images=source.images,
     )
     has_rows = source.images is not None and not (plan.mixup or plan.cutmix)  # a mixed view shows two images
+    # in the layout of the training's views: a network that refuses it moves its weights, which `Average` must not miss
+    view = torch.zeros_like(example.expand(2, -1, -1, -1), memory_format=torch.channels_last, device=place.device)
     with torch.no_grad(), counted.uncounted():  # in evaluation mode, so that no statistics change
-        _set_up(objective, setting, example.expand(2, -1, -1, -1).to(place.device), has_rows, peers)
+        _set_up(objective, setting, view, has_rows, peers)
     optimizer = make_optimizer([module, objective], config.optimizer, config.weight_decay)
     record = None
     if config.teacher_views:

@@ -152,14 +152,16 @@ class Cohort:
         return [n for n, student in enumerate(self.students) if student.step == self.step]
 
     def _level(self) -> None:
-        """Copy the state of source and view generator from the first student at this step to the others.
+        """Copy the state of images and views from the first student at this step to the others.
 
-        Only the first student draws images and views.
+        Only the first student draws them.
         """
         first, *others = (self.students[n] for n in self._due())
         for other in others:
             other.source.load_state_dict(first.source.state_dict())
             other.generator.set_state(first.generator.get_state())
+            if first.recorded is not None and other.recorded is not None:
+                other.recorded.load_state_dict(first.recorded.state_dict())
 
     def _replies(self, view: Float[Tensor, "batch channels height width"]) -> dict[int, Outputs]:
         """Return every student's outputs for a view."""

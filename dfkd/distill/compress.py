@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from dfkd.config import DistillConfig
+from dfkd.models.architectures.estimator import Estimator
 from dfkd.models.fake_int8 import fake_int8
 from dfkd.models.find import OBJECT
 from dfkd.models.load import Model
@@ -33,11 +34,15 @@ def compressed(config: DistillConfig, student: Model) -> Model:
 
 
 def check_student(option: str, student: Model) -> None:
-    """Raise RequestError unless a student has weights, and a text from which it can be built in another form."""
+    """Raise RequestError unless a student has weights, learns by gradients, and has a text that builds other forms."""
     if student.has_weights is False:
         raise RequestError(f"{option} needs a student with weights; write --student {student.spec}@WEIGHTS")
     if student.architecture.startswith(OBJECT):
         raise RequestError(f"{option} needs a student that is named by a MODEL text, not a module")
+    if isinstance(student.module, Estimator):
+        raise RequestError(
+            f"{option} needs a student that learns by gradients, and {student.spec} does not; leave it out"
+        )
 
 
 def _options(config: DistillConfig) -> list[str]:

@@ -22,7 +22,7 @@ from dfkd.distill.lessons import Plan
 from dfkd.distill.objective import Objective, build_objective
 from dfkd.distill.request import check_request
 from dfkd.distill.trainer import Trainer
-from dfkd.formats.run_records import RESULT, Result, read_result
+from dfkd.formats.run_records import RESULT, Result, read_result, run_folder
 from dfkd.formats.shards import Shards
 from dfkd.models.load import Model, load_model
 from dfkd.models.own import GivenModel
@@ -33,7 +33,6 @@ from dfkd.system.device import Place, resolve_place
 from dfkd.system.errors import RequestError
 from dfkd.system.files import hash_of
 from dfkd.system.portable import portable
-from dfkd.system.remote_folder import folder_of
 from dfkd.system.shares import check_batch
 from dfkd.system.versions import versions
 from dfkd.training.bn_reestimate import batch_norms
@@ -116,7 +115,7 @@ def prepare(
     _check_plan(config, plan, student, objective)
     content = _content(config, plan, teacher, student, selections, objective, place)
     content["student"] |= _of_run(student_given)
-    content |= supply.content(config, generator)
+    content |= supply.content(config, generator, teacher)
     ranks.check_same(content, differences)
     # open the test data before the training, so that an error in its name appears at once
     test = _open_test(test_given, config, teacher) if test_given is not None else None
@@ -242,7 +241,7 @@ def _content(
 
 def _of_run(student: GivenModel) -> dict[str, str]:
     """Return the name of the run that the student continues; empty for any other student."""
-    folder = folder_of(student) if isinstance(student, str) else None
+    folder = run_folder(student) if isinstance(student, str) else None
     if folder is None or not (folder / RESULT).is_file():
         return {}
     return {"run": read_result(folder, Result).name}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dfkd.models.classifier import answer
 from dfkd.models.features.taps import Tapped, network_code
 from dfkd.system.device import Place
+from dfkd.system.shares import take_from_first
 
 
 class StaleCopies:
@@ -49,6 +50,11 @@ class StaleCopies:
 
 
 def _copied(student: nn.Module) -> Tapped:
-    """Return a copy in evaluation mode, which updates no statistics and draws no random numbers."""
+    """Return a copy in evaluation mode, which updates no statistics and draws no random numbers.
+
+    With several processes, all have the running statistics of rank 0, which a checkpoint holds.
+    """
     with network_code(student):
-        return Tapped(copy.deepcopy(student).eval().requires_grad_(False), {})
+        module = copy.deepcopy(student).eval().requires_grad_(False)
+    take_from_first(module.buffers())
+    return Tapped(module, {})

@@ -34,9 +34,14 @@ def check(config: DistillConfig) -> Component | None:
     return generator
 
 
-def content(config: DistillConfig, generator: Component | None) -> dict[str, Any]:
-    """Return what identifies the generator and the shares in the run's content; empty without both."""
-    source = {"source": portable(generator.identity)} if generator is not None else {}
+def content(config: DistillConfig, generator: Component | None, teacher: Model) -> dict[str, Any]:
+    """Return what identifies the generator and the shares in the run's content; empty without both.
+
+    The size of generated images is left out if the teacher itself states it. That of a selection is in its fingerprint.
+    """
+    source: dict[str, Any] = {"source": portable(generator.identity)} if generator is not None else {}
+    if not config.samples and teacher.image_size != teacher.made_for:
+        source["image_size"] = teacher.image_size
     return source | ({"weights": list(config.weights)} if config.weights else {})
 
 

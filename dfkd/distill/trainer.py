@@ -19,6 +19,7 @@ from dfkd.formats.kept_weights import WeightKeeper
 from dfkd.formats.run_records import Checkpoint
 from dfkd.models.classifier import Classifier, answer
 from dfkd.models.ensemble import leader
+from dfkd.models.fake_int8 import fixed_ranges
 from dfkd.models.features.outputs import Outputs
 from dfkd.models.features.spread import spread
 from dfkd.models.features.taps import Tapped, network_code
@@ -154,14 +155,15 @@ class Trainer(Lessons):
     def judge(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:
         """Return the student's outputs in training mode, for a source that learns from the student.
 
-        BatchNorm's running statistics do not change. Each rank computes the outputs of its rows of the view. The source
-        takes no gradients of the student's weights, and none are exchanged.
+        BatchNorm's running statistics do not change, nor do the ranges of a student in int8. Each rank computes the
+        outputs of its rows of the view. The source takes no gradients of the student's weights, and none are exchanged.
         """
         layers = batch_norms(self.student.module)
         for layer in layers:  # it then normalizes by the batch in training mode, and updates no statistics
             layer.track_running_stats = False
         try:
-            return spread(self.answer)(view)
+            with fixed_ranges(self.student.module):
+                return spread(self.answer)(view)
         finally:
             for layer in layers:
                 layer.track_running_stats = True

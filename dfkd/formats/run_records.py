@@ -11,8 +11,9 @@ from dfkd.config.tables import load_toml
 from dfkd.formats.manifest import CropShare, NetworkPrint
 from dfkd.system.checksums import Entry, check_file, unsealed
 from dfkd.system.errors import RequestError
+from dfkd.system.files import can_exist
 from dfkd.system.records import Count, check_format, parse
-from dfkd.system.remote_folder import LAST
+from dfkd.system.remote_folder import LAST, folder_of
 
 RUN_FORMAT = 1
 """Version of the format of a run (in config.toml) and of a checkpoint (in progress.json). Others are refused."""
@@ -140,6 +141,16 @@ class Failure:
     """Reason why a run ended before its last step."""
 
     why: str
+
+
+def run_folder(text: str) -> Path | None:
+    """Return the folder of the run that a MODEL text names, or None for another MODEL.
+
+    A run in an object store is fetched. Raises: RequestError if there is none.
+    """
+    folder = folder_of(text)
+    # a path can be too long: a network with the widths of all layers
+    return folder if can_exist(folder / CONFIG) and (folder / CONFIG).is_file() else None
 
 
 def read_request(folder: Path) -> Request:

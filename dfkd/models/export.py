@@ -39,6 +39,7 @@ from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.system.files import output_path, replacing
 from dfkd.system.foreign import Foreign
+from dfkd.system.remote_folder import folder_of
 
 CHECKED, CALIBRATED = 64, 128
 """Largest number of images for the check of a file, and of other images for the calibration of int8."""
@@ -117,7 +118,7 @@ def _check(config: ExportConfig, form: str) -> None:
 
 def _images(model: Model, samples: str) -> UInt8[Tensor, "images height width channels"]:
     """Read evenly spaced images of a selection."""
-    shards = Shards(Path(samples))
+    shards = Shards(folder_of(samples))
     image = shards.manifest.image
     if (image.size, image.channels) != (model.image_size or image.size, model.channels):
         raise RequestError(

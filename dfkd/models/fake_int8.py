@@ -1,6 +1,8 @@
 """Quantization-aware training: a network whose layers round their weights and inputs to int8."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -12,6 +14,7 @@ from dfkd.models.architectures.subsampled import Subsampled, every, leaves_out
 from dfkd.models.features.fold_batchnorm import folded
 from dfkd.models.features.image_distance import FoldedNorm
 from dfkd.models.noise import noise
+from dfkd.system.shares import widest
 
 LOW, HIGH = -128, 127
 _MEMORY = 0.99
@@ -72,7 +75,8 @@ class Rounded(nn.Module):
 
     @torch.no_grad()
     def _widen(self, x: Tensor) -> None:
-        for kept, found in ((self.low, x.min().clamp_max(0)), (self.high, x.max().clamp_min(0))):
+        ends = widest(x.min().clamp_max(0), x.max().clamp_min(0))  # of the whole batch, even if processes share it
+        for kept, found in zip((self.low, self.high), ends, strict=True):
             kept.copy_(torch.where(self.seen > 0, _MEMORY * kept + (1 - _MEMORY) * found, found))
         self.seen.fill_(1)
 
@@ -80,6 +84,19 @@ class Rounded(nn.Module):
 def rounds(network: nn.Module) -> bool:
     """Return whether a network trains with rounded weights and inputs."""
     return any(isinstance(layer, Rounded) for layer in network.modules())
+
+
+@contextmanager
+def fixed_ranges(network: nn.Module) -> Iterator[None]:
+    """Keep the ranges of inputs within the block, in which a network runs in training mode."""
+    layers = [(layer, layer.training) for layer in network.modules() if isinstance(layer, Rounded)]
+    for layer, _ in layers:
+        layer.training = False
+    try:
+        yield
+    finally:
+        for layer, training in layers:
+            layer.training = training
 
 
 @torch.no_grad()
@@ -95,7 +112,7 @@ def with_fixed_rounding(network: nn.Module) -> nn.Module:
         if isinstance(layer, Rounded):
             plain = cast(nn.Conv2d, layer)
             if layer.seen:
-                plain.weight.copy_(rounded_weight(plain.weight))
+                plain.weight.copy_(rounded_weight(plain.weight.float()))  # torch rounds no float16
             for name in ("low", "high", "seen"):
                 delattr(layer, name)
             kind: Any = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear

@@ -15,7 +15,7 @@ from dfkd.config import ExplainConfig
 from dfkd.data import Pool
 from dfkd.data.labels import ClassNames
 from dfkd.formats.overwrite import check_output
-from dfkd.formats.run_records import CONFIG, read_distillation
+from dfkd.formats.run_records import read_distillation, run_folder
 from dfkd.models.classifier import Classifier, examine
 from dfkd.models.features.grad_cam import deepest_map, grad_cam
 from dfkd.models.features.taps import Tap
@@ -63,7 +63,7 @@ def explained(config: ExplainConfig) -> tuple[Explanation, Pool, Knowledge | Non
     if config.baseline is not None and not config.entropy:
         raise RequestError(f"--baseline {config.baseline} changes nothing without --entropy, such as --entropy 16")
     named = _named(config)
-    student, teacher, data = open_pair(config, config.model, named[1], named[0], _is_run(config.model))
+    student, teacher, data = open_pair(config, config.model, named[1], named[0], _run_of(config.model) is not None)
     assert teacher is not None
     names = student.model.class_names
     if config.classes is not None:
@@ -142,24 +142,25 @@ def _named(config: ExplainConfig) -> tuple[GivenModel, str]:
         assert config.teacher is not None
         assert config.data is not None
         return config.teacher, config.data
-    if not _is_run(config.model):
+    if (run := _run_of(config.model)) is None:
         raise RequestError(f"give {' and '.join(missing)}: --model {config.model} is not a RUN, which knows its own")
-    request = read_distillation(Path(config.model)).distill
+    request = read_distillation(run).distill
     data = config.data or expand(request.test)
     if data is None:
         raise RequestError(f"give --data: the run {config.model} was not measured on any")
     return config.teacher or given_teacher(expand(request.teacher), request.table.get("mixing")), data
 
 
-def _is_run(model: GivenModel) -> bool:
-    return isinstance(model, str) and (Path(expand(model)) / CONFIG).exists()
+def _run_of(model: GivenModel) -> Path | None:
+    """Return the folder of a run. None for another model."""
+    return run_folder(expand(model)) if isinstance(model, str) else None
 
 
 def _baseline(config: ExplainConfig, student: Classifier, data: Pool) -> Classifier | None:
     """Load the network with which the student's knowledge is compared. It gets the same images."""
     if config.baseline is None:
         return None
-    normalize = config.normalize or (None if _is_run(config.baseline) else student.model.normalize)
+    normalize = config.normalize or (None if _run_of(config.baseline) else student.model.normalize)
     frame = student.model.frame
     model = load_classifier(
         config.baseline,
@@ -225,7 +226,7 @@ def _knowledge(
         return None
     masks = None if config.foreground is None else _masks(config.foreground, len(data))
     indices = readable[evenly_spaced(len(readable), config.entropy)]
-    runs = {name: Path(expand(given)) for name, (_, given) in classifiers.items() if _is_run(given)}
+    runs = {name: run for name, (_, given) in classifiers.items() if (run := _run_of(given)) is not None}
     bare = {name: classifier for name, (classifier, _) in classifiers.items()}
     return knowledge(bare, runs, _pixels(data, indices), None if masks is None else masks[indices])
 

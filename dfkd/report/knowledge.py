@@ -17,7 +17,7 @@ from torch import Tensor
 from dfkd.formats.kept_weights import checked_files
 from dfkd.models.classifier import Classifier
 from dfkd.models.features.grad_cam import deepest_map
-from dfkd.models.features.pixel_entropy import concept_parts, pixel_entropy
+from dfkd.models.features.pixel_entropy import concept_parts, pixel_entropy, side_of
 from dfkd.models.features.taps import Tap
 from dfkd.models.load import Model
 from dfkd.models.load_weights import load_weights
@@ -88,7 +88,8 @@ class Knowledge:
             return None
         found = {}
         for name, entropies in self.entropies.items():
-            pairs = [(int(on.sum()), int(off.sum())) for on, off in concepts_of(entropies, self.masks)]
+            parts = concepts_of(entropies, self.masks, self.pixels.shape[1:3])
+            pairs = [(int(on.sum()), int(off.sum())) for on, off in parts]
             shares = [on / (on + off) for on, off in pairs if on + off]
             on, off = np.mean(pairs, axis=0) if pairs else (np.nan, np.nan)
             found[name] = (float(on), float(off), float(np.mean(shares)) if shares else float("nan"))
@@ -99,19 +100,27 @@ Parts = Bool[np.ndarray, "rows columns"]
 
 
 def concepts_of(
-    entropies: Float[np.ndarray, "images rows columns"], masks: Bool[np.ndarray, "images h w"]
+    entropies: Float[np.ndarray, "images rows columns"], masks: Bool[np.ndarray, "images h w"], size: Sequence[int]
 ) -> list[tuple[Parts, Parts]]:
-    """Return the concepts on the foreground and on the background of each image that has a background part."""
-    parts = [(entropy, shrunk(mask, entropy.shape)) for entropy, mask in zip(entropies, masks, strict=True)]
+    """Return the concepts on the foreground and on the background of each image that has a background part.
+
+    `size` is the height and width of the images.
+    """
+    parts = [(entropy, shrunk(mask, size)) for entropy, mask in zip(entropies, masks, strict=True)]
     return [concept_parts(entropy, part) for entropy, part in parts if not part.all()]
 
 
 def shrunk(mask: Bool[np.ndarray, "height width"], size: Sequence[int]) -> Parts:
-    """Reduce the resolution of a mask.
+    """Reduce a mask to the parts of an image of a height and width, which may differ from the mask's.
 
-    A part is true if at least half of its pixels are, and has at least one pixel.
+    A part is true if at least half of its pixels are, and has at least one pixel of the mask. The last parts of an
+    image may be cut off.
     """
-    edges = [np.linspace(0, length, parts + 1) for length, parts in zip(mask.shape, size, strict=True)]
+    side = side_of(size, GRID)
+    edges = [
+        np.minimum(np.arange(0, pixels + side, side), pixels) * length / pixels
+        for pixels, length in zip(size, mask.shape, strict=True)
+    ]
     spans = [[(int(a), max(int(np.ceil(b)), int(a) + 1)) for a, b in pairwise(e)] for e in edges]
     return np.array([[mask[top:end, left:right].mean() >= 0.5 for left, right in spans[1]] for top, end in spans[0]])
 
@@ -124,8 +133,11 @@ def knowledge(
 ) -> Knowledge | None:
     """Quantify what networks use of some images. `runs` are the folders that may have kept weights.
 
-    None, with a note, if a network has no feature map.
+    None, with a note, if a network has no feature map. Masks that leave no image a background part are left out, too.
     """
+    if masks is not None and all(shrunk(mask, pixels.shape[1:3]).all() for mask in masks):
+        say("note: visual concepts are left out: the foreground covers every part of every image")
+        masks = None
     taps: dict[str, Tap] = {}
     for name, classifier in classifiers.items():
         try:
@@ -179,7 +191,7 @@ def learning_of(
         travelled += float((weights - before).norm()) / length
         distance.append(travelled)
         entropies = entropies_of(Classifier(model, classifier.place), tap, pixels)
-        found.append(np.stack([on for on, _ in concepts_of(entropies, masks)]))
+        found.append(np.stack([on for on, _ in concepts_of(entropies, masks, pixels.shape[1:3])]))
     return Learning(tuple(files)[1:], np.array(distance), np.stack(found))
 
 

@@ -6,7 +6,7 @@ Outside shares, where every rank computes the same from the whole batch, gradien
 convert from one to the other. With one process each function returns its input.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -100,6 +100,15 @@ def summed(x: Tensor) -> Tensor:
     return total
 
 
+def widest(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the smallest `low` and the largest `high` over the ranks, without gradients."""
+    if ranks.count() == 1:
+        return low, high
+    ends = torch.stack([-low, high]).detach()
+    dist.all_reduce(ends, op=dist.ReduceOp.MAX)
+    return -ends[0], ends[1]
+
+
 def pooled(mean: Tensor, variance: Tensor, number: Tensor | float) -> tuple[Tensor, Tensor]:
     """Return mean and variance over the values of all ranks, with gradients.
 
@@ -113,6 +122,16 @@ def pooled(mean: Tensor, variance: Tensor, number: Tensor | float) -> tuple[Tens
     first, second, count = summed(sums)
     together = first / count
     return together.to(mean.dtype), (second / count - together.square()).clamp_min(0).to(variance.dtype)
+
+
+@torch.no_grad()
+def take_from_first(tensors: Iterable[Tensor]) -> None:
+    """Replace tensors by those of rank 0, in place. With one process they stay."""
+    for tensor in tensors if ranks.count() > 1 else ():
+        values = tensor.contiguous()
+        if values.numel():
+            dist.broadcast(_bytes(values), src=0)
+            tensor.copy_(values)
 
 
 def means(row: dict[str, float]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from dfkd.config import DistillConfig, EvaluateConfig, ExplainConfig
 from dfkd.data import Pool, open_pool
 from dfkd.data.locate import GivenData
 from dfkd.formats.overwrite import check_output
-from dfkd.formats.run_records import CONFIG
+from dfkd.formats.run_records import run_folder
 from dfkd.models.classifier import Classifier, examine
 from dfkd.models.load import Model
 from dfkd.models.own import GivenModel
@@ -156,7 +156,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
         if output_path(config.json, "--json").is_dir():
             raise RequestError(f"--json {config.json} is a folder; give a file")
         check_output(config.json, "--json", (config.data, config.model, config.teacher, config.preset, config.classes))
-    is_run = (Path(config.model) / CONFIG).exists()  # a student is trained with its teacher's normalization
+    is_run = run_folder(config.model) is not None  # a student is trained with its teacher's normalization
     figures = evaluate(config, config.model, config.data, config.teacher, is_run)
     names = figures.get("class_names", ())
     for name, value in figures.items():

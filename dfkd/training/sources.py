@@ -115,12 +115,13 @@ class WithoutGenerator(NotFollowing):
 
 
 class MixedSource(NotFollowing):
-    """A mixture of sources in fixed shares. The shares are exact to one image over any number of batches."""
+    """A mixture of sources in fixed shares. The shares are exact to two images over any number of batches."""
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[float]) -> None:
         """Mix sources, with one weight per source. The weights need not sum to 1."""
         self._sources, self._position = list(sources), 0
         self._edges = np.cumsum([0.0, *weights]) / sum(weights)
+        self._taken = self._due(0)
 
     @property
     def images(self) -> int | None:
@@ -153,9 +154,7 @@ class MixedSource(NotFollowing):
 
     def sample(self, count: int, share: Share | None = None) -> Batch:
         """Return the next `count` images, one source after the other. `share` is as in `Source.sample`."""
-        start, self._position = self._position, self._position + count
-        ends = [np.floor(self._edges * position + 1e-9).astype(np.int64) for position in (start, self._position)]
-        counts = np.diff(ends[1] - ends[0]).tolist()
+        counts = self._next(count)
         starts = np.cumsum([0, *counts]).tolist()
         batches = [
             source.sample(n, share and share.within(start, start + n))
@@ -172,11 +171,28 @@ class MixedSource(NotFollowing):
         return Batch(pixels, torch.cat(rows), share)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position, and the state of every source."""
-        return {"position": self._position, "sources": [source.state_dict() for source in self._sources]}
+        """Return the position, the images taken from every source, and the state of every source."""
+        sources = [source.state_dict() for source in self._sources]
+        return {"position": self._position, "taken": self._taken.tolist(), "sources": sources}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state from `state_dict`."""
         self._position = int(state["position"])
+        self._taken = np.array(state["taken"]) if "taken" in state else self._due(self._position)
         for source, own in zip(self._sources, state["sources"], strict=True):
             source.load_state_dict(own)
+
+    def _due(self, position: int) -> Int[np.ndarray, " sources"]:
+        """Return the number of images of every source among the first `position` images."""
+        due: np.ndarray = np.diff(np.floor(self._edges * position + 1e-9).astype(np.int64))
+        return due
+
+    def _next(self, count: int) -> list[int]:
+        """Return how many of the next `count` images are from each source, and advance."""
+        self._position += count
+        due = self._due(self._position) - self._taken
+        counts = due.clip(0)  # rounding can move a place from one source to another: images are not taken back
+        for _ in range(int(counts.sum()) - count):
+            counts[counts.argmax()] -= 1
+        self._taken = self._taken + counts
+        return [*map(int, counts)]

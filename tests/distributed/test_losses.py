@@ -47,6 +47,21 @@ def test_students__that_learn_from_each_other_become_the_same_in_two_processes(c
     assert not torch.equal(alone["0.linear.weight"], alone["1.linear.weight"])
 
 
+def test_ranges__of_a_student_in_int8_are_those_of_the_whole_batch(computed):
+    alone, *ranks = (one["rounding", "int8"] for one in computed)
+    for name, expected in alone.items():
+        assert torch.equal(ranks[0][name], ranks[1][name])  # a checkpoint has those of rank 0 for all
+        assert torch.allclose(ranks[0][name], expected, rtol=1e-4, atol=1e-6), name
+    assert any(name.endswith("high") and value > 0 for name, value in alone.items())
+
+
+def test_copies__of_students_have_the_statistics_of_rank_0_which_a_checkpoint_holds(computed):
+    first, second = (one["copies", "stale"] for one in computed[1:])
+    assert any("running_mean" in name for name in first)
+    for name, expected in first.items():
+        assert torch.equal(second[name], expected), name
+
+
 class PerImage(Loss):
     per_image = True
 

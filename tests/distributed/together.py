@@ -31,6 +31,7 @@ from dfkd.distill.cohort import Cohort
 from dfkd.distill.objective import build_objective
 from dfkd.distill.prepare import prepare
 from dfkd.distill.setting import Setting
+from dfkd.distill.stale import StaleCopies
 from dfkd.formats.kept_weights import kept_files
 from dfkd.formats.shards import Shards
 from dfkd.generators import stage as generate_stage
@@ -39,6 +40,7 @@ from dfkd.generators.nayer import from_teacher as nayer_teacher
 from dfkd.models import cifar_resnet, soft_tree
 from dfkd.models import classifier as classifier_module
 from dfkd.models.classifier import Classifier, answer
+from dfkd.models.fake_int8 import fake_int8
 from dfkd.models.features.find_taps import find_taps, match_groups
 from dfkd.models.features.spread import spread
 from dfkd.models.features.taps import Tap, Tapped
@@ -113,6 +115,28 @@ def of_loss(name):
                     found[f"gradient {number} of {what}.{path}"] = p.grad.clone()
                     p.grad = None
     return found | {f"kept {path}": buffer.clone() for path, buffer in objective.named_buffers()}
+
+
+def of_rounding():
+    """The ranges of the inputs of a student in int8, after two steps."""
+    torch.manual_seed(1)
+    student = fake_int8(cifar_resnet(8, 8, CLASSES).eval(), 3, 16).train()
+    for number in range(2):
+        view = torch.randn(BATCH, 3, 16, 16, generator=torch.Generator().manual_seed(number))
+        student(view[(share(BATCH) if ranks.count() > 1 else all_of(BATCH)).rows])
+    return {name: buffer.clone() for name, buffer in student.named_buffers()}
+
+
+def of_copies():
+    """What a student with old weights answers, after steps in which each process saw other images."""
+    torch.manual_seed(1)
+    student, copies = cifar_resnet(8, 4, CLASSES), StaleCopies([2], PLACE)
+    for number in range(3):
+        part = share(BATCH) if ranks.count() > 1 else all_of(BATCH)
+        student(torch.randn(BATCH, 3, 16, 16, generator=torch.Generator().manual_seed(number))[part.rows])
+    view = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(9))
+    said = copies.answers([student], view, 0)[2][0]
+    return {"said": said, **{f"kept {name}": value for name, value in copies.state_of(0)["stale"]["2"].items()}}
 
 
 class RealImages(WithoutGenerator):
@@ -305,6 +329,8 @@ def results(file):
         found = {("loss", name): of_loss(name) for name in LOSSES}
         found |= {("generator", name): of_generator(name) for name in GENERATORS}
         found["cohort", "kd dml"] = of_cohort(file.parent)
+        found["rounding", "int8"] = of_rounding()
+        found["copies", "stale"] = of_copies()
         found["source", "dfad"] = of_source(file.parent)
         found["divided", "teacher"] = of_divided(file.parent)
         found["divided", "commands"] = of_commands(file.parent)

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from dfkd.app import cli
@@ -107,6 +108,20 @@ def test_load_model__takes_the_logits_among_what_a_network_returns(bench, capsys
     assert "note: model 'foreign.Net@w.pt' returns a" in said and "is taken as the 5 logits" in said
 
 
+@pytest.mark.parametrize("returned", ["self.logits(x), x", "self.logits(x).softmax(1)"])
+def test_distill__refuses_another_form_of_a_network_whose_output_is_not_its_logits(bench, capsys, returned):
+    """Networks that return a tuple or probabilities: within another network, they are what their code returns."""
+    code = f"{RETURNS.partition('def forward')[0]}def forward(self, x):\n        return {returned}\n"
+    model, flags = bench.net(code), ("--normalize", "0.5/0.5", "--precision", "fp32")
+    data = ("--pool", bench.folder / "data.npz", "--image-size", 8, "--filter", "none")
+    assert bench.dfkd("select", "--teacher", model, *data, *flags, "--out", bench.folder / "selection") == 0
+    for option, said in (("--specialists", "whose own code returns logits"), ("--prune", "cannot be built from")):
+        form = (option, 2 if option == "--specialists" else 0.5, "--out", bench.folder / "run")
+        student = ("--student", model, "--samples", bench.folder / "selection")
+        assert bench.dfkd("distill", "--teacher", model, *student, *flags, *form) == 2
+        assert said in capsys.readouterr().err.splitlines()[-1]
+
+
 VIEW = """
     def features(self, x):
         x = self.body(x)
@@ -117,6 +132,28 @@ VIEW = """
 def test_tapped__falls_back_to_contiguous_memory(bench):
     """Networks that flatten with `view`, which channels-last memory refuses."""
     assert bench.accuracy(bench.net(VIEW)) == 1.0
+
+
+STANDARDIZED = """
+    def forward(self, x):
+        x = x / x.view(x.size(0), -1).std(1)[:, None, None, None]
+        return self.fc(self.features(x))
+"""
+
+
+def test_tapped__falls_back_before_the_average_of_the_weights_begins(bench):
+    """Students that refuse channels-last memory at their input: `--ema` averages the weights that then learn."""
+    teacher, flags = bench.net(STANDARDIZED), ("--normalize", "0.5/0.5", "--precision", "fp32")
+    selection = bench.folder / "selection"
+    data = ("--pool", bench.folder / "data.npz", "--image-size", 8, "--filter", "none")
+    assert bench.dfkd("select", "--teacher", teacher, *data, *flags, "--out", selection) == 0
+    short = ("--steps", 3, "--batch-size", 8, "--init", "none", "--loss", "kd", "--ema", 0.5, "--out")
+    run = bench.folder / "run"
+    student = ("--student", "foreign.Net", "--samples", selection)
+    assert bench.dfkd("distill", "--teacher", teacher, *student, *flags, *short, run) == 0
+    last = torch.load(run / "checkpoint" / "state.pt", weights_only=True)["student"]
+    written = load_file(run / "student.safetensors")
+    assert not any(torch.equal(written[name], value) for name, value in last.items())
 
 
 def test_tapped__tells_what_a_network_raises_in_bfloat16(bench, capsys):

@@ -7,6 +7,8 @@ import tomli_w
 import torch
 
 from dfkd.app.pipeline_file import read_pipeline
+from dfkd.config import DistillConfig
+from dfkd.distill.prepare import prepare
 from dfkd.models.load import load_model
 from dfkd.system.errors import RequestError
 
@@ -60,6 +62,17 @@ def test_pipeline__compares_rows_that_go_on_from_runs_of_their_own_seeds(made):
     assert table.count("\nint8,") == table.count("\npruned,") == 2
 
 
+def test_model__that_is_named_by_many_widths_is_no_path(lab, made, selection, tmp_path):
+    run, weights, data = made / "out/runs/pruned-seed0", tmp_path / "w.safetensors", ("--data", lab.few_heldout)
+    assert lab.dfkd("export", "--model", run, "--out", weights) == 0
+    model = f"{load_model(str(run)).architecture}@{weights}"
+    assert len(model) > 255
+    assert lab.dfkd("evaluate", "--model", model, *data) == 0
+    assert lab.dfkd("explain", "--model", model, "--teacher", lab.teacher, *data, "--out", tmp_path / "page.html") == 0
+    quick = ("--steps", 1, "--batch-size", 8, "--loss", "kd")
+    assert lab.distill(selection, tmp_path / "run", *quick, "--student", model) == 0
+
+
 def test_run__of_a_student_in_int8_is_exported_with_the_scales_it_learned(lab, made, selection, tmp_path, capsys):
     run = made / "out/runs/int8-seed0"
     assert (
@@ -68,9 +81,27 @@ def test_run__of_a_student_in_int8_is_exported_with_the_scales_it_learned(lab, m
     lines = [line.split() for line in capsys.readouterr().err.splitlines()]
     row = next(line for line in lines if line[:1] == ["int8"])
     assert float(row[3]) < 1e-3 and row[-1] == "100.0%"
+    half = ("--dtype", "float16", "--samples", selection, "--out", tmp_path / "half.pt2")
+    assert lab.dfkd("export", "--model", run, *half) == 0
     model = load_model(str(run))
     assert model.architecture.startswith("quantized:") and "pruned:" in model.architecture
     assert model.module(torch.zeros(1, 1, 16, 16)).shape == (1, 10)
+
+
+def test_judge__of_a_student_in_int8_leaves_its_ranges_as_they_are(lab):
+    model = {"teacher": lab.teacher, "student": lab.teacher, "quantize": "int8", "normalize": "0.5/0.5"}
+    config = DistillConfig(**model, source="dfad:width=4", image_size=16, batch_size=4, precision="fp32", out="")
+    trainer = prepare(config, config.teacher, config.student, None).trainer
+    trainer.begin()
+    before = {name: value.clone() for name, value in trainer.student.module.state_dict().items()}
+    view = torch.randn(4, 1, 16, 16)
+    trainer.judge(view)
+    assert all(torch.equal(value, before[name]) for name, value in trainer.student.module.state_dict().items())
+    trainer.reply(view)
+    moved = [
+        name for name, value in trainer.student.module.state_dict().items() if not torch.equal(value, before[name])
+    ]
+    assert {name.rpartition(".")[2] for name in moved} == {"low", "high", "seen"}
 
 
 @pytest.mark.parametrize(

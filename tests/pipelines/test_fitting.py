@@ -64,7 +64,9 @@ def test_distill__refuses_what_means_nothing_to_it(lab, selection, tmp_path, cap
     assert said in capsys.readouterr().err
 
 
-def test_specialists__of_a_student_without_gradients_are_refused(lab, selection, run, tmp_path, capsys):
-    assert lab.distill(selection, tmp_path / "vote", "--student", run, "--specialists", 2) == 2
-    assert "--specialists 2 needs a student that learns by gradients, and" in capsys.readouterr().err
-    assert not (tmp_path / "vote").exists()
+@pytest.mark.parametrize("option", [("--specialists", 2), ("--prune", 0.5), ("--quantize", "int8")])
+def test_distill__refuses_another_form_of_a_student_without_gradients(lab, selection, run, tmp_path, capsys, option):
+    assert lab.distill(selection, tmp_path / "other", "--student", run, *option) == 2
+    said = " ".join(map(str, option))
+    assert f"{said} needs a student that learns by gradients, and" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()

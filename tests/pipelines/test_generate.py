@@ -216,6 +216,13 @@ def test_every_kind_of_generator_resumes_from_the_disk(along, tmp_path, stop_at_
     assert weights[0] == weights[1]
 
 
+def test_a_run_of_generated_images_of_another_size_is_another_run(along, tmp_path, capsys):
+    few, out = ("--steps", 1), tmp_path / "run"
+    assert along(out, *few, "--image-size", 16) == 0
+    assert along(out, *few, "--image-size", 18) == 2  # both are shifted by two pixels
+    assert "holds another run: image_size (16, now 18)" in capsys.readouterr().err
+
+
 def test_a_run_that_stopped_in_a_warm_up_does_not_fit_the_student_again(
     along, selection, tmp_path, stop_at_5, monkeypatch
 ):

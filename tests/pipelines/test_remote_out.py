@@ -1,5 +1,6 @@
 """Selections and runs in an object store: fsspec's memory file system, which fails where a test says so."""
 
+import json
 import os
 from contextlib import contextmanager, nullcontext
 
@@ -222,6 +223,30 @@ def test_distill__reads_a_selection_of_the_store_and_sends_a_run_that_is_a_model
     assert distill(tmp_path, run, "--test", str(pool)) == 0
     assert b'"top1": 0.33' in names(store, "/bucket/runs/kd")["result.json"], "a run that is measured anew is sent anew"
     assert cli.main(["inspect", OUT]) == 0
+
+
+def test_run__of_the_store_or_below_the_home_is_a_run_wherever_a_model_is_named(
+    store, select, tmp_path, monkeypatch, capsys
+):
+    assert select(OUT) == 0
+    data, teacher = tmp_path / "labeled.npz", f"cifar_resnet:depth=8,width=2@{tmp_path / 't.safetensors'}"
+    images = np.random.default_rng(1).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
+    np.savez(data, images=images, labels=np.arange(40) % 3)
+    run = "memory://bucket/runs/kd"
+    assert distill(tmp_path, run) == distill(tmp_path, tmp_path / "kd") == 0
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = []
+    for named in (str(tmp_path / "kd"), run, "~/kd"):
+        flags = ("--teacher", teacher, "--data", str(data), "--precision", "fp32")
+        assert cli.main(["evaluate", "--model", named, *flags, "--json", str(tmp_path / "f.json")]) == 0
+        page = tmp_path / "page.html"
+        assert cli.main(["explain", "--model", named, "--data", str(data), "--count", "0", "--out", str(page)]) == 0
+        figures = json.loads((tmp_path / "f.json").read_text())
+        found.append((figures["agreement"], figures["teacher_top1"], page.with_suffix(".csv").read_text()))
+    assert found[0] == found[1] == found[2]  # the teacher sees the images with the normalization of the run
+    out = str(tmp_path / "kd.pt2")
+    assert cli.main(["export", "--model", run, "--samples", OUT, "--precision", "fp32", "--out", out]) == 0
+    assert "on 3 images of the selection" in capsys.readouterr().err
 
 
 def test_out__in_an_object_store_is_for_selections_and_runs_alone(store, tmp_path, capsys):

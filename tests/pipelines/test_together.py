@@ -148,6 +148,28 @@ def test_sweep__on_views_that_were_answered_beforehand(lab, selection, tmp_path)
     assert ours["student"] == theirs["student"] and ours["result"] == theirs["result"]
 
 
+def test_sweep__on_views_that_were_answered_beforehand_goes_on_with_each_student_alone(
+    lab, selection, tmp_path, monkeypatch
+):
+    """The checkpoint of a student that drew no views itself has the next view of every image."""
+    flags = (*QUICK, "--teacher-views", 3, "--batch-size", 48, "--loss", "kd", "--steps", 40)
+    second = ("--student-seed", 1)
+    assert lab.distill(selection, tmp_path / "whole", *flags, *second) == 0
+    save, saved = Run.save, []
+
+    def stopped(self, *given):
+        save(self, *given)
+        saved.append(self.folder.name)
+        if len(saved) == 20:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "save", stopped)
+    assert lab.distill(selection, tmp_path / "a", *flags, "--also", also(tmp_path / "b", second)) == 130
+    assert lab.distill(selection, tmp_path / "b", *flags, *second) == 0
+    assert equal(state(tmp_path / "b"), state(tmp_path / "whole"))
+    assert what_is_written(tmp_path / "b")["student"] == what_is_written(tmp_path / "whole")["student"]
+
+
 def test_student_seed__is_that_of_the_weights_alone_and_runs_of_one_name_are_its_seeds(lab, selection, tmp_path):
     flags = (*QUICK, "--loss", "kd", "--name", "row", "--log-every", 1)
     other = also(tmp_path / "5", ("--student-seed", 5, "--name", "row"))

@@ -20,13 +20,13 @@ from dfkd.data import open_pool
 from dfkd.formats.kept_weights import kept_files
 from dfkd.models import lenet5
 from dfkd.models.classifier import Classifier
-from dfkd.models.features.pixel_entropy import pixel_entropy
+from dfkd.models.features.pixel_entropy import at_pixels, pixel_entropy, side_of
 from dfkd.models.load import load_model
 from dfkd.models.own import OwnNetwork
 from dfkd.report import explanation, knowledge
 from dfkd.report.answers import Answers, Explanation, facts
 from dfkd.report.disagreements import heated
-from dfkd.report.knowledge import Knowledge, Learning, shrunk
+from dfkd.report.knowledge import GRID, Knowledge, Learning, shrunk
 from dfkd.report.knowledge_page import gray
 from dfkd.system.device import resolve_place
 from dfkd.system.errors import RequestError
@@ -303,6 +303,30 @@ def test_pictures__maps_and_masks():
     mask[:2, :3] = True
     assert shrunk(mask, (2, 2)).tolist() == [[True, True], [False, False]]
     assert shrunk(mask, (4, 4)).tolist() == mask.tolist()
+
+
+@pytest.mark.parametrize(("side", "height", "parts"), [(40, 40, 14), (299, 150, 16), (224, 224, 16), (28, 20, 14)])
+def test_shrunk__has_the_parts_of_the_entropies(side, height, parts):
+    """Also where the parts do not divide an image: the last ones are cut off."""
+    rows = -(-height // side_of((height, side), GRID))
+    numbers = torch.arange(float(rows * parts)).view(1, rows, parts)
+    owner = at_pixels(numbers, side_of((height, side), GRID), (height, side))[0].numpy()
+    assert owner.shape == (height, side)
+    for number in (0, rows * parts // 2 + parts // 3, rows * parts - 1):
+        for finer in (1, 3):
+            mask = (owner == number).repeat(finer, axis=0).repeat(finer, axis=1)
+            assert np.flatnonzero(shrunk(mask, (height, side))).tolist() == [number]
+
+
+def test_knowledge__without_any_background_has_no_concepts(monkeypatch, capsys):
+    monkeypatch.setattr(knowledge, "deepest_map", lambda _: None)
+    monkeypatch.setattr(knowledge, "entropies_of", lambda *_: np.zeros((2, 4, 4)))
+    monkeypatch.setattr(knowledge, "learning_of", lambda *_: pytest.fail("there is nothing to compare with"))
+    found = knowledge.knowledge(
+        {}, {"student": Path("run")}, np.zeros((2, 4, 4, 1), np.uint8), np.ones((2, 4, 4), bool)
+    )
+    assert found is not None and found.masks is None
+    assert "note: visual concepts are left out: the foreground covers" in capsys.readouterr().err
 
 
 def test_learning__distances_and_detours_by_hand():

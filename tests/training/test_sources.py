@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 
 from dfkd.formats.shards import Shards
@@ -188,3 +189,23 @@ def test_a_mixture_with_images_that_are_not_stored_has_no_rows():
     )
     assert (mixed.teacher_forwards, mixed.generator_steps, mixed.taps) == (7, 3, {"last"})
     assert mixed.update(no_student) == {"term": torch.tensor(1.0)}
+
+
+@pytest.mark.parametrize(("weights", "size"), [((3.0, 2.0, 5.0), 1), ((1.0, 0.003, 2.0), 128)])
+def test_a_mixture_takes_no_image_back_from_a_small_share(weights, size):
+    def mixed():
+        parts = [ShardSource([Numbered(9 * n, 9)], ShuffledOrder(9, n)) for n in range(len(weights))]
+        return MixedSource(parts, weights)
+
+    one, batches = mixed(), 200
+    found = [one.sample(size).rows // 9 for _ in range(batches)]
+    assert {len(rows) for rows in found} == {size}
+    counts, seen = torch.zeros(len(weights)), 0
+    for rows in found:
+        counts, seen = counts + torch.bincount(rows, minlength=len(weights)), seen + size
+        assert (counts - seen * torch.tensor(weights) / sum(weights)).abs().max() <= 2
+    half, resumed = mixed(), mixed()
+    for _ in range(7):  # the first of these mixtures takes fewer images than are due after batch 6
+        half.sample(size)
+    resumed.load_state_dict(half.state_dict())
+    assert all(torch.equal(half.sample(size).rows, resumed.sample(size).rows) for _ in range(20))

@@ -64,7 +64,7 @@ def pixel_entropy(
         distances = torch.stack([moved(everywhere, drawn(), exact=True) for _ in range(16)])
         scale = distances.mean(dim=0).clamp_min(torch.finfo(torch.float32).tiny) / small**2
         still = features(view)
-    side = -(-max(view.shape[2:]) // grid)
+    side = side_of(view.shape[2:], grid)
     parts = [-(-length // side) for length in view.shape[2:]]
     beta = 2 * reach**2 / math.prod(parts)
     logs = torch.full((len(view), *parts), math.log(reach), device=view.device, requires_grad=True)
@@ -79,6 +79,11 @@ def pixel_entropy(
         if step >= steps // 2:
             found += logs.detach() / (steps - steps // 2)
     return found + math.log(2 * math.pi * math.e) / 2
+
+
+def side_of(size: Sequence[int], grid: int) -> int:
+    """Return the side in pixels of the square parts of an image, `grid` of them on its longer side."""
+    return -(-max(size) // grid)
 
 
 def at_pixels(parts: Float[Tensor, "batch rows columns"], side: int, size: Sequence[int]) -> Float[Tensor, "batch h w"]:
