@@ -4,6 +4,7 @@ import csv
 import io
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,7 @@ def explained(config: ExplainConfig) -> tuple[Explanation, Pool, Knowledge | Non
     if config.baseline is not None and not config.entropy:
         raise RequestError(f"--baseline {config.baseline} changes nothing without --entropy, such as --entropy 16")
     named = _named(config)
+    config = _as_tested(config)
     student, teacher, data = open_pair(config, config.model, named[1], named[0], _is_run(config.model))
     assert teacher is not None
     names = student.model.class_names
@@ -149,6 +151,17 @@ def _named(config: ExplainConfig) -> tuple[GivenModel, str]:
     if data is None:
         raise RequestError(f"give --data: the run {config.model} was not measured on any")
     return config.teacher or given_teacher(expand(request.teacher), request.table.get("mixing")), data
+
+
+def _as_tested(config: ExplainConfig) -> ExplainConfig:
+    """Return the options with `--classes` and `--bits` of the run if the images are those that it was tested on."""
+    if config.data is not None or not _is_run(config.model):
+        return config
+    table = read_distillation(Path(expand(config.model))).distill.table
+    classes, bits = expand(table.get("classes")), table.get("bits")
+    if config.classes is None and isinstance(classes, str) and Path(classes).is_file():
+        config = replace(config, classes=classes)
+    return replace(config, bits=bits) if config.bits is None and isinstance(bits, int) else config
 
 
 def _is_run(model: GivenModel) -> bool:
