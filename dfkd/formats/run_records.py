@@ -86,6 +86,7 @@ class DistillRequest:
 
     distill: DistillTable
     content: DistillContent
+    model: ModelTable
 
 
 @dataclass(frozen=True)
