@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from dfkd.system.errors import RequestError, nearest
+from dfkd.system.errors import RequestError, nearest, reason
 from dfkd.system.files import hash_of, user_path
 from dfkd.system.text import few
 
@@ -31,7 +31,7 @@ class ClassNames:
         try:
             content = user_path(text).read_text(encoding="utf-8-sig")
         except (OSError, ValueError) as error:
-            raise RequestError(f"{said} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+            raise RequestError(f"{said} cannot be read: {reason(error)}") from None
         listed = _of_json(content) if content.lstrip()[:1] in ("{", "[") else _of_lines(content)
         if not listed:
             raise RequestError(f"{said} lists no classes: it holds {_FORM}")

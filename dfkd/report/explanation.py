@@ -28,7 +28,7 @@ from dfkd.report.knowledge import Knowledge, knowledge
 from dfkd.report.markup import page_path
 from dfkd.report.table import csv_cell
 from dfkd.system.console import answer, say
-from dfkd.system.errors import RequestError
+from dfkd.system.errors import RequestError, reason
 from dfkd.system.files import write_text
 from dfkd.system.portable import expand
 from dfkd.system.spacing import evenly_spaced
@@ -249,7 +249,7 @@ def _masks(file: str, images: int) -> Bool[np.ndarray, "images height width"]:
         loaded = np.load(file, allow_pickle=False)
         array = loaded if isinstance(loaded, np.ndarray) else loaded[loaded.files[0]]
     except (OSError, EOFError, ValueError, IndexError, zipfile.BadZipFile) as error:
-        raise RequestError(f"--foreground {file} is not an .npy or .npz file of masks ({error})") from None
+        raise RequestError(f"--foreground {file} is not an .npy or .npz file of masks ({reason(error)})") from None
     if array.ndim != 3 or len(array) != images:
         shape = list(array.shape)
         raise RequestError(f"--foreground {file} has shape {shape}; give [{images}, height, width], a mask an image")

@@ -182,7 +182,7 @@ def test_explain__a_run_knows_its_teacher_and_data(tmp_path, digits_teacher, tea
     [
         ({"foreground": "x.npy"}, "--foreground x.npy changes nothing without --entropy"),
         ({"baseline": "x"}, "--baseline x changes nothing without --entropy"),
-        ({"foreground": "none.npy", "entropy": 2}, "--foreground none.npy is not an .npy or .npz file of masks"),
+        ({"foreground": "none.npy", "entropy": 2}, "file of masks (No such file or directory)"),
         ({"teacher": None}, "give --teacher: --model lenet5"),
         ({"data": None, "teacher": None}, "give --teacher and --data: --model"),
         ({"out": "page.txt"}, "--out page.txt is not a page"),
