@@ -43,4 +43,5 @@ def nearest(name: str, known: Iterable[str], show: int = 12) -> str:
     if close:
         return f"; did you mean {close[0]!r}?"
     more = f" and {len(names) - show} more" if len(names) > show else ""
-    return f"; there are {', '.join(names[:show])}{more}" if names else ""
+    verb = "is" if len(names) == 1 else "are"
+    return f"; there {verb} {', '.join(names[:show])}{more}" if names else ""
