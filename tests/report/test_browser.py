@@ -156,6 +156,10 @@ def test_explorer__picks_what_select_picks(drive: Drive, tmp_path: Path, rng: np
           const text = (id) => document.getElementById(id).textContent;
           const form = document.querySelector(".explore form");
           const before = text("explore-says"), command = text("explore-command");
+          form.elements.gamma.value = 0.1; form.elements.count.value = 700;
+          form.dispatchEvent(new Event("input", { bubbles: true }));
+          const few = text("explore-says"), admitted = text("explore-command");
+          const options = [...document.querySelectorAll("#explore-command span")].map((one) => one.textContent);
           form.elements.count.value = 50; form.elements.method.value = "statistics";
           form.dispatchEvent(new Event("input", { bubbles: true }));
           form.elements.up.value = "embedding";
@@ -165,7 +169,8 @@ def test_explorer__picks_what_select_picks(drive: Drive, tmp_path: Path, rng: np
             plane.dispatchEvent(new PointerEvent("pointermove", { clientX: box.left + x, clientY: box.top + y }));
             return text("explore-dot").split(":")[0];
           });
-          return { picks, dots, before, after: text("explore-says"), command, then: text("explore-command"),
+          return { picks, dots, before, few, admitted, options, command,
+            after: text("explore-says"), then: text("explore-command"),
             bars: document.querySelectorAll("#explore-classes li").length,
             hidden: document.querySelector(".explore").hidden };
         })()""".replace("CASES", json.dumps(options)),
@@ -187,6 +192,8 @@ def test_explorer__picks_what_select_picks(drive: Drive, tmp_path: Path, rng: np
         assert picks == choice.indices.tolist(), (method, gamma, count, balance)
     assert found["before"].startswith("90 picked of ") and found["after"].startswith("50 picked of 700 admitted")
     assert found["command"].endswith("--method threshold --gamma 0.4 --count 90 --balance class --out selection")
+    assert found["few"].startswith("70 picked of 70 admitted") and "--gamma 0.1 --count 70 " in found["admitted"]
+    assert found["options"] == re.findall(r"--\S+", found["admitted"])
     assert "--method statistics --count 50 --balance class" in found["then"]
     assert found["bars"] == 6 and found["hidden"] is False
     assert found["dots"] == ["Image 0", "Image 699"]
