@@ -90,7 +90,7 @@ def configured(stage: Stage, given: Mapping[str, Any], own: Mapping[str, Any]) -
             raise RequestError(f"{where} takes no {name}: it is given to dfkd.Teacher({name}=...)")
         if name not in allowed:
             raise RequestError(f"{where} has no parameter {name!r}{nearest(name, allowed)}")
-    texts = {name: _plain(value, name) for name, value in given.items()}
+    texts = {name: plain(value, name) for name, value in given.items()}
     keywords = check_mapping(stage.options, texts, where)
     values = over_preset(stage, {**keywords, **{name: value for name, value in own.items() if value is not None}})
     lacking = [f.name for f in fields(stage.options) if f.default is MISSING and values.get(f.name, ()) == ()]
@@ -154,15 +154,18 @@ def with_options(name: str, *found: str) -> Callable[[_Method], _Method]:
     return documented
 
 
-def _plain(value: Any, name: str) -> Any:
-    """Convert a keyword's value for a table of options: to Python numbers; paths, functions and classes to text."""
+def plain(value: Any, name: str) -> Any:
+    """Convert a keyword's value for a table of options.
+
+    The result has Python numbers, and paths, devices, functions and classes as text.
+    """
     if isinstance(value, (list, tuple)):
-        return [_plain(item, name) for item in value]
+        return [plain(item, name) for item in value]
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, (type, FunctionType)):
         return _dotted(value, name)
-    return str(value) if isinstance(value, Path) else value
+    return str(value) if isinstance(value, (Path, torch.device)) else value
 
 
 def _dotted(code: type | FunctionType, option: str) -> str:

@@ -4,13 +4,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from dfkd.app.calls import computing, configured, data_text, model_text, network, opened, teacher_text, with_options
+from dfkd.app.calls import (
+    computing,
+    configured,
+    data_text,
+    model_text,
+    network,
+    opened,
+    plain,
+    teacher_text,
+    with_options,
+)
 from dfkd.app.results import Run, Selection
 from dfkd.config import ModelConfig
 from dfkd.config.stage_table import STAGES
 from dfkd.config.stages.shared import Interpolation, Mixing
+from dfkd.config.tables import check_mapping
 from dfkd.data.images.normalize import given_statistics
 from dfkd.data.locate import GivenData
 from dfkd.data.own import data_of
@@ -70,7 +82,7 @@ class Teacher:
         image_size: int | None = None,
         crop_pct: float | None = None,
         interpolation: Interpolation | None = None,
-        device: str = "auto",
+        device: str | torch.device = "auto",
         mixing: str | None = None,
         classes: Sequence[str | Sequence[str]] | None = None,
     ) -> None:
@@ -87,7 +99,8 @@ class Teacher:
             own: dict[str, Any] = {"normalize": normalize, "image_size": image_size}
             own |= {"crop_pct": crop_pct, "interpolation": interpolation}
             own = {name: expected.get(name) if value is None else value for name, value in own.items()}
-            self._options = {**own, "device": device}
+            own = {name: plain(value, name) for name, value in {**own, "device": device or "auto"}.items()}
+            self._options = check_mapping(ModelConfig, own, "dfkd.Teacher()")
             ModelConfig(**self._options)
             if self._options["normalize"] is not None:
                 given_statistics(self._options["normalize"])
@@ -124,12 +137,12 @@ class Teacher:
 
     @with_options("generate")
     def generate(
-        self, method: str, *, out: str | Path | None = None, verbose: bool = True, **options: Any
+        self, method: str | type, *, out: str | Path | None = None, verbose: bool = True, **options: Any
     ) -> Selection:
         """Make images from the teacher alone.
 
         Args:
-            method: A generator with its options, such as `deepinversion` or `dafl:width=32`.
+            method: A generator with its options, such as `deepinversion` or `dafl:width=32`, or your class.
             out: The folder to write. Default: a folder of the cache.
             verbose: Whether progress and notes are printed.
 
@@ -147,8 +160,8 @@ class Teacher:
             named |= {"samples": _folders(options["samples"])} if options.get("samples") is not None else {}
             named |= {"fill": _folders(options["fill"])[0]} if options.get("fill") is not None else {}
             named |= {"student": model_text(student)} if student is not None else {}
-            own = self._own(out, method=expand(method))
-            config = configured(stage := STAGES["generate"], {**options, **named}, own)
+            named |= {"method": method}
+            config = configured(stage := STAGES["generate"], {**options, **named}, self._own(out))
             return Selection(stage.within(config, generate, config, self._model, student or config.student))
 
     @with_options("distill", "also")

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from dfkd.config.option import field_hints, is_off
 from dfkd.config.stage_table import STAGES, Stage
 from dfkd.system.console import say
-from dfkd.system.errors import RequestError, nearest
+from dfkd.system.errors import RequestError, nearest, reason
 from dfkd.system.names import convert
 from dfkd.system.portable import expand
 
@@ -53,7 +53,7 @@ def load_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no TOML, or a number of 5,000 digits
-        raise RequestError(f"{path} cannot be read: {error}") from None
+        raise RequestError(f"{path} cannot be read: {reason(error)}") from None
 
 
 def over_preset(stage: Stage, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from dfkd.system.errors import RequestError, nearest
+from dfkd.system.errors import RequestError, nearest, reason
 from dfkd.system.files import hash_of, user_path
 from dfkd.system.text import few
 
@@ -20,21 +20,33 @@ _KEY = re.compile(r"([a-z]\d{6,})[\s:,;]+(\S.*)")
 
 
 class ClassNames:
-    """Names of a model's classes from a file. Every class has one or more names."""
+    """Names of a model's classes, from a file or of the model itself. Every class has one or more names."""
 
     def __init__(self, text: str, option: str = "--classes ") -> None:
         """Read the FILE of an option, which messages name before the text.
 
         Raises: RequestError if the file cannot be read or is not a list of classes.
         """
-        self._said = f"{option}{text}"
+        said = f"{option}{text}"
         try:
             content = user_path(text).read_text(encoding="utf-8-sig")
         except (OSError, ValueError) as error:
-            raise RequestError(f"{self._said} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+            raise RequestError(f"{said} cannot be read: {reason(error)}") from None
         listed = _of_json(content) if content.lstrip()[:1] in ("{", "[") else _of_lines(content)
         if not listed:
-            raise RequestError(f"{self._said} lists no classes: it holds {_FORM}")
+            raise RequestError(f"{said} lists no classes: it holds {_FORM}")
+        self._take(listed, said)
+
+    @classmethod
+    def of_model(cls, names: Sequence[str]) -> "ClassNames":
+        """Return the names that a model has for its own classes, in order."""
+        found = cls.__new__(cls)
+        found._take(_checked(dict(enumerate(names))), "the model")
+        return found
+
+    def _take(self, listed: Mapping[int, list[str]], said: str) -> None:
+        """Keep the names of each class. Messages begin with `said`."""
+        self._said = said
         self.count = max(listed) + 1
         self.names = tuple(listed[k][0] if k in listed else str(k) for k in range(self.count))
         """First name of every class."""
@@ -50,6 +62,10 @@ class ClassNames:
     def has(self, name: str) -> bool:
         """Return whether a class has exactly this name."""
         return name in self._exact
+
+    def unknown(self, names: Iterable[str]) -> list[str]:
+        """Return those of some names that are not the name of exactly one class."""
+        return [name for name in names if len(self._exact.get(name) or self._alike.get(_alike(name)) or []) != 1]
 
     def find(self, name: str, where: str) -> int:
         """Return the class of a name.

@@ -20,13 +20,15 @@ def open_pool(
     channels: int,
     workers: int | None = None,
     classes: str | None = None,
+    own_names: Sequence[str] = (),
     bits: int | None = None,
     frame: Frame = WHOLE,
 ) -> Pool:
     """Return a pool of several DATA. Some of them may be opened already.
 
     `image_size` None stands for the pool's own size, if all images are raw and square. `classes` is a file with the
-    names of a model's classes, by which labels are found. `bits` is the number of bits in use of 16-bit gray images, of
+    names of a model's classes, by which labels are found. Without it, `own_names` are the names that the model itself
+    has; they are used if they include all of the data's. `bits` is the number of bits in use of 16-bit gray images, of
     which the upper 8 are taken.
 
     Raises: RequestError if a DATA cannot be opened or is empty, or if the pool has no size of its own.
@@ -43,7 +45,8 @@ def open_pool(
     empty = [portable(Path(text).name) for text, one in zip(texts, found, strict=True) if one is None]
     _note_doubles([spec for spec in specs if isinstance(spec, str)])
     names = ClassNames(classes) if classes else None
-    return Pool(data, image_size or _own_size(data), channels, workers, empty, names, bits, frame)
+    own = ClassNames.of_model(own_names) if own_names and names is None else None
+    return Pool(data, image_size or _own_size(data), channels, workers, empty, names, bits, frame, own)
 
 
 def _own_size(data: Sequence[Data]) -> int:

@@ -13,11 +13,11 @@ from dfkd.data.conversion_notes import ConversionNotes
 from dfkd.data.images.decode import BatchDecoder, Decoded, decode, encode_png, fit, processors
 from dfkd.data.images.frame import ENCODED_ABOVE, WHOLE, Frame
 from dfkd.data.images.intact import looks_intact
-from dfkd.data.labels import ClassNames, labels_of_names, ordered_names
+from dfkd.data.labels import ClassNames
 from dfkd.data.locate import Data
+from dfkd.data.pool_labels import PoolLabels
 from dfkd.data.read_ahead import read_ahead
 from dfkd.data.readers.reader import Reader, Unreadable
-from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 
 NO_IMAGES = "without images"
@@ -64,16 +64,14 @@ class Pool:
         class_names: ClassNames | None = None,
         bits: int | None = None,
         frame: Frame = WHOLE,
+        own_names: ClassNames | None = None,
     ) -> None:
         """Join opened DATA.
 
-        `empty` names further DATA without images. `class_names` are those of a model. `bits` is the number of bits in
-        use of 16-bit images.
+        `empty` names further DATA without images. `class_names` are given names of a model's classes, `own_names` those
+        that the model has. `bits` is the number of bits in use of 16-bit images.
         """
         self.image_size, self.channels, self.bits, self.frame = image_size, channels, bits, frame
-        given = {"classes": class_names.identity if class_names is not None else None, "bits": bits}
-        given = {name: value for name, value in given.items() if value is not None}
-        self.identity = [one.identity() | given for one in data]
         self.left_out = {name: {NO_IMAGES: 1} for name in (*empty, *(name for one in data for name in one.empty))}
         self._parts: list[tuple[str, Reader, Data]] = []
         names: set[str] = set()
@@ -84,6 +82,10 @@ class Pool:
                 self._parts.append((unique, reader, one))
                 if reader.left_out:
                     self.left_out[unique] = dict(reader.left_out)
+        self._labels = PoolLabels([(name, reader) for name, reader, _ in self._parts], class_names, own_names)
+        given = {"classes": self._labels.identity, "bits": bits}
+        given = {name: value for name, value in given.items() if value is not None}
+        self.identity = [one.identity() | given for one in data]
         self.encoded = image_size > ENCODED_ABOVE
         self._ends = np.cumsum([len(reader) for _, reader, _ in self._parts], dtype=np.int64)
         self._workers = workers or processors()
@@ -91,7 +93,6 @@ class Pool:
         self._notes = ConversionNotes(image_size, channels, bits, frame)
         self._filter: PixelFilter | None = None
         self._decoder: BatchDecoder | None = None
-        self._class_names = class_names
 
     def filtered(self, by: PixelFilter) -> "Pool":
         """Return a copy of the pool whose images are filtered. Its encoded files stay unfiltered."""
@@ -192,33 +193,11 @@ class Pool:
 
         Raises: RequestError if a DATA has no labels, or class names that cannot be assigned to the model's classes.
         """
-        if self._class_names is not None and classes is not None:
-            self._class_names.check(classes)
-        labels = []
-        for name, reader, _ in self._parts:
-            labels.append(self._labels(name, reader, classes))
-            if labels[-1].min() < 0:
-                raise RequestError(
-                    f"{name!r} has images without a label ({labels[-1].min()}); give a split that has them"
-                )
-        return np.concatenate(labels)
+        return self._labels.read(classes)
 
     def class_names(self, classes: int) -> tuple[str, ...]:
         """The names of a model's classes by `labels`: of `--classes`, or of the class folders; else none."""
-        if self._class_names is not None:
-            return self._class_names.names
-        readers = [reader for _, reader, _ in self._parts]
-        named = readers[0].named_labels() if len(readers) == 1 and readers[0].classes_by_name else None
-        return () if named is None else ordered_names(*named, classes)
-
-    def _labels(self, name: str, reader: Reader, classes: int | None) -> Int64[np.ndarray, " images"]:
-        known = self._class_names
-        named = reader.named_labels() if known is not None or reader.classes_by_name else None
-        if named is not None:
-            return labels_of_names(*named, repr(name), known, classes)
-        if known is not None:
-            say(f"note: --classes changes nothing for {name!r}, whose labels are numbers")
-        return reader.labels()
+        return self._labels.class_names(classes)
 
     def batches(
         self, size: int, start: int = 0, stop: int | None = None

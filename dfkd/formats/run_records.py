@@ -87,6 +87,7 @@ class DistillRequest:
 
     distill: DistillTable
     content: DistillContent
+    model: ModelTable
 
 
 @dataclass(frozen=True)

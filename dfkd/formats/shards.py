@@ -22,7 +22,7 @@ from dfkd.data.pool import PixelFilter
 from dfkd.formats.manifest import HINT, MANIFEST, ImageShape, ShardFile, read_manifest
 from dfkd.system.checked_parquet import to_numpy
 from dfkd.system.checksums import check_file, check_size, entry
-from dfkd.system.errors import RequestError
+from dfkd.system.errors import RequestError, reason
 from dfkd.system.files import make_folder, replacing, write_json
 
 ROWS_PER_SHARD = 8_192
@@ -271,7 +271,7 @@ def _open_arrow(path: Path, rows: int) -> Any:
     try:
         table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
     except (OSError, pa.ArrowInvalid) as error:
-        raise RequestError(f"{path} cannot be read ({error}){HINT}") from None
+        raise RequestError(f"{path} cannot be read ({reason(error)}){HINT}") from None
     if len(table) != rows:
         raise RequestError(f"{path} has {len(table)} rows, the manifest says {rows}{HINT}")
     return table

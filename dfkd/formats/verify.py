@@ -16,7 +16,7 @@ from dfkd.formats.run_records import (
     read_result,
 )
 from dfkd.system.checksums import Entry, check_file
-from dfkd.system.errors import RequestError
+from dfkd.system.errors import RequestError, reason
 
 Written = tuple[Path, Entry | None]
 """File and its recorded entry. The entry is None for a table with a checksum of its own, which reading compares."""
@@ -75,6 +75,6 @@ def _of_run(folder: Path) -> Iterator[Written]:
         try:
             progress = parse_progress((checkpoint / PROGRESS).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise RequestError(f"{checkpoint / PROGRESS} cannot be read ({error})") from None
+            raise RequestError(f"{checkpoint / PROGRESS} cannot be read ({reason(error)})") from None
         yield checkpoint / PROGRESS, None
         yield checkpoint / STATE, progress.state

@@ -13,7 +13,7 @@ from dfkd.generators.inversion import InversionMethod, Recipe
 from dfkd.models.ensemble import leader
 from dfkd.models.sharded import complete
 from dfkd.system import random_state
-from dfkd.system.errors import RequestError
+from dfkd.system.errors import RequestError, reason
 from dfkd.system.limits import check_at_least
 from dfkd.system.paper import Paper
 from dfkd.system.torch_optim import Adam
@@ -152,7 +152,7 @@ def from_file(file: str, classes: int) -> Float[Tensor, "classes width"]:
     try:
         values = np.load(Path(file), allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise RequestError(f"embeddings={file} cannot be read as .npy: {error}") from None
+        raise RequestError(f"embeddings={file} cannot be read as .npy: {reason(error)}") from None
     if not isinstance(values, np.ndarray) or values.ndim != 2 or len(values) != classes or not values.size:
         shape = list(values.shape) if isinstance(values, np.ndarray) else "no single array"
         raise RequestError(f"embeddings={file} has {shape}; save numbers [{classes}, width], a row a class")

@@ -112,7 +112,10 @@ def _take_member(found: Found, output: object) -> Tensor:
     """Return the logits among a network's outputs, and let the network return only them from now on."""
     kind, key = type(output).__name__, find_member(output, found.module)
     if key is None:
-        raise RequestError(f"model {found.spec!r} returns a {kind}, not one tensor of logits [batch, classes]")
+        raise RequestError(
+            f"model {found.spec!r} returns a {kind}, not one tensor of logits [batch, classes]; name a network that "
+            "returns the logits alone"
+        )
     found.module.register_forward_hook(Member(key))
     logits: Tensor = members(output)[key]
     say(f"note: model {found.spec!r} returns a {kind}; its member {key!r} is taken as the {logits.shape[1]} logits")

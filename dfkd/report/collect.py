@@ -45,6 +45,8 @@ class FinishedRun:
     content: DistillContent | None
     result: Result
     metrics: list[dict[str, Any]]
+    class_names: tuple[str, ...] = ()
+    """Names of the student's classes, if known."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,8 @@ def read_run(folder: str) -> FinishedRun:
     request, result = read_distillation(path), read_result(path, Result)
     if METRICS in result.files:
         check_file(path / METRICS, result.files[METRICS], HINT)
-    return FinishedRun(folder, request.distill.table, request.content, result, read_metrics(path / METRICS))
+    metrics, names = read_metrics(path / METRICS), request.model.class_names
+    return FinishedRun(folder, request.distill.table, request.content, result, metrics, names)
 
 
 def curve(row: Row, field: str) -> list[tuple[float, float]]:

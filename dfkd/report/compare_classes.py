@@ -9,7 +9,7 @@ from dfkd.report.collect import FinishedRun, Row
 from dfkd.report.markup import Html, section, table, tag
 from dfkd.system.errors import RequestError
 from dfkd.system.portable import expand
-from dfkd.system.text import few
+from dfkd.system.text import class_name, few
 
 MOST_CLASSES = 30
 """Largest number of classes in the table. If there are more, those that lose most are shown."""
@@ -29,7 +29,7 @@ def classes(rows: Sequence[Row]) -> Html:
         return Html()
     count = len(next(iter(of_row.values())))
     theirs = teachers[0] if len({tuple(means) for means in teachers}) == 1 and len(teachers[0]) == count else None
-    held = _held(rows, count)
+    held, names = _held(rows, count), _names(rows, count)
 
     def lost(k: int) -> float:
         """Return how far the rows are below the teacher on a class, or below 1 without a teacher."""
@@ -44,7 +44,7 @@ def classes(rows: Sequence[Row]) -> Html:
         best = max(known) if len({*known}) > 1 else None
         cells = [_cell(means[k], best, held.get(name, []), k) for name, means in of_row.items()]
         teacher = [_percent(theirs[k])] if theirs is not None else []
-        body.append([str(k), *teacher, *cells, f"{-100 * lost(k):+.1f}" if known else "-"])
+        body.append([class_name(k, names), *teacher, *cells, f"{-100 * lost(k):+.1f}" if known else "-"])
     head = [
         "class",
         *(["teacher"] if theirs is not None else []),
@@ -52,7 +52,7 @@ def classes(rows: Sequence[Row]) -> Html:
         "mean to teacher" if theirs else "mean to 100 %",
     ]
     most = f" The {len(shown)} of {count:,} classes that lose most." if len(shown) < count else ""
-    starving = _starved_words(of_row, theirs, held)
+    starving = _starved_words(of_row, theirs, held, names)
     notes = [*starving, *_unknown(rows, held)]
     legend = f" {MARK}: less than {STARVED:.0%} of an even share of the selected images." if starving else ""
     return section(
@@ -124,8 +124,18 @@ def _held(rows: Sequence[Row], count: int) -> dict[str, list[float]]:
     return found
 
 
+def _names(rows: Sequence[Row], count: int) -> tuple[str, ...]:
+    """Return the names of the classes; none if no run has them, or if runs have others."""
+    known = {run.class_names for row in rows for run in row.runs if run.class_names}
+    names = known.pop() if len(known) == 1 else ()
+    return names if len(names) == count else ()
+
+
 def _starved_words(
-    of_row: Mapping[str, ClassMeans], theirs: ClassMeans | None, held: Mapping[str, Sequence[float]]
+    of_row: Mapping[str, ClassMeans],
+    theirs: ClassMeans | None,
+    held: Mapping[str, Sequence[float]],
+    names: Sequence[str],
 ) -> list[str]:
     """Return a sentence for each row with starved classes: its loss on these classes and on the others."""
     found = []
@@ -133,7 +143,7 @@ def _starved_words(
         missed = starved(held.get(name, []))
         if not missed:
             continue
-        listed = few([str(k) for k in missed], 8)
+        listed = few([class_name(k, names) for k in missed], 8)
         words = f"{name}: the selection hardly has {len(missed):,} of {len(means):,} classes ({listed})"
         gaps = {k: _points(means[k], 1.0 if theirs is None else theirs[k]) for k in range(len(means))}
         sides = [

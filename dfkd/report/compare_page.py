@@ -85,7 +85,8 @@ def _machines(of_row: Mapping[str, Mapping[str, str]]) -> str:
     used = dict.fromkeys(
         ", ".join(f"{name} {values[name]}" for name in MACHINE if name in values) for values in of_row.values()
     )
-    return f"{len(of_row):,} rows. Computed with {'; '.join(filter(None, used)) or 'versions that are not known'}."
+    rows = f"{len(of_row):,} row{'' if len(of_row) == 1 else 's'}"
+    return f"{rows}. Computed with {'; '.join(filter(None, used)) or 'versions that are not known'}."
 
 
 def command(config: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ import csv
 import io
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from dfkd.report.knowledge import Knowledge, knowledge
 from dfkd.report.markup import page_path
 from dfkd.report.table import csv_cell
 from dfkd.system.console import answer, say
-from dfkd.system.errors import RequestError
+from dfkd.system.errors import RequestError, reason
 from dfkd.system.files import write_text
 from dfkd.system.portable import expand
 from dfkd.system.spacing import evenly_spaced
@@ -63,6 +64,7 @@ def explained(config: ExplainConfig) -> tuple[Explanation, Pool, Knowledge | Non
     if config.baseline is not None and not config.entropy:
         raise RequestError(f"--baseline {config.baseline} changes nothing without --entropy, such as --entropy 16")
     named = _named(config)
+    config = _as_tested(config)
     student, teacher, data = open_pair(config, config.model, named[1], named[0], _run_of(config.model) is not None)
     assert teacher is not None
     names = student.model.class_names
@@ -156,6 +158,17 @@ def _run_of(model: GivenModel) -> Path | None:
     return run_folder(expand(model)) if isinstance(model, str) else None
 
 
+def _as_tested(config: ExplainConfig) -> ExplainConfig:
+    """Return the options with `--classes` and `--bits` of the run if the images are those that it was tested on."""
+    if config.data is not None or (run := _run_of(config.model)) is None:
+        return config
+    table = read_distillation(run).distill.table
+    classes, bits = expand(table.get("classes")), table.get("bits")
+    if config.classes is None and isinstance(classes, str) and Path(classes).is_file():
+        config = replace(config, classes=classes)
+    return replace(config, bits=bits) if config.bits is None and isinstance(bits, int) else config
+
+
 def _baseline(config: ExplainConfig, student: Classifier, data: Pool) -> Classifier | None:
     """Load the network with which the student's knowledge is compared. It gets the same images."""
     if config.baseline is None:
@@ -237,7 +250,7 @@ def _masks(file: str, images: int) -> Bool[np.ndarray, "images height width"]:
         loaded = np.load(file, allow_pickle=False)
         array = loaded if isinstance(loaded, np.ndarray) else loaded[loaded.files[0]]
     except (OSError, EOFError, ValueError, IndexError, zipfile.BadZipFile) as error:
-        raise RequestError(f"--foreground {file} is not an .npy or .npz file of masks ({error})") from None
+        raise RequestError(f"--foreground {file} is not an .npy or .npz file of masks ({reason(error)})") from None
     if array.ndim != 3 or len(array) != images:
         shape = list(array.shape)
         raise RequestError(f"--foreground {file} has shape {shape}; give [{images}, height, width], a mask an image")

@@ -58,4 +58,5 @@ def _classes(found: Explanation) -> Html:
     rows.sort(key=lambda row: row[0])
     by_words = "by the teacher's answer" if labels is None else "by label"
     body = [cells for _, cells in rows]
-    return section("Classes", table(f"Classes {by_words}, those that lost most first", head, body))
+    caption = f"Classes {by_words}, those that lost most first. The last column has the student's most frequent answer "
+    return section("Classes", table(f"{caption}among those that differ from the teacher's.", head, body))

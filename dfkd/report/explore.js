@@ -80,7 +80,7 @@ const explore = {
     return sizes;
   },
 
-  /** Return the command for the shown selection, scaled to the full pool. */
+  /** Return the command for the shown selection of `count` images, scaled to the full pool. */
   command(pool, { method, gamma, count, balance }) {
     const share = method === "threshold" ? ` --gamma ${gamma}` : "";
     const full = Math.max(1, Math.round(count * pool.scale));
@@ -136,10 +136,20 @@ class View {
     if (threshold !== null) parts.push(`threshold ${threshold.toFixed(4)}`);
     parts.push(`${picked.length ? Math.round((100 * stored) / picked.length) : 0} % of them are in this selection`);
     document.getElementById("explore-says").textContent = parts.join("; ") + ".";
-    document.getElementById("explore-command").textContent = explore.command(pool, options);
+    // the images that are picked: select refuses a count above those that the method admits
+    const words = explore.command(pool, { ...options, count: picked.length }).split(/(--[a-z-]+)/);
+    document.getElementById("explore-command").replaceChildren(...words.map(this.unbroken));
     for (const image of this.thumbs) image.closest("li").classList.toggle("in", this.isPicked[this.at.get(Number(image.dataset.row))] === 1);
     this.bars();
     this.draw();
+  }
+
+  /** Return an option in an element that is not broken at a hyphen, and other text as it is. */
+  unbroken(word) {
+    if (!word.startsWith("--")) return word;
+    const option = document.createElement("span");
+    option.textContent = word;
+    return option;
   }
 
   /** Draw the images per class before and after balance. Before: the best images, as many as are picked. */

@@ -147,10 +147,14 @@ def _when() -> str:
 
 
 def _header(name: object, scope: str) -> Html:
-    """Return a header cell. A cell with a long word may be broken anywhere, so that its column is not too wide."""
+    """Return a header cell. A cell with a long word may be broken anywhere, so that its column is not too wide.
+
+    A cell of several words is broken between them, also beside a bar.
+    """
     words = "" if isinstance(name, Html) else str(name)
     is_long = max(map(len, words.split()), default=0) > LONG
-    return tag("th", name, scope=scope, class_="long" if is_long else None)
+    is_several = scope == "row" and len(words) > 2 * LONG
+    return tag("th", name, scope=scope, class_="long" if is_long else "several" if is_several else None)
 
 
 def _is_cell(value: object) -> bool:

@@ -170,7 +170,9 @@ def _ranked(
         view.flags.writeable = False  # a user's method that sorts in place would spoil the scores
     ranking = method(ImageScores(*columns), rng)
     if not isinstance(ranking, Ranking):
-        raise RequestError(f"the method gives a {type(ranking).__name__}, not a dfkd.select.methods.Ranking")
+        raise RequestError(
+            f"the method gives a {type(ranking).__name__}, not a dfkd.select.methods.Ranking; return Ranking(rows)"
+        )
     rows = _checked(np.asarray(ranking.rows), len(columns[0]))  # a user's method may return a mask
     return Ranking(rows if where is None else where[rows], ranking.threshold)
 

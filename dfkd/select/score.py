@@ -70,7 +70,9 @@ def score_pool(
     if damaged:
         say(f"scores: {damaged} of {len(parts)} cached parts are damaged and scored again")
     check()
-    if not todo:
+    if not parts:
+        say(f"scores: no images are in this part, because the pool has only {parts_of(len(pool)):,} pieces")
+    elif not todo:
         say(f"scores: all {images:,} are cached, the teacher is not run")
     else:
         done = images - sum(len(range_of(len(pool), part)) for part in todo)

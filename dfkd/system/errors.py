@@ -28,6 +28,11 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def reason(error: Exception) -> str:
+    """Return why a file cannot be read: without the number and the path that an `OSError` adds."""
+    return str(getattr(error, "strerror", None) or error)
+
+
 def nearest(name: str, known: Iterable[str], show: int = 12) -> str:
     """Return the end of an error message about an unknown name.
 
@@ -38,4 +43,5 @@ def nearest(name: str, known: Iterable[str], show: int = 12) -> str:
     if close:
         return f"; did you mean {close[0]!r}?"
     more = f" and {len(names) - show} more" if len(names) > show else ""
-    return f"; there are {', '.join(names[:show])}{more}" if names else ""
+    verb = "is" if len(names) == 1 else "are"
+    return f"; there {verb} {', '.join(names[:show])}{more}" if names else ""

@@ -15,6 +15,8 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from dfkd.system.errors import RequestError, nearest
@@ -81,7 +83,7 @@ def find(name: str, modules: Sequence[str], kind: str) -> Callable[..., Any]:
         actual = name if name in public else by_case.get(name.lower())
         if actual is not None:
             return _callable(getattr(module, actual), name, kind)
-        known.update(by_case or public)
+        known.update(by_case or [n for n in public if n.islower()] or public)  # torchvision's classes are no names here
     several = re.split(r"[\s,+]+", name)
     if len(several) > 1 and {word.lower() for word in several} & known:
         hint = f"give each as a value of its own: {' '.join(several)}"
@@ -163,6 +165,8 @@ def convert(value: Any, hint: Any, where: str) -> Any:
             return value
         raise RequestError(f"{where}={value} is not one of {', '.join(map(str, arguments))}")
     if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:  # not the text "None"
+            return None
         for option in arguments:
             try:
                 return convert(value, option, where)
@@ -237,11 +241,19 @@ def _import(module_name: str, what: str) -> types.ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not (module_name + ".").startswith(error.name + "."):
             raise
-        raise RequestError(f"{what} there is no module {error.name!r}") from None
+        near = [] if "." in error.name else get_close_matches(error.name, _modules_here(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise RequestError(f"{what} there is no module {error.name!r}{hint}") from None
     except (ValueError, TypeError) as error:
         if line_of(error):
             raise
         raise RequestError(f"{what} {error}") from error  # a name that begins with dots
+
+
+def _modules_here() -> list[str]:
+    """Return the names of the modules in the working folder."""
+    found = [path for path in Path.cwd().iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]
+    return [path.stem for path in found]
 
 
 def _callable(found: Any, name: str, kind: str) -> Callable[..., Any]:

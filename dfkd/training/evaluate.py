@@ -240,6 +240,7 @@ def open_images(data: GivenData, config: EvaluateConfig | ExplainConfig | Distil
         image_size=model.image_size,
         channels=model.channels,
         classes=config.classes,
+        own_names=model.class_names,
         bits=config.bits,
         frame=model.frame,
     )

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import dfkd
 from dfkd.app import cli
+from dfkd.generators.generator import GeneratorMethod
 from dfkd.models import cifar_resnet
 from dfkd.models.load import load_model
 
@@ -436,6 +437,24 @@ def test_errors__are_value_errors_that_name_parameters(teacher, pool, call, said
     assert said in str(raised.value) and "--" not in str(raised.value) and "\n" not in str(raised.value)
 
 
+def test_errors__of_types_are_one_line():
+    """In another process: the tests check types at every call."""
+    code = (
+        "import dfkd, torch\n"
+        "wrong = {'image_size': '16', 'crop_pct': '1', 'interpolation': 'cubic', 'normalize': ('0', '1')}\n"
+        "for name, value in wrong.items():\n"
+        "    try: dfkd.Teacher(torch.nn.Flatten(), **{name: value})\n"
+        "    except dfkd.RequestError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "dfkd.Teacher(): image_size='16' is not a whole number",
+        "dfkd.Teacher(): crop_pct='1' is not a number",
+        "dfkd.Teacher(): interpolation=cubic is not one of bilinear, bicubic",
+        "dfkd.Teacher(): normalize=['0', '1'] is not text",
+    ]
+
+
 def test_data_sets__that_cannot_be_used_are_refused(teacher, pool):
     class Floats(Photos):
         def __getitem__(self, index):
@@ -485,6 +504,29 @@ def test_presets__give_way_to_keywords(teacher, selection, tmp_path):
     options = {k: v for k, v in SHORT.items() if k != "steps"}
     run = teacher.distill(net(1), selection, preset=tmp_path / "p.toml", **options)
     assert (run.result["steps"], run.result["images_seen"]) == (3, 24)
+
+
+def test_options__that_are_none_have_their_default(teacher, pool):
+    given = dict.fromkeys(("preset", "gamma", "part", "count"), None) | {k: v for k, v in PICK.items() if k != "count"}
+    selection = teacher.select(pool, **given)
+    run = teacher.distill(net(1), selection, name=None, preset=None, classes=None, lr=None, **SHORT)
+    assert len(selection) == 30 and run.result["name"] == "statistics | kd"
+    assert repr(dfkd.Teacher(net(), device=torch.device("cpu"), normalize=None)).endswith("Net: device=cpu>")
+
+
+class Plain(GeneratorMethod):
+    """Somebody's own generator."""
+
+    def __init__(self, task, *, steps: int = 2):
+        super().__init__(task, latent=4, width=4, lr=1e-3, steps=steps)
+
+    def update(self, student):
+        return self.learn({"mean": self.make(4).mean()}, {"mean": 1.0})
+
+
+def test_generate__takes_a_class(teacher):
+    made = teacher.generate(Plain, count=4, steps=2, batch_size=4, precision="fp32", verbose=False)
+    assert len(made) == 4 and made.manifest["source"].endswith("test_python.Plain")
 
 
 def test_keyboard_interrupt__leaves_a_run_that_goes_on(teacher, selection, monkeypatch):

@@ -57,6 +57,12 @@ def test_preset_file_names_what_is_wrong(tmp_path, text, said):
         tables.load_preset(str(preset), STAGES["select"])
 
 
+def test_file_that_is_not_there_is_told_without_numbers_and_twice_its_name(tmp_path):
+    with pytest.raises(RequestError) as raised:
+        tables.load_toml(tmp_path / "none.toml")
+    assert str(raised.value) == f"{tmp_path / 'none.toml'} cannot be read: No such file or directory"
+
+
 def test_every_preset_of_the_package_fits_its_stages():
     from importlib import resources
 

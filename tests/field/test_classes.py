@@ -84,6 +84,31 @@ def test_open_pool__finds_class_folders_by_name(tmp_path: Path, file: str) -> No
 
 
 @pytest.mark.parametrize(
+    ("own", "labels", "said"),
+    [
+        (("c", "a", "b"), [1, 2, 0], ""),
+        (("a", "b", "c"), [0, 1, 2], ""),
+        (("c", "a", "b", "d"), [1, 2, 0], ""),  # the data alone has no order
+        (("c", "a", "x"), [0, 1, 2], "do not identify 'b', so the class folders of 'd' count in sorted order"),
+        (("c", "a", "a"), [0, 1, 2], "do not identify 'a'"),
+    ],
+)
+def test_open_pool__finds_class_folders_by_the_names_that_a_model_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], own: tuple[str, ...], labels: list[int], said: str
+) -> None:
+    """The names decide, and are part of the identity, only where they include all folders and change the labels."""
+    for i, folder in enumerate("abc"):
+        (tmp_path / "d" / folder).mkdir(parents=True)
+        Image.fromarray(PIXELS[i]).save(tmp_path / "d" / folder / "a.png")
+    plain = open_pool([str(tmp_path / "d")], image_size=16, channels=3)
+    pool = open_pool([str(tmp_path / "d")], image_size=16, channels=3, own_names=own)
+    assert pool.labels(len(own)).tolist() == labels
+    shown = capsys.readouterr().err
+    assert said in shown and bool(said) == ("note" in shown)
+    assert (pool.identity == plain.identity) == (labels == [0, 1, 2])
+
+
+@pytest.mark.parametrize(
     ("content", "said"),
     [
         ("cat\ndog\ncow\nyak", "lists no class 'panda' of 'd'; there are cat, cow, dog, yak"),
@@ -116,6 +141,10 @@ def test_open_pool__finds_the_names_of_a_table(tmp_path: Path) -> None:
         pq.write_table(table, tmp_path / "x.parquet")
         pool = open_pool([str(tmp_path / "x.parquet")], image_size=16, channels=3, classes=str(tmp_path / "c.txt"))
         assert pool.labels(4).tolist() == labels
+        own = open_pool(
+            [str(tmp_path / "x.parquet")], image_size=16, channels=3, own_names=("cat", "big dog", "panda", "yak")
+        )
+        assert own.labels(4).tolist() == labels
 
 
 def test_commands__take_the_names_of_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,3 +177,9 @@ def test_commands__take_the_names_of_classes(tmp_path: Path, capsys: pytest.Capt
     assert cli.main([*distill, "--test", str(tmp_path / "d")]) == 2
     assert cli.main([*distill, "--test", str(tmp_path / "d"), *classes]) == 0
     assert json.loads((tmp_path / "r" / "result.json").read_text())["teacher_top1"] == 1.0
+    capsys.readouterr()  # the run knows its classes, and the images that it was tested on
+    for names in ([], classes):
+        assert cli.main(["evaluate", "--model", str(tmp_path / "r"), "--data", str(tmp_path / "d"), *names]) == 0
+    assert len({line for line in capsys.readouterr().out.splitlines() if line.startswith("per_class")}) == 1
+    assert cli.main(["explain", "--model", str(tmp_path / "r"), "--out", str(tmp_path / "p.html")]) == 0
+    assert "teacher's accuracy: 100.00%" in capsys.readouterr().out

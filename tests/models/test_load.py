@@ -300,7 +300,7 @@ def test_timm_is_reached_by_its_dotted_name():
         ("student.onnx", "ONNX is written and not read; name the RUN, or export it as .pt2 too"),
         ("teacher.pth", r"names weights without their architecture: NAME\[:key=value,...\]@teacher.pth"),
         ("lenet5:num_classes=1", "two classes or more"),
-        ("own_nets.pair", "returns a tuple, not one tensor of logits"),
+        ("own_nets.pair", r"tuple, not one tensor of logits \[batch, classes\]; name a network that"),
         ("own_nets.maps", r"returns \[2, 4, 30, 30\] for two images"),
         ("own_nets.broken", r"cannot be built: RuntimeError: no such depth \(own_nets.py, line 29\)"),
         ("own_nets.number", "built a int, not a torch.nn.Module"),

@@ -94,7 +94,7 @@ def test_an_order_that_was_edited_is_another_run(lab, selection, tmp_path, capsy
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("def mine(scores, rng):\n    return [1, 2]", "the method gives a list, not a dfkd.select.methods.Ranking"),
+        ("def mine(scores, rng):\n    return [1, 2]", "not a dfkd.select.methods.Ranking; return Ranking(rows)"),
         (
             "def mine(scores, rng):\n    1 / 0",
             "'own_code.mine' failed: ZeroDivisionError: division by zero (own_code.py, line 2)",

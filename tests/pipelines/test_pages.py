@@ -1,4 +1,4 @@
-"""The examples of docs/own.md and docs/five_minutes.md, run through the real commands as they stand there."""
+"""The examples of docs/own.md and docs/five_minutes.md, run as they stand there, and the pipeline of reference.md."""
 
 import json
 import re
@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from dfkd.app import cli
+from dfkd.app.pipeline_file import read_pipeline
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -74,6 +75,15 @@ def test_own_page__method_declares_its_balance(run):
     command = next(command for command in COMMANDS if "own.near" in command)
     options = json.loads((run(command) / "manifest.json").read_text())["content"]["options"]
     assert options["balance"] == "class" and options["method"] == "own.near:center=0.7" and len(options["code"]) == 16
+
+
+def test_reference__the_pipeline_is_read(tmp_path):
+    (text,) = re.findall(r"```toml\n(.*?)```", (DOCS / "reference.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "p.toml").write_text(text, encoding="utf-8")
+    found = read_pipeline(tmp_path / "p.toml")
+    assert len(found.selections) == 2 * 3 and len(found.distillations) == 4 * 3
+    smaller = next(one for one in found.distillations if one.name == "smaller")
+    assert smaller.student == "experiment/runs/confident-kd-seed0" and smaller.prune == 0.5
 
 
 def test_five_minutes__every_block_works(tmp_path, monkeypatch):

@@ -57,6 +57,12 @@ def test_shares_that_were_scored_apart_are_one_selection(lab, tmp_path, cache, s
     assert tree(tmp_path / "apart") == tree(tmp_path / "whole")
 
 
+def test_a_part_without_images_says_so(lab, tmp_path, cache, capsys):
+    cache("parts")
+    assert lab.select(tmp_path / "apart", "--part", "1/9") == 0
+    assert "scores: no images are in this part, because the pool has only 5 pieces" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -1,6 +1,6 @@
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,13 @@ def make_run(tmp_path: Path) -> MakeRun:
     """Write a run's folder by hand; keyword arguments set its result, `content` and `config` its tables."""
 
     def make(
-        name: str, seed: int = 0, *, content: dict[str, Any] | None = None, config: Any = None, **result: Any
+        name: str,
+        seed: int = 0,
+        *,
+        content: dict[str, Any] | None = None,
+        config: Any = None,
+        class_names: Sequence[str] = (),
+        **result: Any,
     ) -> str:
         folder = tmp_path / "runs" / f"{len(list(tmp_path.glob('runs/*')))}"
         folder.mkdir(parents=True)
@@ -39,7 +45,7 @@ def make_run(tmp_path: Path) -> MakeRun:
                 "loss": ["kd", "relation:1"],
                 **(config or {}),
             },
-            "model": {"architecture": "lenet5_half"},
+            "model": {"architecture": "lenet5_half", "class_names": [*class_names]},
             "content": {
                 "teacher": {"architecture": "lenet5", "weights": "f" * 64},
                 "student": {"architecture": "lenet5_half", "weights": f"{seed}" * 64},

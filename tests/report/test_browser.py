@@ -19,10 +19,11 @@ from dfkd.config import CompareConfig
 from dfkd.formats.manifest import Manifest
 from dfkd.report import explanation_page, explore
 from dfkd.report.answers import Answers, Explanation
+from dfkd.report.charts import bar
 from dfkd.report.compare import run
 from dfkd.report.embedding import Embedding
 from dfkd.report.knowledge import Knowledge
-from dfkd.report.markup import write_page
+from dfkd.report.markup import table, write_page
 from dfkd.select import methods
 from dfkd.select.choose import choose
 from dfkd.system.records import parse
@@ -155,6 +156,10 @@ def test_explorer__picks_what_select_picks(drive: Drive, tmp_path: Path, rng: np
           const text = (id) => document.getElementById(id).textContent;
           const form = document.querySelector(".explore form");
           const before = text("explore-says"), command = text("explore-command");
+          form.elements.gamma.value = 0.1; form.elements.count.value = 700;
+          form.dispatchEvent(new Event("input", { bubbles: true }));
+          const few = text("explore-says"), admitted = text("explore-command");
+          const options = [...document.querySelectorAll("#explore-command span")].map((one) => one.textContent);
           form.elements.count.value = 50; form.elements.method.value = "statistics";
           form.dispatchEvent(new Event("input", { bubbles: true }));
           form.elements.up.value = "embedding";
@@ -164,7 +169,8 @@ def test_explorer__picks_what_select_picks(drive: Drive, tmp_path: Path, rng: np
             plane.dispatchEvent(new PointerEvent("pointermove", { clientX: box.left + x, clientY: box.top + y }));
             return text("explore-dot").split(":")[0];
           });
-          return { picks, dots, before, after: text("explore-says"), command, then: text("explore-command"),
+          return { picks, dots, before, few, admitted, options, command,
+            after: text("explore-says"), then: text("explore-command"),
             bars: document.querySelectorAll("#explore-classes li").length,
             hidden: document.querySelector(".explore").hidden };
         })()""".replace("CASES", json.dumps(options)),
@@ -186,6 +192,8 @@ def test_explorer__picks_what_select_picks(drive: Drive, tmp_path: Path, rng: np
         assert picks == choice.indices.tolist(), (method, gamma, count, balance)
     assert found["before"].startswith("90 picked of ") and found["after"].startswith("50 picked of 700 admitted")
     assert found["command"].endswith("--method threshold --gamma 0.4 --count 90 --balance class --out selection")
+    assert found["few"].startswith("70 picked of 70 admitted") and "--gamma 0.1 --count 70 " in found["admitted"]
+    assert found["options"] == re.findall(r"--\S+", found["admitted"])
     assert "--method statistics --count 50 --balance class" in found["then"]
     assert found["bars"] == 6 and found["hidden"] is False
     assert found["dots"] == ["Image 0", "Image 699"]
@@ -206,6 +214,40 @@ def test_page__has_no_cut_off_columns_on_a_phone(make_run, drive: Drive, tmp_pat
     run(CompareConfig(runs=tuple(folders), out=str(tmp_path / "report.html")))
     over = drive(tmp_path / "report.html", "document.documentElement.scrollWidth - innerWidth", "500,800")
     assert over <= 0
+
+
+BROKEN = """(() => {
+  const broken = [], lines = [];
+  for (const cell of document.querySelectorAll("th[scope=row]")) {
+    const text = cell.firstChild, range = document.createRange();
+    for (const word of text.data.matchAll(/\\S+/g)) {
+      range.setStart(text, word.index);
+      range.setEnd(text, word.index + word[0].length);
+      if (word[0].length <= 18 && range.getClientRects().length > 1) broken.push(word[0]);
+    }
+    range.selectNodeContents(cell);
+    lines.push(range.getClientRects().length);
+  }
+  const ends = [...document.querySelectorAll("caption")].map((c) => c.getBoundingClientRect().right - innerWidth);
+  return { broken, lines: Math.max(...lines), wide: document.documentElement.scrollWidth - innerWidth,
+    cut: Math.max(...ends) };
+})()"""
+"""Words of row headers that are broken, the largest number of lines of a row header, and how much is cut off."""
+
+
+@pytest.mark.parametrize(("size", "lines"), [("500,900", 9), ("1200,900", 1)])
+def test_tables__break_row_headers_between_words(drive: Drive, tmp_path: Path, size: str, lines: int) -> None:
+    names = ["selected, confidence", "2 Äpfel & Birnen", "threshold | kd ofd"]
+    numbers = [[name, *["1,234.5"] * 7] for name in names]
+    bars = [[name, bar(0.5), "3"] for name in names]
+    head = ["name", *"abcdefg"]
+    write_page(tmp_path / "a.html", "T", table("numbers " * 20, head, numbers), table("bars", head[:3], bars))
+    found = drive(tmp_path / "a.html", BROKEN, size)
+    assert not found["broken"] and found["wide"] <= 0 and found["cut"] < 0 and found["lines"] <= lines
+    many = [[" ".join(["a long name"] * 6), bar(0.5), "3"], ["a" * 60, bar(0.5), "3"]]
+    write_page(tmp_path / "b.html", "T", table("bars", head[:3], many))
+    found = drive(tmp_path / "b.html", BROKEN, size)
+    assert not found["broken"] and found["wide"] <= 0 and 1 < found["lines"] < 12
 
 
 def test_explain__tables_sort_and_class_names_are_only_text(drive: Drive, tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def test_page_of_one_untested_run_without_metrics(make_run, tmp_path: Path, caps
     run(CompareConfig(runs=(folder,), out=str(tmp_path / "report.html")))
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert Balanced(page).seen.count("h2") == 3 and "No run was tested" in page
+    assert ">1 row. Computed with" in page
     assert "warning" not in capsys.readouterr().out  # there is nothing to differ from
 
 
@@ -86,6 +87,16 @@ def test_page__shows_what_accuracy_costs_and_every_class(make_run, tmp_path: Pat
         "1": ["100.0", "95.0", "90.0", "70.0", "-15.0"],
         "2": ["-", "-", "-", "-", "-"],
     }
+
+
+def test_page__names_the_classes_that_the_runs_name(make_run, tmp_path: Path) -> None:
+    """Names of the runs that have them; without names if runs have others."""
+    own, others = ("<ant>", "bee"), ("bee", "<ant>")
+    for runs, shown in (((own, ()), ["0 &lt;ant&gt;", "1 bee"]), ((own, others), ["0", "1"]), (((),), ["0", "1"])):
+        folders = [make_run(str(k), class_names=names, per_class=[0.5, 0.9]) for k, names in enumerate(runs)]
+        run(CompareConfig(runs=tuple(folders), out=str(tmp_path / "report.html")))
+        page = (tmp_path / "report.html").read_text(encoding="utf-8")
+        assert re.findall(r'scope="row">([^<]+)</th>', section(page, "Classes")) == shown
 
 
 def test_over_seconds__adds_up_the_time_of_the_steps(make_run) -> None:

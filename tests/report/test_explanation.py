@@ -30,6 +30,7 @@ from dfkd.report.knowledge import GRID, Knowledge, Learning, shrunk
 from dfkd.report.knowledge_page import gray
 from dfkd.system.device import resolve_place
 from dfkd.system.errors import RequestError
+from dfkd.training.evaluate import open_pair
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -153,9 +154,15 @@ def test_explain__a_run_knows_its_teacher_and_data(tmp_path, digits_teacher, tea
     pool = ["--pool", str(tmp_path / "pool.npz"), "--filter", "none", "--count", "100", "--out", selection]
     assert main(["select", *shared, *pool]) == 0
     learn = ["--samples", selection, "--steps", "4", "--batch-size", "8", "--keep-weights", "2", "--init", "none"]
-    learn += ["--student", demo.STUDENT, "--test", str(tmp_path / "test.npz")]
+    learn += ["--student", demo.STUDENT, "--test", str(tmp_path / "test.npz"), "--bits", "12"]
     assert main(["distill", *shared, *learn, "--out", run]) == 0
-    assert main(["explain", "--model", run, "--out", str(tmp_path / "page.html"), "--count", "3"]) == 0
+    bits: list[int | None] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            explanation, "open_pair", lambda config, *rest: bits.append(config.bits) or open_pair(config, *rest)
+        )
+        assert main(["explain", "--model", run, "--out", str(tmp_path / "page.html"), "--count", "3"]) == 0
+    assert bits == [12]
     with (tmp_path / "page.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 60
@@ -175,7 +182,7 @@ def test_explain__a_run_knows_its_teacher_and_data(tmp_path, digits_teacher, tea
     [
         ({"foreground": "x.npy"}, "--foreground x.npy changes nothing without --entropy"),
         ({"baseline": "x"}, "--baseline x changes nothing without --entropy"),
-        ({"foreground": "none.npy", "entropy": 2}, "--foreground none.npy is not an .npy or .npz file of masks"),
+        ({"foreground": "none.npy", "entropy": 2}, "file of masks (No such file or directory)"),
         ({"teacher": None}, "give --teacher: --model lenet5"),
         ({"data": None, "teacher": None}, "give --teacher and --data: --model"),
         ({"out": "page.txt"}, "--out page.txt is not a page"),

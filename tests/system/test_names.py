@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from dfkd.system import names
-from dfkd.system.errors import RequestError
+from dfkd.system.errors import RequestError, nearest
 from dfkd.system.names import Named
 
 
@@ -53,5 +53,18 @@ def test_find_imports_from_the_working_folder(tmp_path, monkeypatch):
         names.find("my_own_nets.mke", [], "model")
     with pytest.raises(RequestError, match="not a class or function"):
         names.find("my_own_nets.number", [], "model")
-    with pytest.raises(RequestError, match="there is no module 'no_such_package'"):
+    with pytest.raises(RequestError, match=r"there is no module 'no_such_package'$"):
         names.find("no_such_package.make", [], "model")
+    with pytest.raises(RequestError, match="there is no module 'my_own_net'; did you mean 'my_own_nets'"):
+        names.find("my_own_net.make", [], "model")
+
+
+def test_nearest__says_is_of_one_name():
+    assert nearest("weights", ["a"]) == "; there is a" and nearest("weights", ["b", "a"]) == "; there are a, b"
+
+
+def test_find__lists_the_functions_of_a_module_that_lists_none():
+    """torchvision.models also has classes of networks and of weights, which no text names."""
+    with pytest.raises(RequestError, match=r"there are alexnet, \w+, (?!.*Weights)"):
+        names.find("Plain", ["torchvision.models"], "model")
+    assert names.find("ResNet", ["torchvision.models"], "model").__name__ == "ResNet"

@@ -15,8 +15,8 @@ Decoder = Literal["cpu", "nvjpeg"]
 MODEL = "MODEL: NAME[:key=value,...][@WEIGHTS], a RUN folder or a .pt2 file."
 CLASSES = (
     "FILE with the names of the model's classes, one per line in its order, or JSON. The class folders of {} are found "
-    "in it by name. Default: names that are whole numbers are the labels; others count in sorted order if they are as "
-    "many as the model's classes."
+    "in it by name. Default: the names that the model has, such as a RUN with --classes. Else names "
+    "that are whole numbers are the labels; others count in sorted order if they are as many as the model's classes."
 )
 BITS = (
     "Bits in use (such as 12) of 16-bit gray images in {}. The upper 8 of these are taken. Default: "
