@@ -125,7 +125,7 @@ class Trainer(Lessons):
     def _reconstruct(self, images: Source) -> None:
         """Fit the student's layers on views like those of the training."""
         started = time.perf_counter()
-        say(f"fitting the student's layers to the teacher's on {self._fitted_on:,} images")
+        say(f"fitting the student's layers to the teacher's on {self._fitted_on:,} views")
         view = self.augment(images.sample(self._fitted_on))
         shares = reconstruct(self.student.module, leader(self.teacher.model.module)[1], view).values()
         if shares:

@@ -79,8 +79,11 @@ class Model:
         return {"architecture": self.architecture, "weights": digest.hexdigest(), **own}
 
     def parameter_count(self) -> int:
-        """Return the number of parameters."""
-        return sum(parameter.numel() for parameter in self.module.parameters())
+        """Return the number of parameters. The weights and biases of layers in int8 are buffers, and count, too."""
+        buffers = dict(self.module.named_buffers())
+        int8 = {name.removesuffix("weight") for name, buffer in buffers.items() if buffer.dtype == torch.int8}
+        rounded = (buffers[name] for layer in int8 for name in (f"{layer}weight", f"{layer}bias") if name in buffers)
+        return sum(values.numel() for values in (*self.module.parameters(), *rounded))
 
 
 def load_trained(

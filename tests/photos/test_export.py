@@ -46,7 +46,7 @@ def views(studio, selection):
         return pixels.permute(0, 3, 1, 2).contiguous() / 255, views, model.module(views)
 
 
-def test_pt2__in_int8_is_small_agrees_and_is_read_back_as_a_model(export, selection, views, capsys):
+def test_pt2__in_int8_is_small_agrees_and_is_read_back_as_a_model(export, studio, selection, views, capsys):
     out = export("pt2", "--dtype", "int8", "--samples", selection)
     said = capsys.readouterr().err
     rows = {row[1]: row for row in re.finditer(r"^ +(\w+) +([\d,]+) +[\d.]+ +\S+ +([\d.]+)%$", said, re.MULTILINE)}
@@ -55,6 +55,9 @@ def test_pt2__in_int8_is_small_agrees_and_is_read_back_as_a_model(export, select
     assert int(rows["int8"][2].replace(",", "")) == out.stat().st_size
     again = load_model(str(out))
     assert (again.class_names, again.frame, again.normalize) == (CLASSES, Frame(0.8), "imagenet")
+    layers = load_model(studio.teacher, image_size=72).module.modules()
+    weights = [layer.weight for layer in layers if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    assert again.parameter_count() == sum(weight.numel() + len(weight) for weight in weights)  # each with a bias
     with torch.no_grad():
         found = again.module(views[1])
     assert (found - views[2]).abs().max() < 0.1 * views[2].abs().max()
