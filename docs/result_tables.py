@@ -146,7 +146,13 @@ TABLES = [
     {
         "title": "50,000 images of the pool of photos alone; 4,000 steps of the defaults",
         "files": ["clean-pool-4000-steps"],
-        "rows": {"statistics": "`statistics`"},
+        "rows": {
+            "statistics": "`statistics`",
+            "threshold": "`threshold`",
+            "random": "random",
+            "statistics-half": "`statistics`, with a filter of the nearest half of the pool",
+            "random-tenth": "random, with the filter of `statistics`",
+        },
     },
     {
         "title": "2,000 images of a scraped pool of 100,000, 2 % of them photos; 500 steps of the defaults",
