@@ -63,6 +63,7 @@ class Together(Lab):
         """Start the command in ranks. `act` changes something in each rank first."""
         work.mkdir(exist_ok=True)
         log = work.with_name(work.name + ".log")
+        log.unlink(missing_ok=True)
 
         def command():
             self.more = more
@@ -71,6 +72,13 @@ class Together(Lab):
             return self.command(scenario, work)
 
         return in_ranks(command, log, count, wait)
+
+    @staticmethod
+    def meeting(work):
+        """Wait until ranks that were just started have met. Before that, a rank waits long for one that is killed."""
+        log, until = work.with_name(work.name + ".log"), time.monotonic() + 300
+        while not (log.exists() and log.stat().st_size) and time.monotonic() < until:  # rank 0 speaks after the meeting
+            time.sleep(0.01)
 
     @staticmethod
     def said(work):
@@ -123,7 +131,8 @@ class Trials:
         for _ in range(count):
             work = self.folder / kind
             children = self.lab.ranks(self.scenario, work, wait=False)
-            time.sleep(self.rng.uniform(0.1, 1.0) * self.seconds)
+            self.lab.meeting(work)
+            time.sleep(self.rng.uniform(0, 0.9) * self.seconds)
             hit = self.rng.sample(children, 1) if kind == "killed" else children
             started = time.perf_counter()
             for child in hit:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed import Work
 
+MEETING = timedelta(minutes=30)
+"""Longest wait for the other ranks to start, as in PyTorch. A rank that never starts closes no connection."""
 TIMEOUT = timedelta(hours=12)
 """Longest wait for another rank. The end of a rank is noticed at once, because its connections close."""
 SAVED = "what was saved is kept; give the same command again to resume"
@@ -90,7 +92,7 @@ def joined() -> Iterator[None]:
     global _ranks
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
-        store, number, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        store, number, size = next(dist.rendezvous("env://", timeout=MEETING))
         store = dist.PrefixStore(_attempt(), store)
         dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:

@@ -171,7 +171,7 @@ def test_a_student_of_the_teachers_family_begins_with_its_layers(lab, selection,
         assert lab.distill(selection, run, *TWO_STEPS, *flags) == 0
         said = capsys.readouterr().err
         assert ("15 of the student's 15 layers begin as the teacher's" in said) == (init == "teacher")
-        assert (f"on {lab.fitted_on} images\n8 layers are fitted" in said) == (init == "teacher")
+        assert (f"on {lab.fitted_on} views\n8 layers are fitted" in said) == (init == "teacher")
         config = tomllib.loads((run / "config.toml").read_text())
         assert config["distill"]["init"] == init
         assert config["content"]["options"].get("init", "none") == init

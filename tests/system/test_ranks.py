@@ -1,5 +1,7 @@
 """Of one process; `tests/distributed` has two."""
 
+from datetime import timedelta
+
 import pytest
 import torch
 
@@ -83,3 +85,11 @@ def test_lost_connection__is_found_behind_other_errors():
     except RequestError as error:
         assert ranks._is_lost(error)
     assert not ranks._is_lost(RequestError("the teacher is no file"))
+
+
+@pytest.mark.usefixtures("launched")
+def test_joined__ends_if_the_other_ranks_do_not_start(monkeypatch):
+    monkeypatch.setattr(ranks, "MEETING", timedelta(seconds=1))
+    told = "the other ranks are not found by MASTER_ADDR=127.0.0.1 and MASTER_PORT=1"
+    with pytest.raises(RequestError, match=told), ranks.joined():
+        pass
