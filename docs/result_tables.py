@@ -129,6 +129,15 @@ TABLES = [
         },
     },
     {
+        "title": "10,000 images of the same scraped pool; 2,000 steps of the defaults",
+        "files": ["heap-20-2000-steps"],
+        "rows": {
+            "statistics": "`statistics`",
+            "random": "random",
+            "clean": "random, of the 20,000 photos alone",
+        },
+    },
+    {
         "title": "the same pool with another teacher, a ResNet-56 of width 16; 500 steps, on 1,000 test images",
         "files": ["resnet56-heap-20-500-steps"],
         "rows": {"resnet56-heap-20-statistics": "`statistics`", "resnet56-heap-20-random": "random"},
