@@ -75,9 +75,9 @@ def parse_filter(text: str, model: Model, pool: Pool) -> NamedFilter | None:
     if (automatic or none) and (named.options or named.numbers):
         raise RequestError(f"--filter {text}: {named.name} has no parameters")
     if automatic:
-        can = pool.image_size <= ENCODED_ABOVE and len(pool) >= LEAST and BatchStatistics(model.module).layers
-        text, none = "fitted", not can
-        if len(pool) < LEAST and pool.image_size <= ENCODED_ABOVE:
+        can, few = pool.image_size <= ENCODED_ABOVE and BatchStatistics(model.module).layers, len(pool) < LEAST
+        text, none = "fitted", few or not can
+        if few and can:
             say(f"filter none: the pool has {len(pool):,} images, and {LEAST} are needed to fit one")
     if none:
         return None

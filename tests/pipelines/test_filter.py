@@ -251,6 +251,19 @@ def test_a_teacher_without_batchnorm_is_taken_as_it_is_unless_a_fit_is_asked_for
     assert "filter fitted: it reads the statistics" in capsys.readouterr().err
 
 
+def test_a_small_pool_is_named_as_the_reason_only_where_a_filter_could_be_fitted(
+    lab, pale, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("dfkd.select.pool_filter.LEAST", 10**6)
+    why = "1000000 are needed to fit one"
+    assert select(lab, tmp_path / "s", pale) == 0
+    assert why in capsys.readouterr().err
+    save_file(load_model("lenet5:in_channels=1").module.state_dict(), tmp_path / "lenet.safetensors")
+    flags = ("--teacher", f"lenet5:in_channels=1@{tmp_path / 'lenet.safetensors'}", "--image-size", 32)
+    assert lab.dfkd("select", *flags, "--pool", lab.pool, "--count", 10, "--out", tmp_path / "t") == 0
+    assert why not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("spelled", ["Fitted", "dfkd.select.filters.fitted"])
 def test_a_fitted_filter_is_judged_by_whatever_name(lab, tmp_path, spelled):
     images, _ = demo.digits()
