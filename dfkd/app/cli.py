@@ -12,7 +12,7 @@ from dfkd.config import tables
 from dfkd.config.stage_table import STAGES, Stage
 from dfkd.system import ranks, signals
 from dfkd.system.console import printing, say
-from dfkd.system.errors import RequestError, nearest
+from dfkd.system.errors import RequestError, nearest, reason
 from dfkd.system.text import visible
 
 INTERRUPTED = 130
@@ -96,7 +96,7 @@ def _file_trouble(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         said = "the disk is full" if error.errno == errno.ENOSPC else "the quota is used up"
         return f"{name}: {said}; make room and give the same command again: it continues from what is complete"
-    return f"{name}: {error.strerror or error}"
+    return f"{name}: {reason(error)}"
 
 
 def _overview() -> str:

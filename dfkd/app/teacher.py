@@ -1,6 +1,7 @@
 """`dfkd.Teacher`: calls from Python of the stages that begin with a teacher."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -228,8 +229,8 @@ class Teacher:
             own = {**self._options, "model": _line(self._model), "data": data_text(images), "json": None}
             own |= {"teacher": None if other is None else _line(other)}
             config = configured(stage := STAGES["evaluate"], options, own)
-            given = (self._model, images, other, False, _expected(teacher).get("normalize"))
-            figures: dict[str, Any] = stage.within(config, evaluate, config, *given)
+            measured = partial(evaluate, teacher_normalize=_expected(teacher).get("normalize"))
+            figures: dict[str, Any] = stage.within(config, measured, config, self._model, images, other)
             return figures
 
     def __repr__(self) -> str:

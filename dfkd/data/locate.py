@@ -19,7 +19,7 @@ from dfkd.data.readers.tar import TarReader
 from dfkd.data.readers.vision import open_vision
 from dfkd.system import remote
 from dfkd.system.console import say
-from dfkd.system.errors import RequestError, nearest
+from dfkd.system.errors import RequestError, nearest, reason
 from dfkd.system.files import hash_of, user_path
 from dfkd.system.portable import portable
 from dfkd.system.remote import RemoteFile, is_remote
@@ -147,7 +147,7 @@ def _open(path: Path | RemoteFile, member: str) -> Reader:
         if path.suffix.lower() in _FILES:
             return _FILES[path.suffix.lower()](path)
     except OSError as error:
-        raise RequestError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
+        raise RequestError(f"{str(path)!r} cannot be read: {reason(error)}") from error
     hint = next((hint for ends, hint in _HINTS.items() if path.name.lower().endswith(ends)), None)
     raise RequestError(f"{str(path)!r} is in no known format{f'; {hint}' if hint else f': {_FORMS}'}")
 

@@ -45,7 +45,7 @@ def open_pool(
     empty = [portable(Path(text).name) for text, one in zip(texts, found, strict=True) if one is None]
     _note_doubles([spec for spec in specs if isinstance(spec, str)])
     names = ClassNames(classes) if classes else None
-    own = ClassNames.of_model(own_names) if own_names and names is None else None
+    own = ClassNames.of_model(own_names) if own_names else None
     return Pool(data, image_size or _own_size(data), channels, workers, empty, names, bits, frame, own)
 
 

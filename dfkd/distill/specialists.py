@@ -13,10 +13,9 @@ from dfkd.distill.objective import Objective
 from dfkd.formats.shards import Shards
 from dfkd.models.architectures.specialists import Specialists, spell_groups
 from dfkd.models.classifier import Classifier
-from dfkd.models.features.taps import run_network
 from dfkd.models.find import MODEL
 from dfkd.models.load import Model
-from dfkd.models.noise import noise
+from dfkd.models.noise import noise, same_logits
 from dfkd.models.state import tensors_of
 from dfkd.select.diversity import clusters
 from dfkd.system.console import say
@@ -81,7 +80,8 @@ def with_specialists(config: DistillConfig, student: Model, selections: Sequence
     assert isinstance(module, Specialists)
     for network in (module.generalist, *module.experts.networks):
         network.load_state_dict(tensors_of(student.module))
-    _check_same(option, student, module.generalist)
+    if not same_logits(module.generalist, student.module, noise(2, student.channels, student.trial_size), _SAME):
+        raise RequestError(f"{option} needs a student whose own code returns logits, and {student.spec} does not")
     predicted = np.concatenate([shards.column("prediction") for shards in selections])
     share = torch.tensor([np.isin(predicted, group).mean() for group in found])
     module.shares.copy_(share.clamp(1 / len(predicted), 1 - 1 / len(predicted)))
@@ -89,16 +89,6 @@ def with_specialists(config: DistillConfig, student: Model, selections: Sequence
     less = "" if len(found) == count else " (a class that is confused with no other one needs none)"
     say(f"{option}: {len(found)} specialists{less}, for the classes {listed}")
     return replace(student, spec=f"{student.spec} with specialists", architecture=text, module=module)
-
-
-@torch.no_grad()
-def _check_same(option: str, student: Model, built: torch.nn.Module) -> None:
-    """Raise RequestError if the network that the student's text builds gives other outputs than the loaded student."""
-    view = noise(2, student.channels, student.trial_size)
-    device = next((value.device for value in tensors_of(student.module).values()), view.device)
-    ours, theirs = run_network(built, view), run_network(student.module, view.to(device)).cpu()
-    if not isinstance(ours, torch.Tensor) or not bool((ours - theirs).abs().max() <= _SAME * theirs.abs().max()):
-        raise RequestError(f"{option} needs a student whose own code returns logits, and {student.spec} does not")
 
 
 def groups_of(covariance: Float[np.ndarray, "classes classes"], count: int, seed: int) -> list[list[int]]:

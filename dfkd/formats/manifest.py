@@ -10,7 +10,7 @@ from dfkd.config.stages.shared import Interpolation
 from dfkd.data.images.filter_record import read_arrays, read_scores
 from dfkd.data.images.frame import Frame
 from dfkd.system.checksums import Entry, entry, sealed, unsealed
-from dfkd.system.errors import RequestError
+from dfkd.system.errors import RequestError, reason
 from dfkd.system.files import write_json
 from dfkd.system.records import Count, FileName, Holds, check_format, parse
 from dfkd.system.remote_folder import LAST
@@ -160,7 +160,7 @@ def read_manifest(folder: Path) -> Manifest:
             read_scores(manifest.filter)
             read_arrays(manifest.filter, manifest.image.channels)
     except OSError as error:  # missing permission or an unreachable server are no reason to delete anything
-        raise RequestError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise RequestError(f"{path} cannot be read: {reason(error)}") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         what = f"filter has no {error}" if isinstance(error, KeyError) else str(error)
         raise RequestError(f"{path} cannot be read ({what}){HINT}") from None

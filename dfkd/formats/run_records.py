@@ -10,7 +10,7 @@ from dfkd.config.stages.shared import Interpolation
 from dfkd.config.tables import load_toml
 from dfkd.formats.manifest import CropShare, NetworkPrint
 from dfkd.system.checksums import Entry, check_file, unsealed
-from dfkd.system.errors import RequestError
+from dfkd.system.errors import RequestError, reason
 from dfkd.system.files import can_exist
 from dfkd.system.records import Count, check_format, parse
 from dfkd.system.remote_folder import LAST, folder_of
@@ -176,7 +176,7 @@ def read_result(folder: Path, kind: type[R], hint: str = HINT) -> R:
     try:
         return parse(kind, unsealed(json.loads(path.read_text(encoding="utf-8"))))
     except OSError as error:  # missing permission or an unreachable server are no reason to distill again
-        raise RequestError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise RequestError(f"{path} cannot be read: {reason(error)}") from None
     except (ValueError, RecursionError) as error:
         raise RequestError(f"{path} cannot be read ({error}){hint}") from None
 

@@ -4,14 +4,13 @@ import copy
 import warnings
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 from dfkd.models.architectures.pruned import spell_widths, width_of
 from dfkd.models.cost import multiplications
 from dfkd.models.find import MODEL
 from dfkd.models.load import Model
-from dfkd.models.noise import noise
+from dfkd.models.noise import noise, same_logits
 from dfkd.models.state import tensors_of
 from dfkd.system import names
 from dfkd.system.console import say
@@ -115,10 +114,6 @@ def _written(model: Model, whole: Model, module: nn.Module) -> Model:
         built.load_state_dict(tensors_of(module))
     except RuntimeError:
         raise failure from None
-    example = noise(1, model.channels, model.trial_size)
-    with torch.no_grad():
-        ours, theirs = built(example), module.eval()(example)
-    # code of the user may return more than logits, which only the loaded network leaves out
-    if not isinstance(ours, Tensor) or not bool((ours - theirs).abs().max() <= _SAME * theirs.abs().max()):
+    if not same_logits(built, module.eval(), noise(1, model.channels, model.trial_size), _SAME):
         raise failure
     return replace(model, spec=f"{model.spec} pruned", architecture=text, module=built)

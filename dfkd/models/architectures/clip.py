@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dfkd.data.labels import ClassNames
 from dfkd.models.expected import UNKNOWN, Expected, from_notes
 from dfkd.system.console import say
-from dfkd.system.errors import RequestError, nearest
+from dfkd.system.errors import RequestError, nearest, reason
 from dfkd.system.files import user_path
 
 PROMPT = "a photo of a {}."
@@ -100,7 +100,7 @@ def _templates(text: str, open_clip: Any) -> Sequence[Any]:
         try:
             lines = [line.strip() for line in user_path(text).read_text(encoding="utf-8-sig").splitlines()]
         except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or error
+            why = reason(error)
             raise RequestError(
                 f"templates={text} cannot be read ({why}); give a text with {{}}, a FILE of such, simple or imagenet"
             ) from None
