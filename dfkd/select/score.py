@@ -1,6 +1,6 @@
 """Scoring of a pool: the teacher sees every image once. The scores are cached, part by part, for later selections."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,8 @@ from dfkd.system.errors import RequestError
 from dfkd.system.signals import Interrupted, StopRequest, stop_request
 
 SCORE_FORMAT = 4
+UNREADABLE_NAMED = 3
+"""Images that cannot be read and are named on the terminal."""
 
 
 def score_logits(
@@ -62,9 +64,12 @@ def score_pool(
     images = sum(len(range_of(len(pool), part)) for part in parts)
     problems: dict[int, str] = {}
 
+    def first() -> Iterator[tuple[str, str]]:
+        rows = sorted(problems)[:UNREADABLE_NAMED]
+        return zip(pool.origins(np.array(rows)), map(problems.__getitem__, rows), strict=True)
+
     def check() -> None:
-        if len(problems) / len(pool) > max_unreadable:  # divided: 0.29 * 100 is a little below 29
-            raise TooManyUnreadable(pool, problems, max_unreadable)
+        check_unreadable(len(problems), len(pool), max_unreadable, first)
 
     todo, damaged = _cached(folder, parts, tap, len(pool), problems)
     if damaged:
@@ -215,13 +220,14 @@ def _cached(
     return todo, damaged
 
 
-class TooManyUnreadable(RequestError):
-    """An error: more of a pool is unreadable than is allowed. The caller names the option."""
+def check_unreadable(problems: int, images: int, share: float, first: Callable[[], Iterable[tuple[str, str]]]) -> None:
+    """Raise RequestError if more than a share of the images cannot be read.
 
-    def __init__(self, pool: Pool, problems: dict[int, str], share: float) -> None:
-        first = sorted(problems)[:3]
-        origins = pool.origins(np.array(first))
-        named = "; ".join(f"{name} ({problems[i]})" for i, name in zip(first, origins, strict=True))
-        self.count, self.share = f"{len(problems)} of {len(pool)} images cannot be read", share
-        self.rest = f"{named}; remove them or raise the limit"
-        super().__init__(f"{self.count}, above max_unreadable={share:g}: {self.rest}")
+    `first` returns the origins of some of them, and why each cannot be read.
+    """
+    if problems / images > share:  # divided: 0.29 * 100 is a little below 29
+        named = "; ".join(f"{source} ({why})" for source, why in first())
+        raise RequestError(
+            f"{problems} of {images} images cannot be read, above --max-unreadable {share:g}: "
+            f"{named}; remove them or raise the limit"
+        )

@@ -13,6 +13,7 @@ from dfkd.config import SelectConfig
 from dfkd.data import Pool
 from dfkd.data.locate import GivenData
 from dfkd.formats.manifest import MANIFEST
+from dfkd.formats.shards import Shards
 from dfkd.models.own import GivenModel
 from dfkd.models.several import given_teacher
 from dfkd.select import streaming
@@ -24,7 +25,7 @@ from dfkd.select.near_copies import near_copies
 from dfkd.select.pool_filter import Adapted, adapt
 from dfkd.select.ray_scorer import RayScorer
 from dfkd.select.request import METHOD, Request, check, resolve, scorable
-from dfkd.select.score import PartScorer, Scorer, TooManyUnreadable, score_pool
+from dfkd.select.score import UNREADABLE_NAMED, PartScorer, Scorer, check_unreadable, score_pool
 from dfkd.select.selected import Selected
 from dfkd.select.selection_writer import check_partial, is_done, write
 from dfkd.select.share import WHOLE, PoolShare
@@ -37,8 +38,6 @@ from dfkd.system.locks import locked, once
 from dfkd.system.text import inspect_command, of_classes
 
 __all__ = ["check", "run", "select"]
-UNREADABLE_NAMED = 3
-"""Images that cannot be read and are named on the terminal."""
 
 
 def run(config: SelectConfig) -> Path:
@@ -68,6 +67,8 @@ def select(config: SelectConfig, teacher: GivenModel, pool: Sequence[GivenData])
         return out
     selected = once(done, lambda: locked(partial_folder(out), f"--out {config.out}"), lambda: _make(request, out))
     if selected is None:
+        found = [(one.source, one.why) for one in Shards(out).manifest.unreadable]
+        check_unreadable(len(found), len(request.pool), config.max_unreadable, lambda: found[:UNREADABLE_NAMED])
         say(f"{config.out}: this selection is complete already")
     else:
         _report(selected)
@@ -119,10 +120,7 @@ def _score(request: Request, share: PoolShare = WHOLE) -> tuple[Pool, PoolScores
     if config.engine == "ray":
         scorer = RayScorer(request, adapted, scoring, folder)
     parts = share.parts(parts_of(len(pool)))
-    try:
-        scores = score_pool(pool, folder, scorer, tap=tap, max_unreadable=config.max_unreadable, parts=parts)
-    except TooManyUnreadable as many:
-        raise RequestError(f"{many.count}, above --max-unreadable {many.share:g}: {many.rest}") from None
+    scores = score_pool(pool, folder, scorer, tap=tap, max_unreadable=config.max_unreadable, parts=parts)
     return pool, scores, adapted
 
 

@@ -251,6 +251,9 @@ def test_unreadable_images_are_skipped_and_named(lab, tmp_path, capsys):
     assert [entry["source"] for entry in manifest["unreadable"]] == ["photos/017.png"]
     assert manifest["reasons"]["unreadable"] == 1
     assert "photos/017.png" not in Shards(tmp_path / "out").column("source")
+    capsys.readouterr()
+    assert lab.dfkd("select", *common, "--out", tmp_path / "out") == 2  # the limit also holds for a complete selection
+    assert capsys.readouterr().err.splitlines()[-1] == said
 
 
 def test_large_photos_stay_encoded_and_teach(lab, tmp_path, rng, monkeypatch):

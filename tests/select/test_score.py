@@ -4,7 +4,8 @@ import torch
 
 from dfkd.data import open_pool
 from dfkd.data.own import data_of
-from dfkd.select.score import TooManyUnreadable, _directions, score_logits, score_pool
+from dfkd.select.score import _directions, score_logits, score_pool
+from dfkd.system.errors import RequestError
 
 
 def test_scores_against_a_plain_formula(rng):
@@ -55,5 +56,5 @@ def test_as_many_unreadable_images_as_are_allowed_do_not_end_the_scoring(tmp_pat
 
     allowed = images * 29 // 100
     assert len(scored(allowed).problems) == allowed
-    with pytest.raises(TooManyUnreadable, match=f"^{allowed + 1} of {images} images cannot be read"):
+    with pytest.raises(RequestError, match=f"^{allowed + 1} of {images} images cannot be read"):
         scored(allowed + 1)
