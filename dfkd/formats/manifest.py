@@ -130,6 +130,8 @@ class Manifest:
     """Cost of generated images: the teacher's forward passes and the generator's steps."""
     filter: Mapping[str, Any] = field(default_factory=dict)
     """Pool filter that was fitted: the Inception Scores, and the filter itself if it was kept. Empty without one."""
+    class_names: tuple[str, ...] = ()
+    """Names of the teacher's classes, by number. Empty if they are not known."""
     left_out: Mapping[str, Mapping[str, Count]] = field(default_factory=dict)
     """Number of files that are not images, by part of the pool and file suffix."""
 

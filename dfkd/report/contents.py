@@ -11,7 +11,7 @@ from dfkd.data.images.filter_record import read_scores
 from dfkd.formats.shards import Shards
 from dfkd.report.pool_scores import ScoredPool, read_pool_scores
 from dfkd.system.errors import RequestError
-from dfkd.system.text import aligned, counted, visible
+from dfkd.system.text import aligned, class_name, counted, visible
 
 QUANTILES = {"min": 0.0, "5 %": 0.05, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "95 %": 0.95, "max": 1.0}
 SHOWN_CLASSES = 20
@@ -38,6 +38,10 @@ class Contents:
     def per_class(self) -> list[int]:
         """Number of images of each predicted class."""
         return np.bincount(self.prediction, minlength=self.kept.shape[1]).tolist()
+
+    def named(self, number: int) -> str:
+        """Return a class's number and, if known, its name."""
+        return class_name(number, self.shards.manifest.class_names)
 
     @property
     def shown_classes(self) -> list[int]:
@@ -69,7 +73,10 @@ def terminal_text(contents: Contents) -> str:
     facts = facts_of(contents)
     width = max(len(name) for name, _ in facts) + 2
     counts = contents.per_class
-    bars = [[str(k), f"{counts[k]:,}", "#" * round(30 * counts[k] / max(counts))] for k in contents.shown_classes]
+    bars = [
+        [visible(contents.named(k)), f"{counts[k]:,}", "#" * round(30 * counts[k] / max(counts))]
+        for k in contents.shown_classes
+    ]
     reasons = [[reason, f"{n:,}"] for reason, n in manifest.reasons.items()]
     parts = [
         "\n".join(f"{name + ':':<{width}}{visible(value)}" for name, value in facts),

@@ -87,6 +87,11 @@ const explore = {
     return `dfkd select --teacher TEACHER --pool POOL --method ${method}${share} --count ${full} --balance ${balance} --out selection`;
   },
 
+  /** Return a class's number and, if known, its name. */
+  named(pool, number) {
+    return number in pool.names ? `${number} ${pool.names[number]}` : `${number}`;
+  },
+
   ready() {
     const stored = document.getElementById("pool");
     if (!stored) return;
@@ -170,7 +175,7 @@ class View {
         const item = document.createElement("li"), name = document.createElement("b"), both = document.createElement("span");
         name.textContent = k;
         both.append(bar(before[k], "before"), bar(after[k], "after"));
-        item.title = `class ${k}: ${before[k]} before balance, ${after[k]} after`;
+        item.title = `class ${explore.named(pool, k)}: ${before[k]} before balance, ${after[k]} after`;
         item.append(name, both);
         return item;
       }),
@@ -288,7 +293,7 @@ class View {
       told.append(image);
     }
     const distance = pool.distance ? `, distance ${pool.distance[best].toPrecision(3)}` : "";
-    told.append(`Image ${pool.row[best]}: class ${pool.prediction[best]}, confidence ${pool.confidence[best].toFixed(3)}, entropy ${pool.entropy[best].toFixed(3)}${distance}; ${pool.reasons[pool.reason[best]]}`);
+    told.append(`Image ${pool.row[best]}: class ${explore.named(pool, pool.prediction[best])}, confidence ${pool.confidence[best].toFixed(3)}, entropy ${pool.entropy[best].toFixed(3)}${distance}; ${pool.reasons[pool.reason[best]]}`);
   }
 }
 document.addEventListener("DOMContentLoaded", explore.ready);

@@ -90,7 +90,7 @@ def explorer(
             class_="explore",
             hidden="",
         ),
-        data("pool", {**_columns(scores, rows, manifest.classes, scale), **_points(embedded)}),
+        data("pool", {**_columns(scores, rows, manifest, scale), **_points(embedded)}),
     )
 
 
@@ -126,7 +126,7 @@ def _sample(scores: ScoredPool, pictured: Int[np.ndarray, " pictured"]) -> Int[n
     return np.union1d(drawn, shown)
 
 
-def _columns(scores: ScoredPool, rows: Int[np.ndarray, " sample"], classes: int, scale: float) -> dict[str, Any]:
+def _columns(scores: ScoredPool, rows: Int[np.ndarray, " sample"], manifest: Manifest, scale: float) -> dict[str, Any]:
     def packed(values: np.ndarray, kind: str) -> str:
         return base64.b64encode(values[rows].astype(kind).tobytes()).decode()
 
@@ -139,7 +139,8 @@ def _columns(scores: ScoredPool, rows: Int[np.ndarray, " sample"], classes: int,
         "row": packed(scores.row, "<u4"),
         "reasons": list(REASONS),
         "selected": SELECTED,
-        "classes": classes,
+        "classes": manifest.classes,
+        "names": manifest.class_names,
         "scale": scale,
     }
 

@@ -55,11 +55,11 @@ def gallery(contents: Contents) -> list[Html]:
         items = []
         for row, pixels in zip(picked, contents.shards.pixels(picked), strict=True):
             scores = f"{confidence[row]:.2f}, entropy {entropy[row]:.2f}"
-            alt = f"predicted {k} with confidence {scores}: {origins[row]}"
+            alt = f"predicted {contents.named(k)} with confidence {scores}: {origins[row]}"
             place = None if places is None else int(places[row])
             picture = image_tag(pixels, raw, alt, str(origins[row]), place)
             items.append(gallery_item(picture, f"{scores}, keeps {_kept(contents.kept[row])}"))
-        heading = tag("h3", f"Class {k}, {counted(len(rows), 'image')}")
+        heading = tag("h3", f"Class {contents.named(k)}, {counted(len(rows), 'image')}")
         parts += [heading, tag("ul", *items, class_="gallery")]
     return parts
 
@@ -90,11 +90,12 @@ def left_out_images(contents: Contents, pool: Pool) -> list[Html]:
             row = shown[place]
             words = f"{scored.confidence[row]:.2f}, entropy {scored.entropy[row]:.2f}"
             words += "" if scored.distance is None else f", distance {scored.distance[row]:.3g}"
-            alt = f"predicted {scored.prediction[row]} with confidence {words}: {origins[position]}"
+            predicted = contents.named(int(scored.prediction[row]))
+            alt = f"predicted {predicted} with confidence {words}: {origins[position]}"
             if position in images.problems:
                 continue
             picture = image_tag(images.pixels[position], not pool.encoded, alt, origins[position], int(scored.row[row]))
-            items[place] = gallery_item(picture, f"{words}, class {scored.prediction[row]}")
+            items[place] = gallery_item(picture, f"{words}, class {predicted}")
         parts.append(tag("h3", f"{heading}, {len(rows):,} images"))
         parts.append(tag("ul", *items, class_="gallery"))
     return parts

@@ -39,7 +39,7 @@ def write(path: Path, folder: str, contents: Contents, pool: Pool | None = None)
     of_pool = _pool_classes(contents)
     body = [
         [
-            k,
+            contents.named(k),
             bar(counts[k] / max(counts)),
             f"{counts[k]:,}",
             f"{counts[k] / sum(counts):.1%}",

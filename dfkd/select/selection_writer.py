@@ -111,6 +111,7 @@ def _manifest(selected: Selected, files: list[dict[str, Any]]) -> dict[str, Any]
         "count": len(choice),
         "image": {"encoded": pool.encoded, "size": pool.image_size, "channels": model.channels, **bits},
         "classes": model.classes,
+        **({"class_names": list(model.class_names)} if model.class_names else {}),
         "per_class": selected.per_class.tolist(),
         "threshold": choice.threshold,
         "admitted": choice.admitted,

@@ -114,6 +114,7 @@ def test_select__a_folder_and_names_give_a_selection(text, tmp_path, rng):
     command = ["select", "--teacher", text, "--pool", str(tmp_path / "photos"), "--out", str(out), "--count", "4"]
     assert cli.main([*command, "--precision", "fp32"]) == 0
     manifest = Shards(out).manifest
+    assert manifest.class_names == ("cat", "fire_truck", "ship")
     assert manifest.classes == 3 and manifest.content.options.method.startswith("threshold")
     # a second teacher beside it answers for the same names
     both = load_classifier("teachers.toml" if write_teachers() else "", normalize=None, image_size=None)

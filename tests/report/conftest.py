@@ -93,7 +93,14 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def _make_selection(
-    folder: Path, predictions: list[int], classes: int, *, channels: int = 3, side: int = 4, encoded: bool = False
+    folder: Path,
+    predictions: list[int],
+    classes: int,
+    *,
+    channels: int = 3,
+    side: int = 4,
+    encoded: bool = False,
+    names: list[str] | None = None,
 ) -> Path:
     """A selection whose images are flat: their value is their row. Confidence is 0.5 + row / 50."""
     n = len(predictions)
@@ -115,6 +122,7 @@ def _make_selection(
         "teacher": "lenet5@<t>.pt",
         "image": {"encoded": encoded, "size": side, "channels": channels},
         "classes": classes,
+        **({"class_names": names} if names else {}),
         "threshold": 0.5,
         "admitted": n + 1,
         "source": "selection",

@@ -105,6 +105,7 @@ def manifest(count: int, classes: int) -> Manifest:
         "count": count,
         "image": {"encoded": False, "size": 4, "channels": 3},
         "classes": classes,
+        "class_names": [f"n{k}" for k in range(classes)],
         "per_class": [0] * classes,
         "threshold": 0.5,
         "admitted": count,
@@ -167,11 +168,11 @@ def test_explorer__picks_what_select_picks(drive: Drive, tmp_path: Path, rng: np
           const plane = document.getElementById("plane"), box = plane.getBoundingClientRect();
           const dots = [[30, box.height - 24], [box.width - 6, 6]].map(([x, y]) => {
             plane.dispatchEvent(new PointerEvent("pointermove", { clientX: box.left + x, clientY: box.top + y }));
-            return text("explore-dot").split(":")[0];
+            return text("explore-dot").split(", confidence")[0];
           });
           return { picks, dots, before, few, admitted, options, command,
             after: text("explore-says"), then: text("explore-command"),
-            bars: document.querySelectorAll("#explore-classes li").length,
+            bars: [...document.querySelectorAll("#explore-classes li")].map((one) => one.title.split(":")[0]),
             hidden: document.querySelector(".explore").hidden };
         })()""".replace("CASES", json.dumps(options)),
     )
@@ -195,8 +196,9 @@ def test_explorer__picks_what_select_picks(drive: Drive, tmp_path: Path, rng: np
     assert found["few"].startswith("70 picked of 70 admitted") and "--gamma 0.1 --count 70 " in found["admitted"]
     assert found["options"] == re.findall(r"--\S+", found["admitted"])
     assert "--method statistics --count 50 --balance class" in found["then"]
-    assert found["bars"] == 6 and found["hidden"] is False
-    assert found["dots"] == ["Image 0", "Image 699"]
+    words = [f"class {k} n{k}" for k in range(6)]
+    assert found["bars"] == words and found["hidden"] is False
+    assert found["dots"] == [f"Image {i}: {words[pool.prediction[i]]}" for i in (0, 699)]
 
 
 @pytest.mark.slow

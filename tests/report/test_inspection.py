@@ -66,6 +66,16 @@ def test_page(make_selection, tmp_path: Path) -> None:
     assert "pool, 4 images. Narrow bars: selected, 3 images" in page and "threshold 0.500" in page
 
 
+def test_classes_have_their_names(make_selection, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = make_selection(tmp_path / "s", [0, 0, 2], 3, names=["cat", "dog", "<b>owl"])
+    inspection.run(InspectConfig(folder=str(folder), out=str(tmp_path / "s.html")))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "0 cat 2 " + "#" * 30 in lines and "1 dog 0" in lines and "2 <b>owl 1 " + "#" * 15 in lines
+    page = (tmp_path / "s.html").read_text(encoding="utf-8")
+    assert re.findall(r"<h3>(Class \d[^<]+)", page) == ["Class 0 cat, 2 images", "Class 2 &lt;b&gt;owl, 1 image"]
+    assert page.count("predicted 0 cat with confidence") == 2 and "<b>owl" not in page
+
+
 def test_gallery_spreads_over_confidence(make_selection, tmp_path: Path) -> None:
     folder = make_selection(tmp_path / "s", [1] * 23, 2)
     inspection.run(InspectConfig(folder=str(folder), out=str(tmp_path / "s.html")))
