@@ -4,7 +4,7 @@
 
 DFKD_DATA is where `python ../shared/tools/unpack_data.py data` wrote its files. POOL is one of
 
-    heap-20      100,000 images of 32 pixels, of which 20 % are Tiny-ImageNet photos. The rest are junk.
+    heap-20      100,000 images of 32 pixels, of which 20 % are photos of --photos. The rest are junk.
     heap-2       The same with 2 % photos.
     long-tail    Only photos. The class that the teacher predicts k-th most often has n / k**2 photos, where n is the
                  number for k = 1. No photo is repeated, so the pool has fewer than 100,000.
@@ -21,7 +21,7 @@ The script writes for each POOL
     POOL.npz         `images`, for `--pool`
     POOL-photos.npz  Only the photos, from which the rows `clean` learn. long-tail has no such file.
     POOL-kinds.npz   `names` and, for each image, `kind` (an index in `names`) and `original`: for a near-copy the row
-                     of its photo, for a photo its row in pool_tiny_imagenet_32.npz, else -1. No selection reads it.
+                     of its photo, for a photo its row in --photos, else -1. No selection reads it.
 
 The same versions of numpy and Pillow give the same bytes of heap-20 and heap-2. The other two also depend on torch and
 the processor. An existing pool is kept. A heap takes half a minute on one core and 1 GB of memory.
@@ -153,12 +153,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pools", nargs="+", metavar="POOL", choices=MAKERS)
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the pools go (default: heaps in DFKD_DATA)")
+    parser.add_argument("--photos", metavar="DATA", help=f"where its photos come from (default: {POOL} in DFKD_DATA)")
     parser.add_argument("--images", type=int, default=IMAGES, metavar="N", help="images of a pool (default 100,000)")
     args = parser.parse_args()
     data = Path(os.environ.get("DFKD_DATA", "data"))
     out = args.out or data / "heaps"
     try:
-        photos = open_pool([str(data / POOL)], image_size=32, channels=3)
+        photos = open_pool([args.photos or str(data / POOL)], image_size=32, channels=3)
         for seed, (name, make) in enumerate(MAKERS.items(), 1):
             if name in args.pools and not (out / f"{name}.npz").exists():
                 make(out, name, photos, args.images, seed)

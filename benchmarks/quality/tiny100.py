@@ -15,6 +15,7 @@ the rows:
 
     python benchmarks/quality/train_teacher.py --model cifar_resnet:depth=20,width=32 --normalize imagenet \\
         --data data/tiny100_train40k.npz --test data/tiny100_heldout10k.npz --epochs 20 --out runs/tiny100-teacher
+    DFKD_DATA=data python benchmarks/quality/heaps.py --photos data/tiny100_pool50k.npz --out data/tiny100-heaps heap-20
     DFKD_DATA=data dfkd run benchmarks/quality/tiny100.toml
 """
 

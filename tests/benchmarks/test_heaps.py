@@ -47,6 +47,15 @@ def test_pools_are_what_their_kinds_say_and_the_same_each_time(pools, tmp_path):
     assert np.load(tmp_path / "a" / "adversarial-kinds.npz")["names"].tolist() == ["photo", "crafted"]
 
 
+def test_photos_of_another_file(pools, tmp_path, rng):
+    _, make, _ = pools
+    photos = rng.integers(0, 256, (300, 32, 32, 3), np.uint8)
+    np.savez(tmp_path / "others.npz", images=photos)
+    make(tmp_path / "a", "heap-20", "--photos", str(tmp_path / "others.npz"))
+    alone = np.load(tmp_path / "a" / "heap-20-photos.npz")["images"]
+    assert len(alone) == 40 and {image.tobytes() for image in alone} <= {image.tobytes() for image in photos}
+
+
 def test_crafted_images_deceive_the_model(pools):
     heaps, _, _ = pools
     model = load_model(heaps.teacher(), normalize="cifar10")

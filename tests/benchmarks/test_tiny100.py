@@ -84,6 +84,7 @@ def test_the_pipeline_is_valid_and_reads_those_files(script, places, monkeypatch
     monkeypatch.setenv("DFKD_DATA", str(data))
     pipeline = read_pipeline(tiny100.Path(tiny100.__file__).with_suffix(".toml"))
     read = {name for selection in pipeline.selections for name in selection.pool}
-    assert read == {str(data / "tiny100_pool50k.npz"), str(data / "cifar10_train40k.npz")}
+    heaps = {str(data / "tiny100-heaps" / name) for name in ("heap-20.npz", "heap-20-photos.npz")}
+    assert read == {str(data / "tiny100_pool50k.npz"), str(data / "cifar10_train40k.npz"), *heaps}
     assert {d.test for d in pipeline.distillations} == {str(data / "tiny100_heldout10k.npz")}
     assert {(d.name.endswith("-500"), d.steps) for d in pipeline.distillations} == {(True, 500), (False, 2000)}
