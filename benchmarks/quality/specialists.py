@@ -3,7 +3,7 @@
     python benchmarks/quality/specialists.py digits OUT_DIR     three seeds of the demo's digits: minutes
     python benchmarks/quality/specialists.py tiny100 OUT_DIR    100 classes of Tiny-ImageNet (tiny100.py writes them)
 
-`kd` is the generalist. `specialists` and the rows `further` continue from it, for as many steps or about as much time.
+`specialists` and the rows `further` continue from `generalist`, for as many steps or about as much time.
 OUT_DIR/report.csv has a row per run, for keep.py. OUT_DIR/added.csv has the accuracy with 0, 1, 2, ... voting
 specialists, for all images and for those of the specialists' classes. OUT_DIR/added.svg shows it. The script resumes
 after an interruption.
@@ -21,19 +21,23 @@ from losses import SETTINGS, measure
 from dfkd.models.load import load_model
 from dfkd.system.files import replacing
 
-KINDS = {"digits": (3, 200, 100), "tiny100": (10, 2000, 500)}
-"""For each setting: number of specialists, steps of the generalist, and steps of the rows that continue from it."""
-FINE = {"student": "run:kd", "optimizer": "adamw", "lr": 0.0005}
+KINDS = {
+    "digits": (3, 100, {"loss": ["kd"], "steps": 400}),
+    "tiny100": (10, 400, {"loss": ["kd", "ofd"], "init": "teacher", "steps": 1000}),
+}
+"""For each setting: number of specialists, steps of the rows that continue, and options of the generalist."""
+FINE = {"student": "run:generalist", "optimizer": "adamw", "lr": 0.0005}
 HEAD = ("seed", "voting", "top1", "of_their_classes")
 
 
-def rows(count, steps):
+def rows(count, steps, generalist):
     """Return the options of every row."""
+    further = {**FINE, "loss": generalist["loss"]}
     return {
-        "kd": {"loss": ["kd"]},
+        "generalist": generalist,
         "specialists": {**FINE, "specialists": count, "steps": steps},
-        "further-equal-steps": {**FINE, "loss": ["kd"], "steps": steps},
-        "further-equal-time": {**FINE, "loss": ["kd"], "steps": (count + 1) * steps},
+        "further-equal-steps": {**further, "steps": steps},
+        "further-equal-time": {**further, "steps": (count + 1) * steps},
     }
 
 
@@ -91,8 +95,7 @@ def main():
     if len(sys.argv) != 3 or sys.argv[1] not in KINDS:
         sys.exit(__doc__)
     setting, out = sys.argv[1], Path(sys.argv[2])
-    count, general, more = KINDS[setting]
-    status = measure("specialists", setting, out, rows(count, more), steps=general)
+    status = measure("specialists", setting, out, rows(*KINDS[setting]))
     if status == 0:
         values, lines = SETTINGS[setting], []
         for seed in values["seeds"]:
