@@ -109,8 +109,11 @@ def default_reestimate(student: Model) -> int:
 
     Running statistics are means over some 1 / momentum steps. These are 10 steps with torch's default, over 100 in
     torchvision's MobileNetV3 and over 3,000 in its MNASNet. A run may have only 500 steps, so they would mix in
-    statistics of old weights. benchmarks/quality/LOG.md has the cost of the re-estimation.
+    statistics of old weights. benchmarks/quality/LOG.md has the cost of the re-estimation. Specialists keep the
+    generalist's statistics.
     """
+    if isinstance(student.module, Specialists):
+        return 0
     momenta = [layer.momentum for layer in batch_norms(student.module) if layer.momentum is not None]
     return REESTIMATED if momenta and min(momenta) < SLOW_MOMENTUM else 0
 

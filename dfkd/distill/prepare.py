@@ -132,7 +132,7 @@ def prepare(
 def _check_plan(config: DistillConfig, plan: Plan, student: Model, objective: Objective) -> None:
     """Raise RequestError for numbers that do not go with the student and the losses."""
     fitting.check_size(plan.steps * plan.batch_size, student)
-    specialists.check_losses(student, objective)
+    specialists.check_plan(student, objective, plan.reestimate)
     if plan.reestimate and not batch_norms(student.module):
         raise RequestError(f"--reestimate {plan.reestimate} changes nothing: the student has no BatchNorm statistics")
     for name, steps in objective.preparation.items():

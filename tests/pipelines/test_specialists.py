@@ -36,7 +36,9 @@ def test_specialists__are_trained_for_groups_of_classes_beside_the_generalist(ge
     begun = load_file(generalist / "student.safetensors")
     assert all(value.equal(begun[name]) for name, value in network.generalist.state_dict().items())
     for expert in network.experts.networks:
-        assert not expert.state_dict()["conv1.weight"].equal(begun["conv1.weight"])
+        state = expert.state_dict()
+        assert not state["conv1.weight"].equal(begun["conv1.weight"])
+        assert all(state[name].equal(begun[name]) for name in begun if name.endswith(("running_mean", "running_var")))
     told = tomllib.loads((run / "config.toml").read_text())
     assert told["distill"]["loss"] == ["specialists"] and told["distill"]["optimizer"] == "adamw"
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -63,6 +65,7 @@ def test_specialists__are_a_model_for_export(lab, selection, run, tmp_path, caps
     ("options", "said"),
     [
         (("--loss", "kd"), "--loss kd cannot train"),
+        (("--reestimate", 5), "--reestimate 5: specialists keep the generalist's BatchNorm statistics"),
         (("--specialists", 6), "--specialists 6: each needs two classes, and there are 10"),
         (("--init", "teacher"), "--specialists 3 keeps the student's own weights"),
         (("--student", "cifar_resnet:depth=8,width=4"), "--specialists 3 needs a student with weights"),
