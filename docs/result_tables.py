@@ -236,7 +236,7 @@ TABLES = [
         "title": "digits: three specialists, and the student trained further; 5,000 random patches, random weights",
         "files": ["specialists-digits"],
         "rows": {
-            "kd": "the generalist, 200 steps",
+            "generalist": "the generalist, 400 steps",
             "specialists": "`--specialists 3`, 100 steps more",
             "further-equal-steps": "`kd`, 100 steps more",
             "further-equal-time": "`kd`, 400 steps more",

@@ -1,4 +1,4 @@
-"""Optimizers and learning rates for a student that begins with public weights: a grid of short runs on photographs.
+"""Optimizer, rate and BatchNorm statistics of a student that begins with public weights: short runs on photographs.
 
     DFKD_PHOTOS=../shared/data/photos python benchmarks/quality/pretrained.py OUT.json [STEPS [BATCH]]
 
@@ -29,7 +29,11 @@ from dfkd.models.load import load_model
 from dfkd.system.device import machine, resolve_place
 
 SIZE, NORMALIZE = 96, "0.498/0.502"
-GRID = [("sgd", 0.1), ("sgd", 0.02), ("adamw", 0.002), ("adamw", 0.0005), ("adamw", 0.0001)]
+GRID = [
+    *(("sgd", 0.1, "batch"), ("sgd", 0.02, "batch"), ("sgd", 0.02, "kept")),
+    *(("adamw", 0.002, "batch"), ("adamw", 0.0005, "batch"), ("adamw", 0.0001, "batch")),
+    *(("adamw", 0.002, "kept"), ("adamw", 0.0005, "kept")),
+]
 COUNT = 2_000
 
 
@@ -90,13 +94,23 @@ def main() -> None:
         dfkd("select", *teacher, *pool, "--out", work / "selection")
         student = ["--student", f"pretrained.lite@{public_weights(0)}", "--samples", work / "selection"]
         length = ["--steps", steps, "--batch-size", batch, "--loss", "kd"]
-        for optimizer, rate in GRID:
-            run = work / f"{optimizer}-{rate}"
-            learning = ["--optimizer", optimizer, "--lr", rate, "--test", photos / "stl10-heldout1k.tar"]
-            dfkd("distill", *teacher, *student, *length, *learning, "--out", run)
+        for optimizer, rate, statistics in GRID:
+            run = work / f"{optimizer}-{rate}-{statistics}"
+            learning = ["--optimizer", optimizer, "--lr", rate, "--batchnorm", statistics]
+            dfkd(
+                "distill",
+                *teacher,
+                *student,
+                *length,
+                *learning,
+                "--test",
+                photos / "stl10-heldout1k.tar",
+                "--out",
+                run,
+            )
             result = json.loads((run / "result.json").read_text())
             figures = {name: result[name] for name in ("top1", "agreement", "teacher_top1", "seconds")}
-            rows.append({"optimizer": optimizer, "lr": rate, **figures})
+            rows.append({"optimizer": optimizer, "lr": rate, "batchnorm": statistics, **figures})
             print(rows[-1], flush=True)
     measured_on = machine(resolve_place("auto", "auto").device)
     command = f"benchmarks/quality/pretrained.py OUT.json {steps} {batch}"

@@ -32,7 +32,8 @@ def settled(
 ) -> tuple[DistillConfig, bool]:
     """Set the open options of a request: losses, initialization, re-estimation, crops and optimizer.
 
-    Returns: the request, and whether the student begins trained.
+    Returns: the request, and whether the student is fine-tuned: it begins trained, or is to keep its statistics.
+    Raises: RequestError if statistics are to be kept that are not trained.
     """
     if not config.loss:
         config = replace(config, loss=default_losses(config, teacher, student, given))
@@ -43,15 +44,23 @@ def settled(
             say("note: the student begins with its own weights; --init teacher gives it the teacher's layers")
         elif config.init == "none" and has_weights(student, given) is False and twins(student, teacher):
             say("note: the student has the teacher's shapes and random weights; --init teacher makes it a copy")
-    if config.reestimate is None:
-        config = replace(config, reestimate=default_reestimate(student))
     if config.crop_area is None:
         config = replace(config, crop_area=default_area(config, selections))
-    trained = begins_trained(student, given, config.init)
+    kept = config.batchnorm == "kept"
+    if kept and config.init == "none" and has_weights(student, given) is False:
+        raise RequestError(
+            f"--batchnorm kept needs a student whose BatchNorm statistics are trained, and {student.spec} has random "
+            "weights; leave it out"
+        )
+    trained = kept or begins_trained(student, given, config.init)
     if config.optimizer == "auto":
         config = replace(config, optimizer="adamw" if trained else "sgd")
         if trained:
             say("optimizer: adamw, the default for a student that is fine-tuned")
+    if config.batchnorm == "auto":
+        config = replace(config, batchnorm=default_batchnorm(config, student, trained))
+    if config.reestimate is None:
+        config = replace(config, reestimate=0 if config.batchnorm == "kept" else default_reestimate(student))
     return config, trained
 
 
@@ -109,13 +118,20 @@ def default_reestimate(student: Model) -> int:
 
     Running statistics are means over some 1 / momentum steps. These are 10 steps with torch's default, over 100 in
     torchvision's MobileNetV3 and over 3,000 in its MNASNet. A run may have only 500 steps, so they would mix in
-    statistics of old weights. benchmarks/quality/LOG.md has the cost of the re-estimation. Specialists keep the
-    generalist's statistics.
+    statistics of old weights. benchmarks/quality/LOG.md has the cost of the re-estimation.
     """
-    if isinstance(student.module, Specialists):
-        return 0
     momenta = [layer.momentum for layer in batch_norms(student.module) if layer.momentum is not None]
     return REESTIMATED if momenta and min(momenta) < SLOW_MOMENTUM else 0
+
+
+def default_batchnorm(config: DistillConfig, student: Model, trained: bool) -> Literal["batch", "kept"]:
+    """Return the statistics by which BatchNorm normalizes in training.
+
+    A student that is fine-tuned with AdamW keeps its own: by those of the batches, it would not begin as it was
+    trained. Larger steps, such as those of SGD, need the batches' statistics. benchmarks/quality/LOG.md has the
+    measurements.
+    """
+    return "kept" if trained and config.optimizer == "adamw" and batch_norms(student.module) else "batch"
 
 
 def begins_trained(student: Model, given: GivenModel, init: str) -> bool:

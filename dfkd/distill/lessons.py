@@ -24,6 +24,7 @@ class Plan(Pace):
     """Numbers that the training loop uses.
 
     `warmup` is a share of the steps. `class_dropping` is the probability below which the teacher's classes are dropped.
+    `batchnorm` is `batch` or `kept`, never `auto`.
     """
 
     lr: float
@@ -35,6 +36,7 @@ class Plan(Pace):
     mixup: float
     cutmix: float
     ema: float
+    batchnorm: str
     reestimate: int
     class_dropping: float
     seed: int

@@ -129,12 +129,23 @@ def prepare(
     return Distillation(config, selections, teacher, student, test, trainer, content)
 
 
+def _check_statistics(plan: Plan, student: Model) -> None:
+    """Raise RequestError for options on BatchNorm statistics that change nothing, or contradict each other."""
+    options = {"--batchnorm kept": plan.batchnorm == "kept", f"--reestimate {plan.reestimate}": plan.reestimate > 0}
+    given = [option for option, is_given in options.items() if is_given]
+    if given and not batch_norms(student.module):
+        raise RequestError(f"{given[0]} changes nothing: the student has no BatchNorm statistics")
+    if len(given) > 1:
+        raise RequestError(
+            "{} keeps the student's BatchNorm statistics, and {} replaces them; leave one out".format(*given)
+        )
+
+
 def _check_plan(config: DistillConfig, plan: Plan, student: Model, objective: Objective) -> None:
     """Raise RequestError for numbers that do not go with the student and the losses."""
     fitting.check_size(plan.steps * plan.batch_size, student)
-    specialists.check_plan(student, objective, plan.reestimate)
-    if plan.reestimate and not batch_norms(student.module):
-        raise RequestError(f"--reestimate {plan.reestimate} changes nothing: the student has no BatchNorm statistics")
+    specialists.check_losses(student, objective)
+    _check_statistics(plan, student)
     for name, steps in objective.preparation.items():
         if steps >= plan.steps:
             raise RequestError(
@@ -204,6 +215,7 @@ def _plan(config: DistillConfig, selections: Sequence[Shards], student: Model, t
         mixup=config.mixup,
         cutmix=config.cutmix,
         ema=config.ema,
+        batchnorm=config.batchnorm,
         reestimate=config.reestimate or 0,
         class_dropping=config.class_dropping,
         checkpoint_every=config.checkpoint_every,

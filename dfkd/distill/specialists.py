@@ -45,19 +45,14 @@ def check(config: DistillConfig) -> None:
         raise RequestError(f"{option} keeps the student's own weights; leave out --init teacher")
 
 
-def check_plan(student: Model, objective: Objective, reestimated: int) -> None:
-    """Raise RequestError for a loss on the vote, through which no gradient flows, and for new BatchNorm statistics."""
-    if not isinstance(student.module, Specialists):
-        return
-    for name in objective.names:
-        if name not in Specialists.learns_by:
-            raise RequestError(
-                f"--loss {name} cannot train {student.spec}: each specialist has its own loss; leave --loss out"
-            )
-    if reestimated:
-        raise RequestError(
-            f"--reestimate {reestimated}: specialists keep the generalist's BatchNorm statistics; leave it out"
-        )
+def check_losses(student: Model, objective: Objective) -> None:
+    """Raise RequestError for a loss on the vote of the specialists, through which no gradient flows."""
+    if isinstance(student.module, Specialists):
+        for name in objective.names:
+            if name not in Specialists.learns_by:
+                raise RequestError(
+                    f"--loss {name} cannot train {student.spec}: each specialist has its own loss; leave --loss out"
+                )
 
 
 def with_specialists(config: DistillConfig, student: Model, selections: Sequence[Shards], place: Place) -> Model:

@@ -112,6 +112,9 @@ class Trainer(Lessons):
             self._sampler = None
         with network_code(self.student.module):
             self.student.module.train()
+            if self.plan.batchnorm == "kept":
+                for layer in batch_norms(self.student.module):
+                    layer.eval()
         self._compute = data_parallel([self.student.module, self.objective], self._loss, self.place.device)
         if self.step == 0:
             self._keep()

@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import load_file
 
 from dfkd.config import DistillConfig
-from dfkd.distill.defaults import begins_trained, default_init, default_losses, default_reestimate
+from dfkd.distill.defaults import begins_trained, default_init, default_losses, default_reestimate, settled
 from dfkd.models import cifar_resnet
 from dfkd.models.load import load_model
 from dfkd.models.own import OwnNetwork
+from dfkd.system.errors import RequestError
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +30,10 @@ def test_distill__fine_tunes_a_student_with_public_weights(studio, selection, pu
     assert "optimizer: adamw, the default for a student that is fine-tuned" in said
     request = tomllib.loads((run / "config.toml").read_text())
     assert request["content"]["options"]["optimizer"] == request["distill"]["optimizer"] == "adamw"
+    assert request["content"]["options"]["batchnorm"] == "kept"
     state, before = load_file(run / "student.safetensors"), torch.load(studio.folder / "public.pt")
     assert torch.equal(state["conv1.weight"], before["conv1.weight"])
+    assert torch.equal(state["bn1.running_var"], before["bn1.running_var"]) and not state["bn1.num_batches_tracked"]
     assert studio.dfkd("evaluate", "--model", run, "--data", studio.photos, "--image-size", 72) == 0
 
 
@@ -38,7 +41,27 @@ def test_distill__an_optimizer_that_is_given_holds(studio, selection, public, tm
     run = tmp_path / "run"
     assert studio.distill(selection, run, "--student", public, "--optimizer", "sgd", "--log-every", 1) == 0
     options = tomllib.loads((run / "config.toml").read_text())["content"]["options"]
-    assert (options["optimizer"], options["lr"]) == ("sgd", 0.02)
+    assert (options["optimizer"], options["lr"], "batchnorm" in options) == ("sgd", 0.02, False)
+
+
+def test_default_batchnorm__is_kept_with_adamw_alone_and_needs_statistics(studio, public, tmp_path):
+    def chosen(student, given=public, **options):
+        model = load_model(student, classes=5, channels=3, image_size=72, new_classifier=student == public)
+        config = DistillConfig(teacher="", student="", samples=(), out="", **options)
+        found, fine_tuned = settled(config, teacher, model, given, [])
+        return found.optimizer, found.batchnorm, found.reestimate, fine_tuned
+
+    teacher = load_model(studio.teacher, image_size=72)
+    assert chosen(public) == ("adamw", "kept", 0, True)
+    assert chosen(public, batchnorm="batch") == ("adamw", "batch", 0, True)
+    assert chosen(public, optimizer="sgd") == ("sgd", "batch", 0, True)
+    assert chosen("mobilenet_v3_small", "mobilenet_v3_small") == ("sgd", "batch", 20, False)
+    with pytest.raises(RequestError, match=r"whose .* and mobilenet_v3_small has random weights"):
+        chosen("mobilenet_v3_small", "mobilenet_v3_small", batchnorm="kept")
+    assert chosen(studio.teacher, studio.teacher, batchnorm="kept", init="teacher") == ("adamw", "kept", 0, True)
+    torch.save(load_model("squeezenet1_1", classes=5).module.state_dict(), tmp_path / "squeeze.pt")
+    without = f"squeezenet1_1@{tmp_path / 'squeeze.pt'}"
+    assert chosen(without, without) == ("adamw", "batch", 0, True)
 
 
 def test_begins_trained__up_to_64_pixels_only_with_a_new_classifier(studio, public):

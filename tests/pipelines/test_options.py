@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 
 from dfkd.distill import trainer
 from dfkd.distill.trainer import Trainer
+from dfkd.formats.run_folder import Run
+from dfkd.models.load import load_model
 from dfkd.training.hardest import HardestOrder
 
 QUICK = ("--steps", 12, "--batch-size", 16, "--checkpoint-every", 5, "--log-every", 4)
@@ -190,9 +192,9 @@ def test_the_hardest_images_are_those_where_the_student_was_farthest_from_the_te
 def test_what_is_on_decides_the_run_and_what_is_off_leaves_earlier_runs_as_they_are(
     lab, selection, plain, averaged, capsys
 ):
-    assert {"cutmix", "ema", "reestimate"} & content(plain).keys() == set()
+    assert {"cutmix", "ema", "batchnorm", "reestimate"} & content(plain).keys() == set()
     assert content(averaged) == {**content(plain), "ema": 0.7}
-    changes = (("--cutmix", 1, 1.0), ("--ema", 0.5, 0.5), ("--reestimate", 2, 2))
+    changes = (("--cutmix", 1, 1.0), ("--ema", 0.5, 0.5), ("--batchnorm", "kept", "kept"), ("--reestimate", 2, 2))
     for flag, value, shown in changes:
         assert lab.distill(selection, plain, *QUICK, flag, value) == 2
         assert f"holds another run: options.{flag[2:].replace('-', '_')} (None, now {shown})" in capsys.readouterr().err
@@ -201,16 +203,51 @@ def test_what_is_on_decides_the_run_and_what_is_off_leaves_earlier_runs_as_they_
     assert "options.init (teacher, now None)" in capsys.readouterr().err
 
 
-def test_without_batch_normalization_there_is_nothing_to_reestimate(lab, selection, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(("statistics", "agree"), [("kept", True), ("batch", False)])
+def test_statistics_that_are_kept_normalize_in_training(
+    lab, selection, plain, tmp_path, monkeypatch, statistics, agree
+):
+    answer, seen = Trainer.answer, []
+
+    def watched(self, view):
+        found = answer(self, view)
+        seen.append((view.detach().clone(), found.logits.detach().float().clone()))
+        return found
+
+    monkeypatch.setattr(Trainer, "answer", watched)
+    flags = ("--student", plain, "--batchnorm", statistics, "--precision", "fp32")
+    assert lab.distill(selection, tmp_path / "run", *QUICK, *flags) == 0
+    view, logits = seen[0]
+    with torch.no_grad():
+        expected = load_model(str(plain)).module.eval()(view)
+    assert torch.allclose(logits, expected, atol=1e-4) == agree
+    ours, begun = student(tmp_path / "run"), student(plain)
+    kept = {name for name in ours if name.endswith(STATISTICS)}
+    assert {name for name in ours if torch.equal(ours[name], begun[name])} == (kept if agree else set())
+
+
+def test_statistics_that_are_kept_go_on_to_the_same_run_after_a_kill(lab, selection, plain, tmp_path, monkeypatch):
+    save, flags = Run.save, (*QUICK, "--student", plain, "--batchnorm", "kept")
+    assert lab.distill(selection, tmp_path / "whole", *flags) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save", lambda self, *given: (save(self, *given), 1 / 0))
+        with pytest.raises(ZeroDivisionError):
+            lab.distill(selection, tmp_path / "run", *flags)
+    assert lab.distill(selection, tmp_path / "run", *flags) == 0
+    assert same(student(tmp_path / "whole"), student(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("option", [("--reestimate", 9), ("--batchnorm", "kept")])
+def test_without_batch_normalization_there_are_no_statistics(lab, selection, tmp_path, capsys, monkeypatch, option):
     (tmp_path / "flat_nets.py").write_text(
         "from torch import nn\n"
         "def flat(num_classes: int = 10):\n"
         "    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(392, num_classes))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    flags = ("--student", "flat_nets.flat", "--reestimate", 9)
-    assert lab.distill(selection, tmp_path / "run", *QUICK, *flags) == 2
-    assert "--reestimate 9 changes nothing: the student has no BatchNorm statistics" in capsys.readouterr().err
+    assert lab.distill(selection, tmp_path / "run", *QUICK, "--student", "flat_nets.flat", *option) == 2
+    said = capsys.readouterr().err
+    assert f"{' '.join(map(str, option))} changes nothing: the student has no BatchNorm statistics" in said
 
 
 def test_what_becomes_of_dropped_classes_is_no_matter_where_none_is_dropped(lab, selection, tmp_path, capsys):

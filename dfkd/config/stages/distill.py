@@ -150,7 +150,7 @@ class DistillConfig(ModelConfig):
     )
     optimizer: Literal["auto", "sgd", "adamw"] = option(
         "sgd uses Nesterov momentum 0.9. auto: adamw for a student with weights of its own if the images are above 64 "
-        "pixels or its classifier is new, and with --quantize and --specialists; else sgd.",
+        "pixels or its classifier is new, and with --quantize, --specialists and --batchnorm kept; else sgd.",
         "training",
         default="auto",
         open=True,
@@ -226,9 +226,19 @@ class DistillConfig(ModelConfig):
         below=1,
         off=0.0,
     )
+    batchnorm: Literal["auto", "batch", "kept"] = option(
+        "Statistics by which the student's BatchNorm layers normalize in training. batch: those of the batch. kept: "
+        "the student's own, which do not change. auto: kept for a student that --optimizer auto trains with adamw, "
+        "else batch.",
+        "training",
+        default="auto",
+        off="batch",
+        open=True,
+    )
     reestimate: int | None = option(
         "Batches on which the final student's BatchNorm statistics are computed again. 0: off. Default: 20 if a "
-        "BatchNorm layer of the student has a momentum below 0.05 (torchvision's MobileNetV3), else 0.",
+        "BatchNorm layer of the student has a momentum below 0.05 (torchvision's MobileNetV3), else 0. Default with "
+        "--batchnorm kept: 0.",
         "training",
         default=None,
         least=0,

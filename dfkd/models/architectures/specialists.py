@@ -64,8 +64,7 @@ class Specialists(nn.Module):
     Half of the images on which a specialist trains are of its special classes. The paper then adds the logarithm of the
     oversampling proportion to the dustbin's logit. Here training subtracts the logarithm instead. The resulting
     specialist is the same, and can still start as a copy of the generalist. The generalist is not trained, and no
-    gradient passes through the vote. The specialists keep the generalist's BatchNorm statistics: with those of each
-    batch they would not begin as the generalist (benchmarks/quality/LOG.md).
+    gradient passes through the vote.
     """
 
     learns_by: ClassVar[tuple[str, ...]] = ("specialists",)
@@ -80,12 +79,9 @@ class Specialists(nn.Module):
         self.register_buffer("shares", torch.full((len(groups),), 0.5))
 
     def train(self, mode: bool = True) -> "Specialists":
-        """Set the mode of the specialists. The generalist and all BatchNorm layers stay in evaluation mode."""
+        """Set the mode of the specialists. The generalist stays in evaluation mode."""
         super().train(mode)
         self.generalist.eval()
-        for layer in self.experts.modules():
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                layer.eval()
         return self
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
