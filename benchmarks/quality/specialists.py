@@ -46,14 +46,15 @@ def added(run, test):
     """Return accuracies by the number of voting specialists, for all test images and for the specialists' classes."""
     model, data = load_model(str(run)), np.load(test)
     pixels, labels = torch.from_numpy(data["images"]), torch.from_numpy(data["labels"])
-    special = model.module.special.classes
-    covered, whole = special.any(dim=0)[labels], special.clone()
-    found = []
-    for voting in range(len(whole) + 1):
-        special.copy_(whole)
-        special[voting:] = False  # the others have no classes, so the generalist's prediction never calls them
-        pieces = (model.module(model.preprocess(some)).argmax(dim=1) for some in pixels.split(256))
-        right = (torch.cat([*pieces]) == labels).float()
+    special, said = model.module.special.classes, []
+    for some in pixels.split(256):
+        views = model.preprocess(some)
+        said.append(torch.stack([network(views).argmax(dim=1) for network in (model.module.generalist, model.module)]))
+    general, vote = torch.cat(said, dim=1)
+    covered, found = special.any(dim=0)[labels], []
+    for voting in range(len(special) + 1):
+        heard = special[:voting].any(dim=0)[general]  # at most one specialist votes on an image
+        right = (torch.where(heard, vote, general) == labels).float()
         found.append((voting, right.mean().item(), right[covered].mean().item()))
     return found
 
