@@ -60,29 +60,33 @@ def added(run, test):
 
 
 def picture(lines):
-    """Return an SVG of the means over seeds: all images, and those of the specialists' classes."""
+    """Return an SVG of the means over seeds: all images, and those of the specialists' classes if they are fewer."""
     counts = sorted({line[1] for line in lines})
     of_seed = {seed: [line for line in lines if line[0] == seed] for seed, *_ in lines}
     # a seed with fewer specialists keeps the value of all its specialists
     curves = [
         [np.mean([100 * own[min(n, len(own) - 1)][k] for own in of_seed.values()]) for n in counts] for k in (2, 3)
     ]
+    if np.array_equal(*curves):
+        curves.pop()
     low, high = min(map(min, curves)) - 0.5, max(map(max, curves)) + 0.5
 
     def place(n, value):
         return 70 + 520 * n / max(counts), 230 - 190 * (value - low) / (high - low)
 
     marks = []
-    for name, style, values in zip(("all classes", "their classes"), ("#5b7ea6", "#b08a3c"), curves, strict=True):
+    lowest = min(curves, key=np.mean)
+    for name, style, values in zip(("all classes", "their classes"), ("#5b7ea6", "#b08a3c"), curves, strict=False):
+        below = 20 if values is lowest and len(curves) > 1 else -9
         dots = [place(n, value) for n, value in zip(counts, values, strict=True)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in dots)
         marks.append(f'<polyline points="{path}" fill="none" stroke="{style}" stroke-width="2.5"/>')
         marks += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{style}"/>' for x, y in dots]
         marks += [
-            f'<text x="{x:.1f}" y="{y - 9:.1f}" text-anchor="middle">{value:.1f}</text>'
+            f'<text x="{x:.1f}" y="{y + below:.1f}" text-anchor="middle">{value:.1f}</text>'
             for (x, y), value in zip(dots, values, strict=True)
         ]
-        marks.append(f'<text x="{dots[-1][0] + 12:.1f}" y="{dots[-1][1] + 5:.1f}" fill="{style}">{name}</text>')
+        marks.append(f'<text x="{dots[-1][0] + 20:.1f}" y="{dots[-1][1] + below:.1f}" fill="{style}">{name}</text>')
     marks += [f'<text x="{place(n, low)[0]:.1f}" y="252" text-anchor="middle">{n}</text>' for n in counts]
     title = "top-1 % by the number of specialists that vote, mean over the seeds"
     head = (

@@ -167,6 +167,7 @@ def _plan(config, model, data):
         "warmup": SCHEDULE_WARMUP[defaults.schedule],
         "crop_padding": data.image_size // 8,
         "crop_area": 1.0,
+        "batchnorm": "batch",
         "reestimate": default_reestimate(model),
     }
     return Plan(**{f.name: own.get(f.name, getattr(defaults, f.name, None)) for f in fields(Plan)})

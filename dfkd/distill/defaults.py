@@ -68,11 +68,12 @@ def default_losses(config: DistillConfig, teacher: Model, student: Model, given:
     """Return the default losses: `kd`, with `ofd` if both networks have maps of several resolutions.
 
     docs/results.md has the measurements. A transformer has maps of one resolution only, that of its patches. For
-    generated images, recorded answers, and a student with weights for photographs, the default is `kd` alone.
+    generated images, recorded answers, and a student that is fine-tuned, the default is `kd` alone: the new layers of
+    `ofd` would first undo what the student knows (benchmarks/quality/LOG.md).
     """
     if learns_by := getattr(type(student.module), "learns_by", ()):  # an architecture of dfkd with its own loss
         return tuple(learns_by)
-    fine_tuned = student.of_photographs and has_weights(student, given)
+    fine_tuned = config.batchnorm == "kept" or (student.of_photographs and has_weights(student, given))
     if config.teacher_views or config.source is not None or fine_tuned:
         return ("kd",)
     if config.teacher_taps or config.student_taps:  # taps were named: keep `ofd`, so that a wrong name is an error
@@ -129,9 +130,10 @@ def default_batchnorm(config: DistillConfig, student: Model, trained: bool) -> L
 
     A student that is fine-tuned with AdamW keeps its own: by those of the batches, it would not begin as it was
     trained. Larger steps, such as those of SGD, need the batches' statistics. benchmarks/quality/LOG.md has the
-    measurements.
+    measurements. Statistics that are to be re-estimated are not kept.
     """
-    return "kept" if trained and config.optimizer == "adamw" and batch_norms(student.module) else "batch"
+    fine = trained and config.optimizer == "adamw" and not config.reestimate
+    return "kept" if fine and batch_norms(student.module) else "batch"
 
 
 def begins_trained(student: Model, given: GivenModel, init: str) -> bool:

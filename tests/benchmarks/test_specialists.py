@@ -30,3 +30,5 @@ def test_added__begins_with_the_generalist_and_ends_with_the_vote(tmp_path, scri
     picture = benchmark.picture([(seed, *line) for seed in (0, 1) for line in found])
     drawn = ET.fromstring(picture)
     assert len(drawn.findall("{*}circle")) == 6 and len(drawn.findall("{*}polyline")) == 2
+    of_all = ET.fromstring(benchmark.picture([(0, voting, top1, top1) for voting, top1, _ in found]))
+    assert len(of_all.findall("{*}circle")) == 3 and len(of_all.findall("{*}polyline")) == 1

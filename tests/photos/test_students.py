@@ -1,6 +1,7 @@
 """`dfkd distill` with a student that has weights already."""
 
 import tomllib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -54,6 +55,7 @@ def test_default_batchnorm__is_kept_with_adamw_alone_and_needs_statistics(studio
     teacher = load_model(studio.teacher, image_size=72)
     assert chosen(public) == ("adamw", "kept", 0, True)
     assert chosen(public, batchnorm="batch") == ("adamw", "batch", 0, True)
+    assert chosen(public, reestimate=5) == ("adamw", "batch", 5, True)
     assert chosen(public, optimizer="sgd") == ("sgd", "batch", 0, True)
     assert chosen("mobilenet_v3_small", "mobilenet_v3_small") == ("sgd", "batch", 20, False)
     with pytest.raises(RequestError, match=r"whose .* and mobilenet_v3_small has random weights"):
@@ -98,6 +100,7 @@ def test_defaults__code_that_may_load_weights__shows_whether_it_did(
     student, teacher = (load_model(text, image_size=72, classes=5) for text in (f"{name}.net", studio.teacher))
     config = DistillConfig(teacher="", student="", samples=(), out="")
     assert default_losses(config, teacher, student, f"{name}.net") == losses
+    assert default_losses(replace(config, batchnorm="kept"), teacher, student, f"{name}.net") == ("kd",)
     assert default_init(teacher, student, f"{name}.net") == init
     assert default_init(teacher, student, OwnNetwork(student.module)) == "none"
 

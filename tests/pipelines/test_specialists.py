@@ -65,7 +65,6 @@ def test_specialists__are_a_model_for_export(lab, selection, run, tmp_path, caps
     ("options", "said"),
     [
         (("--loss", "kd"), "--loss kd cannot train"),
-        (("--reestimate", 5), "--batchnorm kept keeps the student's BatchNorm statistics, and --reestimate 5 replaces"),
         (("--specialists", 6), "--specialists 6: each needs two classes, and there are 10"),
         (("--init", "teacher"), "--specialists 3 keeps the student's own weights"),
         (("--student", "cifar_resnet:depth=8,width=4"), "--specialists 3 needs a student with weights"),
