@@ -1,7 +1,7 @@
 """Optimizer, rate and BatchNorm statistics of a student that begins with public weights: short runs on photographs.
 
     export DFKD_PHOTOS=../shared/data/photos DFKD_DATA=data
-    python benchmarks/quality/pretrained.py OUT.json [--task b] [--steps N] [--batch N] [--rows ROW ...]
+    python benchmarks/quality/pretrained.py OUT.json [--task b] [--steps N] [--batch N] [--seeds N ...] [--rows ROW ...]
 
 Task a is STL-10 at 96 pixels, with Caltech-101 as the pool. Task b is Caltech-101 at 128 pixels (photos.py writes its
 two files), with STL-10 as the pool. The teacher is an EfficientNet-Lite1 with ImageNet weights, whose classifier is
@@ -15,6 +15,7 @@ Every row is a complete `dfkd distill` with the loss `kd`. Its name, such as `ad
 """
 
 import argparse
+import itertools
 import json
 import os
 import shlex
@@ -100,6 +101,7 @@ def main() -> None:
     parser.add_argument("--task", choices=TASKS, default="a")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch", type=int, default=24)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--rows", nargs="+", default=GRID, metavar="ROW", help=f"default: {' '.join(GRID)}")
     args, rows = parser.parse_args(), []
     size, labeled, test, pool = (
@@ -114,14 +116,15 @@ def main() -> None:
         dfkd("select", *teacher, *chosen)
         student = ["--student", f"pretrained.lite@{public_weights(0)}", "--samples", work / "selection"]
         length = ["--steps", args.steps, "--batch-size", args.batch, "--loss", "kd"]
-        for row in args.rows:
+        for row, seed in itertools.product(args.rows, args.seeds):
             optimizer, rate, statistics = row.split(":")
-            learning = ["--optimizer", optimizer, "--lr", rate, "--batchnorm", statistics]
-            run = work / row.replace(":", "-")
+            learning = ["--optimizer", optimizer, "--lr", rate, "--batchnorm", statistics, "--seed", seed]
+            run = work / f"{row.replace(':', '-')}-{seed}"
             dfkd("distill", *teacher, *student, *length, *learning, "--test", test, "--out", run)
             result = json.loads((run / "result.json").read_text())
             figures = {name: result[name] for name in ("top1", "agreement", "teacher_top1", "seconds")}
-            rows.append({"optimizer": optimizer, "lr": float(rate), "batchnorm": statistics, **figures})
+            shown = {"optimizer": optimizer, "lr": float(rate), "batchnorm": statistics, "seed": seed}
+            rows.append(shown | figures)
             print(rows[-1], flush=True)
     words = ["OUT.json" if word == str(args.out) else word for word in sys.argv[1:]]
     about = {"command": f"python benchmarks/quality/pretrained.py {shlex.join(words)}", "date": str(date.today())}
