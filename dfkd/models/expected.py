@@ -75,7 +75,9 @@ def from_notes(notes: Mapping[str, Any]) -> Expected | None:
     named = notes.get("classes")
     listed = isinstance(named, list) and all(isinstance(name, str) for name in named)
     normalize = "none" if notes.get("normalized_inside") is True else normalize
-    return Expected(normalize, frame, None, tuple(named or ()) if listed else (), "its file says")
+    size = notes.get("image_size")
+    known = size if type(size) is int and size > 0 else None
+    return Expected(normalize, frame, known, tuple(named or ()) if listed else (), "its file says")
 
 
 def _of_timm(module: nn.Module) -> Expected | None:

@@ -89,8 +89,8 @@ def test_onnx__names_the_batch_and_carries_what_the_input_is(export, selection, 
 
 def test_safetensors__in_float16_are_a_model_with_their_names(export, studio, views):
     out = export("safetensors", "--dtype", "float16")
-    again = load_model(f"cifar_resnet:depth=8,width=4@{out}", image_size=72)
-    assert (again.class_names, again.frame) == (CLASSES, Frame(0.8))
+    again = load_model(f"cifar_resnet:depth=8,width=4@{out}")
+    assert (again.class_names, again.frame, again.image_size) == (CLASSES, Frame(0.8), 72)
     with torch.no_grad():
         torch.testing.assert_close(again.module(views[1]), views[2], rtol=1e-2, atol=1e-2)
 

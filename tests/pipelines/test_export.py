@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from dfkd.models.load import load_model
 
@@ -59,6 +60,10 @@ def test_safetensors_are_weights_with_their_normalization(export, model):
     again = load_model(f"{metadata['architecture']}@{out}")
     assert again.fingerprint() == model.fingerprint()
     assert (json.loads(metadata["mean"]), json.loads(metadata["image_size"])) == ([0.5], 16)
+    assert (again.normalize, again.image_size, again.takes_any_size) == ("0.5/0.5", 16, False)
+    assert load_model(f"{metadata['architecture']}@{out}", image_size=24).image_size == 24
+    save_file(load_file(out), out, metadata | {"image_size": "true"})
+    assert load_model(f"{metadata['architecture']}@{out}").image_size == 32  # that of the architecture
 
 
 @pytest.mark.slow  # that of a `.pt2` is as exact, and that of a network is of any batch (tests/photos/test_export.py)
