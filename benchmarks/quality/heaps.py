@@ -4,7 +4,7 @@
 
 DFKD_DATA is where `python ../shared/tools/unpack_data.py data` wrote its files. POOL is one of
 
-    heap-20      100,000 images of 32 pixels, of which 20 % are photos of --photos. The rest are junk.
+    heap-20      100,000 images of 32 pixels, of which 20 % are photos (--photos). The rest are junk.
     heap-2       The same with 2 % photos.
     long-tail    Only photos. The class that the teacher predicts k-th most often has n / k**2 photos, where n is the
                  number for k = 1. No photo is repeated, so the pool has fewer than 100,000.

@@ -104,9 +104,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--rows", nargs="+", default=GRID, metavar="ROW", help=f"default: {' '.join(GRID)}")
     args, rows = parser.parse_args(), []
-    size, labeled, test, pool = (
-        os.path.expandvars(value) if isinstance(value, str) else value for value in TASKS[args.task]
-    )
+    size, *files = TASKS[args.task]
+    labeled, test, pool = map(os.path.expandvars, files)
     sys.path.insert(0, str(Path(__file__).parent))
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

@@ -30,7 +30,7 @@ SLOW_MOMENTUM, REESTIMATED = 0.05, 20
 def settled(
     config: DistillConfig, teacher: Model, student: Model, given: GivenModel, selections: Sequence[Shards]
 ) -> tuple[DistillConfig, bool]:
-    """Set the open options of a request: losses, initialization, re-estimation, crops and optimizer.
+    """Set the open options of a request: losses, initialization, crops, optimizer, and BatchNorm statistics.
 
     Returns: the request, and whether the student is fine-tuned: it begins trained, or is to keep its statistics.
     Raises: RequestError if statistics are to be kept that are not trained.
@@ -68,8 +68,9 @@ def default_losses(config: DistillConfig, teacher: Model, student: Model, given:
     """Return the default losses: `kd`, with `ofd` if both networks have maps of several resolutions.
 
     docs/results.md has the measurements. A transformer has maps of one resolution only, that of its patches. For
-    generated images, recorded answers, and a student that is fine-tuned, the default is `kd` alone: the new layers of
-    `ofd` would first undo what the student knows (benchmarks/quality/LOG.md).
+    generated images and recorded answers, the default is `kd` alone. So it is for a student with weights for
+    photographs, and one that keeps its statistics: the new layers of `ofd` would first undo what such a student knows
+    (benchmarks/quality/LOG.md).
     """
     if learns_by := getattr(type(student.module), "learns_by", ()):  # an architecture of dfkd with its own loss
         return tuple(learns_by)

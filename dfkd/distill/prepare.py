@@ -131,13 +131,13 @@ def prepare(
 
 def _check_statistics(plan: Plan, student: Model) -> None:
     """Raise RequestError for options on BatchNorm statistics that change nothing, or contradict each other."""
-    options = {"--batchnorm kept": plan.batchnorm == "kept", f"--reestimate {plan.reestimate}": plan.reestimate > 0}
-    given = [option for option, is_given in options.items() if is_given]
-    if given and not batch_norms(student.module):
-        raise RequestError(f"{given[0]} changes nothing: the student has no BatchNorm statistics")
-    if len(given) > 1:
+    kept, again = plan.batchnorm == "kept", f"--reestimate {plan.reestimate}"
+    if (kept or plan.reestimate) and not batch_norms(student.module):
+        option = "--batchnorm kept" if kept else again
+        raise RequestError(f"{option} changes nothing: the student has no BatchNorm statistics")
+    if kept and plan.reestimate:
         raise RequestError(
-            "{} keeps the student's BatchNorm statistics, and {} replaces them; leave one out".format(*given)
+            f"--batchnorm kept keeps the student's BatchNorm statistics, and {again} replaces them; leave one out"
         )
 
 
