@@ -168,6 +168,7 @@ def _plan(config, model, data):
         "crop_padding": data.image_size // 8,
         "crop_area": 1.0,
         "batchnorm": "batch",
+        "dropout": "on",
         "reestimate": default_reestimate(model),
     }
     return Plan(**{f.name: own.get(f.name, getattr(defaults, f.name, None)) for f in fields(Plan)})

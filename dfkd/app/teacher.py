@@ -179,8 +179,8 @@ class Teacher:
         """Train a student on selections, and measure its accuracy on labeled data if `test` is given.
 
         Args:
-            student: A module, which is copied and begins with its own weights unless `init="teacher"`. Or a MODEL text,
-                or a `Run`.
+            student: A module, which is copied and begins with its own weights unless `init="teacher"`. A new last layer
+                of a trained module is fitted to the teacher's logits. Or a MODEL text, or a `Run`.
             samples: One or several selections, or their folders. Optional with `source`.
             test: Labeled images: a DATA text, a pair (images, labels) of arrays, or a map-style data set.
             out: The folder to write. Default: a folder of the cache.

@@ -10,6 +10,7 @@ from torch import nn
 from dfkd.config import DistillConfig
 from dfkd.distill.defaults import example_of
 from dfkd.distill.fitting import Fitting
+from dfkd.distill.init.fit import Fit
 from dfkd.distill.lessons import Plan
 from dfkd.distill.objective import Objective
 from dfkd.distill.setting import Counted, Setting
@@ -40,13 +41,13 @@ def assemble(
     place: Place,
     plan: Plan,
     selections: Sequence[Shards],
-    fit_on: Source | None,
+    fit: Fit | None,
     cropped: bool,
     peers: int,
 ) -> Trainer:
     """Build the trainer: taps on both networks, losses from a first batch, and one optimizer over all.
 
-    The student's layers are fitted on images of `fit_on`, if given. `cropped` means that the source's images are random
+    `fit` is done before the first step. `cropped` means that the source's images are random
     crops already. `peers` is the number of other students that the student learns with.
     """
     example = example_of(teacher)
@@ -85,7 +86,7 @@ def assemble(
         optimizer,
         plan,
         counted=counted,
-        fit_on=fit_on,
+        fit=fit,
         record=record,
         cropped=cropped,
     )

@@ -9,6 +9,7 @@ from torch import nn
 
 from dfkd.config import DistillConfig
 from dfkd.data.images.frame import Crops
+from dfkd.distill.init.classifier import classifier_of
 from dfkd.distill.init.inherit import heir, twins
 from dfkd.formats.shards import Shards
 from dfkd.models.architectures.specialists import Specialists
@@ -16,13 +17,14 @@ from dfkd.models.fake_int8 import rounds
 from dfkd.models.features.find_taps import find_taps
 from dfkd.models.features.taps import in_group
 from dfkd.models.load import Model
+from dfkd.models.new_classifier import untrained
 from dfkd.models.own import GivenModel, OwnNetwork
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.training.bn_reestimate import batch_norms
 
-PHOTO_AREA = 0.35
-"""Smallest share of a photograph's area that a random crop takes."""
+PHOTO_AREA, FITTED_PHOTO_AREA = 0.35, 0.1
+"""Smallest share of a photograph's area that a random crop takes, and that for a student with a fitted classifier."""
 SLOW_MOMENTUM, REESTIMATED = 0.05, 20
 """BatchNorm momentum below which statistics are re-estimated at the end, and the number of batches for it."""
 
@@ -30,7 +32,7 @@ SLOW_MOMENTUM, REESTIMATED = 0.05, 20
 def settled(
     config: DistillConfig, teacher: Model, student: Model, given: GivenModel, selections: Sequence[Shards]
 ) -> tuple[DistillConfig, bool]:
-    """Set the open options of a request: losses, initialization, crops, optimizer, and BatchNorm statistics.
+    """Set the open options of a request: losses, initialization, crops, optimizer, BatchNorm and dropout.
 
     Returns: the request, and whether the student is fine-tuned: it begins trained, or is to keep its statistics.
     Raises: RequestError if statistics are to be kept that are not trained.
@@ -39,7 +41,7 @@ def settled(
         config = replace(config, loss=default_losses(config, teacher, student, given))
         say(f"losses: {' '.join(config.loss)}, the default for these networks and images")
     if config.init == "auto":
-        config = replace(config, init=default_init(teacher, student, given))
+        config = replace(config, init=default_init(teacher, student, given, bool(config.samples)))
         if config.init == "none" and isinstance(given, OwnNetwork) and heir(student, teacher):
             say("note: the student begins with its own weights; --init teacher gives it the teacher's layers")
         elif config.init == "none" and has_weights(student, given) is False and twins(student, teacher):
@@ -47,7 +49,7 @@ def settled(
     if config.crop_area is None:
         config = replace(config, crop_area=default_area(config, selections))
     kept = config.batchnorm == "kept"
-    if kept and config.init == "none" and has_weights(student, given) is False:
+    if kept and config.init != "teacher" and has_weights(student, given) is False:
         raise RequestError(
             f"--batchnorm kept needs a student whose BatchNorm statistics are trained, and {student.spec} has random "
             "weights; leave it out"
@@ -59,6 +61,8 @@ def settled(
             say("optimizer: adamw, the default for a student that is fine-tuned")
     if config.batchnorm == "auto":
         config = replace(config, batchnorm=default_batchnorm(config, student, trained))
+    if config.dropout == "auto":
+        config = replace(config, dropout="off" if trained else "on")
     if config.reestimate is None:
         config = replace(config, reestimate=0 if config.batchnorm == "kept" else default_reestimate(student))
     return config, trained
@@ -88,23 +92,39 @@ def default_losses(config: DistillConfig, teacher: Model, student: Model, given:
     return ("kd", "ofd")
 
 
-def default_init(teacher: Model, student: Model, given: GivenModel) -> Literal["none", "teacher"]:
-    """Return `teacher` if the teacher's layers fill a whole student that has no weights, otherwise `none`.
+def default_init(
+    teacher: Model, student: Model, given: GivenModel, has_images: bool
+) -> Literal["none", "teacher", "classifier"]:
+    """Return `teacher` if the teacher's layers fill a whole student that has no weights.
 
-    docs/results.md has the measurements.
+    For a student with weights, of which those of the classifier are new, return `classifier`, if there are images to
+    fit it on. Otherwise return `none`. docs/results.md has the measurements.
     """
+    if has_images and has_weights(student, given):
+        name = linear_classifier(student)
+        layer = None if name is None else student.module.get_submodule(name)
+        if isinstance(layer, nn.Linear) and (student.new_layers or untrained(layer)):
+            return "classifier"
     bare = isinstance(given, str) and has_weights(student, given) is False
     return "teacher" if bare and heir(student, teacher) else "none"
+
+
+def linear_classifier(student: Model) -> str | None:
+    """Return the name of the linear layer that computes the student's logits, or None if no such layer does."""
+    return classifier_of(student.module, student.channels, student.trial_size)
 
 
 def default_area(config: DistillConfig, selections: Sequence[Shards]) -> float:
     """Return the smallest share of a random crop's area: below 1 for photographs, whose files are cropped.
 
-    Recorded answers, and batches with generated images, use shifted images instead. So does a given `--crop-padding`.
+    Recorded answers, and batches with generated images, use shifted images instead. So does a given `--crop-padding`. A
+    student whose classifier is fitted needs many different views. benchmarks/quality/LOG.md has the measurements.
     """
     if config.source is not None or config.teacher_views or config.crop_padding is not None:
         return 1.0
-    return PHOTO_AREA if any(shards.encoded for shards in selections) else 1.0
+    if not any(shards.encoded for shards in selections):
+        return 1.0
+    return FITTED_PHOTO_AREA if config.init == "classifier" else PHOTO_AREA
 
 
 def crops_of_files(config: DistillConfig, selections: Sequence[Shards]) -> Crops | None:
@@ -140,13 +160,13 @@ def default_batchnorm(config: DistillConfig, student: Model, trained: bool) -> L
 def begins_trained(student: Model, given: GivenModel, init: str) -> bool:
     """Return whether the student is fine-tuned: it has weights of its own, for images of more than 64 pixels.
 
-    Up to 64 pixels the learning rates of docs/results.md hold, unless the classifier is new. A student in int8 is
-    always fine-tuned: its BatchNorms are folded away, and without them such rates destroy it. Specialists are
+    Up to 64 pixels all of a network has to change, and the learning rates of docs/results.md hold. A student in int8
+    is always fine-tuned: its BatchNorms are folded away, and without them such rates destroy it. Specialists are
     fine-tuned, too, because they should change only slightly.
     """
     if rounds(student.module) or isinstance(student.module, Specialists):
         return True
-    if init == "teacher" or not (student.of_photographs or student.new_classifier):
+    if init == "teacher" or not student.of_photographs:
         return False
     return bool(has_weights(student, given))
 

@@ -25,7 +25,7 @@ from dfkd.training.sources import Batch
 MOST_BYTES = 2**31
 """Largest size of the collected images in memory, in bytes, as float32."""
 _UNUSED = (
-    *("optimizer", "lr", "weight_decay", "schedule", "warmup", "ema", "batchnorm", "reestimate"),
+    *("optimizer", "lr", "weight_decay", "schedule", "warmup", "ema", "batchnorm", "dropout", "reestimate"),
     *("class_dropping", "batches", "keep_weights"),
 )
 """Options that have no effect on a student without gradients."""

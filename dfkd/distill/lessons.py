@@ -24,7 +24,7 @@ class Plan(Pace):
     """Numbers that the training loop uses.
 
     `warmup` is a share of the steps. `class_dropping` is the probability below which the teacher's classes are dropped.
-    `batchnorm` is `batch` or `kept`, never `auto`.
+    `batchnorm` is `batch` or `kept`, and `dropout` is `on` or `off`, never `auto`.
     """
 
     lr: float
@@ -37,6 +37,7 @@ class Plan(Pace):
     cutmix: float
     ema: float
     batchnorm: str
+    dropout: str
     reestimate: int
     class_dropping: float
     seed: int

@@ -23,7 +23,7 @@ from dfkd.system.remote import is_remote
 OWN = (
     *("student", "student_seed", "student_taps", "teacher_taps", "init", "prune", "quantize"),
     *("specialists", "loss", "out", "name"),
-    *("optimizer", "lr", "weight_decay", "schedule", "warmup", "ema", "batchnorm", "reestimate"),
+    *("optimizer", "lr", "weight_decay", "schedule", "warmup", "ema", "batchnorm", "dropout", "reestimate"),
 )
 """Options in which the students may differ.
 
@@ -82,7 +82,7 @@ def learning_together(several: Sequence[Distillation]) -> list[Distillation]:
 
 def _lessons(prepared: Distillation) -> dict[str, Any]:
     """Return everything that decides the images, the views, and the teacher's answers to them."""
-    plan, own = asdict(prepared.trainer.plan), ("lr", "warmup", "ema", "batchnorm", "reestimate")
+    plan, own = asdict(prepared.trainer.plan), ("lr", "warmup", "ema", "batchnorm", "dropout", "reestimate")
     shared = ("teacher", "normalize", "selections", "weights", "compute")
     return {
         **{name: value for name, value in plan.items() if name not in own},

@@ -11,13 +11,17 @@ from dfkd.config import DistillConfig
 from dfkd.config.option import is_off, named
 from dfkd.config.tables import differences
 from dfkd.data import Pool
+from dfkd.data.images.frame import Crops
 from dfkd.data.images.nvjpeg import gpu_decoder
 from dfkd.data.labels import ClassNames
 from dfkd.data.locate import GivenData
 from dfkd.distill import compress, fitting, specialists, supply
 from dfkd.distill.assemble import assemble
-from dfkd.distill.defaults import crops_of_files, settled
+from dfkd.distill.defaults import crops_of_files, linear_classifier, settled
+from dfkd.distill.init.classifier import ClassifierFit
+from dfkd.distill.init.fit import Fit
 from dfkd.distill.init.inherit import inherit, twins
+from dfkd.distill.init.reconstruct import LayersFit
 from dfkd.distill.lessons import Plan
 from dfkd.distill.objective import Objective, build_objective
 from dfkd.distill.request import check_request
@@ -119,12 +123,11 @@ def prepare(
     ranks.check_same(content, differences)
     # open the test data before the training, so that an error in its name appears at once
     test = _open_test(test_given, config, teacher) if test_given is not None else None
-    fits = config.init == "teacher" and not twins(student, teacher)
     if config.shard_teacher:
         shard_teacher(teacher, place)
     source = supply.build_source(config, selections, generator, teacher, place, crops)
-    fit_on = real_images(selections, config.seed, crops) if fits else None
-    opened = (config, teacher, student, source, objective, place, plan, selections, fit_on)
+    fit = _fit(config, teacher, student, selections, crops)
+    opened = (config, teacher, student, source, objective, place, plan, selections, fit)
     trainer = assemble(*opened, cropped=crops is not None, peers=peers)
     return Distillation(config, selections, teacher, student, test, trainer, content)
 
@@ -185,6 +188,28 @@ def _inherit(student: Model, teacher: Model) -> None:
         raise RequestError(f"{option}: {error}") from None
 
 
+def _fit(
+    config: DistillConfig, teacher: Model, student: Model, selections: Sequence[Shards], crops: Crops | None
+) -> Fit | None:
+    """Return the fit of the student's layers before the first step, or None if nothing is to be fitted.
+
+    Raises: RequestError if the student's classifier is to be fitted, and there is no such layer or no image.
+    """
+    images = real_images(selections, config.seed, crops)
+    if config.init == "classifier":
+        if images is None:
+            raise RequestError("--init classifier fits the student's last layer on --samples; name a selection")
+        layer = linear_classifier(student)
+        if layer is None:
+            raise RequestError(
+                f"--init classifier needs a student whose logits a linear layer computes; {student.spec} has none"
+            )
+        return ClassifierFit(images, layer)
+    if images is None or config.init != "teacher" or twins(student, teacher):
+        return None
+    return LayersFit(images, teacher.image_size or 1)
+
+
 def _synchronized(student: Model, place: Place) -> Model:
     """Convert the student's BatchNorm layers to statistics over all processes. Raises: RequestError without GPUs."""
     if ranks.count() == 1:
@@ -198,7 +223,8 @@ def _synchronized(student: Model, place: Place) -> Model:
 def _plan(config: DistillConfig, selections: Sequence[Shards], student: Model, trained: bool, cropped: bool) -> Plan:
     padding = 0 if cropped else (student.image_size or 0) // 8
     images = sum(map(len, selections))
-    init = config.init if config.prune is None else "teacher"  # the remaining trained weights should change slowly
+    # of a pruned network the remaining weights should change slowly
+    init = "teacher" if config.prune is not None and config.init == "none" else config.init
     rate = default_rate(config.optimizer, student.module, init, trained, student.of_photographs)
     steps = config.steps or DEFAULT_STEPS
     if config.epochs is not None:
@@ -216,6 +242,7 @@ def _plan(config: DistillConfig, selections: Sequence[Shards], student: Model, t
         cutmix=config.cutmix,
         ema=config.ema,
         batchnorm=config.batchnorm,
+        dropout=config.dropout,
         reestimate=config.reestimate or 0,
         class_dropping=config.class_dropping,
         checkpoint_every=config.checkpoint_every,

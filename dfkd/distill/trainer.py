@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dfkd.distill.init.reconstruct import images_for, reconstruct
+from dfkd.distill.init.fit import Fit
 from dfkd.distill.lessons import Lessons, Plan
 from dfkd.distill.objective import Objective
 from dfkd.distill.observed import distances, observe
@@ -18,14 +18,12 @@ from dfkd.distill.teacher_cache.views import TeacherViews
 from dfkd.formats.kept_weights import WeightKeeper
 from dfkd.formats.run_records import Checkpoint
 from dfkd.models.classifier import Classifier, answer
-from dfkd.models.ensemble import leader
 from dfkd.models.fake_int8 import fixed_ranges
 from dfkd.models.features.outputs import Outputs
 from dfkd.models.features.spread import spread
-from dfkd.models.features.taps import Tapped, network_code
+from dfkd.models.features.taps import Tapped
 from dfkd.models.state import state_to_write, tensors_of
 from dfkd.system import ranks
-from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.system.foreign import Foreign, is_theirs
 from dfkd.system.shares import own_random, share, weight, whole
@@ -34,6 +32,7 @@ from dfkd.training.data_parallel import Compute, data_parallel
 from dfkd.training.ema import Average
 from dfkd.training.log import SHOWN
 from dfkd.training.loop import check_weights, joined
+from dfkd.training.mode import set_mode
 from dfkd.training.optim import learning_rate, set_rate
 from dfkd.training.sources import Batch, Source
 
@@ -51,15 +50,15 @@ class Trainer(Lessons):
         plan: Plan,
         *,
         counted: Counted | None = None,
-        fit_on: Source | None = None,
+        fit: Fit | None = None,
         record: Callable[[], TeacherViews] | None = None,
         cropped: bool = False,
     ) -> None:
         """Combine teacher, student, source, losses and optimizer.
 
-        `counted` counts the images on which losses run the teacher. On images of `fit_on`, the student's layers are
-        fitted to the teacher's before the first step. `record` computes the teacher's answers beforehand; the student
-        then learns from these alone. `cropped` means that the source's images are random crops already.
+        `counted` counts the images on which losses run the teacher. `fit` is done before the first step. `record`
+        computes the teacher's answers beforehand; the student then learns from these alone. `cropped` means that the
+        source's images are random crops already.
         """
         super().__init__(teacher, plan, record, cropped)
         self.student, self.source = student, source
@@ -68,8 +67,7 @@ class Trainer(Lessons):
         self.average: Average | None = None
         if plan.ema:  # also the losses' own parameters: some become part of the student
             self.average = Average([*tensors_of(student.module).values(), *objective.parameters()], plan.ema)
-        self._sampler = fit_on
-        self._fitted_on = images_for(teacher.model.image_size or 1) if fit_on is not None else 0
+        self._fit, self._fitted_on = fit, fit.views if fit is not None else 0
         self._compute: Compute = self._loss
         self.step, self.seconds = 0, 0.0
         self.batch: Batch | None = None
@@ -84,9 +82,9 @@ class Trainer(Lessons):
         return f"give --lr below {self.plan.lr:g}{made}: the run then starts anew"
 
     @property
-    def fits(self) -> bool:
-        """Whether the student's layers are still to be fitted to the teacher's before the first step."""
-        return self._sampler is not None
+    def fits(self) -> str | None:
+        """Layers of the student that are still to be fitted to the teacher before the first step, in words."""
+        return None if self._fit is None else self._fit.what
 
     @property
     def teacher_forwards(self) -> int:
@@ -107,14 +105,12 @@ class Trainer(Lessons):
     def begin(self) -> None:
         """Prepare the first step: obtain recorded answers, fit layers, and set the student to training mode."""
         self.seconds += self.have_recorded()
-        if self._sampler is not None:
-            self._reconstruct(self._sampler)
-            self._sampler = None
-        with network_code(self.student.module):
-            self.student.module.train()
-            if self.plan.batchnorm == "kept":
-                for layer in batch_norms(self.student.module):
-                    layer.eval()
+        if self._fit is not None:
+            started = time.perf_counter()
+            self._fit.run(self.student.module, self.teacher, self.augment)
+            self._fit = None
+            self.seconds += time.perf_counter() - started
+        set_mode(self.student.module, self.plan.batchnorm == "kept", self.plan.dropout == "on")
         self._compute = data_parallel([self.student.module, self.objective], self._loss, self.place.device)
         if self.step == 0:
             self._keep()
@@ -124,19 +120,6 @@ class Trainer(Lessons):
         keeper = self.keeper
         if keeper is not None and keeper.due(self.step):
             ranks.from_first(lambda: keeper.write(self.step, state_to_write(self.student.module)))
-
-    def _reconstruct(self, images: Source) -> None:
-        """Fit the student's layers on views like those of the training."""
-        started = time.perf_counter()
-        say(f"fitting the student's layers to the teacher's on {self._fitted_on:,} views")
-        view = self.augment(images.sample(self._fitted_on))
-        shares = reconstruct(self.student.module, leader(self.teacher.model.module)[1], view).values()
-        if shares:
-            what = f"{min(shares):.0%} to {max(shares):.0%} of the variance of the teacher's"
-            say(f"{len(shares)} layers are fitted; on these images their outputs give {what}")
-        else:
-            say("no layer could be fitted; the student begins with the copied layers")
-        self.seconds += time.perf_counter() - started
 
     def answer(self, view: Float[Tensor, "batch channels height width"]) -> Outputs:
         """Return the student's outputs for a view."""
@@ -273,7 +256,7 @@ class Trainer(Lessons):
 
     def load_state_dict(self, state: Mapping[str, Any], progress: Checkpoint) -> None:
         """Restore the training from a checkpoint: its state, and the step and seconds in `progress`."""
-        self._sampler = None  # the checkpoint was written after the layers were fitted
+        self._fit = None  # the checkpoint was written after the layers were fitted
         for name in ("student", "objective", "optimizer", "source"):
             part = self.student.module if name == "student" else getattr(self, name)
             part.load_state_dict(state[name])

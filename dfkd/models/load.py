@@ -49,8 +49,8 @@ class Model:
     """Crop and interpolation of photographs."""
     class_names: tuple[str, ...] = ()
     """Names of the classes, if the model's file holds them."""
-    new_classifier: bool = False
-    """Whether the weights had another class count, so that the classifier is untrained."""
+    new_layers: tuple[str, ...] = ()
+    """Names of the classifier's layers if the weights had another class count. They are random."""
     made_for: int | None = None
     """Side in pixels that the model itself states, whatever the options are."""
     takes_any_size: bool = False
@@ -69,10 +69,13 @@ class Model:
     def fingerprint(self) -> dict[str, str]:
         """Return what decides the outputs: architecture, hash of the state dict, and hash of the code.
 
-        The SHA-256 of the state dict covers names, dtypes, shapes and bytes.
+        The SHA-256 of the state dict covers names, dtypes, shapes and bytes. New layers are left out: the student's
+        seed decides them.
         """
         digest = hashlib.sha256()
         for name, value in sorted(tensors_of(self.module).items()):
+            if name.rpartition(".")[0] in self.new_layers:
+                continue
             digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         own = {"code": self.code} if self.code else {}
@@ -174,7 +177,7 @@ def load_model(
         may_bring_weights=found.may_bring_weights,
         frame=frame,
         class_names=found.expected.classes if len(found.expected.classes) == gives else (),
-        new_classifier=bool(found.new_layers),
+        new_layers=tuple(found.new_layers),
         made_for=found.image_size,
         takes_any_size=found.takes_any_size,
     )

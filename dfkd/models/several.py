@@ -157,7 +157,7 @@ def _together(several: Several, models: Sequence[Model], option: str) -> Model:
         has_weights=True,
         may_bring_weights=False,
         class_names=tuple(map(str, union)) if any(isinstance(name, str) for name in union) else (),
-        new_classifier=False,
+        new_layers=(),
     )
 
 

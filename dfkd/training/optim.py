@@ -17,17 +17,18 @@ def default_rate(
 ) -> float:
     """Return the default of the peak learning rate, chosen by benchmarks/quality/LOG.md.
 
-    BatchNorm tolerates large steps. Without BatchNorm, SGD needs a small rate. So do layers that come from the teacher,
-    and a student that begins `trained`: their weights should last. On photographs, and for networks with depthwise
-    convolutions, 0.4 gave losses that are not finite.
+    BatchNorm tolerates large steps. Without BatchNorm, SGD needs a small rate. So do layers that come from the teacher
+    or are fitted to it, and a student that begins `trained`: their weights should last. On photographs, and for
+    networks with depthwise convolutions, 0.4 gave losses that are not finite.
     """
     if kind == "adamw":
-        return 0.0005 if trained else 0.002
+        small = 0.0001 if init == "classifier" else 0.0005
+        return small if trained else 0.002
     if trained:
         return 0.02
     if not any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in student.modules()):
         return 0.02
-    return 0.1 if init == "teacher" or photographs or _has_depthwise(student) else 0.4
+    return 0.1 if init != "none" or photographs or _has_depthwise(student) else 0.4
 
 
 def _has_depthwise(network: nn.Module) -> bool:

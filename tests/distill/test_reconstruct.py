@@ -124,7 +124,7 @@ def test_what_cannot_be_compared_stays_as_it_is(view):
 def test_a_layer_with_more_inputs_than_fit_in_memory_stays_as_it_is(view, monkeypatch):
     torch.manual_seed(0)
     student, teacher = (chain(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3)) for _ in range(2))
-    monkeypatch.setattr("dfkd.distill.init.reconstruct._WIDEST", 27)
+    monkeypatch.setattr("dfkd.distill.init.reconstruct.WIDEST", 27)
     assert list(reconstruct(student, teacher, view)) == ["0"]
 
 

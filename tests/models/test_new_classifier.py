@@ -6,7 +6,7 @@ from torch import nn
 
 from dfkd.models import cifar_resnet
 from dfkd.models.load import load_model
-from dfkd.models.new_classifier import keep_layers
+from dfkd.models.new_classifier import keep_layers, untrained
 from dfkd.system.errors import RequestError
 
 SQUEEZENET = "squeezenet1_1-b8a52dc0.pth"
@@ -33,7 +33,7 @@ def test_weights_option__keeps_all_layers_but_the_classifier(hub, capsys):
     state = torch.load(hub / SQUEEZENET)
     model = load_model("squeezenet1_1:weights=DEFAULT", image_size=64, classes=5, channels=3, new_classifier=True)
     assert state.keys() - kept(model.module, state) == {"classifier.1.weight", "classifier.1.bias"}
-    assert (model.classes, model.has_weights, model.new_classifier) == (5, True, True)
+    assert (model.classes, model.has_weights, model.new_layers) == (5, True, ("classifier.1",))
     assert model.architecture == "squeezenet1_1:num_classes=5"  # a run builds it without a download
     assert "its weights are of other classes; classifier.1 is new, with 5 classes" in capsys.readouterr().err
 
@@ -42,7 +42,7 @@ def test_weights_option__with_as_many_classes_is_taken_whole(hub, capsys):
     state = torch.load(hub / SQUEEZENET)
     model = load_model("squeezenet1_1:weights=DEFAULT", image_size=64, classes=1000, channels=3, new_classifier=True)
     assert kept(model.module, state) == state.keys()
-    assert not model.new_classifier
+    assert not model.new_layers
     assert "is new" not in capsys.readouterr().err
 
 
@@ -95,3 +95,33 @@ def test_keep_layers__takes_no_part_of_a_layer_that_is_new():
     before = ours[0].bias.clone()
     assert keep_layers(ours, theirs) == ["0"]
     assert torch.equal(ours[0].bias, before)
+
+
+@pytest.mark.parametrize("shape", [(16, 5), (64, 10), (1280, 101)])
+def test_untrained__tells_torchs_first_weights_from_others(shape):
+    for seed in range(20):
+        torch.manual_seed(seed)
+        layer = nn.Linear(*shape)
+        assert untrained(layer)
+        nn.init.zeros_(layer.weight)
+        assert untrained(layer)
+        nn.init.normal_(layer.weight, std=shape[0] ** -0.5 / 3**0.5)
+        assert not untrained(layer)
+        nn.init.uniform_(layer.weight, -0.5 * shape[0] ** -0.5, 0.5 * shape[0] ** -0.5)
+        assert not untrained(layer)
+
+
+def test_untrained__a_few_weights_do_not_tell():
+    assert not untrained(nn.Linear(9, 7)) and not untrained(nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize("shape", [(32, 2), (64, 10)])
+def test_untrained__some_steps_of_training_are_enough(shape):
+    torch.manual_seed(0)
+    layer, x = nn.Linear(*shape), torch.randn(512, shape[0])
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    for _ in range(20):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(layer(x), x[:, : shape[1]].argmax(1)).backward()
+        optimizer.step()
+    assert not untrained(layer)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from dfkd.app import demo
-from dfkd.distill import trainer
+from dfkd.distill.init import reconstruct
 from dfkd.distill.trainer import Trainer
 from dfkd.formats.shards import Shards
 from dfkd.generators.build import choose
@@ -231,7 +231,7 @@ def test_a_run_that_stopped_in_a_warm_up_does_not_fit_the_student_again(
     stop_at_5(choose(source).target, 4)
     assert along(tmp_path / "again", *few, source=source) == 130
     assert json.loads((tmp_path / "again" / "checkpoint" / "progress.json").read_text())["step"] == 0
-    monkeypatch.setattr(trainer, "reconstruct", lambda *_: pytest.fail("it was fitted again"))
+    monkeypatch.setattr(reconstruct, "reconstruct", lambda *_: pytest.fail("it was fitted again"))
     assert along(tmp_path / "again", *few, source=source) == 0
     weights = [(tmp_path / run / "student.safetensors").read_bytes() for run in ("whole", "again")]
     assert weights[0] == weights[1]

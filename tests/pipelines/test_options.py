@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from dfkd.distill import trainer
+from dfkd.distill.init import reconstruct
 from dfkd.distill.trainer import Trainer
 from dfkd.formats.run_folder import Run
 from dfkd.models.load import load_model
@@ -112,13 +113,13 @@ def test_the_layers_are_fitted_on_images_of_the_selection_before_the_first_step_
     lab, selection, plain, tmp_path, monkeypatch
 ):
     seen, whole = [], ("--no-flip", "--crop-padding", 0, "--crop-area", 1)
-    fit = trainer.reconstruct
+    fit = reconstruct.reconstruct
 
     def keep(student, teacher, view):
         seen.append((view.shape, view.unique(dim=0).shape[0]))
         return fit(student, teacher, view)
 
-    monkeypatch.setattr(trainer, "reconstruct", keep)
+    monkeypatch.setattr(reconstruct, "reconstruct", keep)
     assert lab.distill(selection, tmp_path / "run", *QUICK, *whole) == 0
     assert seen == [((lab.fitted_on, 1, 16, 16), lab.fitted_on)]  # fewer than the 400 images that are selected
     (tmp_path / "run" / "result.json").unlink()
@@ -192,9 +193,10 @@ def test_the_hardest_images_are_those_where_the_student_was_farthest_from_the_te
 def test_what_is_on_decides_the_run_and_what_is_off_leaves_earlier_runs_as_they_are(
     lab, selection, plain, averaged, capsys
 ):
-    assert {"cutmix", "ema", "batchnorm", "reestimate"} & content(plain).keys() == set()
+    assert {"cutmix", "ema", "batchnorm", "dropout", "reestimate"} & content(plain).keys() == set()
     assert content(averaged) == {**content(plain), "ema": 0.7}
     changes = (("--cutmix", 1, 1.0), ("--ema", 0.5, 0.5), ("--batchnorm", "kept", "kept"), ("--reestimate", 2, 2))
+    changes = (*changes, ("--dropout", "off", "off"))
     for flag, value, shown in changes:
         assert lab.distill(selection, plain, *QUICK, flag, value) == 2
         said = capsys.readouterr().err
@@ -225,6 +227,33 @@ def test_statistics_that_are_kept_normalize_in_training(
     ours, begun = student(tmp_path / "run"), student(plain)
     kept = {name for name in ours if name.endswith(STATISTICS)}
     assert {name for name in ours if torch.equal(ours[name], begun[name])} == (kept if agree else set())
+
+
+@pytest.mark.parametrize("dropout", ["on", "off"])
+def test_dropout_changes_the_students_answers_in_training_only_where_it_is_on(
+    lab, selection, tmp_path, monkeypatch, dropout
+):
+    (tmp_path / f"dropping_{dropout}.py").write_text(
+        "from torch import nn\n"
+        "def net(num_classes: int = 10):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(256, num_classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    reply, same = Trainer.reply, []
+
+    def watched(self, view):
+        found, module = reply(self, view), self.student.module
+        modes = [(layer, layer.training) for layer in module.modules()]
+        with torch.no_grad():
+            same.append(torch.allclose(found.logits.float(), module.eval()(view), atol=1e-5))
+        for layer, mode in modes:
+            layer.training = mode
+        return found
+
+    monkeypatch.setattr(Trainer, "reply", watched)
+    flags = (*QUICK, "--student", f"dropping_{dropout}.net", "--dropout", dropout, "--precision", "fp32")
+    assert lab.distill(selection, tmp_path / "run", *flags) == 0
+    assert same and all(same) == (dropout == "off") == any(same)
 
 
 def test_statistics_that_are_kept_go_on_to_the_same_run_after_a_kill(lab, selection, plain, tmp_path, monkeypatch):

@@ -77,7 +77,10 @@ def test_the_default_rate_is_small_without_batch_normalization_and_for_layers_of
     assert default_rate("sgd", cifar_resnet(depth=8), "teacher") == 0.1
     assert default_rate("sgd", lenet5(), "teacher") == default_rate("sgd", lenet5()) == 0.02
     assert default_rate("sgd", cifar_resnet(depth=8), photographs=True) == 0.1
-    assert default_rate("adamw", lenet5()) == 0.002
+    assert default_rate("sgd", cifar_resnet(depth=8), "classifier") == 0.1
+    assert default_rate("adamw", lenet5()) == default_rate("adamw", lenet5(), "classifier") == 0.002
+    assert default_rate("adamw", lenet5(), trained=True) == 0.0005
+    assert default_rate("adamw", lenet5(), "classifier", trained=True) == 0.0001
 
 
 def test_default_rate__is_smaller_for_depthwise_convolutions():

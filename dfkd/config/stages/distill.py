@@ -60,10 +60,12 @@ class DistillConfig(ModelConfig):
         below=2**63,
         off=None,
     )
-    init: Literal["auto", "none", "teacher"] = option(
+    init: Literal["auto", "none", "teacher", "classifier"] = option(
         "teacher: copy the teacher's layers of the same names, take some of their channels where the student is "
-        "narrower, and refit them on --samples. none: random weights. auto: teacher if every layer of the student has "
-        "such a layer and the student has no weights, else none.",
+        "narrower, and refit them on --samples. classifier: fit the student's last layer to the teacher's logits on "
+        "--samples, by least squares. none: the student as it is given. auto: teacher if every layer of the student "
+        "has such a layer and the student has no weights, classifier if the student's weights are of other classes, "
+        "else none.",
         "models",
         default="auto",
         off="none",
@@ -150,15 +152,15 @@ class DistillConfig(ModelConfig):
     )
     optimizer: Literal["auto", "sgd", "adamw"] = option(
         "sgd uses Nesterov momentum 0.9. auto: adamw for a student with weights of its own if the images are above 64 "
-        "pixels or its classifier is new, and with --quantize, --specialists and --batchnorm kept; else sgd.",
+        "pixels, and with --quantize, --specialists and --batchnorm kept; else sgd.",
         "training",
         default="auto",
         open=True,
     )
     lr: float | None = option(
-        "Peak learning rate. Default for sgd: 0.4; 0.1 above 64 pixels, with depthwise convolutions or with the "
-        "teacher's layers; 0.02 without BatchNorm. Default for adamw: 0.002. Students for which auto chooses adamw: "
-        "0.0005, with sgd 0.02.",
+        "Peak learning rate. Default for sgd: 0.4; 0.1 above 64 pixels, with depthwise convolutions, and with the "
+        "teacher's layers or a fitted classifier; 0.02 without BatchNorm. Default for adamw: 0.002. Students for which "
+        "auto chooses adamw: 0.0005, 0.0001 with --init classifier, with sgd 0.02.",
         "training",
         default=None,
         least=0,
@@ -184,8 +186,8 @@ class DistillConfig(ModelConfig):
     )
     crop_area: float | None = option(
         "Random resized crop: smallest share of the image's area, such as 0.4. 1: no such crop. Above 64 pixels the "
-        "crop is taken from the whole file. Default: 0.35 there, without --source, --teacher-views and --crop-padding; "
-        "else 1.",
+        "crop is taken from the whole file. Default: 0.35 there, or 0.1 with --init classifier, if there is no "
+        "--source, --teacher-views or --crop-padding; else 1.",
         "augmentation",
         default=None,
         above=0,
@@ -233,6 +235,15 @@ class DistillConfig(ModelConfig):
         "training",
         default="auto",
         off="batch",
+        open=True,
+    )
+    dropout: Literal["auto", "on", "off"] = option(
+        "Dropout and stochastic depth of the student in training. off: its layers run in evaluation mode, except "
+        "BatchNorm, for which --batchnorm decides. auto: off for a student that --optimizer auto trains with adamw, "
+        "else on.",
+        "training",
+        default="auto",
+        off="on",
         open=True,
     )
     reestimate: int | None = option(

@@ -1,5 +1,6 @@
 """Least-squares fit of the student's copied layers to the outputs of the teacher's layers."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,9 +11,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from dfkd.distill.init.fit import Fit
 from dfkd.distill.init.inherit import Plain, evenly, plain
+from dfkd.distill.init.least_squares import WIDEST, Moments
+from dfkd.models.classifier import Classifier
+from dfkd.models.ensemble import leader
 from dfkd.models.features.taps import network_code, run_network
+from dfkd.system.console import say
 from dfkd.training.bn_reestimate import batch_norms, reestimate
+from dfkd.training.sources import Batch, Source
 
 _IMAGES, _FEWEST, _PIXELS = 1024, 64, 2**21
 """Number of images to fit on: the most, the fewest, and the number of pixels that limits it in between."""
@@ -20,8 +27,6 @@ _PAIRS, _PAIRS_AN_INPUT = 16384, 8
 """Number of input-output pairs to fit a layer on: the minimum, and the minimum per input of the layer.
 
 There may be fewer if the maps have fewer positions."""
-_WIDEST = 8192
-"""Largest number of inputs per output of a layer that is fitted; their products take half a gigabyte."""
 _RIDGE, _RIDGE_OF_FEW = 1e-3, 0.1
 """Ridge penalty on changes of the weights, relative to the inputs' mean variance; two terms.
 
@@ -33,6 +38,27 @@ _PATCH_VALUES = 2**24
 def images_for(side: int) -> int:
     """Return the number of images for the fit, for images of `side` x `side` pixels."""
     return min(_IMAGES, max(_FEWEST, _PIXELS // side**2))
+
+
+class LayersFit(Fit):
+    """Fit of all layers that the student has copied from its teacher."""
+
+    what = "copied layers"
+
+    def __init__(self, source: Source, image_size: int) -> None:
+        """Fit on images of `source`, with `image_size` pixels on each side."""
+        self._source, self.views = source, images_for(image_size)
+
+    def run(self, student: nn.Module, teacher: Classifier, augment: Callable[[Batch], Tensor]) -> None:
+        """Fit the layers, and print what share of the teacher's outputs they explain."""
+        say(f"fitting the student's layers to the teacher's on {self.views:,} views")
+        view = augment(self._source.sample(self.views))
+        shares = reconstruct(student, leader(teacher.model.module)[1], view).values()
+        if shares:
+            what = f"{min(shares):.0%} to {max(shares):.0%} of the variance of the teacher's"
+            say(f"{len(shares)} layers are fitted; on these images their outputs give {what}")
+        else:
+            say("no layer could be fitted; the student begins with the copied layers")
 
 
 @torch.no_grad()
@@ -122,7 +148,7 @@ def _fit(
         return  # a layer called with keywords or a second time, or a teacher's layer not called exactly once
     x, (positions, outputs), width = inputs[0], wanted.take(), layer.weight[0].numel()
     parts = max(1, _PATCH_VALUES // (width * wanted.size))
-    moments = _Moments(width, outputs.shape[1], x.device)
+    moments = Moments(width, outputs.shape[1], x.device)
     split = x.split(parts), positions.split(parts), outputs.split(parts * positions.shape[1])
     for part, where, y in zip(*split, strict=True):
         rows = _patches(layer, part)
@@ -130,63 +156,11 @@ def _fit(
             return
         moments.add(_at(rows, where).flatten(0, 1), y)
     up_to_constant = layer.bias is not None or (constant_free and isinstance(layer, nn.Conv2d))
-    weights, shares[name] = moments.solve(layer.weight.flatten(1).T, up_to_constant)
+    penalty = _RIDGE + _RIDGE_OF_FEW * width / moments.count
+    weights, shares[name] = moments.solve(layer.weight.flatten(1).T, up_to_constant, penalty)
     layer.weight.copy_(weights.T.reshape(layer.weight.shape))
     if layer.bias is not None:
         layer.bias.copy_(moments.constant(weights))
-
-
-class _Moments:
-    """Means and products of inputs x and outputs y over pairs, which determine the best linear map from x to y."""
-
-    def __init__(self, width: int, channels: int, device: torch.device) -> None:
-        self.width, self.count = width, 0
-        self.start = torch.zeros(width + channels, device=device)
-        self.sums = torch.zeros(width + channels, dtype=torch.float64, device=device)
-        self.products = torch.zeros(width + channels, width + channels, dtype=torch.float64, device=device)
-
-    def add(self, x: Float[Tensor, "pairs width"], y: Float[Tensor, "pairs channels"]) -> None:
-        """Add pairs, as deviations from the first pairs' mean.
-
-        Products of large values would lose the small differences to rounding.
-        """
-        z = torch.cat([x, y], dim=1)
-        if not self.count:
-            self.start = z.mean(0)
-        z = z - self.start
-        self.count += len(z)
-        self.sums += z.sum(0)
-        self.products += z.T @ z
-
-    @property
-    def means(self) -> tuple[Float[Tensor, " width"], Float[Tensor, " channels"]]:
-        """Means of x and y."""
-        both = self.start + self.sums / self.count
-        return both[: self.width], both[self.width :]
-
-    def solve(self, start: Float[Tensor, "width channels"], up_to_constant: bool) -> tuple[Tensor, float]:
-        """Return the weights, with a ridge penalty towards `start`, and the share of y's variance that they explain.
-
-        Unless `up_to_constant`, it is the share of y's square.
-        """
-        shifted = self.sums / self.count
-        products = (self.products / self.count).addr_(shifted, shifted, alpha=-1)
-        if not up_to_constant:
-            both = torch.cat(self.means)
-            products.addr_(both, both)
-        w = self.width
-        xx, xy, yy = products[:w, :w], products[:w, w:], products[w:, w:].diagonal()
-        start, scale = start.double(), xx.diagonal().mean().clamp_min(1e-12)
-        held = xx.clone()
-        held.diagonal().add_(scale * (_RIDGE + _RIDGE_OF_FEW * w / self.count))
-        weights = start + torch.linalg.solve(held, xy - xx @ start)
-        missed = yy - 2 * (weights * xy).sum(0) + (weights * (xx @ weights)).sum(0)
-        return weights.float(), 1 - float(missed.sum() / yy.sum().clamp_min(1e-12))
-
-    def constant(self, weights: Float[Tensor, "width channels"]) -> Float[Tensor, " channels"]:
-        """Return the bias: y's mean minus the mean of the weighted inputs."""
-        x, y = self.means
-        return (y - x @ weights.double()).float()
 
 
 def _matched(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[Plain, nn.Module]]:
@@ -200,7 +174,7 @@ def _matched(student: nn.Module, teacher: nn.Module) -> dict[str, tuple[Plain, n
         weight = getattr(theirs.get(name), "weight", None)
         if plain(ours) and isinstance(weight, Tensor) and weight.ndim == ours.weight.ndim:
             same = ours.weight.shape[2:] == weight.shape[2:] and len(ours.weight) <= len(weight)
-            if same and ours.weight[0].numel() <= _WIDEST:
+            if same and ours.weight[0].numel() <= WIDEST:
                 matched[name] = (ours, theirs[name])
     return matched
 
