@@ -1,24 +1,29 @@
 """Prune, distil, quantize: size, multiplications, milliseconds and accuracy, beside networks designed small.
 
-    python benchmarks/quality/compress.py OUT_DIR
+    python benchmarks/quality/compress.py digits OUT_DIR     scikit-learn's digits, three seeds: minutes
+    python benchmarks/quality/compress.py cifar10 OUT_DIR    needs DFKD_DATA and DFKD_TEACHERS: 90 minutes on a core
 
-The data are scikit-learn's digits, and the teacher is that of `dfkd demo`. The script writes a pipeline and runs it by
-`dfkd run`, so it resumes after an interruption. OUT_DIR/compress.csv has a line per row, OUT_DIR/measured.json the
-machine. The table in docs/teaching.md is made from copies of both, compress-digits.csv and .json in this folder.
-Milliseconds are for one image in onnxruntime on one thread, the median of 200. Bytes are the size of the .onnx file.
+The script writes a pipeline and runs it by `dfkd run`, so it resumes after an interruption. OUT_DIR/compress.csv has a
+line per row, OUT_DIR/measured.json the command and the machine. The tables in docs/teaching.md are made from copies of
+both, compress-SETTING.csv and .json in this folder. Milliseconds are for one image in onnxruntime on one thread, the
+median of 200. Bytes are the size of the .onnx file.
 """
 
 import csv
+import os
 import statistics
 import sys
 import time
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import digits
 import onnxruntime
 import tomli_w
 import torch
+from losses import SETTINGS as NETWORKS
 
 from dfkd.app import cli, demo
 from dfkd.formats.run_records import Result, read_result
@@ -27,29 +32,61 @@ from dfkd.models.load import load_model
 from dfkd.system.device import machine, resolve_place
 from dfkd.system.files import replacing, write_json
 
-SEEDS = [0, 1, 2]
-STEPS, FINE = 300, 100
 HEAD = ("row", "parameters", "multiplications", "bytes", "milliseconds", "top1", "deviation")
 TIMED = 200
 
 
-def tables(out, seeds=SEEDS, steps=STEPS, fine=FINE):
+@dataclass(frozen=True)
+class Setting:
+    """Networks, images and lengths of one table."""
+
+    defaults: dict[str, Any]
+    """Options of all rows."""
+    select: dict[str, Any]
+    """Options of the selection."""
+    by_hand: dict[int, str]
+    """Student that is small by hand, by the divisor of the teacher's multiplications."""
+    seeds: tuple[int, ...]
+    steps: int
+    fine: int
+    """Steps of a student in int8, which begins with the weights of another row."""
+
+
+SETTINGS = {
+    "digits": Setting(
+        {"count": digits.PATCHES // 4},
+        {"method": "confidence", "balance": "class"},
+        {4: "cifar_resnet:depth=8,width=8", 16: "cifar_resnet:depth=8,width=4"},
+        seeds=(0, 1, 2),
+        steps=300,
+        fine=100,
+    ),
+    "cifar10": Setting(
+        {name: NETWORKS["cifar10"][name] for name in ("teacher", "normalize", "pool", "count", "test")},
+        {},
+        {4: "cifar_resnet:depth=20,width=16", 16: "cifar_resnet:depth=20,width=8"},
+        seeds=(0,),
+        steps=2000,
+        fine=500,
+    ),
+}
+
+
+def tables(setting, out):
     """Return the pipeline: the pruned teacher, the small networks, and each of them in int8."""
-    teacher = f"{demo.TEACHER}@{out / 'teacher.safetensors'}"
-    whole = {
-        "pruned-4": {"student": teacher, "prune": 0.25},
-        "by-hand-4": {"student": "cifar_resnet:depth=8,width=8"},
-        "pruned-16": {"student": teacher, "prune": 0.0625},
-        "by-hand-16": {"student": "cifar_resnet:depth=8,width=4"},
-    }
-    rows = {name: options | {"steps": steps} for name, options in whole.items()}
-    rows |= {f"{name}-int8": {"student": f"run:{name}", "quantize": "int8", "steps": fine} for name in whole}
+    defaults = (demo.options(out) if setting is SETTINGS["digits"] else {}) | setting.defaults
+    whole = {}
+    for divisor, small in setting.by_hand.items():
+        whole[f"pruned-{divisor}"] = {"student": defaults["teacher"], "prune": 1 / divisor}
+        whole[f"by-hand-{divisor}"] = {"student": small}
+    rows = {name: options | {"steps": setting.steps} for name, options in whole.items()}
+    rows |= {f"{name}-int8": {"student": f"run:{name}", "quantize": "int8", "steps": setting.fine} for name in whole}
     return {
         "out": str(out),
-        "seeds": list(seeds),
-        "defaults": {**demo.options(out), "count": digits.PATCHES // 4},
-        "select": {"confident": {"method": "confidence", "balance": "class"}},
-        "distill": {name: {"samples": ["confident"], **options} for name, options in rows.items()},
+        "seeds": list(setting.seeds),
+        "defaults": defaults,
+        "select": {"chosen": setting.select},
+        "distill": {name: {"samples": ["chosen"], **options} for name, options in rows.items()},
     }
 
 
@@ -83,39 +120,47 @@ def line(name, model, file, accuracies):
     ]
 
 
-def results(out, rows, seeds):
+def export(model, options, name, out, seed):
+    """Write a model as OUT/NAME.onnx, in int8 if the row is. Returns the file."""
+    file = out / f"{name}.onnx"
+    kind = "int8" if name.endswith("int8") else "float32"
+    samples = out / "samples" / f"chosen-seed{seed}"
+    given = [word for key, value in options.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    more = ("--dtype", kind, "--samples", str(samples), "--out", str(file))
+    if cli.main(["export", "--model", model, *given, *more]):
+        sys.exit(2)
+    return file
+
+
+def results(out, pipeline):
     """Return a line for the teacher and for every row. All but the accuracy is of the first seed."""
-    found = []
-    samples = out / "samples" / f"confident-seed{seeds[0]}"
-    for name in ["teacher", *rows]:
-        runs = [out / "runs" / f"{name}-seed{seed}" for seed in seeds]
-        text = f"{demo.TEACHER}@{out / 'teacher.safetensors'}" if name == "teacher" else str(runs[0])
-        file = out / f"{name}.onnx"
-        kind = "int8" if name.endswith("int8") else "float32"
-        given = ("--normalize", demo.NORMALIZE, "--image-size", str(demo.SIDE)) if name == "teacher" else ()
-        more = ("--dtype", kind, "--samples", str(samples), "--out", str(file))
-        if cli.main(["export", "--model", text, *given, *more]):
-            sys.exit(2)
-        model = load_model(text, image_size=demo.SIDE)
-        of_teacher = out / "runs" / f"{next(iter(rows))}-seed{seeds[0]}"
-        taken = [read_result(run, Result) for run in ([of_teacher] if name == "teacher" else runs)]
-        found.append(line(name, model, file, [r.teacher_top1 if name == "teacher" else r.top1 for r in taken]))
-    return found
+    rows, seeds, options = list(pipeline["distill"]), pipeline["seeds"], pipeline["defaults"]
+    of_row = {name: [out / "runs" / f"{name}-seed{seed}" for seed in seeds] for name in rows}
+    models = {name: (str(runs[0]), {}) for name, runs in of_row.items()}
+    shape = {name: options[name] for name in ("normalize", "image_size") if name in options}
+    models = {"teacher": (os.path.expandvars(options["teacher"]), shape)} | models
+    accuracies = {name: [read_result(run, Result).top1 for run in runs] for name, runs in of_row.items()}
+    accuracies["teacher"] = [read_result(of_row[rows[0]][0], Result).teacher_top1]
+    return [
+        line(name, load_model(text, **given), export(text, given, name, out, seeds[0]), accuracies[name])
+        for name, (text, given) in models.items()
+    ]
 
 
-def measure(out, seeds=SEEDS, steps=STEPS, fine=FINE):
-    """Run the pipeline and write the table. Returns the exit status of the command."""
+def measure(name, out):
+    """Run the pipeline of a setting and write the table. Returns the exit status of the command."""
     out.mkdir(parents=True, exist_ok=True)
-    digits.prepare(out)
-    file, pipeline = out / "compress.toml", tables(out, seeds, steps, fine)
+    if name == "digits":
+        digits.prepare(out)
+    file, pipeline = out / "compress.toml", tables(SETTINGS[name], out)
     file.write_text(tomli_w.dumps(pipeline), encoding="utf-8")
     status = cli.main(["run", str(file)])
     if status == 0:
-        lines = results(out, list(pipeline["distill"]), seeds)
+        lines = results(out, pipeline)
         with replacing(out / "compress.csv") as partial, partial.open("w", encoding="utf-8", newline="") as opened:
             csv.writer(opened, lineterminator="\n").writerows([HEAD, *lines])
         place = resolve_place("auto", "auto")
-        about = {"command": "benchmarks/quality/compress.py", "date": str(date.today())}
+        about = {"command": f"python benchmarks/quality/compress.py {name} OUT_DIR", "date": str(date.today())}
         write_json(out / "measured.json", about | machine(place.device) | place.describe())
     return status
 
@@ -136,6 +181,6 @@ def table(file):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 3 or sys.argv[1] not in SETTINGS:
         sys.exit(__doc__)
-    sys.exit(measure(Path(sys.argv[1])))
+    sys.exit(measure(sys.argv[1], Path(sys.argv[2])))

@@ -74,12 +74,18 @@ def test_mnist__writes_a_row_for_each_run_with_both_accuracies_of_a_tree(script,
     assert [bool(line["agreement"]) == ("labels" in folder) for folder, line in lines.items()] == [False] * 4
 
 
-def test_compress__quantizes_every_row(script, rows, tmp_path):
-    found = rows(script("compress").tables(tmp_path))
+@pytest.mark.parametrize("setting", ["digits", "cifar10"])
+def test_compress__quantizes_every_row(script, rows, tmp_path, monkeypatch, setting):
+    monkeypatch.setenv("DFKD_TEACHERS", "teachers")
+    module = script("compress")
+    found = rows(module.tables(module.SETTINGS[setting], tmp_path))
     whole = {name for name in found if not name.endswith("int8")}
     assert {f"{name}-int8" for name in whole} == found.keys() - whole
     for name in whole:
         assert Path(found[f"{name}-int8"].student) == Path(found[name].out)
+        assert (
+            (found[name].prune is not None) == name.startswith("pruned") == (found[name].student == found[name].teacher)
+        )
 
 
 @pytest.mark.parametrize("task", ["digits", "cifar10"])
