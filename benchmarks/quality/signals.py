@@ -1,6 +1,6 @@
 """Signals from one forward pass of a teacher, and how well each tells photos from the junk of a heap.
 
-    DFKD_DATA=data DFKD_TEACHERS=../shared/teachers python benchmarks/quality/signals.py [FILE.json] [--images N]
+    DFKD_DATA=data DFKD_TEACHERS=teachers python benchmarks/quality/signals.py [FILE.json] [--images N]
 
 The pool is N images (default 10,000) of heap-20 of heaps.py, drawn at random. For two teachers and each signal:
 

@@ -1,6 +1,6 @@
 """Decoding rate of JPEG files to a square, in files a second on one thread: dfkd beside other libraries.
 
-    DFKD_PHOTOS=../shared/data/photos python benchmarks/speed/decoding.py OUT.json [FILES]
+    DFKD_PHOTOS=photos python benchmarks/speed/decoding.py OUT.json [FILES]
     python benchmarks/speed/decoding.py OUT.json FILES nvjpeg    `--decoder nvjpeg` beside all threads of the CPU
 
 The files are FILES (60) photos of Caltech-101, enlarged to 500x400 and 4000x3000 pixels, with noise like that of large

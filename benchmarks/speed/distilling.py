@@ -1,8 +1,8 @@
 """A step of `dfkd distill` against bare loops that only compute, in one run on one machine.
 
-    DFKD_DATA=data DFKD_TEACHERS=../shared/teachers python benchmarks/speed/distilling.py OUT.json [STEPS]
+    DFKD_DATA=data DFKD_TEACHERS=teachers python benchmarks/speed/distilling.py OUT.json [STEPS]
     python benchmarks/speed/distilling.py OUT.json STEPS TEACHER STUDENT        names of networks: random weights
-    DFKD_PHOTOS=../shared/data/photos python benchmarks/speed/distilling.py OUT.json STEPS photos
+    DFKD_PHOTOS=photos python benchmarks/speed/distilling.py OUT.json STEPS photos
 
 A bare step has a ready batch, the same two networks, the same losses and the same optimizer. It lacks the rest of a
 training: images, views, schedule, metrics. With kept answers (`--teacher-views`) it has ready logits and no teacher.

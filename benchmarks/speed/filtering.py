@@ -1,6 +1,6 @@
 """Cost of the filter of `dfkd select`: scoring with a filter, and fitting one, against scoring without.
 
-    DFKD_DATA=data DFKD_TEACHERS=../shared/teachers python benchmarks/speed/filtering.py OUT.json [IMAGES]
+    DFKD_DATA=data DFKD_TEACHERS=teachers python benchmarks/speed/filtering.py OUT.json [IMAGES]
 
 There are two rows per teacher, for IMAGES (8,192) raw images of 32 pixels. The first has the images scored per second
 with a filter of 5x5 and without one. The second has the number of images scored in the time that fitting and judging a

@@ -1,6 +1,6 @@
 """`dfkd distill` and `dfkd select` against scripts that an engineer would write, in one run on one machine.
 
-    DFKD_DATA=data DFKD_TEACHERS=../shared/teachers python benchmarks/speed/others.py OUT.json [IMAGES]
+    DFKD_DATA=data DFKD_TEACHERS=teachers python benchmarks/speed/others.py OUT.json [IMAGES]
 
 The training is one pass of plain KD over IMAGES (default 2,048) images of 32 pixels in batches of 128. One script uses
 a DataLoader with torchvision's transforms. Another one uses transforms.v2 on tensors, channels last, the fused

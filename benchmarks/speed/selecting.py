@@ -1,6 +1,6 @@
 """`dfkd select` against a bare loop that only runs the same teacher on tensors in memory, in one run on one machine.
 
-    DFKD_DATA=data DFKD_TEACHERS=../shared/teachers python benchmarks/speed/selecting.py OUT.json [IMAGES [JPEGS]]
+    DFKD_DATA=data DFKD_TEACHERS=teachers python benchmarks/speed/selecting.py OUT.json [IMAGES [JPEGS]]
     python benchmarks/speed/selecting.py OUT.json IMAGES JPEGS TEACHER     another network, of random weights
 
 IMAGES (8,192; 0 for none) is the size of raw pools of 32 pixels. JPEGS (1,000) is the number of JPEG files of 500x400

@@ -25,7 +25,7 @@ def script(monkeypatch):
 
 @pytest.fixture
 def data(tmp_path):
-    """A folder with the files that ../shared/tools/unpack_data.py makes: the brightness is the class."""
+    """A folder with files like those of benchmarks/quality/images.py: the brightness is the class."""
     folder, rng = tmp_path / "data", np.random.default_rng(0)
     folder.mkdir()
     for name, count in {"cifar10_train40k": 64, "cifar10_heldout10k": 20, "pool_tiny_imagenet_32": 40}.items():

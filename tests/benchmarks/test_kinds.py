@@ -166,3 +166,16 @@ def test_knowledge__keeps_the_teachers_own_figures_beside_those_of_the_row_teach
 def test_table__of_a_page_is_that_of_the_result_file(script, name, file, page):
     root = Path(__file__).parents[2]
     assert script(name).table(root / "benchmarks" / "quality" / file) in (root / "docs" / page).read_text()
+
+
+@pytest.mark.parametrize("setting", ["digits", "cifar10"])
+def test_teachers__rows_differ_in_the_teachers_alone(script, rows, tmp_path, monkeypatch, setting):
+    monkeypatch.setenv("DFKD_TEACHERS", "teachers")
+    module = script("teachers")
+    three = [f"cifar_resnet:depth=20@{name}.pt" for name in "abc"]
+    found = rows(module.pipeline(setting, tmp_path, three, ["one", "two", "three", "three-learned"]))
+    assert [row.teacher for row in found.values()] == [tuple(three[:count]) for count in (1, 2, 3, 3)]
+    assert [row.mixing for row in found.values()] == [None, None, None, "learned"]
+    assert len({(row.student, row.loss, row.init, row.steps) for row in found.values()}) == 1
+    of = next(iter(found.values()))
+    assert (of.loss, of.init, of.steps) == {"digits": (("kd",), "none", 400), "cifar10": ((), "auto", 2000)}[setting]

@@ -11,20 +11,19 @@ EACH = 103
 @pytest.fixture
 def places(tmp_path):
     """A pool of tiny photos that show their number, in an order of chance, and the file of their classes."""
-    data, shared = tmp_path / "data", tmp_path / "shared" / "data" / "tiny_imagenet_32"
-    for folder in (data, shared):
-        folder.mkdir(parents=True)
+    data = tmp_path / "data"
+    data.mkdir()
     classes = np.random.default_rng(0).permutation(np.repeat(np.arange(200), EACH)).astype(np.uint8)
     numbers = np.arange(len(classes))
     images = np.stack([numbers % 256, numbers // 256, 0 * numbers], axis=-1)[:, None, None].astype(np.uint8)
     np.savez(data / "pool_tiny_imagenet_32.npz", images=images)
-    np.savez(shared / "classes.npz", wnid_index=classes)
-    return data, tmp_path / "shared", classes
+    np.savez(data / "pool_tiny_imagenet_32-classes.npz", wnid_index=classes)
+    return data, data / "pool_tiny_imagenet_32-classes.npz", classes
 
 
 def test_every_photo_is_in_one_file_and_the_pool_has_no_labels(script, places):
-    data, shared, classes = places
-    made = script("tiny100").build(data, shared)
+    data, of_photos, classes = places
+    made = script("tiny100").build(data, of_photos)
     assert made == ["tiny100_train40k.npz", "tiny100_heldout10k.npz", "tiny100_pool50k.npz"]
     found = []
     for name, count, labels in zip(made, (3 * 100, 100 * 100, EACH * 100), (True, True, False), strict=True):
@@ -47,40 +46,40 @@ def test_every_photo_is_in_one_file_and_the_pool_has_no_labels(script, places):
 
 
 def test_what_is_whole_is_kept_and_what_is_not_is_made_anew_with_the_same_bytes(script, places):
-    data, shared, _ = places
+    data, of_photos, _ = places
     build = script("tiny100").build
-    files = {name: (data / name).read_bytes() for name in build(data, shared)}
-    assert build(data, shared) == []
+    files = {name: (data / name).read_bytes() for name in build(data, of_photos)}
+    assert build(data, of_photos) == []
     damaged = data / "tiny100_heldout10k.npz"
     damaged.write_bytes(files[damaged.name][:-1])
     (data / "tiny100_pool50k.npz").unlink()
-    assert build(data, shared) == ["tiny100_heldout10k.npz", "tiny100_pool50k.npz"]
+    assert build(data, of_photos) == ["tiny100_heldout10k.npz", "tiny100_pool50k.npz"]
     assert files == {name: (data / name).read_bytes() for name in files}
     with np.load(data / "pool_tiny_imagenet_32.npz") as pool:
         images = pool["images"]
     np.savez(data / "pool_tiny_imagenet_32.npz", images=255 - images)
-    assert build(data, shared) == [*files]
+    assert build(data, of_photos) == [*files]
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (lambda c: c[1:], "has 20,600 photos"),
-        (lambda c: c // 2, "has not 200 classes"),
+        (lambda c: c // 2, "are not 200 classes"),
         (lambda c: 0 * c, "not 200"),
     ],
 )
 def test_other_classes_are_refused(script, places, change, said):
-    data, shared, classes = places
-    np.savez(shared / "data" / "tiny_imagenet_32" / "classes.npz", wnid_index=change(classes))
+    data, of_photos, classes = places
+    np.savez(of_photos, wnid_index=change(classes))
     with pytest.raises(RequestError, match=said):
-        script("tiny100").build(data, shared)
+        script("tiny100").build(data, of_photos)
 
 
 def test_the_pipeline_is_valid_and_reads_those_files(script, places, monkeypatch):
-    data, shared, _ = places
+    data, of_photos, _ = places
     tiny100 = script("tiny100")
-    tiny100.build(data, shared)
+    tiny100.build(data, of_photos)
     monkeypatch.setenv("DFKD_DATA", str(data))
     pipeline = read_pipeline(tiny100.Path(tiny100.__file__).with_suffix(".toml"))
     read = {name for selection in pipeline.selections for name in selection.pool}
