@@ -16,7 +16,7 @@ SETTINGS = {
     "digits": "digits, `dfkd demo`'s teacher and student on random patches of photographs",
     "cifar10": "CIFAR-10, ResNet-20 of width 32 teaches one of width 16 on random Tiny-ImageNet photographs",
 }
-QUALITY, SPEED = HERE.parent / "benchmarks/quality", HERE.parent / "benchmarks/speed"
+QUALITY, SPEED = (HERE.parent / "benchmarks" / kind / "results" for kind in ("quality", "speed"))
 FAMILIES = {
     "outputs": "Losses on the outputs",
     "boundaries": "Losses near the decision boundaries",

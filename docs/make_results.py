@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/results.md between their markers, from the result files in benchmarks/quality.
+"""The tables of README.md and docs/results.md between their markers, from the result files in benchmarks/quality/results.
 
     python docs/make_results.py
 
@@ -39,7 +39,7 @@ def table(title, files, rows=ROWS):
         lines.append(f"| {' | '.join(shown)} |")
     lines.append("")
     for name in files:
-        source = f"[{name}.csv](../benchmarks/quality/{name}.csv)"
+        source = f"[{name}.csv](../benchmarks/quality/results/{name}.csv)"
         what = "not measured yet"
         if name in measured:
             note = f"; {about(name)['note']}" if "note" in about(name) else ""
@@ -98,7 +98,7 @@ def demo():
     note = f"; {on['note']}" if "note" in on else ""
     return (
         f"{re.sub('^', '    ', said, flags=re.MULTILINE)}\n\n({took}; "
-        f"{machine_text(on)}{note}; the runs are in\n[`demo.csv`](../benchmarks/quality/demo.csv).)"
+        f"{machine_text(on)}{note}; the runs are in\n[`demo.csv`](../benchmarks/quality/results/demo.csv).)"
     )
 
 

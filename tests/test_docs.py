@@ -136,7 +136,7 @@ def test_the_rows_of_accuracy_are_what_their_names_say_and_its_results_are_of_ro
         assert (row.loss == ("kd",)) == ("kd" in words)
         assert any(loss.startswith("ofd") for loss in row.loss) == ("ofd" in words)
         assert Path(row.samples[0]).name.removesuffix("-seed0") in row.name or "dfnd" in words
-    kept = [json.loads(file.read_text()) | {"file": file} for file in quality.glob("*.json")]
+    kept = [json.loads(file.read_text()) | {"file": file} for file in (quality / "results").glob("*.json")]
     kept = [about for about in kept if "accuracy.toml" in about.get("command", "")]
     assert kept
     for about in kept:
@@ -166,8 +166,8 @@ def test_a_table_follows_its_result_files(make, tmp_path, monkeypatch):
         ["`y`", "", "1", "70.00", "50.00", "-25.00", "100", "4"],
     ]
     assert made.splitlines()[-2:] == [
-        "- [b.csv](../benchmarks/quality/b.csv): `make b`; H, 2 threads, torch 2, 2026-11-22",
-        "- [c.csv](../benchmarks/quality/c.csv): not measured yet",
+        "- [b.csv](../benchmarks/quality/results/b.csv): `make b`; H, 2 threads, torch 2, 2026-11-22",
+        "- [c.csv](../benchmarks/quality/results/c.csv): not measured yet",
     ]
     assert results.table("what", ["c"]) == "Not measured yet (c): what."
 

@@ -5,7 +5,7 @@
 
 The script writes a pipeline and runs it by `dfkd run`, so it resumes after an interruption. OUT_DIR/compress.csv has a
 line per row, OUT_DIR/measured.json the command and the machine. The tables in docs/teaching.md are made from copies of
-both, compress-SETTING.csv and .json in this folder. Milliseconds are for one image in onnxruntime on one thread, the
+both, results/compress-SETTING.csv and .json. Milliseconds are for one image in onnxruntime on one thread, the
 median of 200. Bytes are the size of the .onnx file.
 """
 

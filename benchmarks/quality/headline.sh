@@ -10,7 +10,7 @@
 #
 # Rerun the same command to resume: it skips complete work. Results go to OUT (default: out) as soon as they exist:
 # headline.csv and headline-short.csv with a .json each, headline-teacher.json (the teacher's accuracy), headline-times.csv
-# (the seconds of every stage), headline.log. Copy all but the log to benchmarks/quality, and update the tables:
+# (the seconds of every stage), headline.log. Copy all but the log to benchmarks/quality/results, and update the tables:
 # `python docs/make_results.py`. Networks, checkpoints and selections stay in HEADLINE_WORK (runs/headline). images.py makes
 # the files in DFKD_DATA. Sizes, networks and rows are defined at the top of headline.py, and
 # HEADLINE_NAME=VALUE changes a size. Published results train on all 50,000 images. That leaves 1,000 images for the test

@@ -1,6 +1,6 @@
 """Keep a comparison as a result file: its CSV, and beside it the command, date and machine.
 
-    python benchmarks/quality/keep.py REPORT.csv benchmarks/quality/NAME.csv 'COMMAND THAT MADE IT'
+    python benchmarks/quality/keep.py REPORT.csv benchmarks/quality/results/NAME.csv 'COMMAND THAT MADE IT'
 
 Run it on the machine of the runs, with their OMP_NUM_THREADS. docs/make_results.py makes tables from these files.
 """

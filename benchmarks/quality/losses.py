@@ -5,7 +5,7 @@
 
 The script writes a pipeline and runs it by `dfkd run`, so it resumes after an interruption. OUT_DIR/report.csv has a
 row per run, OUT_DIR/measured.json the command and the machine. docs/losses.md is made from copies of both,
-losses-SETTING.csv and .json in this folder. A loss on outputs is used alone. Every other loss is added to `kd`, at its
+results/losses-SETTING.csv and .json. A loss on outputs is used alone. Every other loss is added to `kd`, at its
 default weight. Images are drawn at random and all other options are off, so rows differ only in the loss.
 """
 

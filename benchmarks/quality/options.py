@@ -3,7 +3,7 @@
     python benchmarks/quality/options.py digits OUT_DIR [ROW ...]     the demo's digits, three seeds: a minute a run
     python benchmarks/quality/options.py cifar10 OUT_DIR [ROW ...]    needs DFKD_DATA and DFKD_TEACHERS: minutes a run
 
-Settings and output files are those of losses.py: options-digits.csv and .json are copies of its report.csv and
+Settings and output files are those of losses.py: results/options-digits.csv and .json are copies of its report.csv and
 measured.json.
 """
 

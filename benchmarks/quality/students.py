@@ -2,7 +2,7 @@
 
     python benchmarks/quality/students.py OUT_DIR [STEPS]        three seeds; default: 200 steps
 
-OUT_DIR/report.csv has a row per run, OUT_DIR/measured.json the command and the machine. Both are kept in this folder as
+OUT_DIR/report.csv has a row per run, OUT_DIR/measured.json the command and the machine. Both are kept in results/ as
 students-digits. Each loss is added to `kd`, at its default weight. Of two students that learn from each other, the
 first is the row. The second has other initial weights (`--student-seed`). The row `kd-twice-the-steps` costs as much as
 two students. The script resumes after an interruption.

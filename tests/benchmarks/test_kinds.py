@@ -165,7 +165,7 @@ def test_knowledge__keeps_the_teachers_own_figures_beside_those_of_the_row_teach
 )
 def test_table__of_a_page_is_that_of_the_result_file(script, name, file, page):
     root = Path(__file__).parents[2]
-    assert script(name).table(root / "benchmarks" / "quality" / file) in (root / "docs" / page).read_text()
+    assert script(name).table(root / "benchmarks" / "quality" / "results" / file) in (root / "docs" / page).read_text()
 
 
 @pytest.mark.parametrize("setting", ["digits", "cifar10"])

@@ -83,7 +83,7 @@ def test_the_figures_in_the_documentation_are_those_of_the_last_run():
         from benchmarks.reliability.kill import table
     finally:
         sys.path.remove(str(ROOT))
-    result = json.loads((ROOT / "benchmarks" / "reliability" / "kill.json").read_text())
+    result = json.loads((ROOT / "benchmarks" / "reliability" / "results" / "kill.json").read_text())
     page = (ROOT / "docs" / "reliability.md").read_text()
     assert table(result) in page
     for figures in result.values():

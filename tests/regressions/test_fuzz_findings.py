@@ -83,7 +83,7 @@ def test_any_value_of_a_manifest_may_be_wrong_or_missing(targets, seeds):
 
 def test_the_page_has_the_figures_of_the_last_run(targets, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
-    result = json.loads((ROOT / "benchmarks" / "reliability" / "fuzz.json").read_text(encoding="utf-8"))
+    result = json.loads((ROOT / "benchmarks" / "reliability" / "results" / "fuzz.json").read_text(encoding="utf-8"))
     assert result["targets"].keys() == targets.TARGETS.keys()
     assert result["inputs"] == sum(one["inputs"] for one in result["targets"].values())
     assert load("fuzz").table(result) in (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
