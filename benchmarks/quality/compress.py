@@ -1,7 +1,7 @@
 """Prune, distil, quantize: size, multiplications, milliseconds and accuracy, beside networks designed small.
 
     python benchmarks/quality/compress.py digits OUT_DIR     scikit-learn's digits, three seeds: minutes
-    python benchmarks/quality/compress.py cifar10 OUT_DIR    needs DFKD_DATA and DFKD_TEACHERS: 90 minutes on a core
+    python benchmarks/quality/compress.py cifar10 OUT_DIR    needs DFKD_DATA and DFKD_TEACHERS: an hour on a core
 
 The script writes a pipeline and runs it by `dfkd run`, so it resumes after an interruption. OUT_DIR/compress.csv has a
 line per row, OUT_DIR/measured.json the command and the machine. The tables in docs/teaching.md are made from copies of
@@ -66,8 +66,8 @@ SETTINGS = {
         {},
         {4: "cifar_resnet:depth=20,width=16", 16: "cifar_resnet:depth=20,width=8"},
         seeds=(0,),
-        steps=2000,
-        fine=500,
+        steps=1000,
+        fine=250,
     ),
 }
 

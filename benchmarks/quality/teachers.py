@@ -1,15 +1,15 @@
 """Students of several teachers, at equal steps.
 
     python benchmarks/quality/teachers.py digits OUT_DIR [ROW ...]     the demo's digits, three seeds: seconds a run
-    python benchmarks/quality/teachers.py cifar10 OUT_DIR [ROW ...]    needs DFKD_DATA, DFKD_TEACHERS: 20 minutes a run
+    python benchmarks/quality/teachers.py cifar10 OUT_DIR [ROW ...]    needs DFKD_DATA, DFKD_TEACHERS: 10 minutes a run
 
 `one`, `two` and `three` learn from as many teachers. On the digits each teacher was trained on a third of them. The
 teachers of `halves` know six digits each, 0 to 5 and 4 to 9. They were trained on these digits only, without outputs
 of other classes. On CIFAR-10 the second and third teacher are narrower than the first: ResNet-20, trained on its images
-for 16,000 and 4,000 steps. The script trains them first (90 minutes on a core).
+for 16,000 and 2,000 steps. The script trains them first (80 minutes on a core).
 
 Each row selects random images of the pool. All rows get the same images, because only the seed draws them. All other
-settings of the digits are those of losses.py. On CIFAR-10 they are the defaults, for 2,000 steps. OUT_DIR/report.csv is
+settings of the digits are those of losses.py. On CIFAR-10 they are the defaults, for 1,000 steps. OUT_DIR/report.csv is
 for keep.py.
 """
 
@@ -31,7 +31,7 @@ from dfkd.system.files import replacing
 
 THIRDS = ("third-0", "third-1", "third-2")
 HALVES = {"low": range(6), "high": range(4, 10)}
-FURTHER = {"labels-16000": 16_000, "labels-4000": 4_000}
+FURTHER = {"labels-16000": 16_000, "labels-2000": 2_000}
 """Steps of the second and third teacher of CIFAR-10."""
 NUMBERS = ("one", "two", "three")
 MIXED = ("mean-probabilities", "confidence", "entropy", "learned")
@@ -92,7 +92,7 @@ def pipeline(setting, out, teachers, names):
     if setting == "digits":
         values = values | {"pool": [str(out / "pool.npz")], "test": str(out / "heldout.npz"), "loss": ["kd"]}
     else:  # the other options at their defaults
-        values = {k: v for k, v in values.items() if k not in ("init", "crop_area")} | {"steps": 2000}
+        values = {k: v for k, v in values.items() if k not in ("init", "crop_area")} | {"steps": 1000}
     defaults = {k: v for k, v in values.items() if k not in ("seeds", "teacher")}
     tables = {"out": str(out), "seeds": values["seeds"], "defaults": defaults, "select": {}, "distill": {}}
     for name in names:

@@ -178,4 +178,4 @@ def test_teachers__rows_differ_in_the_teachers_alone(script, rows, tmp_path, mon
     assert [row.mixing for row in found.values()] == [None, None, None, "learned"]
     assert len({(row.student, row.loss, row.init, row.steps) for row in found.values()}) == 1
     of = next(iter(found.values()))
-    assert (of.loss, of.init, of.steps) == {"digits": (("kd",), "none", 400), "cifar10": ((), "auto", 2000)}[setting]
+    assert (of.loss, of.init, of.steps) == {"digits": (("kd",), "none", 400), "cifar10": ((), "auto", 1000)}[setting]
