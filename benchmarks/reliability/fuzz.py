@@ -1,7 +1,9 @@
 """A coverage-guided fuzzer of all readers of foreign bytes; it needs `pip install '.[fuzz]'` (atheris).
 
-    python -m benchmarks.reliability.fuzz --seconds 600 --out benchmarks/reliability/results/fuzz.json [--target image ...]
-    python -m benchmarks.reliability.fuzz --table benchmarks/reliability/results/fuzz.json
+    python -m benchmarks.reliability.fuzz --seconds 600 --out fuzz.json [--target image ...]
+    python -m benchmarks.reliability.fuzz --table fuzz.json
+
+results/fuzz.json is the published one.
 
 Every target runs in its own process for its share of the time. An exception that a target does not allow is a finding.
 The fuzzer saves one finding per place that raises it, in FINDINGS (`--findings`), and continues. A crash, a hang of 20

@@ -17,7 +17,8 @@ cells may miss a few pairs.
 ROWS_A_CELL, PROBED = 64, 8
 """Rows per cell, and cells that are searched for a row.
 
-A row is compared with some 8 * 64 others. benchmarks/speed/results/scale.json has the share of the pairs that this finds.
+A row is compared with some 8 * 64 others. scale.json in benchmarks/speed/results has the share of the pairs that this
+finds.
 """
 QUERIES = 256
 """Rows that are searched at once."""
