@@ -72,13 +72,14 @@ def default_losses(config: DistillConfig, teacher: Model, student: Model, given:
     """Return the default losses: `kd`, with `ofd` if both networks have maps of several resolutions.
 
     docs/results.md has the measurements. A transformer has maps of one resolution only, that of its patches. For
-    generated images and recorded answers, the default is `kd` alone. So it is for a student with weights for
-    photographs, and one that keeps its statistics: the new layers of `ofd` would first undo what such a student knows
-    (benchmarks/quality/LOG.md).
+    generated images and recorded answers, the default is `kd` alone. So it is for a student in int8, one with weights
+    for photographs, and one that keeps its statistics: the new layers of `ofd` would first undo what such a student
+    knows (benchmarks/quality/LOG.md).
     """
     if learns_by := getattr(type(student.module), "learns_by", ()):  # an architecture of dfkd with its own loss
         return tuple(learns_by)
-    fine_tuned = config.batchnorm == "kept" or (student.of_photographs and has_weights(student, given))
+    keeps = config.batchnorm == "kept" or rounds(student.module)
+    fine_tuned = keeps or (student.of_photographs and has_weights(student, given))
     if config.teacher_views or config.source is not None or fine_tuned:
         return ("kd",)
     if config.teacher_taps or config.student_taps:  # taps were named: keep `ofd`, so that a wrong name is an error

@@ -143,6 +143,7 @@ def test_the_default_losses_are_those_that_the_networks_allow(lab, selection, tm
             (("--student", "other_nets.patches"), "kd"),
             (("--teacher-views", 1), "kd"),
             (("--source", "dafl:latent=4,width=2"), "kd"),
+            (("--student", lab.teacher, "--quantize", "int8"), "kd"),
         ]
     ):
         run = tmp_path / f"run{number}"
