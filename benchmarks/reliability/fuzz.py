@@ -1,6 +1,6 @@
 """A coverage-guided fuzzer of all readers of foreign bytes; it needs `pip install '.[fuzz]'` (atheris).
 
-    python -m benchmarks.reliability.fuzz --seconds 600 --out benchmarks/reliability/results/fuzz.json [--target image ...]
+    python -m benchmarks.reliability.fuzz --seconds 600 --out benchmarks/reliability/results/fuzz.json [--target X ...]
     python -m benchmarks.reliability.fuzz --table benchmarks/reliability/results/fuzz.json
 
 Every target runs in its own process for its share of the time. An exception that a target does not allow is a finding.

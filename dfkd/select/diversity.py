@@ -17,7 +17,7 @@ cells may miss a few pairs.
 ROWS_A_CELL, PROBED = 64, 8
 """Rows per cell, and cells that are searched for a row.
 
-A row is compared with some 8 * 64 others. benchmarks/speed/results/scale.json has the share of the pairs that this finds.
+A row is compared with some 8 * 64 others. benchmarks/speed/results/scale.json has the share of pairs that this finds.
 """
 QUERIES = 256
 """Rows that are searched at once."""
