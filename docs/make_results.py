@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/results.md between their markers, from the result files in benchmarks/quality/results.
+"""The tables of README.md and docs/results.md between their markers, from the files in benchmarks/quality/results.
 
     python docs/make_results.py
 
