@@ -4,7 +4,7 @@
     python benchmarks/quality/generators.py cifar10 OUT_DIR [ROW ...]    DFKD_DATA, DFKD_TEACHERS: ten minutes a row
 
 Settings and output files are those of losses.py: results/generators-SETTING.csv and .json are copies of its report.csv
-and measured.json. Every row trains the student with the loss `kd` only, so rows differ only in where the images come from.
+and measured.json. Every row trains the student with the loss `kd` only, so rows differ in the images only.
 `random` uses images of the pool, and `untrained` a generator that never learns. The generators' networks have half
 their default width.
 """
