@@ -362,6 +362,6 @@ CURVES = {
 """Accuracy against steps: the result file and the row of every point."""
 SUMMARY = {
     "random images, KL divergence (`--loss kd`)": CURVES["random; `kd`"],
-    "`select --method threshold`, else the defaults": CURVES[f"{CONFIDENT}, of {FILTERED}; `kd ofd`; {BEGUN}"],
+    "`select --method threshold`, all else default": CURVES[f"{CONFIDENT}, of {FILTERED}; `kd ofd`; {BEGUN}"],
 }
 SUMMARY_STEPS = (500, 4000, 16000)
