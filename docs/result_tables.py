@@ -361,7 +361,7 @@ CURVES = {
 }
 """Accuracy against steps: the result file and the row of every point."""
 SUMMARY = {
-    "random images, KL divergence (`--loss kd`)": CURVES["random; `kd`"],
+    "random images, KL divergence, random weights (`--loss kd --init none`)": CURVES["random; `kd`"],
     "`select --method threshold`, all else default": CURVES[f"{CONFIDENT}, of {FILTERED}; `kd ofd`; {BEGUN}"],
 }
 SUMMARY_STEPS = (500, 4000, 16000)
