@@ -26,8 +26,10 @@ def joined(files):
     return [Row(name, tuple(runs)) for name, runs in names.items()]
 
 
-def table(title, files, rows=ROWS):
-    """One table, the best row first, and what it was measured on."""
+def table(title, files, rows=ROWS, heading=None):
+    """One table, the best row first, and what it was measured on; with the heading of a group that begins here."""
+    if heading:
+        return f"### {heading}\n\n{table(title, files, rows)}"
     measured = [name for name in files if (QUALITY / f"{name}.csv").exists()]
     if not measured:
         return f"Not measured yet ({', '.join(files)}): {title}."

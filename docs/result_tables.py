@@ -1,20 +1,20 @@
 """What the tables of README.md and docs/results.md show. `make_results.py` makes them.
 
-A table is one entry of TABLES: a title, and the comparisons whose rows it shows (NAME.csv, and NAME.json that says what
-they were measured on; benchmarks/quality/keep.py writes both). ROWS says in words what a row was; its name may end in
-its steps. CURVES and SUMMARY name the runs of each line.
+A table is one entry of TABLES: a title, a heading if it is the first of a group, and the comparisons whose rows it
+shows (NAME.csv, and NAME.json that says what they were measured on; benchmarks/quality/keep.py writes both). ROWS says
+in words what a row was; its name may end in its steps. CURVES and SUMMARY name the runs of each line.
 """
 
 PAPERS = "`kd explicit:0.5 relation:1`"
-CONFIDENT = "the most confident, even over classes"
-FIFTY = "50,000 of the 100,000 images, unless said"
-BEGUN = "begins with the teacher's layers"
+CONFIDENT = "the most confident, evenly over classes"
+FIFTY = "50,000 of the 100,000 images, unless stated"
+BEGUN = "`--init teacher`"
 WINDOWS = "`--crop-area 0.4`"
-FILTERED = "the pool through a fitted filter"
+FILTERED = "the filtered pool"
 ROWS = {
     "random-kd": "random; `kd`",
     "random-ofd": "random; `kd ofd`",
-    "dfnd": "the most confident; `kd noise`, DFND's",
+    "dfnd": "the most confident; `kd noise`, as in DFND",
     "confident-kd": f"{CONFIDENT}; `kd`",
     "confident": f"{CONFIDENT}; {PAPERS}",
     "confident-ofd": f"{CONFIDENT}; `kd ofd`",
@@ -22,7 +22,7 @@ ROWS = {
     "threshold-ofd": "`threshold:draw=entropy`; `kd ofd`",
     "confident-bucket": f"{CONFIDENT}; {PAPERS} `--class-dropping 0.05`",
     "threshold": f"`threshold:draw=entropy`, our reading of the paper; {PAPERS}",
-    "threshold-balanced": f"`threshold:draw=entropy`, even over classes; {PAPERS}",
+    "threshold-balanced": f"`threshold:draw=entropy`, evenly over classes; {PAPERS}",
     "ours": f"{CONFIDENT}; `kd ofd`; {BEGUN}",
     "confident-ofd-init": f"{CONFIDENT}; `kd ofd`; {BEGUN}",
     "confident-ofd-init-fast": f"{CONFIDENT}; `kd ofd`; {BEGUN}, `--lr 0.4`",
@@ -49,7 +49,7 @@ ROWS = {
         f"10,000 of the 70,000 most confident, at random; `kd ofd`; {BEGUN}, {WINDOWS}"
     ),
     "threshold-surer-10000-ofd-init-area": (
-        f"10,000 of the 30,000 most confident, at random, even over classes; `kd ofd`; {BEGUN}, {WINDOWS}"
+        f"10,000 of the 30,000 most confident, at random, evenly over classes; `kd ofd`; {BEGUN}, {WINDOWS}"
     ),
     "far-ofd-init-area": f"{CONFIDENT}, of photos of none of CIFAR-10's classes; `kd ofd`; {BEGUN}, {WINDOWS}",
     "confident-kd-init-area": f"{CONFIDENT}; `kd`; {BEGUN}, {WINDOWS}",
@@ -71,7 +71,7 @@ ROWS = {
     "filtered-ofd-init-dropping": f"{CONFIDENT}, of {FILTERED}; `kd ofd`; {BEGUN}, `--class-dropping 0.05`",
     "filtered-ofd-init-cooler": f"{CONFIDENT}, of {FILTERED}; `kd:temperature=2 ofd`; {BEGUN}",
     "filtered-ofd-init-hotter": f"{CONFIDENT}, of {FILTERED}; `kd:temperature=8 ofd`; {BEGUN}",
-    "blurred-ofd-init": f"{CONFIDENT}, of the pool through `blur:sigma=0.5`; `kd ofd`; {BEGUN}",
+    "blurred-ofd-init": f"{CONFIDENT}, of the pool blurred by `blur:sigma=0.5`; `kd ofd`; {BEGUN}",
     "random-10000-ofd-init": f"10,000, random; `kd ofd`; {BEGUN}",
     "private-ofd-init": f"the teacher's own 40,000 images; `kd ofd`; {BEGUN}",
 }
@@ -89,6 +89,7 @@ TREES = {
 }
 TABLES = [
     {
+        "heading": "CIFAR-10",
         "title": f"{FIFTY}; losses",
         "files": [
             *("cifar10-2000-steps", "selection-2000-steps", "ofd-2000-steps", "init-2000-steps", "begun-2000-steps"),
@@ -174,6 +175,17 @@ TABLES = [
         },
     },
     {
+        "title": "the teacher of CIFAR-10; a student with weights of 100 other classes; 10,000 images; 500 steps",
+        "files": ["given-500-steps"],
+        "rows": {
+            "given-kdofd-sgd-classifier": "`kd ofd`, SGD, 0.1, the fitted classifier: the defaults",
+            "given-kdofd-sgd": "`kd ofd`, SGD, 0.1, a random classifier",
+            "given-kd-adamw-classifier": "`kd`, AdamW, 0.0001, BatchNorm statistics kept, the fitted classifier",
+            "given-kdofd-adamw": "`kd ofd`, AdamW, 0.0005, BatchNorm statistics kept, a random classifier",
+        },
+    },
+    {
+        "heading": "Photographs",
         "title": "photographs at 96 pixels: a teacher of STL-10, 4,500 photos of Caltech-101, 500 steps of 32",
         "files": ["photos-a-500-steps"],
         "rows": {
@@ -192,6 +204,7 @@ TABLES = [
         },
     },
     {
+        "heading": "Digits and MNIST",
         "title": "digits: 2,000 of the demo's 20,000 images, a tenth of them patches; 150 steps of the defaults",
         "files": ["heap-digits"],
         "rows": {
@@ -248,19 +261,17 @@ TABLES = [
         "rows": TREES,
     },
     {"title": "MNIST: soft decision trees of depth 8 beside networks", "files": ["trees-mnist"], "rows": TREES},
-    {"title": "ResNet-34 to ResNet-18, one GPU, up to 200 passes over 50,000 images", "files": ["headline"]},
-    {"title": "ResNet-34 to ResNet-18, one GPU, 40 passes over 50,000 images", "files": ["headline-short"]},
     {
         "title": "digits: 5,000 of 20,000 patches of photographs; 400 steps of the defaults",
         "files": ["digits-selection"],
         "rows": {
             "random": "random",
-            "random-balanced": "random, even over classes",
+            "random-balanced": "random, evenly over classes",
             "entropy": "`threshold:draw=entropy`",
-            "entropy-balanced": "`threshold:draw=entropy`, even over classes",
+            "entropy-balanced": "`threshold:draw=entropy`, evenly over classes",
             "floor": "`threshold:draw=random`: of the most confident 70 %, at random",
-            "floor-balanced": "of the most confident 70 %, at random, even over classes",
-            "surer-balanced": "of the most confident half, at random, even over classes",
+            "floor-balanced": "of the most confident 70 %, at random, evenly over classes",
+            "surer-balanced": "of the most confident half, at random, evenly over classes",
             "confident-balanced": CONFIDENT,
         },
     },
@@ -275,6 +286,7 @@ TABLES = [
         },
     },
     {
+        "heading": "100 classes of Tiny-ImageNet",
         "title": "100 classes of Tiny-ImageNet; half of the photos of its 100 others, and losses",
         "files": ["tiny100", "tiny100-500-steps"],
         "rows": ROWS
@@ -294,24 +306,14 @@ TABLES = [
         },
     },
     {
-        "title": "the teacher of CIFAR-10; a student with weights of 100 other classes; 10,000 images; 500 steps",
-        "files": ["given-500-steps"],
-        "rows": {
-            "given-kdofd-sgd-classifier": "`kd ofd`, SGD, 0.1, the fitted classifier: the defaults",
-            "given-kdofd-sgd": "`kd ofd`, SGD, 0.1, a random classifier",
-            "given-kd-adamw-classifier": "`kd`, AdamW, 0.0001, BatchNorm statistics kept, the fitted classifier",
-            "given-kdofd-adamw": "`kd ofd`, AdamW, 0.0005, BatchNorm statistics kept, a random classifier",
-        },
-    },
-    {
         "title": "another teacher of 100 classes (12 passes): photos of other classes, alone and among junk",
         "files": ["tiny100-pools-500-steps"],
         "rows": {
             "statistics": "`statistics`, the default; 25,000 of 50,000 photos",
             "random": "random; 25,000 of 50,000 photos",
             "random-kd": "random; 25,000 of 50,000 photos; `kd`, random weights",
-            "heap-statistics": "`statistics`; 10,000 of 20,000 photos among 80,000 images of junk",
-            "heap-random": "random, of the same heap",
+            "heap-statistics": "`statistics`; 10,000 of a scraped pool: 20,000 photos among 80,000 images of junk",
+            "heap-random": "random, of the same scraped pool",
             "heap-clean": "random, of the 20,000 photos alone",
         },
     },
@@ -324,6 +326,12 @@ TABLES = [
             "further-equal-steps": "`kd`, 400 steps more",
         },
     },
+    {
+        "heading": "ResNet-34 to ResNet-18 on a GPU",
+        "title": "ResNet-34 to ResNet-18, one GPU, up to 200 passes over 50,000 images",
+        "files": ["headline"],
+    },
+    {"title": "ResNet-34 to ResNet-18, one GPU, 40 passes over 50,000 images", "files": ["headline-short"]},
 ]
 CURVES = {
     f"{CONFIDENT}, of {FILTERED}; `kd ofd`; {BEGUN}": [
@@ -349,7 +357,7 @@ CURVES = {
     "`threshold:draw=entropy`; `kd ofd`": [
         *(("convergence", "threshold-ofd-500"), ("ofd-2000-steps", "threshold-ofd-2000")),
     ],
-    "the most confident; `kd noise`, DFND's": [("steps-4000-intel", "dfnd-4000")],
+    "the most confident; `kd noise`, as in DFND": [("steps-4000-intel", "dfnd-4000")],
     "random; `kd`": [
         *(("convergence", "random-kd-500"), ("losses-cifar10", "kd"), ("cifar10-2000-steps", "random-kd")),
         *(
@@ -361,7 +369,7 @@ CURVES = {
 }
 """Accuracy against steps: the result file and the row of every point."""
 SUMMARY = {
-    "random images, KL divergence (`--loss kd`)": CURVES["random; `kd`"],
-    "`select --method threshold`, else the defaults": CURVES[f"{CONFIDENT}, of {FILTERED}; `kd ofd`; {BEGUN}"],
+    "random images, KL divergence, random weights (`--loss kd --init none`)": CURVES["random; `kd`"],
+    "`select --method threshold`, all else default": CURVES[f"{CONFIDENT}, of {FILTERED}; `kd ofd`; {BEGUN}"],
 }
 SUMMARY_STEPS = (500, 4000, 16000)

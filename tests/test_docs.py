@@ -12,6 +12,7 @@ import pytest
 import dfkd
 from dfkd import generators
 from dfkd.app.pipeline_file import read_pipeline
+from dfkd.config.option import options
 from dfkd.config.stage_table import STAGES
 from dfkd.config.tables import load_preset
 from dfkd.distill import losses
@@ -110,6 +111,29 @@ REPLACED = ("costs time for nothing", "all are off", "surest", "mend", "asked fo
 def test_words__that_were_replaced_stay_out(page):
     text = (ROOT / page).read_text(encoding="utf-8").lower()
     assert not [word for word in REPLACED if word in text]
+
+
+def test_words__that_were_replaced_stay_out_of_all_pages():
+    replaced = ("who teaches whom", "seconds say little", "unless said", " even over classes", "gone on with")
+    for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]:
+        text = page.read_text(encoding="utf-8").lower()
+        assert not [word for word in replaced if word in text], page.name
+
+
+def test_readme__names_every_reader_of_labels():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "Only `evaluate`, `explain` and `--test` read labels." in text
+
+
+def test_the_baseline_is_named_with_its_options(make):
+    rows = {row.name: row for row in read_pipeline(ROOT / "benchmarks" / "quality" / "accuracy.toml").distillations}
+    baseline, (_, name) = next((line, runs[-1]) for line, runs in make("result_tables").SUMMARY.items())
+    assert (rows[name].loss, rows[name].init) == (("kd",), "none") and "`--loss kd --init none`" in baseline
+
+
+def test_help__of_a_shared_option_is_the_same_for_all_commands():
+    declared = [options(stage.options) for stage in STAGES.values()]
+    assert len({one["precision"].help for one in declared if "precision" in one}) == 1
 
 
 def test_version__is_the_same_in_every_file():

@@ -109,6 +109,6 @@ def _overview() -> str:
             "",
             *rows,
             "",
-            "dfkd COMMAND --help lists the options. dfkd demo shows every stage in a few minutes.",
+            "dfkd COMMAND --help lists the options.",
         ]
     )

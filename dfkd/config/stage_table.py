@@ -130,7 +130,7 @@ STAGES: Mapping[str, Stage] = MappingProxyType(
                 "evaluate",
                 EvaluateConfig,
                 "dfkd.training.evaluate:run",
-                "dfkd evaluate --model run --data labeled-photos/",
+                "dfkd evaluate --model run --data labeled/",
             ),
             Stage(
                 "explain",

@@ -118,7 +118,7 @@ class DistillConfig(ModelConfig):
     )
     steps: int | None = option("Optimizer steps. Default: 4000.", "training", default=None, least=1)
     test: str | None = option(
-        "Labeled DATA for the accuracy of the last step. Training never reads it.",
+        "Labeled DATA for the accuracy after the last step. Training never reads it.",
         "data",
         default=None,
         role="none",
@@ -159,8 +159,8 @@ class DistillConfig(ModelConfig):
     )
     lr: float | None = option(
         "Peak learning rate. Default for sgd: 0.4; 0.1 above 64 pixels, with depthwise convolutions, and with the "
-        "teacher's layers or a fitted classifier; 0.02 without BatchNorm. Default for adamw: 0.002. Students for which "
-        "auto chooses adamw: 0.0005, 0.0001 with --init classifier, with sgd 0.02.",
+        "teacher's layers or a fitted classifier; 0.02 without BatchNorm. Default for adamw: 0.002. Default for a "
+        "student for which --optimizer auto chooses adamw: 0.0005; 0.0001 with --init classifier; 0.02 with sgd.",
         "training",
         default=None,
         least=0,
@@ -179,7 +179,7 @@ class DistillConfig(ModelConfig):
     )
     crop_padding: int | None = option(
         "Random crop after padding by this number of pixels. 0: no crop. Default: an eighth of the image size, or 0 "
-        "with --crop-area of photographs.",
+        "for photographs with --crop-area.",
         "augmentation",
         default=None,
         least=0,
@@ -213,8 +213,8 @@ class DistillConfig(ModelConfig):
         off=0.0,
     )
     teacher_views: int = option(
-        "Train on this number of fixed views per image. The teacher answers them once, into the cache, where other "
-        "seeds and losses find the answers. 0: a new view in every step.",
+        "Train on this number of fixed views per image. The teacher is run on them once. Its outputs stay in the cache "
+        "for other seeds and losses. 0: a new view in every step.",
         "augmentation",
         default=0,
         least=0,

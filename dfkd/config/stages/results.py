@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dfkd.config.option import Checked, option
-from dfkd.config.stages.shared import BITS, CLASSES, MODEL, ModelConfig, Precision
+from dfkd.config.stages.shared import BITS, CLASSES, MODEL, PRECISION, ModelConfig, Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,9 +16,9 @@ class EvaluateConfig(ModelConfig):
     classes: str | None = option(CLASSES.format("--data"), "data", default=None)
     bits: int | None = option(BITS.format("--data"), "data", default=None, least=8, most=16)
     teacher: str | None = option("MODEL to measure the agreement with.", "models", default=None, reads="model")
-    json: str | None = option("FILE for the figures. They are printed in any case.", "output", default=None)
+    json: str | None = option("FILE for the figures, which are also printed.", "output", default=None)
     batch_size: int = option("Images per forward pass.", "machine", default=256, least=1)
-    precision: Precision = option("auto, bf16 or fp32.", "machine", default="fp32")
+    precision: Precision = option(PRECISION, "machine", default="fp32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +53,14 @@ class ExplainConfig(ModelConfig):
     )
     foreground: str | None = option(
         "FILE.npy or FILE.npz with one mask for each image of DATA: nonzero where the object is. Visual concepts are "
-        "then counted on the object and beside it. Of a RUN with --keep-weights also when they appeared.",
+        "then counted on the object and beside it. For a RUN with --keep-weights, the page also shows when they "
+        "appeared.",
         "data",
         default=None,
     )
     out: str = option("FILE.html. FILE.csv with a line for every image is written beside it.", "output")
     batch_size: int = option("Images per forward pass.", "machine", default=256, least=1)
-    precision: Precision = option("auto, bf16 or fp32.", "machine", default="fp32")
+    precision: Precision = option(PRECISION, "machine", default="fp32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +68,12 @@ class InspectConfig(Checked):
     """Show what is in a selection: counts, scores, a gallery."""
 
     folder: str = option(
-        "Folder of a selection, or of a run whose student is a soft_tree; with --verify of any run or pipeline.",
+        "Folder of a selection, or of a run whose student is a soft_tree. With --verify: of any run or pipeline.",
         "data",
         positional=True,
     )
     out: str | None = option(
-        "FILE.html with the scores and a gallery. Of a soft_tree: with its filters.", "output", default=None
+        "FILE.html with the scores and a gallery. For a soft_tree: with its filters.", "output", default=None
     )
     pool: tuple[str, ...] = option(
         "DATA that the selection was made from: the page then also shows rejected images. For a soft_tree: images "

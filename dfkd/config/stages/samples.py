@@ -173,7 +173,7 @@ class GenerateConfig(ModelConfig):
         stored=False,
     )
     count: int | None = option(
-        "Number of images to make. Default: 10000, or the number that --fill lacks.", "data", default=None, least=1
+        "Number of images to make. Default: 10000, or the number that --fill needs.", "data", default=None, least=1
     )
     steps: int | None = option(
         "Steps of the method. Default: the method's own.", "training", default=None, least=1, shared=False
@@ -198,7 +198,7 @@ class GenerateConfig(ModelConfig):
     )
     teacher_taps: tuple[str, ...] = option(OWN_TAPS, "models", default=())
     fill: str | None = option(
-        "Folder of a selection: make images only of the classes that it lacks, until its classes are even.",
+        "Folder of a selection. Images are made only of its classes with fewer images than the mean, up to the mean.",
         "data",
         default=None,
         role="resolved",

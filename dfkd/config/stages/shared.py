@@ -22,10 +22,11 @@ BITS = (
     "Bits in use (such as 12) of 16-bit gray images in {}. The upper 8 of these are taken. Default: "
     "the files' own number, else 16."
 )
-TEACHER = f"{MODEL} Several, or a FILE.toml that lists them, teach together (docs/teaching.md)."
+TEACHER = f"{MODEL} Several, or a FILE.toml that lists them, act as one teacher (docs/teaching.md)."
 MIXING = (
-    "How several teachers answer as one: the mean of their logits or of their probabilities, or the probabilities "
-    "weighted by confidence or by entropy. learned: weights for each class, found on --samples. Default: mean-logits."
+    "How the outputs of several teachers are combined: the mean of their logits or of their probabilities, or the "
+    "probabilities weighted by confidence or by entropy. learned: weights for each class, estimated on --samples. "
+    "Default: mean-logits."
 )
 SHARD_TEACHER = (
     "With several processes (torchrun): divide the teacher's parameters among them (FSDP). Each block is gathered "
@@ -35,6 +36,7 @@ DECODER = (
     "nvjpeg: decode the JPEG files of photographs on the GPU. Pixels differ by a few levels from "
     "those of cpu, and so do scores and students."
 )
+PRECISION = "auto: bfloat16 autocast where the hardware supports it and a short probe finds it faster, else float32."
 CLASS_DROPPING = "Store a mask with each image: the classes whose probability is at least this value. 0: all classes."
 LOG = "Also log to tensorboard, wandb or mlflow, or write pictures (docs/reference.md#logs)."
 OWN_TAPS = "Positions of the features, such as last=fc:input. Default: found by running the network."
@@ -56,7 +58,7 @@ class ModelConfig(Checked):
         "auto, cpu, cuda or cuda:N.", "machine", default="auto", role="none", machine=True, shown=False
     )
     precision: Precision = option(
-        "auto: bfloat16 autocast where the hardware supports it and a short probe finds it faster, else float32.",
+        PRECISION,
         "machine",
         default="auto",
         role="resolved",
@@ -67,14 +69,14 @@ class ModelConfig(Checked):
         "Random seed. The same seed gives the same result.", "machine", default=0, least=0, below=2**63, shown=False
     )
     normalize: str | None = option(
-        "Input normalization of the teacher: imagenet, cifar10, none or mean,mean,mean/std,std,std. Default: the "
+        "Normalization of the input images: imagenet, cifar10, none or mean,mean,mean/std,std,std. Default: the "
         "model's own (RUN, .pt2, timm, torchvision's weights), else imagenet.",
         "models",
         default=None,
         role="resolved",
     )
     image_size: int | None = option(
-        "Side of the teacher's input in pixels. Default: the model's own, else the size of the images.",
+        "Side of the input images in pixels. Default: the model's own, else the size of the images.",
         "models",
         default=None,
         least=1,
