@@ -159,6 +159,7 @@ def test_knowledge__keeps_the_teachers_own_figures_beside_those_of_the_row_teach
     [
         ("knowledge", "knowledge-digits.json", "reference.md"),
         ("compress", "compress-digits.csv", "teaching.md"),
+        ("compress", "compress-cifar10.csv", "teaching.md"),
         ("trees", "trees-digits.csv", "teaching.md"),
         ("mnist", "trees-mnist.csv", "teaching.md"),
     ],

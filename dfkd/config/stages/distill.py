@@ -129,7 +129,8 @@ class DistillConfig(ModelConfig):
     loss: tuple[str, ...] = option(
         "Weighted sum of losses: NAME[:WEIGHT,key=value,...] (docs/losses.md), or your own class or function by its "
         "dotted name. Default: kd ofd for networks with feature maps of several resolutions, else kd; also kd with "
-        "--source, --teacher-views and --batchnorm kept, and above 64 pixels for a student with weights of its own.",
+        "--source, --teacher-views, --quantize and --batchnorm kept, and above 64 pixels for a student with weights of "
+        "its own.",
         "learning",
         default=(),
         role="resolved",
