@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from dfkd.config import DistillConfig
 from dfkd.models.architectures.estimator import Estimator
-from dfkd.models.fake_int8 import fake_int8
+from dfkd.models.architectures.specialists import Specialists
+from dfkd.models.fake_int8 import fake_int8, rounds
 from dfkd.models.find import OBJECT
 from dfkd.models.load import Model
 from dfkd.models.prune import check_installed, prune
@@ -29,6 +30,7 @@ def compressed(config: DistillConfig, student: Model) -> Model:
     for option in _options(config):
         check_student(option, student)
     if config.prune is not None:
+        _check_whole(f"--prune {config.prune:g}", student)
         student = prune(student, config.prune)
     return student if config.quantize is None else _quantized(student)
 
@@ -42,6 +44,16 @@ def check_student(option: str, student: Model) -> None:
     if isinstance(student.module, Estimator):
         raise RequestError(
             f"{option} needs a student that learns by gradients, and {student.spec} does not; leave it out"
+        )
+
+
+def _check_whole(option: str, student: Model) -> None:
+    """Raise RequestError for a student whose parts or layers are no longer those that pruning knows."""
+    kind = "specialists" if isinstance(student.module, Specialists) else "int8 layers" if rounds(student.module) else ""
+    if kind:
+        raise RequestError(
+            f"{option} needs one network in float32, and {student.spec} has {kind}; prune first, then give "
+            "--specialists or --quantize"
         )
 
 

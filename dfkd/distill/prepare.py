@@ -147,7 +147,7 @@ def _check_statistics(plan: Plan, student: Model) -> None:
 def _check_plan(config: DistillConfig, plan: Plan, student: Model, objective: Objective) -> None:
     """Raise RequestError for numbers that do not go with the student and the losses."""
     fitting.check_size(plan.steps * plan.batch_size, student)
-    specialists.check_losses(student, objective)
+    specialists.check_vote(config, student, objective)
     _check_statistics(plan, student)
     for name, steps in objective.preparation.items():
         if steps >= plan.steps:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from dfkd.config import DistillConfig
 from dfkd.distill.compress import check_student
+from dfkd.distill.defaults import has_new_classifier
 from dfkd.distill.objective import Objective
 from dfkd.formats.shards import Shards
 from dfkd.models.architectures.specialists import Specialists, spell_groups
@@ -43,11 +44,21 @@ def check(config: DistillConfig) -> None:
         raise RequestError(f"{option} trains on stored images, and --source {config.source} makes more; leave it out")
     if config.init == "teacher":
         raise RequestError(f"{option} keeps the student's own weights; leave out --init teacher")
+    if config.prune is not None:
+        raise RequestError(
+            f"{option} does not train the student itself, which --prune {config.prune:g} would leave untrained; prune "
+            "it first, with a command of its own"
+        )
 
 
-def check_losses(student: Model, objective: Objective) -> None:
-    """Raise RequestError for a loss on the vote of the specialists, through which no gradient flows."""
+def check_vote(config: DistillConfig, student: Model, objective: Objective) -> None:
+    """Raise RequestError for losses or a generator on the vote of the specialists, through which no gradient flows."""
     if isinstance(student.module, Specialists):
+        if config.source is not None:
+            raise RequestError(
+                f"{student.spec} has specialists, which train on stored images, and --source {config.source} makes "
+                "more; leave it out"
+            )
         for name in objective.names:
             if name not in Specialists.learns_by:
                 raise RequestError(
@@ -68,6 +79,11 @@ def with_specialists(config: DistillConfig, student: Model, selections: Sequence
     if isinstance(student.module, Specialists):
         raise RequestError(
             f"{option} needs a student that is one network, and {student.spec} has specialists; leave one out"
+        )
+    if student.new_layers or has_new_classifier(student):
+        raise RequestError(
+            f"{option} needs a student that is trained for the teacher's classes, and the last layer of {student.spec} "
+            "is new; distil it first, and name its RUN"
         )
     if 2 * count > student.classes:
         raise RequestError(f"{option}: each needs two classes, and there are {student.classes}; give a smaller number")

@@ -192,9 +192,18 @@ class Method(ABC):
 
         Returns:
             Logits, and features at `taps`.
+
+        Raises:
+            RequestError: The images have a gradient, and the teacher's logits give them none.
         """
         self.teacher_forwards += len(images)
-        return spread(self.task.teacher.answer)(self.normalize(images))
+        outputs = spread(self.task.teacher.answer)(self.normalize(images))
+        if images.requires_grad and torch.is_grad_enabled() and not outputs.logits.requires_grad:
+            raise RequestError(
+                f"{type(self).__name__} follows the gradient of the teacher's logits, and "
+                f"{self.task.teacher.model.spec} has none; take a network as the teacher, or images (dfkd select)"
+            )
+        return outputs
 
     def real(self, count: int) -> Float[Tensor, "count channels size size"]:
         """Return the next real images.

@@ -220,11 +220,15 @@ def _cams(
     pixels: UInt8[np.ndarray, "shown height width channels"],
     classes: Int[np.ndarray, " shown"],
 ) -> Float[np.ndarray, "shown height width"] | None:
-    """Return Grad-CAM of the given class of each image. None without images, or without a feature map."""
+    """Return Grad-CAM of the given class of each image. None without images or a feature map, or with a note."""
     if tap is None or not len(pixels):
         return None
     pieces = zip(torch.from_numpy(pixels).split(32), torch.from_numpy(classes).clamp_min(0).split(32), strict=True)
-    maps = [grad_cam(classifier, tap, classifier.preprocess(some), of).cpu() for some, of in pieces]
+    try:
+        maps = [grad_cam(classifier, tap, classifier.preprocess(some), of).cpu() for some, of in pieces]
+    except RequestError as error:
+        say(f"note: no maps of {classifier.model.spec}: {error}")
+        return None
     return torch.cat(maps).numpy()
 
 

@@ -105,10 +105,11 @@ def converted(target: Callable[..., Any], options: Mapping[str, Any], name: str)
 
 def _split(text: str) -> list[str]:
     """Return the text's items, split at commas outside brackets and quotes."""
-    items, depth, quote, start = [], 0, "", 0
+    items, depth, quote, start, escaped = [], 0, "", 0, False
     for i, char in enumerate(text):
-        if quote:
-            quote = "" if char == quote else quote
+        if quote:  # in it a backslash escapes the next character, as `repr` writes a text with both kinds of quotes
+            quote = "" if char == quote and not escaped else quote
+            escaped = char == "\\" and not escaped
         elif char in "\"'":
             quote = char
         elif char in "([{":
@@ -130,7 +131,8 @@ def _number(number: float) -> str:
 def _spelled(value: Any) -> str:
     """Return a value's spelling, which `parse` reads back. Text that would be parsed as another value is quoted."""
     text = str(value)
-    return repr(value) if isinstance(value, str) and (_value(text) != value or _split(text) != [text]) else text
+    plain = _value(text) == value and _split(f"{text},") == [text, ""]  # an open quote would take in the next item
+    return repr(value) if isinstance(value, str) and not plain else text
 
 
 def _value(text: str) -> Any:

@@ -22,6 +22,15 @@ def test_a_method_works_without_batchnorm_or_says_that_it_cannot(make, name):
         assert make(name.lower(), real=kind.needs_real, architecture="lenet5", size=32).updates == 0
 
 
+@pytest.mark.parametrize("name", ["dfad", "zskt"])
+def test_a_teacher_without_a_gradient_is_refused(make, student, name):
+    """Otherwise the generator would silently follow the student's gradient alone."""
+    trees = "sklearn:kind=boosting,rounds=1,image_size=8"
+    method = make(name, architecture=trees)
+    with pytest.raises(RequestError, match="has none; take a network"):
+        method.update(student)
+
+
 @pytest.mark.parametrize("name", sorted(generators.__all__))
 def test_every_method_learns_in_bfloat16(make, student_in_bfloat16, name):
     """`--precision auto` is bfloat16 on many processors and GPUs; float32 is what the other tests compute in."""

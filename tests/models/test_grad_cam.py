@@ -57,3 +57,18 @@ def test_deepest_map__is_the_last_of_several_resolutions():
     flat = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     with pytest.raises(RequestError, match="stage"):
         deepest_map(Classifier(load_model(OwnNetwork(flat), normalize="none", image_size=4, channels=1), place))
+
+
+class Decided(Pooled):
+    """Logits of the most probable class alone, as of a program without gradients."""
+
+    def forward(self, x):
+        return nn.functional.one_hot(super().forward(x).argmax(dim=1), 3).float()
+
+
+def test_grad_cam__of_logits_without_a_gradient_is_refused():
+    decided = Classifier(
+        load_model(OwnNetwork(Decided()), normalize="none", image_size=6), resolve_place("cpu", "fp32")
+    )
+    with pytest.raises(RequestError, match="no gradient of the logits reaches conv"):
+        grad_cam(decided, Tap("conv"), torch.randn(2, 1, 6, 6), torch.tensor([0, 1]))

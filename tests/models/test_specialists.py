@@ -125,3 +125,10 @@ def test_specialists__are_built_from_their_text():
 def test_specialists__refuse_groups_that_are_none(groups, message):
     with pytest.raises(RequestError, match=message):
         load_model(f"specialists:network='cifar_resnet:depth=8,width=2',groups='{groups}'", image_size=12)
+
+
+def test_vote__has_gradients_except_in_training():
+    """A generator and Grad-CAM follow those of a teacher or a student; no loss may train the vote itself."""
+    network, images = voting(rows(0), rows(1), rows(2)), torch.zeros(BATCH, 1, 2, 2, requires_grad=True)
+    assert network(images).requires_grad
+    assert not network.train()(images).requires_grad

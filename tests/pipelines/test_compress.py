@@ -118,6 +118,12 @@ def test_distill__refuses_in_one_line(lab, selection, tmp_path, capsys, options,
     assert said in capsys.readouterr().err
 
 
+def test_prune__of_a_student_in_int8_is_refused(lab, made, selection, tmp_path, capsys):
+    run = made / "out/runs/int8-seed0"
+    assert lab.distill(selection, tmp_path / "run", "--student", run, "--prune", 0.5, "--steps", 1) == 2
+    assert "has int8 layers; prune first" in capsys.readouterr().err
+
+
 def test_prune__without_its_library_names_the_extra(lab, selection, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch_pruning", None)
     assert lab.distill(selection, tmp_path / "run", "--steps", 1, "--prune", 0.5) == 2

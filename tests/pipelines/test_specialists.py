@@ -5,9 +5,10 @@ import re
 import tomllib
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dfkd.formats.run_folder import Run
+from dfkd.models import cifar_resnet
 from dfkd.models.architectures.specialists import Specialists
 from dfkd.models.load import load_model
 
@@ -61,6 +62,11 @@ def test_specialists__are_a_model_for_export(lab, selection, run, tmp_path, caps
     assert re.search(r"float32 .* 100\.0%", capsys.readouterr().err)
 
 
+def test_specialists__are_explained_by_maps_of_the_generalist(lab, run, tmp_path, capsys):
+    assert lab.dfkd("explain", "--model", run, "--data", lab.few_heldout, "--out", tmp_path / "page.html") == 0
+    assert "no maps of" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -68,6 +74,7 @@ def test_specialists__are_a_model_for_export(lab, selection, run, tmp_path, caps
         (("--specialists", 6), "--specialists 6: each needs two classes, and there are 10"),
         (("--init", "teacher"), "--specialists 3 keeps the student's own weights"),
         (("--student", "cifar_resnet:depth=8,width=4"), "--specialists 3 needs a student with weights"),
+        (("--prune", 0.5), "prune it first, with a command of its own"),
     ],
 )
 def test_specialists__refuse_what_they_cannot_do(lab, selection, generalist, tmp_path, capsys, options, said):
@@ -80,3 +87,27 @@ def test_specialists__refuse_what_they_cannot_do(lab, selection, generalist, tmp
 def test_specialists__of_a_student_that_has_some_are_refused(lab, selection, run, tmp_path, capsys):
     assert lab.distill(selection, tmp_path / "again", "--student", run, *SPECIAL) == 2
     assert "has specialists; leave one out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--source", "dfad"), "run has specialists, which train on stored images, and --source dfad makes more"),
+        (("--prune", 0.5), "run has specialists; prune first"),
+    ],
+)
+def test_specialists__that_are_trained_on_refuse_what_they_cannot_do(
+    lab, selection, run, tmp_path, capsys, options, said
+):
+    assert lab.distill(selection, tmp_path / "again", "--student", run, "--steps", 2, *options) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [(), ("--quantize", "int8")])
+def test_specialists__of_a_new_classifier_are_refused(lab, selection, tmp_path, capsys, more):
+    """The generalist is not trained, so that its classifier would stay random."""
+    other = cifar_resnet(depth=8, width=4, num_classes=7, in_channels=1)
+    save_file(other.state_dict(), tmp_path / "seven.safetensors")
+    student = f"cifar_resnet:depth=8,width=4@{tmp_path / 'seven.safetensors'}"
+    assert lab.distill(selection, tmp_path / "run", "--student", student, *SPECIAL, *more) == 2
+    assert "is new; distil it first, and name its RUN" in capsys.readouterr().err

@@ -29,6 +29,20 @@ def test_text_round_trip(text):
     assert str(names.parse(text)) == text
 
 
+def test_text_round_trip__of_names_within_names():
+    """A run of a pruned network that was quantized, as the student of a run with specialists."""
+    named = Named("cifar_resnet", {"depth": 8, "width": 8})
+    for _ in range(5):
+        named = Named("pruned", {"network": str(named), "widths": "conv1=5x1 bn1=5", "channels": 1})
+        assert names.parse(str(named)) == named
+
+
+@pytest.mark.parametrize("value", ["o'brien", 'a"b', "a(b", "a]b", "a\\", "'a\\", 'it\'s "so", is it'])
+def test_text_round_trip__of_open_quotes_and_brackets(value):
+    named = Named("m", {"a": value, "b": 1})
+    assert names.parse(str(named)) == named
+
+
 @pytest.mark.parametrize("text", ["", ":depth=1", "kd:", "kd:x", "kd:a=1,a=2", "kd:1a=2"])
 def test_parse_refuses(text):
     with pytest.raises(RequestError):

@@ -6,6 +6,7 @@ Hinton et al. 2015, Distilling the knowledge in a neural network, arXiv 1503.025
 import itertools
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import ClassVar
 
 import torch
@@ -63,8 +64,8 @@ class Specialists(nn.Module):
 
     Half of the images on which a specialist trains are of its special classes. The paper then adds the logarithm of the
     oversampling proportion to the dustbin's logit. Here training subtracts the logarithm instead. The resulting
-    specialist is the same, and can still start as a copy of the generalist. The generalist is not trained, and no
-    gradient passes through the vote.
+    specialist is the same, and can still start as a copy of the generalist. The generalist is not trained, and in
+    training no gradient passes through the vote.
     """
 
     learns_by: ClassVar[tuple[str, ...]] = ("specialists",)
@@ -86,12 +87,13 @@ class Specialists(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Compute the logits of the vote."""
-        with torch.no_grad():
+        frozen = torch.no_grad if self.training else nullcontext
+        with frozen():
             general: Tensor = self.generalist(images).float()
         said = self.experts(images, self._less() if self.training else torch.zeros_like(self.special.classes.float()))
         special = self.special(general)
-        with torch.no_grad():
-            return self._vote(general.log_softmax(dim=1), said.detach().log_softmax(dim=2), special)
+        with frozen():
+            return self._vote(general.log_softmax(dim=1), said.log_softmax(dim=2), special)
 
     def _vote(
         self,
