@@ -101,8 +101,11 @@ def default_init(
     For a student with weights, of which those of the classifier are new, return `classifier`, if there are images to
     fit it on. Otherwise return `none`. docs/results.md has the measurements.
     """
-    if has_images and has_weights(student, given) and has_new_classifier(student):
-        return "classifier"
+    if has_images and has_weights(student, given):
+        name = linear_classifier(student)
+        layer = None if name is None else student.module.get_submodule(name)
+        if isinstance(layer, nn.Linear) and (student.new_layers or untrained(layer)):
+            return "classifier"
     bare = isinstance(given, str) and has_weights(student, given) is False
     return "teacher" if bare and heir(student, teacher) else "none"
 
@@ -110,13 +113,6 @@ def default_init(
 def linear_classifier(student: Model) -> str | None:
     """Return the name of the linear layer that computes the student's logits, or None if no such layer does."""
     return classifier_of(student.module, student.channels, student.trial_size)
-
-
-def has_new_classifier(student: Model) -> bool:
-    """Return whether a linear layer computes the logits of a student with weights, and is not trained."""
-    name = linear_classifier(student)
-    layer = None if name is None else student.module.get_submodule(name)
-    return isinstance(layer, nn.Linear) and (bool(student.new_layers) or untrained(layer))
 
 
 def default_area(config: DistillConfig, selections: Sequence[Shards]) -> float:

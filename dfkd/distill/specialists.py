@@ -9,7 +9,6 @@ from jaxtyping import Float
 
 from dfkd.config import DistillConfig
 from dfkd.distill.compress import check_student
-from dfkd.distill.defaults import has_new_classifier
 from dfkd.distill.objective import Objective
 from dfkd.formats.shards import Shards
 from dfkd.models.architectures.specialists import Specialists, spell_groups
@@ -80,7 +79,7 @@ def with_specialists(config: DistillConfig, student: Model, selections: Sequence
         raise RequestError(
             f"{option} needs a student that is one network, and {student.spec} has specialists; leave one out"
         )
-    if student.new_layers or has_new_classifier(student):
+    if student.new_layers:
         raise RequestError(
             f"{option} needs a student that is trained for the teacher's classes, and the last layer of {student.spec} "
             "is new; distil it first, and name its RUN"
