@@ -15,7 +15,9 @@ from dfkd.app.pipeline_file import read_pipeline
 from dfkd.config.option import options
 from dfkd.config.stage_table import STAGES
 from dfkd.config.tables import load_preset
+from dfkd.config.texts import flag
 from dfkd.distill import losses
+from dfkd.distill.members import OWN
 from dfkd.distill.objective import build_objective
 from dfkd.generators.build import choose
 
@@ -140,6 +142,12 @@ def test_version__is_the_same_in_every_file():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     citation = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
     assert {project["version"], citation[1]} == {dfkd.__version__}
+
+
+def test_page__lists_the_options_in_which_students_of_one_command_may_differ():
+    text = (ROOT / "docs" / "teaching.md").read_text(encoding="utf-8")
+    listed = re.search(r"\*\*What may differ\*\*: (.+?)\. The", text, re.DOTALL)
+    assert set(re.findall(r"`(--[a-z-]+)`", listed[1])) == {flag(name) for name in OWN if name != "out"}
 
 
 def test_the_results_are_up_to_date(make):
