@@ -122,8 +122,8 @@ TABLES = [
         "files": ["teachers-cifar10"],
         "rows": {
             "one": "one teacher",
-            "two": "two: and one of 91.6 %",
-            "three": "three: and one of 84.6 %",
+            "two": "two: the same and one of 91.6 %",
+            "three": "three: the two and one of 84.6 %",
         },
     },
     {

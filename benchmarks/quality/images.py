@@ -2,7 +2,7 @@
 
     python benchmarks/quality/images.py DATA [--tiny-imagenet tiny-imagenet-200]
 
-It writes to the folder DATA, and keeps files that exist:
+It writes to the folder DATA. If all files of a data set exist, they are kept:
 
     cifar10_train40k.npz      the first 40,000 training images of CIFAR-10, with labels: only for training a teacher
     cifar10_heldout10k.npz    the other 10,000, with labels: the test

@@ -198,7 +198,8 @@ class GenerateConfig(ModelConfig):
     )
     teacher_taps: tuple[str, ...] = option(OWN_TAPS, "models", default=())
     fill: str | None = option(
-        "Folder of a selection. Images are made only of its classes with fewer images than the mean, up to the mean.",
+        "Folder of a selection. Images are made of its classes with the fewest images: --count of them, or up to the "
+        "mean over its classes.",
         "data",
         default=None,
         role="resolved",
