@@ -135,17 +135,18 @@ def run(config):
     torch.manual_seed(config.seed)  # the initial weights
     model = load_model(config.model, **shape, classes=int(labels.max()) + 1)
     check_labels(test, model.classes)
-    begun = None
+    begun = inherited = None
     if config.begin is not None:
         begun = load_model(config.begin, **shape)
-        say(f"--begin: {inherit(model, begun)}")
+        inherited = inherit(model, begun)
+        say(f"--begin: {inherited.summary}")
     plan = _plan(config, model, data)
     folder = Run(output_path(config.out), config.out, _request(config, plan, model, begun, data, place))
     if folder.result(Finished) is None:
         with folder.writing():
             trainer = _trainer(config, plan, model, data, labels, place)
             if begun is not None:
-                _fit_layers(trainer, begun, data)
+                _fit_layers(trainer, begun, inherited.channels, data)
             if config.keep_weights:
                 trainer.keeper = WeightKeeper(folder.folder, plan.steps, config.keep_weights)
             train(trainer, folder)
@@ -199,11 +200,11 @@ def _trainer(config, plan, model, data, labels, place):
     return LabelTrainer(classifier, labels, Tapped(module, {}), source, objective, optimizer, plan)
 
 
-def _fit_layers(trainer, begun, data):
+def _fit_layers(trainer, begun, channels, data):
     """Fit the inherited layers to views of the data. A resumed run has fitted layers already."""
     images = LabeledImages(data, trainer.plan.seed + 1).sample(images_for(data.image_size))
     view = trainer.augment(images)
-    reconstruct(trainer.student.module, begun.module.to(view.device), view)
+    reconstruct(trainer.student.module, begun.module.to(view.device), view, channels)
 
 
 def _result(trainer, model, test):

@@ -8,7 +8,7 @@ from dfkd.models.architectures.specialists import Specialists
 from dfkd.models.fake_int8 import fake_int8, rounds
 from dfkd.models.find import OBJECT
 from dfkd.models.load import Model
-from dfkd.models.prune import check_installed, prune
+from dfkd.models.prune import Pruned, check_installed, prune
 from dfkd.system.errors import RequestError
 from dfkd.system.names import Named
 
@@ -22,17 +22,19 @@ def check(config: DistillConfig) -> None:
             raise RequestError(f"{option} keeps the student's own weights; leave out --init teacher")
 
 
-def compressed(config: DistillConfig, student: Model) -> Model:
-    """Return the student, pruned or quantized if the options say so.
+def compressed(config: DistillConfig, student: Model) -> tuple[Model, Pruned | None]:
+    """Return the student, pruned or quantized if the options say so, and how it was pruned.
 
     Raises: RequestError for a student without weights, or one that cannot be changed.
     """
+    pruned = None
     for option in _options(config):
         check_student(option, student)
     if config.prune is not None:
         _check_whole(f"--prune {config.prune:g}", student)
-        student = prune(student, config.prune)
-    return student if config.quantize is None else _quantized(student)
+        pruned = prune(student, config.prune)
+        student = pruned.model
+    return student if config.quantize is None else _quantized(student), pruned
 
 
 def check_student(option: str, student: Model) -> None:

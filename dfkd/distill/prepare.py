@@ -18,10 +18,11 @@ from dfkd.data.locate import GivenData
 from dfkd.distill import compress, fitting, specialists, supply
 from dfkd.distill.assemble import assemble
 from dfkd.distill.defaults import crops_of_files, linear_classifier, settled
+from dfkd.distill.init.channels import Channels
 from dfkd.distill.init.classifier import ClassifierFit
 from dfkd.distill.init.fit import Fit
 from dfkd.distill.init.inherit import inherit, twins
-from dfkd.distill.init.reconstruct import LayersFit
+from dfkd.distill.init.reconstruct import Copied, LayersFit
 from dfkd.distill.lessons import Plan
 from dfkd.distill.objective import Objective, build_objective
 from dfkd.distill.request import check_request
@@ -30,6 +31,7 @@ from dfkd.formats.run_records import RESULT, Result, read_result, run_folder
 from dfkd.formats.shards import Shards
 from dfkd.models.load import Model, load_model
 from dfkd.models.own import GivenModel
+from dfkd.models.prune import Pruned
 from dfkd.models.sharded import shard_teacher
 from dfkd.system import names, ranks
 from dfkd.system.console import say
@@ -105,13 +107,12 @@ def prepare(
     if decoder := gpu_decoder(config.decoder, place.device, any(shards.encoded for shards in selections)):
         selections = [shards.decoded_by(decoder) for shards in selections]
     teacher = open_teacher(teacher_given, config.samples, selections, config)
-    student = compress.compressed(config, _load_student(config, student_given, teacher))
+    student, pruned = compress.compressed(config, _load_student(config, student_given, teacher))
     student = specialists.with_specialists(config, student, selections, place)
     config = fitting.configured(config, student)
     config, trained = settled(config, teacher, student, student_given, selections)
     objective = objective or build_objective(config.loss)
-    if config.init == "teacher":
-        _inherit(student, teacher)
+    copied = _copied(config, teacher, student, pruned)
     if config.sync_batchnorm:
         student = _synchronized(student, place)
     crops = crops_of_files(config, selections)
@@ -126,7 +127,7 @@ def prepare(
     if config.shard_teacher:
         shard_teacher(teacher, place)
     source = supply.build_source(config, selections, generator, teacher, place, crops)
-    fit = _fit(config, teacher, student, selections, crops)
+    fit = _fit(config, teacher, student, selections, crops, copied)
     opened = (config, teacher, student, source, objective, place, plan, selections, fit)
     trainer = assemble(*opened, cropped=crops is not None, peers=peers)
     return Distillation(config, selections, teacher, student, test, trainer, content)
@@ -180,34 +181,45 @@ def _own_seed(config: DistillConfig) -> int:
     return config.seed if config.student_seed is None else config.student_seed
 
 
-def _inherit(student: Model, teacher: Model) -> None:
+def _copied(config: DistillConfig, teacher: Model, student: Model, pruned: Pruned | None) -> Copied | None:
+    """Copy the teacher's layers with `--init teacher`. Returns what the student's layers are to be fitted to."""
+    if config.init != "teacher":
+        in_int8 = config.quantize is not None
+        return None if pruned is None or in_int8 else Copied(Channels(pruned.kept), pruned.whole)
     option = "--init teacher"
     try:
-        say(f"{option}: {inherit(student, teacher)}")
+        inherited = inherit(student, teacher)
     except RequestError as error:
         raise RequestError(f"{option}: {error}") from None
+    say(f"{option}: {inherited.summary}")
+    return None if twins(student, teacher) else Copied(inherited.channels)
 
 
 def _fit(
-    config: DistillConfig, teacher: Model, student: Model, selections: Sequence[Shards], crops: Crops | None
+    config: DistillConfig,
+    teacher: Model,
+    student: Model,
+    selections: Sequence[Shards],
+    crops: Crops | None,
+    copied: Copied | None,
 ) -> Fit | None:
     """Return the fit of the student's layers before the first step, or None if nothing is to be fitted.
 
     Raises: RequestError if the student's classifier is to be fitted, and there is no such layer or no image.
     """
-    if config.init == "none" or (config.init == "teacher" and twins(student, teacher)):
+    if config.init != "classifier" and copied is None:
         return None
     images = real_images(selections, config.seed, crops)
-    if config.init == "classifier":
-        if images is None:
-            raise RequestError("--init classifier fits the student's last layer on --samples; name a selection")
-        layer = linear_classifier(student)
-        if layer is None:
-            raise RequestError(
-                f"--init classifier needs a student whose logits a linear layer computes; {student.spec} has none"
-            )
-        return ClassifierFit(images, layer)
-    return LayersFit(images, teacher.image_size or 1) if images is not None else None
+    if copied is not None:
+        return LayersFit(images, teacher.image_size or 1, copied) if images is not None else None
+    if images is None:
+        raise RequestError("--init classifier fits the student's last layer on --samples; name a selection")
+    layer = linear_classifier(student)
+    if layer is None:
+        raise RequestError(
+            f"--init classifier needs a student whose logits a linear layer computes; {student.spec} has none"
+        )
+    return ClassifierFit(images, layer)
 
 
 def _synchronized(student: Model, place: Place) -> Model:

@@ -2,12 +2,16 @@
 
 import copy
 import warnings
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
+import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from dfkd.models.architectures.pruned import spell_widths, width_of
 from dfkd.models.cost import multiplications
+from dfkd.models.features.channel_groups import Place, plain
 from dfkd.models.find import MODEL
 from dfkd.models.load import Model
 from dfkd.models.noise import noise, same_logits
@@ -35,7 +39,18 @@ def check_installed() -> None:
         raise RequestError(f"--prune needs {error.name}: pip install '.[prune]' in the checkout of dfkd") from None
 
 
-def prune(model: Model, share: float) -> Model:
+@dataclass(frozen=True)
+class Pruned:
+    """A classifier with fewer channels, and what it was made from."""
+
+    model: Model
+    whole: nn.Module
+    """The network before, with all channels."""
+    kept: Mapping[Place, Int[Tensor, " count"]]
+    """Channels of `whole` that the outputs of convolutions and linear layers keep."""
+
+
+def prune(model: Model, share: float) -> Pruned:
     """Return the classifier with at most `share` of its multiplications, pruned by the same share in every layer.
 
     A channel's importance is the norm of all weights that belong to it, in every layer of its group (torch-pruning,
@@ -46,12 +61,12 @@ def prune(model: Model, share: float) -> Model:
     whole = _cuttable(model)
     example = noise(1, model.channels, model.trial_size)
     total = multiplications(model.module, example)
-    best, low, high = None, 0.0, 1.0
+    best, kept, low, high = None, {}, 0.0, 1.0
     for _ in range(_TRIES):
         middle = (low + high) / 2
-        tried = _without(whole, example, middle, model)
+        tried, channels = _without(whole, example, middle, model)
         if multiplications(tried, example) <= share * total:
-            best, high = tried, middle
+            best, kept, high = tried, channels, middle
         else:
             low = middle
     if best is None:
@@ -64,7 +79,7 @@ def prune(model: Model, share: float) -> Model:
         f"--prune {share:g}: {count:,} of {total:,} multiplications are left, and {left:,} of "
         f"{model.parameter_count():,} parameters"
     )
-    return found
+    return Pruned(found, whole.module, kept)
 
 
 def _cuttable(model: Model) -> Model:
@@ -79,8 +94,10 @@ def _cuttable(model: Model) -> Model:
     return replace(model, architecture=text, module=module)
 
 
-def _without(whole: Model, example: Tensor, ratio: float, model: Model) -> nn.Module:
-    """Return a copy without a share of the channels of every layer."""
+def _without(
+    whole: Model, example: Tensor, ratio: float, model: Model
+) -> tuple[nn.Module, dict[Place, Int[Tensor, " count"]]]:
+    """Return a copy without a share of the channels of every layer, and the outputs that layers keep."""
     import torch_pruning
 
     module = copy.deepcopy(whole.module).eval().requires_grad_(True)
@@ -88,14 +105,25 @@ def _without(whole: Model, example: Tensor, ratio: float, model: Model) -> nn.Mo
     what = f"--prune: {model.spec} cannot be pruned:"
     with Foreign(what, always=True, hint="; prune a network of plain convolutions"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch_pruning.pruner.BasePruner(
+        pruner = torch_pruning.pruner.BasePruner(
             module,
             example,
             importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
             pruning_ratio=ratio,
             ignored_layers=last[-1:],
-        ).step()
-    return module
+        )
+        removed: dict[nn.Module, set[int]] = {}
+        for group in pruner.step(interactive=True):
+            for part, channels in group:
+                if plain(part.target.module) and pruner.DG.is_out_channel_pruning_fn(part.handler):
+                    removed.setdefault(part.target.module, set()).update(channels)
+            group.prune()
+    kept: dict[Place, Tensor] = {}
+    for name, layer in module.named_modules():
+        if gone := removed.get(layer):
+            total = len(gone) + len(layer.weight)
+            kept[name, 0] = torch.tensor([c for c in range(total) if c not in gone])
+    return module, kept
 
 
 def _written(model: Model, whole: Model, module: nn.Module) -> Model:

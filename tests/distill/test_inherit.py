@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from dfkd.distill.init.inherit import evenly, heir, inherit
+from dfkd.distill.init.channels import evenly
+from dfkd.distill.init.inherit import heir, inherit
 from dfkd.models.load import load_model
 from dfkd.system.errors import RequestError
 
@@ -28,7 +29,7 @@ def models():
 
 def test_a_shallower_student_begins_with_the_first_blocks_of_every_stage(models):
     student, teacher = models("cifar_resnet:depth=8,width=4", "cifar_resnet:depth=20,width=4")
-    said = inherit(student, teacher)
+    said = inherit(student, teacher).summary
     theirs = teacher.module.state_dict()
     for name, value in student.module.state_dict().items():
         assert torch.equal(value, theirs[name])
@@ -43,7 +44,7 @@ def test_a_layer_with_other_tensors_or_kernels_stays_whole(models):
     teacher.module.layer2[0].conv1 = nn.Conv2d(4, 8, 5, bias=False)
     teacher.module.layer2[0].bn1 = nn.BatchNorm2d(3)
     before = {name: value.clone() for name, value in student.module.state_dict().items()}
-    assert "12 of the student's 15 layers" in inherit(student, teacher)
+    assert "12 of the student's 15 layers" in inherit(student, teacher).summary
     for name, value in student.module.state_dict().items():
         kept = name.startswith(("linear.", "layer2.0.bn1.", "layer2.0.conv1."))
         assert torch.equal(value, before[name]) == kept, name
@@ -51,20 +52,53 @@ def test_a_layer_with_other_tensors_or_kernels_stays_whole(models):
 
 def test_a_narrower_student_begins_with_the_same_channels_everywhere(models):
     student, teacher = models("cifar_resnet:depth=8,width=4", "cifar_resnet:depth=8,width=6")
-    said = inherit(student, teacher)
+    inherited = inherit(student, teacher)
     ours, theirs = student.module.state_dict(), teacher.module.state_dict()
-    some = {
+    some = {  # the shortcuts pad channels, which keeps the evenly spaced ones in order
         6: [0, 1, 3, 4],
         12: [0, 1, 3, 4, 6, 7, 9, 10],
         24: [0, 1, 3, 4, 6, 7, 9, 10, 12, 13, 15, 16, 18, 19, 21, 22],
     }
     assert torch.equal(ours["conv1.weight"], theirs["conv1.weight"][some[6]])
-    assert torch.equal(ours["layer2.0.bn1.running_var"], theirs["layer2.0.bn1.running_var"][some[12]])
-    expected = theirs["layer3.0.conv1.weight"][some[24]][:, some[12]] * 1.5  # 8 inputs weigh what 12 did
-    torch.testing.assert_close(ours["layer3.0.conv1.weight"], expected)
-    torch.testing.assert_close(ours["linear.weight"], theirs["linear.weight"][:, some[24]] * 1.5)
+    assert torch.equal(ours["layer2.0.bn2.running_var"], theirs["layer2.0.bn2.running_var"][some[12]])
+    torch.testing.assert_close(
+        ours["linear.weight"], theirs["linear.weight"][:, some[24]] * 1.5
+    )  # 16 weigh what 24 did
     assert torch.equal(ours["linear.bias"], theirs["linear.bias"])
-    assert said.endswith("15 of the student's 15 layers begin as the teacher's, 15 of them as evenly spaced channels")
+    first, norm, second = (theirs[f"layer3.0.{name}.weight"].double() for name in ("conv1", "bn1", "conv2"))
+    importance = [float(first[c].square().sum() + norm[c] ** 2 + second[:, c].square().sum()) for c in range(24)]
+    inner = sorted(sorted(range(24), key=lambda c: -importance[c])[:16])
+    assert inner != some[24]
+    assert torch.equal(ours["layer3.0.bn1.running_mean"], theirs["layer3.0.bn1.running_mean"][inner])
+    expected = theirs["layer3.0.conv1.weight"][inner][:, some[12]] * 1.5
+    torch.testing.assert_close(ours["layer3.0.conv1.weight"], expected)
+    expected = theirs["layer3.0.conv2.weight"][some[24]][:, inner] * 1.5
+    torch.testing.assert_close(ours["layer3.0.conv2.weight"], expected)
+    assert inherited.channels.of(("layer3.0.conv1", 0), 24, 16).tolist() == inner
+    assert inherited.channels.of(("layer3.0.conv2", 0), 24, 16).tolist() == some[24]
+    assert inherited.summary.endswith("15 layers begin as the teacher's, 15 of them with a part of the channels")
+
+
+def test_inherit__layers_whose_outputs_are_added__keep_the_same_important_channels(models):
+    student, teacher = models(
+        "cifar_resnet:depth=8,width=4,shortcut=conv", "cifar_resnet:depth=8,width=6,shortcut=conv"
+    )
+    stream = [f"layer2.0.{name}" for name in ("conv2", "bn2", "shortcut")]
+    theirs, loud = teacher.module.state_dict(), [0, 2, 3, 5, 7, 8, 10, 11]
+    with torch.no_grad():
+        for name in stream:
+            theirs[f"{name}.weight"][loud] *= 100
+    inherited = inherit(student, teacher)
+    ours = student.module.state_dict()
+    assert torch.equal(ours["layer2.0.bn2.weight"], theirs["layer2.0.bn2.weight"][loud])
+    for place in [(name, 0) for name in stream] + [("layer3.0.conv1", 1), ("layer3.0.shortcut", 1)]:
+        assert inherited.channels.of(place, 12, 8).tolist() == loud
+
+
+def test_inherit__a_student_of_its_teachers_width__needs_no_choice(models, monkeypatch):
+    monkeypatch.setattr("dfkd.distill.init.inherit.most_read", None)
+    student, teacher = models("cifar_resnet:depth=8,width=4", "cifar_resnet:depth=20,width=4")
+    assert inherit(student, teacher).summary.endswith("begin as the teacher's")
 
 
 def test_a_wider_student_shares_nothing_though_some_biases_would_fit(models):

@@ -45,7 +45,8 @@ def test_multiplications__are_those_of_the_layers():
 def test_prune__keeps_a_share_of_the_multiplications_and_is_built_from_its_text(text, share):
     model = trained(text)
     example = torch.randn(2, 3, 16, 16)
-    small = prune(model, share)
+    pruned = prune(model, share)
+    small, whole = pruned.model, dict(pruned.whole.named_modules())
     left = multiplications(small.module, example[:1]) / multiplications(model.module, example[:1])
     assert 0.6 * share < left <= share
     again = load_model(small.architecture)
@@ -53,6 +54,10 @@ def test_prune__keeps_a_share_of_the_multiplications_and_is_built_from_its_text(
     again.module.load_state_dict(small.module.state_dict())
     with torch.no_grad():
         torch.testing.assert_close(again.module(example), small.module(example))
+    for (name, _), kept in pruned.kept.items():
+        weight, before = small.module.get_submodule(name).weight, whole[name].weight[kept]
+        inputs = [slice(None), *(some for some in pruned.kept.values() if some.max() < before.shape[1])]
+        assert any(torch.equal(weight, before[:, some]) for some in inputs), name
 
 
 def test_prune__of_almost_nothing_changes_almost_nothing():
@@ -71,9 +76,10 @@ def test_prune__of_almost_nothing_changes_almost_nothing():
     whole = pruning._cuttable(model)
     with torch.no_grad():
         torch.testing.assert_close(whole.module(example), model.module(example))
-    found = pruning._without(whole, example, 0.5, model).eval()
-    kept = found.layer2[0].conv1.weight
-    assert len(kept) == 8 and kept.flatten(1).norm(dim=1).min() > 0
+    found, kept = pruning._without(whole, example, 0.5, model)
+    left = found.layer2[0].conv1.weight
+    assert len(left) == 8 and left.flatten(1).norm(dim=1).min() > 0
+    assert kept["layer2.0.conv1", 0].tolist() == list(range(1, 16, 2))
 
 
 def test_cifar_resnet__shortcut_of_a_convolution_begins_as_the_padded_one():

@@ -49,9 +49,8 @@ def test_pipeline__prunes_distils_and_quantizes(lab, made):
     assert pruned["student_parameters"] < 0.35 * whole
     assert pruned["begins"] == int8["begins"] == "given"
     assert int8["top1"] > pruned["top1"] - 0.1
-    lines = (made / "out/runs/pruned-seed0/metrics.jsonl").read_text().splitlines()
-    costs = [json.loads(line)["kd"] for line in lines]
-    assert sum(costs[-3:]) < 0.8 * sum(costs[:3])  # several batches: one alone differs by as much
+    assert pruned["teacher_forwards"] == 30 * 16 + 64  # its layers are fitted to those before pruning, on 64 views
+    assert pruned["top1"] > 0.3
     told = (made / "out/runs/int8-seed0/config.toml").read_text()
     assert "run:" not in told
     assert 'optimizer = "adamw"' in told  # a rate for random weights destroys a network without BatchNorm

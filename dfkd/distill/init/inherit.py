@@ -1,26 +1,37 @@
 """Initialization of a student by copies of its teacher's layers, with fewer channels if the student is narrower."""
 
 from collections.abc import Mapping
-from typing import TypeGuard
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
 from torch import Tensor, nn
 
+from dfkd.distill.init.channels import EVENLY, Channels, most_read
 from dfkd.models.ensemble import leader
+from dfkd.models.features.channel_groups import plain
 from dfkd.models.load import Model
 from dfkd.models.state import tensors_of
 from dfkd.system.errors import RequestError
 
 
-def inherit(student: Model, teacher: Model) -> str:
-    """Copy every layer to the student that the teacher has under the same name, if it fits; return a summary.
+@dataclass(frozen=True)
+class Inheritance:
+    """What a student has copied from its teacher."""
+
+    channels: Channels
+    """Channels of the teacher that the layers have."""
+    summary: str
+    """One line of text."""
+
+
+def inherit(student: Model, teacher: Model) -> Inheritance:
+    """Copy every layer to the student that the teacher has under the same name, if it fits.
 
     This is weight selection (Initializing Models with Larger Ones, 2023, https://arxiv.org/abs/2311.18823). A narrower
-    student gets evenly spaced channels of the teacher. These are the same channels in every layer of one width, so a
-    residual stream stays in order. Concatenated channels, and channels that are flattened with their pixels, are not in
-    order; `reconstruct` adapts these layers. A sum over fewer inputs is scaled up to its old size. This is ours; before
-    a normalization it only changes the size of the weights.
+    student gets the channels of the teacher that the next layers read most (`most_read`), or evenly spaced ones, as in
+    the paper. Layers whose channels are added get the same channels. Concatenated channels, and channels that are
+    flattened with their pixels, are not in order; `reconstruct` adapts these layers. A sum over fewer inputs is scaled
+    up to its old size. This is ours; before a normalization it only changes the size of the weights.
 
     A layer is a module with parameters or buffers of its own. It is copied as a whole or not at all, because a bias is
     useless without its weight. Blocks are numbered within their stage, so a shallower student gets each stage's first
@@ -35,13 +46,16 @@ def inherit(student: Model, teacher: Model) -> str:
             f"no layer of the student {student.spec} has the name of one of the teacher's "
             f"({teacher.spec}) and is a part of it; take a student of its family that is not wider, or random weights"
         )
+    thinner = sum(_shapes(layers[name]) != _shapes(theirs[name]) for name in shared)
+    channels = EVENLY
+    if thinner:
+        channels = most_read(student, {name: theirs[name]["weight"] for name in shared if "weight" in theirs[name]})
     with torch.no_grad():
         for layer in shared:
             for name, value in layers[layer].items():
-                value.copy_(thinned(theirs[layer][name], value.shape))
-    thinner = sum(_shapes(layers[name]) != _shapes(theirs[name]) for name in shared)
-    rest = f", {thinner} of them as evenly spaced channels" if thinner else ""
-    return f"{len(shared)} of the student's {len(layers)} layers begin as the teacher's{rest}"
+                value.copy_(thinned(theirs[layer][name], value.shape, channels, layer))
+    rest = f", {thinner} of them with a part of the channels" if thinner else ""
+    return Inheritance(channels, f"{len(shared)} of the student's {len(layers)} layers begin as the teacher's{rest}")
 
 
 def heir(student: Model, teacher: Model) -> bool:
@@ -68,37 +82,22 @@ def twins(student: Model, teacher: Model) -> bool:
     return _shapes(tensors_of(student.module)) == _shapes(tensors_of(_network(teacher)))
 
 
-Plain = nn.Conv2d | nn.Linear
-
-
-def plain(layer: nn.Module | None) -> TypeGuard[Plain]:
-    """Return whether every output is a weighted sum over all channels; a convolution has to pad with zeros."""
-    if isinstance(layer, nn.Conv2d):
-        return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-    return isinstance(layer, nn.Linear)
-
-
 def depthwise(layer: nn.Module) -> bool:
     """Return whether every output channel is a convolution of the input channel with the same number only."""
     return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels == layer.out_channels
 
 
-def evenly(total: int, count: int) -> Int[Tensor, " count"]:
-    """Return `count` evenly spaced indices below `total`, starting with 0."""
-    return torch.arange(count) * total // count
-
-
-def thinned(weight: Tensor, shape: torch.Size) -> Tensor:
-    """Return evenly spaced channels of `weight`, [out, in, ...] or [channels], cut to `shape`.
+def thinned(weight: Tensor, shape: torch.Size, channels: Channels, layer: str) -> Tensor:
+    """Return some channels of a layer's `weight`, [out, in, ...] or [channels], of the given shape.
 
     If inputs are left out, the weights are scaled up to keep the size of the sum.
     """
     if weight.shape == shape or weight.ndim == 0:
         return weight
-    few = weight[evenly(len(weight), shape[0])]
+    few = weight[channels.of((layer, 0), len(weight), shape[0])]
     if weight.ndim == 1 or weight.shape[1] == shape[1]:
         return few
-    return few[:, evenly(weight.shape[1], shape[1])] * (weight.shape[1] / shape[1])
+    return few[:, channels.of((layer, 1), weight.shape[1], shape[1])] * (weight.shape[1] / shape[1])
 
 
 _Layers = dict[str, dict[str, Tensor]]

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from dfkd.distill.init.channels import EVENLY, Channels
 from dfkd.distill.init.fit import Fit
-from dfkd.distill.init.inherit import Plain, evenly, plain
 from dfkd.distill.init.least_squares import WIDEST, Moments
 from dfkd.models.classifier import Classifier
 from dfkd.models.ensemble import leader
+from dfkd.models.features.channel_groups import Plain, plain
 from dfkd.models.features.taps import network_code, run_network
 from dfkd.system.console import say
 from dfkd.training.bn_reestimate import batch_norms, reestimate
@@ -40,22 +41,34 @@ def images_for(side: int) -> int:
     return min(_IMAGES, max(_FEWEST, _PIXELS // side**2))
 
 
+@dataclass(frozen=True)
+class Copied:
+    """What the student's copied layers are a part of."""
+
+    channels: Channels
+    whole: nn.Module | None = None
+    """The network whose layers they are. None: the teacher."""
+
+
 class LayersFit(Fit):
-    """Fit of all layers that the student has copied from its teacher."""
+    """Fit of all layers that the student has copied from a larger network."""
 
     what = "copied layers"
 
-    def __init__(self, source: Source, image_size: int) -> None:
+    def __init__(self, source: Source, image_size: int, copied: Copied) -> None:
         """Fit on images of `source`, with `image_size` pixels on each side."""
-        self._source, self.views = source, images_for(image_size)
+        self._source, self.views, self._copied = source, images_for(image_size), copied
 
     def run(self, student: nn.Module, teacher: Classifier, augment: Callable[[Batch], Tensor]) -> None:
         """Fit the layers, and print what share of the teacher's outputs they explain."""
-        say(f"fitting the student's layers to the teacher's on {self.views:,} views")
+        whole = self._copied.whole
+        owner = "teacher" if whole is None else "whole network"
+        say(f"fitting the student's layers to the {owner}'s on {self.views:,} views")
         view = augment(self._source.sample(self.views))
-        shares = reconstruct(student, leader(teacher.model.module)[1], view).values()
+        whole = leader(teacher.model.module)[1] if whole is None else whole.to(view.device)
+        shares = reconstruct(student, whole, view, self._copied.channels).values()
         if shares:
-            what = f"{min(shares):.0%} to {max(shares):.0%} of the variance of the teacher's"
+            what = f"{min(shares):.0%} to {max(shares):.0%} of the variance of the {owner}'s"
             say(f"{len(shares)} layers are fitted; on these images their outputs give {what}")
         else:
             say("no layer could be fitted; the student begins with the copied layers")
@@ -63,14 +76,17 @@ class LayersFit(Fit):
 
 @torch.no_grad()
 def reconstruct(
-    student: nn.Module, teacher: nn.Module, view: Float[Tensor, "batch channels height width"]
+    student: nn.Module,
+    teacher: nn.Module,
+    view: Float[Tensor, "batch channels height width"],
+    channels: Channels = EVENLY,
 ) -> dict[str, float]:
     """Fit the student's layers in turn, by least squares, to the outputs of the teacher's layers of the same names.
 
     Channel Pruning for Accelerating Very Deep Neural Networks, 2017, https://arxiv.org/abs/1707.06168: the input of a
     layer is the output of the student's layers before it, which are already fitted. Its target is the output of the
-    teacher's layer. The channels are those of `inherit`. The paper chooses them with LASSO, and also corrects for a
-    shortcut's error; neither is done here.
+    teacher's layer at the `channels` that the student has copied. The paper chooses them with LASSO, and also corrects
+    for a shortcut's error; neither is done here.
 
     Ours is a ridge penalty: weights that the images determine poorly stay near their old values. The penalty grows as
     pairs get few. Without it, layers with about as many inputs as pairs overfit the images. In a student with
@@ -88,7 +104,7 @@ def reconstruct(
     with network_code(teacher):
         teacher.eval()
     layers = _matched(student, teacher)
-    wanted = {name: _Wanted(ours, len(view)) for name, (ours, _) in layers.items()}
+    wanted = {name: _Wanted(name, ours, len(view), channels) for name, (ours, _) in layers.items()}
     with ExitStack() as hooks:
         for name, (_, theirs) in layers.items():
             hooks.enter_context(theirs.register_forward_hook(wanted[name].remember))
@@ -108,8 +124,10 @@ def reconstruct(
 class _Wanted:
     """Target of a student's layer: the teacher's outputs at some positions of every image's map."""
 
+    name: str
     layer: Plain
     images: int
+    channels: Channels
     size: int = 0
     """Number of positions of a map."""
     positions: list[Int[Tensor, "part some"]] = field(default_factory=list)
@@ -123,7 +141,7 @@ class _Wanted:
         some = min(self.size, -(-pairs // self.images))
         generator = torch.Generator().manual_seed(len(self.positions))  # the global state is the student's
         positions = torch.rand(len(rows), self.size, generator=generator).argsort(dim=1)[:, :some].to(rows.device)
-        channels = evenly(rows.shape[2], len(self.layer.weight)).to(rows.device)
+        channels = self.channels.of((self.name, 0), rows.shape[2], len(self.layer.weight)).to(rows.device)
         self.positions.append(positions)
         self.outputs.append(_at(rows, positions)[..., channels])
 
