@@ -8,7 +8,7 @@ from torch import Tensor
 from dfkd.distill.prepare import Distillation
 from dfkd.models.classifier import Classifier
 from dfkd.system.device import Place
-from dfkd.training.evaluate import named_classes, show_all
+from dfkd.training.evaluate import predicted_classes, show_all
 
 
 @torch.no_grad()
@@ -24,7 +24,7 @@ def exit_accuracies(prepared: Distillation) -> list[float]:
     student, answers = Classifier(prepared.student, place, trained.taps), list[np.ndarray]()
 
     def take(pixels: UInt8[Tensor, "batch height width channels"]) -> None:
-        answers.append(np.stack([named_classes(logits) for logits in objective.exits(student(pixels))]))
+        answers.append(np.stack([predicted_classes(logits) for logits in objective.exits(student(pixels))]))
 
     show_all(data, 256, take)
     right = np.concatenate(answers, axis=1) == data.labels(prepared.student.classes)
