@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dfkd.data import Images
 from dfkd.data.images.decode import encode_png
-from dfkd.data.pool import ENCODED_ABOVE
+from dfkd.data.images.frame import ENCODED_ABOVE
 from dfkd.generators.base import Method, drawn, quantize
 from dfkd.models.classifier import Classifier
 from dfkd.models.features.outputs import half
