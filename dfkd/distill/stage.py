@@ -184,8 +184,7 @@ def _logged(prepared: Distillation, folder: Run) -> AbstractContextManager[Log]:
     """Open the loggers of a run."""
     config, trainer = prepared.config, prepared.trainer
     pace, options = (trainer.plan.steps, config.log_every), portable(asdict(config))
-    loggers = config.log if ranks.first() else ()
-    return logged(loggers, folder, folder.folder, options, pace, trainer.pictures)
+    return logged(config.log, folder, folder.folder, options, pace, trainer.pictures)
 
 
 def _finish(
