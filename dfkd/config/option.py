@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
+from dfkd.config.texts import flag
 from dfkd.system.errors import RequestError
 from dfkd.system.limits import Range
 
@@ -111,4 +112,4 @@ class Checked:
                 continue
             for value in given if isinstance(given, tuple) else (given,):
                 if not declared.range.holds(value):
-                    raise RequestError(f"--{name.replace('_', '-')} {value} is not {declared.range}")
+                    raise RequestError(f"{flag(name)} {value} is not {declared.range}")

@@ -193,6 +193,13 @@ def vectors(outputs: Outputs, tap: str = "last") -> Float[Tensor, "batch width"]
     return averaged(full(outputs.features[tap]))
 
 
+def last_pair(student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
+    """Return the two features `last` as vectors [batch, width], each in its precision; maps are averaged."""
+    pair = student.features["last"], teacher.features["last"]
+    check_shape("last", *pair)
+    return averaged(pair[0]), averaged(pair[1])
+
+
 def unit(rows: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
     """Divide each row by its L2 norm; a row of zeros stays zero, and its gradient stays finite."""
     length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)

@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
 from dfkd.config import DistillConfig
 from dfkd.distill.prepare import Distillation
@@ -14,7 +17,7 @@ from dfkd.system import names
 from dfkd.system.device import Place
 from dfkd.system.files import hash_of
 from dfkd.system.memory import peak_memory_bytes
-from dfkd.training.evaluate import Measures, measure
+from dfkd.training.evaluate import Measures, measure, predicted_classes, show_all
 
 
 def figures_of(prepared: Distillation) -> dict[str, Any]:
@@ -41,6 +44,26 @@ def _measure(prepared: Distillation) -> Measures | None:
     prepared.trainer.student.remove()
     student, teacher = (Classifier(model, place) for model in (prepared.student, prepared.teacher))
     return measure(student, prepared.test, 256, teacher)
+
+
+@torch.no_grad()
+def exit_accuracies(prepared: Distillation) -> list[float]:
+    """Measure the top-1 accuracy of the losses' heads on the test images, from the shallowest head.
+
+    The list is empty without test images or without such a loss.
+    """
+    data, objective, trained = prepared.test, prepared.trainer.objective, prepared.trainer.student
+    if data is None or not objective.has_exits:
+        return []
+    place = Place(prepared.trainer.place.device, torch.float32)
+    student, answers = Classifier(prepared.student, place, trained.taps), list[np.ndarray]()
+
+    def take(pixels: UInt8[Tensor, "batch height width channels"]) -> None:
+        answers.append(np.stack([predicted_classes(logits) for logits in objective.exits(student(pixels))]))
+
+    show_all(data, 256, take)
+    right = np.concatenate(answers, axis=1) == data.labels(prepared.student.classes)
+    return [float(share) for share in right.mean(axis=1)]
 
 
 def result_of(prepared: Distillation) -> dict[str, Any]:

@@ -14,11 +14,10 @@ from dfkd.config import DistillConfig
 from dfkd.config.option import is_off, named
 from dfkd.data.locate import GivenData
 from dfkd.distill.cohort import Cohort, Records
-from dfkd.distill.exits import exit_accuracies
 from dfkd.distill.members import learning_together, members
 from dfkd.distill.prepare import Distillation, prepare
 from dfkd.distill.request import check_request
-from dfkd.distill.result import figures_of, result_of
+from dfkd.distill.result import exit_accuracies, figures_of, result_of
 from dfkd.formats.kept_weights import WeightKeeper
 from dfkd.formats.run_folder import Run
 from dfkd.formats.run_records import Result, finished_weights, read_distillation
@@ -185,8 +184,7 @@ def _logged(prepared: Distillation, folder: Run) -> AbstractContextManager[Log]:
     """Open the loggers of a run."""
     config, trainer = prepared.config, prepared.trainer
     pace, options = (trainer.plan.steps, config.log_every), portable(asdict(config))
-    loggers = config.log if ranks.first() else ()
-    return logged(loggers, folder, folder.folder, options, pace, trainer.pictures)
+    return logged(config.log, folder, folder.folder, options, pace, trainer.pictures)
 
 
 def _finish(

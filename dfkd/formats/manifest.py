@@ -18,6 +18,8 @@ from dfkd.system.remote_folder import LAST
 FORMAT = 2
 """Version of the format of selections: manifest, shards and scores. Other versions are refused."""
 MANIFEST = LAST["selection"]
+BESIDE = ("dataset_info.json", "scores.parquet", "state.json")
+"""Files of a selection beside the shards and the manifest."""
 HINT = "; delete the folder and select again"
 
 _AtLeastOne = Annotated[Count, Holds(lambda n: n > 0, "at least 1")]
@@ -138,11 +140,7 @@ class Manifest:
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest, the last file of a selection."""
-    beside = [
-        {"name": name, **entry(folder / name)}
-        for name in ("dataset_info.json", "scores.parquet", "state.json")
-        if (folder / name).exists()
-    ]
+    beside = [{"name": name, **entry(folder / name)} for name in BESIDE if (folder / name).exists()]
     write_json(folder / MANIFEST, sealed({"format": FORMAT, **manifest, "beside": beside}))
 
 

@@ -5,13 +5,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dfkd.data.locate import paths_of
-from dfkd.formats.manifest import MANIFEST
+from dfkd.formats.manifest import BESIDE, MANIFEST
 from dfkd.formats.run_records import CHECKPOINT, CONFIG, KEPT, METRICS, RESULT, STATE, WEIGHTS
 from dfkd.system.errors import RequestError
 from dfkd.system.files import user_path
 
 _OF_RUN = (CONFIG, METRICS, WEIGHTS, RESULT)
-_OF_SELECTION = (MANIFEST, "dataset_info.json", "state.json", "scores.parquet")
+_OF_SELECTION = (MANIFEST, *BESIDE)
 
 
 def check_output(text: str, flag: str, inputs: Iterable[str | None]) -> None:

@@ -1,7 +1,7 @@
 """Base class of generators, the task that they are given, and checks of their results."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -264,8 +264,10 @@ def method_code(method: Method) -> Foreign:
     return Foreign(f"generator {type(method).__name__} fails:", method)
 
 
-def checked_terms(method: Method, terms: object) -> dict[str, Tensor]:
-    """Return the result of `update`. Raises: RequestError unless it is a dictionary of tensors with one number each."""
+def updated(method: Method, student: Student | None) -> dict[str, Tensor]:
+    """Call `update`. Raises: RequestError unless it returns a dictionary of tensors with one number each."""
+    with method_code(method):
+        terms = method.update(student)
     if isinstance(terms, dict) and all(isinstance(term, Tensor) and term.numel() == 1 for term in terms.values()):
         return terms
     raise RequestError(
@@ -274,8 +276,10 @@ def checked_terms(method: Method, terms: object) -> dict[str, Tensor]:
     )
 
 
-def checked_images(method: Method, images: object, count: int) -> Tensor:
-    """Return the images of a method. Raises: RequestError unless they are a float tensor of the expected shape."""
+def drawn(method: Method, count: int, draw: Callable[[], object]) -> Tensor:
+    """Call `draw`, which makes images with the method. Raises: RequestError unless it returns `count` of them."""
+    with method_code(method):
+        images = draw()
     shape = (count, method.task.channels, method.task.size, method.task.size)
     if isinstance(images, Tensor) and images.shape == shape and images.is_floating_point():
         return images

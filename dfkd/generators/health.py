@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dfkd.generators.base import Method, checked_images, method_code
+from dfkd.generators.base import Method, drawn
 from dfkd.models.features.bn_statistics import BatchStatistics
 from dfkd.system.console import say
 
@@ -53,9 +53,7 @@ class Health:
             return {}
         method = self._method
         random = torch.Generator(method.task.device).manual_seed(step)  # separate from the run's random numbers
-        with method_code(method):
-            images = method.sample(OBSERVED, random)
-        images = self.images = checked_images(method, images, OBSERVED)
+        images = self.images = drawn(method, OBSERVED, lambda: method.sample(OBSERVED, random))
         with self._statistics.watched():
             answer = method.teach(images)
         seen = {

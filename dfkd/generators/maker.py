@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from dfkd.formats.run_records import Checkpoint
-from dfkd.generators.base import Method, checked_terms, method_code, quantize
+from dfkd.generators.base import Method, quantize, updated
 from dfkd.generators.health import Health
 from dfkd.training.log import SHOWN
 from dfkd.training.loop import Pace, joined
@@ -36,9 +36,7 @@ class Maker:
 
     def advance(self) -> Mapping[str, Tensor | float]:
         """Take one update of the method and return its metrics."""
-        with method_code(self.method):
-            seen = self.method.update(self._student)
-        self._seen |= checked_terms(self.method, seen)
+        self._seen |= updated(self.method, self._student)
         self.step += 1
         if self.step >= self.method.first:
             self._seen |= self._health.observe(self.step)

@@ -1,6 +1,7 @@
 """Images of a trained method by number, with the teacher's scores: a pool that is not stored."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor
 
 from dfkd.data import Images
 from dfkd.data.images.decode import encode_png
-from dfkd.data.pool import ENCODED_ABOVE
-from dfkd.generators.base import Method, checked_images, method_code, quantize
+from dfkd.data.images.frame import ENCODED_ABOVE
+from dfkd.generators.base import Method, drawn, quantize
 from dfkd.models.classifier import Classifier
 from dfkd.models.features.outputs import half
 from dfkd.select.methods import ImageScores
@@ -94,7 +95,6 @@ class GeneratedPictures:
         """Yield the images of each block, made by one call of the method."""
         for block in np.unique(indices // BLOCK):
             rows = indices[indices // BLOCK == block]
-            with method_code(self._method):
-                count = int(rows[-1] - rows[0]) + 1
-                images = self._method.images(int(rows[0]), count)
-            yield quantize(checked_images(self._method, images, count)).cpu().numpy()[rows - rows[0]]
+            first, count = int(rows[0]), int(rows[-1] - rows[0]) + 1
+            images = drawn(self._method, count, partial(self._method.images, first, count))
+            yield quantize(images).cpu().numpy()[rows - first]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfkd.generators.base import Method, checked_images, checked_terms, method_code, quantize
+from dfkd.generators.base import Method, drawn, quantize, updated
 from dfkd.generators.health import Health
 from dfkd.system.shares import Share
 from dfkd.training.sources import Batch, NotFollowing, Student
@@ -41,9 +41,7 @@ class GeneratedSource(NotFollowing):
 
     def sample(self, count: int, share: Share | None = None) -> Batch:
         """Return the next `count` images. Every process makes all of them and returns its share."""
-        with method_code(self.method):
-            images = self.method.sample(count, self._random)
-        images = checked_images(self.method, images, count)
+        images = drawn(self.method, count, lambda: self.method.sample(count, self._random))
         return Batch(quantize(images if share is None else images[share.rows]), None, share)
 
     def warm_up(self, student: Student) -> dict[str, Tensor] | None:
@@ -64,9 +62,7 @@ class GeneratedSource(NotFollowing):
         return dict(self._seen)
 
     def _update(self, student: Student) -> None:
-        with method_code(self.method):
-            seen = self.method.update(student)
-        self._seen |= checked_terms(self.method, seen)
+        self._seen |= updated(self.method, student)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of the method and of the random numbers, the step, and the latest metrics."""

@@ -112,8 +112,7 @@ def _make(prepared: Generation, out: Path) -> Selected | None:
     student = None if prepared.student is None else spread(Classifier(prepared.student, prepared.place).answer)
     maker = Maker(method, prepared.component.name, student, pace)
     record, options = Progress(partial, f"; delete {partial}, and it starts anew"), portable(asdict(config))
-    loggers = config.log if ranks.first() else ()
-    with logged(loggers, record, out, options, (steps, config.log_every), maker.pictures) as log:
+    with logged(config.log, record, out, options, (steps, config.log_every), maker.pictures) as log:
         train(maker, record)
         if is_sharded(prepared.teacher.module):  # every rank has a part of the teacher, so all ranks have to score
             made = _collect(prepared, maker.method)

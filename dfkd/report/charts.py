@@ -31,9 +31,9 @@ class Scale:
         """Return the percentage of a value."""
         return round(100 * (value - self.low) / (self.high - self.low), 3)
 
-    def ticks(self, wanted: int = 4) -> list[float]:
-        """Return round numbers within the range: multiples of 1, 2 or 5 times a power of ten."""
-        rough = (self.high - self.low) / wanted
+    def ticks(self) -> list[float]:
+        """Return a few round numbers within the range: multiples of 1, 2 or 5 times a power of ten."""
+        rough = (self.high - self.low) / 4
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(m * power for m in (1, 2, 5, 10) if m * power >= 0.7 * rough)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)

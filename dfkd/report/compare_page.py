@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dfkd.config import DistillConfig
+from dfkd.config.texts import flag
 from dfkd.report import compare_classes, compare_figures
 from dfkd.report.answers import Explanation
 from dfkd.report.collect import Row, settings
@@ -15,6 +16,7 @@ from dfkd.report.disagreements import gallery, pair_table, reliability
 from dfkd.report.markup import Html, definitions, html, join, section, table, tag, write_page
 from dfkd.report.table import markdown_table, reading, shown_table
 from dfkd.system.portable import portable
+from dfkd.system.text import counted
 
 MACHINE = ("device", "precision", "dfkd", "torch")
 """Settings that name the device and the software of a run."""
@@ -85,7 +87,7 @@ def _machines(of_row: Mapping[str, Mapping[str, str]]) -> str:
     used = dict.fromkeys(
         ", ".join(f"{name} {values[name]}" for name in MACHINE if name in values) for values in of_row.values()
     )
-    rows = f"{len(of_row):,} row{'' if len(of_row) == 1 else 's'}"
+    rows = counted(len(of_row), "row")
     return f"{rows}. Computed with {'; '.join(filter(None, used)) or 'versions that are not known'}."
 
 
@@ -96,11 +98,10 @@ def command(config: Mapping[str, Any]) -> str:
     for name, value in config.items():
         if name == "preset" or value == _plain(defaults.get(name)):  # options have the preset's values
             continue
-        flag = name.replace("_", "-")
         if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
+            words.append(flag(name if value else f"no-{name}"))
         else:
-            words += [f"--{flag}", *(_quote(str(v)) for v in (value if isinstance(value, list) else [value]))]
+            words += [flag(name), *(_quote(str(v)) for v in (value if isinstance(value, list) else [value]))]
     return " ".join(words)
 
 

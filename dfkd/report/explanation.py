@@ -33,7 +33,7 @@ from dfkd.system.files import write_text
 from dfkd.system.portable import expand
 from dfkd.system.spacing import evenly_spaced
 from dfkd.system.text import class_name
-from dfkd.training.evaluate import check_labels, named_classes, open_pair, show_all
+from dfkd.training.evaluate import check_labels, open_pair, predicted_classes, show_all
 
 
 def run(config: ExplainConfig) -> None:
@@ -118,7 +118,7 @@ def answer_all(
         divergence = (logs[1].exp() * (logs[1] - logs[0])).sum(dim=1)
         finite = [logits.isfinite().all(dim=1) for logits in (ours, theirs)]
         best = [values.exp().amax(dim=1).where(known, torch.nan) for values, known in zip(logs, finite, strict=True)]
-        classes = [torch.from_numpy(named_classes(logits)) for logits in (ours, theirs)]
+        classes = [torch.from_numpy(predicted_classes(logits)) for logits in (ours, theirs)]
         classes[0] = classes[0].where(finite[0], -1)  # the teacher has -2: two non-finite outputs do not agree
         for column, values in zip(columns, (*classes, *best, divergence), strict=True):
             column.append(values)

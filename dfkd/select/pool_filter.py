@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from dfkd.data import Pool
 from dfkd.data.images.filter import Filter, read_filter
 from dfkd.data.images.filter_record import read_scores
-from dfkd.data.pool import ENCODED_ABOVE
+from dfkd.data.images.frame import ENCODED_ABOVE
 from dfkd.models.classifier import Classifier
 from dfkd.models.features.bn_statistics import BatchStatistics
 from dfkd.models.features.image_distance import ImageDistances

@@ -17,7 +17,7 @@ from dfkd.config.option import named
 from dfkd.config.tables import differences
 from dfkd.data.images.decode import processors, reencoded
 from dfkd.data.readers.reader import Unreadable
-from dfkd.formats.manifest import MANIFEST, write_manifest
+from dfkd.formats.manifest import BESIDE, MANIFEST, write_manifest
 from dfkd.formats.run_records import CHECKPOINT, LOGS, METRICS
 from dfkd.formats.shards import BYTES_PER_SHARD, ROWS_PER_SHARD, Rows, Shards, write_shards
 from dfkd.select.choose import REASONS, Choice
@@ -32,7 +32,7 @@ from dfkd.system.portable import portable
 
 FILES_AT_ONCE = 64
 """Encoded files that are read at once."""
-OWN = (LOCK, JOURNAL, CHECKPOINT, METRICS, LOGS, "data-", "dataset_info.json", "scores.parquet", "state.json", MANIFEST)
+OWN = (LOCK, JOURNAL, CHECKPOINT, METRICS, LOGS, "data-", *BESIDE, MANIFEST)
 """Prefixes of the names in a folder in which a selection is written."""
 
 

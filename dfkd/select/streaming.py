@@ -26,6 +26,7 @@ from dfkd.select.choose import (
     check_usable,
     how_many,
 )
+from dfkd.select.duplicates_on_disk import Ranked
 from dfkd.select.methods import ImageScores, Scale, surest
 from dfkd.system.errors import RequestError
 
@@ -36,8 +37,7 @@ _COUNTERS = 20
 Parts = Callable[[], Iterator[tuple[ImageScores, Bool[np.ndarray, " rows"]]]]
 """Function that reads the pool from its first part: the scores, and a mask of the images that could be read."""
 
-Ranked = Callable[[], Iterable[tuple[Int[np.ndarray, " rows"], UInt32[np.ndarray, " rows"]]]]
-Deduplicate = Callable[[Ranked, int], Iterator[Int[np.ndarray, " dropped"]]]
+Deduplicate = Callable[[Callable[[], Iterable[Ranked]], int], Iterator[Int[np.ndarray, " dropped"]]]
 """Function that yields the near-duplicates among a number of ranked rows, which are read block by block."""
 
 
@@ -174,7 +174,7 @@ class _Pool:
         admitted = block.usable & ~np.isnan(block.value) & (reasons != NEAR_DUPLICATE)
         return admitted if self.threshold is None else admitted & (block.scores.confidence >= self.threshold)
 
-    def ranked(self) -> Iterator[tuple[Int[np.ndarray, " rows"], UInt32[np.ndarray, " rows"]]]:
+    def ranked(self) -> Iterator[Ranked]:
         """Yield the admitted rows by their numbers in the pool, with their keys."""
         for block in self.blocks():
             where = np.flatnonzero(self.is_admitted(block))

@@ -117,7 +117,7 @@ def _lock(handle: int, folder: Path, what: str, wait: bool) -> None:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            time.sleep(PROBED)  # `is_held` of another process may hold the lock for a moment
+            time.sleep(PROBED)
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise Busy(

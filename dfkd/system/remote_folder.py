@@ -74,6 +74,8 @@ class _Remote:
 
     uri: str
     last: str
+    fresh: bool = False
+    """Whether the store had no files of this folder before."""
 
     def __post_init__(self) -> None:
         self.system, path = system_of(self.uri)
@@ -89,9 +91,6 @@ class _Remote:
         self.fresh = mark is None
         if self.fresh:  # shows before hours of work that the store can be written
             self._write(MARK, b"{}")
-
-    fresh: bool = False
-    """Whether the store had no files of this folder before."""
 
     def give_up(self) -> None:
         """Remove the mark if the store had no files before."""

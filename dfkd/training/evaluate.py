@@ -57,7 +57,7 @@ def measure(model: Classifier, data: Pool, batch_size: int, teacher: Classifier 
     def take(pixels: UInt8[Tensor, "batch height width channels"]) -> None:
         answers.append(model(pixels).logits.cpu())
         if teacher is not None:
-            theirs.append(named_classes(teacher(pixels).logits))
+            theirs.append(predicted_classes(teacher(pixels).logits))
 
     show_all(data, batch_size, take)
     logits = torch.cat(answers)
@@ -128,7 +128,7 @@ def _by_class(
     return [float(right[labels == k].mean()) if (labels == k).any() else None for k in range(classes)]
 
 
-def named_classes(logits: Float[Tensor, "batch classes"]) -> Int[np.ndarray, " batch"]:
+def predicted_classes(logits: Float[Tensor, "batch classes"]) -> Int[np.ndarray, " batch"]:
     """Return the predicted classes; -2 if a logit is not finite.
 
     -2 is no label, and no prediction of a student.

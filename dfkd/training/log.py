@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 
 from dfkd.formats.run_folder import Progress
 from dfkd.formats.run_records import LOGS
+from dfkd.system import ranks
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.training.loggers.base import PICTURES, Logger, Training
@@ -110,10 +111,11 @@ def logged(
     pace: tuple[int, int],
     pictures: Pictures,
 ) -> Iterator[Log]:
-    """Yield a log of the rows that are recorded while the block runs.
+    """Yield a log of the rows that are recorded while the block runs. Only rank 0 logs.
 
     `shown` is the folder of the result. `pace` is the number of steps, and the number of steps between rows.
     """
+    names = names if ranks.first() else ()
     training = Training(record.folder / LOGS, shown.name, options)
     log = Log(names, training, *pace, pictures)
     record.follower = log.row if names else None

@@ -93,13 +93,13 @@ def open_teacher(
     return model
 
 
-def pieces(selections: Sequence[Shards], most: int, batch: int = 256) -> Iterator[UInt8[Tensor, "b h w c"]]:
+def pieces(selections: Sequence[Shards], most: int) -> Iterator[UInt8[Tensor, "b h w c"]]:
     """Yield batches of images, evenly spaced over the selections, about `most` of them in total."""
     images = sum(map(len, selections))
     for shards in selections:
         rows = evenly_spaced(len(shards), max(1, round(most * len(shards) / images)))
-        for start in range(0, len(rows), batch):
-            yield torch.from_numpy(shards.pixels(rows[start : start + batch]))
+        for start in range(0, len(rows), 256):
+            yield torch.from_numpy(shards.pixels(rows[start : start + 256]))
 
 
 def _finite(teacher: Model) -> Model:

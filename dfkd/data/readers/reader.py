@@ -15,7 +15,7 @@ from dfkd.system.errors import RequestError
 from dfkd.system.remote import RemoteFile
 
 IMAGE_SUFFIXES = frozenset(
-    (*(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),)
+    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 )
 LAYOUTS = "[h,w,c] or [c,h,w] (c is 1, 3 or 4), [h,w] or flat [3*s*s]"
 _CHANNELS = (1, 3, 4)

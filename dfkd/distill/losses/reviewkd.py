@@ -74,10 +74,8 @@ class ReviewKD(Loss):
         """Return the maps of every stage and, with `last`, the last features as maps of one pixel."""
         pairs = align.map_pairs("stage", student, teacher)
         if "last" in self.taps:
-            pair = student.features["last"], teacher.features["last"]
-            align.check_shape("last", *pair)
-            ours, theirs = (align.averaged(feature)[:, :, None, None] for feature in pair)
-            pairs.append((ours, theirs))
+            ours, theirs = align.last_pair(student, teacher)
+            pairs.append((ours[:, :, None, None], theirs[:, :, None, None]))
         return pairs
 
 

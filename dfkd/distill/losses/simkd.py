@@ -112,9 +112,7 @@ class SimKD(Loss):
 
     def _pair(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
         if self.linear:
-            pair = student.features["last"], teacher.features["last"]
-            align.check_shape("last", *pair)
-            return align.averaged(pair[0]), align.averaged(pair[1])
+            return align.last_pair(student, teacher)
         return align.same_size(*align.map_pairs("stage", student, teacher)[-1])
 
 

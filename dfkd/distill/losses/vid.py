@@ -79,9 +79,7 @@ class VID(Loss):
         """Return the pairs of student's and teacher's features, each pair at one resolution."""
         pairs = [align.same_size(*pair) for pair in align.map_pairs("stage", student, teacher)]
         if "last" in self.taps:
-            pair = student.features["last"], teacher.features["last"]
-            align.check_shape("last", *pair)
-            pairs.append((align.averaged(pair[0]), align.averaged(pair[1])))
+            pairs.append(align.last_pair(student, teacher))
         return pairs
 
 

@@ -23,8 +23,6 @@ def pixel_entropy(
     view: Float[Tensor, "batch channels height width"],
     grid: int = 16,
     steps: int = STEPS,
-    samples: int = SAMPLES,
-    reach: float = REACH,
 ) -> Float[Tensor, "batch rows columns"]:
     """Return the entropy in nats of the noise that each part of an image tolerates.
 
@@ -36,8 +34,8 @@ def pixel_entropy(
     f are the features at the tap `map` of `classifier`. s is the same expectation for noise of deviation t on every
     part, divided by t^2, as t goes to 0. Division by s makes networks comparable. s is always computed in float32,
     because rounding to bfloat16 is larger than the small noise. The entropy of part i is log sigma_i + log(2 pi e) / 2.
-    beta is 2 reach^2 / parts. Every sigma_i would then be `reach` if f depended on all parts equally. The paper gives
-    no value of beta. Adam takes `steps` steps on log sigma, each with `samples` noises. The result is the mean over the
+    beta is 2 `REACH`^2 / parts. Every sigma_i would then be `REACH` if f depended on all parts equally. The paper gives
+    no value of beta. Adam takes `steps` steps on log sigma, each with `SAMPLES` noises. The result is the mean over the
     second half of the steps.
 
     Cheng et al., Explaining knowledge distillation by quantifying the knowledge, 2020
@@ -59,20 +57,20 @@ def pixel_entropy(
 
     with torch.no_grad():
         still = features(view, exact=True)
-        small = reach / 100
+        small = REACH / 100
         everywhere = view.new_full((len(view), *view.shape[2:]), small)
         distances = torch.stack([moved(everywhere, drawn(), exact=True) for _ in range(16)])
         scale = distances.mean(dim=0).clamp_min(torch.finfo(torch.float32).tiny) / small**2
         still = features(view)
     side = side_of(view.shape[2:], grid)
     parts = [-(-length // side) for length in view.shape[2:]]
-    beta = 2 * reach**2 / math.prod(parts)
-    logs = torch.full((len(view), *parts), math.log(reach), device=view.device, requires_grad=True)
+    beta = 2 * REACH**2 / math.prod(parts)
+    logs = torch.full((len(view), *parts), math.log(REACH), device=view.device, requires_grad=True)
     optimizer, found = torch.optim.Adam([logs], 0.1), torch.zeros_like(logs.detach())
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 0.1 * (1 + math.cos(math.pi * step / steps)) / 2
         deviation = at_pixels(logs.exp(), side, view.shape[2:])
-        distance = torch.stack([moved(deviation, drawn()) for _ in range(samples)]).mean(dim=0)
+        distance = torch.stack([moved(deviation, drawn()) for _ in range(SAMPLES)]).mean(dim=0)
         loss = (distance / scale).sum() - beta * logs.sum()
         (logs.grad,) = torch.autograd.grad(loss, logs)
         optimizer.step()
