@@ -238,7 +238,7 @@ def test_wrong_options_and_sources_are_refused(pair, make, outputs):
         CRD().bind(setting(None))
     with pytest.raises(RequestError, match="there is 1"):
         CRD().bind(setting(1))
-    with pytest.raises(RequestError, match="which stored image a view is of"):
+    with pytest.raises(RequestError, match="the stored image that each view shows"):
         make(*pair)(*(outputs(side) for side in pair))
     odd = outputs({"last": np.zeros((2, 3, 4))})
     with pytest.raises(RequestError, match=r"^the feature 'last'"):
