@@ -61,6 +61,16 @@ def test_messages__say_what_something_is_not():
     assert not broken(lambda name, text: re.search(r"\b(?<!there )(is|are|of) no (?!longer\b)(?!more\b)", text))
 
 
+def test_messages__say_what_to_give_or_use():
+    """`give another loss`, which names the act, and not `take another loss`."""
+    assert not broken(lambda name, text: re.search(r"[;,] (or )?take ", text))
+
+
+def test_messages__call_no_image_a_photograph_for_its_size():
+    """A photograph is an image from a camera (docs/architecture.md), of any size."""
+    assert not broken(lambda name, text: "photograph" in text and "junk" not in text)
+
+
 def test_messages__begin_small():
     """An error stands behind the name of the command, a note behind the word note."""
     assert not broken(lambda name, text: re.match(r"[A-Z][a-z]+ |(note|warning): [A-Z][a-z]", text))

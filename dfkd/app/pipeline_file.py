@@ -79,7 +79,7 @@ def read_pipeline(path: Path, out: str | None = None) -> Pipeline:
             raise RequestError(f"{path} has {key!r}{nearest(key, KEYS)}")
     folder = expand(out or _typed(tables, "out", str, path, str(Path("runs") / path.stem)))
     if is_remote(folder):
-        raise RequestError(f"{path}: out = {folder!r} is in an object store, and a pipeline writes here; name a folder")
+        raise RequestError(f"{path}: out = {folder!r} is in an object store; a pipeline needs a folder on this machine")
     seeds = _typed(tables, "seeds", list, path, [0])
     if not seeds or not all(type(seed) is int for seed in seeds) or len({*seeds}) < len(seeds):
         raise RequestError(f"{path}: seeds = {seeds} is not a list of different whole numbers")

@@ -70,7 +70,10 @@ def _resources(ray: Any, cpus: float, gpus: float | None) -> dict[str, float]:
     wanted = {"CPU": cpus, "GPU": min(1.0, there["GPU"]) if gpus is None else gpus}
     for name, number in wanted.items():
         if "RAY_ADDRESS" not in os.environ and number > there[name]:
-            raise RequestError(f"--{name.lower()}s-per-stage {number:g}: this machine has {there[name]:g} for Ray")
+            raise RequestError(
+                f"--{name.lower()}s-per-stage {number:g}: this machine has {there[name]:g} for Ray; give a smaller "
+                "number"
+            )
     return {"num_cpus": wanted["CPU"], "num_gpus": wanted["GPU"]}
 
 

@@ -68,7 +68,7 @@ class Stage:
         if not isinstance(out, str) or not is_remote(out):
             return nullcontext()
         if self.writes is None:
-            raise RequestError(f"--out {out} is in an object store, and dfkd {self.name} writes files here; name one")
+            raise RequestError(f"--out {out} is in an object store, and dfkd {self.name} writes to this machine")
         return sent(out, self.writes)
 
     def check(self, config: Any) -> None:

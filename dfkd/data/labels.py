@@ -78,7 +78,10 @@ class ClassNames:
         if len(found) == 1:
             return found[0]
         if found:
-            raise RequestError(f"{self._said} gives the name {name!r} to classes {_listed(found)}; {where}")
+            raise RequestError(
+                f"{self._said} gives the name {name!r}, of {where}, to classes {_listed(found)}; give each class "
+                "another name"
+            )
         raise RequestError(f"{self._said} lists no class {name!r} of {where}{nearest(name, self._exact)}")
 
 
@@ -107,8 +110,8 @@ def labels_of_names(
     else:
         shown = few([repr(names[k]) for k in used], 4)
         raise RequestError(
-            f"{where} has {len(used)} named classes ({shown}) and the model {classes}: which is which is not known; "
-            f"--classes FILE names the model's classes: {_FORM}"
+            f"{where} has {len(used)} named classes ({shown}) and the model {classes}; give --classes FILE "
+            f"with the names of the model's classes: {_FORM}"
         )
     table = np.full(len(names), -1, np.int64)
     table[list(of_name)] = list(of_name.values())

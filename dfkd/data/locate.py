@@ -129,8 +129,8 @@ def _remote(text: str, member: str) -> list[RemoteFile]:
     for file in files:
         if file.suffix.lower() not in (".tar", ".parquet"):
             raise RequestError(
-                f"{file.uri!r}: of an object store .tar and .parquet are read; copy other files here; a "
-                "selection goes to --samples"
+                f"{file.uri!r}: only .tar and .parquet are read from an object store; copy other files to this "
+                "machine, and give a selection to --samples"
             )
     return files
 

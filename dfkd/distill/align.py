@@ -143,7 +143,7 @@ class BatchNorm(nn.BatchNorm2d):
         if x.numel() == x.shape[1]:
             raise RequestError(
                 "a loss normalizes its features by the batch, and a batch of one image with maps of one pixel has no "
-                "variance; take batches of 2 images or more"
+                "variance; give a --batch-size of 2 or more"
             )
         if ranks.count() == 1:
             return super().forward(x)

@@ -251,7 +251,7 @@ class Records:
             elif step != last:
                 raise RequestError(
                     f"{record.folder} has a checkpoint of step {step or 0} and another student one of step {last}: "
-                    "they learn from each other; delete the folders of all, and they start anew"
+                    "they learn from each other; delete the folders of all, and give the command again"
                 )
         for record in self._records:
             record.forget_ready()

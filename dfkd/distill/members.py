@@ -35,7 +35,7 @@ def members(config: DistillConfig) -> list[DistillConfig]:
     first = replace(config, also=())
     found = [first, *(replace(first, **{"name": None, **_differing(text)}) for text in config.also)]
     if remote := next((member.out for member in found if len(found) > 1 and is_remote(member.out)), None):
-        raise RequestError(f"--out {remote} is in an object store, and --also writes several runs; name folders here")
+        raise RequestError(f"--out {remote} is in an object store; with --also, name folders on this machine")
     if len(found) > 1 and config.source is not None:
         raise RequestError(
             f"--source {config.source} learns from its student, and with --also there are several; give each a command "

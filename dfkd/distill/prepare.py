@@ -153,11 +153,13 @@ def _check_plan(config: DistillConfig, plan: Plan, student: Model, objective: Ob
     for name, steps in objective.preparation.items():
         if steps >= plan.steps:
             raise RequestError(
-                f"--loss {name} begins to teach after {steps} steps, and the run has {plan.steps}: give more --steps "
-                "or let it begin earlier (ft:paraphraser=N, codistillation:burn_in=N)"
+                f"--loss {name} changes the student only after {steps} steps, and the run has {plan.steps}; give more "
+                "--steps, or a smaller number (ft:paraphraser=N, codistillation:burn_in=N)"
             )
     if config.teacher_views > 1 and not plan.crop_padding and not plan.flip:
-        raise RequestError(f"--teacher-views {config.teacher_views} are all the same without crop and flip; give 1")
+        raise RequestError(
+            f"--teacher-views {config.teacher_views} are all the same without --crop-padding and --flip; give 1"
+        )
 
 
 def _load_student(config: DistillConfig, given: GivenModel, teacher: Model) -> Model:

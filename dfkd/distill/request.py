@@ -43,10 +43,10 @@ def _check_options(config: DistillConfig) -> None:
         raise RequestError(f"{views} records outputs for stored images, and --source makes new ones; leave one out")
     if config.teacher_views and (config.mixup or config.cutmix or config.color_jitter or (config.crop_area or 1) < 1):
         raise RequestError(
-            f"{views} records outputs for shifted images; leave out --mixup, --cutmix, --color-jitter and --crop-area"
+            f"{views} can only shift and flip images; leave out --mixup, --cutmix, --color-jitter and --crop-area"
         )
     if config.teacher_views and config.shard_teacher:
-        raise RequestError(f"{views} has each process run the teacher on other views; leave out --shard-teacher")
+        raise RequestError(f"{views} needs the whole teacher in each process; leave out --shard-teacher")
     if config.epochs is not None and config.steps is not None:
         raise RequestError(f"--epochs {config.epochs} and --steps {config.steps} both set the length; give one of them")
     if config.student.endswith(".pt2"):
@@ -70,5 +70,5 @@ def _check_objective(config: DistillConfig, objective: Objective, peers: int) ->
         readers = ", ".join(objective.beyond_logits)
         raise RequestError(
             f"--teacher-views {config.teacher_views} records the teacher's logits, and {readers} needs more; "
-            "choose among the losses on outputs (--loss kd relation:1), or leave it out"
+            "give losses on outputs (--loss kd relation:1), or leave out --teacher-views"
         )

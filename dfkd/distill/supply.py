@@ -24,7 +24,9 @@ def check(config: DistillConfig) -> Component | None:
     generator = choose(config.source) if config.source is not None else None
     parts = len(config.samples) + (generator is not None)
     if config.weights and len(config.weights) != parts:
-        raise RequestError(f"--weights has {len(config.weights)} numbers for {parts} of --samples and --source")
+        raise RequestError(
+            f"--weights has {len(config.weights)} numbers for {parts} of --samples and --source; give each one"
+        )
     if config.epochs is not None and not config.samples:
         raise RequestError(f"--epochs {config.epochs} counts passes over --samples, and there are none; give --steps")
     if config.batches != "shuffled" and (config.weights or generator is not None):
@@ -65,8 +67,8 @@ def build_source(
     mixed = generator is not None or len(stored) > 1 or config.mixup or config.cutmix
     if mixed and any(source.follows for source in stored):
         raise RequestError(
-            f"--batches {config.batches} has to know which stored image every view is of: it does not go with "
-            "--mixup, --cutmix, --weights or --source"
+            f"--batches {config.batches} needs the stored image that each view shows; leave out --mixup, --cutmix, "
+            "--weights and --source"
         )
     if generator is None:
         return MixedSource(stored, config.weights) if len(stored) > 1 else stored[0]

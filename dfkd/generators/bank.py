@@ -82,7 +82,7 @@ class BankMethod(Method):
     def images(self, start: int, count: int) -> Float[Tensor, "count channels size size"]:
         """Return images of the bank in the order in which they were made. Raises: RequestError if there are too few."""
         if start + count > len(self.bank):
-            raise RequestError(f"{len(self.bank):,} images were made, {start + count:,} are wanted; take more steps")
+            raise RequestError(f"{len(self.bank):,} images were made, {start + count:,} are wanted; give more --steps")
         return self._as_images(self.bank.pixels[start : start + count])
 
     def available(self) -> int:

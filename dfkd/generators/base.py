@@ -201,7 +201,7 @@ class Method(ABC):
         if images.requires_grad and torch.is_grad_enabled() and not outputs.logits.requires_grad:
             raise RequestError(
                 f"{type(self).__name__} follows the gradient of the teacher's logits, and "
-                f"{self.task.teacher.model.spec} has none; take a network as the teacher, or images (dfkd select)"
+                f"{self.task.teacher.model.spec} has none; give a network as the teacher, or use dfkd select"
             )
         return outputs
 

@@ -155,7 +155,7 @@ def from_file(file: str, classes: int) -> Float[Tensor, "classes width"]:
         raise RequestError(f"embeddings={file} cannot be read as .npy: {reason(error)}") from None
     if not isinstance(values, np.ndarray) or values.ndim != 2 or len(values) != classes or not values.size:
         shape = list(values.shape) if isinstance(values, np.ndarray) else "no single array"
-        raise RequestError(f"embeddings={file} has {shape}; save numbers [{classes}, width], a row a class")
+        raise RequestError(f"embeddings={file} has {shape}; save numbers [{classes}, width], one row for each class")
     if not np.issubdtype(values.dtype, np.number) or not np.isfinite(values).all():
         raise RequestError(f"embeddings={file} has values that are not finite numbers")
     return torch.from_numpy(values.astype(np.float32))

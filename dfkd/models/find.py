@@ -174,11 +174,11 @@ def _from_export(path: Path) -> Found:
     inputs = program.graph_signature.user_inputs
     values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
     if len(values) != 1 or not isinstance(values[0], Tensor) or values[0].ndim != 4:
-        raise RequestError(f"{str(path)!r} takes other than one input [batch, channels, height, width]")
+        raise RequestError(f"{str(path)!r} does not take exactly one input [batch, channels, height, width]")
     batch, channels, height, width = (n if isinstance(n, int) else None for n in values[0].shape)
     if batch is not None:
         hint = "export it with dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)"
-        raise RequestError(f"{str(path)!r} takes batches of {batch} alone; {hint}")
+        raise RequestError(f"{str(path)!r} takes only batches of {batch}; {hint}")
     if height != width:
         raise RequestError(f"{str(path)!r} takes images of {height}x{width} pixels; they must be square")
     return Found(

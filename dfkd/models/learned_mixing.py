@@ -72,7 +72,9 @@ def learn_weights(model: Model, batches: Iterable[Tensor], place: Place) -> None
     ensemble = model.module
     assert isinstance(ensemble, Ensemble)
     if bool((ensemble.rest > 0).any()):
-        raise RequestError("--mixing learned compares answers class by class; leave `other` out, or take another way")
+        raise RequestError(
+            "--mixing learned does not work with an `other` class; leave it out, or give another --mixing"
+        )
     classifier, said = Classifier(model, place), [list[Tensor]() for _ in ensemble.members]
     for pixels in batches:
         with place.autocast():
@@ -82,7 +84,7 @@ def learn_weights(model: Model, batches: Iterable[Tensor], place: Place) -> None
     # rounded: differences in rounding between machines must not make another teacher
     ensemble.weights.mul_((weights * 1000).round().to(ensemble.weights) / 1000)
     if len(said) == 2:
-        say("note: of two teachers that disagree nobody can tell who is right; --mixing learned is for three or more")
+        say("note: with two teachers, --mixing learned cannot tell which one is right; give three or more")
     for number, row in enumerate(weights, 1):
         least, most = int(row.argmin()), int(row.argmax())
         low, high = (model.class_names[k] if model.class_names else k for k in (least, most))

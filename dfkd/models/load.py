@@ -116,9 +116,11 @@ def load_trained(
         unsaid=unsaid,
     )
     if not model.has_weights and model.may_bring_weights:
-        say(f"note: {option} {model.spec} names no weights: unless its own code loads some, it answers at random")
+        say(f"note: {option} {model.spec} names no weights: unless its own code loads some, its predictions are random")
     elif not model.has_weights:
-        raise RequestError(f"{option} {text!r} has no weights and would answer at random; write {text}@WEIGHTS")
+        raise RequestError(
+            f"{option} {text!r} has no weights, and its predictions would be random; write {text}@WEIGHTS"
+        )
     return model
 
 
@@ -217,7 +219,7 @@ def _say_expected(found: Found, normalize: list[str], frame: Frame, size: int | 
     says, overrides = [f"normalization {name}" for name in normalize], ["--normalize"] * len(normalize)
     if frame != WHOLE and not given and size is not None:
         side = frame.resized(size)
-        says.append(f"photographs are resized to {side} pixels ({frame.interpolation}) and cropped to {size}")
+        says.append(f"images are resized to {side} pixels ({frame.interpolation}) and cropped to {size}")
         overrides += ["--crop-pct", "--interpolation"]
     if says and found.expected.said_by is not None:
         last = f" and {overrides.pop()} override" if overrides[1:] else " overrides"

@@ -71,7 +71,8 @@ def prune(model: Model, share: float) -> Pruned:
             low = middle
     if best is None:
         raise RequestError(
-            f"--prune {share:g}: {model.spec} keeps more of its multiplications with one channel a layer"
+            f"--prune {share:g}: {model.spec} keeps more of its multiplications even with one channel in each layer; "
+            "give a larger share"
         )
     found = _written(model, whole, best)
     count, left = multiplications(found.module, example), found.parameter_count()
@@ -137,7 +138,7 @@ def _written(model: Model, whole: Model, module: nn.Module) -> Model:
     options = {"network": whole.architecture, "widths": spell_widths(widths)}
     text = str(names.Named("pruned", options))
     built = MODEL.look_up(text).build().eval()
-    failure = RequestError(f"--prune: {model.spec} cannot be built from the widths of its layers")
+    failure = RequestError(f"--prune: {model.spec} cannot be built with fewer channels; prune another network")
     try:
         built.load_state_dict(tensors_of(module))
     except RuntimeError:

@@ -145,7 +145,7 @@ def _named(config: ExplainConfig) -> tuple[GivenModel, str]:
         assert config.data is not None
         return config.teacher, config.data
     if (run := _run_of(config.model)) is None:
-        raise RequestError(f"give {' and '.join(missing)}: --model {config.model} is not a RUN, which knows its own")
+        raise RequestError(f"give {' and '.join(missing)}: --model {config.model} is not a RUN, which has its own")
     request = read_distillation(run).distill
     data = config.data or expand(request.test)
     if data is None:
@@ -257,7 +257,9 @@ def _masks(file: str, images: int) -> Bool[np.ndarray, "images height width"]:
         raise RequestError(f"--foreground {file} is not an .npy or .npz file of masks ({reason(error)})") from None
     if array.ndim != 3 or len(array) != images:
         shape = list(array.shape)
-        raise RequestError(f"--foreground {file} has shape {shape}; give [{images}, height, width], a mask an image")
+        raise RequestError(
+            f"--foreground {file} has shape {shape}; give [{images}, height, width], one mask for each image"
+        )
     return array != 0
 
 

@@ -68,7 +68,7 @@ def fitted(teacher: Classifier, pixels: UInt8[Tensor, "images height width chann
                 teacher.answer(view.contiguous(memory_format=torch.channels_last))
             if not any(mean.requires_grad for _, mean, _ in statistics.seen):
                 raise RequestError(
-                    "no gradient leads from the teacher's BatchNorm layers to its input; blur needs none"
+                    "no gradient leads from the teacher's BatchNorm layers to its input; use blur, which needs none"
                 )
             optimizer.zero_grad()
             statistics.divergence().backward()

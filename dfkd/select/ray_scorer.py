@@ -101,13 +101,14 @@ class RayScorer:
         gpus = float(on_gpu) if config.gpus_per_worker is None else config.gpus_per_worker
         if on_gpu != (gpus > 0):
             raise RequestError(
-                f"--gpus-per-worker {gpus:g} and scores of {place.device.type}: give --device "
+                f"--gpus-per-worker {gpus:g} does not fit --device {place.device.type}; give --device "
                 f"{'cpu' if on_gpu else 'cuda'}, or another number"
             )
         room = cluster_resources(ray)["GPU"] / gpus if gpus else cluster_resources(ray)["CPU"]
         if "RAY_ADDRESS" not in os.environ and room < 1:  # an existing cluster may grow
             raise RequestError(
-                f"--gpus-per-worker {gpus:g}: this machine has {cluster_resources(ray)['GPU']:g} for Ray"
+                f"--gpus-per-worker {gpus:g}: this machine has {cluster_resources(ray)['GPU']:g} for Ray; give a "
+                "smaller number"
             )
         precision: Precision = "bf16" if place.dtype == torch.bfloat16 else "fp32"
         given = replace(config, device=place.device.type, precision=precision)

@@ -125,7 +125,7 @@ def _check_store(config: SelectConfig, pool: Pool) -> None:
         return
     if not pool.encoded:
         raise RequestError(
-            f"--store {config.store} is for photographs; up to 64 pixels the pixels themselves are stored"
+            f"--store {config.store} is for images above 64 pixels; smaller ones are stored as pixels; leave it out"
         )
     if config.store < (least := pool.frame.resized(pool.image_size)):
         raise RequestError(f"--store {config.store} is less than the {least} pixels that the teacher's input needs")

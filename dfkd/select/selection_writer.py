@@ -90,7 +90,9 @@ def check_partial(partial: Path) -> None:
     """Raise RequestError if the folder of the temporary name holds files of something else."""
     for file in partial.iterdir():
         if not file.name.startswith(OWN):
-            raise RequestError(f"{partial} is needed for the selection and has another file, {file.name!r}; move it")
+            raise RequestError(
+                f"{partial} is the temporary folder of --out and has another file, {file.name!r}; move it"
+            )
 
 
 def _manifest(selected: Selected, files: list[dict[str, Any]]) -> dict[str, Any]:

@@ -54,8 +54,8 @@ def _of_array(environment: Mapping[str, str]) -> tuple[int, int]:
     )
     if step < 1 or first + (count - 1) * step != last or (number - first) % step or not first <= number <= last:
         raise RequestError(
-            f"--part {SLURM}: task {number} of {count} tasks from {first} to {last} in steps of {step} is none of a "
-            "whole range; submit one, such as sbatch --array=0-15"
+            f"--part {SLURM}: task {number} of {count} tasks from {first} to {last} in steps of {step} is not in a "
+            "complete range; submit one, such as sbatch --array=0-15"
         )
     return (number - first) // step + 1, count
 

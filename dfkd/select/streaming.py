@@ -31,7 +31,7 @@ from dfkd.select.methods import ImageScores, Scale, surest
 from dfkd.system.errors import RequestError
 
 IN_MEMORY = 10_000_000
-"""Images up to which the scores of a pool are held in memory: 31 to 43 bytes per image."""
+"""Images up to which the scores of a pool are held in memory: 40 to 48 bytes per image."""
 _COUNTERS = 20
 """Binary logarithm of the number of counters in a table: 8 MB. Fewer counters take more passes."""
 Parts = Callable[[], Iterator[tuple[ImageScores, Bool[np.ndarray, " rows"]]]]
@@ -154,7 +154,7 @@ class _Pool:
             value = np.asarray(self._scale.value(scores, np.random.default_rng([self._seed, number])))
             if value.shape != finite.shape or value.dtype.kind not in "fiu":
                 what = f"{value.dtype}{list(value.shape)} for {len(finite)} images"
-                raise RequestError(f"the method's scale gives {what}, not a number for each")
+                raise RequestError(f"the method's scale gives {what}, not one number for each image")
             yield _Block(start, scores, readable, finite, value)
             start += len(readable)
 

@@ -73,11 +73,13 @@ def _of_rank(device: str) -> str:
     if device.partition(":")[0] != "cuda":
         return device
     if device != "cuda":
-        raise RequestError(f"--device {device} is one GPU for {ranks.count()} processes; give cuda: each takes its own")
+        raise RequestError(
+            f"--device {device} is one GPU for {ranks.count()} processes; give cuda, and each takes its own"
+        )
     if ranks.on_machine() >= torch.cuda.device_count():
         raise RequestError(
-            f"--device cuda: there are {torch.cuda.device_count()} GPUs here and more processes; start as many "
-            "processes (--nproc-per-node)"
+            f"--device cuda: this machine has {torch.cuda.device_count()} GPUs and more processes; start one process "
+            "for each GPU (--nproc-per-node)"
         )
     torch.cuda.set_device(ranks.on_machine())
     return f"cuda:{ranks.on_machine()}"

@@ -73,7 +73,9 @@ def system_of(uri: str) -> tuple[Any, str]:
     except ImportError as error:
         raise RequestError(f"{uri!r} needs another package: {error}") from None
     except ValueError as error:
-        raise RequestError(f"{uri!r} names no file of an object store ({error}); s3://BUCKET/x.tar does") from None
+        raise RequestError(
+            f"{uri!r} does not name a file of an object store ({error}); write it like s3://BUCKET/x.tar"
+        ) from None
     return system, path
 
 

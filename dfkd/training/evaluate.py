@@ -117,9 +117,7 @@ def check_files(data: Pool) -> None:
 
 
 def _refused(name: str, why: str) -> RequestError:
-    return RequestError(
-        f"{name} cannot be read ({why}); an accuracy over fewer images would mislead: repair or remove it"
-    )
+    return RequestError(f"{name} cannot be read ({why}); an accuracy needs all images; repair or remove this one")
 
 
 def _by_class(

@@ -183,7 +183,7 @@ def clusters_of(logits: Float[np.ndarray, "images classes"], count: int, seed: i
     from dfkd.select.diversity import clusters
 
     if not 1 <= count <= len(logits):
-        raise RequestError(f"{count} clusters of {len(logits)} images: write a number from 1 to that of the images")
+        raise RequestError(f"{count} clusters of {len(logits)} images: write a number from 1 to {len(logits)}")
     return clusters(logits, count, seed)
 
 

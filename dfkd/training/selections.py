@@ -43,7 +43,7 @@ def open_selections(samples: Sequence[str], normalize: str | None, image_size: i
         if own != firsts and normalize is None:
             raise RequestError(
                 f"--samples {name} was selected with --normalize {own}, {samples[0]} with {firsts}; "
-                "say which the teacher expects"
+                "give --normalize as the teacher expects it"
             )
         if (shards.manifest.classes, shards.manifest.image) != (first.classes, first.image):
             raise RequestError(f"--samples {name} has other images or classes than {samples[0]}: they cannot be mixed")

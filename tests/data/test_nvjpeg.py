@@ -96,7 +96,7 @@ def test_pool__decodes_on_the_gpu_what_that_can_and_the_rest_as_before(photo, en
     ("device", "photographs", "said"),
     [
         ("cpu", True, "--decoder nvjpeg needs a GPU, and the device is cpu; leave it out"),
-        ("meta", False, "--decoder nvjpeg is for photographs, above 64 pixels"),
+        ("meta", False, "--decoder nvjpeg is for images above 64 pixels"),
         (
             "meta",
             True,

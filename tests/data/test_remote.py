@@ -169,9 +169,9 @@ def test_remote_identity__changes_with_the_content(store: Callable, patches: np.
 @pytest.mark.parametrize(
     ("uri", "said"),
     [
-        ("memory://pool/x.npz", r"of an object store \.tar and \.parquet are read; copy other files here"),
+        ("memory://pool/x.npz", r"only \.tar and \.parquet are read from an object store; copy other files"),
         ("memory://pool/none*.tar", "no file matches 'memory://pool/none"),
-        ("nothing://pool/x.tar", "names no file of an object store"),
+        ("nothing://pool/x.tar", "does not name a file of an object store"),
         ("memory://pool/x.tar", "is not a whole uncompressed tar file"),
         ("memory://pool/x.parquet", "is not a whole Parquet file"),
     ],

@@ -104,7 +104,7 @@ def test_batch_norm_is_by_the_batch_in_training_and_evaluation_alike(rng, shape)
 
 
 def test_batch_norm_refuses_one_value_per_channel():
-    with pytest.raises(RequestError, match="take batches of 2 images"):
+    with pytest.raises(RequestError, match="give a --batch-size of 2 or more"):
         align.BatchNorm(3)(torch.ones(1, 3, 1, 1))
 
 

@@ -115,7 +115,10 @@ def test_distill__refuses_another_form_of_a_network_whose_output_is_not_its_logi
     model, flags = bench.net(code), ("--normalize", "0.5/0.5", "--precision", "fp32")
     data = ("--pool", bench.folder / "data.npz", "--image-size", 8, "--filter", "none")
     assert bench.dfkd("select", "--teacher", model, *data, *flags, "--out", bench.folder / "selection") == 0
-    for option, said in (("--specialists", "whose own code returns logits"), ("--prune", "cannot be built from")):
+    for option, said in (
+        ("--specialists", "whose own code returns logits"),
+        ("--prune", "cannot be built with fewer channels"),
+    ):
         form = (option, 2 if option == "--specialists" else 0.5, "--out", bench.folder / "run")
         student = ("--student", model, "--samples", bench.folder / "selection")
         assert bench.dfkd("distill", "--teacher", model, *student, *flags, *form) == 2

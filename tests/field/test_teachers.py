@@ -130,7 +130,7 @@ def test_weights__a_constructor_that_was_asked_for_none_is_refused(data, capsys,
     if model.startswith("timm"):
         pytest.importorskip("timm")
     assert evaluate(model, size=32) == 2
-    assert "has no weights and would answer at random" in capsys.readouterr().err
+    assert "has no weights, and its predictions would be random" in capsys.readouterr().err
 
 
 def test_weights__a_class_of_ones_own_that_names_none_is_noted(data, capsys):

@@ -56,7 +56,7 @@ def test_a_method_with_a_bank_gives_images_in_order_and_no_more_than_it_has(make
     assert (method.images(2, 3)[:, 0, 0, 0] * 255).round().tolist() == [2, 4, 4]
     drawn = method.sample(50, torch.Generator().manual_seed(0))
     assert {*(drawn[:, 0, 0, 0] * 255).round().tolist()} == {2, 4}
-    with pytest.raises(RequestError, match="6 images were made, 7 are wanted; take more steps"):
+    with pytest.raises(RequestError, match="6 images were made, 7 are wanted; give more --steps"):
         method.images(0, 7)
 
 

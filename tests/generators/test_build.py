@@ -27,7 +27,7 @@ def test_a_teacher_without_a_gradient_is_refused(make, student, name):
     """Otherwise the generator would silently follow the student's gradient alone."""
     trees = "sklearn:kind=boosting,rounds=1,image_size=8"
     method = make(name, architecture=trees)
-    with pytest.raises(RequestError, match="has none; take a network"):
+    with pytest.raises(RequestError, match="has none; give a network"):
         method.update(student)
 
 

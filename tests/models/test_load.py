@@ -250,7 +250,7 @@ def test_an_exported_program_in_float16_stays_in_float16(exported: tuple[Path, n
 def test_an_exported_program_of_one_batch_size_is_refused(tmp_path: Path):
     module = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
     torch.export.save(torch.export.export(module, (torch.zeros(8, 3, 2, 2),)), tmp_path / "net.pt2")
-    with pytest.raises(RequestError, match="takes batches of 8 alone; export it with dynamic_shapes="):
+    with pytest.raises(RequestError, match="takes only batches of 8; export it with dynamic_shapes="):
         load_model(str(tmp_path / "net.pt2"))
     (tmp_path / "bad.pt2").write_bytes(b"nothing")
     with pytest.raises(RequestError, match=r"bad.pt2' cannot be read"):

@@ -198,7 +198,7 @@ ONE = {"classes": ("a", "b", "c")}
         ((of(net(0), **ONE), of(net(1), weight=0.0, **ONE)), "the weight 0.0 of Net is not a number above 0"),
         ((of(net(0), **ONE), of(net(1), class_weights={"x": 1.0}, **ONE)), "has no class 'x' to weigh"),
         ((of(net(0), **ONE), of(net(1), class_weights={"a": "b"}, **ONE)), "the weight b of Net"),
-        ((net(0), OneTeacher("lenet5")), "has no weights and would answer at random"),
+        ((net(0), OneTeacher("lenet5")), "has no weights, and its predictions would be random"),
         ((net(0), OneTeacher("nowhere/run")), "is not a finished RUN"),
     ],
 )

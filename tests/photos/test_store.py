@@ -38,7 +38,7 @@ def test_store__writes_larger_photographs_at_the_working_size(studio, selection,
     [
         (("--store", 71), "--store 71 is less than the 72 pixels that the teacher's input needs"),
         (("--store", 80, "--crop-pct", 0.8), "less than the 90 pixels"),
-        (("--store", 80, "--image-size", 64), "--store 80 is for photographs"),
+        (("--store", 80, "--image-size", 64), "--store 80 is for images above 64 pixels"),
     ],
 )
 def test_store__refuses_what_loses_pixels_or_does_nothing(studio, tmp_path, capsys, options, said):

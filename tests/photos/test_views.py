@@ -41,7 +41,7 @@ def test_load_model__says_in_one_line_what_the_model_says_of_its_input(own, caps
     model = load_model(own)
     assert (model.frame, model.image_size) == (Frame(0.8, "bicubic"), 72)
     assert (
-        "normalization 0.5/0.25, photographs are resized to 90 pixels (bicubic) and cropped to 72, as timm says; "
+        "normalization 0.5/0.25, images are resized to 90 pixels (bicubic) and cropped to 72, as timm says; "
         "--normalize, --crop-pct and --interpolation override it"
     ) in capsys.readouterr().err
     assert load_model(own, crop_pct=0.9).frame == Frame(0.9, "bicubic")
@@ -56,7 +56,7 @@ def test_load_model__reads_the_transforms_of_torchvisions_weights(monkeypatch, c
     monkeypatch.setattr(MobileNet_V3_Large_Weights, "get_state_dict", lambda *_, **__: state)
     model = load_model("mobilenet_v3_large:weights=IMAGENET1K_V2")
     assert (model.frame.resized(224), model.normalize, model.image_size) == (232, "imagenet", 224)
-    said = "photographs are resized to 232 pixels (bilinear) and cropped to 224, as its weights say"
+    said = "images are resized to 232 pixels (bilinear) and cropped to 224, as its weights say"
     assert said in capsys.readouterr().err
 
 

@@ -67,7 +67,7 @@ BASE = {"--teacher": "TEACHER", "--pool": "POOL", "--out": "out", "--normalize":
         ({"--out": "full/letter.txt"}, "--out full/letter.txt is a file; give another folder"),
         ({"--pool": "photo.jpg"}, "'photo.jpg' is in no known format; it is one image; name the folder that holds"),
         ({"--out": "SELECTION"}, "holds another selection: options.count (400, now None)"),
-        ({"--teacher": "cifar_resnet:depth=8"}, "has no weights and would answer at random"),
+        ({"--teacher": "cifar_resnet:depth=8"}, "has no weights, and its predictions would be random"),
         ({"--teacher-taps": "gibberish"}, "gibberish"),
         ({"--max-unreadable": "nan"}, "--max-unreadable nan is not at least 0 and at most 1"),
         ({"--out": "full/letter.txt/x"}, "letter.txt is a file"),
@@ -104,14 +104,14 @@ def test_select(refused, lab, selection, tmp_path, change, said):
         ({"--samples": "empty"}, "empty is not a selection"),
         ({"--student": "cifar_resnet:depth=8,num_classes=4"}, "has 4 classes, the teacher 10"),
         ({"--teacher": "cifar_resnet:depth=8,in_channels=1@seven.pt"}, "--teacher has 7 classes and 1 channels"),
-        ({"--teacher": "cifar_resnet:depth=8,in_channels=1"}, "has no weights and would answer at random"),
+        ({"--teacher": "cifar_resnet:depth=8,in_channels=1"}, "has no weights, and its predictions would be random"),
         ({"--student": "student.pt2"}, "name the architecture instead"),
         ({"--loss": "kd:-1"}, "the weight -1 is not at least 0"),
         ({"--loss": "torch.nn.MSELoss"}, "loss torch.nn.MSELoss cannot take the outputs of student and teacher"),
         ({"--student-taps": "middle=bn1"}, "--student-taps names 'middle'; the losses read pre1, pre2, ..."),
         ({"--loss": "relation", "--class-dropping": 0.1}, "--class-dropping 0.1 changes nothing: no loss uses it; kd"),
         ({"--loss": "simkd:reuse=true", "--student-taps": "last=layer1"}, "needs a student whose logits come from"),
-        ({"--loss": "ft", "--steps": 500}, "--loss ft begins to teach after 500 steps, and the run has 500"),
+        ({"--loss": "ft", "--steps": 500}, "--loss ft changes the student only after 500 steps, and the run has 500"),
         ({"--batches": "shuffled:3"}, "3 is for no parameter: shuffled has none"),
         ({"--batches": "class"}, "no order of batches is called 'class'; did you mean 'classes'?"),
         (
@@ -120,8 +120,8 @@ def test_select(refused, lab, selection, tmp_path, change, said):
         ),
         ({"--batches": "superclasses:count=1000"}, "1000 clusters of 400 images"),
         ({"--batches": "hardest:share=2"}, "hardest:share=2 is not above 0 and at most 1"),
-        ({"--batches": "hardest", "--cutmix": 1}, "--batches hardest has to know which stored image every view is of"),
-        ({"--loss": "crd", "--mixup": 1}, "loss crd: it has to know which stored image a view is of"),
+        ({"--batches": "hardest", "--cutmix": 1}, "--batches hardest needs the stored image that each view shows"),
+        ({"--loss": "crd", "--mixup": 1}, "loss crd: it needs the stored image that each view shows"),
         ({"--seed": -1}, "--seed -1 is not at least 0"),
         ({"--mixup": "nan"}, "--mixup nan is not at least 0"),
         ({"--cutmix": -1}, "--cutmix -1.0 is not at least 0"),
@@ -165,7 +165,9 @@ def test_commands(refused, lab, tmp_path):
     assert "label" in unlabeled
     for command in (("evaluate", "--data", lab.heldout), ("export", "--out", "student.pt2")):
         said = refused(*command, "--model", "cifar_resnet:depth=8,in_channels=1")
-        assert "--model 'cifar_resnet:depth=8,in_channels=1' has no weights and would answer at random" in said
+        assert (
+            "--model 'cifar_resnet:depth=8,in_channels=1' has no weights, and its predictions would be random" in said
+        )
     assert "gone" in refused("inspect", "gone")
     assert "gone" in refused("compare", "gone", "--out", "report.html")
     assert "gone.toml" in refused("run", "gone.toml")

@@ -277,7 +277,7 @@ def test_fewer_images_than_asked_for_are_told(generate, tmp_path, capsys):
         ({"--count": 0}, "--count 0 is not at least 1"),
         ({"--image-size": 2}, "images of 2 pixels are too small for a generator: 4 at least"),
         ({"--samples": "SELECTION"}, "--samples changes nothing: dafl learns from the teacher alone"),
-        ({"--student": "cifar_resnet:depth=8,width=4"}, "has no weights and would answer at random"),
+        ({"--student": "cifar_resnet:depth=8,width=4"}, "has no weights, and its predictions would be random"),
         ({"--student": "TEACHER"}, "--student changes nothing: dafl uses none"),
         ({"--fill": "gone"}, "gone does not exist"),
     ],
@@ -305,7 +305,10 @@ def test_wrong_requests_are_answered_in_one_line(lab, selection, tmp_path, capsy
             "orders whole batches of --samples; leave out --weights and --source",
         ),
         (("--source", "dafl", "--weights", 0), "--weights 0.0 is not above 0"),
-        (("--source", "dafl", "--loss", "crd"), "loss crd: it remembers every image: it needs stored images"),
+        (
+            ("--source", "dafl", "--loss", "crd"),
+            "loss crd: it has a memory of every stored image, and a generator makes new ones",
+        ),
     ],
 )
 def test_wrong_sources_are_answered_in_one_line(lab, tmp_path, capsys, flags, said):

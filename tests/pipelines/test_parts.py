@@ -165,8 +165,11 @@ def test_part_slurm__counts_from_the_first_task_of_the_array(task, share):
         ({}, "SLURM_ARRAY_TASK_ID is not set; submit the command with sbatch --array=0-15, or give K/N"),
         (array_task(ID=1, COUNT=2, MIN=0), "SLURM_ARRAY_TASK_MAX is not set"),
         (array_task(ID="x", COUNT=2, MIN=0, MAX=1), "SLURM_ARRAY_TASK_ID='x' is not a whole number"),
-        (array_task(ID=3, COUNT=3, MIN=1, MAX=7), "task 3 of 3 tasks from 1 to 7 in steps of 1 is none"),
-        (array_task(ID=2, COUNT=3, MIN=1, MAX=5, STEP=2), "task 2 of 3 tasks from 1 to 5 in steps of 2 is none"),
+        (array_task(ID=3, COUNT=3, MIN=1, MAX=7), "task 3 of 3 tasks from 1 to 7 in steps of 1 is not in a complete"),
+        (
+            array_task(ID=2, COUNT=3, MIN=1, MAX=5, STEP=2),
+            "task 2 of 3 tasks from 1 to 5 in steps of 2 is not in a complete",
+        ),
         (array_task(ID=9, COUNT=2, MIN=0, MAX=1), "task 9 of 2 tasks"),
     ],
 )

@@ -365,7 +365,7 @@ def test_files_of_others_are_left_alone(lab, selection, tmp_path, capsys):
     (tmp_path / "mine" / "film.partial").rename(tmp_path / "film.partial")
     (tmp_path / "mine").rmdir()
     assert lab.select(tmp_path / "mine", "--count", 50) == 2
-    assert "is needed for the selection and has another file, 'letter.txt'; move it" in capsys.readouterr().err
+    assert "is the temporary folder of --out and has another file, 'letter.txt'; move it" in capsys.readouterr().err
     assert (tmp_path / "mine.partial" / "letter.txt").read_text() == "mine"
 
 

@@ -251,7 +251,7 @@ def test_run__of_the_store_or_below_the_home_is_a_run_wherever_a_model_is_named(
 
 def test_out__in_an_object_store_is_for_selections_and_runs_alone(store, tmp_path, capsys):
     assert cli.main(["demo", "--out", "memory://bucket/demo"]) == 2
-    assert "dfkd demo writes files here; name one" in capsys.readouterr().err
+    assert "dfkd demo writes to this machine" in capsys.readouterr().err
     given = ("--model", "lenet5", "--data", "x.npz", "--json", "memory://bucket/x.json")
     assert cli.main(["evaluate", *given]) == 2
     assert "--json memory://bucket/x.json is in an object store; name a file" in capsys.readouterr().err

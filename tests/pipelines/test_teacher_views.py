@@ -200,12 +200,12 @@ def test_several_selections_keep_their_answers_apart(lab, selection, tmp_path, f
     [
         (("--loss", "kd", "explicit:0.5"), "records the teacher's logits, and explicit needs more;"),
         (("--loss", "kd", "bss"), "records the teacher's logits, and bss needs more;"),
-        (("--crop-padding", 0, "--no-flip"), "--teacher-views 2 are all the same without crop and flip"),
+        (("--crop-padding", 0, "--no-flip"), "--teacher-views 2 are all the same without --crop-padding and --flip"),
         (("--mixup", 1), "leave out --mixup, --cutmix, --color-jitter and --crop-area"),
         (("--cutmix", 1), "leave out --mixup, --cutmix, --color-jitter and --crop-area"),
         (("--crop-area", 0.5), "leave out --mixup, --cutmix, --color-jitter and --crop-area"),
         (("--source", "dfad"), "records outputs for stored images"),
-        (("--shard-teacher",), "has each process run the teacher on other views; leave out --shard-teacher"),
+        (("--shard-teacher",), "needs the whole teacher in each process; leave out --shard-teacher"),
         (("--teacher-views", -1), "--teacher-views -1 is not at least 0"),
     ],
 )

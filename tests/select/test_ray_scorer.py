@@ -217,7 +217,7 @@ def test_gpus__that_do_not_fit_the_device_are_refused(play):
         )
         scorer = RayScorer.__new__(RayScorer)
         vars(scorer).update(request=request)
-        with pytest.raises(RequestError, match=f"--gpus-per-worker {gpus:g} and scores of {device}: {hint}"):
+        with pytest.raises(RequestError, match=f"--gpus-per-worker {gpus:g} does not fit --device {device}; {hint}"):
             scorer._workers(Played(lambda worker, part: None), 6)
 
 

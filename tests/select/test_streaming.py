@@ -84,7 +84,7 @@ def test_scale__of_a_method_of_ones_own_decides_too(in_parts):
     assert choice.indices.tolist() == [1, 4]
     for wrong in (lambda scores, rng: scores.confidence[:1], lambda scores, rng: scores.confidence > 0.5):
         with pytest.raises(
-            RequestError, match=r"the method's scale gives \w+\[\d\] for 2 images, not a number for each"
+            RequestError, match=r"the method's scale gives \w+\[\d\] for 2 images, not one number for each image"
         ):
             choose_streaming(in_parts(scores, np.ones(5, bool), 2), 5, Scale(wrong), count=2, seed=0)
     with pytest.raises(TooFew, match="count=6 is above the 5 images"):

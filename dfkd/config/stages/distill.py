@@ -180,7 +180,7 @@ class DistillConfig(ModelConfig):
     )
     crop_padding: int | None = option(
         "Random crop after padding by this number of pixels. 0: no crop. Default: an eighth of the image size, or 0 "
-        "for photographs with --crop-area.",
+        "above 64 pixels with --crop-area.",
         "augmentation",
         default=None,
         least=0,

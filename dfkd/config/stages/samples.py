@@ -135,8 +135,8 @@ class SelectConfig(ModelConfig):
         default="auto",
     )
     store: int | None = option(
-        "Store photographs as JPEG files whose shorter side has this number of pixels, such as 256, unless they are "
-        "smaller. distill then reads and decodes less. Default: the files as they are.",
+        "Above 64 pixels: store images as JPEG files whose shorter side has this number of pixels, such as 256, unless "
+        "they are smaller. distill then reads and decodes less. Default: the files as they are.",
         "output",
         default=None,
         least=1,

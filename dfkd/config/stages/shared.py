@@ -33,8 +33,8 @@ SHARD_TEACHER = (
     "while it runs. For a teacher that does not fit into one GPU."
 )
 DECODER = (
-    "nvjpeg: decode the JPEG files of photographs on the GPU. Pixels differ by a few levels from "
-    "those of cpu, and so do scores and students."
+    "nvjpeg, above 64 pixels: decode JPEG files on the GPU. Pixels differ by a few levels from those of cpu, and so do "
+    "scores and students."
 )
 PRECISION = "auto: bfloat16 autocast where the hardware supports it and a short probe finds it faster, else float32."
 CLASS_DROPPING = "Store a mask with each image: the classes whose probability is at least this value. 0: all classes."
@@ -83,7 +83,7 @@ class ModelConfig(Checked):
         role="resolved",
     )
     crop_pct: float | None = option(
-        "Photographs are resized so that their shorter side is the image size divided by this ratio, then cropped at "
+        "Images are resized so that their shorter side is the image size divided by this ratio, then cropped at "
         "the center. Default: above 64 pixels the model's own (RUN, .pt2, timm, torchvision's weights), else 1.",
         "models",
         default=None,
@@ -93,8 +93,8 @@ class ModelConfig(Checked):
         stored=False,
     )
     interpolation: Interpolation | None = option(
-        "How photographs are resized: bilinear or bicubic, with antialiasing. Default: above 64 pixels the model's "
-        "own, else bilinear.",
+        "How images are resized: bilinear or bicubic, with antialiasing. Default: above 64 pixels the model's own, "
+        "else bilinear.",
         "models",
         default=None,
         role="resolved",

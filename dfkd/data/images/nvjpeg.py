@@ -100,7 +100,7 @@ def gpu_decoder(decoder: Decoder, device: torch.device, photographs: bool) -> Nv
     if device.type != _DEVICE:
         raise RequestError(f"--decoder {decoder} needs a GPU, and the device is {device.type}; leave it out")
     if not photographs:
-        raise RequestError(f"--decoder {decoder} is for photographs, above 64 pixels; leave it out")
+        raise RequestError(f"--decoder {decoder} is for images above 64 pixels; leave it out")
     found = Nvjpeg(device)
     found.check()
     return found

@@ -116,7 +116,9 @@ def _image_files(
         with os.scandir(folder) as found:
             entries = sorted(found, key=lambda entry: os.fsencode(entry.name))
     except PermissionError as error:
-        raise RequestError(f"folder {folder!r} may not be read; grant permission or leave it out") from error
+        raise RequestError(
+            f"folder {folder!r} cannot be read: this user has no permission; grant it, or leave the folder out"
+        ) from error
     for entry in entries:
         if _hidden(entry.name):
             continue

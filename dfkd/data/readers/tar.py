@@ -117,7 +117,9 @@ class TarReader(Reader):
         def add(name: str, label: int) -> None:
             stem = posixpath.splitext(name)[0]
             if classes.setdefault(stem, label) != label:
-                raise RequestError(f"{name!r} is twice in {str(self._path)!r}, as {classes[stem]} and {label}")
+                raise RequestError(
+                    f"{name!r} is twice in {str(self._path)!r}, in classes {classes[stem]} and {label}; keep one"
+                )
             of_key.setdefault(key_of(name)[0], set()).add(label)
 
         with _binary(self._path) as file:

@@ -43,8 +43,8 @@ def inherit(student: Model, teacher: Model) -> Inheritance:
     shared = _shared(layers, theirs)
     if not shared:
         raise RequestError(
-            f"no layer of the student {student.spec} has the name of one of the teacher's "
-            f"({teacher.spec}) and is a part of it; take a student of its family that is not wider, or random weights"
+            f"no layer of the student {student.spec} has the name of a layer of the teacher {teacher.spec} and fits "
+            "into it; use a student of the teacher's family that is not wider, or --init none"
         )
     thinner = sum(_shapes(layers[name]) != _shapes(theirs[name]) for name in shared)
     channels = EVENLY

@@ -80,7 +80,7 @@ class BYOT(Loss):
         maps = student.group("stage")
         align.check_shape("stage", *maps, dimensions=(4,))
         if len(maps) < 2:
-            raise RequestError("there is one stage and nothing before it: the student needs maps of two resolutions")
+            raise RequestError("the student has feature maps of one resolution, and two are needed; leave the loss out")
         return maps
 
 

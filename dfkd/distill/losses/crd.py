@@ -81,10 +81,12 @@ class CRD(Loss):
     def bind(self, setting: Setting) -> None:
         """Keep the number of images. Raises: RequestError if images are not stored, or there are fewer than two."""
         if setting.images is None:
-            raise RequestError("it remembers every image: it needs stored images, not those of a generator")
+            raise RequestError(
+                "it has a memory of every stored image, and a generator makes new ones; leave out --source"
+            )
         if setting.images < 2:
             raise RequestError(
-                f"it compares an image with others, and there is {setting.images}; select two or more images"
+                f"it compares images with each other, and there is only {setting.images}; select two or more"
             )
         self.images = setting.images
         self.negatives = min(self.negatives, self.images - 1)
@@ -108,7 +110,7 @@ class CRD(Loss):
         """
         if teacher.rows is None:
             raise RequestError(
-                "it has to know which stored image a view is of: it does not go with a generator, Mixup or CutMix"
+                "it needs the stored image that each view shows; leave out the generator, --mixup and --cutmix"
             )
         v = self._embedded(self.student_embedding, student)
         u = self._embedded(self.teacher_embedding, teacher)

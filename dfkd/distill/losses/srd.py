@@ -47,7 +47,7 @@ class SRD(Loss):
         if setting.teacher_head is None:
             raise RequestError(
                 "srd needs a teacher whose logits come from a linear layer with the tap 'last' as its input; "
-                "take another loss on features, such as fitnet"
+                "use another loss on features, such as fitnet"
             )
         self._head = (setting.teacher_head,)
 

@@ -216,8 +216,8 @@ def _of_another_rank(file: _File, names: Sequence[str]) -> Columns:
         return read_columns(file.path, names)
     except Damaged as error:
         raise RequestError(
-            f"{file.path}, which another rank has made, is not here ({error}); let DFKD_CACHE name a folder that all "
-            "machines share"
+            f"{file.path} was written by another rank and cannot be read by this one ({error}); set DFKD_CACHE to a "
+            "folder that all machines share"
         ) from None
 
 

@@ -247,7 +247,7 @@ def check_refuses_one_pixel(build, normal) -> Callable[..., None]:
     def check(kind: type, tap: str) -> None:
         sides = normal({tap: (2, 2, 1, 1)}, {tap: (2, 3, 1, 1)})
         loss = build(kind, *sides)
-        with pytest.raises(RequestError, match="take batches of 2 images"):
+        with pytest.raises(RequestError, match="give a --batch-size of 2 or more"):
             loss(*(as_outputs({tap: side[tap][:1]}) for side in sides))
 
     return check

@@ -93,7 +93,7 @@ def test_heads_improve_with_depth(rng, outputs):
 
 def test_a_student_of_one_stage_is_refused(normal, outputs):
     (one,) = normal({"stage1": (2, 3, 4, 4), "logits": (2, 5)})
-    with pytest.raises(RequestError, match="two resolutions"):
+    with pytest.raises(RequestError, match="feature maps of one resolution"):
         BYOT().setup(outputs(one), outputs(one))
     with pytest.raises(RequestError, match="alpha=0 is not above 0"):
         BYOT(alpha=0.0)

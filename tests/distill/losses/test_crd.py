@@ -234,11 +234,11 @@ def test_wrong_options_and_sources_are_refused(pair, make, outputs):
     ]:
         with pytest.raises(RequestError, match=message):
             CRD(**options)
-    with pytest.raises(RequestError, match="needs stored images"):
+    with pytest.raises(RequestError, match="a generator makes new ones"):
         CRD().bind(setting(None))
-    with pytest.raises(RequestError, match="there is 1"):
+    with pytest.raises(RequestError, match="there is only 1"):
         CRD().bind(setting(1))
-    with pytest.raises(RequestError, match="which stored image a view is of"):
+    with pytest.raises(RequestError, match="the stored image that each view shows"):
         make(*pair)(*(outputs(side) for side in pair))
     odd = outputs({"last": np.zeros((2, 3, 4))})
     with pytest.raises(RequestError, match=r"^the feature 'last'"):

@@ -110,7 +110,7 @@ def test_is_finite_where_features_are_degenerate(pair, build, check_survives):
 def test_one_image_is_refused_where_the_last_feature_is_reviewed(pair, build, outputs):
     student, teacher = pair
     loss = build(ReviewKD, student, teacher, last=True)
-    with pytest.raises(RequestError, match="take batches of 2 images"):
+    with pytest.raises(RequestError, match="give a --batch-size of 2 or more"):
         loss(*(outputs({k: v[:1] for k, v in side.items()}) for side in pair))
 
 
