@@ -96,7 +96,7 @@ def test_inherit__layers_whose_outputs_are_added__keep_the_same_important_channe
 
 
 def test_inherit__a_student_of_its_teachers_width__needs_no_choice(models, monkeypatch):
-    monkeypatch.setattr("dfkd.distill.init.inherit.most_read", None)
+    monkeypatch.setattr("dfkd.distill.init.inherit.largest", None)
     student, teacher = models("cifar_resnet:depth=8,width=4", "cifar_resnet:depth=20,width=4")
     assert inherit(student, teacher).summary.endswith("begin as the teacher's")
 

@@ -33,12 +33,12 @@ def evenly(total: int, count: int) -> Int[Tensor, " count"]:
     return torch.arange(count) * total // count
 
 
-def most_read(student: Model, weights: Mapping[str, Tensor]) -> Channels:
-    """Choose those channels of the teacher that the weights of the next layers multiply most.
+def largest(student: Model, weights: Mapping[str, Tensor]) -> Channels:
+    """Choose those channels of the teacher that have the largest weights.
 
-    A channel's importance is the sum of the squared weights that multiply it, over all layers that read its group
-    (`channel_groups`). Where the channels of a group are also mixed, evenly spaced ones are kept, so that they stay in
-    order.
+    A channel's importance is the sum of its squared weights in all layers of its group (`channel_groups`): those that
+    compute it, normalize it, and read it. This is the importance of DepGraph (https://arxiv.org/abs/2301.12900) for
+    pruning. Where the channels of a group are also mixed, evenly spaced ones are kept, so that they stay in order.
 
     Args:
         student: A student, narrower than its teacher in some layers.

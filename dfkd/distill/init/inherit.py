@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dfkd.distill.init.channels import EVENLY, Channels, most_read
+from dfkd.distill.init.channels import EVENLY, Channels, largest
 from dfkd.models.ensemble import leader
 from dfkd.models.features.channel_groups import plain
 from dfkd.models.load import Model
@@ -28,10 +28,10 @@ def inherit(student: Model, teacher: Model) -> Inheritance:
     """Copy every layer to the student that the teacher has under the same name, if it fits.
 
     This is weight selection (Initializing Models with Larger Ones, 2023, https://arxiv.org/abs/2311.18823). A narrower
-    student gets the channels of the teacher that the next layers read most (`most_read`), or evenly spaced ones, as in
-    the paper. Layers whose channels are added get the same channels. Concatenated channels, and channels that are
-    flattened with their pixels, are not in order; `reconstruct` adapts these layers. A sum over fewer inputs is scaled
-    up to its old size. This is ours; before a normalization it only changes the size of the weights.
+    student gets the channels of the teacher with the largest weights (`largest`), or evenly spaced ones, as in the
+    paper. Layers whose channels are added get the same channels. Concatenated channels, and channels that are flattened
+    with their pixels, are not in order; `reconstruct` adapts these layers. A sum over fewer inputs is scaled up to its
+    old size. This is ours; before a normalization it only changes the size of the weights.
 
     A layer is a module with parameters or buffers of its own. It is copied as a whole or not at all, because a bias is
     useless without its weight. Blocks are numbered within their stage, so a shallower student gets each stage's first
@@ -49,7 +49,7 @@ def inherit(student: Model, teacher: Model) -> Inheritance:
     thinner = sum(_shapes(layers[name]) != _shapes(theirs[name]) for name in shared)
     channels = EVENLY
     if thinner:
-        channels = most_read(student, {name: theirs[name]["weight"] for name in shared if "weight" in theirs[name]})
+        channels = largest(student, {name: theirs[name]["weight"] for name in shared if "weight" in theirs[name]})
     with torch.no_grad():
         for layer in shared:
             for name, value in layers[layer].items():

@@ -103,14 +103,12 @@ class _Pass:
                 groups[place].mixed = True
                 continue
             x = self._rows(name, x)
-            asked = _masks(bits, x.shape[1])
-            gradients = torch.autograd.grad(
-                (x * asked[:, :, None]).sum(), outputs, retain_graph=True, allow_unused=True
-            )
+            mask = _masks(bits, x.shape[1])
+            gradients = torch.autograd.grad((x * mask[:, :, None]).sum(), outputs, retain_graph=True, allow_unused=True)
             for (source, _), gradient in zip(self._outputs, gradients, strict=True):
                 if gradient is not None:
                     gradient = self._rows(source, gradient)
-                    alone = gradient.shape[1] == x.shape[1] and not gradient[~asked].any()
+                    alone = gradient.shape[1] == x.shape[1] and not gradient[~mask].any()
                     _join(groups, place, (source, 0), mixed=not alone)
 
     def _taker(self, name: str) -> Any:
