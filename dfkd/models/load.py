@@ -154,7 +154,7 @@ def load_model(
     found = find_model(text, classes, channels, new_classifier, image_size) if isinstance(text, str) else text.found()
     size = image_size or found.image_size
     takes, gives = input_and_classes(found, size)
-    _check_counts(found, takes, gives, channels, classes)
+    _check_counts(found, takes, gives, channels, classes, new_classifier)
     if found.new_layers:
         layers = ", ".join(found.new_layers)
         say(f"note: model {found.spec}: its weights are of other classes; {layers} is new, with {gives} classes")
@@ -185,13 +185,17 @@ def load_model(
     )
 
 
-def _check_counts(found: Found, takes: int, gives: int, channels: int | None, classes: int | None) -> None:
+def _check_counts(
+    found: Found, takes: int, gives: int, channels: int | None, classes: int | None, new_classifier: bool
+) -> None:
     """Raise RequestError for other input channels or classes than the teacher has."""
     if channels not in (None, takes):
         fixed = "" if found.channel_key else "; its constructor has no in_channels to change that"
         raise RequestError(f"model {found.spec!r} takes {takes} input channels, the teacher {channels}{fixed}")
     if classes not in (None, gives):
         fixed = "" if found.class_key or found.code is None else "; its constructor has no num_classes to change that"
+        if new_classifier and found.class_key and found.has_weights:  # a RUN, or a text with the count
+            fixed = f"; write NAME@WEIGHTS without {found.class_key} to get a new classifier"
         raise RequestError(f"model {found.spec!r} has {gives} classes, the teacher {classes}{fixed}")
 
 

@@ -16,6 +16,7 @@ from dfkd.distill.trainer import Trainer
 from dfkd.formats.shards import Shards
 from dfkd.models import cifar_resnet
 from dfkd.models.load import load_model
+from dfkd.system.errors import RequestError
 from dfkd.system.memory import forget_peak_memory, peak_memory_bytes
 
 QUICK = ("--steps", 12, "--batch-size", 16, "--checkpoint-every", 5, "--log-every", 4)
@@ -71,6 +72,15 @@ def test_the_folder_holds_what_the_contract_says(lab, selection, finished):
     assert selected == "method=statistics:weight=0.0 count=400 class_dropping=0.05 balance=class"
     # the connectors of ofd learn with the student and are no part of it
     assert set(load_file(finished / "student.safetensors")) == set(cifar_resnet(depth=8, width=4).state_dict())
+
+
+def test_run__as_a_student_of_other_classes_is_refused_with_the_text_that_works(finished):
+    with pytest.raises(RequestError, match=r"10 classes, the teacher 4; write NAME@WEIGHTS without num_classes"):
+        load_model(str(finished), classes=4, new_classifier=True)
+    with pytest.raises(RequestError, match=r"10 classes, the teacher 4$"):  # it is to answer, not to learn
+        load_model(str(finished), classes=4)
+    text = f"cifar_resnet:depth=8,width=4@{finished / 'student.safetensors'}"
+    assert load_model(text, classes=4, new_classifier=True).classes == 4
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process cannot forget its peak")
