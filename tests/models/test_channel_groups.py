@@ -24,6 +24,17 @@ class Net(nn.Module):
         return self.linear(self.second(self.between(self, self.first(x))).mean(dim=(2, 3)))
 
 
+class Mixer(nn.Module):
+    """A layer of a list of maps."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+    def forward(self, maps):
+        return sum(maps) * self.weight[:, None, None]
+
+
 def group(network, place, size=8):
     """Return the group that has a place."""
     (found,) = [group for group in channel_groups(network, 3, size) if place in group.places]
@@ -106,10 +117,15 @@ def test_channel_groups__weights_that_start_at_zero__hide_no_exchange():
     [
         Net(lambda net, x: F.conv2d(x, net.hidden.weight), hidden=nn.Conv2d(4, 4, 1)),
         Net(lambda net, x: x * net.scale, scale=nn.Parameter(torch.ones(4, 1, 1))),
+        Net(
+            lambda net, x: net.hidden(x.movedim(1, 3).reshape(-1, 4)).reshape(len(x), 8, 8, 4).movedim(3, 1),
+            hidden=nn.Linear(4, 4),
+        ),
+        Net(lambda net, x: net.mixer([x, x]), mixer=Mixer()),
     ],
-    ids=["a layer that is not called", "a parameter without a layer"],
+    ids=["a layer that is not called", "a parameter without a layer", "rows of pixels", "a list"],
 )
-def test_channel_groups__parameters_used_outside_of_layers__no_group_is_known(network):
+def test_channel_groups__what_cannot_be_followed__gives_no_groups(network):
     assert channel_groups(network, 3, 8) == []
 
 

@@ -37,7 +37,10 @@ class Group:
 
 
 def channel_groups(network: nn.Module, channels: int, size: int) -> list[Group]:
-    """Return the groups of a network; none if it uses parameters outside of the layers that hold them.
+    """Return the groups of a network; none if parts of it cannot be followed.
+
+    This is so where parameters are used outside of the layers that hold them, or where a layer's input has other rows
+    than one per image.
 
     A copy of the network runs with random positive parameters on random images. Random numbers replace the outputs of
     `plain` layers. So the gradient of a layer's input tells which outputs reach it without another plain layer between,
@@ -70,7 +73,7 @@ def channel_groups(network: nn.Module, channels: int, size: int) -> list[Group]:
         seen = _Pass(layers, random)
         with torch.enable_grad(), seen.watched():
             run_network(network, torch.rand(2 * len(bits), channels, size, size, generator=random))
-        if {name for name, _ in seen.inputs} != layers.keys():
+        if {name for name, _ in seen.inputs} != layers.keys() or not seen.per_image(2 * len(bits)):
             return []
         seen.join(groups, bits)
     return list({id(group): group for group in groups.values()}.values())
@@ -81,7 +84,7 @@ class _Pass:
 
     def __init__(self, layers: Mapping[str, nn.Module], random: torch.Generator) -> None:
         self._layers, self._random = layers, random
-        self.inputs: list[tuple[str, Tensor]] = []
+        self.inputs: list[tuple[str, Any]] = []
         self._outputs: list[tuple[str, Tensor]] = []
 
     @contextmanager
@@ -93,6 +96,10 @@ class _Pass:
                 if plain(layer):
                     hooks.enter_context(layer.register_forward_hook(self._replacer(name)))
             yield
+
+    def per_image(self, images: int) -> bool:
+        """Return whether all inputs and outputs are tensors with one row per image."""
+        return all(isinstance(x, Tensor) and len(x) == images for _, x in [*self.inputs, *self._outputs])
 
     def join(self, groups: dict[Place, Group], bits: Int[Tensor, " bits"]) -> None:
         """Join the groups of places that depend on each other."""
