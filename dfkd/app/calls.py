@@ -59,12 +59,13 @@ class opened:
 class computing(opened):
     """The context of a call that builds or runs a network. It keeps the caller's random state and cuDNN settings.
 
-    torch has one random state for all threads, so a second call waits for the end of the first.
+    torch has one random state for all threads, so a second call waits for the end of the first. Within the call,
+    torch's modes are those of a new process: the request decides the result, and not where the call stands.
     """
 
     def __init__(self, verbose: bool) -> None:
         super().__init__(verbose)
-        self._entered = (*self._entered, _turn, _settings_kept())
+        self._entered = (*self._entered, _turn, _settings_kept(), _torch_modes())
 
 
 @contextmanager
@@ -76,6 +77,23 @@ def _settings_kept() -> Iterator[None]:
             yield
     finally:
         cudnn.allow_tf32, cudnn.deterministic = settings
+
+
+@contextmanager
+def _torch_modes() -> Iterator[None]:
+    """Have torch's modes in a block as they are in a new process: gradients, dtype, device and autocast."""
+    dtype = torch.get_default_dtype()
+    with ExitStack() as modes:
+        modes.enter_context(torch.inference_mode(False))
+        modes.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                modes.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":  # the mode slows every function of torch
+            modes.enter_context(torch.device("cpu"))
+        modes.callback(torch.set_default_dtype, dtype)
+        torch.set_default_dtype(torch.float32)
+        yield
 
 
 def configured(stage: Stage, given: Mapping[str, Any], own: Mapping[str, Any]) -> Any:

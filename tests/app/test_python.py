@@ -1,5 +1,6 @@
 """The package as it is used from Python: own modules, data sets and arrays, and what comes back."""
 
+import contextlib
 import copy
 import inspect
 import io
@@ -98,6 +99,46 @@ def test_import__is_quick_and_lists_its_names():
     assert {*dfkd.__all__} <= {*dir(dfkd)}
     with pytest.raises(AttributeError, match="no attribute 'Teecher'"):
         _ = dfkd.Teecher
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        torch.no_grad,
+        torch.inference_mode,
+        lambda: torch.autocast("cpu", torch.bfloat16),
+        lambda: torch.device("meta"),
+        lambda: default_dtype(torch.float64),
+    ],
+    ids=["no_grad", "inference_mode", "autocast", "device", "dtype"],
+)
+def test_result__does_not_depend_on_torchs_modes_around_the_call(teacher, pool, tmp_path, mode):
+    options = {**SHORT, "loss": ["kd", "ofd"], "test": (pool, np.arange(60) % 3)}
+    selection = teacher.select(pool, out=tmp_path / "s1", **PICK)
+    plain = teacher.distill(net(1), selection, out=tmp_path / "r1", **options)
+    student = net(1)
+    with mode():
+        before = modes()
+        picked = teacher.select(pool, out=tmp_path / "s2", **PICK)
+        run = teacher.distill(student, picked, out=tmp_path / "r2", **options)
+        assert modes() == before
+    assert data_bytes(picked.folder) == data_bytes(selection.folder)
+    assert data_bytes(run.folder) == data_bytes(plain.folder)
+
+
+def modes():
+    kinds = torch.is_autocast_enabled("cpu"), torch.get_default_dtype(), torch.get_default_device()
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *kinds
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def test_teacher__selects_distills_and_evaluates_with_own_objects(pool, tmp_path):
