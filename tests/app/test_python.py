@@ -59,6 +59,21 @@ class Photos(Dataset):
         return photo if self.by_image is None else (photo, int(self.by_image[index]))
 
 
+class Meta(Photos):
+    """A data set whose images have no values."""
+
+    def __init__(self):
+        super().__init__(range(60))
+
+    def __getitem__(self, index):
+        return torch.zeros(3, SIDE, SIDE, dtype=torch.uint8, device="meta")
+
+
+class WithoutLength(Meta):
+    def __len__(self):
+        raise TypeError("no length")
+
+
 def net(seed=0, **options):
     torch.manual_seed(seed)
     return Net(**options)
@@ -452,6 +467,14 @@ def test_verbose_false__prints_nothing_at_all(teacher, pool, tmp_path, capfd):
         (lambda t, p: t.select(p.astype(np.float32)), "pool is an array of float32, not uint8"),
         (lambda t, p: t.select(p[..., None]), "pool: the shape of one image"),
         (lambda t, p: t.select(3), "pool is a int, not a DATA text, an array"),
+        (lambda t, p: t.select(p[0]), "pool is an array of shape [16, 16, 1], which may be one image"),
+        (lambda t, p: t.select(list(p.repeat(3, axis=3))), "pool is an array of shape [16, 16, 3], which may be one"),
+        (lambda t, p: t.select(p.repeat(3, axis=3)[0].transpose(2, 0, 1)), "pool is an array of shape [3, 16, 16]"),
+        (lambda t, p: t.select(torch.from_numpy(p).to_sparse()), "pool is a tensor that is no array"),
+        (lambda t, p: t.select(Meta()), "image 0 of pool is a tensor that is no array"),
+        (lambda t, p: t.evaluate((p, torch.zeros(60, device="meta"))), "the second of the pair data is a tensor that"),
+        (lambda t, p: t.select(Photos), "pool is a type, not a DATA text, an array"),
+        (lambda t, p: t.select(WithoutLength()), "pool is a WithoutLength whose len() fails (TypeError: no length)"),
         (lambda t, p: t.select("nowhere/"), "there is no 'nowhere'"),
         (lambda t, p: t.select(p, part="1/2"), "part scores a part of the pool and returns no selection"),
         (lambda t, p: t.distill(net(), []), "samples names selections, source a generator"),
