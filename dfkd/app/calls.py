@@ -1,6 +1,7 @@
 """Calls of stages from Python: options from keywords, networks as objects, and errors that name parameters."""
 
 import inspect
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -124,9 +125,19 @@ def network(value: Any, option: str) -> str | OwnNetwork:
     if isinstance(value, nn.Module):
         return OwnNetwork(value)
     if isinstance(value, (str, Path)):
-        text: str = expand(str(value))
-        return text
+        return path_text(value, option)
     raise RequestError(f"--{option} is a {type(value).__name__}, not a MODEL text or a torch.nn.Module")
+
+
+def path_text(value: Any, option: str) -> str:
+    """Return a path as text, with `~` and `$NAME` filled in. Raises: RequestError for any other type."""
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str):
+        raise RequestError(f"--{option} is a {type(value).__name__}, not a path as text or pathlib.Path")
+    if "\0" in text:
+        raise RequestError(f"--{option} {text!r} is not a path")
+    filled: str = expand(text)
+    return filled
 
 
 def model_text(model: str | OwnNetwork) -> str:
@@ -176,6 +187,7 @@ def plain(value: Any, name: str) -> Any:
     """Convert a keyword's value for a table of options.
 
     The result has Python numbers, and paths, devices, functions and classes as text.
+    Raises: RequestError for other objects, such as one of a class where the class is needed.
     """
     if isinstance(value, (list, tuple)):
         return [plain(item, name) for item in value]
@@ -183,7 +195,11 @@ def plain(value: Any, name: str) -> Any:
         return value.item()
     if isinstance(value, (type, FunctionType)):
         return _dotted(value, name)
-    return str(value) if isinstance(value, (Path, torch.device)) else value
+    if isinstance(value, (Path, torch.device, torch.dtype)):
+        return str(value)
+    if value is not None and not isinstance(value, (str, bool, int, float, bytes, dict, set)):
+        raise RequestError(f"--{name} is a {type(value).__name__} object, not text, a number, a function or a class")
+    return value
 
 
 def _dotted(code: type | FunctionType, option: str) -> str:

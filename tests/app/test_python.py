@@ -519,6 +519,69 @@ def test_errors__of_types_are_one_line():
     ]
 
 
+def test_errors__of_objects_in_place_of_text_are_one_line(tmp_path):
+    """In another process: the tests check types at every call."""
+    code = """
+import functools, numpy as np, torch, dfkd
+network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
+teacher = dfkd.Teacher(network, normalize="none", image_size=2)
+pool = np.arange(480, dtype=np.uint8).reshape(40, 2, 2, 3)
+quiet = {"count": 8, "filter": "none", "verbose": False}
+for call in (
+    lambda: teacher.select(pool, out=teacher, **quiet),
+    lambda: teacher.select(pool, out=b"x", **quiet),
+    lambda: teacher.select(pool, out="a\\0b", **quiet),
+    lambda: teacher.select(pool, method=functools.partial(print), **quiet),
+    lambda: teacher.distill(network, "s", loss=dfkd.losses.KD(), verbose=False),
+    lambda: teacher.generate("dafl", fill=[], verbose=False),
+    lambda: dfkd.open_selection(network),
+    lambda: dfkd.open_run(None),
+    lambda: dfkd.compare(None),
+    lambda: dfkd.compare([3]),
+    lambda: dfkd.Teacher([network, network], classes="ab"),
+    lambda: dfkd.Teacher([network, network], classes=[1, 2]),
+):
+    try:
+        print(call())
+    except dfkd.RequestError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    path = "not a path as text or pathlib.Path"
+    classes = "a list with a file, or a list of class names, for each network"
+    assert done.stdout.splitlines() == [
+        f"out is a Teacher, {path}",
+        f"out is a bytes, {path}",
+        "out 'a\\x00b' is not a path",
+        "method is a partial object, not text, a number, a function or a class",
+        "loss is a KD object, not text, a number, a function or a class",
+        "fill is a list, not a selection or its folder",
+        f"folder is a Sequential, {path}",
+        f"folder is a NoneType, {path}",
+        f"runs is a NoneType, {path}",
+        f"runs is a int, {path}",
+        f"classes is not {classes}",
+        f"classes is not {classes}",
+    ]
+    assert not [*tmp_path.iterdir()]
+
+
+def test_paths__may_begin_with_the_home_folder(teacher, pool, selection, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert teacher.select(pool, out="~/s", **PICK).folder == dfkd.open_selection("~/s").folder == tmp_path / "s"
+    run = teacher.distill(net(1), selection, out="~/r", **SHORT)
+    assert dfkd.open_run("~/r").folder == run.folder == tmp_path / "r"
+    page = dfkd.compare("~/r", out="~/one.html", verbose=False)
+    assert page == tmp_path / "one.html" == dfkd.compare(run, out=page, verbose=False)
+
+
+def test_evaluate__takes_several_teachers(teacher, pool):
+    several = [net(2), net(3)]
+    data = pool, np.arange(60) % 3
+    expected = teacher.evaluate(data, teacher=dfkd.Teacher(several, **EXPECTED), verbose=False)
+    assert teacher.evaluate(data, teacher=several, verbose=False) == expected
+
+
 def test_data_sets__that_cannot_be_used_are_refused(teacher, pool):
     class Floats(Photos):
         def __getitem__(self, index):
