@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from dfkd.config.option import field_hints, options
 from dfkd.config.stage_table import STAGES, Stage, as_parameters
@@ -123,10 +124,22 @@ def configured(stage: Stage, given: Mapping[str, Any], own: Mapping[str, Any]) -
 def network(value: Any, option: str) -> str | OwnNetwork:
     """Return a MODEL text or a folder as text, or wrap a module. Raises: RequestError for any other type."""
     if isinstance(value, nn.Module):
+        _check_values(value, option)
         return OwnNetwork(value)
     if isinstance(value, (str, Path)):
         return path_text(value, option)
     raise RequestError(f"--{option} is a {type(value).__name__}, not a MODEL text or a torch.nn.Module")
+
+
+def _check_values(module: nn.Module, option: str) -> None:
+    """Raise RequestError for weights without values. A student's lazy layers get theirs from its first input."""
+    lacking = (
+        name
+        for name, value in (*module.named_parameters(), *module.named_buffers())
+        if value.is_meta or (option == "teacher" and is_lazy(value))
+    )
+    if first := next(lacking, None):
+        raise RequestError(f"--{option}: weights of the module have no values yet, such as {first}; load them first")
 
 
 def path_text(value: Any, option: str) -> str:

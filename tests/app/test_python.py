@@ -475,6 +475,8 @@ def test_verbose_false__prints_nothing_at_all(teacher, pool, tmp_path, capfd):
         (lambda t, p: t.evaluate((p, torch.zeros(60, device="meta"))), "the second of the pair data is a tensor that"),
         (lambda t, p: t.select(Photos), "pool is a type, not a DATA text, an array"),
         (lambda t, p: t.select(WithoutLength()), "pool is a WithoutLength whose len() fails (TypeError: no length)"),
+        (lambda t, p: t.distill(net().to("meta"), "s"), "student: weights of the module have no values"),
+        (lambda t, p: dfkd.Teacher(nn.LazyLinear(3)), "teacher: weights of the module have no values"),
         (lambda t, p: t.select("nowhere/"), "there is no 'nowhere'"),
         (lambda t, p: t.select(p, part="1/2"), "part scores a part of the pool and returns no selection"),
         (lambda t, p: t.distill(net(), []), "samples names selections, source a generator"),
@@ -564,6 +566,26 @@ for call in (
         f"classes is not {classes}",
     ]
     assert not [*tmp_path.iterdir()]
+
+
+class Unlearning(Net):
+    @torch.no_grad()
+    def forward(self, images):
+        return super().forward(images)
+
+
+@pytest.mark.parametrize("loss", [["kd"], ["kd", "ofd"], ["fitnet"]])
+@pytest.mark.parametrize("student", [lambda: net(1, width=2).requires_grad_(False), lambda: Unlearning(2)])
+def test_students__without_gradients_are_refused(teacher, selection, student, loss):
+    """A loss with a projection of its own has a gradient, which would train only that."""
+    with pytest.raises(dfkd.RequestError, match="no gradient leads from the student's logits to its weights"):
+        teacher.distill(student(), selection, **{**SHORT, "loss": loss})
+
+
+@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated
+def test_students__of_torchscript_are_refused(teacher, selection):
+    with pytest.raises(dfkd.RequestError, match="is TorchScript, which cannot learn"):
+        teacher.distill(torch.jit.trace(net(1), torch.zeros(1, 1, SIDE, SIDE)), selection, **SHORT)
 
 
 def test_paths__may_begin_with_the_home_folder(teacher, pool, selection, tmp_path, monkeypatch):
