@@ -1,6 +1,7 @@
 """Calls of stages from Python: options from keywords, networks as objects, and errors that name parameters."""
 
 import inspect
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from dfkd.config.option import field_hints, options
 from dfkd.config.stage_table import STAGES, Stage, as_parameters
@@ -59,12 +61,13 @@ class opened:
 class computing(opened):
     """The context of a call that builds or runs a network. It keeps the caller's random state and cuDNN settings.
 
-    torch has one random state for all threads, so a second call waits for the end of the first.
+    torch has one random state for all threads, so a second call waits for the end of the first. Within the call,
+    torch's modes are those of a new process: the request decides the result, and not where the call stands.
     """
 
     def __init__(self, verbose: bool) -> None:
         super().__init__(verbose)
-        self._entered = (*self._entered, _turn, _settings_kept())
+        self._entered = (*self._entered, _turn, _settings_kept(), _torch_modes())
 
 
 @contextmanager
@@ -76,6 +79,23 @@ def _settings_kept() -> Iterator[None]:
             yield
     finally:
         cudnn.allow_tf32, cudnn.deterministic = settings
+
+
+@contextmanager
+def _torch_modes() -> Iterator[None]:
+    """Have torch's modes in a block as they are in a new process: gradients, dtype, device and autocast."""
+    dtype = torch.get_default_dtype()
+    with ExitStack() as modes:
+        modes.enter_context(torch.inference_mode(False))
+        modes.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                modes.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":  # the mode slows every function of torch
+            modes.enter_context(torch.device("cpu"))
+        modes.callback(torch.set_default_dtype, dtype)
+        torch.set_default_dtype(torch.float32)
+        yield
 
 
 def configured(stage: Stage, given: Mapping[str, Any], own: Mapping[str, Any]) -> Any:
@@ -104,11 +124,33 @@ def configured(stage: Stage, given: Mapping[str, Any], own: Mapping[str, Any]) -
 def network(value: Any, option: str) -> str | OwnNetwork:
     """Return a MODEL text or a folder as text, or wrap a module. Raises: RequestError for any other type."""
     if isinstance(value, nn.Module):
+        _check_values(value, option)
         return OwnNetwork(value)
     if isinstance(value, (str, Path)):
-        text: str = expand(str(value))
-        return text
+        return path_text(value, option)
     raise RequestError(f"--{option} is a {type(value).__name__}, not a MODEL text or a torch.nn.Module")
+
+
+def _check_values(module: nn.Module, option: str) -> None:
+    """Raise RequestError for weights without values. A student's lazy layers get theirs from its first input."""
+    lacking = (
+        name
+        for name, value in (*module.named_parameters(), *module.named_buffers())
+        if value.is_meta or (option == "teacher" and is_lazy(value))
+    )
+    if first := next(lacking, None):
+        raise RequestError(f"--{option}: weights of the module have no values yet, such as {first}; load them first")
+
+
+def path_text(value: Any, option: str) -> str:
+    """Return a path as text, with `~` and `$NAME` filled in. Raises: RequestError for any other type."""
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str):
+        raise RequestError(f"--{option} is a {type(value).__name__}, not a path as text or pathlib.Path")
+    if "\0" in text:
+        raise RequestError(f"--{option} {text!r} is not a path")
+    filled: str = expand(text)
+    return filled
 
 
 def model_text(model: str | OwnNetwork) -> str:
@@ -158,6 +200,7 @@ def plain(value: Any, name: str) -> Any:
     """Convert a keyword's value for a table of options.
 
     The result has Python numbers, and paths, devices, functions and classes as text.
+    Raises: RequestError for other objects, such as one of a class where the class is needed.
     """
     if isinstance(value, (list, tuple)):
         return [plain(item, name) for item in value]
@@ -165,7 +208,11 @@ def plain(value: Any, name: str) -> Any:
         return value.item()
     if isinstance(value, (type, FunctionType)):
         return _dotted(value, name)
-    return str(value) if isinstance(value, (Path, torch.device)) else value
+    if isinstance(value, (Path, torch.device, torch.dtype)):
+        return str(value)
+    if value is not None and not isinstance(value, (str, bool, int, float, bytes, dict, set)):
+        raise RequestError(f"--{name} is a {type(value).__name__} object, not text, a number, a function or a class")
+    return value
 
 
 def _dotted(code: type | FunctionType, option: str) -> str:

@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dfkd.app.calls import computing, configured, opened
+from dfkd.app.calls import computing, configured, opened, path_text
 from dfkd.config.stage_table import STAGES
 from dfkd.formats.run_records import finished_weights, read_request
 from dfkd.formats.shards import Shards
@@ -41,8 +41,8 @@ class Selection:
 
     def __init__(self, folder: str | Path) -> None:
         with opened(verbose=False):
-            self._opened: tuple[int, Shards] = os.getpid(), Shards(Path(folder))
-        self.folder = Path(folder)
+            self.folder = Path(path_text(folder, "folder"))
+            self._opened: tuple[int, Shards] = os.getpid(), Shards(self.folder)
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -117,9 +117,11 @@ class Run:
     """
 
     def __init__(self, folder: str | Path, student: nn.Module | None = None) -> None:
-        self.folder, self._given = Path(folder), student
+        self._given = student
         with opened(verbose=False):
-            read_run(str(folder))
+            folder = path_text(folder, "folder")
+            self.folder = Path(folder)
+            read_run(folder)
             self._architecture: str = read_request(self.folder).model.architecture
             if student is not None and self._architecture.startswith(OBJECT):
                 self._check_class(student)
@@ -218,12 +220,15 @@ def open_run(folder: str | Path, student: nn.Module | None = None) -> Run:
 
 
 def compare(
-    runs: Sequence[Run | str | Path], out: str | Path = "report.html", verbose: bool = True, disagreements: int = 0
+    runs: Sequence[Run | str | Path] | Run | str | Path,
+    out: str | Path = "report.html",
+    verbose: bool = True,
+    disagreements: int = 0,
 ) -> Path:
     """Compare runs in an HTML page, and in a CSV file beside it.
 
     Args:
-        runs: Runs or their folders. Runs of one name count as seeds of one row.
+        runs: One or several runs, or their folders. Runs of one name count as seeds of one row.
         out: The page to write. The CSV file has the same name.
         verbose: Whether the table is printed.
         disagreements: Number of images per row to show on which student and teacher differ. Above 0, both networks of a
@@ -236,7 +241,8 @@ def compare(
         RequestError: There are no runs, or a folder is not a finished run.
     """
     with opened(verbose):
-        folders = tuple(str(run.folder if isinstance(run, Run) else run) for run in runs)
+        several = [runs] if isinstance(runs, (Run, str, Path)) or not isinstance(runs, Iterable) else runs
+        folders = tuple(str(run.folder) if isinstance(run, Run) else path_text(run, "runs") for run in several)
         stage = STAGES["compare"]
         page: Path = stage.run(configured(stage, {"runs": folders, "out": out, "disagreements": disagreements}, {}))
         return page

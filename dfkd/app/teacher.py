@@ -15,6 +15,7 @@ from dfkd.app.calls import (
     model_text,
     network,
     opened,
+    path_text,
     plain,
     teacher_text,
     with_options,
@@ -159,7 +160,7 @@ class Teacher:
             student = None if options.get("student") is None else _model(options["student"], "student")
             named: dict[str, Any] = {}
             named |= {"samples": _folders(options["samples"])} if options.get("samples") is not None else {}
-            named |= {"fill": _folders(options["fill"])[0]} if options.get("fill") is not None else {}
+            named |= {"fill": _one_folder(options["fill"], "fill")} if options.get("fill") is not None else {}
             named |= {"student": model_text(student)} if student is not None else {}
             named |= {"method": method}
             config = configured(stage := STAGES["generate"], {**options, **named}, self._own(out))
@@ -243,7 +244,7 @@ class Teacher:
         """Return the options that a call sets itself."""
         mixing = self._model.mixing if isinstance(self._model, Several) else None
         given = {"teacher": teacher_text(self._model), "mixing": mixing}
-        return {**self._options, **given, "out": expand(str(out or "")), **found}
+        return {**self._options, **given, "out": path_text("" if out is None else out, "out"), **found}
 
 
 def _model(value: Any, option: str) -> str | OwnNetwork:
@@ -259,6 +260,8 @@ def _model(value: Any, option: str) -> str | OwnNetwork:
 
 def _teacher(value: Any) -> GivenModel:
     """Return one network, or several."""
+    if isinstance(value, (list, tuple)):
+        return _several(value, None, None)
     return value._model if isinstance(value, Teacher) else _model(value, "teacher")
 
 
@@ -266,6 +269,8 @@ def _several(networks: Sequence[Any], mixing: str | None, classes: Sequence[str 
     """Return the teachers of a list. Raises: RequestError for fewer than two."""
     if len(networks) < 2:
         raise RequestError(f"a list of teachers needs two or more, not {len(networks)}; give one without a list")
+    if isinstance(classes, str) or not all(isinstance(names, (str, list, tuple)) for names in classes or ()):
+        raise RequestError("classes is not a list with a file, or a list of class names, for each network")
     if classes is not None and len(classes) != len(networks):
         raise RequestError(f"classes has {len(classes)} items for {len(networks)} teachers; give one for each")
     teachers = []
@@ -303,8 +308,12 @@ def _data(value: Any, option: str) -> GivenData:
 
 def _folders(samples: Any) -> list[str]:
     """Return the folders of selections."""
-    several: Sequence[Any] = samples if isinstance(samples, (list, tuple)) else [samples]
-    for one in several:
-        if not isinstance(one, (Selection, str, Path)):
-            raise RequestError(f"--samples is a {type(one).__name__}, not a selection or its folder")
-    return [str(one.folder) if isinstance(one, Selection) else expand(str(one)) for one in several]
+    return [_one_folder(one, "samples") for one in (samples if isinstance(samples, (list, tuple)) else [samples])]
+
+
+def _one_folder(value: Any, option: str) -> str:
+    if isinstance(value, Selection):
+        return str(value.folder)
+    if not isinstance(value, (str, Path)):
+        raise RequestError(f"--{option} is a {type(value).__name__}, not a selection or its folder")
+    return path_text(value, option)

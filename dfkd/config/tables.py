@@ -44,6 +44,8 @@ def check_mapping(config: type, values: Mapping[str, Any], where: str) -> dict[s
         name = key.replace("-", "_")
         if name not in hints:
             raise RequestError(f"{where} has no option {key!r}{nearest(name, hints)}")
+        if name in checked:
+            raise RequestError(f"{where} has {name!r} twice, with a hyphen and with an underscore; remove one")
         checked[name] = expand(convert(value, hints[name], f"{where}: {key}"))
     return checked
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from dfkd.data.images.load import beside_pixels, picture_of
 from dfkd.data.locate import Data, GivenData
-from dfkd.data.readers.reader import Reader, Unreadable, as_labels, as_nhwc, image_shape
+from dfkd.data.readers.reader import CHANNELS, Reader, Unreadable, as_labels, as_nhwc, image_shape
 from dfkd.data.readers.vision import VisionReader, image_in, is_unlabeled, label_in
-from dfkd.system.errors import RequestError
+from dfkd.system.errors import RequestError, first_line
 
 IDENTITY = "identity"
 """Attribute in which a data set may give a text that identifies its content.
@@ -38,8 +38,15 @@ def data_of(value: Any, option: str) -> GivenData:
     if pair or isinstance(value, (np.ndarray, Tensor)):
         images, labels = value if pair else (value, None)
         return Data("array", [("array", ArrayReader(images, labels, option))])
-    if hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, (bytes, dict, list)):
+    if hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, (bytes, dict, list, type)):
         name = type(value).__name__
+        try:
+            len(value)
+        except Exception as error:  # foreign code
+            raise RequestError(
+                f"--{option} is a {name} whose len() fails ({type(error).__name__}: {first_line(error)}); give a data "
+                "set with len() and [index]"
+            ) from error
         return Data(name, [(name, DatasetReader(name, value, option))])
     raise RequestError(
         f"--{option} is a {type(value).__name__}, not a DATA text, an array of uint8 images, a pair (array, labels) "
@@ -51,13 +58,18 @@ class ArrayReader(Reader):
     """Reader of an array or tensor of uint8 images, with optional labels."""
 
     def __init__(self, images: Any, labels: Any, option: str) -> None:
-        pixels = images.detach().cpu().numpy() if isinstance(images, Tensor) else images
+        pixels = _array(images, f"--{option}")
         if pixels.dtype != np.uint8:
             raise RequestError(f"--{option} is an array of {pixels.dtype}, not uint8; give pixels of 0 to 255 as uint8")
         try:
             self.shape = image_shape(pixels.shape[1:])
         except ValueError as error:
             raise RequestError(f"--{option}: {error}") from None
+        if pixels.ndim == 3 and (pixels.shape[2] in CHANNELS or pixels.shape[0] in CHANNELS[1:]):
+            raise RequestError(
+                f"--{option} is an array of shape {list(pixels.shape)}, which may be one image; give [images, height, "
+                "width, channels], with np.stack for a list of images"
+            )
         if not len(pixels):
             raise RequestError(f"--{option} is an array without images; give one image or more")
         self._pixels, self._labels, self._option = pixels, labels, option
@@ -80,7 +92,7 @@ class ArrayReader(Reader):
         """Return the given labels. Raises: RequestError if there are none or they do not fit the images."""
         if self._labels is None:
             raise RequestError(f"--{self._option} is an array without labels; give a pair (images, labels)")
-        labels = self._labels.cpu().numpy() if isinstance(self._labels, Tensor) else self._labels
+        labels = _array(self._labels, f"the second of the pair --{self._option}")
         try:
             return as_labels(labels, len(self), "the second of the pair")
         except ValueError as error:
@@ -134,13 +146,24 @@ def _picture(item: object) -> object:
     """Return pixels as a PIL image, or as Unreadable if they are not an image. Return other images unchanged."""
     if not isinstance(item, (np.ndarray, Tensor)):
         return item
-    pixels = item.detach().cpu().numpy() if isinstance(item, Tensor) else item
+    try:
+        pixels = _array(item, "")
+    except RequestError as error:
+        return Unreadable(str(error))
     if pixels.dtype != np.uint8:
         return Unreadable(f"is {pixels.dtype}, not uint8; leave out ToTensor and Normalize: give pixels of 0 to 255")
     try:
         return picture_of(as_nhwc(pixels[None])[0])
     except ValueError as error:
         return Unreadable(f"is not an image: {error}")
+
+
+def _array(value: Any, what: str) -> Any:
+    """Return a tensor as an array, and other values unchanged. Raises: RequestError for a tensor without numbers."""
+    try:
+        return value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+    except (NotImplementedError, TypeError, RuntimeError) as error:  # on the device meta, or sparse
+        raise RequestError(f"{what} is a tensor that is no array ({first_line(error)})") from error
 
 
 def _content(image: object) -> bytes:

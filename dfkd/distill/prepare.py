@@ -147,6 +147,8 @@ def _check_statistics(plan: Plan, student: Model) -> None:
 
 def _check_plan(config: DistillConfig, plan: Plan, student: Model, objective: Objective) -> None:
     """Raise RequestError for numbers that do not go with the student and the losses."""
+    if any(isinstance(layer, torch.jit.ScriptModule) for layer in student.module.modules()):
+        raise RequestError(f"the student {student.spec} is TorchScript, which cannot learn; give the module it is of")
     fitting.check_size(plan.steps * plan.batch_size, student)
     specialists.check_vote(config, student, objective)
     _check_statistics(plan, student)

@@ -192,6 +192,11 @@ class Trainer(Lessons):
         rate = learning_rate(self.step, plan.steps, plan.lr, plan.warmup)
         set_rate(self.optimizer, rate)
         total, (ours, values) = self._compute(view, theirs, ours)
+        if not ours.logits.requires_grad:  # losses with layers of their own would train these alone
+            raise RequestError(
+                "no gradient leads from the student's logits to its weights: their requires_grad is off, or its "
+                "forward uses torch.no_grad or detach; change that"
+            )
         if not total.requires_grad:
             raise RequestError(
                 f"the losses ({', '.join(values)}) give the student no gradient; add another one, such as kd"

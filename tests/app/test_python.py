@@ -1,5 +1,6 @@
 """The package as it is used from Python: own modules, data sets and arrays, and what comes back."""
 
+import contextlib
 import copy
 import inspect
 import io
@@ -58,6 +59,21 @@ class Photos(Dataset):
         return photo if self.by_image is None else (photo, int(self.by_image[index]))
 
 
+class Meta(Photos):
+    """A data set whose images have no values."""
+
+    def __init__(self):
+        super().__init__(range(60))
+
+    def __getitem__(self, index):
+        return torch.zeros(3, SIDE, SIDE, dtype=torch.uint8, device="meta")
+
+
+class WithoutLength(Meta):
+    def __len__(self):
+        raise TypeError("no length")
+
+
 def net(seed=0, **options):
     torch.manual_seed(seed)
     return Net(**options)
@@ -98,6 +114,46 @@ def test_import__is_quick_and_lists_its_names():
     assert {*dfkd.__all__} <= {*dir(dfkd)}
     with pytest.raises(AttributeError, match="no attribute 'Teecher'"):
         _ = dfkd.Teecher
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        torch.no_grad,
+        torch.inference_mode,
+        lambda: torch.autocast("cpu", torch.bfloat16),
+        lambda: torch.device("meta"),
+        lambda: default_dtype(torch.float64),
+    ],
+    ids=["no_grad", "inference_mode", "autocast", "device", "dtype"],
+)
+def test_result__does_not_depend_on_torchs_modes_around_the_call(teacher, pool, tmp_path, mode):
+    options = {**SHORT, "loss": ["kd", "ofd"], "test": (pool, np.arange(60) % 3)}
+    selection = teacher.select(pool, out=tmp_path / "s1", **PICK)
+    plain = teacher.distill(net(1), selection, out=tmp_path / "r1", **options)
+    student = net(1)
+    with mode():
+        before = modes()
+        picked = teacher.select(pool, out=tmp_path / "s2", **PICK)
+        run = teacher.distill(student, picked, out=tmp_path / "r2", **options)
+        assert modes() == before
+    assert data_bytes(picked.folder) == data_bytes(selection.folder)
+    assert data_bytes(run.folder) == data_bytes(plain.folder)
+
+
+def modes():
+    kinds = torch.is_autocast_enabled("cpu"), torch.get_default_dtype(), torch.get_default_device()
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), *kinds
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def test_teacher__selects_distills_and_evaluates_with_own_objects(pool, tmp_path):
@@ -411,6 +467,16 @@ def test_verbose_false__prints_nothing_at_all(teacher, pool, tmp_path, capfd):
         (lambda t, p: t.select(p.astype(np.float32)), "pool is an array of float32, not uint8"),
         (lambda t, p: t.select(p[..., None]), "pool: the shape of one image"),
         (lambda t, p: t.select(3), "pool is a int, not a DATA text, an array"),
+        (lambda t, p: t.select(p[0]), "pool is an array of shape [16, 16, 1], which may be one image"),
+        (lambda t, p: t.select(list(p.repeat(3, axis=3))), "pool is an array of shape [16, 16, 3], which may be one"),
+        (lambda t, p: t.select(p.repeat(3, axis=3)[0].transpose(2, 0, 1)), "pool is an array of shape [3, 16, 16]"),
+        (lambda t, p: t.select(torch.from_numpy(p).to_sparse()), "pool is a tensor that is no array"),
+        (lambda t, p: t.select(Meta()), "image 0 of pool is a tensor that is no array"),
+        (lambda t, p: t.evaluate((p, torch.zeros(60, device="meta"))), "the second of the pair data is a tensor that"),
+        (lambda t, p: t.select(Photos), "pool is a type, not a DATA text, an array"),
+        (lambda t, p: t.select(WithoutLength()), "pool is a WithoutLength whose len() fails (TypeError: no length)"),
+        (lambda t, p: t.distill(net().to("meta"), "s"), "student: weights of the module have no values"),
+        (lambda t, p: dfkd.Teacher(nn.LazyLinear(3)), "teacher: weights of the module have no values"),
         (lambda t, p: t.select("nowhere/"), "there is no 'nowhere'"),
         (lambda t, p: t.select(p, part="1/2"), "part scores a part of the pool and returns no selection"),
         (lambda t, p: t.distill(net(), []), "samples names selections, source a generator"),
@@ -453,6 +519,89 @@ def test_errors__of_types_are_one_line():
         "dfkd.Teacher(): interpolation=cubic is not one of bilinear, bicubic",
         "dfkd.Teacher(): normalize=['0', '1'] is not text",
     ]
+
+
+def test_errors__of_objects_in_place_of_text_are_one_line(tmp_path):
+    """In another process: the tests check types at every call."""
+    code = """
+import functools, numpy as np, torch, dfkd
+network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
+teacher = dfkd.Teacher(network, normalize="none", image_size=2)
+pool = np.arange(480, dtype=np.uint8).reshape(40, 2, 2, 3)
+quiet = {"count": 8, "filter": "none", "verbose": False}
+for call in (
+    lambda: teacher.select(pool, out=teacher, **quiet),
+    lambda: teacher.select(pool, out=b"x", **quiet),
+    lambda: teacher.select(pool, out="a\\0b", **quiet),
+    lambda: teacher.select(pool, method=functools.partial(print), **quiet),
+    lambda: teacher.distill(network, "s", loss=dfkd.losses.KD(), verbose=False),
+    lambda: teacher.generate("dafl", fill=[], verbose=False),
+    lambda: dfkd.open_selection(network),
+    lambda: dfkd.open_run(None),
+    lambda: dfkd.compare(None),
+    lambda: dfkd.compare([3]),
+    lambda: dfkd.Teacher([network, network], classes="ab"),
+    lambda: dfkd.Teacher([network, network], classes=[1, 2]),
+):
+    try:
+        print(call())
+    except dfkd.RequestError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    path = "not a path as text or pathlib.Path"
+    classes = "a list with a file, or a list of class names, for each network"
+    assert done.stdout.splitlines() == [
+        f"out is a Teacher, {path}",
+        f"out is a bytes, {path}",
+        "out 'a\\x00b' is not a path",
+        "method is a partial object, not text, a number, a function or a class",
+        "loss is a KD object, not text, a number, a function or a class",
+        "fill is a list, not a selection or its folder",
+        f"folder is a Sequential, {path}",
+        f"folder is a NoneType, {path}",
+        f"runs is a NoneType, {path}",
+        f"runs is a int, {path}",
+        f"classes is not {classes}",
+        f"classes is not {classes}",
+    ]
+    assert not [*tmp_path.iterdir()]
+
+
+class Unlearning(Net):
+    @torch.no_grad()
+    def forward(self, images):
+        return super().forward(images)
+
+
+@pytest.mark.parametrize("loss", [["kd"], ["kd", "ofd"], ["fitnet"]])
+@pytest.mark.parametrize("student", [lambda: net(1, width=2).requires_grad_(False), lambda: Unlearning(2)])
+def test_students__without_gradients_are_refused(teacher, selection, student, loss):
+    """A loss with a projection of its own has a gradient, which would train only that."""
+    with pytest.raises(dfkd.RequestError, match="no gradient leads from the student's logits to its weights"):
+        teacher.distill(student(), selection, **{**SHORT, "loss": loss})
+
+
+@pytest.mark.filterwarnings("ignore")  # TorchScript is deprecated
+def test_students__of_torchscript_are_refused(teacher, selection):
+    with pytest.raises(dfkd.RequestError, match="is TorchScript, which cannot learn"):
+        teacher.distill(torch.jit.trace(net(1), torch.zeros(1, 1, SIDE, SIDE)), selection, **SHORT)
+
+
+def test_paths__may_begin_with_the_home_folder(teacher, pool, selection, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert teacher.select(pool, out="~/s", **PICK).folder == dfkd.open_selection("~/s").folder == tmp_path / "s"
+    run = teacher.distill(net(1), selection, out="~/r", **SHORT)
+    assert dfkd.open_run("~/r").folder == run.folder == tmp_path / "r"
+    page = dfkd.compare("~/r", out="~/one.html", verbose=False)
+    assert page == tmp_path / "one.html" == dfkd.compare(run, out=page, verbose=False)
+
+
+def test_evaluate__takes_several_teachers(teacher, pool):
+    several = [net(2), net(3)]
+    data = pool, np.arange(60) % 3
+    expected = teacher.evaluate(data, teacher=dfkd.Teacher(several, **EXPECTED), verbose=False)
+    assert teacher.evaluate(data, teacher=several, verbose=False) == expected
 
 
 def test_data_sets__that_cannot_be_used_are_refused(teacher, pool):

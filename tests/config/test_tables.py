@@ -90,3 +90,8 @@ def test_describe__names_what_is_used_and_not_what_is_off():
     said = tables.describe(config).split()
     assert {"seed=0", "teacher=t", "samples=a,b", "ema=0.9"} <= {*said}
     assert not [word for word in said if word.startswith(("keep_weights", "shard_teacher", "graft", "test"))]
+
+
+def test_an_option_that_is_written_in_two_ways_is_refused():
+    with pytest.raises(RequestError, match=r"f\.toml has 'batch_size' twice"):
+        tables.check_mapping(DistillConfig, {"batch-size": 4, "batch_size": 8}, "f.toml")

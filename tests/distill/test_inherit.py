@@ -158,3 +158,10 @@ def test_inherit__a_narrower_depthwise_convolution_has_the_filters_of_the_channe
     inherit(replace(student, module=ours), replace(teacher, module=theirs))
     view = torch.randn(2, 3, 9, 9)
     torch.testing.assert_close(ours.grouped(ours.conv(view)), theirs.grouped(theirs.conv(view))[:, ::2])
+
+
+def test_a_student_that_uses_a_layer_twice_is_an_heir(models):
+    student, teacher = models("cifar_resnet:depth=8,width=4", "cifar_resnet:depth=20,width=4")
+    student.module.again = student.module.linear  # a second name in its state, and no further layer
+    assert heir(student, teacher)
+    assert inherit(student, teacher).startswith("15 of the student's 15 layers")

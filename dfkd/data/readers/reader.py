@@ -18,7 +18,8 @@ IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 )
 LAYOUTS = "[h,w,c] or [c,h,w] (c is 1, 3 or 4), [h,w] or flat [3*s*s]"
-_CHANNELS = (1, 3, 4)
+CHANNELS = (1, 3, 4)
+"""Numbers of channels that an image may have."""
 
 
 class Unreadable(Exception):
@@ -80,9 +81,9 @@ def as_nhwc(batch: UInt8[np.ndarray, "n *stored"]) -> UInt8[np.ndarray, "n h w c
     if min(stored, default=0) > 0:
         if len(stored) == 2:
             return batch[..., None]
-        if len(stored) == 3 and stored[2] in _CHANNELS:
+        if len(stored) == 3 and stored[2] in CHANNELS:
             return batch
-        if len(stored) == 3 and stored[0] in _CHANNELS:
+        if len(stored) == 3 and stored[0] in CHANNELS:
             return np.ascontiguousarray(batch.transpose(0, 2, 3, 1))
         if stored == (3 * side * side,):  # planes of red, green and blue in the downsampled-ImageNet release
             return np.ascontiguousarray(batch.reshape(n, 3, side, side).transpose(0, 2, 3, 1))

@@ -69,7 +69,8 @@ def heir(student: Model, teacher: Model) -> bool:
     if twins(student, teacher) or len(_shared(layers, _layers(teacher))) < len(layers):
         return False
     modules, of_teacher = (dict(network.named_modules()) for network in (student.module, _network(teacher)))
-    narrower = any(value.shape != theirs[name].shape for name, value in ours.items())
+    # a layer that the student uses under a second name has that name in its state only
+    narrower = any(value.shape != theirs[name].shape for name, value in ours.items() if name in theirs)
     return not narrower or all(
         plain(modules[name]) or (depthwise(modules[name]) and depthwise(of_teacher[name]))
         for name, own in layers.items()
