@@ -164,4 +164,4 @@ def test_a_student_that_uses_a_layer_twice_is_an_heir(models):
     student, teacher = models("cifar_resnet:depth=8,width=4", "cifar_resnet:depth=20,width=4")
     student.module.again = student.module.linear  # a second name in its state, and no further layer
     assert heir(student, teacher)
-    assert inherit(student, teacher).startswith("15 of the student's 15 layers")
+    assert inherit(student, teacher).summary.startswith("15 of the student's 15 layers")
