@@ -68,6 +68,10 @@ class Pipeline:
         )
 
 
+_TYPES: dict[type, str] = {str: "text", list: "a list", dict: "a table"}
+"""Types of the entries outside of a stage's table, as in error messages."""
+
+
 def read_pipeline(path: Path, out: str | None = None) -> Pipeline:
     """Read and check a whole file before anything runs.
 
@@ -78,6 +82,8 @@ def read_pipeline(path: Path, out: str | None = None) -> Pipeline:
         if key not in KEYS:
             raise RequestError(f"{path} has {key!r}{nearest(key, KEYS)}")
     folder = expand(out or _typed(tables, "out", str, path, str(Path("runs") / path.stem)))
+    if not folder:
+        raise RequestError(f"{path}: out is empty; name a folder")
     if is_remote(folder):
         raise RequestError(f"{path}: out = {folder!r} is in an object store; a pipeline needs a folder on this machine")
     seeds = _typed(tables, "seeds", list, path, [0])
@@ -193,7 +199,7 @@ class _Folders:
 def _typed(tables: Mapping[str, Any], key: str, kind: type, path: Path, default: Any) -> Any:
     value = tables.get(key, default)
     if not isinstance(value, kind):
-        raise RequestError(f"{path}: {key} is not a {kind.__name__}")
+        raise RequestError(f"{path}: {key} is not {_TYPES[kind]}")
     return value
 
 

@@ -270,7 +270,7 @@ def _several(networks: Sequence[Any], mixing: str | None, classes: Sequence[str 
     if len(networks) < 2:
         raise RequestError(f"a list of teachers needs two or more, not {len(networks)}; give one without a list")
     if isinstance(classes, str) or not all(isinstance(names, (str, list, tuple)) for names in classes or ()):
-        raise RequestError("classes is not a list with a file, or a list of class names, for each network")
+        raise RequestError("classes is not a list; give a file or a list of class names for each network")
     if classes is not None and len(classes) != len(networks):
         raise RequestError(f"classes has {len(classes)} items for {len(networks)} teachers; give one for each")
     teachers = []

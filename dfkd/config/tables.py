@@ -53,7 +53,7 @@ def check_mapping(config: type, values: Mapping[str, Any], where: str) -> dict[s
 def load_toml(path: Path) -> dict[str, Any]:
     """Return a TOML file as a dictionary. Raises: RequestError if the file cannot be read."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no TOML, or a number of 5,000 digits
         raise RequestError(f"{path} cannot be read: {reason(error)}") from None
 

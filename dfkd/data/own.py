@@ -163,7 +163,7 @@ def _array(value: Any, what: str) -> Any:
     try:
         return value.detach().cpu().numpy() if isinstance(value, Tensor) else value
     except (NotImplementedError, TypeError, RuntimeError) as error:  # on the device meta, or sparse
-        raise RequestError(f"{what} is a tensor that is no array ({first_line(error)})") from error
+        raise RequestError(f"{what} is a tensor that cannot become an array ({first_line(error)})") from error
 
 
 def _content(image: object) -> bytes:

@@ -470,8 +470,8 @@ def test_verbose_false__prints_nothing_at_all(teacher, pool, tmp_path, capfd):
         (lambda t, p: t.select(p[0]), "pool is an array of shape [16, 16, 1], which may be one image"),
         (lambda t, p: t.select(list(p.repeat(3, axis=3))), "pool is an array of shape [16, 16, 3], which may be one"),
         (lambda t, p: t.select(p.repeat(3, axis=3)[0].transpose(2, 0, 1)), "pool is an array of shape [3, 16, 16]"),
-        (lambda t, p: t.select(torch.from_numpy(p).to_sparse()), "pool is a tensor that is no array"),
-        (lambda t, p: t.select(Meta()), "image 0 of pool is a tensor that is no array"),
+        (lambda t, p: t.select(torch.from_numpy(p).to_sparse()), "pool is a tensor that cannot become an array"),
+        (lambda t, p: t.select(Meta()), "image 0 of pool is a tensor that cannot become an array"),
         (lambda t, p: t.evaluate((p, torch.zeros(60, device="meta"))), "the second of the pair data is a tensor that"),
         (lambda t, p: t.select(Photos), "pool is a type, not a DATA text, an array"),
         (lambda t, p: t.select(WithoutLength()), "pool is a WithoutLength whose len() fails (TypeError: no length)"),
@@ -550,7 +550,7 @@ for call in (
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     path = "not a path as text or pathlib.Path"
-    classes = "a list with a file, or a list of class names, for each network"
+    classes = "a list; give a file or a list of class names for each network"
     assert done.stdout.splitlines() == [
         f"out is a Teacher, {path}",
         f"out is a bytes, {path}",

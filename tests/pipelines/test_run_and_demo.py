@@ -250,6 +250,7 @@ def test_seeds_are_outside_rows(file):
     ("old", "new", "said"),
     [
         ("seeds = [0, 3]", "seeds = [1, 1]", "not a list of different whole numbers"),
+        ("seeds = [0, 3]", "seeds = 3", "seeds is not a list$"),
         ("seeds = [0, 3]", "sedes = [0]", "did you mean 'seeds'"),
         ("steps = 6", "stesp = 6", r"\[defaults\] has no option 'stesp'; did you mean 'steps'"),
         ("count = 60", 'count = "x"', r"\[select.random\]: count='x' is not a whole number"),
@@ -262,6 +263,19 @@ def test_a_file_is_checked_whole_before_anything_runs(file, old, new, said):
     file.write_text(file.read_text().replace(old, new, 1))
     with pytest.raises(RequestError, match=said):
         read_pipeline(file)
+
+
+@pytest.mark.parametrize(("out", "said"), [('""', "out is empty; name a folder"), ("1", "out is not text$")])
+def test_the_folder_of_a_file_is_checked(file, out, said):
+    file.write_text(re.sub("(?m)^out = .*$", f"out = {out}", file.read_text()))
+    with pytest.raises(RequestError, match=said):
+        read_pipeline(file)
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(file):
+    expected = read_pipeline(file)
+    file.write_text(file.read_text(), encoding="utf-8-sig")
+    assert read_pipeline(file) == expected
 
 
 def test_samples_may_be_a_selection_of_an_object_store_as_for_distill(file):
