@@ -192,9 +192,9 @@ class Trainer(Lessons):
         rate = learning_rate(self.step, plan.steps, plan.lr, plan.warmup)
         set_rate(self.optimizer, rate)
         total, (ours, values) = self._compute(view, theirs, ours)
-        if not ours.logits.requires_grad:  # losses with layers of their own would train these alone
-            raise RequestError(
-                "no gradient leads from the student's logits to its weights: their requires_grad is off, or its "
+        if not any(output.requires_grad for output in (ours.logits, *ours.features.values())):
+            raise RequestError(  # losses with layers of their own would train these alone
+                "no gradient leads from the student's outputs to its weights: their requires_grad is off, or its "
                 "forward uses torch.no_grad or detach; change that"
             )
         if not total.requires_grad:

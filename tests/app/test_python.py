@@ -578,7 +578,7 @@ class Unlearning(Net):
 @pytest.mark.parametrize("student", [lambda: net(1, width=2).requires_grad_(False), lambda: Unlearning(2)])
 def test_students__without_gradients_are_refused(teacher, selection, student, loss):
     """A loss with a projection of its own has a gradient, which would train only that."""
-    with pytest.raises(dfkd.RequestError, match="no gradient leads from the student's logits to its weights"):
+    with pytest.raises(dfkd.RequestError, match="no gradient leads from the student's outputs to its weights"):
         teacher.distill(student(), selection, **{**SHORT, "loss": loss})
 
 

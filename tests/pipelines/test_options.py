@@ -115,9 +115,9 @@ def test_the_layers_are_fitted_on_images_of_the_selection_before_the_first_step_
     seen, whole = [], ("--no-flip", "--crop-padding", 0, "--crop-area", 1)
     fit = reconstruct.reconstruct
 
-    def keep(student, teacher, view):
+    def keep(student, teacher, view, channels):
         seen.append((view.shape, view.unique(dim=0).shape[0]))
-        return fit(student, teacher, view)
+        return fit(student, teacher, view, channels)
 
     monkeypatch.setattr(reconstruct, "reconstruct", keep)
     assert lab.distill(selection, tmp_path / "run", *QUICK, *whole) == 0
