@@ -188,8 +188,9 @@ def _own_seed(config: DistillConfig) -> int:
 def _copied(config: DistillConfig, teacher: Model, student: Model, pruned: Pruned | None) -> Copied | None:
     """Copy the teacher's layers with `--init teacher`. Returns what the student's layers are to be fitted to."""
     if config.init != "teacher":
-        in_int8 = config.quantize is not None
-        return None if pruned is None or in_int8 else Copied(Channels(pruned.kept), pruned.whole)
+        if pruned is None or config.init == "classifier" or config.quantize is not None:  # no int8 layer can be fitted
+            return None
+        return Copied(Channels(pruned.kept), pruned.whole)
     option = "--init teacher"
     try:
         inherited = inherit(student, teacher)

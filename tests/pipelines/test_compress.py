@@ -9,6 +9,7 @@ import torch
 from dfkd.app.pipeline_file import read_pipeline
 from dfkd.config import DistillConfig
 from dfkd.distill.prepare import prepare
+from dfkd.models import cifar_resnet
 from dfkd.models.load import load_model
 from dfkd.system.errors import RequestError
 
@@ -134,3 +135,12 @@ def test_pipeline__names_the_rows_that_a_student_may_go_on_from(tmp_path):
     (tmp_path / "file.toml").write_text(tomli_w.dumps(table))
     with pytest.raises(RequestError, match="student names the run of 'two', no row of this file"):
         read_pipeline(tmp_path / "file.toml")
+
+
+def test_prune__of_a_student_of_other_classes_fits_its_new_classifier(lab, selection, tmp_path, capsys):
+    torch.save(cifar_resnet(8, width=8, num_classes=4, in_channels=1).state_dict(), tmp_path / "four.pt")
+    student = ("--student", f"cifar_resnet:depth=8,width=8@{tmp_path / 'four.pt'}", "--prune", 0.5)
+    assert lab.distill(selection, tmp_path / "run", "--steps", 1, "--batch-size", 8, *student) == 0
+    said = capsys.readouterr().err
+    assert "the classifier explains" in said
+    assert "layers are fitted" not in said
