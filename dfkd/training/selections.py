@@ -93,13 +93,17 @@ def open_teacher(
     return model
 
 
+_AT_ONCE = 256
+"""Images that `pieces` reads at a time."""
+
+
 def pieces(selections: Sequence[Shards], most: int) -> Iterator[UInt8[Tensor, "b h w c"]]:
     """Yield batches of images, evenly spaced over the selections, about `most` of them in total."""
     images = sum(map(len, selections))
     for shards in selections:
         rows = evenly_spaced(len(shards), max(1, round(most * len(shards) / images)))
-        for start in range(0, len(rows), 256):
-            yield torch.from_numpy(shards.pixels(rows[start : start + 256]))
+        for start in range(0, len(rows), _AT_ONCE):
+            yield torch.from_numpy(shards.pixels(rows[start : start + _AT_ONCE]))
 
 
 def _finite(teacher: Model) -> Model:

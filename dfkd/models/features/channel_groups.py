@@ -1,7 +1,7 @@
 """Groups of layers whose channels belong together: channel c of one layer is channel c of all layers of the group."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -118,13 +118,13 @@ class _Pass:
                     alone = gradient.shape[1] == x.shape[1] and not gradient[~mask].any()
                     _join(groups, place, (source, 0), mixed=not alone)
 
-    def _taker(self, name: str) -> Any:
+    def _taker(self, name: str) -> Callable[..., None]:
         def take(_: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
             self.inputs.append((name, next(iter([*inputs, *named.values()]))))
 
         return take
 
-    def _replacer(self, name: str) -> Any:
+    def _replacer(self, name: str) -> Callable[..., Tensor]:
         def replace(_: nn.Module, __: Any, output: Tensor) -> Tensor:
             numbers = torch.rand(output.shape, generator=self._random).requires_grad_()
             self._outputs.append((name, numbers))
