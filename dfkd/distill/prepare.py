@@ -167,16 +167,7 @@ def _check_plan(config: DistillConfig, plan: Plan, student: Model, objective: Ob
 def _load_student(config: DistillConfig, given: GivenModel, teacher: Model) -> Model:
     names = teacher.class_names if config.classes is None else ClassNames(config.classes).names
     torch.manual_seed(_own_seed(config))  # the student's initial weights
-    student = load_model(
-        given,
-        normalize=teacher.normalize,
-        image_size=teacher.image_size,
-        crop_pct=teacher.frame.crop_pct,
-        interpolation=teacher.frame.interpolation,
-        classes=teacher.classes,
-        channels=teacher.channels,
-        new_classifier=True,
-    )
+    student = load_model(given, teacher.input, classes=teacher.classes, channels=teacher.channels, new_classifier=True)
     return replace(student, class_names=names if len(names) == student.classes else ())
 
 

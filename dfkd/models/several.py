@@ -3,10 +3,8 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
-from dfkd.config import ModelConfig
-from dfkd.config.stages.shared import Interpolation, Mixing
+from dfkd.config.stages.shared import AS_STATED, Input, Mixing
 from dfkd.config.tables import from_mapping, load_toml
 from dfkd.data.labels import ClassNames
 from dfkd.models.ensemble import LEARNED, LOGITS, Ensemble, Part
@@ -69,26 +67,17 @@ def read(text: str) -> Several:
 
 
 def load_classifier(
-    given: GivenModel,
-    option: str = "--teacher",
-    *,
-    normalize: str | None,
-    image_size: int | None,
-    crop_pct: float | None = None,
-    interpolation: Interpolation | None = None,
-    learns: bool = False,
+    given: GivenModel, input: Input = AS_STATED, option: str = "--teacher", *, learns: bool = False
 ) -> Model:
     """Load a trained model, or several teachers as one, which take the input of the first.
 
-    `learns` tells whether the caller has images from which weights are learned, if the mixing is `learned`. `normalize`
-    and `image_size` are those of the first teacher. Another teacher uses its table's, else those that its model states,
-    else the first teacher's.
+    `learns` tells whether the caller has images from which weights are learned, if the mixing is `learned`. `input` is
+    that of the first teacher. Another teacher uses its table's, else what its model states, else the first teacher's.
     Raises: RequestError as `load_trained` does, and if the teachers cannot be combined.
     """
     several = _several(given)
-    frame: dict[str, Any] = {"crop_pct": crop_pct, "interpolation": interpolation}
     if several is None:
-        return load_trained(given, option, normalize=normalize, image_size=image_size, **frame)
+        return load_trained(given, input, option)
     if several.mixing == LEARNED and not learns:
         raise RequestError(
             f"{option}: --mixing learned needs images to learn weights on, and there are none here; it is for distill "
@@ -100,34 +89,16 @@ def load_classifier(
                 f"{option}: {one.model} names several teachers itself; name it alone, or each of its teachers"
             )
     head = several.teachers[0]
-    normalize, image_size = normalize or head.normalize, image_size or head.image_size
-    first = load_trained(head.model, option, normalize=normalize, image_size=image_size, **frame)
+    first = load_trained(head.model, input.over(head.input), option)
     models = [first]
     for one in several.teachers[1:]:
-        models.append(
-            load_trained(one.model, option, normalize=one.normalize, image_size=one.image_size, unsaid=first.normalize)
-        )
+        models.append(load_trained(one.model, one.input, option, unsaid=first.normalize))
         if models[-1].channels != first.channels:
             raise RequestError(
                 f"{option}: {models[-1].spec} takes {models[-1].channels} input channels, {first.spec} takes "
                 f"{first.channels}; several teachers see the same images"
             )
     return _together(several, models, option)
-
-
-def load_configured(given: GivenModel, option: str, config: ModelConfig) -> Model:
-    """Load a trained model, or several teachers as one, with the input that a stage's options state.
-
-    Raises: RequestError as `load_classifier` does.
-    """
-    return load_classifier(
-        given,
-        option,
-        normalize=config.normalize,
-        image_size=config.image_size,
-        crop_pct=config.crop_pct,
-        interpolation=config.interpolation,
-    )
 
 
 def _together(several: Several, models: Sequence[Model], option: str) -> Model:
