@@ -1,8 +1,7 @@
 """Several teachers as one classifier: `--teacher A B C`, or a FILE.toml with a `[[teacher]]` table for each."""
 
-import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from dfkd.config.stages.shared import AS_STATED, Input, Mixing
 from dfkd.config.tables import from_mapping, load_toml
@@ -101,18 +100,30 @@ def load_classifier(
     return _together(several, models, option)
 
 
+@dataclass(frozen=True)
+class _Member:
+    """One of several teachers: its table, its network, and the names of its classes, or their numbers."""
+
+    table: OneTeacher
+    model: Model
+    names: Sequence[str | int]
+    other: int | None
+    """Index of the class for everything else."""
+
+    @property
+    def known(self) -> list[str | int]:
+        """Names without that of the class for everything else."""
+        return [name for number, name in enumerate(self.names) if number != self.other]
+
+
 def _together(several: Several, models: Sequence[Model], option: str) -> Model:
     """Combine the loaded models into an ensemble."""
     first, mixing = models[0], several.mixing or LOGITS
-    named = _class_names(several.teachers, models, option)
-    others = [_other(one, names, model) for one, names, model in zip(several.teachers, named, models, strict=True)]
-    known = [_without(names, other) for names, other in zip(named, others, strict=True)]
-    union = list(dict.fromkeys(itertools.chain(*known)))
+    named = zip(several.teachers, models, _class_names(several.teachers, models, option), strict=True)
+    members = [_Member(table, model, names, _other(table, names, model)) for table, model, names in named]
+    union = list(dict.fromkeys(name for member in members for name in member.known))
     numbers = {name: number for number, name in enumerate(union)}
-    parts = [
-        _part(one, model, first, names, other, numbers)
-        for one, model, names, other in zip(several.teachers, models, named, others, strict=True)
-    ]
+    parts = [_part(member, first, numbers) for member in members]
     if len(union) < 2:
         raise RequestError(f"{option}: the teachers have {len(union)} class together; two or more are needed")
     _say_classes(parts, len(union), mixing)
@@ -168,38 +179,31 @@ def _other(one: OneTeacher, names: Sequence[str | int], model: Model) -> int | N
     return list(names).index(one.other)
 
 
-def _without(names: Sequence[str | int], other: int | None) -> list[str | int]:
-    return [name for number, name in enumerate(names) if number != other]
+def _part(member: _Member, first: Model, numbers: Mapping[str | int, int]) -> Part:
+    """Return one teacher as a part of the ensemble, which gets the first teacher's input.
 
-
-def _part(
-    one: OneTeacher,
-    model: Model,
-    first: Model,
-    names: Sequence[str | int],
-    other: int | None,
-    numbers: Mapping[str | int, int],
-) -> Part:
-    """Return one teacher as a part of the ensemble, which gets the first teacher's input."""
-    by_class = one.class_weights or {}
+    `numbers` are those of the ensemble's classes by name.
+    """
+    table, model = member.table, member.model
+    by_class = table.class_weights or {}
     if not isinstance(by_class, Mapping):
         raise RequestError(f"class_weights of {model.spec} is not a table of names and numbers")
     for name in by_class:
-        if name not in _without(names, other):
-            raise RequestError(f"{model.spec} has no class {name!r} to weigh{nearest(name, map(str, names))}")
+        if name not in member.known:
+            raise RequestError(f"{model.spec} has no class {name!r} to weigh{nearest(name, map(str, member.names))}")
     factors = {numbers[name]: _weight(factor, model) for name, factor in by_class.items()}
     ours, theirs = first.preprocess, model.preprocess
     scale = tuple(a / b for a, b in zip(ours.std, theirs.std, strict=True))
     shift = tuple((a - b) / c for a, b, c in zip(ours.mean, theirs.mean, theirs.std, strict=True))
     return Part(
         model.module,
-        [numbers.get(name, 0) for name in names],
-        None if model is first else _own_size(one, model, first),
+        [numbers.get(name, 0) for name in member.names],
+        None if model is first else _own_size(table, model, first),
         None if ours == theirs else scale,
         None if ours == theirs else shift,
-        _weight(one.weight, model),
+        _weight(table.weight, model),
         factors,
-        other,
+        member.other,
     )
 
 
