@@ -89,15 +89,12 @@ def _student(
     config: DistillConfig, given: GivenModel, teacher: Model, selections: Sequence[Shards], place: Place
 ) -> tuple[Model, Pruned | None]:
     """Load the student and change its architecture as the options say. Returns it, and how it was pruned."""
-    student, pruned = compress.compressed(config, _load_student(config, given, teacher))
-    return specialists.with_specialists(config, student, selections, place), pruned
-
-
-def _load_student(config: DistillConfig, given: GivenModel, teacher: Model) -> Model:
     names = teacher.class_names if config.classes is None else ClassNames(config.classes).names
     torch.manual_seed(_own_seed(config))  # the student's initial weights
     student = load_model(given, teacher.input, classes=teacher.classes, channels=teacher.channels, new_classifier=True)
-    return replace(student, class_names=names if len(names) == student.classes else ())
+    student = replace(student, class_names=names if len(names) == student.classes else ())
+    student, pruned = compress.compressed(config, student)
+    return specialists.with_specialists(config, student, selections, place), pruned
 
 
 def _own_seed(config: DistillConfig) -> int:
