@@ -89,10 +89,10 @@ def _student(
     config: DistillConfig, given: GivenModel, teacher: Model, selections: Sequence[Shards], place: Place
 ) -> tuple[Model, Pruned | None]:
     """Load the student and change its architecture as the options say. Returns it, and how it was pruned."""
-    names = teacher.class_names if config.classes is None else ClassNames(config.classes).names
+    class_names = teacher.class_names if config.classes is None else ClassNames(config.classes).names
     torch.manual_seed(_own_seed(config))  # the student's initial weights
     student = load_model(given, teacher.input, classes=teacher.classes, channels=teacher.channels, new_classifier=True)
-    student = replace(student, class_names=names if len(names) == student.classes else ())
+    student = replace(student, class_names=class_names if len(class_names) == student.classes else ())
     student, pruned = compress.compressed(config, student)
     return specialists.with_specialists(config, student, selections, place), pruned
 

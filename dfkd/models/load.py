@@ -141,8 +141,10 @@ def load_model(
         raise RequestError(f"--image-size {input.image_size} is not a number of pixels (1 or more)")
     if isinstance(text, Several):
         raise RequestError("several teachers are not one network; name one of them")
-    given = classes, channels, new_classifier, input.image_size
-    found = find_model(text, *given) if isinstance(text, str) else text.found()
+    if isinstance(text, str):
+        found = find_model(text, classes, channels, new_classifier, input.image_size)
+    else:
+        found = text.found()
     size = input.image_size or found.image_size
     takes, gives = input_and_classes(found, size)
     _check_counts(found, takes, gives, channels, classes, new_classifier)
