@@ -26,6 +26,7 @@ import torch
 from losses import SETTINGS as NETWORKS
 
 from dfkd.app import cli, demo
+from dfkd.config.stages.shared import Input
 from dfkd.formats.run_records import Result, read_result
 from dfkd.models.cost import multiplications
 from dfkd.models.load import load_model
@@ -142,7 +143,7 @@ def results(out, pipeline):
     accuracies = {name: [read_result(run, Result).top1 for run in runs] for name, runs in of_row.items()}
     accuracies["teacher"] = [read_result(of_row[rows[0]][0], Result).teacher_top1]
     return [
-        line(name, load_model(text, **given), export(text, given, name, out, seeds[0]), accuracies[name])
+        line(name, load_model(text, Input(**given)), export(text, given, name, out, seeds[0]), accuracies[name])
         for name, (text, given) in models.items()
     ]
 

@@ -38,6 +38,7 @@ import torch.nn.functional as F
 
 import dfkd
 from dfkd.app import demo, heaps, junk
+from dfkd.config.stages.shared import Input
 from dfkd.data import open_pool
 from dfkd.models.load import load_model
 from dfkd.system.console import progress
@@ -135,7 +136,7 @@ def craft_all(model, count, rng):
 
 def make_adversarial(out, name, photos, images, seed):
     """Write a pool of photos, and images crafted so that the teacher is confidently wrong."""
-    model = load_model(teacher(), normalize="cifar10")
+    model = load_model(teacher(), Input("cifar10"))
     (rows,) = drawn(photos, round(SHARES[name] * images), seed=seed)
     rng, pixels = np.random.default_rng(seed), photos.images(rows).pixels
     made = craft_all(model, images - len(rows), rng)

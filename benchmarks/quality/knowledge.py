@@ -29,6 +29,7 @@ import torch
 from trees import AS_THEY_ARE, NETWORK, SHIFTED, prepare
 
 from dfkd.app import cli, demo
+from dfkd.config.stages.shared import Input
 from dfkd.models.classifier import Classifier
 from dfkd.models.load import load_trained
 from dfkd.report.charts import figure, lines, strips
@@ -161,7 +162,7 @@ def measure(name, out, task, images=IMAGES):
         rows = np.linspace(0, len(heldout["images"]) - 1, images).round().astype(int)
         pixels = heldout["images"][rows]
     masks = task.foreground(pixels)
-    load = partial(load_trained, normalize=shared["normalize"], image_size=shared["image_size"])
+    load = partial(load_trained, input=Input(shared["normalize"], shared["image_size"]))
     teacher = Classifier(load(os.path.expandvars(shared["teacher"])), place)
     result = {ITSELF: counted(knowledge({ITSELF: teacher}, {}, pixels, masks), ITSELF)}
     curves = {}

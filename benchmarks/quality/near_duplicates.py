@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dfkd.config.stages.shared import Input
 from dfkd.models.classifier import Classifier
 from dfkd.models.features.find_taps import find_taps
 from dfkd.models.load import load_model
@@ -31,7 +32,7 @@ def jpeg(image, quality=85):
 def main():
     pixels = np.load(Path(os.environ["DFKD_DATA"]) / "pool_tiny_imagenet_32.npz", mmap_mode="r")["images"][:IMAGES]
     weights = f"{os.environ['DFKD_TEACHERS']}/cifar10_resnet20_w32_train40k.pt"
-    model = load_model(f"cifar_resnet:depth=20,width=32@{weights}", normalize="cifar10")
+    model = load_model(f"cifar_resnet:depth=20,width=32@{weights}", Input("cifar10"))
     taps = find_taps(model.module, torch.zeros(1, 3, 32, 32), wanted=("last",)).taps
     teacher = Classifier(model, resolve_place("auto", "auto"), taps)
 

@@ -30,6 +30,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from dfkd.app import cli
+from dfkd.config.stages.shared import Input
 from dfkd.data import open_pool
 from dfkd.models.classifier import Classifier
 from dfkd.models.load import load_model
@@ -74,7 +75,7 @@ def fit_teacher(number: int, photos: list[str], size: int, out: Path) -> str:
     The classifier is a logistic regression on the network's features of labeled photos.
     """
     name = f"pretrained.lite:model_name=efficientnet-lite{number}"
-    model = load_model(f"{name}@{public_weights(number)}", normalize=NORMALIZE, image_size=size)
+    model = load_model(f"{name}@{public_weights(number)}", Input(NORMALIZE, size))
     classifier = Classifier(model, resolve_place("auto", "auto"))
     pool = open_pool(photos, image_size=size, channels=3)
     head, found = model.module._fc, []

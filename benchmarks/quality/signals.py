@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dfkd.config.stages.shared import Input
 from dfkd.models.load import load_model
 from dfkd.system.console import progress
 from dfkd.system.device import machine
@@ -40,7 +41,7 @@ def answers(text, normalize, images):
     The distances are KL(N(m, v) || N(m', v')), its part of the means and its part of the variances. Each is a mean over
     the channels.
     """
-    model = load_model(text, normalize=normalize, image_size=32)
+    model = load_model(text, Input(normalize, 32))
     layers = [layer for layer in model.module.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
     last = [layer for layer in model.module.modules() if isinstance(layer, torch.nn.Linear)][-1]
     distances, features, found = [], [], []

@@ -23,6 +23,7 @@ from dfkd.app import cli
 from dfkd.config import DistillConfig, ModelConfig
 from dfkd.config.option import option
 from dfkd.config.stage_table import Stage
+from dfkd.config.stages.shared import Input
 from dfkd.data import open_pool
 from dfkd.distill.defaults import default_reestimate
 from dfkd.distill.init.inherit import inherit
@@ -126,18 +127,18 @@ class LabelTrainer(Trainer):
 def run(config):
     """Train as `config` says, and resume an interrupted run of the same request. Returns the result."""
     place = resolve_place(config.device, config.precision)
-    shape = {"normalize": config.normalize, "image_size": config.image_size}
-    bare = load_model(config.model, **shape)
+    stated = Input(config.normalize, config.image_size)
+    bare = load_model(config.model, stated)
     data, test = (
         open_pool(names, image_size=bare.image_size, channels=bare.channels) for names in (config.data, [config.test])
     )
     labels = data.labels()
     torch.manual_seed(config.seed)  # the initial weights
-    model = load_model(config.model, **shape, classes=int(labels.max()) + 1)
+    model = load_model(config.model, stated, classes=int(labels.max()) + 1)
     check_labels(test, model.classes)
     begun = inherited = None
     if config.begin is not None:
-        begun = load_model(config.begin, **shape)
+        begun = load_model(config.begin, stated)
         inherited = inherit(model, begun)
         say(f"--begin: {inherited.summary}")
     plan = _plan(config, model, data)

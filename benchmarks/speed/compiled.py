@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from ratios import row, seconds
 
+from dfkd.config.stages.shared import Input
 from dfkd.models.load import load_model
 from dfkd.system.device import machine, resolve_place
 
@@ -92,7 +93,7 @@ def main():
     out, named = Path(sys.argv[1]), sys.argv[2:] or NETWORKS
     place = resolve_place("auto", "auto")
     torch.manual_seed(0)
-    modules = (load_model(text, classes=10, channels=3, image_size=SIZE).module for text in named)
+    modules = (load_model(text, Input(image_size=SIZE), classes=10, channels=3).module for text in named)
     teacher, student = (module.to(place.device).to(memory_format=torch.channels_last) for module in modules)
     teacher.requires_grad_(False)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # compiler processes may still be writing

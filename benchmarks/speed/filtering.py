@@ -17,6 +17,7 @@ import torch
 from ratios import images, report, row, seconds
 from selecting import BATCH, DEFAULTS, RAW, ROUNDS
 
+from dfkd.config.stages.shared import Input
 from dfkd.data import open_pool
 from dfkd.models.classifier import Classifier
 from dfkd.models.load import load_model
@@ -39,7 +40,7 @@ def measure(folder, name, teacher, normalize, count):
     """Return the two rows of a teacher."""
     np.savez(folder / "pool.npz", images=images(count))
     pool = open_pool([str(folder / "pool.npz")], image_size=None, channels=3)
-    model = load_model(teacher, normalize=normalize, image_size=pool.image_size)
+    model = load_model(teacher, Input(normalize, pool.image_size))
     fitted = pool_filter.parse_filter("fitted", model, pool)
     place = resolve_place("auto", "auto")
     # as wide as a fitted filter, but without a fit

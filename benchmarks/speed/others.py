@@ -41,6 +41,7 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 from dfkd.config import DistillConfig, SelectConfig
+from dfkd.config.stages.shared import Input
 from dfkd.data.images.normalize import NORMALIZATIONS
 from dfkd.distill import stage as distill
 from dfkd.models import lenet5
@@ -91,7 +92,7 @@ def informed(images, teacher, student, batch, low):
 
 
 def networks(teacher, student):
-    teacher = load_model(teacher, image_size=SIZE).module.eval()
+    teacher = load_model(teacher, Input(image_size=SIZE)).module.eval()
     return teacher, load_model(student, classes=10, channels=3).module.train()
 
 
@@ -128,7 +129,7 @@ def one_pass(
 def mapped(stored, format_of, teacher):
     """Return confidence and prediction of all rows. The images are not written again, as map would do by default."""
     rows = datasets.load_from_disk(stored).with_format(format_of)
-    model = load_model(teacher, image_size=SIZE).module.eval()
+    model = load_model(teacher, Input(image_size=SIZE)).module.eval()
     mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
 
     def score(batch):

@@ -30,6 +30,7 @@ from ratios import untrained
 
 from dfkd.app import cli
 from dfkd.config import SelectConfig
+from dfkd.config.stages.shared import Input
 from dfkd.data import Images
 from dfkd.formats.run_folder import Progress
 from dfkd.models.load import load_model
@@ -91,7 +92,7 @@ def write_selection(folder, count):
     reasons = np.full(images, SELECTED, np.int8)
     reasons[::5] = NOT_ADMITTED
     reasons[5::10] = NOT_DRAWN
-    model = load_model("cifar_resnet:depth=8", classes=CLASSES, channels=3, normalize="cifar10")
+    model = load_model("cifar_resnet:depth=8", Input("cifar10"), classes=CLASSES, channels=3)
     pool, out = MadeUp(images), folder / "selection"
     config = SelectConfig(teacher="cifar_resnet:depth=8@t.pt", pool=("pool.npz",), out=str(out))
     options = {"method": "threshold", "count": count, "balance": "class", "class_dropping": 0.05, "deduplicate": None}

@@ -29,6 +29,7 @@ from ratios import images, loader, report, row, seconds, untrained, write_photos
 from torchvision.transforms import v2
 
 from dfkd.config import SelectConfig
+from dfkd.config.stages.shared import Input
 from dfkd.data import open_pool
 from dfkd.data.images.decode import processors
 from dfkd.models.classifier import Classifier
@@ -65,7 +66,7 @@ def measure_raw(folder, name, teacher, normalize, count):
     """Return images per second of the whole command and of the teacher alone, for 32-pixel images in one file."""
     pool = images(count)
     np.savez(folder / "pool.npz", images=pool)
-    model = Classifier(load_model(teacher, normalize=normalize), resolve_place("auto", "auto"))
+    model = Classifier(load_model(teacher, Input(normalize)), resolve_place("auto", "auto"))
     views = model.preprocess(torch.from_numpy(pool)).split(BATCH)
     rounds = []
     for _ in range(ROUNDS):
@@ -90,7 +91,7 @@ def measure_photos(folder, name, side, count):
     if not photos.exists():
         write_photos(photos, count)
     teacher = untrained(name, folder)
-    model = Classifier(load_model(teacher, normalize="imagenet"), resolve_place("auto", "auto"))
+    model = Classifier(load_model(teacher, Input("imagenet")), resolve_place("auto", "auto"))
     pool = open_pool([str(photos)], image_size=side, channels=3)
     options = {"image_size": side, "batch_size": PHOTO_BATCH}
     crop = [v2.Resize(side), v2.CenterCrop(side)]

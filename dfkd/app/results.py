@@ -165,8 +165,7 @@ class Run:
     @property
     def input(self) -> dict[str, Any]:
         """Preprocessing that the student expects: `normalize`, `image_size`, `crop_pct` and `interpolation`."""
-        model = read_request(self.folder).model
-        return {name: getattr(model, name) for name in ("normalize", "image_size", "crop_pct", "interpolation")}
+        return dict(vars(read_request(self.folder).model.input))
 
     def _read(self) -> FinishedRun:
         with opened(verbose=False):

@@ -23,7 +23,7 @@ from dfkd.app.calls import (
 from dfkd.app.results import Run, Selection
 from dfkd.config import ModelConfig
 from dfkd.config.stage_table import STAGES
-from dfkd.config.stages.shared import Interpolation, Mixing
+from dfkd.config.stages.shared import AS_STATED, Input, Interpolation, Mixing
 from dfkd.config.tables import check_mapping
 from dfkd.data.images.normalize import given_statistics
 from dfkd.data.locate import GivenData
@@ -97,11 +97,9 @@ class Teacher:
                 raise RequestError(f"{given} is for a list of several networks; leave it out, or give such a list")
             else:
                 self._model = _model(network, "teacher")
-            expected = _expected(network[0] if isinstance(network, (list, tuple)) else network)
-            own: dict[str, Any] = {"normalize": normalize, "image_size": image_size}
-            own |= {"crop_pct": crop_pct, "interpolation": interpolation}
-            own = {name: expected.get(name) if value is None else value for name, value in own.items()}
-            own = {name: plain(value, name) for name, value in {**own, "device": device or "auto"}.items()}
+            known = _expected(network[0] if isinstance(network, (list, tuple)) else network)
+            input = Input(normalize, image_size, crop_pct, interpolation).over(known)
+            own = {name: plain(value, name) for name, value in {**vars(input), "device": device or "auto"}.items()}
             self._options = check_mapping(ModelConfig, own, "dfkd.Teacher()")
             ModelConfig(**self._options)
             if self._options["normalize"] is not None:
@@ -230,7 +228,7 @@ class Teacher:
             own = {**self._options, "model": _line(self._model), "data": data_text(images), "json": None}
             own |= {"teacher": None if other is None else _line(other)}
             config = configured(stage := STAGES["evaluate"], options, own)
-            measured = partial(evaluate, teacher_normalize=_expected(teacher).get("normalize"))
+            measured = partial(evaluate, teacher_normalize=_expected(teacher).normalize)
             figures: dict[str, Any] = stage.within(config, measured, config, self._model, images, other)
             return figures
 
@@ -279,15 +277,15 @@ def _several(networks: Sequence[Any], mixing: str | None, classes: Sequence[str 
         named = None if classes is None else classes[number]
         named = named if named is None or isinstance(named, str) else tuple(map(str, named))
         model = _model(one, "teacher")
-        teachers.append(OneTeacher(model, said.get("normalize"), said.get("image_size"), named))
+        teachers.append(OneTeacher(model, said.normalize, said.image_size, named))
     return Several(tuple(teachers), None if mixing is None else convert(mixing, Mixing, "mixing"))
 
 
-def _expected(value: Any) -> dict[str, Any]:
-    """Return the known preprocessing of a network."""
+def _expected(value: Any) -> Input:
+    """Return the known input of a network."""
     if isinstance(value, Teacher):
-        return value._options
-    return value.input if isinstance(value, Run) else {}
+        return ModelConfig(**value._options).input
+    return Input(**value.input) if isinstance(value, Run) else AS_STATED
 
 
 def _texts(model: GivenModel) -> list[str]:

@@ -19,6 +19,7 @@ from dfkd.data.pool_labels import PoolLabels
 from dfkd.data.read_ahead import read_ahead
 from dfkd.data.readers.reader import Reader, Unreadable
 from dfkd.system.errors import RequestError
+from dfkd.system.joined_rows import JoinedRows
 
 NO_IMAGES = "without images"
 _LOOKED_AT = 64
@@ -87,7 +88,7 @@ class Pool:
         given = {name: value for name, value in given.items() if value is not None}
         self.identity = [one.identity() | given for one in data]
         self.encoded = image_size > ENCODED_ABOVE
-        self._ends = np.cumsum([len(reader) for _, reader, _ in self._parts], dtype=np.int64)
+        self._rows = JoinedRows(len(reader) for _, reader, _ in self._parts)
         self._workers = workers or processors()
         self._threads = ThreadPoolExecutor(self._workers, "dfkd-decode")
         self._notes = ConversionNotes(image_size, channels, bits, frame)
@@ -107,7 +108,7 @@ class Pool:
         return pool
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return len(self._rows)
 
     @property
     def of_files(self) -> bool:
@@ -218,11 +219,8 @@ class Pool:
         indices = indices.astype(np.int64)
         if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
             raise IndexError(f"indices {indices.min()} to {indices.max()} of a pool of {len(self)}")
-        owners = np.searchsorted(self._ends, indices, side="right")
-        for owner in np.unique(owners).tolist():
-            name, reader, data = self._parts[owner]
-            positions = np.flatnonzero(owners == owner)
-            yield name, reader, data, positions, indices[positions] - (self._ends[owner] - len(reader))
+        for owner, positions, local in self._rows.split(indices):
+            yield *self._parts[owner], positions, local
 
     def _decode(
         self,

@@ -1,4 +1,4 @@
-"""Construction of a trainer from networks, losses and images that are already open."""
+"""Construction of a trainer from a resolved request."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -7,16 +7,17 @@ from functools import partial
 import torch
 from torch import nn
 
-from dfkd.config import DistillConfig
-from dfkd.distill.defaults import example_of
+from dfkd.distill import supply
+from dfkd.distill.defaults import example_of, linear_classifier
 from dfkd.distill.fitting import Fitting
+from dfkd.distill.init.classifier import ClassifierFit
 from dfkd.distill.init.fit import Fit
-from dfkd.distill.lessons import Plan
+from dfkd.distill.init.reconstruct import LayersFit
 from dfkd.distill.objective import Objective
+from dfkd.distill.resolve import Resolved
 from dfkd.distill.setting import Counted, Setting
 from dfkd.distill.teacher_cache.views import recorded
 from dfkd.distill.trainer import Trainer
-from dfkd.formats.shards import Shards
 from dfkd.models.architectures.estimator import Estimator
 from dfkd.models.classifier import Classifier, answer
 from dfkd.models.ensemble import leader
@@ -24,32 +25,25 @@ from dfkd.models.features.find_taps import GROUPS, find_taps, group_of, match_gr
 from dfkd.models.features.spread import spread
 from dfkd.models.features.taps import Tap, Tapped, network_code, parse_taps
 from dfkd.models.load import Model
-from dfkd.models.sharded import undivided
+from dfkd.models.sharded import shard_teacher, undivided
 from dfkd.system.console import say
-from dfkd.system.device import Place
 from dfkd.system.errors import RequestError
 from dfkd.training.optim import make_optimizer
-from dfkd.training.sources import Source
+from dfkd.training.selections import real_images
 
 
-def assemble(
-    config: DistillConfig,
-    teacher: Model,
-    student: Model,
-    source: Source,
-    objective: Objective,
-    place: Place,
-    plan: Plan,
-    selections: Sequence[Shards],
-    fit: Fit | None,
-    cropped: bool,
-    peers: int,
-) -> Trainer:
-    """Build the trainer: taps on both networks, losses from a first batch, and one optimizer over all.
+def assemble(resolved: Resolved, peers: int) -> Trainer:
+    """Build the trainer: source, taps on both networks, losses from a first batch, and one optimizer over all.
 
-    `fit` is done before the first step. `cropped` means that the source's images are random
-    crops already. `peers` is the number of other students that the student learns with.
+    `peers` is the number of other students that the student learns with. The networks are moved, and the teacher may be
+    divided among the processes.
     """
+    config, teacher, student, place = resolved.config, resolved.teacher, resolved.student, resolved.place
+    selections, objective, plan = resolved.selections, resolved.objective, resolved.plan
+    if config.shard_teacher:
+        shard_teacher(teacher, place)
+    source = supply.build_source(config, selections, resolved.generator, teacher, place, resolved.crops)
+    fit = _fit(resolved)
     example = example_of(teacher)
     taps = match_groups(
         _taps(teacher, config.teacher_taps, objective.taps, example, "teacher", source.taps),
@@ -88,8 +82,29 @@ def assemble(
         counted=counted,
         fit=fit,
         record=record,
-        cropped=cropped,
+        cropped=resolved.crops is not None,
     )
+
+
+def _fit(resolved: Resolved) -> Fit | None:
+    """Return the fit of the student's layers before the first step, or None if nothing is to be fitted.
+
+    Raises: RequestError if the student's classifier is to be fitted, and there is no such layer or no image.
+    """
+    config, teacher, student, copied = resolved.config, resolved.teacher, resolved.student, resolved.copied
+    if config.init != "classifier" and copied is None:
+        return None
+    images = real_images(resolved.selections, config.seed, resolved.crops)
+    if copied is not None:
+        return LayersFit(images, teacher.image_size or 1, copied) if images is not None else None
+    if images is None:
+        raise RequestError("--init classifier fits the student's last layer on --samples; name a selection")
+    layer = linear_classifier(student)
+    if layer is None:
+        raise RequestError(
+            f"--init classifier needs a student whose logits a linear layer computes; {student.spec} has none"
+        )
+    return ClassifierFit(images, layer)
 
 
 def _set_up(objective: Objective, setting: Setting, view: torch.Tensor, has_rows: bool, peers: int) -> None:

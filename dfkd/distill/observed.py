@@ -17,7 +17,7 @@ def observe(ours: Outputs, theirs: Outputs) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def distances(ours: Outputs, theirs: Outputs) -> Float[Tensor, " batch"]:
+def divergences(ours: Outputs, theirs: Outputs) -> Float[Tensor, " batch"]:
     """Return the KL divergence of the student from the teacher on each image, at the temperature of plain `kd`.
 
     This measure is the same for all losses.

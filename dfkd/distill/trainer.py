@@ -12,7 +12,7 @@ from torch import Tensor
 from dfkd.distill.init.fit import Fit
 from dfkd.distill.lessons import Lessons, Plan
 from dfkd.distill.objective import Objective
-from dfkd.distill.observed import distances, observe
+from dfkd.distill.observed import divergences, observe
 from dfkd.distill.setting import Counted
 from dfkd.distill.teacher_cache.views import TeacherViews
 from dfkd.formats.kept_weights import WeightKeeper
@@ -202,7 +202,7 @@ class Trainer(Lessons):
                 f"the losses ({', '.join(values)}) give the student no gradient; add another one, such as kd"
             )
         if self.source.follows and batch.rows is not None:
-            self.source.seen(batch.rows, whole(distances(ours, theirs), plan.batch_size))
+            self.source.seen(batch.rows, whole(divergences(ours, theirs), plan.batch_size))
         self.optimizer.zero_grad(set_to_none=True)
         with Foreign("the backward pass of student and losses fails:", self._learnt_from()):
             total.backward()
@@ -244,13 +244,15 @@ class Trainer(Lessons):
         self.seconds += time.perf_counter() - started
         check_weights(self)
 
+    def _parts(self) -> dict[str, Any]:
+        """Return what has a state of its own, by its name in a checkpoint."""
+        student = self.student.module
+        return {"student": student, "objective": self.objective, "optimizer": self.optimizer, "source": self.source}
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs to give the same student as an uninterrupted run."""
         return {
-            "student": self.student.module.state_dict(),
-            "objective": self.objective.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "source": self.source.state_dict(),
+            **{name: part.state_dict() for name, part in self._parts().items()},
             "generator": self.generator.get_state(),
             "torch": torch.get_rng_state(),
             "teacher_forwards": self.counted.images,
@@ -262,8 +264,7 @@ class Trainer(Lessons):
     def load_state_dict(self, state: Mapping[str, Any], progress: Checkpoint) -> None:
         """Restore the training from a checkpoint: its state, and the step and seconds in `progress`."""
         self._fit = None  # the checkpoint was written after the layers were fitted
-        for name in ("student", "objective", "optimizer", "source"):
-            part = self.student.module if name == "student" else getattr(self, name)
+        for name, part in self._parts().items():
             part.load_state_dict(state[name])
         if self.average is not None:
             self.average.load_state_dict(state["average"])

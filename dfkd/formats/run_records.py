@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dfkd.config.stages.shared import Interpolation
+from dfkd.config.stages.shared import Input, Interpolation
 from dfkd.config.tables import load_toml
 from dfkd.formats.manifest import CropShare, NetworkPrint
 from dfkd.system.checksums import Entry, check_file, unsealed
@@ -36,6 +36,11 @@ class ModelTable:
     crop_pct: CropShare = 1.0
     interpolation: Interpolation = "bilinear"
     class_names: tuple[str, ...] = ()
+
+    @property
+    def input(self) -> Input:
+        """The input that the network was trained with."""
+        return Input(self.normalize, self.image_size, self.crop_pct, self.interpolation)
 
 
 @dataclass(frozen=True)

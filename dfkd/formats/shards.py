@@ -24,6 +24,7 @@ from dfkd.system.checked_parquet import to_numpy
 from dfkd.system.checksums import check_file, check_size, entry
 from dfkd.system.errors import RequestError, reason
 from dfkd.system.files import make_folder, replacing, write_json
+from dfkd.system.joined_rows import JoinedRows
 
 ROWS_PER_SHARD = 8_192
 BYTES_PER_SHARD = 256 * 2**20
@@ -99,7 +100,7 @@ class Shards:
         if sum(sizes) <= HASHED_WHEN_OPENED:
             self.verify()
         self._tables = [_open_arrow(folder / file.name, file.rows) for file in self.manifest.files]
-        self._starts = np.cumsum([0, *(len(table) for table in self._tables)])
+        self._rows = JoinedRows(map(len, self._tables))
         self.encoded = self.manifest.image.encoded
         self._threads = ThreadPoolExecutor(processors()) if self.encoded else None
         self._filter = self._read_filter()
@@ -122,7 +123,7 @@ class Shards:
         return shards
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self._rows)
 
     def pixels(
         self, rows: Int[np.ndarray, " batch"], windows: Sequence[Window] | None = None
@@ -133,7 +134,7 @@ class Shards:
         """
         image = self.manifest.image
         out = np.empty((len(rows), image.size, image.size, image.channels), dtype=np.uint8)
-        for where, shard, local in self._locate(rows):
+        for shard, where, local in self._rows.split(rows):
             if self._threads is not None:
                 files = self._tables[shard]["image"].chunk(0).field("bytes").take(local).to_pylist()
                 parts: Sequence[Window | None] = [None] * len(where) if windows is None else [windows[i] for i in where]
@@ -168,9 +169,9 @@ class Shards:
             table[name].validate(full=True)  # check offsets, which Arrow follows without a bounds check
         if rows is None:
             return np.concatenate([to_numpy(table[name].combine_chunks()) for table in self._tables])
-        parts = self._locate(rows)
-        values = [to_numpy(self._tables[n][name].take(local).combine_chunks()) for _, n, local in parts]
-        return np.concatenate(values)[np.argsort(np.concatenate([where for where, _, _ in parts]))]
+        parts = [*self._rows.split(rows)]
+        values = [to_numpy(self._tables[shard][name].take(local).combine_chunks()) for shard, _, local in parts]
+        return np.concatenate(values)[np.argsort(np.concatenate([where for _, where, _ in parts]))]
 
     def _check_columns(self, table: Any) -> int:
         """Return the number of classes.
@@ -196,13 +197,6 @@ class Shards:
         """Read every shard again. Raises: RequestError, which names the first changed shard."""
         for file in self.manifest.files:
             check_file(self.folder / file.name, file, HINT)
-
-    def _locate(self, rows: Int[np.ndarray, " batch"]) -> list[tuple[np.ndarray, int, np.ndarray]]:
-        """Return (positions in `rows`, shard, rows within the shard) for each shard that has some of the rows."""
-        shard_of = np.searchsorted(self._starts, rows, side="right") - 1
-        touched = np.unique(shard_of)
-        wheres = [np.flatnonzero(shard_of == shard) for shard in touched]
-        return [(w, int(s), rows[w] - self._starts[s]) for w, s in zip(wheres, touched, strict=True)]
 
 
 def _features(rows: Rows) -> Any:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int
 
 from dfkd.config import GenerateConfig
+from dfkd.config.stages.shared import Input
 from dfkd.config.tables import differences
 from dfkd.formats.manifest import MANIFEST
 from dfkd.formats.run_folder import Progress
@@ -197,14 +198,8 @@ def _student(given: GivenModel | None, teacher: Model) -> Model | None:
     """Load the fixed student that the method learns against."""
     if given is None:
         return None
-    return load_trained(
-        given,
-        "--student",
-        normalize=teacher.normalize,
-        image_size=teacher.image_size,
-        classes=teacher.classes,
-        channels=teacher.channels,
-    )
+    input = Input(teacher.normalize, teacher.image_size)
+    return load_trained(given, input, "--student", classes=teacher.classes, channels=teacher.channels)
 
 
 def _method(prepared: Generation) -> Method:

@@ -1,11 +1,12 @@
 """The cost of running a network: multiplications for one image."""
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dfkd.models.features.taps import run_network
+from dfkd.models.features.taps import modes_kept, run_network
 
 
 @torch.no_grad()
@@ -23,12 +24,9 @@ def multiplications(module: nn.Module, example: Tensor) -> int:
                 counted += output.numel() * (weight.numel() // len(weight))
 
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-    handles = [layer.register_forward_hook(count) for layer in module.modules() if isinstance(layer, kinds)]
-    training = module.training
-    try:
+    with modes_kept(module.modules()), ExitStack() as hooks:
+        for layer in module.modules():
+            if isinstance(layer, kinds):
+                hooks.enter_context(layer.register_forward_hook(count))
         run_network(module.eval(), example)
-    finally:
-        module.train(training)
-        for handle in handles:
-            handle.remove()
     return counted

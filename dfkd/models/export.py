@@ -33,7 +33,7 @@ from dfkd.models.fake_int8 import with_fixed_rounding
 from dfkd.models.features.taps import network_code, run_network
 from dfkd.models.load import Model
 from dfkd.models.reduce import Half, to_int8
-from dfkd.models.several import load_configured
+from dfkd.models.several import load_classifier
 from dfkd.models.state import state_to_write
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError
@@ -88,7 +88,7 @@ def run(config: ExportConfig) -> Path:
     if form not in FORMATS:
         raise RequestError(f"--out {config.out} does not end in .{', .'.join(FORMATS)}; name its --format")
     _check(config, form)
-    model = load_configured(config.model, "--model", config)
+    model = load_classifier(config.model, config.input, "--model")
     if config.classes is not None:
         names = ClassNames(config.classes)
         names.check(model.classes)

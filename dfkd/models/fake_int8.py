@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dfkd.models.architectures.subsampled import Subsampled, every, leaves_out
 from dfkd.models.features.fold_batchnorm import folded
 from dfkd.models.features.image_distance import FoldedNorm
+from dfkd.models.features.taps import modes_kept
 from dfkd.models.noise import noise
 from dfkd.system.shares import widest
 
@@ -89,14 +90,11 @@ def rounds(network: nn.Module) -> bool:
 @contextmanager
 def fixed_ranges(network: nn.Module) -> Iterator[None]:
     """Keep the ranges of inputs within the block, in which a network runs in training mode."""
-    layers = [(layer, layer.training) for layer in network.modules() if isinstance(layer, Rounded)]
-    for layer, _ in layers:
-        layer.training = False
-    try:
+    layers = [layer for layer in network.modules() if isinstance(layer, Rounded)]
+    with modes_kept(layers):
+        for layer in layers:
+            layer.training = False
         yield
-    finally:
-        for layer, training in layers:
-            layer.training = training
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from dfkd.config.stages.shared import Interpolation
+from dfkd.config.stages.shared import AS_STATED, Input
 from dfkd.data.images.frame import ENCODED_ABOVE, WHOLE, Frame
 from dfkd.data.images.normalize import NORMALIZATIONS, Normalization, parse_normalize
 from dfkd.models import DEFAULT_IMAGE_SIZE
@@ -57,6 +57,11 @@ class Model:
     """Whether `made_for` is only the default of a network of `dfkd`, which takes other sizes too."""
 
     @property
+    def input(self) -> Input:
+        """The input, for another network that gets the same images."""
+        return Input(self.normalize, self.image_size, self.frame.crop_pct, self.frame.interpolation)
+
+    @property
     def trial_size(self) -> int:
         """Side in pixels of an input on which the network is tried, before there is data."""
         return self.image_size or DEFAULT_IMAGE_SIZE
@@ -91,12 +96,9 @@ class Model:
 
 def load_trained(
     text: GivenModel,
+    input: Input = AS_STATED,
     option: str = "--teacher",
     *,
-    normalize: str | None,
-    image_size: int | None,
-    crop_pct: float | None = None,
-    interpolation: Interpolation | None = None,
     classes: int | None = None,
     channels: int | None = None,
     unsaid: str = DEFAULT_NORMALIZE,
@@ -105,16 +107,7 @@ def load_trained(
 
     Raises: RequestError as `load_model` does, and for a model without weights.
     """
-    model = load_model(
-        text,
-        normalize=normalize,
-        image_size=image_size,
-        crop_pct=crop_pct,
-        interpolation=interpolation,
-        classes=classes,
-        channels=channels,
-        unsaid=unsaid,
-    )
+    model = load_model(text, input, classes=classes, channels=channels, unsaid=unsaid)
     if not model.has_weights and model.may_bring_weights:
         say(f"note: {option} {model.spec} names no weights: unless its own code loads some, its predictions are random")
     elif not model.has_weights:
@@ -126,11 +119,8 @@ def load_trained(
 
 def load_model(
     text: GivenModel,
+    input: Input = AS_STATED,
     *,
-    normalize: str | None = None,
-    image_size: int | None = None,
-    crop_pct: float | None = None,
-    interpolation: Interpolation | None = None,
     classes: int | None = None,
     channels: int | None = None,
     new_classifier: bool = False,
@@ -139,29 +129,32 @@ def load_model(
     """Load the model that a MODEL text names, or that is given as a Python object.
 
     `classes` and `channels` are the teacher's, if the model is its student. With `new_classifier`, weights may have
-    another class count: the classifier is then new. `unsaid` is the normalization if neither an option nor the model
+    another class count: the classifier is then new. `unsaid` is the normalization if neither `input` nor the model
     states one.
 
     Class and channel counts come from the text, else from the shapes of the weights, else from the teacher, else from
-    the constructor. The image size is `image_size`, else the RUN's, else the one that the architecture is made for.
+    the constructor. The image size is that of `input`, else the RUN's, else the one that the architecture is made for.
     Raises: RequestError for an unknown name or option, an unfinished RUN, and weights that are missing or do not fit.
     Also for a network without [batch, classes] logits, and for counts that differ from the teacher's.
     """
-    if image_size is not None and image_size < 1:
-        raise RequestError(f"--image-size {image_size} is not a number of pixels (1 or more)")
+    if input.image_size is not None and input.image_size < 1:
+        raise RequestError(f"--image-size {input.image_size} is not a number of pixels (1 or more)")
     if isinstance(text, Several):
         raise RequestError("several teachers are not one network; name one of them")
-    found = find_model(text, classes, channels, new_classifier, image_size) if isinstance(text, str) else text.found()
-    size = image_size or found.image_size
+    if isinstance(text, str):
+        found = find_model(text, classes, channels, new_classifier, input.image_size)
+    else:
+        found = text.found()
+    size = input.image_size or found.image_size
     takes, gives = input_and_classes(found, size)
     _check_counts(found, takes, gives, channels, classes, new_classifier)
     if found.new_layers:
         layers = ", ".join(found.new_layers)
         say(f"note: model {found.spec}: its weights are of other classes; {layers} is new, with {gives} classes")
-    frame = _frame(found, size, crop_pct, interpolation)
-    said = [] if normalize is not None else _own_normalize(found, takes)
-    normalize = normalize or next(iter(said), unsaid)
-    _say_expected(found, [name for name in said if name != unsaid], frame, size, crop_pct or interpolation)
+    frame = _frame(found, size, input)
+    said = [] if input.normalize is not None else _own_normalize(found, takes)
+    normalize = input.normalize or next(iter(said), unsaid)
+    _say_expected(found, [name for name in said if name != unsaid], frame, size, input)
     counts = {found.class_key: gives, found.channel_key: takes}
     options = {**found.named.options, **{key: count for key, count in counts.items() if key}}
     kept = {key: options[key] for key in sorted(options) if key not in WEIGHT_OPTIONS}
@@ -211,17 +204,17 @@ def _own_normalize(found: Found, channels: int) -> list[str]:
     return [next((name for name in NORMALIZATIONS if parse_normalize(name, channels) == values), said)]
 
 
-def _frame(found: Found, size: int | None, crop_pct: float | None, interpolation: Interpolation | None) -> Frame:
+def _frame(found: Found, size: int | None, input: Input) -> Frame:
     """Return the given crop and interpolation, else the model's. Up to 64 pixels only a run's are used."""
     of_photos = (size or 0) > ENCODED_ABOVE or found.expected.said_by is None
     said = found.expected.frame if of_photos else WHOLE
-    return Frame(crop_pct or said.crop_pct, interpolation or said.interpolation)
+    return Frame(input.crop_pct or said.crop_pct, input.interpolation or said.interpolation)
 
 
-def _say_expected(found: Found, normalize: list[str], frame: Frame, size: int | None, given: object) -> None:
+def _say_expected(found: Found, normalize: list[str], frame: Frame, size: int | None, input: Input) -> None:
     """Print in one line what the model states about its input, and which options override that."""
     says, overrides = [f"normalization {name}" for name in normalize], ["--normalize"] * len(normalize)
-    if frame != WHOLE and not given and size is not None:
+    if frame != WHOLE and not (input.crop_pct or input.interpolation) and size is not None:
         side = frame.resized(size)
         says.append(f"images are resized to {side} pixels ({frame.interpolation}) and cropped to {size}")
         overrides += ["--crop-pct", "--interpolation"]

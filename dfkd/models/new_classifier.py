@@ -12,8 +12,6 @@ from dfkd.models.state import EXTRA, tensors_of
 
 WEIGHT_OPTIONS = frozenset(("weights", "weights_backbone", "pretrained", "checkpoint_path"))
 """Options by which constructors load weights. They do not decide shapes."""
-
-
 _TELLING = 64
 """Fewest weights whose distribution tells a new layer from a trained one."""
 

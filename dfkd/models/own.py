@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dfkd.config.stages.shared import Mixing
+from dfkd.config.stages.shared import Input, Mixing
 from dfkd.models.counts import made_for
 from dfkd.models.expected import of_network
 from dfkd.models.find import OBJECT, Found
@@ -59,6 +59,11 @@ class OneTeacher:
     weight: float = 1.0
     class_weights: Mapping[str, Any] | None = None
     """Factors of the weight by name of the class. The values are numbers if the file is valid."""
+
+    @property
+    def input(self) -> Input:
+        """The input that the table states."""
+        return Input(self.normalize, self.image_size)
 
 
 @dataclass(frozen=True)

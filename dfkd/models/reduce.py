@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, cast
 
 import torch
@@ -93,7 +94,6 @@ def _input_ranges(network: nn.Module, views: Sequence[Tensor]) -> dict[str, tupl
     from torch.ao.quantization.observer import HistogramObserver
 
     observers: dict[str, HistogramObserver] = {}
-    handles = []
 
     def observe(name: str) -> Any:
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -103,13 +103,12 @@ def _input_ranges(network: nn.Module, views: Sequence[Tensor]) -> dict[str, tupl
 
         return hook
 
-    for name, layer in network.named_modules():
-        if name and takes_int8(layer):
-            handles.append(layer.register_forward_pre_hook(observe(name)))
-    for view in views:
-        run_network(network, view)
-    for handle in handles:
-        handle.remove()
+    with ExitStack() as hooks:
+        for name, layer in network.named_modules():
+            if name and takes_int8(layer):
+                hooks.enter_context(layer.register_forward_pre_hook(observe(name)))
+        for view in views:
+            run_network(network, view)
     found = {}
     for name, observer in observers.items():
         scale, zero = observer.calculate_qparams()

@@ -1,12 +1,9 @@
 """Several teachers as one classifier: `--teacher A B C`, or a FILE.toml with a `[[teacher]]` table for each."""
 
-import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
-from dfkd.config import ModelConfig
-from dfkd.config.stages.shared import Interpolation, Mixing
+from dfkd.config.stages.shared import AS_STATED, Input, Mixing
 from dfkd.config.tables import from_mapping, load_toml
 from dfkd.data.labels import ClassNames
 from dfkd.models.ensemble import LEARNED, LOGITS, Ensemble, Part
@@ -69,26 +66,17 @@ def read(text: str) -> Several:
 
 
 def load_classifier(
-    given: GivenModel,
-    option: str = "--teacher",
-    *,
-    normalize: str | None,
-    image_size: int | None,
-    crop_pct: float | None = None,
-    interpolation: Interpolation | None = None,
-    learns: bool = False,
+    given: GivenModel, input: Input = AS_STATED, option: str = "--teacher", *, learns: bool = False
 ) -> Model:
     """Load a trained model, or several teachers as one, which take the input of the first.
 
-    `learns` tells whether the caller has images from which weights are learned, if the mixing is `learned`. `normalize`
-    and `image_size` are those of the first teacher. Another teacher uses its table's, else those that its model states,
-    else the first teacher's.
+    `learns` tells whether the caller has images from which weights are learned, if the mixing is `learned`. `input` is
+    that of the first teacher. Another teacher uses its table's, else what its model states, else the first teacher's.
     Raises: RequestError as `load_trained` does, and if the teachers cannot be combined.
     """
     several = _several(given)
-    frame: dict[str, Any] = {"crop_pct": crop_pct, "interpolation": interpolation}
     if several is None:
-        return load_trained(given, option, normalize=normalize, image_size=image_size, **frame)
+        return load_trained(given, input, option)
     if several.mixing == LEARNED and not learns:
         raise RequestError(
             f"{option}: --mixing learned needs images to learn weights on, and there are none here; it is for distill "
@@ -100,13 +88,10 @@ def load_classifier(
                 f"{option}: {one.model} names several teachers itself; name it alone, or each of its teachers"
             )
     head = several.teachers[0]
-    normalize, image_size = normalize or head.normalize, image_size or head.image_size
-    first = load_trained(head.model, option, normalize=normalize, image_size=image_size, **frame)
+    first = load_trained(head.model, input.over(head.input), option)
     models = [first]
     for one in several.teachers[1:]:
-        models.append(
-            load_trained(one.model, option, normalize=one.normalize, image_size=one.image_size, unsaid=first.normalize)
-        )
+        models.append(load_trained(one.model, one.input, option, unsaid=first.normalize))
         if models[-1].channels != first.channels:
             raise RequestError(
                 f"{option}: {models[-1].spec} takes {models[-1].channels} input channels, {first.spec} takes "
@@ -115,33 +100,30 @@ def load_classifier(
     return _together(several, models, option)
 
 
-def load_configured(given: GivenModel, option: str, config: ModelConfig) -> Model:
-    """Load a trained model, or several teachers as one, with the input that a stage's options state.
+@dataclass(frozen=True)
+class _Member:
+    """One of several teachers: its table, its network, and the names of its classes, or their numbers."""
 
-    Raises: RequestError as `load_classifier` does.
-    """
-    return load_classifier(
-        given,
-        option,
-        normalize=config.normalize,
-        image_size=config.image_size,
-        crop_pct=config.crop_pct,
-        interpolation=config.interpolation,
-    )
+    table: OneTeacher
+    model: Model
+    names: Sequence[str | int]
+    other: int | None
+    """Index of the class for everything else."""
+
+    @property
+    def known(self) -> list[str | int]:
+        """Names without that of the class for everything else."""
+        return [name for number, name in enumerate(self.names) if number != self.other]
 
 
 def _together(several: Several, models: Sequence[Model], option: str) -> Model:
     """Combine the loaded models into an ensemble."""
     first, mixing = models[0], several.mixing or LOGITS
-    named = _class_names(several.teachers, models, option)
-    others = [_other(one, names, model) for one, names, model in zip(several.teachers, named, models, strict=True)]
-    known = [_without(names, other) for names, other in zip(named, others, strict=True)]
-    union = list(dict.fromkeys(itertools.chain(*known)))
+    named = zip(several.teachers, models, _class_names(several.teachers, models, option), strict=True)
+    members = [_Member(table, model, names, _other(table, names, model)) for table, model, names in named]
+    union = list(dict.fromkeys(name for member in members for name in member.known))
     numbers = {name: number for number, name in enumerate(union)}
-    parts = [
-        _part(one, model, first, names, other, numbers)
-        for one, model, names, other in zip(several.teachers, models, named, others, strict=True)
-    ]
+    parts = [_part(member, first, numbers) for member in members]
     if len(union) < 2:
         raise RequestError(f"{option}: the teachers have {len(union)} class together; two or more are needed")
     _say_classes(parts, len(union), mixing)
@@ -197,38 +179,31 @@ def _other(one: OneTeacher, names: Sequence[str | int], model: Model) -> int | N
     return list(names).index(one.other)
 
 
-def _without(names: Sequence[str | int], other: int | None) -> list[str | int]:
-    return [name for number, name in enumerate(names) if number != other]
+def _part(member: _Member, first: Model, numbers: Mapping[str | int, int]) -> Part:
+    """Return one teacher as a part of the ensemble, which gets the first teacher's input.
 
-
-def _part(
-    one: OneTeacher,
-    model: Model,
-    first: Model,
-    names: Sequence[str | int],
-    other: int | None,
-    numbers: Mapping[str | int, int],
-) -> Part:
-    """Return one teacher as a part of the ensemble, which gets the first teacher's input."""
-    by_class = one.class_weights or {}
+    `numbers` are those of the ensemble's classes by name.
+    """
+    table, model = member.table, member.model
+    by_class = table.class_weights or {}
     if not isinstance(by_class, Mapping):
         raise RequestError(f"class_weights of {model.spec} is not a table of names and numbers")
     for name in by_class:
-        if name not in _without(names, other):
-            raise RequestError(f"{model.spec} has no class {name!r} to weigh{nearest(name, map(str, names))}")
+        if name not in member.known:
+            raise RequestError(f"{model.spec} has no class {name!r} to weigh{nearest(name, map(str, member.names))}")
     factors = {numbers[name]: _weight(factor, model) for name, factor in by_class.items()}
     ours, theirs = first.preprocess, model.preprocess
     scale = tuple(a / b for a, b in zip(ours.std, theirs.std, strict=True))
     shift = tuple((a - b) / c for a, b, c in zip(ours.mean, theirs.mean, theirs.std, strict=True))
     return Part(
         model.module,
-        [numbers.get(name, 0) for name in names],
-        None if model is first else _own_size(one, model, first),
+        [numbers.get(name, 0) for name in member.names],
+        None if model is first else _own_size(table, model, first),
         None if ours == theirs else scale,
         None if ours == theirs else shift,
-        _weight(one.weight, model),
+        _weight(table.weight, model),
         factors,
-        other,
+        member.other,
     )
 
 

@@ -174,15 +174,8 @@ def _baseline(config: ExplainConfig, student: Classifier, data: Pool) -> Classif
     if config.baseline is None:
         return None
     normalize = config.normalize or (None if _run_of(config.baseline) else student.model.normalize)
-    frame = student.model.frame
-    model = load_classifier(
-        config.baseline,
-        "--baseline",
-        normalize=normalize,
-        image_size=data.image_size,
-        crop_pct=frame.crop_pct,
-        interpolation=frame.interpolation,
-    )
+    input = replace(student.model.input, normalize=normalize, image_size=data.image_size)
+    model = load_classifier(config.baseline, input, "--baseline")
     if model.channels != student.model.channels:
         raise RequestError(f"--baseline takes {model.channels} channels, --model {student.model.channels}")
     return Classifier(model, student.place)

@@ -19,7 +19,7 @@ from dfkd.models.features.image_distance import ImageDistances
 from dfkd.models.features.taps import Tap, parse_taps, run_network
 from dfkd.models.load import Model
 from dfkd.models.own import GivenModel
-from dfkd.models.several import load_configured
+from dfkd.models.several import load_classifier
 from dfkd.select.methods import Traits
 from dfkd.select.pool_filter import Adapted, NamedFilter, parse_filter
 from dfkd.select.score import SCORE_FORMAT
@@ -63,7 +63,7 @@ class Request:
 def resolve(config: SelectConfig, method: Component, teacher: GivenModel, data: Sequence[GivenData]) -> Request:
     """Open and check everything that a request names."""
     place = resolve_place(config.device, config.precision)
-    model = load_configured(teacher, "--teacher", config)
+    model = load_classifier(teacher, config.input)
     pool = open_pool(data, image_size=model.image_size, channels=model.channels, bits=config.bits, frame=model.frame)
     if decoder := gpu_decoder(config.decoder, place.device, pool.encoded):
         pool = pool.decoded_by(decoder)

@@ -1,7 +1,7 @@
 """`dfkd evaluate`, and the function that measures both teacher and student."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from dfkd.formats.run_records import run_folder
 from dfkd.models.classifier import Classifier, examine
 from dfkd.models.load import Model
 from dfkd.models.own import GivenModel
-from dfkd.models.several import load_classifier, load_configured
+from dfkd.models.several import load_classifier
 from dfkd.system.console import answer, progress, say
 from dfkd.system.device import resolve_place
 from dfkd.system.errors import RequestError
@@ -209,19 +209,13 @@ def open_pair(
     Raises: RequestError for networks that cannot be compared.
     """
     place = resolve_place(config.device, config.precision)
-    loaded = load_configured(model, "--model", config)
+    loaded = load_classifier(model, config.input, "--model")
     images = open_images(data, config, loaded)
     taught = None
     if teacher is not None:
         normalize = teacher_normalize or config.normalize or (loaded.normalize if as_student else None)
-        frame = loaded.frame  # both see the same images
-        known = load_classifier(
-            teacher,
-            normalize=normalize,
-            image_size=images.image_size,
-            crop_pct=frame.crop_pct,
-            interpolation=frame.interpolation,
-        )
+        # both see the same images
+        known = load_classifier(teacher, replace(loaded.input, normalize=normalize, image_size=images.image_size))
         if (known.classes, known.channels) != (loaded.classes, loaded.channels):
             raise RequestError(
                 f"--teacher has {known.classes} classes and {known.channels} channels, --model has "

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dfkd.select.diversity import clusters
 from dfkd.system.errors import RequestError
 from dfkd.system.limits import SHARE, check_at_least
 from dfkd.training.hardest import HardestOrder
@@ -180,8 +181,6 @@ def clusters_of(logits: Float[np.ndarray, "images classes"], count: int, seed: i
     Spherical k-means of the logits (cosine) finds the clusters. Some may have no image. Raises: RequestError unless 1
     <= count <= images.
     """
-    from dfkd.select.diversity import clusters
-
     if not 1 <= count <= len(logits):
         raise RequestError(f"{count} clusters of {len(logits)} images: write a number from 1 to {len(logits)}")
     return clusters(logits, count, seed)

@@ -1,7 +1,6 @@
 """Stored images for training: selections, opened and checked with their teacher, and the order of their images."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +8,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from dfkd.config import DistillConfig, ModelConfig
+from dfkd.config.stages.shared import Input
 from dfkd.config.tables import differences
 from dfkd.data.images.frame import Crops
 from dfkd.formats.shards import Shards
@@ -16,7 +16,7 @@ from dfkd.models.ensemble import LEARNED, Ensemble
 from dfkd.models.learned_mixing import IMAGES, learn_weights
 from dfkd.models.load import Model
 from dfkd.models.own import GivenModel
-from dfkd.models.several import load_classifier, load_configured
+from dfkd.models.several import load_classifier
 from dfkd.models.state import tensors_of
 from dfkd.system.components import Kind
 from dfkd.system.console import say
@@ -66,16 +66,14 @@ def open_teacher(
     Raises: RequestError for other classes or channels than those of the selections. Another teacher is only noted.
     """
     if not selections:
-        return _finite(load_configured(teacher, "--teacher", config))
+        return _finite(load_classifier(teacher, config.input))
     first = selections[0].manifest
     image, made_with = first.image, first.content.preprocess.normalize
     # generated images have the size of the input: they tell nothing about photographs
-    photos = next((shards.manifest for shards in selections if shards.manifest.source == "selection"), None)
-    seen = {} if photos is None else vars(photos.content.preprocess.frame)
-    given: dict[str, Any] = {"crop_pct": config.crop_pct, "interpolation": config.interpolation}
-    given = {name: seen.get(name) if value is None else value for name, value in given.items()}
-    given |= {"normalize": config.normalize or made_with, "image_size": image.size, "learns": True}
-    model = _finite(load_classifier(teacher, **given))
+    photos = (shards.manifest for shards in selections if shards.manifest.source == "selection")
+    seen = next((vars(manifest.content.preprocess.frame) for manifest in photos), {})
+    input = config.input.over(Input(made_with, image.size, **seen))
+    model = _finite(load_classifier(teacher, input, learns=True))
     if model.normalize != made_with:
         flag = f"--normalize {config.normalize}"
         say(f"note: the teacher is used with {flag}, and {samples[0]} was selected with {made_with}")

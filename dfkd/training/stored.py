@@ -13,6 +13,7 @@ from dfkd.data.images.frame import Crops, Window
 from dfkd.formats.shards import Shards
 from dfkd.system.errors import RequestError
 from dfkd.system.foreign import Foreign
+from dfkd.system.joined_rows import JoinedRows
 from dfkd.system.shares import Share
 from dfkd.training.sampling import Following, Order
 from dfkd.training.sources import Batch, WithoutGenerator
@@ -43,7 +44,7 @@ class ShardSource(WithoutGenerator):
         """
         self._selections, self._order, self._position, self._crops = list(selections), order, 0, crops
         self._following = order if isinstance(order, Following) else None
-        self._starts, self._resident = np.cumsum([0, *map(len, selections)]), resident
+        self._rows, self._resident = JoinedRows(map(len, selections)), resident
         ahead = any(shards.encoded for shards in selections) and not self.follows
         self._reader = ThreadPoolExecutor(1) if ahead else None
         self._ahead: tuple[int, Share | None, Future[_Rows]] | None = None
@@ -51,7 +52,7 @@ class ShardSource(WithoutGenerator):
     @property
     def images(self) -> int:
         """Number of images of all selections."""
-        return int(self._starts[-1])
+        return len(self._rows)
 
     @property
     def follows(self) -> bool:
@@ -128,12 +129,10 @@ class ShardSource(WithoutGenerator):
     ) -> UInt8[np.ndarray, "batch height width channels"]:
         if not len(rows):  # in a mixture, a share may have no image of this source
             return self._selections[0].pixels(rows)
-        which = np.searchsorted(self._starts, rows, side="right") - 1
         parts = []
-        for number in np.unique(which):
-            where = np.flatnonzero(which == number)
-            given = () if windows is None else ([windows[i] for i in where.tolist()],)
-            parts.append((where, self._selections[number].pixels(rows[where] - self._starts[number], *given)))
+        for number, where, local in self._rows.split(rows):
+            some = None if windows is None else [windows[i] for i in where.tolist()]
+            parts.append((where, self._selections[number].pixels(local, some)))
         if len(parts) == 1:
             return parts[0][1]
         out = np.empty((len(rows), *parts[0][1].shape[1:]), dtype=np.uint8)

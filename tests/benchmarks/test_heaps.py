@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 
+from dfkd.config.stages.shared import Input
 from dfkd.data import open_pool
 from dfkd.models.load import load_model
 from dfkd.system.errors import RequestError
@@ -15,7 +16,7 @@ def pools(script, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     np.savez(data / "pool_tiny_imagenet_32.npz", images=rng.integers(0, 256, (500, 32, 32, 3), np.uint8))
     heaps = script("heaps")
-    network = load_model("cifar_resnet:depth=8,width=4", normalize="cifar10").module
+    network = load_model("cifar_resnet:depth=8,width=4", Input("cifar10")).module
     save_file(network.state_dict(), tmp_path / "teacher.safetensors")
     monkeypatch.setattr(heaps, "teacher", lambda: f"cifar_resnet:depth=8,width=4@{tmp_path / 'teacher.safetensors'}")
     monkeypatch.setattr(heaps, "SINGLES", 20)
@@ -58,7 +59,7 @@ def test_photos_of_another_file(pools, tmp_path, rng):
 
 def test_crafted_images_deceive_the_model(pools):
     heaps, _, _ = pools
-    model = load_model(heaps.teacher(), normalize="cifar10")
+    model = load_model(heaps.teacher(), Input("cifar10"))
     made = heaps.craft_all(model, 40, np.random.default_rng(0))
     before = np.concatenate([make(np.random.default_rng(0), 8, 32) for make in heaps.STARTS])
     sure = [model.module(model.preprocess(heaps.torch.from_numpy(x))).softmax(1) for x in (before, made)]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from dfkd.config.stages.shared import Input
 from dfkd.models import cifar_resnet
 from dfkd.models.features.image_distance import ImageDistances
 from dfkd.models.load import load_model
@@ -47,7 +48,7 @@ def test_signals__of_a_heap_are_written_for_each_teacher(signals, tmp_path, monk
 
     logits, features, mirrored, distances = signals.answers(text, "none", images)
     found = signals.signals(logits, features, mirrored, distances)["BatchNorm: root of mean square (statistics)"]
-    model = load_model(text, normalize="none", image_size=32)
+    model = load_model(text, Input("none", 32))
     with (measured := ImageDistances(model.module)).watched():
         model.module(model.preprocess(torch.from_numpy(images)))
     np.testing.assert_allclose(-found, measured.take(60), rtol=1e-4)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from dfkd.config.stages.shared import Input
 from dfkd.distill.init.classifier import ClassifierFit, classifier_of
 from dfkd.models.classifier import Classifier
 from dfkd.models.load import load_model
@@ -47,7 +48,7 @@ def network(classes, bias=True, last=None):
 @pytest.fixture
 def teacher():
     torch.manual_seed(0)
-    return Classifier(load_model("cifar_resnet:depth=8,width=4", classes=CLASSES, image_size=SIZE), PLACE)
+    return Classifier(load_model("cifar_resnet:depth=8,width=4", Input(image_size=SIZE), classes=CLASSES), PLACE)
 
 
 def fitted(student, teacher, count, views, monkeypatch):
@@ -91,7 +92,7 @@ def test_run__a_student_that_can_have_the_teachers_logits_has_them(teacher, monk
     monkeypatch.setattr("dfkd.distill.init.classifier._RIDGE", 0.0)
     monkeypatch.setattr("dfkd.distill.init.classifier._RIDGE_OF_FEW", 0.0)
     torch.manual_seed(2)
-    own = Classifier(load_model("cifar_resnet:depth=8,width=4", classes=CLASSES, image_size=SIZE), PLACE)
+    own = Classifier(load_model("cifar_resnet:depth=8,width=4", Input(image_size=SIZE), classes=CLASSES), PLACE)
     own.model.module.load_state_dict(teacher.model.module.state_dict())
     nn.init.normal_(own.model.module.linear.weight)
     fit = ClassifierFit(Images(64), "linear")

@@ -4,6 +4,7 @@ from functools import partial
 
 import torch
 
+from dfkd.config.stages.shared import Input
 from dfkd.distill.cohort import Cohort, Records, _SharedTeacher
 from dfkd.formats.run_folder import Progress
 from dfkd.models.classifier import Classifier
@@ -16,7 +17,7 @@ PLACE = Place(torch.device("cpu"), torch.float32)
 
 def classifier(taps):
     torch.manual_seed(0)
-    model = load_model("cifar_resnet:depth=8,width=4", normalize="none", image_size=8)
+    model = load_model("cifar_resnet:depth=8,width=4", Input("none", 8))
     return Classifier(model, PLACE, {name: Tap(path) for name, path in taps.items()}, fold=True)
 
 

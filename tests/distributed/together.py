@@ -25,6 +25,7 @@ from benchmarks.reliability.networks import Plain
 from benchmarks.reliability.scenarios import in_ranks
 from dfkd import generators
 from dfkd.config import DistillConfig, GenerateConfig
+from dfkd.config.stages.shared import Input
 from dfkd.distill import losses
 from dfkd.distill import stage as distill_stage
 from dfkd.distill.cohort import Cohort
@@ -171,7 +172,7 @@ def of_generator(name):
     """The terms of some updates, and the state after them."""
     torch.manual_seed(5)
     spec = f"cifar_resnet:depth=8,width=4,num_classes={CLASSES},in_channels=1"
-    teacher = load_model(spec, normalize="0.5/0.5", image_size=8)
+    teacher = load_model(spec, Input("0.5/0.5", 8))
     for module in teacher.module.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.2)
@@ -261,7 +262,9 @@ def of_cohort(folder):
 
 def of_divided(folder):
     """A teacher's answers, gradients and parameters here, as a whole and, with several processes, divided."""
-    model = load_model(f"cifar_resnet:depth=8,width=4,in_channels=1@{folder / 'teacher.safetensors'}", image_size=12)
+    model = load_model(
+        f"cifar_resnet:depth=8,width=4,in_channels=1@{folder / 'teacher.safetensors'}", Input(image_size=12)
+    )
     found = {}
     taps = {"inner": Tap("layer2.0.conv1"), "last": Tap("linear", "input")}
     for what in ("whole", "divided"):

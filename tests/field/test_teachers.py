@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dfkd.app import cli
+from dfkd.config.stages.shared import Input
 from dfkd.data.images.normalize import parse_normalize
 from dfkd.formats.shards import Shards
 from dfkd.models import cifar_resnet, lenet5, lenet5_half
@@ -87,7 +88,9 @@ def test_scores__of_a_teacher_that_ends_in_a_softmax_are_those_without_it(data, 
 def test_logarithms__of_probabilities_in_bfloat16_keep_their_digits(data):
     """Teachers that give probabilities, in bfloat16: a logarithm of -7 would be rounded to steps of 0.03."""
     images = torch.randn(6, 3, 8, 8)
-    ended, plain = (load_model(f"field_nets.Net{end}@net.pt", image_size=8).module for end in (":last=softmax", ""))
+    ended, plain = (
+        load_model(f"field_nets.Net{end}@net.pt", Input(image_size=8)).module for end in (":last=softmax", "")
+    )
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         found, p = ended(images), plain(images).softmax(dim=1)
     assert p.dtype == torch.bfloat16 and found.dtype == torch.float32
@@ -188,7 +191,7 @@ def test_normalization__of_an_exported_teacher_is_read_from_its_file(tmp_path, m
         loaded = load_model(model)
         assert loaded.preprocess.mean == (0.5,) * 3 and loaded.preprocess.std == (0.25,) * 3
         assert "normalization 0.5/0.25, as its file says" in capsys.readouterr().err
-        assert load_model(model, normalize="cifar10").normalize == "cifar10"
+        assert load_model(model, Input("cifar10")).normalize == "cifar10"
 
 
 def test_normalization__of_a_timm_network_is_its_own(capsys):
@@ -210,4 +213,4 @@ def test_normalization__of_a_timm_network_is_its_own(capsys):
 def test_size__that_only_the_constructor_sets_is_told_with_its_option(student, said):
     """Transformers as students of a teacher of another size."""
     with pytest.raises(RequestError, match=rf"\({said} builds it for this size"):
-        load_model(student, image_size=32, classes=5)
+        load_model(student, Input(image_size=32), classes=5)

@@ -19,6 +19,7 @@ from safetensors.torch import save_file, save_model
 from torch import nn
 
 from dfkd.app import cli
+from dfkd.config.stages.shared import Input
 from dfkd.data import open_pool
 from dfkd.models.load import load_model
 from dfkd.models.load_weights import load_weights
@@ -423,7 +424,7 @@ def test_load_model__of_every_kind_answers_as_in_plain_pytorch(nets, capsys, nam
         net.scale = 3.0
     right = answers(net)
     torch.save({"state_dict": net.state_dict()}, "w.pt")
-    assert torch.equal(answers(load_model(f"wild.{name}@w.pt", image_size=8).module), right)
+    assert torch.equal(answers(load_model(f"wild.{name}@w.pt", Input(image_size=8)).module), right)
     assert "note" not in capsys.readouterr().err
 
 
@@ -432,7 +433,7 @@ def test_weights__leave_out_the_other_names_of_tied_ones(nets):
     net = nets.Tied()
     right = answers(net)
     save_model(net, "w.safetensors")
-    assert torch.equal(answers(load_model("wild.Tied@w.safetensors", image_size=8).module), right)
+    assert torch.equal(answers(load_model("wild.Tied@w.safetensors", Input(image_size=8)).module), right)
 
 
 def test_weights__whose_reader_asks_for_their_version_load(nets):
@@ -444,7 +445,7 @@ def test_weights__whose_reader_asks_for_their_version_load(nets):
         torch.save({"state_dict": state}, "w.pt")
         save_file(dict(state), "w.safetensors")
         for name in ("w.pt", "w.safetensors"):
-            assert torch.equal(answers(load_model(f"wild.Versioned@{name}", image_size=8).module), right)
+            assert torch.equal(answers(load_model(f"wild.Versioned@{name}", Input(image_size=8)).module), right)
 
 
 def test_weights__under_the_names_of_an_older_weight_norm_load(nets):
@@ -454,7 +455,7 @@ def test_weights__under_the_names_of_an_older_weight_norm_load(nets):
     for i, end in enumerate("gv"):
         state[f"fc.weight_{end}"] = state.pop(f"fc.parametrizations.weight.original{i}")
     torch.save(state, "w.pt")
-    assert torch.equal(answers(load_model("wild.Normed@w.pt", image_size=8).module), right)
+    assert torch.equal(answers(load_model("wild.Normed@w.pt", Input(image_size=8)).module), right)
 
 
 def test_load_model__of_a_network_that_writes_into_its_input_leaves_it_alone(nets):
@@ -462,7 +463,7 @@ def test_load_model__of_a_network_that_writes_into_its_input_leaves_it_alone(net
     net = nets.Overwrites()
     right = answers(net)
     torch.save(net.state_dict(), "w.pt")
-    model, x = load_model("wild.Overwrites@w.pt", image_size=8), X.clone()
+    model, x = load_model("wild.Overwrites@w.pt", Input(image_size=8)), X.clone()
     assert torch.equal(model.module(x), right) and torch.equal(x, X)
 
 
@@ -471,7 +472,7 @@ def test_load_model__takes_logits_that_are_maps_of_one_pixel(nets):
     net = nets.Pixel()
     right = answers(net)
     torch.save(net.state_dict(), "w.pt")
-    model = load_model("wild.Pixel@w.pt", image_size=8)
+    model = load_model("wild.Pixel@w.pt", Input(image_size=8))
     assert model.classes == 5 and torch.equal(answers(model.module), right.flatten(1))
 
 
@@ -479,7 +480,7 @@ def test_load_model__takes_logits_that_are_maps_of_one_pixel(nets):
 def test_load_model__refuses_what_nobody_can_watch(nets):
     """Constructors that return a TorchScript program."""
     with pytest.raises(RequestError, match="built a TorchScript program"):
-        load_model("wild.scripted", image_size=8)
+        load_model("wild.scripted", Input(image_size=8))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from dfkd.config.stages.shared import Input
 from dfkd.generators.build import build, choose
 from dfkd.generators.source import GeneratedSource
 from dfkd.models.classifier import answer
@@ -27,7 +28,7 @@ def network(seed, channels=1, architecture=RESNET, size=SIZE):
     torch.manual_seed(seed)
     separator = "," if ":" in architecture else ":"
     spec = f"{architecture}{separator}num_classes={CLASSES},in_channels={channels}"
-    model = load_model(spec, normalize="0.5/0.5", image_size=size)
+    model = load_model(spec, Input("0.5/0.5", size))
     for module in model.module.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.2)

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from dfkd.app import cli
+from dfkd.config.stages.shared import Input
 from dfkd.formats.shards import Shards
 from dfkd.models.features.bn_statistics import BatchStatistics
 from dfkd.models.features.find_taps import find_taps
@@ -53,7 +54,7 @@ def text(clips, monkeypatch):
 
 
 def load(text, **more):
-    return load_trained(text, normalize=None, image_size=None, **more)
+    return load_trained(text, **more)
 
 
 def test_logits__are_the_scaled_cosines_of_an_image_and_the_mean_text(text):
@@ -99,7 +100,7 @@ def test_model__says_its_input_its_names_and_that_it_has_weights(text, capsys):
 def test_model__keeps_no_statistics_of_batchnorm_and_takes_images_of_any_size(text):
     model = load(text.replace("vit", "resnet"))
     assert not BatchStatistics(model.module).layers
-    small = load_trained(text, normalize=None, image_size=16)
+    small = load_trained(text, Input(image_size=16))
     images = torch.rand(2, 3, 16, 16)
     large = torch.nn.functional.interpolate(images, size=(32, 32), mode="bicubic", antialias=True)
     assert torch.allclose(small.module(images), load(text).module(large), atol=1e-5)
@@ -117,7 +118,7 @@ def test_select__a_folder_and_names_give_a_selection(text, tmp_path, rng):
     assert manifest.class_names == ("cat", "fire_truck", "ship")
     assert manifest.classes == 3 and manifest.content.options.method.startswith("threshold")
     # a second teacher beside it answers for the same names
-    both = load_classifier("teachers.toml" if write_teachers() else "", normalize=None, image_size=None)
+    both = load_classifier("teachers.toml" if write_teachers() else "")
     assert both.class_names == ("cat", "fire_truck", "ship")
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dfkd import models
+from dfkd.config.stages.shared import Input
 from dfkd.models.architectures.pruned import parse_widths, spell_widths
 from dfkd.models.cost import multiplications
 from dfkd.models.fake_int8 import Rounded, fake_int8
@@ -19,7 +20,7 @@ from dfkd.system.errors import RequestError
 def trained(text: str, size: int = 16) -> Model:
     """A network whose BatchNorms differ from each other, as trained ones do."""
     torch.manual_seed(0)
-    model = load_model(text, image_size=size)
+    model = load_model(text, Input(image_size=size))
     for layer in model.module.modules():
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.uniform_(layer.weight, 0.5, 1.5)
@@ -182,7 +183,7 @@ def test_quantized__is_built_from_its_text():
     network = fake_int8(model.module, 3, 16)
     with torch.no_grad():
         network.train()(torch.randn(4, 3, 16, 16))
-    again = load_model("quantized:network='cifar_resnet:depth=8,width=4',image_size=16", image_size=16)
+    again = load_model("quantized:network='cifar_resnet:depth=8,width=4',image_size=16", Input(image_size=16))
     again.module.load_state_dict(network.state_dict())
     x = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(again.module(x), network.eval()(x))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from dfkd.config.stages.shared import Input
 from dfkd.models import sklearn
 from dfkd.models.architectures.estimator import expanded
 from dfkd.models.load import load_model
@@ -81,7 +82,7 @@ def test_model__is_built_for_the_teachers_images_and_loads_arrays_alone(rng, tmp
     network.fit(x, p, seed=0)
     save_file(network.state_dict(), tmp_path / "trees.safetensors")
     text = f"sklearn:rounds=5,leaves=8@{tmp_path / 'trees.safetensors'}"
-    model = load_model(text, image_size=SIDE, classes=3, channels=1)
+    model = load_model(text, Input(image_size=SIDE), classes=3, channels=1)
     images = torch.from_numpy(x).unflatten(1, (1, SIDE, SIDE))
     assert torch.equal(model.module(images), network(images))
     assert model.parameter_count() == 2 * 15 * 15 + 3

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from dfkd.config.stages.shared import Input
 from dfkd.models import cifar_resnet
 from dfkd.models.classifier import Classifier
 from dfkd.models.features.fold_batchnorm import folded
@@ -144,7 +145,7 @@ def test_a_network_that_cannot_be_copied_or_takes_no_such_images_runs_as_it_is(i
 
 
 def test_a_classifier_that_folds_says_the_same_and_its_model_stays():
-    model = load_model("cifar_resnet:depth=8,width=4", normalize="cifar10", image_size=12, classes=5)
+    model = load_model("cifar_resnet:depth=8,width=4", Input("cifar10", 12), classes=5)
     settled(model.module)
     place, pixels = resolve_place("cpu", "fp32"), torch.randint(0, 256, (3, 12, 12, 3), dtype=torch.uint8)
     plain, quick = (Classifier(model, place, fold=fold) for fold in (False, True))

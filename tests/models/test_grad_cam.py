@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from dfkd.config.stages.shared import Input
 from dfkd.models.classifier import Classifier
 from dfkd.models.features.grad_cam import deepest_map, grad_cam
 from dfkd.models.features.taps import Tap
@@ -29,7 +30,7 @@ class Pooled(nn.Module):
 
 @pytest.fixture
 def classifier():
-    model = load_model(OwnNetwork(Pooled()), normalize="none", image_size=6)
+    model = load_model(OwnNetwork(Pooled()), Input("none", 6))
     return Classifier(model, resolve_place("cpu", "fp32"))
 
 
@@ -52,11 +53,11 @@ def test_grad_cam__without_a_positive_value_is_zero(classifier):
 
 def test_deepest_map__is_the_last_of_several_resolutions():
     place = resolve_place("cpu", "fp32")
-    model = load_model("cifar_resnet:depth=8,width=4", image_size=32)
+    model = load_model("cifar_resnet:depth=8,width=4", Input(image_size=32))
     assert deepest_map(Classifier(model, place)).path.startswith("layer3")
     flat = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     with pytest.raises(RequestError, match="stage"):
-        deepest_map(Classifier(load_model(OwnNetwork(flat), normalize="none", image_size=4, channels=1), place))
+        deepest_map(Classifier(load_model(OwnNetwork(flat), Input("none", 4), channels=1), place))
 
 
 class Decided(Pooled):
@@ -67,8 +68,6 @@ class Decided(Pooled):
 
 
 def test_grad_cam__of_logits_without_a_gradient_is_refused():
-    decided = Classifier(
-        load_model(OwnNetwork(Decided()), normalize="none", image_size=6), resolve_place("cpu", "fp32")
-    )
+    decided = Classifier(load_model(OwnNetwork(Decided()), Input("none", 6)), resolve_place("cpu", "fp32"))
     with pytest.raises(RequestError, match="no gradient of the logits reaches conv"):
         grad_cam(decided, Tap("conv"), torch.randn(2, 1, 6, 6), torch.tensor([0, 1]))

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dfkd import models
+from dfkd.config.stages.shared import Input
 from dfkd.data.images.normalize import Normalization, parse_normalize
 from dfkd.formats.run_records import RUN_FORMAT
 from dfkd.models.load import load_model
@@ -100,7 +101,7 @@ def test_dfkd_models_are_found_without_importing_torchvision(monkeypatch: pytest
 
 
 def test_torchvision_models_are_the_second_place_to_look():
-    model = load_model("mobilenet_v3_small", classes=7, image_size=64)
+    model = load_model("mobilenet_v3_small", Input(image_size=64), classes=7)
     assert (model.classes, model.channels, model.image_size) == (7, 3, 64)
     assert model.architecture == "mobilenet_v3_small:num_classes=7"
     assert load_model("squeezenet1_1:num_classes=4").image_size == 224
@@ -114,12 +115,12 @@ def test_a_size_among_the_options_is_the_image_size():
         RequestError,
         match=r"cannot take an input of \[batch, 3, 32, 32\]: AssertionError: Wrong image height.*--image-size",
     ):
-        load_model(name, image_size=32)
+        load_model(name, Input(image_size=32))
 
 
 def test_weights_are_loaded_and_shortened_to_their_name(tmp_path: Path):
     trained = models.cifar_resnet(8, width=4)
-    model = load_model(f"cifar_resnet:depth=8,width=4@{save(trained, tmp_path / 'w.pt')}", normalize="cifar10")
+    model = load_model(f"cifar_resnet:depth=8,width=4@{save(trained, tmp_path / 'w.pt')}", Input("cifar10"))
     assert model.spec == "cifar_resnet:depth=8,width=4@w.pt"
     assert model.normalize == "cifar10"
     images = torch.rand(2, 3, 32, 32)
@@ -141,7 +142,7 @@ def test_counts_are_inferred_where_a_convolution_classifies(tmp_path: Path):
     from torchvision.models import squeezenet1_1
 
     weights = save(squeezenet1_1(num_classes=4), tmp_path / "w.pt")
-    assert load_model(f"squeezenet1_1@{weights}", image_size=64).classes == 4
+    assert load_model(f"squeezenet1_1@{weights}", Input(image_size=64)).classes == 4
 
 
 def test_a_student_takes_over_the_teachers_counts():
@@ -163,9 +164,9 @@ def test_a_run_is_a_model(tmp_path: Path):
     run = write_run(tmp_path / "run1", student, "cifar_resnet:depth=8,width=4")
     model = load_model(run)
     assert (model.spec, model.normalize, model.image_size) == ("run1", "cifar10", 24)
-    assert model.fingerprint()["weights"] == load_model(run, normalize="none").fingerprint()["weights"]
+    assert model.fingerprint()["weights"] == load_model(run, Input("none")).fingerprint()["weights"]
     assert torch.equal(model.module.conv1.weight, student.conv1.weight)
-    given = load_model(run, normalize="none", image_size=16)
+    given = load_model(run, Input("none", 16))
     assert (given.normalize, given.image_size) == ("none", 16)
 
 
@@ -201,7 +202,7 @@ def test_an_exported_program_is_a_model(exported: tuple[Path, nn.Module]):
     images = torch.rand(3, 3, 12, 12)
     torch.testing.assert_close(model.module.train()(images), module(images))  # train() is allowed and changes nothing
     with pytest.raises(RequestError, match=r"cannot take an input of \[batch, 3, 16, 16\]"):
-        load_model(str(path), image_size=16)
+        load_model(str(path), Input(image_size=16))
     with pytest.raises(RequestError, match="has 5 classes, the teacher 10"):
         load_model(str(path), classes=10)
 
@@ -315,9 +316,9 @@ def test_a_wrong_model_is_refused_in_one_line(own: None, text: str, message: str
 
 def test_an_image_size_must_be_one():
     with pytest.raises(RequestError, match="--image-size 0"):
-        load_model("lenet5", image_size=0)
+        load_model("lenet5", Input(image_size=0))
     with pytest.raises(RequestError, match=r"'lenet5' cannot take an input of \[batch, 1, 16, 16\]"):
-        load_model("lenet5", image_size=16)
+        load_model("lenet5", Input(image_size=16))
 
 
 def test_the_fingerprint_changes_with_a_weight_a_statistic_and_the_architecture():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from dfkd.config.stages.shared import Input
 from dfkd.models import cifar_resnet
 from dfkd.models.load import load_model
 from dfkd.models.new_classifier import keep_layers, untrained
@@ -31,7 +32,9 @@ def kept(module, state):
 
 def test_weights_option__keeps_all_layers_but_the_classifier(hub, capsys):
     state = torch.load(hub / SQUEEZENET)
-    model = load_model("squeezenet1_1:weights=DEFAULT", image_size=64, classes=5, channels=3, new_classifier=True)
+    model = load_model(
+        "squeezenet1_1:weights=DEFAULT", Input(image_size=64), classes=5, channels=3, new_classifier=True
+    )
     assert state.keys() - kept(model.module, state) == {"classifier.1.weight", "classifier.1.bias"}
     assert (model.classes, model.has_weights, model.new_layers) == (5, True, ("classifier.1",))
     assert model.architecture == "squeezenet1_1:num_classes=5"  # a run builds it without a download
@@ -40,7 +43,9 @@ def test_weights_option__keeps_all_layers_but_the_classifier(hub, capsys):
 
 def test_weights_option__with_as_many_classes_is_taken_whole(hub, capsys):
     state = torch.load(hub / SQUEEZENET)
-    model = load_model("squeezenet1_1:weights=DEFAULT", image_size=64, classes=1000, channels=3, new_classifier=True)
+    model = load_model(
+        "squeezenet1_1:weights=DEFAULT", Input(image_size=64), classes=1000, channels=3, new_classifier=True
+    )
     assert kept(model.module, state) == state.keys()
     assert not model.new_layers
     assert "is new" not in capsys.readouterr().err

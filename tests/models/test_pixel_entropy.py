@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from dfkd.config.stages.shared import Input
 from dfkd.models.classifier import Classifier
 from dfkd.models.features.pixel_entropy import REACH, at_pixels, concept_parts, pixel_entropy
 from dfkd.models.features.taps import Tap
@@ -30,7 +31,7 @@ class Weighted(nn.Module):
 
 def entropies(weights, grid, scale=1.0):
     """Found for one image whose pixels count as much as `weights` say; the features are `scale` times as large."""
-    model = load_model(OwnNetwork(Weighted(scale * weights)), normalize="none", image_size=len(weights), channels=1)
+    model = load_model(OwnNetwork(Weighted(scale * weights)), Input("none", len(weights)), channels=1)
     classifier = Classifier(model, resolve_place("cpu", "fp32"), {"map": Tap("maps")})
     return pixel_entropy(classifier, torch.rand(1, 1, *weights.shape), grid, steps=80)[0].numpy()
 
@@ -62,7 +63,7 @@ class Blurred(nn.Module):
 
 def test_pixel_entropy__in_bfloat16_is_that_in_float32():
     torch.manual_seed(0)
-    model = load_model(OwnNetwork(Blurred()), normalize="none", image_size=6, channels=1)
+    model = load_model(OwnNetwork(Blurred()), Input("none", 6), channels=1)
     image, found = torch.rand(1, 1, 6, 6), []
     for precision in ("fp32", "bf16"):
         classifier = Classifier(model, resolve_place("cpu", precision), {"map": Tap("maps")})

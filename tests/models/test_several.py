@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import dfkd
+from dfkd.config.stages.shared import Input
 from dfkd.models import cifar_resnet
 from dfkd.models.ensemble import Ensemble
 from dfkd.models.load import load_trained
@@ -40,7 +41,7 @@ def several(*teachers, mixing=None):
 
 
 def load(given, **more):
-    return load_classifier(given, normalize=None, image_size=16, **more)
+    return load_classifier(given, Input(image_size=16), **more)
 
 
 def of(network, **more):
@@ -70,8 +71,8 @@ def test_file__of_several_teachers_is_no_teacher_beside_others(weights, tmp_path
 
 
 def test_classifier__takes_what_the_first_one_takes_and_says_the_mean(weights):
-    both = load_classifier(given_teacher(weights, None), normalize="0.5/0.25", image_size=None)
-    ones = [load_trained(text, normalize="0.5/0.25", image_size=None) for text in weights]
+    both = load_classifier(given_teacher(weights, None), Input("0.5/0.25"))
+    ones = [load_trained(text, Input("0.5/0.25")) for text in weights]
     images = torch.rand(2, ones[0].channels, 32, 32)
     expected = (ones[0].module(images) + ones[1].module(images)) / 2
     assert torch.allclose(both.module(images), expected, atol=1e-5)
@@ -101,24 +102,24 @@ def test_normalization__of_another_teacher_is_its_own_or_the_first_ones(tmp_path
     images = torch.rand(2, 3, 16, 16)
     for normalize in (None, "none"):
         given = several(net(0), timm, of(net(2)), of(net(3), normalize="0.5/0.5"))
-        mixed = load_classifier(given, normalize=normalize, image_size=16)
-        first = load_trained(OwnNetwork(net(0)), normalize=normalize, image_size=16)
+        mixed = load_classifier(given, Input(normalize, 16))
+        first = load_trained(OwnNetwork(net(0)), Input(normalize, 16))
         assert mixed.normalize == first.normalize == (normalize or "imagenet")
         mean = torch.tensor([0.1, 0.2, 0.3])[:, None, None]
         view = mixed.preprocess.normalized(images)
         parts = [net(0)(view), timm((images - mean) / 0.5), net(2)(view), net(3)((images - 0.5) / 0.5)]
         assert torch.allclose(mixed.module(view), torch.stack(parts).mean(0), atol=1e-5)
     # what a selection stores of the first one's leads to the same teacher
-    again = load_classifier(given, normalize=mixed.normalize, image_size=16)
+    again = load_classifier(given, Input(mixed.normalize, 16))
     assert again.fingerprint() == mixed.fingerprint()
 
 
 @pytest.mark.parametrize(("size", "expected"), [(16, None), (224, 32)])
 def test_size__of_a_network_for_small_images_is_that_of_the_images_while_they_are_small(weights, size, expected):
-    mixed = load_classifier(several(net(0, 4), OneTeacher(weights[0])), normalize=None, image_size=size)
+    mixed = load_classifier(several(net(0, 4), OneTeacher(weights[0])), Input(image_size=size))
     assert isinstance(mixed.module, Ensemble) and mixed.module._sizes == [None, expected]
     told = several(net(0, 4), OneTeacher(weights[0], image_size=24))
-    assert load_classifier(told, normalize=None, image_size=size).module._sizes == [None, 24]
+    assert load_classifier(told, Input(image_size=size)).module._sizes == [None, 24]
 
 
 def test_classes__of_different_sets_are_united_in_order():
@@ -155,7 +156,7 @@ def test_file__of_teachers_is_a_model(weights, capsys):
     more = "weight = 2\nclass_weights = {e = 3}\nimage_size = 24\n"
     text = f'mixing = "entropy"\n[[teacher]]\n{first}[[teacher]]\n{second}{more}'
     Path("teachers.toml").write_text(text)
-    mixed = load_classifier("teachers.toml", normalize=None, image_size=None)
+    mixed = load_classifier("teachers.toml")
     assert mixed.class_names == ("a", "b", "c", "d", "e", "f") and mixed.normalize == "none"
     module = mixed.module
     assert isinstance(module, Ensemble) and module.mixing == "entropy" and module._sizes == [None, 24]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from dfkd.config.stages.shared import Input
 from dfkd.models import resnet18_small
 from dfkd.models.classifier import Classifier
 from dfkd.models.features.outputs import Outputs
@@ -18,7 +19,7 @@ PLACE = Place(torch.device("cpu"), torch.float32)
 
 @pytest.fixture
 def model():
-    return load_model("lenet5:num_classes=3,in_channels=1", image_size=32)
+    return load_model("lenet5:num_classes=3,in_channels=1", Input(image_size=32))
 
 
 def test_shard_teacher__with_one_process_says_that_it_changes_nothing(model, capsys):
@@ -79,5 +80,5 @@ def test_undivided__draws_no_random_numbers():
 
 def test_classifier__does_not_fold_a_divided_teacher(monkeypatch):
     monkeypatch.setattr("dfkd.models.classifier.is_sharded", lambda module: True)
-    teacher = load_model("cifar_resnet:depth=8,width=4,num_classes=3,in_channels=1", image_size=8)
+    teacher = load_model("cifar_resnet:depth=8,width=4,num_classes=3,in_channels=1", Input(image_size=8))
     assert Classifier(teacher, PLACE, fold=True).network is teacher.module

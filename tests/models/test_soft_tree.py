@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from dfkd.config.stages.shared import Input
 from dfkd.models import soft_tree
 from dfkd.models.architectures.soft_tree import SoftTree, reached
 from dfkd.models.load import load_model
@@ -64,13 +65,13 @@ def test_path__leads_to_the_likeliest_leaf():
 
 
 def test_model__is_built_for_the_teachers_images():
-    model = load_model("soft_tree:depth=2", image_size=12, classes=4, channels=1)
+    model = load_model("soft_tree:depth=2", Input(image_size=12), classes=4, channels=1)
     assert (model.image_size, model.classes, model.channels) == (12, 4, 1)
     assert "image_size=12" in model.architecture
     again = load_model(model.architecture)
     assert again.image_size == 12
     with pytest.raises(RequestError, match=r"soft_tree:image_size=16 builds it for this size"):
-        load_model("soft_tree:depth=2,image_size=12", image_size=16)
+        load_model("soft_tree:depth=2,image_size=12", Input(image_size=16))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from dfkd.config.stages.shared import Input
 from dfkd.models.architectures.specialists import Specialists, parse_groups, spell_groups
 from dfkd.models.load import load_model
 from dfkd.system.errors import RequestError
@@ -106,7 +107,7 @@ def test_training__takes_the_oversampling_off_the_dustbin_and_leaves_the_general
 
 
 def test_specialists__are_built_from_their_text():
-    model = load_model("specialists:network='cifar_resnet:depth=8,width=2',groups='0+3 1+7'", image_size=12)
+    model = load_model("specialists:network='cifar_resnet:depth=8,width=2',groups='0+3 1+7'", Input(image_size=12))
     assert (model.classes, model.channels) == (10, 3)
     assert len(model.module.experts.networks) == 2
     assert spell_groups(parse_groups("3+0 1+7")) == "0+3 1+7"
@@ -124,7 +125,7 @@ def test_specialists__are_built_from_their_text():
 )
 def test_specialists__refuse_groups_that_are_none(groups, message):
     with pytest.raises(RequestError, match=message):
-        load_model(f"specialists:network='cifar_resnet:depth=8,width=2',groups='{groups}'", image_size=12)
+        load_model(f"specialists:network='cifar_resnet:depth=8,width=2',groups='{groups}'", Input(image_size=12))
 
 
 def test_vote__has_gradients_except_in_training():

@@ -4,8 +4,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dfkd import models
+from dfkd.models.cost import multiplications
 from dfkd.models.features.find_taps import find_taps
-from dfkd.models.features.taps import Tap, Tapped, parse_tap, parse_taps
+from dfkd.models.features.taps import Tap, Tapped, modes_kept, parse_tap, parse_taps
 from dfkd.system.errors import RequestError
 
 
@@ -166,3 +167,14 @@ def test_a_wrong_tap_is_refused(text: str):
 def test_wrong_named_taps_are_refused(texts: list[str], message: str):
     with pytest.raises(RequestError, match=message):
         parse_taps(texts)
+
+
+def test_modes_kept__restores_each_layer_also_after_an_error():
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2)).train()
+    network[1].eval()
+    with pytest.raises(ValueError), modes_kept(network.modules()):
+        network.eval()
+        raise ValueError
+    assert [layer.training for layer in network.modules()] == [True, True, False, True, True]
+    multiplications(network, torch.zeros(1, 1, 1, 1))
+    assert [layer.training for layer in network.modules()] == [True, True, False, True, True]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from dfkd.config.stages.shared import Input
 from dfkd.data.images.frame import Frame
 from dfkd.formats.shards import Shards
 from dfkd.models import export as exporting
@@ -39,7 +40,7 @@ def export(studio, selection, names, tmp_path):
 
 @pytest.fixture
 def views(studio, selection):
-    model = load_model(studio.teacher, image_size=72)
+    model = load_model(studio.teacher, Input(image_size=72))
     pixels = torch.from_numpy(Shards(selection).pixels(np.arange(8)))
     with torch.no_grad():
         views = model.preprocess(pixels).contiguous()
@@ -55,7 +56,7 @@ def test_pt2__in_int8_is_small_agrees_and_is_read_back_as_a_model(export, studio
     assert int(rows["int8"][2].replace(",", "")) == out.stat().st_size
     again = load_model(str(out))
     assert (again.class_names, again.frame, again.normalize) == (CLASSES, Frame(0.8), "imagenet")
-    layers = load_model(studio.teacher, image_size=72).module.modules()
+    layers = load_model(studio.teacher, Input(image_size=72)).module.modules()
     weights = [layer.weight for layer in layers if isinstance(layer, (nn.Conv2d, nn.Linear))]
     assert again.parameter_count() == sum(weight.numel() + len(weight) for weight in weights)  # each with a bias
     with torch.no_grad():
@@ -107,7 +108,7 @@ def test_export__refuses_in_one_line_what_a_format_cannot_hold(export, capsys):
 
 def test_images__of_another_size_are_refused(studio, selection):
     with pytest.raises(RequestError, match="has images of 72 pixels and 3 channels, the model takes 64 and 3"):
-        exporting._images(load_model(studio.teacher, image_size=64), str(selection))
+        exporting._images(load_model(studio.teacher, Input(image_size=64)), str(selection))
 
 
 def test_to_int8__folds_batch_norms_and_rounds_weights_by_channel():

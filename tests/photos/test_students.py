@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from dfkd.config import DistillConfig
+from dfkd.config.stages.shared import Input
 from dfkd.distill.defaults import begins_trained, default_init, default_losses, default_reestimate, settled
 from dfkd.models import cifar_resnet
 from dfkd.models.load import load_model
@@ -73,20 +74,20 @@ def test_init_classifier__needs_images_and_a_linear_layer(studio, selection, tmp
 
 
 def test_default_init__a_new_classifier_is_fitted_where_there_are_images(studio, public, tmp_path):
-    teacher = load_model(studio.teacher, image_size=72)
+    teacher = load_model(studio.teacher, Input(image_size=72))
     torch.save(load_model("squeezenet1_1", classes=7).module.state_dict(), tmp_path / "squeeze.pt")
     of_convolution = f"squeezenet1_1@{tmp_path / 'squeeze.pt'}"
     for text, images, init in ((public, True, "classifier"), (public, False, "none"), (of_convolution, True, "none")):
-        student = load_model(text, classes=5, channels=3, image_size=72, new_classifier=True)
+        student = load_model(text, Input(image_size=72), classes=5, channels=3, new_classifier=True)
         assert default_init(teacher, student, text, images) == init
 
 
 def test_default_init__a_new_layer_of_a_trained_module_is_fitted(studio):
-    teacher = load_model(studio.teacher, image_size=72)
+    teacher = load_model(studio.teacher, Input(image_size=72))
 
     def chosen(module, images=True):
         given = OwnNetwork(module)
-        return default_init(teacher, load_model(given, image_size=72, classes=5), given, images)
+        return default_init(teacher, load_model(given, Input(image_size=72), classes=5), given, images)
 
     module = cifar_resnet(8, width=4, num_classes=5)
     module.linear = torch.nn.Linear(16, 5)
@@ -106,12 +107,12 @@ def test_distill__an_optimizer_that_is_given_holds(studio, selection, public, tm
 
 def test_default_batchnorm__is_kept_with_adamw_alone_and_needs_statistics(studio, public, tmp_path):
     def chosen(student, given=public, **options):
-        model = load_model(student, classes=5, channels=3, image_size=72, new_classifier=student == public)
+        model = load_model(student, Input(image_size=72), classes=5, channels=3, new_classifier=student == public)
         config = DistillConfig(teacher="", student="", samples=(), out="", **options)
         found, fine_tuned = settled(config, teacher, model, given, [])
         return found.optimizer, found.batchnorm, found.reestimate, fine_tuned
 
-    teacher = load_model(studio.teacher, image_size=72)
+    teacher = load_model(studio.teacher, Input(image_size=72))
     assert chosen(public) == ("adamw", "kept", 0, True)
     assert chosen(public, batchnorm="batch") == ("adamw", "batch", 0, True)
     assert chosen(public, reestimate=5) == ("adamw", "batch", 5, True)
@@ -129,21 +130,21 @@ def test_default_batchnorm__is_kept_with_adamw_alone_and_needs_statistics(studio
 
 def test_begins_trained__above_64_pixels_only(studio, public):
     for size in (64, 65):
-        student = load_model(public, classes=5, channels=3, image_size=size, new_classifier=True)
+        student = load_model(public, Input(image_size=size), classes=5, channels=3, new_classifier=True)
         assert begins_trained(student, public, "classifier") == begins_trained(student, public, "none") == (size == 65)
         assert not begins_trained(student, public, "teacher")
-    teacher = load_model(studio.teacher, classes=5, channels=3, image_size=32)
+    teacher = load_model(studio.teacher, Input(image_size=32), classes=5, channels=3)
     assert not begins_trained(teacher, studio.teacher, "none")
-    large = load_model(studio.teacher, classes=5, channels=3, image_size=65)
+    large = load_model(studio.teacher, Input(image_size=65), classes=5, channels=3)
     assert begins_trained(large, studio.teacher, "none")
 
 
 def test_begins_trained__a_module_shows_it_by_its_normalization_layers():
     module = cifar_resnet(8, width=4)
     given = OwnNetwork(module)
-    assert not begins_trained(load_model(given, image_size=96), given, "none")
+    assert not begins_trained(load_model(given, Input(image_size=96)), given, "none")
     torch.nn.init.uniform_(module.bn1.weight)
-    assert begins_trained(load_model(given, image_size=96), given, "none")
+    assert begins_trained(load_model(given, Input(image_size=96)), given, "none")
 
 
 @pytest.mark.parametrize(("trained", "losses", "init"), [(False, ("kd", "ofd"), "teacher"), (True, ("kd",), "none")])
@@ -159,7 +160,7 @@ def test_defaults__code_that_may_load_weights__shows_whether_it_did(
         "    return net\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    student, teacher = (load_model(text, image_size=72, classes=5) for text in (f"{name}.net", studio.teacher))
+    student, teacher = (load_model(text, Input(image_size=72), classes=5) for text in (f"{name}.net", studio.teacher))
     config = DistillConfig(teacher="", student="", samples=(), out="")
     assert default_losses(config, teacher, student, f"{name}.net") == losses
     assert default_losses(replace(config, batchnorm="kept"), teacher, student, f"{name}.net") == ("kd",)

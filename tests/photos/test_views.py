@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from dfkd.config.stages.shared import Input
 from dfkd.data.images.frame import Crops, Frame
 from dfkd.distill.trainer import Trainer
 from dfkd.formats.shards import Shards
@@ -44,9 +45,9 @@ def test_load_model__says_in_one_line_what_the_model_says_of_its_input(own, caps
         "normalization 0.5/0.25, images are resized to 90 pixels (bicubic) and cropped to 72, as timm says; "
         "--normalize, --crop-pct and --interpolation override it"
     ) in capsys.readouterr().err
-    assert load_model(own, crop_pct=0.9).frame == Frame(0.9, "bicubic")
-    assert load_model(own, crop_pct=1.0, interpolation="bilinear").frame == Frame()
-    assert load_model(own, image_size=64).frame == Frame()  # small images are what they were
+    assert load_model(own, Input(crop_pct=0.9)).frame == Frame(0.9, "bicubic")
+    assert load_model(own, Input(crop_pct=1.0, interpolation="bilinear")).frame == Frame()
+    assert load_model(own, Input(image_size=64)).frame == Frame()  # small images are what they were
 
 
 def test_load_model__reads_the_transforms_of_torchvisions_weights(monkeypatch, capsys):

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from dfkd.config.stages.shared import Input
 from dfkd.data import open_pool
 from dfkd.distill.trainer import Trainer
 from dfkd.formats.shards import Shards
@@ -104,7 +105,7 @@ def test_the_accuracy_is_that_of_the_student_that_was_saved(lab, finished, tmp_p
         with torch.no_grad():
             return model.module.eval()(model.preprocess(pixels)).argmax(dim=1).numpy()
 
-    ours, theirs = predictions(load_model(str(finished))), predictions(load_model(lab.teacher, normalize="0.5/0.5"))
+    ours, theirs = predictions(load_model(str(finished))), predictions(load_model(lab.teacher, Input("0.5/0.5")))
     assert result["top1"] == pytest.approx((ours == held["labels"]).mean(), abs=0.002)
     assert result["teacher_top1"] == pytest.approx((theirs == held["labels"]).mean(), abs=0.002)
     assert result["agreement"] == pytest.approx((ours == theirs).mean(), abs=0.002)

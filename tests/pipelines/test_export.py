@@ -5,12 +5,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from dfkd.config.stages.shared import Input
 from dfkd.models.load import load_model
 
 
 @pytest.fixture(scope="module")
 def model(lab):
-    return load_model(lab.teacher, normalize="0.5/0.5", image_size=16)
+    return load_model(lab.teacher, Input("0.5/0.5", 16))
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def logits_of(onnx, batch):
 
 
 def test_pt2_is_the_same_network_and_a_model(export, model, images, capsys):
-    again = load_model(str(export("pt2")), normalize="0.5/0.5", image_size=16)
+    again = load_model(str(export("pt2")), Input("0.5/0.5", 16))
     with torch.no_grad():
         torch.testing.assert_close(again.module(images), model.module(images), rtol=1e-4, atol=1e-4)
     assert "input [batch, 1, 16, 16]: pixels in [0, 1] less mean (0.5), over std (0.5)" in capsys.readouterr().err
@@ -61,7 +62,7 @@ def test_safetensors_are_weights_with_their_normalization(export, model):
     assert again.fingerprint() == model.fingerprint()
     assert (json.loads(metadata["mean"]), json.loads(metadata["image_size"])) == ([0.5], 16)
     assert (again.normalize, again.image_size, again.takes_any_size) == ("0.5/0.5", 16, False)
-    assert load_model(f"{metadata['architecture']}@{out}", image_size=24).image_size == 24
+    assert load_model(f"{metadata['architecture']}@{out}", Input(image_size=24)).image_size == 24
     save_file(load_file(out), out, metadata | {"image_size": "true"})
     assert load_model(f"{metadata['architecture']}@{out}").image_size == 32  # that of the architecture
 
@@ -79,7 +80,7 @@ def test_what_was_exported_can_be_exported_again(lab, program, model, images, tm
     again = tmp_path / "again.pt2"
     assert lab.dfkd("export", "--model", program, *FLAGS, "--out", again) == 0
     with torch.no_grad():
-        found = load_model(str(again), normalize="0.5/0.5", image_size=16).module(images)
+        found = load_model(str(again), Input("0.5/0.5", 16)).module(images)
         torch.testing.assert_close(found, model.module(images), rtol=1e-3, atol=1e-3)
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from dfkd.app import demo
+from dfkd.config.stages.shared import Input
 from dfkd.data.images.filter import read_filter
 from dfkd.formats.shards import Shards
 from dfkd.models.classifier import Classifier
@@ -65,7 +66,7 @@ def test_a_filter_is_fitted_and_what_is_stored_has_gone_through_it(lab, pale, tm
     picked = [int(source.removeprefix("pale.npz#")) for source in shards.column("source")]
     pixels = shards.pixels(np.arange(120))
     assert np.array_equal(pixels, read_filter(found["filter"], 1)(np.load(pale)["images"][picked]))
-    teacher = Classifier(load_model(lab.teacher, normalize=demo.NORMALIZE), resolve_place("cpu", "fp32"))
+    teacher = Classifier(load_model(lab.teacher, Input(demo.NORMALIZE)), resolve_place("cpu", "fp32"))
     np.testing.assert_allclose(shards.column("logits"), teacher(torch.from_numpy(pixels)).logits, rtol=2e-3, atol=1e-2)
 
     assert lab.dfkd("inspect", tmp_path / "s", "--out", tmp_path / "s.html") == 0
@@ -326,7 +327,7 @@ def test_a_pool_that_cannot_be_read_is_told_as_such(lab, tmp_path, capsys):
 
 
 def test_a_teacher_that_answers_nothing_finite_is_told_as_such(lab, pale, tmp_path, capsys):
-    state = load_model(lab.teacher, normalize=demo.NORMALIZE).module.state_dict()
+    state = load_model(lab.teacher, Input(demo.NORMALIZE)).module.state_dict()
     state["bn1.running_mean"] *= float("nan")
     save_file(state, tmp_path / "broken.safetensors")
     teacher = f"{demo.TEACHER}@{tmp_path / 'broken.safetensors'}"

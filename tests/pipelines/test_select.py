@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from dfkd.app import demo
+from dfkd.config.stages.shared import Input
 from dfkd.formats.shards import Shards
 from dfkd.models import cifar_resnet, lenet5
 from dfkd.models.classifier import Classifier
@@ -97,7 +98,7 @@ def test_what_is_stored_is_what_the_teacher_says_of_the_stored_pixels(lab, selec
     from dfkd.system.device import resolve_place
 
     shards = Shards(selection)
-    teacher = Classifier(load_model(lab.teacher, normalize=demo.NORMALIZE), resolve_place("cpu", "fp32"))
+    teacher = Classifier(load_model(lab.teacher, Input(demo.NORMALIZE)), resolve_place("cpu", "fp32"))
     logits = teacher(torch.from_numpy(shards.pixels(np.arange(len(shards))))).logits
     confidence, entropy, prediction = score_logits(logits)
     np.testing.assert_allclose(shards.column("logits"), logits, rtol=2e-3, atol=2e-3)

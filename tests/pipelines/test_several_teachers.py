@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 import dfkd
 from dfkd.app import demo
+from dfkd.config.stages.shared import Input
 from dfkd.formats.shards import Shards
 from dfkd.models.load import load_model
 from dfkd.models.several import given_teacher, load_classifier
@@ -48,7 +49,7 @@ def test_selection__has_the_answers_of_the_ensemble(lab, teachers, both):
     assert "mixing=entropy" in manifest.content.teacher.architecture
     # the method that reads BatchNorm layers is the default here, too
     assert manifest.content.options.method.startswith("statistics")
-    model = load_classifier(given_teacher(teachers, "entropy"), normalize=demo.NORMALIZE, image_size=demo.SIDE)
+    model = load_classifier(given_teacher(teachers, "entropy"), Input(demo.NORMALIZE, demo.SIDE))
     with torch.no_grad():
         answers = model.module(model.preprocess(torch.from_numpy(shards.pixels(np.arange(20)))))
     assert np.allclose(shards.column("logits")[:20], answers.numpy(), atol=0.05)

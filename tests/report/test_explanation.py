@@ -16,6 +16,7 @@ from torch import nn
 from dfkd.app import demo
 from dfkd.app.cli import main
 from dfkd.config import ExplainConfig
+from dfkd.config.stages.shared import Input
 from dfkd.data import open_pool
 from dfkd.formats.kept_weights import kept_files
 from dfkd.models import lenet5
@@ -233,7 +234,7 @@ def test_explain__answers_that_are_not_finite_count_as_disagreement(place, tmp_p
         def forward(self, x):
             return self.linear(x.flatten(1)) / (x.mean(dim=(1, 2, 3)) > 0.5)[:, None]
 
-    model = load_model(OwnNetwork(Broken()), normalize="none", image_size=28, channels=1)
+    model = load_model(OwnNetwork(Broken()), Input("none", 28), channels=1)
     both = Classifier(model, resolve_place("cpu", "fp32"))
     data = open_pool([str(place / "data.npz")], image_size=28, channels=1)
     with np.load(place / "data.npz") as loaded:

@@ -5,6 +5,7 @@ from torch import nn
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from dfkd.app import demo
+from dfkd.config.stages.shared import Input
 from dfkd.data.images.filter import Filter
 from dfkd.models.classifier import Classifier
 from dfkd.models.features.bn_statistics import BatchStatistics
@@ -28,7 +29,7 @@ def unseen(digits):
 
 @pytest.fixture(scope="module")
 def teacher(digits_teacher):
-    model = load_model(f"{demo.TEACHER}@{digits_teacher}", normalize=demo.NORMALIZE)
+    model = load_model(f"{demo.TEACHER}@{digits_teacher}", Input(demo.NORMALIZE))
     return Classifier(model, resolve_place("cpu", "fp32"))
 
 

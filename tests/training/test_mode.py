@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dfkd.config.stages.shared import Input
 from dfkd.models.fake_int8 import fake_int8
 from dfkd.models.load import load_model
 from dfkd.training.mode import set_mode
@@ -33,7 +34,7 @@ def test_set_mode__decides_for_statistics_and_dropout_apart(keeps, dropout):
 
 @pytest.mark.parametrize("text", ["soft_tree:depth=2", "specialists:network=lenet5,groups=0+3"])
 def test_set_mode__keeps_the_mode_by_which_a_network_of_dfkd_learns(text):
-    student = load_model(text, channels=1, image_size=28).module
+    student = load_model(text, Input(image_size=28), channels=1).module
     set_mode(student, True, False)
     assert student.training
 
@@ -45,7 +46,7 @@ def test_set_mode__an_rnn_has_gradients_on_a_gpu_in_training_mode_only():
 
 
 def test_set_mode__layers_in_int8_go_on_finding_their_ranges():
-    student = fake_int8(load_model("lenet5", channels=1, image_size=28).module, 1, 28)
+    student = fake_int8(load_model("lenet5", Input(image_size=28), channels=1).module, 1, 28)
     set_mode(student, True, False)
     student(torch.rand(2, 1, 28, 28))
     assert all(bool(layer.seen) for layer in student.modules() if hasattr(layer, "seen"))

@@ -18,7 +18,7 @@ class Numbered(Shards):
     def __len__(self):
         return len(self.numbers)
 
-    def pixels(self, rows):
+    def pixels(self, rows, windows=None):
         return np.broadcast_to(self.numbers[rows, None, None, None], (len(rows), 2, 2, 1)).astype(np.uint8)
 
 
@@ -71,7 +71,7 @@ def test_in_a_mixture_what_was_read_ahead_is_used_though_the_share_of_a_batch_al
     read = []
 
     class Counted(Numbered):
-        def pixels(self, rows):
+        def pixels(self, rows, windows=None):
             read.append(len(rows))
             return super().pixels(rows)
 
@@ -89,7 +89,7 @@ def test_pixels_that_stay_on_the_device_are_read_once_and_are_the_same():
     asked = []
 
     class Counted(Numbered):
-        def pixels(self, rows):
+        def pixels(self, rows, windows=None):
             asked.extend((self.numbers[0] + rows).tolist())
             return super().pixels(rows)
 

@@ -1,6 +1,6 @@
 """Options and help texts that several stages share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dfkd.config.option import Checked, option
@@ -40,6 +40,24 @@ PRECISION = "auto: bfloat16 autocast where the hardware supports it and a short 
 CLASS_DROPPING = "Store a mask with each image: the classes whose probability is at least this value. 0: all classes."
 LOG = "Also log to tensorboard, wandb or mlflow, or write pictures (docs/reference.md#logs)."
 OWN_TAPS = "Positions of the features, such as last=fc:input. Default: found by running the network."
+
+
+@dataclass(frozen=True)
+class Input:
+    """How images become a network's input: the options of these names. None stands for what the model itself states."""
+
+    normalize: str | None = None
+    image_size: int | None = None
+    crop_pct: float | None = None
+    interpolation: Interpolation | None = None
+
+    def over(self, other: "Input") -> "Input":
+        """Return these values, and those of `other` for values that are None."""
+        return replace(other, **{name: value for name, value in vars(self).items() if value is not None})
+
+
+AS_STATED = Input()
+"""The input that the model itself states."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,3 +118,8 @@ class ModelConfig(Checked):
         role="resolved",
         stored=False,
     )
+
+    @property
+    def input(self) -> Input:
+        """The input that these options give. An empty text gives no normalization."""
+        return Input(self.normalize or None, self.image_size, self.crop_pct, self.interpolation)

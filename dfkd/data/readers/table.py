@@ -13,6 +13,7 @@ from jaxtyping import Int64, UInt8
 from dfkd.data.readers.chunks import Chunks
 from dfkd.data.readers.reader import NoImages, Reader, Unreadable, as_labels, as_nhwc, image_shape
 from dfkd.system.errors import RequestError
+from dfkd.system.joined_rows import JoinedRows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,7 +40,7 @@ class TableReader(Reader):
         self._follow = tuple(os.path.abspath(folder) for folder in follow)
         if min(chunks.lengths, default=0) < 0:
             raise RequestError(f"{name!r} is damaged (a part of {min(chunks.lengths)} rows); fetch or write it again")
-        self._ends = np.cumsum(chunks.lengths, dtype=np.int64)
+        self._rows = JoinedRows(chunks.lengths)
         self._even: set[int] = set()
         if not len(self):
             raise NoImages(f"{name!r} holds no images: it has no rows")
@@ -47,25 +48,21 @@ class TableReader(Reader):
         self.shape = self._raw_shape()
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return len(self._rows)
 
     def read(self, indices: Int64[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"] | list[object]:
         """Return pixels, gathered from views of the column's memory, or each row's encoded bytes."""
-        owners = np.searchsorted(self._ends, indices, side="right")
-        rows = indices - np.concatenate(([0], self._ends))[owners]
         if self.shape is None:
             items: list[object] = [None] * len(indices)
-            for owner in np.unique(owners).tolist():
-                positions = np.flatnonzero(owners == owner)
-                taken = _bytes_of(self._load(owner), rows[positions])
+            for piece, positions, local in self._rows.split(indices):
+                taken = _bytes_of(self._load(piece), local)
                 for position, cell in zip(positions.tolist(), taken.to_pylist(), strict=True):
                     items[position] = self._encoded(cell)
             return items
-        stacks = {owner: self._pixels(owner) for owner in np.unique(owners).tolist()}
+        parts = [(positions, self._pixels(piece), local) for piece, positions, local in self._rows.split(indices)]
         pixels = np.empty((len(indices), *self.shape), np.uint8)  # after _pixels has checked the shape
-        for owner, stack in stacks.items():
-            here = owners == owner
-            pixels[here] = as_nhwc(stack[rows[here]])
+        for positions, stack, local in parts:
+            pixels[positions] = as_nhwc(stack[local])
         return pixels
 
     def labels(self) -> Int64[np.ndarray, " images"]:

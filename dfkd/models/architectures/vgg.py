@@ -11,7 +11,8 @@ _CONVOLUTIONS = {
     13: (2, 2, 2, 2, 2),
     16: (2, 2, 3, 3, 3),
     19: (2, 2, 4, 4, 4),
-}  # convolutions of each stage
+}
+"""Convolutions of each stage, by depth."""
 
 
 class VGG(nn.Module):

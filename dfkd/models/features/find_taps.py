@@ -4,7 +4,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dfkd.models.ensemble import leader
-from dfkd.models.features.taps import Tap, in_group, network_code, run_network
+from dfkd.models.features.taps import Tap, in_group, modes_kept, network_code, run_network
 from dfkd.system.errors import RequestError
 
 GROUPS = ("stage", "pre", "begin")
@@ -220,15 +220,13 @@ def _trace(module: nn.Module, example: Tensor) -> _Trace:
     """Run `module` in evaluation mode, and record the runs of its modules in the order of entering."""
     runs: list[_Run] = []
     order = itertools.count()
-    handles: list[RemovableHandle] = []
-    with _evaluating(module):
-        try:
-            for path, layer in module.named_modules():
-                handles += _watch(path, layer, runs, order)
-            logits = run_network(module, example.to(_device_of(module)))
-        finally:
-            for handle in handles:
-                handle.remove()
+    with modes_kept(module.modules()), ExitStack() as hooks:
+        with network_code(module):
+            module.eval()
+        for path, layer in module.named_modules():
+            for hook in _watch(path, layer, runs, order):
+                hooks.enter_context(hook)
+        logits = run_network(module, example.to(_device_of(module)))
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise RequestError(f"the model returns a {type(logits).__name__}, not one tensor of logits [batch, classes]")
     return _Trace(runs, logits.shape[1], example.shape[2] / example.shape[3])
@@ -241,16 +239,3 @@ def _watch(path: str, layer: nn.Module, runs: list[_Run], order: Iterator[int]) 
 
     enter = layer.register_forward_pre_hook(lambda layer, inputs: runs.append(_Run(path, layer)))
     return [enter, layer.register_forward_hook(leave)]
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Set evaluation mode for the block, then restore each module's own flag."""
-    training = [(layer, layer.training) for layer in module.modules()]
-    with network_code(module):
-        module.eval()
-    try:
-        yield
-    finally:
-        for layer, flag in training:
-            layer.training = flag

@@ -1,6 +1,7 @@
 """Taps: the positions in a network where features are taken. `dfkd.models.features.find_taps` finds them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -154,6 +155,17 @@ def run_network(module: nn.Module, x: Tensor) -> Any:
 def network_code(module: nn.Module) -> Foreign:
     """Return a context in which a network's methods besides `forward` may be called: `train`, `to`, `state_dict`."""
     return Foreign(f"the model {type(module).__name__} fails:", module, always=True)
+
+
+@contextmanager
+def modes_kept(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Restore the mode of each layer, training or evaluation, after the block."""
+    modes = [(layer, layer.training) for layer in layers]
+    try:
+        yield
+    finally:
+        for layer, training in modes:
+            layer.training = training
 
 
 def _is_layout(error: BaseException) -> bool:
