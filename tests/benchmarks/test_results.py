@@ -1,4 +1,4 @@
-"""Result files say how they were made, and the text of the pages has their figures."""
+"""Result files say how they were made, and sentences of the pages have their figures and the limits of the code."""
 
 import csv
 import json
@@ -7,6 +7,19 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
+
+from dfkd.data.images import decode
+from dfkd.distill import defaults, specialists
+from dfkd.distill.init import classifier, reconstruct
+from dfkd.distill.teacher_cache import views
+from dfkd.formats import shards
+from dfkd.generators import health
+from dfkd.models import export
+from dfkd.models.features import pixel_entropy
+from dfkd.report import compare, explore
+from dfkd.select import pool_filter, stored_scores
+from dfkd.training import log
+from dfkd.training.loggers import base
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = sorted(ROOT.glob("benchmarks/*/results/*.*"))
@@ -41,6 +54,14 @@ def figures(source):
             100 * float(line["top1"]) for line in csv.DictReader(lines) if line.get("name", line.get("row")) == row
         ]
     return mean(found), stdev(found) if len(found) > 1 else 0.0
+
+
+def written(page, sentence):
+    """The figures in a page where a sentence has {}, as texts; the sentence has to be there."""
+    words = [re.escape(word).replace(r"\{\}", r"(\d[\d,]*(?:\.\d+)?)") for word in sentence.split()]
+    found = re.search(r"\s+".join(words), (ROOT / "docs" / page).read_text(encoding="utf-8"))
+    assert found, f"{page} no longer has: {sentence}"
+    return [figure.replace(",", "") for figure in found.groups()]
 
 
 CLAIMS = [
@@ -147,13 +168,42 @@ CLAIMS = [
 
 @pytest.mark.parametrize(("page", "sentence", "sources"), CLAIMS)
 def test_figures_of_a_sentence__are_those_of_the_result_files(page, sentence, sources):
-    words = [re.escape(word).replace(r"\{\}", r"(\d+(?:\.\d+)?)") for word in sentence.split()]
-    found = re.search(r"\s+".join(words), (ROOT / "docs" / page).read_text(encoding="utf-8"))
-    assert found, f"{page} no longer has: {sentence}"
     expected = []
     for source in sources:
         value, deviation = figures(source) if isinstance(source, str) else (source, 0.0)
         expected += [value, deviation] if "±" in sentence else [value]
-    for written, value in zip(found.groups(), expected, strict=True):
-        unit = 10.0 ** -len(written.partition(".")[2])
-        assert abs(float(written) - value) <= unit / 2 + 1e-6, f"{written} in the text, {value} in the file"
+    for figure, value in zip(written(page, sentence), expected, strict=True):
+        unit = 10.0 ** -len(figure.partition(".")[2])
+        assert abs(float(figure) - value) <= unit / 2 + 1e-6, f"{figure} in the text, {value} in the file"
+
+
+LIMITS = [
+    ("reference.md", "the nearest tenth of {} images of the pool", [pool_filter.SEARCHED]),
+    ("reference.md", "fitted for images up to 64 pixels, from {} images on", [pool_filter.LEAST]),
+    ("reference.md", "This takes {} views of the selection", [reconstruct._IMAGES]),
+    ("reference.md", "on {} views of the selection and at most eight", [classifier._VIEWS]),
+    ("reference.md", "The smallest crop has {} of the area, or {}", [defaults.PHOTO_AREA, defaults.FITTED_PHOTO_AREA]),
+    (
+        "reference.md",
+        "The default is {} if the momentum of a layer is below {},",
+        [defaults.REESTIMATED, defaults.SLOW_MOMENTUM],
+    ),
+    ("reference.md", "JPEG files of quality {} whose", [decode.STORED_QUALITY]),
+    ("reference.md", "About {} times in a training, {} images", [base.PICTURES, log.SHOWN]),
+    ("reference.md", "Learning curves are those of the first {} rows", [compare.EXPLAINED]),
+    ("reference.md", "If there are more than {} scores, the page has a sample", [explore.MOST]),
+    ("options.md", "Each takes some {} forward and backward passes", [pixel_entropy.STEPS * pixel_entropy.SAMPLES]),
+    ("reliability.md", "| scoring | {} images;", [stored_scores.PART_ROWS]),
+    ("reliability.md", "| one view of {} images |", [views.PART_ROWS]),
+    ("reliability.md", "a shard: {} images or {} MiB", [shards.ROWS_PER_SHARD, shards.BYTES_PER_SHARD / 2**20]),
+    ("photos.md", "runs the file on {} images of the selection", [export.CHECKED]),
+    ("photos.md", "calibrated on {} other images", [export.CALIBRATED]),
+    ("generators.md", "Every {} steps it also has three measures of {} images", [health.EVERY, health.OBSERVED]),
+    ("teaching.md", "on up to {} images of `--samples`", [specialists.IMAGES]),
+]
+"""Sentences of the pages, in which {} is a limit or default, and what the code has."""
+
+
+@pytest.mark.parametrize(("page", "sentence", "code"), LIMITS)
+def test_limits_of_a_sentence__are_those_of_the_code(page, sentence, code):
+    assert [float(figure) for figure in written(page, sentence)] == code
