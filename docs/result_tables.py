@@ -255,11 +255,11 @@ TABLES = [
         },
     },
     {
-        "title": "digits: three specialists, and the student trained further; 5,000 random patches, random weights",
+        "title": "digits: specialists, and the student trained further; 5,000 random patches, random weights",
         "files": ["specialists-digits"],
         "rows": {
             "generalist": "the generalist, 400 steps",
-            "specialists": "`--specialists 3`, 100 steps more",
+            "specialists": "`--specialists 3`, which found two groups, 100 steps more",
             "further-equal-steps": "`kd`, 100 steps more",
             "further-equal-time": "`kd`, 400 steps more",
         },

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 import traceback
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,9 @@ def main() -> None:
         print(name, figures[name], flush=True)
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     result = {
+        "command": f"python -m benchmarks.reliability.fuzz --seconds {options.seconds} --out OUT.json",
+        "date": str(date.today()),
+        "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "seconds": sum(f["seconds"] for f in figures.values()),
         "inputs": sum(f["inputs"] for f in figures.values()),
         "findings": sum(f["findings"] for f in figures.values()),

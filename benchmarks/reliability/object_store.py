@@ -13,6 +13,7 @@ import contextlib
 import io
 import json
 import os
+import platform
 import shutil
 import socket
 import subprocess
@@ -254,7 +255,12 @@ def main():
         trial = Trial(Path(folder))
         found = {name: check(trial, line, name, data) for name, data in stored.items()}
         found["--out"] = check_out(trial, line, stored["x.tar"])
-    result = {"command": "benchmarks/reliability/object_store.py", "date": str(date.today()), "tries": remote.TRIES}
+    result = {
+        "command": "benchmarks/reliability/object_store.py",
+        "date": str(date.today()),
+        "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "tries": remote.TRIES,
+    }
     Path(sys.argv[1]).write_text(json.dumps({**result, "files": found}, indent=2) + "\n")
     print(json.dumps(found, indent=2))
     if not all(held for checks in found.values() for held in checks.values()):

@@ -27,8 +27,7 @@ _LOOKED_AT = 64
 _SMALL = 64 * 64
 """Largest number of pixels per image for which one thread decodes a batch.
 
-At 32x32 pixels, two threads mostly wait for the interpreter's lock: they decode 8,000 images a second on two cores, and
-one thread decodes 13,000.
+At 32x32 pixels, two threads mostly wait for the interpreter's lock, and are slower than one.
 """
 
 PixelFilter = Callable[[UInt8[np.ndarray, "batch size size channels"]], UInt8[np.ndarray, "batch size size channels"]]

@@ -38,7 +38,7 @@ class ExplainConfig(ModelConfig):
         "Number of images with the largest disagreement to show on the page.", "output", default=24, least=0
     )
     entropy: int = option(
-        "Number of images whose pixel-wise entropy is computed (arXiv 2003.03622). Each takes some 200 forward and "
+        "Number of images whose pixel-wise entropy is computed (arXiv 2003.03622). Each takes some 400 forward and "
         "backward passes of both networks.",
         "output",
         default=0,

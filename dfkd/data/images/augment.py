@@ -10,7 +10,7 @@ from torch import Tensor
 from dfkd.system.shares import Share, all_of
 
 _BY_IMAGE = 64 * 64
-"""Pixels above which a processor takes the windows of a batch one by one: at 224 x 224 that is 20 times as fast."""
+"""Pixels above which a processor takes the windows of a batch one by one, which is faster (benchmarks/speed/LOG.md)."""
 
 
 def draw_crops(
