@@ -17,7 +17,7 @@ from dfkd.data.labels import ClassNames
 from dfkd.data.locate import GivenData
 from dfkd.distill import compress, fitting, specialists, supply
 from dfkd.distill.assemble import assemble
-from dfkd.distill.defaults import crops_of_files, linear_classifier, settled
+from dfkd.distill.defaults import crops_of_files, settled
 from dfkd.distill.init.channels import Channels
 from dfkd.distill.init.classifier import ClassifierFit
 from dfkd.distill.init.fit import Fit
@@ -110,7 +110,7 @@ def prepare(
     student, pruned = compress.compressed(config, _load_student(config, student_given, teacher))
     student = specialists.with_specialists(config, student, selections, place)
     config = fitting.configured(config, student)
-    config, trained = settled(config, teacher, student, student_given, selections)
+    config, trained, layer = settled(config, teacher, student, student_given, selections)
     objective = objective or build_objective(config.loss)
     copied = _copied(config, teacher, student, pruned)
     if config.sync_batchnorm:
@@ -127,7 +127,7 @@ def prepare(
     if config.shard_teacher:
         shard_teacher(teacher, place)
     source = supply.build_source(config, selections, generator, teacher, place, crops)
-    fit = _fit(config, teacher, student, selections, crops, copied)
+    fit = _fit(config, teacher, student, selections, crops, copied, layer)
     opened = (config, teacher, student, source, objective, place, plan, selections, fit)
     trainer = assemble(*opened, cropped=crops is not None, peers=peers)
     return Distillation(config, selections, teacher, student, test, trainer, content)
@@ -207,6 +207,7 @@ def _fit(
     selections: Sequence[Shards],
     crops: Crops | None,
     copied: Copied | None,
+    layer: str | None,
 ) -> Fit | None:
     """Return the fit of the student's layers before the first step, or None if nothing is to be fitted.
 
@@ -219,7 +220,6 @@ def _fit(
         return LayersFit(images, teacher.image_size or 1, copied) if images is not None else None
     if images is None:
         raise RequestError("--init classifier fits the student's last layer on --samples; name a selection")
-    layer = linear_classifier(student)
     if layer is None:
         raise RequestError(
             f"--init classifier needs a student whose logits a linear layer computes; {student.spec} has none"
