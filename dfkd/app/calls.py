@@ -1,5 +1,6 @@
 """Calls of stages from Python: options from keywords, networks as objects, and errors that name parameters."""
 
+import errno
 import inspect
 import os
 import sys
@@ -24,7 +25,7 @@ from dfkd.models.find import OBJECT
 from dfkd.models.own import GivenModel, OwnNetwork, Several
 from dfkd.system import random_state
 from dfkd.system.console import printing, ready_notebook, say
-from dfkd.system.errors import RequestError, nearest
+from dfkd.system.errors import RequestError, nearest, reason
 from dfkd.system.portable import expand
 
 TEACHERS = ("teacher", "mixing", "normalize", "image_size", "crop_pct", "interpolation", "device")
@@ -53,6 +54,8 @@ class opened:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._inside.__exit__(kind, error, trace)
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            raise RequestError(f"{error.filename}: {reason(error)}") from None
         if isinstance(error, RequestError) and trace is not None:
             error.args = (as_parameters(str(error)),)
             error.__traceback__ = TracebackType(None, trace.tb_frame, trace.tb_lasti, trace.tb_lineno)

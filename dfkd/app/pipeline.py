@@ -14,7 +14,7 @@ from pathlib import Path
 from dfkd.app.failures import Failure, raise_all, without
 from dfkd.app.pipeline_file import Pipeline, StageConfig, is_made, needs, read_pipeline
 from dfkd.app.pipeline_ray import run_on_ray
-from dfkd.config import CompareConfig, DistillConfig, RunConfig
+from dfkd.config import CompareConfig, DistillConfig, RunConfig, SelectConfig
 from dfkd.config.option import named
 from dfkd.config.stage_table import STAGES, stage_of
 from dfkd.config.tables import from_mapping
@@ -54,16 +54,30 @@ def run(config: RunConfig, brief: bool = False) -> Path:
 
 def _check_stages(stages: Sequence[StageConfig], file: str) -> None:
     """Check every stage before the first one runs. Raises: RequestError that names the stage."""
-    from dfkd.data.locate import check_there
-
     for stage in stages:
         try:
             stage_of(stage).check(stage)
-            for data in (*getattr(stage, "pool", ()), getattr(stage, "test", None)):
-                if data is not None and not is_made(data, stages):
-                    check_there(data)
+            _check_files(stage, stages)
         except RequestError as error:
             raise RequestError(f"{file}, {Path(stage.out).name}: {error}") from None
+
+
+def _check_files(stage: StageConfig, stages: Sequence[StageConfig]) -> None:
+    """Check the files of a stage that no other stage makes. Raises: RequestError if one is missing or too small."""
+    from dfkd.data.locate import check_there, count_quickly
+    from dfkd.models import several
+    from dfkd.select.request import check_count
+
+    for data in stage_of(stage).reads(stage, "data"):
+        if not is_made(data, stages):
+            check_there(data)
+    for model in stage_of(stage).reads(stage, "model"):
+        if not is_made(model, stages):
+            several.check_there(model)
+    if isinstance(stage, SelectConfig) and not any(is_made(data, stages) for data in stage.pool):
+        counts = [count_quickly(data) for data in stage.pool]
+        if None not in counts:
+            check_count(stage, sum(filter(None, counts)))
 
 
 def _run_stages(stages: Sequence[StageConfig], brief: bool) -> list[Failure]:

@@ -206,11 +206,10 @@ def _typed(tables: Mapping[str, Any], key: str, kind: type, path: Path, default:
 def needs(stage: StageConfig, others: Iterable[StageConfig]) -> bool:
     """Return whether a stage reads the output of one of the others: a selection, a run as a model, or its weights."""
     others = [*others]
-    return any(
-        is_made(path, others) for text in stage_of(stage).reads(stage) for path in (text, text.rpartition("@")[2])
-    )
+    return any(is_made(text, others) for text in stage_of(stage).reads(stage))
 
 
-def is_made(path: str, stages: Iterable[StageConfig]) -> bool:
-    """Return whether a path is, or is in, the output folder of one of the stages."""
-    return any(f"{path}/".startswith(f"{stage.out}/") for stage in stages)
+def is_made(text: str, stages: Iterable[StageConfig]) -> bool:
+    """Return whether a path, or the path after an @, is or is in the output folder of one of the stages."""
+    paths = (text, text.rpartition("@")[2])
+    return any(f"{path}/".startswith(f"{stage.out}/") for stage in stages for path in paths)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -102,14 +102,19 @@ def is_off(config: type, name: str, value: Any) -> bool:
     return declared is not None and declared.off is not _NOTHING and bool(declared.off == value)
 
 
+def check_ranges(config: type, values: Mapping[str, Any]) -> None:
+    """Raise RequestError if one of the values of options is out of range."""
+    for name, declared in options(config).items():
+        given = values.get(name)
+        if declared.range is None or given is None:
+            continue
+        for value in given if isinstance(given, tuple) else (given,):
+            if not declared.range.holds(value):
+                raise RequestError(f"{flag(name)} {value} is not {declared.range}")
+
+
 class Checked:
     """Base class of configurations that refuse numbers out of range, from flags, presets and pipelines alike."""
 
     def __post_init__(self) -> None:
-        for name, declared in options(type(self)).items():
-            given = getattr(self, name)
-            if declared.range is None or given is None:
-                continue
-            for value in given if isinstance(given, tuple) else (given,):
-                if not declared.range.holds(value):
-                    raise RequestError(f"{flag(name)} {value} is not {declared.range}")
+        check_ranges(type(self), vars(self))

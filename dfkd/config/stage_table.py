@@ -21,7 +21,7 @@ from dfkd.config import (
     RunConfig,
     SelectConfig,
 )
-from dfkd.config.option import options
+from dfkd.config.option import Reads, options
 from dfkd.system.errors import RequestError
 from dfkd.system.files import local_copy, partial_folder
 from dfkd.system.foreign import COMMAND, Foreign
@@ -77,9 +77,10 @@ class Stage:
             with spelled_as(vars(config)), Foreign(COMMAND):
                 check(config)
 
-    def reads(self, config: Any) -> list[str]:
-        """Return the texts of the models, data and selections that the stage opens."""
-        named = [getattr(config, name) or () for name, option in options(self.options).items() if option.reads]
+    def reads(self, config: Any, kind: Reads | None = None) -> list[str]:
+        """Return the texts of the models, data and selections that the stage opens, or of one `kind` of these."""
+        read = {name: option.reads for name, option in options(self.options).items() if option.reads}
+        named = [getattr(config, name) or () for name, what in read.items() if kind in (None, what)]
         return [text for given in named for text in ((given,) if isinstance(given, str) else given)]
 
     def lock(self, config: Any) -> Path:

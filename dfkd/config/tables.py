@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dfkd.config.option import field_hints, is_off
+from dfkd.config.option import Checked, check_ranges, field_hints, is_off
 from dfkd.config.stage_table import STAGES, Stage
 from dfkd.system.console import say
 from dfkd.system.errors import RequestError, nearest, reason
@@ -30,14 +30,14 @@ def from_mapping(config: type[Config], values: Mapping[str, Any], where: str) ->
     ]
     if required:
         raise RequestError(f"{where} lacks {', '.join(required)}")
-    try:
-        return config(**checked)
-    except RequestError as error:  # a value out of range
-        raise RequestError(f"{where}: {error}") from None
+    return config(**checked)
 
 
 def check_mapping(config: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return a TOML table's entries as checked field values of `config`, with `~` and `$NAME` filled in."""
+    """Return a TOML table's entries as checked field values of `config`, with `~` and `$NAME` filled in.
+
+    Raises: RequestError, which begins with `where`, for an unknown key, a wrong type or a value out of range.
+    """
     hints = field_hints(config)
     checked = {}
     for key, value in values.items():
@@ -47,6 +47,11 @@ def check_mapping(config: type, values: Mapping[str, Any], where: str) -> dict[s
         if name in checked:
             raise RequestError(f"{where} has {name!r} twice, with a hyphen and with an underscore; remove one")
         checked[name] = expand(convert(value, hints[name], f"{where}: {key}"))
+    if issubclass(config, Checked):
+        try:
+            check_ranges(config, checked)
+        except RequestError as error:
+            raise RequestError(f"{where}: {error}") from None
     return checked
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dfkd.distill import supply
-from dfkd.distill.defaults import example_of, linear_classifier
+from dfkd.distill.defaults import example_of
 from dfkd.distill.fitting import Fitting
 from dfkd.distill.init.classifier import ClassifierFit
 from dfkd.distill.init.fit import Fit
@@ -99,12 +99,11 @@ def _fit(resolved: Resolved) -> Fit | None:
         return LayersFit(images, teacher.image_size or 1, copied) if images is not None else None
     if images is None:
         raise RequestError("--init classifier fits the student's last layer on --samples; name a selection")
-    layer = linear_classifier(student)
-    if layer is None:
+    if resolved.layer is None:
         raise RequestError(
             f"--init classifier needs a student whose logits a linear layer computes; {student.spec} has none"
         )
-    return ClassifierFit(images, layer)
+    return ClassifierFit(images, resolved.layer)
 
 
 def _set_up(objective: Objective, setting: Setting, view: torch.Tensor, has_rows: bool, peers: int) -> None:

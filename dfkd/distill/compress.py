@@ -28,25 +28,29 @@ def compressed(config: DistillConfig, student: Model) -> tuple[Model, Pruned | N
     Raises: RequestError for a student without weights, or one that cannot be changed.
     """
     pruned = None
+    if config.prune is not None:
+        _check_whole(f"--prune {config.prune:g}", student)
     for option in _options(config):
         check_student(option, student)
     if config.prune is not None:
-        _check_whole(f"--prune {config.prune:g}", student)
         pruned = prune(student, config.prune)
         student = pruned.model
     return student if config.quantize is None else _quantized(student), pruned
 
 
 def check_student(option: str, student: Model) -> None:
-    """Raise RequestError unless a student has weights, learns by gradients, and has a text that builds other forms."""
-    if student.has_weights is False:
-        raise RequestError(f"{option} needs a student with weights; write --student {student.spec}@WEIGHTS")
+    """Raise RequestError unless a student has weights, learns by gradients, and has a text that builds other forms.
+
+    Weights are checked last: they do not help a student for which the option cannot be used.
+    """
     if student.architecture.startswith(OBJECT):
         raise RequestError(f"{option} needs a student that is named by a MODEL text, not a module")
     if isinstance(student.module, Estimator):
         raise RequestError(
             f"{option} needs a student that learns by gradients, and {student.spec} does not; leave it out"
         )
+    if student.has_weights is False:
+        raise RequestError(f"{option} needs a student with weights; write --student {student.spec}@WEIGHTS")
 
 
 def _check_whole(option: str, student: Model) -> None:

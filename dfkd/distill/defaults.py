@@ -31,17 +31,19 @@ SLOW_MOMENTUM, REESTIMATED = 0.05, 20
 
 def settled(
     config: DistillConfig, teacher: Model, student: Model, given: GivenModel, selections: Sequence[Shards]
-) -> tuple[DistillConfig, bool]:
+) -> tuple[DistillConfig, bool, str | None]:
     """Set the open options of a request: losses, initialization, crops, optimizer, BatchNorm and dropout.
 
-    Returns: the request, and whether the student is fine-tuned: it begins trained, or is to keep its statistics.
+    Returns: the request, whether the student is fine-tuned (it begins trained, or is to keep its statistics), and the
+    layer that `--init classifier` fits.
     Raises: RequestError if statistics are to be kept that are not trained.
     """
     if not config.loss:
         config = replace(config, loss=default_losses(config, teacher, student, given))
         say(f"losses: {' '.join(config.loss)}, the default for these networks and images")
+    layer = layer_to_fit(config.init, student, given, bool(config.samples))
     if config.init == "auto":
-        config = replace(config, init=default_init(teacher, student, given, bool(config.samples)))
+        config = replace(config, init=default_init(teacher, student, given, layer))
         if config.init == "none" and isinstance(given, OwnNetwork) and heir(student, teacher):
             say("note: the student begins with its own weights; --init teacher gives it the teacher's layers")
         elif config.init == "none" and has_weights(student, given) is False and twins(student, teacher):
@@ -65,7 +67,7 @@ def settled(
         config = replace(config, dropout="off" if trained else "on")
     if config.reestimate is None:
         config = replace(config, reestimate=0 if config.batchnorm == "kept" else default_reestimate(student))
-    return config, trained
+    return config, trained, layer
 
 
 def default_losses(config: DistillConfig, teacher: Model, student: Model, given: GivenModel) -> tuple[str, ...]:
@@ -94,25 +96,27 @@ def default_losses(config: DistillConfig, teacher: Model, student: Model, given:
 
 
 def default_init(
-    teacher: Model, student: Model, given: GivenModel, has_images: bool
+    teacher: Model, student: Model, given: GivenModel, to_fit: str | None
 ) -> Literal["none", "teacher", "classifier"]:
     """Return `teacher` if the teacher's layers fill a whole student that has no weights.
 
-    For a student with weights, of which those of the classifier are new, return `classifier`, if there are images to
-    fit it on. Otherwise return `none`. docs/results.md has the measurements.
+    For a student with weights, of which those of the layer `to_fit` are new, return `classifier`. Otherwise return
+    `none`. docs/results.md has the measurements.
     """
-    if has_images and has_weights(student, given):
-        name = linear_classifier(student)
-        layer = None if name is None else student.module.get_submodule(name)
-        if isinstance(layer, nn.Linear) and (student.new_layers or untrained(layer)):
-            return "classifier"
+    layer = None if to_fit is None else student.module.get_submodule(to_fit)
+    if isinstance(layer, nn.Linear) and (student.new_layers or untrained(layer)):
+        return "classifier"
     bare = isinstance(given, str) and has_weights(student, given) is False
     return "teacher" if bare and heir(student, teacher) else "none"
 
 
-def linear_classifier(student: Model) -> str | None:
-    """Return the name of the linear layer that computes the student's logits, or None if no such layer does."""
-    return classifier_of(student.module, student.channels, student.trial_size)
+def layer_to_fit(init: str, student: Model, given: GivenModel, has_images: bool) -> str | None:
+    """Return the name of the linear layer that `--init classifier`, or its default, may fit; None if there is none.
+
+    By default the classifier is only fitted if the student has weights, and if there are images to fit it on.
+    """
+    wanted = init == "classifier" or (init == "auto" and has_images and has_weights(student, given))
+    return classifier_of(student.module, student.channels, student.trial_size) if wanted else None
 
 
 def default_area(config: DistillConfig, selections: Sequence[Shards]) -> float:

@@ -48,6 +48,8 @@ class Resolved:
     student: Model
     copied: Copied | None
     """What the student's layers are to be fitted to, if they are parts of a larger network's layers."""
+    layer: str | None
+    """Name of the linear layer that `--init classifier` fits."""
     objective: Objective
     crops: Crops | None
     """Random crops of encoded files. With None, the steps crop pixels."""
@@ -69,13 +71,14 @@ def resolve(config: DistillConfig, teacher_given: GivenModel, student_given: Giv
     selections = _selections(config, place)
     teacher = open_teacher(teacher_given, config.samples, selections, config)
     student, pruned = _student(config, student_given, teacher, selections, place)
-    config, trained = settled(fitting.configured(config, student), teacher, student, student_given, selections)
+    config = fitting.configured(config, student)
+    config, trained, layer = settled(config, teacher, student, student_given, selections)
     objective = objective or build_objective(config.loss)
     student, copied = _initialized(config, teacher, student, pruned, place)
     crops = crops_of_files(config, selections)
     plan = _plan(config, selections, student, trained, crops)
     _check_plan(config, plan, student, objective)
-    return Resolved(config, place, selections, generator, teacher, student, copied, objective, crops, plan)
+    return Resolved(config, place, selections, generator, teacher, student, copied, layer, objective, crops, plan)
 
 
 def _selections(config: DistillConfig, place: Place) -> list[Shards]:

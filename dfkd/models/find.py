@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from dfkd.models.load_weights import load_state, load_weights
 from dfkd.models.new_classifier import WEIGHT_OPTIONS, keep_layers, loads_weights
 from dfkd.models.program import check_evaluates, check_program, unflattened
 from dfkd.models.state import fit_prefix
+from dfkd.models.weights import check_there as weights_there
 from dfkd.models.weights import names_weights, read_state_dict, require_file
 from dfkd.system.components import Component, Kind
 from dfkd.system.console import say
@@ -75,13 +76,33 @@ def find_model(
     """
     if is_remote(text):
         return _from_run(folder_of(text))
+    if (kind := _kind(text)) == "name":
+        return _from_name(text, classes, channels, new_classifier, image_size)
+    return _from_run(user_path(text)) if kind == "run" else _from_export(user_path(text))
+
+
+def check_there(text: str) -> None:
+    """Raise RequestError if a MODEL names an unknown network, or a local file that does not exist."""
+    if is_remote(text):
+        return
+    if (kind := _kind(text)) == "export":
+        require_file(user_path(text), (".pt2",))
+    elif kind == "name":
+        name, _, weights = text.partition("@")
+        _look_up(name)
+        if weights:
+            weights_there(user_path(weights))
+
+
+def _kind(text: str) -> Literal["run", "export", "name"]:
+    """Return what a MODEL on this machine is. Raises: RequestError for a path to something else."""
     path = user_path(text)
     if not can_exist(path / CONFIG):  # too long for a path: a network with the widths of all layers
-        return _from_name(text, classes, channels, new_classifier, image_size)
+        return "name"
     if (path / CONFIG).is_file():
-        return _from_run(path)
+        return "run"
     if path.suffix == ".pt2" and ("@" not in text or path.is_file()):
-        return _from_export(path)
+        return "export"
     if path.suffix == ".onnx":
         raise RequestError(f"{text!r}: ONNX is written and not read; name the RUN, or export it as .pt2 too")
     if "@" not in text and (names_weights(text) or ("/" in text and path.is_file())):
@@ -91,7 +112,7 @@ def find_model(
         raise RequestError(
             f"{text!r} is not a finished RUN (no {CONFIG} there), nor a .pt2 file, nor a model's name{hint}"
         )
-    return _from_name(text, classes, channels, new_classifier, image_size)
+    return "name"
 
 
 def check_name(text: str) -> None:

@@ -21,8 +21,8 @@ from dfkd.system.console import say
 from dfkd.system.errors import RequestError
 from dfkd.system.foreign import Foreign
 
-_TRIES = 6
-"""Bisection steps in the search for the share of the channels."""
+_TRIES, _NEAR = 14, 0.99
+"""Bisection steps in the search for the share of the channels, and the part of the budget at which it ends."""
 _EQUIVALENT = {"cifar_resnet": {"shortcut": "conv"}}
 """Options that build the same function from layers that can be pruned. Shortcuts that pad have no weights."""
 _SAME = 1e-3
@@ -51,10 +51,11 @@ class Pruned:
 
 
 def prune(model: Model, share: float) -> Pruned:
-    """Return the classifier with at most `share` of its multiplications, pruned by the same share in every layer.
+    """Return the classifier with at most `share` of its multiplications, pruned alike in every layer.
 
     A channel's importance is the norm of all weights that belong to it, in every layer of its group (torch-pruning,
-    DepGraph, arXiv 2301.12900). The number of classes does not change.
+    DepGraph, arXiv 2301.12900). The number of classes does not change. All layers keep the same share of their
+    channels, up to one channel, so that the multiplications come near to `share`.
     Raises: RequestError if the share cannot be reached, or if the network cannot be built from its widths.
     """
     check_installed()
@@ -64,11 +65,14 @@ def prune(model: Model, share: float) -> Pruned:
     best, kept, low, high = None, {}, 0.0, 1.0
     for _ in range(_TRIES):
         middle = (low + high) / 2
-        tried, channels = _without(whole, example, middle, model)
-        if multiplications(tried, example) <= share * total:
-            best, kept, high = tried, channels, middle
-        else:
-            low = middle
+        tried, channels = _with(middle, whole, example, model)
+        count = multiplications(tried, example)
+        if count > share * total:
+            high = middle
+            continue
+        best, kept, low = tried, channels, middle
+        if count >= _NEAR * share * total:
+            break
     if best is None:
         raise RequestError(
             f"--prune {share:g}: {model.spec} keeps more of its multiplications even with one channel in each layer; "
@@ -95,10 +99,10 @@ def _cuttable(model: Model) -> Model:
     return replace(model, architecture=text, module=module)
 
 
-def _without(
-    whole: Model, example: Tensor, ratio: float, model: Model
+def _with(
+    left: float, whole: Model, example: Tensor, model: Model
 ) -> tuple[nn.Module, dict[Place, Int[Tensor, " count"]]]:
-    """Return a copy without a share of the channels of every layer, and the outputs that layers keep."""
+    """Return a copy with the share `left` of the channels of every layer, and the outputs that layers keep."""
     import torch_pruning
 
     module = copy.deepcopy(whole.module).eval().requires_grad_(True)
@@ -110,7 +114,8 @@ def _without(
             module,
             example,
             importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
-            pruning_ratio=ratio,
+            pruning_ratio=1 - left,
+            pruning_ratio_dict=_ratios(module, left),
             ignored_layers=last[-1:],
         )
         removed: dict[nn.Module, set[int]] = {}
@@ -125,6 +130,21 @@ def _without(
             total = len(gone) + len(layer.weight)
             kept[name, 0] = torch.tensor([c for c in range(total) if c not in gone])
     return module, kept
+
+
+def _ratios(module: nn.Module, left: float) -> dict[nn.Module, float]:
+    """Return the shares that torch-pruning is to remove, so that layers keep `left` of their channels.
+
+    Layers of equal width round at different values of `left`. Otherwise all of them would lose a channel at once. The
+    first layers round up, because they are the narrowest in most networks. Every layer keeps a channel.
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    ratios: dict[nn.Module, float] = {}
+    for number, layer in enumerate(layers, 1):
+        width = len(layer.weight)
+        count = max(1, int(width * left + 1 - number / len(layers)))
+        ratios[layer] = 1 - (count + 0.5) / width  # torch-pruning rounds down what is left, and floats are not exact
+    return ratios
 
 
 def _written(model: Model, whole: Model, module: nn.Module) -> Model:

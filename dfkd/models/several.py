@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from dfkd.config.stages.shared import AS_STATED, Input, Mixing
 from dfkd.config.tables import from_mapping, load_toml
 from dfkd.data.labels import ClassNames
+from dfkd.models import find
 from dfkd.models.ensemble import LEARNED, LOGITS, Ensemble, Part
 from dfkd.models.load import Model, load_trained
 from dfkd.models.own import GivenModel, OneTeacher, Several
@@ -63,6 +64,13 @@ def read(text: str) -> Several:
     mixing = convert(tables.get(_WAY, LOGITS), Mixing, f"{text}: {_WAY}")
     teachers = [from_mapping(OneTeacher, one, f"{text} [[{_TABLE}]] {n}") for n, one in enumerate(listed, 1)]
     return Several(tuple(teachers), mixing)
+
+
+def check_there(text: str) -> None:
+    """Raise RequestError if a MODEL, or one of the teachers of a file, is unknown or names a file that is missing."""
+    for model in [one.model for one in read(text).teachers] if names_several(text) else [text]:
+        if isinstance(model, str):
+            find.check_there(model)
 
 
 def load_classifier(

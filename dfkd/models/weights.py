@@ -70,13 +70,8 @@ def read_state_dict(path: Path, module: nn.Module | None = None) -> dict[str, An
     `FILE#KEY` names the dictionary. A note tells if it comes from an unusual key, and which others would fit.
     Raises: RequestError for a file that is missing, unreadable, of another kind, or holds pickled Python objects.
     """
+    check_there(path)
     path, key = _with_key(path)
-    if path.is_dir() and any(path.glob("*.distcp")):
-        convert = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} {path.name}.pt"
-        raise RequestError(f"weights {str(path)!r} are a checkpoint in parts; make one file of it: {convert}")
-    if path.suffix not in WEIGHT_SUFFIXES and (path.suffix == ".onnx" or not path.exists()):
-        raise RequestError(f"weights {str(path)!r} are not one of {', '.join(WEIGHT_SUFFIXES)}")
-    require_file(path, WEIGHT_SUFFIXES)
     content = _read(path)
     fits = None if module is None else lambda state: share(state, module)
     choice = choose(content, fits, key)
@@ -111,6 +106,17 @@ def read_state_dict(path: Path, module: nn.Module | None = None) -> dict[str, An
             f"{path.name}#{other} takes {'these' if len(choice.others) == 1 else other}"
         )
     return part(found, "") if module is None else _of_network(found, module, path)
+
+
+def check_there(path: Path) -> None:
+    """Raise RequestError if a weights file, or the file of `FILE#KEY`, does not exist or has no name of weights."""
+    path, _ = _with_key(path)
+    if path.is_dir() and any(path.glob("*.distcp")):
+        convert = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} {path.name}.pt"
+        raise RequestError(f"weights {str(path)!r} are a checkpoint in parts; make one file of it: {convert}")
+    if path.suffix not in WEIGHT_SUFFIXES and (path.suffix == ".onnx" or not path.exists()):
+        raise RequestError(f"weights {str(path)!r} are not one of {', '.join(WEIGHT_SUFFIXES)}")
+    require_file(path, WEIGHT_SUFFIXES)
 
 
 def _of_network(state: State, module: nn.Module, path: Path) -> dict[str, Any]:

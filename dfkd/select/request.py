@@ -82,8 +82,7 @@ def resolve(config: SelectConfig, method: Component, teacher: GivenModel, data: 
         f"{str(place.dtype).removeprefix('torch.')} on {place.device}; "
         f"pool: {len(pool):,} images"
     )
-    if config.count is not None and config.count > len(pool):
-        raise RequestError(f"--count {config.count} is above the pool's {len(pool)} images; give as many or fewer")
+    check_count(config, len(pool))
     _check_store(config, pool)
     tap = _features_tap(config, model, pool)
     filter = parse_filter(config.filter, model, pool)
@@ -104,6 +103,12 @@ def check(config: SelectConfig) -> Component:
         gamma = method.defaults.get("gamma") if config.gamma is None else config.gamma
         method = method.preset(**({"gamma": gamma} if gamma is not None else {}))
     return method.checked()
+
+
+def check_count(config: SelectConfig, images: int) -> None:
+    """Raise RequestError if more images are to be selected than the pool has."""
+    if config.count is not None and config.count > images:
+        raise RequestError(f"--count {config.count} is above the pool's {images} images; give as many or fewer")
 
 
 @torch.no_grad()

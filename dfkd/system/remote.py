@@ -192,5 +192,10 @@ def find(text: str, expanded: Sequence[str]) -> list[RemoteFile]:
         paths = whole.matches() if "*" in uri else [path]
         if not paths:
             raise RequestError(f"no file matches {uri!r}")
-        found += [RemoteFile(system, path, f"{protocol}://{path.lstrip('/')}") for path in paths]
+        tail = path.lstrip("/")  # the path lacks the host, and of some file systems the first slash
+        head = uri.removesuffix(tail) if uri.endswith(tail) else None
+        found += [
+            RemoteFile(system, path, f"{protocol}://{path}" if head is None else head + path.lstrip("/"))
+            for path in paths
+        ]
     return found

@@ -205,6 +205,12 @@ def test_selection__is_a_data_set_of_images_and_logits(selection, teacher, pool)
     assert torch.equal(selection[-1][0], selection[29][0]) and len([*selection]) == 30
     with pytest.raises(IndexError):
         selection[30]
+    for part in (slice(3), slice(-2, None), slice(9, 0, -4)):
+        pairs = zip(selection[part], [*selection][part], strict=True)
+        assert all(
+            torch.equal(*images) and torch.equal(*logits)
+            for images, logits in (zip(*pair, strict=True) for pair in pairs)
+        )
     scores = selection.scores
     assert len(scores["confidence"]) == 60 and (scores["reason"] == "selected").sum() == 30
 
@@ -586,6 +592,20 @@ def test_students__without_gradients_are_refused(teacher, selection, student, lo
 def test_students__of_torchscript_are_refused(teacher, selection):
     with pytest.raises(dfkd.RequestError, match="is TorchScript, which cannot learn"):
         teacher.distill(torch.jit.trace(net(1), torch.zeros(1, 1, SIDE, SIDE)), selection, **SHORT)
+
+
+def test_paths__that_are_too_long_are_refused(teacher, pool):
+    name = "x" * 300
+    for call in (
+        lambda: dfkd.open_selection(name),
+        lambda: dfkd.open_run(name),
+        lambda: dfkd.Teacher(f"lenet5@{name}.pt").evaluate(pool),
+        lambda: teacher.select(name),
+        lambda: teacher.select(pool, count=20, out=name),
+        lambda: dfkd.compare([name], out=name),
+    ):
+        with pytest.raises(dfkd.RequestError, match=r"xxx.*: File name too long"):
+            call()
 
 
 def test_paths__may_begin_with_the_home_folder(teacher, pool, selection, tmp_path, monkeypatch):

@@ -47,6 +47,9 @@ def test_preset_file_shared_entries_and_own_table(tmp_path):
         ("[distil]\nsteps = 1", "did you mean 'distill'"),
         ("stps = 1", "no option 'stps'"),
         ("[select]\nsteps = 1", r"\[select\] has no option 'steps'"),
+        ("[select]\ncount = -5", r"mine.toml \[select\]: --count -5 is not at least 1"),
+        ("[distill]\nlr = -1", r"mine.toml \[distill\]: --lr -1.0 is not at least 0"),
+        ("count = -5", r"mine.toml: --count -5 is not at least 1"),
         ("not toml", "cannot be read"),
     ],
 )

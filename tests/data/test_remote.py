@@ -86,6 +86,19 @@ def test_remote_tar__is_read_like_a_local_one(
     assert pool.origins(np.array([3])) == ["a.tar/3.png"]
 
 
+def test_find__names_files_as_they_were_given(
+    store: Callable, tmp_path: Path, patches: np.ndarray, encode: Callable
+) -> None:
+    store("x.tar", tar_of({"0.png": encode(patches[0])}))
+    folder = f"file://{tmp_path}/pool"
+    assert folder.startswith("file:///")
+    for text in (f"{folder}/x.tar", f"{folder}/*.tar"):
+        assert [file.uri for file in remote.find(text, [text])] == [f"{folder}/x.tar"]
+    assert remote.find("memory://pool/*.tar", ["memory://pool/*.tar"])[0].uri == "memory://pool/x.tar"
+    with pytest.raises(RequestError, match=r"'file:///gone\.tar' does not exist"):
+        open_pool(["file:///gone.tar"], image_size=16, channels=3)
+
+
 def test_remote_parquet__is_read_like_a_local_one(
     store: Callable, tmp_path: Path, patches: np.ndarray, encode: Callable
 ) -> None:

@@ -4,9 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from dfkd.distill.init.channels import evenly
+from dfkd.config.stages.shared import Input
+from dfkd.distill.init import channels
+from dfkd.distill.init.channels import evenly, largest
 from dfkd.distill.init.inherit import heir, inherit
+from dfkd.models import cifar_resnet
+from dfkd.models.features.channel_groups import channel_groups
 from dfkd.models.load import load_model
+from dfkd.models.own import OwnNetwork
 from dfkd.system.errors import RequestError
 
 
@@ -165,3 +170,18 @@ def test_a_student_that_uses_a_layer_twice_is_an_heir(models):
     student.module.again = student.module.linear  # a second name in its state, and no further layer
     assert heir(student, teacher)
     assert inherit(student, teacher).summary.startswith("15 of the student's 15 layers")
+
+
+FIXED = nn.Sequential(
+    nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.MaxPool2d(32), nn.Flatten(), nn.Linear(72, 10)
+)
+
+
+@pytest.mark.parametrize(("network", "tried"), [(cifar_resnet(8, width=4), [64]), (FIXED, [64, 96])])
+def test_largest__looks_for_groups_on_small_images_if_the_network_takes_them(monkeypatch, network, tried):
+    """At 224 pixels a ResNet-50 takes 8 s, also if a complete run is named again."""
+    sides = []
+    monkeypatch.setattr(channels, "channel_groups", lambda *given: sides.append(given[2]) or channel_groups(*given))
+    student = load_model(OwnNetwork(network), Input(image_size=96), classes=10, channels=3)
+    largest(student, {})
+    assert sides == tried

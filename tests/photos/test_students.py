@@ -10,7 +10,16 @@ from safetensors.torch import load_file
 
 from dfkd.config import DistillConfig
 from dfkd.config.stages.shared import Input
-from dfkd.distill.defaults import begins_trained, default_init, default_losses, default_reestimate, settled
+from dfkd.distill import defaults
+from dfkd.distill.defaults import (
+    begins_trained,
+    default_init,
+    default_losses,
+    default_reestimate,
+    layer_to_fit,
+    settled,
+)
+from dfkd.distill.init.classifier import classifier_of
 from dfkd.models import cifar_resnet
 from dfkd.models.load import load_model
 from dfkd.models.own import OwnNetwork
@@ -25,9 +34,12 @@ def public(studio):
     return f"cifar_resnet:depth=8,width=2@{studio.folder / 'public.pt'}"
 
 
-def test_distill__fine_tunes_a_student_with_public_weights(studio, selection, public, tmp_path, capsys):
-    run = tmp_path / "run"
-    assert studio.distill(selection, run, "--student", public, "--lr", 0) == 0
+def test_distill__fine_tunes_a_student_with_public_weights(studio, selection, public, tmp_path, capsys, monkeypatch):
+    run, found = tmp_path / "run", []
+    with monkeypatch.context() as patch:
+        patch.setattr(defaults, "classifier_of", lambda *given: found.append(given) or classifier_of(*given))
+        assert studio.distill(selection, run, "--student", public, "--lr", 0) == 0
+    assert len(found) == 1, "the search takes seconds for a large network"
     said = capsys.readouterr().err
     assert "its weights are of other classes; linear is new, with 5 classes" in said
     assert "of the variance of the teacher's logits on 160 views" in said
@@ -79,7 +91,7 @@ def test_default_init__a_new_classifier_is_fitted_where_there_are_images(studio,
     of_convolution = f"squeezenet1_1@{tmp_path / 'squeeze.pt'}"
     for text, images, init in ((public, True, "classifier"), (public, False, "none"), (of_convolution, True, "none")):
         student = load_model(text, Input(image_size=72), classes=5, channels=3, new_classifier=True)
-        assert default_init(teacher, student, text, images) == init
+        assert default_init(teacher, student, text, layer_to_fit("auto", student, text, images)) == init
 
 
 def test_default_init__a_new_layer_of_a_trained_module_is_fitted(studio):
@@ -87,7 +99,8 @@ def test_default_init__a_new_layer_of_a_trained_module_is_fitted(studio):
 
     def chosen(module, images=True):
         given = OwnNetwork(module)
-        return default_init(teacher, load_model(given, Input(image_size=72), classes=5), given, images)
+        student = load_model(given, Input(image_size=72), classes=5)
+        return default_init(teacher, student, given, layer_to_fit("auto", student, given, images))
 
     module = cifar_resnet(8, width=4, num_classes=5)
     module.linear = torch.nn.Linear(16, 5)
@@ -109,7 +122,7 @@ def test_default_batchnorm__is_kept_with_adamw_alone_and_needs_statistics(studio
     def chosen(student, given=public, **options):
         model = load_model(student, Input(image_size=72), classes=5, channels=3, new_classifier=student == public)
         config = DistillConfig(teacher="", student="", samples=(), out="", **options)
-        found, fine_tuned = settled(config, teacher, model, given, [])
+        found, fine_tuned, _ = settled(config, teacher, model, given, [])
         return found.optimizer, found.batchnorm, found.reestimate, fine_tuned
 
     teacher = load_model(studio.teacher, Input(image_size=72))
@@ -164,8 +177,8 @@ def test_defaults__code_that_may_load_weights__shows_whether_it_did(
     config = DistillConfig(teacher="", student="", samples=(), out="")
     assert default_losses(config, teacher, student, f"{name}.net") == losses
     assert default_losses(replace(config, batchnorm="kept"), teacher, student, f"{name}.net") == ("kd",)
-    assert default_init(teacher, student, f"{name}.net", True) == init
-    assert default_init(teacher, student, OwnNetwork(student.module), True) == "none"
+    for given, chosen in ((f"{name}.net", init), (OwnNetwork(student.module), "none")):
+        assert default_init(teacher, student, given, layer_to_fit("auto", student, given, True)) == chosen
 
 
 @pytest.mark.parametrize(

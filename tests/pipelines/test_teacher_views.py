@@ -7,11 +7,12 @@ import signal
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dfkd.distill.teacher_cache import views as teacher_views
 from dfkd.distill.trainer import Trainer
 from dfkd.models.classifier import Classifier
+from dfkd.models.load import load_model
 from dfkd.system import checked_parquet, console
 
 QUICK = ("--loss", "kd", "--steps", 20, "--batch-size", 8, "--checkpoint-every", 7, "--log-every", 4, "--init", "none")
@@ -152,6 +153,17 @@ def test_interrupted_while_the_teacher_answers(lab, selection, tmp_path, monkeyp
     forwards.clear()
     assert lab.distill(selection, tmp_path / "run", *QUICK, "--teacher-views", 1) == 0
     assert sum(forwards) == 50 + teacher_views.CHECKED
+
+
+def test_distill__takes_a_teacher_whose_logits_float16_cannot_hold(lab, selection, tmp_path):
+    teacher = load_model(lab.teacher)
+    state = teacher.module.state_dict()
+    for name in ("linear.weight", "linear.bias"):
+        state[name] *= 1e-10
+    save_file(state, tmp_path / "faint.safetensors")
+    faint = ("--teacher", f"{teacher.architecture}@{tmp_path / 'faint.safetensors'}", "--normalize", "0.5/0.5")
+    student = ("--student", "cifar_resnet:depth=8,width=4", "--precision", "fp32", "--samples", selection)
+    assert lab.dfkd("distill", *faint, *student, "--out", tmp_path / "run", *QUICK, "--teacher-views", 1) == 0
 
 
 def test_a_damaged_file_is_made_again_and_the_answers_of_another_teacher_are_refused(

@@ -128,6 +128,17 @@ class _Stack:
 _LONGEST_HEADER = 1 << 16
 
 
+def count_images(path: Path) -> int:
+    """Return the number of images that a file states in its header. Raises: RequestError for no such file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next(f"{name}.npy" for name in _IMAGES if f"{name}.npy" in archive.namelist())
+            with archive.open(name) as file:
+                return _header(file)[0][0]
+    except (StopIteration, ValueError, OSError, *_BROKEN) as error:
+        raise RequestError(f"{str(path)!r} is not a whole .npz file ({error}); fetch or write it again") from error
+
+
 def _map(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> _Stack:
     """Return one member's array, memory-mapped. Raises: ValueError for anything but uint8 pixels.
 

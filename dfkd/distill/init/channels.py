@@ -6,9 +6,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dfkd.models.features.channel_groups import Place, channel_groups
+from dfkd.models.features.channel_groups import Group, Place, channel_groups
 from dfkd.models.load import Model
 from dfkd.system.errors import RequestError
+
+_SIDE = 64
+"""Pixels of a small image's side. On larger images it takes seconds to find the groups, and they are the same."""
 
 
 class Channels:
@@ -44,10 +47,7 @@ def largest(student: Model, weights: Mapping[str, Tensor]) -> Channels:
         student: A student, narrower than its teacher in some layers.
         weights: The teacher's weights by the names of the layers, for layers that the student has, too.
     """
-    try:
-        groups = channel_groups(student.module, student.channels, student.trial_size)
-    except RequestError:  # a network that cannot be copied, or whose own code rejects gradients
-        return EVENLY
+    groups = _groups(student, min(student.trial_size, _SIDE)) or _groups(student, student.trial_size)
     ours = dict(student.module.named_modules())
     chosen: dict[Place, Tensor] = {}
     for group in groups:
@@ -60,6 +60,14 @@ def largest(student: Model, weights: Mapping[str, Tensor]) -> Channels:
         kept = importance.argsort(descending=True, stable=True)[:count].sort().values
         chosen.update(dict.fromkeys(group.places, kept))
     return Channels(chosen)
+
+
+def _groups(student: Model, side: int) -> list[Group]:
+    """Return the groups on images of a size; none for a network that cannot be copied, or rejects size or gradients."""
+    try:
+        return channel_groups(student.module, student.channels, side)
+    except RequestError:
+        return []
 
 
 def _squares(weight: Float[Tensor, "out *rest"], side: int) -> Float[Tensor, " channels"]:

@@ -40,6 +40,8 @@ BATCH = 256
 """Number of images in a teacher's forward pass.
 
 It affects the last bits of the logits, so it is independent of the training's batch size."""
+_LEAST = 2.0**-24
+"""Smallest number above 0 that float16 holds. Logits below it are stored as 0."""
 CHECKED = 128
 """Number of recorded answers that are computed again and compared whenever a training begins."""
 
@@ -264,7 +266,7 @@ def _largest_difference(
         now = _live(teacher, shards.pixels(rows), crops, padding).cpu().clamp(-HALF_LIMIT, HALF_LIMIT)
         where = found.classes_at(views, start + rows)  # the largest now may be other classes, because of rounding
         differences.append(float((kept - now).gather(1, where).abs().max()))
-        limits.append(0.05 * float(now.std()) + 4 * rounding * float(now.abs().max()))
+        limits.append(_LEAST + 0.05 * float(now.std()) + 4 * rounding * float(now.abs().max()))
     largest = float(np.max(differences))  # NaN if any is NaN
     if not largest <= max(limits):
         raise RequestError(
