@@ -4,7 +4,10 @@ Ranks are numbered from 0. Rank 0 writes, prints and decides; `from_first` sends
 Without torchrun, and with one process, every function here returns at once.
 """
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -25,6 +28,8 @@ TIMEOUT = timedelta(hours=12)
 SAVED = "what was saved is kept; give the same command again to resume"
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout")
 """Parts of gloo's error messages for a process that has ended."""
+_PDEATHSIG = 1
+"""Linux's number of the request for a signal at the parent's end (man 2 prctl)."""
 T = TypeVar("T")
 
 
@@ -90,6 +95,7 @@ def joined() -> Iterator[None]:
     import torch.distributed as dist
 
     global _ranks
+    _end_with_launcher()
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
         store, number, size = next(dist.rendezvous("env://", timeout=MEETING))
@@ -116,6 +122,15 @@ def joined() -> Iterator[None]:
     finally:
         _ranks = _Ranks()
     dist.destroy_process_group()
+
+
+def _end_with_launcher() -> None:
+    """Let Linux send SIGTERM to this process when torchrun ends. A killed torchrun does not end its ranks itself.
+
+    Ranks of other launchers go on: their parent may end before them.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGTERM)
 
 
 def _attempt() -> str:

@@ -1,5 +1,10 @@
 """Of one process; `tests/distributed` has two."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from datetime import timedelta
 
 import pytest
@@ -17,6 +22,25 @@ def launched(monkeypatch):
     """As torchrun starts rank 1 of 2."""
     for name, value in {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}.items():
         monkeypatch.setenv(name, str(value))
+
+
+_RANK = "import time; from dfkd.system.ranks import _end_with_launcher as e; e(); print(1, flush=True); time.sleep({})"
+_LAUNCHER = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', sys.argv[1]]).returncode)"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
+@pytest.mark.parametrize(("variable", "seconds"), [("TORCHELASTIC_RUN_ID", 60), ("SLURM_JOB_ID", 3)])
+def test_end_with_launcher__is_for_torchrun_alone(variable, seconds):
+    """The rank's output closes when it ends: at once, or after its sleep."""
+    environment = {k: v for k, v in os.environ.items() if k != "TORCHELASTIC_RUN_ID"} | {variable: "1"}
+    command = [sys.executable, "-c", _LAUNCHER, _RANK.format(seconds) + "; print(2)"]
+    launcher = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+    with launcher, launcher.stdout as output:
+        assert output.readline() == b"1\n"
+        launcher.send_signal(signal.SIGKILL)
+        began = time.monotonic()
+        assert output.read() == (b"" if variable == "TORCHELASTIC_RUN_ID" else b"2\n")
+        assert time.monotonic() - began < 30
 
 
 def test_one_process__is_given_back_what_it_gives():
