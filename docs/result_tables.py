@@ -11,6 +11,7 @@ FIFTY = "50,000 of the 100,000 images, unless stated"
 BEGUN = "`--init teacher`"
 WINDOWS = "`--crop-area 0.4`"
 FILTERED = "the filtered pool"
+DEFAULT = "`statistics`, the default, of the filtered pool"
 ROWS = {
     "random-kd": "random; `kd`",
     "random-ofd": "random; `kd ofd`",
@@ -55,6 +56,7 @@ ROWS = {
     "confident-kd-init-area": f"{CONFIDENT}; `kd`; {BEGUN}, {WINDOWS}",
     "confident-ofd-area": f"{CONFIDENT}; `kd ofd`; {WINDOWS}",
     "random-kd-area": f"random; `kd`; {WINDOWS}",
+    "statistics-ofd-init": f"{DEFAULT}; `kd ofd`; {BEGUN}",
     "filtered-ofd-init": f"{CONFIDENT}, of {FILTERED}; `kd ofd`; {BEGUN}",
     "filtered-10000-ofd-init": f"10,000, {CONFIDENT}, of {FILTERED}; `kd ofd`; {BEGUN}",
     "filtered-random-ofd-init": f"random, of {FILTERED}; `kd ofd`; {BEGUN}",
@@ -96,6 +98,7 @@ TABLES = [
             *("area-2000-steps", "filter-2000-steps", "filter-options-2000-steps"),
         ],
     },
+    {"title": "50,000 of the 100,000 images; the defaults of `select` and `distill`", "files": ["defaults"]},
     {"title": f"{FIFTY}; losses; 500 steps", "files": ["begun-500-steps"]},
     {
         "title": f"{FIFTY}; losses; 500 steps, with and without random resized crops",
@@ -343,6 +346,7 @@ TABLES = [
     {"title": "ResNet-34 to ResNet-18, one GPU, 40 passes over 50,000 images", "files": ["headline-short"]},
 ]
 CURVES = {
+    f"{DEFAULT}; `kd ofd`; {BEGUN}": [("defaults", f"statistics-ofd-init-{n}") for n in (500, 1000, 2000, 4000)],
     f"{CONFIDENT}, of {FILTERED}; `kd ofd`; {BEGUN}": [
         *(("filter-500-steps", "filtered-ofd-init-500"), ("filter-2000-steps", "filtered-ofd-init-2000")),
         *(("filter-4000-steps", "filtered-ofd-init-4000"), ("filter-16000-steps", "filtered-ofd-init-16000")),
@@ -379,6 +383,6 @@ CURVES = {
 """Accuracy against steps: the result file and the row of every point."""
 SUMMARY = {
     "random images, KL divergence, random weights (`--loss kd --init none`)": CURVES["random; `kd`"],
-    "`select --method threshold`, all else default": CURVES[f"{CONFIDENT}, of {FILTERED}; `kd ofd`; {BEGUN}"],
+    "selected images, with the defaults of `select` and `distill`": CURVES[f"{DEFAULT}; `kd ofd`; {BEGUN}"],
 }
-SUMMARY_STEPS = (500, 4000, 16000)
+SUMMARY_STEPS = (500, 2000, 4000)
