@@ -121,6 +121,14 @@ TABLES = [
     },
     {"title": f"{FIFTY}; losses; 1,000 steps more, after 16,000", "files": ["further-1000-steps"]},
     {
+        "title": "10,000 photos, half of them blurred, all selected; 500 steps of the defaults",
+        "files": ["pool-parts-500-steps"],
+        "rows": {
+            "two-filters": "a selection and a filter for each half",
+            "one-filter": "one selection with one filter",
+        },
+    },
+    {
         "title": "teachers; 50,000 random images without a filter, 1,000 steps of the defaults",
         "files": ["teachers-cifar10"],
         "rows": {
