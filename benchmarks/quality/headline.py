@@ -46,16 +46,18 @@ DEFAULTS = {
 }
 SELECTIONS = {
     "random": {"method": "random", "filter": "none"},
-    "confident": {"method": "confidence", "balance": "class", "filter": "none"},
-    "filtered": {"method": "confidence", "balance": "class", "filter": "fitted"},
+    "most-confident": {"method": "confidence", "filter": "none"},
+    "paper": {"preset": "paper"},
+    "defaults": {},
 }
-MAIN = {"filtered-ofd-init": {"samples": ["filtered"], "loss": ["kd", "ofd"], "init": "teacher", "lr": 0.1}}
+BEGUN_RATE = 0.1  # of a student that begins with the teacher's layers
+MAIN = {"defaults": {"samples": ["defaults"], "lr": BEGUN_RATE}}
 SHORT = {  # plain losses first, because a row that fails ends the stage
     "random-kd": {"samples": ["random"], "loss": ["kd"], "init": "none"},
-    "confident-kd": {"samples": ["confident"], "loss": ["kd"], "init": "none"},
-    "confident-ofd": {"samples": ["confident"], "loss": ["kd", "ofd"], "init": "none"},
+    "dfnd": {"samples": ["most-confident"], "loss": ["kd", "noise"], "init": "none"},
     **MAIN,
-    "random-ofd": {"samples": ["random"], "loss": ["kd", "ofd"], "init": "none"},
+    "random": {"samples": ["random"], "lr": BEGUN_RATE},
+    "paper": {"samples": ["paper"], "preset": "paper"},
 }
 SHORT_SEEDS = [0, 1, 2]
 LAST = 30.0
@@ -91,22 +93,20 @@ def teacher(folder):
 def students(folder, rows, epochs, seeds):
     """Select for the rows, distil and compare them, as a pipeline beside `folder`. Returns the exit status."""
     used = {name for row in rows.values() for name in row["samples"]}
+    sizes = {"epochs": epochs, "batch-size": setting("BATCH")}  # in the rows: a preset of a row precedes [defaults]
     tables = {
         "out": str(folder),
         "seeds": seeds,
         "defaults": {
             "teacher": str(folder.parent / "teacher"),
             "pool": [setting("POOL")],
-            "count": setting("COUNT"),
             "student": setting("STUDENT"),
-            "epochs": epochs,
-            "batch-size": setting("BATCH"),
             "lr": setting("LR"),
             "checkpoint-every": setting("CHECKPOINT_EVERY"),
             "test": setting("TEST"),
         },
-        "select": {name: options for name, options in SELECTIONS.items() if name in used},
-        "distill": rows,
+        "select": {name: {"count": setting("COUNT"), **SELECTIONS[name]} for name in sorted(used)},
+        "distill": {name: {**sizes, **row} for name, row in rows.items()},
     }
     file = folder.with_suffix(".toml")
     write_text(file, tomli_w.dumps(tables))
@@ -115,10 +115,11 @@ def students(folder, rows, epochs, seeds):
 
 def passes(folder, first, left):
     """Return the passes of the student in `folder`: those that it began with, or those that fit into the time left."""
+    (name,) = MAIN
     file = folder.with_suffix(".toml")
     if file.exists():
-        return tomllib.loads(file.read_text(encoding="utf-8"))["defaults"]["epochs"]
-    (result,) = (json.loads((first / "runs" / f"{name}-seed0" / RESULT).read_text(encoding="utf-8")) for name in MAIN)
+        return tomllib.loads(file.read_text(encoding="utf-8"))["distill"][name]["epochs"]
+    result = json.loads((first / "runs" / f"{name}-seed0" / RESULT).read_text(encoding="utf-8"))
     seconds = result["seconds"] / setting("SHORT_EPOCHS")
     return min(setting("EPOCHS"), int(SAFE * (left - LAST) / seconds))
 
