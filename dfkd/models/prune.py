@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dfkd.models.architectures.pruned import spell_widths, width_of
 from dfkd.models.cost import multiplications
-from dfkd.models.features.channel_groups import Place, plain
+from dfkd.models.features.channel_groups import Port, plain
 from dfkd.models.find import MODEL
 from dfkd.models.load import Model
 from dfkd.models.noise import noise, same_logits
@@ -46,7 +46,7 @@ class Pruned:
     model: Model
     whole: nn.Module
     """The network before, with all channels."""
-    kept: Mapping[Place, Int[Tensor, " count"]]
+    kept: Mapping[Port, Int[Tensor, " count"]]
     """Channels of `whole` that the outputs of convolutions and linear layers keep."""
 
 
@@ -101,7 +101,7 @@ def _cuttable(model: Model) -> Model:
 
 def _with(
     left: float, whole: Model, example: Tensor, model: Model
-) -> tuple[nn.Module, dict[Place, Int[Tensor, " count"]]]:
+) -> tuple[nn.Module, dict[Port, Int[Tensor, " count"]]]:
     """Return a copy with the share `left` of the channels of every layer, and the outputs that layers keep."""
     import torch_pruning
 
@@ -124,7 +124,7 @@ def _with(
                 if plain(part.target.module) and pruner.DG.is_out_channel_pruning_fn(part.handler):
                     removed.setdefault(part.target.module, set()).update(channels)
             group.prune()
-    kept: dict[Place, Tensor] = {}
+    kept: dict[Port, Tensor] = {}
     for name, layer in module.named_modules():
         if gone := removed.get(layer):
             total = len(gone) + len(layer.weight)

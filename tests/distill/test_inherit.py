@@ -96,8 +96,8 @@ def test_inherit__layers_whose_outputs_are_added__keep_the_same_important_channe
     inherited = inherit(student, teacher)
     ours = student.module.state_dict()
     assert torch.equal(ours["layer2.0.bn2.weight"], theirs["layer2.0.bn2.weight"][loud])
-    for place in [(name, 0) for name in stream] + [("layer3.0.conv1", 1), ("layer3.0.shortcut", 1)]:
-        assert inherited.channels.of(place, 12, 8).tolist() == loud
+    for port in [(name, 0) for name in stream] + [("layer3.0.conv1", 1), ("layer3.0.shortcut", 1)]:
+        assert inherited.channels.of(port, 12, 8).tolist() == loud
 
 
 def test_inherit__a_student_of_its_teachers_width__needs_no_choice(models, monkeypatch):

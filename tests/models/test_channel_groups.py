@@ -35,9 +35,9 @@ class Mixer(nn.Module):
         return sum(maps) * self.weight[:, None, None]
 
 
-def group(network, place, size=8):
-    """Return the group that has a place."""
-    (found,) = [group for group in channel_groups(network, 3, size) if place in group.places]
+def group(network, port, size=8):
+    """Return the group that has a port."""
+    (found,) = [group for group in channel_groups(network, 3, size) if port in group.ports]
     return found
 
 
@@ -47,7 +47,7 @@ def excited(net, x):
 
 
 @pytest.mark.parametrize(
-    ("network", "places"),
+    ("network", "ports"),
     [
         (Net(lambda net, x: x), {("first", 0), ("second", 1)}),
         (Net(lambda net, x: F.relu(x, inplace=True)), {("first", 0), ("second", 1)}),
@@ -70,11 +70,11 @@ def excited(net, x):
     ],
     ids=["plain", "in place", "norm", "depthwise", "residual", "squeeze and excite"],
 )
-def test_channel_groups__channels_passed_on_one_by_one__form_a_group(network, places):
+def test_channel_groups__channels_passed_on_one_by_one__form_a_group(network, ports):
     found = group(network, ("first", 0))
-    assert found.places == places
+    assert found.ports == ports
     assert not found.mixed
-    assert group(network, ("second", 0)).places == {("second", 0), ("linear", 1)}
+    assert group(network, ("second", 0)).ports == {("second", 0), ("linear", 1)}
     assert not group(network, ("second", 0)).mixed
 
 
@@ -101,7 +101,7 @@ def test_channel_groups__maps_that_are_flattened__are_marked():
     network = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 8), nn.ReLU(), nn.Linear(8, 2)
     )
-    assert group(network, ("3", 1)).places == {("0", 0), ("3", 1)}
+    assert group(network, ("3", 1)).ports == {("0", 0), ("3", 1)}
     assert group(network, ("3", 1)).mixed
     assert not group(network, ("5", 1)).mixed
 

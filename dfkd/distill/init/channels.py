@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dfkd.models.features.channel_groups import Group, Place, channel_groups
+from dfkd.models.features.channel_groups import Group, Port, channel_groups
 from dfkd.models.load import Model
 from dfkd.system.errors import RequestError
 
@@ -17,13 +17,13 @@ _SIDE = 64
 class Channels:
     """The teacher's channels in the layers of a student: the chosen ones, or evenly spaced ones."""
 
-    def __init__(self, chosen: Mapping[Place, Int[Tensor, " count"]] | None = None) -> None:
+    def __init__(self, chosen: Mapping[Port, Int[Tensor, " count"]] | None = None) -> None:
         """Take the chosen channels of some layers."""
         self._chosen = chosen or {}
 
-    def of(self, place: Place, total: int, count: int) -> Int[Tensor, " count"]:
+    def of(self, port: Port, total: int, count: int) -> Int[Tensor, " count"]:
         """Return `count` ascending indices below `total`."""
-        chosen = self._chosen.get(place)
+        chosen = self._chosen.get(port)
         return evenly(total, count) if chosen is None or total == count else chosen
 
 
@@ -49,16 +49,16 @@ def largest(student: Model, weights: Mapping[str, Tensor]) -> Channels:
     """
     groups = _groups(student, min(student.trial_size, _SIDE)) or _groups(student, student.trial_size)
     ours = dict(student.module.named_modules())
-    chosen: dict[Place, Tensor] = {}
+    chosen: dict[Port, Tensor] = {}
     for group in groups:
-        known = [(name, side) for name, side in group.places if name in weights]
+        known = [(name, side) for name, side in group.ports if name in weights]
         widths = {(weights[name].shape[side], ours[name].weight.shape[side]) for name, side in known}
         if group.mixed or len(widths) != 1 or {side for _, side in known} != {0, 1}:
             continue
         ((_, count),) = widths
         importance = torch.stack([_squares(weights[name], side) for name, side in sorted(known)]).sum(dim=0)
         kept = importance.argsort(descending=True, stable=True)[:count].sort().values
-        chosen.update(dict.fromkeys(group.places, kept))
+        chosen.update(dict.fromkeys(group.ports, kept))
     return Channels(chosen)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dfkd.models.features.taps import network_code, run_network
 
 Plain = nn.Conv2d | nn.Linear
-Place = tuple[str, int]
+Port = tuple[str, int]
 """A layer's name, and 0 for its outputs or 1 for its inputs. A layer that is not `plain` has only 0."""
 
 _BITS = 2
@@ -29,11 +29,11 @@ def plain(layer: nn.Module | None) -> TypeGuard[Plain]:
 
 @dataclass
 class Group:
-    """Places whose channels are added, multiplied or passed on one by one."""
+    """Ports whose channels are added, multiplied or passed on one by one."""
 
-    places: set[Place]
+    ports: set[Port]
     mixed: bool = False
-    """Whether channels are also mixed, padded, concatenated or reordered between some of the places."""
+    """Whether channels are also mixed, padded, concatenated or reordered between some of the ports."""
 
 
 def channel_groups(network: nn.Module, channels: int, size: int) -> list[Group]:
@@ -67,8 +67,8 @@ def channel_groups(network: nn.Module, channels: int, size: int) -> list[Group]:
             elif value.is_floating_point():
                 value.copy_(torch.rand(value.shape, generator=random) + 0.5)
             widest = max([widest, *value.shape[:2]])
-    places = {(name, side) for name, layer in layers.items() for side in range(1 + plain(layer))}
-    groups = {place: Group({place}) for place in places}
+    ports = {(name, side) for name, layer in layers.items() for side in range(1 + plain(layer))}
+    groups = {port: Group({port}) for port in ports}
     for bits in torch.arange(max(1, (widest - 1).bit_length())).split(_BITS):
         seen = _Pass(layers, random)
         with torch.enable_grad(), seen.watched():
@@ -101,13 +101,13 @@ class _Pass:
         """Return whether all inputs and outputs are tensors with one row per image."""
         return all(isinstance(x, Tensor) and len(x) == images for _, x in [*self.inputs, *self._outputs])
 
-    def join(self, groups: dict[Place, Group], bits: Int[Tensor, " bits"]) -> None:
-        """Join the groups of places that depend on each other."""
+    def join(self, groups: dict[Port, Group], bits: Int[Tensor, " bits"]) -> None:
+        """Join the groups of ports that depend on each other."""
         outputs = [output for _, output in self._outputs]
         for name, x in self.inputs:
-            place = (name, int(plain(self._layers[name])))
+            port = (name, int(plain(self._layers[name])))
             if not x.requires_grad or not outputs:  # it depends on the image, or in a way that no gradient tells
-                groups[place].mixed = True
+                groups[port].mixed = True
                 continue
             x = self._rows(name, x)
             mask = _masks(bits, x.shape[1])
@@ -116,7 +116,7 @@ class _Pass:
                 if gradient is not None:
                     gradient = self._rows(source, gradient)
                     alone = gradient.shape[1] == x.shape[1] and not gradient[~mask].any()
-                    _join(groups, place, (source, 0), mixed=not alone)
+                    _join(groups, port, (source, 0), mixed=not alone)
 
     def _taker(self, name: str) -> Callable[..., None]:
         def take(_: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> None:
@@ -144,12 +144,12 @@ def _masks(bits: Int[Tensor, " bits"], width: int) -> Bool[Tensor, "images width
     return torch.cat([has, ~has])
 
 
-def _join(groups: dict[Place, Group], one: Place, other: Place, *, mixed: bool) -> None:
+def _join(groups: dict[Port, Group], one: Port, other: Port, *, mixed: bool) -> None:
     group, joined = groups[one], groups[other]
     if group is not joined:
-        group.places |= joined.places
+        group.ports |= joined.ports
         group.mixed |= joined.mixed
-        groups.update(dict.fromkeys(joined.places, group))
+        groups.update(dict.fromkeys(joined.ports, group))
     group.mixed |= mixed
 
 
