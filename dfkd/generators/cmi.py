@@ -37,11 +37,11 @@ class CMI(InversionMethod):
     whole views are those of the batch and of `negatives` earlier images. The features of at most `memory` earlier
     images are kept.
 
-    The paper takes 200 steps at the learning rate 0.001 for a batch of 256. It makes one batch every 2,000 student
-    steps, after 50,000 images that are made without the student. The defaults make fewer and shorter batches, for short
-    runs. The authors' code remembers the features of the views at an image's best step. This implementation computes
-    them on new views of the image that is kept. The authors' code takes features at all BatchNorm layers, for ResNet-34
-    at its stages.
+    The authors' code takes 200 steps at the learning rate 0.001 for a batch of 256. It makes one batch every 2,000
+    student steps, after 50,000 images that are made without the student. The defaults make fewer and shorter batches,
+    for short runs. The authors' code remembers the features of the views at an image's best step. This implementation
+    computes them on new views of the image that is kept. The authors' code takes features at all BatchNorm layers, for
+    ResNet-34 at its stages.
     """
 
     paper = Paper("Contrastive model inversion for data-free knowledge distillation", 2021, "2105.08584")

@@ -20,7 +20,8 @@ class DAFL(GeneratorMethod):
     The authors' code takes the entropy's logarithm to the base 10. For ten classes this equals the share of the largest
     possible entropy, which is used here for any number of classes. The CIFAR settings of the authors are batch 1024,
     latent 1000, lr 0.02 and the weights 0.05, 0.01, 5. The defaults here are their MNIST weights, with the learning
-    rate of most later papers. Their generator's BatchNorm layers have an eps of 0.8. Here the layers have torch's 1e-5.
+    rate of most later papers. In their generator, the two BatchNorm layers between convolutions have an eps of 0.8.
+    Here all have torch's 1e-5.
     """
 
     paper = Paper("Data-free learning of student networks", 2019, "1904.01186")

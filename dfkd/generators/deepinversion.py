@@ -46,7 +46,7 @@ class DeepInversion(BankMethod):
     to keep the best images, but also keeps the last.
 
     `batches` batches are made before the student's first step, and then one batch every `every` student steps. In the
-    paper all batches are made before. The CIFAR settings of the paper are these weights with batches of 256 and 2000
+    paper all batches are made before. The authors' command for CIFAR has these weights, with batches of 256 and 2000
     steps at lr 0.05. That is twenty times the work of the defaults. Pixels are clamped to the range of an image. The
     authors' code does so for ImageNet, but not for CIFAR.
     """

@@ -24,11 +24,11 @@ class FastDFKD(InversionMethod):
     learns what all batches have in common. The statistics are a moving average: the batch has the weight 1 -
     `momentum`, earlier batches the rest.
 
-    The defaults are the paper's Fast-10. The paper makes a batch of 256 every 400 student steps, for 80,000 steps.
-    `every` is for short runs. For fewer steps the paper's rates (lr, latent_lr) are (0.003, 0.01) with 5 steps and
-    (0.005, 0.015) with 2. Its weights of one_hot and adversarial are 0.4 and 1.1 for wide residual networks. Two things
-    are omitted here. The authors' code re-initializes the generator's first layer once, 120 batches after the warm-up.
-    It also has another meta-learner (Reptile).
+    The defaults are Fast-10 of the authors' code. It makes a batch of 256 every 400 student steps, for 80,000 steps.
+    `every` is for short runs. For fewer steps its rates (lr, latent_lr) are (0.003, 0.01) with 5 steps and (0.005,
+    0.015) with 2. Its weights of one_hot and adversarial are 0.4 and 1.1 for wide residual networks. Two things are
+    omitted here. The authors' code re-initializes the generator's linear layer and the BatchNorm after it once, 120
+    batches after the warm-up. It also has another meta-learner (Reptile).
     """
 
     paper = Paper("Up to 100x faster data-free knowledge distillation", 2021, "2112.06253")

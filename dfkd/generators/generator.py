@@ -12,7 +12,9 @@ from dfkd.system.limits import check_at_least
 from dfkd.system.torch_optim import Adam
 
 BETAS = (0.5, 0.999)
-"""Betas of Adam, in the authors' code of most methods."""
+"""Betas of Adam, as in the authors' code of CMI, FastDFKD, MosaicKD and NAYER.
+
+That of DAFL, DFAD and ZSKT has Adam's usual (0.9, 0.999)."""
 SLOPE = 0.2
 """Negative slope of the leaky ReLU."""
 CONTRAST = 2.0

@@ -37,10 +37,10 @@ class NAYER(InversionMethod):
     option, the embedding of a class is its row of the teacher's last linear layer. If there is none, classes are random
     orthogonal directions. How much accuracy this costs against the paper's embeddings is not known.
 
-    The paper makes batches of 400 in 30 steps (40 for 100 classes). It makes 200 batches before the student begins and
-    two every 400 student steps. `every` and `warmup` are for short runs. Here the best images of a batch are those with
-    the lowest loss among the batch's own steps. The authors' code also compares with earlier batches, and may keep
-    images that are hardly fitted.
+    The authors' code makes batches of 400 in 30 steps (40 for 100 classes). It makes 200 batches before the student
+    begins and two every 400 student steps. `every` and `warmup` are for short runs. Here the best images of a batch are
+    those with the lowest loss among the batch's own steps. The authors' code also compares with earlier batches, and
+    may keep images that are hardly fitted.
     """
 
     paper = Paper(

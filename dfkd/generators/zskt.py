@@ -21,8 +21,8 @@ class ZSKT(GeneratorMethod):
 
     t and s are the logits [batch, classes] of teacher and student. The student in turn minimizes the divergence. It
     takes `every` steps per generator step. All of these steps use the batch of the generator step, rendered again by
-    the updated generator. The paper's loss for the student is the same divergence and the attention of four stages, as
-    in the preset `zskt`.
+    the updated generator. The paper's loss for the student adds the attention of some layers. The authors' code takes
+    the three stages of wide residual networks. The preset `zskt` takes all stages of any network.
 
     The authors' code also averages the divergence over the classes. It clips both gradients to norm 5. Neither is in
     the paper's formulas. It has Adam's usual betas (0.9, 0.999) and a generator that ends in a BatchNorm. The learning

@@ -55,7 +55,8 @@ def make_optimizer(modules: Iterable[nn.Module], kind: str, weight_decay: float)
 def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
     """Return the rate of `step` (from 0): up a half cosine from peak/25 over the share `warmup`, then down to 0.
 
-    The shape is that of the 1cycle policy (https://arxiv.org/abs/1708.07120) without its momentum cycle.
+    The shape is that of torch's OneCycleLR, after the 1cycle policy (https://arxiv.org/abs/1708.07120), without its
+    momentum cycle.
     """
     rise = warmup * steps
     if step < rise:

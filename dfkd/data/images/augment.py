@@ -94,8 +94,8 @@ def enlarge(
 
     The method is that of Going deeper with convolutions, 2014, https://arxiv.org/abs/1409.4842, where `area` is 0.08.
     The window's area, as a fraction of the image, is uniform from `area` to 1. Its aspect ratio is the image's times a
-    factor from 3/4 to 4/3, uniform in the logarithm. Parts outside the image are cut off. Windows with a drawn area
-    above 3/4 can therefore be smaller than drawn, by at most a seventh. Interpolation is bilinear.
+    factor from 3/4 to 4/3. Its logarithm is uniform, as in torchvision. Parts outside the image are cut off. Windows
+    with a drawn area above 3/4 can therefore be smaller than drawn, by at most a seventh. Interpolation is bilinear.
     """
     if area >= 1:
         return view

@@ -55,9 +55,9 @@ class Window:
     def box(self, height: int, width: int) -> tuple[int, int, int, int]:
         """Return top, left, height and width of the window in an image, in pixels.
 
-        The fraction of the image's area is uniform from `area` to 1. The ratio width / height is from 3/4 to 4/3,
-        uniform in the logarithm (Going deeper with convolutions, 2014, https://arxiv.org/abs/1409.4842). Parts outside
-        the image are cut off.
+        The fraction of the image's area is uniform from `area` to 1. The ratio width / height is from 3/4 to 4/3 (Going
+        deeper with convolutions, 2014, https://arxiv.org/abs/1409.4842), uniform in the logarithm as in torchvision.
+        Parts outside the image are cut off.
         """
         pixels = (self.area + (1 - self.area) * self.share) * height * width
         factor = math.exp(math.log(4 / 3) * (2 * self.factor - 1))

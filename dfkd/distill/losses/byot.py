@@ -37,7 +37,11 @@ class BYOT(Loss):
     """
 
     family = "students"
-    paper = Paper("Be your own teacher: Improve the performance of convolutional neural networks", 2019, "1905.08094")
+    paper = Paper(
+        "Be your own teacher: Improve the performance of convolutional neural networks via self distillation",
+        2019,
+        "1905.08094",
+    )
     taps = ("stage",)
 
     def __init__(self, alpha: float = 0.3, temperature: float = 3.0, features: float = 0.03) -> None:

@@ -1,7 +1,7 @@
 """LeNet-5 and the half LeNet-5 of data-free distillation (DAFL, Chen et al. 2019, arXiv 1904.01186).
 
 The layers are LeCun's with ReLU and max-pooling, for images of 32 pixels. Images of 28 pixels (handwritten digits) are
-padded with two zeros on each side. The published networks have this padding in their first convolution.
+padded with two zeros on each side. DAFL's code has no padding: it resizes the digits to 32 pixels.
 """
 
 from jaxtyping import Float

@@ -39,7 +39,7 @@ def pixel_entropy(
     second half of the steps.
 
     Cheng et al., Explaining knowledge distillation by quantifying the knowledge, 2020
-    (https://arxiv.org/abs/2003.03622), after Guan et al., 2019 (https://arxiv.org/abs/1906.04109).
+    (https://arxiv.org/abs/2003.03622), after Ma et al., 2019 (https://arxiv.org/abs/1906.04109).
     """
     view = view.to(classifier.place.device)
     random = torch.Generator(view.device).manual_seed(0)
